@@ -1,0 +1,20 @@
+import type { SandboxId } from '@drover/foundation';
+import type { NetworkAttachment } from '../runtimes/runtime.ts';
+
+/**
+ * The host's sandbox network (spec 5.4): for each sandbox a namespace, a veth pair and rules that let it reach the egress
+ * proxy and nothing else, in force before anything runs in it.
+ */
+export interface Network {
+  /** Sets up the host's side (bridge-less veths, nftables table, pool) and removes leftovers of an earlier life. */
+  start(known: ReadonlySet<SandboxId>): Promise<void>;
+  /** The sandbox's attachment, made if it has none. The same id gets the same one. @throws {DroverError} no-room */
+  acquire(id: SandboxId): Promise<NetworkAttachment>;
+  /** Takes everything back; none there: nothing. */
+  release(id: SandboxId): Promise<void>;
+  /** Replaces what the sandbox may reach, in force when it resolves. */
+  applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void>;
+  /** Cuts or restores every packet of the sandbox (I-4). */
+  setCut(id: SandboxId, cut: boolean): Promise<void>;
+  close(): Promise<void>;
+}

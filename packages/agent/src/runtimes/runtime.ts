@@ -1,0 +1,93 @@
+import type { Duplex } from 'node:stream';
+import type { SandboxId } from '@drover/foundation';
+
+/**
+ * What makes a sandbox on a host (spec 5.2). One conformance suite (`conformance.ts`) says what each must do.
+ * Every operation is idempotent by what it asks for (L-19). The runtime keeps no state that matters in memory:
+ * a new instance over the same directories finds everything again (R-9).
+ */
+export interface Runtime {
+  readonly name: 'oci' | 'docker' | 'microvm' | 'fake';
+  /** What is missing to run, in words; empty when it can run. */
+  check(): Promise<readonly RuntimeFinding[]>;
+  /** Makes the sandbox's root, namespaces and cgroup, and starts its init. Existing and alive: does nothing. */
+  create(request: CreateRequest, signal: AbortSignal): Promise<void>;
+  /** Starts init again in a sandbox that has ended, with its writable layer as it was left. Running: nothing. @throws {DroverError} sandbox-not-found */
+  start(request: CreateRequest, signal: AbortSignal): Promise<void>;
+  /** Signals init; gone or ended: nothing. */
+  kill(id: SandboxId, signal: 'SIGTERM' | 'SIGKILL'): Promise<void>;
+  pause(id: SandboxId): Promise<void>;
+  resume(id: SandboxId): Promise<void>;
+  /** Undefined when there is none. */
+  inspect(id: SandboxId): Promise<RuntimeState | undefined>;
+  list(): Promise<readonly SandboxId[]>;
+  /** Kills what runs and removes everything that `create` made. Gone: nothing. */
+  destroy(id: SandboxId): Promise<void>;
+  /** Removes what belongs to none of `known`: mounts, cgroups, directories of crashed creates (R-9). */
+  sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]>;
+  /** Resolves when the sandbox has ended; several may wait. The level (inspect) is what counts, this only says when to look. */
+  waitExit(id: SandboxId, signal: AbortSignal): Promise<void>;
+  /** A byte stream to a TCP port inside; `init` waits, bounded, until init listens. @throws {DroverError} sandbox-not-running, unavailable */
+  dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
+  stats(id: SandboxId): Promise<RuntimeStats | undefined>;
+}
+
+export interface RuntimeFinding {
+  readonly level: 'ok' | 'warning' | 'problem';
+  readonly subject: string;
+  readonly message: string;
+  readonly hint: string;
+}
+
+export interface CreateRequest {
+  readonly id: SandboxId;
+  readonly hostname: string;
+  /** Read-only layers, lowest first; each a directory that the image store keeps while it is held. */
+  readonly layers: readonly string[];
+  readonly network: NetworkAttachment;
+  readonly limits: Limits;
+  readonly mounts: readonly { readonly source: string; readonly target: string; readonly readOnly: boolean }[];
+  /** Mounted read-only at /.drover: node, its libraries and init's bundle (I-38). */
+  readonly initDirectory: string;
+  /** Mounted read-write at /.drover/run, owned by the sandbox's root, mode 0700: config.json, keys, logs, exit.json (I-6). */
+  readonly runDirectory: string;
+}
+
+export interface NetworkAttachment {
+  /** Path of the network namespace, as `ip netns` keeps it; empty for runtimes without one. */
+  readonly namespacePath: string;
+  /** The sandbox's address, IPv4, without prefix length. */
+  readonly address: string;
+  /** Where the egress proxy listens for this sandbox. */
+  readonly gatewayAddress: string;
+  readonly proxyPort: number;
+  /** The host's end. */
+  readonly interface: string;
+}
+
+export interface Limits {
+  /** 0: none. */
+  readonly cpuMillis: number;
+  readonly memoryBytes: number;
+  readonly diskBytes: number;
+  readonly pids: number;
+}
+
+export interface RuntimeState {
+  readonly phase: 'running' | 'paused' | 'ended';
+  /** The host's pid of init, while it runs. */
+  readonly pid: number | undefined;
+  /** 0 to 255, once ended; init's exit.json, or 128 + signal when it could not write one. */
+  readonly exitCode: number | undefined;
+  /** The kernel killed something in it for want of memory (R-10). */
+  readonly outOfMemory: boolean;
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number | undefined;
+  readonly finishedAt: number | undefined;
+}
+
+export interface RuntimeStats {
+  readonly cpuUsec: number;
+  readonly memoryBytes: number;
+  readonly pids: number;
+}

@@ -1,0 +1,35 @@
+import type { Duplex } from 'node:stream';
+import type { SandboxId } from '@drover/foundation';
+import type { link, sandbox } from '@drover/protocol';
+
+/**
+ * The sandboxes of one host: images, network and runtime put together, with what is known of each kept on disk.
+ * The link calls it; nothing in it knows of gRPC. Operations on one sandbox run one after another; different
+ * sandboxes never wait for each other. Work lives under the agent's lifetime (L-23).
+ */
+export interface Sandboxes {
+  /** Loads what an earlier agent left, adopts what runs, records what ended, sweeps what belongs to nobody. */
+  start(): Promise<void>;
+  create(command: link.CreateSandbox, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation>;
+  startAgain(command: link.StartSandbox): Promise<sandbox.SandboxObservation>;
+  stop(command: link.StopSandbox): Promise<sandbox.SandboxObservation | undefined>;
+  pause(command: link.PauseSandbox): Promise<sandbox.SandboxObservation>;
+  resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation>;
+  destroy(command: link.DestroySandbox): Promise<void>;
+  inspect(id: SandboxId): Promise<sandbox.SandboxObservation>;
+  list(): readonly sandbox.SandboxObservation[];
+  applyPolicy(command: link.ApplyPolicy): Promise<void>;
+  readLogs(command: link.ReadLogs): Promise<link.LogData>;
+  dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
+  /** Every change of an observation, in order per sandbox. */
+  onObserved(listener: (observation: sandbox.SandboxObservation) => void): () => void;
+  /** Stops watching; sandboxes run on. */
+  close(): Promise<void>;
+}
+
+/** How a start of a sandbox gets its certificate (I-6): the link asks the control plane to sign. */
+export type SignSandboxCertificate = (
+  id: SandboxId,
+  csrDer: Uint8Array,
+  signal: AbortSignal,
+) => Promise<{ readonly certificatePem: string; readonly caPem: string }>;

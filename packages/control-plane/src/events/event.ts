@@ -1,0 +1,16 @@
+/** What happened, with its subject: written in the transaction that made it happen. */
+export interface EventDraft {
+  /** sandbox, host, image, session, … */
+  readonly kind: string;
+  /** `SandboxCreated`, `HostDown`, … */
+  readonly type: string;
+  /** The sandbox or host id. */
+  readonly subject: string;
+  readonly data: Readonly<Record<string, unknown>>;
+}
+
+export interface StoredEvent extends EventDraft {
+  readonly id: number;
+  /** Milliseconds since the epoch. */
+  readonly time: number;
+}

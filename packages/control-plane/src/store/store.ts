@@ -1,0 +1,222 @@
+import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
+import type { link, sandbox } from '@drover/protocol';
+import type { EventDraft, StoredEvent } from '../events/event.ts';
+
+/**
+ * What the control plane keeps. Every method is one transaction; a method that changes state takes or makes
+ * the events of that change and writes them in the same transaction (design: Boundaries).
+ * The same queries run on SQLite and PostgreSQL. Times are milliseconds since the epoch.
+ *
+ * Desired columns are written by the API and placement, observed ones by the hub, never the other way round (L-22).
+ */
+export interface Store {
+  readonly kind: 'sqlite' | 'postgres';
+  readonly hosts: HostStore;
+  readonly sandboxes: SandboxStore;
+  readonly tokens: TokenStore;
+  readonly events: EventStore;
+  readonly idempotency: IdempotencyStore;
+  close(): Promise<void>;
+}
+
+export type DesiredState = 'running' | 'stopped' | 'paused' | 'deleted';
+export type ObservedState = 'preparing' | 'starting' | 'running' | 'paused' | 'stopping' | 'stopped' | 'failed';
+/** What people see (L-25); computed from desired, placed and observed by `sandboxState`. */
+export type SandboxStateName = 'pending' | 'scheduled' | ObservedState | 'lost' | 'deleting' | 'deleted';
+export type HostStateName = 'joining' | 'ready' | 'cordoned' | 'draining' | 'down' | 'removed';
+
+export interface Room {
+  readonly cpuMillis: number;
+  readonly memoryBytes: number;
+  readonly slots: number;
+}
+
+export interface HostRow {
+  readonly id: HostId;
+  readonly name: string;
+  /** What people want of it. */
+  readonly scheduling: 'open' | 'cordoned' | 'draining';
+  readonly removedAt: number | undefined;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly zone: string;
+  readonly capacity: Room & { readonly diskBytes: number };
+  /** Placed and not yet gone, per resource; `capacity - reserved`, floored at zero, is allocatable. */
+  readonly reserved: Room;
+  readonly runtimes: readonly string[];
+  readonly agentVersion: string;
+  readonly bootId: string;
+  /** The fencing epoch of the newest stream; 0 before the first. */
+  readonly epoch: number;
+  /** The replica that holds the stream; empty when none does. */
+  readonly owner: string;
+  readonly connected: boolean;
+  readonly downSince: number | undefined;
+  readonly lastSeenAt: number;
+  readonly loadMilli: number;
+  readonly memoryAvailableBytes: number;
+  readonly joinedAt: number;
+  readonly certificateExpiresAt: number;
+}
+
+export interface SandboxRow {
+  readonly id: SandboxId;
+  readonly project: Project;
+  readonly name: Name;
+  readonly spec: sandbox.SandboxSpec;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly desired: DesiredState;
+  /** Rises with every change of what is wanted. */
+  readonly generation: number;
+  /** What placement counts for it. */
+  readonly request: Room;
+  readonly hostId: HostId | undefined;
+  /** Why it is not placed; set by placement. */
+  readonly pendingReason: string;
+  readonly pendingMessage: string;
+  readonly observed: ObservedState | undefined;
+  readonly observedGeneration: number;
+  readonly observedSequence: number;
+  readonly reason: string;
+  readonly message: string;
+  readonly exitCode: number | undefined;
+  readonly outOfMemory: boolean;
+  readonly address: string;
+  readonly runtime: string;
+  readonly imageDigest: string;
+  readonly startCount: number;
+  /** Since when its host's silence counts as loss (L-26). */
+  readonly lostSince: number | undefined;
+  readonly createdAt: number;
+  readonly updatedAt: number;
+  readonly startedAt: number | undefined;
+  readonly finishedAt: number | undefined;
+  readonly deletedAt: number | undefined;
+  readonly stopGraceMs: number;
+}
+
+export interface HostStore {
+  /** Inserts or updates the row in place (L-7); a removed host is refused. @throws {DroverError} host-removed */
+  join(host: {
+    readonly id: HostId;
+    readonly name: string;
+    readonly labels: Readonly<Record<string, string>>;
+    readonly certificateExpiresAt: number;
+  }): Promise<HostRow>;
+  /**
+   * One stream's Register (L-8, L-11): raises the epoch, marks connected, updates what the host says of itself, applies the
+   * reported observations, clears `lostSince` of what is running, and rebuilds `reserved` from the sandboxes that the store
+   * has placed on the host and those it reports, each once. Gives the new epoch.
+   * @throws {DroverError} host-removed, host-not-found
+   */
+  register(registration: link.Register, owner: string): Promise<{ readonly host: HostRow; readonly epoch: number }>;
+  /** Marks down if `epoch` is still the newest (L-11); says whether it was. */
+  markDown(id: HostId, epoch: number, reason: string): Promise<boolean>;
+  /** Batched liveness (L-9); rows whose epoch is newer are left alone; a host that was marked down by silence is ready again. */
+  heartbeats(
+    beats: readonly {
+      readonly id: HostId;
+      readonly epoch: number;
+      readonly at: number;
+      readonly loadMilli: number;
+      readonly memoryAvailableBytes: number;
+    }[],
+  ): Promise<void>;
+  /** At the start of a replica: hosts that it owned in an earlier life have no stream any more. */
+  markOwnedDown(owner: string): Promise<number>;
+  get(id: HostId): Promise<HostRow | undefined>;
+  /** By id or by name; names of removed hosts do not count. @throws {DroverError} host-not-found, invalid-argument (an ambiguous name) */
+  find(idOrName: string): Promise<HostRow>;
+  list(options?: { readonly includeRemoved?: boolean }): Promise<readonly HostRow[]>;
+  setScheduling(id: HostId, scheduling: HostRow['scheduling']): Promise<HostRow>;
+  /** Revokes (L-4): refused with host-not-empty while it holds sandboxes, unless forced; forced, they become lost at once. */
+  remove(id: HostId, options: { readonly force: boolean }): Promise<HostRow>;
+  certificateRenewed(id: HostId, expiresAt: number): Promise<void>;
+}
+
+export interface SandboxStore {
+  /** @throws {DroverError} name-taken */
+  create(draft: SandboxDraft): Promise<SandboxRow>;
+  /** Reserves room on the host and sets host_id in one conditional update (L-24); false when the room is gone or the row is placed or deleted. */
+  place(id: SandboxId, hostId: HostId): Promise<boolean>;
+  setPending(id: SandboxId, reason: string, message: string): Promise<void>;
+  /** Takes the sandbox off its host (drain); the host's copy is fenced by the next reconcile. Only while the host still is `from`. */
+  unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean>;
+  /** Changes what is wanted; the same state again changes nothing. Deleting a sandbox that is on no host deletes it. */
+  setDesired(id: SandboxId, desired: DesiredState, options?: { readonly graceMs?: number }): Promise<SandboxRow>;
+  /** Applies what a host saw; older sequences, and hosts that it is not placed on, are dropped. Gives the rows that changed. */
+  observe(hostId: HostId, epoch: number, observations: readonly sandbox.SandboxObservation[]): Promise<readonly SandboxRow[]>;
+  /** The host holds no copy any more: deleted when that is wanted, otherwise failed as lost with its host's copy. Frees the reservation. */
+  gone(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined>;
+  /** What failed before or outside the host: the reconciler's own word. */
+  fail(id: SandboxId, reason: string, message: string): Promise<void>;
+  /** Sandboxes of hosts down since before `downBefore` become lost (L-26). */
+  markLost(downBefore: number): Promise<readonly SandboxRow[]>;
+  get(id: SandboxId): Promise<SandboxRow | undefined>;
+  /** By id, `name` or `project/name`; deleted ones only by id. @throws {DroverError} sandbox-not-found */
+  find(reference: string): Promise<SandboxRow>;
+  list(filter?: SandboxFilter): Promise<readonly SandboxRow[]>;
+  /** Everything placed on the host and not deleted: the wanted side of its reconcile. */
+  onHost(hostId: HostId): Promise<readonly SandboxRow[]>;
+  /** Wanted and not placed, oldest first. */
+  unplaced(limit: number): Promise<readonly SandboxRow[]>;
+  /** Wanted running and older than their ttl (R-20). */
+  expired(now: number): Promise<readonly SandboxRow[]>;
+}
+
+export interface SandboxDraft {
+  readonly id: SandboxId;
+  readonly project: Project;
+  readonly name: Name;
+  readonly spec: sandbox.SandboxSpec;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly request: Room;
+}
+
+export interface SandboxFilter {
+  readonly project?: string;
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly hostId?: HostId;
+  readonly includeDeleted?: boolean;
+  /** Creation order; rows after this id. */
+  readonly after?: SandboxId;
+  readonly limit?: number;
+}
+
+export interface TokenStore {
+  /** Keeps the hash only. */
+  createJoin(token: {
+    readonly hash: string;
+    readonly expiresAt: number;
+    readonly uses: number;
+    readonly labels: Readonly<Record<string, string>>;
+  }): Promise<void>;
+  /** Takes one use, in one conditional update; undefined when unknown, used up or expired. The same host may take it twice (a lost answer). */
+  takeJoin(hash: string, hostId: HostId): Promise<{ readonly labels: Readonly<Record<string, string>> } | undefined>;
+  createApi(token: { readonly hash: string; readonly name: string }): Promise<void>;
+  findApi(hash: string): Promise<{ readonly name: string } | undefined>;
+}
+
+export interface EventStore {
+  append(events: readonly EventDraft[]): Promise<void>;
+  /** Ids rise in commit order: a reader that saw id n never later finds a smaller one. */
+  after(
+    id: number,
+    limit: number,
+    filter?: { readonly kinds?: readonly string[]; readonly subject?: string },
+  ): Promise<readonly StoredEvent[]>;
+  lastId(): Promise<number>;
+  /** Drops all but the newest `keep`; gives how many. */
+  trim(keep: number): Promise<number>;
+  /** Called after each commit that wrote events, in this process or (PostgreSQL) another; a wake-up, not the data. */
+  onAppend(listener: () => void): () => void;
+}
+
+export interface IdempotencyStore {
+  /**
+   * Runs `action` once per key (L-20): repeated, gives the stored answer. The same key with another request is refused
+   * with idempotency-key-reused. Concurrent calls with one key wait for the first. An empty key runs unconditionally.
+   * Failures are not kept.
+   */
+  once(key: string, method: string, request: Uint8Array, action: () => Promise<Uint8Array>): Promise<Uint8Array>;
+  trim(olderThan: number): Promise<number>;
+}

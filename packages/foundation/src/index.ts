@@ -1,0 +1,34 @@
+export { Backoff, type BackoffOptions } from './backoff.ts';
+export { FakeClock, systemClock, type Clock } from './clock.ts';
+export { DroverError, errnoOf, errorCodes, GrpcStatus, hasCode, isErrorCode, type DroverErrorOptions, type ErrorCode } from './errors.ts';
+export { writeFileAtomic } from './files.ts';
+export {
+  clip,
+  isHostId,
+  isSandboxId,
+  newHostId,
+  newId,
+  newSandboxId,
+  parseHostId,
+  parseSandboxId,
+  type Branded,
+  type HostId,
+  type SandboxId,
+} from './ids.ts';
+export { createLogger, silentLogger, type Logger, type LogOptions } from './log.ts';
+export {
+  canonicalCommonName,
+  checkLabel,
+  makeUpName,
+  maxNameLength,
+  maxProjectLength,
+  parseLabel,
+  parseName,
+  parseProject,
+  type Name,
+  type Project,
+} from './names.ts';
+export { BoundedQueue } from './queue.ts';
+export { SerialExecutor } from './serial.ts';
+export { formatAge, formatBytes, parseBytes, parseCpus, parseDurationMs } from './units.ts';
+export { version } from './version.ts';

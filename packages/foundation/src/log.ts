@@ -1,0 +1,45 @@
+import { pino, type Logger as PinoLogger } from 'pino';
+
+/** The structured log: JSON lines on stderr, one canonical line an operation. */
+export type Logger = PinoLogger;
+
+/** Names of fields that never reach the log, at any depth that pino's paths can name. */
+const secretPaths = [
+  'token',
+  'key',
+  'keyPem',
+  'password',
+  'secret',
+  'env',
+  'authorization',
+  '*.token',
+  '*.key',
+  '*.keyPem',
+  '*.password',
+  '*.secret',
+  '*.env',
+  '*.authorization',
+];
+
+export interface LogOptions {
+  /** trace, debug, info, warn, error, silent. Default: $DROVER_LOG, or info. */
+  readonly level?: string;
+  /** Which process this is: `control-plane`, `agent`, … */
+  readonly name: string;
+}
+
+/** A logger that writes synchronously to stderr, so that a crash loses no line. */
+export function createLogger(options: LogOptions): Logger {
+  return pino(
+    {
+      name: options.name,
+      level: options.level ?? process.env['DROVER_LOG'] ?? 'info',
+      base: { pid: process.pid },
+      redact: { paths: secretPaths, censor: '[redacted]' },
+    },
+    pino.destination({ dest: 2, sync: true }),
+  );
+}
+
+/** For tests and libraries that are given none. */
+export const silentLogger: Logger = pino({ level: 'silent' });

@@ -1,0 +1,59 @@
+/**
+ * What the agent writes into the run directory before it starts init: `/.drover/run/config.json`, mode 0400, read once.
+ * Agent and init come from the same release; `version` guards against a mix.
+ */
+export interface InitConfig {
+  readonly version: 1;
+  readonly sandboxId: string;
+  readonly hostname: string;
+  /** URI SAN of the one peer that may connect (I-3). */
+  readonly controlPlaneUri: string;
+  /** PEM files beside the config: `ca.pem`, `cert.pem`, `key.pem`. */
+  readonly listen: { readonly host: string; readonly port: number };
+  readonly main: MainProcess;
+  /** Milliseconds between SIGTERM and SIGKILL at stop. */
+  readonly stopGraceMs: number;
+  /** Rises with every start of the sandbox. */
+  readonly startCount: number;
+}
+
+export interface MainProcess {
+  readonly argv: readonly string[];
+  readonly env: readonly string[];
+  readonly workdir: string;
+  /** As in the image or the spec: `uid`, `name`, `uid:gid`, …; resolved by init in the sandbox's passwd and group. Empty: root. */
+  readonly user: string;
+  readonly terminal: boolean;
+  readonly rows: number;
+  readonly columns: number;
+  /** False closes the main process's stdin at once. */
+  readonly stdin: boolean;
+  readonly stopSignal: string;
+}
+
+/** What init writes just before it exits: `/.drover/run/exit.json`. Written by the sandbox, so read with care. */
+export interface ExitRecord {
+  readonly code: number;
+  readonly signal: string;
+  /** Milliseconds since the epoch. */
+  readonly at: number;
+  /** `main-exited`, `stopped`, `start-failed`. */
+  readonly reason: string;
+  /** Set for start-failed: why the main process could not be started. */
+  readonly message: string;
+}
+
+/** The port that init listens on inside the sandbox. */
+export const initPort = 9180;
+/** Kept log of the main process: `/.drover/run/log`, then `log.1`; each line a JSON LogLine. */
+export const logFile = 'log';
+export const maxLogBytes = 8 * 1024 * 1024;
+
+/** One record of the kept log. `d` is base64. */
+export interface LogLine {
+  /** 1 stdout, 2 stderr. */
+  readonly s: 1 | 2;
+  /** Milliseconds since the epoch. */
+  readonly t: number;
+  readonly d: string;
+}

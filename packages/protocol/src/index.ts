@@ -1,0 +1,11 @@
+/**
+ * The APIs between Drover's processes: the generated code, one namespace a proto package,
+ * and the few helpers on it. Message names repeat between packages, so they are not flattened.
+ */
+export * as api from './generated/drover/api/v1/api_pb.ts';
+export * as gatewayv1 from './generated/drover/gateway/v1/gateway_pb.ts';
+export * as init from './generated/drover/init/v1/init_pb.ts';
+export * as link from './generated/drover/link/v1/link_pb.ts';
+export * as sandbox from './generated/drover/sandbox/v1/sandbox_pb.ts';
+export { errorFromWire, errorToWire } from './errors.ts';
+export { methodDefinition, serviceDefinition } from './grpc.ts';
