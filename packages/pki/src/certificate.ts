@@ -1,0 +1,43 @@
+import { createHash, X509Certificate } from 'node:crypto';
+import type { Names, SpiffeSubject } from './pki.ts';
+
+/** OIDs of the extended key usages (RFC 5280, section 4.2.1.12). */
+export const serverAuth = '1.3.6.1.5.5.7.3.1';
+export const clientAuth = '1.3.6.1.5.5.7.3.2';
+
+/** SHA-256 of the certificate's DER, lower-case hex (I-7). @param certificate PEM or DER */
+export function thumbprintOf(certificate: string | Uint8Array): string {
+  return createHash('sha256').update(new X509Certificate(certificate).raw).digest('hex');
+}
+
+/** The URI SANs of a certificate, as they stand in it. */
+export function uriNamesOf(certificate: X509Certificate): readonly string[] {
+  // Node prints SANs as `URI:a, DNS:b` and JSON-quotes values that could be mistaken for a separator (CVE-2021-44532).
+  const names = certificate.subjectAltName ?? '';
+  return [...names.matchAll(/(?:^|, )URI:([^",]+)(?=, |$)/g)].flatMap((match) => (match[1] === undefined ? [] : [match[1]]));
+}
+
+/**
+ * Who a certificate speaks for: its one URI SAN, read in the trust domain of `names`.
+ * None, several (SPIFFE X.509-SVID, section 2 allows one) or a foreign one: undefined.
+ */
+export function subjectOf(certificate: X509Certificate, names: Names): SpiffeSubject | undefined {
+  const uris = uriNamesOf(certificate);
+  return uris.length === 1 && uris[0] !== undefined ? names.parse(uris[0]) : undefined;
+}
+
+export function hasKeyUsage(certificate: X509Certificate, usage: typeof serverAuth | typeof clientAuth): boolean {
+  return certificate.keyUsage?.includes(usage) ?? false;
+}
+
+/** When the certificate ends. Milliseconds since the epoch. */
+export function notAfterOf(certificatePem: string): number {
+  return new X509Certificate(certificatePem).validToDate.getTime();
+}
+
+/** When to renew: two thirds through the life. Milliseconds since the epoch. */
+export function renewAt(certificatePem: string): number {
+  const certificate = new X509Certificate(certificatePem);
+  const from = certificate.validFromDate.getTime();
+  return from + ((certificate.validToDate.getTime() - from) * 2) / 3;
+}

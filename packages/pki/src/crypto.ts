@@ -1,0 +1,25 @@
+// @peculiar/x509 resolves its algorithms through tsyringe, which needs the metadata API to be there first.
+import 'reflect-metadata';
+import { webcrypto } from 'node:crypto';
+import * as x509 from '@peculiar/x509';
+
+x509.cryptoProvider.set(webcrypto as unknown as Crypto);
+
+export { x509 };
+
+/** Every key of Drover's: ECDSA on P-256, signed with SHA-256. */
+export const keyAlgorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
+
+export async function generateKeyPair(): Promise<webcrypto.CryptoKeyPair> {
+  return (await webcrypto.subtle.generateKey(keyAlgorithm, true, ['sign', 'verify'])) as webcrypto.CryptoKeyPair;
+}
+
+/** PKCS #8, PEM. */
+export async function exportPrivateKey(key: CryptoKey): Promise<string> {
+  return x509.PemConverter.encode(await webcrypto.subtle.exportKey('pkcs8', key), 'PRIVATE KEY');
+}
+
+/** @param pem PKCS #8 */
+export async function importPrivateKey(pem: string): Promise<CryptoKey> {
+  return await webcrypto.subtle.importKey('pkcs8', x509.PemConverter.decodeFirst(pem), keyAlgorithm, true, ['sign']);
+}
