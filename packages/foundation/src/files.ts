@@ -2,17 +2,25 @@ import { randomBytes } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname, join, basename } from 'node:path';
 
+interface WriteOptions {
+  /** Default 0600. */
+  readonly mode?: number;
+  /** False: a crash of the process leaves a whole file, a power cut may leave the old one or none. Default true. */
+  readonly sync?: boolean;
+}
+
 /**
  * Writes a file so that a crash leaves the old content or the new one, whole:
  * temporary file, fsync, rename, fsync of the directory.
  */
-export async function writeFileAtomic(path: string, data: string | Uint8Array, mode = 0o600): Promise<void> {
+export async function writeFileAtomic(path: string, data: string | Uint8Array, options: number | WriteOptions = {}): Promise<void> {
+  const { mode = 0o600, sync = true } = typeof options === 'number' ? { mode: options } : options;
   const temporary = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString('hex')}.tmp`);
   try {
     const file = await open(temporary, 'wx', mode);
     try {
       await file.writeFile(data);
-      await file.sync();
+      if (sync) await file.sync();
     } finally {
       await file.close();
     }
@@ -21,6 +29,7 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array, m
     await rm(temporary, { force: true });
     throw error;
   }
+  if (!sync) return;
   const directory = await open(dirname(path), 'r');
   try {
     await directory.sync();

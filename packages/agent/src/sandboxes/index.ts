@@ -1,0 +1,2 @@
+export { SandboxManager, type SandboxManagerOptions } from './manager.ts';
+export type { Sandboxes, SignSandboxCertificate } from './sandboxes.ts';

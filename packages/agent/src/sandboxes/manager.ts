@@ -1,0 +1,508 @@
+import { mkdir, readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import {
+  DroverError,
+  isSandboxId,
+  parseName,
+  parseSandboxId,
+  SerialExecutor,
+  systemClock,
+  type Clock,
+  type Logger,
+  type SandboxId,
+} from '@drover/foundation';
+import { createKeyAndRequest, type Names } from '@drover/pki';
+import type { link, sandbox } from '@drover/protocol';
+import type { ImageHandle, Images } from '../images/images.ts';
+import { defaultPids, defaultStopGraceMs, maxOperationsPerSandbox, maxStopGraceMs } from '../limits.ts';
+import type { Network } from '../network/network.ts';
+import type { CreateRequest, NetworkAttachment, Runtime, RuntimeState } from '../runtimes/runtime.ts';
+import { readKeptLogs } from './logs.ts';
+import { resolveMain } from './process.ts';
+import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
+import { writeRunDirectory } from './run-directory.ts';
+import type { Sandboxes, SignSandboxCertificate } from './sandboxes.ts';
+
+export interface SandboxManagerOptions {
+  /** Holds `records/` and `run/`. */
+  readonly stateDirectory: string;
+  readonly runtimes: readonly Runtime[];
+  readonly images: Images;
+  readonly network: Network;
+  readonly initDirectory: string;
+  readonly names: Names;
+  readonly sign: SignSandboxCertificate;
+  /** How programs in the sandbox find the egress proxy: `HTTP_PROXY=…`. */
+  readonly gatewayEnvironment: (attachment: NetworkAttachment) => readonly string[];
+  /** Source directories that sandboxes may mount (R-18); nothing else may. */
+  readonly allowedMounts: readonly string[];
+  readonly logger: Logger;
+  readonly clock?: Clock;
+  /** The agent's lifetime: work on sandboxes lives under it, never under a command's (L-21, L-23). */
+  readonly signal: AbortSignal;
+}
+
+interface Entry {
+  record: SandboxRecord;
+  readonly operations: SerialExecutor;
+  /** Aborted when a create under way is no longer wanted, so that stop and destroy need not wait for it. */
+  making: AbortController | undefined;
+  /** Ends the wait for this start's exit. */
+  watch: AbortController | undefined;
+}
+
+/** One owner per sandbox: the entry's executor. Everything that changes a record runs in it. */
+export class SandboxManager implements Sandboxes {
+  readonly #options: SandboxManagerOptions;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #records: RecordStore;
+  readonly #entries = new Map<SandboxId, Entry>();
+  readonly #listeners = new Set<(observation: sandbox.SandboxObservation) => void>();
+
+  constructor(options: SandboxManagerOptions) {
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#logger = options.logger;
+    this.#records = new RecordStore(join(options.stateDirectory, 'records'), options.logger);
+  }
+
+  async start(): Promise<void> {
+    await mkdir(join(this.#options.stateDirectory, 'run'), { recursive: true, mode: 0o711 });
+    for (const record of await this.#records.load()) this.#entries.set(record.id, newEntry(record));
+    const known = new Set(this.#entries.keys());
+    await this.#options.network.start(known);
+    await Promise.all([...this.#entries.values()].map((entry) => entry.operations.run(() => this.#adopt(entry))));
+    const kept = new Set(this.#entries.keys());
+    for (const runtime of this.#options.runtimes) {
+      const swept = await runtime.sweep(kept);
+      if (swept.length > 0) this.#logger.warn({ runtime: runtime.name, swept }, 'removed what an earlier life left behind');
+    }
+    await this.#options.images.retain(kept);
+    await this.#sweepRunDirectories(kept);
+  }
+
+  async create(command: link.CreateSandbox, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation> {
+    const id = idOf(command.sandbox);
+    let entry = this.#entries.get(id);
+    if (entry === undefined) {
+      const spec = command.spec;
+      if (spec === undefined) throw new DroverError('protocol-violation', 'the create command holds no spec');
+      const runtime = this.#runtime(spec.runtime);
+      entry = newEntry({
+        id,
+        project: command.project,
+        name: command.name,
+        spec,
+        runtime: runtime.name,
+        generation: generationOf(command.sandbox),
+        phase: 'preparing',
+        reason: '',
+        message: '',
+        exitCode: undefined,
+        outOfMemory: false,
+        startedAt: undefined,
+        finishedAt: undefined,
+        startCount: 0,
+        imageDigest: '',
+        address: '',
+        sequence: 0,
+      });
+      this.#entries.set(id, entry);
+    }
+    const own = entry;
+    return await own.operations.run(async () => {
+      this.#mustStillBe(own);
+      // L-19: what exists is returned. A sandbox that never came to its first start does not exist yet.
+      if (own.record.startCount > 0) return await this.#touch(own, command.sandbox);
+      return await this.#make(own, generationOf(command.sandbox), progress);
+    });
+  }
+
+  async startAgain(command: link.StartSandbox): Promise<sandbox.SandboxObservation> {
+    const entry = this.#entry(idOf(command.sandbox));
+    return await entry.operations.run(async () => {
+      this.#mustStillBe(entry);
+      const { phase } = entry.record;
+      if (phase === 'running' || phase === 'paused') return await this.#touch(entry, command.sandbox);
+      return await this.#make(entry, generationOf(command.sandbox), () => undefined);
+    });
+  }
+
+  async stop(command: link.StopSandbox): Promise<sandbox.SandboxObservation | undefined> {
+    const entry = this.#entries.get(idOf(command.sandbox));
+    if (entry === undefined) return undefined;
+    entry.making?.abort(new DroverError('cancelled', 'the sandbox is to be stopped'));
+    return await entry.operations.run(async () => {
+      if (this.#entries.get(entry.record.id) !== entry) return undefined;
+      const { phase, spec } = entry.record;
+      if (phase === 'running' || phase === 'paused' || phase === 'starting' || phase === 'stopping') {
+        const runtime = this.#runtime(entry.record.runtime);
+        const graceMs = Math.min(command.graceMs || spec.stopGraceMs || defaultStopGraceMs, maxStopGraceMs);
+        await this.#update(entry, { phase: 'stopping', generation: generationOf(command.sandbox) });
+        // A frozen process cannot answer SIGTERM.
+        if (phase === 'paused') await runtime.resume(entry.record.id);
+        await this.#endWithin(runtime, entry.record.id, graceMs);
+        await this.#recordEnd(entry, await runtime.inspect(entry.record.id), 'stopped');
+        return observationOf(entry.record);
+      }
+      if (phase === 'preparing') await this.#update(entry, { phase: 'stopped', reason: 'stopped', message: 'stopped before it was made' });
+      return await this.#touch(entry, command.sandbox);
+    });
+  }
+
+  async pause(command: link.PauseSandbox): Promise<sandbox.SandboxObservation> {
+    return await this.#switch(command.sandbox, 'running', 'paused', async (runtime, id) => await runtime.pause(id));
+  }
+
+  async resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation> {
+    return await this.#switch(command.sandbox, 'paused', 'running', async (runtime, id) => await runtime.resume(id));
+  }
+
+  async destroy(command: link.DestroySandbox): Promise<void> {
+    const id = idOf(command.sandbox);
+    const entry = this.#entries.get(id);
+    if (entry === undefined) return;
+    entry.making?.abort(new DroverError('cancelled', 'the sandbox is to be destroyed'));
+    await entry.operations.run(async () => {
+      if (this.#entries.get(id) !== entry) return;
+      entry.watch?.abort();
+      await this.#runtime(entry.record.runtime).destroy(id);
+      await this.#options.network.release(id);
+      await this.#options.images.release(id);
+      await rm(this.#runDirectory(id), { recursive: true, force: true });
+      await this.#records.remove(id);
+      this.#entries.delete(id);
+    });
+  }
+
+  async inspect(id: SandboxId): Promise<sandbox.SandboxObservation> {
+    const entry = this.#entry(id);
+    return await Promise.resolve(observationOf(entry.record));
+  }
+
+  list(): readonly sandbox.SandboxObservation[] {
+    return [...this.#entries.values()].map((entry) => observationOf(entry.record));
+  }
+
+  async applyPolicy(command: link.ApplyPolicy): Promise<void> {
+    const entry = this.#entry(parseSandboxId(command.sandboxId));
+    await entry.operations.run(async () => {
+      await this.#options.network.applyPolicy(entry.record.id, command.allow);
+    });
+  }
+
+  async readLogs(command: link.ReadLogs): Promise<link.LogData> {
+    const entry = this.#entry(parseSandboxId(command.sandboxId));
+    return await readKeptLogs(this.#runDirectory(entry.record.id), Number(command.tailBytes));
+  }
+
+  async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
+    const entry = this.#entry(id);
+    return await this.#runtime(entry.record.runtime).dial(id, port, signal);
+  }
+
+  onObserved(listener: (observation: sandbox.SandboxObservation) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  async close(): Promise<void> {
+    for (const entry of this.#entries.values()) entry.watch?.abort();
+    await Promise.all([...this.#entries.values()].map(async (entry) => await entry.operations.idle()));
+    await this.#options.network.close();
+  }
+
+  /** Prepares and starts one run of the sandbox; whatever fails is taken back, and the record says why. */
+  async #make(entry: Entry, generation: number, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation> {
+    const making = new AbortController();
+    entry.making = making;
+    const signal = AbortSignal.any([this.#options.signal, making.signal]);
+    const { id, spec } = entry.record;
+    const runtime = this.#runtime(entry.record.runtime);
+    const first = entry.record.startCount === 0;
+    try {
+      await this.#update(entry, {
+        phase: 'preparing',
+        generation,
+        reason: '',
+        message: `preparing the image ${spec.image}`,
+        exitCode: undefined,
+        outOfMemory: false,
+        finishedAt: undefined,
+      });
+      const [image, attachment, identity] = await Promise.all([
+        this.#options.images.ensure(spec.image, { signal, onProgress: (p) => progress(progressOf(p)) }),
+        this.#options.network.acquire(id),
+        this.#certify(id, signal),
+      ]);
+      await this.#options.images.hold(image.digest, id);
+      const request = this.#request(entry.record, image, attachment);
+      const startCount = entry.record.startCount + 1;
+      await Promise.all([
+        this.#options.network.applyPolicy(id, spec.allow),
+        writeRunDirectory(request.runDirectory, {
+          sandboxId: id,
+          hostname: request.hostname,
+          address: attachment.address,
+          controlPlaneUri: this.#options.names.controlPlane(),
+          main: resolveMain(spec, image.config, this.#options.gatewayEnvironment(attachment)),
+          stopGraceMs: Math.min(spec.stopGraceMs || defaultStopGraceMs, maxStopGraceMs),
+          startCount,
+          ...identity,
+        }),
+        this.#update(entry, { phase: 'starting', message: '', imageDigest: image.digest, address: attachment.address }),
+      ]);
+      await (first ? runtime.create(request, signal) : runtime.start(request, signal));
+      const state = await runtime.inspect(id);
+      await this.#update(entry, { phase: 'running', startCount, startedAt: state?.startedAt ?? this.#clock.now() });
+      this.#watchExit(entry);
+      return observationOf(entry.record);
+    } catch (thrown) {
+      const error = DroverError.from(signal.aborted ? (signal.reason ?? thrown) : thrown, 'runtime-failed');
+      await this.#takeBack(entry, runtime, first);
+      await this.#update(entry, {
+        phase: 'failed',
+        reason: error.code,
+        message: sentenceOf(error),
+        finishedAt: this.#clock.now(),
+        address: '',
+      });
+      throw error;
+    } finally {
+      entry.making = undefined;
+    }
+  }
+
+  async #certify(id: SandboxId, signal: AbortSignal): Promise<{ certificatePem: string; caPem: string; keyPem: string }> {
+    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { certificatePem, caPem } = await this.#options.sign(id, csrDer, signal);
+    return { certificatePem, caPem, keyPem };
+  }
+
+  #request(record: SandboxRecord, image: ImageHandle, network: NetworkAttachment): CreateRequest {
+    const { spec, id } = record;
+    return {
+      id,
+      hostname: spec.hostname === '' ? parseName(record.name) : spec.hostname,
+      layers: image.layers,
+      submounts: image.submounts ?? [],
+      network,
+      limits: {
+        cpuMillis: spec.resources?.cpuMillis ?? 0,
+        memoryBytes: Number(spec.resources?.memoryBytes ?? 0n),
+        diskBytes: Number(spec.resources?.diskBytes ?? 0n),
+        pids: spec.resources?.pids || defaultPids,
+      },
+      mounts: spec.mounts.map((mount) => this.#allowedMount(mount)),
+      initDirectory: this.#options.initDirectory,
+      runDirectory: this.#runDirectory(id),
+    };
+  }
+
+  #allowedMount(mount: sandbox.BindMount): { source: string; target: string; readOnly: boolean } {
+    const inside = this.#options.allowedMounts.some((root) => mount.source === root || mount.source.startsWith(`${root}/`));
+    if (!inside || mount.source.split('/').includes('..')) {
+      throw new DroverError('permission-denied', `the directory ${mount.source} may not be mounted on this host`, {
+        hint: "the host's administrator allows directories with drover agent --allow-mount DIR",
+      });
+    }
+    return { source: mount.source, target: mount.target, readOnly: mount.readOnly };
+  }
+
+  /** After a failed make nothing half made is left: the first start's root goes too, a later one's stays for the next try. */
+  async #takeBack(entry: Entry, runtime: Runtime, first: boolean): Promise<void> {
+    const { id } = entry.record;
+    const steps: readonly (() => Promise<void>)[] = first
+      ? [() => runtime.destroy(id), () => this.#options.network.release(id), () => this.#options.images.release(id)]
+      : [() => runtime.kill(id, 'SIGKILL'), () => this.#options.network.release(id)];
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        // The failure that led here is the one to report; what stays is swept at the next start or destroy.
+        this.#logger.error({ err: error, sandbox: id }, 'cleaning up after a failed start');
+      }
+    }
+  }
+
+  #watchExit(entry: Entry): void {
+    const watch = new AbortController();
+    entry.watch = watch;
+    const { id, startCount, runtime } = entry.record;
+    const signal = AbortSignal.any([this.#options.signal, watch.signal]);
+    const waiting = this.#runtime(runtime)
+      .waitExit(id, signal)
+      .then(
+        async () =>
+          await entry.operations.run(async () => {
+            const current = entry.record.startCount === startCount && (entry.record.phase === 'running' || entry.record.phase === 'paused');
+            if (!current || this.#entries.get(id) !== entry) return;
+            await this.#recordEnd(entry, await this.#runtime(runtime).inspect(id), 'exited');
+          }),
+      );
+    waiting.catch((error: unknown) => {
+      if (!signal.aborted) this.#logger.error({ err: error, sandbox: id }, 'waiting for the end of a sandbox');
+    });
+  }
+
+  async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: 'stopped' | 'exited'): Promise<void> {
+    entry.watch?.abort();
+    const { id, spec } = entry.record;
+    const exitCode = state?.exitCode ?? 137;
+    const common = { exitCode, outOfMemory: state?.outOfMemory ?? false, finishedAt: state?.finishedAt ?? this.#clock.now(), address: '' };
+    await this.#options.network.release(id);
+    if (common.outOfMemory) {
+      // R-10: reported as what it is, not as an exit.
+      const limit = Number(spec.resources?.memoryBytes ?? 0n);
+      const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
+      await this.#update(entry, { ...common, phase: 'failed', reason: 'out-of-memory', message });
+    } else if (state?.startFailure !== undefined) {
+      await this.#update(entry, { ...common, phase: 'failed', reason: 'start-failed', message: state.startFailure });
+    } else {
+      const message = reason === 'exited' ? `the command ended with status ${exitCode}` : '';
+      await this.#update(entry, { ...common, phase: 'stopped', reason, message });
+    }
+  }
+
+  async #endWithin(runtime: Runtime, id: SandboxId, graceMs: number): Promise<void> {
+    await runtime.kill(id, 'SIGTERM');
+    const grace = AbortSignal.any([this.#options.signal, AbortSignal.timeout(graceMs)]);
+    try {
+      await runtime.waitExit(id, grace);
+    } catch {
+      // The grace is over, or the agent ends and leaves the rest to the next one.
+      this.#options.signal.throwIfAborted();
+      await runtime.kill(id, 'SIGKILL');
+      await runtime.waitExit(id, this.#options.signal);
+    }
+  }
+
+  async #switch(
+    ref: link.SandboxRef | undefined,
+    from: 'running' | 'paused',
+    to: 'running' | 'paused',
+    act: (runtime: Runtime, id: SandboxId) => Promise<void>,
+  ): Promise<sandbox.SandboxObservation> {
+    const entry = this.#entry(idOf(ref));
+    return await entry.operations.run(async () => {
+      this.#mustStillBe(entry);
+      const { phase, id } = entry.record;
+      if (phase === to) return await this.#touch(entry, ref);
+      if (phase !== from) {
+        throw new DroverError('sandbox-not-running', `the sandbox ${entry.record.name} is ${phase}, not ${from}`, {
+          hint: `see drover sandbox get ${entry.record.name}`,
+        });
+      }
+      await act(this.#runtime(entry.record.runtime), id);
+      await this.#update(entry, { phase: to, generation: generationOf(ref) });
+      return observationOf(entry.record);
+    });
+  }
+
+  /** Brings a record that an earlier agent left in line with what is there (R-9). */
+  async #adopt(entry: Entry): Promise<void> {
+    const { id, phase, startCount } = entry.record;
+    const runtime = this.#runtime(entry.record.runtime);
+    const state = await runtime.inspect(id);
+    if (state !== undefined && state.phase !== 'ended') {
+      // Killed between the start and the record of it: it is the start that was under way.
+      const counted = phase === 'starting' ? startCount + 1 : startCount;
+      await this.#update(entry, { phase: state.phase, startCount: counted, startedAt: state.startedAt ?? entry.record.startedAt });
+      await this.#options.network.applyPolicy(id, entry.record.spec.allow);
+      this.#watchExit(entry);
+      this.#logger.info({ sandbox: id, phase: state.phase }, 'adopted');
+      return;
+    }
+    if (phase === 'stopped' || phase === 'failed') return;
+    if (state === undefined && startCount === 0) {
+      // Never came to be: what was begun is taken back, and the control plane asks again.
+      await this.#takeBack(entry, runtime, true);
+      await rm(this.#runDirectory(id), { recursive: true, force: true });
+      await this.#records.remove(id);
+      this.#entries.delete(id);
+      return;
+    }
+    if (phase === 'starting' && startCount === 0) await this.#update(entry, { startCount: 1 });
+    await this.#recordEnd(entry, state, phase === 'stopping' ? 'stopped' : 'exited');
+  }
+
+  async #sweepRunDirectories(known: ReadonlySet<SandboxId>): Promise<void> {
+    const root = join(this.#options.stateDirectory, 'run');
+    for (const name of await readdir(root)) {
+      if (isSandboxId(name) && known.has(name)) continue;
+      await rm(join(root, name), { recursive: true, force: true });
+    }
+  }
+
+  /** Takes note of a generation that asks for what is already so. */
+  async #touch(entry: Entry, ref: link.SandboxRef | undefined): Promise<sandbox.SandboxObservation> {
+    const generation = generationOf(ref);
+    if (generation > entry.record.generation) await this.#update(entry, { generation });
+    return observationOf(entry.record);
+  }
+
+  async #update(entry: Entry, change: Partial<SandboxRecord>): Promise<void> {
+    const generation = Math.max(entry.record.generation, change.generation ?? 0);
+    // Rises over restarts of the agent too, without being read back: the clock carries it.
+    const sequence = Math.max(entry.record.sequence + 1, this.#clock.now() * 1000);
+    entry.record = { ...entry.record, ...change, generation, sequence };
+    await this.#records.save(entry.record);
+    const observation = observationOf(entry.record);
+    for (const listener of this.#listeners) listener(observation);
+  }
+
+  #entry(id: SandboxId): Entry {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) throw new DroverError('sandbox-not-found', `the sandbox ${id} is not on this host`);
+    return entry;
+  }
+
+  /** An operation that waited behind a destroy finds nothing to work on. */
+  #mustStillBe(entry: Entry): void {
+    if (this.#entries.get(entry.record.id) !== entry) {
+      throw new DroverError('sandbox-not-found', `the sandbox ${entry.record.id} was destroyed in the meantime`);
+    }
+  }
+
+  #runtime(name: string): Runtime {
+    const found = name === '' ? this.#options.runtimes[0] : this.#options.runtimes.find((runtime) => runtime.name === name);
+    if (found === undefined) {
+      throw new DroverError('missing-component', name === '' ? 'this host has no runtime' : `this host has no ${name} runtime`, {
+        hint: 'see drover doctor on the host',
+      });
+    }
+    return found;
+  }
+
+  #runDirectory(id: SandboxId): string {
+    return join(this.#options.stateDirectory, 'run', id);
+  }
+}
+
+function newEntry(record: SandboxRecord): Entry {
+  return { record, operations: new SerialExecutor(maxOperationsPerSandbox), making: undefined, watch: undefined };
+}
+
+function idOf(ref: link.SandboxRef | undefined): SandboxId {
+  return parseSandboxId(ref?.sandboxId ?? '');
+}
+
+function generationOf(ref: link.SandboxRef | undefined): number {
+  return Number(ref?.generation ?? 0n);
+}
+
+function progressOf(progress: { readonly message: string; readonly doneBytes: number; readonly totalBytes: number }): link.CommandProgress {
+  return {
+    $typeName: 'drover.link.v1.CommandProgress',
+    commandId: '',
+    message: progress.message,
+    done: BigInt(progress.doneBytes),
+    total: BigInt(progress.totalBytes),
+  };
+}
+
+function sentenceOf(error: DroverError): string {
+  return error.hint === undefined ? error.message : `${error.message}; ${error.hint}`;
+}

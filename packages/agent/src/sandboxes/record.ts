@@ -1,0 +1,139 @@
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { create, fromJson, toJson } from '@bufbuild/protobuf';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { isSandboxId, writeFileAtomic, type Logger, type SandboxId } from '@drover/foundation';
+import { sandbox } from '@drover/protocol';
+import { z } from 'zod';
+
+export const phases = ['preparing', 'starting', 'running', 'paused', 'stopping', 'stopped', 'failed'] as const;
+export type Phase = (typeof phases)[number];
+
+/** What the agent keeps of a sandbox, on disk as `<id>.json`; the runtime's own state is elsewhere. */
+export interface SandboxRecord {
+  readonly id: SandboxId;
+  readonly project: string;
+  readonly name: string;
+  readonly spec: sandbox.SandboxSpec;
+  readonly runtime: string;
+  /** The generation of the wanted state that was last acted on. */
+  readonly generation: number;
+  readonly phase: Phase;
+  readonly reason: string;
+  readonly message: string;
+  readonly exitCode: number | undefined;
+  readonly outOfMemory: boolean;
+  readonly startedAt: number | undefined;
+  readonly finishedAt: number | undefined;
+  readonly startCount: number;
+  readonly imageDigest: string;
+  readonly address: string;
+  readonly sequence: number;
+}
+
+const recordFile = z.object({
+  version: z.literal(1),
+  id: z.string().refine(isSandboxId),
+  project: z.string(),
+  name: z.string(),
+  spec: z.json(),
+  runtime: z.string(),
+  generation: z.number(),
+  phase: z.enum(phases),
+  reason: z.string(),
+  message: z.string(),
+  exitCode: z.number().optional(),
+  outOfMemory: z.boolean(),
+  startedAt: z.number().optional(),
+  finishedAt: z.number().optional(),
+  startCount: z.number(),
+  imageDigest: z.string(),
+  address: z.string(),
+  sequence: z.number(),
+});
+
+/**
+ * The records of a host's sandboxes. A write replaces the file by rename, without fsync: a power cut ends the sandboxes
+ * anyway, and a record that it damaged is treated as missing, which makes the sandbox one to sweep and make again.
+ */
+export class RecordStore {
+  readonly #directory: string;
+  readonly #logger: Logger;
+
+  constructor(directory: string, logger: Logger) {
+    this.#directory = directory;
+    this.#logger = logger;
+  }
+
+  async load(): Promise<readonly SandboxRecord[]> {
+    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    const records: SandboxRecord[] = [];
+    for (const file of await readdir(this.#directory)) {
+      const path = join(this.#directory, file);
+      if (!file.endsWith('.json') || file.startsWith('.')) {
+        await rm(path, { force: true });
+        continue;
+      }
+      try {
+        records.push(parseRecord(await readFile(path, 'utf8')));
+      } catch (error) {
+        this.#logger.error({ err: error, path }, 'a sandbox record cannot be read; the sandbox is swept');
+        await rm(path, { force: true });
+      }
+    }
+    return records;
+  }
+
+  async save(record: SandboxRecord): Promise<void> {
+    const file = { version: 1, ...record, spec: toJson(sandbox.SandboxSpecSchema, record.spec) };
+    await writeFileAtomic(join(this.#directory, `${record.id}.json`), JSON.stringify(file), { sync: false });
+  }
+
+  async remove(id: SandboxId): Promise<void> {
+    await rm(join(this.#directory, `${id}.json`), { force: true });
+  }
+}
+
+function parseRecord(text: string): SandboxRecord {
+  const { version: _, spec, id, exitCode, startedAt, finishedAt, ...rest } = recordFile.parse(JSON.parse(text));
+  return {
+    ...rest,
+    id,
+    spec: fromJson(sandbox.SandboxSpecSchema, spec),
+    exitCode,
+    startedAt,
+    finishedAt,
+  };
+}
+
+const stateOfPhase: Record<Phase, sandbox.SandboxState> = {
+  preparing: sandbox.SandboxState.PREPARING,
+  starting: sandbox.SandboxState.STARTING,
+  running: sandbox.SandboxState.RUNNING,
+  paused: sandbox.SandboxState.PAUSED,
+  stopping: sandbox.SandboxState.STOPPING,
+  stopped: sandbox.SandboxState.STOPPED,
+  failed: sandbox.SandboxState.FAILED,
+};
+
+/** The record as it is reported to the control plane. */
+export function observationOf(record: SandboxRecord): sandbox.SandboxObservation {
+  const observation = create(sandbox.SandboxObservationSchema, {
+    sandboxId: record.id,
+    generation: BigInt(record.generation),
+    state: stateOfPhase[record.phase],
+    reason: record.reason,
+    message: record.message,
+    outOfMemory: record.outOfMemory,
+    address: record.address,
+    startCount: BigInt(record.startCount),
+    imageDigest: record.imageDigest,
+    runtime: record.runtime,
+    sequence: BigInt(record.sequence),
+  });
+  if (record.spec.resources !== undefined) observation.resources = record.spec.resources;
+  if (record.exitCode !== undefined) observation.exitCode = record.exitCode;
+  if (record.startedAt !== undefined) observation.startedAt = timestampFromMs(record.startedAt);
+  if (record.finishedAt !== undefined) observation.finishedAt = timestampFromMs(record.finishedAt);
+  return observation;
+}

@@ -1,0 +1,50 @@
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { initPort, type InitConfig, type MainProcess } from '@drover/init';
+
+/** What one start of a sandbox's init is given (I-6). */
+export interface StartMaterial {
+  readonly sandboxId: string;
+  readonly hostname: string;
+  readonly address: string;
+  readonly controlPlaneUri: string;
+  readonly main: MainProcess;
+  readonly stopGraceMs: number;
+  readonly startCount: number;
+  readonly certificatePem: string;
+  readonly keyPem: string;
+  readonly caPem: string;
+}
+
+/**
+ * Writes the run directory of one start: 0700, files 0400 (I-6). The runtime hands it to the sandbox's root.
+ * What an earlier start left is removed, but for its logs.
+ */
+export async function writeRunDirectory(directory: string, material: StartMaterial): Promise<void> {
+  await mkdir(directory, { recursive: true, mode: 0o700 });
+  const config: InitConfig = {
+    version: 1,
+    sandboxId: material.sandboxId,
+    hostname: material.hostname,
+    controlPlaneUri: material.controlPlaneUri,
+    listen: { host: material.address, port: initPort },
+    main: material.main,
+    stopGraceMs: material.stopGraceMs,
+    startCount: material.startCount,
+  };
+  const files: Record<string, string> = {
+    'config.json': JSON.stringify(config),
+    'ca.pem': material.caPem,
+    'cert.pem': material.certificatePem,
+    'key.pem': material.keyPem,
+  };
+  await rm(join(directory, 'exit.json'), { force: true });
+  await Promise.all(
+    Object.entries(files).map(async ([name, data]) => {
+      const path = join(directory, name);
+      // A file of an earlier start belongs to the sandbox: it is replaced, never written through.
+      await rm(path, { force: true });
+      await writeFile(path, data, { mode: 0o400, flag: 'wx' });
+    }),
+  );
+}
