@@ -15,6 +15,7 @@ export {
   type HostId,
   type SandboxId,
 } from './ids.ts';
+export { lockDirectory } from './lock.ts';
 export { createLogger, silentLogger, type Logger, type LogOptions } from './log.ts';
 export {
   canonicalCommonName,

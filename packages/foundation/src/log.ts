@@ -26,9 +26,11 @@ export interface LogOptions {
   readonly level?: string;
   /** Which process this is: `control-plane`, `agent`, … */
   readonly name: string;
+  /** Where the lines go instead of stderr. */
+  readonly destination?: { write(line: string): void };
 }
 
-/** A logger that writes synchronously to stderr, so that a crash loses no line. */
+/** A logger that writes synchronously, to stderr unless told otherwise, so that a crash loses no line. */
 export function createLogger(options: LogOptions): Logger {
   return pino(
     {
@@ -37,7 +39,7 @@ export function createLogger(options: LogOptions): Logger {
       base: { pid: process.pid },
       redact: { paths: secretPaths, censor: '[redacted]' },
     },
-    pino.destination({ dest: 2, sync: true }),
+    options.destination ?? pino.destination({ dest: 2, sync: true }),
   );
 }
 

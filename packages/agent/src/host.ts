@@ -1,0 +1,64 @@
+import { readFile, statfs } from 'node:fs/promises';
+import { availableParallelism, hostname, loadavg, totalmem } from 'node:os';
+import type { MessageInitShape } from '@bufbuild/protobuf';
+import { link } from '@drover/protocol';
+import { defaultSlots } from './limits.ts';
+import type { HostDescription, HostInfo, HostLoad } from './link/index.ts';
+import type { Runtime, RuntimeFinding } from './runtimes/index.ts';
+
+export interface LinuxHostOptions {
+  readonly stateDirectory: string;
+  readonly name?: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly zone: string;
+  /** Sandboxes at most. */
+  readonly slots?: number;
+  readonly runtimes: readonly Runtime[];
+}
+
+/** What this machine has and how it fares (L-6, L-9), from the kernel. */
+export class LinuxHost implements HostInfo {
+  readonly #options: LinuxHostOptions;
+
+  constructor(options: LinuxHostOptions) {
+    this.#options = options;
+  }
+
+  async describe(): Promise<HostDescription> {
+    const disk = await statfs(this.#options.stateDirectory);
+    return {
+      hostname: this.#options.name ?? hostname(),
+      labels: this.#options.labels,
+      zone: this.#options.zone,
+      capacity: {
+        cpuMillis: availableParallelism() * 1000,
+        memoryBytes: totalmem(),
+        diskBytes: disk.blocks * disk.bsize,
+        slots: this.#options.slots ?? defaultSlots,
+      },
+      runtimes: this.#options.runtimes.map((runtime) => runtime.name),
+      bootId: (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim(),
+    };
+  }
+
+  async load(): Promise<HostLoad> {
+    const [disk, meminfo] = await Promise.all([statfs(this.#options.stateDirectory), readFile('/proc/meminfo', 'utf8')]);
+    const available = /^MemAvailable:\s+(\d+) kB$/m.exec(meminfo)?.[1];
+    return {
+      loadMilli: Math.round((loadavg()[0] ?? 0) * 1000),
+      memoryAvailableBytes: Number(available ?? 0) * 1024,
+      diskAvailableBytes: disk.bavail * disk.bsize,
+    };
+  }
+
+  async diagnose(): Promise<MessageInitShape<typeof link.DiagnosticsSchema>> {
+    const findings = (await Promise.all(this.#options.runtimes.map(async (runtime) => await runtime.check()))).flat();
+    return { findings: findings.map((finding) => ({ ...finding, level: levels[finding.level] })) };
+  }
+}
+
+const levels: Record<RuntimeFinding['level'], link.Finding_Level> = {
+  ok: link.Finding_Level.OK,
+  warning: link.Finding_Level.WARNING,
+  problem: link.Finding_Level.PROBLEM,
+};
