@@ -18,18 +18,26 @@ async function rowsOf(name: string): Promise<readonly string[]> {
     return [];
   }
   const rows = [...source.matchAll(declaration)].map(([, comment = '', limit = '', value = '']) => {
-    const words = comment.replaceAll(/^\s*\* ?/gm, '').replaceAll(/\s+/g, ' ').replaceAll('|', '\\|').trim();
+    const words = comment
+      .replaceAll(/^\s*\* ?/gm, '')
+      .replaceAll(/\s+/g, ' ')
+      .replaceAll('|', '\\|')
+      .trim();
     return `| \`${limit}\` | \`${value.replaceAll(/\s+/g, ' ').replaceAll('|', '\\|')}\` | ${words} |`;
   });
   const declared = source.match(/^export const /gm)?.length ?? 0;
-  if (rows.length !== declared) throw new Error(`packages/${name}/src/limits.ts: ${declared} limits, but ${rows.length} have a comment that says what they are`);
+  if (rows.length !== declared)
+    throw new Error(`packages/${name}/src/limits.ts: ${declared} limits, but ${rows.length} have a comment that says what they are`);
   return rows;
 }
 
 const sections: string[] = [];
 for (const name of (await readdir(join(root, 'packages'))).toSorted()) {
   const rows = await rowsOf(name);
-  if (rows.length > 0) sections.push([`## ${name}`, '', '| limit | value | what it is, and what happens when it is hit |', '| --- | --- | --- |', ...rows].join('\n'));
+  if (rows.length > 0)
+    sections.push(
+      [`## ${name}`, '', '| limit | value | what it is, and what happens when it is hit |', '| --- | --- | --- |', ...rows].join('\n'),
+    );
 }
 const text = `# Limits
 

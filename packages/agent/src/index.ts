@@ -1,4 +1,2 @@
-export type { Images } from './images/images.ts';
-export type { Network } from './network/network.ts';
-export type { Runtime } from './runtimes/runtime.ts';
-export type { Sandboxes } from './sandboxes/sandboxes.ts';
+export { agentDoctor, runAgent, type AgentOptions } from './agent.ts';
+export { LinuxHost } from './host.ts';

@@ -16,30 +16,34 @@ afterEach(async () => {
 
 describe('a directory lock', () => {
   test('a second holder is refused, also by another name of the directory, until the first lets go', async () => {
-    const first = await lockDirectory(directory, 'control plane');
     await symlink(directory, `${directory}-link`);
     try {
-      await expect(lockDirectory(`${directory}-link`, 'control plane')).rejects.toMatchObject({
-        code: 'failed-precondition',
-        message: expect.stringContaining('already running'),
-      });
+      {
+        using _ = lockDirectory(directory, 'control plane');
+        expect(() => lockDirectory(`${directory}-link`, 'control plane')).toThrowError(
+          expect.objectContaining({ code: 'failed-precondition', message: expect.stringContaining('already running') }),
+        );
+      }
+      using _again = lockDirectory(directory, 'control plane');
     } finally {
       await rm(`${directory}-link`);
     }
-    await first.release();
-    await (await lockDirectory(directory, 'control plane')).release();
   });
 
   test('a holder that was killed -9 holds nothing any more', async () => {
-    const script = `import { lockDirectory } from '@drover/foundation'; await lockDirectory(${JSON.stringify(directory)}, 'agent'); console.log('held'); setInterval(() => {}, 1000);`;
+    const script = `import { lockDirectory } from '@drover/foundation'; globalThis.held = lockDirectory(${JSON.stringify(directory)}, 'agent'); console.log('held'); setInterval(() => {}, 1000);`;
     const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', script], {
       cwd: import.meta.dirname,
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     await once(child.stdout, 'data');
-    await expect(lockDirectory(directory, 'agent')).rejects.toMatchObject({ code: 'failed-precondition' });
+    expect(() => lockDirectory(directory, 'agent')).toThrowError(expect.objectContaining({ code: 'failed-precondition' }));
     child.kill('SIGKILL');
     await once(child, 'exit');
-    await (await lockDirectory(directory, 'agent')).release();
+    using _ = lockDirectory(directory, 'agent');
+  });
+
+  test('a directory that is not there is refused with what to do', () => {
+    expect(() => lockDirectory(join(directory, 'missing'), 'agent')).toThrowError(expect.objectContaining({ code: 'invalid-config' }));
   });
 });

@@ -1,43 +1,34 @@
-import { createHash } from 'node:crypto';
-import { realpath, rm } from 'node:fs/promises';
-import { createServer } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { DroverError, errnoOf } from './errors.ts';
+import { DatabaseSync } from 'node:sqlite';
+import { DroverError } from './errors.ts';
 
 /**
- * Holds a directory for this process alone, until it is released or the process ends, however it ends: on Linux an abstract
- * unix socket named after the directory, which the kernel takes back (unix(7)), so that no stale lock is possible.
- * Processes in different network namespaces do not see each other's.
+ * Holds a directory for this process alone, until it is released or the process ends, however it ends.
+ *
+ * The lock is SQLite's on an empty database, `lock.db`: the kernel lets go of it with the process, so that none is ever stale, and
+ * it holds across container and network namespaces.
  * @param what who wants it, for the message: `control plane`
- * @throws {DroverError} failed-precondition when another process holds it
+ * @throws {DroverError} failed-precondition when another process holds it; invalid-config when the directory cannot be used
  */
-export async function lockDirectory(directory: string, what: string): Promise<{ release(): Promise<void> }> {
-  const name = `drover-${createHash('sha256')
-    .update(await realpath(directory))
-    .digest('hex')
-    .slice(0, 32)}`;
-  const path = process.platform === 'linux' ? `\0${name}` : join(tmpdir(), name);
-  const server = createServer((socket) => socket.destroy());
-  // Whether the lock is held must not keep the process alive.
-  server.unref();
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) => {
-      reject(
-        errnoOf(error) === 'EADDRINUSE'
-          ? new DroverError('failed-precondition', `a ${what} is already running on ${directory}`, {
-              hint: 'stop it first, or give this one another directory',
-              cause: error,
-            })
-          : error,
-      );
+export function lockDirectory(directory: string, what: string): Disposable {
+  let database: DatabaseSync | undefined;
+  try {
+    database = new DatabaseSync(join(directory, 'lock.db'), { timeout: 0 });
+    // In exclusive mode the lock of one write is kept until the database is closed (SQLite, PRAGMA locking_mode).
+    database.exec('PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT;');
+  } catch (error) {
+    database?.close();
+    if (error instanceof Error && /locked|busy/i.test(error.message)) {
+      throw new DroverError('failed-precondition', `a ${what} is already running on ${directory}`, {
+        hint: 'stop it first, or give this one another directory',
+        cause: error,
+      });
+    }
+    throw new DroverError('invalid-config', `the directory ${directory} cannot be used: ${error instanceof Error ? error.message : String(error)}`, {
+      hint: 'see that it exists, belongs to the user that runs this, and has space',
+      cause: error,
     });
-    server.listen(path, resolve);
-  });
-  return {
-    async release() {
-      await new Promise<void>((resolve) => server.close(() => resolve()));
-      if (process.platform !== 'linux') await rm(path, { force: true });
-    },
-  };
+  }
+  const held = database;
+  return { [Symbol.dispose]: () => held.close() };
 }

@@ -1,1 +1,3 @@
+/** For the agent: what init reads and writes, and where its program is. Nothing here loads init itself. */
+export { buildInitBundle, initBundlePath, initNodeFlags, ptyAddonPath } from './bundle.ts';
 export * from './config.ts';

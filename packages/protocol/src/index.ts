@@ -9,3 +9,4 @@ export * as link from './generated/drover/link/v1/link_pb.ts';
 export * as sandbox from './generated/drover/sandbox/v1/sandbox_pb.ts';
 export { errorFromWire, errorToWire } from './errors.ts';
 export { methodDefinition, serviceDefinition } from './grpc.ts';
+export { maxTunnelFrameBytes, TunnelStream, type TunnelCall } from './tunnel.ts';

@@ -1,1 +1,19 @@
-export {};
+/** The client library of Drover's public API: `connectDrover({ server, token, caPem })`. */
+export { connectDrover, DroverClient, type ConnectOptions } from './client.ts';
+export { fromApiError } from './errors.ts';
+export type { EventsApi, WatchOptions } from './events.ts';
+export type { ExecExit, ExecHandle, ExecOptions, ExecStarted, TerminalSize } from './exec.ts';
+export type { ForwardOptions } from './forward.ts';
+export type { DrainOptions, HostsApi, JoinTokenOptions } from './hosts.ts';
+export type { ImagesApi, PruneOptions, PullOptions } from './images.ts';
+export type {
+  CreateOptions,
+  ListOptions,
+  LogsOptions,
+  SandboxesApi,
+  SandboxStateName,
+  SpecInit,
+  WaitOptions,
+} from './sandboxes.ts';
+export { sandboxStateName, sandboxStateValue } from './states.ts';
+export { fetchCaByFingerprint } from './tls.ts';

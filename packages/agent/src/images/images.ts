@@ -40,7 +40,17 @@ export interface ImageHandle {
   readonly digest: string;
   /** Unpacked layers, lowest first: overlayfs lower directories. */
   readonly layers: readonly string[];
+  /** More overlays over the root, for `host`: the runtime shows `lower` read-only under a writable layer at `target`. Empty for others. */
+  readonly submounts: readonly Submount[];
   readonly config: ImageConfig;
+}
+
+/** A directory of the host, under a writable layer of the sandbox. */
+export interface Submount {
+  /** Absolute path on the host, never written to. */
+  readonly lower: string;
+  /** Absolute path in the sandbox; the root's layers have a directory there. */
+  readonly target: string;
 }
 
 /** The part of the OCI image config that decides what runs (image-spec, config.md). */

@@ -44,6 +44,8 @@ export interface CreateRequest {
   readonly hostname: string;
   /** Read-only layers, lowest first; each a directory that the image store keeps while it is held. */
   readonly layers: readonly string[];
+  /** More overlays over the root (image `host`): `lower` read-only under a writable directory of the sandbox, at `target`. */
+  readonly submounts?: readonly { readonly lower: string; readonly target: string }[];
   readonly network: NetworkAttachment;
   readonly limits: Limits;
   readonly mounts: readonly { readonly source: string; readonly target: string; readonly readOnly: boolean }[];
@@ -84,6 +86,8 @@ export interface RuntimeState {
   /** Milliseconds since the epoch. */
   readonly startedAt: number | undefined;
   readonly finishedAt: number | undefined;
+  /** Why init could not start the main process, as its exit.json says (reason `start-failed`). */
+  readonly startFailure?: string;
 }
 
 export interface RuntimeStats {

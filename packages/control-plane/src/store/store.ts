@@ -51,6 +51,8 @@ export interface HostRow {
   readonly owner: string;
   readonly connected: boolean;
   readonly downSince: number | undefined;
+  /** Why it is down, for people; empty while it is not. */
+  readonly downReason: string;
   readonly lastSeenAt: number;
   readonly loadMilli: number;
   readonly memoryAvailableBytes: number;
@@ -67,10 +69,14 @@ export interface SandboxRow {
   readonly desired: DesiredState;
   /** Rises with every change of what is wanted. */
   readonly generation: number;
+  /** The generation of the newest wish to start it. A run that ended at this generation or later is over, and is not begun again. */
+  readonly startGeneration: number;
+  /** The generation at which its present placement began; a copy of an older one is stale, also on the same host (L-26). */
+  readonly placedGeneration: number;
   /** What placement counts for it. */
   readonly request: Room;
   readonly hostId: HostId | undefined;
-  /** Why it is not placed; set by placement. */
+  /** Why it is not placed or, when it is, why it waits for room on its host to start again; empty when it does neither. */
   readonly pendingReason: string;
   readonly pendingMessage: string;
   readonly observed: ObservedState | undefined;

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file drover/gateway/v1/gateway.proto.
  */
 export const file_drover_gateway_v1_gateway: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kcm92ZXIvZ2F0ZXdheS92MS9nYXRld2F5LnByb3RvEhFkcm92ZXIuZ2F0ZXdheS52MSJbChRBcHBseVBvbGljaWVzUmVxdWVzdBIPCgd2ZXJzaW9uGAEgASgEEjIKCHBvbGljaWVzGAIgAygLMiAuZHJvdmVyLmdhdGV3YXkudjEuU2FuZGJveFBvbGljeSJDCg1TYW5kYm94UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgVhbGxvdxgDIAMoCSIoChVBcHBseVBvbGljaWVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBCIPCg1IZWFsdGhSZXF1ZXN0IlcKDkhlYWx0aFJlc3BvbnNlEg8KB3ZlcnNpb24YASABKAQSEwoLY29ubmVjdGlvbnMYAiABKAQSDwoHYWxsb3dlZBgDIAEoBBIOCgZkZW5pZWQYBCABKAQywwEKDkdhdGV3YXlTZXJ2aWNlEmIKDUFwcGx5UG9saWNpZXMSJy5kcm92ZXIuZ2F0ZXdheS52MS5BcHBseVBvbGljaWVzUmVxdWVzdBooLmRyb3Zlci5nYXRld2F5LnYxLkFwcGx5UG9saWNpZXNSZXNwb25zZRJNCgZIZWFsdGgSIC5kcm92ZXIuZ2F0ZXdheS52MS5IZWFsdGhSZXF1ZXN0GiEuZHJvdmVyLmdhdGV3YXkudjEuSGVhbHRoUmVzcG9uc2ViBnByb3RvMw");
+  fileDesc("Ch9kcm92ZXIvZ2F0ZXdheS92MS9nYXRld2F5LnByb3RvEhFkcm92ZXIuZ2F0ZXdheS52MSJbChRBcHBseVBvbGljaWVzUmVxdWVzdBIPCgd2ZXJzaW9uGAEgASgEEjIKCHBvbGljaWVzGAIgAygLMiAuZHJvdmVyLmdhdGV3YXkudjEuU2FuZGJveFBvbGljeSJDCg1TYW5kYm94UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgVhbGxvdxgDIAMoCSIoChVBcHBseVBvbGljaWVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBCIPCg1IZWFsdGhSZXF1ZXN0IpABCg5IZWFsdGhSZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgEEhMKC2Nvbm5lY3Rpb25zGAIgASgEEg8KB2FsbG93ZWQYAyABKAQSDgoGZGVuaWVkGAQgASgEEgsKA3BpZBgFIAEoDRIXCg9wcm9ncmFtX3ZlcnNpb24YBiABKAkSEQoJbGlzdGVuaW5nGAcgAygJMsMBCg5HYXRld2F5U2VydmljZRJiCg1BcHBseVBvbGljaWVzEicuZHJvdmVyLmdhdGV3YXkudjEuQXBwbHlQb2xpY2llc1JlcXVlc3QaKC5kcm92ZXIuZ2F0ZXdheS52MS5BcHBseVBvbGljaWVzUmVzcG9uc2USTQoGSGVhbHRoEiAuZHJvdmVyLmdhdGV3YXkudjEuSGVhbHRoUmVxdWVzdBohLmRyb3Zlci5nYXRld2F5LnYxLkhlYWx0aFJlc3BvbnNlYgZwcm90bzM");
 
 /**
  * @generated from message drover.gateway.v1.ApplyPoliciesRequest
@@ -122,6 +122,27 @@ export type HealthResponse = Message<"drover.gateway.v1.HealthResponse"> & {
    * @generated from field: uint64 denied = 4;
    */
   denied: bigint;
+
+  /**
+   * The gateway's process, for an agent that takes it over.
+   *
+   * @generated from field: uint32 pid = 5;
+   */
+  pid: number;
+
+  /**
+   * The program's version; an agent of another version replaces the gateway.
+   *
+   * @generated from field: string program_version = 6;
+   */
+  programVersion: string;
+
+  /**
+   * Where the egress proxy listens, `address:port`.
+   *
+   * @generated from field: repeated string listening = 7;
+   */
+  listening: string[];
 };
 
 /**

@@ -1,0 +1,4 @@
+import { join } from 'node:path';
+import { linkSuite } from './suite.ts';
+
+linkSuite('SQLite', (directory) => join(directory, 'store.sqlite'));

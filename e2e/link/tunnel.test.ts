@@ -1,0 +1,188 @@
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import { create } from '@bufbuild/protobuf';
+import { DroverError, newSandboxId } from '@drover/foundation';
+import { link, methodDefinition } from '@drover/protocol';
+import { status, type StatusObject } from '@grpc/grpc-js';
+import { describe, expect, it } from 'vitest';
+import { until, World, type RunningHost } from './harness.ts';
+
+/** Everything until the end of one direction; the stream's other direction stays (`stream/consumers` would destroy it). */
+async function readAll(stream: Duplex): Promise<Buffer> {
+  const parts: Buffer[] = [];
+  stream.on('data', (part: Buffer) => parts.push(part));
+  await once(stream, 'end');
+  return Buffer.concat(parts);
+}
+
+const text = async (stream: Duplex): Promise<string> => (await readAll(stream)).toString();
+const sqlite = (directory: string): string => join(directory, 'store.sqlite');
+const sandboxId = newSandboxId();
+
+/** A host whose sandbox has one TCP port, served by `serve`. */
+async function hostWithPort(world: World, serve: (socket: Socket) => void): Promise<RunningHost> {
+  const host = await world.host();
+  await world.connected(host);
+  const server = createServer({ allowHalfOpen: true }, serve);
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  world.onClose(() => void server.close());
+  host.sandboxes.dialled = async () => {
+    const socket = connect({ port: (server.address() as AddressInfo).port, host: '127.0.0.1', allowHalfOpen: true });
+    await once(socket, 'connect');
+    return socket;
+  };
+  return host;
+}
+
+const open = (world: World, host: RunningHost): Promise<Duplex> => world.server.openTunnel(host.id, { sandboxId, port: 80 });
+
+describe('tunnels', () => {
+  it('L-30: bytes go both ways, in order and unchanged', async () => {
+    await using world = await World.open(sqlite);
+    const host = await hostWithPort(world, (socket) => socket.pipe(socket));
+    const tunnel = await open(world, host);
+    const sent = randomBytes(3_000_000);
+    tunnel.end(sent);
+    expect((await readAll(tunnel)).equals(sent)).toBe(true);
+  });
+
+  it('L-30: the control plane may end its direction and still read the answer', async () => {
+    await using world = await World.open(sqlite);
+    const host = await hostWithPort(world, async (socket) => {
+      const question = await text(socket);
+      socket.end(`${question.length} bytes`);
+    });
+    const tunnel = await open(world, host);
+    tunnel.end('question');
+    expect(await text(tunnel)).toBe('8 bytes');
+  });
+
+  it('L-30: the sandbox may end its direction and still read what comes', async () => {
+    await using world = await World.open(sqlite);
+    const heard = Promise.withResolvers<string>();
+    const host = await hostWithPort(world, (socket) => {
+      socket.end('first and last');
+      text(socket).then(heard.resolve, heard.reject);
+    });
+    const tunnel = await open(world, host);
+    expect(await text(tunnel)).toBe('first and last');
+    tunnel.end('still here');
+    expect(await heard.promise).toBe('still here');
+  });
+
+  it('L-30: closing either end closes the other', async () => {
+    await using world = await World.open(sqlite);
+    const inside: Socket[] = [];
+    const host = await hostWithPort(world, (socket) => {
+      socket.on('error', () => undefined);
+      socket.resume();
+      inside.push(socket);
+    });
+    const first = await open(world, host);
+    await until('the port is dialled', () => inside.length === 1);
+    first.destroy();
+    await until('the inside is closed', () => inside[0]?.destroyed === true);
+
+    const second = await open(world, host);
+    const cut = expect(text(second)).rejects.toMatchObject({ code: 'ECONNRESET' });
+    await until('the port is dialled', () => inside.length === 2);
+    inside[1]?.resetAndDestroy();
+    await cut;
+    expect(second.destroyed).toBe(true);
+  });
+
+  it('L-30: when the link drops, its tunnels are cut, and that is not mistaken for an end', async () => {
+    await using world = await World.open(sqlite);
+    const host = await hostWithPort(world, (socket) => {
+      socket.on('error', () => undefined);
+      socket.write('half of it');
+    });
+    const tunnel = await open(world, host);
+    await once(tunnel, 'data');
+    const ended = text(tunnel);
+    host.relay.cut();
+    await expect(ended).rejects.toMatchObject({ code: 'ECONNRESET' });
+  });
+
+  it('L-30: an end that does not read slows the other one down', async () => {
+    await using world = await World.open(sqlite);
+    const host = await hostWithPort(world, (socket) => {
+      socket.on('error', () => undefined);
+      socket.pause();
+    });
+    const tunnel = await open(world, host);
+    const chunk = Buffer.alloc(64 * 1024, 7);
+    let accepted = 0;
+    const stalled = async (): Promise<boolean> =>
+      await Promise.race([once(tunnel, 'drain').then(() => false), new Promise<boolean>((resolve) => setTimeout(() => resolve(true), 500))]);
+    for (let blocked = false; !blocked && accepted < 64 * 1024 * 1024; ) {
+      accepted += chunk.length;
+      if (!tunnel.write(chunk)) blocked = await stalled();
+    }
+    // The kernel's socket buffers and the windows on the way hold some megabytes; without flow control it would be all 64.
+    expect(accepted).toBeLessThan(24 * 1024 * 1024);
+    tunnel.destroy();
+  });
+
+  it("L-30: a port that cannot be reached is the host's own error", async () => {
+    await using world = await World.open(sqlite);
+    const host = await world.host();
+    await world.connected(host);
+    await expect(open(world, host)).rejects.toMatchObject({ code: 'sandbox-not-running' });
+    host.sandboxes.dialled = () => Promise.reject(new DroverError('unavailable', 'nothing listens on port 80'));
+    await expect(open(world, host)).rejects.toMatchObject({ code: 'unavailable', message: 'nothing listens on port 80' });
+    await expect(world.server.openTunnel(host.id, { sandboxId, port: 0 })).rejects.toMatchObject({ code: 'invalid-argument' });
+  });
+
+  it('L-30: a caller that goes away stops waiting at once', async () => {
+    await using world = await World.open(sqlite);
+    const host = await world.host();
+    await world.connected(host);
+    host.sandboxes.dialled = () => new Promise(() => undefined);
+    const impatient = new AbortController();
+    const opening = world.server.openTunnel(host.id, { sandboxId, port: 80 }, impatient.signal);
+    impatient.abort();
+    await expect(opening).rejects.toMatchObject({ code: 'cancelled' });
+  });
+
+  it("L-30: a host cannot answer for another host's tunnel, nor open one that nobody asked for", async () => {
+    await using world = await World.open(sqlite);
+    const [mine, theirs] = [await world.identity(), await world.identity()];
+    const [asked, other] = [await world.raw(mine), await world.raw(theirs)];
+    asked.register(mine.hostId);
+    other.register(theirs.hostId);
+    await asked.frame('welcome');
+    await other.frame('welcome');
+    const impatient = new AbortController();
+    const opening = world.server.openTunnel(mine.hostId, { sandboxId, port: 80 }, impatient.signal);
+    const { operation } = await asked.frame('command');
+    const { tunnelId } = operation.value as link.OpenTunnel;
+    const method = methodDefinition(link.HostLinkService.method.tunnel);
+    const answer = async (client: typeof other.client, frame: link.TunnelFrame['frame']): Promise<StatusObject> => {
+      const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
+      call.on('error', () => undefined);
+      call.resume();
+      call.write(create(link.TunnelFrameSchema, { frame }));
+      return await new Promise((resolve) => call.on('status', resolve));
+    };
+    const openFrame = (direction: link.TunnelOpen['direction']): link.TunnelFrame['frame'] => ({
+      case: 'open',
+      value: create(link.TunnelOpenSchema, { direction }),
+    });
+    expect(await answer(other.client, openFrame({ case: 'tunnelId', value: tunnelId }))).toMatchObject({ code: status.NOT_FOUND });
+    expect(await answer(asked.client, openFrame({ case: 'tunnelId', value: 't-unknown' }))).toMatchObject({ code: status.NOT_FOUND });
+    expect(await answer(asked.client, { case: 'data', value: new Uint8Array(1) })).toMatchObject({ code: status.INVALID_ARGUMENT });
+    const inbound = openFrame({ case: 'inbound', value: create(link.SandboxInboundSchema, { sandboxId }) });
+    expect(await answer(asked.client, inbound)).toMatchObject({ code: status.UNIMPLEMENTED });
+    impatient.abort();
+    await expect(opening).rejects.toMatchObject({ code: 'cancelled' });
+
+    // L-4: without a link there are no tunnels.
+    const unlinked = await world.raw(await world.identity());
+    expect(await answer(unlinked.client, openFrame({ case: 'tunnelId', value: tunnelId }))).toMatchObject({ code: status.PERMISSION_DENIED });
+  });
+});

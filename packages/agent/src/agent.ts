@@ -1,0 +1,167 @@
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DroverError, lockDirectory, type Logger } from '@drover/foundation';
+import { initBundlePath, ptyAddonPath } from '@drover/init';
+import { namesOf } from '@drover/pki';
+import { LinuxHost } from './host.ts';
+import { ImageStore, type RegistryConfig } from './images/index.ts';
+import { proxyPort } from './limits.ts';
+import { AgentLink, CredentialsStore, loadIdentity } from './link/index.ts';
+import { GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
+import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
+import { SandboxManager } from './sandboxes/index.ts';
+
+export interface AgentOptions {
+  /** Everything that the host keeps: identity, records, images, sandboxes. One agent at a time. */
+  readonly stateDirectory: string;
+  readonly logger: Logger;
+  /** The agent's lifetime; aborted, it stops cleanly and sandboxes run on. */
+  readonly signal: AbortSignal;
+  /** Default: the machine's host name. */
+  readonly name?: string;
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly zone?: string;
+  /** Sandboxes at most; default 200. */
+  readonly slots?: number;
+  /** host:port of the link; default: as the join said. */
+  readonly linkAddress?: string;
+  /** Addresses for sandboxes, an IPv4 network; default 10.213.0.0/16. */
+  readonly pool?: string;
+  /** `runc` (default), `crun`, or a path. */
+  readonly runtimeProgram?: string;
+  readonly registries?: RegistryConfig;
+  /** Directories of the host that sandboxes may mount (R-18). */
+  readonly allowedMounts?: readonly string[];
+  /** Starts `drover gateway`, its arguments to follow. Default: this program again, with `gateway`. */
+  readonly gatewayCommand?: readonly [string, ...string[]];
+}
+
+/**
+ * Runs the host agent until the signal aborts or the host is removed from its control plane.
+ * @throws {DroverError} failed-precondition when the host has not joined, or another agent runs on the directory;
+ *   missing-component and missing-privilege when the host cannot run sandboxes
+ */
+export async function runAgent(options: AgentOptions): Promise<void> {
+  const { stateDirectory, logger } = options;
+  // Others may pass through: sandboxes' roots are in here, and their owners are not root.
+  await mkdir(stateDirectory, { recursive: true, mode: 0o711 });
+  const identity = await loadIdentity(stateDirectory);
+  if (identity === undefined) {
+    throw new DroverError('failed-precondition', `this host has not joined a control plane (nothing in ${stateDirectory})`, {
+      hint: 'run what `drover host token` prints: drover agent join URL --token TOKEN',
+    });
+  }
+  using _lock = lockDirectory(stateDirectory, 'host agent');
+  // Ends what lives under the agent also when it ends by itself.
+  const life = new AbortController();
+  const signal = AbortSignal.any([options.signal, life.signal]);
+
+  const instance = instanceTag(identity.hostId);
+  const runtime = new OciRuntime({
+    stateDirectory,
+    cgroupParent: `/drover-${instance}`,
+    logger,
+    ...(options.runtimeProgram !== undefined && { program: options.runtimeProgram }),
+  });
+  refuseProblems(await runtime.check(), logger);
+
+  const images = new ImageStore({
+    directory: join(stateDirectory, 'images'),
+    logger,
+    signal,
+    ...(options.registries !== undefined && { config: options.registries }),
+  });
+  // The gateway listens on an address that the network makes; the network applies its policies to the gateway.
+  let gateway: GatewayProcess | undefined;
+  const network = new SandboxNetwork({
+    stateDirectory,
+    instance,
+    proxyPort,
+    logger,
+    applyGateway: async (policies) => await gateway?.apply(policies),
+    ...(options.pool !== undefined && { pool: options.pool }),
+  });
+  gateway = new GatewayProcess({
+    stateDirectory,
+    command: options.gatewayCommand ?? ownGatewayCommand(),
+    address: network.gatewayAddress,
+    port: proxyPort,
+    logger,
+  });
+
+  const host = new LinuxHost({
+    stateDirectory,
+    labels: options.labels ?? {},
+    zone: options.zone ?? '',
+    runtimes: [runtime],
+    ...(options.name !== undefined && { name: options.name }),
+    ...(options.slots !== undefined && { slots: options.slots }),
+  });
+  // The link signs certificates for the sandboxes, and the sandboxes answer the link's commands.
+  let link: AgentLink | undefined;
+  const sandboxes = new SandboxManager({
+    stateDirectory,
+    runtimes: [runtime],
+    images,
+    network,
+    initDirectory: await prepareInitDirectory(join(stateDirectory, 'init'), {
+      nodePath: process.execPath,
+      bundlePath: initBundlePath(),
+      addonPath: ptyAddonPath(),
+    }),
+    names: namesOf(identity.trustDomain),
+    sign: async (id, csrDer, signSignal) => {
+      if (link === undefined) throw new DroverError('unavailable', 'the agent has no link yet');
+      return await link.signSandboxCertificate(id, csrDer, signSignal);
+    },
+    gatewayEnvironment: (attachment) => Object.entries(proxyEnvironment(attachment)).map(([name, value]) => `${name}=${value}`),
+    allowedMounts: options.allowedMounts ?? [],
+    logger,
+    signal,
+  });
+  link = new AgentLink({
+    credentials: new CredentialsStore(stateDirectory, identity),
+    sandboxes,
+    images,
+    info: host,
+    logger,
+    ...(options.linkAddress !== undefined && { address: options.linkAddress }),
+  });
+
+  try {
+    await images.start();
+    await sandboxes.start();
+    await link.run(signal);
+  } finally {
+    life.abort();
+    await sandboxes.close();
+    // Sandboxes that run on keep their way out.
+    const needed = sandboxes.list().some((sandbox) => sandbox.address !== '');
+    await gateway.close({ leaveRunning: needed });
+  }
+}
+
+/** What this host can and cannot do, for `drover doctor`. */
+export async function agentDoctor(options: { readonly stateDirectory: string; readonly logger: Logger; readonly runtimeProgram?: string }): Promise<readonly RuntimeFinding[]> {
+  const runtime = new OciRuntime({
+    stateDirectory: options.stateDirectory,
+    cgroupParent: '/drover',
+    logger: options.logger,
+    ...(options.runtimeProgram !== undefined && { program: options.runtimeProgram }),
+  });
+  return await runtime.check();
+}
+
+function refuseProblems(findings: readonly RuntimeFinding[], logger: Logger): void {
+  for (const finding of findings) if (finding.level === 'warning') logger.warn({ subject: finding.subject, hint: finding.hint }, finding.message);
+  const problems = findings.filter((finding) => finding.level === 'problem');
+  const [first] = problems;
+  if (first === undefined) return;
+  throw new DroverError(first.subject === 'privilege' ? 'missing-privilege' : 'missing-component', problems.map((p) => p.message).join('; '), {
+    hint: problems.map((p) => p.hint).join('; '),
+  });
+}
+
+function ownGatewayCommand(): readonly [string, ...string[]] {
+  return [process.execPath, ...process.execArgv, process.argv[1] ?? '', 'gateway'];
+}

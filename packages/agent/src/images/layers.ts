@@ -1,0 +1,195 @@
+import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import pLimit from 'p-limit';
+import { hasCode, type Logger } from '@drover/foundation';
+import { maxDownloads, maxUnpacks } from '../limits.ts';
+import { syncDirectory } from './blobs.ts';
+import { fileNameOf } from './digest.ts';
+import { layerRecords, type LayerRecord, type Records } from './records.ts';
+import type { FoundLayer } from './source.ts';
+import { syncInThread, unpackInThread } from './threads.ts';
+
+interface LayerTask {
+  readonly done: Promise<void>;
+  readonly listeners: Set<(doneBytes: number) => void>;
+}
+
+/**
+ * Unpacked layers, `layers/<algorithm>-<hex of the diff id>/`, shared by all images. A directory counts only with its
+ * record, which is written after the directory was renamed into place (R-12).
+ */
+export class LayerStore {
+  readonly #directory: string;
+  readonly #staging: string;
+  readonly #records: Records<LayerRecord>;
+  readonly #logger: Logger;
+  /** The agent's lifetime. */
+  readonly #lifetime: AbortSignal;
+  readonly #tasks = new Map<string, LayerTask>();
+  readonly #downloads = pLimit(maxDownloads);
+  readonly #unpacks = pLimit(maxUnpacks);
+  #boot = '';
+  #syncing: Promise<void> | undefined;
+
+  constructor(options: { readonly directory: string; readonly logger: Logger; readonly signal: AbortSignal }) {
+    this.#directory = join(options.directory, 'layers');
+    this.#staging = join(options.directory, 'staging');
+    this.#records = layerRecords(join(options.directory, 'layer-records'));
+    this.#logger = options.logger;
+    this.#lifetime = options.signal;
+  }
+
+  /** Removes what a crash left: staging directories, layers without a record, and layers that a power cut may have damaged. */
+  async start(): Promise<void> {
+    this.#boot = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+    await rm(this.#staging, { recursive: true, force: true });
+    await mkdir(this.#staging, { recursive: true, mode: 0o700 });
+    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    await this.#records.load(this.#logger);
+    for (const record of this.#records.all()) {
+      if (!existsSync(this.path(record.name)) || (!record.durable && record.boot !== this.#boot)) await this.#records.delete(record.name);
+    }
+    for (const name of await readdir(this.#directory)) {
+      if (this.#records.get(name) === undefined) await rm(join(this.#directory, name), { recursive: true, force: true });
+    }
+    if (this.#records.all().some((record) => !record.durable)) this.#makeDurable();
+  }
+
+  path(name: string): string {
+    return name.startsWith('/') ? name : join(this.#directory, name);
+  }
+
+  has(name: string): boolean {
+    return name.startsWith('/') ? existsSync(name) : this.#records.get(name) !== undefined && existsSync(this.path(name));
+  }
+
+  bytes(name: string): number {
+    return this.#records.get(name)?.bytes ?? 0;
+  }
+
+  names(): readonly string[] {
+    return this.#records.all().map((record) => record.name);
+  }
+
+  /** @returns freed bytes */
+  async remove(name: string): Promise<number> {
+    const bytes = this.bytes(name);
+    // Without its record it is not believed, even half removed.
+    await this.#records.delete(name);
+    const going = join(this.#staging, `${name}.${randomBytes(6).toString('hex')}`);
+    await rename(this.path(name), going);
+    await rm(going, { recursive: true, force: true });
+    return bytes;
+  }
+
+  /** An empty directory that becomes a layer with `adopt`, or goes at the next start. */
+  async stage(): Promise<string> {
+    const path = join(this.#staging, randomBytes(8).toString('hex'));
+    await mkdir(path, { mode: 0o755 });
+    return path;
+  }
+
+  /** Makes a staged directory a layer; when there is one of that name already, that one stays. */
+  async adopt(staged: string, name: string, size: { readonly bytes: number; readonly entries: number }): Promise<void> {
+    if (this.has(name)) {
+      await rm(staged, { recursive: true, force: true });
+      return;
+    }
+    await rm(this.path(name), { recursive: true, force: true });
+    await rename(staged, this.path(name));
+    await syncDirectory(this.#directory);
+    await this.#records.put({ name, ...size, boot: this.#boot, durable: false });
+    this.#makeDurable();
+  }
+
+  /**
+   * Downloads and unpacks a layer unless it is there; whoever else wants the same one meanwhile waits with the first (R-13).
+   * Whether the other's way to it fails does not matter: then it is tried on this one's.
+   */
+  async ensure(layer: FoundLayer, onBytes: (doneBytes: number) => void, signal: AbortSignal): Promise<void> {
+    const name = fileNameOf(layer.diffId);
+    for (;;) {
+      signal.throwIfAborted();
+      if (this.has(name)) {
+        onBytes(layer.size);
+        return;
+      }
+      const running = this.#tasks.get(name);
+      if (running === undefined) break;
+      running.listeners.add(onBytes);
+      try {
+        await waitFor(running.done, signal);
+      } catch (error) {
+        signal.throwIfAborted();
+        this.#logger.debug({ layer: name, err: error }, 'a layer that another image shares failed there');
+      } finally {
+        running.listeners.delete(onBytes);
+      }
+    }
+    const listeners = new Set([onBytes]);
+    const done = this.#build(layer, name, (bytes) => listeners.forEach((listener) => listener(bytes)), signal).finally(() => {
+      this.#tasks.delete(name);
+    });
+    this.#tasks.set(name, { done, listeners });
+    await done;
+  }
+
+  async #build(layer: FoundLayer, name: string, onBytes: (doneBytes: number) => void, signal: AbortSignal): Promise<void> {
+    const file = await this.#downloads(() => layer.fetch(onBytes, signal));
+    await this.#unpacks(async () => {
+      const staged = await this.stage();
+      try {
+        const unpacked = await unpackInThread(file, staged, layer.diffId, signal);
+        await this.adopt(staged, name, unpacked);
+      } catch (error) {
+        await rm(staged, { recursive: true, force: true });
+        // What is wrong with these bytes stays wrong; a full disk is not kept full by them.
+        if (hasCode(error, 'corrupt-image', 'unsafe-archive', 'too-large', 'disk-full')) await layer.discard();
+        throw error;
+      }
+    });
+    await layer.discard();
+  }
+
+  /** After a write-back of the file system, what was unpacked before it is safe from a power cut. One at a time. */
+  #makeDurable(): void {
+    if (this.#syncing !== undefined || this.#lifetime.aborted) return;
+    this.#syncing = (async () => {
+      for (;;) {
+        const waiting = this.#records.all().filter((record) => !record.durable);
+        if (waiting.length === 0) return;
+        await syncInThread(this.#directory, this.#lifetime);
+        for (const record of waiting) {
+          if (this.#records.get(record.name) === record) await this.#records.put({ ...record, durable: true });
+        }
+      }
+    })()
+      .catch((error: unknown) => {
+        // They are unpacked again after the next boot; nothing else is lost.
+        if (!this.#lifetime.aborted) this.#logger.warn({ err: error }, 'unpacked layers could not be written back');
+      })
+      .finally(() => {
+        this.#syncing = undefined;
+      });
+  }
+
+  /** Resolves when what runs in the background has ended. */
+  async idle(): Promise<void> {
+    await this.#syncing;
+  }
+}
+
+/** The outcome of shared work, or the end of this caller's patience, whichever is first. */
+export async function waitFor<T>(shared: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
+  const { promise, reject } = Promise.withResolvers<never>();
+  const abort = (): void => reject(signal.reason as Error);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    return await Promise.race([shared, promise]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}

@@ -1,0 +1,50 @@
+import type { Clock } from '@drover/foundation';
+import { progressEveryMs } from '../limits.ts';
+import type { PullProgress } from './images.ts';
+
+type Listener = (progress: PullProgress) => void;
+
+/** Tells everyone who waits for an image how far it is, at a bounded rate; whoever comes later hears the latest at once. */
+export class ProgressReport {
+  readonly #clock: Clock;
+  readonly #listeners = new Set<Listener>();
+  #latest: PullProgress;
+  #toldAt = Number.NEGATIVE_INFINITY;
+  readonly #done = new Map<string, number>();
+  #totalBytes = 0;
+
+  constructor(clock: Clock, message: string) {
+    this.#clock = clock;
+    this.#latest = { message, doneBytes: 0, totalBytes: 0 };
+  }
+
+  /** @returns stops listening */
+  listen(listener: Listener): () => void {
+    this.#listeners.add(listener);
+    listener(this.#latest);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** A new step: told at once. */
+  step(message: string): void {
+    this.#update(message, true);
+  }
+
+  total(bytes: number): void {
+    this.#totalBytes = bytes;
+  }
+
+  bytes(part: string, doneBytes: number): void {
+    this.#done.set(part, doneBytes);
+    this.#update(this.#latest.message, false);
+  }
+
+  #update(message: string, now: boolean): void {
+    let doneBytes = 0;
+    for (const bytes of this.#done.values()) doneBytes += bytes;
+    this.#latest = { message, doneBytes, totalBytes: this.#totalBytes };
+    if (!now && this.#clock.now() - this.#toldAt < progressEveryMs) return;
+    this.#toldAt = this.#clock.now();
+    for (const listener of this.#listeners) listener(this.#latest);
+  }
+}

@@ -1,0 +1,137 @@
+import { spawnSync } from 'node:child_process';
+import { createRequire } from 'node:module';
+import { fstatSync } from 'node:fs';
+
+/**
+ * The system calls that Node lacks and unpacking needs: mknod(2), lsetxattr(2), syncfs(2).
+ * They go through `node:ffi`; where that is missing or refused, through the tools mknod(1), setfattr(1) and sync(1).
+ * Paths are byte strings in latin1 (see tar.ts): a file name need not be UTF-8.
+ */
+export interface SystemCalls {
+  /** @throws {Error} with `code` as fs functions have it */
+  makeNode(path: string, type: NodeType, major: number, minor: number): void;
+  /** Sets an extended attribute; a symbolic link is not followed. @throws {Error} with `code` */
+  setAttribute(path: string, name: string, value: Buffer): void;
+  /** Writes back everything of the file system that `fd` lies in. */
+  syncFileSystem(fd: number): void;
+}
+
+export type NodeType = 'character' | 'block' | 'fifo';
+
+/** inode(7) */
+const fileTypes: Record<NodeType, number> = { character: 0o020000, block: 0o060000, fifo: 0o010000 };
+const typeLetters: Record<NodeType, string> = { character: 'c', block: 'b', fifo: 'p' };
+
+/** errno(3) of Linux on every architecture that Node runs on. */
+const errnoNames: Record<number, string> = {
+  1: 'EPERM',
+  2: 'ENOENT',
+  5: 'EIO',
+  7: 'E2BIG',
+  12: 'ENOMEM',
+  13: 'EACCES',
+  17: 'EEXIST',
+  20: 'ENOTDIR',
+  22: 'EINVAL',
+  28: 'ENOSPC',
+  30: 'EROFS',
+  34: 'ERANGE',
+  36: 'ENAMETOOLONG',
+  38: 'ENOSYS',
+  40: 'ELOOP',
+  95: 'ENOTSUP',
+  122: 'EDQUOT',
+};
+
+/** gnu_dev_makedev of the C library: 12 + 20 bits, spread over 64. */
+export function deviceNumber(major: number, minor: number): bigint {
+  const a = BigInt(major);
+  const b = BigInt(minor);
+  return ((a & 0xfffff000n) << 32n) | ((a & 0xfffn) << 8n) | ((b & 0xffffff00n) << 12n) | (b & 0xffn);
+}
+
+let chosen: SystemCalls | undefined;
+
+/** The best that this process has. */
+export function systemCalls(): SystemCalls {
+  chosen ??= viaFfi() ?? viaTools;
+  return chosen;
+}
+
+const terminated = (text: string): Buffer => Buffer.from(`${text}\0`, 'latin1');
+
+function failure(call: string, path: string, errno: number): Error {
+  const code = errnoNames[errno] ?? `E${errno}`;
+  return Object.assign(new Error(`${code}: ${call} ${JSON.stringify(path)}`), { code, errno: -errno, syscall: call });
+}
+
+/** Undefined where this Node has no FFI, or its C library lacks a symbol. */
+export function viaFfi(): SystemCalls | undefined {
+  try {
+    const ffi = createRequire(import.meta.url)('node:ffi') as typeof import('node:ffi');
+    const { functions } = ffi.dlopen(null, {
+      mknod: { arguments: ['buffer', 'u32', 'u64'], return: 'i32' },
+      lsetxattr: { arguments: ['buffer', 'buffer', 'buffer', 'u64', 'i32'], return: 'i32' },
+      syncfs: { arguments: ['i32'], return: 'i32' },
+      __errno_location: { arguments: [], return: 'pointer' },
+    });
+    const errno = (): number => ffi.getInt32(functions.__errno_location());
+    return {
+      makeNode(path, type, major, minor) {
+        // The mode is 0 until chmod, so that the umask does not matter.
+        if (functions.mknod(terminated(path), fileTypes[type], deviceNumber(major, minor)) !== 0) throw failure('mknod', path, errno());
+      },
+      setAttribute(path, name, value) {
+        if (functions.lsetxattr(terminated(path), terminated(name), value, BigInt(value.length), 0) !== 0) {
+          throw failure('lsetxattr', path, errno());
+        }
+      },
+      syncFileSystem(fd) {
+        if (functions.syncfs(fd) !== 0) throw failure('syncfs', String(fd), errno());
+      },
+    };
+  } catch {
+    // No node:ffi in this Node, or a C library without one of them: the tools do it.
+    return undefined;
+  }
+}
+
+/** The same by spawning tools: slow, but there is one for few files only. */
+export const viaTools: SystemCalls = {
+  makeNode(path, type, major, minor) {
+    const numbers = type === 'fifo' ? [] : [String(major), String(minor)];
+    run('mknod', ['-m', '0', '--', utf8(path), typeLetters[type], ...numbers]);
+  },
+  setAttribute(path, name, value) {
+    run('setfattr', ['-h', '-n', name, '-v', `0x${value.toString('hex')}`, '--', utf8(path)]);
+  },
+  syncFileSystem(fd) {
+    fstatSync(fd);
+    run('sync', ['-f', `/proc/${process.pid}/fd/${fd}`]);
+  },
+};
+
+/** Arguments of a process are UTF-8 in Node; a name that is not cannot go this way. */
+function utf8(path: string): string {
+  const bytes = Buffer.from(path, 'latin1');
+  const text = bytes.toString('utf8');
+  if (!Buffer.from(text, 'utf8').equals(bytes)) throw failure('spawn', path, 22);
+  return text;
+}
+
+function run(tool: string, args: readonly string[]): void {
+  const result = spawnSync(tool, args, { stdio: ['ignore', 'ignore', 'pipe'], encoding: 'utf8', timeout: 10_000 });
+  if (result.error !== undefined) throw result.error;
+  if (result.status === 0) return;
+  const message = result.stderr.trim();
+  const code = message.includes('File exists')
+    ? 'EEXIST'
+    : message.includes('not supported')
+      ? 'ENOTSUP'
+      : message.includes('not permitted')
+        ? 'EPERM'
+        : message.includes('No space')
+          ? 'ENOSPC'
+          : 'EIO';
+  throw Object.assign(new Error(`${code}: ${tool}: ${message}`), { code });
+}

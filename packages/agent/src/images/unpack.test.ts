@@ -1,0 +1,310 @@
+import { createHash, randomBytes } from 'node:crypto';
+import { existsSync, lstatSync, readFileSync, statSync } from 'node:fs';
+import { mkdir, readdir, readlink, rm, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { gzipSync, zstdCompressSync } from 'node:zlib';
+import { pack, type Headers } from 'tar-stream';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { systemCalls, viaFfi, viaTools } from './system-calls.ts';
+import { command, requireTools, temporaryDirectory } from './testing/peers.ts';
+import { unpackInThread } from './threads.ts';
+import { unpackLayer } from './unpack.ts';
+
+let directory: string;
+beforeAll(async () => {
+  requireTools(['/usr/bin/umoci', 'umoci'], ['/usr/sbin/setcap', 'libcap2-bin'], ['/usr/bin/tar', 'tar']);
+  directory = await temporaryDirectory();
+});
+afterAll(async () => {
+  await rm(directory, { recursive: true, force: true });
+});
+
+type Entry = Partial<Headers> & { readonly name: string; readonly content?: Buffer | string };
+
+async function tarOf(entries: readonly Entry[]): Promise<Buffer> {
+  const archive = pack();
+  for (const { content, ...header } of entries) archive.entry(header, content ?? '');
+  archive.finalize();
+  const chunks: Buffer[] = [];
+  for await (const chunk of archive) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks);
+}
+
+async function unpack(data: Buffer, diffId?: string): Promise<string> {
+  const name = randomBytes(6).toString('hex');
+  const file = join(directory, `${name}.layer`);
+  const root = join(directory, name, 'root');
+  await writeFile(file, data);
+  await mkdir(root, { recursive: true });
+  await unpackLayer({ path: file, offset: 0, size: data.length, digest: undefined }, root, diffId);
+  return root;
+}
+
+/** What a tree is: one line a file. */
+async function listing(root: string): Promise<string[]> {
+  const format = '%P %y %m %U:%G %s %T@ %l %n\\n';
+  const lines = (await command('find', root, '-mindepth', '1', '-printf', format)).trim().split('\n');
+  // Sizes of directories are the file system's own; times in whole seconds.
+  return lines
+    .map((line) => line.replace(/^(\S+ d \S+ \S+) \d+/, '$1').replace(/(\d+)\.\d+/g, '$1'))
+    .map((line) => (/ d /.test(line) ? line.replace(/ \d+$/, '') : line))
+    .sort();
+}
+
+describe('R-11: what a layer has', () => {
+  test('a tree with everything in it is unpacked as GNU tar unpacks it', async () => {
+    const source = join(directory, 'source');
+    await mkdir(join(source, 'deep', 'x'.repeat(120), 'y'.repeat(120)), { recursive: true });
+    await writeFile(join(source, 'deep', 'x'.repeat(120), 'y'.repeat(120), 'long'), 'long name');
+    await writeFile(join(source, 'plain'), randomBytes(300_000));
+    await writeFile(join(source, 'setuid'), 'x');
+    await writeFile(join(source, 'capable'), 'x');
+    await writeFile(join(source, 'ünïcode'), 'x');
+    await writeFile(Buffer.concat([Buffer.from(`${source}/latin1-`), Buffer.from([0xe9])]), 'not UTF-8');
+    const script = [
+      `cd '${source}'`,
+      'ln plain hard && ln -s plain soft && ln -s /nowhere dangling && ln -s setuid owned',
+      'chown 12:34 setuid && chmod 6755 setuid && chown -h 56:78 owned',
+      'mkfifo -m 640 fifo && mknod null c 1 3 && mknod disk b 8 17 && chmod 1777 deep',
+      'mkdir closed && touch closed/inside && chmod 0500 closed',
+      'touch -h -d 2001-02-03T04:05:06Z soft closed deep plain',
+      'truncate -s 5000000 sparse && printf data | dd of=sparse bs=1 seek=3000000 conv=notrunc status=none',
+      // cap_setuid is the bit that makes a byte of 0x80 of the attribute.
+      'setcap cap_setuid,cap_net_raw=ep capable',
+    ].join(' && ');
+    await command('sh', '-c', script);
+    for (const format of ['pax', 'gnu']) {
+      const tar = join(directory, `${format}.tar`);
+      await command(
+        'tar',
+        `--format=${format}`,
+        '--sparse',
+        '--numeric-owner',
+        '-C',
+        source,
+        ...(format === 'pax' ? ['--xattrs', '--xattrs-include=*'] : []),
+        '-cf',
+        tar,
+        '.',
+      );
+      const oracle = join(directory, `oracle-${format}`);
+      await mkdir(oracle);
+      await command('tar', '--numeric-owner', '--xattrs', '--xattrs-include=*', '-C', oracle, '-xpf', tar);
+      const root = await unpack(readFileSync(tar));
+      expect(await listing(root)).toEqual(await listing(oracle));
+      expect(readFileSync(join(root, 'sparse')).equals(readFileSync(join(source, 'sparse')))).toBe(true);
+      expect(readFileSync(join(root, 'plain')).equals(readFileSync(join(source, 'plain')))).toBe(true);
+      expect(statSync(join(root, 'sparse')).blocks).toBeLessThan(1000);
+      expect(statSync(join(root, 'hard')).ino).toBe(statSync(join(root, 'plain')).ino);
+      if (format === 'pax')
+        expect(await command('/usr/sbin/getcap', '-n', join(root, 'capable'))).toMatch(
+          /cap_net_raw,cap_setuid=ep|cap_setuid,cap_net_raw=ep/,
+        );
+    }
+  });
+
+  test.each(['0.0', '0.1', '1.0'])('sparse files of PAX format %s are right', async (version) => {
+    const source = join(directory, `sparse-${version}`);
+    await mkdir(source);
+    await command(
+      'sh',
+      '-c',
+      `cd ${source} && truncate -s 3000000 s && for at in 1000 700000 2000000; do printf abc | dd of=s bs=1 seek=$at conv=notrunc status=none; done`,
+    );
+    const tar = join(directory, `sparse-${version}.tar`);
+    await command('tar', '--format=pax', '--sparse', `--sparse-version=${version}`, '-C', source, '-cf', tar, 's');
+    const root = await unpack(readFileSync(tar));
+    expect(readFileSync(join(root, 's')).equals(readFileSync(join(source, 's')))).toBe(true);
+  });
+
+  test('gzip of several members, and zstd of several frames, are read to their end', async () => {
+    const tar = await tarOf([
+      { name: 'a', content: randomBytes(200_000) },
+      { name: 'b', content: 'b' },
+    ]);
+    const parts = [tar.subarray(0, 100_000), tar.subarray(100_000)];
+    for (const compress of [gzipSync, zstdCompressSync]) {
+      const root = await unpack(
+        Buffer.concat(parts.map((part) => compress(part))),
+        `sha256:${createHash('sha256').update(tar).digest('hex')}`,
+      );
+      expect(await readdir(root)).toEqual(['a', 'b']);
+      expect(readFileSync(join(root, 'b'), 'utf8')).toBe('b');
+    }
+  });
+
+  test('whiteouts become what overlayfs hides with', async () => {
+    const root = await unpack(
+      await tarOf([
+        { name: 'etc/', type: 'directory' },
+        { name: 'etc/.wh.passwd' },
+        { name: 'var/', type: 'directory' },
+        { name: 'var/.wh..wh..opq' },
+        { name: 'var/kept', content: 'x' },
+        { name: '.wh..wh.aufs' },
+        { name: 'both', content: 'stays' },
+        { name: '.wh.both' },
+      ]),
+    );
+    const hidden = lstatSync(join(root, 'etc/passwd'));
+    expect([hidden.isCharacterDevice(), hidden.rdev]).toEqual([true, 0]);
+    expect(readFileSync(join(root, 'both'), 'utf8')).toBe('stays');
+    expect(existsSync(join(root, '.wh..wh.aufs'))).toBe(false);
+    // The kernel is the judge: mounted over another layer, what is hidden is gone.
+    const base = join(root, '../base');
+    const merged = join(root, '../merged');
+    await command('sh', '-c', `mkdir -p ${base}/etc ${base}/var ${merged} && touch ${base}/etc/passwd ${base}/etc/group ${base}/var/old`);
+    await command('mount', '-t', 'overlay', 'overlay', '-o', `ro,lowerdir=${root}:${base}`, merged);
+    try {
+      expect(await readdir(join(merged, 'etc'))).toEqual(['group']);
+      expect(await readdir(join(merged, 'var'))).toEqual(['kept']);
+    } finally {
+      await command('umount', merged);
+    }
+  });
+
+  test('in a thread it is the same', async () => {
+    const tar = await tarOf([{ name: 'a', content: 'x' }]);
+    const file = join(directory, 'threaded.layer');
+    const root = join(directory, 'threaded');
+    await writeFile(file, tar);
+    await mkdir(root);
+    const layer = await unpackInThread(
+      { path: file, offset: 0, size: tar.length, digest: undefined },
+      root,
+      undefined,
+      new AbortController().signal,
+    );
+    expect(layer).toEqual({ diffId: `sha256:${createHash('sha256').update(tar).digest('hex')}`, bytes: 1, entries: 1 });
+    await expect(
+      unpackInThread({ path: file, offset: 0, size: 700, digest: undefined }, root, undefined, new AbortController().signal),
+    ).rejects.toMatchObject({ code: 'corrupt-image', hint: expect.any(String) });
+  });
+});
+
+describe('R-14: a hostile layer', () => {
+  test('does not write through its own links', async () => {
+    const outside = join(directory, 'outside');
+    await mkdir(outside, { recursive: true });
+    await writeFile(join(outside, 'file'), 'mine');
+    const root = await unpack(
+      await tarOf([
+        { name: 'evil', type: 'symlink', linkname: outside },
+        { name: 'evil/file', content: 'theirs' },
+        { name: 'up', type: 'symlink', linkname: '../../../../../../../../../../..' },
+        { name: `up${outside}/file`, content: 'theirs' },
+        { name: 'last', type: 'symlink', linkname: join(outside, 'file') },
+        { name: 'last', content: 'theirs' },
+        { name: 'hard', type: 'symlink', linkname: join(outside, 'file') },
+        { name: 'linked', type: 'link', linkname: 'hard' },
+        { name: 'linked', content: 'theirs' },
+        { name: join(outside, 'absolute'), content: 'inside' },
+      ]),
+    );
+    expect(readFileSync(join(outside, 'file'), 'utf8')).toBe('mine');
+    expect(await readdir(outside)).toEqual(['file']);
+    // As in a chroot: it all lies in the layer.
+    expect(readFileSync(join(root, outside, 'file'), 'utf8')).toBe('theirs');
+    expect(readFileSync(join(root, outside, 'absolute'), 'utf8')).toBe('inside');
+    expect(await readlink(join(root, 'evil'))).toBe(outside);
+  });
+
+  test.each<[string, readonly Entry[], string]>([
+    ['..', [{ name: 'a/../../b', content: 'x' }], 'unsafe-archive'],
+    ['a hard link out of it', [{ name: 'shadow', type: 'link', linkname: '../../../../../../etc/shadow' }], 'unsafe-archive'],
+    ['a hard link to nothing of it', [{ name: 'shadow', type: 'link', linkname: '/etc/shadow' }], 'corrupt-image'],
+    [
+      'a hard link through a link',
+      [
+        { name: 'etc', type: 'symlink', linkname: '/etc' },
+        { name: 'shadow', type: 'link', linkname: 'etc/shadow' },
+      ],
+      'corrupt-image',
+    ],
+    ['a whiteout of what is above', [{ name: 'a/.wh...' }], 'unsafe-archive'],
+    [
+      'links in a circle',
+      [
+        { name: 'a', type: 'symlink', linkname: 'b' },
+        { name: 'b', type: 'symlink', linkname: 'a' },
+        { name: 'a/x', content: 'x' },
+      ],
+      'unsafe-archive',
+    ],
+    ['a name that is too long', [{ name: `${'n'.repeat(300)}`, content: 'x' }], 'unsafe-archive'],
+  ])('with %s is refused', async (_, entries, code) => {
+    await expect(unpack(await tarOf(entries))).rejects.toMatchObject({ code, hint: expect.any(String) });
+  });
+
+  test('may not command overlayfs', async () => {
+    const root = await unpack(
+      await tarOf([
+        { name: 'd/', type: 'directory', pax: { 'SCHILY.xattr.trusted.overlay.redirect': '/etc', 'SCHILY.xattr.user.fine': 'yes' } },
+      ]),
+    );
+    const attributes = await command('python3', '-c', 'import os,sys; print(sorted(os.listxattr(sys.argv[1])))', join(root, 'd'));
+    expect(attributes.trim()).toBe("['user.fine']");
+  });
+
+  test('that says it has a file of 1 TiB is refused from its header', async () => {
+    const tar = await tarOf([{ name: 'a', content: 'x' }]);
+    tar.write('20000000000000'.slice(0, 11).padStart(11, '7'), 124, 'latin1');
+    tar.fill(0x20, 148, 156);
+    const sum = tar.subarray(0, 512).reduce((a, b) => a + b, 0);
+    tar.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
+    // 11 octal digits reach 8 GiB; three of them are too many.
+    await expect(unpack(Buffer.concat([tar.subarray(0, 512)]))).rejects.toMatchObject({ code: 'corrupt-image' });
+    const { LayerWriter } = await import('./layer-writer.ts');
+    const writer = new LayerWriter(directory);
+    const entry = {
+      path: 'a',
+      type: 'file',
+      linkPath: '',
+      mode: 0,
+      uid: 0,
+      gid: 0,
+      mtime: 0,
+      size: 2 ** 40,
+      deviceMajor: 0,
+      deviceMinor: 0,
+      attributes: new Map(),
+      sparse: undefined,
+    } as const;
+    expect(() => writer.entry(entry)).toThrow(expect.objectContaining({ code: 'too-large' }));
+  });
+
+  test('that is a bomb is refused while it is small', async () => {
+    const { bombed, root } = await (async () => {
+      const zeros = Buffer.alloc(160 * 1024 * 1024);
+      const tar = await tarOf([{ name: 'zeros', content: zeros }]);
+      const name = join(directory, 'bomb');
+      await writeFile(`${name}.layer`, gzipSync(tar, { level: 9 }));
+      await mkdir(name);
+      return { bombed: `${name}.layer`, root: name };
+    })();
+    const { size } = await stat(bombed);
+    await expect(unpackLayer({ path: bombed, offset: 0, size, digest: undefined }, root, undefined)).rejects.toMatchObject({
+      code: 'unsafe-archive',
+    });
+    expect(statSync(join(root, 'zeros')).size).toBeLessThan(80 * 1024 * 1024);
+  });
+
+  test('that was changed on the way is corrupt', async () => {
+    const tar = await tarOf([{ name: 'a', content: 'x' }]);
+    await expect(unpack(tar, `sha256:${'0'.repeat(64)}`)).rejects.toMatchObject({ code: 'corrupt-image' });
+    await expect(unpack(gzipSync(tar).subarray(0, 60))).rejects.toMatchObject({ code: 'corrupt-image' });
+    await expect(unpack(randomBytes(5000))).rejects.toMatchObject({ code: 'corrupt-image' });
+  });
+});
+
+test.each([
+  ['node:ffi', viaFfi()],
+  ['tools', viaTools],
+])('devices are made through %s', (how, calls) => {
+  expect(calls).toBeDefined();
+  const path = join(directory, `device-${how.replace(':', '-')}`);
+  calls?.makeNode(path, 'character', 300, 70_000);
+  expect(lstatSync(path).isCharacterDevice()).toBe(true);
+  expect(() => systemCalls().makeNode(path, 'fifo', 0, 0)).toThrow(expect.objectContaining({ code: 'EEXIST' }));
+  expect(() => calls?.makeNode(path, 'fifo', 0, 0)).toThrow(expect.objectContaining({ code: 'EEXIST' }));
+});

@@ -1,0 +1,154 @@
+/** Kept output that one readLogs answers with; older output is left out. Bytes; below grpc's 4 MB message limit. */
+export const maxLogAnswerBytes = 2 * 1024 * 1024;
+/** Bytes of a log file that are read for one answer; the file's older part is left out. */
+export const maxLogReadBytes = 16 * 1024 * 1024;
+/** Time between SIGTERM and SIGKILL when nobody says otherwise. Milliseconds. */
+export const defaultStopGraceMs = 10_000;
+/** A stop grace longer than this is cut to it. Milliseconds. */
+export const maxStopGraceMs = 600_000;
+/** Operations that may wait on one sandbox; one more is refused with queue-full. */
+export const maxOperationsPerSandbox = 64;
+/** Processes and threads of a sandbox when nobody says otherwise. */
+export const defaultPids = 4096;
+
+/** Memory that a sandbox's limit is raised by for its init (a Node process: 45 to 60 MB resident, with room for its sessions). Bytes. */
+export const initMemoryAllowance = 96 * 1024 * 1024;
+/** Processes and threads that a sandbox's limit is raised by for its init: Node's main thread, pool and V8 workers. */
+export const initPidsAllowance = 16;
+/** First uid and gid on the host that sandboxes' user namespaces map to. */
+export const uidRangeBase = 1_000_000_000;
+/** Ids per sandbox; 65,536 hold every id that images use. */
+export const uidRangeSize = 65_536;
+/** Sandboxes with a user namespace on one host; one more is refused with no-room. */
+export const uidRangeCount = 16_384;
+/** User namespaces made ahead of the creates that will use them. */
+export const warmUserNamespaces = 4;
+/** How long a sandbox's cgroups may take to empty after SIGKILL; then they are left to the next sweep. Milliseconds. */
+export const cgroupRemovalMs = 10_000;
+/** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
+export const runtimeProgramMs = 30_000;
+/** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */
+export const initDialMs = 10_000;
+/** How long one TCP connect into a sandbox may take. Milliseconds. */
+export const sandboxConnectMs = 5_000;
+/** How often the processes of sandboxes that someone waits for are looked at. Milliseconds. */
+export const exitPollMs = 1_000;
+/** The largest exit.json that is read; a larger one counts as none. Bytes. */
+export const maxExitRecordBytes = 64 * 1024;
+/** Memory of /dev/shm; more fails inside with ENOSPC. Bytes. */
+export const sharedMemoryBytes = 64 * 1024 * 1024;
+/** Open files of a process in a sandbox. */
+export const maxOpenFiles = 1_048_576;
+
+/** Bytes of all files that one layer may unpack to (R-14). Above: the pull fails with too-large. */
+export const maxLayerBytes = 16 * 1024 ** 3;
+/** Entries that one layer may have (R-14). Above: the pull fails with too-large. */
+export const maxLayerEntries = 1_000_000;
+/** Times that a layer may grow when decompressed, once past `expansionFreeBytes` (R-14). Above: unsafe-archive. DEFLATE's own limit is 1032. */
+export const maxLayerExpansion = 250;
+/** Bytes of a decompressed layer before its expansion is looked at: small layers of zeros are common. */
+export const expansionFreeBytes = 64 * 1024 ** 2;
+/** Bytes of one extended tar header (long names, PAX records). Above: unsafe-archive. */
+export const maxTarHeaderBytes = 1024 ** 2;
+/** Segments of one sparse file. Above: unsafe-archive. */
+export const maxSparseSegments = 1_000_000;
+/** Symbolic links followed for one path inside a layer, as path_resolution(7). Above: unsafe-archive. */
+export const maxLinksFollowed = 40;
+/** Bytes of a manifest or index (distribution-spec: registries take at least 4 MiB). Above: too-large. */
+export const maxManifestBytes = 4 * 1024 ** 2;
+/** Bytes of an image config. Above: too-large. */
+export const maxImageConfigBytes = 8 * 1024 ** 2;
+/** Layers of an image: overlayfs takes 500 lower directories. Above: too-large. */
+export const maxLayers = 500;
+/** Bytes of a compressed layer. Above: too-large. */
+export const maxBlobBytes = 16 * 1024 ** 3;
+/** Bytes of a token server's or an error's answer that are read. The rest is not. */
+export const maxRegistryAnswerBytes = 256 * 1024;
+/** Redirects followed for one request. Above: registry-unreachable. */
+export const maxRedirects = 5;
+/** Tries of one registry request or one blob that make no progress. After: registry-unreachable. */
+export const maxRegistryTries = 5;
+/** Longest wait that a registry's Retry-After may ask for. Milliseconds; more is cut to it. */
+export const maxRetryAfterMs = 30_000;
+/** Silence of a registry, while connecting, before headers and in a body. Milliseconds. After: the request is tried again. */
+export const registryConnectMs = 10_000;
+export const registrySilenceMs = 30_000;
+/** A pull, from its start (R-13). Milliseconds. After: timed-out; what was downloaded stays for the next try. */
+export const pullTimeoutMs = 600_000;
+/** Blobs downloaded at once, over all pulls. More wait. */
+export const maxDownloads = 4;
+/** Layers unpacked at once, each in a thread. More wait. */
+export const maxUnpacks = 2;
+/** Unfinished downloads that nobody resumed for so long go at the agent's start. Milliseconds. */
+export const partialKeptMs = 24 * 3_600_000;
+/** Least time between two progress reports of one pull. Milliseconds; those between are dropped. */
+export const progressEveryMs = 100;
+/** How stale an image's last use may be on disk. Milliseconds. */
+export const lastUsedResolutionMs = 60_000;
+/** Entries of an archive of images (docker save, oci-archive). Above: unsafe-archive. */
+export const maxArchiveEntries = 10_000;
+/** Bytes of one file, and files, that are copied from the host's /etc for the image `host`. Larger ones are left out. */
+export const maxHostFileBytes = 8 * 1024 ** 2;
+export const maxHostFiles = 20_000;
+
+// Host link (spec 1): packages/agent/src/link
+
+/** Reconnect backoff with full jitter (L-12). Milliseconds. */
+export const reconnectBaseMs = 500;
+export const reconnectCapMs = 30_000;
+/** A stream that held for this long resets the backoff (L-12). Milliseconds. */
+export const healthyStreamMs = 60_000;
+/** The longest delay that the agent takes from the control plane. Milliseconds. */
+export const maxServerDelayMs = 300_000;
+/** From dialling to the Welcome; then the attempt counts as failed. Milliseconds. */
+export const welcomeTimeoutMs = 60_000;
+/** HTTP/2 pings while a stream is open, and how long an answer may take: so a dead control plane is noticed. Milliseconds. */
+export const keepaliveMs = 20_000;
+export const keepaliveTimeoutMs = 15_000;
+/** One frame of the link, either way. Bytes. */
+export const maxLinkFrameBytes = 4 * 1024 * 1024;
+/** HTTP/2 receive window of a link connection: what a tunnel may have under way before the sandbox took it. Bytes. */
+export const linkWindowBytes = 1024 * 1024;
+/** Commands under way at once; one more is answered with queue-full. */
+export const commandsAtOnce = 512;
+/** Results remembered for repeated commands (L-19), the oldest dropped first. */
+export const rememberedResults = 1_000;
+/** Tunnels open at once; one more is answered with queue-full. */
+export const tunnelsAtOnce = 1_024;
+/** From the command to the dialled port in the sandbox. Milliseconds. */
+export const tunnelDialMs = 15_000;
+/** Frames that may wait for a slow control plane before observations are held back. */
+export const outgoingFrames = 64;
+/** Signing requests waiting for an answer, also over a reconnect; one more is refused with queue-full. */
+export const signingsAtOnce = 256;
+/** How long a sandbox's start waits for its certificate. Milliseconds; then unavailable. */
+export const signingTimeoutMs = 60_000;
+/** Between two tries to renew the host's certificate. Milliseconds. */
+export const renewalRetryMs = 60_000;
+/** From the first byte to the answer of a join. Milliseconds. */
+export const joinTimeoutMs = 30_000;
+
+// Network (spec 5.4): packages/agent/src/network
+
+/** Sandboxes with a network on one host; one more is refused with no-room. The rules name every one of them beforehand. */
+export const networkSlots = 4096;
+/** Namespaces kept ready for the next creates; with none ready a create makes its own, some 10 ms more. */
+export const warmNetworks = 4;
+/** Namespaces being made at once; more wait. */
+export const networkCreatesAtOnce = 4;
+/** How long one call of ip, nft or nsenter may take; then it is killed and the operation fails with timed-out. Milliseconds. */
+export const networkCommandMs = 15_000;
+/** Bytes that one call of ip, nft or nsenter may print; then it is killed. */
+export const networkCommandOutputBytes = 8 * 1024 * 1024;
+/** Operations waiting on one sandbox's network; one more is refused with queue-full. */
+export const networkOperationsPerSandbox = 64;
+/** How often the gateway is asked whether it is well. Milliseconds; three failures in a row replace it. */
+export const gatewayProbeMs = 2000;
+/** How long an applied policy waits for a gateway that is starting. Milliseconds; then unavailable. */
+export const gatewayStartMs = 10_000;
+/** How long a gateway gets from SIGTERM to SIGKILL. Milliseconds. */
+export const gatewayStopGraceMs = 3000;
+/** Sandboxes that a host takes when its configuration says nothing. */
+export const defaultSlots = 200;
+/** Where the egress proxy listens on the gateway's address. */
+export const proxyPort = 3128;

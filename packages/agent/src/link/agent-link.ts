@@ -1,0 +1,201 @@
+import { Backoff, DroverError, newId, silentLogger, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { createKeyAndRequest, renewAt } from '@drover/pki';
+import { link } from '@drover/protocol';
+import { Client } from '@grpc/grpc-js';
+import type { Images } from '../images/images.ts';
+import {
+  healthyStreamMs,
+  keepaliveMs,
+  keepaliveTimeoutMs,
+  linkWindowBytes,
+  maxLinkFrameBytes,
+  maxServerDelayMs,
+  reconnectBaseMs,
+  reconnectCapMs,
+  renewalRetryMs,
+} from '../limits.ts';
+import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import { CommandRunner } from './commands.ts';
+import { HostChannelCredentials } from './credentials.ts';
+import type { HostInfo } from './host-info.ts';
+import type { CredentialsStore } from './identity.ts';
+import { UnsentObservations } from './observations.ts';
+import { Signer, type Signed } from './signer.ts';
+import { AgentStream, type Ending } from './stream.ts';
+import { AgentTunnels } from './tunnels.ts';
+
+export interface AgentLinkOptions {
+  readonly credentials: CredentialsStore;
+  /** host:port; default: the one that the join gave. */
+  readonly address?: string;
+  readonly sandboxes: Sandboxes;
+  readonly images: Images;
+  readonly info: HostInfo;
+  readonly clock?: Clock;
+  readonly logger?: Logger;
+  /** For the jitter of reconnects: [0, 1). */
+  readonly random?: () => number;
+}
+
+/** The host's end of the link: one stream to the control plane, dialled again whenever it ends (L-12). */
+export class AgentLink {
+  readonly #options: AgentLinkOptions;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #signer: Signer;
+  readonly #channelCredentials: HostChannelCredentials;
+  readonly #unsent = new UnsentObservations();
+  #client: Client | undefined;
+  #stream: AgentStream | undefined;
+  #connected = false;
+  #reconnects = 0;
+  #renewing = false;
+  #renewNotBefore = 0;
+
+  constructor(options: AgentLinkOptions) {
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#logger = options.logger ?? silentLogger;
+    this.#signer = new Signer(this.#clock);
+    this.#channelCredentials = new HostChannelCredentials(options.credentials);
+  }
+
+  /** Welcomed, and the stream stands. */
+  get connected(): boolean {
+    return this.#connected;
+  }
+
+  /** How often it dialled again since `run`. */
+  get reconnects(): number {
+    return this.#reconnects;
+  }
+
+  /**
+   * Holds the link until the signal aborts, or until the control plane says that this host was removed (L-4).
+   * Never rejects. What the commands do on the host goes on when the stream ends; the next one reports it.
+   */
+  async run(signal: AbortSignal): Promise<'aborted' | 'removed'> {
+    const { sandboxes, images, info, random } = this.#options;
+    const tunnels = new AgentTunnels(sandboxes, this.#clock, this.#logger, signal);
+    const commands = new CommandRunner({
+      sandboxes,
+      images,
+      openTunnel: async (command) => {
+        if (this.#client === undefined) throw new DroverError('unavailable', 'the link is down');
+        await tunnels.open(this.#client, command);
+      },
+      diagnose: info.diagnose?.bind(info),
+      clock: this.#clock,
+      signal,
+    });
+    const stopListening = sandboxes.onObserved((observation) => {
+      this.#unsent.add(observation);
+      this.#stream?.observed();
+    });
+    const backoff = new Backoff({ baseMs: reconnectBaseMs, capMs: reconnectCapMs, ...(random === undefined ? {} : { random }) });
+    try {
+      while (!signal.aborted) {
+        const ending = await this.#hold(commands, signal);
+        if (signal.aborted) break;
+        if (ending.goAway?.reason === link.GoAway_Reason.REMOVED) {
+          this.#logger.error({ reason: ending.reason }, 'this host was removed from its control plane');
+          return 'removed';
+        }
+        if (ending.since !== undefined && this.#clock.now() - ending.since >= healthyStreamMs) backoff.reset();
+        // L-12: the server's delay goes first.
+        const told = Math.min(ending.goAway?.reconnectAfterMs ?? 0, maxServerDelayMs);
+        const delayMs = told > 0 ? told : backoff.nextMs();
+        this.#logger.warn({ reason: ending.reason, delayMs }, 'the link is down; dialling again');
+        try {
+          await this.#clock.sleep(delayMs, signal);
+        } catch {
+          break; // aborted
+        }
+        this.#reconnects++;
+      }
+      return 'aborted';
+    } finally {
+      stopListening();
+      this.#closeClient();
+    }
+  }
+
+  /** One stream, from dialling to its end. */
+  async #hold(commands: CommandRunner, signal: AbortSignal): Promise<Ending> {
+    const { credentials, sandboxes, info } = this.#options;
+    this.#client ??= this.#dial();
+    this.#stream = new AgentStream(this.#client, {
+      hostId: credentials.current.hostId,
+      info,
+      commands,
+      signer: this.#signer,
+      unsent: this.#unsent,
+      sandboxes: () => sandboxes.list(),
+      agentInstance: this.#instance,
+      clock: this.#clock,
+      logger: this.#logger,
+      onWelcome: ({ epoch, controlPlaneVersion }) => {
+        this.#connected = true;
+        this.#logger.info({ epoch: Number(epoch), controlPlaneVersion }, 'the link stands');
+      },
+      onBeat: () => this.#maybeRenew(signal),
+    });
+    try {
+      const ending = await this.#stream.run(signal);
+      // Sent away for a while, the connection is good and its handshake paid for; anything else starts afresh.
+      if (ending.goAway?.reason !== link.GoAway_Reason.BUSY) this.#closeClient();
+      return ending;
+    } finally {
+      this.#connected = false;
+      this.#stream = undefined;
+    }
+  }
+
+  readonly #instance = newId('run');
+
+  #dial(): Client {
+    return new Client(this.#options.address ?? this.#options.credentials.current.linkAddress, this.#channelCredentials, {
+      'grpc.keepalive_time_ms': keepaliveMs,
+      'grpc.keepalive_timeout_ms': keepaliveTimeoutMs,
+      'grpc.max_receive_message_length': maxLinkFrameBytes,
+      'grpc.max_send_message_length': maxLinkFrameBytes,
+      'grpc-node.flow_control_window': linkWindowBytes,
+      // One connection per link, even with many links in one process; retries and idleness are the link's own business.
+      'grpc.use_local_subchannel_pool': 1,
+      'grpc.enable_retries': 0,
+      'grpc.enable_channelz': 0,
+      'grpc.service_config_disable_resolution': 1,
+    });
+  }
+
+  #closeClient(): void {
+    this.#client?.close();
+    this.#client = undefined;
+  }
+
+  /** Asks the control plane for a sandbox's certificate (I-6); waits over a reconnect, bounded. */
+  readonly signSandboxCertificate = async (id: SandboxId, csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> =>
+    await this.#signer.sign({ case: 'sandboxId', value: id }, csrDer, signal);
+
+  /** L-2: at two thirds of its life the certificate is renewed on the open stream; new connections use the new one. */
+  #maybeRenew(signal: AbortSignal): void {
+    const now = this.#clock.now();
+    if (this.#renewing || now < this.#renewNotBefore || now < renewAt(this.#options.credentials.current.certificatePem)) return;
+    this.#renewing = true;
+    void this.#renew(signal).finally(() => {
+      this.#renewing = false;
+    });
+  }
+
+  async #renew(signal: AbortSignal): Promise<void> {
+    try {
+      const { keyPem, csrDer } = await createKeyAndRequest();
+      const { certificatePem, caPem } = await this.#signer.sign({ case: 'host', value: true }, csrDer, signal);
+      await this.#options.credentials.replace({ keyPem, certificatePem, caPem });
+      this.#logger.info({}, "the host's certificate was renewed");
+    } catch (error) {
+      this.#renewNotBefore = this.#clock.now() + renewalRetryMs;
+      this.#logger.warn({ err: error }, "the host's certificate could not be renewed; it is tried again");
+    }
+  }
+}

@@ -1,0 +1,138 @@
+import { chmod, mkdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DroverError, errnoOf, isHostId, newHostId, parseHostId, writeFileAtomic, type HostId } from '@drover/foundation';
+
+/** Who this host is, as its last join or renewal left it. */
+export interface HostIdentity {
+  readonly hostId: HostId;
+  readonly trustDomain: string;
+  /** host:port of the link. */
+  readonly linkAddress: string;
+  /** What the join token gave it. */
+  readonly labels: Readonly<Record<string, string>>;
+  /** PKCS #8, PEM. It never leaves this machine (L-2). */
+  readonly keyPem: string;
+  readonly certificatePem: string;
+  readonly caPem: string;
+}
+
+const identityDirectory = 'identity';
+const idFile = 'host-id';
+/** Key, certificate and CA in one file, so that a crash never leaves a key beside another's certificate. */
+const identityFile = 'identity.json';
+
+/**
+ * The id of this host, made on first use and kept before anything is sent (L-7): a join whose answer was lost is repeated with
+ * the same one.
+ * @param wanted given by the configuration; must be the kept one, if there is one
+ * @throws {DroverError} invalid-config
+ */
+export async function ensureHostId(stateDir: string, wanted?: HostId): Promise<HostId> {
+  const directory = await ensureDirectory(stateDir);
+  const kept = await readIfThere(join(directory, idFile));
+  if (kept === undefined) {
+    const id = wanted ?? newHostId();
+    await writeFileAtomic(join(directory, idFile), `${id}\n`, 0o600);
+    return id;
+  }
+  const id = kept.trim();
+  if (!isHostId(id) || (wanted !== undefined && wanted !== id)) {
+    throw new DroverError('invalid-config', `${join(directory, idFile)} does not hold ${wanted ?? 'a host id'}`, {
+      hint: 'give this host a state directory of its own with --state',
+    });
+  }
+  return id;
+}
+
+/** Undefined before the first join. @throws {DroverError} invalid-config */
+export async function loadIdentity(stateDir: string): Promise<HostIdentity | undefined> {
+  const path = join(stateDir, identityDirectory, identityFile);
+  const text = await readIfThere(path);
+  return text === undefined ? undefined : parse(text, path);
+}
+
+export async function saveIdentity(stateDir: string, identity: HostIdentity): Promise<void> {
+  const directory = await ensureDirectory(stateDir);
+  await writeFileAtomic(join(directory, identityFile), `${JSON.stringify({ version: 1, ...identity }, undefined, 2)}\n`, 0o600);
+}
+
+async function ensureDirectory(stateDir: string): Promise<string> {
+  const directory = join(stateDir, identityDirectory);
+  await mkdir(directory, { recursive: true, mode: 0o700 });
+  await chmod(directory, 0o700);
+  return directory;
+}
+
+function parse(text: string, path: string): HostIdentity {
+  const broken = (cause?: unknown): DroverError =>
+    new DroverError('invalid-config', `${path} cannot be read as a host's identity`, {
+      hint: 'join again with `drover agent join`',
+      cause,
+    });
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw broken(error);
+  }
+  if (typeof value !== 'object' || value === null) throw broken();
+  const fields = value as Record<string, unknown>;
+  const textOf = (name: string): string => {
+    const field = fields[name];
+    if (typeof field !== 'string' || field === '') throw broken();
+    return field;
+  };
+  const labels = fields['labels'];
+  if (typeof labels !== 'object' || labels === null || !Object.values(labels).every((label) => typeof label === 'string')) throw broken();
+  return {
+    hostId: parseHostId(textOf('hostId')),
+    trustDomain: textOf('trustDomain'),
+    linkAddress: textOf('linkAddress'),
+    labels: labels as Record<string, string>,
+    keyPem: textOf('keyPem'),
+    certificatePem: textOf('certificatePem'),
+    caPem: textOf('caPem'),
+  };
+}
+
+async function readIfThere(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return undefined;
+    throw DroverError.from(error);
+  }
+}
+
+/** The identity in use: read by every new connection, replaced by a renewal. */
+export class CredentialsStore {
+  readonly #stateDir: string;
+  #identity: HostIdentity;
+
+  constructor(stateDir: string, identity: HostIdentity) {
+    this.#stateDir = stateDir;
+    this.#identity = identity;
+  }
+
+  /** @throws {DroverError} failed-precondition before the first join; invalid-config */
+  static async open(stateDir: string): Promise<CredentialsStore> {
+    const identity = await loadIdentity(stateDir);
+    if (identity === undefined) {
+      throw new DroverError('failed-precondition', 'this host has not joined a control plane', {
+        hint: 'run `drover host token` there and `drover agent join URL --token TOKEN` here',
+      });
+    }
+    return new CredentialsStore(stateDir, identity);
+  }
+
+  get current(): HostIdentity {
+    return this.#identity;
+  }
+
+  /** On disk before it is used. */
+  async replace(renewed: Pick<HostIdentity, 'keyPem' | 'certificatePem' | 'caPem'>): Promise<void> {
+    const next = { ...this.#identity, ...renewed };
+    await saveIdentity(this.#stateDir, next);
+    this.#identity = next;
+  }
+}

@@ -1,0 +1,155 @@
+import { X509Certificate } from 'node:crypto';
+import { connect, type DetailedPeerCertificate, type PeerCertificate } from 'node:tls';
+import { Code, ConnectError, createClient } from '@connectrpc/connect';
+import { createConnectTransport } from '@connectrpc/connect-node';
+import { DroverError, type HostId } from '@drover/foundation';
+import { createKeyAndRequest, parseJoinToken, thumbprintOf } from '@drover/pki';
+import { api } from '@drover/protocol';
+import { joinTimeoutMs } from '../limits.ts';
+import { ensureHostId, saveIdentity, type HostIdentity } from './identity.ts';
+import { controlPlaneIdentityError } from './trust.ts';
+
+export interface JoinOptions {
+  /** `https://host:port` of the control plane's API. */
+  readonly url: string;
+  /** As `drover host token` printed it (L-1). */
+  readonly token: string;
+  readonly stateDir: string;
+  readonly hostname: string;
+  /** Given by the configuration (L-7); otherwise one is made and kept. */
+  readonly hostId?: HostId;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Joins this host to a control plane (L-2) and keeps what it got in `<stateDir>/identity`. May be repeated, after a lost
+ * answer or to renew an expired certificate. The token is sent only to a server that proved to be of the CA that the token
+ * names (L-1, L-3).
+ * @throws {DroverError} invalid-argument, ca-mismatch, join-refused, control-plane-unreachable
+ */
+export async function joinHost(options: JoinOptions): Promise<HostIdentity> {
+  const { caFingerprint } = parseJoinToken(options.token);
+  const url = parseUrl(options.url);
+  const hostId = await ensureHostId(options.stateDir, options.hostId);
+  const signal = AbortSignal.any([AbortSignal.timeout(joinTimeoutMs), ...(options.signal === undefined ? [] : [options.signal])]);
+  const caPem = await fetchCa(url, caFingerprint, signal);
+  const { keyPem, csrDer } = await createKeyAndRequest();
+  let impostor: Error | undefined;
+  const client = createClient(
+    api.JoinService,
+    createConnectTransport({
+      baseUrl: url.origin,
+      httpVersion: '2',
+      nodeOptions: {
+        minVersion: 'TLSv1.3',
+        ca: caPem,
+        // The chain is verified against that one CA before this is called, and all of it before the request is sent.
+        checkServerIdentity: (_name: string, certificate: PeerCertificate) => {
+          impostor = controlPlaneIdentityError(certificate);
+          return impostor;
+        },
+      },
+      readMaxBytes: 1024 * 1024,
+    }),
+  );
+  let answer: api.JoinResponse;
+  try {
+    answer = await client.join({ token: options.token, hostId, hostname: options.hostname, csrDer }, { signal });
+  } catch (error) {
+    throw impostor === undefined ? refusal(error, url) : mismatch(url);
+  }
+  if (answer.caPem === '' || thumbprintOf(answer.caPem) !== caFingerprint) throw mismatch(url);
+  const identity: HostIdentity = {
+    hostId,
+    trustDomain: answer.trustDomain,
+    linkAddress: answer.linkAddress.startsWith(':') ? `${url.hostname}${answer.linkAddress}` : answer.linkAddress,
+    labels: { ...answer.labels },
+    keyPem,
+    certificatePem: answer.certificatePem,
+    caPem: answer.caPem,
+  };
+  await saveIdentity(options.stateDir, identity);
+  return identity;
+}
+
+function parseUrl(text: string): URL {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url?.protocol === 'https:' && url.hostname !== '') return url;
+  throw new DroverError('invalid-argument', `${JSON.stringify(text.slice(0, 100))} is not the address of a control plane`, {
+    hint: 'write https://HOST:PORT, as `drover host token` prints it',
+  });
+}
+
+/** The CA certificate in the chain that the server shows, if it is the one with this fingerprint. Nothing is trusted by this. */
+async function fetchCa(url: URL, fingerprint: string, signal: AbortSignal): Promise<string> {
+  const chain = await new Promise<readonly X509Certificate[]>((resolve, reject) => {
+    const socket = connect(
+      {
+        host: url.hostname.replace(/^\[|\]$/g, ''),
+        port: Number(url.port === '' ? 443 : url.port),
+        minVersion: 'TLSv1.3',
+        ALPNProtocols: ['h2'],
+        // Only to look at what it shows: the real connection verifies it.
+        rejectUnauthorized: false,
+      },
+      () => {
+        resolve(chainOf(socket.getPeerCertificate(true)));
+        socket.destroy();
+      },
+    );
+    socket.once('error', reject);
+    signal.addEventListener('abort', () => socket.destroy(signal.reason as Error), { once: true });
+  }).catch((error: unknown) => {
+    throw unreachable(url, error);
+  });
+  const ca = chain.find((certificate) => thumbprintOf(certificate.raw) === fingerprint);
+  if (ca === undefined) throw mismatch(url);
+  return ca.toString();
+}
+
+function chainOf(leaf: DetailedPeerCertificate): readonly X509Certificate[] {
+  const chain: X509Certificate[] = [];
+  let at: DetailedPeerCertificate | undefined = leaf;
+  // The last one is its own issuer; a chain of ours has two.
+  while (at?.raw !== undefined && chain.length < 8) {
+    chain.push(new X509Certificate(at.raw));
+    at = at.issuerCertificate === at ? undefined : at.issuerCertificate;
+  }
+  return chain;
+}
+
+function mismatch(url: URL): DroverError {
+  return new DroverError('ca-mismatch', `the control plane at ${url.origin} is not the one that made this join token`, {
+    hint: 'check the address, and make a new token with `drover host token` on that control plane; the token was not sent',
+  });
+}
+
+function unreachable(url: URL, cause: unknown): DroverError {
+  const why = cause instanceof Error ? cause.message : String(cause);
+  return new DroverError('control-plane-unreachable', `the control plane at ${url.origin} cannot be reached: ${why}`, {
+    hint: 'check the address, and that this machine can connect to it',
+    cause,
+  });
+}
+
+function refusal(error: unknown, url: URL): DroverError {
+  const { code, rawMessage } = ConnectError.from(error);
+  switch (code) {
+    case Code.PermissionDenied:
+    case Code.Unauthenticated:
+      return new DroverError('join-refused', 'the control plane refused the join token: it is unknown, used up or expired', {
+        hint: 'make a new one with `drover host token`',
+        cause: error,
+      });
+    case Code.InvalidArgument:
+      return new DroverError('invalid-argument', `the control plane refused the join: ${rawMessage}`, { cause: error });
+    case Code.Unavailable:
+    case Code.DeadlineExceeded:
+    case Code.Canceled:
+    case Code.Aborted:
+      // A broken TLS handshake counts as this too: its message says so.
+      return unreachable(url, error);
+    default:
+      return new DroverError('internal', `the join failed: ${rawMessage}`, { hint: 'try again', cause: error });
+  }
+}

@@ -1,0 +1,71 @@
+import { create } from '@bufbuild/protobuf';
+import { DroverError, newId, type Clock } from '@drover/foundation';
+import { errorFromWire, link } from '@drover/protocol';
+import { signingsAtOnce, signingTimeoutMs } from '../limits.ts';
+
+export interface Signed {
+  readonly certificatePem: string;
+  readonly caPem: string;
+}
+
+interface Waiting {
+  readonly request: link.SigningRequest;
+  readonly resolve: (signed: Signed) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** Signing requests over the link: kept until answered, and sent again on each new stream. */
+export class Signer {
+  readonly #clock: Clock;
+  readonly #waiting = new Map<string, Waiting>();
+  #send: ((request: link.SigningRequest) => void) | undefined;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** A stream stands; undefined: it ended. */
+  connected(send: ((request: link.SigningRequest) => void) | undefined): void {
+    this.#send = send;
+    if (send !== undefined) for (const { request } of this.#waiting.values()) send(request);
+  }
+
+  /** @throws {DroverError} unavailable when no answer came in time, cancelled, queue-full, and what the control plane refuses with */
+  async sign(subject: link.SigningRequest['subject'], csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> {
+    if (signal.aborted) throw DroverError.from(signal.reason, 'cancelled');
+    if (this.#waiting.size >= signingsAtOnce) {
+      throw new DroverError('queue-full', `${this.#waiting.size} certificates are being asked for`, { hint: 'try again in a moment' });
+    }
+    const request = create(link.SigningRequestSchema, { requestId: newId('sign'), csrDer, subject });
+    const { promise, resolve, reject } = Promise.withResolvers<Signed>();
+    const done = new AbortController();
+    const cancelled = (): void => reject(DroverError.from(signal.reason, 'cancelled'));
+    signal.addEventListener('abort', cancelled, { once: true });
+    this.#waiting.set(request.requestId, { request, resolve, reject });
+    this.#clock.sleep(signingTimeoutMs, done.signal).then(
+      () =>
+        reject(
+          new DroverError('unavailable', 'the control plane did not sign the certificate in time', {
+            hint: 'see that this host is connected: `drover host ls`',
+          }),
+        ),
+      // It was answered.
+      () => undefined,
+    );
+    try {
+      this.#send?.(request);
+      return await promise;
+    } finally {
+      this.#waiting.delete(request.requestId);
+      signal.removeEventListener('abort', cancelled);
+      done.abort();
+    }
+  }
+
+  answered(response: link.SigningResponse): void {
+    const waiting = this.#waiting.get(response.requestId);
+    if (waiting === undefined) return; // its caller has gone
+    if (response.error === undefined) waiting.resolve({ certificatePem: response.certificatePem, caPem: response.caPem });
+    else waiting.reject(errorFromWire(response.error));
+  }
+}

@@ -1,0 +1,125 @@
+import { create } from '@bufbuild/protobuf';
+import { DroverError, type SandboxId } from '@drover/foundation';
+import { link, sandbox } from '@drover/protocol';
+import type { Duplex } from 'node:stream';
+import type { Images } from '../../images/images.ts';
+import type { Sandboxes } from '../../sandboxes/sandboxes.ts';
+
+type Fields = Partial<Omit<sandbox.SandboxObservation, '$typeName' | '$unknown' | 'sandboxId' | 'sequence'>>;
+
+/** Sandboxes in memory: for the link's tests, and for fleets of hosts in one process. */
+export class FakeSandboxes implements Sandboxes {
+  readonly #rows = new Map<string, sandbox.SandboxObservation>();
+  readonly #listeners = new Set<(observation: sandbox.SandboxObservation) => void>();
+  #sequence = 0n;
+  /** Creates that were executed, repeated ones included. */
+  creates = 0;
+  /** What `create` waits for. */
+  gate: Promise<void> = Promise.resolve();
+  /** What `dial` gives. */
+  dialled: ((id: SandboxId, port: 'init' | number, signal: AbortSignal) => Promise<Duplex>) | undefined;
+
+  /** A sandbox changed by itself. */
+  set(id: string, fields: Fields): sandbox.SandboxObservation {
+    const known = this.#rows.get(id);
+    const row = Object.assign(create(sandbox.SandboxObservationSchema), known, fields, { sandboxId: id, sequence: ++this.#sequence });
+    this.#rows.set(id, row);
+    for (const listener of this.#listeners) listener(row);
+    return row;
+  }
+
+  async start(): Promise<void> {}
+
+  async create(command: link.CreateSandbox, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation> {
+    this.creates++;
+    progress(create(link.CommandProgressSchema, { message: 'making the sandbox' }));
+    await this.gate;
+    const { sandboxId, generation } = refOf(command.sandbox);
+    const resources = command.spec?.resources;
+    return this.set(sandboxId, {
+      generation,
+      state: sandbox.SandboxState.RUNNING,
+      startCount: 1n,
+      runtime: 'fake',
+      ...(resources === undefined ? {} : { resources }),
+    });
+  }
+
+  async startAgain(command: link.StartSandbox): Promise<sandbox.SandboxObservation> {
+    return this.#move(command.sandbox, sandbox.SandboxState.RUNNING);
+  }
+
+  async stop(command: link.StopSandbox): Promise<sandbox.SandboxObservation | undefined> {
+    if (!this.#rows.has(refOf(command.sandbox).sandboxId)) return undefined;
+    return this.#move(command.sandbox, sandbox.SandboxState.STOPPED);
+  }
+
+  async pause(command: link.PauseSandbox): Promise<sandbox.SandboxObservation> {
+    return this.#move(command.sandbox, sandbox.SandboxState.PAUSED);
+  }
+
+  async resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation> {
+    return this.#move(command.sandbox, sandbox.SandboxState.RUNNING);
+  }
+
+  async destroy(command: link.DestroySandbox): Promise<void> {
+    this.#rows.delete(refOf(command.sandbox).sandboxId);
+  }
+
+  async inspect(id: SandboxId): Promise<sandbox.SandboxObservation> {
+    return this.#get(id);
+  }
+
+  list(): readonly sandbox.SandboxObservation[] {
+    return [...this.#rows.values()];
+  }
+
+  async applyPolicy(command: link.ApplyPolicy): Promise<void> {
+    this.#get(command.sandboxId);
+  }
+
+  async readLogs(command: link.ReadLogs): Promise<link.LogData> {
+    this.#get(command.sandboxId);
+    return create(link.LogDataSchema);
+  }
+
+  async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
+    if (this.dialled === undefined) throw new DroverError('sandbox-not-running', `${id} is not running`);
+    return await this.dialled(id, port, signal);
+  }
+
+  onObserved(listener: (observation: sandbox.SandboxObservation) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  async close(): Promise<void> {}
+
+  #move(ref: link.SandboxRef | undefined, state: sandbox.SandboxState): sandbox.SandboxObservation {
+    const { sandboxId, generation } = refOf(ref);
+    this.#get(sandboxId);
+    return this.set(sandboxId, { generation, state });
+  }
+
+  #get(id: string): sandbox.SandboxObservation {
+    const row = this.#rows.get(id);
+    if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id} on this host`);
+    return row;
+  }
+}
+
+function refOf(ref: link.SandboxRef | undefined): link.SandboxRef {
+  if (ref === undefined) throw new DroverError('invalid-argument', 'the command names no sandbox');
+  return ref;
+}
+
+/** An image store with nothing in it. */
+export const noImages: Images = {
+  ensure: (reference) => Promise.reject(new DroverError('image-not-found', `there is no image ${reference}`)),
+  list: () => Promise.resolve([]),
+  remove: (reference) => Promise.reject(new DroverError('image-not-found', `there is no image ${reference}`)),
+  prune: () => Promise.resolve({ removed: [], freedBytes: 0 }),
+  hold: () => Promise.resolve(),
+  release: () => Promise.resolve(),
+  retain: () => Promise.resolve(),
+};

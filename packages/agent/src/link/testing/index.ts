@@ -1,0 +1,1 @@
+export { FakeSandboxes, noImages } from './fake-sandboxes.ts';

@@ -1,0 +1,101 @@
+import { Socket } from 'node:net';
+import { create } from '@bufbuild/protobuf';
+import type { Duplex } from 'node:stream';
+import { DroverError, parseSandboxId, type Clock, type Logger } from '@drover/foundation';
+import { link, methodDefinition, TunnelStream } from '@drover/protocol';
+import type { Client } from '@grpc/grpc-js';
+import { tunnelDialMs, tunnelsAtOnce } from '../limits.ts';
+import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+
+const method = methodDefinition(link.HostLinkService.method.tunnel);
+
+/** The host's ends of the tunnels (L-30). Each lives on the connection that it was asked for on, until either side ends it. */
+export class AgentTunnels {
+  readonly #sandboxes: Sandboxes;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #signal: AbortSignal;
+  #open = 0;
+
+  /** @param signal aborts when the agent stops */
+  constructor(sandboxes: Sandboxes, clock: Clock, logger: Logger, signal: AbortSignal) {
+    this.#sandboxes = sandboxes;
+    this.#clock = clock;
+    this.#logger = logger;
+    this.#signal = signal;
+  }
+
+  /**
+   * Dials the port, then opens the tunnel and joins the two. A port that cannot be reached is the command's error.
+   * @throws {DroverError} what the dial throws; timed-out, queue-full, invalid-argument
+   */
+  async open(client: Client, command: link.OpenTunnel): Promise<void> {
+    const id = parseSandboxId(command.sandboxId);
+    const port = portOf(command);
+    if (this.#open >= tunnelsAtOnce) {
+      throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
+    }
+    this.#open++;
+    try {
+      const inside = await this.#dial(id, port);
+      const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
+      call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'tunnelId', value: command.tunnelId } } } }));
+      const tunnel = new TunnelStream(call, () => call.cancel());
+      const cut = (): void => void tunnel.destroy();
+      this.#signal.addEventListener('abort', cut, { once: true });
+      this.#open++;
+      inside.once('close', () => {
+        this.#open--;
+        this.#signal.removeEventListener('abort', cut);
+      });
+      joinStreams(tunnel, inside, (error) => this.#logger.debug({ err: error, sandboxId: id }, 'a tunnel was cut'));
+    } finally {
+      this.#open--;
+    }
+  }
+
+  async #dial(id: Parameters<Sandboxes['dial']>[0], port: 'init' | number): ReturnType<Sandboxes['dial']> {
+    const late = new AbortController();
+    const done = new AbortController();
+    this.#clock.sleep(tunnelDialMs, done.signal).then(
+      () => late.abort(new DroverError('timed-out', `nothing in ${id} answered on port ${port} in time`)),
+      // The dial was faster.
+      () => undefined,
+    );
+    try {
+      return await this.#sandboxes.dial(id, port, AbortSignal.any([late.signal, this.#signal]));
+    } finally {
+      done.abort();
+    }
+  }
+}
+
+/**
+ * Joins two byte streams: each direction ends by itself (half-close), and an end that breaks off breaks the other one off.
+ * `stream.pipeline` does not fit: it destroys a duplex stream whose one direction it has seen to the end.
+ */
+function joinStreams(one: Duplex, two: Duplex, onError: (error: Error) => void): void {
+  for (const [from, to] of [
+    [one, two],
+    [two, one],
+  ] as const) {
+    from.on('error', onError);
+    from.once('close', () => {
+      if (!from.readableEnded || !from.writableFinished) cutOff(to);
+    });
+    from.pipe(to);
+  }
+}
+
+/** A TCP peer is to see a reset, not an end that looks complete. */
+function cutOff(stream: Duplex): void {
+  if (stream.destroyed) return;
+  if (stream instanceof Socket) stream.resetAndDestroy();
+  else stream.destroy();
+}
+
+function portOf({ target }: link.OpenTunnel): 'init' | number {
+  if (target.case === 'init') return 'init';
+  if (target.case === 'port' && target.value > 0 && target.value < 65_536) return target.value;
+  throw new DroverError('invalid-argument', 'the tunnel names no port between 1 and 65535');
+}

@@ -1,0 +1,161 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { createServer as createHttp, request, type Server } from 'node:http';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { silentLogger } from '@drover/foundation';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
+
+const program = new URL('../../../gateway/src/bin.ts', import.meta.url).pathname;
+const command: GatewayProcessOptions['command'] = [process.execPath, '--conditions=development', program];
+
+let state: string;
+let port: number;
+let web: Server;
+let webPort: number;
+const opened: GatewayProcess[] = [];
+
+beforeEach(async () => {
+  state = await mkdtemp(join(tmpdir(), 'drover-gateway-'));
+  web = createHttp((_, response) => response.end('hello')).listen(0, '127.0.0.1');
+  await once(web, 'listening');
+  webPort = (web.address() as AddressInfo).port;
+  const reserved = createServer().listen(0, '127.0.0.1');
+  await once(reserved, 'listening');
+  ({ port } = reserved.address() as AddressInfo);
+  await new Promise((resolve) => reserved.close(resolve));
+});
+
+afterEach(async () => {
+  for (const gateway of opened.splice(0)) await gateway.close({ leaveRunning: false }).catch(() => undefined);
+  // One that a failed test left, by the pid it wrote down.
+  const left = await readFile(join(state, 'gateway/process.json'), 'utf8').catch(() => '{}');
+  const { pid } = JSON.parse(left) as { pid?: number };
+  if (pid !== undefined && (await isAlive(pid))) process.kill(pid, 'SIGKILL');
+  web.closeAllConnections();
+  await new Promise((resolve) => web.close(resolve));
+  await rm(state, { recursive: true, force: true });
+});
+
+function gateway(): GatewayProcess {
+  const made = new GatewayProcess({ stateDirectory: state, command, address: '127.0.0.1', port, logger: silentLogger });
+  opened.push(made);
+  return made;
+}
+
+const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', allow: [`127.0.0.1:${webPort}`] }];
+
+/** Asks for the test's page through the gateway: the status, or undefined when nobody listens. */
+async function ask(): Promise<number | undefined> {
+  return await new Promise((resolve) => {
+    request({ host: '127.0.0.1', port, path: `http://127.0.0.1:${webPort}/`, headers: { host: `127.0.0.1:${webPort}` }, agent: false }, (answer) => {
+      answer.resume();
+      resolve(answer.statusCode);
+    })
+      .on('error', () => resolve(undefined))
+      .end();
+  });
+}
+
+async function isAlive(pid: number): Promise<boolean> {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => ') Z');
+  return !text.slice(text.lastIndexOf(')') + 2).startsWith('Z');
+}
+
+async function until(condition: () => Promise<boolean>): Promise<void> {
+  const end = Date.now() + 20_000;
+  while (!(await condition())) {
+    if (Date.now() > end) throw new Error(`never came true: ${condition.toString()}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+describe('the gateway process', () => {
+  test('starts with the first policies, runs without privileges, and only the agent can open its control socket', async () => {
+    const own = gateway();
+    await own.apply(policies());
+    expect(await ask()).toBe(200);
+    const { mode, pid, health } = await own.status();
+    expect(mode).toBe('launched');
+    expect(health).toMatchObject({ version: 1n, pid, listening: [`127.0.0.1:${port}`] });
+    const proc = await readFile(`/proc/${pid}/status`, 'utf8');
+    expect(proc).toMatch(/^Uid:\s+64213\s+64213\s+64213\s+64213$/m);
+    expect(proc).toMatch(/^Gid:\s+64213\s+64213\s+64213\s+64213$/m);
+    expect(proc).toMatch(/^Groups:\s*$/m);
+    expect(proc).toMatch(/^CapEff:\s+0+$/m);
+    expect((await stat(join(state, 'gateway/control.sock'))).mode & 0o777).toBe(0o600);
+    await own.close({ leaveRunning: false });
+    expect(await isAlive(pid)).toBe(false);
+  });
+
+  test('a gateway that is killed comes back with the policies in force', async () => {
+    const own = gateway();
+    await own.apply(policies());
+    const { pid } = await own.status();
+    process.kill(pid, 'SIGKILL');
+    await until(async () => (await own.status()).pid !== pid && (await ask()) === 200);
+  });
+
+  test('R-9: serves on when the agent is killed; the next agent takes it over, and replaces it when it dies later', async () => {
+    const agent = `
+      import { GatewayProcess } from ${JSON.stringify(new URL('./gateway-process.ts', import.meta.url).href)};
+      import { silentLogger } from '@drover/foundation';
+      const gateway = new GatewayProcess({ stateDirectory: ${JSON.stringify(state)}, command: ${JSON.stringify(command)}, address: '127.0.0.1', port: ${port}, logger: silentLogger });
+      await gateway.apply(${JSON.stringify(policies())});
+      console.log((await gateway.status()).pid);
+      setInterval(() => {}, 1000);`;
+    const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', agent], { cwd: import.meta.dirname, stdio: ['ignore', 'pipe', 'inherit'] });
+    const pid = Number(String((await once(child.stdout, 'data'))[0]));
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+    expect(await ask()).toBe(200);
+    // Its log has no reader any more; refusals are written there all the same.
+    expect(await new Promise((resolve) => request({ host: '127.0.0.1', port, path: 'http://other.test/', headers: { host: 'other.test' } }, (a) => resolve(a.resume().statusCode)).end())).toBe(403);
+
+    const next = gateway();
+    await next.apply(policies());
+    expect(await next.status()).toMatchObject({ mode: 'adopted', pid });
+    expect(await ask()).toBe(200);
+
+    process.kill(pid, 'SIGKILL');
+    await until(async () => (await next.status()).mode === 'launched' && (await ask()) === 200);
+  });
+
+  test('R-1: let go of, it serves the sandboxes that run on', async () => {
+    const first = gateway();
+    await first.apply(policies());
+    const { pid } = await first.status();
+    await first.close({ leaveRunning: true });
+    expect(await ask()).toBe(200);
+    const next = gateway();
+    await next.apply([]);
+    expect(await next.status()).toMatchObject({ mode: 'adopted', pid });
+    expect(await ask()).toBe(403);
+  });
+
+  test('one that listens elsewhere is ended and replaced', async () => {
+    const first = gateway();
+    await first.apply(policies());
+    const { pid } = await first.status();
+    await first.close({ leaveRunning: true });
+    const reserved = createServer().listen(0, '127.0.0.1');
+    await once(reserved, 'listening');
+    ({ port } = reserved.address() as AddressInfo);
+    await new Promise((resolve) => reserved.close(resolve));
+    const next = gateway();
+    await next.apply(policies());
+    expect(await isAlive(pid)).toBe(false);
+    expect((await next.status()).mode).toBe('launched');
+    expect(await ask()).toBe(200);
+  });
+});
+
+test('policies that cannot be are refused by the gateway as they are, and the old ones stay', async () => {
+  const own = gateway();
+  await own.apply(policies());
+  await expect(own.apply([{ sandboxId: 'sb-a', address: '127.0.0.1', allow: ['not a host'] }])).rejects.toMatchObject({ code: 'invalid-argument' });
+  expect(await ask()).toBe(200);
+});

@@ -1,0 +1,232 @@
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DroverError, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
+import { GatewayClient, type GatewayHealth, type SandboxPolicy } from '@drover/gateway';
+import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
+import { gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs } from '../limits.ts';
+import { endProcess, processStartTime } from './process-identity.ts';
+
+export interface GatewayProcessOptions {
+  /** Its own; the control socket and the process's identity are kept in `<stateDirectory>/gateway`. */
+  readonly stateDirectory: string;
+  /** The program and its first arguments, to which those of `drover gateway` are added: `[node, cli, 'gateway']`. */
+  readonly command: readonly [string, ...string[]];
+  /** The whole environment of the process. Default: PATH and DROVER_LOG. */
+  readonly env?: Readonly<Record<string, string>>;
+  /** Where the egress proxy listens. The address must be there when the first policies are applied. */
+  readonly address: string;
+  readonly port: number;
+  /** Whom the gateway becomes. Default, for root: 64213, an id that nobody else has. */
+  readonly runAs?: { readonly uid: number; readonly gid: number };
+  readonly logger: Logger;
+}
+
+const gatewayUser = { uid: 64_213, gid: 64_213 };
+
+/**
+ * The gateway of a host, kept running by the agent.
+ *
+ * An agent that is killed leaves the gateway serving the sandboxes with the last policies. The next agent takes it over
+ * by its control socket when it is of the same version and listens where it should, so that no connection breaks; else it ends it and
+ * starts its own, which refuses everything until it has the policies. In neither case can anything pass that was not allowed.
+ */
+export class GatewayProcess {
+  readonly #options: GatewayProcessOptions;
+  readonly #logger: Logger;
+  readonly #directory: string;
+  readonly #client: GatewayClient;
+  readonly #serial = new SerialExecutor();
+  readonly #life = new AbortController();
+  #mode: 'down' | 'launched' | 'adopted' = 'down';
+  #adoptedPid = 0;
+  #process: SupervisedProcess | undefined;
+  #policies: readonly SandboxPolicy[] | undefined;
+  #watching: Promise<void> | undefined;
+
+  constructor(options: GatewayProcessOptions) {
+    this.#options = options;
+    this.#logger = options.logger;
+    this.#directory = join(options.stateDirectory, 'gateway');
+    this.#client = new GatewayClient(this.#socket);
+  }
+
+  /** Puts a table in force, taking over or starting the gateway first if need be. @throws {DroverError} unavailable, invalid-argument */
+  async apply(policies: readonly SandboxPolicy[]): Promise<void> {
+    await this.#serial.run(async () => {
+      this.#policies = policies;
+      await this.#ensureUp();
+      await this.#push(policies);
+    });
+  }
+
+  /** Whether it runs, as its own process or one taken over, and its counters. */
+  async status(): Promise<{
+    readonly mode: 'down' | 'launched' | 'adopted';
+    readonly pid: number;
+    readonly health: GatewayHealth | undefined;
+  }> {
+    const pid = this.#mode === 'adopted' ? this.#adoptedPid : (this.#process?.status().pid ?? 0);
+    const health = await this.#client.health().catch(() => undefined);
+    return { mode: this.#mode, pid, health };
+  }
+
+  /** Stops watching; with `leaveRunning` the gateway goes on serving the sandboxes that run on, else it is ended. */
+  async close(options: { readonly leaveRunning: boolean }): Promise<void> {
+    this.#life.abort();
+    await this.#watching;
+    await this.#serial.idle();
+    if (options.leaveRunning) this.#process?.letGo();
+    else if (this.#mode === 'adopted') await this.#endRecorded();
+    else await this.#process?.stop();
+    this.#client.close();
+  }
+
+  get #socket(): string {
+    return join(this.#directory, 'control.sock');
+  }
+
+  get #identityFile(): string {
+    return join(this.#directory, 'process.json');
+  }
+
+  async #push(policies: readonly SandboxPolicy[]): Promise<void> {
+    const { version } = await this.#client.health();
+    await this.#client.applyPolicies(version + 1n, policies);
+  }
+
+  async #ensureUp(): Promise<void> {
+    if (this.#life.signal.aborted) throw new DroverError('unavailable', 'the gateway is being let go of');
+    if (this.#mode === 'adopted') return;
+    if (this.#mode === 'down') {
+      await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+      if (await this.#adopt()) return;
+      await this.#endRecorded();
+      this.#launch();
+    }
+    const signal = AbortSignal.any([this.#life.signal, AbortSignal.timeout(gatewayStartMs)]);
+    await this.#process?.waitFor('running', signal).catch((error: unknown) => {
+      const said = this.#process?.status().lastError;
+      throw new DroverError('unavailable', `the gateway does not come up${said === undefined ? '' : ` (${said})`}`, {
+        hint: "see the gateway in the agent's log",
+        cause: error,
+      });
+    });
+  }
+
+  async #adopt(): Promise<boolean> {
+    const identity = await this.#recorded();
+    if (identity === undefined) return false;
+    const health = await this.#client.health(1000).catch(() => undefined);
+    const place = `${this.#options.address}:${this.#options.port}`;
+    // The identity on disk is what a later end goes by: only a gateway that matches it is taken over.
+    if (health?.pid !== identity.pid || health.programVersion !== programVersion || !health.listening.includes(place)) return false;
+    this.#mode = 'adopted';
+    this.#adoptedPid = identity.pid;
+    this.#watching = this.#watchAdopted();
+    this.#logger.info({ gatewayPid: identity.pid, version: String(health.version) }, 'running gateway taken over');
+    return true;
+  }
+
+  /** One that was taken over is nobody's child here: its health is all there is to see. */
+  async #watchAdopted(): Promise<void> {
+    const { signal } = this.#life;
+    let failures = 0;
+    for (;;) {
+      try {
+        await systemClock.sleep(gatewayProbeMs, signal);
+      } catch {
+        return;
+      }
+      failures = await this.#client.health().then(
+        () => 0,
+        () => failures + 1,
+      );
+      const gone = (await this.#recorded()) === undefined;
+      if (!gone && failures < 3) continue;
+      this.#logger.warn({ gatewayPid: this.#adoptedPid, gone }, 'the gateway that was taken over is gone; a new one starts');
+      this.#mode = 'down';
+      // Its own child from now on, watched by the supervisor; the table goes along.
+      await this.#reapply();
+      return;
+    }
+  }
+
+  #launch(): void {
+    const { command, address, port, env, runAs = process.getuid?.() === 0 ? gatewayUser : undefined } = this.#options;
+    const user = runAs === undefined ? [] : ['--user', `${runAs.uid}:${runAs.gid}`];
+    const inherited: Record<string, string> = {};
+    for (const name of ['PATH', 'DROVER_LOG']) if (process.env[name] !== undefined) inherited[name] = process.env[name];
+    this.#process = new SupervisedProcess(
+      {
+        name: 'gateway',
+        argv: [...command, '--control-socket', this.#socket, '--listen', `${address}:${port}`, ...user],
+        env: env ?? inherited,
+        probe: async () => void (await this.#client.health()),
+        probeEveryMs: gatewayProbeMs,
+        onLine: (line, pid) => this.#logLine(line, pid),
+        policy: { stopGraceMs: gatewayStopGraceMs },
+      },
+      { logger: this.#logger, onChange: (status, announced) => this.#onChange(status, announced) },
+    );
+    this.#mode = 'launched';
+    this.#process.start();
+  }
+
+  #onChange(status: ProcessStatus, announced: string | undefined): void {
+    if (announced === 'running') {
+      void this.#record(status.pid);
+      // A gateway that was restarted knows no policies; the first one gets them from whoever waits in `apply`.
+      if (status.restarts > 0) void this.#reapply();
+    }
+    if (announced === 'unhealthy') this.#process?.restart();
+  }
+
+  async #reapply(): Promise<void> {
+    await this.#serial
+      .run(async () => {
+        await this.#ensureUp();
+        if (this.#policies !== undefined) await this.#push(this.#policies);
+      })
+      .catch((error: unknown) => {
+        // Everything is refused until the next apply or restart brings the table.
+        if (!this.#life.signal.aborted) this.#logger.error({ err: String(error) }, 'the gateway has no policies');
+      });
+  }
+
+  /** The gateway's lines are log entries of this program's own kind. */
+  #logLine(line: string, pid: number): void {
+    try {
+      const { level, time: _time, pid: _pid, name: _name, msg, ...fields } = JSON.parse(line) as Record<string, unknown>;
+      const write = level === 20 ? 'debug' : level === 30 ? 'info' : level === 40 ? 'warn' : 'error';
+      this.#logger[write]({ process: 'gateway', childPid: pid, ...fields }, String(msg));
+    } catch {
+      this.#logger.info({ process: 'gateway', childPid: pid }, line);
+    }
+  }
+
+  async #record(pid: number): Promise<void> {
+    try {
+      await writeFile(this.#identityFile, JSON.stringify({ pid, startTime: await processStartTime(pid) }), { mode: 0o600 });
+    } catch (error) {
+      this.#logger.warn({ err: String(error) }, 'the gateway cannot be taken over by a later agent');
+    }
+  }
+
+  /** The process that was recorded, if it is still that one: a pid alone may be anybody's by now. */
+  async #recorded(): Promise<{ readonly pid: number } | undefined> {
+    try {
+      const { pid, startTime } = JSON.parse(await readFile(this.#identityFile, 'utf8')) as { pid: number; startTime: string };
+      return (await processStartTime(pid)) === startTime ? { pid } : undefined;
+    } catch {
+      // No file, or no such process.
+      return undefined;
+    }
+  }
+
+  async #endRecorded(): Promise<void> {
+    const identity = await this.#recorded();
+    if (identity === undefined) return;
+    this.#logger.info({ gatewayPid: identity.pid }, 'ending an earlier gateway');
+    await endProcess(identity.pid, async () => (await this.#recorded()) !== undefined, gatewayStopGraceMs);
+  }
+}

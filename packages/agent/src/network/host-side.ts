@@ -1,0 +1,61 @@
+import { access } from 'node:fs/promises';
+import { networkInterfaces } from 'node:os';
+import { DroverError } from '@drover/foundation';
+import ipaddr from 'ipaddr.js';
+import { slotInterface, type AddressPlan } from './addresses.ts';
+import { command } from './commands.ts';
+import { ruleset } from './ruleset.ts';
+
+/**
+ * Puts the rules in force, then makes the interface that carries the gateway's address, unless an earlier agent left it.
+ * @throws {DroverError} invalid-config when somebody else uses the pool; missing-component; missing-privilege
+ */
+export async function setUpHost(plan: AddressPlan, proxyPort: number, cutSlots: readonly number[]): Promise<void> {
+  checkPoolIsFree(plan);
+  const cut = cutSlots.map((slot) => slotInterface(plan, slot));
+  await command('nft', ['-f', '-'], ruleset(plan, proxyPort, cut));
+  if (networkInterfaces()[plan.gatewayInterface]?.some((a) => a.address === plan.gatewayAddress)) return;
+  if (await exists(plan)) await command('ip', ['link', 'del', plan.gatewayInterface]);
+  await command(
+    'ip',
+    ['-batch', '-'],
+    `link add ${plan.gatewayInterface} type veth peer name ${plan.gatewayPeer}
+link set ${plan.gatewayPeer} arp off addrgenmode none up
+link set ${plan.gatewayInterface} arp off addrgenmode none up
+addr add ${plan.gatewayAddress}/32 dev ${plan.gatewayInterface}
+`,
+  );
+}
+
+/** Takes the rules and the gateway's interface away; for a host that has no sandboxes any more. */
+export async function tearDownHost(plan: AddressPlan): Promise<void> {
+  if (await exists(plan)) await command('ip', ['link', 'del', plan.gatewayInterface]);
+  await command('nft', ['-f', '-'], `table inet ${plan.table} {}\ndelete table inet ${plan.table}\n`);
+}
+
+/** Cuts a slot off or lets it through again; either may be repeated. In force when it resolves (I-4). */
+export async function setSlotCut(plan: AddressPlan, slot: number, cut: boolean): Promise<void> {
+  const element = `element inet ${plan.table} cut { "${slotInterface(plan, slot)}" }`;
+  // Deleting what is not there is an error, adding what is there is none: add, then delete, in one transaction.
+  await command('nft', ['-f', '-'], cut ? `add ${element}\n` : `add ${element}\ndelete ${element}\n`);
+}
+
+async function exists(plan: AddressPlan): Promise<boolean> {
+  return await access(`/sys/class/net/${plan.gatewayInterface}`).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** Two agents, or an agent and a network of the person's, on the same addresses would take each other's packets. */
+function checkPoolIsFree(plan: AddressPlan): void {
+  const pool = ipaddr.IPv4.parseCIDR(plan.pool);
+  for (const [name, addresses] of Object.entries(networkInterfaces())) {
+    if (name === plan.gatewayInterface) continue;
+    const taken = addresses?.find((a) => a.family === 'IPv4' && ipaddr.IPv4.parse(a.address).match(pool));
+    if (taken === undefined) continue;
+    throw new DroverError('invalid-config', `the sandboxes' address pool ${plan.pool} is in use: ${name} has ${taken.address}`, {
+      hint: 'give this agent another pool, such as --pool 10.214.0.0/16',
+    });
+  }
+}

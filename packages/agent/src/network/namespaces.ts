@@ -1,0 +1,102 @@
+import { readdir, statfs, writeFile } from 'node:fs/promises';
+import { hostMac, sandboxMac, slotAddress, slotInterface, slotNamespace, type AddressPlan } from './addresses.ts';
+import { command } from './commands.ts';
+
+/** Where `ip netns` keeps names (ip-netns(8)). */
+const directory = '/run/netns';
+
+/** NSFS_MAGIC of linux/magic.h: a name with a namespace mounted on it. */
+const nsfsMagic = 0x6e_73_66_73;
+
+export function namespacePath(plan: AddressPlan, slot: number): string {
+  return `${directory}/${slotNamespace(plan, slot)}`;
+}
+
+/**
+ * Makes a slot's namespace and the veth pair into it: two processes, some 10 ms. Nothing is left when it fails.
+ * The sandbox has its own address, a route to the gateway's and no other: what it may not reach is unreachable at once.
+ */
+export async function createNamespace(plan: AddressPlan, slot: number): Promise<void> {
+  const host = slotInterface(plan, slot);
+  const name = slotNamespace(plan, slot);
+  const address = slotAddress(plan, slot);
+  try {
+    await command(
+      'ip',
+      ['-batch', '-'],
+      `netns add ${name}
+link add ${host} address ${hostMac} type veth peer name eth0 address ${sandboxMac} netns ${name}
+link set ${host} arp off addrgenmode none up
+route add ${address}/32 dev ${host} src ${plan.gatewayAddress}
+neigh replace ${address} lladdr ${sandboxMac} dev ${host} nud permanent
+`,
+    );
+    // /proc/sys/net shows the namespace of whoever opens it. Where the kernel has no IPv6 or /proc is read-only there is
+    // nothing to switch off or no way to; the rules drop IPv6 in any case.
+    const noIPv6 = 'for c in all default; do echo 1 > /proc/sys/net/ipv6/conf/$c/disable_ipv6; done 2> /dev/null; exec ip -batch -';
+    await command(
+      'nsenter',
+      [`--net=${namespacePath(plan, slot)}`, 'sh', '-c', noIPv6],
+      `link set lo up
+link set eth0 arp off up
+addr add ${address}/32 dev eth0
+route add ${plan.gatewayAddress} dev eth0 src ${address}
+neigh replace ${plan.gatewayAddress} lladdr ${hostMac} dev eth0 nud permanent
+`,
+    );
+    await writeFile(`/proc/sys/net/ipv6/conf/${host}/disable_ipv6`, '1').catch(() => undefined);
+  } catch (error) {
+    await removeSlots(plan, [slot]).catch(() => undefined);
+    throw error;
+  }
+}
+
+/** Takes the interfaces and namespaces of slots away, whichever of them are there. */
+export async function removeSlots(plan: AddressPlan, slots: readonly number[]): Promise<void> {
+  if (slots.length === 0) return;
+  const there = await presentSlots(plan);
+  const lines = slots.flatMap((slot) => [
+    // The pair goes at once and with it the last packet; the namespace itself when its last process has gone.
+    ...(there.interfaces.has(slot) ? [`link del ${slotInterface(plan, slot)}`] : []),
+    ...(there.names.has(slot) ? [`netns del ${slotNamespace(plan, slot)}`] : []),
+  ]);
+  // -force: a line that fails because somebody was quicker does not keep the others from being done; what is left is looked at below.
+  if (lines.length > 0)
+    await command('ip', ['-force', '-batch', '-'], `${lines.join('\n')}\n`).catch((error: unknown) => checkGone(plan, slots, error));
+}
+
+async function checkGone(plan: AddressPlan, slots: readonly number[], error: unknown): Promise<void> {
+  const left = await presentSlots(plan);
+  if (slots.some((slot) => left.interfaces.has(slot) || left.names.has(slot))) throw error;
+}
+
+/** The slots that have something in the kernel: host ends, and names of namespaces. */
+export async function presentSlots(
+  plan: AddressPlan,
+): Promise<{ readonly interfaces: ReadonlySet<number>; readonly names: ReadonlySet<number> }> {
+  const [interfaces, names] = await Promise.all([
+    readdir('/sys/class/net'),
+    // No directory: nobody made a namespace since the machine started.
+    readdir(directory).catch(() => []),
+  ]);
+  return { interfaces: slotsAmong(plan, interfaces), names: slotsAmong(plan, names) };
+}
+
+function slotsAmong(plan: AddressPlan, names: readonly string[]): ReadonlySet<number> {
+  return new Set(
+    names.flatMap((name) => {
+      const match = [plan.interfacePrefix, plan.namespacePrefix].find((prefix) => name.startsWith(prefix));
+      const rest = match === undefined ? '' : name.slice(match.length);
+      return /^\d{1,5}$/.test(rest) ? [Number(rest)] : [];
+    }),
+  );
+}
+
+/** Can a process still join the namespace by its name? A name outlives its mount when the mount namespace it was made in is gone. */
+export async function isJoinable(plan: AddressPlan, slot: number): Promise<boolean> {
+  try {
+    return (await statfs(namespacePath(plan, slot))).type === nsfsMagic;
+  } catch {
+    return false;
+  }
+}

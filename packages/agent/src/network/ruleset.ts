@@ -1,0 +1,76 @@
+import { slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
+
+/**
+ * The nftables table of one agent, as a script that puts it in force in one transaction, replacing an earlier one (R-16).
+ *
+ * It names interfaces by prefix and knows every slot's address beforehand, so no rule is added when a sandbox is made: there
+ * is no moment at which its interface exists without the rules. A verdict `drop` of any table is final, so other users of
+ * nftables and iptables (docker, ufw) can forbid more, never less.
+ *
+ * From a sandbox: TCP to the proxy on the gateway's address, and replies to connections that the host opened (init's port,
+ * forwarded ports). The former is not tracked: a sandbox cannot fill the host's connection table.
+ * @param cut interfaces that are cut off, both ways
+ */
+export function ruleset(plan: AddressPlan, proxyPort: number, cut: readonly string[]): string {
+  const sandboxes = `"${plan.interfacePrefix}*"`;
+  const members = Array.from({ length: plan.slots }, (_, slot) => `"${slotInterface(plan, slot)}" . ${slotAddress(plan, slot)}`);
+  const toProxy = `ip daddr ${plan.gatewayAddress} tcp dport ${proxyPort}`;
+  return `
+table inet ${plan.table} {}
+delete table inet ${plan.table}
+table inet ${plan.table} {
+  set members {
+    type ifname . ipv4_addr
+    elements = { ${members.join(', ')} }
+  }
+  set cut {
+    type ifname
+    ${cut.length === 0 ? '' : `elements = { ${cut.map((name) => `"${name}"`).join(', ')} }`}
+  }
+  chain raw {
+    type filter hook prerouting priority raw; policy accept;
+    iifname ${sandboxes} jump from_sandbox
+    # The pool is no business of other networks: nobody reaches the proxy or a sandbox by way of this host.
+    iifname != "lo" ip daddr ${plan.pool} drop
+  }
+  chain from_sandbox {
+    meta nfproto != ipv4 drop
+    iifname @cut drop
+    # Each interface speaks for its own address only.
+    iifname . ip saddr != @members drop
+    ${toProxy} notrack accept
+    ip daddr != ${plan.gatewayAddress} drop
+    # What is left may be a reply; tracked decides.
+    accept
+  }
+  chain tracked {
+    # Behind connection tracking (-200), before anybody's NAT (-100).
+    type filter hook prerouting priority mangle; policy accept;
+    iifname != ${sandboxes} accept
+    ${toProxy} accept
+    ct direction reply ct state established accept
+    drop
+  }
+  chain input {
+    # A second lock, should other tables have marked or rewritten the packet on its way.
+    type filter hook input priority raw; policy accept;
+    iifname != ${sandboxes} accept
+    ${toProxy} accept
+    ct direction reply ct state established accept
+    drop
+  }
+  chain forward {
+    type filter hook forward priority raw; policy accept;
+    iifname ${sandboxes} drop
+    oifname ${sandboxes} drop
+  }
+  chain output {
+    type filter hook output priority raw; policy accept;
+    oifname != ${sandboxes} accept
+    meta nfproto != ipv4 drop
+    oifname @cut drop
+    ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} notrack
+  }
+}
+`;
+}

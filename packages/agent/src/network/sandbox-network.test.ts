@@ -1,0 +1,356 @@
+import { execFile, spawn } from 'node:child_process';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer, type Server } from 'node:http';
+import { createSocket } from 'node:dgram';
+import { connect } from 'node:net';
+import { networkInterfaces, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { NetworkAttachment } from '../runtimes/runtime.ts';
+import { SandboxNetwork, type SandboxNetworkOptions } from './index.ts';
+
+const run = promisify(execFile);
+const proxyPort = 31_281;
+const pool = '10.219.64.0/24';
+const instance = `t${process.pid.toString(36)}`.slice(0, 8);
+
+let state: string;
+let web: Server;
+let webPort: number;
+const opened: SandboxNetwork[] = [];
+let proxy: EgressProxy | undefined;
+let table: PolicyTable;
+let applied: SandboxPolicy[] = [];
+
+beforeAll(async () => {
+  web = createServer((request, response) => response.end(`hello ${request.url}\n`)).listen(0, '0.0.0.0');
+  await new Promise((resolve) => web.once('listening', resolve));
+  webPort = (web.address() as { port: number }).port;
+});
+afterAll(() => web.close());
+
+afterEach(async () => {
+  await proxy?.close();
+  proxy = undefined;
+  for (const network of opened.splice(0)) {
+    for (const id of ids.splice(0)) await network.release(id).catch(() => undefined);
+    await network.close().catch(() => undefined);
+  }
+  // Whatever a failed test left, by this instance's own names.
+  await run('nft', ['delete', 'table', 'inet', `drover-${instance}`]).catch(() => undefined);
+  for (const name of await leftovers()) await run('ip', name.startsWith('drover') ? ['netns', 'del', name] : ['link', 'del', name]).catch(() => undefined);
+  await rm(state, { recursive: true, force: true });
+});
+
+const ids: SandboxId[] = [];
+function id(): SandboxId {
+  const made = newSandboxId();
+  ids.push(made);
+  return made;
+}
+
+/** A network whose gateway is a proxy in this process. */
+async function start(options: Partial<SandboxNetworkOptions> = {}, known: ReadonlySet<SandboxId> = new Set()): Promise<SandboxNetwork> {
+  state = options.stateDirectory ?? (await mkdtemp(join(tmpdir(), 'drover-network-')));
+  table ??= new PolicyTable();
+  const network: SandboxNetwork = new SandboxNetwork({
+    stateDirectory: state,
+    instance,
+    pool,
+    proxyPort,
+    logger: silentLogger,
+    warm: 1,
+    applyGateway: async (policies) => {
+      if (proxy === undefined) {
+        table = new PolicyTable();
+        proxy = new EgressProxy({ table, logger: silentLogger });
+        await proxy.listen({ host: network.gatewayAddress, port: proxyPort });
+      }
+      applied = [...policies];
+      table.replace(table.version + 1n, policies);
+    },
+    ...options,
+  });
+  opened.push(network);
+  await network.start(known);
+  return network;
+}
+
+async function inside(at: NetworkAttachment, ...argv: string[]): Promise<{ code: number; out: string }> {
+  try {
+    return { code: 0, out: (await run('nsenter', [`--net=${at.namespacePath}`, ...argv])).stdout };
+  } catch (error) {
+    const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
+    return { code, out: stdout + stderr };
+  }
+}
+
+const curl = (at: NetworkAttachment, ...args: string[]) => inside(at, 'curl', '-sS', '--noproxy', '', '-m', '2', ...args);
+const viaProxy = (at: NetworkAttachment, ...args: string[]) => curl(at, '-x', `http://${at.gatewayAddress}:${at.proxyPort}`, ...args);
+
+/** A TCP connection from inside, with a route to everywhere as root inside could add: does it come up? */
+async function connects(at: NetworkAttachment, host: string, port: number, bind = ''): Promise<boolean> {
+  const program = `
+    const socket = require('node:net').connect({ host: ${JSON.stringify(host)}, port: ${port}, ${bind && `localAddress: ${JSON.stringify(bind)}`} });
+    socket.on('connect', () => { console.log('connected'); process.exit(0) }).on('error', (e) => { console.log(e.code); process.exit(1) });
+    setTimeout(() => { console.log('timeout'); process.exit(1) }, 400);`;
+  return (await inside(at, process.execPath, '-e', program)).code === 0;
+}
+
+/** Sends a UDP datagram from inside. */
+async function sends(at: NetworkAttachment, host: string, port: number): Promise<void> {
+  const program = `const s = require('node:dgram').createSocket(${JSON.stringify(host.includes(':') ? 'udp6' : 'udp4')});
+    s.send('x', ${port}, ${JSON.stringify(host)}, () => s.close())`;
+  await inside(at, process.execPath, '-e', program);
+}
+
+async function routeEverywhere(at: NetworkAttachment): Promise<void> {
+  await inside(at, 'ip', 'route', 'add', 'default', 'via', at.gatewayAddress, 'dev', 'eth0', 'onlink');
+}
+
+async function leftovers(): Promise<string[]> {
+  const links = (await readdir('/sys/class/net')).filter((n) => n.startsWith(`d${instance}`));
+  const names = (await readdir('/run/netns').catch(() => [])).filter((n) => n.startsWith(`drover-${instance}-`));
+  return [...links, ...names];
+}
+
+async function hasTable(): Promise<boolean> {
+  return (await run('nft', ['list', 'tables'])).stdout.split('\n').includes(`table inet drover-${instance}`);
+}
+
+describe('R-16: a sandbox reaches the gateway and nothing else', () => {
+  test('R-16: an allowed address passes through the proxy, by HTTP and by CONNECT; another is refused with a reason', async () => {
+    const network = await start();
+    const sandbox = id();
+    const at = await network.acquire(sandbox);
+    await network.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+
+    expect(await viaProxy(at, `http://127.0.0.1:${webPort}/a`)).toEqual({ code: 0, out: 'hello /a\n' });
+    expect(await viaProxy(at, '-p', `http://127.0.0.1:${webPort}/b`)).toEqual({ code: 0, out: 'hello /b\n' });
+    const refused = JSON.parse((await viaProxy(at, 'http://192.0.2.200/')).out) as Record<string, unknown>;
+    expect(refused).toMatchObject({ error: 'egress-denied', sandbox, host: '192.0.2.200', port: 80, method: 'GET', rule: 'no rule' });
+  });
+
+  test('R-16: no other sandbox, no service of the host on any of its addresses, no metadata address, with a default route added inside', async () => {
+    const network = await start();
+    const [a, b] = [await network.acquire(id()), await network.acquire(id())];
+    await routeEverywhere(a);
+    await routeEverywhere(b);
+    const listener = spawn('nsenter', [`--net=${b.namespacePath}`, process.execPath, '-e', 'require("node:net").createServer().listen(7000, () => console.log("up"))']);
+    try {
+      await new Promise((resolve) => listener.stdout.once('data', resolve));
+      // The listener does listen: the host reaches it, as it must reach init.
+      await new Promise<void>((resolve, reject) => connect(7000, b.address, function (this: { destroy(): void }) { this.destroy(); resolve(); }).on('error', reject));
+      expect(await connects(a, b.address, 7000)).toBe(false);
+    } finally {
+      listener.kill('SIGKILL');
+    }
+    const hostAddresses = Object.values(networkInterfaces()).flatMap((l) => l ?? []).filter((i) => i.family === 'IPv4' && i.address !== '127.0.0.1');
+    expect(hostAddresses.map((i) => i.address)).toContain(a.gatewayAddress);
+    for (const { address } of hostAddresses) expect(await connects(a, address, webPort), address).toBe(false);
+    expect(await connects(a, '169.254.169.254', 80)).toBe(false);
+    expect(await connects(a, a.gatewayAddress, proxyPort)).toBe(true);
+    // Its own source address, or none: the neighbour's is refused even towards the proxy.
+    await inside(a, 'ip', 'addr', 'add', `${b.address}/32`, 'dev', 'eth0');
+    expect(await connects(a, a.gatewayAddress, proxyPort, b.address)).toBe(false);
+    expect(await connects(a, a.gatewayAddress, proxyPort, a.address)).toBe(true);
+  });
+
+  test('R-16: nothing but TCP to the proxy gets past the host end: no DNS, no ICMP, no IPv6, nothing forwarded', async () => {
+    const network = await start();
+    const at = await network.acquire(id());
+    await routeEverywhere(at);
+    expect((await inside(at, 'cat', '/proc/sys/net/ipv6/conf/all/disable_ipv6')).out.trim()).toMatch(/^1$|No such file/);
+    // Root inside switches IPv6 on again and gives itself an address.
+    await inside(at, 'sh', '-c', 'echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6; ip addr add fe80::2/64 dev eth0 nodad');
+    // On at the host's end too, where it is off: the rules alone must hold.
+    await writeFile(`/proc/sys/net/ipv6/conf/${at.interface}/disable_ipv6`, '0');
+    // Counters before the rules and behind them, ahead of routing: what the sandbox sent, and what got past.
+    const seen = `seen-${instance}`;
+    const kinds = ['meta nfproto ipv4 meta l4proto udp', 'meta nfproto ipv4 meta l4proto icmp', 'meta nfproto ipv6', 'meta l4proto tcp'];
+    const chain = (name: string, priority: number) => `add chain inet ${seen} ${name} { type filter hook prerouting priority ${priority}; }
+${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" ${kind} counter`).join('\n')}\n`;
+    const counts = async (name: string): Promise<number[]> => {
+      const { stdout } = await run('nft', ['list', 'chain', 'inet', seen, name]);
+      return [...stdout.matchAll(/packets (\d+)/g)].map((m) => Number(m[1]));
+    };
+    try {
+      const child = run('nft', ['-f', '-']);
+      child.child.stdin?.end(`add table inet ${seen}\n${chain('before', -400)}${chain('behind', -50)}`);
+      await child;
+      for (const host of [at.gatewayAddress, '192.0.2.53', 'fe80::1%eth0', 'ff02::1%eth0']) await sends(at, host, 53);
+      await connects(at, '192.0.2.7', 443);
+      // A datagram to a closed port inside has the sandbox answer with ICMP.
+      const socket = createSocket('udp4');
+      await new Promise((resolve) => socket.send('x', 9, at.address, resolve));
+      socket.close();
+      const sent = await counts('before');
+      expect(sent.every((n) => n > 0), `sent: ${sent.join()}`).toBe(true);
+      expect(await counts('behind')).toEqual([0, 0, 0, 0]);
+      // The counters do count: the proxy's packets get there.
+      await connects(at, at.gatewayAddress, proxyPort);
+      expect((await counts('behind'))[3]).toBeGreaterThan(0);
+    } finally {
+      await run('nft', ['delete', 'table', 'inet', seen]);
+    }
+  });
+
+  test('R-16: before any policy, and at an address that the gateway does not know, everything is refused', async () => {
+    const network = await start();
+    const at = await network.acquire(id());
+    const answer = JSON.parse((await viaProxy(at, `http://127.0.0.1:${webPort}/`)).out) as Record<string, unknown>;
+    expect(answer).toMatchObject({ error: 'egress-denied', rule: 'no rule' });
+  });
+
+  test('R-16: the rules name every interface before it exists, so the first packet meets them', async () => {
+    const network = await start({ warm: 0 });
+    const rules = (await run('nft', ['list', 'table', 'inet', `drover-${instance}`])).stdout;
+    const at = await network.acquire(id());
+    expect((await run('nft', ['list', 'table', 'inet', `drover-${instance}`])).stdout).toBe(rules);
+    expect(rules).toContain(`"${at.interface}" . ${at.address}`);
+  });
+
+  test('I-4: a sandbox that is cut exchanges no packet, and does again when it is restored', async () => {
+    const network = await start();
+    const sandbox = id();
+    const at = await network.acquire(sandbox);
+    expect(await connects(at, at.gatewayAddress, proxyPort)).toBe(true);
+    await network.setCut(sandbox, true);
+    await network.setCut(sandbox, true);
+    expect(await connects(at, at.gatewayAddress, proxyPort)).toBe(false);
+    await network.setCut(sandbox, false);
+    await network.setCut(sandbox, false);
+    expect(await connects(at, at.gatewayAddress, proxyPort)).toBe(true);
+  });
+
+  test('R-16: a network of the same pool under another name is refused with what to do', async () => {
+    await start();
+    const second = new SandboxNetwork({ stateDirectory: state, instance: `${instance.slice(0, 7)}x`, pool, proxyPort, logger: silentLogger, applyGateway: async () => undefined });
+    await expect(second.start(new Set())).rejects.toMatchObject({ code: 'invalid-config', hint: expect.stringContaining('--pool') });
+  });
+});
+
+describe('R-17: addresses and interfaces come from a pool that a crash cannot leak', () => {
+  test('R-17: the same id gets the same attachment, another id another one', async () => {
+    const network = await start();
+    const sandbox = id();
+    const [first, other] = await Promise.all([network.acquire(sandbox), network.acquire(id())]);
+    expect(await network.acquire(sandbox)).toEqual(first);
+    expect(other.address).not.toBe(first.address);
+  });
+
+  test('R-17: release gives everything back, twice is once, and a closed network without sandboxes leaves nothing', async () => {
+    const network = await start();
+    const sandbox = id();
+    const at = await network.acquire(sandbox);
+    await network.applyPolicy(sandbox, ['example.org']);
+    await network.release(sandbox);
+    await network.release(sandbox);
+    expect(await leftovers()).not.toContain(at.interface);
+    expect(applied).toEqual([]);
+    await network.close();
+    opened.length = 0;
+    expect(await leftovers()).toEqual([]);
+    expect(await hasTable()).toBe(false);
+    expect(await readdir(join(state, 'networks'))).toEqual([]);
+  });
+
+  test('R-17: an address is not given out again before the gateway has forgotten it', async () => {
+    let fail = false;
+    const network = await start({ pool: '10.219.65.0/29', warm: 0, applyGateway: async () => (fail ? Promise.reject(new Error('gateway away')) : undefined) });
+    const all = [id(), id(), id(), id(), id()];
+    const addresses = new Set<string>();
+    for (const one of all) addresses.add((await network.acquire(one)).address);
+    expect(addresses.size).toBe(5);
+    await expect(network.acquire(id())).rejects.toMatchObject({ code: 'no-room' });
+    fail = true;
+    await network.release(all[0] as SandboxId);
+    await expect(network.acquire(id())).rejects.toMatchObject({ code: 'no-room' });
+    fail = false;
+    await network.applyPolicy(all[1] as SandboxId, []);
+    expect(addresses).toContain((await network.acquire(id())).address);
+  });
+
+  test('R-9, R-17: after kill -9 the next network keeps known sandboxes with their policies and sweeps the rest', async () => {
+    state = await mkdtemp(join(tmpdir(), 'drover-network-'));
+    const [kept, gone] = [id(), id()];
+    const program = `
+      import { SandboxNetwork } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
+      import { silentLogger } from '@drover/foundation';
+      const network = new SandboxNetwork({ stateDirectory: ${JSON.stringify(state)}, instance: ${JSON.stringify(instance)}, pool: ${JSON.stringify(pool)},
+        proxyPort: ${proxyPort}, logger: silentLogger, warm: 2, applyGateway: async () => undefined });
+      await network.start(new Set());
+      const a = await network.acquire(${JSON.stringify(kept)});
+      await network.applyPolicy(${JSON.stringify(kept)}, ['127.0.0.1:${webPort}']);
+      await network.acquire(${JSON.stringify(gone)});
+      console.log(JSON.stringify(a));
+      setInterval(() => {}, 1000);`;
+    const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', program], { cwd: import.meta.dirname, stdio: ['ignore', 'pipe', 'inherit'] });
+    const before = JSON.parse(await new Promise<string>((resolve) => child.stdout.once('data', (d: Buffer) => resolve(String(d))))) as NetworkAttachment;
+    child.kill('SIGKILL');
+    await new Promise((resolve) => child.once('exit', resolve));
+
+    const network = await start({ stateDirectory: state, warm: 0 }, new Set([kept]));
+    expect(await leftovers()).toEqual(expect.arrayContaining([before.interface]));
+    expect((await leftovers()).filter((n) => n.includes('-'))).toHaveLength(2);
+    expect(applied).toEqual([{ sandboxId: kept, address: before.address, allow: [`127.0.0.1:${webPort}`] }]);
+    expect(await network.acquire(kept)).toEqual(before);
+    expect((await viaProxy(before, `http://127.0.0.1:${webPort}/`)).out).toBe('hello /\n');
+  });
+
+  test('R-17: with the machine restarted under it, a known sandbox gets its place again', async () => {
+    const network = await start({ warm: 0 });
+    const sandbox = id();
+    const before = await network.acquire(sandbox);
+    await network.close();
+    opened.length = 0;
+    await proxy?.close();
+    proxy = undefined;
+    await run('nft', ['delete', 'table', 'inet', `drover-${instance}`]);
+    for (const link of [before.interface, `d${instance}g`]) await run('ip', ['link', 'del', link]);
+    await run('ip', ['netns', 'del', before.namespacePath.replace('/run/netns/', '')]);
+
+    const after = await start({ stateDirectory: state, warm: 0 }, new Set([sandbox]));
+    expect(await after.acquire(sandbox)).toEqual(before);
+    await after.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+    expect((await viaProxy(before, `http://127.0.0.1:${webPort}/`)).out).toBe('hello /\n');
+  });
+
+  test('R-17: an unreadable record is nobody\'s', async () => {
+    const first = await start({ warm: 0 });
+    const sandbox = id();
+    await first.acquire(sandbox);
+    await first.close();
+    opened.length = 0;
+    const file = join(state, 'networks', `${sandbox}.json`);
+    await run('sh', ['-c', 'printf "{" > "$0"', file]);
+    await start({ stateDirectory: state, warm: 0 }, new Set([sandbox]));
+    expect((await leftovers()).filter((n) => n.includes('-'))).toEqual([]);
+    await expect(readFile(file)).rejects.toMatchObject({ code: 'ENOENT' });
+  });
+});
+
+test('G-14: a policy that cannot be read is refused, and the one before stays in force', async () => {
+  const network = await start();
+  const sandbox = id();
+  const at = await network.acquire(sandbox);
+  await network.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+  await expect(network.applyPolicy(sandbox, ['http://x/'])).rejects.toMatchObject({ code: 'invalid-argument' });
+  expect((await viaProxy(at, `http://127.0.0.1:${webPort}/`)).out).toBe('hello /\n');
+});
+
+test('R-16: the host reaches a port inside, as it must reach init', async () => {
+  const network = await start();
+  const at = await network.acquire(id());
+  const child = spawn('nsenter', [`--net=${at.namespacePath}`, process.execPath, '-e', 'require("node:net").createServer((s) => s.end("init")).listen(7007, () => console.log("up"))']);
+  try {
+    await new Promise((resolve) => child.stdout.once('data', resolve));
+    const said = await new Promise<string>((resolve, reject) => connect(7007, at.address).on('data', (d) => resolve(String(d))).on('error', reject));
+    expect(said).toBe('init');
+  } finally {
+    child.kill('SIGKILL');
+  }
+});

@@ -1,0 +1,239 @@
+import { join } from 'node:path';
+import { DroverError, SerialExecutor, type Logger, type SandboxId } from '@drover/foundation';
+import { parsePattern, type SandboxPolicy } from '@drover/gateway';
+import pLimit from 'p-limit';
+import { networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworks } from '../limits.ts';
+import type { NetworkAttachment } from '../runtimes/runtime.ts';
+import { defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
+import { setSlotCut, setUpHost, tearDownHost } from './host-side.ts';
+import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots } from './namespaces.ts';
+import type { Network } from './network.ts';
+import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
+import { NetworkRecords, type NetworkRecord } from './records.ts';
+
+export interface SandboxNetworkOptions {
+  /** Its own; records are kept in `<stateDirectory>/networks`. */
+  readonly stateDirectory: string;
+  /** Addresses for this host's sandboxes, an IPv4 network. Default 10.213.0.0/16. */
+  readonly pool?: string;
+  /** Tells this agent's interfaces, namespaces and rules from another's: 1 to 8 letters and digits, see `instanceTag`. */
+  readonly instance: string;
+  /** Puts a whole table in force at the gateway. */
+  readonly applyGateway: ApplyGateway;
+  /** Where the egress proxy listens on the gateway's address. */
+  readonly proxyPort: number;
+  readonly logger: Logger;
+  /** Namespaces kept ready. Default 4. */
+  readonly warm?: number;
+}
+
+/**
+ * The network of a host's sandboxes, on Linux: see network.ts for what it promises, ruleset.ts for what enforces it.
+ * The kernel holds the truth about interfaces and namespaces, whose names say which slot they are; a record on disk says
+ * which sandbox a slot belongs to. What has no record is nobody's and swept at start (R-9, R-17).
+ */
+export class SandboxNetwork implements Network {
+  readonly #plan: AddressPlan;
+  readonly #options: SandboxNetworkOptions;
+  readonly #logger: Logger;
+  readonly #disk: NetworkRecords;
+  readonly #records = new Map<SandboxId, NetworkRecord>();
+  readonly #publisher: PolicyPublisher;
+  readonly #serial = new Map<SandboxId, SerialExecutor>();
+  readonly #creating = pLimit(networkCreatesAtOnce);
+  /** Slots that nothing is made for. Taken from the front, given back at the end: an address rests as long as it can. */
+  readonly #free: number[] = [];
+  /** Slots whose namespace stands ready. */
+  readonly #ready: number[] = [];
+  /** Slots taken away from a sandbox whose address the gateway may still know. */
+  readonly #quarantine = new Set<number>();
+  #refilling: Promise<void> | undefined;
+  #open = false;
+
+  /** @throws {DroverError} invalid-config */
+  constructor(options: SandboxNetworkOptions) {
+    this.#plan = planAddresses(options.instance, options.pool ?? defaultPool);
+    this.#options = options;
+    this.#logger = options.logger;
+    this.#disk = new NetworkRecords(join(options.stateDirectory, 'networks'), options.logger);
+    this.#publisher = new PolicyPublisher(options.applyGateway, () => this.#policies());
+  }
+
+  /** The address that the egress proxy listens on; there once `start` has begun to apply policies. */
+  get gatewayAddress(): string {
+    return this.#plan.gatewayAddress;
+  }
+
+  async start(known: ReadonlySet<SandboxId>): Promise<void> {
+    if (this.#open) throw new DroverError('internal', 'the network is started already');
+    for (const record of await this.#disk.load()) {
+      if (!known.has(record.id)) {
+        await this.#disk.remove(record.id);
+      } else if (record.pool !== this.#plan.pool) {
+        throw new DroverError('invalid-config', `sandboxes of this host have addresses in ${record.pool}, not in ${this.#plan.pool}`, {
+          hint: `start with --pool ${record.pool}, or remove the sandboxes first`,
+        });
+      } else {
+        this.#records.set(record.id, record);
+      }
+    }
+    const owned = new Set([...this.#records.values()].map((r) => r.slot));
+    const cut = [...this.#records.values()].filter((r) => r.cut).map((r) => r.slot);
+    await setUpHost(this.#plan, this.#options.proxyPort, cut);
+    const present = await presentSlots(this.#plan);
+    const swept = [...new Set([...present.interfaces, ...present.names])].filter((slot) => !owned.has(slot));
+    await removeSlots(this.#plan, swept);
+    for (let slot = 0; slot < this.#plan.slots; slot++) if (!owned.has(slot)) this.#free.push(slot);
+    this.#open = true;
+    this.#logger.info({ adopted: owned.size, swept: swept.length, pool: this.#plan.pool }, 'sandbox network ready');
+    // Without the gateway nothing leaves the sandboxes, which is safe; the next apply carries the whole table.
+    await this.#publish().catch((error: unknown) => this.#logger.error({ err: String(error) }, 'the gateway has no policies yet'));
+    this.#refill();
+  }
+
+  async acquire(id: SandboxId): Promise<NetworkAttachment> {
+    return await this.#exclusively(id, async () => {
+      const existing = this.#records.get(id);
+      if (existing !== undefined) return await this.#restore(existing);
+      const slot = this.#ready.shift() ?? (await this.#createCold());
+      const record: NetworkRecord = { id, slot, pool: this.#plan.pool, allow: [], cut: false };
+      try {
+        await this.#disk.save(record);
+      } catch (error) {
+        this.#ready.push(slot);
+        throw DroverError.from(error);
+      }
+      this.#records.set(id, record);
+      this.#refill();
+      return this.#attachment(slot);
+    });
+  }
+
+  async release(id: SandboxId): Promise<void> {
+    await this.#exclusively(id, async () => {
+      const record = this.#records.get(id);
+      if (record === undefined) return;
+      await removeSlots(this.#plan, [record.slot]);
+      if (record.cut) await setSlotCut(this.#plan, record.slot, false);
+      await this.#disk.remove(id);
+      this.#records.delete(id);
+      // The next sandbox on this address must not inherit what this one was allowed: the slot is free once the gateway forgot it.
+      this.#quarantine.add(record.slot);
+      await this.#publish().catch((error: unknown) => {
+        this.#logger.warn({ sandbox: id, err: String(error) }, 'address kept back until the gateway takes a new table');
+      });
+    });
+    // Nothing else is queued: operations on a released sandbox find no record.
+    if (this.#serial.get(id)?.waiting === 0) this.#serial.delete(id);
+  }
+
+  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
+    // One that cannot be read would have the gateway refuse everybody's.
+    for (const pattern of allow) parsePattern(pattern);
+    await this.#exclusively(id, async () => {
+      await this.#change(id, { allow: [...allow] });
+      await this.#publish();
+    });
+  }
+
+  async setCut(id: SandboxId, cut: boolean): Promise<void> {
+    await this.#exclusively(id, async () => {
+      const record = this.#record(id);
+      // Cut first and then write it down; the other way round, a crash between the two errs towards being cut.
+      if (cut) await setSlotCut(this.#plan, record.slot, true);
+      await this.#change(id, { cut });
+      if (!cut) await setSlotCut(this.#plan, record.slot, false);
+    });
+  }
+
+  async close(): Promise<void> {
+    this.#open = false;
+    await this.#refilling;
+    await removeSlots(this.#plan, this.#ready.splice(0));
+    // Sandboxes that run on keep their rules; without any, nothing stays.
+    if (this.#records.size === 0) await tearDownHost(this.#plan);
+  }
+
+  async #exclusively<T>(id: SandboxId, task: () => Promise<T>): Promise<T> {
+    if (!this.#open) throw new DroverError('unavailable', "the host's network is not ready");
+    let serial = this.#serial.get(id);
+    if (serial === undefined) this.#serial.set(id, (serial = new SerialExecutor(networkOperationsPerSandbox)));
+    return await serial.run(task);
+  }
+
+  #record(id: SandboxId): NetworkRecord {
+    const record = this.#records.get(id);
+    if (record === undefined) throw new DroverError('sandbox-not-found', `sandbox ${id} has no network on this host`);
+    return record;
+  }
+
+  async #change(id: SandboxId, change: Partial<Pick<NetworkRecord, 'allow' | 'cut'>>): Promise<void> {
+    const record = { ...this.#record(id), ...change };
+    await this.#disk.save(record);
+    this.#records.set(id, record);
+  }
+
+  #attachment(slot: number): NetworkAttachment {
+    return {
+      namespacePath: namespacePath(this.#plan, slot),
+      address: slotAddress(this.#plan, slot),
+      gatewayAddress: this.#plan.gatewayAddress,
+      proxyPort: this.#options.proxyPort,
+      interface: slotInterface(this.#plan, slot),
+    };
+  }
+
+  /** After a reboot a sandbox gets its slot again, made anew. */
+  async #restore(record: NetworkRecord): Promise<NetworkAttachment> {
+    const { slot } = record;
+    const present = await presentSlots(this.#plan);
+    if (!present.interfaces.has(slot) || !(await isJoinable(this.#plan, slot))) {
+      await removeSlots(this.#plan, [slot]);
+      await this.#creating(() => createNamespace(this.#plan, slot));
+    }
+    return this.#attachment(slot);
+  }
+
+  async #createCold(): Promise<number> {
+    const slot = this.#free.shift();
+    if (slot === undefined) {
+      throw new DroverError('no-room', `all ${this.#plan.slots} sandbox addresses of this host are in use`, {
+        hint: 'remove sandboxes that are done, or give the agent a larger --pool',
+      });
+    }
+    try {
+      await this.#creating(() => createNamespace(this.#plan, slot));
+      return slot;
+    } catch (error) {
+      this.#free.push(slot);
+      throw error;
+    }
+  }
+
+  #refill(): void {
+    this.#refilling ??= this.#fill().finally(() => {
+      this.#refilling = undefined;
+    });
+  }
+
+  async #fill(): Promise<void> {
+    const wanted = this.#options.warm ?? warmNetworks;
+    try {
+      // The last address is left to a create, which says so when there is none.
+      while (this.#open && this.#ready.length < wanted && this.#free.length > 0) this.#ready.push(await this.#createCold());
+    } catch (error) {
+      // The next create tries again, and its caller is told.
+      this.#logger.warn({ err: String(error) }, 'no network could be made in advance');
+    }
+  }
+
+  #policies(): readonly SandboxPolicy[] {
+    return [...this.#records.values()].map((r) => ({ sandboxId: r.id, address: slotAddress(this.#plan, r.slot), allow: r.allow }));
+  }
+
+  async #publish(): Promise<void> {
+    const forgotten = [...this.#quarantine];
+    await this.#publisher.publish();
+    for (const slot of forgotten) if (this.#quarantine.delete(slot)) this.#free.push(slot);
+  }
+}

@@ -1,0 +1,68 @@
+import { connect, type Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { DroverError, errnoOf, type Clock } from '@drover/foundation';
+import { initDialMs, sandboxConnectMs } from '../limits.ts';
+
+export interface DialOptions {
+  readonly address: string;
+  readonly port: number;
+  /** Try again while nothing listens yet: init is starting. */
+  readonly waits: boolean;
+  /** Has the sandbox ended? Then waiting is over. */
+  readonly hasEnded: () => Promise<boolean>;
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+}
+
+/** What a port says while init is not up, or the network is settling. */
+const notYet = new Set(['ECONNREFUSED', 'EHOSTUNREACH', 'ENETUNREACH', 'ETIMEDOUT']);
+
+/** A connection into a sandbox, half-open allowed: each side ends for itself. @throws {DroverError} sandbox-not-running, unavailable */
+export async function dialSandbox(options: DialOptions): Promise<Duplex> {
+  const { clock, signal } = options;
+  const deadline = clock.now() + initDialMs;
+  for (let delay = 2; ; delay = Math.min(10, delay * 2)) {
+    signal.throwIfAborted();
+    try {
+      return await connectOnce(options.address, options.port, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      const where = `${options.address}:${options.port}`;
+      if (await options.hasEnded()) throw new DroverError('sandbox-not-running', 'the sandbox has ended', { cause: error });
+      if (!options.waits || !notYet.has(errnoOf(error) ?? '')) {
+        throw new DroverError('unavailable', `nothing answers at ${where} in the sandbox`, {
+          hint: 'is the program in the sandbox listening on that port?',
+          cause: error,
+        });
+      }
+      if (clock.now() >= deadline)
+        throw new DroverError('unavailable', `init did not listen on ${where} within ${initDialMs} ms`, { cause: error });
+      await clock.sleep(delay, signal);
+    }
+  }
+}
+
+async function connectOnce(host: string, port: number, signal: AbortSignal): Promise<Socket> {
+  const socket = connect({ host, port, allowHalfOpen: true, noDelay: true });
+  const timer = setTimeout(() => socket.destroy(timeout()), sandboxConnectMs);
+  const abort = (): void => void socket.destroy(signal.reason as Error);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    await new Promise<void>((resolve, reject) => {
+      socket.once('connect', resolve);
+      socket.once('error', reject);
+    });
+    return socket;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener('abort', abort);
+    socket.removeAllListeners('connect').removeAllListeners('error');
+  }
+}
+
+function timeout(): Error {
+  return Object.assign(new Error('connecting took too long'), { code: 'ETIMEDOUT' });
+}

@@ -1,0 +1,1 @@
+export { FakeRuntime, FakeState, type FakeOperation, type FakeOutcome, type FakeRuntimeOptions } from './fake-runtime.ts';

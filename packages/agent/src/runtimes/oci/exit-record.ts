@@ -1,0 +1,53 @@
+import { constants } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { clip } from '@drover/foundation';
+import type { ExitRecord } from '@drover/init';
+import { maxExitRecordBytes } from '../../limits.ts';
+
+/** 128 + SIGKILL: what is reported of a sandbox that left no word. */
+export const killedExitCode = 137;
+
+/**
+ * What init wrote at its end. The sandbox could write anything there: no link is followed, no pipe waited for, the size is bounded,
+ * and what is not an exit record counts as none.
+ */
+export async function readExitRecord(runDirectory: string): Promise<ExitRecord | undefined> {
+  let text: string;
+  try {
+    const file = await open(join(runDirectory, 'exit.json'), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    try {
+      const buffer = Buffer.alloc(maxExitRecordBytes + 1);
+      if (!(await file.stat()).isFile()) return undefined;
+      const { bytesRead } = await file.read(buffer, 0, buffer.length, 0);
+      if (bytesRead > maxExitRecordBytes) return undefined;
+      text = buffer.toString('utf8', 0, bytesRead);
+    } finally {
+      await file.close();
+    }
+  } catch {
+    // Not there, a link, a device: none.
+    return undefined;
+  }
+  return parseExitRecord(text);
+}
+
+export function parseExitRecord(text: string): ExitRecord | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { code, signal, at, reason, message } = value as Record<string, unknown>;
+  if (typeof code !== 'number' || !Number.isInteger(code) || code < 0 || code > 255) return undefined;
+  if (typeof at !== 'number' || !Number.isSafeInteger(at) || at < 0) return undefined;
+  return {
+    code,
+    at,
+    signal: typeof signal === 'string' ? clip(signal, 32) : '',
+    reason: typeof reason === 'string' ? clip(reason, 64) : '',
+    message: typeof message === 'string' ? clip(message, 4096) : '',
+  };
+}

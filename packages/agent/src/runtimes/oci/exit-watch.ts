@@ -1,0 +1,111 @@
+import { watch, type FSWatcher } from 'node:fs';
+import type { Clock, SandboxId } from '@drover/foundation';
+import { exitPollMs } from '../../limits.ts';
+
+interface Watched {
+  readonly hasEnded: () => boolean;
+  readonly watcher: FSWatcher | undefined;
+  readonly waiters: Set<() => void>;
+  /** Until when to look often: something happened that usually comes before the end. */
+  hurryUntil: number;
+}
+
+/** How long to look often after something that usually comes before the end. */
+const hurryMs = 1_000;
+/** How often that is. */
+const hurriedPollMs = 3;
+
+/**
+ * Says when sandboxes end. Their first process is nobody's child (the runtime program detached from it, and the agent that
+ * started it may be gone), so no exit status comes: what counts is whether the process is still there, looked at every second,
+ * and every few milliseconds once init has written its exit record or was killed.
+ */
+export class ExitWatch {
+  readonly #clock: Clock;
+  readonly #watched = new Map<SandboxId, Watched>();
+  #loop: AbortController | undefined;
+  /** When all were looked at, not only those in a hurry. */
+  #lastRound = 0;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Resolves when `hasEnded` holds. @throws the signal's reason */
+  async wait(id: SandboxId, runDirectory: string, hasEnded: () => boolean, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    if (hasEnded()) return;
+    const watched = this.#watched.get(id) ?? this.#add(id, runDirectory, hasEnded);
+    await new Promise<void>((resolve, reject) => {
+      const done = (): void => {
+        signal.removeEventListener('abort', abort);
+        resolve();
+      };
+      const abort = (): void => {
+        watched.waiters.delete(done);
+        if (watched.waiters.size === 0) this.#remove(id, watched);
+        reject(signal.reason as Error);
+      };
+      watched.waiters.add(done);
+      signal.addEventListener('abort', abort, { once: true });
+      // It may have been killed, or written its record, just before anybody waited. Only now: the loop's first look may be its last.
+      if (watched.waiters.size === 1) this.#restart();
+    });
+  }
+
+  /** Looks often for a second: the sandbox is about to end. */
+  hurry(id: SandboxId): void {
+    const watched = this.#watched.get(id);
+    if (watched === undefined) return;
+    watched.hurryUntil = this.#clock.now() + hurryMs;
+    this.#restart();
+  }
+
+  #add(id: SandboxId, runDirectory: string, hasEnded: () => boolean): Watched {
+    let watcher: FSWatcher | undefined;
+    try {
+      watcher = watch(runDirectory, { persistent: false }, (_, name) => {
+        if (name === 'exit.json') this.hurry(id);
+      });
+      // The directory went away, or the host has no more inotify watches: the poll goes on.
+      watcher.on('error', () => watcher?.close());
+    } catch {
+      // The same, at once.
+    }
+    const watched: Watched = { hasEnded, watcher, waiters: new Set(), hurryUntil: this.#clock.now() + hurryMs };
+    this.#watched.set(id, watched);
+    return watched;
+  }
+
+  #remove(id: SandboxId, watched: Watched): void {
+    watched.watcher?.close();
+    if (this.#watched.get(id) === watched) this.#watched.delete(id);
+    if (this.#watched.size === 0) this.#loop?.abort();
+  }
+
+  /** One loop for all; restarted when one is in a hurry. */
+  #restart(): void {
+    this.#loop?.abort();
+    const loop = new AbortController();
+    this.#loop = loop;
+    void this.#run(loop);
+  }
+
+  async #run(loop: AbortController): Promise<void> {
+    while (!loop.signal.aborted && this.#watched.size > 0) {
+      const now = this.#clock.now();
+      const everyone = now - this.#lastRound >= 0.9 * exitPollMs;
+      if (everyone) this.#lastRound = now;
+      for (const [id, watched] of this.#watched) {
+        if (!everyone && watched.hurryUntil < now) continue;
+        if (!watched.hasEnded()) continue;
+        this.#remove(id, watched);
+        for (const done of watched.waiters) done();
+      }
+      const hurried = this.#watched.values().some((watched) => watched.hurryUntil > now);
+      // Aborted when another loop took over or nothing is watched.
+      await this.#clock.sleep(hurried ? hurriedPollMs : exitPollMs, loop.signal).catch(() => undefined);
+    }
+    if (this.#loop === loop) this.#loop = undefined;
+  }
+}

@@ -1,0 +1,51 @@
+import { execFile } from 'node:child_process';
+import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { ptyAddonPath } from '@drover/init';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { prepareInitDirectory } from './init-directory.ts';
+import { loaderName } from './spec.ts';
+
+const run = promisify(execFile);
+let directory: string;
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'drover-init-directory-'));
+});
+afterAll(async () => {
+  await rm(directory, { recursive: true, force: true });
+});
+
+async function bundle(text: string): Promise<string> {
+  const path = join(directory, 'bundle.cjs');
+  await writeFile(path, text);
+  return path;
+}
+
+test('I-38: node runs from it with an empty root around it, terminals included', async () => {
+  const bundlePath = await bundle('require("/pty.node"); console.log("alive", process.version)');
+  const path = await prepareInitDirectory(directory, { nodePath: process.execPath, bundlePath, addonPath: ptyAddonPath() });
+  expect((await readdir(path)).sort()).toEqual(['init.cjs', loaderName(process.arch), 'lib', 'node', 'pty.node', 'run'].sort());
+  const { stdout } = await run('chroot', [path, `/${loaderName(process.arch)}`, '--library-path', '/lib', '/node', '/init.cjs']);
+  expect(stdout).toBe(`alive ${process.version}\n`);
+});
+
+test('I-38: named for its content: made once, also by many at once, and anew for another bundle', async () => {
+  const first = await bundle('1');
+  const options = { nodePath: process.execPath, bundlePath: first };
+  const made = await Promise.all([1, 2, 3].map(() => prepareInitDirectory(directory, options)));
+  expect(new Set(made).size).toBe(1);
+  const before = (await stat(join(made[0] ?? '', 'node'))).ino;
+  expect(await prepareInitDirectory(directory, options)).toBe(made[0]);
+  expect((await stat(join(made[0] ?? '', 'node'))).ino).toBe(before);
+  await bundle('2');
+  expect(await prepareInitDirectory(directory, options)).not.toBe(made[0]);
+  expect((await readdir(directory)).filter((name) => name.endsWith('.tmp'))).toEqual([]);
+});
+
+test('a program that is not there is said to be missing', async () => {
+  const options = { nodePath: join(directory, 'no-node'), bundlePath: await bundle('1') };
+  await expect(prepareInitDirectory(directory, options)).rejects.toThrow(/no-node/);
+});

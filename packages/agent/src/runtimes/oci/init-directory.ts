@@ -1,0 +1,124 @@
+import { execFile } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { chmod, copyFile, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { promisify } from 'node:util';
+import { DroverError, errnoOf } from '@drover/foundation';
+import { loaderName } from './spec.ts';
+
+const run = promisify(execFile);
+
+export interface InitDirectoryOptions {
+  /** The Node program to run init with; default: the one that runs this. */
+  readonly nodePath: string;
+  /** Becomes init.cjs. */
+  readonly bundlePath: string;
+  /** Becomes pty.node; without it, the `pty.node` beside the bundle when there is one: no terminals otherwise. */
+  readonly addonPath?: string | undefined;
+}
+
+/**
+ * Lays out what init needs in any image, also those without a C library (I-38): `node`, its loader, `lib/*.so*`, `init.cjs`,
+ * `pty.node`, and an empty `run` that each sandbox's run directory is mounted on. The directory is named for its content, made once
+ * and whole (temporary name, then rename), and never changed: sandboxes of an earlier release keep theirs.
+ *
+ * @returns its path in `targetDirectory`
+ * @throws {DroverError} missing-component, when a file or library is not there
+ */
+export async function prepareInitDirectory(targetDirectory: string, options: InitDirectoryOptions): Promise<string> {
+  const files = await filesOf(options);
+  const path = join(targetDirectory, `init-${await digestOf(files)}`);
+  if (await isDirectory(path)) return path;
+  const temporary = join(targetDirectory, `.init-${randomBytes(6).toString('hex')}.tmp`);
+  try {
+    await mkdir(join(temporary, 'lib'), { recursive: true });
+    await mkdir(join(temporary, 'run'), { mode: 0o700 });
+    for (const [name, source] of files) {
+      await copyFile(source, join(temporary, name));
+      await chmod(join(temporary, name), 0o755);
+    }
+    // Whatever this process's umask is, every user of a sandbox may read it.
+    for (const directory of [temporary, join(temporary, 'lib')]) await chmod(directory, 0o755);
+    await rename(temporary, path).catch(async (error: unknown) => {
+      // Another one was faster with the same content.
+      if (!(await isDirectory(path))) throw error;
+    });
+    return path;
+  } finally {
+    await rm(temporary, { recursive: true, force: true });
+  }
+}
+
+/** Name in the init directory to source on the host, sorted by name. */
+async function filesOf(options: InitDirectoryOptions): Promise<readonly (readonly [string, string])[]> {
+  const loader = await loaderPath();
+  const files = new Map<string, string>([
+    ['node', options.nodePath],
+    [loaderName(process.arch), loader],
+    ['init.cjs', options.bundlePath],
+  ]);
+  const beside = (await readdir(dirname(options.bundlePath))).includes('pty.node');
+  const addon = options.addonPath ?? (beside ? join(dirname(options.bundlePath), 'pty.node') : undefined);
+  const programs = [options.nodePath];
+  if (addon !== undefined) {
+    files.set('pty.node', addon);
+    programs.push(addon);
+  }
+  for (const program of programs) {
+    for (const library of await librariesOf(loader, program)) {
+      if (basename(library) !== loaderName(process.arch)) files.set(`lib/${basename(library)}`, library);
+    }
+  }
+  return [...files].sort(([a], [b]) => (a < b ? -1 : 1));
+}
+
+/** Where the ABI says that the loader is; Debian's merged /usr and others have it behind links, or in their own multiarch place. */
+async function loaderPath(): Promise<string> {
+  const name = loaderName(process.arch);
+  const places = ['/lib64', '/lib', `/lib/${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-linux-gnu`];
+  for (const place of places) {
+    try {
+      await stat(join(place, name));
+      return join(place, name);
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT') throw error;
+    }
+  }
+  throw new DroverError('missing-component', `the GNU loader ${name} is not on this host`, {
+    hint: 'run the agent on a distribution with glibc',
+  });
+}
+
+/** What the loader itself would load: `--list` prints `name => path (address)` a line (ld.so(8)). */
+async function librariesOf(loader: string, program: string): Promise<string[]> {
+  let stdout: string;
+  try {
+    ({ stdout } = await run(loader, ['--list', program]));
+  } catch (error) {
+    throw new DroverError('missing-component', `the libraries of ${program} cannot be told: ${String(error)}`, { cause: error });
+  }
+  return stdout.split('\n').flatMap((line) => {
+    const missing = /^\s*(\S+) => not found$/.exec(line)?.[1];
+    if (missing !== undefined) throw new DroverError('missing-component', `${program} needs ${missing}, which is not on this host`);
+    return /=> (\/\S+) \(0x/.exec(line)?.[1] ?? [];
+  });
+}
+
+async function digestOf(files: readonly (readonly [string, string])[]): Promise<string> {
+  const hash = createHash('sha256');
+  for (const [name, source] of files) {
+    hash.update(`${name}\0${(await stat(source)).size}\0`);
+    for await (const chunk of createReadStream(source, { highWaterMark: 1024 * 1024 })) hash.update(chunk as Buffer);
+  }
+  return hash.digest('hex').slice(0, 24);
+}
+
+async function isDirectory(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isDirectory();
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}

@@ -1,0 +1,175 @@
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { limitsOf } from '../conformance.ts';
+import type { CreateRequest } from '../runtime.ts';
+import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import { layoutOf } from './layout.ts';
+import { rangeStart } from './uid-ranges.ts';
+import { uidRangeSize } from '../../limits.ts';
+
+describe('what a sandbox of the oci runtime is kept from, and what works in it', () => {
+  let harness: OciHarness;
+  const made: CreateRequest[] = [];
+  const lifetime = (): AbortSignal => AbortSignal.timeout(15_000);
+
+  beforeAll(async () => {
+    harness = await openOciHarness('runc');
+  });
+  afterEach(async () => {
+    for (const { id } of made.splice(0)) await harness.runtime.destroy(id);
+  });
+  afterAll(async () => {
+    await harness.close();
+  });
+
+  /** Runs a script in a sandbox to its end: its output, where the sandbox keeps its files, and how it ended. */
+  const inside = async (script: string, overrides: Partial<CreateRequest> = {}) => {
+    const argv = ['/bin/sh', '-c', `exec > /.drover/run/out 2>&1\n${script}`];
+    const request = await harness.requestOf(argv, overrides);
+    made.push(request);
+    await harness.runtime.create(request, lifetime());
+    await harness.runtime.waitExit(request.id, lifetime());
+    const output = await readFile(join(request.runDirectory, 'out'), 'utf8');
+    const writable = layoutOf(harness.stateDirectory, request.id).writable;
+    return { request, output, upper: join(writable, 'upper'), writable, state: await harness.runtime.inspect(request.id) };
+  };
+
+  test('R-5: root inside is nobody in particular outside: its files belong to a range of its own', async () => {
+    const first = await inside(
+      'id -u; stat -c "%u %g" /bin/busybox /etc/hosts; : > /mine; touch /theirs; chown 1000:100 /theirs; stat -c "%u:%g" /theirs',
+    );
+    expect(first.output.split('\n')).toEqual(['0', '0 0', '0 0', '1000:100', '']);
+    const mine = await stat(join(first.upper, 'mine'));
+    expect(mine.uid).toBeGreaterThanOrEqual(rangeStart(0));
+    const theirs = await stat(join(first.upper, 'theirs'));
+    expect([theirs.uid - mine.uid, theirs.gid - mine.uid]).toEqual([1000, 100]);
+    const second = await inside(': > /mine');
+    expect(Math.abs((await stat(join(second.upper, 'mine'))).uid - mine.uid)).toBeGreaterThanOrEqual(uidRangeSize);
+  });
+
+  test('R-5: no new privileges, seccomp, few capabilities', async () => {
+    const { output } = await inside(
+      'grep -E "^(NoNewPrivs|Seccomp|CapEff|CapBnd)" /proc/self/status; mount -t tmpfs none /tmp; unshare -U true; hostname other; mknod /dev/disk b 8 0',
+    );
+    expect(output).toMatch(/NoNewPrivs:\s1\n/);
+    expect(output).toMatch(/Seccomp:\s2\n/);
+    expect(output).toMatch(/CapBnd:\s00000000800405fb\n/);
+    expect(output.match(/operation not permitted|permission denied/gi)).toHaveLength(4);
+  });
+
+  test('R-5: the host cannot be seen or changed through /proc and /sys', async () => {
+    const { output } = await inside(
+      'cat /proc/kallsyms | wc -c; cat /proc/keys | wc -c; echo 1 > /proc/sys/kernel/panic; echo 1 > /proc/sys/vm/drop_caches; ls /sys /sys/devices/system; ls /proc | grep -c "^[0-9]"',
+    );
+    const lines = output.trim().split('\n');
+    expect(lines.slice(0, 2)).toEqual(['0', '0']);
+    expect(output.match(/Read-only file system|Permission denied/gi)).toHaveLength(2);
+    expect(output).toContain('/sys:\ndevices\n');
+    // init, the shell, ls and grep at most.
+    expect(Number(lines.at(-1))).toBeLessThanOrEqual(4);
+  });
+
+  test('R-5: setuid bits are kept, and give nothing', async () => {
+    const { output, upper } = await inside('cp /bin/busybox /su; chmod 4755 /su; stat -c %a /su');
+    expect(output).toBe('4755\n');
+    const { mode, uid } = await stat(join(upper, 'su'));
+    expect([mode & 0o7777, uid === 0]).toEqual([0o4755, false]);
+  });
+
+  test('I-38: init runs in an image without anything, and says that the program is not there', async () => {
+    const request = await harness.requestOf(['/bin/sh'], { layers: [] });
+    made.push(request);
+    await harness.runtime.create(request, lifetime());
+    await harness.runtime.waitExit(request.id, lifetime());
+    expect(await harness.runtime.inspect(request.id)).toMatchObject({ exitCode: 127, startFailure: expect.stringContaining('ENOENT') });
+  });
+
+  test('layers lie over one another, the last on top, and none is written to', async () => {
+    const [low, high] = [join(harness.directory, 'low, with:odd \\name'), join(harness.directory, 'high')];
+    for (const [layer, text] of [
+      [low, 'low'],
+      [high, 'high'],
+    ] as const) {
+      await mkdir(join(layer, 'etc'), { recursive: true });
+      await writeFile(join(layer, 'etc/which'), text);
+      await writeFile(join(layer, `etc/${text}`), '');
+    }
+    const { output } = await inside('cat /etc/which; echo; ls /etc; echo changed > /etc/which; rm /etc/low', {
+      layers: [harness.busybox, low, high],
+    });
+    expect(output).toBe('high\nhigh\nhostname\nhosts\nlow\nresolv.conf\nwhich\n');
+    expect(await readFile(join(high, 'etc/which'), 'utf8')).toBe('high');
+    expect(await stat(join(low, 'etc/low'))).toBeDefined();
+  });
+
+  test("R-4: the host's own directories, read-only under a writable layer", async () => {
+    const root = join(harness.directory, 'host-root');
+    for (const name of ['usr', 'etc', 'tmp', 'var/lib']) await mkdir(join(root, name), { recursive: true });
+    for (const name of ['bin', 'sbin', 'lib', 'lib64']) await symlink(`usr/${name}`, join(root, name)).catch(() => undefined);
+    const { output, state } = await inside(
+      'set -e; stat -c "%u %n" /usr/bin/env; touch /usr/bin/mine; ls /usr/bin/mine; python3 -c "print(6 * 7)"; git --version > /dev/null; perl -e "print 1"; command -v gcc',
+      { layers: [root], submounts: [{ lower: '/usr', target: '/usr' }] },
+    );
+    expect(output).toContain('0 /usr/bin/env\n/usr/bin/mine\n42\n1');
+    expect(state?.exitCode).toBe(0);
+    await expect(stat('/usr/bin/mine')).rejects.toThrow('ENOENT');
+  });
+
+  test('a sandbox that turned the place of a submount into a link cannot lead the next start astray', async () => {
+    const root = join(harness.directory, 'evil-root');
+    await mkdir(join(root, 'opt/deep'), { recursive: true });
+    const submounts = [{ lower: harness.busybox, target: '/opt/deep' }];
+    const { request } = await inside('mv /opt /opt-away && ln -s /.drover /opt; ls -d /opt', {
+      layers: [harness.busybox, root],
+      submounts,
+    });
+    const layout = layoutOf(harness.stateDirectory, request.id);
+    // As after a reboot of the host.
+    const { openMounts } = await import('./mounts.ts');
+    const { unmountAll } = await import('./rootfs.ts');
+    await unmountAll(openMounts(), layout);
+    await rm(join(layout.writable, 'upper/opt'), { recursive: true, force: true });
+    await symlink('/tmp', join(layout.writable, 'upper/opt'));
+    await expect(harness.runtime.start(request, lifetime())).rejects.toThrow(/no plain directory|ENOENT/);
+  });
+
+  test('R-18: volumes look the same to every sandbox, whichever range of ids it has', async () => {
+    const volume = await mkdtemp(join(harness.directory, 'volume-'));
+    const mounts = [{ source: volume, target: '/data', readOnly: false }];
+    await inside('echo one > /data/file; chown 5:5 /data/file', { mounts });
+    const second = await inside('stat -c "%u:%g" /data/file; cat /data/file', { mounts });
+    expect(second.output).toBe('5:5\none\n');
+    const third = await inside('echo two > /data/file', { mounts: [{ source: volume, target: '/data', readOnly: true }] });
+    expect(third.output).toContain('Read-only file system');
+  });
+
+  test('R-10: a disk limit is a full disk inside, and leaves no loop device', async () => {
+    const { request, output, state } = await inside('dd if=/dev/zero of=/big bs=1M count=100; stat -c %s /big', {
+      limits: limitsOf({ diskBytes: 32 * 1024 * 1024 }),
+    });
+    expect(output).toContain('No space left on device');
+    expect(state?.phase).toBe('ended');
+    await harness.runtime.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+
+  test.each([
+    ['a link', 'ln -s /etc/hosts exit.json'],
+    ['a pipe', 'mkfifo exit.json'],
+    ['too large', 'head -c 100000 /dev/zero > exit.json'],
+    ['nonsense', 'echo "{\\"code\\": 1000, \\"at\\": 0}" > exit.json'],
+  ])('R-9: an exit record that is %s counts as none, and does not end what runs', async (_, make) => {
+    const request = await harness.requestOf(['/bin/sh', '-c', `cd /.drover/run; ${make}; mkdir done; sleep 60`]);
+    made.push(request);
+    await harness.runtime.create(request, lifetime());
+    for (;;) {
+      if ((await readdir(request.runDirectory)).includes('done')) break;
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'running' });
+    await harness.runtime.kill(request.id, 'SIGKILL');
+    await harness.runtime.waitExit(request.id, lifetime());
+    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 137 });
+  });
+});

@@ -1,0 +1,38 @@
+import { join } from 'node:path';
+import type { SandboxId } from '@drover/foundation';
+
+/** Where everything of one sandbox is. All of it is under one directory, so that destroy can see what there is to undo. */
+export interface Layout {
+  readonly directory: string;
+  readonly record: string;
+  /** OCI bundle: config.json. */
+  readonly bundle: string;
+  readonly pidFile: string;
+  readonly log: string;
+  /** The overlay, where the runtime program finds the root. */
+  readonly root: string;
+  /** What the sandbox writes: uppers and works, or the mounted disk that holds them. Closed to everybody but root. */
+  readonly writable: string;
+  readonly diskImage: string;
+  /** Mount points of layers and volumes with mapped owners. */
+  readonly mapped: string;
+}
+
+export function layoutOf(stateDirectory: string, id: SandboxId): Layout {
+  const directory = join(sandboxesDirectory(stateDirectory), id);
+  return {
+    directory,
+    record: join(directory, 'record.json'),
+    bundle: join(directory, 'bundle'),
+    pidFile: join(directory, 'init.pid'),
+    log: join(directory, 'runtime.log'),
+    root: join(directory, 'root'),
+    writable: join(directory, 'writable'),
+    diskImage: join(directory, 'disk.img'),
+    mapped: join(directory, 'mapped'),
+  };
+}
+
+export const sandboxesDirectory = (stateDirectory: string): string => join(stateDirectory, 'sandboxes');
+/** Where the runtime program keeps its own state. */
+export const programDirectory = (stateDirectory: string): string => join(stateDirectory, 'program');

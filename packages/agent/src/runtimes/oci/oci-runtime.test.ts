@@ -1,0 +1,4 @@
+import { describeRuntime } from '../conformance.ts';
+import { openOciHarness } from '../testing/oci-harness.ts';
+
+describeRuntime('oci (runc)', () => openOciHarness('runc'));

@@ -1,0 +1,451 @@
+import { readFileSync } from 'node:fs';
+import { chmod, chown, lchown, lstat, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import {
+  DroverError,
+  errnoOf,
+  isSandboxId,
+  SerialExecutor,
+  systemClock,
+  type Clock,
+  type Logger,
+  type SandboxId,
+} from '@drover/foundation';
+import { initPort } from '@drover/init';
+import { maxOpenFiles, runtimeProgramMs } from '../../limits.ts';
+import { dialSandbox } from '../dial.ts';
+import type { CreateRequest, Runtime, RuntimeFinding, RuntimeState, RuntimeStats } from '../runtime.ts';
+import { Cgroups } from './cgroup.ts';
+import { checkHost, probeIdmap } from './check.ts';
+import { killedExitCode, readExitRecord } from './exit-record.ts';
+import { ExitWatch } from './exit-watch.ts';
+import { layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
+import { mountPoints, openMounts, type Mounts } from './mounts.ts';
+import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart } from './process.ts';
+import { Program } from './program.ts';
+import { readRecord, writeRecord, type SandboxRecord } from './record.ts';
+import { mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
+import { buildSpec } from './spec.ts';
+import { rangeStart, UidRanges } from './uid-ranges.ts';
+
+export interface OciRuntimeOptions {
+  /** Everything that must outlive this process is in here; made when it is not there, passable (not readable) for others. */
+  readonly stateDirectory: string;
+  /** The cgroup of all sandboxes, in each hierarchy: `/drover`. */
+  readonly cgroupParent: string;
+  /** `runc` (default), `crun` or the path of another OCI runtime program. */
+  readonly program?: string;
+  readonly logger: Logger;
+  readonly clock?: Clock;
+}
+
+/**
+ * Containers through an OCI runtime program, without a daemon in between (R-5). The record on disk says what a sandbox is;
+ * the kernel says whether it lives.
+ */
+export class OciRuntime implements Runtime {
+  readonly name = 'oci';
+  readonly #stateDirectory: string;
+  readonly #logger: Logger;
+  readonly #clock: Clock;
+  readonly #program: Program;
+  readonly #cgroups: Cgroups;
+  readonly #mounts: Mounts = openMounts();
+  readonly #exits: ExitWatch;
+  /** One operation at a time on one sandbox. */
+  readonly #serial = new Map<SandboxId, SerialExecutor>();
+  #prepared: Promise<UidRanges | undefined> | undefined;
+
+  constructor(options: OciRuntimeOptions) {
+    this.#stateDirectory = options.stateDirectory;
+    this.#logger = options.logger;
+    this.#clock = options.clock ?? systemClock;
+    this.#program = new Program(options.program ?? 'runc', programDirectory(options.stateDirectory));
+    this.#cgroups = new Cgroups(options.cgroupParent);
+    this.#exits = new ExitWatch(this.#clock);
+  }
+
+  async check(): Promise<readonly RuntimeFinding[]> {
+    await this.#prepare();
+    return await checkHost(this.#program, this.#cgroups, this.#mounts, this.#stateDirectory);
+  }
+
+  async create(request: CreateRequest, signal: AbortSignal): Promise<void> {
+    await this.#alone(request.id, async () => {
+      const layout = layoutOf(this.#stateDirectory, request.id);
+      const record = await readRecord(layout.record);
+      if (record !== undefined && this.#livePid(request.id, layout, record) !== undefined) return;
+      if (record !== undefined && record.phase !== 'creating') return;
+      // What a crash in the middle of a create left.
+      if (await this.#exists(request.id)) await this.#destroy(request.id);
+      signal.throwIfAborted();
+      try {
+        await this.#make(layout, request, signal);
+      } catch (error) {
+        await this.#destroy(request.id).catch((failure: unknown) => {
+          this.#logger.warn(
+            { sandbox: request.id, error: String(failure) },
+            'removing a sandbox that could not be made failed; the next sweep tries again',
+          );
+        });
+        throw error;
+      }
+    });
+  }
+
+  async start(request: CreateRequest, signal: AbortSignal): Promise<void> {
+    await this.#alone(request.id, async () => {
+      const layout = layoutOf(this.#stateDirectory, request.id);
+      const record = await readRecord(layout.record);
+      if (record === undefined || record.phase === 'creating') throw notFound(request.id);
+      if (this.#livePid(request.id, layout, record) !== undefined) return;
+      await this.#program.delete(request.id);
+      signal.throwIfAborted();
+      await this.#launch(layout, request, record.slot, await this.#owners(record.slot));
+    });
+  }
+
+  async kill(id: SandboxId, signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    const pid = record === undefined ? undefined : this.#livePid(id, layout, record);
+    if (pid === undefined) return;
+    signalProcess(pid, signal);
+    if (signal === 'SIGKILL') {
+      await this.#cgroups.thaw(id);
+      this.#exits.hurry(id);
+    }
+  }
+
+  async pause(id: SandboxId): Promise<void> {
+    await this.#alone(id, async () => {
+      await this.#mustRun(id);
+      if (!this.#cgroups.isFrozen(id)) await this.#program.pause(id);
+    });
+  }
+
+  async resume(id: SandboxId): Promise<void> {
+    await this.#alone(id, async () => {
+      await this.#mustRun(id);
+      if (this.#cgroups.isFrozen(id)) await this.#program.resume(id);
+    });
+  }
+
+  async inspect(id: SandboxId): Promise<RuntimeState | undefined> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    if (record === undefined) return undefined;
+    const pid = this.#livePid(id, layout, record);
+    if (pid === undefined) return record.phase === 'creating' ? undefined : stateOf(await this.#recordEnd(id, layout, record));
+    return {
+      phase: this.#cgroups.isFrozen(id) ? 'paused' : 'running',
+      pid,
+      exitCode: undefined,
+      outOfMemory: this.#cgroups.oomKills(id) > 0,
+      startedAt: record.startedAt,
+      finishedAt: undefined,
+    };
+  }
+
+  async list(): Promise<readonly SandboxId[]> {
+    const names = await readdir(sandboxesDirectory(this.#stateDirectory)).catch((error: unknown): string[] => {
+      if (errnoOf(error) === 'ENOENT') return [];
+      throw error;
+    });
+    return names.filter(isSandboxId);
+  }
+
+  async destroy(id: SandboxId): Promise<void> {
+    await this.#alone(id, async () => await this.#destroy(id));
+  }
+
+  async sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]> {
+    const mounted = mountPoints().flatMap((path) => idInPath(path, sandboxesDirectory(this.#stateDirectory)) ?? []);
+    const started = (await readdir(programDirectory(this.#stateDirectory)).catch((): string[] => [])).filter(isSandboxId);
+    const found = new Set([...(await this.list()), ...(await this.#cgroups.list()), ...mounted, ...started]);
+    const swept: string[] = [];
+    for (const id of found) {
+      if (known.has(id)) continue;
+      await this.destroy(id);
+      swept.push(id);
+    }
+    return swept;
+  }
+
+  async waitExit(id: SandboxId, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    if (record === undefined) return;
+    await this.#exits.wait(id, record.runDirectory, () => this.#livePid(id, layout, record) === undefined, signal);
+  }
+
+  async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await this.#mustRun(id);
+    return await dialSandbox({
+      address: record.address,
+      port: port === 'init' ? initPort : port,
+      waits: port === 'init',
+      hasEnded: () => Promise.resolve(this.#livePid(id, layout, record) === undefined),
+      clock: this.#clock,
+      signal,
+    });
+  }
+
+  async stats(id: SandboxId): Promise<RuntimeStats | undefined> {
+    return await Promise.resolve(this.#cgroups.stats(id));
+  }
+
+  /** Ends what this object holds; sandboxes run on. */
+  async close(): Promise<void> {
+    await (await this.#prepared)?.close();
+  }
+
+  /** Directories, and the uid ranges when this host can map owners; once. */
+  #prepare(): Promise<UidRanges | undefined> {
+    this.#prepared ??= this.#prepareOnce();
+    this.#prepared.catch(() => (this.#prepared = undefined));
+    return this.#prepared;
+  }
+
+  async #prepareOnce(): Promise<UidRanges | undefined> {
+    const sandboxes = sandboxesDirectory(this.#stateDirectory);
+    await mkdir(sandboxes, { recursive: true });
+    await mkdir(programDirectory(this.#stateDirectory), { recursive: true, mode: 0o700 });
+    // The program looks at the root as the sandbox's own root does, so it must be able to pass, and no more.
+    for (const path of [this.#stateDirectory, sandboxes]) await chmod(path, 0o711);
+    const slots = await Promise.all(
+      (await this.list()).map(async (id) => (await readRecord(layoutOf(this.#stateDirectory, id).record))?.slot),
+    );
+    const ranges = new UidRanges(slots.filter((slot) => slot !== undefined));
+    const refusal = await probeIdmap(this.#mounts, ranges, this.#stateDirectory);
+    if (refusal === undefined) {
+      ranges.warm();
+      return ranges;
+    }
+    this.#logger.warn({ reason: refusal }, 'sandboxes get no user namespace on this host');
+    await ranges.close();
+    return undefined;
+  }
+
+  async #owners(slot: number | undefined): Promise<Owners | undefined> {
+    if (slot === undefined) return undefined;
+    const ranges = await this.#prepare();
+    if (ranges === undefined)
+      throw new DroverError('runtime-failed', 'the sandbox was made with a user namespace, and this host has none any more');
+    return { start: rangeStart(slot), namespaceFd: await ranges.namespace(slot) };
+  }
+
+  async #make(layout: Layout, request: CreateRequest, signal: AbortSignal): Promise<void> {
+    const ranges = await this.#prepare();
+    const slot = ranges?.take();
+    await mkdir(layout.directory, { mode: 0o710 });
+    // The slot is on disk before anything has its owner.
+    await writeRecord(layout.record, emptyRecord(request, slot));
+    const owners = await this.#owners(slot);
+    ranges?.warm();
+    if (owners !== undefined) await chown(layout.directory, 0, owners.start);
+    signal.throwIfAborted();
+    await this.#launch(layout, request, slot, owners);
+  }
+
+  async #launch(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
+    const { id, runDirectory } = request;
+    await mkdir(layout.bundle, { recursive: true, mode: 0o700 });
+    await mountRoot(this.#mounts, layout, request, owners);
+    const spec = buildSpec({
+      request,
+      root: layout.root,
+      cgroupsPath: this.#cgroups.pathOf(id),
+      rangeStart: owners?.start,
+      limitsSwap: this.#cgroups.limitsSwap,
+      architecture: process.arch,
+      openFiles: Math.min(maxOpenFiles, ownOpenFiles()),
+      mountSources: await mapVolumes(this.#mounts, layout, request, owners),
+    });
+    await Promise.all([
+      writeFile(join(layout.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 }),
+      rm(join(runDirectory, 'exit.json'), { force: true, recursive: true }),
+      rm(layout.pidFile, { force: true }),
+      giveAway(runDirectory, owners?.start ?? 0),
+    ]);
+    const startedAt = this.#clock.now();
+    await this.#program.run(id, layout.bundle, layout.pidFile, layout.log);
+    const pid = Number(await readFile(layout.pidFile, 'utf8'));
+    // Ended already: then there is no start time, and the next look records the end.
+    await writeRecord(layout.record, { ...emptyRecord(request, slot), phase: 'started', pid, pidStart: processStart(pid), startedAt });
+  }
+
+  async #destroy(id: SandboxId): Promise<void> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    const pid = record === undefined ? undefined : this.#livePid(id, layout, record);
+    if (record === undefined || record.phase === 'creating') await this.#endProgram(layout);
+    if (pid !== undefined) signalProcess(pid, 'SIGKILL');
+    await this.#cgroups.thaw(id);
+    this.#exits.hurry(id);
+    if (await hasEntry(join(programDirectory(this.#stateDirectory), id))) await this.#program.delete(id);
+    const left = await this.#cgroups.remove(id, this.#clock);
+    if (left.length > 0)
+      throw new DroverError('runtime-failed', `processes of ${id} do not end: ${left.join(', ')}`, {
+        hint: 'they hang in the kernel; destroy it again later',
+      });
+    await unmountAll(this.#mounts, layout);
+    // The record goes last with its directory: until then another destroy finds what is left.
+    for (const name of await readdir(layout.directory).catch(() => [])) {
+      if (join(layout.directory, name) !== layout.record) await rm(join(layout.directory, name), { recursive: true, force: true });
+    }
+    await rm(layout.directory, { recursive: true, force: true });
+    if (record?.slot !== undefined) (await this.#prepare())?.give(record.slot);
+  }
+
+  /** The program may still be at a create whose agent was killed; it would make the sandbox after it was destroyed. */
+  async #endProgram(layout: Layout): Promise<void> {
+    const deadline = this.#clock.now() + runtimeProgramMs;
+    for (;;) {
+      // Its --pid-file is of this sandbox alone.
+      const pids = processesWithArgument(layout.pidFile).filter((pid) => processStart(pid) !== undefined);
+      if (pids.length === 0) return;
+      for (const pid of pids) signalProcess(pid, 'SIGKILL');
+      if (this.#clock.now() >= deadline)
+        throw new DroverError('runtime-failed', `the runtime program does not end (pid ${pids.join(', ')})`);
+      await this.#clock.sleep(5);
+    }
+  }
+
+  async #exists(id: SandboxId): Promise<boolean> {
+    return (
+      (await hasEntry(layoutOf(this.#stateDirectory, id).directory)) || (await hasEntry(join(programDirectory(this.#stateDirectory), id)))
+    );
+  }
+
+  /** Init's pid while it lives. Synchronous, so that what is decided on it still holds. */
+  #livePid(id: SandboxId, layout: Layout, record: SandboxRecord): number | undefined {
+    if (record.phase === 'ended') return undefined;
+    if (isSameProcess(record.pid, record.pidStart)) return record.pid;
+    if (record.phase !== 'creating') return undefined;
+    // The agent died while the program was at it: the program may have finished.
+    const pid = readPid(layout.pidFile);
+    return pid !== undefined && processStart(pid) !== undefined && isInCgroup(pid, id) ? pid : undefined;
+  }
+
+  /** Puts together how the sandbox ended, once, and keeps it: later the cgroup that knows of the kill may be gone. */
+  async #recordEnd(id: SandboxId, layout: Layout, record: SandboxRecord): Promise<SandboxRecord> {
+    if (record.phase === 'ended') return record;
+    const exit = await readExitRecord(record.runDirectory);
+    const now = this.#clock.now();
+    const ended: SandboxRecord = {
+      ...record,
+      phase: 'ended',
+      exitCode: exit?.code ?? killedExitCode,
+      outOfMemory: this.#cgroups.oomKills(id) > 0,
+      startFailure: exit?.reason === 'start-failed' ? exit.message : undefined,
+      // The sandbox's own clock readings are taken only where they are possible.
+      finishedAt: exit !== undefined && exit.at >= (record.startedAt ?? 0) && exit.at <= now ? exit.at : now,
+    };
+    await writeRecord(layout.record, ended).catch((error: unknown) => {
+      // Being destroyed meanwhile.
+      if (errnoOf(error) !== 'ENOENT') throw error;
+    });
+    return ended;
+  }
+
+  /** @throws {DroverError} sandbox-not-found, sandbox-not-running */
+  async #mustRun(id: SandboxId): Promise<SandboxRecord> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    if (record === undefined) throw notFound(id);
+    if (this.#livePid(id, layout, record) !== undefined) return record;
+    throw new DroverError('sandbox-not-running', `the sandbox ${id} is not running`, {
+      hint: `\`drover sandbox start ${id}\` starts it again`,
+    });
+  }
+
+  async #alone<T>(id: SandboxId, task: () => Promise<T>): Promise<T> {
+    let serial = this.#serial.get(id);
+    if (serial === undefined) this.#serial.set(id, (serial = new SerialExecutor()));
+    try {
+      return await serial.run(task);
+    } finally {
+      if (serial.waiting === 0 && this.#serial.get(id) === serial) this.#serial.delete(id);
+    }
+  }
+}
+
+function emptyRecord(request: CreateRequest, slot: number | undefined): SandboxRecord {
+  return {
+    version: 1,
+    phase: 'creating',
+    slot,
+    pid: undefined,
+    pidStart: undefined,
+    address: request.network.address,
+    runDirectory: request.runDirectory,
+    startedAt: undefined,
+    finishedAt: undefined,
+    exitCode: undefined,
+    outOfMemory: false,
+    startFailure: undefined,
+  };
+}
+
+function stateOf(record: SandboxRecord): RuntimeState {
+  return {
+    phase: 'ended',
+    pid: undefined,
+    exitCode: record.exitCode,
+    outOfMemory: record.outOfMemory,
+    startedAt: record.startedAt,
+    finishedAt: record.finishedAt,
+    ...(record.startFailure === undefined ? {} : { startFailure: record.startFailure }),
+  };
+}
+
+function notFound(id: SandboxId): DroverError {
+  return new DroverError('sandbox-not-found', `there is no sandbox ${id} on this host`, { hint: '`drover sandbox ls` lists them' });
+}
+
+function signalProcess(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    // Ended in between.
+    if (errnoOf(error) !== 'ESRCH') throw error;
+  }
+}
+
+function readPid(path: string): number | undefined {
+  try {
+    const pid = Number(readFileSync(path, 'utf8'));
+    return Number.isInteger(pid) && pid > 1 ? pid : undefined;
+  } catch {
+    // None yet.
+    return undefined;
+  }
+}
+
+/** The run directory and what the agent put there become the sandbox's root's. Links are changed, not followed. */
+async function giveAway(directory: string, uid: number): Promise<void> {
+  const names = await readdir(directory);
+  await Promise.all([lchown(directory, uid, uid), ...names.map((name) => lchown(join(directory, name), uid, uid))]);
+  await chmod(directory, 0o700);
+}
+
+async function hasEntry(path: string): Promise<boolean> {
+  try {
+    await lstat(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}
+
+/** The sandbox whose directory `path` lies in. */
+function idInPath(path: string, sandboxes: string): SandboxId | undefined {
+  if (!path.startsWith(`${sandboxes}/`)) return undefined;
+  const name = path.slice(sandboxes.length + 1).split('/')[0] ?? '';
+  return isSandboxId(name) ? name : undefined;
+}

@@ -1,0 +1,50 @@
+import { randomBytes } from 'node:crypto';
+import { readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { errnoOf } from '@drover/foundation';
+
+/** What is kept on disk of a sandbox, so that the next agent knows what this one knew (R-9). */
+export interface SandboxRecord {
+  readonly version: 1;
+  /** Creating: the runtime program has not answered yet; a crash here leaves a sandbox that was never made. */
+  readonly phase: 'creating' | 'started' | 'ended';
+  /** The uid range; undefined without a user namespace. */
+  readonly slot: number | undefined;
+  readonly pid: number | undefined;
+  /** Start time of `pid` in clock ticks since boot (proc(5), stat field 22): a pid alone may come back as another process. */
+  readonly pidStart: string | undefined;
+  readonly address: string;
+  readonly runDirectory: string;
+  readonly startedAt: number | undefined;
+  readonly finishedAt: number | undefined;
+  readonly exitCode: number | undefined;
+  readonly outOfMemory: boolean;
+  readonly startFailure: string | undefined;
+}
+
+/** Undefined when there is none, or none that can be read: then the sandbox is a leftover. */
+export async function readRecord(path: string): Promise<SandboxRecord | undefined> {
+  try {
+    const value: unknown = JSON.parse(await readFile(path, 'utf8'));
+    if (typeof value !== 'object' || value === null || !('version' in value) || value.version !== 1) return undefined;
+    // Written by this module alone, in a directory that only root can write to.
+    return value as SandboxRecord;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT' || errnoOf(error) === 'ENOTDIR' || error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * Whole or not at all for a crash of the agent. Not synced: after a crash of the machine no sandbox runs, and a record that
+ * cannot be read makes its sandbox a leftover, which is swept.
+ */
+export async function writeRecord(path: string, record: SandboxRecord): Promise<void> {
+  const temporary = `${path}.${randomBytes(6).toString('hex')}`;
+  try {
+    await writeFile(temporary, JSON.stringify(record), { mode: 0o600, flag: 'wx' });
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}

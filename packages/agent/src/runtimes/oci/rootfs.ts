@@ -1,0 +1,161 @@
+import { chmod, chown, lstat, mkdir, readdir, realpath, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DroverError, errnoOf } from '@drover/foundation';
+import type { CreateRequest } from '../runtime.ts';
+import { makeDisk } from './disk.ts';
+import type { Layout } from './layout.ts';
+import { isMounted, mountPoints, type Mounts } from './mounts.ts';
+
+/** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
+export interface Owners {
+  readonly start: number;
+  readonly namespaceFd: number;
+}
+
+/**
+ * The sandbox's root: an overlay of the image's layers under a directory of its own, and more overlays for `submounts`.
+ * Idempotent; with the writable directories there already, they are taken as they are.
+ */
+export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateRequest, owners: Owners | undefined): Promise<void> {
+  const uid = owners?.start ?? 0;
+  await mkdir(layout.mapped, { recursive: true, mode: 0o700 });
+  await mkdir(layout.writable, { recursive: true, mode: 0o700 });
+  if (request.limits.diskBytes > 0) await makeDisk(mounts, layout, request.limits.diskBytes);
+  const upper = join(layout.writable, 'upper');
+  if ((await mkdirOnce(upper, uid)) === 'new') await fillUpper(upper, request, uid);
+  await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners);
+  for (const [index, submount] of (request.submounts ?? []).entries()) {
+    const target = await plainTarget(layout.root, submount.target);
+    const own = join(layout.writable, `sub${index}`);
+    await mkdirOnce(own, 0);
+    await overlayOn(mounts, layout, `sub${index}`, target, [submount.lower], owners);
+  }
+}
+
+/** Unmounts everything under the sandbox's directory, deepest first. */
+export async function unmountAll(mounts: Mounts, layout: Layout): Promise<void> {
+  const inside = mountPoints().filter((path) => path.startsWith(`${layout.directory}/`));
+  for (const path of inside.toReversed()) await mounts.unmount(path);
+}
+
+/** Binds the request's directories where the runtime program finds them, owners mapped, so that volumes look the same in every sandbox. */
+export async function mapVolumes(mounts: Mounts, layout: Layout, request: CreateRequest, owners: Owners | undefined): Promise<string[]> {
+  const sources: string[] = [];
+  for (const [index, mount] of request.mounts.entries()) {
+    if (owners === undefined || mounts.idmap === undefined) {
+      sources.push(mount.source);
+      continue;
+    }
+    const target = join(layout.mapped, `volume${index}`);
+    if ((await lstat(mount.source)).isDirectory()) await mkdir(target, { recursive: true });
+    else await writeFile(target, '', { flag: 'a' });
+    if (!isMounted(target)) mounts.idmap(mount.source, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
+    sources.push(target);
+  }
+  return sources;
+}
+
+async function overlayOn(
+  mounts: Mounts,
+  layout: Layout,
+  name: string,
+  target: string,
+  layers: readonly string[],
+  owners: Owners | undefined,
+): Promise<void> {
+  if (isMounted(target)) return;
+  const own = name === 'root' ? layout.writable : join(layout.writable, name);
+  const upper = join(own, 'upper');
+  const work = join(own, 'work');
+  const source = layers.at(-1);
+  // The merged directory shows its uppermost layer's owner and mode.
+  if ((await mkdirOnce(upper, owners?.start ?? 0)) === 'new' && source !== undefined) await copyOwner(source, upper, owners?.start ?? 0);
+  await rm(work, { recursive: true, force: true });
+  await mkdir(work, { mode: 0o700 });
+  if (name === 'root') await mkdir(target, { recursive: true, mode: 0o755 });
+  const mapped: string[] = [];
+  try {
+    const lower: string[] = [];
+    // Overlayfs wants a lower directory; a scratch image has none.
+    const given = layers.length > 0 ? layers : [await emptyLayer(layout)];
+    for (const [index, layer] of given.entries()) {
+      if (owners === undefined || mounts.idmap === undefined) {
+        lower.push(layer);
+        continue;
+      }
+      const point = join(layout.mapped, `${name}-${index}`);
+      await mkdir(point, { recursive: true });
+      mounts.idmap(layer, point, owners.namespaceFd, 'read-only');
+      mapped.push(point);
+      lower.push(point);
+    }
+    await mounts.overlay({ target, lower, upper, work });
+  } finally {
+    // The overlay keeps clones of its own.
+    for (const point of mapped) await mounts.detach(point);
+  }
+}
+
+async function emptyLayer(layout: Layout): Promise<string> {
+  const path = join(layout.directory, 'empty');
+  await mkdir(path, { recursive: true });
+  return path;
+}
+
+async function mkdirOnce(path: string, uid: number): Promise<'new' | 'old'> {
+  try {
+    await mkdir(path, { mode: 0o755 });
+  } catch (error) {
+    if (errnoOf(error) === 'EEXIST') return 'old';
+    throw error;
+  }
+  await chown(path, uid, uid);
+  return 'new';
+}
+
+async function copyOwner(source: string, upper: string, start: number): Promise<void> {
+  const { uid, gid, mode } = await lstat(source);
+  await chown(upper, start + uid, start + gid);
+  await chmod(upper, mode & 0o7777);
+}
+
+/**
+ * What a sandbox finds in a fresh root beside its image: names, and no name server, since names are resolved by the egress proxy.
+ * Only ever written before the sandbox first runs: later, a link in there could lead anywhere on the host.
+ */
+async function fillUpper(upper: string, request: CreateRequest, uid: number): Promise<void> {
+  const { hostname, network } = request;
+  const files: Record<string, string> = {
+    hostname: `${hostname}\n`,
+    hosts: `127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n${network.address === '' ? '127.0.1.1' : network.address}\t${hostname}\n`,
+    'resolv.conf':
+      '# There is no name server in here: the egress proxy resolves names (see the proxy variables).\noptions timeout:1 attempts:1\n',
+  };
+  const etc = join(upper, 'etc');
+  await mkdirOnce(etc, uid);
+  for (const [name, content] of Object.entries(files)) {
+    const path = join(etc, name);
+    await writeFile(path, content, { mode: 0o644, flag: 'wx' });
+    await chown(path, uid, uid);
+  }
+  if (await hasTemporary(request.layers)) return;
+  await mkdirOnce(join(upper, 'tmp'), uid);
+  await chmod(join(upper, 'tmp'), 0o1777);
+}
+
+async function hasTemporary(layers: readonly string[]): Promise<boolean> {
+  for (const layer of layers) {
+    const names = await readdir(layer);
+    if (names.includes('tmp')) return true;
+  }
+  return false;
+}
+
+/** The place of a submount in the root, which must not have become a link in an earlier life of the sandbox. @throws {DroverError} runtime-failed */
+async function plainTarget(root: string, target: string): Promise<string> {
+  const path = join(root, target);
+  if ((await realpath(path)) === path && path.startsWith(`${root}/`)) return path;
+  throw new DroverError('runtime-failed', `${target} is no plain directory in the sandbox any more`, {
+    hint: 'the sandbox replaced a system directory by a link; remove it and create a new one',
+  });
+}

@@ -1,0 +1,170 @@
+import { initNodeFlags } from '@drover/init';
+import { initMemoryAllowance, initPidsAllowance, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
+import type { CreateRequest } from '../runtime.ts';
+import { seccompProfile } from './seccomp.ts';
+
+/** The loader's file name in the init directory, as the architecture's ABI names it. `architecture` as in process.arch. */
+export function loaderName(architecture: string): string {
+  return architecture === 'arm64' ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2';
+}
+
+export interface SpecOptions {
+  readonly request: CreateRequest;
+  readonly root: string;
+  readonly cgroupsPath: string;
+  /** First uid and gid on the host; undefined without a user namespace. */
+  readonly rangeStart: number | undefined;
+  readonly limitsSwap: boolean;
+  readonly architecture: string;
+  /** Hard limit of open files; in a user namespace no more than this process's own. */
+  readonly openFiles: number;
+  /** Where each of `request.mounts` is to be bound from, in their order. */
+  readonly mountSources: readonly string[];
+}
+
+/**
+ * What init and ordinary package managers need as root of the sandbox: to own, read and change any file of it (CHOWN,
+ * DAC_OVERRIDE, FOWNER, FSETID, SETFCAP), to become another user and drop privileges (SETUID, SETGID, SETPCAP), to signal every
+ * process (KILL), to bind low ports, and chroot. Not NET_RAW (forged packets), MKNOD, AUDIT_WRITE, SYS_ADMIN or SYS_PTRACE.
+ */
+const capabilities = [
+  'CAP_CHOWN',
+  'CAP_DAC_OVERRIDE',
+  'CAP_FOWNER',
+  'CAP_FSETID',
+  'CAP_KILL',
+  'CAP_NET_BIND_SERVICE',
+  'CAP_SETFCAP',
+  'CAP_SETGID',
+  'CAP_SETPCAP',
+  'CAP_SETUID',
+  'CAP_SYS_CHROOT',
+] as const;
+
+/** Files of /proc that tell of the host, or change it. Those that this kernel lacks do no harm. */
+const maskedPaths = [
+  '/proc/acpi',
+  '/proc/asound',
+  '/proc/interrupts',
+  '/proc/kallsyms',
+  '/proc/kcore',
+  '/proc/keys',
+  '/proc/latency_stats',
+  '/proc/modules',
+  '/proc/sched_debug',
+  '/proc/scsi',
+  '/proc/timer_list',
+  '/proc/timer_stats',
+];
+const readonlyPaths = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger'];
+
+/** The OCI runtime configuration of a sandbox (R-5). Source: OCI runtime-spec 1.0.2, config.md and config-linux.md. */
+export function buildSpec(options: SpecOptions): object {
+  const { request, rangeStart } = options;
+  const mapping = rangeStart === undefined ? undefined : [{ containerID: 0, hostID: rangeStart, size: uidRangeSize }];
+  const path = request.network.namespacePath;
+  return {
+    ociVersion: '1.0.2',
+    process: {
+      terminal: false,
+      user: { uid: 0, gid: 0 },
+      args: [
+        `/.drover/${loaderName(options.architecture)}`,
+        '--library-path',
+        '/.drover/lib',
+        '/.drover/node',
+        ...initNodeFlags,
+        '/.drover/init.cjs',
+      ],
+      env: ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'],
+      cwd: '/',
+      noNewPrivileges: true,
+      capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
+      rlimits: [
+        { type: 'RLIMIT_NOFILE', hard: options.openFiles, soft: Math.min(1024, options.openFiles) },
+        { type: 'RLIMIT_CORE', hard: 0, soft: 0 },
+      ],
+      // Init raises it for what it starts, so that the workload dies first; it must not be worth more than the host's own services.
+      oomScoreAdj: 0,
+    },
+    root: { path: options.root, readonly: false },
+    hostname: request.hostname,
+    mounts: [...systemMounts(), ...droverMounts(request), ...boundMounts(options)],
+    linux: {
+      ...(mapping === undefined ? {} : { uidMappings: mapping, gidMappings: mapping }),
+      namespaces: [
+        { type: 'pid' },
+        { type: 'ipc' },
+        { type: 'uts' },
+        { type: 'mount' },
+        { type: 'cgroup' },
+        ...(mapping === undefined ? [] : [{ type: 'user' }]),
+        path === '' ? { type: 'network' } : { type: 'network', path },
+      ],
+      cgroupsPath: options.cgroupsPath,
+      resources: resourcesOf(options),
+      rootfsPropagation: 'rprivate',
+      seccomp: seccompProfile(options.architecture),
+      maskedPaths,
+      readonlyPaths,
+    },
+  };
+}
+
+function systemMounts(): object[] {
+  return [
+    { destination: '/proc', type: 'proc', source: 'proc', options: ['nosuid', 'noexec', 'nodev'] },
+    { destination: '/dev', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'strictatime', 'mode=755', 'size=65536k'] },
+    {
+      destination: '/dev/pts',
+      type: 'devpts',
+      source: 'devpts',
+      options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5'],
+    },
+    {
+      destination: '/dev/shm',
+      type: 'tmpfs',
+      source: 'shm',
+      options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${sharedMemoryBytes}`],
+    },
+    { destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: ['nosuid', 'noexec', 'nodev'] },
+    // The host's /sys is not for sandboxes (and the network namespace, which belongs to the host, lets none be mounted):
+    // an empty one, with what programs count CPUs by.
+    { destination: '/sys', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'noexec', 'nodev', 'mode=755', 'size=64k'] },
+    {
+      destination: '/sys/devices/system/cpu',
+      type: 'bind',
+      source: '/sys/devices/system/cpu',
+      options: ['bind', 'ro', 'nosuid', 'noexec', 'nodev'],
+    },
+  ];
+}
+
+/** I-38: what init needs, whatever the image has. */
+function droverMounts(request: CreateRequest): object[] {
+  return [
+    { destination: '/.drover', type: 'bind', source: request.initDirectory, options: ['bind', 'ro', 'nosuid', 'nodev'] },
+    { destination: '/.drover/run', type: 'bind', source: request.runDirectory, options: ['bind', 'rw', 'nosuid', 'nodev', 'noexec'] },
+  ];
+}
+
+function boundMounts(options: SpecOptions): object[] {
+  return options.request.mounts.map((mount, index) => ({
+    destination: mount.target,
+    type: 'bind',
+    source: options.mountSources[index] ?? mount.source,
+    options: ['rbind', mount.readOnly ? 'ro' : 'rw', 'nosuid', 'nodev'],
+  }));
+}
+
+/** R-10. Init's own share comes on top of what the workload was promised. */
+function resourcesOf(options: SpecOptions): object {
+  const { limits } = options.request;
+  const memory = limits.memoryBytes === 0 ? undefined : limits.memoryBytes + initMemoryAllowance;
+  return {
+    ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),
+    // Swap as much as memory means none: both count together.
+    ...(memory === undefined ? {} : { memory: { limit: memory, ...(options.limitsSwap ? { swap: memory } : {}) } }),
+    ...(limits.pids === 0 ? {} : { pids: { limit: limits.pids + initPidsAllowance } }),
+  };
+}

@@ -1,0 +1,35 @@
+// A small init for the runtimes' own tests: runs config.json's main.argv, answers on its port, writes exit.json.
+'use strict';
+const { spawn } = require('node:child_process');
+const { readFileSync, writeFileSync, renameSync } = require('node:fs');
+const { createServer } = require('node:net');
+const { constants } = require('node:os');
+
+const run = '/.drover/run';
+const config = JSON.parse(readFileSync(`${run}/config.json`, 'utf8'));
+
+function end(code, signal, reason, message) {
+  const record = { code, signal, at: Date.now(), reason, message };
+  writeFileSync(`${run}/exit.json.tmp`, JSON.stringify(record));
+  renameSync(`${run}/exit.json.tmp`, `${run}/exit.json`);
+  process.exit(code);
+}
+
+// Echoes until the other side ends, then says goodbye: shows bytes both ways and a half-closed stream.
+createServer({ allowHalfOpen: true }, (socket) => {
+  socket.on('error', () => socket.destroy());
+  socket.on('data', (data) => socket.write(data));
+  socket.on('end', () => socket.end('bye'));
+}).listen(config.listen.port, config.listen.host);
+
+let stopping = false;
+const [program, ...args] = config.main.argv;
+const child = spawn(program, args, { stdio: 'ignore', env: { PATH: process.env.PATH } });
+child.on('error', (error) => end(127, '', 'start-failed', error.message));
+child.on('exit', (code, signal) => {
+  end(signal === null ? code : 128 + constants.signals[signal], signal ?? '', stopping ? 'stopped' : 'main-exited', '');
+});
+process.on('SIGTERM', () => {
+  stopping = true;
+  child.kill('SIGTERM');
+});

@@ -1,0 +1,121 @@
+import { DroverError, formatBytes, parseDurationMs } from '@drover/foundation';
+import { api } from '@drover/protocol';
+import type { JsonValue } from '@bufbuild/protobuf';
+import type { Cli } from '../../cli.ts';
+import { messageJson } from '../../output/output.ts';
+import { hostStateName } from './state.ts';
+import type { Column } from '../../output/table.ts';
+import { parseCount, parseLabels } from '../../parse.ts';
+import { age } from '../sandbox/show.ts';
+
+const hostJson = (host: api.Host): JsonValue => messageJson(api.HostSchema, host);
+
+function stateText(host: api.Host): string {
+  const name = hostStateName(host.state);
+  return host.reason === '' ? name : `${name} (${host.reason})`;
+}
+
+function room(host: api.Host): string {
+  const { capacity, allocatable } = host;
+  if (capacity === undefined || allocatable === undefined) return '';
+  return `${allocatable.cpuMillis / 1000}/${capacity.cpuMillis / 1000} CPUs, ${formatBytes(Number(allocatable.memoryBytes))} of ${formatBytes(Number(capacity.memoryBytes))}`;
+}
+
+const columns: readonly Column<api.Host>[] = [
+  { title: 'NAME', value: (h) => h.name },
+  { title: 'ID', value: (h) => h.id },
+  { title: 'STATE', value: stateText },
+  { title: 'SANDBOXES', value: (h) => String(h.sandboxes) },
+  { title: 'FREE', value: room },
+  { title: 'RUNTIMES', value: (h) => h.runtimes.join(',') },
+  { title: 'SEEN', value: (h) => age(h.lastSeenAt) },
+];
+
+export async function ls(cli: Cli, _: readonly [], flags: { readonly all?: boolean }): Promise<void> {
+  const client = await cli.connect();
+  const hosts = await client.hosts.list({ includeRemoved: flags.all === true, signal: cli.signal });
+  cli.out.list(hosts, hostJson, columns, 'no hosts; add one with the command that drover host token prints');
+}
+
+export async function get(cli: Cli, [reference]: readonly [string]): Promise<void> {
+  const client = await cli.connect();
+  const host = await client.hosts.get(reference, cli.signal);
+  if (cli.out.json) return cli.out.object(hostJson(host));
+  const rows: readonly (readonly [string, string])[] = [
+    ['name', host.name],
+    ['id', host.id],
+    ['state', stateText(host)],
+    ['free', room(host)],
+    ['sandboxes', String(host.sandboxes)],
+    ['runtimes', host.runtimes.join(', ')],
+    ['agent', host.agentVersion],
+    ['seen', age(host.lastSeenAt)],
+    [
+      'labels',
+      Object.entries(host.labels)
+        .map(([key, value]) => `${key}=${value}`)
+        .join(' '),
+    ],
+  ];
+  for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(10)} ${value}`);
+}
+
+const maxUses = 10_000;
+
+/** L-1: a join token, and what to type on the host. */
+export async function token(
+  cli: Cli,
+  _: readonly [],
+  flags: { readonly ttl?: string; readonly uses?: string; readonly label?: readonly string[] },
+): Promise<void> {
+  const options = {
+    ...(flags.ttl !== undefined && { ttlSeconds: Math.max(1, Math.ceil(parseDurationMs(flags.ttl) / 1000)) }),
+    ...(flags.uses !== undefined && { uses: parseCount('--uses', flags.uses, maxUses) }),
+    labels: parseLabels(flags.label ?? []),
+  };
+  const client = await cli.connect();
+  const made = await client.hosts.createJoinToken({ ...options, signal: cli.signal });
+  if (cli.out.json) return cli.out.object(messageJson(api.JoinTokenSchema, made));
+  cli.out.line(made.token);
+  if (made.command !== '') cli.out.note(`on the host: ${made.command}`);
+}
+
+type HostChange = (client: Awaited<ReturnType<Cli['connect']>>, reference: string, signal: AbortSignal) => Promise<api.Host>;
+
+async function change(cli: Cli, reference: string, act: HostChange): Promise<void> {
+  const host = await act(await cli.connect(), reference, cli.signal);
+  if (cli.out.json) cli.out.object(hostJson(host));
+  else cli.out.line(`${host.name}: ${stateText(host)}`);
+}
+
+export function cordon(cli: Cli, [reference]: readonly [string]): Promise<void> {
+  return change(cli, reference, (client, host, signal) => client.hosts.cordon(host, signal));
+}
+
+export function uncordon(cli: Cli, [reference]: readonly [string]): Promise<void> {
+  return change(cli, reference, (client, host, signal) => client.hosts.uncordon(host, signal));
+}
+
+/** Ends when the host is empty; interrupted, the drain goes on. */
+export async function drain(cli: Cli, [reference]: readonly [string], flags: { readonly stop?: boolean }): Promise<void> {
+  const client = await cli.connect();
+  let last: api.DrainProgress | undefined;
+  for await (const progress of client.hosts.drain(reference, { stop: flags.stop === true, signal: cli.signal })) {
+    last = progress;
+    if (cli.out.json) cli.out.record(messageJson(api.DrainProgressSchema, progress));
+    else cli.out.note(progress.message === '' ? `${progress.remaining} of ${progress.total} sandboxes left` : progress.message);
+  }
+  if (last?.done !== true) {
+    throw new DroverError('failed-precondition', `${reference} is not empty: ${last?.remaining ?? 'some'} sandboxes are left`, {
+      hint: 'they end by themselves, or stop them with drover host drain --stop',
+    });
+  }
+  if (!cli.out.json) cli.out.line(`${reference}: drained`);
+}
+
+export async function rm(cli: Cli, [reference]: readonly [string], flags: { readonly force?: boolean }): Promise<void> {
+  const client = await cli.connect();
+  await client.hosts.remove(reference, { force: flags.force === true, signal: cli.signal });
+  if (cli.out.json) cli.out.object({ removed: reference });
+  else cli.out.line(reference);
+}

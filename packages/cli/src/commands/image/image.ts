@@ -1,0 +1,168 @@
+import { timestampMs } from '@bufbuild/protobuf/wkt';
+import { DroverError, formatAge, formatBytes, parseDurationMs } from '@drover/foundation';
+import { api, errorFromWire } from '@drover/protocol';
+import { Listr, type ListrTask } from 'listr2';
+import type { Cli } from '../../cli.ts';
+import { messageJson } from '../../output/output.ts';
+
+interface PullFlags {
+  readonly host?: string;
+  readonly insecure?: boolean;
+}
+
+/** R-15: pulls on one host or on all, and shows how far each is. Fails when one of them failed. */
+export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlags): Promise<number> {
+  const client = await cli.connect();
+  const answers = client.images.pull(image, {
+    ...(flags.host !== undefined && { host: flags.host }),
+    insecure: flags.insecure === true,
+    signal: cli.signal,
+  });
+  const failures: DroverError[] = [];
+  const show = cli.out.interactive && !cli.out.json ? new Board(cli) : undefined;
+  const last = new Map<string, string>();
+  for await (const answer of answers) {
+    const where = answer.hostName === '' ? answer.hostId : answer.hostName;
+    if (cli.out.json) cli.out.record(messageJson(api.PullImageResponseSchema, answer));
+    if (answer.error !== undefined) {
+      const error = errorFromWire(answer.error);
+      failures.push(error);
+      show?.end(where, error);
+      if (show === undefined)
+        cli.out.error(new DroverError(error.code, `${where}: ${error.message}`, error.hint === undefined ? {} : { hint: error.hint }));
+    } else if (answer.image !== undefined) {
+      show?.end(where);
+      if (!cli.out.json && show === undefined) cli.out.line(`${where}: ${answer.image.digest}`);
+    } else {
+      const text = answer.message;
+      show?.update(where, answer.total > 0n ? `${text} ${percent(answer)}` : text);
+      if (show === undefined && !cli.out.json && last.get(where) !== text) cli.out.note(`${where}: ${text}`);
+      last.set(where, text);
+    }
+  }
+  await show?.close();
+  return failures[0]?.exitCode ?? 0;
+}
+
+function percent(answer: api.PullImageResponse): string {
+  return `${Math.min(100, Math.round((Number(answer.done) / Number(answer.total)) * 100))} %`;
+}
+
+/** One redrawn line a host. */
+class Board {
+  readonly #cli: Cli;
+  readonly #hosts = new Map<string, { set: (text: string) => void; end: (error?: Error) => void }>();
+  readonly #runs: Promise<unknown>[] = [];
+
+  constructor(cli: Cli) {
+    this.#cli = cli;
+  }
+
+  update(host: string, text: string): void {
+    this.#of(host).set(text);
+  }
+
+  end(host: string, error?: Error): void {
+    this.#of(host).end(error);
+  }
+
+  async close(): Promise<void> {
+    for (const { end } of this.#hosts.values()) end();
+    await Promise.all(this.#runs);
+  }
+
+  #of(host: string): { set: (text: string) => void; end: (error?: Error) => void } {
+    const known = this.#hosts.get(host);
+    if (known !== undefined) return known;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    let current = '';
+    const row = {
+      set: (text: string): void => {
+        current = text;
+      },
+      end: (error?: Error): void => (error === undefined ? resolve() : reject(error)),
+    };
+    this.#hosts.set(host, row);
+    const task: ListrTask = {
+      title: host,
+      task: async (_context, listed) => {
+        const timer = setInterval(() => {
+          listed.output = current;
+        }, 100);
+        try {
+          await promise;
+        } finally {
+          clearInterval(timer);
+        }
+      },
+    };
+    this.#runs.push(new Listr([task], { exitOnError: false, registerSignalListeners: false }).run());
+    if (this.#cli.signal.aborted) resolve();
+    this.#cli.signal.addEventListener('abort', () => resolve(), { once: true });
+    return row;
+  }
+}
+
+function tellFailures(cli: Cli, failures: readonly api.HostFailure[]): number {
+  let status = 0;
+  for (const { hostName, hostId, error } of failures) {
+    if (error === undefined) continue;
+    const failure = errorFromWire(error);
+    status = failure.exitCode;
+    cli.out.error(
+      new DroverError(
+        failure.code,
+        `${hostName === '' ? hostId : hostName}: ${failure.message}`,
+        failure.hint === undefined ? {} : { hint: failure.hint },
+      ),
+    );
+  }
+  return status;
+}
+
+export async function ls(cli: Cli, _: readonly [], flags: { readonly host?: string }): Promise<number> {
+  const client = await cli.connect();
+  const { images, failures } = await client.images.list({ ...(flags.host !== undefined && { host: flags.host }), signal: cli.signal });
+  cli.out.list(
+    images,
+    (image) => messageJson(api.HostImageSchema, image),
+    [
+      { title: 'IMAGE', value: (i) => i.image?.reference ?? '' },
+      { title: 'DIGEST', value: (i) => (i.image?.digest ?? '').slice(0, 19) },
+      { title: 'SIZE', value: (i) => formatBytes(Number(i.image?.sizeBytes ?? 0n)) },
+      { title: 'HOST', value: (i) => i.hostName },
+      { title: 'USED', value: (i) => (i.image?.lastUsedAt === undefined ? '' : formatAge(Date.now() - timestampMs(i.image.lastUsedAt))) },
+    ],
+    'no images; the first run of one pulls it',
+  );
+  return tellFailures(cli, failures);
+}
+
+export async function rm(cli: Cli, [references]: readonly [readonly string[]], flags: { readonly host?: string }): Promise<number> {
+  const client = await cli.connect();
+  let status = 0;
+  for (const reference of references) {
+    const { failures } = await client.images.remove(reference, {
+      ...(flags.host !== undefined && { host: flags.host }),
+      signal: cli.signal,
+    });
+    const failed = tellFailures(cli, failures);
+    if (failed !== 0) status = failed;
+    else if (!cli.out.json) cli.out.line(reference);
+  }
+  if (cli.out.json && status === 0) cli.out.object({ removed: references });
+  return status;
+}
+
+export async function prune(cli: Cli, _: readonly [], flags: { readonly host?: string; readonly olderThan?: string }): Promise<number> {
+  const olderThanSeconds = flags.olderThan === undefined ? undefined : Math.ceil(parseDurationMs(flags.olderThan) / 1000);
+  const client = await cli.connect();
+  const answer = await client.images.prune({
+    ...(flags.host !== undefined && { host: flags.host }),
+    ...(olderThanSeconds !== undefined && { olderThanSeconds }),
+    signal: cli.signal,
+  });
+  if (cli.out.json) cli.out.object(messageJson(api.PruneImagesResponseSchema, answer));
+  else cli.out.line(`removed ${answer.removed.length} images, freed ${formatBytes(Number(answer.freedBytes))}`);
+  return tellFailures(cli, answer.failures);
+}

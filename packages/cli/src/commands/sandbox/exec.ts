@@ -1,0 +1,91 @@
+import { DroverError } from '@drover/foundation';
+import type { ExecOptions } from '@drover/sdk';
+import type { Cli } from '../../cli.ts';
+import { parseEnv, readEnvFile } from '../../parse.ts';
+import { atTerminal, attach as attachTo, terminalSize } from '../../terminal/attach.ts';
+
+export interface ExecFlags {
+  readonly tty?: boolean;
+  readonly interactive?: boolean;
+  readonly stdin?: boolean;
+  readonly detach?: boolean;
+  readonly user?: string;
+  readonly workdir?: string;
+  readonly env?: readonly string[];
+  readonly envFile?: readonly string[];
+  /** The id of an exec that runs already. */
+  readonly attach?: string;
+}
+
+/** R-3: a process in a running sandbox; ends with its status. */
+export default async function exec(cli: Cli, [reference, argv]: readonly [string, readonly string[]], flags: ExecFlags): Promise<number> {
+  if (flags.attach === undefined && argv.length === 0) {
+    throw new DroverError('invalid-argument', 'there is no command to run', { hint: `drover exec ${reference} -- sh` });
+  }
+  if (flags.attach !== undefined && argv.length > 0) {
+    throw new DroverError('invalid-argument', '--attach connects with a process that runs already; it takes no command');
+  }
+  const terminal = flags.tty ?? (flags.detach !== true && atTerminal() && flags.stdin !== false);
+  const stdin = flags.detach === true ? flags.interactive === true : flags.stdin !== false;
+  const fromFiles = (await Promise.all((flags.envFile ?? []).map(readEnvFile))).flat();
+  return execute(
+    cli,
+    reference,
+    {
+      ...(flags.attach === undefined ? { argv } : { execId: flags.attach, replay: true }),
+      env: parseEnv([...fromFiles, ...(flags.env ?? [])], process.env),
+      ...(flags.workdir !== undefined && { workdir: flags.workdir }),
+      ...(flags.user !== undefined && { user: flags.user }),
+      terminal,
+      stdin,
+    },
+    flags.detach === true,
+  );
+}
+
+/** R-3: the main process, with what is kept of its output first. */
+export async function attach(
+  cli: Cli,
+  [reference]: readonly [string],
+  flags: { readonly stdin?: boolean; readonly replay?: boolean },
+): Promise<number> {
+  const client = await cli.connect();
+  const sandbox = await client.sandboxes.get(reference, cli.signal);
+  const terminal = sandbox.spec?.terminal === true;
+  const stdin = flags.stdin !== false && sandbox.spec?.stdin === true;
+  return execute(cli, sandbox.id, { execId: 'main', terminal, stdin, replay: flags.replay !== false }, false);
+}
+
+async function execute(
+  cli: Cli,
+  reference: string,
+  options: ExecOptions & { readonly terminal: boolean; readonly stdin: boolean },
+  detached: boolean,
+): Promise<number> {
+  const client = await cli.connect();
+  const handle = client.sandboxes.exec(reference, {
+    ...options,
+    ...(options.terminal && { size: terminalSize() }),
+    onReconnect: () => cli.out.note('the connection broke; connecting again'),
+  });
+  handle.exit.catch(() => undefined);
+  const abort = (): void => handle.detach();
+  cli.signal.addEventListener('abort', abort, { once: true });
+  const started = await handle.started;
+  cli.signal.removeEventListener('abort', abort);
+  if (detached) {
+    handle.detach();
+    if (cli.out.json) cli.out.object({ execId: started.execId, pid: started.pid });
+    else cli.out.line(started.execId);
+    return 0;
+  }
+  if (started.truncatedBytes > 0n) cli.out.note(`${started.truncatedBytes} bytes of earlier output are no longer kept`);
+  const outcome = await attachTo(cli, handle, options);
+  if (outcome.kind === 'detached') {
+    cli.out.note(
+      `detached; the process runs on: ${started.execId === 'main' ? `drover attach ${reference}` : `drover exec --attach ${started.execId} ${reference}`}`,
+    );
+    return 0;
+  }
+  return outcome.exit.code;
+}

@@ -1,0 +1,44 @@
+import { createServer, type AddressInfo, type Socket } from 'node:net';
+import { pipeline } from 'node:stream/promises';
+import { DroverError } from '@drover/foundation';
+import type { Cli } from '../../cli.ts';
+import { parseForward } from '../../parse.ts';
+
+/** R-3: listens here and carries each connection to a TCP port inside the sandbox, until interrupted. */
+export default async function forward(cli: Cli, [reference, pairs]: readonly [string, readonly string[]]): Promise<void> {
+  const wanted = pairs.map(parseForward);
+  const client = await cli.connect();
+  const sandbox = await client.sandboxes.waitFor(reference, ['running'], { signal: cli.signal });
+  const sockets = new Set<Socket>();
+  const servers = wanted.map(({ remote }) =>
+    createServer({ allowHalfOpen: true }, (socket) => {
+      sockets.add(socket);
+      socket.on('close', () => sockets.delete(socket));
+      const inside = client.sandboxes.forward(sandbox.id, remote, { signal: cli.signal });
+      pipeline(socket, inside, socket).catch((thrown: unknown) => {
+        socket.destroy();
+        inside.destroy();
+        if (!cli.signal.aborted) cli.out.note(`a connection to port ${remote} ended: ${DroverError.from(thrown).message}`);
+      });
+    }),
+  );
+  try {
+    for (const [i, server] of servers.entries()) {
+      const { address, local, remote } = wanted[i] as (typeof wanted)[number];
+      await new Promise<void>((resolve, reject) => {
+        server.once('error', reject);
+        server.listen(local, address, () => resolve());
+      });
+      const bound = server.address() as AddressInfo;
+      if (cli.out.json) cli.out.record({ address: bound.address, localPort: bound.port, remotePort: remote });
+      else cli.out.line(`forwarding ${bound.address}:${bound.port} to port ${remote} of ${reference}; Ctrl-C ends it`);
+    }
+    await new Promise<void>((resolve) => {
+      if (cli.signal.aborted) resolve();
+      cli.signal.addEventListener('abort', () => resolve(), { once: true });
+    });
+  } finally {
+    for (const socket of sockets) socket.destroy();
+    for (const server of servers) server.close();
+  }
+}

@@ -1,0 +1,44 @@
+import { spinner } from '@clack/prompts';
+import type { DroverClient } from '@drover/sdk';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Cli } from '../../cli.ts';
+import { progressAfterMs, progressIntervalMs } from '../../limits.ts';
+
+/**
+ * While `work` waits for a sandbox, says what the sandbox is at: redrawn on a terminal, a line for each change in a pipe.
+ * Quick work shows nothing.
+ */
+export async function withProgress<T>(cli: Cli, client: DroverClient, reference: string, work: Promise<T>): Promise<T> {
+  const done = new AbortController();
+  const shown = show(cli, client, reference, done.signal);
+  try {
+    return await work;
+  } finally {
+    done.abort();
+    await shown;
+  }
+}
+
+async function show(cli: Cli, client: DroverClient, reference: string, done: AbortSignal): Promise<void> {
+  let spin: ReturnType<typeof spinner> | undefined;
+  let last = '';
+  try {
+    await delay(progressAfterMs, undefined, { signal: done });
+    const { sandboxStateName } = await import('@drover/sdk');
+    for (;;) {
+      const { state, message } = await client.sandboxes.get(reference, done);
+      const text = message === '' ? sandboxStateName(state) : `${sandboxStateName(state)}: ${message}`;
+      if (text !== last && !cli.out.json) {
+        if (!cli.out.interactive) cli.out.note(text);
+        else if (spin === undefined) (spin = spinner({ output: cli.out.stderr, indicator: 'timer' })).start(text);
+        else spin.message(text);
+      }
+      last = text;
+      await delay(progressIntervalMs, undefined, { signal: done });
+    }
+  } catch {
+    // Ended, or the control plane did not answer: the work itself says what is wrong.
+  } finally {
+    spin?.clear();
+  }
+}

@@ -1,0 +1,111 @@
+import { DroverError, hasCode } from '@drover/foundation';
+import type { DroverClient } from '@drover/sdk';
+import type { Cli } from '../../cli.ts';
+import { outOfMemoryWaitMs } from '../../limits.ts';
+import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
+import { createOptions, type SpecFlags } from './spec.ts';
+import { sandboxJson, sandboxLabel } from './show.ts';
+import { withProgress } from './progress.ts';
+
+export interface RunFlags extends SpecFlags {
+  readonly detach?: boolean;
+  /** -t; false with --no-tty. Absent: when the caller is at a terminal. */
+  readonly tty?: boolean;
+  readonly interactive?: boolean;
+  /** False with --no-stdin. */
+  readonly stdin?: boolean;
+}
+
+/** R-2: creates a sandbox, connects the caller with its command, and ends with the command's status. */
+export default async function run(cli: Cli, [image, command]: readonly [string, readonly string[]], flags: RunFlags): Promise<number> {
+  const detached = flags.detach === true;
+  const terminal = flags.tty ?? (!detached && atTerminal() && flags.stdin !== false);
+  const stdin = detached ? flags.interactive === true : flags.stdin !== false;
+  const options = await createOptions(image, command, flags, { terminal, stdin });
+  const client = await cli.connect();
+  const sandbox = await client.sandboxes.create({ ...options, signal: cli.signal });
+  if (detached) {
+    const running = await orRemove(
+      cli,
+      client,
+      sandbox.id,
+      client.sandboxes.waitFor(sandbox.id, ['running', 'stopped', 'deleting', 'deleted'], { signal: cli.signal }),
+    );
+    if (cli.out.json) cli.out.object(sandboxJson(running));
+    else cli.out.line(sandboxLabel(running));
+    return 0;
+  }
+  const handle = client.sandboxes.exec(sandbox.id, {
+    execId: 'main',
+    terminal,
+    ...(terminal && { size: terminalSize() }),
+    stdin,
+    replay: true,
+    onReconnect: () => cli.out.note('the connection broke; connecting again'),
+  });
+  handle.exit.catch(() => undefined);
+  await orRemove(cli, client, sandbox.id, orAborted(cli.signal, handle.started), () => handle.detach());
+  const outcome = await attach(cli, handle, { terminal, stdin });
+  if (outcome.kind === 'detached') {
+    cli.out.note(`detached; ${sandboxLabel(sandbox)} runs on: drover attach ${sandboxLabel(sandbox)}`);
+    return 0;
+  }
+  if (outcome.exit.code === 137) await explainKill(cli, client, sandbox.id);
+  return outcome.exit.code;
+}
+
+async function orAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  const aborted = Promise.withResolvers<never>();
+  const abort = (): void => aborted.reject(signal.reason as Error);
+  if (signal.aborted) abort();
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    return await Promise.race([work, aborted.promise]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}
+
+/** A start that failed or was given up leaves nothing behind; its own sentence is the one that is said. */
+async function orRemove<T>(cli: Cli, client: DroverClient, id: string, work: Promise<T>, before?: () => void): Promise<T> {
+  try {
+    return await withProgress(cli, client, id, work);
+  } catch (error) {
+    before?.();
+    const cause = await reasonOf(client, id, error);
+    try {
+      await client.sandboxes.remove(id);
+    } catch (removal) {
+      if (!hasCode(removal, 'sandbox-not-found', 'control-plane-unreachable', 'unavailable')) {
+        cli.out.note(`sandbox ${id} could not be removed: ${DroverError.from(removal).message}`);
+      }
+    }
+    throw cause;
+  }
+}
+
+/** Where only the session is missing, the sandbox's own state says why. */
+async function reasonOf(client: DroverClient, id: string, thrown: unknown): Promise<unknown> {
+  if (!hasCode(thrown, 'session-unavailable')) return thrown;
+  try {
+    const { message } = await client.sandboxes.get(id);
+    return message === ''
+      ? thrown
+      : new DroverError('session-unavailable', message, { cause: thrown, ...(thrown.hint !== undefined && { hint: thrown.hint }) });
+  } catch {
+    // The first error is the better one.
+    return thrown;
+  }
+}
+
+/** R-10: 137 may be a kill for want of memory; the host knows, a moment later. */
+async function explainKill(cli: Cli, client: DroverClient, id: string): Promise<void> {
+  try {
+    const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: outOfMemoryWaitMs });
+    if (ended.outOfMemory) {
+      cli.out.error(new DroverError('no-room', `${sandboxLabel(ended)} ran out of memory`, { hint: 'give it more with --memory' }));
+    }
+  } catch {
+    // The status alone has to do: the sandbox may be gone (--rm) already.
+  }
+}

@@ -1,0 +1,198 @@
+import { DroverError, parseDurationMs, parseProject } from '@drover/foundation';
+import type { api } from '@drover/protocol';
+import { sandboxStateName, sandboxStateValue, type SandboxStateName } from '@drover/sdk';
+import type { Cli } from '../../cli.ts';
+import { parseLabels } from '../../parse.ts';
+import { withProgress } from './progress.ts';
+import { age, answer, sandboxColumns, sandboxJson, sandboxLabel, stateText } from './show.ts';
+import { createOptions, type SpecFlags } from './spec.ts';
+
+export async function create(
+  cli: Cli,
+  [image, command]: readonly [string, readonly string[]],
+  flags: SpecFlags & { readonly tty?: boolean; readonly interactive?: boolean },
+): Promise<void> {
+  const options = await createOptions(image, command, flags, { terminal: flags.tty === true, stdin: flags.interactive === true });
+  const client = await cli.connect();
+  answer(cli, await client.sandboxes.create({ ...options, signal: cli.signal }));
+}
+
+export interface ListFlags {
+  readonly project?: string;
+  readonly label?: readonly string[];
+  readonly host?: string;
+  readonly all?: boolean;
+  readonly quiet?: boolean;
+}
+
+export async function ls(cli: Cli, _: readonly [], flags: ListFlags): Promise<void> {
+  const filter = {
+    ...(flags.project !== undefined && { project: parseProject(flags.project) }),
+    ...(flags.host !== undefined && { host: flags.host }),
+    labels: parseLabels(flags.label ?? []),
+    includeDeleted: flags.all === true,
+  };
+  const client = await cli.connect();
+  const sandboxes = await client.sandboxes.list({ ...filter, signal: cli.signal });
+  if (flags.quiet === true && !cli.out.json) {
+    for (const sandbox of sandboxes) cli.out.line(sandboxLabel(sandbox));
+  } else {
+    cli.out.list(sandboxes, sandboxJson, sandboxColumns, 'no sandboxes; try: drover run host -- sh');
+  }
+}
+
+export async function get(cli: Cli, [reference]: readonly [string]): Promise<void> {
+  const client = await cli.connect();
+  const sandbox = await client.sandboxes.get(reference, cli.signal);
+  if (cli.out.json) return cli.out.object(sandboxJson(sandbox));
+  for (const [title, value] of details(sandbox)) if (value !== '') cli.out.line(`${`${title}:`.padEnd(10)} ${value}`);
+}
+
+function details(sandbox: api.Sandbox): readonly (readonly [string, string])[] {
+  return [
+    ['name', sandboxLabel(sandbox)],
+    ['id', sandbox.id],
+    ['state', stateText(sandbox)],
+    ['message', sandbox.message],
+    ['image', sandbox.spec?.image ?? ''],
+    ['digest', sandbox.imageDigest],
+    ['command', (sandbox.spec?.command ?? []).join(' ')],
+    ['host', sandbox.hostName],
+    ['runtime', sandbox.runtime],
+    ['address', sandbox.address],
+    ['session', sandbox.session?.state ?? ''],
+    ['age', age(sandbox.createdAt)],
+    [
+      'labels',
+      Object.entries(sandbox.labels)
+        .map(([key, value]) => `${key}=${value}`)
+        .join(' '),
+    ],
+  ];
+}
+
+type Change = (client: Awaited<ReturnType<Cli['connect']>>, reference: string, signal: AbortSignal) => Promise<api.Sandbox>;
+
+/** Asks each for the change, waits for each unless told not to, and says every failure: one does not keep the others. */
+async function each(
+  cli: Cli,
+  references: readonly string[],
+  change: Change,
+  goal: readonly SandboxStateName[] | undefined,
+): Promise<number> {
+  const client = await cli.connect();
+  let status = 0;
+  const done: api.Sandbox[] = [];
+  await Promise.all(
+    references.map(async (reference) => {
+      try {
+        let sandbox = await change(client, reference, cli.signal);
+        if (goal !== undefined && !goal.includes(sandboxStateName(sandbox.state) as SandboxStateName)) {
+          const waiting = client.sandboxes.waitFor(sandbox.id, goal, { signal: cli.signal });
+          sandbox = references.length === 1 ? await withProgress(cli, client, sandbox.id, waiting) : await waiting;
+        }
+        done.push(sandbox);
+        if (!cli.out.json) cli.out.line(sandboxLabel(sandbox));
+      } catch (thrown) {
+        const error = DroverError.from(thrown);
+        if (references.length === 1 || cli.signal.aborted) throw error;
+        cli.out.error(error);
+        status = error.exitCode;
+      }
+    }),
+  );
+  if (cli.out.json) {
+    const [only] = done;
+    if (references.length === 1 && only !== undefined) cli.out.object(sandboxJson(only));
+    else cli.out.object(done.map(sandboxJson));
+  }
+  return status;
+}
+
+export interface WaitFlags {
+  /** False with --no-wait. */
+  readonly wait?: boolean;
+}
+
+const unless = (flags: WaitFlags, goal: readonly SandboxStateName[]): readonly SandboxStateName[] | undefined =>
+  flags.wait === false ? undefined : goal;
+
+export function start(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
+  return each(cli, references, (client, reference, signal) => client.sandboxes.start(reference, signal), unless(flags, ['running']));
+}
+
+export interface StopFlags extends WaitFlags {
+  readonly grace?: string;
+}
+
+const grace = (flags: StopFlags): { graceMs?: number } => (flags.grace === undefined ? {} : { graceMs: parseDurationMs(flags.grace) });
+
+export function stop(cli: Cli, [references]: readonly [readonly string[]], flags: StopFlags): Promise<number> {
+  const options = grace(flags);
+  return each(
+    cli,
+    references,
+    (client, reference, signal) => client.sandboxes.stop(reference, { ...options, signal }),
+    unless(flags, ['stopped', 'failed', 'deleting', 'deleted']),
+  );
+}
+
+export function pause(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
+  return each(cli, references, (client, reference, signal) => client.sandboxes.pause(reference, signal), unless(flags, ['paused']));
+}
+
+export function resume(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
+  return each(cli, references, (client, reference, signal) => client.sandboxes.resume(reference, signal), unless(flags, ['running']));
+}
+
+export function rm(cli: Cli, [references]: readonly [readonly string[]], flags: StopFlags & { readonly force?: boolean }): Promise<number> {
+  const options = flags.force === true ? { graceMs: 1 } : grace(flags);
+  return each(
+    cli,
+    references,
+    (client, reference, signal) => client.sandboxes.remove(reference, { ...options, signal }),
+    unless(flags, ['deleted']),
+  );
+}
+
+const stateNames = [
+  'pending',
+  'scheduled',
+  'preparing',
+  'starting',
+  'running',
+  'paused',
+  'stopping',
+  'stopped',
+  'failed',
+  'lost',
+  'deleting',
+  'deleted',
+];
+
+/** Ends with the main process's status when it waited for the end, else with 0. */
+export async function wait(
+  cli: Cli,
+  [reference]: readonly [string],
+  flags: { readonly for?: readonly string[]; readonly timeout?: string },
+): Promise<number> {
+  const wanted = flags.for ?? ['stopped', 'failed', 'deleted'];
+  for (const name of wanted) {
+    if (!stateNames.includes(name)) {
+      throw new DroverError('invalid-argument', `there is no state ${JSON.stringify(name)}`, {
+        hint: `there are ${stateNames.join(', ')}`,
+      });
+    }
+    sandboxStateValue(name as SandboxStateName);
+  }
+  const timeoutMs = flags.timeout === undefined ? undefined : parseDurationMs(flags.timeout);
+  const client = await cli.connect();
+  const waiting = client.sandboxes.waitFor(reference, wanted as SandboxStateName[], {
+    ...(timeoutMs !== undefined && { timeoutMs }),
+    signal: cli.signal,
+  });
+  const sandbox = await waiting;
+  if (cli.out.json) cli.out.object(sandboxJson(sandbox));
+  else cli.out.line(stateText(sandbox));
+  return flags.for === undefined ? (sandbox.exitCode ?? 0) : 0;
+}

@@ -1,0 +1,44 @@
+import { timestampMs, type Timestamp } from '@bufbuild/protobuf/wkt';
+import type { JsonValue } from '@bufbuild/protobuf';
+import { formatAge } from '@drover/foundation';
+import { api } from '@drover/protocol';
+import { sandboxStateName } from '@drover/sdk';
+import type { Cli } from '../../cli.ts';
+import { messageJson } from '../../output/output.ts';
+import type { Column } from '../../output/table.ts';
+
+/** What people and commands call it: `name`, or `project/name`. */
+export function sandboxLabel(sandbox: api.Sandbox): string {
+  return sandbox.project === '' ? sandbox.name : `${sandbox.project}/${sandbox.name}`;
+}
+
+export function sandboxJson(sandbox: api.Sandbox): JsonValue {
+  return messageJson(api.SandboxSchema, sandbox);
+}
+
+export function age(time: Timestamp | undefined, now = Date.now()): string {
+  return time === undefined ? '' : formatAge(now - timestampMs(time));
+}
+
+/** The state with what it takes to understand it: `stopped (3)`, `failed (image-not-found)`. */
+export function stateText(sandbox: api.Sandbox): string {
+  const name = sandboxStateName(sandbox.state);
+  if (sandbox.outOfMemory) return `${name} (out of memory)`;
+  if (sandbox.exitCode !== undefined && name === 'stopped') return `${name} (${sandbox.exitCode})`;
+  return sandbox.reason !== '' && (name === 'failed' || name === 'pending' || name === 'lost') ? `${name} (${sandbox.reason})` : name;
+}
+
+export const sandboxColumns: readonly Column<api.Sandbox>[] = [
+  { title: 'NAME', value: sandboxLabel },
+  { title: 'ID', value: (s) => s.id },
+  { title: 'STATE', value: stateText },
+  { title: 'IMAGE', value: (s) => s.spec?.image ?? '' },
+  { title: 'HOST', value: (s) => s.hostName },
+  { title: 'AGE', value: (s) => age(s.createdAt) },
+];
+
+/** One sandbox, as the answer to a command that changed it. */
+export function answer(cli: Cli, sandbox: api.Sandbox): void {
+  if (cli.out.json) cli.out.object(sandboxJson(sandbox));
+  else cli.out.line(sandboxLabel(sandbox));
+}

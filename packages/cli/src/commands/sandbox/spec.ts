@@ -1,0 +1,90 @@
+import { DroverError, parseBytes, parseCpus, parseDurationMs, parseName, parseProject } from '@drover/foundation';
+import type { CreateOptions, SpecInit } from '@drover/sdk';
+import { parseAllow, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
+import { terminalSize } from '../../terminal/attach.ts';
+
+/** The flags that `run` and `sandbox create` share. */
+export interface SpecFlags {
+  readonly name?: string;
+  readonly project?: string;
+  readonly env?: readonly string[];
+  readonly envFile?: readonly string[];
+  readonly cpus?: string;
+  readonly memory?: string;
+  readonly disk?: string;
+  readonly pids?: string;
+  readonly allow?: readonly string[];
+  readonly workdir?: string;
+  readonly user?: string;
+  readonly label?: readonly string[];
+  readonly host?: string;
+  readonly hostLabel?: readonly string[];
+  readonly runtime?: string;
+  readonly ttl?: string;
+  readonly volume?: readonly string[];
+  readonly hostname?: string;
+  readonly entrypoint?: string;
+  readonly stopGrace?: string;
+  readonly rm?: boolean;
+}
+
+const maxPids = 4_194_304;
+const runtimes = ['oci', 'docker', 'microvm', 'fake'];
+
+/** Checks every flag before anything is asked of anybody, so that a mistake leaves nothing behind. @throws {DroverError} */
+export async function createOptions(
+  image: string,
+  command: readonly string[],
+  flags: SpecFlags,
+  streams: { readonly terminal: boolean; readonly stdin: boolean },
+): Promise<CreateOptions> {
+  if (image === '')
+    throw new DroverError('invalid-image-reference', 'the image is empty', { hint: 'name one, such as alpine:3.20, or host' });
+  if (flags.runtime !== undefined && !runtimes.includes(flags.runtime)) {
+    throw new DroverError('invalid-argument', `there is no runtime ${JSON.stringify(flags.runtime)}`, {
+      hint: `there are ${runtimes.join(', ')}`,
+    });
+  }
+  const fromFiles = (await Promise.all((flags.envFile ?? []).map(readEnvFile))).flat();
+  const env = parseEnv([...fromFiles, ...(flags.env ?? [])], process.env);
+  const size = terminalSize();
+  const spec: SpecInit = {
+    image: absoluteImage(image),
+    command: [...command],
+    ...(flags.entrypoint !== undefined && { setEntrypoint: true, entrypoint: flags.entrypoint === '' ? [] : [flags.entrypoint] }),
+    env: Object.entries(env).map(([name, value]) => ({ name, value })),
+    workdir: flags.workdir ?? '',
+    user: flags.user ?? '',
+    hostname: flags.hostname ?? '',
+    resources: {
+      cpuMillis: flags.cpus === undefined ? 0 : parseCpus(flags.cpus),
+      memoryBytes: flags.memory === undefined ? 0n : BigInt(parseBytes(flags.memory)),
+      diskBytes: flags.disk === undefined ? 0n : BigInt(parseBytes(flags.disk)),
+      pids: flags.pids === undefined ? 0 : parseCount('--pids', flags.pids, maxPids),
+    },
+    terminal: streams.terminal,
+    ...(streams.terminal && { terminalRows: size.rows, terminalColumns: size.columns }),
+    stdin: streams.stdin,
+    allow: (flags.allow ?? []).map(parseAllow),
+    runtime: flags.runtime ?? '',
+    hostLabels: parseLabels(flags.hostLabel ?? []),
+    host: flags.host ?? '',
+    removeOnExit: flags.rm === true,
+    ttlSeconds: flags.ttl === undefined ? 0n : BigInt(Math.max(1, Math.ceil(parseDurationMs(flags.ttl) / 1000))),
+    mounts: (flags.volume ?? []).map(parseVolume),
+    stopGraceMs: flags.stopGrace === undefined ? 0 : parseDurationMs(flags.stopGrace),
+  };
+  return {
+    spec,
+    ...(flags.name !== undefined && { name: parseName(flags.name) }),
+    ...(flags.project !== undefined && { project: parseProject(flags.project) }),
+    labels: parseLabels(flags.label ?? []),
+  };
+}
+
+/** `dir:`, `oci:` and archive paths are the caller's: made absolute here, as the agent stands elsewhere. */
+function absoluteImage(image: string): string {
+  const match = /^(oci-archive|docker-archive|oci|dir):(.+)$/.exec(image);
+  if (match === null || match[2]?.startsWith('/') === true) return image;
+  return `${match[1]}:${process.cwd()}/${match[2]}`;
+}

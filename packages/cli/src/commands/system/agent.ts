@@ -1,0 +1,54 @@
+import { hostname } from 'node:os';
+import { join as joinPath, resolve } from 'node:path';
+import { runAgent } from '@drover/agent';
+import { joinHost } from '@drover/agent/link';
+import { createLogger, DroverError, parseLabel } from '@drover/foundation';
+import type { Cli } from '../../cli.ts';
+import { parseServer } from '../../context/context.ts';
+import { loadHostSettings, saveHostSettings } from '../../up/host-settings.ts';
+import { whileParentLives } from '../../up/parent.ts';
+import { defaultDataDirectory } from '../../up/settings.ts';
+
+interface AgentFlags {
+  readonly state?: string;
+}
+
+const stateOf = (cli: Cli, flags: AgentFlags): string => resolve(flags.state ?? joinPath(defaultDataDirectory(cli.env), 'host'));
+
+/** The host agent of a machine that has joined, until SIGINT or SIGTERM. Sandboxes run on. */
+export default async function agent(cli: Cli, _: readonly [], flags: AgentFlags): Promise<void> {
+  const stateDirectory = stateOf(cli, flags);
+  const { name, labels } = await loadHostSettings(stateDirectory);
+  await runAgent({
+    stateDirectory,
+    ...(name !== undefined && { name }),
+    labels,
+    logger: createLogger({ name: 'agent' }),
+    signal: AbortSignal.any([cli.signal, whileParentLives(cli.env)]),
+  });
+}
+
+interface JoinFlags extends AgentFlags {
+  readonly name?: string;
+  readonly label?: readonly string[];
+  /** False with --no-run. */
+  readonly run?: boolean;
+}
+
+/** L-1, L-2: trades the token for this host's certificate, then runs the agent. A host that has joined already just runs. */
+export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags): Promise<void> {
+  const { token } = cli.connection;
+  if (token === undefined) {
+    throw new DroverError('invalid-argument', 'there is no join token', {
+      hint: 'make one with drover host token, and give it with --token',
+    });
+  }
+  for (const label of flags.label ?? []) parseLabel(label);
+  const server = parseServer(url);
+  const stateDir = stateOf(cli, flags);
+  const { hostId } = await joinHost({ url: server, token, stateDir, hostname: flags.name ?? hostname(), signal: cli.signal });
+  await saveHostSettings(stateDir, { name: flags.name, labels: flags.label });
+  if (cli.out.json) cli.out.record({ hostId, server, state: stateDir });
+  else cli.out.line(`drover: joined ${server} as ${hostId}`);
+  if (flags.run !== false) await agent(cli, [], flags);
+}

@@ -1,0 +1,42 @@
+import { timestampDate } from '@bufbuild/protobuf/wkt';
+import { api } from '@drover/protocol';
+import { clip, DroverError } from '@drover/foundation';
+import type { Cli } from '../../cli.ts';
+import { messageJson, oneLine } from '../../output/output.ts';
+
+export interface EventsFlags {
+  readonly follow?: boolean;
+  readonly since?: string;
+  readonly kind?: readonly string[];
+  readonly subject?: string;
+}
+
+/** R-3: what happened, oldest first. Without -f it ends after what is stored; --since 0 begins at the first that is kept. */
+export default async function events(cli: Cli, _: readonly [], flags: EventsFlags): Promise<void> {
+  if (flags.since !== undefined && !/^\d{1,18}$/.test(flags.since)) {
+    throw new DroverError('invalid-argument', `--since ${JSON.stringify(clip(flags.since))} is not the id of an event`, {
+      hint: 'give the id of the last event that you have seen; 0 begins with the first',
+    });
+  }
+  const client = await cli.connect();
+  const follow = flags.follow === true;
+  const since = flags.since === undefined ? undefined : BigInt(flags.since);
+  const watch = client.events.watch({
+    follow,
+    ...(since !== undefined && since > 0n ? { afterId: since } : { fromStart: since === 0n || !follow }),
+    ...(flags.kind !== undefined && { kinds: flags.kind }),
+    ...(flags.subject !== undefined && { subject: flags.subject }),
+    onReconnect: () => cli.out.note('the connection broke; connecting again'),
+    signal: cli.signal,
+  });
+  for await (const event of watch) {
+    if (event.lost > 0n) cli.out.note(`${event.lost} events were lost: this reader is too slow`);
+    if (cli.out.json) {
+      const { dataJson, ...rest } = messageJson(api.EventSchema, event) as { dataJson: string };
+      cli.out.record({ ...rest, data: dataJson === '' ? {} : (JSON.parse(dataJson) as unknown) });
+    } else {
+      const time = event.time === undefined ? '-' : timestampDate(event.time).toISOString();
+      cli.out.line(`${event.id}  ${time}  ${event.type}  ${event.subject}  ${oneLine(event.dataJson)}`);
+    }
+  }
+}

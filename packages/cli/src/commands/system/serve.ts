@@ -1,0 +1,55 @@
+import { resolve } from 'node:path';
+import { createLogger } from '@drover/foundation';
+import { startControlPlane } from '@drover/control-plane';
+import type { Cli } from '../../cli.ts';
+import { makeDataDirectory } from '../../doctor/checks.ts';
+import { whileParentLives } from '../../up/parent.ts';
+import { defaultDataDirectory, linkListen, parseListen } from '../../up/settings.ts';
+
+interface ServeFlags {
+  readonly data?: string;
+  readonly listen: string;
+  readonly linkListen?: string;
+  readonly publicHost?: string;
+  readonly store?: string;
+}
+
+/** The control plane alone, until SIGINT or SIGTERM. Its log is on stderr, its address on stdout. */
+export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags): Promise<void> {
+  const listen = parseListen(flags.listen);
+  const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
+  await makeDataDirectory(data);
+  const end = AbortSignal.any([cli.signal, whileParentLives(cli.env)]);
+  const controlPlane = await startControlPlane({
+    dataDirectory: data,
+    listen,
+    linkListen: linkListen(listen, flags.linkListen),
+    ...(flags.store !== undefined && { store: flags.store }),
+    ...(flags.publicHost !== undefined && { publicHost: flags.publicHost }),
+    logger: createLogger({ name: 'control-plane' }),
+  });
+  if (cli.out.json) cli.out.record({ ready: true, server: controlPlane.address, link: controlPlane.linkAddress, data });
+  else cli.out.line(`drover: the control plane is ready on ${controlPlane.address}`);
+  await aborted(end);
+  await controlPlane.close();
+}
+
+/** Resolves when the signal aborts. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve_) => {
+    if (signal.aborted) {
+      resolve_();
+      return;
+    }
+    // Holds the process: a signal alone would not.
+    const timer = setInterval(() => undefined, 2 ** 30);
+    signal.addEventListener(
+      'abort',
+      () => {
+        clearInterval(timer);
+        resolve_();
+      },
+      { once: true },
+    );
+  });
+}

@@ -1,0 +1,208 @@
+import { execFile } from 'node:child_process';
+import { constants } from 'node:fs';
+import { access, mkdir, readFile, statfs } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { arch, platform, release } from 'node:os';
+import { dirname } from 'node:path';
+import { promisify } from 'node:util';
+import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
+import { doctorCheckMs, doctorFreeBytes } from '../limits.ts';
+
+/** What one check found. */
+export interface Finding {
+  readonly name: string;
+  readonly level: 'ok' | 'warning' | 'problem';
+  readonly message: string;
+  /** What to do; empty when all is well. */
+  readonly hint: string;
+}
+
+export interface DoctorSettings {
+  readonly data: string;
+  readonly host: string;
+  readonly port: number;
+  /** Drover itself holds the port: that is as it should be. */
+  readonly running: boolean;
+}
+
+export type Check = (settings: DoctorSettings) => Promise<Finding> | Finding;
+
+const ok = (name: string, message: string): Finding => ({ name, level: 'ok', message, hint: '' });
+const warning = (name: string, message: string, hint: string): Finding => ({ name, level: 'warning', message, hint });
+const problem = (name: string, message: string, hint: string): Finding => ({ name, level: 'problem', message, hint });
+
+const run = promisify(execFile);
+/** The administrator's directories are not in everybody's PATH. */
+const path = `${process.env['PATH'] ?? ''}:/usr/local/sbin:/usr/sbin:/sbin`;
+
+/** The first line that a program prints, or undefined when there is no such program. */
+async function firstLine(program: string, ...args: string[]): Promise<string | undefined> {
+  try {
+    const { stdout } = await run(program, args, { timeout: doctorCheckMs, env: { ...process.env, PATH: path } });
+    return stdout.split('\n')[0]?.trim() ?? '';
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return undefined;
+    throw error;
+  }
+}
+
+/** The causes that there usually are, in the order in which they stand in each other's way. */
+export const checks: Readonly<Record<string, Check>> = {
+  'operating system': () => {
+    const text = `${platform()} ${release()} (${arch()})`;
+    if (platform() !== 'linux') return problem('operating system', text, 'a host needs Linux; elsewhere there is drover up --no-agent');
+    const [major = 0, minor = 0] = release().split('.').map(Number);
+    if (major < 5 || (major === 5 && minor < 4)) return warning('operating system', text, 'Linux 5.4 or newer is what Drover is tried on');
+    return ok('operating system', text);
+  },
+  'Node.js': () => {
+    const major = Number(process.versions.node.split('.')[0]);
+    return major >= 26
+      ? ok('Node.js', process.version)
+      : problem('Node.js', `this is ${process.version}, and Drover needs 26`, 'start it with ./drover, which brings its own');
+  },
+  privileges: () =>
+    process.getuid?.() === 0 ? ok('privileges', 'root') : problem('privileges', 'not root', 'sandboxes need root: sudo ./drover up'),
+  'container runtime': async () => {
+    for (const name of ['runc', 'crun']) {
+      const line = await firstLine(name, '--version');
+      if (line !== undefined) return ok('container runtime', line);
+    }
+    return problem('container runtime', 'there is neither runc nor crun', 'apt-get install runc');
+  },
+  nftables: async () => {
+    const line = await firstLine('nft', '--version');
+    if (line === undefined) return problem('nftables', 'there is no nft', 'apt-get install nftables');
+    if (process.getuid?.() !== 0) return ok('nftables', line);
+    try {
+      await run('nft', ['list', 'tables'], { timeout: doctorCheckMs, env: { ...process.env, PATH: path } });
+      return ok('nftables', line);
+    } catch (error) {
+      return problem(
+        'nftables',
+        `the kernel refuses it (${DroverError.from(error).message.split('\n')[1] ?? 'nft list tables failed'})`,
+        'modprobe nf_tables; in a container, it needs CAP_NET_ADMIN',
+      );
+    }
+  },
+  'ip command': async () => {
+    const line = await firstLine('ip', '-V');
+    return line === undefined ? problem('ip command', 'there is no ip', 'apt-get install iproute2') : ok('ip command', line);
+  },
+  overlayfs: async () => {
+    const known = await readFile('/proc/filesystems', 'utf8');
+    if (/\boverlay$/m.test(known)) return ok('overlayfs', 'the kernel has it');
+    return warning('overlayfs', 'it is not loaded', 'modprobe overlay');
+  },
+  'user namespaces': async () => {
+    try {
+      const max = Number(await readFile('/proc/sys/user/max_user_namespaces', 'utf8'));
+      if (max > 0) return ok('user namespaces', `up to ${max}`);
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT') throw error;
+    }
+    return warning(
+      'user namespaces',
+      'the kernel does not allow them',
+      'sysctl user.max_user_namespaces=15000; without them, root in a sandbox is root of the host, held by seccomp and capabilities alone',
+    );
+  },
+  cgroups: async () => {
+    const mounts = await readFile('/proc/self/mounts', 'utf8');
+    const v2 = /^\S+ (\S+) cgroup2 /m.exec(mounts)?.[1];
+    const v1 = /^\S+ \S+ cgroup /m.test(mounts);
+    if (v1) return ok('cgroups', v2 === undefined ? 'version 1' : 'versions 1 and 2 (hybrid)');
+    if (v2 === undefined) return problem('cgroups', 'none is mounted', 'mount -t cgroup2 none /sys/fs/cgroup');
+    const controllers = (await readFile(`${v2}/cgroup.controllers`, 'utf8')).trim().split(' ');
+    const lacking = ['cpu', 'memory', 'pids'].filter((name) => !controllers.includes(name));
+    if (lacking.length > 0)
+      return warning(
+        'cgroups',
+        `version 2 without ${lacking.join(', ')}`,
+        'limits of these are not enforced; on a Raspberry Pi, boot with cgroup_enable=memory',
+      );
+    return ok('cgroups', 'version 2');
+  },
+  disk: async ({ data }) => {
+    const directory = await nearest(data);
+    try {
+      await access(directory, constants.W_OK);
+    } catch (error) {
+      return problem('disk', `${directory} cannot be written (${errnoOf(error) ?? 'no access'})`, 'choose another with --data');
+    }
+    const { bavail, bsize } = await statfs(directory);
+    const free = bavail * bsize;
+    const text = `${formatBytes(free)} free at ${data}`;
+    return free < doctorFreeBytes
+      ? warning('disk', text, 'images need room: free some, or choose another disk with --data')
+      : ok('disk', text);
+  },
+  port: async ({ host, port, running }) => {
+    if (running) return ok('port', `drover answers on ${host}:${port}`);
+    const code = await tryListen(host, port);
+    if (code === undefined) return ok('port', `${host}:${port} is free`);
+    if (code === 'EADDRINUSE')
+      return problem('port', `${host}:${port} is in use by another program`, `find it with ss -ltnp, or choose another with --listen`);
+    return problem('port', `${host}:${port} cannot be listened on (${code})`, 'choose another with --listen');
+  },
+  clock: () => {
+    // Certificates say from when they are valid; a clock before this program was written is wrong.
+    const written = Date.UTC(2026, 10, 1);
+    return Date.now() < written
+      ? problem('clock', `it says ${new Date().toISOString()}`, 'set the clock, for instance with timedatectl set-ntp true')
+      : ok('clock', new Date().toISOString());
+  },
+};
+
+async function nearest(directory: string): Promise<string> {
+  for (let at = directory; ; at = dirname(at)) {
+    try {
+      await access(at);
+      return at;
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT' || at === dirname(at)) return at;
+    }
+  }
+}
+
+/** The errno of listening there, or undefined when it works. */
+export function tryListen(host: string, port: number): Promise<string | undefined> {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', (error) => resolve(errnoOf(error) ?? 'error'));
+    server.listen(port, host, () => server.close(() => resolve(undefined)));
+  });
+}
+
+/** All checks; one that fails or hangs is a warning of its own, never the end of the others. */
+export async function runChecks(settings: DoctorSettings, names: readonly string[] = Object.keys(checks)): Promise<Finding[]> {
+  return Promise.all(
+    names.map(async (name) => {
+      const timeout = Promise.withResolvers<Finding>();
+      const timer = setTimeout(
+        () => timeout.resolve(warning(name, 'it could not be found out in time', 'look at it by hand')),
+        doctorCheckMs * 2,
+      );
+      try {
+        return await Promise.race([(async () => (checks[name] as Check)(settings))(), timeout.promise]);
+      } catch (thrown) {
+        return warning(name, `it could not be found out (${DroverError.from(thrown).message})`, 'look at it by hand');
+      } finally {
+        clearTimeout(timer);
+      }
+    }),
+  );
+}
+
+/** Makes the data directory, for its owner alone. @throws {DroverError} missing-privilege, disk-full */
+export async function makeDataDirectory(data: string, mode = 0o700): Promise<void> {
+  try {
+    await mkdir(data, { recursive: true, mode });
+  } catch (thrown) {
+    const error = DroverError.from(thrown);
+    throw new DroverError(error.code, `the data directory ${data} cannot be made (${errnoOf(thrown) ?? error.message})`, {
+      hint: 'choose another with --data',
+      cause: thrown,
+    });
+  }
+}

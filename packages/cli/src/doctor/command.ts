@@ -1,0 +1,68 @@
+import { DroverError } from '@drover/foundation';
+import { link } from '@drover/protocol';
+import type { Cli } from '../cli.ts';
+import { defaultDataDirectory, parseListen } from '../up/settings.ts';
+import { runChecks, type Finding } from './checks.ts';
+
+const levels: Readonly<Record<number, Finding['level']>> = {
+  [link.Finding_Level.OK]: 'ok',
+  [link.Finding_Level.WARNING]: 'warning',
+  [link.Finding_Level.PROBLEM]: 'problem',
+};
+
+/** Ends with 1 when there is a problem. */
+export default async function doctor(
+  cli: Cli,
+  _: readonly [],
+  flags: { readonly host?: string; readonly data?: string; readonly listen: string },
+): Promise<number> {
+  const findings = flags.host === undefined ? await here(cli, flags) : await there(cli, flags.host);
+  if (cli.out.json) cli.out.object(findings);
+  else for (const finding of findings) tell(cli, finding);
+  return findings.some(({ level }) => level === 'problem') ? 1 : 0;
+}
+
+const marks: Readonly<Record<Finding['level'], string>> = { ok: 'ok      ', warning: 'warning ', problem: 'problem ' };
+
+export function tell(cli: Cli, { name, level, message, hint }: Finding): void {
+  cli.out.line(`${marks[level]} ${name}: ${message}`);
+  if (level !== 'ok' && hint !== '') cli.out.line(`          hint: ${hint}`);
+}
+
+async function here(cli: Cli, flags: { readonly data?: string; readonly listen: string }): Promise<Finding[]> {
+  const controlPlane = await reach(cli);
+  const findings = await runChecks({
+    data: flags.data ?? defaultDataDirectory(cli.env),
+    ...parseListen(flags.listen),
+    running: controlPlane.level === 'ok',
+  });
+  const { agentDoctor } = await import('@drover/agent');
+  const known = new Set(findings.map(({ name }) => name));
+  const deeper = (await agentDoctor()).map(({ level, subject, message, hint }): Finding => ({ name: subject, level, message, hint }));
+  return [...findings, ...deeper.filter(({ name }) => !known.has(name)), controlPlane];
+}
+
+async function there(cli: Cli, host: string): Promise<Finding[]> {
+  const client = await cli.connect();
+  const { findings } = await client.hosts.diagnose(host, cli.signal);
+  return findings.map(({ level, subject, message, hint }) => ({ name: subject, level: levels[level] ?? 'warning', message, hint }));
+}
+
+/** Not running is no problem of this machine. */
+async function reach(cli: Cli): Promise<Finding> {
+  const name = 'control plane';
+  try {
+    const { version } = await (await cli.connect()).version(AbortSignal.any([cli.signal, AbortSignal.timeout(5_000)]));
+    return { name, level: 'ok', message: `version ${version} answers`, hint: '' };
+  } catch (thrown) {
+    const error = DroverError.from(thrown);
+    const { code } = error;
+    const hint = error.hint ?? 'start it with ./drover up';
+    return {
+      name,
+      level: 'warning',
+      message: code === 'failed-precondition' || code === 'control-plane-unreachable' ? 'it is not running' : error.message,
+      hint,
+    };
+  }
+}

@@ -1,0 +1,33 @@
+/** Limits of the CLI. docs/limits.md lists them. */
+
+/** Environment files and context files larger than this are refused, bytes. */
+export const maxConfigFileBytes = 1024 * 1024;
+/** How long completion waits for names from the control plane, ms. Then it completes without them. */
+export const completionTimeoutMs = 1_500;
+/** A start that takes longer than this shows what it is doing, ms. */
+export const progressAfterMs = 700;
+/** How often a waiting `run` looks at the sandbox's state for its progress, ms. */
+export const progressIntervalMs = 500;
+/** How long `run` waits, after an exit with 137, for the host to say whether memory ran out, ms. */
+export const outOfMemoryWaitMs = 2_000;
+/** This many interrupts within a second let go of a process that does not end. */
+export const impatientInterrupts = 3;
+/** Entries of one copied tree; more are refused with too-large. */
+export const maxCopyEntries = 1_000_000;
+/** Bytes of one copied tree; more are refused with too-large. */
+export const maxCopyBytes = 64 * 1024 ** 3;
+/** How long `up` waits for the control plane to answer, and then for the host to be ready, ms. */
+export const upControlPlaneMs = 30_000;
+export const upHostMs = 60_000;
+/** How long `up` waits for its two processes to end after SIGTERM before it kills them, ms. */
+export const upStopMs = 15_000;
+/** How long doctor waits for one check, ms. It is then a warning. */
+export const doctorCheckMs = 5_000;
+/** Free bytes in the data directory below which doctor warns. */
+export const doctorFreeBytes = 2 * 1024 ** 3;
+/** Bytes of `up`'s log file; then it becomes drover.log.1, and the one before is gone. */
+export const upLogBytes = 32 * 1024 * 1024;
+/** How often a process started by `up` looks whether `up` is still there, ms. Without it, it ends. */
+export const parentCheckMs = 500;
+/** How long a second `up` waits for the processes of one that was killed to leave the port, ms. */
+export const upTakeOverMs = 20_000;

@@ -1,0 +1,100 @@
+import { once } from 'node:events';
+import type { Writable } from 'node:stream';
+import { toJson, type DescMessage, type JsonValue, type MessageShape } from '@bufbuild/protobuf';
+import { DroverError } from '@drover/foundation';
+import { table, type Column } from './table.ts';
+
+/** How a command says things: results on stdout, progress and errors on stderr; JSON or text. */
+export class Output {
+  readonly json: boolean;
+  readonly stdout: Writable;
+  readonly stderr: Writable;
+  /** stderr is a terminal: progress may redraw. */
+  readonly interactive: boolean;
+
+  constructor(options: { readonly json: boolean; readonly stdout: Writable; readonly stderr: Writable; readonly interactive: boolean }) {
+    this.json = options.json;
+    this.stdout = options.stdout;
+    this.stderr = options.stderr;
+    this.interactive = options.interactive;
+  }
+
+  /** A line of the result. */
+  line(text: string): void {
+    this.stdout.write(`${text}\n`);
+  }
+
+  /** A line about the work, for people; on stderr, in both formats. */
+  note(text: string): void {
+    this.stderr.write(`drover: ${text}\n`);
+  }
+
+  /** One JSON document. */
+  object(value: unknown): void {
+    this.line(JSON.stringify(value, undefined, 2));
+  }
+
+  /** One line of NDJSON. */
+  record(value: unknown): void {
+    this.line(JSON.stringify(value));
+  }
+
+  /** A list: a JSON array, or a table. `none` is said, on stderr, when a person would see an empty table. */
+  list<T>(items: readonly T[], toValue: (item: T) => unknown, columns: readonly Column<T>[], none: string): void {
+    if (this.json) {
+      this.object(items.map(toValue));
+    } else if (items.length === 0) {
+      this.note(none);
+    } else {
+      this.line(table(items, columns));
+    }
+  }
+
+  /** Bytes to stdout, waiting while its reader is slow. */
+  async bytes(data: Uint8Array, stream: 'stdout' | 'stderr' = 'stdout'): Promise<void> {
+    const to = stream === 'stdout' ? this.stdout : this.stderr;
+    if (!to.write(data) && !to.destroyed) await once(to, 'drain');
+  }
+
+  /** An error: a sentence and what to do on stderr; with -o json an object. */
+  error(error: DroverError): void {
+    if (this.json) {
+      this.stderr.write(
+        `${JSON.stringify({ error: { code: error.code, message: error.message, ...(error.hint !== undefined && { hint: error.hint }) } })}\n`,
+      );
+      return;
+    }
+    this.stderr.write(`drover: ${oneLine(error.message)}\n`);
+    if (error.hint !== undefined && error.hint !== '') this.stderr.write(`  hint: ${oneLine(error.hint)}\n`);
+  }
+}
+
+/** Control characters of a message that came from outside must not reach a terminal. */
+export function oneLine(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
+  return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ').trim();
+}
+
+/** Enumerations that people see as words: `SANDBOX_STATE_RUNNING` is `running`. */
+const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE)_/;
+const enumFields = new Set(['state', 'desiredState']);
+
+/**
+ * A message as `-o json` shows it: protobuf JSON (camelCase, every field present, 64-bit numbers as strings,
+ * RFC 3339 times), with states as the words that people use.
+ */
+export function messageJson<D extends DescMessage>(schema: D, message: MessageShape<D>): JsonValue {
+  return withWords(toJson(schema, message, { alwaysEmitImplicit: true }));
+}
+
+function withWords(value: JsonValue): JsonValue {
+  if (Array.isArray(value)) return value.map(withWords);
+  if (value === null || typeof value !== 'object') return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, inner]) => [key, enumFields.has(key) && typeof inner === 'string' ? wordOf(inner) : withWords(inner)]),
+  );
+}
+
+function wordOf(name: string): string {
+  return enumPrefix.test(name) ? name.replace(enumPrefix, '').toLowerCase() : name;
+}

@@ -1,0 +1,86 @@
+import { describe, expect, test } from 'vitest';
+import { DroverError } from '@drover/foundation';
+import { parsePlace } from './commands/sandbox/cp.ts';
+import { parseServer } from './context/context.ts';
+import { parseAllow, parseCount, parseEnv, parseForward, parseVolume } from './parse.ts';
+import { parseListen } from './up/settings.ts';
+
+describe('R-2: flags become values, or one sentence', () => {
+  test('--env takes NAME=value, and NAME from the caller, and leaves out what the caller has not', () => {
+    expect(parseEnv(['A=1', 'B', 'C', 'D=x=y', 'E='], { B: 'mine' })).toEqual({ A: '1', B: 'mine', D: 'x=y', E: '' });
+    expect(parseEnv(['A=1', 'A=2'], {})).toEqual({ A: '2' });
+  });
+
+  test('--volume is SOURCE:TARGET[:ro], a relative source being the caller’s', () => {
+    expect(parseVolume('/a:/b')).toEqual({ source: '/a', target: '/b', readOnly: false });
+    expect(parseVolume('x:/b:ro')).toEqual({ source: `${process.cwd()}/x`, target: '/b', readOnly: true });
+  });
+
+  test('--allow is a host, a host with a star before it, or a host with a port', () => {
+    expect(['example.com', '*.Example.com', 'example.com:8080', '10.0.0.1:80'].map(parseAllow)).toEqual([
+      'example.com',
+      '*.example.com',
+      'example.com:8080',
+      '10.0.0.1:80',
+    ]);
+  });
+
+  test('forward takes LOCAL:REMOTE, one port for both, and an address before them', () => {
+    expect(parseForward('8080:80')).toEqual({ address: '127.0.0.1', local: 8080, remote: 80 });
+    expect(parseForward('80')).toEqual({ address: '127.0.0.1', local: 80, remote: 80 });
+    expect(parseForward('0:80')).toEqual({ address: '127.0.0.1', local: 0, remote: 80 });
+    expect(parseForward('0.0.0.0:8080:80')).toEqual({ address: '0.0.0.0', local: 8080, remote: 80 });
+    expect(parseForward('[::1]:8080:80')).toEqual({ address: '::1', local: 8080, remote: 80 });
+  });
+
+  test('cp knows a sandbox by NAME: before a path, and a path here by its beginning', () => {
+    expect(parsePlace('box:/etc/passwd')).toEqual({ sandbox: 'box', path: '/etc/passwd' });
+    expect(parsePlace('team/box:file')).toEqual({ sandbox: 'team/box', path: 'file' });
+    expect(parsePlace('box:')).toEqual({ sandbox: 'box', path: '.' });
+    expect(parsePlace('./box:file')).toEqual({ sandbox: undefined, path: './box:file' });
+    expect(parsePlace('-')).toEqual({ sandbox: undefined, path: '-' });
+  });
+
+  test('--listen takes HOST:PORT, [IPv6]:PORT, :PORT and PORT', () => {
+    expect(parseListen('127.0.0.1:7443')).toEqual({ host: '127.0.0.1', port: 7443 });
+    expect(parseListen('[::1]:1')).toEqual({ host: '::1', port: 1 });
+    expect(parseListen(':1')).toEqual({ host: '0.0.0.0', port: 1 });
+    expect(parseListen('0')).toEqual({ host: '127.0.0.1', port: 0 });
+  });
+
+  test('--server takes a host, a host with a port, or a URL', () => {
+    expect(parseServer('a.example')).toBe('https://a.example:7443');
+    expect(parseServer('a.example:443')).toBe('https://a.example:443');
+    expect(parseServer('https://[::1]:9/')).toBe('https://[::1]:9');
+  });
+
+  test.each([
+    ['--env', () => parseEnv(['1A=x'], {})],
+    ['--env', () => parseEnv(['=x'], {})],
+    ['--volume', () => parseVolume('/a')],
+    ['--volume', () => parseVolume('/a:b')],
+    ['--volume', () => parseVolume('/a:/b:rx')],
+    ['--volume', () => parseVolume('/a:/b:ro:x')],
+    ['--allow', () => parseAllow('https://example.com')],
+    ['--allow', () => parseAllow('example.com/path')],
+    ['--allow', () => parseAllow('example.com:70000')],
+    ['--allow', () => parseAllow('a.*.example.com')],
+    ['--pids', () => parseCount('--pids', '0', 10)],
+    ['--pids', () => parseCount('--pids', '1e3', 10_000)],
+    ['forward', () => parseForward('80:70000')],
+    ['forward', () => parseForward('a:b')],
+    ['--listen', () => parseListen('host')],
+    ['--listen', () => parseListen('a:70000')],
+    ['--server', () => parseServer('http://plain')],
+    ['--server', () => parseServer('https://user@host')],
+    ['--server', () => parseServer('')],
+  ])('%s refuses what it cannot mean: %s', (_, parse) => {
+    expect(parse).toThrow(DroverError);
+    try {
+      parse();
+    } catch (error) {
+      expect((error as DroverError).exitCode).toBe(2);
+      expect((error as DroverError).message).not.toMatch(/undefined|\n/);
+    }
+  });
+});

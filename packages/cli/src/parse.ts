@@ -1,0 +1,106 @@
+import { readFile, stat } from 'node:fs/promises';
+import { isAbsolute, resolve } from 'node:path';
+import { clip, DroverError, errnoOf, parseLabel } from '@drover/foundation';
+import { maxConfigFileBytes } from './limits.ts';
+
+/** Collects a flag that may be given several times. */
+export function collect(value: string, before: readonly string[] | undefined): readonly string[] {
+  return [...(before ?? []), value];
+}
+
+const envName = /^[A-Za-z_][A-Za-z0-9_]*$/;
+
+/** `NAME=value`, or `NAME` to take the caller's own. Unset, a bare NAME is left out. @throws {DroverError} invalid-argument */
+export function parseEnv(entries: readonly string[], own: NodeJS.ProcessEnv): Record<string, string> {
+  const result: Record<string, string> = {};
+  for (const entry of entries) {
+    const at = entry.indexOf('=');
+    const name = at < 0 ? entry : entry.slice(0, at);
+    if (!envName.test(name)) {
+      throw new DroverError('invalid-argument', `${JSON.stringify(clip(name))} cannot be the name of an environment variable`, {
+        hint: 'write --env NAME=value, or --env NAME to pass on your own',
+      });
+    }
+    const value = at < 0 ? own[name] : entry.slice(at + 1);
+    if (value !== undefined) result[name] = value;
+  }
+  return result;
+}
+
+/** The entries of an environment file: a `NAME=value` a line, empty lines and lines with # left out. @throws {DroverError} */
+export async function readEnvFile(path: string): Promise<readonly string[]> {
+  let text: string;
+  try {
+    const { size } = await stat(path);
+    if (size > maxConfigFileBytes)
+      throw new DroverError('too-large', `the environment file ${path} is larger than ${maxConfigFileBytes} bytes`);
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    if (error instanceof DroverError) throw error;
+    throw new DroverError('invalid-argument', `the environment file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+      cause: error,
+    });
+  }
+  return text
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '' && !line.startsWith('#'));
+}
+
+/** @throws {DroverError} invalid-argument */
+export function parseLabels(entries: readonly string[]): Record<string, string> {
+  return Object.fromEntries(entries.map(parseLabel));
+}
+
+/** @throws {DroverError} invalid-argument */
+export function parseCount(flag: string, text: string, max: number): number {
+  const value = /^\d{1,10}$/.test(text) ? Number(text) : Number.NaN;
+  if (!(value >= 1 && value <= max)) {
+    throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is not a number from 1 to ${max}`);
+  }
+  return value;
+}
+
+/** `SRC:DST[:ro]`. A relative source is the caller's. @throws {DroverError} invalid-argument */
+export function parseVolume(text: string): { source: string; target: string; readOnly: boolean } {
+  const [source, target, mode, ...rest] = text.split(':');
+  if (
+    source === undefined ||
+    source === '' ||
+    target === undefined ||
+    !isAbsolute(target) ||
+    rest.length > 0 ||
+    ![undefined, 'ro', 'rw'].includes(mode)
+  ) {
+    throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a volume`, {
+      hint: 'write SOURCE:TARGET or SOURCE:TARGET:ro; the target is a path in the sandbox, from /',
+    });
+  }
+  return { source: resolve(source), target, readOnly: mode === 'ro' };
+}
+
+const destination = /^(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?$|^\*$/;
+
+/** `host`, `*.host`, `host:port`, as --allow takes them. @throws {DroverError} invalid-argument */
+export function parseAllow(text: string): string {
+  const port = /:(\d+)$/.exec(text)?.[1];
+  if (!destination.test(text) || text.length > 253 + 6 || (port !== undefined && (Number(port) < 1 || Number(port) > 65_535))) {
+    throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a destination`, {
+      hint: 'write a host name without scheme or path: example.com, *.example.com or example.com:8080',
+    });
+  }
+  return text.toLowerCase();
+}
+
+/** `LOCAL:REMOTE` or one port for both; LOCAL may be 0, and `ADDRESS:LOCAL:REMOTE` listens elsewhere than on 127.0.0.1. */
+export function parseForward(text: string): { address: string; local: number; remote: number } {
+  const match = /^(?:(?:([0-9.]+|\[[0-9a-f:]+\]|[a-z0-9.-]*[a-z][a-z0-9.-]*):)?(\d{1,5}):)?(\d{1,5})$/i.exec(text);
+  const remote = Number(match?.[3]);
+  const local = match?.[2] === undefined ? remote : Number(match[2]);
+  if (match === null || remote < 1 || remote > 65_535 || local > 65_535) {
+    throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a pair of ports`, {
+      hint: 'write LOCAL:REMOTE, such as 8080:80; LOCAL may be 0 for any free port',
+    });
+  }
+  return { address: (match[1] ?? '127.0.0.1').replace(/^\[|\]$/g, ''), local, remote };
+}

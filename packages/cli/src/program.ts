@@ -1,0 +1,272 @@
+import { Command, Option, type CommandOptions } from 'commander';
+import { version } from '@drover/foundation';
+import type { Cli, ConnectionFlags, Handler } from './cli.ts';
+import { collect } from './parse.ts';
+
+/** Runs a handler with what the command line said. */
+export type Run = (flags: CommonFlags, work: (cli: Cli) => Promise<number | void>) => Promise<void>;
+
+export interface CommonFlags extends ConnectionFlags {
+  readonly output?: string;
+}
+
+/**
+ * The command line: names, flags and help. The work is in modules that are loaded when they are needed, so that the start
+ * stays quick whatever the program grows to.
+ */
+export function buildProgram(run: Run, settings: { readonly completionStub: boolean }): Command {
+  const program = new Command('drover')
+    .description('Runs fleets of sandboxes on machines that you own.')
+    .version(version, '-V, --version', 'show the version of this program')
+    .helpOption('-h, --help', 'show this help')
+    .helpCommand('help [command]', 'show the help of a command')
+    .showHelpAfterError(false)
+    .showSuggestionAfterError(true)
+    .addHelpText('after', '\nFirst:   drover up\nThen:    drover run host -- sh\n');
+
+  /** Ends a definition: flags that every command has, and the handler's module. */
+  const does = <A extends readonly unknown[], O>(command: Command, load: () => Promise<Handler<A, O>>): Command =>
+    command
+      .addOption(new Option('-o, --output <format>', 'how to print').choices(['text', 'json']))
+      .addOption(new Option('--server <url>', 'the control plane (DROVER_SERVER)'))
+      .addOption(new Option('--token <token>', 'what lets you in (DROVER_TOKEN)'))
+      .addOption(new Option('--ca <file>', "the control plane's CA, PEM (DROVER_CA)"))
+      .action(async (...all: unknown[]) => {
+        const flags = command.opts<CommonFlags>();
+        const values = all.slice(0, command.registeredArguments.length) as unknown as A;
+        await run(flags, async (cli) => (await load())(cli, values, flags as O));
+      });
+  const add = (parent: Command, nameAndArguments: string, description: string, options?: CommandOptions): Command =>
+    parent.command(nameAndArguments, options ?? {}).description(description);
+
+  //
+  does(
+    add(program, 'up', 'start a control plane and a host on this machine')
+      .option('--data <directory>', 'where everything is kept')
+      .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
+      .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
+      .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
+      .option('--name <name>', "this host's name")
+      .option('--label <key=value>', "one of this host's labels (again for more)", collect)
+      .option('--no-agent', 'the control plane alone')
+      .option('--stop-sandboxes', 'stop the sandboxes at the end; without it they run on'),
+    async () => (await import('./up/up.ts')).default,
+  );
+  does(
+    add(program, 'serve', 'run the control plane')
+      .option('--data <directory>', 'where everything is kept')
+      .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
+      .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
+      .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
+      .option('--store <url>', 'postgres://… instead of SQLite in the data directory'),
+    async () => (await import('./commands/system/serve.ts')).default,
+  );
+  const agent = does(
+    add(program, 'agent', 'run the host agent').option('--state <directory>', 'where the host keeps its state'),
+    async () => (await import('./commands/system/agent.ts')).default,
+  );
+  does(
+    add(agent, 'join <url>', 'make this machine a host of a control plane, and run its agent')
+      .option('--state <directory>', 'where the host keeps its state')
+      .option('--name <name>', "the host's name")
+      .option('--label <key=value>', "one of the host's labels (again for more)", collect)
+      .option('--no-run', 'join only'),
+    async () => (await import('./commands/system/agent.ts')).join,
+  );
+  //
+  does(
+    specFlags(add(program, 'run <image> [command...]', 'create a sandbox, run a command in it, and end with its status'))
+      .option('-d, --detach', "print the sandbox's name and leave it running")
+      .option('-t, --tty', 'give the command a terminal (the default at a terminal)')
+      .option('-T, --no-tty', 'give it none')
+      .option('-i, --interactive', 'with -d: keep stdin open for attach')
+      .option('-n, --no-stdin', 'the command reads nothing of yours')
+      .option('--rm', 'remove the sandbox when the command has ended')
+      .addHelpText('after', '\nIMAGE is registry/name:tag, oci-archive:PATH, docker-archive:PATH, oci:PATH, dir:PATH, or host.\n'),
+    async () => (await import('./commands/sandbox/run.ts')).default,
+  );
+  sandboxCommands(program, add, does);
+  hostCommands(program, add, does);
+  imageCommands(program, add, does);
+
+  does(
+    add(program, 'events', 'what happened')
+      .option('-f, --follow', 'go on with what happens')
+      .option('--since <id>', 'after this event; 0 begins with the first that is kept')
+      .option('--kind <kind>', 'sandbox, host, image, session (again for more)', collect)
+      .option('--subject <id>', 'of one sandbox or host'),
+    async () => (await import('./commands/system/events.ts')).default,
+  );
+  does(
+    add(program, 'doctor', 'find what is missing or wrong, and say what to do')
+      .option('--host <host>', 'ask a host instead of this machine')
+      .option('--data <directory>', 'the data directory to look at')
+      .option('--listen <address>', 'HOST:PORT that up would take', '127.0.0.1:7443'),
+    async () => (await import('./doctor/command.ts')).default,
+  );
+  does(
+    add(program, 'version', 'the versions of this program and of the control plane'),
+    async () => (await import('./commands/system/version.ts')).default,
+  );
+  if (settings.completionStub) add(program, 'completion <shell>', 'print the completion script of bash, zsh or fish');
+  return program;
+}
+
+type Add = (parent: Command, nameAndArguments: string, description: string, options?: CommandOptions) => Command;
+type Does = <A extends readonly unknown[], O>(command: Command, load: () => Promise<Handler<A, O>>) => Command;
+
+function specFlags(command: Command): Command {
+  return command
+    .option('--name <name>', 'a name; made up when absent')
+    .option('--project <project>', 'the project that the name belongs to')
+    .option('-e, --env <name=value>', 'an environment variable (again for more); NAME alone passes on yours', collect)
+    .option('--env-file <file>', 'NAME=value lines (again for more)', collect)
+    .option('--cpus <number>', 'at most this many CPUs: 2, 0.5, 500m')
+    .option('-m, --memory <size>', 'at most this much memory: 512m, 2g')
+    .option('--pids <number>', 'at most this many processes')
+    .option('--disk <size>', 'at most this much written')
+    .option('--allow <host>', 'let it reach example.com, *.example.com or example.com:8080 (again for more)', collect)
+    .option('-w, --workdir <path>', 'the directory that the command starts in')
+    .option('-u, --user <user>', 'uid[:gid], or names of the image')
+    .option('-l, --label <key=value>', 'a label (again for more)', collect)
+    .option('--host <host>', 'on this host')
+    .option('--host-label <key=value>', 'only on hosts with this label (again for more)', collect)
+    .option('--runtime <runtime>', 'oci, docker, microvm')
+    .option('--ttl <duration>', 'stop it when it is older: 30m, 12h')
+    .option('-v, --volume <source:target[:ro]>', 'a directory of the host (again for more)', collect)
+    .option('--hostname <name>', "the sandbox's own host name")
+    .option('--entrypoint <program>', "instead of the image's; '' for none")
+    .option('--stop-grace <duration>', 'between SIGTERM and SIGKILL');
+}
+
+function sandboxCommands(program: Command, add: Add, does: Does): void {
+  const sandbox = add(program, 'sandbox', 'make, list and change sandboxes').alias('sb');
+  const load = () => import('./commands/sandbox/sandbox.ts');
+  does(
+    specFlags(add(sandbox, 'create <image> [command...]', 'create a sandbox and start it; print its name'))
+      .option('-t, --tty', 'give its command a terminal')
+      .option('-i, --interactive', 'keep its stdin open for attach')
+      .option('--rm', 'remove it when the command has ended'),
+    async () => (await load()).create,
+  );
+  does(
+    add(sandbox, 'ls', 'list sandboxes')
+      .alias('list')
+      .option('--project <project>', 'of one project')
+      .option('-l, --label <key=value>', 'with this label (again for more)', collect)
+      .option('--host <host>', 'on this host')
+      .option('-a, --all', 'removed ones too')
+      .option('-q, --quiet', 'names only'),
+    async () => (await load()).ls,
+  );
+  does(add(sandbox, 'get <sandbox>', 'show one sandbox'), async () => (await load()).get);
+  does(
+    add(sandbox, 'start <sandbox...>', 'start again what has stopped').option('--no-wait', 'do not wait for it'),
+    async () => (await load()).start,
+  );
+  does(
+    add(sandbox, 'stop <sandbox...>', 'end what runs in it')
+      .option('--grace <duration>', 'between SIGTERM and SIGKILL')
+      .option('--no-wait', 'do not wait for it'),
+    async () => (await load()).stop,
+  );
+  does(
+    add(sandbox, 'pause <sandbox...>', 'freeze what runs in it').option('--no-wait', 'do not wait for it'),
+    async () => (await load()).pause,
+  );
+  does(
+    add(sandbox, 'resume <sandbox...>', 'go on after a pause').option('--no-wait', 'do not wait for it'),
+    async () => (await load()).resume,
+  );
+  does(
+    add(sandbox, 'rm <sandbox...>', 'stop and remove it, with all that it wrote')
+      .alias('remove')
+      .option('-f, --force', 'without grace')
+      .option('--grace <duration>', 'between SIGTERM and SIGKILL')
+      .option('--no-wait', 'do not wait for it'),
+    async () => (await load()).rm,
+  );
+  does(
+    add(sandbox, 'wait <sandbox>', "wait until it has stopped, and end with its command's status")
+      .option('--for <state>', 'wait for this state instead, and end with 0 (again for more)', collect)
+      .option('--timeout <duration>', 'at most this long'),
+    async () => (await load()).wait,
+  );
+  does(
+    add(program, 'exec <sandbox> [command...]', 'run a command in a sandbox, and end with its status')
+      .option('-t, --tty', 'give the command a terminal (the default at a terminal)')
+      .option('-T, --no-tty', 'give it none')
+      .option('-i, --interactive', 'with -d: keep stdin open for --attach')
+      .option('-n, --no-stdin', 'the command reads nothing of yours')
+      .option('-d, --detach', "print the command's id and leave it running")
+      .option('--attach <id>', 'connect with a command that runs already')
+      .option('-u, --user <user>', 'uid[:gid], or names of the image')
+      .option('-w, --workdir <path>', 'the directory that the command starts in')
+      .option('-e, --env <name=value>', 'an environment variable (again for more)', collect)
+      .option('--env-file <file>', 'NAME=value lines (again for more)', collect),
+    async () => (await import('./commands/sandbox/exec.ts')).default,
+  );
+  does(
+    add(program, 'attach <sandbox>', "connect with a sandbox's command; Ctrl-P Ctrl-Q lets go of it")
+      .option('-n, --no-stdin', 'the command reads nothing of yours')
+      .option('--no-replay', 'leave out what it wrote before'),
+    async () => (await import('./commands/sandbox/exec.ts')).attach,
+  );
+  does(
+    add(program, 'logs <sandbox>', 'what its command wrote')
+      .option('-f, --follow', 'go on with what it writes')
+      .option('--tail <lines>', 'the last lines only'),
+    async () => (await import('./commands/sandbox/logs.ts')).default,
+  );
+  does(
+    add(program, 'cp <source> <target>', 'copy files in or out: SANDBOX:PATH on one side; - is a tar stream'),
+    async () => (await import('./commands/sandbox/cp.ts')).default,
+  );
+  does(
+    add(program, 'forward <sandbox> <ports...>', 'listen here for a port in the sandbox: 8080:80'),
+    async () => (await import('./commands/sandbox/forward.ts')).default,
+  );
+}
+
+function hostCommands(program: Command, add: Add, does: Does): void {
+  const host = add(program, 'host', 'list, add and change hosts');
+  const load = () => import('./commands/host/host.ts');
+  does(add(host, 'ls', 'list hosts').alias('list').option('-a, --all', 'removed ones too'), async () => (await load()).ls);
+  does(add(host, 'get <host>', 'show one host'), async () => (await load()).get);
+  does(
+    add(host, 'token', 'make a token that lets a machine join')
+      .option('--ttl <duration>', 'how long it can be used (1h)')
+      .option('--uses <number>', 'how often (1)')
+      .option('--label <key=value>', 'a label for the hosts that join with it (again for more)', collect),
+    async () => (await load()).token,
+  );
+  does(add(host, 'cordon <host>', 'place nothing more on it'), async () => (await load()).cordon);
+  does(add(host, 'uncordon <host>', 'place on it again; ends a drain'), async () => (await load()).uncordon);
+  does(
+    add(host, 'drain <host>', 'place nothing more on it, and wait until it is empty').option('--stop', 'stop what cannot move'),
+    async () => (await load()).drain,
+  );
+  does(
+    add(host, 'rm <host>', 'remove it').alias('remove').option('-f, --force', 'even though it holds sandboxes; they are lost'),
+    async () => (await load()).rm,
+  );
+}
+
+function imageCommands(program: Command, add: Add, does: Does): void {
+  const image = add(program, 'image', 'pull, list and remove images');
+  const load = () => import('./commands/image/image.ts');
+  does(
+    add(image, 'pull <image>', 'pull it on every host')
+      .option('--host <host>', 'on this host')
+      .option('--insecure', 'allow plain HTTP and certificates that do not verify'),
+    async () => (await load()).pull,
+  );
+  does(add(image, 'ls', 'list images').alias('list').option('--host <host>', 'on this host'), async () => (await load()).ls);
+  does(add(image, 'rm <image...>', 'remove it').alias('remove').option('--host <host>', 'on this host'), async () => (await load()).rm);
+  does(
+    add(image, 'prune', 'remove what no sandbox uses')
+      .option('--host <host>', 'on this host')
+      .option('--older-than <duration>', 'and nobody used for so long'),
+    async () => (await load()).prune,
+  );
+}

@@ -1,0 +1,161 @@
+import { execFile } from 'node:child_process';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { version } from '@drover/foundation';
+
+const main = join(import.meta.dirname, 'main.ts');
+const flags = ['--conditions=development', '--disable-warning=ExperimentalWarning'];
+let home: string;
+
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'drover-cli-'));
+});
+afterAll(() => rm(home, { recursive: true }));
+
+interface Outcome {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** The program as a person runs it, with a home of its own. */
+function drover(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Outcome> {
+  return new Promise((resolve) => {
+    const child = execFile(
+      process.execPath,
+      [...flags, '--', main, ...args],
+      { env: { PATH: process.env['PATH'], HOME: home, NODE_COMPILE_CACHE: join(home, 'compile-cache'), ...env }, timeout: 20_000 },
+      (_, stdout, stderr) => resolve({ code: child.exitCode ?? -1, stdout, stderr }),
+    );
+    child.stdin?.end();
+  });
+}
+
+describe.concurrent('bad input: one sentence, what to do, a status that means something', () => {
+  test.each([
+    [['sandbx', 'ls'], 2, /unknown command 'sandbx'/, /Did you mean sandbox\?/],
+    [['sandbox', 'lst'], 2, /unknown command 'lst'/, /Did you mean/],
+    [['sandbox'], 2, /needs a command/, /drover sandbox --help/],
+    [['sandbox', 'get'], 2, /missing required argument 'sandbox'/, /--help/],
+    [['sandbox', 'ls', '-o', 'yaml'], 2, /argument 'yaml' is invalid/, /./],
+    [['run'], 125, /missing required argument 'image'/, /drover run --help/],
+    [['run', '--memroy', '1g', 'host'], 125, /unknown option '--memroy'/, /--memory/],
+    [['run', 'host', 'ls', '--all'], 125, /unknown option '--all'/, /behind --/],
+    [['run', '--memory', 'lots', 'host'], 125, /"lots" is not a size/, /512m/],
+    [['run', '--cpus', '-1', 'host'], 125, /not a number of CPUs|argument missing/, /./],
+    [['run', '--pids', 'x', 'host'], 125, /--pids "x" is not a number/, undefined],
+    [['run', '--name', 'No_Good', 'host'], 125, /"No_Good" cannot be a name/, /lower-case/],
+    [['run', '--env', '1=2', 'host'], 125, /cannot be the name of an environment variable/, /NAME=value/],
+    [['run', '--env-file', '/nonexistent', 'host'], 125, /\/nonexistent cannot be read \(ENOENT\)/, undefined],
+    [['run', '--volume', 'x', 'host'], 125, /"x" is not a volume/, /SOURCE:TARGET/],
+    [['run', '--allow', 'https://a/', 'host'], 125, /is not a destination/, /example\.com/],
+    [['run', '--ttl', 'soon', 'host'], 125, /"soon" is not a duration/, /30s/],
+    [['run', '--runtime', 'vm', 'host'], 125, /there is no runtime "vm"/, /oci/],
+    [['run', ''], 125, /the image is empty/, /host/],
+    [['exec', 'box'], 125, /there is no command to run/, /drover exec box -- sh/],
+    [['sandbox', 'wait', 'box', '--for', 'done'], 2, /there is no state "done"/, /running/],
+    [['cp', 'a', 'b'], 2, /one side must be in a sandbox/, /SANDBOX:PATH/],
+    [['cp', 'x:a', 'y:b'], 2, /one side must be in a sandbox/, /SANDBOX:PATH/],
+    [['forward', 'box', 'http'], 2, /"http" is not a pair of ports/, /8080:80/],
+    [['events', '--since', 'yesterday'], 2, /is not the id of an event/, /id of the last event/],
+    [['completion', 'tcsh'], 2, /there is no completion for "tcsh"/, /bash\|zsh\|fish/],
+    [['up', '--listen', 'here'], 2, /"here" is not an address to listen on/, /HOST:PORT/],
+    [['agent', 'join', 'https://a'], 2, /there is no join token/, /drover host token/],
+    [['sandbox', 'ls', '--server', 'http://a', '--token', 'x'], 2, /not the address of a control plane/, /https:/],
+    [['sandbox', 'ls'], 4, /no control plane is known/, /drover up/],
+    [['sandbox', 'ls', '--server', 'a'], 5, /there is no token for https:\/\/a:7443/, /--token/],
+    [
+      ['sandbox', 'ls', '--server', '127.0.0.1:1', '--token', 'x'],
+      6,
+      /cannot reach the control plane at https:\/\/127.0.0.1:1/,
+      /start it with \.\/drover up/,
+    ],
+    [['run', '--server', '127.0.0.1:1', '--token', 'x', 'host'], 125, /cannot reach the control plane/, /drover up/],
+  ])('%j', async (args, code, sentence, hint) => {
+    const outcome = await drover(args);
+    const [first = '', second, ...rest] = outcome.stderr.trimEnd().split('\n');
+    expect(first).toMatch(/^drover: /);
+    expect(first).toMatch(sentence);
+    if (hint !== undefined) expect(second).toMatch(/^ {2}hint: /);
+    if (hint !== undefined) expect(second).toMatch(hint);
+    expect(rest).toEqual([]);
+    expect(outcome.stdout).toBe('');
+    expect(outcome.code).toBe(code);
+  });
+
+  test('with -o json the error is an object on stderr', async () => {
+    const { stderr, code } = await drover(['sandbox', 'ls', '-o', 'json']);
+    expect(JSON.parse(stderr)).toEqual({
+      error: { code: 'failed-precondition', message: 'no control plane is known', hint: expect.stringContaining('drover up') },
+    });
+    expect(code).toBe(4);
+  });
+
+  test('with -o json a wrong flag is an object too', async () => {
+    const { stderr } = await drover(['sandbox', 'ls', '--hots', 'a', '-o', 'json']);
+    expect(JSON.parse(stderr)).toMatchObject({ error: { code: 'invalid-argument', hint: expect.stringContaining('--host') } });
+  });
+
+  test('a context file that is broken is named', async () => {
+    const config = await mkdtemp(join(home, 'config-'));
+    const path = join(config, 'drover');
+    await import('node:fs/promises').then(({ mkdir }) => mkdir(path));
+    await writeFile(join(path, 'context.json'), 'x');
+    const { stderr, code } = await drover(['host', 'ls'], { XDG_CONFIG_HOME: config });
+    expect(stderr).toContain(join(path, 'context.json'));
+    expect(code).toBe(2);
+  });
+
+  test('R-1: up on a port that another program has says so, and leaves nothing running', async () => {
+    const holder = createServer();
+    await new Promise<void>((resolve) => holder.listen(0, '127.0.0.1', resolve));
+    try {
+      const { port } = holder.address() as AddressInfo;
+      const data = await mkdtemp(join(home, 'data-'));
+      const { stderr, code } = await drover(['up', '--no-agent', '--data', data, '--listen', `127.0.0.1:${port}`]);
+      expect(stderr).toContain(`port: 127.0.0.1:${port} is in use by another program`);
+      expect(stderr).toContain('--listen');
+      expect(code).toBe(6);
+    } finally {
+      holder.close();
+    }
+  });
+});
+
+describe.concurrent('what needs no control plane', () => {
+  test('--version and help are on stdout, with 0', async () => {
+    expect(await drover(['--version'])).toEqual({ code: 0, stdout: `${version}\n`, stderr: '' });
+    for (const args of [[], ['--help'], ['help'], ['run', '--help'], ['sandbox', 'ls', '--help']]) {
+      const { code, stdout, stderr } = await drover(args);
+      expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+      expect(stdout).toContain('Usage: drover');
+    }
+  });
+
+  test.each(['bash', 'zsh', 'fish'])('R-3: completion %s is a script that asks drover', async (shell) => {
+    const { code, stdout } = await drover(['completion', shell]);
+    expect(code).toBe(0);
+    expect(stdout).toContain('drover complete --');
+  });
+
+  test('R-3: completion knows commands, their commands and their flags', async () => {
+    expect((await drover(['complete', '--', 'san'])).stdout).toContain('sandbox');
+    expect((await drover(['complete', '--', 'sandbox', ''])).stdout).toContain('pause');
+    expect((await drover(['complete', '--', 'run', '--mem'])).stdout).toContain('--memory');
+  });
+
+  test('nothing is loaded that the command does not need: --version leaves the SDK, the agent and the server alone', async () => {
+    const program = `process.argv = ['node', 'main', '--version'];
+      process.on('exit', () => console.error(JSON.stringify(process.moduleLoadList.length)));
+      const { registerHooks } = await import('node:module');
+      registerHooks({ load: (url, context, next) => { if (/packages\\/(sdk|agent|control-plane|supervisor)\\/|connectrpc|listr2|clack/.test(url)) console.error('loaded ' + url); return next(url, context); } });
+      await import('${main}');`;
+    const outcome = await new Promise<string>((resolve) =>
+      execFile(process.execPath, [...flags, '--input-type=module', '-e', program], (_, __, stderr) => resolve(stderr)),
+    );
+    expect(outcome).not.toMatch(/loaded/);
+  });
+});

@@ -1,0 +1,130 @@
+import { once } from 'node:events';
+import type { ReadStream, WriteStream } from 'node:tty';
+import { DroverError, hasCode } from '@drover/foundation';
+import type { ExecExit, ExecHandle } from '@drover/sdk';
+import type { Cli } from '../cli.ts';
+import { impatientInterrupts } from '../limits.ts';
+import { DetachKeys } from './detach.ts';
+import { RawTerminal } from './raw.ts';
+
+export interface AttachOptions {
+  readonly terminal: boolean;
+  readonly stdin: boolean;
+}
+
+export type AttachOutcome = { readonly kind: 'exited'; readonly exit: ExecExit } | { readonly kind: 'detached' };
+
+/** Is the caller at a terminal, both ways? */
+export function atTerminal(): boolean {
+  return process.stdin.isTTY === true && process.stdout.isTTY === true;
+}
+
+export function terminalSize(): { rows: number; columns: number } {
+  return { rows: process.stdout.rows || 24, columns: process.stdout.columns || 80 };
+}
+
+const forwarded = ['SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const;
+
+/**
+ * Connects the caller's streams, terminal and signals with a process until it ends or the caller detaches.
+ * With a terminal Ctrl-C is a key; without one it is a signal to the process, and the third within a second lets go.
+ */
+export async function attach(cli: Cli, handle: ExecHandle, options: AttachOptions): Promise<AttachOutcome> {
+  const using: (() => void)[] = [];
+  const { promise: left, resolve: leave } = Promise.withResolvers<'detached'>();
+  // What the process says about itself is in `exit` as well; unobserved, it would end this one.
+  handle.started.catch(() => undefined);
+  try {
+    cli.takeSignals();
+    using.push(passSignals(handle, () => leave('detached')));
+    const raw =
+      options.terminal && process.stdin.isTTY ? new RawTerminal(process.stdin as ReadStream, process.stdout as WriteStream) : undefined;
+    if (raw !== undefined) {
+      raw.enter();
+      using.push(() => raw[Symbol.dispose]());
+      using.push(raw.onResize((size) => handle.resize(size)));
+    }
+    if (options.stdin) using.push(passStdin(handle, raw !== undefined, () => leave('detached')));
+    else handle.stdin.end();
+    const output = Promise.all([pipe(cli, handle, 'stdout'), pipe(cli, handle, 'stderr')]);
+    try {
+      const outcome = await Promise.race([handle.exit, left]);
+      if (outcome === 'detached') {
+        handle.exit.catch(() => undefined);
+        handle.detach();
+        raw?.makeSane();
+        return { kind: 'detached' };
+      }
+      await output;
+      return { kind: 'exited', exit: outcome };
+    } catch (error) {
+      raw?.makeSane();
+      throw error;
+    } finally {
+      output.catch(() => undefined);
+    }
+  } finally {
+    for (const end of using.reverse()) end();
+  }
+}
+
+async function pipe(cli: Cli, handle: ExecHandle, stream: 'stdout' | 'stderr'): Promise<void> {
+  const to = cli.out[stream];
+  for await (const chunk of handle[stream] as AsyncIterable<Uint8Array>) {
+    if (to.destroyed) continue;
+    if (!to.write(chunk)) await Promise.race([once(to, 'drain'), once(to, 'close')]);
+  }
+}
+
+/** The caller's stdin to the process, with backpressure. */
+function passStdin(handle: ExecHandle, keys: boolean, detach: () => void): () => void {
+  const detachKeys = keys ? new DetachKeys() : undefined;
+  const onData = (chunk: Buffer): void => {
+    const { data, detached } = detachKeys?.feed(chunk) ?? { data: chunk, detached: false };
+    if (data.length > 0 && !handle.stdin.write(data)) {
+      process.stdin.pause();
+      handle.stdin.once('drain', () => process.stdin.resume());
+    }
+    if (detached) detach();
+  };
+  const onEnd = (): void => {
+    handle.stdin.end();
+  };
+  // A process that ended no longer reads; its status says so.
+  handle.stdin.on('error', () => undefined);
+  process.stdin.on('data', onData);
+  process.stdin.once('end', onEnd);
+  process.stdin.once('error', onEnd);
+  process.stdin.resume();
+  return () => {
+    process.stdin.off('data', onData);
+    process.stdin.off('end', onEnd);
+    process.stdin.off('error', onEnd);
+    process.stdin.pause();
+    process.stdin.unref?.();
+  };
+}
+
+function passSignals(handle: ExecHandle, letGo: () => void): () => void {
+  let interrupts: number[] = [];
+  const onSignal = (signal: NodeJS.Signals): void => {
+    const now = performance.now();
+    interrupts = [...interrupts.filter((at) => now - at < 1000), now];
+    if (signal === 'SIGINT' && interrupts.length >= impatientInterrupts) letGo();
+    else handle.kill(signal);
+  };
+  // The terminal is gone: the process runs on.
+  const onHangUp = (): void => letGo();
+  for (const signal of forwarded) process.on(signal, onSignal);
+  process.on('SIGHUP', onHangUp);
+  return () => {
+    for (const signal of forwarded) process.off(signal, onSignal);
+    process.off('SIGHUP', onHangUp);
+  };
+}
+
+/** The exit status of `run` and `exec` for what Drover itself could not do: 125, or the shell's 126 and 127. */
+export function wrapperStatus(error: DroverError): number {
+  if (hasCode(error, 'command-not-found', 'command-not-executable', 'cancelled')) return error.exitCode;
+  return 125;
+}

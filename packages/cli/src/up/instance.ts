@@ -1,0 +1,59 @@
+import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
+
+/** Which `up` holds a data directory. A pid alone may have been given to another process since: its start time goes along. */
+interface Instance {
+  readonly pid: number;
+  readonly startedAt: string;
+  readonly server: string;
+}
+
+const file = (data: string): string => join(data, 'up.json');
+
+/** Field 22 of /proc/PID/stat, in clock ticks since boot (proc(5)); undefined when there is no such process. */
+async function startTime(pid: number): Promise<string | undefined> {
+  try {
+    const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
+    // The name in parentheses may hold anything, also spaces.
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT' || errnoOf(error) === 'ESRCH') return undefined;
+    throw error;
+  }
+}
+
+/**
+ * Takes the data directory for this process, or, by the one that has it, adds the address.
+ * @returns whether an `up` was here before and went without a word
+ * @throws {DroverError} failed-precondition when one is running
+ */
+export async function claim(data: string, server = ''): Promise<boolean> {
+  const before = await read(data);
+  if (before !== undefined && before.pid !== process.pid && (await startTime(before.pid)) === before.startedAt) {
+    throw new DroverError(
+      'failed-precondition',
+      `drover is already running${before.server === '' ? '' : ` on ${before.server}`} (process ${before.pid})`,
+      {
+        hint: 'use it: drover run host -- sh; or stop it first with Ctrl-C',
+      },
+    );
+  }
+  const startedAt = (await startTime(process.pid)) ?? '';
+  await writeFileAtomic(file(data), `${JSON.stringify({ pid: process.pid, startedAt, server } satisfies Instance)}\n`, 0o600);
+  return before !== undefined;
+}
+
+export async function release(data: string): Promise<void> {
+  await rm(file(data), { force: true });
+}
+
+async function read(data: string): Promise<Instance | undefined> {
+  try {
+    const value = JSON.parse(await readFile(file(data), 'utf8')) as Partial<Instance>;
+    if (typeof value.pid === 'number' && typeof value.startedAt === 'string' && typeof value.server === 'string') return value as Instance;
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT' && !(error instanceof SyntaxError)) throw error;
+  }
+  return undefined;
+}

@@ -1,0 +1,266 @@
+import { readFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { join, resolve } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { createLogger, DroverError, hasCode, parseLabel, version } from '@drover/foundation';
+import { api } from '@drover/protocol';
+import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
+import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
+import type { Cli } from '../cli.ts';
+import { hostStateName } from '../commands/host/state.ts';
+import { saveContext, type Context } from '../context/context.ts';
+import { makeDataDirectory, runChecks, tryListen, type Finding } from '../doctor/checks.ts';
+import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
+import { saveHostSettings } from './host-settings.ts';
+import { claim, release } from './instance.ts';
+import { LogFile } from './log-file.ts';
+import { parentVariable } from './parent.ts';
+import { defaultDataDirectory, parseListen } from './settings.ts';
+
+interface UpFlags {
+  readonly data?: string;
+  readonly listen: string;
+  readonly linkListen?: string;
+  readonly publicHost?: string;
+  readonly name?: string;
+  readonly label?: readonly string[];
+  /** False with --no-agent. */
+  readonly agent?: boolean;
+  readonly stopSandboxes?: boolean;
+}
+
+/** Without these there is no host here. */
+const hostChecks = ['operating system', 'container runtime', 'nftables', 'ip command', 'cgroups', 'overlayfs', 'user namespaces'];
+
+/**
+ * R-1: a control plane and a host on this machine, each a process of its own under supervision, until interrupted.
+ * The sandboxes run on; the next `up` on the same data directory adopts them.
+ */
+export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Promise<void> {
+  for (const label of flags.label ?? []) parseLabel(label);
+  const listen = parseListen(flags.listen);
+  const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
+  const root = process.getuid?.() === 0;
+  const withAgent = flags.agent !== false && root;
+  if (flags.agent !== false && !root) {
+    cli.out.note('not root: this starts the control plane alone, as sandboxes on this machine need root (sudo ./drover up)');
+  }
+  // Passable for others: the roots of sandboxes lie below, and their owners are not root. What is secret has directories of its own.
+  await makeDataDirectory(data, 0o711);
+  if (flags.linkListen !== undefined) parseListen(flags.linkListen);
+  const orphaned = await claim(data);
+  try {
+    await check(cli, { data, ...listen }, withAgent, orphaned);
+    await runUp(cli, { ...flags, data, listenOn: listen, withAgent });
+  } finally {
+    await release(data);
+  }
+}
+
+/** The control plane's own part of the data directory, beside the host's. */
+const controlPlaneData = (data: string): string => join(data, 'control-plane');
+
+/** What somebody on this machine dials. */
+function urlHost(host: string): string {
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
+  return host.includes(':') ? `[${host}]` : host;
+}
+
+async function check(
+  cli: Cli,
+  settings: { data: string; host: string; port: number },
+  withAgent: boolean,
+  orphaned: boolean,
+): Promise<void> {
+  // The processes of a killed `up` notice it and end; that takes a moment.
+  const until = Date.now() + (orphaned ? upTakeOverMs : 0);
+  while (Date.now() < until && (await tryListen(settings.host, settings.port)) === 'EADDRINUSE')
+    await delay(100, undefined, { signal: cli.signal });
+  const findings = await runChecks({ ...settings, running: false }, ['Node.js', 'disk', 'port', 'clock', ...(withAgent ? hostChecks : [])]);
+  const problems = findings.filter(({ level }) => level === 'problem');
+  for (const { name, message, hint } of findings.filter(({ level }) => level === 'warning')) cli.out.note(`${name}: ${message} (${hint})`);
+  const [first, ...others] = problems;
+  if (first === undefined) return;
+  for (const { name, message, hint } of others) cli.out.note(`${name}: ${message} (${hint})`);
+  throw new DroverError(codeOf(first), `${first.name}: ${first.message}`, {
+    hint: hostChecks.includes(first.name) ? `${first.hint}; or start the control plane alone with --no-agent` : first.hint,
+  });
+}
+
+function codeOf({ name }: Finding): 'port-in-use' | 'missing-component' | 'failed-precondition' {
+  if (name === 'port') return 'port-in-use';
+  return hostChecks.includes(name) ? 'missing-component' : 'failed-precondition';
+}
+
+interface ListenOn {
+  readonly host: string;
+  readonly port: number;
+}
+
+interface Settings extends UpFlags {
+  readonly data: string;
+  readonly listenOn: ListenOn;
+  readonly withAgent: boolean;
+}
+
+async function runUp(cli: Cli, settings: Settings): Promise<void> {
+  const { data } = settings;
+  const log = new LogFile(join(data, 'drover.log'));
+  const logger = createLogger({ name: 'up', destination: log });
+  logger.info({ version, data }, 'up');
+  let stopping = false;
+  const supervisor = new Supervisor({
+    logger,
+    onChange: ({ name, lastError }, announced) => {
+      if (stopping || announced === undefined || announced === 'running' || announced === 'stopped') return;
+      const why = log.lastError ?? lastError;
+      cli.out.note(`${name}: ${announced}${why === undefined ? '' : ` (${why})`}; see ${log.path}`);
+    },
+  });
+  let client: DroverClient | undefined;
+  try {
+    const controlPlane = supervisor.start(
+      own(cli, 'control plane', serveArguments(settings), async (signal) => {
+        const probe = await connectDrover(await contextOf(settings));
+        try {
+          await probe.version(signal);
+        } finally {
+          probe.close();
+        }
+      }),
+    );
+    await running(cli, controlPlane, log, upControlPlaneMs);
+    const context = await contextOf(settings);
+    client = await connectDrover(context);
+    await saveContext(cli.env, context);
+    await claim(data, context.server);
+    if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log);
+    ready(cli, settings, context.server);
+    await new Promise<void>((stop) => {
+      if (cli.signal.aborted) stop();
+      cli.signal.addEventListener('abort', () => stop(), { once: true });
+    });
+    cli.out.note(settings.stopSandboxes === true ? 'stopping the sandboxes' : 'stopping; sandboxes run on');
+    if (settings.stopSandboxes === true) await stopSandboxes(cli, client);
+  } catch (thrown) {
+    // Interrupted while it started: that is what was asked for.
+    if (!cli.signal.aborted) throw thrown;
+  } finally {
+    stopping = true;
+    client?.close();
+    // The agent first: it tells the control plane that it leaves.
+    await supervisor.remove('agent');
+    await supervisor.stop();
+  }
+}
+
+function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost }: Settings): string[] {
+  return [
+    ...['serve', '--data', controlPlaneData(data), '--listen', `${host.includes(':') ? `[${host}]` : host}:${port}`],
+    ...(linkListen === undefined ? [] : ['--link-listen', linkListen]),
+    ...(publicHost === undefined ? [] : ['--public-host', publicHost]),
+  ];
+}
+
+function ready(cli: Cli, { data, withAgent }: Settings, server: string): void {
+  if (cli.out.json) return cli.out.record({ ready: true, server, data, host: withAgent });
+  const next = withAgent ? 'try: ./drover run host -- sh' : 'add a host: ./drover host token';
+  cli.out.line(`drover: ready on ${server} — ${next}`);
+}
+
+/** This same program, under supervision. */
+function own(cli: Cli, name: string, args: readonly string[], probe: (signal: AbortSignal) => Promise<void>): ProcessSpec {
+  const main = process.argv[1];
+  if (main === undefined) throw new DroverError('internal', 'the path of this program is not known');
+  const env = Object.fromEntries(Object.entries(cli.env).filter((entry): entry is [string, string] => entry[1] !== undefined));
+  return {
+    name,
+    argv: [process.execPath, ...process.execArgv, '--', main, ...args],
+    env: { ...env, [parentVariable]: String(process.pid) },
+    probe,
+    policy: { stopGraceMs: upStopMs, backoffBaseMs: 200 },
+  };
+}
+
+async function running(cli: Cli, child: SupervisedProcess, log: LogFile, timeoutMs: number): Promise<void> {
+  const timeout = AbortSignal.timeout(timeoutMs);
+  try {
+    await child.waitFor(['running', 'circuit-open'], AbortSignal.any([timeout, cli.signal]));
+    if (child.status().state === 'running') return;
+  } catch (thrown) {
+    if (!timeout.aborted) throw thrown;
+  }
+  throw new DroverError(
+    'unavailable',
+    `the ${child.spec.name} did not start: ${log.lastError ?? child.status().lastError ?? 'it does not answer'}`,
+    { hint: `see ${log.path}` },
+  );
+}
+
+/** How to reach the control plane in the data directory; port 0 is the one that it took. */
+async function contextOf({ data, listenOn }: Settings): Promise<Required<Context>> {
+  const [token, caPem, state] = await Promise.all(
+    ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(controlPlaneData(data), name), 'utf8')),
+  );
+  const { apiPort } = JSON.parse(state ?? '{}') as { apiPort?: number };
+  const port = listenOn.port === 0 ? (apiPort ?? 0) : listenOn.port;
+  return { server: `https://${urlHost(listenOn.host)}:${port}`, token: (token ?? '').trim(), caPem: caPem ?? '' };
+}
+
+async function startHost(
+  cli: Cli,
+  settings: Settings,
+  context: Required<Context>,
+  supervisor: Supervisor,
+  client: DroverClient,
+  log: LogFile,
+): Promise<void> {
+  const { data } = settings;
+  const { server, caPem } = context;
+  const stateDir = join(data, 'host');
+  const { joinHost, loadIdentity } = await import('@drover/agent/link');
+  const known = await loadIdentity(stateDir);
+  // A control plane that was made anew does not know the host of the one before.
+  let hostId = known !== undefined && known.caPem.trim() === caPem.trim() ? known.hostId : undefined;
+  if (hostId === undefined || !(await isKnown(client, hostId, cli.signal))) {
+    const { token } = await client.hosts.createJoinToken({ signal: cli.signal });
+    ({ hostId } = await joinHost({ url: server, token, stateDir, hostname: settings.name ?? hostname(), signal: cli.signal }));
+  }
+  await saveHostSettings(stateDir, { name: settings.name, labels: settings.label });
+  const id = hostId;
+  const agent = supervisor.start(
+    own(cli, 'agent', ['agent', '--state', stateDir], async (signal) => {
+      const host = await client.hosts.get(id, signal);
+      const state = hostStateName(host.state);
+      if (!['ready', 'cordoned', 'draining'].includes(state)) {
+        throw new DroverError('host-unavailable', `the host is ${state}${host.reason === '' ? '' : `: ${host.reason}`}`);
+      }
+    }),
+  );
+  await running(cli, agent, log, upHostMs);
+}
+
+async function isKnown(client: DroverClient, hostId: string, signal: AbortSignal): Promise<boolean> {
+  try {
+    return (await client.hosts.get(hostId, signal)).state !== api.HostState.REMOVED;
+  } catch (error) {
+    if (hasCode(error, 'host-not-found')) return false;
+    throw error;
+  }
+}
+
+async function stopSandboxes(cli: Cli, client: DroverClient): Promise<void> {
+  const sandboxes = await client.sandboxes.list();
+  const over: readonly string[] = ['stopped', 'failed', 'lost', 'deleting', 'deleted'];
+  const live = sandboxes.filter(({ state }) => !over.includes(sandboxStateName(state)));
+  await Promise.all(
+    live.map(async ({ id, name }) => {
+      try {
+        await client.sandboxes.stop(id);
+        await client.sandboxes.waitFor(id, ['stopped', 'failed', 'lost', 'deleting', 'deleted'], { timeoutMs: upStopMs * 2 });
+      } catch (thrown) {
+        cli.out.note(`${name} did not stop: ${DroverError.from(thrown).message}`);
+      }
+    }),
+  );
+}

@@ -1,0 +1,244 @@
+import { readFile, stat } from 'node:fs/promises';
+import { connect } from 'node:http2';
+import { request } from 'node:https';
+import { join } from 'node:path';
+import { Writable } from 'node:stream';
+import { DroverError, type Logger } from '@drover/foundation';
+import { DroverClient, fetchCaByFingerprint, sandboxStateName } from '@drover/sdk';
+import { pino } from 'pino';
+import { describe, expect, test } from 'vitest';
+import { startTestApi, type TestApi } from './testing/server.ts';
+
+const host = { image: 'host' };
+
+async function errorOf(promise: Promise<unknown>): Promise<DroverError> {
+  try {
+    await promise;
+  } catch (error) {
+    if (error instanceof DroverError) return error;
+    throw error;
+  }
+  throw new Error('nothing was thrown');
+}
+
+/** A GET over HTTP/1.1. */
+async function get(api: TestApi, path: string): Promise<{ readonly status: number | undefined; readonly body: string }> {
+  return await new Promise((resolve, reject) => {
+    request(`${api.url}${path}`, { ca: api.ca.caPem }, (response) => {
+      let body = '';
+      response.on('data', (chunk: Buffer) => (body += chunk.toString()));
+      response.on('end', () => resolve({ status: response.statusCode, body }));
+    })
+      .on('error', reject)
+      .end();
+  });
+}
+
+describe('who may call', () => {
+  test('the first token is made at the first start, for its owner alone, and kept', async () => {
+    await using api = await startTestApi();
+    const path = join(api.directory, 'admin-token');
+    expect((await readFile(path, 'utf8')).trim()).toBe(api.token);
+    expect((await stat(path)).mode & 0o777).toBe(0o600);
+    expect((await api.client.version()).trustDomain).toBe('test.drover');
+  });
+
+  test('a call without a known token is refused, whatever it asks for', async () => {
+    await using api = await startTestApi();
+    for (const token of ['drvt_wrong', `drvt_${'A'.repeat(43)}`]) {
+      const client = new DroverClient({ server: api.url, token, caPem: api.ca.caPem });
+      const error = await errorOf(client.version());
+      expect(error.code).toBe('unauthenticated');
+      expect(error.hint).toContain('admin-token');
+      await expect(errorOf(client.sandboxes.exec('nothing', { argv: ['true'] }).exit)).resolves.toMatchObject({ code: 'unauthenticated' });
+      client.close();
+    }
+  });
+
+  test('a server of another CA is not talked to', async () => {
+    await using api = await startTestApi();
+    await using other = await startTestApi();
+    const client = new DroverClient({ server: api.url, token: api.token, caPem: other.ca.caPem });
+    expect((await errorOf(client.version())).code).toBe('ca-mismatch');
+    client.close();
+  });
+
+  test('a CA is fetched by its fingerprint, and only that one', async () => {
+    await using api = await startTestApi();
+    const pem = await fetchCaByFingerprint(api.url, api.ca.fingerprint);
+    expect(pem.trim()).toBe(api.ca.caPem.trim());
+    expect((await errorOf(fetchCaByFingerprint(api.url, '0'.repeat(64)))).code).toBe('ca-mismatch');
+  });
+
+  test('the log has one line a call, without what the call held', async () => {
+    const lines: string[] = [];
+    const sink = new Writable({
+      write: (chunk: Buffer, _encoding, done) => {
+        lines.push(chunk.toString());
+        done();
+      },
+    });
+    const logger: Logger = pino({ level: 'debug' }, sink);
+    await using api = await startTestApi({ logger });
+    const env = [{ name: 'PASSWORD', value: 'do-not-tell' }];
+    await api.client.sandboxes.create({ name: 'quiet', spec: { ...host, env } });
+    const calls = lines.map((line) => JSON.parse(line) as Record<string, unknown>).filter((line) => line['method'] !== undefined);
+    expect(calls).toHaveLength(1);
+    expect(calls[0]).toMatchObject({ method: 'drover.api.v1.SandboxService/CreateSandbox', caller: 'admin', code: 'ok', subject: 'quiet' });
+    expect(lines.join('')).not.toContain('do-not-tell');
+    expect(lines.join('')).not.toContain(api.token);
+  });
+
+  test('health is told to everybody, over HTTP/1.1 too', async () => {
+    await using api = await startTestApi();
+    expect((await get(api, '/healthz')).status).toBe(200);
+    expect(await get(api, '/readyz')).toEqual({ status: 200, body: '{"status":"ready"}' });
+  });
+});
+
+describe('creating sandboxes', () => {
+  test('one is named, placed and stored', async () => {
+    await using api = await startTestApi();
+    await api.addHost('alpha');
+    const made = await api.client.sandboxes.create({ spec: { ...host, command: ['sh'] }, labels: { team: 'a' } });
+    expect(made.name).toMatch(/^[a-z]+-[a-z]+-[a-z0-9]{4}$/);
+    expect(made.hostName).toBe('alpha');
+    expect(sandboxStateName(made.state)).toBe('scheduled');
+    expect((await api.client.sandboxes.get(made.name)).id).toBe(made.id);
+    expect(await api.client.sandboxes.list({ labels: { team: 'b' } })).toEqual([]);
+    expect((await api.client.sandboxes.list({ labels: { team: 'a' } })).map(({ id }) => id)).toEqual([made.id]);
+  });
+
+  test('L-20: a call repeated with its key gives the first answer; another request with that key is refused', async () => {
+    await using api = await startTestApi();
+    const options = { spec: host, idempotencyKey: 'key-1' };
+    const first = await api.client.sandboxes.create(options);
+    const second = await api.client.sandboxes.create(options);
+    expect(second).toEqual(first);
+    expect(await api.client.sandboxes.list()).toHaveLength(1);
+    const error = await errorOf(api.client.sandboxes.create({ ...options, name: 'other' }));
+    expect(error.code).toBe('idempotency-key-reused');
+  });
+
+  test('L-20: so does one with no answer, made by two at once', async () => {
+    await using api = await startTestApi();
+    const options = { spec: host, idempotencyKey: 'key-1' };
+    const made = await Promise.all([1, 2, 3].map(() => api.client.sandboxes.create(options)));
+    expect(new Set(made.map(({ id }) => id)).size).toBe(1);
+  });
+
+  test('L-24: what is larger than every host is refused when it is asked for', async () => {
+    await using api = await startTestApi();
+    await api.addHost('small', { cpuMillis: 2_000 });
+    const error = await errorOf(api.client.sandboxes.create({ spec: { ...host, resources: { cpuMillis: 64_000 } } }));
+    expect(error.code).toBe('unschedulable');
+    expect(error.message).toContain('small');
+    expect(await api.client.sandboxes.list()).toEqual([]);
+  });
+
+  test('L-24: what only has to wait says so, host by host', async () => {
+    await using api = await startTestApi();
+    await api.addHost('alpha');
+    const made = await api.client.sandboxes.create({ spec: { ...host, hostLabels: { gpu: 'yes' } } });
+    expect(sandboxStateName(made.state)).toBe('pending');
+    expect(made.reason).toBe('unschedulable');
+    expect(made.message).toContain('alpha');
+  });
+
+  test('lists come page by page', async () => {
+    await using api = await startTestApi();
+    const ids: string[] = [];
+    for (const name of ['a', 'b', 'c']) ids.push((await api.client.sandboxes.create({ name, spec: host })).id);
+    expect((await api.client.sandboxes.list()).map(({ id }) => id)).toEqual(ids);
+  });
+
+  const bad: readonly (readonly [string, object, string])[] = [
+    ['an image that is none', { image: 'not an image' }, 'invalid-image-reference'],
+    ['a relative archive', { image: 'oci-archive:x.tar' }, 'invalid-image-reference'],
+    ['an environment variable with =', { ...host, env: [{ name: 'A=B', value: '' }] }, 'invalid-argument'],
+    ['a destination with a path', { ...host, allow: ['example.com/x'] }, 'invalid-argument'],
+    ['a destination with a port that is none', { ...host, allow: ['example.com:99999'] }, 'invalid-argument'],
+    ['a mount on /proc', { ...host, mounts: [{ source: '/srv', target: '/proc/1' }] }, 'invalid-argument'],
+    ['a mount that climbs', { ...host, mounts: [{ source: '/srv/../etc', target: '/x' }] }, 'invalid-argument'],
+    ['a user with a slash', { ...host, user: 'a/b' }, 'invalid-argument'],
+    ['a runtime that does not exist', { ...host, runtime: 'vmware' }, 'invalid-argument'],
+    ['too little memory', { ...host, resources: { memoryBytes: 4096n } }, 'invalid-argument'],
+    ['a host that does not exist', { ...host, host: 'nowhere' }, 'host-not-found'],
+    ['a command with a NUL', { ...host, command: ['a\0b'] }, 'invalid-argument'],
+  ];
+  test('bad input is refused with one sentence and what to do', async () => {
+    await using api = await startTestApi();
+    for (const [what, spec, code] of bad) {
+      const error = await errorOf(api.client.sandboxes.create({ spec }));
+      expect([what, error.code]).toEqual([what, code]);
+      expect(error.message).not.toBe('');
+    }
+    expect((await errorOf(api.client.sandboxes.create({ name: 'Not_A_Name', spec: host }))).code).toBe('invalid-name');
+    expect(await api.client.sandboxes.list()).toEqual([]);
+  });
+
+  test('errors come back with code, sentence and hint', async () => {
+    await using api = await startTestApi();
+    await api.client.sandboxes.create({ name: 'one', spec: host });
+    const taken = await errorOf(api.client.sandboxes.create({ name: 'one', spec: host }));
+    expect(taken.code).toBe('name-taken');
+    expect(taken.exitCode).toBe(4);
+    const missing = await errorOf(api.client.sandboxes.get('nobody'));
+    expect(missing.code).toBe('sandbox-not-found');
+    expect(missing.message).toContain('nobody');
+  });
+});
+
+describe('waiting', () => {
+  test('wakes when the sandbox comes to the state', async () => {
+    await using api = await startTestApi();
+    const hostId = await api.addHost('alpha');
+    const made = await api.client.sandboxes.create({ spec: host });
+    const waiting = api.client.sandboxes.waitFor(made.id, ['running']);
+    await api.observe(hostId, made.id, { state: 5 });
+    expect(sandboxStateName((await waiting).state)).toBe('running');
+  });
+
+  test('ends with the sandbox’s own message when it can no longer come to it', async () => {
+    await using api = await startTestApi();
+    const hostId = await api.addHost('alpha');
+    const made = await api.client.sandboxes.create({ spec: host });
+    const waiting = errorOf(api.client.sandboxes.waitFor(made.id, ['running']));
+    await api.observe(hostId, made.id, { state: 9, reason: 'image-not-found', message: 'there is no image x' });
+    const error = await waiting;
+    expect(error.code).toBe('sandbox-not-running');
+    expect(error.message).toContain('there is no image x');
+  });
+
+  test('gives up when it was told to', async () => {
+    await using api = await startTestApi();
+    const made = await api.client.sandboxes.create({ spec: host });
+    const error = await errorOf(api.client.sandboxes.waitFor(made.id, ['running'], { timeoutMs: 20 }));
+    expect(error.code).toBe('timed-out');
+    expect(error.message).toContain('still pending');
+  });
+});
+
+describe('the wire', () => {
+  test('a message that is too large is refused', async () => {
+    await using api = await startTestApi();
+    const error = await errorOf(api.client.sandboxes.create({ spec: { ...host, command: ['x'.repeat(5 * 1024 * 1024)] } }));
+    expect(error.code).toBe('too-large');
+  });
+
+  test('a stream that says nothing first is ended', async () => {
+    await using api = await startTestApi();
+    const session = connect(api.url, { ca: api.ca.caPem });
+    const stream = session.request({
+      ':method': 'POST',
+      ':path': '/drover.api.v1.SandboxService/Exec',
+      'content-type': 'application/connect+proto',
+      authorization: `Bearer ${api.token}`,
+    });
+    stream.end();
+    let body = '';
+    for await (const chunk of stream) body += (chunk as Buffer).toString();
+    session.close();
+    expect(body).toContain('no first message');
+  });
+});

@@ -1,0 +1,32 @@
+import type { Clock, Logger } from '@drover/foundation';
+import type { CertificateAuthority } from '@drover/pki';
+import type { Hub } from '../hub/hub.ts';
+import type { Placement } from '../placement/index.ts';
+import type { Reconciler } from '../reconcile/index.ts';
+import type { Sessions } from '../sessions/sessions.ts';
+import type { Store } from '../store/store.ts';
+import type { SubjectWakes } from './wakes.ts';
+
+/** What the services call. Everything lives as long as the process. */
+export interface ApiContext {
+  readonly store: Store;
+  readonly hub: Hub;
+  readonly sessions: Sessions;
+  readonly placement: Placement;
+  readonly reconciler: Reconciler;
+  readonly ca: CertificateAuthority;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly wakes: SubjectWakes;
+  readonly system: SystemFacts;
+}
+
+export interface SystemFacts {
+  readonly trustDomain: string;
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number;
+  /** `host:port` of the link that a joining host is told; an empty host means the one that it joined. */
+  readonly linkAddress: string;
+  /** `https://host:port` of this API, for commands that are printed. */
+  readonly apiAddress: string;
+}

@@ -1,0 +1,144 @@
+import { create } from '@bufbuild/protobuf';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import type { DroverError } from '@drover/foundation';
+import { api, errorToWire, link, sandbox } from '@drover/protocol';
+import type { WatchedEvent } from '../events/index.ts';
+import { hostState, sandboxState } from '../store/index.ts';
+import type { SessionStatus } from '../sessions/sessions.ts';
+import type { DesiredState, HostRow, HostStateName, SandboxRow, SandboxStateName } from '../store/store.ts';
+
+export const sandboxStates: Readonly<Record<SandboxStateName, sandbox.SandboxState>> = {
+  pending: sandbox.SandboxState.PENDING,
+  scheduled: sandbox.SandboxState.SCHEDULED,
+  preparing: sandbox.SandboxState.PREPARING,
+  starting: sandbox.SandboxState.STARTING,
+  running: sandbox.SandboxState.RUNNING,
+  paused: sandbox.SandboxState.PAUSED,
+  stopping: sandbox.SandboxState.STOPPING,
+  stopped: sandbox.SandboxState.STOPPED,
+  failed: sandbox.SandboxState.FAILED,
+  lost: sandbox.SandboxState.LOST,
+  deleting: sandbox.SandboxState.DELETING,
+  deleted: sandbox.SandboxState.DELETED,
+};
+
+const desiredStates: Readonly<Record<DesiredState, sandbox.DesiredState>> = {
+  running: sandbox.DesiredState.RUNNING,
+  stopped: sandbox.DesiredState.STOPPED,
+  paused: sandbox.DesiredState.PAUSED,
+  deleted: sandbox.DesiredState.DELETED,
+};
+
+/** undefined for UNSPECIFIED and what this version does not know. */
+export function desiredStateOf(state: sandbox.DesiredState): DesiredState | undefined {
+  return (Object.keys(desiredStates) as DesiredState[]).find((name) => desiredStates[name] === state);
+}
+
+const hostStates: Readonly<Record<HostStateName, api.HostState>> = {
+  joining: api.HostState.JOINING,
+  ready: api.HostState.READY,
+  cordoned: api.HostState.CORDONED,
+  draining: api.HostState.DRAINING,
+  down: api.HostState.DOWN,
+  removed: api.HostState.REMOVED,
+};
+
+export function sandboxToWire(row: SandboxRow, hostName: string, session: SessionStatus | undefined): api.Sandbox {
+  const shown = sandboxState(row);
+  const message = create(api.SandboxSchema, {
+    id: row.id,
+    project: row.project,
+    name: row.name,
+    spec: row.spec,
+    desiredState: desiredStates[row.desired],
+    generation: BigInt(row.generation),
+    state: sandboxStates[shown.state],
+    reason: shown.reason,
+    message: shown.message,
+    hostId: row.hostId ?? '',
+    hostName,
+    address: row.address,
+    outOfMemory: row.outOfMemory,
+    createdAt: timestampFromMs(row.createdAt),
+    labels: { ...row.labels },
+    runtime: row.runtime,
+    imageDigest: row.imageDigest,
+    startCount: BigInt(row.startCount),
+  });
+  if (row.exitCode !== undefined) message.exitCode = row.exitCode;
+  if (row.startedAt !== undefined) message.startedAt = timestampFromMs(row.startedAt);
+  if (row.finishedAt !== undefined) message.finishedAt = timestampFromMs(row.finishedAt);
+  if (session !== undefined) {
+    message.session = create(api.SessionStatusSchema, {
+      state: session.state,
+      attempts: session.attempts,
+      lastError: session.lastError,
+      ...(session.since > 0 ? { since: timestampFromMs(session.since) } : {}),
+    });
+  }
+  return message;
+}
+
+export function hostToWire(row: HostRow): api.Host {
+  const state = hostState(row);
+  return create(api.HostSchema, {
+    id: row.id,
+    name: row.name,
+    state: hostStates[state],
+    reason: hostReason(row, state),
+    labels: { ...row.labels },
+    zone: row.zone,
+    capacity: create(link.CapacitySchema, {
+      cpuMillis: row.capacity.cpuMillis,
+      memoryBytes: BigInt(row.capacity.memoryBytes),
+      diskBytes: BigInt(row.capacity.diskBytes),
+      slots: row.capacity.slots,
+    }),
+    // L-8: never below zero, whatever the host was found to hold.
+    allocatable: create(link.CapacitySchema, {
+      cpuMillis: Math.max(0, row.capacity.cpuMillis - row.reserved.cpuMillis),
+      memoryBytes: BigInt(Math.max(0, row.capacity.memoryBytes - row.reserved.memoryBytes)),
+      diskBytes: BigInt(row.capacity.diskBytes),
+      slots: Math.max(0, row.capacity.slots - row.reserved.slots),
+    }),
+    runtimes: [...row.runtimes],
+    agentVersion: row.agentVersion,
+    joinedAt: timestampFromMs(row.joinedAt),
+    ...(row.lastSeenAt > 0 ? { lastSeenAt: timestampFromMs(row.lastSeenAt) } : {}),
+    loadMilli: row.loadMilli,
+    memoryAvailableBytes: BigInt(row.memoryAvailableBytes),
+    // Each sandbox that is placed and not gone holds one slot.
+    sandboxes: row.reserved.slots,
+    ...(row.certificateExpiresAt > 0 ? { certificateExpiresAt: timestampFromMs(row.certificateExpiresAt) } : {}),
+  });
+}
+
+function hostReason(row: HostRow, state: HostStateName): string {
+  switch (state) {
+    case 'joining':
+      return 'it has joined and has not connected yet';
+    case 'down':
+      return row.scheduling === 'open' ? 'it is not connected' : `it is not connected, and was ${row.scheduling} before`;
+    case 'ready':
+    case 'cordoned':
+    case 'draining':
+    case 'removed':
+      return '';
+  }
+}
+
+export function eventToWire(event: WatchedEvent): api.Event {
+  return create(api.EventSchema, {
+    id: BigInt(event.id),
+    time: timestampFromMs(event.time),
+    kind: event.kind,
+    type: event.type,
+    subject: event.subject,
+    dataJson: JSON.stringify(event.data),
+    lost: BigInt(event.lost),
+  });
+}
+
+export function hostFailure(host: HostRow, error: DroverError): api.HostFailure {
+  return create(api.HostFailureSchema, { hostId: host.id, hostName: host.name, error: errorToWire(error) });
+}

@@ -1,0 +1,111 @@
+import { create } from '@bufbuild/protobuf';
+import { DroverError, type SandboxId } from '@drover/foundation';
+import { api, link } from '@drover/protocol';
+import { exitReportMs, hostCallTimeoutMs } from '../limits.ts';
+import { sandboxState } from '../store/index.ts';
+import type { SandboxRow } from '../store/store.ts';
+import type { ApiContext } from './context.ts';
+
+export function labelOf(row: SandboxRow): string {
+  return row.project === '' ? row.name : `${row.project}/${row.name}`;
+}
+
+/** Its main process has ended and nobody wants it started again, or it is being removed. */
+export function ended(row: SandboxRow): boolean {
+  const { state } = sandboxState(row);
+  return state === 'stopped' || state === 'failed' || state === 'deleted' || (state === 'deleting' && row.finishedAt !== undefined);
+}
+
+/** A sandbox that ended, in its own words. */
+export function endedError(row: SandboxRow): DroverError {
+  const { state, message } = sandboxState(row);
+  const own = message === '' ? '' : `: ${message}`;
+  if (row.exitCode !== undefined) {
+    return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
+      hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
+    });
+  }
+  return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} is ${state}${own}`, {
+    hint: `\`drover sandbox get ${labelOf(row)}\` shows more`,
+  });
+}
+
+/** Output of the main process as its host keeps it, oldest first. @throws {DroverError} host-unavailable, … */
+export async function hostLogs(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly link.LogRecord[]> {
+  if (row.hostId === undefined) return [];
+  const value = create(link.ReadLogsSchema, { sandboxId: row.id });
+  const result = await context.hub.call(
+    row.hostId,
+    { case: 'readLogs', value },
+    { signal, deadline: new Date(context.clock.now() + hostCallTimeoutMs) },
+  );
+  return result.case === 'logs' ? result.value.records : [];
+}
+
+/**
+ * The rest of a main process that has ended: the output that the caller has not seen, from the host, and the exit status.
+ * @param seen output that the caller has, bytes over both streams
+ * @param started whether the caller was attached before
+ * @throws {DroverError} sandbox-not-running with the sandbox's own message when the process never ran
+ */
+export async function* replayMain(
+  context: ApiContext,
+  id: SandboxId,
+  seen: bigint,
+  started: boolean,
+  signal: AbortSignal,
+): AsyncGenerator<api.ExecResponse> {
+  const row = await reportedEnd(context, id, signal);
+  const { exitCode } = row;
+  if (exitCode === undefined) throw endedError(row);
+  let records: readonly link.LogRecord[] = [];
+  try {
+    records = await hostLogs(context, row, signal);
+  } catch (error) {
+    // An exit status without the output is right only for who has had the output.
+    if (!started) throw error;
+    context.logger.warn({ err: error, sandbox: id }, 'the rest of an ended process’s output could not be read from its host');
+  }
+  if (!started) {
+    yield create(api.ExecResponseSchema, { payload: { case: 'started', value: create(api.ExecStartedSchema, { execId: 'main' }) } });
+  }
+  let offset = 0n;
+  for (const { stream, data } of records) {
+    const end = offset + BigInt(data.byteLength);
+    if (end > seen) {
+      const skip = seen > offset ? Number(seen - offset) : 0;
+      const value = create(api.ExecOutputSchema, {
+        stderr: stream === link.LogRecord_Stream.STDERR,
+        data: data.subarray(skip),
+        offset: offset + BigInt(skip),
+      });
+      yield create(api.ExecResponseSchema, { payload: { case: 'output', value } });
+    }
+    offset = end;
+  }
+  // 128 + n is how a shell, and the host, tell of signal n.
+  const value = create(api.ExecExitSchema, { code: exitCode });
+  yield create(api.ExecResponseSchema, { payload: { case: 'exit', value } });
+}
+
+/** The row once it tells how the main process ended. The session may know of the end before the host has reported it. */
+async function reportedEnd(context: ApiContext, id: SandboxId, signal: AbortSignal): Promise<SandboxRow> {
+  const timeout = AbortSignal.timeout(exitReportMs);
+  try {
+    return await context.wakes.until(
+      id,
+      async () => {
+        const row = await context.store.sandboxes.get(id);
+        if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id} any more`);
+        return ended(row) ? row : undefined;
+      },
+      AbortSignal.any([signal, timeout]),
+    );
+  } catch (error) {
+    if (!timeout.aborted || signal.aborted) throw error;
+    throw new DroverError('session-unavailable', 'the process has ended, and its host has not reported how', {
+      hint: 'try again when the host is back; `drover host ls` shows it',
+      cause: error,
+    });
+  }
+}

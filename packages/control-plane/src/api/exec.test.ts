@@ -1,0 +1,311 @@
+import { create } from '@bufbuild/protobuf';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { Code, ConnectError } from '@connectrpc/connect';
+import { DroverError, type HostId } from '@drover/foundation';
+import { link, sandbox } from '@drover/protocol';
+import type { ExecHandle } from '@drover/sdk';
+import { describe, expect, test } from 'vitest';
+import { FakeProcess } from './testing/fakes.ts';
+import { startTestApi, type TestApi } from './testing/server.ts';
+
+const { SandboxState } = sandbox;
+
+async function running(api: TestApi, spec: object = {}): Promise<{ readonly id: string; readonly hostId: HostId }> {
+  const hostId = await api.addHost('alpha');
+  const { id } = await api.client.sandboxes.create({ name: 'box', spec: { image: 'host', ...spec } });
+  await api.observe(hostId, id, { state: SandboxState.RUNNING });
+  return { id, hostId };
+}
+
+async function text(stream: AsyncIterable<Uint8Array>): Promise<string> {
+  let all = '';
+  for await (const chunk of stream) all += Buffer.from(chunk).toString();
+  return all;
+}
+
+async function all(exec: ExecHandle): Promise<{ readonly out: string; readonly err: string; readonly code: number }> {
+  const [out, err, { code }] = await Promise.all([text(exec.stdout), text(exec.stderr), exec.exit]);
+  return { out, err, code };
+}
+
+function logRecords(...texts: readonly string[]): link.LogRecord[] {
+  return texts.map((data, i) =>
+    create(link.LogRecordSchema, { stream: link.LogRecord_Stream.STDOUT, data: Buffer.from(data), time: timestampFromMs(1_000 + i) }),
+  );
+}
+
+describe('exec', () => {
+  test('carries output, input, size, signals and the exit status', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    const exec = api.client.sandboxes.exec('box', {
+      argv: ['cat'],
+      env: { A: 'b' },
+      stdin: true,
+      terminal: true,
+      size: { rows: 24, columns: 80 },
+    });
+    const result = all(exec);
+    expect(await exec.started).toMatchObject({ execId: exec.execId, pid: 42 });
+    expect(process.opened[0]).toMatchObject({ argv: ['cat'], env: ['A=b'], terminal: true, size: { rows: 24, columns: 80 } });
+    exec.stdin.end('typed');
+    exec.resize({ rows: 50, columns: 132 });
+    exec.kill('SIGUSR1');
+    await process.until(() => process.inputEnded && process.resized.length > 0 && process.signals.length > 0);
+    expect(Buffer.concat(process.input).toString()).toBe('typed');
+    expect(process.resized[0]).toMatchObject({ rows: 50, columns: 132 });
+    expect(process.signals).toEqual(['SIGUSR1']);
+    process.write('to stdout');
+    process.write('to stderr', true);
+    process.exit(3);
+    expect(await result).toEqual({ out: 'to stdout', err: 'to stderr', code: 3 });
+  });
+
+  test('I-40: when the session breaks, the caller sees neither a gap nor a repeat', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    const exec = api.client.sandboxes.exec('box', { argv: ['long'] });
+    const result = all(exec);
+    process.write('one ');
+    await exec.started;
+    for (const word of ['two ', 'three ']) {
+      const before = process.opened.length;
+      process.cut(new ConnectError('the connection was reset', Code.Unavailable));
+      process.write(word);
+      await process.until(() => process.opened.length > before);
+    }
+    process.exit(0);
+    expect(await result).toEqual({ out: 'one two three ', err: '', code: 0 });
+    expect(process.opened.slice(1).every(({ $typeName }) => $typeName === 'drover.init.v1.ExecAttach')).toBe(true);
+  });
+
+  test('I-40: when the server goes away and comes back, the client attaches again by itself', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    const breaks: Error[] = [];
+    const exec = api.client.sandboxes.exec('box', { argv: ['long'], onReconnect: (error) => breaks.push(error) });
+    const result = all(exec);
+    process.write('before ');
+    await exec.started;
+    await api.stop();
+    process.write('meanwhile ');
+    await api.restart();
+    process.write('after');
+    process.exit(7);
+    expect(await result).toEqual({ out: 'before meanwhile after', err: '', code: 7 });
+    expect(breaks.length).toBeGreaterThan(0);
+  });
+
+  test('input that a break may have swallowed is an error, not silence', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    const exec = api.client.sandboxes.exec('box', { argv: ['cat'], stdin: true });
+    const failure = exec.exit.then(
+      () => undefined,
+      (error: unknown) => error,
+    );
+    exec.stdin.write('half a file');
+    await process.until(() => process.input.length > 0);
+    process.cut(new ConnectError('the connection was reset', Code.Unavailable));
+    const error = await failure;
+    expect(error).toBeInstanceOf(DroverError);
+    expect((error as DroverError).message).toContain('some of it may be lost');
+  });
+
+  test('what init refuses reaches the caller as it was said, without another try', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    let calls = 0;
+    api.sessions.serve({
+      exec: () => {
+        calls++;
+        throw new ConnectError('there is no command nosuch', Code.FailedPrecondition, {
+          'drover-code': 'command-not-found',
+          'drover-hint': 'install%20it',
+        });
+      },
+    });
+    const exec = api.client.sandboxes.exec('box', { argv: ['nosuch'] });
+    await expect(exec.exit).rejects.toMatchObject({ code: 'command-not-found', message: 'there is no command nosuch', hint: 'install it' });
+    expect(calls).toBe(1);
+  });
+
+  test('a slow reader holds the process up, and nobody’s memory grows', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    let sent = 0;
+    const chunk = new Uint8Array(64 * 1024);
+    const total = 64 * 1024 * 1024;
+    api.sessions.serve({
+      async *exec(requests) {
+        const iterator = requests[Symbol.asyncIterator]();
+        await iterator.next();
+        yield { payload: { case: 'started', value: { execId: 'x' } } } as never;
+        while (sent < total) {
+          yield { payload: { case: 'output', value: { data: chunk, offset: BigInt(sent), stderr: false } } } as never;
+          sent += chunk.byteLength;
+        }
+        yield { payload: { case: 'exit', value: { code: 0 } } } as never;
+      },
+    });
+    const exec = api.client.sandboxes.exec('box', { argv: ['yes'] });
+    await exec.started;
+    // It stops by itself: the same count twice over many turns of the loop.
+    let before = -1;
+    while (before !== sent || sent === 0) {
+      before = sent;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    expect(sent).toBeLessThan(total / 4);
+    let read = 0;
+    for await (const bytes of exec.stdout) read += (bytes as Uint8Array).byteLength;
+    expect(read).toBe(total);
+    expect((await exec.exit).code).toBe(0);
+  });
+
+  test('attaching to a main process that has ended gives its kept output and its exit code', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    api.hub.hosts.set(hostId, (operation) => {
+      expect(operation.case).toBe('readLogs');
+      return { case: 'logs', value: create(link.LogDataSchema, { records: logRecords('hello ', 'world') }) };
+    });
+    api.sessions.connect = () => Promise.reject(new DroverError('sandbox-not-running', 'it has ended'));
+    await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 5 });
+    expect(await all(api.client.sandboxes.exec('box', { execId: 'main' }))).toEqual({ out: 'hello world', err: '', code: 5 });
+  });
+
+  test('a main process that ends with its session hands over the rest of its output', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    api.hub.hosts.set(hostId, () => ({ case: 'logs', value: create(link.LogDataSchema, { records: logRecords('hello ', 'world') }) }));
+    const exec = api.client.sandboxes.exec('box', { execId: 'main' });
+    const result = all(exec);
+    process.write('hello ');
+    await exec.started;
+    api.sessions.connect = () => Promise.reject(new DroverError('sandbox-not-running', 'it has ended'));
+    process.cut(new ConnectError('the connection was reset', Code.Unavailable));
+    await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 0 });
+    expect(await result).toEqual({ out: 'hello world', err: '', code: 0 });
+  });
+
+  test('a sandbox that failed to start tells why instead of an exit code', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    api.sessions.connect = () => Promise.reject(new DroverError('sandbox-not-running', 'it has failed'));
+    await api.observe(hostId, id, { state: SandboxState.FAILED, reason: 'image-not-found', message: 'there is no image x' });
+    const exec = api.client.sandboxes.exec('box', { execId: 'main' });
+    await expect(exec.exit).rejects.toMatchObject({
+      code: 'sandbox-not-running',
+      message: expect.stringContaining('there is no image x') as string,
+    });
+  });
+
+  test('detaching leaves the process alone', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    const exec = api.client.sandboxes.exec('box', { argv: ['long'], execId: 'mine' });
+    await exec.started;
+    exec.detach();
+    await expect(exec.exit).rejects.toMatchObject({ code: 'cancelled' });
+    process.write('kept');
+    process.exit(0);
+    expect(await all(api.client.sandboxes.exec('box', { execId: 'mine', replay: true }))).toEqual({ out: 'kept', err: '', code: 0 });
+  });
+});
+
+describe('logs', () => {
+  test('come from the host when the sandbox does not run, the last lines only when asked', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 0 });
+    api.hub.hosts.set(hostId, () => ({ case: 'logs', value: create(link.LogDataSchema, { records: logRecords('a\nb\n', 'c\nd\n') }) }));
+    const read = async (tailLines: number): Promise<string> => {
+      let out = '';
+      for await (const { data } of api.client.sandboxes.logs('box', { tailLines })) out += Buffer.from(data).toString();
+      return out;
+    };
+    expect(await read(0)).toBe('a\nb\nc\nd\n');
+    expect(await read(3)).toBe('b\nc\nd\n');
+  });
+
+  test('followed over a break of the session show each line once', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    const records = logRecords('a\n', 'b\n', 'c\n');
+    let tries = 0;
+    api.sessions.serve({
+      async *logs() {
+        tries++;
+        for (const { data, time } of records.slice(0, tries + 1)) yield { stderr: false, data, time } as never;
+        if (tries === 1) throw new ConnectError('the connection was reset', Code.Unavailable);
+        await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 0 });
+      },
+    });
+    let out = '';
+    for await (const { data } of api.client.sandboxes.logs('box', { follow: true })) out += Buffer.from(data).toString();
+    expect(out).toBe('a\nb\nc\n');
+    expect(tries).toBe(2);
+  });
+});
+
+describe('bytes', () => {
+  test('are copied in and out', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    let received = 0;
+    let path = '';
+    api.sessions.serve({
+      async copyIn(requests) {
+        for await (const { payload } of requests) {
+          if (payload.case === 'path') path = payload.value;
+          if (payload.case === 'tar') received += payload.value.byteLength;
+        }
+        return { entries: 1n, bytes: BigInt(received) };
+      },
+      async *copyOut(request) {
+        await Promise.resolve();
+        yield { tar: Buffer.from(`tar of ${request.path}`) };
+      },
+    });
+    async function* tar(): AsyncGenerator<Uint8Array> {
+      await Promise.resolve();
+      for (let i = 0; i < 3; i++) yield new Uint8Array(100_000);
+    }
+    expect(await api.client.sandboxes.copyIn('box', '/work', tar())).toMatchObject({ entries: 1n, bytes: 300_000n });
+    expect(path).toBe('/work');
+    expect(await text(api.client.sandboxes.copyOut('box', '/work'))).toBe('tar of /work');
+  });
+
+  test('are forwarded both ways, and the end of one direction leaves the other open', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    api.sessions.serve({
+      async *forward(requests) {
+        let got = '';
+        let port = 0;
+        for await (const { payload } of requests) {
+          if (payload.case === 'port') port = payload.value;
+          if (payload.case === 'data') got += Buffer.from(payload.value).toString();
+        }
+        // Only after the caller's end.
+        yield { payload: { case: 'data', value: Buffer.from(`${port} heard ${got}`) } } as never;
+      },
+    });
+    const socket = api.client.sandboxes.forward('box', 8080);
+    socket.end('question');
+    expect(await text(socket)).toBe('8080 heard question');
+  });
+});

@@ -1,0 +1,89 @@
+import { createHmac } from 'node:crypto';
+import { create } from '@bufbuild/protobuf';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import type { ServiceImpl } from '@connectrpc/connect';
+import { DroverError } from '@drover/foundation';
+import { formatJoinToken, hashSecret, newSecret } from '@drover/pki';
+import { api, link } from '@drover/protocol';
+import { defaultJoinTtlSeconds, hostCallTimeoutMs, maxJoinTtlSeconds, maxJoinUses } from '../limits.ts';
+import { callerOf } from './auth.ts';
+import { drainHost } from '../reconcile/index.ts';
+import type { ApiContext } from './context.ts';
+import { hostToWire } from './convert.ts';
+import { once } from './idempotency.ts';
+import { parseLabels } from './parse.ts';
+
+const methods = api.HostService.method;
+
+export function hostService(context: ApiContext): ServiceImpl<typeof api.HostService> {
+  const { store, hub } = context;
+
+  return {
+    async listHosts(request) {
+      const rows = await store.hosts.list({ includeRemoved: request.includeRemoved });
+      return create(api.ListHostsResponseSchema, { hosts: rows.map(hostToWire) });
+    },
+
+    async getHost(request) {
+      return hostToWire(await store.hosts.find(request.host));
+    },
+
+    async createJoinToken(request, { values }) {
+      const labels = parseLabels(request.labels);
+      const ttlSeconds = Number(request.ttlSeconds) || defaultJoinTtlSeconds;
+      const uses = request.uses || 1;
+      if (ttlSeconds > maxJoinTtlSeconds || uses > maxJoinUses) {
+        throw new DroverError('invalid-argument', 'the token would live too long or be used too often', {
+          hint: `at most ${maxJoinTtlSeconds} s and ${maxJoinUses} uses`,
+        });
+      }
+      // The answer of a repeated call must be the same, and the store may keep only hashes: with a key the secret comes from the
+      // caller's own token, which the store does not have.
+      const { token } = callerOf(values);
+      const key = request.idempotencyKey;
+      const secret = key === '' ? newSecret() : createHmac('sha256', token).update(`join-token\0${key}`).digest('base64url');
+      const answer = await once(store.idempotency, values, methods.createJoinToken, request, async () => {
+        const expiresAt = context.clock.now() + ttlSeconds * 1000;
+        await store.tokens.createJoin({ hash: hashSecret(secret), expiresAt, uses, labels });
+        return create(api.JoinTokenSchema, { expiresAt: timestampFromMs(expiresAt), uses });
+      });
+      answer.token = formatJoinToken({ caFingerprint: context.ca.fingerprint, secret });
+      answer.command = `drover agent join ${context.system.apiAddress} --token ${answer.token}`;
+      return answer;
+    },
+
+    async setHostScheduling(request, { values }) {
+      return await once(store.idempotency, values, methods.setHostScheduling, request, async () => {
+        const host = await store.hosts.find(request.host);
+        return hostToWire(await store.hosts.setScheduling(host.id, request.cordoned ? 'cordoned' : 'open'));
+      });
+    },
+
+    async *drainHost(request, { signal }) {
+      const host = await store.hosts.find(request.host);
+      const { clock, placement } = context;
+      const steps = drainHost({ store, placement, clock, hostId: host.id, stop: request.stop }, signal);
+      for await (const { total, remaining, message, done } of steps) {
+        yield create(api.DrainProgressSchema, { total, remaining, message, done });
+      }
+    },
+
+    async removeHost(request, { values }) {
+      return await once(store.idempotency, values, methods.removeHost, request, async () => {
+        const host = await store.hosts.find(request.host);
+        await store.hosts.remove(host.id, { force: request.force });
+        hub.disconnect(host.id, link.GoAway_Reason.REMOVED, 'the host was removed');
+        return create(api.RemoveHostResponseSchema);
+      });
+    },
+
+    async diagnoseHost(request, { signal }) {
+      const host = await store.hosts.find(request.host);
+      const deadline = new Date(context.clock.now() + hostCallTimeoutMs);
+      const operation = { case: 'collectDiagnostics' as const, value: create(link.CollectDiagnosticsSchema) };
+      const result = await hub.call(host.id, operation, { signal, deadline });
+      if (result.case === 'diagnostics') return result.value;
+      throw new DroverError('protocol-violation', `host ${host.name} answered a diagnosis with something else`);
+    },
+  };
+}

@@ -1,0 +1,4 @@
+export { openAdminToken } from './auth.ts';
+export type { ApiContext, SystemFacts } from './context.ts';
+export { startApi, type ApiServer, type ServerIdentity } from './server.ts';
+export { SubjectWakes } from './wakes.ts';

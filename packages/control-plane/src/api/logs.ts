@@ -1,0 +1,133 @@
+import { create } from '@bufbuild/protobuf';
+import { timestampMs, type Timestamp } from '@bufbuild/protobuf/wkt';
+import type { ServiceImpl } from '@connectrpc/connect';
+import { Backoff, DroverError, hasCode } from '@drover/foundation';
+import { api, link } from '@drover/protocol';
+import { reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
+import { sandboxState } from '../store/index.ts';
+import type { SandboxRow } from '../store/store.ts';
+import type { ApiContext } from './context.ts';
+import { ended, hostLogs } from './ended.ts';
+import { fromConnectError } from './errors.ts';
+
+interface Chunk {
+  readonly stderr: boolean;
+  readonly data: Uint8Array;
+  readonly time: Timestamp | undefined;
+}
+
+/**
+ * Output of the main process: from init while it runs, from the host when it does not or cannot be reached. Following goes on
+ * over breaks of the session until the process has ended.
+ */
+export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxService>['logs'] {
+  return async function* logs(request, { signal }) {
+    const first = await context.store.sandboxes.find(request.sandbox);
+    const position = new Position();
+    const backoff = new Backoff({ baseMs: reattachBaseMs, capMs: reattachCapMs });
+    let brokenSince: number | undefined;
+    let tail = Number(request.tailLines);
+    for (;;) {
+      position.begin();
+      const row = (await context.store.sandboxes.get(first.id)) ?? first;
+      const running = sandboxState(row).state === 'running';
+      if (!running && (!request.follow || ended(row))) {
+        yield* position.fresh(lastLines(await fromHost(context, row, signal), tail));
+        return;
+      }
+      if (!running) {
+        // It has not begun, or is paused or lost: its next state decides.
+        await context.wakes.until(
+          row.id,
+          async () => {
+            const now = await context.store.sandboxes.get(row.id);
+            return now === undefined || ended(now) || sandboxState(now).state === 'running' ? true : undefined;
+          },
+          signal,
+        );
+        continue;
+      }
+      let error: DroverError;
+      try {
+        const client = await context.sessions.client(row.id, signal);
+        const wanted = { follow: request.follow, tailLines: BigInt(tail) };
+        for await (const chunk of client.logs(wanted, { signal })) {
+          brokenSince = undefined;
+          backoff.reset();
+          yield* position.fresh([{ stderr: chunk.stderr, data: chunk.data, time: chunk.time }]);
+        }
+        return;
+      } catch (thrown) {
+        error = fromConnectError(thrown);
+      }
+      signal.throwIfAborted();
+      if (hasCode(error, 'invalid-argument', 'unimplemented', 'permission-denied')) throw error;
+      // What was handed out is skipped by its time, so the next try asks for everything that is kept.
+      if (!position.atStart) tail = 0;
+      if (!request.follow) {
+        position.begin();
+        yield* position.fresh(lastLines(await fromHost(context, row, signal), tail));
+        return;
+      }
+      brokenSince ??= context.clock.now();
+      if (context.clock.now() - brokenSince > reattachMs) throw error;
+      await context.clock.sleep(backoff.nextMs(), signal);
+    }
+  };
+}
+
+async function fromHost(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly Chunk[]> {
+  const records = await hostLogs(context, row, signal);
+  return records.map(({ stream, data, time }) => ({ stderr: stream === link.LogRecord_Stream.STDERR, data, time }));
+}
+
+/** Where a reader of the kept log is: the time of the last byte, and how many bytes of that very time it has. */
+class Position {
+  #time = Number.NEGATIVE_INFINITY;
+  #bytes = 0;
+  /** Bytes at `#time` met again in this round. */
+  #met = 0;
+
+  get atStart(): boolean {
+    return this.#time === Number.NEGATIVE_INFINITY;
+  }
+
+  /** A reader begins anew: what it had is going to come again. */
+  begin(): void {
+    this.#met = 0;
+  }
+
+  /** What of `chunks` was not handed out before. */
+  *fresh(chunks: Iterable<Chunk>): Generator<api.LogChunk> {
+    for (const { stderr, data, time } of chunks) {
+      const at = time === undefined ? this.#time : timestampMs(time);
+      if (at < this.#time) continue;
+      if (at > this.#time) {
+        this.#time = at;
+        this.#bytes = 0;
+        this.#met = 0;
+      }
+      const known = Math.min(Math.max(0, this.#bytes - this.#met), data.byteLength);
+      this.#met += data.byteLength;
+      this.#bytes = Math.max(this.#bytes, this.#met);
+      const rest = data.subarray(known);
+      if (rest.byteLength > 0) yield create(api.LogChunkSchema, { stderr, data: rest, ...(time === undefined ? {} : { time }) });
+    }
+  }
+}
+
+/** The chunks that hold the last `lines` lines of all of them; 0 is all. A last line without its end counts. */
+export function lastLines(chunks: readonly Chunk[], lines: number): readonly Chunk[] {
+  if (lines <= 0) return chunks;
+  let left = lines;
+  for (let i = chunks.length - 1; i >= 0; i--) {
+    const chunk = chunks[i];
+    if (chunk === undefined) continue;
+    for (let at = chunk.data.byteLength - 1; at >= 0; at--) {
+      const isEnd = i === chunks.length - 1 && at === chunk.data.byteLength - 1;
+      if (chunk.data[at] !== 0x0a || isEnd) continue;
+      if (--left === 0) return [{ ...chunk, data: chunk.data.subarray(at + 1) }, ...chunks.slice(i + 1)];
+    }
+  }
+  return chunks;
+}

@@ -1,0 +1,184 @@
+import { checkLabel, clip, DroverError, parseName, parseProject, type Name, type Project } from '@drover/foundation';
+import type { sandbox } from '@drover/protocol';
+import {
+  defaultRequestCpuMillis,
+  defaultRequestMemoryBytes,
+  maxAllowPatterns,
+  maxArgumentBytes,
+  maxArguments,
+  maxEnvVars,
+  maxImageReferenceLength,
+  maxLabels,
+  maxMounts,
+  maxStopGraceMs,
+  maxTtlSeconds,
+  minMemoryBytes,
+} from '../limits.ts';
+import type { Room } from '../store/store.ts';
+
+function invalid(message: string, hint: string): DroverError {
+  return new DroverError('invalid-argument', message, { hint });
+}
+
+const quote = (text: string): string => JSON.stringify(clip(text));
+
+/** @throws {DroverError} invalid-name */
+export function parseIdentity(project: string, name: string): { readonly project: Project; readonly name: Name } {
+  return { project: parseProject(project), name: parseName(name) };
+}
+
+/** @throws {DroverError} invalid-argument */
+export function parseLabels(labels: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
+  const entries = Object.entries(labels);
+  if (entries.length > maxLabels) throw invalid(`there are ${entries.length} labels`, `use at most ${maxLabels}`);
+  for (const [key, value] of entries) checkLabel(key, value);
+  return labels;
+}
+
+const pathSchemes = ['oci-archive:', 'docker-archive:', 'oci:', 'dir:'];
+/** The grammar of registry references in outline (OCI distribution spec, section Pull); the host that pulls reads it in full. */
+const reference =
+  /^[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?(?:\/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9+._-]+:[0-9a-fA-F]{32,})?$/;
+
+/** The outline of an image reference (R-4). @throws {DroverError} invalid-image-reference */
+export function checkImage(image: string): void {
+  const refuse = (why: string): DroverError =>
+    new DroverError('invalid-image-reference', `${quote(image)} is not an image: ${why}`, {
+      hint: 'write registry/name:tag, oci-archive:PATH, docker-archive:PATH, oci:PATH, dir:PATH, or host',
+    });
+  if (image === '') throw refuse('it is empty');
+  if (image.length > maxImageReferenceLength) throw refuse(`it has more than ${maxImageReferenceLength} characters`);
+  if (image === 'host') return;
+  const scheme = pathSchemes.find((prefix) => image.startsWith(prefix));
+  if (scheme !== undefined) {
+    const path = image.slice(scheme.length);
+    if (!path.startsWith('/')) throw refuse('its path does not begin with a slash');
+    if (path.includes('\0')) throw refuse('its path holds a NUL');
+    return;
+  }
+  if (!reference.test(image)) throw refuse('it has no valid name');
+}
+
+/** @throws {DroverError} invalid-argument */
+export function checkArgv(what: string, argv: readonly string[]): void {
+  if (argv.length > maxArguments) throw invalid(`the ${what} has ${argv.length} arguments`, `use at most ${maxArguments}`);
+  let bytes = 0;
+  for (const argument of argv) {
+    if (argument.includes('\0')) throw invalid(`the ${what} has an argument with a NUL in it`, 'no program can be given one');
+    bytes += Buffer.byteLength(argument) + 1;
+  }
+  if (bytes > maxArgumentBytes) throw invalid(`the ${what} has ${bytes} bytes of arguments`, `use at most ${maxArgumentBytes}`);
+}
+
+/** @throws {DroverError} invalid-argument */
+export function checkEnv(env: readonly sandbox.EnvVar[]): void {
+  if (env.length > maxEnvVars) throw invalid(`there are ${env.length} environment variables`, `use at most ${maxEnvVars}`);
+  let bytes = 0;
+  for (const { name, value } of env) {
+    // The value may be a secret: only the name is told.
+    if (name === '' || /[=\0]/.test(name)) throw invalid(`${quote(name)} cannot name an environment variable`, 'use letters, digits and _');
+    if (value.includes('\0')) throw invalid(`the value of ${quote(name)} holds a NUL`, 'no program can be given one');
+    bytes += Buffer.byteLength(name) + Buffer.byteLength(value) + 2;
+  }
+  if (bytes > maxArgumentBytes) throw invalid(`the environment has ${bytes} bytes`, `use at most ${maxArgumentBytes}`);
+}
+
+/** @throws {DroverError} invalid-argument */
+export function checkWorkdir(workdir: string): void {
+  if (workdir !== '' && (!workdir.startsWith('/') || workdir.includes('\0') || workdir.length > 4096)) {
+    throw invalid(`${quote(workdir)} cannot be a working directory`, 'write an absolute path');
+  }
+}
+
+/** @throws {DroverError} invalid-argument */
+export function checkUser(user: string): void {
+  if (user !== '' && !/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?$/.test(user)) {
+    throw invalid(`${quote(user)} cannot be a user`, 'write a name or number, and a group after a colon if you like: 1000:1000');
+  }
+}
+
+const allowPattern =
+  /^(?:\*\.)?(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?::(\d{1,5}))?$/;
+
+/** A destination for egress: `host`, `*.host`, `host:port` (R-16). @throws {DroverError} invalid-argument */
+export function checkAllow(pattern: string): void {
+  const match = pattern.length <= 260 ? allowPattern.exec(pattern) : null;
+  const port = match?.[1];
+  if (match === null || (port !== undefined && !isPort(Number(port)))) {
+    throw invalid(`${quote(pattern)} is not a destination`, 'write a host, *.host or host:port, such as registry.example.com:443');
+  }
+}
+
+export function isPort(port: number): boolean {
+  return Number.isInteger(port) && port >= 1 && port <= 65_535;
+}
+
+const reservedTargets = ['/proc', '/sys', '/dev', '/.drover'];
+
+function checkMount(mount: sandbox.BindMount): void {
+  for (const [what, path] of [
+    ['source', mount.source],
+    ['target', mount.target],
+  ] as const) {
+    const parts = path.split('/');
+    if (!path.startsWith('/') || path.length > 4096 || path.includes('\0') || parts.includes('..') || parts.includes('.')) {
+      throw invalid(`${quote(path)} cannot be the ${what} of a mount`, 'write an absolute path without . and ..');
+    }
+  }
+  const target = mount.target.replaceAll(/\/+/g, '/').replace(/\/$/, '');
+  if (target === '' || reservedTargets.some((reserved) => target === reserved || target.startsWith(`${reserved}/`))) {
+    throw invalid(`nothing can be mounted on ${quote(mount.target)}`, 'choose a directory outside /proc, /sys, /dev and /.drover');
+  }
+}
+
+const runtimes = ['', 'oci', 'docker', 'microvm', 'fake'];
+const hostnamePattern = /^[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
+
+/** Everything about a spec that can be told without a host. @throws {DroverError} invalid-argument, invalid-image-reference */
+export function checkSpec(spec: sandbox.SandboxSpec): void {
+  checkImage(spec.image);
+  checkArgv('command', spec.command);
+  checkArgv('entrypoint', spec.entrypoint);
+  checkEnv(spec.env);
+  checkWorkdir(spec.workdir);
+  checkUser(spec.user);
+  if (spec.hostname !== '' && !hostnamePattern.test(spec.hostname)) {
+    throw invalid(`${quote(spec.hostname)} cannot be a hostname`, 'use letters, digits and hyphens, at most 63');
+  }
+  if (!runtimes.includes(spec.runtime)) throw invalid(`there is no runtime ${quote(spec.runtime)}`, 'use oci, docker, microvm or fake');
+  if (spec.allow.length > maxAllowPatterns) throw invalid(`there are ${spec.allow.length} destinations`, `use at most ${maxAllowPatterns}`);
+  for (const pattern of spec.allow) checkAllow(pattern);
+  parseLabels(spec.hostLabels);
+  if (spec.host.length > 253) throw invalid(`${quote(spec.host)} cannot be a host`, '`drover host ls` lists them');
+  if (spec.ttlSeconds > BigInt(maxTtlSeconds))
+    throw invalid(`a life of ${spec.ttlSeconds} s is too long`, `use at most ${maxTtlSeconds} s`);
+  if (spec.stopGraceMs > maxStopGraceMs) {
+    throw invalid(`a grace of ${spec.stopGraceMs} ms is too long`, `use at most ${maxStopGraceMs} ms`);
+  }
+  if (spec.mounts.length > maxMounts) throw invalid(`there are ${spec.mounts.length} mounts`, `use at most ${maxMounts}`);
+  for (const mount of spec.mounts) checkMount(mount);
+  checkResources(spec.resources);
+}
+
+function checkResources(resources: sandbox.Resources | undefined): void {
+  if (resources === undefined) return;
+  const { memoryBytes, diskBytes, cpuMillis, pids } = resources;
+  if (memoryBytes !== 0n && memoryBytes < BigInt(minMemoryBytes)) {
+    throw invalid(`${memoryBytes} bytes of memory are too few to start anything`, `use at least ${minMemoryBytes / 1024 ** 2} MiB`);
+  }
+  if (memoryBytes > BigInt(Number.MAX_SAFE_INTEGER) || diskBytes > BigInt(Number.MAX_SAFE_INTEGER)) {
+    throw invalid('a size is larger than any machine', 'check its unit');
+  }
+  if (cpuMillis > 1_000_000) throw invalid(`${cpuMillis / 1000} CPUs are more than any machine has`, 'check the number');
+  // Linux, include/linux/threads.h: PID_MAX_LIMIT.
+  if (pids > 4_194_304) throw invalid(`${pids} processes are more than Linux can have`, 'use at most 4194304');
+}
+
+/** What placement counts for a sandbox that says nothing. */
+export function requestOf(spec: sandbox.SandboxSpec): Room {
+  return {
+    cpuMillis: spec.resources?.cpuMillis || defaultRequestCpuMillis,
+    memoryBytes: Number(spec.resources?.memoryBytes ?? 0n) || defaultRequestMemoryBytes,
+    slots: 1,
+  };
+}

@@ -1,0 +1,90 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { FakeClock } from '@drover/foundation';
+import type { Store } from '../store/index.ts';
+import { TestStores } from '../store/testing/stores.ts';
+import { watchEvents, type WatchedEvent, type WatchOptions } from './watch.ts';
+
+describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) => {
+  const stores = new TestStores(kind);
+  const clock = new FakeClock(0);
+  let store: Store;
+  beforeAll(() => stores.start());
+  afterAll(() => stores.stop());
+  beforeEach(async () => {
+    store = await stores.open({ clock });
+  });
+  afterEach(() => stores.closeAll());
+
+  const write = async (count: number, eventKind = 'test', subject = 'x'): Promise<void> =>
+    await store.events.append(Array.from({ length: count }, () => ({ kind: eventKind, type: 'Tick', subject, data: {} })));
+  const all = async (options: Omit<WatchOptions, 'clock'>): Promise<WatchedEvent[]> =>
+    await Array.fromAsync(watchEvents(store.events, { ...options, clock }, new AbortController().signal));
+
+  it('I-35: gives what is kept, in order, over many pages', async () => {
+    await write(700);
+    expect((await all({ fromStart: true })).map((event) => event.id)).toEqual(Array.from({ length: 700 }, (_, i) => i + 1));
+    expect(await all({})).toEqual([]);
+  });
+
+  it('I-35: resumes from an id without a gap or a repeat, while events are being written', async () => {
+    const seen: number[] = [];
+    const writing = (async () => {
+      for (let i = 0; i < 30; i++) await write(10);
+    })();
+    while (seen.length < 300) {
+      const stop = new AbortController();
+      const last = seen.at(-1);
+      const options = last === undefined ? { fromStart: true } : { afterId: last };
+      let budget = 37;
+      for await (const event of watchEvents(store.events, { ...options, follow: true, clock }, stop.signal)) {
+        seen.push(event.id);
+        if (--budget === 0 || seen.length === 300) break;
+      }
+    }
+    await writing;
+    expect(seen).toEqual(Array.from({ length: 300 }, (_, i) => i + 1));
+  });
+
+  it('I-36: a slow watcher goes on with the oldest that is kept, and is told how many it lost', async () => {
+    await write(10);
+    const watching = watchEvents(store.events, { fromStart: true, follow: true, clock }, new AbortController().signal);
+    for (let i = 0; i < 10; i++) expect((await watching.next()).value).toMatchObject({ id: i + 1, lost: 0 });
+    await write(50);
+    await store.events.trim(5);
+    expect((await watching.next()).value).toMatchObject({ id: 56, lost: 45 });
+    expect((await watching.next()).value).toMatchObject({ id: 57, lost: 0 });
+    await watching.return(undefined);
+  });
+
+  it('gives only the kinds and the subject asked for', async () => {
+    await write(2, 'sandbox', 'a');
+    await write(2, 'host', 'b');
+    await write(1, 'sandbox', 'b');
+    expect((await all({ fromStart: true, kinds: ['sandbox'] })).map((event) => event.id)).toEqual([1, 2, 5]);
+    expect((await all({ fromStart: true, kinds: ['sandbox'], subject: 'b' })).map((event) => event.id)).toEqual([5]);
+    await store.events.trim(3);
+    expect(await all({ afterId: 1, kinds: ['sandbox'] })).toMatchObject([{ id: 5, lost: 1 }]);
+  });
+
+  it('a filtered watcher that read everything has lost nothing when old events go', async () => {
+    await write(3, 'host');
+    const watching = watchEvents(store.events, { fromStart: true, follow: true, kinds: ['sandbox'], clock }, new AbortController().signal);
+    const next = watching.next();
+    await clock.advance(0);
+    for (let i = 0; i < 20; i++) await clock.advance(0);
+    await store.events.trim(0);
+    await write(1, 'sandbox');
+    for (let i = 0; i < 20; i++) await clock.advance(0);
+    expect((await next).value).toMatchObject({ id: 4, lost: 0 });
+    await watching.return(undefined);
+  });
+
+  it('ends, without an error, when its watcher goes', async () => {
+    const stop = new AbortController();
+    const watching = watchEvents(store.events, { follow: true, clock }, stop.signal);
+    const next = watching.next();
+    await clock.advance(0);
+    stop.abort();
+    expect(await next).toEqual({ done: true, value: undefined });
+  });
+});

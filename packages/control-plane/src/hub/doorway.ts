@@ -1,0 +1,117 @@
+import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import type { Clock } from '@drover/foundation';
+import { handshakeMs, handshakesAtOnce, waitingConnections } from '../limits.ts';
+
+interface Visitor {
+  readonly socket: Socket;
+  /** When it was let in to its handshake; 0 while it waits. */
+  since: number;
+  /** It made a call: its handshake went well. */
+  known: boolean;
+  /** When to cut it; 0 never. */
+  cutAt: number;
+}
+
+/**
+ * Takes connections and lets only so many into their TLS handshake at once (L-12): when thousands come back together, the
+ * first ones get through at once instead of all of them slowly. The others wait unread, in order.
+ */
+export class Doorway {
+  readonly #server: Server;
+  readonly #enter: (socket: Socket) => void;
+  readonly #clock: Clock;
+  readonly #visitors = new Map<string, Visitor>();
+  #waiting: Visitor[] = [];
+  #shaking = 0;
+
+  constructor(enter: (socket: Socket) => void, clock: Clock) {
+    this.#enter = enter;
+    this.#clock = clock;
+    this.#server = createServer({ noDelay: true, pauseOnConnect: true }, (socket) => this.#arrive(socket));
+  }
+
+  /** @throws the system's error: EADDRINUSE, EACCES, … */
+  async listen(host: string, port: number): Promise<number> {
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject);
+      // The backlog is what the kernel may complete while this process is busy with handshakes.
+      this.#server.listen({ host, port, backlog: 4_096 }, () => {
+        this.#server.removeListener('error', reject);
+        resolve();
+      });
+    });
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  get connections(): number {
+    return this.#visitors.size;
+  }
+
+  #arrive(socket: Socket): void {
+    if (this.#waiting.length >= waitingConnections) {
+      socket.destroy();
+      return;
+    }
+    const visitor: Visitor = { socket, since: 0, known: false, cutAt: 0 };
+    const key = `${socket.remoteAddress}:${socket.remotePort}`;
+    this.#visitors.set(key, visitor);
+    // A connection that breaks is seen by its streams; here it only must not end the process.
+    socket.on('error', ignore);
+    socket.once('close', () => {
+      this.#visitors.delete(key);
+      if (visitor.since > 0 && !visitor.known) this.#leave(visitor);
+    });
+    this.#waiting.push(visitor);
+    this.#admit();
+  }
+
+  #admit(): void {
+    while (this.#shaking < handshakesAtOnce) {
+      const visitor = this.#waiting.shift();
+      if (visitor === undefined) return;
+      if (visitor.socket.destroyed) continue;
+      visitor.since = Math.max(1, this.#clock.now());
+      this.#shaking++;
+      this.#enter(visitor.socket);
+    }
+  }
+
+  #leave(visitor: Visitor): void {
+    visitor.known = true;
+    this.#shaking--;
+    this.#admit();
+  }
+
+  /** The connection of `peer` (address:port) made a call. */
+  called(peer: string): void {
+    const visitor = this.#visitors.get(peer);
+    if (visitor !== undefined && !visitor.known) this.#leave(visitor);
+  }
+
+  /** Cuts the connection of `peer` after `graceMs`, if the other side has not by then. */
+  cut(peer: string, graceMs: number): void {
+    const visitor = this.#visitors.get(peer);
+    if (visitor !== undefined) visitor.cutAt = this.#clock.now() + graceMs;
+  }
+
+  /** Called from the hub's one loop. */
+  sweep(now: number): void {
+    for (const visitor of this.#visitors.values()) {
+      const stuck = visitor.since > 0 && !visitor.known && now - visitor.since > handshakeMs;
+      if (stuck || (visitor.cutAt > 0 && now >= visitor.cutAt)) visitor.socket.destroy();
+    }
+  }
+
+  /** Takes no more connections; those that are open stay until `destroy`. */
+  stop(): void {
+    this.#server.close();
+    for (const visitor of this.#waiting) visitor.socket.destroy();
+    this.#waiting = [];
+  }
+
+  destroy(): void {
+    for (const visitor of this.#visitors.values()) visitor.socket.destroy();
+  }
+}
+
+function ignore(): void {}

@@ -1,0 +1,474 @@
+import { type MessageInitShape } from '@bufbuild/protobuf';
+import { DroverError, hasCode, silentLogger, systemClock, version, type Clock, type HostId, type Logger } from '@drover/foundation';
+import { renewAt, type CertificateAuthority } from '@drover/pki';
+import { errorToWire, link, methodDefinition } from '@drover/protocol';
+import { Server, status, type ConnectionInjector } from '@grpc/grpc-js';
+import type { Duplex } from 'node:stream';
+import { answerSigningRequest } from '../identity/index.ts';
+import {
+  firstFrameMs,
+  goAwayGraceMs,
+  heartbeatIntervalMs,
+  hostTtlMs,
+  hubTickMs,
+  linkAuditMs,
+  maxLinkFrameBytes,
+  rampMaxDelayMs,
+  registrationBurst,
+  registrationsPerSecond,
+  signingsPerHost,
+  streamsPerConnection,
+} from '../limits.ts';
+import type { Store } from '../store/store.ts';
+import { LinkServerCredentials } from './credentials.ts';
+import { Doorway } from './doorway.ts';
+import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
+import type { CallOptions, Hub, HubListener, Operation, ResultValue, TunnelTarget } from './hub.ts';
+import { Liveness } from './liveness.ts';
+import { takeObservations } from './observed.ts';
+import { hostOf } from './peer.ts';
+import { AcceptRamp, type RampOptions } from './ramp.ts';
+import { Tunnels, type InboundHandler, type TunnelServerCall } from './tunnels.ts';
+
+export interface LinkServerOptions {
+  readonly store: Store;
+  readonly ca: CertificateAuthority;
+  /** This replica's name: the owner of the streams that it holds (L-28). */
+  readonly replica: string;
+  readonly clock?: Clock;
+  readonly logger?: Logger;
+  readonly heartbeatMs?: number;
+  readonly ttlMs?: number;
+  readonly ramp?: RampOptions;
+  /** 48 random bytes, kept with the CA: hosts resume their TLS sessions after a restart with them (`ticketKeysIn`). */
+  readonly ticketKeys?: Buffer;
+  /** DNS names and addresses of the listener. Hosts do not check them (they check the URI), other programs may. */
+  readonly dnsNames?: readonly string[];
+  readonly ipAddresses?: readonly string[];
+  readonly onInbound?: InboundHandler;
+}
+
+export interface LinkServerStats {
+  readonly hosts: number;
+  readonly pendingCommands: number;
+  readonly connections: number;
+  /** Results that nobody waited for: duplicate, late or unknown (L-14). */
+  readonly droppedResults: number;
+  /** Registrations that the ramp sent away (L-12). */
+  readonly refusedByRamp: number;
+}
+
+/**
+ * The hosts' end of the link (spec 1): one gRPC server, one stream a host. State of a stream is in its HostLink; this class
+ * decides which stream is a host's current one, and everything by time is done in one loop for all hosts.
+ */
+export class LinkServer implements Hub {
+  readonly #options: LinkServerOptions;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #heartbeatMs: number;
+  readonly #ttlMs: number;
+  readonly #links = new Map<HostId, HostLink>();
+  /** Streams that have not registered, with when they came. */
+  readonly #strangers = new Map<ConnectCall, number>();
+  readonly #listeners = new Set<HubListener>();
+  readonly #ramp: AcceptRamp;
+  readonly #liveness: Liveness;
+  readonly #tunnels: Tunnels;
+  readonly #doorway: Doorway;
+  readonly #server: Server;
+  readonly #life = new AbortController();
+  #injector: ConnectionInjector | undefined;
+  #credentials: LinkServerCredentials | undefined;
+  #renewAt = 0;
+  #loop: Promise<void> | undefined;
+  #lastAudit = 0;
+  #droppedResults = 0;
+  #refusedByRamp = 0;
+
+  constructor(options: LinkServerOptions) {
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#logger = options.logger ?? silentLogger;
+    this.#heartbeatMs = options.heartbeatMs ?? heartbeatIntervalMs;
+    this.#ttlMs = options.ttlMs ?? hostTtlMs;
+    this.#ramp = new AcceptRamp(
+      options.ramp ?? { perSecond: registrationsPerSecond, burst: registrationBurst, maxDelayMs: rampMaxDelayMs },
+      this.#clock.now(),
+    );
+    this.#liveness = new Liveness(options.store, this.#logger);
+    this.#tunnels = new Tunnels(this.#clock, options.onInbound);
+    this.#doorway = new Doorway((socket) => this.#injector?.injectConnection(socket), this.#clock);
+    this.#server = new Server({
+      // Agents send keepalive pings; a silent host is found by its heartbeats, with no timer of its own here.
+      'grpc.enable_channelz': 0,
+      'grpc.max_concurrent_streams': streamsPerConnection,
+      'grpc.max_receive_message_length': maxLinkFrameBytes,
+      'grpc.max_send_message_length': maxLinkFrameBytes,
+    });
+    const connect = methodDefinition(link.HostLinkService.method.connect);
+    const tunnel = methodDefinition(link.HostLinkService.method.tunnel);
+    this.#server.register<link.HostFrame, Buffer>(
+      connect.path,
+      (call: ConnectCall) => this.#connect(call),
+      asIs,
+      connect.requestDeserialize,
+      'bidi',
+    );
+    this.#server.register<link.TunnelFrame, link.TunnelFrame>(
+      tunnel.path,
+      (call: TunnelServerCall) => this.#tunnel(call),
+      tunnel.responseSerialize,
+      tunnel.requestDeserialize,
+      'bidi',
+    );
+  }
+
+  /**
+   * Starts to take hosts. Those that this replica held in an earlier life are marked down first.
+   * @throws {DroverError} port-in-use, missing-privilege
+   */
+  async listen(address: { readonly host: string; readonly port: number }): Promise<{ readonly port: number }> {
+    await this.#options.store.hosts.markOwnedDown(this.#options.replica);
+    await this.#rotate();
+    if (this.#credentials === undefined) throw new DroverError('internal', 'the link has no certificate');
+    this.#injector = this.#server.createConnectionInjector(this.#credentials);
+    let port: number;
+    try {
+      port = await this.#doorway.listen(address.host, address.port);
+    } catch (error) {
+      throw DroverError.from(error);
+    }
+    this.#loop = this.#run();
+    return { port };
+  }
+
+  /** Tells every host to come back later, marks them down, ends what waits, closes. */
+  async close(): Promise<void> {
+    if (this.#life.signal.aborted) return;
+    this.#life.abort(new DroverError('unavailable', 'the control plane stops'));
+    this.#doorway.stop();
+    // Hosts come back evenly over the time that the ramp needs for them.
+    const spreadMs = Math.min(rampMaxDelayMs, 1_000 + (this.#links.size * 1_000) / registrationsPerSecond);
+    for (const call of this.#strangers.keys()) endWith(call, status.UNAVAILABLE, 'the control plane stops');
+    for (const held of [...this.#links.values()]) {
+      const reconnectAfterMs = Math.max(1, Math.round(Math.random() * spreadMs));
+      this.#drop(held, 'the control plane stops', { reason: link.GoAway_Reason.SHUTDOWN, reconnectAfterMs });
+    }
+    await this.#loop;
+    await this.#liveness.flush();
+    const closed = new Promise<void>((resolve) => {
+      this.#server.tryShutdown(() => resolve());
+    });
+    const timeout = setTimeout(() => this.#doorway.destroy(), goAwayGraceMs);
+    await closed;
+    clearTimeout(timeout);
+    this.#doorway.destroy();
+    this.#server.forceShutdown();
+  }
+
+  isConnected(hostId: HostId): boolean {
+    return this.#links.has(hostId);
+  }
+
+  async call(hostId: HostId, operation: Operation, options: CallOptions = {}): Promise<ResultValue> {
+    return await this.#linkOf(hostId).command(operation, options, this.#clock);
+  }
+
+  async openTunnel(hostId: HostId, target: TunnelTarget, signal?: AbortSignal): Promise<Duplex> {
+    const held = this.#linkOf(hostId);
+    const where = target.port === 'init' ? { case: 'init' as const, value: true } : { case: 'port' as const, value: target.port };
+    return await this.#tunnels.open(
+      hostId,
+      async (tunnelId, given) => {
+        const value: MessageInitShape<typeof link.OpenTunnelSchema> = { tunnelId, sandboxId: target.sandboxId, target: where };
+        await held.command({ case: 'openTunnel', value } as Operation, { signal: given }, this.#clock);
+      },
+      signal,
+    );
+  }
+
+  /** L-15: a host that is not connected fails at once. */
+  #linkOf(hostId: HostId): HostLink {
+    const held = this.#links.get(hostId);
+    if (held !== undefined) return held;
+    throw new DroverError('host-unavailable', `host ${hostId} is not connected`, {
+      hint: 'it reconnects by itself; `drover host ls` shows its state',
+    });
+  }
+
+  disconnect(hostId: HostId, reason: link.GoAway_Reason, message: string): void {
+    const held = this.#links.get(hostId);
+    if (held === undefined) return;
+    const removed = reason === link.GoAway_Reason.REMOVED;
+    this.#drop(held, message, { reason, message }, removed ? { code: status.PERMISSION_DENIED, details: 'the host was removed' } : undefined);
+    // Its tunnels end with it (L-4).
+    if (removed) this.#doorway.cut(held.peer, goAwayGraceMs);
+  }
+
+  on(listener: HubListener): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  stats(): LinkServerStats {
+    let pendingCommands = 0;
+    for (const held of this.#links.values()) pendingCommands += held.pendingCommands;
+    return {
+      hosts: this.#links.size,
+      pendingCommands,
+      connections: this.#doorway.connections,
+      droppedResults: this.#droppedResults,
+      refusedByRamp: this.#refusedByRamp,
+    };
+  }
+
+  #connect(call: ConnectCall): void {
+    const peer = call.getPeer();
+    this.#doorway.called(peer);
+    const certified = hostOf(call, this.#options.ca.names, this.#clock.now());
+    if (certified === undefined) return endWith(call, status.PERMISSION_DENIED, 'the certificate names no host');
+    if (this.#life.signal.aborted) return endWith(call, status.UNAVAILABLE, 'the control plane stops');
+    this.#strangers.set(call, this.#clock.now());
+    let held: HostLink | undefined;
+    const over = (): void => {
+      this.#strangers.delete(call);
+      if (held !== undefined) this.#drop(held, 'its stream ended');
+    };
+    call.on('cancelled', over);
+    call.on('end', () => {
+      over();
+      call.end();
+    });
+    call.on('data', ({ frame }: link.HostFrame) => {
+      if (held !== undefined) return this.#receive(held, frame);
+      if (!this.#strangers.delete(call)) return;
+      // L-6: registered, or ended.
+      if (frame.case !== 'register') return endWith(call, status.INVALID_ARGUMENT, 'the first frame must be Register');
+      // L-5: the certificate says who it is.
+      if (frame.value.hostId !== certified) return endWith(call, status.PERMISSION_DENIED, 'the certificate is for another host');
+      call.pause();
+      void this.#register(call, certified, peer, frame.value).then((registered) => {
+        held = registered;
+        if (held !== undefined && call.cancelled) this.#drop(held, 'its stream ended');
+        call.resume();
+      });
+    });
+  }
+
+  /** Never rejects; undefined when the stream was sent away. */
+  async #register(call: ConnectCall, hostId: HostId, peer: string, registration: link.Register): Promise<HostLink | undefined> {
+    const delayMs = this.#ramp.admit(this.#clock.now());
+    if (delayMs > 0) {
+      this.#refusedByRamp++;
+      writeGoAway(call, { reason: link.GoAway_Reason.BUSY, message: 'many hosts come back at once', reconnectAfterMs: delayMs });
+      endWith(call, status.UNAVAILABLE, 'many hosts come back at once');
+      return undefined;
+    }
+    let epoch: number;
+    try {
+      ({ epoch } = await this.#options.store.hosts.register(registration, this.#options.replica));
+    } catch (error) {
+      this.#refuse(call, hostId, peer, error);
+      return undefined;
+    }
+    const older = this.#links.get(hostId);
+    const superseded = { reason: link.GoAway_Reason.SUPERSEDED, message: 'a newer stream of this host took over' };
+    if (older !== undefined && older.epoch > epoch) {
+      // A stream that registered after this one was faster with it (L-11).
+      writeGoAway(call, superseded);
+      endWith(call, status.ABORTED, superseded.message);
+      return undefined;
+    }
+    if (older !== undefined) this.#drop(older, superseded.message, superseded);
+    if (call.cancelled || this.#life.signal.aborted) {
+      this.#liveness.down(hostId, epoch, 'its stream ended');
+      if (!call.cancelled) endWith(call, status.UNAVAILABLE, 'the control plane stops');
+      return undefined;
+    }
+    const held = new HostLink(call, hostId, epoch, peer, this.#clock.now());
+    this.#links.set(hostId, held);
+    held.send({
+      case: 'welcome',
+      value: {
+        epoch: BigInt(epoch),
+        heartbeatMs: this.#heartbeatMs,
+        ttlMs: this.#ttlMs,
+        controlPlaneVersion: version,
+        caPem: this.#options.ca.caPem,
+        trustDomain: this.#options.ca.names.trustDomain,
+      },
+    });
+    this.#logger.info({ hostId, epoch, peer, sandboxes: registration.sandboxes.length }, 'host connected');
+    this.#tell('hostConnected', hostId, epoch, held.signal, registration.sandboxes);
+    return held;
+  }
+
+  #refuse(call: ConnectCall, hostId: HostId, peer: string, error: unknown): void {
+    if (hasCode(error, 'host-removed')) {
+      // L-4: on every stream, whatever certificate it still has.
+      writeGoAway(call, { reason: link.GoAway_Reason.REMOVED, message: 'the host was removed' });
+      endWith(call, status.PERMISSION_DENIED, 'the host was removed');
+      this.#doorway.cut(peer, goAwayGraceMs);
+    } else if (hasCode(error, 'host-not-found')) {
+      endWith(call, status.PERMISSION_DENIED, 'the host is not known here');
+    } else {
+      this.#logger.error({ err: error, hostId }, 'a host could not be registered');
+      endWith(call, status.UNAVAILABLE, 'the host could not be registered');
+    }
+  }
+
+  #receive(held: HostLink, frame: link.HostFrame['frame']): void {
+    // What a superseded or dropped stream still says is not heard (L-11).
+    if (held.ended) return;
+    held.lastSeen = this.#clock.now();
+    switch (frame.case) {
+      case 'heartbeat':
+        return this.#liveness.beat(held, frame.value);
+      case 'result':
+        if (!held.settle(frame.value)) this.#droppedResults++;
+        return;
+      case 'progress':
+        return held.progress(frame.value);
+      case 'observations':
+        return takeObservations({ store: this.#options.store, logger: this.#logger, tell: this.#tellObserved }, held, frame.value);
+      case 'signingRequest':
+        void this.#sign(held, frame.value);
+        return;
+      case 'register':
+        return this.#drop(held, 'it registered twice', undefined, { code: status.INVALID_ARGUMENT, details: 'Register came twice' });
+      case undefined:
+        // A frame of a newer agent: nothing waits for an answer to it.
+        return;
+    }
+  }
+
+  async #sign(held: HostLink, request: link.SigningRequest): Promise<void> {
+    try {
+      if (held.signings >= signingsPerHost) {
+        const error = errorToWire(new DroverError('queue-full', 'too many signing requests at once', { hint: 'try again in a moment' }));
+        held.send({ case: 'signingResponse', value: { requestId: request.requestId, error } });
+        return;
+      }
+      held.signings++;
+      try {
+        held.send({ case: 'signingResponse', value: await answerSigningRequest(this.#options, held.hostId, request) });
+      } finally {
+        held.signings--;
+      }
+    } catch (error) {
+      // The stream ended or its queue is full: the host asks again.
+      this.#logger.debug({ err: error, hostId: held.hostId }, 'a signing request could not be answered');
+    }
+  }
+
+  #tunnel(call: TunnelServerCall): void {
+    const certified = hostOf(call, this.#options.ca.names, this.#clock.now());
+    // Only a host whose link stands: a removed one has none (L-4).
+    if (certified === undefined || !this.#links.has(certified)) {
+      return endWith(call, status.PERMISSION_DENIED, 'the host has no link');
+    }
+    this.#tunnels.accept(certified, call);
+  }
+
+  /** Ends one stream. Only if it still is the host's current one does anything happen to the host (L-11). */
+  #drop(
+    held: HostLink,
+    reason: string,
+    goAway?: MessageInitShape<typeof link.GoAwaySchema>,
+    ending?: { readonly code: number; readonly details: string },
+  ): void {
+    if (held.ended) return;
+    if (this.#links.get(held.hostId) === held) this.#links.delete(held.hostId);
+    held.end(reason, goAway, ending);
+    // L-10; the store does it only while this epoch is the newest.
+    this.#liveness.down(held.hostId, held.epoch, reason);
+    this.#logger.info({ hostId: held.hostId, epoch: held.epoch, reason }, 'host disconnected');
+    this.#tell('hostDisconnected', held.hostId, held.epoch, reason);
+  }
+
+  /** The one loop of the hub. */
+  async #run(): Promise<void> {
+    const { signal } = this.#life;
+    while (!signal.aborted) {
+      try {
+        await this.#clock.sleep(hubTickMs, signal);
+      } catch {
+        return; // closed
+      }
+      const now = this.#clock.now();
+      this.#sweep(now);
+      this.#doorway.sweep(now);
+      try {
+        await this.#liveness.flush();
+        if (now >= this.#renewAt) await this.#rotate();
+        if (now - this.#lastAudit >= linkAuditMs) await this.#audit(now);
+      } catch (error) {
+        this.#logger.error({ err: error }, 'the hub could not do its round; it tries again');
+      }
+    }
+  }
+
+  #sweep(now: number): void {
+    for (const [call, since] of this.#strangers) {
+      if (now - since < firstFrameMs) continue;
+      this.#strangers.delete(call);
+      endWith(call, status.DEADLINE_EXCEEDED, 'Register did not come in time');
+    }
+    for (const held of this.#links.values()) {
+      if (now - held.lastSeen <= this.#ttlMs) continue;
+      const message = `nothing was heard of it for ${Math.round((now - held.lastSeen) / 1000)} s`;
+      this.#drop(held, message, { reason: link.GoAway_Reason.SILENT, message });
+      // It may not read what it was told.
+      this.#doorway.cut(held.peer, goAwayGraceMs);
+    }
+  }
+
+  /** What other replicas did to hosts whose stream is here: removed (L-4), or taken over by a newer stream (L-11). */
+  async #audit(now: number): Promise<void> {
+    this.#lastAudit = now;
+    if (this.#links.size === 0) return;
+    const rows = new Map((await this.#options.store.hosts.list()).map((row) => [row.id, row]));
+    for (const held of [...this.#links.values()]) {
+      const row = rows.get(held.hostId);
+      if (row === undefined) {
+        // Newer than the list, or gone: the row itself decides.
+        const now = await this.#options.store.hosts.get(held.hostId);
+        if (now === undefined || now.removedAt !== undefined) {
+          this.disconnect(held.hostId, link.GoAway_Reason.REMOVED, 'the host was removed');
+        }
+      } else if (row.epoch > held.epoch) {
+        const message = 'a newer stream of this host took over';
+        this.#drop(held, message, { reason: link.GoAway_Reason.SUPERSEDED, message });
+      }
+    }
+  }
+
+  async #rotate(): Promise<void> {
+    const { ca, dnsNames, ipAddresses, ticketKeys } = this.#options;
+    const issued = await ca.issueControlPlane({
+      dnsNames: dnsNames ?? ['localhost'],
+      ipAddresses: ipAddresses ?? ['127.0.0.1', '::1'],
+    });
+    const identity = { ...issued, caPem: ca.caPem, ...(ticketKeys === undefined ? {} : { ticketKeys }) };
+    if (this.#credentials === undefined) this.#credentials = new LinkServerCredentials(identity);
+    else this.#credentials.rotate(identity);
+    this.#renewAt = renewAt(issued.certificatePem);
+  }
+
+  readonly #tellObserved = (event: 'observed', ...rest: Parameters<NonNullable<HubListener['observed']>>): void => this.#tell(event, ...rest);
+
+  #tell<K extends keyof HubListener>(event: K, ...rest: Parameters<NonNullable<HubListener[K]>>): void {
+    for (const listener of this.#listeners) {
+      try {
+        (listener[event] as ((...values: typeof rest) => void) | undefined)?.(...rest);
+      } catch (error) {
+        this.#logger.error({ err: error, event }, 'a listener of the hub failed');
+      }
+    }
+  }
+}
+
+function asIs(bytes: Buffer): Buffer {
+  return bytes;
+}

@@ -1,0 +1,80 @@
+import type { HostId, Logger } from '@drover/foundation';
+import type { link } from '@drover/protocol';
+import { heartbeatBatch } from '../limits.ts';
+import type { Store } from '../store/store.ts';
+import type { HostLink } from './host-link.ts';
+
+type Beat = Parameters<Store['hosts']['heartbeats']>[0][number];
+
+/**
+ * Takes liveness to the store: heartbeats in batches, the newest of each host (L-9); ends of streams at once (L-10), and again
+ * each round until the store has taken them.
+ */
+export class Liveness {
+  readonly #store: Store;
+  readonly #logger: Logger;
+  readonly #beats = new Map<HostId, Beat>();
+  /** Streams that ended and are not marked yet: by host, the newest epoch. */
+  readonly #down = new Map<HostId, { readonly epoch: number; readonly reason: string }>();
+  /** Heartbeats being written: an end is marked after them, or they would make its host ready again. */
+  #writing: Promise<void> = Promise.resolve();
+  #marking: Promise<void> = Promise.resolve();
+
+  constructor(store: Store, logger: Logger) {
+    this.#store = store;
+    this.#logger = logger;
+  }
+
+  beat(held: HostLink, heartbeat: link.Heartbeat): void {
+    this.#beats.set(held.hostId, {
+      id: held.hostId,
+      epoch: held.epoch,
+      at: held.lastSeen,
+      loadMilli: heartbeat.loadMilli,
+      memoryAvailableBytes: Number(heartbeat.memoryAvailableBytes),
+    });
+  }
+
+  /** The stream with this epoch ended. */
+  down(hostId: HostId, epoch: number, reason: string): void {
+    const beat = this.#beats.get(hostId);
+    // A heartbeat that is written after the end must not make the host ready again.
+    if (beat !== undefined && beat.epoch <= epoch) this.#beats.delete(hostId);
+    if ((this.#down.get(hostId)?.epoch ?? -1) < epoch) this.#down.set(hostId, { epoch, reason });
+    this.#marking = Promise.all([this.#marking, this.#mark(hostId)]).then(() => undefined);
+  }
+
+  /** Never rejects. */
+  async #mark(hostId: HostId): Promise<void> {
+    // Its failure is that of flush.
+    await this.#writing.catch(() => undefined);
+    const entry = this.#down.get(hostId);
+    if (entry === undefined) return;
+    try {
+      await this.#store.hosts.markDown(hostId, entry.epoch, entry.reason);
+      if (this.#down.get(hostId) === entry) this.#down.delete(hostId);
+    } catch (error) {
+      this.#logger.error({ err: error, hostId }, 'a host could not be marked down; it is tried again');
+    }
+  }
+
+  /** Writes what waits. @throws what the store throws; heartbeats that were lost come again by themselves */
+  async flush(): Promise<void> {
+    await this.#marking;
+    for (const hostId of [...this.#down.keys()]) await this.#mark(hostId);
+    this.#writing = this.#writeBeats();
+    await this.#writing;
+  }
+
+  async #writeBeats(): Promise<void> {
+    while (this.#beats.size > 0) {
+      const batch: Beat[] = [];
+      for (const [hostId, beat] of this.#beats) {
+        batch.push(beat);
+        this.#beats.delete(hostId);
+        if (batch.length >= heartbeatBatch) break;
+      }
+      await this.#store.hosts.heartbeats(batch);
+    }
+  }
+}

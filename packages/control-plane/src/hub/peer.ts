@@ -1,0 +1,17 @@
+import { X509Certificate } from 'node:crypto';
+import type { HostId } from '@drover/foundation';
+import { subjectOf, type Names } from '@drover/pki';
+import type { ServerDuplexStream } from '@grpc/grpc-js';
+
+/**
+ * Which host the certificate of a call's connection names (L-5); undefined for anything else.
+ * TLS has verified the chain. It does not look at the dates again when a session is resumed, so they are checked here.
+ */
+export function hostOf(call: Pick<ServerDuplexStream<unknown, unknown>, 'getAuthContext'>, names: Names, now: number): HostId | undefined {
+  const der = call.getAuthContext().sslPeerCertificate?.raw;
+  if (der === undefined) return undefined;
+  const certificate = new X509Certificate(der);
+  if (certificate.validToDate.getTime() < now || certificate.validFromDate.getTime() > now) return undefined;
+  const subject = subjectOf(certificate, names);
+  return subject?.kind === 'host' ? subject.id : undefined;
+}

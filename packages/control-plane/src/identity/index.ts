@@ -1,0 +1,2 @@
+export { joinHost } from './join.ts';
+export { answerSigningRequest, type SigningDependencies } from './signing.ts';

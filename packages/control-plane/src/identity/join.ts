@@ -1,0 +1,50 @@
+import { create } from '@bufbuild/protobuf';
+import { checkLabel, clip, DroverError, hasCode, parseHostId } from '@drover/foundation';
+import { hashSecret, parseJoinToken } from '@drover/pki';
+import { api } from '@drover/protocol';
+import type { SigningDependencies } from './signing.ts';
+
+const hostnamePattern = /^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/;
+
+/**
+ * JoinService.Join (L-1 to L-3, L-7): takes one use of the token, writes the host's row, signs its certificate.
+ * The same host may repeat it after a lost answer.
+ * @throws {DroverError} join-refused, the same for an unknown, a used and an expired token and for a removed host; invalid-argument
+ */
+export async function joinHost(
+  { store, ca, linkAddress }: SigningDependencies & { readonly linkAddress: string },
+  request: api.JoinRequest,
+): Promise<api.JoinResponse> {
+  const hostId = parseHostId(request.hostId);
+  if (!hostnamePattern.test(request.hostname)) {
+    throw new DroverError('invalid-argument', `${JSON.stringify(clip(request.hostname))} cannot be a host's name`, {
+      hint: 'use letters, digits, dots and hyphens',
+    });
+  }
+  // The cause is for the log of this side alone: on the wire every refusal is the same (L-3).
+  const refused = (why: unknown): DroverError => new DroverError('join-refused', 'the join was refused', { cause: why });
+  let secret: string;
+  try {
+    secret = parseJoinToken(request.token).secret;
+  } catch (error) {
+    throw refused(error);
+  }
+  // Before the token is taken: a request that cannot be signed must not use it up.
+  const issued = await ca.signHost(hostId, request.csrDer);
+  const taken = await store.tokens.takeJoin(hashSecret(secret), hostId);
+  if (taken === undefined) throw refused(new Error('the token is unknown, used up or expired'));
+  for (const [key, value] of Object.entries(taken.labels)) checkLabel(key, value);
+  try {
+    await store.hosts.join({ id: hostId, name: request.hostname, labels: taken.labels, certificateExpiresAt: issued.notAfter });
+  } catch (error) {
+    if (hasCode(error, 'host-removed')) throw refused(error);
+    throw error;
+  }
+  return create(api.JoinResponseSchema, {
+    certificatePem: issued.certificatePem,
+    caPem: ca.caPem,
+    trustDomain: ca.names.trustDomain,
+    linkAddress,
+    labels: { ...taken.labels },
+  });
+}

@@ -1,0 +1,51 @@
+import { create } from '@bufbuild/protobuf';
+import { canonicalCommonName, DroverError, parseSandboxId, type HostId } from '@drover/foundation';
+import type { CertificateAuthority, IssuedCertificate } from '@drover/pki';
+import { errorToWire, link } from '@drover/protocol';
+import type { Store } from '../store/store.ts';
+
+export interface SigningDependencies {
+  readonly store: Store;
+  readonly ca: CertificateAuthority;
+}
+
+/**
+ * What a host may have signed over its link: its own certificate again (L-2), and one for each sandbox that the store has
+ * placed on it, under that sandbox's own name (I-5). Never throws; a refusal is the answer.
+ */
+export async function answerSigningRequest(
+  dependencies: SigningDependencies,
+  hostId: HostId,
+  request: link.SigningRequest,
+): Promise<link.SigningResponse> {
+  const answer = create(link.SigningResponseSchema, { requestId: request.requestId });
+  try {
+    const issued = await sign(dependencies, hostId, request);
+    answer.certificatePem = issued.certificatePem;
+    answer.caPem = dependencies.ca.caPem;
+  } catch (error) {
+    answer.error = errorToWire(error);
+  }
+  return answer;
+}
+
+async function sign({ store, ca }: SigningDependencies, hostId: HostId, request: link.SigningRequest): Promise<IssuedCertificate> {
+  switch (request.subject.case) {
+    case 'host': {
+      const issued = await ca.signHost(hostId, request.csrDer);
+      await store.hosts.certificateRenewed(hostId, issued.notAfter);
+      return issued;
+    }
+    case 'sandboxId': {
+      const id = parseSandboxId(request.subject.value);
+      const row = await store.sandboxes.get(id);
+      // One answer for all of these: a host learns nothing about sandboxes that are not its own.
+      if (row === undefined || row.hostId !== hostId || row.desired === 'deleted' || row.deletedAt !== undefined) {
+        throw new DroverError('permission-denied', `sandbox ${id} is not placed on this host`);
+      }
+      return await ca.signSandbox(id, canonicalCommonName(row.project, row.name), request.csrDer);
+    }
+    case undefined:
+      throw new DroverError('invalid-argument', 'the signing request names no subject');
+  }
+}

@@ -1,0 +1,183 @@
+// Host link (spec 1): packages/control-plane/src/hub
+
+/** How often a host sends a heartbeat (L-9). Milliseconds. */
+export const heartbeatIntervalMs = 10_000;
+/** A host silent for this long is marked down and its stream closed (L-10). Milliseconds. */
+export const hostTtlMs = 30_000;
+/** The hub's one loop: heartbeats are written and silence is looked for this often. Milliseconds. */
+export const hubTickMs = 1_000;
+/** Heartbeats in one store transaction; more go into the next one. */
+export const heartbeatBatch = 1_000;
+/** How often the hub compares its streams with the store's hosts (removed, or newer elsewhere: L-4, L-11). Milliseconds. */
+export const linkAuditMs = 10_000;
+/** A stream that has not sent its first frame by then is ended with DEADLINE_EXCEEDED. Milliseconds. */
+export const firstFrameMs = 10_000;
+/** One frame of the link, either way; a larger one ends the stream with RESOURCE_EXHAUSTED. Bytes. */
+export const maxLinkFrameBytes = 4 * 1024 * 1024;
+/** Frames waiting on one stream for a slow host; one more is refused with queue-full (L-17). */
+export const linkQueueFrames = 256;
+/** Bytes waiting on one stream for a slow host; beyond them, queue-full (L-17). */
+export const linkQueueBytes = 8 * 1024 * 1024;
+/** Commands of one host waiting for results; one more is refused with queue-full (L-17). */
+export const pendingCommandsPerHost = 1_024;
+/** Signing requests of one host being answered; one more is answered with queue-full. */
+export const signingsPerHost = 16;
+/** Sandboxes of one host whose observations wait for the store; beyond them the stream is not read until it caught up. */
+export const pendingObservations = 4_096;
+/** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */
+export const registrationsPerSecond = 400;
+export const registrationBurst = 400;
+/** The longest wait that the ramp tells a host. Milliseconds; beyond it hosts share the last turn, spread by their own jitter. */
+export const rampMaxDelayMs = 30_000;
+/** Connections whose TLS handshake is under way; the others wait unread (L-12). */
+export const handshakesAtOnce = 64;
+/** Connections waiting for a handshake; one more is closed at once, and the host backs off. */
+export const waitingConnections = 16_384;
+/** A connection that has not made a call by then is closed. Milliseconds. */
+export const handshakeMs = 15_000;
+/** How long a host that was told to go may take to read it before its connection is cut. Milliseconds. */
+export const goAwayGraceMs = 2_000;
+/** Streams on one connection: the link and its tunnels. */
+export const streamsPerConnection = 2_048;
+/** From the command to the host's tunnel (L-30); then timed-out. Milliseconds. */
+export const tunnelOpenMs = 20_000;
+/** Tunnels being opened on the whole replica; one more is refused with queue-full. */
+export const openingTunnels = 4_096;
+/** API: bytes of one message of a request. A longer one fails the call with resource-exhausted. */
+export const maxRequestBytes = 4 * 1024 * 1024;
+/** API: streams that one connection may have open. Further ones wait at the client (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS). */
+export const maxStreamsPerConnection = 1_000;
+/** API: HTTP/2 window of a stream and of a connection, bytes. A reader that is slower stops the writer there. */
+export const apiStreamWindowBytes = 1024 * 1024;
+export const apiConnectionWindowBytes = 4 * 1024 * 1024;
+/** API: how long a TLS handshake may take, ms. Then the connection is closed. */
+export const apiHandshakeTimeoutMs = 10_000;
+/** API: connections at once. Further ones are closed at once. */
+export const apiMaxConnections = 10_000;
+/** API: how long calls may go on after the server began to stop, ms. Then they are cut. */
+export const apiShutdownGraceMs = 2_000;
+/** API: how long the first message of a stream may take, ms. Then the call fails with invalid-argument. */
+export const firstMessageTimeoutMs = 10_000;
+/** API: bytes of a chunk that the API sends. Longer data is cut up. */
+export const apiChunkBytes = 64 * 1024;
+/** API: characters of an idempotency key. */
+export const maxIdempotencyKeyLength = 128;
+/** API: rows of a page when the caller names no number, and at most. More is cut to the most. */
+export const defaultPageSize = 500;
+export const maxPageSize = 1_000;
+/** API: characters of an image reference. */
+export const maxImageReferenceLength = 1_024;
+/** API: arguments of one command, and bytes of all of them (and, apart from these, of the environment). More is refused. */
+export const maxArguments = 4_096;
+export const maxArgumentBytes = 1024 * 1024;
+/** API: environment variables, labels, destinations and mounts of one sandbox. More is refused. */
+export const maxEnvVars = 1_024;
+export const maxLabels = 64;
+export const maxAllowPatterns = 256;
+export const maxMounts = 64;
+/** API: the longest life and the longest grace at stop that can be asked for. */
+export const maxTtlSeconds = 10 * 365 * 86_400;
+export const maxStopGraceMs = 3_600_000;
+/** API: the least memory that a sandbox can be limited to, bytes: init has to fit in. */
+export const minMemoryBytes = 16 * 1024 * 1024;
+/** What placement counts for a sandbox that names no CPU or no memory. */
+export const defaultRequestCpuMillis = 100;
+export const defaultRequestMemoryBytes = 64 * 1024 * 1024;
+/** API: how long an exec or a log looks for its sandbox's session again after a break, ms. Then it fails with the session's error. */
+export const reattachMs = 60_000;
+/** API: first and longest delay between two tries to attach again, ms; full jitter. */
+export const reattachBaseMs = 50;
+export const reattachCapMs = 2_000;
+/** API: how long an ended main process's exit code may take to be reported by the host, ms. Then the exec fails. */
+export const exitReportMs = 10_000;
+/** API: input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */
+export const inputSettledMs = 10_000;
+/** API: hosts that one image call asks at the same moment; the others follow. */
+export const imageFanOut = 64;
+/** API: how long a host may take to list, remove or prune images or to diagnose itself, ms. Then it counts as failed. */
+export const hostCallTimeoutMs = 60_000;
+/** API: lifetime of a join token when none is named, and at most, s; and uses at most. */
+export const defaultJoinTtlSeconds = 3_600;
+export const maxJoinTtlSeconds = 30 * 86_400;
+export const maxJoinUses = 10_000;
+/** API: events read at once for wake-ups. */
+export const wakeReadBatch = 500;
+
+// Store: packages/control-plane/src/store
+
+/** SQL statements kept prepared; when there are more, all are prepared again as they are used. */
+export const preparedStatements = 500;
+/** How long SQLite waits for another process's transaction; then the call fails. Milliseconds. */
+export const sqliteBusyMs = 5_000;
+/** Connections to PostgreSQL of one replica; more calls wait for one. */
+export const postgresConnections = 16;
+/** From asking for a connection to PostgreSQL until having it; then the call fails. Milliseconds. */
+export const postgresConnectMs = 10_000;
+/** Between tries to listen for other replicas' events again: first and longest. Milliseconds. */
+export const listenBackoffBaseMs = 200;
+export const listenBackoffCapMs = 10_000;
+/** Runs of a transaction that PostgreSQL gave up for another's sake; then the call fails. */
+export const transactionAttempts = 5;
+/** Rows in one INSERT or one batch; more go into the next. Both databases bound the parameters of a statement. */
+export const rowsPerStatement = 500;
+/** Rows of a list when its caller gives no limit. */
+export const listPage = 500;
+/** Rows of the largest list; more are left for the next page. */
+export const listPageMax = 10_000;
+/** How long a first call with an idempotency key (L-20) holds it without renewing its claim: after a crash the key is free then. Milliseconds. */
+export const idempotencyClaimMs = 15_000;
+/** How often a repeated call looks whether the first has finished, and how long; then it is told conflict. Milliseconds. */
+export const idempotencyPollMs = 50;
+export const idempotencyWaitMs = 120_000;
+
+// Placement, reconcile and events: packages/control-plane/src/{placement,reconcile,events}
+
+/** Hosts tried for one sandbox whose room was taken meanwhile; then it waits for the next round. */
+export const placementAttempts = 10;
+/** Sandboxes of one placement round; more are left for the next one. */
+export const placementBatch = 256;
+/** Waiting sandboxes are looked at this often even when nothing woke placement, and at most this often when much does. Milliseconds. */
+export const placementIntervalMs = 5_000;
+export const placementPauseMs = 100;
+/** Commands of the reconciler under way on one host; more sandboxes wait for one to end. */
+export const stepsPerHost = 64;
+/** Between tries of one sandbox's step: first ceiling and longest; drawn with full jitter. Milliseconds. */
+export const stepBackoffBaseMs = 500;
+export const stepBackoffCapMs = 60_000;
+/** Tries of a creation or start that fail for reasons that may pass; then the sandbox fails with the last one. */
+export const startAttempts = 6;
+/** Every sandbox of a connected host is compared anew this often, whatever woke the loop before. Milliseconds. */
+export const resyncMs = 60_000;
+/** A host down for this long makes its sandboxes lost (L-26). Milliseconds. */
+export const lostGraceMs = 60_000;
+/** How often lost, expired and old rows are looked for. Milliseconds. */
+export const upkeepMs = 5_000;
+/** Events that are kept; older ones are dropped, and a watcher that needs them is told how many it lost (I-36). */
+export const eventsKept = 100_000;
+/** Events that a watcher reads at once. */
+export const eventPage = 256;
+/** A watcher looks for new events this often even when nothing woke it. Milliseconds. */
+export const watchIntervalMs = 5_000;
+/** How long the answer to an idempotency key is kept (L-20). Milliseconds. */
+export const idempotencyKeptMs = 24 * 60 * 60 * 1_000;
+/** How often a drain looks at what is left. Milliseconds. */
+export const drainPollMs = 500;
+/** Control plane: how often it looks whether its certificate is due for renewal, ms. */
+export const certificateCheckMs = 3_600_000;
+
+// Sessions: packages/control-plane/src/sessions
+
+/** Between tries of one dial: first ceiling and longest; drawn with full jitter (I-23). Milliseconds. */
+export const dialBackoffBaseMs = 500;
+export const dialBackoffCapMs = 10_000;
+/** How long a dial is tried in all (I-23); then its session counts as broken until something is observed or someone asks. Milliseconds. */
+export const dialTotalMs = 60_000;
+/** One attempt, from the tunnel to HelloAck; a longer one has failed. Milliseconds. */
+export const dialAttemptMs = 20_000;
+/** A session that hears nothing for the first of these sends a ping, and is broken when no answer comes within the second. Milliseconds. */
+export const sessionPingMs = 15_000;
+export const sessionPingTimeoutMs = 10_000;
+/** How often those who wait for a session look at the store while events are being written. Milliseconds. */
+export const sessionLookMs = 50;
+/** Bytes of one message from an init; a larger one fails the call. */
+export const maxInitMessageBytes = 1024 * 1024;

@@ -1,0 +1,84 @@
+import { DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { clip } from '@drover/foundation';
+import * as limits from '../limits.ts';
+import { hasEnded, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { Bell } from '../reconcile/bell.ts';
+import { placementRequest, plan } from './plan.ts';
+
+export interface PlacementOptions {
+  readonly store: Store;
+  readonly clock: Clock;
+  readonly logger: Logger;
+}
+
+/** Finds hosts for sandboxes that have none (L-24). Any number may run at once: a place is taken in the store, or not at all. */
+export class Placement {
+  readonly #options: PlacementOptions;
+  readonly #bell: Bell;
+
+  constructor(options: PlacementOptions) {
+    this.#options = options;
+    this.#bell = new Bell(options.clock);
+  }
+
+  /**
+   * Places one sandbox if it waits for a place; gives the row as it is then, placed or `unschedulable` with why.
+   * @throws {DroverError} sandbox-not-found
+   */
+  async placeNow(id: SandboxId): Promise<SandboxRow> {
+    const { store } = this.#options;
+    for (let attempt = 1; ; attempt++) {
+      const row = await store.sandboxes.get(id);
+      if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id}`);
+      if (!waitsForPlace(row)) return row;
+      const decision = plan(await store.hosts.list(), placementRequest(row));
+      if (decision.kind === 'host') {
+        const placed = await store.sandboxes.place(id, decision.hostId);
+        // A lost race: the room went to another one, or the row changed. The next snapshot shows which.
+        if (!placed && attempt < limits.placementAttempts) continue;
+        if (!placed) await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');
+      } else {
+        await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, 2_000));
+      }
+      return (await store.sandboxes.get(id)) ?? row;
+    }
+  }
+
+  /** Places what waits, each time that something changed, and at least every `placementIntervalMs`; until the signal aborts. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { store, clock, logger } = this.#options;
+    const unsubscribe = store.events.onAppend(() => this.#bell.ring());
+    try {
+      while (!signal.aborted) {
+        try {
+          await this.#round(signal);
+        } catch (error) {
+          if (!signal.aborted) logger.error({ err: error }, 'a placement round failed; the next one follows');
+        }
+        await clock.sleep(limits.placementPauseMs, signal);
+        await this.#bell.wait(limits.placementIntervalMs, signal);
+      }
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    } finally {
+      unsubscribe();
+    }
+  }
+
+  /** Makes `run` look again now. */
+  poke(): void {
+    this.#bell.ring();
+  }
+
+  async #round(signal: AbortSignal): Promise<void> {
+    for (const row of await this.#options.store.sandboxes.unplaced(limits.placementBatch)) {
+      if (signal.aborted) return;
+      await this.placeNow(row.id);
+    }
+  }
+}
+
+function waitsForPlace(row: SandboxRow): boolean {
+  if (row.deletedAt !== undefined || (row.desired !== 'running' && row.desired !== 'paused') || runIsOver(row)) return false;
+  return row.hostId === undefined || (row.pendingReason !== '' && hasEnded(row.observed));
+}

@@ -1,0 +1,88 @@
+import type { Clock, HostId } from '@drover/foundation';
+import * as limits from '../limits.ts';
+import { placementRequest, plan, type Placement } from '../placement/index.ts';
+import { hasEnded, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+
+export interface DrainOptions {
+  readonly store: Store;
+  readonly placement: Placement;
+  readonly clock: Clock;
+  readonly hostId: HostId;
+  /** Stops what no other host has room for, instead of leaving it. */
+  readonly stop: boolean;
+}
+
+export interface DrainProgress {
+  /** What ran on the host when the drain began. */
+  readonly total: number;
+  /** What still does. */
+  readonly remaining: number;
+  readonly message: string;
+  readonly done: boolean;
+}
+
+/**
+ * L-27: empties a host of what runs on it. Nothing new comes to it, from the first moment until it is uncordoned.
+ *
+ * A sandbox moves by being made anew on another host: its files stay behind and are removed with the copy, its command begins
+ * again. What no other host has room for is stopped, or left and named. What had ended stays: its files are here only.
+ * Ends with `done` when nothing more will move; abandoned, the host stays draining and a second call goes on.
+ * @throws {DroverError} host-not-found, host-removed
+ */
+export async function* drainHost(options: DrainOptions, signal: AbortSignal): AsyncGenerator<DrainProgress, void, undefined> {
+  const { store, placement, clock, hostId, stop } = options;
+  await store.hosts.setScheduling(hostId, 'draining');
+  const first = (await store.sandboxes.onHost(hostId)).filter(runs);
+  const total = first.length;
+  let told = '';
+  const progress = (remaining: number, message: string, done: boolean): DrainProgress[] => {
+    const line = `${remaining} ${message}`;
+    if (line === told && !done) return [];
+    told = line;
+    return [{ total, remaining, message, done }];
+  };
+  yield* progress(
+    total,
+    total === 0 ? 'nothing runs on it' : `${total} to move; each is made anew elsewhere, without what it had written`,
+    total === 0,
+  );
+
+  while (told !== '' && total > 0) {
+    signal.throwIfAborted();
+    const left: SandboxRow[] = [];
+    for (const row of (await store.sandboxes.onHost(hostId)).filter(runs)) {
+      // Already asked to end: its host reports when it has.
+      if (row.desired === 'stopped' || row.desired === 'deleted') continue;
+      const moved = await move(options, row);
+      if (moved) yield* progress(await remainingOn(store, hostId), `${row.name} moves to another host`, false);
+      else if (stop) await store.sandboxes.setDesired(row.id, 'stopped');
+      else left.push(row);
+      if (moved) await placement.placeNow(row.id);
+    }
+    const remaining = await remainingOn(store, hostId);
+    if (remaining === left.length) {
+      const names = left.map((row) => row.name).join(', ');
+      yield* progress(remaining, remaining === 0 ? 'nothing runs on it any more' : `no other host has room for ${names}`, true);
+      return;
+    }
+    yield* progress(remaining, 'waiting for what is stopping', false);
+    await clock.sleep(limits.drainPollMs, signal);
+  }
+}
+
+/** Takes it off the host if another one has room now. */
+async function move({ store, hostId }: DrainOptions, row: SandboxRow): Promise<boolean> {
+  const { onHost: _, ...elsewhere } = placementRequest(row);
+  const others = (await store.hosts.list()).filter((host) => host.id !== hostId);
+  if (plan(others, elsewhere).kind !== 'host') return false;
+  return await store.sandboxes.unplace(row.id, hostId, 'draining');
+}
+
+async function remainingOn(store: Store, hostId: HostId): Promise<number> {
+  return (await store.sandboxes.onHost(hostId)).filter(runs).length;
+}
+
+/** It runs, or is about to. */
+function runs(row: SandboxRow): boolean {
+  return !runIsOver(row) && !(row.desired === 'stopped' && hasEnded(row.observed));
+}

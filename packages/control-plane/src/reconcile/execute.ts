@@ -1,0 +1,100 @@
+import { create } from '@bufbuild/protobuf';
+import { DroverError, hasCode, type HostId, type SandboxId } from '@drover/foundation';
+import { link, sandbox } from '@drover/protocol';
+import type { Hub, Operation } from '../hub/hub.ts';
+import type { SandboxRow, Store } from '../store/index.ts';
+import type { CopyStep, Step } from './plan.ts';
+
+/** What a step did to the host's copy. */
+export type Outcome = { readonly kind: 'seen'; readonly copy: sandbox.SandboxObservation } | { readonly kind: 'absent' };
+
+export interface ExecuteContext {
+  readonly store: Store;
+  readonly hub: Hub;
+  readonly hostId: HostId;
+  readonly epoch: number;
+  /** The link's: it ends the waiting, not the work on the host (L-21). No step has a deadline (L-23). */
+  readonly signal: AbortSignal;
+}
+
+/** Which sandbox a step is about. */
+export function stepSubject(step: Step): { readonly id: SandboxId; readonly generation: number } {
+  return step.kind === 'fence' ? step : { id: step.row.id, generation: step.row.generation };
+}
+
+/**
+ * Runs one step on the host, and writes what came of it.
+ * @throws {DroverError} what the host answered, or host-unavailable
+ */
+export async function executeStep(step: Step, context: ExecuteContext): Promise<Outcome> {
+  const { store, hostId } = context;
+  switch (step.kind) {
+    case 'gone':
+      await store.sandboxes.gone(step.row.id, hostId);
+      return { kind: 'absent' };
+    case 'destroy':
+      await call(context, { case: 'destroy', value: create(link.DestroySandboxSchema, { sandbox: ref(step.row) }) });
+      await store.sandboxes.gone(step.row.id, hostId);
+      return { kind: 'absent' };
+    case 'fence':
+      await call(context, {
+        case: 'destroy',
+        value: create(link.DestroySandboxSchema, { sandbox: { sandboxId: step.id, generation: BigInt(step.generation) } }),
+      });
+      // Frees what the stray copy counted for; the sandbox itself, where it is placed here anew, is not gone.
+      if (!step.placedHere) await store.sandboxes.gone(step.id, hostId);
+      return { kind: 'absent' };
+    default:
+      return await changeCopy(step, context);
+  }
+}
+
+async function changeCopy(step: CopyStep, context: ExecuteContext): Promise<Outcome> {
+  let result: link.CommandResult['value'];
+  try {
+    result = await call(context, operation(step));
+  } catch (error) {
+    // The copy that was seen is not there any more: what follows from that is planned anew.
+    if (step.kind !== 'create' && hasCode(error, 'sandbox-not-found')) return { kind: 'absent' };
+    throw error;
+  }
+  if (result.case === 'sandbox') {
+    await context.store.sandboxes.observe(context.hostId, context.epoch, [result.value]);
+    return { kind: 'seen', copy: result.value };
+  }
+  // The stop of one that is gone succeeds (L-19).
+  if (step.kind === 'stop') return { kind: 'absent' };
+  throw new DroverError('protocol-violation', `the host answered ${step.kind} without saying what it sees`, {
+    hint: 'see that the agent has the same version as the control plane',
+  });
+}
+
+async function call(context: ExecuteContext, operation: Operation): Promise<link.CommandResult['value']> {
+  // The hub sends on the host's newest stream: a loop whose own has ended must not command over its successor's (L-28).
+  context.signal.throwIfAborted();
+  return await context.hub.call(context.hostId, operation, { signal: context.signal });
+}
+
+function operation(step: CopyStep): Operation {
+  const { row } = step;
+  const target = { sandbox: ref(row) };
+  switch (step.kind) {
+    case 'create':
+      return {
+        case: 'create',
+        value: create(link.CreateSandboxSchema, { ...target, project: row.project, name: row.name, spec: row.spec }),
+      };
+    case 'start':
+      return { case: 'start', value: create(link.StartSandboxSchema, target) };
+    case 'stop':
+      return { case: 'stop', value: create(link.StopSandboxSchema, { ...target, graceMs: row.stopGraceMs }) };
+    case 'pause':
+      return { case: 'pause', value: create(link.PauseSandboxSchema, target) };
+    case 'resume':
+      return { case: 'resume', value: create(link.ResumeSandboxSchema, target) };
+  }
+}
+
+function ref(row: SandboxRow): { readonly sandboxId: string; readonly generation: bigint } {
+  return { sandboxId: row.id, generation: BigInt(row.generation) };
+}

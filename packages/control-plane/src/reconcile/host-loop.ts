@@ -1,0 +1,236 @@
+import { Backoff, DroverError, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import type { sandbox } from '@drover/protocol';
+import type { Hub } from '../hub/hub.ts';
+import * as limits from '../limits.ts';
+import type { Store } from '../store/index.ts';
+import { Bell } from './bell.ts';
+import { executeStep, stepSubject } from './execute.ts';
+import { planHost, planSandbox, type Step } from './plan.ts';
+
+export interface HostLoopOptions {
+  readonly store: Store;
+  readonly hub: Hub;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly hostId: HostId;
+  /** Fences the loop: what it writes under an older epoch is dropped by the store (L-11, L-28). */
+  readonly epoch: number;
+  /** This link's stream. */
+  readonly signal: AbortSignal;
+  readonly seen: readonly sandbox.SandboxObservation[];
+  readonly random?: () => number;
+  readonly onGone: (id: SandboxId) => void;
+}
+
+/** The last step of a sandbox, and when it may be tried again: it failed, or it was done and is planned again all the same. */
+interface Rest {
+  readonly generation: number;
+  readonly kind: Step['kind'];
+  readonly backoff: Backoff;
+  /** Undefined: it was done. */
+  until: number | undefined;
+}
+
+/**
+ * Drives one connected host to what is wanted of it (L-22), as long as its stream lives. It is level-triggered: it can plan at any
+ * moment from what is stored and seen; being told of a change only says when to look. Steps of different sandboxes run at once,
+ * those of one sandbox one after another.
+ */
+export class HostLoop {
+  readonly #options: HostLoopOptions;
+  readonly #bell: Bell;
+  readonly #seen = new Map<string, sandbox.SandboxObservation>();
+  readonly #dirty = new Set<SandboxId>();
+  readonly #busy = new Set<SandboxId>();
+  readonly #resting = new Map<SandboxId, Rest>();
+  #everything = true;
+
+  constructor(options: HostLoopOptions) {
+    this.#options = options;
+    this.#bell = new Bell(options.clock);
+    this.observed(options.seen);
+  }
+
+  /** Takes in what the host saw; an older sequence than the one held is dropped. */
+  observed(observations: readonly sandbox.SandboxObservation[]): void {
+    for (const copy of observations) {
+      const held = this.#seen.get(copy.sandboxId);
+      if (held !== undefined && held.sequence > copy.sequence) continue;
+      this.#seen.set(copy.sandboxId, copy);
+      this.#dirty.add(copy.sandboxId as SandboxId);
+    }
+    this.#bell.ring();
+  }
+
+  /** Looks at one sandbox again, or at all. */
+  poke(id?: SandboxId): void {
+    if (id === undefined) this.#everything = true;
+    else this.#dirty.add(id);
+    this.#bell.ring();
+  }
+
+  /** Runs until the stream ends. Steps under way then end by themselves: their calls fail with the stream (L-16). */
+  async run(): Promise<void> {
+    const { signal, clock, logger, hostId } = this.#options;
+    let resyncAt = clock.now() + limits.resyncMs;
+    while (!signal.aborted) {
+      try {
+        await this.#bell.wait(Math.max(0, Math.min(resyncAt, this.#nextRestEnd()) - clock.now()), signal);
+        if (clock.now() >= resyncAt) {
+          this.#everything = true;
+          resyncAt = clock.now() + limits.resyncMs;
+        }
+        await this.#round();
+      } catch (error) {
+        if (signal.aborted) return;
+        logger.error({ err: error, hostId }, 'a reconcile round failed; all of the host is looked at again');
+        this.#everything = true;
+        // Only the stream's end rejects it, and the loop looks at that.
+        await clock.sleep(limits.stepBackoffBaseMs, signal).catch(() => undefined);
+      }
+    }
+  }
+
+  async #round(): Promise<void> {
+    const now = this.#options.clock.now();
+    for (const [id, rest] of this.#resting) if (rest.until !== undefined && rest.until <= now) this.#dirty.add(id);
+    for (const step of await this.#plan()) {
+      if (this.#options.signal.aborted) return;
+      const { id } = stepSubject(step);
+      if (this.#busy.size >= limits.stepsPerHost) this.#dirty.add(id);
+      else if (!this.#busy.has(id) && !this.#rests(step, now)) this.#begin(step);
+    }
+  }
+
+  /** Sandboxes with a step under way are left out: the end of the step makes them dirty again. */
+  async #plan(): Promise<readonly Step[]> {
+    const { store, hostId } = this.#options;
+    if (this.#everything) {
+      this.#everything = false;
+      this.#dirty.clear();
+      const wanted = await store.sandboxes.onHost(hostId);
+      return planHost(wanted, [...this.#seen.values()]);
+    }
+    const ids = [...this.#dirty].filter((id) => !this.#busy.has(id));
+    this.#dirty.clear();
+    const steps: Step[] = [];
+    for (const id of ids) {
+      const row = await store.sandboxes.get(id);
+      const here = row?.hostId === hostId && row.deletedAt === undefined ? row : undefined;
+      const step = planSandbox(here, this.#seen.get(id));
+      if (step === undefined) this.#resting.delete(id);
+      else steps.push(step);
+    }
+    return steps;
+  }
+
+  /** A new wish, or another step than the one that failed, does not have to wait. */
+  #rests(step: Step, now: number): boolean {
+    const rest = this.#restOf(step);
+    if (rest === undefined) {
+      this.#resting.delete(stepSubject(step).id);
+      return false;
+    }
+    // The host said that it was done, and it is to be done again: not in a hot loop.
+    rest.until ??= now + rest.backoff.nextMs();
+    return rest.until > now;
+  }
+
+  #begin(step: Step): void {
+    const { id } = stepSubject(step);
+    this.#busy.add(id);
+    void this.#run(step).finally(() => {
+      this.#busy.delete(id);
+      this.poke(id);
+    });
+  }
+
+  /** Never rejects. */
+  async #run(step: Step): Promise<void> {
+    const { store, hub, clock, logger, hostId, epoch, signal } = this.#options;
+    const { id, generation } = stepSubject(step);
+    const began = clock.now();
+    try {
+      const outcome = await executeStep(step, { store, hub, hostId, epoch, signal });
+      if (outcome.kind === 'seen') this.observed([outcome.copy]);
+      else this.#absent(id);
+      this.#restFor(step).until = undefined;
+      logger.debug({ hostId, sandboxId: id, step: step.kind, generation, tookMs: clock.now() - began }, 'reconciled');
+    } catch (thrown) {
+      if (signal.aborted) return;
+      await this.#failed(step, DroverError.from(thrown)).catch((error: unknown) => {
+        logger.error(
+          { err: error, hostId, sandboxId: id, step: step.kind },
+          'the failure of a step could not be written; it is tried again',
+        );
+        this.#rest(step, this.#delay(step));
+      });
+    }
+  }
+
+  async #failed(step: Step, error: DroverError): Promise<void> {
+    const { store, logger, hostId } = this.#options;
+    const { id, generation } = stepSubject(step);
+    const tries = (this.#restOf(step)?.backoff.attempts ?? 0) + 1;
+    const begins = step.kind === 'create' || step.kind === 'start';
+    const final = begins && (!error.transient || tries >= limits.startAttempts);
+    logger.warn({ hostId, sandboxId: id, step: step.kind, generation, tries, final, code: error.code, err: error }, 'a step failed');
+    if (final) {
+      this.#resting.delete(id);
+      await store.sandboxes.fail(id, error.code, sentence(error));
+      return;
+    }
+    const retryInMs = this.#delay(step);
+    this.#rest(step, retryInMs);
+    if (tries === 1) {
+      const data = { step: step.kind, hostId, code: error.code, message: sentence(error), retryInMs };
+      await store.events.append([{ kind: 'sandbox', type: 'SandboxStepFailed', subject: id, data }]);
+    }
+  }
+
+  #absent(id: SandboxId): void {
+    this.#seen.delete(id);
+    this.#options.onGone(id);
+  }
+
+  #restOf(step: Step): Rest | undefined {
+    const { id, generation } = stepSubject(step);
+    const rest = this.#resting.get(id);
+    return rest?.generation === generation && rest.kind === step.kind ? rest : undefined;
+  }
+
+  #delay(step: Step): number {
+    return this.#restFor(step).backoff.nextMs();
+  }
+
+  #rest(step: Step, ms: number): void {
+    this.#restFor(step).until = this.#options.clock.now() + ms;
+  }
+
+  #restFor(step: Step): Rest {
+    const known = this.#restOf(step);
+    if (known !== undefined) return known;
+    const { id, generation } = stepSubject(step);
+    const { random } = this.#options;
+    const backoff = new Backoff({
+      baseMs: limits.stepBackoffBaseMs,
+      capMs: limits.stepBackoffCapMs,
+      ...(random === undefined ? {} : { random }),
+    });
+    const rest: Rest = { generation, kind: step.kind, backoff, until: 0 };
+    this.#resting.set(id, rest);
+    return rest;
+  }
+
+  #nextRestEnd(): number {
+    let next = Number.POSITIVE_INFINITY;
+    for (const [id, rest] of this.#resting) {
+      if (rest.until !== undefined && !this.#busy.has(id)) next = Math.min(next, rest.until);
+    }
+    return next;
+  }
+}
+
+function sentence(error: DroverError): string {
+  return error.hint === undefined ? error.message : `${error.message}; ${error.hint}`;
+}

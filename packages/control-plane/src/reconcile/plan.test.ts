@@ -1,0 +1,220 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { create } from '@bufbuild/protobuf';
+import { sandbox } from '@drover/protocol';
+import { newSandboxId } from '@drover/foundation';
+import { runIsOver, type DesiredState, type ObservedState, type SandboxRow } from '../store/index.ts';
+import { observedState } from '../store/rows.ts';
+import { draft } from '../store/testing/fixtures.ts';
+import { planHost, planSandbox, type Step } from './plan.ts';
+
+type StateName = keyof typeof sandbox.SandboxState;
+
+function row(change: Partial<SandboxRow> = {}): SandboxRow {
+  const { id, project, name, spec, labels, request } = draft();
+  return {
+    ...{ id, project, name, spec, labels, request },
+    ...{
+      desired: 'running',
+      generation: 1,
+      startGeneration: 1,
+      placedGeneration: 1,
+      hostId: undefined,
+      pendingReason: '',
+      pendingMessage: '',
+    },
+    ...{
+      observed: undefined,
+      observedGeneration: 0,
+      observedSequence: 0,
+      reason: '',
+      message: '',
+      exitCode: undefined,
+      outOfMemory: false,
+    },
+    ...{ address: '', runtime: '', imageDigest: '', startCount: 0, lostSince: undefined, createdAt: 0, updatedAt: 0, startedAt: undefined },
+    ...{ finishedAt: undefined, deletedAt: undefined, stopGraceMs: 0 },
+    ...change,
+  };
+}
+
+function copy(state: StateName, generation = 1, id: string = newSandboxId()): sandbox.SandboxObservation {
+  return create(sandbox.SandboxObservationSchema, { sandboxId: id, generation: BigInt(generation), state: sandbox.SandboxState[state] });
+}
+
+describe('planning one sandbox', () => {
+  const over = { observed: 'stopped', observedGeneration: 1 } as const;
+  const cases: readonly [string, Partial<SandboxRow>, [StateName, number] | undefined, Step['kind'] | undefined][] = [
+    ['L-22: placed and not made yet', {}, undefined, 'create'],
+    ['begun, and its host has no trace of it', { observed: 'preparing', observedGeneration: 1 }, undefined, 'create'],
+    ['ran, and its host has no trace of it', { observed: 'running', observedGeneration: 1 }, undefined, 'gone'],
+    ['ended, and its host has no trace of it', over, undefined, 'gone'],
+    [
+      'its creation failed, and it is wanted again',
+      { observed: 'failed', observedGeneration: 1, generation: 2, startGeneration: 2 },
+      undefined,
+      'create',
+    ],
+    ['runs as wanted', {}, ['RUNNING', 1], undefined],
+    ['is being made', {}, ['PREPARING', 1], undefined],
+    ['its run is over', over, ['STOPPED', 1], undefined],
+    ['its run is over, and the store does not know yet', {}, ['STOPPED', 1], undefined],
+    ['its run is over, after it was paused and resumed', { generation: 3 }, ['STOPPED', 1], undefined],
+    ['is wanted again after its run', { ...over, generation: 2, startGeneration: 2 }, ['STOPPED', 1], 'start'],
+    [
+      'waits for room to start again',
+      { ...over, generation: 2, startGeneration: 2, pendingReason: 'unschedulable' },
+      ['STOPPED', 1],
+      undefined,
+    ],
+    ['paused, wanted running', { generation: 3 }, ['PAUSED', 2], 'resume'],
+    ['running, wanted paused', { desired: 'paused', generation: 2 }, ['RUNNING', 1], 'pause'],
+    ['starting, wanted paused', { desired: 'paused', generation: 2 }, ['STARTING', 1], undefined],
+    ['ended, wanted paused', { desired: 'paused', generation: 2 }, ['STOPPED', 1], undefined],
+    ['never made, wanted paused', { desired: 'paused', generation: 2 }, undefined, 'create'],
+    ['running, wanted stopped', { desired: 'stopped', generation: 2 }, ['RUNNING', 1], 'stop'],
+    ['being made, wanted stopped', { desired: 'stopped', generation: 2 }, ['PREPARING', 1], 'stop'],
+    ['never made, wanted stopped', { desired: 'stopped', generation: 2 }, undefined, 'gone'],
+    ['stopped as wanted', { desired: 'stopped', generation: 2 }, ['STOPPED', 2], undefined],
+    ['wanted deleted', { desired: 'deleted', generation: 2 }, ['PREPARING', 1], 'destroy'],
+    ['wanted deleted, and gone', { desired: 'deleted', generation: 2 }, undefined, 'gone'],
+    ['L-26: a copy from an earlier placement', { generation: 3, startGeneration: 3, placedGeneration: 3 }, ['RUNNING', 1], 'fence'],
+    ['given up by the control plane, and running', { observed: 'failed', observedGeneration: 1 }, ['RUNNING', 1], 'stop'],
+  ];
+  it.each(cases)('%s', (_, change, seen, expected) => {
+    const wanted = row(change);
+    expect(planSandbox(wanted, seen === undefined ? undefined : copy(...seen, wanted.id))?.kind).toBe(expected);
+  });
+
+  it('L-26: a copy of what is not placed here is fenced', () => {
+    const stray = copy('RUNNING', 4);
+    expect(planHost([], [stray])).toEqual([{ kind: 'fence', id: stray.sandboxId, generation: 4, placedHere: false }]);
+  });
+});
+
+/** A host and the store's side of it, as simple as can be: what each step is meant to bring about. */
+class Model {
+  readonly rows = new Map<string, SandboxRow>();
+  readonly copies = new Map<string, sandbox.SandboxObservation>();
+
+  steps(): readonly Step[] {
+    return planHost([...this.rows.values()], [...this.copies.values()]);
+  }
+
+  apply(step: Step): void {
+    if (step.kind === 'fence') {
+      this.copies.delete(step.id);
+      return;
+    }
+    const { id, generation } = step.row;
+    switch (step.kind) {
+      case 'destroy':
+      case 'gone':
+        this.copies.delete(id);
+        this.rows.delete(id);
+        return;
+      case 'create':
+      case 'start':
+      case 'resume':
+        return this.#see(copy('RUNNING', generation, id));
+      case 'pause':
+        return this.#see(copy('PAUSED', generation, id));
+      case 'stop':
+        return this.#see(copy('STOPPED', generation, id));
+    }
+  }
+
+  #see(seen: sandbox.SandboxObservation): void {
+    this.copies.set(seen.sandboxId, seen);
+    const known = this.rows.get(seen.sandboxId);
+    if (known === undefined) return;
+    // As the store does it: what was given up stays so.
+    const givenUp = known.observed === 'failed' && runIsOver(known);
+    if (!givenUp) this.rows.set(known.id, { ...known, observed: observedState(seen.state), observedGeneration: Number(seen.generation) });
+  }
+}
+
+describe('planning a host, whatever is wanted and seen', () => {
+  const desired = fc.constantFrom<DesiredState>('running', 'stopped', 'paused', 'deleted');
+  const observed = fc.constantFrom<ObservedState | undefined>(
+    undefined,
+    'preparing',
+    'starting',
+    'running',
+    'paused',
+    'stopping',
+    'stopped',
+    'failed',
+  );
+  const copyState = fc.constantFrom<StateName>('PREPARING', 'STARTING', 'RUNNING', 'PAUSED', 'STOPPING', 'STOPPED', 'FAILED');
+  const entry = fc
+    .record({
+      wanted: fc.boolean(),
+      desired,
+      observed,
+      state: fc.option(copyState, { nil: undefined }),
+      generations: fc.array(fc.integer({ min: 1, max: 4 }), { minLength: 5, maxLength: 5 }),
+      waits: fc.boolean(),
+    })
+    .map(({ wanted, desired: wish, observed: was, state, generations, waits }) => {
+      const [a = 1, b = 1, c = 1, d = 1, e = 1] = generations;
+      const [placedGeneration = 1, startGeneration = 1, generation = 1] = [a, b, c].sort((x, y) => x - y);
+      const wantedRow = row({
+        desired: wish,
+        ...{
+          observed: was,
+          observedGeneration: d,
+          generation,
+          startGeneration,
+          placedGeneration,
+          pendingReason: waits ? 'unschedulable' : '',
+        },
+      });
+      return { row: wanted ? wantedRow : undefined, copy: state === undefined ? undefined : copy(state, e, wantedRow.id) };
+    });
+  const model = fc.array(entry, { maxLength: 8 }).map((entries) => {
+    const made = new Model();
+    for (const { row: wanted, copy: seen } of entries) {
+      if (wanted !== undefined) made.rows.set(wanted.id, wanted);
+      if (seen !== undefined) made.copies.set(seen.sandboxId, seen);
+    }
+    return made;
+  });
+
+  it('never plans two steps for one sandbox, and plans the same again', () => {
+    fc.assert(
+      fc.property(model, (host) => {
+        const steps = host.steps();
+        const ids = steps.map((step) => (step.kind === 'fence' ? step.id : step.row.id));
+        expect(new Set(ids).size).toBe(ids.length);
+        expect(host.steps()).toEqual(steps);
+      }),
+    );
+  });
+
+  it('L-22: comes to rest, in a few rounds, with nothing on the host that is not wanted there', () => {
+    fc.assert(
+      fc.property(model, (host) => {
+        for (let round = 0; round < 5; round++) for (const step of host.steps()) host.apply(step);
+        expect(host.steps()).toEqual([]);
+        for (const [id, seen] of host.copies) {
+          const wanted = host.rows.get(id);
+          expect(wanted).toBeDefined();
+          expect(wanted?.desired).not.toBe('deleted');
+          expect(Number(seen.generation)).toBeGreaterThanOrEqual(wanted?.placedGeneration ?? Number.POSITIVE_INFINITY);
+          if (wanted?.desired === 'stopped') expect([sandbox.SandboxState.STOPPED, sandbox.SandboxState.FAILED]).toContain(seen.state);
+        }
+      }),
+    );
+  });
+
+  it('never begins again what ended after the newest wish to start it', () => {
+    fc.assert(
+      fc.property(entry, ({ row: wanted, copy: seen }) => {
+        if (wanted === undefined || seen === undefined || Number(seen.generation) < wanted.startGeneration) return;
+        if (seen.state !== sandbox.SandboxState.STOPPED) return;
+        expect(['start', 'create', 'resume']).not.toContain(planSandbox(wanted, seen)?.kind);
+      }),
+    );
+  });
+});

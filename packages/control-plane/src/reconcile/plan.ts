@@ -1,0 +1,82 @@
+import type { SandboxId } from '@drover/foundation';
+import { sandbox } from '@drover/protocol';
+import { runIsOver, type SandboxRow } from '../store/index.ts';
+
+const { SandboxState } = sandbox;
+
+/** Changes the host's copy; answered with what the host then sees of it. */
+export interface CopyStep {
+  readonly kind: 'create' | 'start' | 'stop' | 'pause' | 'resume';
+  /** What is wanted there. */
+  readonly row: SandboxRow;
+}
+
+/** What one sandbox on one host needs next (L-22). */
+export type Step =
+  | CopyStep
+  /** Wanted deleted, or (`gone`) without a copy on the host: the store is told. */
+  | { readonly kind: 'destroy' | 'gone'; readonly row: SandboxRow }
+  /** A copy that does not belong here: the sandbox is deleted, placed elsewhere, or placed here anew since (L-26). */
+  | { readonly kind: 'fence'; readonly id: SandboxId; readonly generation: number; readonly placedHere: boolean };
+
+/**
+ * The steps that bring a host from what is seen on it to what is wanted: at most one for each sandbox.
+ * @param wanted everything placed on the host and not deleted
+ * @param seen everything that the host holds
+ */
+export function planHost(wanted: readonly SandboxRow[], seen: readonly sandbox.SandboxObservation[]): readonly Step[] {
+  const copies = new Map(seen.map((copy) => [copy.sandboxId, copy]));
+  const here = new Set<string>(wanted.map((row) => row.id));
+  return [
+    ...wanted.map((row) => planSandbox(row, copies.get(row.id))),
+    ...seen.filter((copy) => !here.has(copy.sandboxId)).map((copy) => fence(copy, false)),
+  ].filter((step) => step !== undefined);
+}
+
+/** One sandbox: what is wanted of it here (undefined: nothing), and the copy that is here. */
+export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxObservation | undefined): Step | undefined {
+  if (row === undefined) return copy === undefined ? undefined : fence(copy, false);
+  if (copy === undefined) return planAbsent(row);
+  // L-26: made for an earlier placement; its files are not those that its user left.
+  if (Number(copy.generation) < row.placedGeneration) return fence(copy, true);
+  switch (row.desired) {
+    case 'deleted':
+      return { kind: 'destroy', row };
+    case 'stopped':
+      return isOver(copy.state) ? undefined : { kind: 'stop', row };
+    case 'paused':
+    case 'running':
+      return planAlive(row, copy);
+  }
+}
+
+/** There is no copy here. */
+function planAbsent(row: SandboxRow): Step | undefined {
+  if (row.desired === 'deleted') return { kind: 'gone', row };
+  const everRan = row.observed === 'running' || row.observed === 'paused' || row.observed === 'stopping' || row.observed === 'stopped';
+  // A creation that failed left nothing behind that a new start could lose.
+  const wantsCopy = row.desired !== 'stopped' && !runIsOver(row) && !everRan;
+  if (!wantsCopy) return { kind: 'gone', row };
+  return row.pendingReason === '' ? { kind: 'create', row } : undefined;
+}
+
+/** Wanted running or paused, and there is a copy. */
+function planAlive(row: SandboxRow, copy: sandbox.SandboxObservation): Step | undefined {
+  if (isOver(copy.state)) {
+    // Its run is over: it is begun again only for a wish that came after (`drover run` ends with its command).
+    if (runIsOver(row) || Number(copy.generation) >= row.startGeneration) return undefined;
+    return row.pendingReason === '' ? { kind: 'start', row } : undefined;
+  }
+  // The control plane gave it up (its init plan failed, for instance): nothing of it is to go on running.
+  if (runIsOver(row) && row.observed === 'failed') return { kind: 'stop', row };
+  if (row.desired === 'paused') return copy.state === SandboxState.RUNNING ? { kind: 'pause', row } : undefined;
+  return copy.state === SandboxState.PAUSED ? { kind: 'resume', row } : undefined;
+}
+
+function isOver(state: sandbox.SandboxState): boolean {
+  return state === SandboxState.STOPPED || state === SandboxState.FAILED;
+}
+
+function fence(copy: sandbox.SandboxObservation, placedHere: boolean): Step {
+  return { kind: 'fence', id: copy.sandboxId as SandboxId, generation: Number(copy.generation), placedHere };
+}

@@ -1,0 +1,157 @@
+import { create } from '@bufbuild/protobuf';
+import type { Duplex } from 'node:stream';
+import { DroverError, type HostId } from '@drover/foundation';
+import { sandbox } from '@drover/protocol';
+import type { CallOptions, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
+import type { Store } from '../../store/index.ts';
+import { registration } from '../../store/testing/fixtures.ts';
+
+type StateName = keyof typeof sandbox.SandboxState;
+const stateNames = new Map<number, StateName>(Object.entries(sandbox.SandboxState).map(([name, value]) => [value, name as StateName]));
+
+/** One simulated host: copies of sandboxes, kept over its connections, as an agent keeps them on disk. */
+export class FakeHost {
+  readonly id: HostId;
+  readonly copies = new Map<string, sandbox.SandboxObservation>();
+  /** Every command that it was given, `create sb-…`. */
+  readonly commands: string[] = [];
+  /** Called before a command is done; may throw, wait, or cut the connection. */
+  before: (operation: Operation) => Promise<void> | void = () => undefined;
+  /** More than one at a time for one sandbox is a fault of the reconciler. */
+  readonly busy = new Set<string>();
+  overlaps = 0;
+  stream: AbortController | undefined;
+  epoch = 0;
+  #sequence = 0;
+
+  constructor(id: HostId) {
+    this.id = id;
+  }
+
+  has(id: string): StateName | undefined {
+    const copy = this.copies.get(id);
+    return copy === undefined ? undefined : stateNames.get(copy.state);
+  }
+
+  /** Changes a copy as the runtime would, and gives the observation of it. */
+  set(
+    id: string,
+    generation: bigint,
+    state: StateName,
+    more: { readonly exitCode?: number; readonly reason?: string } = {},
+  ): sandbox.SandboxObservation {
+    const copy = create(sandbox.SandboxObservationSchema, {
+      sandboxId: id,
+      generation,
+      state: sandbox.SandboxState[state],
+      sequence: BigInt(++this.#sequence),
+      startCount: 1n,
+      runtime: 'fake',
+      ...more,
+    });
+    this.copies.set(id, copy);
+    return copy;
+  }
+}
+
+/** The hub's contract over simulated hosts and a real store. */
+export class FakeHub implements Hub {
+  readonly #store: Store;
+  readonly #hosts = new Map<HostId, FakeHost>();
+  readonly #listeners = new Set<HubListener>();
+
+  constructor(store: Store) {
+    this.#store = store;
+  }
+
+  async connect(host: FakeHost, options: Parameters<typeof registration>[1] = {}): Promise<void> {
+    this.#hosts.set(host.id, host);
+    host.stream?.abort();
+    const seen = [...host.copies.values()];
+    const { epoch } = await this.#store.hosts.register(registration(host.id, { ...options, sandboxes: seen }), 'replica-1');
+    host.epoch = epoch;
+    host.stream = new AbortController();
+    for (const listener of this.#listeners) listener.hostConnected?.(host.id, epoch, host.stream.signal, seen);
+  }
+
+  async drop(host: FakeHost): Promise<void> {
+    host.stream?.abort(new DroverError('host-unavailable', 'the stream dropped'));
+    host.stream = undefined;
+    await this.#store.hosts.markDown(host.id, host.epoch, 'dropped');
+    for (const listener of this.#listeners) listener.hostDisconnected?.(host.id, host.epoch, 'dropped');
+  }
+
+  /** What a connected host reports by itself. */
+  async report(host: FakeHost, ...observations: sandbox.SandboxObservation[]): Promise<void> {
+    if (host.stream === undefined) return;
+    await this.#store.sandboxes.observe(host.id, host.epoch, observations);
+    for (const listener of this.#listeners) listener.observed?.(host.id, observations);
+  }
+
+  isConnected(hostId: HostId): boolean {
+    return this.#hosts.get(hostId)?.stream !== undefined;
+  }
+
+  async call(hostId: HostId, operation: Operation, _options?: CallOptions): Promise<ResultValue> {
+    const host = this.#hosts.get(hostId);
+    const stream = host?.stream;
+    if (host === undefined || stream === undefined) throw new DroverError('host-unavailable', 'not connected');
+    const target = 'sandbox' in operation.value ? operation.value.sandbox : undefined;
+    const id = target?.sandboxId ?? '';
+    host.commands.push(`${operation.case} ${id}`);
+    if (host.busy.has(id)) host.overlaps++;
+    host.busy.add(id);
+    const dropped = new Promise<never>((_, reject) => {
+      stream.signal.addEventListener('abort', () => reject(new DroverError('host-unavailable', 'the stream dropped')), { once: true });
+    });
+    try {
+      return await Promise.race([this.#perform(host, operation, id, target?.generation ?? 0n), dropped]);
+    } finally {
+      host.busy.delete(id);
+    }
+  }
+
+  openTunnel(): Promise<Duplex> {
+    return Promise.reject(new DroverError('unimplemented', 'simulated hosts have no tunnels'));
+  }
+
+  disconnect(hostId: HostId): void {
+    this.#hosts.get(hostId)?.stream?.abort();
+  }
+
+  on(listener: HubListener): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  stats(): { readonly hosts: number; readonly pendingCommands: number } {
+    return { hosts: [...this.#hosts.values()].filter((host) => host.stream !== undefined).length, pendingCommands: 0 };
+  }
+
+  async #perform(host: FakeHost, operation: Operation, id: string, generation: bigint): Promise<ResultValue> {
+    await host.before(operation);
+    const existing = host.copies.get(id);
+    const answer = (state: StateName): ResultValue => ({ case: 'sandbox', value: host.set(id, generation, state) });
+    const need = (): void => {
+      if (existing === undefined) throw new DroverError('sandbox-not-found', `no ${id} here`);
+    };
+    switch (operation.case) {
+      case 'create':
+        return existing === undefined ? answer('RUNNING') : { case: 'sandbox', value: existing };
+      case 'start':
+      case 'resume':
+        need();
+        return answer('RUNNING');
+      case 'pause':
+        need();
+        return answer('PAUSED');
+      case 'stop':
+        return existing === undefined ? { case: undefined } : answer('STOPPED');
+      case 'destroy':
+        host.copies.delete(id);
+        return { case: undefined };
+      default:
+        throw new DroverError('unimplemented', `${operation.case} is not simulated`);
+    }
+  }
+}

@@ -1,0 +1,71 @@
+import type { Clock, Logger, SandboxId } from '@drover/foundation';
+import * as limits from '../limits.ts';
+import { runIsOver, type Store } from '../store/index.ts';
+
+export interface UpkeepOptions {
+  readonly store: Store;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  /** How long a host may be down before its sandboxes are lost (L-26). Milliseconds; default 60 s. */
+  readonly lostGraceMs?: number;
+  /** Default: `eventsKept`. */
+  readonly eventsKept?: number;
+}
+
+/** What only time brings about: sandboxes of silent hosts become lost, those past their ttl stop, old rows go. */
+export class Upkeep {
+  readonly #options: UpkeepOptions;
+
+  constructor(options: UpkeepOptions) {
+    this.#options = options;
+  }
+
+  /** Until the signal aborts. Any number of replicas may run it: each change is conditional. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { clock, logger } = this.#options;
+    while (!signal.aborted) {
+      for (const task of [() => this.#lost(), () => this.#expired(), () => this.#trim()]) {
+        try {
+          await task();
+        } catch (error) {
+          if (!signal.aborted) logger.error({ err: error }, 'upkeep failed; it is tried again');
+        }
+      }
+      // Only the signal rejects it, and the loop looks at that.
+      await clock.sleep(limits.upkeepMs, signal).catch(() => undefined);
+    }
+  }
+
+  async #lost(): Promise<void> {
+    const { store, clock, logger, lostGraceMs = limits.lostGraceMs } = this.#options;
+    for (const row of await store.sandboxes.markLost(clock.now() - lostGraceMs)) {
+      logger.warn({ sandboxId: row.id, hostId: row.hostId }, 'lost: its host does not answer');
+    }
+  }
+
+  /** R-20; the time stands in the store, so a restart does not begin it anew. */
+  async #expired(): Promise<void> {
+    const { store, clock, logger } = this.#options;
+    for (const row of await store.sandboxes.expired(clock.now())) {
+      if (runIsOver(row)) continue;
+      await this.#stop(row.id);
+      logger.info({ sandboxId: row.id }, 'stopped: its time to live is over');
+    }
+  }
+
+  async #stop(id: SandboxId): Promise<void> {
+    const { store, logger } = this.#options;
+    try {
+      await store.sandboxes.setDesired(id, 'stopped');
+    } catch (error) {
+      // Deleted between the two calls: nothing is left to stop.
+      logger.debug({ err: error, sandboxId: id }, 'could not be stopped at the end of its time to live');
+    }
+  }
+
+  async #trim(): Promise<void> {
+    const { store, clock, eventsKept = limits.eventsKept } = this.#options;
+    await store.events.trim(eventsKept);
+    await store.idempotency.trim(clock.now() - limits.idempotencyKeptMs);
+  }
+}

@@ -1,0 +1,141 @@
+import { spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { once } from 'node:events';
+import { DroverError, silentLogger } from '@drover/foundation';
+import { connectDrover } from '@drover/sdk';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { DataDirectory } from './data-directory.ts';
+import { startControlPlane, type ControlPlane, type ControlPlaneOptions } from './serve.ts';
+
+let directory: string;
+const running: ControlPlane[] = [];
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'drover-serve-'));
+});
+afterEach(async () => {
+  for (const plane of running.splice(0)) await plane.close();
+  await rm(directory, { recursive: true });
+});
+
+const loopback = { host: '127.0.0.1', port: 0 };
+
+async function start(more: Partial<ControlPlaneOptions> = {}): Promise<ControlPlane> {
+  const plane = await startControlPlane({
+    dataDirectory: directory,
+    listen: loopback,
+    linkListen: loopback,
+    logger: silentLogger,
+    ...more,
+  });
+  running.push(plane);
+  return plane;
+}
+
+async function refusal(more: Partial<ControlPlaneOptions> = {}): Promise<DroverError> {
+  const outcome = await start(more).catch((error: unknown) => error);
+  if (outcome instanceof DroverError) return outcome;
+  throw new Error('the start was not refused');
+}
+
+describe('startControlPlane', () => {
+  test('R-1: starts from nothing and serves', async () => {
+    const plane = await start();
+    const client = await connectDrover({ server: plane.address, token: plane.adminToken, caFingerprint: plane.caFingerprint });
+    expect((await client.version()).store).toBe('sqlite');
+    client.close();
+    expect((await stat(directory)).mode & 0o077).toBe(0);
+  });
+
+  test('comes back after a stop with the same ports, CA, token and sandboxes', async () => {
+    const first = await start();
+    const client = await connectDrover({ server: first.address, token: first.adminToken, caPem: first.caPem });
+    const { id } = await client.sandboxes.create({ spec: { image: 'host' } });
+    await first.close();
+    const second = await start();
+    expect([second.address, second.linkAddress, second.caFingerprint, second.adminToken]).toEqual([
+      first.address,
+      first.linkAddress,
+      first.caFingerprint,
+      first.adminToken,
+    ]);
+    // The same client: it finds the server again by itself.
+    expect((await client.sandboxes.get(id)).id).toBe(id);
+    client.close();
+  });
+
+  test('two servers on one directory: the second is refused and says which process has it', async () => {
+    await start();
+    const error = await refusal();
+    expect(error.code).toBe('failed-precondition');
+    expect(error.message).toContain(`process ${process.pid}`);
+  });
+
+  test('the lock of a server that was killed is no obstacle', async () => {
+    const script = `
+      import { DataDirectory } from ${JSON.stringify(join(import.meta.dirname, 'data-directory.ts'))};
+      await DataDirectory.open(${JSON.stringify(directory)});
+      process.stdout.write('held');
+      setInterval(() => {}, 1000);`;
+    const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', script], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    try {
+      await once(child.stdout, 'data');
+      await expect(DataDirectory.open(directory)).rejects.toMatchObject({ code: 'failed-precondition' });
+    } finally {
+      child.kill('SIGKILL');
+      await once(child, 'exit');
+    }
+    (await DataDirectory.open(directory)).close();
+  });
+
+  test('a port in use is one sentence with the port, and leaves nothing behind', async () => {
+    const other = createServer();
+    other.listen(0, '127.0.0.1');
+    await once(other, 'listening');
+    const { port } = other.address() as AddressInfo;
+    try {
+      for (const taken of [{ listen: { host: '127.0.0.1', port } }, { linkListen: { host: '127.0.0.1', port } }]) {
+        const error = await refusal(taken);
+        expect(error.code).toBe('port-in-use');
+        expect(error.message).toContain(String(port));
+      }
+    } finally {
+      other.close();
+    }
+    // The directory is free again.
+    await start();
+  });
+
+  test('I-28: credentials that cannot be read end the start', async () => {
+    await (await start()).close();
+    for (const [file, content] of [
+      ['pki/ca-key.pem', 'no key'],
+      ['admin-token', 'no token'],
+      ['server.json', '{'],
+      ['ticket-keys', 'short'],
+    ] as const) {
+      const path = join(directory, file);
+      const good = await readFile(path);
+      await writeFile(path, content);
+      const error = await refusal();
+      expect([file, error.code]).toEqual([file, 'invalid-config']);
+      expect(error.hint).not.toBe('');
+      await writeFile(path, good);
+    }
+    await start();
+  });
+
+  test('a signal stops it', async () => {
+    const stop = new AbortController();
+    await start({ signal: stop.signal });
+    stop.abort();
+    // Closing twice is closing once: this waits for the one that the signal began.
+    await running[0]?.close();
+    await start();
+  });
+});

@@ -1,0 +1,140 @@
+import type { Selectable, Updateable } from 'kysely';
+import { sql } from 'kysely';
+import type { HostId, SandboxId } from '@drover/foundation';
+import type { EventDraft } from '../events/event.ts';
+import type { Database, Tx } from './database.ts';
+import { hostRow, sandboxRow } from './rows.ts';
+import type { HostTable, Hold, SandboxTable } from './schema.ts';
+import { sandboxState } from './state.ts';
+import type { HostRow, Room, SandboxRow } from './store.ts';
+
+export type StoredSandbox = Selectable<SandboxTable>;
+export type StoredHost = Selectable<HostTable>;
+
+/** A host's row, locked until the transaction ends (SQLite holds its one write lock anyway). */
+export async function lockHost(database: Database, tx: Tx, id: string): Promise<StoredHost | undefined> {
+  const query = tx.db.selectFrom('hosts').selectAll().where('id', '=', id);
+  return await (database.kind === 'postgres' ? query.forUpdate() : query).executeTakeFirst();
+}
+
+/** Sandboxes' rows, locked in the order of their ids. */
+export async function lockSandboxes(
+  database: Database,
+  tx: Tx,
+  which: { readonly ids: readonly string[] } | { readonly hostId: string },
+): Promise<readonly StoredSandbox[]> {
+  const all = tx.db.selectFrom('sandboxes').selectAll().orderBy('id');
+  const query = 'ids' in which ? all.where('id', 'in', which.ids) : all.where('host_id', '=', which.hostId).where('deleted_at', 'is', null);
+  return await (database.kind === 'postgres' ? query.forUpdate() : query).execute();
+}
+
+/**
+ * A sandbox and the host it is on, locked in that order's reverse: the host first. The host is read before it can be locked,
+ * so it is checked again afterwards.
+ */
+export async function lockSandbox(
+  database: Database,
+  tx: Tx,
+  id: SandboxId,
+): Promise<{ readonly row: StoredSandbox; readonly host: StoredHost | undefined } | undefined> {
+  for (;;) {
+    const before = await tx.db.selectFrom('sandboxes').select('host_id').where('id', '=', id).executeTakeFirst();
+    if (before === undefined) return undefined;
+    const host = before.host_id === null ? undefined : await lockHost(database, tx, before.host_id);
+    const [row] = await lockSandboxes(database, tx, { ids: [id] });
+    if (row === undefined) return undefined;
+    if (row.host_id === before.host_id) return { row, host };
+    // It moved between the two reads. The transaction still holds both locks, so the next turn cannot find it moved again
+    // to a third host; the order of two hosts' locks may make a deadlock, which PostgreSQL ends and `transact` repeats.
+  }
+}
+
+export function sandboxEvent(row: SandboxRow, type: string, data: Readonly<Record<string, unknown>> = {}): EventDraft {
+  return {
+    kind: 'sandbox',
+    type,
+    subject: row.id,
+    data: { project: row.project, name: row.name, ...(row.hostId === undefined ? {} : { hostId: row.hostId }), ...data },
+  };
+}
+
+export function hostEvent(row: HostRow, type: string, data: Readonly<Record<string, unknown>> = {}): EventDraft {
+  return { kind: 'host', type, subject: row.id, data: { name: row.name, ...data } };
+}
+
+/**
+ * The one way in which a sandbox's row changes: writes the columns, moves its reservation, and emits what people see change.
+ * The row, and its host where the reservation moves, are locked.
+ */
+export async function changeSandbox(
+  tx: Tx,
+  before: StoredSandbox,
+  patch: Updateable<SandboxTable>,
+  options: { readonly alreadyReserved?: boolean } = {},
+): Promise<StoredSandbox> {
+  const after = { ...before, ...patch, updated_at: tx.now } as StoredSandbox;
+  await tx.db
+    .updateTable('sandboxes')
+    .set({ ...patch, updated_at: tx.now })
+    .where('id', '=', before.id)
+    .execute();
+  if (options.alreadyReserved !== true) await moveReservation(tx, before, after);
+  const [was, is] = [sandboxState(sandboxRow(before)), sandboxState(sandboxRow(after))];
+  if (was.state !== is.state) {
+    const row = sandboxRow(after);
+    const host = row.hostId ?? before.host_id ?? undefined;
+    tx.emit(
+      sandboxEvent(row, 'SandboxStateChanged', {
+        from: was.state,
+        to: is.state,
+        reason: is.reason,
+        message: is.message,
+        ...(host === undefined ? {} : { hostId: host }),
+        ...(row.exitCode === undefined ? {} : { exitCode: row.exitCode }),
+      }),
+    );
+  }
+  return after;
+}
+
+/** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */
+export function held(hold: Hold, request: Room): Room {
+  switch (hold) {
+    case 'all':
+      return request;
+    case 'slot':
+      return { cpuMillis: 0, memoryBytes: 0, slots: request.slots };
+    case 'nothing':
+      return { cpuMillis: 0, memoryBytes: 0, slots: 0 };
+  }
+}
+
+function heldBy(row: StoredSandbox): Room {
+  return held(row.hold, { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots });
+}
+
+async function moveReservation(tx: Tx, before: StoredSandbox, after: StoredSandbox): Promise<void> {
+  if (before.host_id === after.host_id && before.hold === after.hold) return;
+  if (before.host_id !== null) await addReservation(tx, before.host_id as HostId, heldBy(before), -1);
+  if (after.host_id !== null) await addReservation(tx, after.host_id as HostId, heldBy(after), 1);
+}
+
+/** Adds to, or takes from, what is reserved on a host; never below zero (L-8). */
+export async function addReservation(tx: Tx, id: HostId, room: Room, sign: 1 | -1): Promise<void> {
+  if (room.cpuMillis === 0 && room.memoryBytes === 0 && room.slots === 0) return;
+  const plus = (column: 'reserved_cpu_millis' | 'reserved_memory_bytes' | 'reserved_slots', amount: number) =>
+    sql<number>`case when ${sql.ref(column)} + ${sign * amount} > 0 then ${sql.ref(column)} + ${sign * amount} else 0 end`;
+  await tx.db
+    .updateTable('hosts')
+    .set({
+      reserved_cpu_millis: plus('reserved_cpu_millis', room.cpuMillis),
+      reserved_memory_bytes: plus('reserved_memory_bytes', room.memoryBytes),
+      reserved_slots: plus('reserved_slots', room.slots),
+    })
+    .where('id', '=', id)
+    .execute();
+}
+
+export async function readHost(tx: Tx, id: HostId): Promise<HostRow> {
+  return hostRow(await tx.db.selectFrom('hosts').selectAll().where('id', '=', id).executeTakeFirstOrThrow());
+}

@@ -1,0 +1,135 @@
+import { Kysely, sql, type Transaction } from 'kysely';
+import type { Clock, Logger } from '@drover/foundation';
+import type { EventDraft } from '../events/event.ts';
+import * as limits from '../limits.ts';
+import { eventChannel, PostgresListener, postgresDialect } from './postgres.ts';
+import type { Schema } from './schema.ts';
+import { sqliteDialect } from './sqlite.ts';
+
+/** One transaction: its queries, and the events that it will have caused. */
+export interface Tx {
+  readonly db: Transaction<Schema>;
+  readonly now: number;
+  emit(event: EventDraft): void;
+}
+
+/** Where the data is, and how a transaction is made. */
+export class Database {
+  readonly kind: 'sqlite' | 'postgres';
+  readonly db: Kysely<Schema>;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly replica: string;
+  readonly #listeners = new Set<() => void>();
+  readonly #remote: PostgresListener | undefined;
+
+  constructor(options: {
+    readonly kind: 'sqlite' | 'postgres';
+    /** A path, or a URL. */
+    readonly location: string;
+    readonly clock: Clock;
+    readonly logger: Logger;
+    readonly replica: string;
+  }) {
+    this.kind = options.kind;
+    this.clock = options.clock;
+    this.logger = options.logger;
+    this.replica = options.replica;
+    const dialect = options.kind === 'sqlite' ? sqliteDialect(options.location) : postgresDialect(options.location, options.logger);
+    this.db = new Kysely<Schema>({ dialect });
+    this.#remote =
+      options.kind === 'sqlite'
+        ? undefined
+        : new PostgresListener({ url: options.location, clock: options.clock, logger: options.logger, wake: () => this.#woken() });
+  }
+
+  /**
+   * Runs `work` as one transaction and writes its events with it; listeners are called after the commit.
+   *
+   * Locks are taken in one order everywhere (a host, then its sandboxes by id, then the event counter), and a transaction that
+   * the database gives up for another's sake (deadlock, serialization) is run again, at most `transactionAttempts` times:
+   * `work` must do nothing but query.
+   */
+  async transact<T>(work: (tx: Tx) => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      const events: EventDraft[] = [];
+      try {
+        const result = await this.db.transaction().execute(async (db) => {
+          const tx: Tx = { db, now: this.clock.now(), emit: (event) => void events.push(event) };
+          const value = await work(tx);
+          await this.#write(tx, events);
+          return value;
+        });
+        if (events.length > 0) this.#woken();
+        return result;
+      } catch (error) {
+        if (attempt >= limits.transactionAttempts || !mayBeRepeated(error)) throw error;
+      }
+    }
+  }
+
+  onAppend(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  async close(): Promise<void> {
+    await this.#remote?.close();
+    await this.db.destroy();
+  }
+
+  /**
+   * Ids rise in commit order. They come from one counter row, which is updated as the last thing in the transaction: its row
+   * lock is held until the commit, so the next writer gets its ids only when these are visible, and whoever rolls back gives
+   * its ids back. (A sequence hands out ids before the commit: a reader could see 8, then 7.) The price is that transactions
+   * which write events commit one after another; what they do before that runs in parallel.
+   */
+  async #write(tx: Tx, events: readonly EventDraft[]): Promise<void> {
+    if (events.length === 0) return;
+    const { last } = await tx.db
+      .updateTable('event_counter')
+      .set((eb) => ({ last: eb('last', '+', events.length) }))
+      .where('id', '=', 1)
+      .returning('last')
+      .executeTakeFirstOrThrow();
+    const rows = events.map((event, i) => ({
+      id: last - events.length + 1 + i,
+      time: tx.now,
+      kind: event.kind,
+      type: event.type,
+      subject: event.subject,
+      data: JSON.stringify(event.data),
+    }));
+    for (let i = 0; i < rows.length; i += limits.rowsPerStatement) {
+      await tx.db
+        .insertInto('events')
+        .values(rows.slice(i, i + limits.rowsPerStatement))
+        .execute();
+    }
+    if (this.kind === 'postgres') await sql`select pg_notify(${eventChannel}, '')`.execute(tx.db);
+  }
+
+  #woken(): void {
+    for (const listener of this.#listeners) {
+      try {
+        listener();
+      } catch (error) {
+        // One that throws is isolated (I-36).
+        this.logger.error({ err: error }, 'a listener for events threw');
+      }
+    }
+  }
+}
+
+/** PostgreSQL: serialization_failure, deadlock_detected. */
+function mayBeRepeated(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && (error.code === '40001' || error.code === '40P01');
+}
+
+/** Says whether a unique index refused it. */
+export function isUniqueViolation(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  if ('code' in error && error.code === '23505') return true;
+  // SQLITE_CONSTRAINT_UNIQUE
+  return 'errcode' in error && error.errcode === 2067;
+}

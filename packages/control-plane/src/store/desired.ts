@@ -1,0 +1,98 @@
+import type { Updateable } from 'kysely';
+import { DroverError } from '@drover/foundation';
+import type { StoredHost, StoredSandbox } from './change.ts';
+import type { SandboxTable } from './schema.ts';
+import { hasEnded, runIsOver } from './state.ts';
+import { sandboxRow } from './rows.ts';
+import type { DesiredState } from './store.ts';
+
+/**
+ * What a wish changes; undefined when it is the one that stands already. The row and its host are locked.
+ * @throws {DroverError} sandbox-not-running, failed-precondition
+ */
+export function desiredPatch(
+  row: StoredSandbox,
+  host: StoredHost | undefined,
+  desired: DesiredState,
+  now: number,
+  graceMs: number | undefined,
+): Updateable<SandboxTable> | undefined {
+  const over = runIsOver(sandboxRow(row));
+  // Wanted running and its run is over: to want it running again is a new start.
+  if (row.desired === desired && !(desired === 'running' && over)) return undefined;
+  if (row.desired === 'deleted') {
+    throw new DroverError('failed-precondition', `${row.name} is being deleted`, { hint: 'create a new sandbox' });
+  }
+  const generation = row.generation + 1;
+  const change = { desired, generation, ...(graceMs === undefined ? {} : { stop_grace_ms: graceMs }) };
+  switch (desired) {
+    case 'running': {
+      const startsAgain = over || row.desired === 'stopped';
+      return startsAgain ? { ...change, ...startPatch(row, host, generation) } : change;
+    }
+    case 'paused':
+      if (over || row.desired === 'stopped') {
+        throw new DroverError('sandbox-not-running', `${row.name} is not running`, {
+          hint: `start it with \`drover sandbox start ${row.name}\``,
+        });
+      }
+      return change;
+    case 'stopped': {
+      const nowhere = row.host_id === null && row.observed === null;
+      return {
+        ...change,
+        pending_reason: '',
+        pending_message: '',
+        ...(nowhere ? neverStarted(generation, now) : {}),
+        ...(hasEnded(sandboxRow(row).observed) && row.hold === 'all' ? { hold: 'slot' as const } : {}),
+      };
+    }
+    case 'deleted':
+      // On no host, or on one that is gone for good: nobody will report the end of it.
+      return row.host_id === null || (host !== undefined && host.removed_at !== null)
+        ? { ...change, deleted_at: now, hold: 'nothing', pending_reason: '', pending_message: '' }
+        : { ...change, pending_reason: '', pending_message: '' };
+  }
+}
+
+/** It was stopped before any host had begun with it. */
+export function neverStarted(generation: number, now: number): Updateable<SandboxTable> {
+  return {
+    observed: 'stopped',
+    observed_generation: generation,
+    reason: 'never-started',
+    message: 'it was stopped before it ran',
+    finished_at: now,
+  };
+}
+
+/**
+ * A new start. On a host, where its files are, it needs its whole request again (while it was stopped it held a slot only):
+ * where that is not free, it waits for it there, as `pending`. On none, it is placed and made anew.
+ */
+function startPatch(row: StoredSandbox, host: StoredHost | undefined, generation: number): Updateable<SandboxTable> {
+  if (host === undefined) {
+    return {
+      start_generation: generation,
+      placed_generation: generation,
+      observed: null,
+      observed_sequence: 0,
+      exit_code: null,
+      out_of_memory: 0,
+      started_at: null,
+      finished_at: null,
+    };
+  }
+  if (row.hold === 'all') return { start_generation: generation };
+  const room =
+    host.scheduling !== 'draining' &&
+    host.reserved_cpu_millis + row.cpu_millis <= host.cpu_millis &&
+    host.reserved_memory_bytes + row.memory_bytes <= host.memory_bytes;
+  return room
+    ? { start_generation: generation, hold: 'all' }
+    : {
+        start_generation: generation,
+        pending_reason: 'unschedulable',
+        pending_message: `its files are on ${host.name}, which ${host.scheduling === 'draining' ? 'is draining' : 'has no room for it now'}`,
+      };
+}

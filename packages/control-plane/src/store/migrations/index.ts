@@ -1,0 +1,37 @@
+import { sql, type Kysely } from 'kysely';
+import { DroverError } from '@drover/foundation';
+import type { Database } from '../database.ts';
+import * as initial from './001-initial.ts';
+
+/** In the order in which they run. A released one is never changed; a new one is appended. */
+export const migrations = [{ name: '001-initial', up: initial.up }] as const;
+
+/** Any number that no other program's advisory lock has: "drover" in ASCII. */
+const lockId = 0x64726f766572;
+
+/**
+ * Brings the schema up to date: one transaction, under a lock, so that two processes that start at once do it once.
+ * @throws {DroverError} failed-precondition when the database is a newer Drover's
+ */
+export async function migrate(database: Database): Promise<void> {
+  await database.transact(async ({ db }) => {
+    // SQLite's transactions begin with the write lock (BEGIN IMMEDIATE); PostgreSQL needs one by name.
+    if (database.kind === 'postgres') await sql`select pg_advisory_xact_lock(${sql.lit(lockId)})`.execute(db);
+    await sql`create table if not exists drover_migrations (name text primary key, applied_at bigint not null)`.execute(db);
+    const { rows } = await sql<{ name: string }>`select name from drover_migrations`.execute(db);
+    const applied = new Set(rows.map((row) => row.name));
+    const known = new Set<string>(migrations.map((m) => m.name));
+    const unknown = [...applied].find((name) => !known.has(name));
+    if (unknown !== undefined) {
+      throw new DroverError('failed-precondition', `the database was changed by a newer Drover (migration ${unknown})`, {
+        hint: 'run that version, or restore the database from before the upgrade',
+      });
+    }
+    for (const migration of migrations) {
+      if (applied.has(migration.name)) continue;
+      // A migration knows the tables of its own time, not today's.
+      await migration.up(db as unknown as Kysely<unknown>);
+      await sql`insert into drover_migrations (name, applied_at) values (${migration.name}, ${database.clock.now()})`.execute(db);
+    }
+  });
+}

@@ -1,0 +1,95 @@
+import type { Timestamp } from '@bufbuild/protobuf/wkt';
+import type { Updateable } from 'kysely';
+import type { sandbox } from '@drover/protocol';
+import { changeSandbox, sandboxEvent, type StoredSandbox } from './change.ts';
+import type { Tx } from './database.ts';
+import { observedState, sandboxRow } from './rows.ts';
+import type { SandboxTable } from './schema.ts';
+import { hasEnded } from './state.ts';
+
+/**
+ * What one observation changes of the row of a sandbox that is placed on the host which made it; undefined for nothing.
+ *
+ * Dropped are: what is not newer than what is stored (the sequence rises with every observation of a sandbox on a host),
+ * and copies from before the present placement (L-26). A full report at registration is `authoritative`: its sequence is taken
+ * as it is, since an agent that lost its state directory begins to count anew.
+ */
+export function observationPatch(
+  row: StoredSandbox,
+  seen: sandbox.SandboxObservation,
+  authoritative: boolean,
+): Updateable<SandboxTable> | undefined {
+  const state = observedState(seen.state);
+  const generation = Number(seen.generation);
+  const sequence = Number(seen.sequence);
+  if (state === undefined || generation < row.placed_generation) return undefined;
+  if (!authoritative && sequence <= row.observed_sequence) return undefined;
+
+  const ended = hasEnded(state);
+  const over = ended && generation >= row.start_generation;
+  // What the control plane gave up stays failed, with its reason, however its copy goes on until it is stopped.
+  const givenUp = row.given_up_generation >= row.start_generation;
+  return {
+    ...(givenUp
+      ? {}
+      : {
+          observed: state,
+          observed_generation: generation,
+          reason: seen.reason,
+          message: seen.message,
+          exit_code: seen.exitCode ?? null,
+          out_of_memory: seen.outOfMemory ? 1 : 0,
+          finished_at: milliseconds(seen.finishedAt),
+        }),
+    observed_sequence: sequence,
+    address: seen.address,
+    runtime: seen.runtime,
+    image_digest: seen.imageDigest,
+    start_count: Number(seen.startCount),
+    started_at: milliseconds(seen.startedAt),
+    lost_since: null,
+    ...(ended ? {} : { pending_reason: '', pending_message: '' }),
+    hold: holdAfter(row, ended, over),
+    // --rm: the end of its run is the wish to have it removed.
+    ...(over && removesItself(row) ? { desired: 'deleted', generation: row.generation + 1 } : {}),
+  };
+}
+
+function holdAfter(row: StoredSandbox, ended: boolean, over: boolean): StoredSandbox['hold'] {
+  if (!ended) return 'all';
+  // An end seen before a start that was asked for since: what was reserved for that start stays.
+  return over || row.desired === 'stopped' || row.desired === 'deleted' ? 'slot' : row.hold;
+}
+
+/** Applies observations to locked rows of one host, and emits what follows. Gives the rows that changed. */
+export async function applyObservations(
+  tx: Tx,
+  hostId: string,
+  rows: readonly StoredSandbox[],
+  observations: readonly sandbox.SandboxObservation[],
+  authoritative: boolean,
+): Promise<readonly StoredSandbox[]> {
+  const current = new Map(rows.map((row) => [row.id, row]));
+  const changed = new Map<string, StoredSandbox>();
+  for (const seen of observations) {
+    const row = current.get(seen.sandboxId);
+    if (row === undefined || row.host_id !== hostId || row.deleted_at !== null) continue;
+    const patch = observationPatch(row, seen, authoritative);
+    if (patch === undefined) continue;
+    const after = await changeSandbox(tx, row, patch);
+    if (row.lost_since !== null && !hasEnded(observedState(seen.state))) {
+      tx.emit(sandboxEvent(sandboxRow(after), 'SandboxAdopted', { lostSince: row.lost_since }));
+    }
+    current.set(row.id, after);
+    changed.set(row.id, after);
+  }
+  return [...changed.values()];
+}
+
+export function removesItself(row: StoredSandbox): boolean {
+  return row.desired !== 'deleted' && sandboxRow(row).spec.removeOnExit;
+}
+
+function milliseconds(time: Timestamp | undefined): number | null {
+  return time === undefined ? null : Number(time.seconds) * 1000 + Math.floor(time.nanos / 1_000_000);
+}

@@ -1,0 +1,87 @@
+import { mkdir } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { dirname } from 'node:path';
+import { clip, DroverError, newId, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { Database } from './database.ts';
+import { SqlEventStore } from './event-store.ts';
+import { SqlHostStore } from './hosts.ts';
+import { SqlIdempotencyStore } from './idempotency.ts';
+import { migrate } from './migrations/index.ts';
+import { SqlSandboxStore } from './sandboxes.ts';
+import type { Store } from './store.ts';
+import { SqlTokenStore } from './tokens.ts';
+
+export interface StoreOptions {
+  readonly logger: Logger;
+  /** Default: the system's. */
+  readonly clock?: Clock;
+  /** Names this process among the replicas. Default: made up. */
+  readonly replica?: string;
+}
+
+/**
+ * Opens the database, making it if need be, and brings its schema up to date.
+ * @param url `sqlite:PATH` or a path (its directory is made), or `postgres://…`
+ * @throws {DroverError} invalid-config for another scheme; unavailable when the database cannot be opened; failed-precondition when
+ *   it is a newer Drover's
+ */
+export async function openStore(url: string, options: StoreOptions): Promise<Store> {
+  const { kind, location } = parseStoreUrl(url);
+  const database = await open(kind, location, options);
+  try {
+    await migrate(database);
+  } catch (error) {
+    await database.close();
+    throw DroverError.from(unreadable(kind, location, error));
+  }
+  return {
+    kind,
+    hosts: new SqlHostStore(database),
+    sandboxes: new SqlSandboxStore(database),
+    tokens: new SqlTokenStore(database),
+    events: new SqlEventStore(database),
+    idempotency: new SqlIdempotencyStore(database),
+    close: () => database.close(),
+  };
+}
+
+async function open(kind: Store['kind'], location: string, options: StoreOptions): Promise<Database> {
+  try {
+    if (kind === 'sqlite') await mkdir(dirname(location), { recursive: true, mode: 0o700 });
+    return new Database({
+      kind,
+      location,
+      logger: options.logger,
+      clock: options.clock ?? systemClock,
+      replica: options.replica ?? newId(hostname()),
+    });
+  } catch (error) {
+    throw unreadable(kind, location, error);
+  }
+}
+
+function parseStoreUrl(url: string): { readonly kind: Store['kind']; readonly location: string } {
+  if (/^postgres(ql)?:\/\//.test(url)) return { kind: 'postgres', location: url };
+  const path = url.startsWith('sqlite:') ? url.slice('sqlite:'.length) : url;
+  if (path === '' || /^[a-z][a-z0-9+.-]*:\/\//.test(path)) {
+    throw new DroverError('invalid-config', `${JSON.stringify(clip(url))} is not a store`, {
+      hint: 'give a path, sqlite:PATH or postgres://USER@HOST/DATABASE',
+    });
+  }
+  return { kind: 'sqlite', location: path };
+}
+
+/** A password in the URL stays out of the message. */
+function unreadable(kind: Store['kind'], location: string, error: unknown): DroverError {
+  if (error instanceof DroverError) return error;
+  const said = error instanceof Error && error.message !== '' ? error.message : String(error);
+  return kind === 'sqlite'
+    ? new DroverError('unavailable', `the database ${location} cannot be opened: ${said}`, {
+        hint: 'see that the directory exists, is writable and has space, and that no other program holds the file',
+        cause: error,
+      })
+    : new DroverError('unavailable', `the PostgreSQL server cannot be used: ${said}`, {
+        hint: 'see that it runs, and that address, user, password and database in --store are right',
+        cause: error,
+      });
+}

@@ -1,0 +1,89 @@
+import pg from 'pg';
+import { PostgresDialect, type Dialect } from 'kysely';
+import { Backoff, type Clock, type Logger } from '@drover/foundation';
+import * as limits from '../limits.ts';
+
+/** The channel of NOTIFY: a commit wrote events. */
+export const eventChannel = 'drover_events';
+
+const int8 = 20;
+
+/** bigint columns as numbers, for these connections only: every integer that is kept is below 2^53. */
+const types: pg.CustomTypesConfig = {
+  getTypeParser: ((oid: number, format?: 'text' | 'binary') =>
+    oid === int8 ? Number : pg.types.getTypeParser(oid, format as 'text')) as typeof pg.types.getTypeParser,
+};
+
+export function postgresDialect(url: string, logger: Logger): Dialect {
+  const pool = new pg.Pool({
+    connectionString: url,
+    max: limits.postgresConnections,
+    connectionTimeoutMillis: limits.postgresConnectMs,
+    types,
+  });
+  // Without a listener an idle connection that the server ends would end this process; the pool replaces it by itself.
+  pool.on('error', (error) => logger.warn({ err: error }, 'a connection to PostgreSQL ended'));
+  return new PostgresDialect({ pool });
+}
+
+/** Hears of commits of other replicas. After each reconnection it wakes once, for what was committed meanwhile. */
+export class PostgresListener {
+  readonly #url: string;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #wake: () => void;
+  readonly #closing = new AbortController();
+  readonly #done: Promise<void>;
+
+  constructor(options: { readonly url: string; readonly clock: Clock; readonly logger: Logger; readonly wake: () => void }) {
+    this.#url = options.url;
+    this.#clock = options.clock;
+    this.#logger = options.logger;
+    this.#wake = options.wake;
+    this.#done = this.#run();
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.#done;
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#closing;
+    const backoff = new Backoff({ baseMs: limits.listenBackoffBaseMs, capMs: limits.listenBackoffCapMs });
+    while (!signal.aborted) {
+      try {
+        await this.#listen(signal, () => backoff.reset());
+      } catch (error) {
+        this.#logger.warn({ err: error, attempt: backoff.attempts + 1 }, 'not listening for events of other replicas; trying again');
+      }
+      if (signal.aborted) return;
+      // Only the closing signal rejects it, and the loop looks at that.
+      await this.#clock.sleep(backoff.nextMs(), signal).catch(() => undefined);
+    }
+  }
+
+  /** Resolves when closed; rejects when the connection ends. */
+  async #listen(signal: AbortSignal, listening: () => void): Promise<void> {
+    const client = new pg.Client({ connectionString: this.#url, connectionTimeoutMillis: limits.postgresConnectMs, keepAlive: true });
+    const ended = Promise.withResolvers<void>();
+    // Marked as handled: the race below may be decided before it rejects.
+    ended.promise.catch(() => undefined);
+    client.on('error', (error) => ended.reject(error));
+    client.on('end', () => ended.reject(new Error('the connection ended')));
+    client.on('notification', () => this.#wake());
+    const stopped = AbortSignal.any([signal]);
+    stopped.addEventListener('abort', () => ended.resolve(), { once: true });
+    // One that never connected has nothing to end, and pg would wait for it for ever; connecting has its own time limit.
+    await client.connect();
+    try {
+      await client.query(`listen ${eventChannel}`);
+      listening();
+      this.#wake();
+      await ended.promise;
+    } finally {
+      // The connection may be broken already: ending it is all that is left to do with it.
+      await client.end().catch(() => undefined);
+    }
+  }
+}

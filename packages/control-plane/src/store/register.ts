@@ -1,0 +1,97 @@
+import type { HostId } from '@drover/foundation';
+import { isSandboxId } from '@drover/foundation';
+import type { link } from '@drover/protocol';
+import { held, hostEvent, lockSandboxes, readHost, type StoredHost } from './change.ts';
+import type { Database, Tx } from './database.ts';
+import { applyObservations } from './observe.ts';
+import { observedState } from './rows.ts';
+import type { StrayTable } from './schema.ts';
+import { hasEnded } from './state.ts';
+import type { HostRow, Room } from './store.ts';
+import * as limits from '../limits.ts';
+
+/** One stream's Register, on a locked host (L-7, L-8, L-11). */
+export async function register(
+  database: Database,
+  tx: Tx,
+  before: StoredHost,
+  registration: link.Register,
+  owner: string,
+): Promise<{ readonly host: HostRow; readonly epoch: number }> {
+  const id = before.id as HostId;
+  const epoch = before.epoch + 1;
+  const { capacity } = registration;
+  await tx.db
+    .updateTable('hosts')
+    .set({
+      name: registration.hostname === '' ? before.name : registration.hostname,
+      labels: JSON.stringify(registration.labels),
+      zone: registration.zone,
+      cpu_millis: capacity?.cpuMillis ?? 0,
+      memory_bytes: Number(capacity?.memoryBytes ?? 0n),
+      disk_bytes: Number(capacity?.diskBytes ?? 0n),
+      slots: capacity?.slots ?? 0,
+      runtimes: JSON.stringify(registration.runtimes),
+      agent_version: registration.agentVersion,
+      boot_id: registration.bootId,
+      epoch,
+      owner,
+      connected: 1,
+      down_since: null,
+      down_reason: '',
+      last_seen_at: tx.now,
+    })
+    .where('id', '=', id)
+    .execute();
+
+  await applyObservations(tx, id, await lockSandboxes(database, tx, { hostId: id }), registration.sandboxes, true);
+  await rebuildReserved(database, tx, id, registration);
+
+  const host = await readHost(tx, id);
+  if (before.connected === 0) tx.emit(hostEvent(host, 'HostReady', { epoch, agentVersion: host.agentVersion, bootId: host.bootId }));
+  return { host, epoch };
+}
+
+/**
+ * L-8: what is reserved is counted again, from the sandboxes placed on the host and those it reports, each once. What it reports
+ * and is not placed on it (moved while it was away) uses its room until it is fenced; it is kept as a stray until then.
+ */
+async function rebuildReserved(database: Database, tx: Tx, id: HostId, registration: link.Register): Promise<void> {
+  const placed = await lockSandboxes(database, tx, { hostId: id });
+  const here = new Set(placed.map((row) => row.id));
+  const strays = new Map<string, StrayTable>();
+  for (const seen of registration.sandboxes) {
+    if (here.has(seen.sandboxId) || !isSandboxId(seen.sandboxId)) continue;
+    const request: Room = {
+      cpuMillis: seen.resources?.cpuMillis ?? 0,
+      memoryBytes: Number(seen.resources?.memoryBytes ?? 0n),
+      slots: 1,
+    };
+    const room = held(hasEnded(observedState(seen.state)) ? 'slot' : 'all', request);
+    strays.set(seen.sandboxId, {
+      host_id: id,
+      sandbox_id: seen.sandboxId,
+      cpu_millis: room.cpuMillis,
+      memory_bytes: room.memoryBytes,
+      slots: room.slots,
+    });
+  }
+  await tx.db.deleteFrom('strays').where('host_id', '=', id).execute();
+  const rows = [...strays.values()];
+  for (let i = 0; i < rows.length; i += limits.rowsPerStatement) {
+    await tx.db
+      .insertInto('strays')
+      .values(rows.slice(i, i + limits.rowsPerStatement))
+      .execute();
+  }
+  const used = [
+    ...placed.map((row) => held(row.hold, { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots })),
+    ...rows.map((row) => ({ cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots })),
+  ];
+  const sum = (of: keyof Room): number => used.reduce((total, room) => total + room[of], 0);
+  await tx.db
+    .updateTable('hosts')
+    .set({ reserved_cpu_millis: sum('cpuMillis'), reserved_memory_bytes: sum('memoryBytes'), reserved_slots: sum('slots') })
+    .where('id', '=', id)
+    .execute();
+}

@@ -1,0 +1,95 @@
+import { fromJsonString, toJsonString } from '@bufbuild/protobuf';
+import type { Selectable } from 'kysely';
+import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
+import { sandbox } from '@drover/protocol';
+import type { HostTable, SandboxTable } from './schema.ts';
+import type { DesiredState, HostRow, ObservedState, SandboxRow } from './store.ts';
+
+const optional = <T>(value: T | null): T | undefined => value ?? undefined;
+
+/** What was stored was checked when it came in: rows are read as they are. */
+export function hostRow(row: Selectable<HostTable>): HostRow {
+  return {
+    id: row.id as HostId,
+    name: row.name,
+    scheduling: row.scheduling as HostRow['scheduling'],
+    removedAt: optional(row.removed_at),
+    labels: { ...parseMap(row.labels), ...parseMap(row.join_labels) },
+    zone: row.zone,
+    capacity: { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots, diskBytes: row.disk_bytes },
+    reserved: { cpuMillis: row.reserved_cpu_millis, memoryBytes: row.reserved_memory_bytes, slots: row.reserved_slots },
+    runtimes: JSON.parse(row.runtimes) as string[],
+    agentVersion: row.agent_version,
+    bootId: row.boot_id,
+    epoch: row.epoch,
+    // Kept in the table while it is down: a host that was only silent comes back on the same stream (L-9).
+    owner: row.connected === 1 ? row.owner : '',
+    connected: row.connected === 1,
+    downSince: optional(row.down_since),
+    downReason: row.down_reason,
+    lastSeenAt: row.last_seen_at,
+    loadMilli: row.load_milli,
+    memoryAvailableBytes: row.memory_available_bytes,
+    joinedAt: row.joined_at,
+    certificateExpiresAt: row.certificate_expires_at,
+  };
+}
+
+export function sandboxRow(row: Selectable<SandboxTable>): SandboxRow {
+  return {
+    id: row.id as SandboxId,
+    project: row.project as Project,
+    name: row.name as Name,
+    spec: fromJsonString(sandbox.SandboxSpecSchema, row.spec, { ignoreUnknownFields: true }),
+    labels: parseMap(row.labels),
+    desired: row.desired as DesiredState,
+    generation: row.generation,
+    startGeneration: row.start_generation,
+    placedGeneration: row.placed_generation,
+    request: { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots },
+    hostId: optional(row.host_id) as HostId | undefined,
+    pendingReason: row.pending_reason,
+    pendingMessage: row.pending_message,
+    observed: optional(row.observed) as ObservedState | undefined,
+    observedGeneration: row.observed_generation,
+    observedSequence: row.observed_sequence,
+    reason: row.reason,
+    message: row.message,
+    exitCode: optional(row.exit_code),
+    outOfMemory: row.out_of_memory === 1,
+    address: row.address,
+    runtime: row.runtime,
+    imageDigest: row.image_digest,
+    startCount: row.start_count,
+    lostSince: optional(row.lost_since),
+    createdAt: row.created_at,
+    updatedAt: row.updated_at,
+    startedAt: optional(row.started_at),
+    finishedAt: optional(row.finished_at),
+    deletedAt: optional(row.deleted_at),
+    stopGraceMs: row.stop_grace_ms,
+  };
+}
+
+export function specText(spec: sandbox.SandboxSpec): string {
+  return toJsonString(sandbox.SandboxSpecSchema, spec);
+}
+
+export function parseMap(text: string): Record<string, string> {
+  return JSON.parse(text) as Record<string, string>;
+}
+
+const observedStates = new Map<sandbox.SandboxState, ObservedState>([
+  [sandbox.SandboxState.PREPARING, 'preparing'],
+  [sandbox.SandboxState.STARTING, 'starting'],
+  [sandbox.SandboxState.RUNNING, 'running'],
+  [sandbox.SandboxState.PAUSED, 'paused'],
+  [sandbox.SandboxState.STOPPING, 'stopping'],
+  [sandbox.SandboxState.STOPPED, 'stopped'],
+  [sandbox.SandboxState.FAILED, 'failed'],
+]);
+
+/** The state that a host may report; undefined for one that only the control plane can know. */
+export function observedState(state: sandbox.SandboxState): ObservedState | undefined {
+  return observedStates.get(state);
+}

@@ -1,0 +1,124 @@
+import { clip, DroverError, isSandboxId, type HostId, type SandboxId } from '@drover/foundation';
+import * as limits from '../limits.ts';
+import type { Database } from './database.ts';
+import { sandboxRow } from './rows.ts';
+import type { SandboxFilter, SandboxRow } from './store.ts';
+
+export function sandboxNotFound(reference: string): DroverError {
+  return new DroverError('sandbox-not-found', `there is no sandbox ${JSON.stringify(clip(reference))}`, {
+    hint: '`drover sandbox ls` lists the sandboxes',
+  });
+}
+
+/** The reading half of the sandbox store. */
+export class SandboxQueries {
+  protected readonly database: Database;
+
+  constructor(database: Database) {
+    this.database = database;
+  }
+
+  async get(id: SandboxId): Promise<SandboxRow | undefined> {
+    const row = await this.database.db.selectFrom('sandboxes').selectAll().where('id', '=', id).executeTakeFirst();
+    return row === undefined ? undefined : sandboxRow(row);
+  }
+
+  async find(reference: string): Promise<SandboxRow> {
+    if (isSandboxId(reference)) {
+      const row = await this.get(reference);
+      if (row === undefined) throw sandboxNotFound(reference);
+      return row;
+    }
+    const slash = reference.indexOf('/');
+    const name = reference.slice(slash + 1);
+    let query = this.database.db.selectFrom('sandboxes').selectAll().where('name', '=', name).where('deleted_at', 'is', null);
+    if (slash >= 0) query = query.where('project', '=', reference.slice(0, slash));
+    // A bare name is the project-less sandbox of that name; without one, the only one that has it.
+    const [first, second] = await query.orderBy('project').limit(2).execute();
+    if (first === undefined) throw sandboxNotFound(reference);
+    if (second !== undefined && first.project !== '') {
+      throw new DroverError('invalid-argument', `sandboxes of several projects are named ${JSON.stringify(clip(name))}`, {
+        hint: `write project/${clip(name)}, or give the id`,
+      });
+    }
+    return sandboxRow(first);
+  }
+
+  async list(filter: SandboxFilter = {}): Promise<readonly SandboxRow[]> {
+    let query = this.database.db
+      .selectFrom('sandboxes')
+      .selectAll()
+      .orderBy('created_at')
+      .orderBy('id')
+      .limit(Math.min(filter.limit ?? limits.listPage, limits.listPageMax));
+    if (filter.includeDeleted !== true) query = query.where('deleted_at', 'is', null);
+    const { project, hostId, after } = filter;
+    if (project !== undefined) query = query.where('project', '=', project);
+    if (hostId !== undefined) query = query.where('host_id', '=', hostId);
+    for (const [key, value] of Object.entries(filter.labels ?? {})) {
+      query = query.where((eb) =>
+        eb.exists(
+          eb
+            .selectFrom('sandbox_labels')
+            .select('sandbox_labels.key')
+            .whereRef('sandbox_labels.sandbox_id', '=', 'sandboxes.id')
+            .where('sandbox_labels.key', '=', key)
+            .where('sandbox_labels.value', '=', value),
+        ),
+      );
+    }
+    if (after !== undefined) {
+      const last = await this.database.db.selectFrom('sandboxes').select('created_at').where('id', '=', after).executeTakeFirst();
+      if (last === undefined) throw sandboxNotFound(after);
+      query = query.where((eb) =>
+        eb.or([eb('created_at', '>', last.created_at), eb.and([eb('created_at', '=', last.created_at), eb('id', '>', after)])]),
+      );
+    }
+    return (await query.execute()).map(sandboxRow);
+  }
+
+  async onHost(hostId: HostId): Promise<readonly SandboxRow[]> {
+    const rows = await this.database.db
+      .selectFrom('sandboxes')
+      .selectAll()
+      .where('host_id', '=', hostId)
+      .where('deleted_at', 'is', null)
+      .orderBy('id')
+      .execute();
+    return rows.map(sandboxRow);
+  }
+
+  async unplaced(limit: number): Promise<readonly SandboxRow[]> {
+    const rows = await this.database.db
+      .selectFrom('sandboxes')
+      .selectAll()
+      .where('deleted_at', 'is', null)
+      .where('desired', 'in', ['running', 'paused'])
+      .where((eb) => eb.or([eb('host_id', 'is', null), eb('pending_reason', '<>', '')]))
+      .where((eb) =>
+        eb.or([
+          eb('observed', 'is', null),
+          eb('observed', 'not in', ['stopped', 'failed']),
+          eb('observed_generation', '<', eb.ref('start_generation')),
+        ]),
+      )
+      .orderBy('created_at')
+      .orderBy('id')
+      .limit(limit)
+      .execute();
+    return rows.map(sandboxRow);
+  }
+
+  async expired(now: number): Promise<readonly SandboxRow[]> {
+    const rows = await this.database.db
+      .selectFrom('sandboxes')
+      .selectAll()
+      .where('deleted_at', 'is', null)
+      .where('desired', '=', 'running')
+      .where('expires_at', '<=', now)
+      .orderBy('expires_at')
+      .limit(limits.rowsPerStatement)
+      .execute();
+    return rows.map(sandboxRow);
+  }
+}

@@ -1,0 +1,309 @@
+import type { Updateable } from 'kysely';
+import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
+import type { sandbox } from '@drover/protocol';
+import { addReservation, changeSandbox, lockHost, lockSandbox, lockSandboxes, sandboxEvent, type StoredSandbox } from './change.ts';
+import { isUniqueViolation, type Tx } from './database.ts';
+import { desiredPatch, neverStarted } from './desired.ts';
+import { applyObservations, removesItself } from './observe.ts';
+import { sandboxRow, specText } from './rows.ts';
+import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
+import type { SandboxTable } from './schema.ts';
+import { hasEnded, runIsOver } from './state.ts';
+import type { DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
+
+export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
+  async create(draft: SandboxDraft): Promise<SandboxRow> {
+    try {
+      return await this.database.transact(async (tx) => {
+        const stored = newSandbox(draft, tx.now);
+        await tx.db.insertInto('sandboxes').values(stored).execute();
+        const labels = Object.entries(draft.labels).map(([key, value]) => ({ sandbox_id: draft.id, key, value }));
+        if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
+        const row = sandboxRow(stored);
+        tx.emit(sandboxEvent(row, 'SandboxCreated', { image: row.spec.image, labels: row.labels }));
+        return row;
+      });
+    } catch (error) {
+      if (!isUniqueViolation(error)) throw error;
+      throw new DroverError('name-taken', `there is a sandbox named ${draft.name} already`, {
+        hint: `choose another name, or remove it with \`drover sandbox rm ${draft.name}\``,
+        cause: error,
+      });
+    }
+  }
+
+  async place(id: SandboxId, hostId: HostId): Promise<boolean> {
+    return await this.database.transact(async (tx) => {
+      if ((await lockHost(this.database, tx, hostId)) === undefined) return false;
+      const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
+      if (row === undefined || row.deleted_at !== null || row.desired === 'deleted' || row.desired === 'stopped') return false;
+      const again = row.host_id === hostId && row.pending_reason !== '' && row.hold !== 'all';
+      if (!again && row.host_id !== null) return false;
+      if (!(await this.#reserve(tx, row, hostId, again))) return false;
+      const after = await changeSandbox(
+        tx,
+        row,
+        { host_id: hostId, hold: 'all', pending_reason: '', pending_message: '' },
+        { alreadyReserved: true },
+      );
+      tx.emit(sandboxEvent(sandboxRow(after), 'SandboxScheduled'));
+      return true;
+    });
+  }
+
+  async setPending(id: SandboxId, reason: string, message: string): Promise<void> {
+    await this.database.transact(async (tx) => {
+      const found = await lockSandbox(this.database, tx, id);
+      if (found === undefined) return;
+      const { row } = found;
+      const waits = row.host_id === null || row.pending_reason !== '';
+      if (row.deleted_at !== null || !waits || row.desired === 'deleted' || row.desired === 'stopped') return;
+      if (row.pending_reason === reason && row.pending_message === message) return;
+      const after = await changeSandbox(tx, row, { pending_reason: reason, pending_message: message });
+      // A message that only counts anew what is free is not worth an event.
+      if (row.pending_reason !== reason) tx.emit(sandboxEvent(sandboxRow(after), 'SandboxUnschedulable', { reason, message }));
+    });
+  }
+
+  async unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean> {
+    return await this.database.transact(async (tx) => {
+      await lockHost(this.database, tx, from);
+      const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
+      if (row === undefined || row.host_id !== from || row.deleted_at !== null) return false;
+      if (row.desired === 'deleted' || row.desired === 'stopped' || runIsOver(sandboxRow(row))) return false;
+      const generation = row.generation + 1;
+      if (row.observed !== null) await this.#keepStray(tx, row, from);
+      await changeSandbox(tx, row, {
+        host_id: null,
+        hold: 'nothing',
+        generation,
+        // A start of its own elsewhere: copies from before are stale, wherever they turn up (L-26).
+        start_generation: generation,
+        placed_generation: generation,
+        observed: null,
+        observed_sequence: 0,
+        address: '',
+        started_at: null,
+        lost_since: null,
+        pending_reason: reason,
+        pending_message: `it was taken off its host (${reason}) and waits for another`,
+      });
+      return true;
+    });
+  }
+
+  async setDesired(id: SandboxId, desired: DesiredState, options: { readonly graceMs?: number } = {}): Promise<SandboxRow> {
+    return await this.database.transact(async (tx) => {
+      const found = await lockSandbox(this.database, tx, id);
+      if (found === undefined) throw sandboxNotFound(id);
+      const { row, host } = found;
+      if (row.deleted_at !== null) {
+        if (desired === 'deleted') return sandboxRow(row);
+        throw new DroverError('sandbox-not-found', `${row.name} was deleted`, { hint: 'create a new sandbox' });
+      }
+      const patch = desiredPatch(row, host, desired, tx.now, options.graceMs);
+      if (patch === undefined) return sandboxRow(row);
+      const after = sandboxRow(await changeSandbox(tx, row, patch));
+      // For the replica that holds the host's link: what is wanted changed, even where what is seen did not yet.
+      tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', { desired, generation: after.generation }));
+      if (after.deletedAt !== undefined) tx.emit(sandboxEvent(after, 'SandboxDeleted'));
+      return after;
+    });
+  }
+
+  async observe(hostId: HostId, epoch: number, observations: readonly sandbox.SandboxObservation[]): Promise<readonly SandboxRow[]> {
+    if (observations.length === 0) return [];
+    return await this.database.transact(async (tx) => {
+      const host = await lockHost(this.database, tx, hostId);
+      // L-11: what an older stream still delivers is not believed.
+      if (host === undefined || host.epoch !== epoch || host.removed_at !== null) return [];
+      const ids = [...new Set(observations.map((seen) => seen.sandboxId))];
+      const rows = await lockSandboxes(this.database, tx, { ids });
+      return (await applyObservations(tx, hostId, rows, observations, false)).map(sandboxRow);
+    });
+  }
+
+  async gone(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined> {
+    return await this.database.transact(async (tx) => {
+      await lockHost(this.database, tx, hostId);
+      await this.#dropStray(tx, id, hostId);
+      const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
+      if (row === undefined || row.host_id !== hostId || row.deleted_at !== null) return undefined;
+      const after = sandboxRow(await changeSandbox(tx, row, gonePatch(row, tx.now)));
+      if (after.deletedAt !== undefined) tx.emit(sandboxEvent(after, 'SandboxDeleted'));
+      return after;
+    });
+  }
+
+  async fail(id: SandboxId, reason: string, message: string): Promise<void> {
+    await this.database.transact(async (tx) => {
+      const found = await lockSandbox(this.database, tx, id);
+      if (found === undefined || found.row.deleted_at !== null) return;
+      const { row } = found;
+      const running = row.observed !== null && !hasEnded(sandboxRow(row).observed);
+      const removed = removesItself(row);
+      const deleted = row.host_id === null && (removed || row.desired === 'deleted');
+      const after = await changeSandbox(tx, row, {
+        observed: 'failed',
+        observed_generation: row.generation,
+        given_up_generation: row.generation,
+        reason,
+        message,
+        finished_at: tx.now,
+        pending_reason: '',
+        pending_message: '',
+        // A copy that still runs counts until its host has stopped it.
+        hold: row.host_id === null ? 'nothing' : running ? 'all' : 'slot',
+        ...(removed ? { desired: 'deleted', generation: row.generation + 1 } : {}),
+        ...(deleted ? { deleted_at: tx.now } : {}),
+      });
+      if (deleted) tx.emit(sandboxEvent(sandboxRow(after), 'SandboxDeleted'));
+    });
+  }
+
+  async markLost(downBefore: number): Promise<readonly SandboxRow[]> {
+    const hosts = await this.database.db
+      .selectFrom('hosts')
+      .select('id')
+      .where('connected', '=', 0)
+      .where('removed_at', 'is', null)
+      .where('down_since', '<=', downBefore)
+      .where((eb) =>
+        eb.exists(
+          eb
+            .selectFrom('sandboxes')
+            .select('sandboxes.id')
+            .whereRef('sandboxes.host_id', '=', 'hosts.id')
+            .where('sandboxes.deleted_at', 'is', null)
+            .where('sandboxes.lost_since', 'is', null)
+            .where('sandboxes.desired', 'in', ['running', 'paused', 'stopped']),
+        ),
+      )
+      .execute();
+    const lost: SandboxRow[] = [];
+    for (const host of hosts) lost.push(...(await this.#loseHost(host.id as HostId, downBefore)));
+    return lost;
+  }
+
+  async #loseHost(hostId: HostId, downBefore: number): Promise<readonly SandboxRow[]> {
+    return await this.database.transact(async (tx) => {
+      const host = await lockHost(this.database, tx, hostId);
+      if (host === undefined || host.connected === 1 || host.down_since === null || host.down_since > downBefore) return [];
+      const lost: SandboxRow[] = [];
+      for (const row of await lockSandboxes(this.database, tx, { hostId })) {
+        // What had ended is not lost with its host: nothing of it runs, and its end is known.
+        if (row.lost_since !== null || row.desired === 'deleted' || hasEnded(sandboxRow(row).observed)) continue;
+        const after = sandboxRow(await changeSandbox(tx, row, { lost_since: tx.now }));
+        tx.emit(sandboxEvent(after, 'SandboxLost', { reason: 'host-down', hostDownSince: host.down_since }));
+        lost.push(after);
+      }
+      return lost;
+    });
+  }
+
+  /** L-24: takes the room in one conditional update, or nothing. */
+  async #reserve(tx: Tx, row: StoredSandbox, hostId: HostId, again: boolean): Promise<boolean> {
+    const slots = again && row.hold === 'slot' ? 0 : row.slots;
+    const update = tx.db
+      .updateTable('hosts')
+      .set((eb) => ({
+        reserved_cpu_millis: eb('reserved_cpu_millis', '+', row.cpu_millis),
+        reserved_memory_bytes: eb('reserved_memory_bytes', '+', row.memory_bytes),
+        reserved_slots: eb('reserved_slots', '+', slots),
+      }))
+      .where('id', '=', hostId)
+      .where('connected', '=', 1)
+      .where('removed_at', 'is', null)
+      // What is on a cordoned host already may start there again; a cordon keeps new ones away (L-27).
+      .where('scheduling', 'in', again ? ['open', 'cordoned'] : ['open'])
+      .where((eb) => eb(eb('reserved_cpu_millis', '+', row.cpu_millis), '<=', eb.ref('cpu_millis')))
+      .where((eb) => eb(eb('reserved_memory_bytes', '+', row.memory_bytes), '<=', eb.ref('memory_bytes')))
+      .where((eb) => eb(eb('reserved_slots', '+', slots), '<=', eb.ref('slots')));
+    return (await update.executeTakeFirst()).numUpdatedRows === 1n;
+  }
+
+  async #keepStray(tx: Tx, row: StoredSandbox, hostId: HostId): Promise<void> {
+    const room = { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots };
+    const values = { cpu_millis: room.cpuMillis, memory_bytes: room.memoryBytes, slots: room.slots };
+    await this.#dropStray(tx, row.id as SandboxId, hostId);
+    await tx.db
+      .insertInto('strays')
+      .values({ host_id: hostId, sandbox_id: row.id, ...values })
+      .execute();
+    await addReservation(tx, hostId, room, 1);
+  }
+
+  async #dropStray(tx: Tx, id: SandboxId, hostId: HostId): Promise<void> {
+    const stray = await tx.db
+      .deleteFrom('strays')
+      .where('host_id', '=', hostId)
+      .where('sandbox_id', '=', id)
+      .returningAll()
+      .executeTakeFirst();
+    if (stray === undefined) return;
+    await addReservation(tx, hostId, { cpuMillis: stray.cpu_millis, memoryBytes: stray.memory_bytes, slots: stray.slots }, -1);
+  }
+}
+
+/** The host it is placed on has no copy of it. */
+function gonePatch(row: StoredSandbox, now: number): Updateable<SandboxTable> {
+  const freed = { hold: 'nothing' as const, lost_since: null, pending_reason: '', pending_message: '' };
+  if (row.desired === 'deleted') return { ...freed, deleted_at: now };
+  const nowhere = { ...freed, host_id: null, observed_sequence: 0, address: '' };
+  if (runIsOver(sandboxRow(row))) return nowhere;
+  if (row.desired === 'stopped') {
+    return row.observed === null
+      ? { ...nowhere, ...neverStarted(row.generation, now) }
+      : { ...nowhere, observed: 'stopped', observed_generation: row.generation, finished_at: row.finished_at ?? now };
+  }
+  return {
+    ...nowhere,
+    observed: 'failed',
+    observed_generation: row.generation,
+    reason: 'copy-lost',
+    message: 'its host has no copy of it any more; start it to make it anew, without what it had written',
+    finished_at: now,
+  };
+}
+
+function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
+  const ttlMs = Number(draft.spec.ttlSeconds) * 1000;
+  return {
+    id: draft.id,
+    project: draft.project,
+    name: draft.name,
+    spec: specText(draft.spec),
+    labels: JSON.stringify(draft.labels),
+    desired: 'running',
+    generation: 1,
+    start_generation: 1,
+    placed_generation: 1,
+    given_up_generation: 0,
+    cpu_millis: draft.request.cpuMillis,
+    memory_bytes: draft.request.memoryBytes,
+    slots: draft.request.slots,
+    host_id: null,
+    hold: 'nothing',
+    pending_reason: '',
+    pending_message: '',
+    observed: null,
+    observed_generation: 0,
+    observed_sequence: 0,
+    reason: '',
+    message: '',
+    exit_code: null,
+    out_of_memory: 0,
+    address: '',
+    runtime: '',
+    image_digest: '',
+    start_count: 0,
+    lost_since: null,
+    created_at: now,
+    updated_at: now,
+    started_at: null,
+    finished_at: null,
+    deleted_at: null,
+    expires_at: ttlMs === 0 ? null : now + ttlMs,
+    stop_grace_ms: draft.spec.stopGraceMs,
+  };
+}

@@ -1,0 +1,67 @@
+import { describe, expect, it } from 'vitest';
+import type { HostId } from '@drover/foundation';
+import { hostState, sandboxState, type StateColumns } from './state.ts';
+
+const host = 'h-0000000000000000' as HostId;
+const fresh: StateColumns = {
+  desired: 'running',
+  startGeneration: 1,
+  hostId: undefined,
+  pendingReason: '',
+  pendingMessage: '',
+  observed: undefined,
+  observedGeneration: 0,
+  reason: 'r',
+  message: 'm',
+  lostSince: undefined,
+  deletedAt: undefined,
+};
+
+describe('L-25: the displayed state of a sandbox', () => {
+  const on = { hostId: host } as const;
+  const ran = { ...on, observed: 'running', observedGeneration: 1 } as const;
+  const ended = { ...on, observed: 'stopped', observedGeneration: 1 } as const;
+  const cases: readonly [string, Partial<StateColumns>, string, string][] = [
+    ['created', {}, 'pending', 'placing'],
+    ['no host has room', { pendingReason: 'unschedulable', pendingMessage: 'full' }, 'pending', 'unschedulable'],
+    ['placed', on, 'scheduled', 'scheduled'],
+    ['its image is being pulled', { ...ran, observed: 'preparing' }, 'preparing', 'r'],
+    ['its init comes up', { ...ran, observed: 'starting' }, 'starting', 'r'],
+    ['runs', ran, 'running', 'r'],
+    ['paused', { ...ran, desired: 'paused', observed: 'paused' }, 'paused', 'r'],
+    ['asked to stop', { ...ran, desired: 'stopped' }, 'stopping', 'r'],
+    ['stopped', { ...ended, desired: 'stopped' }, 'stopped', 'r'],
+    ['its run ended', ended, 'stopped', 'r'],
+    ['failed', { ...ended, observed: 'failed' }, 'failed', 'r'],
+    ['failed, on no host any more', { ...ended, hostId: undefined, observed: 'failed' }, 'failed', 'r'],
+    ['asked to start again', { ...ended, startGeneration: 2 }, 'scheduled', 'scheduled'],
+    [
+      'asked to start again where there is no room',
+      { ...ended, startGeneration: 2, pendingReason: 'unschedulable' },
+      'pending',
+      'unschedulable',
+    ],
+    ['asked to start again, then to stop', { ...ended, startGeneration: 2, desired: 'stopped' }, 'stopped', 'r'],
+    ['its host is down', { ...ran, lostSince: 5 }, 'lost', 'host-down'],
+    ['its host is down, and it is to be deleted', { ...ran, lostSince: 5, desired: 'deleted' }, 'deleting', 'r'],
+    ['asked to be deleted', { ...ran, desired: 'deleted' }, 'deleting', 'r'],
+    ['deleted', { ...ended, desired: 'deleted', deletedAt: 9 }, 'deleted', 'r'],
+  ];
+  it.each(cases)('%s', (_, change, state, reason) => {
+    expect(sandboxState({ ...fresh, ...change })).toMatchObject({ state, reason });
+  });
+});
+
+describe('L-25: the displayed state of a host', () => {
+  const ready = { removedAt: undefined, epoch: 1, connected: true, scheduling: 'open' } as const;
+  it.each([
+    ['joined, never connected', { ...ready, epoch: 0, connected: false }, 'joining'],
+    ['connected', ready, 'ready'],
+    ['cordoned', { ...ready, scheduling: 'cordoned' }, 'cordoned'],
+    ['draining', { ...ready, scheduling: 'draining' }, 'draining'],
+    ['cordoned and down', { ...ready, scheduling: 'cordoned', connected: false }, 'down'],
+    ['removed', { ...ready, removedAt: 4 }, 'removed'],
+  ] as const)('%s', (_, row, state) => {
+    expect(hostState(row)).toBe(state);
+  });
+});

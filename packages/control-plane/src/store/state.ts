@@ -1,0 +1,66 @@
+import type { HostRow, HostStateName, ObservedState, SandboxRow, SandboxStateName } from './store.ts';
+
+/** What people see of a sandbox: the state, a stable word for programs, and a sentence for a person (L-25). */
+export interface DisplayedState {
+  readonly state: SandboxStateName;
+  readonly reason: string;
+  readonly message: string;
+}
+
+/** The columns that the displayed state is computed from. */
+export type StateColumns = Pick<
+  SandboxRow,
+  | 'desired'
+  | 'startGeneration'
+  | 'hostId'
+  | 'pendingReason'
+  | 'pendingMessage'
+  | 'observed'
+  | 'observedGeneration'
+  | 'reason'
+  | 'message'
+  | 'lostSince'
+  | 'deletedAt'
+>;
+
+const ended: ReadonlySet<ObservedState | undefined> = new Set<ObservedState>(['stopped', 'failed']);
+
+/** Says whether nothing of it runs. */
+export function hasEnded(observed: ObservedState | undefined): boolean {
+  return ended.has(observed);
+}
+
+/** Its main process ended, or it failed, after the newest wish to start it: it is not begun again until someone asks. */
+export function runIsOver(row: Pick<SandboxRow, 'observed' | 'observedGeneration' | 'startGeneration'>): boolean {
+  return ended.has(row.observed) && row.observedGeneration >= row.startGeneration;
+}
+
+/** The displayed state of a sandbox: desired, placed and observed put together (L-25). */
+export function sandboxState(row: StateColumns): DisplayedState {
+  const said = { reason: row.reason, message: row.message };
+  if (row.deletedAt !== undefined) return { state: 'deleted', ...said };
+  if (row.desired === 'deleted') return { state: 'deleting', ...said };
+  if (row.lostSince !== undefined) {
+    return {
+      state: 'lost',
+      reason: 'host-down',
+      message: 'its host does not answer; it goes on when the host is back, or can be removed and created again',
+    };
+  }
+  if (row.observed !== undefined && ended.has(row.observed) && (runIsOver(row) || row.desired === 'stopped'))
+    return { state: row.observed, ...said };
+  if (row.pendingReason !== '') return { state: 'pending', reason: row.pendingReason, message: row.pendingMessage };
+  if (row.hostId === undefined) return { state: 'pending', reason: 'placing', message: 'a host is being chosen' };
+  if (row.observed === undefined) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to create it' };
+  if (ended.has(row.observed)) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to start it again' };
+  if (row.desired === 'stopped') return { state: 'stopping', ...said };
+  return { state: row.observed, ...said };
+}
+
+/** The displayed state of a host (L-25). A host that is down shows that, whatever people want of it. */
+export function hostState(row: Pick<HostRow, 'removedAt' | 'epoch' | 'connected' | 'scheduling'>): HostStateName {
+  if (row.removedAt !== undefined) return 'removed';
+  if (row.epoch === 0) return 'joining';
+  if (!row.connected) return 'down';
+  return row.scheduling === 'open' ? 'ready' : row.scheduling;
+}

@@ -1,0 +1,53 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { silentLogger, type Clock } from '@drover/foundation';
+import { openStore } from '../open.ts';
+import type { Store } from '../store.ts';
+import { startPostgres, type TestPostgres } from './postgres.ts';
+
+/** Fresh databases of one kind; the whole suite runs on both. */
+export class TestStores {
+  readonly #kind: Store['kind'];
+  #postgres: TestPostgres | undefined;
+  #directory: string | undefined;
+  readonly #open: Store[] = [];
+  #count = 0;
+
+  constructor(kind: Store['kind']) {
+    this.#kind = kind;
+  }
+
+  async start(): Promise<void> {
+    if (this.#kind === 'postgres') this.#postgres = await startPostgres();
+    else this.#directory = await mkdtemp(join(tmpdir(), 'drover-store-'));
+  }
+
+  get postgres(): TestPostgres {
+    if (this.#postgres === undefined) throw new Error('not started, or not PostgreSQL');
+    return this.#postgres;
+  }
+
+  async newUrl(): Promise<string> {
+    return this.#kind === 'postgres'
+      ? await this.postgres.createDatabase()
+      : `sqlite:${join(this.#directory ?? '', `${++this.#count}.db`)}`;
+  }
+
+  async open(options: { readonly url?: string; readonly clock?: Clock; readonly replica?: string } = {}): Promise<Store> {
+    const { url = await this.newUrl(), ...rest } = options;
+    const store = await openStore(url, { logger: silentLogger, ...rest });
+    this.#open.push(store);
+    return store;
+  }
+
+  async closeAll(): Promise<void> {
+    await Promise.all(this.#open.splice(0).map((store) => store.close()));
+  }
+
+  async stop(): Promise<void> {
+    await this.closeAll();
+    await this.#postgres?.stop();
+    if (this.#directory !== undefined) await rm(this.#directory, { recursive: true, force: true });
+  }
+}

@@ -1,0 +1,62 @@
+import type { HostId } from '@drover/foundation';
+import type { Database } from './database.ts';
+import { parseMap } from './rows.ts';
+import type { TokenStore } from './store.ts';
+
+export class SqlTokenStore implements TokenStore {
+  readonly #database: Database;
+
+  constructor(database: Database) {
+    this.#database = database;
+  }
+
+  async createJoin(token: Parameters<TokenStore['createJoin']>[0]): Promise<void> {
+    await this.#database.db
+      .insertInto('join_tokens')
+      .values({ hash: token.hash, expires_at: token.expiresAt, uses_left: token.uses, labels: JSON.stringify(token.labels) })
+      .execute();
+  }
+
+  async takeJoin(hash: string, hostId: HostId): Promise<{ readonly labels: Readonly<Record<string, string>> } | undefined> {
+    return await this.#database.transact(async (tx) => {
+      // The use is written first: of two calls of one host (a lost answer, repeated) the second waits here, and is free.
+      const known = await tx.db
+        .selectFrom('join_tokens')
+        .select('labels')
+        .where('hash', '=', hash)
+        .where('expires_at', '>', tx.now)
+        .executeTakeFirst();
+      if (known === undefined) return undefined;
+      const labels = parseMap(known.labels);
+      const first = await tx.db
+        .insertInto('join_token_uses')
+        .values({ hash, host_id: hostId })
+        .onConflict((conflict) => conflict.doNothing())
+        .returning('hash')
+        .executeTakeFirst();
+      if (first === undefined) return { labels };
+      const taken = await tx.db
+        .updateTable('join_tokens')
+        .set((eb) => ({ uses_left: eb('uses_left', '-', 1) }))
+        .where('hash', '=', hash)
+        .where('uses_left', '>', 0)
+        .returning('hash')
+        .executeTakeFirst();
+      if (taken !== undefined) return { labels };
+      await tx.db.deleteFrom('join_token_uses').where('hash', '=', hash).where('host_id', '=', hostId).execute();
+      return undefined;
+    });
+  }
+
+  async createApi(token: { readonly hash: string; readonly name: string }): Promise<void> {
+    await this.#database.db
+      .insertInto('api_tokens')
+      .values({ hash: token.hash, name: token.name, created_at: this.#database.clock.now() })
+      .onConflict((conflict) => conflict.column('hash').doUpdateSet({ name: token.name }))
+      .execute();
+  }
+
+  async findApi(hash: string): Promise<{ readonly name: string } | undefined> {
+    return await this.#database.db.selectFrom('api_tokens').select('name').where('hash', '=', hash).executeTakeFirst();
+  }
+}

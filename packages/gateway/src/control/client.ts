@@ -1,0 +1,70 @@
+import { create, type MessageInitShape, type MessageShape } from '@bufbuild/protobuf';
+import { DroverError, isErrorCode } from '@drover/foundation';
+import { gatewayv1, methodDefinition } from '@drover/protocol';
+import { Client, credentials, type MethodDefinition, type ServiceError } from '@grpc/grpc-js';
+import { limits } from '../limits.ts';
+import type { SandboxPolicy } from '../policy/index.ts';
+
+export type GatewayHealth = MessageShape<typeof gatewayv1.HealthResponseSchema>;
+
+/** The agent's end of the gateway's control socket. */
+export class GatewayClient {
+  readonly #client: Client;
+
+  constructor(socket: string) {
+    this.#client = new Client(`unix:${socket}`, credentials.createInsecure(), {
+      'grpc.use_local_subchannel_pool': 1,
+      'grpc.initial_reconnect_backoff_ms': 50,
+      'grpc.max_reconnect_backoff_ms': 500,
+      'grpc.max_send_message_length': limits.controlMessageBytes,
+      'grpc.enable_http_proxy': 0,
+    });
+  }
+
+  /** @throws {DroverError} conflict, invalid-argument, too-large as the gateway says; unavailable when it does not answer in `timeoutMs` */
+  async applyPolicies(version: bigint, policies: readonly SandboxPolicy[], timeoutMs = 5000): Promise<void> {
+    const request: MessageInitShape<typeof gatewayv1.ApplyPoliciesRequestSchema> = {
+      version,
+      policies: policies.map((p) => ({ sandboxId: p.sandboxId, address: p.address, allow: [...p.allow] })),
+    };
+    await this.#call(
+      methodDefinition(gatewayv1.GatewayService.method.applyPolicies),
+      create(gatewayv1.ApplyPoliciesRequestSchema, request),
+      timeoutMs,
+    );
+  }
+
+  /** @throws {DroverError} unavailable */
+  async health(timeoutMs = 2000): Promise<GatewayHealth> {
+    return await this.#call(methodDefinition(gatewayv1.GatewayService.method.health), create(gatewayv1.HealthRequestSchema), timeoutMs);
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  async #call<I, O>(method: MethodDefinition<I, O>, request: I, timeoutMs: number): Promise<O> {
+    return await new Promise<O>((resolve, reject) => {
+      this.#client.makeUnaryRequest(
+        method.path,
+        method.requestSerialize,
+        method.responseDeserialize,
+        request,
+        { deadline: Date.now() + timeoutMs },
+        (error, answer) => {
+          if (answer !== undefined && error === null) resolve(answer);
+          else reject(fromService(error));
+        },
+      );
+    });
+  }
+}
+
+function fromService(error: ServiceError | null): DroverError {
+  const code = String(error?.metadata.get('drover-code')[0] ?? '');
+  const hint = error?.metadata.get('drover-hint')[0];
+  return new DroverError(isErrorCode(code) ? code : 'unavailable', error?.details ?? 'the gateway gave no answer', {
+    ...(hint === undefined ? { hint: 'see the gateway in the log' } : { hint: decodeURIComponent(String(hint)) }),
+    cause: error,
+  });
+}

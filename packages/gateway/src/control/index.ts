@@ -1,0 +1,2 @@
+export { GatewayClient, type GatewayHealth } from './client.ts';
+export { serveControl, type ControlServiceOptions } from './service.ts';

@@ -1,0 +1,94 @@
+import type { Socket } from 'node:net';
+import { limits } from '../limits.ts';
+import { judgeAddress, judgeHost, parseAddress, type Host, type Policy, type PolicyTable } from '../policy/index.ts';
+
+/** One use of a destination: a tunnel, or a request under way. */
+export interface Flow {
+  readonly host: Host;
+  readonly port: number;
+  /** The address that was dialled; undefined until it is. */
+  address: string | undefined;
+  readonly close: () => void;
+}
+
+/** A client's connection to the proxy. */
+export interface Client {
+  readonly socket: Socket;
+  /** The source address, which the kernel's rules hold it to. */
+  readonly address: string;
+  /** The sandbox that the address belonged to when it connected; empty: a stranger. */
+  readonly sandboxId: string;
+  readonly flows: Set<Flow>;
+}
+
+/** The connections to the proxy, counted by source address, and what flows through each. */
+export class Clients {
+  readonly #table: PolicyTable;
+  readonly #own: () => ReadonlySet<string>;
+  readonly #bySocket = new Map<Socket, Client>();
+  readonly #counts = new Map<string, number>();
+
+  constructor(table: PolicyTable, own: () => ReadonlySet<string>) {
+    this.#table = table;
+    this.#own = own;
+  }
+
+  get size(): number {
+    return this.#bySocket.size;
+  }
+
+  get(socket: Socket): Client | undefined {
+    return this.#bySocket.get(socket);
+  }
+
+  /** Takes a connection in; undefined when its address has too many already. */
+  add(socket: Socket): Client | undefined {
+    if (socket.remoteAddress === undefined) return undefined;
+    const address = parseAddress(socket.remoteAddress.replace(/%.*$/, '')).toString();
+    const sandboxId = this.#table.get(address)?.sandboxId ?? '';
+    const count = this.#counts.get(address) ?? 0;
+    if (count >= (sandboxId === '' ? limits.connectionsPerStranger : limits.connectionsPerSandbox)) return undefined;
+    this.#counts.set(address, count + 1);
+    const client: Client = { socket, address, sandboxId, flows: new Set() };
+    this.#bySocket.set(socket, client);
+    socket.once('close', () => {
+      this.#bySocket.delete(socket);
+      const left = (this.#counts.get(address) ?? 1) - 1;
+      if (left === 0) this.#counts.delete(address);
+      else this.#counts.set(address, left);
+      for (const flow of client.flows) flow.close();
+    });
+    return client;
+  }
+
+  /** Does the table in force still allow the flow? */
+  allows(client: Client, flow: Flow): boolean {
+    const policy: Policy | undefined = this.#table.get(client.address);
+    if (policy === undefined || policy.sandboxId !== client.sandboxId) return false;
+    if (!judgeHost(policy, flow.host, flow.port).allowed) return false;
+    return flow.address === undefined || judgeAddress(policy, parseAddress(flow.address), flow.port, this.#own()).allowed;
+  }
+
+  /** Closes what the table in force forbids: flows, and the connections of sandboxes that gave their address back (G-14). */
+  enforce(): number {
+    let closed = 0;
+    for (const client of this.#bySocket.values()) {
+      const owner = this.#table.get(client.address)?.sandboxId ?? '';
+      if (owner !== client.sandboxId) {
+        client.socket.destroy();
+        closed++;
+        continue;
+      }
+      for (const flow of client.flows) {
+        if (this.allows(client, flow)) continue;
+        flow.close();
+        closed++;
+      }
+    }
+    return closed;
+  }
+
+  destroyAll(): void {
+    for (const socket of this.#bySocket.keys()) socket.destroy();
+  }
+}

@@ -1,0 +1,130 @@
+import { lookup } from 'node:dns/promises';
+import { connect, type Socket } from 'node:net';
+import { networkInterfaces } from 'node:os';
+import { setTimeout as delay } from 'node:timers/promises';
+import { limits } from '../limits.ts';
+import { formatHost, judgeAddress, parseAddress, parseHost, type Host, type Policy } from '../policy/index.ts';
+import { denied, RefusedError } from './refusal.ts';
+
+/** The addresses of a name, as text. A test may give its own. */
+export type Resolve = (name: string) => Promise<readonly string[]>;
+
+/** The system's resolver, with its hosts file and search order. */
+export const systemResolve: Resolve = async (name) => (await lookup(name, { all: true, verbatim: true })).map((a) => a.address);
+
+/** The host's own addresses, looked up again after a while. */
+export function ownAddresses(now: () => number = () => performance.now()): () => ReadonlySet<string> {
+  let known: ReadonlySet<string> = new Set();
+  let until = Number.NEGATIVE_INFINITY;
+  return () => {
+    if (now() >= until) {
+      const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
+      known = new Set(all.map((a) => parseAddress(a.address.replace(/%.*$/, '')).toString()));
+      until = now() + limits.ownAddressesMs;
+    }
+    return known;
+  };
+}
+
+/**
+ * Resolves a destination once and gives the addresses that may be dialled for it, as text (G-16): what was checked is what
+ * is dialled, so that a name which changes its mind between the two gets nowhere.
+ * @throws {RefusedError} 403 when every address is forbidden, 502 or 504 when there is none
+ */
+export async function permittedAddresses(
+  policy: Policy,
+  host: Host,
+  port: number,
+  resolve: Resolve,
+  own: ReadonlySet<string>,
+): Promise<readonly string[]> {
+  const name = formatHost(host);
+  const found = host.kind === 'address' ? [host.address] : (await resolveInTime(host.name, resolve)).map((text) => parseAddress(text));
+  const verdicts = found.map((address) => ({ address: address.toString(), verdict: judgeAddress(policy, address, port, own) }));
+  const permitted = verdicts.filter((v) => v.verdict.allowed).map((v) => v.address);
+  if (permitted.length > 0) return permitted.slice(0, limits.dialAddresses);
+  const [first] = verdicts;
+  if (first === undefined) throw unresolved(name, undefined);
+  throw denied(first.verdict.rule, name, port);
+}
+
+async function resolveInTime(name: string, resolve: Resolve): Promise<readonly string[]> {
+  const timer = new AbortController();
+  try {
+    return await Promise.race([
+      resolve(name).catch((error: unknown) => {
+        throw unresolved(name, error);
+      }),
+      delay(limits.resolveTimeoutMs, undefined, { signal: timer.signal }).then(() => {
+        throw new RefusedError(
+          { status: 504, error: 'timed-out', rule: 'no rule', hint: "see the host's DNS configuration" },
+          `${name} was not resolved in ${limits.resolveTimeoutMs} ms`,
+        );
+      }),
+    ]);
+  } finally {
+    timer.abort();
+  }
+}
+
+function unresolved(name: string, cause: unknown): RefusedError {
+  return new RefusedError(
+    { status: 502, error: 'name-not-resolved', rule: 'no rule', hint: "check the name, and the host's DNS configuration" },
+    `${name} has no address`,
+    cause,
+  );
+}
+
+/**
+ * Connects to the first of `addresses` that accepts, trying each in its turn.
+ * @throws {RefusedError} 502 or 504
+ */
+export async function dialFirst(addresses: readonly string[], port: number, name: string, signal: AbortSignal): Promise<Socket> {
+  let last: unknown;
+  for (const address of addresses) {
+    try {
+      return await dial(address, port, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      last = error;
+    }
+  }
+  const late = last instanceof Error && last.message === lateMessage;
+  throw new RefusedError(
+    {
+      status: late ? 504 : 502,
+      error: late ? 'timed-out' : 'upstream-unreachable',
+      rule: 'no rule',
+      hint: 'the rule allows it; the server does not answer',
+    },
+    `${name}:${port} cannot be reached (${last instanceof Error ? last.message : 'no address'})`,
+    last,
+  );
+}
+
+const lateMessage = 'it does not answer';
+
+async function dial(address: string, port: number, signal: AbortSignal): Promise<Socket> {
+  signal.throwIfAborted();
+  // The address is parsed once more so that nothing that could be a name reaches the resolver behind connect().
+  const host = parseHost(address);
+  if (host.kind !== 'address') throw new TypeError(`${address} is not an address`);
+  return await new Promise<Socket>((resolve, reject) => {
+    const socket = connect({ host: host.address.toString(), port, allowHalfOpen: true, noDelay: true });
+    const settle = (error?: Error): void => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', abort);
+      socket.off('error', settle);
+      if (error === undefined) return resolve(socket);
+      // A late error of a socket given up has nobody left to tell.
+      socket.on('error', () => undefined);
+      socket.destroy();
+      reject(error);
+    };
+    const abort = (): void => settle(signal.reason as Error);
+    const timer = setTimeout(() => settle(new Error(lateMessage)), limits.dialTimeoutMs);
+    signal.addEventListener('abort', abort, { once: true });
+    socket.once('error', settle);
+    socket.once('connect', () => settle());
+  });
+}

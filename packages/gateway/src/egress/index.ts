@@ -1,0 +1,3 @@
+export type { Decision } from './decisions.ts';
+export { systemResolve, type Resolve } from './dial.ts';
+export { EgressProxy, type EgressProxyOptions, type EgressStats, type ListenOn } from './proxy.ts';

@@ -1,0 +1,311 @@
+import {
+  createServer,
+  type IncomingMessage,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { DroverError, type Logger } from '@drover/foundation';
+import { limits } from '../limits.ts';
+import { formatHost, judgeHost, type PolicyTable } from '../policy/index.ts';
+import { Clients, type Client, type Flow } from './clients.ts';
+import { DecisionLog, type Decision } from './decisions.ts';
+import { dialFirst, ownAddresses, permittedAddresses, systemResolve, type Resolve } from './dial.ts';
+import { exchange } from './exchange.ts';
+import { requestFraming } from './headers.ts';
+import { badRequest, denied, RefusedError, refusalBody, refusalBytes, refusalHeaders, type Refusal } from './refusal.ts';
+import { parseAbsoluteTarget, parseConnectTarget, type Target } from './target.ts';
+import { tunnel } from './tunnel.ts';
+
+/** Where to listen: an address, or a socket that somebody opened already (sd_listen_fds(3)). */
+export type ListenOn = { readonly host: string; readonly port: number } | { readonly fd: number };
+
+export interface EgressProxyOptions {
+  readonly table: PolicyTable;
+  readonly logger: Logger;
+  /** Default: the system's resolver. */
+  readonly resolve?: Resolve;
+  /** Default: the addresses of the host's interfaces. */
+  readonly own?: () => ReadonlySet<string>;
+  /** Called with each decision, beside the log. */
+  readonly onDecision?: (decision: Decision) => void;
+}
+
+export interface EgressStats {
+  readonly connections: number;
+  readonly allowed: number;
+  readonly denied: number;
+}
+
+/**
+ * The allow-list forward proxy: HTTP in absolute-form, and CONNECT for the rest. A client is known by its source address.
+ * Nothing passes that the table does not allow; a changed table is in force for connections that exist as well.
+ */
+export class EgressProxy {
+  readonly #table: PolicyTable;
+  readonly #logger: Logger;
+  readonly #resolve: Resolve;
+  readonly #own: () => ReadonlySet<string>;
+  readonly #onDecision: (decision: Decision) => void;
+  readonly #clients: Clients;
+  readonly #servers: Server[] = [];
+  readonly #lookups = new Map<string, number>();
+  readonly #unsubscribe: () => void;
+  #allowed = 0;
+  #denied = 0;
+
+  constructor(options: EgressProxyOptions) {
+    this.#table = options.table;
+    this.#logger = options.logger;
+    this.#resolve = options.resolve ?? systemResolve;
+    this.#own = options.own ?? ownAddresses();
+    const log = new DecisionLog(options.logger);
+    this.#onDecision = (decision) => {
+      log.record(decision);
+      options.onDecision?.(decision);
+    };
+    this.#clients = new Clients(options.table, this.#own);
+    this.#unsubscribe = options.table.onChange(() => {
+      const closed = this.#clients.enforce();
+      if (closed > 0) this.#logger.info({ closed, version: String(this.#table.version) }, 'connections closed by a new policy');
+    });
+  }
+
+  stats(): EgressStats {
+    return { connections: this.#clients.size, allowed: this.#allowed, denied: this.#denied };
+  }
+
+  /** Listens on one more place. @throws {DroverError} port-in-use, missing-privilege */
+  async listen(on: ListenOn): Promise<AddressInfo> {
+    const server = createServer({
+      maxHeaderSize: limits.headBytes,
+      headersTimeout: limits.headTimeoutMs,
+      // Bodies may take as long as bytes keep coming: `timeout` below bounds the silence.
+      requestTimeout: 0,
+      keepAliveTimeout: limits.keepAliveMs,
+      connectionsCheckingInterval: 1000,
+      insecureHTTPParser: false,
+      requireHostHeader: true,
+      noDelay: true,
+    });
+    server.timeout = limits.idleMs;
+    // One more than is allowed, so that too many are seen rather than cut off.
+    server.maxHeadersCount = limits.headerLines + 1;
+    server.maxConnections = limits.connections;
+    server.on('connection', (socket) => this.#onConnection(socket));
+    server.on('request', (request, response) => void this.#onRequest(request, response));
+    server.on('connect', (request, socket, head) => void this.#onConnect(request, socket, head));
+    server.on('clientError', (error, socket) => this.#onClientError(error, socket));
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', (error) => reject(DroverError.from(error, 'unavailable')));
+      server.listen({ ...on, exclusive: true, backlog: 1024 }, resolve);
+    });
+    this.#servers.push(server);
+    return server.address() as AddressInfo;
+  }
+
+  /** Stops listening and closes every connection. */
+  async close(): Promise<void> {
+    this.#unsubscribe();
+    const closed = this.#servers.map((server) => new Promise((resolve) => server.close(resolve)));
+    this.#clients.destroyAll();
+    for (const server of this.#servers) server.closeAllConnections();
+    await Promise.all(closed);
+  }
+
+  #onConnection(socket: Socket): void {
+    // Errors show as the close that follows; what was under way is ended there.
+    socket.on('error', () => undefined);
+    if (this.#clients.add(socket) === undefined) socket.destroy();
+  }
+
+  async #onRequest(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const client = this.#clients.get(request.socket);
+    if (client === undefined) {
+      request.socket.destroy();
+      return;
+    }
+    let target: Target | undefined;
+    try {
+      if (request.rawHeaders.length / 2 > limits.headerLines) throw tooManyHeaders();
+      requestFraming(request.rawHeaders);
+      target = parseAbsoluteTarget(request.url ?? '', headerValues(request.rawHeaders, 'host'));
+      await this.#forward(client, request, response, target);
+    } catch (error) {
+      const refusal = this.#refusal(client, request.method ?? '', target, error);
+      if (response.headersSent || response.destroyed) {
+        response.destroy();
+        return;
+      }
+      const body = refusalBody(refusal);
+      // The body of a refused request is not read: the connection cannot be used again.
+      response.writeHead(refusal.status, { ...refusalHeaders(body), connection: 'close' });
+      response.end(body);
+    }
+  }
+
+  async #forward(client: Client, request: IncomingMessage, response: ServerResponse, target: Target): Promise<void> {
+    const aborter = new AbortController();
+    response.once('close', () => aborter.abort(new DroverError('cancelled', 'the client went away')));
+    const flow: Flow = { host: target.host, port: target.port, address: undefined, close: () => response.destroy() };
+    client.flows.add(flow);
+    try {
+      const socket = await this.#open(client, flow, request.method ?? '', aborter.signal);
+      await exchange(request, response, target, socket, aborter.signal);
+    } finally {
+      client.flows.delete(flow);
+    }
+  }
+
+  async #onConnect(request: IncomingMessage, stream: Duplex, head: Buffer): Promise<void> {
+    const socket = stream as Socket;
+    const client = this.#clients.get(socket);
+    if (client === undefined) {
+      socket.destroy();
+      return;
+    }
+    // The HTTP server took its own handlers off the socket with the request.
+    socket.on('error', () => undefined);
+    const aborter = new AbortController();
+    socket.once('close', () => aborter.abort(new DroverError('cancelled', 'the client went away')));
+    let target: Target | undefined;
+    let flow: Flow | undefined;
+    try {
+      if (requestFraming(request.rawHeaders).kind !== 'none') throw badRequest('CONNECT carries no body');
+      target = parseConnectTarget(request.url ?? '');
+      flow = { host: target.host, port: target.port, address: undefined, close: () => socket.destroy() };
+      client.flows.add(flow);
+      const server = await this.#open(client, flow, 'CONNECT', aborter.signal);
+      socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
+      await tunnel(socket, server, head);
+    } catch (error) {
+      endWith(socket, refusalBytes(this.#refusal(client, 'CONNECT', target, error)));
+    } finally {
+      if (flow !== undefined) client.flows.delete(flow);
+    }
+  }
+
+  /** Judges, resolves, judges the addresses, dials, and judges once more: the table may have changed meanwhile. */
+  async #open(client: Client, flow: Flow, method: string, signal: AbortSignal): Promise<Socket> {
+    const name = formatHost(flow.host);
+    const policy = this.#table.get(client.address);
+    const verdict = judgeHost(policy, flow.host, flow.port);
+    if (policy === undefined || !verdict.allowed || policy.sandboxId !== client.sandboxId)
+      throw denied(verdict.allowed ? 'no rule' : verdict.rule, name, flow.port);
+    const addresses = await this.#bounded(client, () => permittedAddresses(policy, flow.host, flow.port, this.#resolve, this.#own()));
+    signal.throwIfAborted();
+    const socket = await dialFirst(addresses, flow.port, name, signal);
+    flow.address = socket.remoteAddress ?? addresses[0];
+    if (signal.aborted || !this.#clients.allows(client, flow)) {
+      socket.destroy();
+      signal.throwIfAborted();
+      throw denied('no rule', name, flow.port);
+    }
+    this.#allowed++;
+    this.#onDecision(this.#decision(client, method, flow, true, verdict.rule));
+    return socket;
+  }
+
+  /** Bounds the lookups of one sandbox, whose names may be made to resolve slowly. */
+  async #bounded<T>(client: Client, task: () => Promise<T>): Promise<T> {
+    const running = this.#lookups.get(client.address) ?? 0;
+    if (running >= limits.lookupsPerSandbox) {
+      throw new RefusedError(
+        { status: 503, error: 'too-busy', rule: 'no rule', hint: 'try again in a moment' },
+        `${running} names are being resolved for this sandbox already`,
+      );
+    }
+    this.#lookups.set(client.address, running + 1);
+    try {
+      return await task();
+    } finally {
+      const left = (this.#lookups.get(client.address) ?? 1) - 1;
+      if (left === 0) this.#lookups.delete(client.address);
+      else this.#lookups.set(client.address, left);
+    }
+  }
+
+  #decision(client: Client, method: string, target: Pick<Target, 'host' | 'port'> | undefined, allowed: boolean, rule: string): Decision {
+    const host = target === undefined ? '' : formatHost(target.host);
+    return {
+      sandbox: client.sandboxId,
+      address: client.address,
+      method,
+      host,
+      port: target?.port ?? 0,
+      allowed,
+      rule,
+      version: this.#table.version,
+    };
+  }
+
+  #refusal(client: Client, method: string, target: Target | undefined, thrown: unknown): Refusal {
+    const error =
+      thrown instanceof RefusedError
+        ? thrown
+        : new RefusedError(
+            { status: 502, error: 'upstream-failed', rule: 'no rule', hint: 'the rule allows it; the server broke the exchange off' },
+            thrown instanceof Error ? thrown.message : String(thrown),
+            thrown,
+          );
+    const { status, error: code, rule, hint } = error.refusal;
+    if (status === 403) {
+      this.#denied++;
+      this.#onDecision(this.#decision(client, method, target, false, rule));
+    }
+    const host = target === undefined ? '' : formatHost(target.host);
+    return { status, error: code, message: error.message, sandbox: client.sandboxId, host, port: target?.port ?? 0, method, rule, hint };
+  }
+
+  #onClientError(error: Error, stream: Duplex): void {
+    const socket = stream as Socket;
+    const client = this.#clients.get(socket);
+    const code = 'code' in error ? error.code : undefined;
+    // With an answer under way, more bytes would be taken for a part of it.
+    if (client === undefined || client.flows.size > 0 || !socket.writable || code === 'ECONNRESET') {
+      socket.destroy();
+      return;
+    }
+    const [status, message]: readonly [number, string] =
+      code === 'HPE_HEADER_OVERFLOW'
+        ? [431, `the request's head is larger than ${limits.headBytes} bytes`]
+        : code === 'ERR_HTTP_REQUEST_TIMEOUT'
+          ? [408, `the request's head did not arrive within ${limits.headTimeoutMs} ms`]
+          : [400, 'this is not a request that HTTP/1.1 allows'];
+    const hint = 'use this address as an HTTP proxy (http_proxy, https_proxy)';
+    endWith(
+      socket,
+      refusalBytes({
+        status,
+        error: 'bad-request',
+        message,
+        sandbox: client.sandboxId,
+        host: '',
+        port: 0,
+        method: '',
+        rule: 'no rule',
+        hint,
+      }),
+    );
+  }
+}
+
+/** Writes a last answer and closes, in a bounded time, reading what the client still sends so that it gets to read the answer. */
+function endWith(socket: Socket, bytes: Buffer): void {
+  if (socket.destroyed) return;
+  socket.setTimeout(limits.stopGraceMs, () => socket.destroy());
+  socket.resume();
+  socket.end(bytes);
+}
+
+function headerValues(raw: readonly string[], name: string): string[] {
+  return raw.filter((_, i) => i % 2 === 1 && raw[i - 1]?.toLowerCase() === name);
+}
+
+function tooManyHeaders(): RefusedError {
+  return new RefusedError(
+    { status: 431, error: 'bad-request', rule: 'no rule', hint: 'send fewer header fields' },
+    `the request has more than ${limits.headerLines} header fields`,
+  );
+}

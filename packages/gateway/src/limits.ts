@@ -1,0 +1,41 @@
+/** Every limit of the gateway. Listed in docs/limits.md. */
+export const limits = {
+  /** Entries of one sandbox's allow list; a longer one is refused with invalid-argument. */
+  patternsPerSandbox: 1024,
+  /** Sandboxes in one table; a larger table is refused with too-large. */
+  sandboxes: 16_384,
+  /** Bytes of one control message (a whole table). Larger: the call fails with resource-exhausted. */
+  controlMessageBytes: 64 * 1024 * 1024,
+  /** Client connections of one sandbox; one more is closed at once. */
+  connectionsPerSandbox: 512,
+  /** Connections of an address that is not in the table; one more is closed at once. */
+  connectionsPerStranger: 8,
+  /** Client connections in all; one more is closed at once. */
+  connections: 16_384,
+  /** Bytes of a request's or answer's head. More: 431 to the client, or 502 when the server sent it. */
+  headBytes: 32 * 1024,
+  /** Header lines of a request's head; more: 431. */
+  headerLines: 128,
+  /** Milliseconds for a client to send its head; then 408. */
+  headTimeoutMs: 10_000,
+  /** Milliseconds that a client's connection may wait between requests; then it is closed. */
+  keepAliveMs: 15_000,
+  /** Milliseconds for a name to be resolved; then 504. */
+  resolveTimeoutMs: 5000,
+  /** Names of one sandbox being resolved at once; one more is answered 503. */
+  lookupsPerSandbox: 16,
+  /** Milliseconds for one address to accept a connection; then the next is tried, or 504. */
+  dialTimeoutMs: 10_000,
+  /** Addresses of one name that are tried, in order. */
+  dialAddresses: 4,
+  /** Milliseconds without a byte in either direction; then the connection is closed. Long polls and idle tunnels live under it. */
+  idleMs: 60 * 60_000,
+  /** Milliseconds that one direction of a tunnel may go on without a byte after the other has ended. */
+  halfOpenIdleMs: 5 * 60_000,
+  /** Milliseconds that the host's own addresses are remembered. */
+  ownAddressesMs: 2000,
+  /** Refusals of one sandbox that are logged in a second; the rest is counted in the next line. */
+  refusalsLoggedPerSecond: 10,
+  /** Milliseconds that connections get to end when the gateway stops. */
+  stopGraceMs: 1000,
+} as const;

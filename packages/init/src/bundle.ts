@@ -1,0 +1,66 @@
+import { existsSync } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+
+const packageRoot = dirname(import.meta.dirname);
+
+/**
+ * How init's Node is started: these before the path of the bundle. No worker threads for V8, and none that parses the public roots.
+ * `--disable-sigusr1`: the workload must not open a debugger in PID 1. No flags of V8's own: each of those makes it refuse the code cache
+ * that Node carries for its own modules, and start-up twice as long.
+ */
+export const initNodeFlags: readonly string[] = [
+  '--v8-pool-size=0',
+  '--use-openssl-ca',
+  '--disable-sigusr1',
+  '--disable-warning=ExperimentalWarning',
+];
+
+/** Where `buildInitBundle` puts init: one CommonJS file, to be copied to `/.drover/init.cjs`. */
+export function initBundlePath(): string {
+  return join(packageRoot, 'dist', 'bundle', 'init.cjs');
+}
+
+/** The native addon for terminals, to be copied to `/.drover/pty.node`; undefined when there is none for this machine. It needs libutil.so.1. */
+export function ptyAddonPath(): string | undefined {
+  const require = createRequire(import.meta.url);
+  try {
+    const path = require.resolve(`@lydell/node-pty-${process.platform}-${process.arch}/pty.node`);
+    return existsSync(path) ? path : undefined;
+  } catch {
+    // The package for this platform was not installed: sandboxes work, terminals do not.
+    return undefined;
+  }
+}
+
+/** Bundles init into one file; needs the workspace's esbuild, so published packages carry the result. Gives the path. */
+export async function buildInitBundle(outfile: string = initBundlePath()): Promise<string> {
+  const { build } = await import('esbuild');
+  const { schema } = await import('./wire/schema.ts');
+  await mkdir(dirname(outfile), { recursive: true });
+  await build({
+    entryPoints: [join(packageRoot, 'src', 'pid1', 'main.ts')],
+    outfile,
+    bundle: true,
+    platform: 'node',
+    target: 'node26',
+    format: 'cjs',
+    conditions: ['development'],
+    minify: true,
+    keepNames: false,
+    legalComments: 'none',
+    plugins: [
+      {
+        name: 'wire-schema',
+        // The table instead of the module that makes it from descriptors.
+        setup: ({ onLoad }) =>
+          onLoad({ filter: /[/\\]wire[/\\]schema\.ts$/ }, () => ({
+            contents: `export const schema = ${JSON.stringify(schema)}`,
+            loader: 'js',
+          })),
+      },
+    ],
+  });
+  return outfile;
+}

@@ -1,0 +1,59 @@
+/** Every bound of drover-init: what the workload or a peer can make it hold, wait for or write. */
+
+/** Connections to the session port at once; more are closed at once. The workload itself can reach the port. */
+export const maxConnections = 64;
+/** Milliseconds for a TLS handshake; then the connection is closed. */
+export const handshakeTimeoutMs = 10_000;
+/** Streams (calls) at once on one connection; more are refused by HTTP/2. */
+export const maxConcurrentCalls = 256;
+/** Milliseconds that a client may go on sending after it has had the whole answer; then its stream is closed. */
+export const lingerMs = 2_000;
+/** Bytes of one received gRPC message; a larger one ends the call with RESOURCE_EXHAUSTED. */
+export const maxMessageBytes = 1024 * 1024;
+/** Bytes of data in one message that init sends. */
+export const maxChunkBytes = 64 * 1024;
+
+/** Bytes of output kept per process for those who attach again (I-40); the oldest go first and are counted. */
+export const maxReplayBytes = 1024 * 1024;
+/** Bytes of output kept over all processes; beyond it, each keeps an even share. */
+export const maxReplayBytesTotal = 16 * 1024 * 1024;
+/** What each process may keep however many there are: more than an attached reader may lag behind. */
+export const minReplayBytes = 192 * 1024;
+/** Bytes that the slowest attached reader may lag behind before the process's output is no longer read (I-39). */
+export const maxReaderLagBytes = 64 * 1024;
+/** Exec processes running at once; one more is refused with no-room. */
+export const maxRunningExecs = 64;
+/** Ended execs kept for who asks for their status; the oldest go first. */
+export const maxEndedExecs = 32;
+/** Milliseconds that an ended exec is kept. */
+export const endedExecTtlMs = 10 * 60_000;
+/** Milliseconds that a process's exit waits for the end of its output when something else holds the pipe open. */
+export const outputDrainMs = 500;
+/** Characters of an exec id. */
+export const maxExecIdLength = 128;
+
+/** Bytes of one record of the kept log; longer output is split. */
+export const maxLogRecordBytes = 16 * 1024;
+/** Bytes waiting for the disk before the main process's output is no longer read. */
+export const maxLogPendingBytes = 1024 * 1024;
+/** Milliseconds that the end of the main process waits for the log to reach the disk. */
+export const logFlushMs = 2_000;
+
+/** Entries of one copied-in archive; more are refused with too-large. */
+export const maxCopyEntries = 1_000_000;
+/** Milliseconds to connect to a port in the sandbox. */
+export const forwardConnectMs = 10_000;
+
+/** Grace when a Shutdown names none, and the longest it may name. Milliseconds. */
+export const maxStopGraceMs = 10 * 60_000;
+/** Milliseconds between the last SIGKILL and exit, for exits to be reaped and told. */
+export const killWaitMs = 2_000;
+/** Milliseconds that attached streams get, at exit, to carry their last bytes. */
+export const farewellMs = 500;
+/** Milliseconds between looks for orphans that no signal announced (I-37). */
+export const reapIntervalMs = 10_000;
+/** oom_score_adj of what the user runs: the kernel takes it before init. */
+export const workloadOomScoreAdj = 500;
+/** Milliseconds without a call before init gives memory back, and the least time between two such efforts. */
+export const idleTrimMs = 1_500;
+export const trimIntervalMs = 30_000;

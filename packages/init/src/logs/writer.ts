@@ -1,0 +1,153 @@
+import { close, closeSync, fstatSync, openSync, renameSync, write } from 'node:fs';
+import { join } from 'node:path';
+import { logFile, maxLogBytes, type LogLine } from '../config.ts';
+import { maxLogPendingBytes, maxLogRecordBytes } from '../limits.ts';
+import type { OutputSink } from '../processes/process.ts';
+
+export interface LogOptions {
+  readonly directory: string;
+  /** Bytes of the file before it is rotated to `log.1`. */
+  readonly maxBytes?: number;
+}
+
+/**
+ * The kept log of the main process: JSON lines, one record a chunk of output, two files at most.
+ * Writes go to the disk in order, off the loop; while too much waits for it, the process's output is not read.
+ * A disk that refuses (full, read-only) costs the output its record, never the workload its life: what is lost is counted.
+ */
+export class LogWriter implements OutputSink {
+  readonly #path: string;
+  readonly #maxBytes: number;
+  #fd: number | undefined;
+  #size = 0;
+  #pending: Buffer[] = [];
+  #pendingBytes = 0;
+  #writing = false;
+  #drain: (() => void)[] = [];
+  readonly #listeners = new Set<() => void>();
+  #closed = false;
+  #lostBytes = 0;
+  #generation = 0;
+
+  constructor(options: LogOptions) {
+    this.#path = join(options.directory, logFile);
+    this.#maxBytes = options.maxBytes ?? maxLogBytes;
+  }
+
+  /** Bytes of output that the disk refused. */
+  get lostBytes(): number {
+    return this.#lostBytes;
+  }
+
+  /** How often the file was rotated. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  write(stderr: boolean, data: Buffer): boolean {
+    const t = Date.now();
+    for (let at = 0; at < data.length; at += maxLogRecordBytes) {
+      const line: LogLine = { s: stderr ? 2 : 1, t, d: data.subarray(at, at + maxLogRecordBytes).toString('base64') };
+      const record = Buffer.from(`${JSON.stringify(line)}\n`);
+      this.#pending.push(record);
+      this.#pendingBytes += record.length;
+    }
+    this.#pump();
+    return this.#pendingBytes < maxLogPendingBytes;
+  }
+
+  onDrain(callback: () => void): void {
+    if (this.#pendingBytes < maxLogPendingBytes / 2) callback();
+    else this.#drain.push(callback);
+  }
+
+  /** Called after records were written, and when the log ends. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Everything is on its way to the disk: resolves when the disk has it or has refused it. */
+  async close(): Promise<void> {
+    while (this.#writing) await new Promise<void>((resolve) => this.#drain.push(resolve));
+    this.#closed = true;
+    if (this.#fd !== undefined) closeSync(this.#fd);
+    this.#fd = undefined;
+    this.#notify();
+  }
+
+  #pump(): void {
+    if (this.#writing || this.#pending.length === 0) return;
+    this.#writing = true;
+    const batch = Buffer.concat(this.#pending);
+    this.#pending = [];
+    const fd = this.#file(batch.length);
+    if (fd === undefined) {
+      this.#lost(batch);
+      // Not at once: the process must not be able to make this a busy loop.
+      setImmediate(() => this.#written(batch.length));
+      return;
+    }
+    this.#writeAll(fd, batch, 0);
+  }
+
+  #writeAll(fd: number, batch: Buffer, at: number): void {
+    write(fd, batch, at, batch.length - at, null, (error, count) => {
+      if (error !== null) {
+        this.#lost(batch.subarray(at));
+        // The record cut in the middle ends here; a reader skips what is not a record.
+        this.#size += 1;
+        write(fd, '\n', () => this.#written(batch.length));
+        return;
+      }
+      this.#size += count;
+      if (at + count < batch.length) this.#writeAll(fd, batch, at + count);
+      else this.#written(batch.length);
+    });
+  }
+
+  #written(bytes: number): void {
+    this.#writing = false;
+    this.#pendingBytes -= bytes;
+    this.#notify();
+    this.#pump();
+    if (this.#pendingBytes >= maxLogPendingBytes / 2) return;
+    const drain = this.#drain;
+    this.#drain = [];
+    for (const callback of drain) callback();
+  }
+
+  #notify(): void {
+    for (const listener of this.#listeners) listener();
+  }
+
+  /** The file to append to; undefined when it cannot be had. */
+  #file(incoming: number): number | undefined {
+    try {
+      if (this.#fd !== undefined && this.#size + incoming > this.#maxBytes && this.#size > 0) {
+        close(this.#fd);
+        this.#fd = undefined;
+        renameSync(this.#path, `${this.#path}.1`);
+        this.#size = 0;
+        this.#generation++;
+      }
+      if (this.#fd === undefined) {
+        this.#fd = openSync(this.#path, 'a', 0o600);
+        this.#size = fstatSync(this.#fd).size;
+      }
+      return this.#fd;
+    } catch {
+      // A full or broken disk: the batch is counted as lost, the next one tries again.
+      return undefined;
+    }
+  }
+
+  /** Counts output, not base64 with its frame. */
+  #lost(records: Buffer): void {
+    this.#lostBytes += Math.floor((records.length * 3) / 4);
+  }
+}

@@ -1,0 +1,106 @@
+import { readFileSync, rmSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import type { InitConfig } from '../config.ts';
+import { farewellMs, killWaitMs } from '../limits.ts';
+import { spawnProcess } from '../processes/spawn.ts';
+import { Sandbox } from '../sandbox.ts';
+import { createStrictServer } from '../server/tls.ts';
+import { createInitService } from '../service.ts';
+import { IdleTrim } from './memory.ts';
+import { Reaper } from './reaper.ts';
+
+/** Signals that go on to the user's process group as they are; SIGTERM stops (I-37). */
+const forwarded = ['SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGWINCH', 'SIGCONT'] as const;
+
+/** drover-init: `init.cjs [run directory]`. */
+function main(runDirectory: string): void {
+  // Nothing of how init was started is the workload's: its environment comes from the config.
+  const addon = process.env['DROVER_PTY_ADDON'];
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  if (addon !== undefined) process.env['DROVER_PTY_ADDON'] = addon;
+  // One thread is enough for the log and for copies, and each costs memory; read when the first is started.
+  process.env['UV_THREADPOOL_SIZE'] = '2';
+
+  const { config, identity } = readRunDirectory(runDirectory);
+  const idle = new IdleTrim();
+  const sandbox = new Sandbox({
+    config,
+    runDirectory,
+    bootId: readFileSync('/proc/sys/kernel/random/uuid', 'latin1').trim(),
+    spawn: spawnProcess,
+  });
+  const service = createInitService(sandbox, () => idle.touch());
+  const server = createStrictServer(
+    identity,
+    config.controlPlaneUri,
+    (socket) => service.accept(socket),
+    (reason) => warn(`refused a connection: ${reason}`),
+  );
+  server.on('error', (error) => fail(`cannot listen on ${config.listen.host}:${config.listen.port}: ${error.message}`));
+  server.listen(config.listen.port, config.listen.host, () => {
+    idle.touch();
+    const address = server.address();
+    writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : String(address)}\n`);
+  });
+
+  const reaper = new Reaper();
+  process.on('SIGTERM', () => sandbox.stop());
+  for (const signal of forwarded) process.on(signal, () => sandbox.main?.kill(signal));
+
+  void sandbox.end.then(async (end) => {
+    await killEverything(sandbox);
+    reaper.stop();
+    idle.stop();
+    server.close();
+    await service.close(farewellMs);
+    process.exit(end.code);
+  });
+}
+
+interface Startup {
+  readonly config: InitConfig;
+  readonly identity: { readonly caPem: string; readonly certificatePem: string; readonly keyPem: string };
+}
+
+/** Read once: key and config (its environment may hold secrets) leave the disk, and every start writes them anew (I-6). */
+function readRunDirectory(directory: string): Startup {
+  try {
+    const config = JSON.parse(readFileSync(join(directory, 'config.json'), 'utf8')) as InitConfig;
+    if (config.version !== 1) fail(`the config has version ${String(config.version)}; this init reads version 1`);
+    const identity = {
+      caPem: readFileSync(join(directory, 'ca.pem'), 'latin1'),
+      certificatePem: readFileSync(join(directory, 'cert.pem'), 'latin1'),
+      keyPem: readFileSync(join(directory, 'key.pem'), 'latin1'),
+    };
+    for (const name of ['config.json', 'key.pem']) rmSync(join(directory, name), { force: true });
+    return { config, identity };
+  } catch (error) {
+    return fail(`cannot read ${directory}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+}
+
+/** As PID 1, everything there is; otherwise (no PID namespace) what init itself started. */
+async function killEverything(sandbox: Sandbox): Promise<void> {
+  if (process.pid === 1) {
+    try {
+      process.kill(-1, 'SIGKILL');
+    } catch {
+      // ESRCH: nobody else is left.
+    }
+  }
+  await sandbox.execs.killAll();
+  let timer: NodeJS.Timeout | undefined;
+  await Promise.race([sandbox.execs.settled(), new Promise<void>((resolve) => (timer = setTimeout(resolve, killWaitMs)))]);
+  clearTimeout(timer);
+}
+
+function warn(message: string): void {
+  writeSync(2, `drover-init: ${message}\n`);
+}
+
+function fail(message: string): never {
+  warn(message);
+  process.exit(125);
+}
+
+main(process.argv[2] ?? '/.drover/run');

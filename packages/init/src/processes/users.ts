@@ -1,0 +1,67 @@
+import { readFileSync } from 'node:fs';
+import { DroverError, clip } from '@drover/foundation';
+
+export interface User {
+  readonly uid: number;
+  readonly gid: number;
+  readonly home: string;
+  readonly name: string;
+}
+
+/**
+ * Who `text` is in this sandbox: `name`, `uid`, `name:group`, `uid:gid`, or empty for root, as in an OCI image's config.
+ * Numbers need no entry in /etc/passwd; names do.
+ * @throws {DroverError} invalid-argument
+ */
+export function resolveUser(text: string, passwd: string, group: string): User {
+  const colon = text.indexOf(':');
+  const userPart = (colon < 0 ? text : text.slice(0, colon)) || '0';
+  const groupPart = colon < 0 ? '' : text.slice(colon + 1);
+  const accounts = passwd.split('\n').map((line) => line.split(':'));
+  const number = parseId(userPart);
+  const account = accounts.find((a) => a[0] === userPart) ?? accounts.find((a) => number !== undefined && a[2] === String(number));
+  if (account === undefined && number === undefined) throw unknown('user', userPart, '/etc/passwd');
+  const uid = parseId(account?.[2] ?? '') ?? number;
+  if (uid === undefined) throw unknown('user', userPart, '/etc/passwd');
+  return {
+    uid,
+    gid: groupPart === '' ? (parseId(account?.[3] ?? '') ?? 0) : resolveGroup(groupPart, group),
+    home: account?.[5] || (uid === 0 ? '/root' : '/'),
+    name: account?.[0] ?? '',
+  };
+}
+
+/** The same, from the sandbox's own files; one that is absent counts as empty. */
+export function lookUpUser(text: string): User {
+  return resolveUser(text, readOr('/etc/passwd'), readOr('/etc/group'));
+}
+
+function resolveGroup(text: string, group: string): number {
+  const found = group
+    .split('\n')
+    .map((line) => line.split(':'))
+    .find((g) => g[0] === text);
+  const gid = parseId(found?.[2] ?? text);
+  if (gid === undefined) throw unknown('group', text, '/etc/group');
+  return gid;
+}
+
+function parseId(text: string): number | undefined {
+  // 2^32 - 1 means "unchanged" to setuid(2).
+  return /^\d{1,10}$/.test(text) && Number(text) < 0xffff_ffff ? Number(text) : undefined;
+}
+
+function unknown(kind: string, text: string, file: string): DroverError {
+  return new DroverError('invalid-argument', `the sandbox has no ${kind} ${JSON.stringify(clip(text))}`, {
+    hint: `use a name from the image's ${file}, or a number`,
+  });
+}
+
+function readOr(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    // An image without accounts: numbers still work.
+    return '';
+  }
+}

@@ -1,0 +1,205 @@
+import { writeFileSync, renameSync } from 'node:fs';
+import { join } from 'node:path';
+import { DroverError } from '@drover/foundation';
+import type { init } from '@drover/protocol';
+import type { ExitRecord, InitConfig } from './config.ts';
+import { logFlushMs, maxStopGraceMs } from './limits.ts';
+import { LogWriter } from './logs/writer.ts';
+import { Execs } from './processes/execs.ts';
+import { ManagedProcess, type Exit } from './processes/process.ts';
+import { ReplayBudget } from './processes/replay.ts';
+import type { Spawner } from './processes/spawned.ts';
+
+export interface SandboxOptions {
+  readonly config: InitConfig;
+  /** Where log and exit.json go. */
+  readonly runDirectory: string;
+  readonly bootId: string;
+  readonly spawn: Spawner;
+}
+
+export type End = Omit<ExitRecord, 'at'> & Exit;
+
+/**
+ * What runs in this sandbox: the main process, started once (I-32), and the execs; and how it ends.
+ * It knows nothing of gRPC, TLS or being PID 1.
+ */
+export class Sandbox {
+  readonly config: InitConfig;
+  readonly bootId: string;
+  readonly runDirectory: string;
+  readonly execs: Execs;
+  readonly log: LogWriter;
+  /** Settles when the main process has ended (or failed to start, or was stopped before), its log is on disk and exit.json is written. */
+  readonly end: Promise<End>;
+  readonly #settle: (end: End) => void;
+  readonly #spawn: Spawner;
+  readonly #budget = new ReplayBudget();
+  #main: ManagedProcess | undefined;
+  #starting: Promise<ManagedProcess> | undefined;
+  readonly #started: Promise<ManagedProcess>;
+  readonly #started_: { resolve: (main: ManagedProcess) => void; reject: (error: unknown) => void };
+  #stopping = false;
+
+  constructor(options: SandboxOptions) {
+    this.config = options.config;
+    this.bootId = options.bootId;
+    this.runDirectory = options.runDirectory;
+    this.#spawn = options.spawn;
+    this.execs = new Execs(options.spawn, this.#budget);
+    this.log = new LogWriter({ directory: options.runDirectory });
+    const end = Promise.withResolvers<End>();
+    this.end = end.promise;
+    this.#settle = end.resolve;
+    const started = Promise.withResolvers<ManagedProcess>();
+    this.#started = started.promise;
+    this.#started_ = started;
+    // Whoever waits for the start gets the failure; nobody needs to.
+    this.#started.catch(() => undefined);
+  }
+
+  /** The main process, once started. */
+  get main(): ManagedProcess | undefined {
+    return this.#main;
+  }
+
+  /** The main process, as soon as it is started. @throws {DroverError} what kept it from starting; cancelled */
+  async mainProcess(signal: AbortSignal): Promise<ManagedProcess> {
+    return await until(this.#started, signal);
+  }
+
+  /** Starts the main process; repeated, only says that it was (I-32). @throws {DroverError} command-not-found, command-not-executable, … */
+  async startMain(): Promise<boolean> {
+    if (this.#starting !== undefined) {
+      await this.#starting;
+      return true;
+    }
+    if (this.#stopping) throw new DroverError('sandbox-not-running', 'the sandbox is stopping');
+    this.#starting = this.#start();
+    this.#starting.catch(() => undefined);
+    await this.#starting;
+    return false;
+  }
+
+  async startExec(start: init.ExecStart): Promise<ManagedProcess> {
+    const { main } = this.config;
+    return await this.execs.start(start.execId, {
+      argv: start.argv,
+      env: [...this.#environment(), ...start.env],
+      workdir: start.workdir === '' ? main.workdir : start.workdir,
+      user: start.user === '' ? main.user : start.user,
+      terminal: start.terminal,
+      rows: start.size?.rows ?? 0,
+      columns: start.size?.columns ?? 0,
+      stdin: start.stdin,
+      makeWorkdir: false,
+    });
+  }
+
+  /** @throws {DroverError} failed-precondition */
+  signalMain(signal: NodeJS.Signals): void {
+    if (this.#main === undefined) throw new DroverError('failed-precondition', 'the command of the sandbox has not been started');
+    this.#main.kill(signal);
+  }
+
+  /** Ends the main process: its stop signal, a grace, then SIGKILL (I-37). Repeated: nothing. */
+  stop(graceMs: number = this.config.stopGraceMs): void {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    const { stopSignal } = this.config.main;
+    void (async () => {
+      if (this.#starting === undefined) {
+        this.#finish({
+          code: 143,
+          signal: 'SIGTERM',
+          at: Date.now(),
+          reason: 'stopped',
+          message: 'stopped before its command was started',
+        });
+        return;
+      }
+      const main = await this.#starting;
+      main.kill((stopSignal === '' ? 'SIGTERM' : stopSignal) as NodeJS.Signals);
+      const timer = setTimeout(() => main.kill('SIGKILL'), Math.min(graceMs, maxStopGraceMs));
+      await main.finished;
+      clearTimeout(timer);
+      // A start that failed has ended the sandbox already.
+    })().catch(() => undefined);
+  }
+
+  /** The exit of the sandbox, or undefined when `signal` aborts first. */
+  async ended(signal: AbortSignal): Promise<Exit | undefined> {
+    try {
+      return await until(this.end, signal);
+    } catch {
+      return undefined;
+    }
+  }
+
+  async #start(): Promise<ManagedProcess> {
+    const { main } = this.config;
+    try {
+      const spawned = await this.#spawn({
+        argv: main.argv,
+        env: this.#environment(),
+        workdir: main.workdir,
+        user: main.user,
+        terminal: main.terminal,
+        rows: main.rows,
+        columns: main.columns,
+        stdin: main.stdin,
+        makeWorkdir: true,
+      });
+      this.#main = new ManagedProcess('main', spawned, main.terminal, this.#budget, this.log);
+      this.#started_.resolve(this.#main);
+      void this.#main.finished.then((exit) => this.#finish({ ...exit, reason: this.#stopping ? 'stopped' : 'main-exited', message: '' }));
+      return this.#main;
+    } catch (thrown) {
+      const error = DroverError.from(thrown);
+      this.#started_.reject(error);
+      this.#finish({ code: error.exitCode, signal: '', at: Date.now(), reason: 'start-failed', message: error.message });
+      throw error;
+    }
+  }
+
+  #environment(): readonly string[] {
+    const { hostname, main } = this.config;
+    return [...(hostname === '' ? [] : [`HOSTNAME=${hostname}`]), ...main.env];
+  }
+
+  #finish(end: End): void {
+    void (async () => {
+      let timer: NodeJS.Timeout | undefined;
+      await Promise.race([this.log.close(), new Promise<void>((resolve) => (timer = setTimeout(resolve, logFlushMs)))]);
+      clearTimeout(timer);
+      this.#record(end);
+      this.#settle(end);
+    })();
+  }
+
+  /** For the agent, which may not be watching: replaced whole, so that it never reads half of it. */
+  #record(end: End): void {
+    const record: ExitRecord = { code: end.code, signal: end.signal, at: end.at, reason: end.reason, message: end.message };
+    const path = join(this.runDirectory, 'exit.json');
+    try {
+      writeFileSync(`${path}.tmp`, JSON.stringify(record), { mode: 0o600 });
+      renameSync(`${path}.tmp`, path);
+    } catch {
+      // A full disk: the agent then has init's own exit status.
+    }
+  }
+}
+
+async function until<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
+  let abort: () => void = () => undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal.reason as Error);
+    signal.addEventListener('abort', abort, { once: true });
+  });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}

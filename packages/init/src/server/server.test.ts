@@ -1,0 +1,94 @@
+import { once } from 'node:events';
+import { connect as connectHttp2 } from 'node:http2';
+import { readdir } from 'node:fs/promises';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createKeyAndRequest } from '@drover/pki';
+import { newHostId } from '@drover/foundation';
+import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing.ts';
+import { uriNames } from './tls.ts';
+
+let trusted: TestAuthority;
+let foreign: TestAuthority;
+let box: TestInit;
+
+beforeAll(async () => {
+  trusted = await createTestAuthority();
+  foreign = await createTestAuthority();
+  box = await startInit(trusted);
+});
+afterAll(async () => {
+  await box.close();
+  await trusted.close();
+  await foreign.close();
+});
+
+/** What a peer with these options gets to read before the connection ends: nothing, when it is refused. */
+async function bytesReceived(options: Parameters<typeof connectTls>[2]): Promise<number> {
+  let bytes = 0;
+  try {
+    const socket = await connectTls(trusted, box.port, options);
+    socket.on('data', (data: Buffer) => (bytes += data.length));
+    socket.on('error', () => undefined);
+    // The preface and a SETTINGS frame: a server that takes the connection answers with its own.
+    socket.write('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0');
+    await Promise.race([once(socket, 'close'), once(socket, 'data')]);
+    socket.destroy();
+  } catch {
+    // Refused in the handshake already.
+  }
+  return bytes;
+}
+
+async function sandboxCertificate(): Promise<{ cert: string; key: string }> {
+  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { certificatePem } = await trusted.authority.signHost(newHostId(), csrDer);
+  return { cert: certificatePem, key: keyPem };
+}
+
+describe('I-3: init takes one peer only', () => {
+  it('answers the control plane', async () => {
+    expect(await bytesReceived({})).toBeGreaterThan(0);
+  });
+
+  it('refuses a peer without a certificate', async () => {
+    expect(await bytesReceived({ cert: undefined, key: undefined })).toBe(0);
+  });
+
+  it('refuses a certificate of another CA, whatever it names', async () => {
+    expect(await bytesReceived({ cert: foreign.controlPlane.certificatePem, key: foreign.controlPlane.keyPem })).toBe(0);
+  });
+
+  it('refuses a certificate of the CA that names a host', async () => {
+    expect(await bytesReceived(await sandboxCertificate())).toBe(0);
+    expect(box.stderr()).toContain('names someone else');
+  });
+
+  it('refuses its own certificate and key pair stolen from another sandbox', async () => {
+    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { certificatePem } = await trusted.authority.signSandbox(box.config.sandboxId as never, 'test.box', csrDer);
+    expect(await bytesReceived({ cert: certificatePem, key: keyPem })).toBe(0);
+  });
+
+  it('refuses TLS 1.2', async () => {
+    expect(await bytesReceived({ maxVersion: 'TLSv1.2' })).toBe(0);
+  });
+});
+
+it('I-6: key and config leave the disk once read', async () => {
+  expect((await readdir(box.runDirectory)).sort()).toEqual(['ca.pem', 'cert.pem']);
+});
+
+it('a name quoted into another name is not a URI name', () => {
+  expect(uriNames('DNS:"x, URI:spiffe://td/control-plane, y", URI:spiffe://td/host/h')).toEqual(['spiffe://td/host/h']);
+});
+
+it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
+  const socket = await connectTls(trusted, box.port);
+  const session = connectHttp2('https://init', { createConnection: () => socket });
+  const stream = session.request({ ':method': 'POST', ':path': '/drover.init.v1.InitService/Nothing', 'content-type': 'application/grpc', te: 'trailers' });
+  stream.end();
+  const trailers = once(stream, 'trailers');
+  stream.resume();
+  expect((await trailers)[0]).toMatchObject({ 'grpc-status': '12', 'drover-code': 'unimplemented' });
+  session.destroy();
+});

@@ -1,0 +1,38 @@
+import type { init } from '@drover/protocol';
+import { readLog } from './logs/reader.ts';
+import type { Sandbox } from './sandbox.ts';
+import { GrpcServer, method, type Reply, type Call } from './server/grpc.ts';
+import { timestamp } from './wire/timestamp.ts';
+import { exec } from './session/exec.ts';
+import { session } from './session/session.ts';
+
+/** InitService over one sandbox. Give it connections with `accept`; who may connect is decided before (I-3). */
+export function createInitService(sandbox: Sandbox, onCall?: () => void): GrpcServer {
+  const workdir = sandbox.config.main.workdir === '' ? '/' : sandbox.config.main.workdir;
+  return new GrpcServer(
+    [
+      method('session', (call) => session(call, sandbox)),
+      method('exec', (call) => exec(call, sandbox)),
+      method('logs', (call) => logs(call, sandbox)),
+      // The three below are loaded when first used: an idle sandbox does not pay for them.
+      method('copyIn', async (call) => (await import('./files/copy-in.ts')).copyIn(call, workdir)),
+      method('copyOut', async (call) => (await import('./files/copy-out.ts')).copyOut(call, workdir)),
+      method('forward', async (call) => (await import('./forward.ts')).forward(call)),
+    ],
+    onCall,
+  );
+}
+
+async function logs(call: Call<init.LogsRequest, Reply<'logs'>>, sandbox: Sandbox): Promise<void> {
+  let request: init.LogsRequest | undefined;
+  for await (const message of call.requests) request = message;
+  const entries = readLog({
+    directory: sandbox.runDirectory,
+    tailLines: Number(request?.tailLines ?? 0n),
+    ...(request?.follow === true ? { follow: sandbox.log } : {}),
+    signal: call.signal,
+  });
+  for await (const entry of entries) {
+    await call.send({ stderr: entry.stderr, data: entry.data, time: timestamp(entry.time) });
+  }
+}

@@ -1,0 +1,101 @@
+import { DroverError, clip } from '@drover/foundation';
+import type { init } from '@drover/protocol';
+import { constants } from 'node:os';
+import { maxChunkBytes } from '../limits.ts';
+import type { Exit, ManagedProcess } from '../processes/process.ts';
+import type { Call, Reply } from '../server/grpc.ts';
+import { timestamp } from '../wire/timestamp.ts';
+import type { Sandbox } from '../sandbox.ts';
+
+type ExecCall = Call<init.ExecRequest, Reply<'exec'>>;
+
+/** Starts or finds a process and carries its streams until it has ended or the client has gone; the process stays (I-40). */
+export async function exec(call: ExecCall, sandbox: Sandbox): Promise<void> {
+  const requests = call.requests[Symbol.asyncIterator]();
+  const first = await requests.next();
+  if (first.done === true) throw new DroverError('protocol-violation', 'the first message must start an exec or attach to one');
+  const { process, from, replay } = await open(first.value, sandbox, call.signal);
+  const start = replay ? process.outputStart : Math.min(from, process.outputEnd);
+  await call.send(
+    respond({
+      case: 'started',
+      value: { execId: process.id, pid: process.spawned.pid, truncatedBytes: BigInt(process.truncatedAfter(replay ? 0 : start)) },
+    }),
+  );
+  const input = feed(requests, process, call.signal);
+  const output = (async () => {
+    for await (const chunk of process.output(start, call.signal)) {
+      for (let at = 0; at < chunk.data.length; at += maxChunkBytes) {
+        const data = chunk.data.subarray(at, at + maxChunkBytes);
+        await call.send(respond({ case: 'output', value: { stderr: chunk.stderr, data, offset: BigInt(chunk.offset + at) } }));
+      }
+    }
+    call.signal.throwIfAborted();
+    await call.send(respond({ case: 'exit', value: exitStatus(await process.finished) }));
+  })();
+  // A malformed frame from the client ends the call; the end of its input does not.
+  await Promise.race([output, input.then(() => new Promise<never>(() => undefined))]);
+}
+
+async function open(
+  request: init.ExecRequest,
+  sandbox: Sandbox,
+  signal: AbortSignal,
+): Promise<{ readonly process: ManagedProcess; readonly from: number; readonly replay: boolean }> {
+  switch (request.payload.case) {
+    case 'start': {
+      const start = request.payload.value;
+      const process = await sandbox.startExec(start);
+      return { process, from: 0, replay: false };
+    }
+    case 'attach': {
+      const attach = request.payload.value;
+      // Attaching may come before AgentReady, on the same connection: it waits for the start.
+      const process = attach.execId === 'main' ? await sandbox.mainProcess(signal) : await sandbox.execs.get(attach.execId);
+      if (attach.size !== undefined) process.spawned.resize(attach.size.rows, attach.size.columns);
+      return { process, from: Number(attach.afterOffset), replay: attach.replay };
+    }
+    default:
+      throw new DroverError('protocol-violation', 'the first message must start an exec or attach to one');
+  }
+}
+
+async function feed(requests: AsyncIterator<init.ExecRequest>, process: ManagedProcess, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const next = await requests.next();
+    if (next.done === true) return;
+    const { payload } = next.value;
+    switch (payload.case) {
+      case 'stdin':
+        await process.write(payload.value, signal);
+        break;
+      case 'stdinEof':
+        if (payload.value) process.spawned.endStdin();
+        break;
+      case 'resize':
+        process.spawned.resize(payload.value.rows, payload.value.columns);
+        break;
+      case 'signal':
+        process.kill(parseSignal(payload.value));
+        break;
+      default:
+        throw new DroverError('protocol-violation', 'an exec is started once, by the first message');
+    }
+  }
+}
+
+function respond(payload: NonNullable<Reply<'exec'>['payload']>): Reply<'exec'> {
+  return { payload };
+}
+
+/** ExitStatus, as it is sent. */
+export function exitStatus(exit: Exit): { code: number; signal: string; at: ReturnType<typeof timestamp> } {
+  return { code: exit.code, signal: exit.signal, at: timestamp(exit.at) };
+}
+
+/** `SIGTERM` or `TERM`. @throws {DroverError} invalid-argument */
+export function parseSignal(text: string): NodeJS.Signals {
+  const name = text.startsWith('SIG') ? text : `SIG${text}`;
+  if (Object.hasOwn(constants.signals, name)) return name as NodeJS.Signals;
+  throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a signal`, { hint: 'use a name such as SIGTERM' });
+}

@@ -1,0 +1,76 @@
+import { createClient, type Interceptor } from '@connectrpc/connect';
+import { createConnectTransport, Http2SessionManager } from '@connectrpc/connect-node';
+import { api } from '@drover/protocol';
+import { Calls, withSignal } from './calls.ts';
+import { eventsApi, type EventsApi } from './events.ts';
+import { hostsApi, type HostsApi } from './hosts.ts';
+import { imagesApi, type ImagesApi } from './images.ts';
+import { maxMessageBytes, pingIntervalMs, pingTimeoutMs } from './limits.ts';
+import { sandboxesApi, type SandboxesApi } from './sandboxes.ts';
+import { fetchCaByFingerprint, parseServer, trustOnly } from './tls.ts';
+
+export interface ConnectOptions {
+  /** `https://host:port`. */
+  readonly server: string;
+  readonly token: string;
+  /** Trusts exactly this CA, PEM. */
+  readonly caPem?: string;
+  /** Trusts exactly the CA with this SHA-256 (hex), fetched from the server first. Ignored with `caPem`. Neither: the system's CAs. */
+  readonly caFingerprint?: string;
+}
+
+/**
+ * Makes a client; talks to the server only to fetch a CA by its fingerprint.
+ * @throws {DroverError} ca-mismatch, control-plane-unreachable, invalid-argument
+ */
+export async function connectDrover(options: ConnectOptions): Promise<DroverClient> {
+  const { server, token, caFingerprint } = options;
+  let { caPem } = options;
+  if (caPem === undefined && caFingerprint !== undefined) caPem = await fetchCaByFingerprint(server, caFingerprint);
+  return new DroverClient({ server, token, ...(caPem === undefined ? {} : { caPem }) });
+}
+
+/** One server, over one HTTP/2 connection that is opened when it is needed. Every method rejects with a DroverError. */
+export class DroverClient {
+  readonly sandboxes: SandboxesApi;
+  readonly hosts: HostsApi;
+  readonly images: ImagesApi;
+  readonly events: EventsApi;
+  readonly #version: (signal: AbortSignal | undefined) => Promise<api.Version>;
+  readonly #sessions: Http2SessionManager;
+
+  /** @throws {DroverError} invalid-argument when `server` is no https address */
+  constructor(options: Omit<ConnectOptions, 'caFingerprint'>) {
+    const url = parseServer(options.server);
+    const tls = options.caPem === undefined ? {} : trustOnly(options.caPem);
+    this.#sessions = new Http2SessionManager(url.origin, { pingIntervalMs, pingTimeoutMs }, tls);
+    const authorize: Interceptor = (next) => async (request) => {
+      request.header.set('authorization', `Bearer ${options.token}`);
+      return await next(request);
+    };
+    const transport = createConnectTransport({
+      baseUrl: url.origin,
+      httpVersion: '2',
+      sessionManager: this.#sessions,
+      interceptors: [authorize],
+      acceptCompression: [],
+      readMaxBytes: maxMessageBytes,
+    });
+    const calls = new Calls(url.host);
+    this.sandboxes = sandboxesApi(createClient(api.SandboxService, transport), calls);
+    this.hosts = hostsApi(createClient(api.HostService, transport), calls);
+    this.images = imagesApi(createClient(api.ImageService, transport), calls);
+    this.events = eventsApi(createClient(api.EventService, transport), calls);
+    const system = createClient(api.SystemService, transport);
+    this.#version = (signal) => calls.ask(async () => await system.getVersion({}, withSignal(signal)), signal);
+  }
+
+  version(signal?: AbortSignal): Promise<api.Version> {
+    return this.#version(signal);
+  }
+
+  /** Ends the connection and every stream on it. */
+  close(): void {
+    this.#sessions.abort();
+  }
+}

@@ -1,0 +1,276 @@
+import { Writable, type Readable } from 'node:stream';
+import { create } from '@bufbuild/protobuf';
+import type { Client } from '@connectrpc/connect';
+import { Backoff, DroverError, newId } from '@drover/foundation';
+import { api } from '@drover/protocol';
+import type { Calls } from './calls.ts';
+import { fromApiError, Reach } from './errors.ts';
+import { execInputQueue, execReattachMs, retryBaseMs, retryCapMs, stdinSettledMs } from './limits.ts';
+import { chunksOf, Handoff, OutputStream } from './streams.ts';
+
+export interface TerminalSize {
+  readonly rows: number;
+  readonly columns: number;
+}
+
+export interface ExecOptions {
+  /** Absent attaches to the process that has `execId`. */
+  readonly argv?: readonly string[];
+  /** `main` is the main process; made up when absent. */
+  readonly execId?: string;
+  readonly env?: Readonly<Record<string, string>>;
+  readonly workdir?: string;
+  readonly user?: string;
+  readonly terminal?: boolean;
+  readonly size?: TerminalSize;
+  /** Keeps the process's stdin open for `ExecHandle.stdin`; otherwise it reads an end at once. */
+  readonly stdin?: boolean;
+  /** Output already seen, bytes over both streams. */
+  readonly afterOffset?: bigint;
+  /** Begins with everything that is kept of the output. */
+  readonly replay?: boolean;
+  /** Told each time the connection broke and is being made again. */
+  readonly onReconnect?: (error: Error) => void;
+  /** How long to look for the process again, ms; default 60 s. 0 fails at the first break. */
+  readonly reattachMs?: number;
+  /** Detaches: the process runs on (I-40). */
+  readonly signal?: AbortSignal;
+}
+
+export interface ExecStarted {
+  readonly execId: string;
+  readonly pid: number;
+  /** Output that the bounded buffer no longer held when this attached, bytes. */
+  readonly truncatedBytes: bigint;
+}
+
+export interface ExecExit {
+  /** 0 to 255; 128 + n for signal n. */
+  readonly code: number;
+  /** `SIGKILL`, …; empty when the process ended by itself. */
+  readonly signal: string;
+}
+
+/**
+ * A process in a sandbox, and its streams. It outlives the connection: when that breaks, the handle attaches
+ * again by itself and goes on where it was (I-40).
+ *
+ * Both `stdout` and `stderr` must be read (or resumed): what is not read holds the process up, as a full pipe does.
+ */
+export interface ExecHandle {
+  readonly execId: string;
+  /** Settles when the process runs and the streams are attached. */
+  readonly started: Promise<ExecStarted>;
+  readonly stdout: Readable;
+  /** Stays empty with a terminal. */
+  readonly stderr: Readable;
+  /** `end()` ends the process's stdin. */
+  readonly stdin: Writable;
+  /** The exit status, once all output was handed over. Rejects with a DroverError. */
+  readonly exit: Promise<ExecExit>;
+  resize(size: TerminalSize): void;
+  /** `SIGINT`, `SIGTERM`, … to the process's group. */
+  kill(signal: string): void;
+  /** Lets go of the process; it runs on. `exit` rejects with cancelled. */
+  detach(): void;
+}
+
+/** Starts or attaches in the background; what goes wrong rejects `started` and `exit`. */
+export function startExec(client: Client<typeof api.SandboxService>, calls: Calls, sandbox: string, options: ExecOptions): ExecHandle {
+  const exec = new Exec(client, calls, sandbox, options);
+  void exec.run();
+  return exec;
+}
+
+class Exec implements ExecHandle {
+  readonly execId: string;
+  readonly started: Promise<ExecStarted>;
+  readonly exit: Promise<ExecExit>;
+  readonly #out = new OutputStream();
+  readonly #err = new OutputStream();
+  readonly stdin: Writable;
+  readonly #client: Client<typeof api.SandboxService>;
+  readonly #calls: Calls;
+  readonly #sandbox: string;
+  readonly #options: ExecOptions;
+  readonly #life = new AbortController();
+  readonly #started = Promise.withResolvers<ExecStarted>();
+  readonly #exit = Promise.withResolvers<ExecExit>();
+  readonly #input = new Handoff<api.ExecRequest>(execInputQueue);
+  #isStarted = false;
+  /** Output handed over, bytes over both streams. */
+  #seen: bigint;
+  #size: TerminalSize | undefined;
+  #inputAt = Number.NEGATIVE_INFINITY;
+  #inputEnded = false;
+
+  constructor(client: Client<typeof api.SandboxService>, calls: Calls, sandbox: string, options: ExecOptions) {
+    this.#client = client;
+    this.#calls = calls;
+    this.#sandbox = sandbox;
+    this.#options = options;
+    this.execId = options.execId ?? newId('exec');
+    this.#seen = options.replay === true ? 0n : (options.afterOffset ?? 0n);
+    this.#size = options.size;
+    this.started = this.#started.promise;
+    this.exit = this.#exit.promise;
+    // A caller may look at one of the two only.
+    this.started.catch(() => undefined);
+    this.exit.catch(() => undefined);
+    this.stdin = new Writable({
+      highWaterMark: 64 * 1024,
+      write: (chunk: Buffer, _encoding, done) => void this.#send(chunk).then(() => done(), done),
+      final: (done) => void this.#input.offer(message({ case: 'stdinEof', value: true })).then(() => done(), done),
+    });
+    // Input that comes after the end of the process has nowhere to go; `exit` tells what happened.
+    this.stdin.on('error', () => undefined);
+    if (options.stdin !== true) this.stdin.destroy();
+    const { signal } = options;
+    if (signal?.aborted === true) this.detach();
+    signal?.addEventListener('abort', this.detach, { once: true, signal: this.#life.signal });
+  }
+
+  get stdout(): Readable {
+    return this.#out;
+  }
+
+  get stderr(): Readable {
+    return this.#err;
+  }
+
+  resize(size: TerminalSize): void {
+    this.#size = size;
+    this.#input.replace('resize', message({ case: 'resize', value: create(api.TerminalSizeSchema, size) }));
+  }
+
+  kill(signal: string): void {
+    void this.#input.offer(message({ case: 'signal', value: signal }));
+  }
+
+  readonly detach = (): void => {
+    this.#life.abort(new DroverError('cancelled', 'detached; the process runs on'));
+  };
+
+  async run(): Promise<void> {
+    try {
+      this.#exit.resolve(await this.#untilExit());
+    } catch (error) {
+      this.#started.reject(error);
+      this.#exit.reject(error);
+    } finally {
+      this.#out.push(null);
+      this.#err.push(null);
+      this.#input.close();
+      this.stdin.destroy();
+      this.#life.abort();
+    }
+  }
+
+  async #untilExit(): Promise<ExecExit> {
+    const { clock } = this.#calls;
+    const { signal } = this.#life;
+    const backoff = new Backoff({ baseMs: retryBaseMs, capMs: retryCapMs });
+    const patienceMs = this.#options.reattachMs ?? execReattachMs;
+    let brokenSince: number | undefined;
+    const reach = new Reach();
+    for (;;) {
+      try {
+        const exit = await this.#attempt(() => {
+          brokenSince = undefined;
+          backoff.reset();
+        });
+        if (exit !== undefined) return exit;
+        throw new DroverError('control-plane-unreachable', `${this.#calls.server} ended the stream before the process ended`);
+      } catch (thrown) {
+        signal.throwIfAborted();
+        const error = fromApiError(thrown, this.#calls.server);
+        if (!reach.mayTryAgain(error)) throw error;
+        this.#refuseLostInput(error);
+        brokenSince ??= clock.now();
+        if (clock.now() - brokenSince >= patienceMs) throw error;
+        this.#options.onReconnect?.(error);
+        await clock.sleep(backoff.nextMs(), signal);
+      }
+    }
+  }
+
+  async #attempt(onAnswer: () => void): Promise<ExecExit | undefined> {
+    const attempt = new AbortController();
+    const signal = AbortSignal.any([this.#life.signal, attempt.signal]);
+    try {
+      for await (const { payload } of this.#client.exec(this.#requests(signal), { signal })) {
+        onAnswer();
+        if (payload.case === 'started') {
+          const { execId, pid, truncatedBytes } = payload.value;
+          this.#isStarted = true;
+          this.#started.resolve({ execId, pid, truncatedBytes });
+        } else if (payload.case === 'output') {
+          await this.#take(payload.value);
+        } else if (payload.case === 'exit') {
+          this.#started.resolve({ execId: this.execId, pid: 0, truncatedBytes: 0n });
+          return { code: payload.value.code, signal: payload.value.signal };
+        }
+      }
+      return undefined;
+    } finally {
+      attempt.abort();
+    }
+  }
+
+  async #take({ stderr, data, offset }: api.ExecOutput): Promise<void> {
+    const end = offset + BigInt(data.byteLength);
+    if (end <= this.#seen) return;
+    const fresh = offset < this.#seen ? data.subarray(Number(this.#seen - offset)) : data;
+    this.#seen = end;
+    await (stderr ? this.#err : this.#out).accept(fresh, this.#life.signal);
+  }
+
+  async *#requests(signal: AbortSignal): AsyncGenerator<api.ExecRequest> {
+    const { argv = [], env = {}, workdir = '', user = '', terminal = false, stdin = false, replay = false } = this.#options;
+    yield message({
+      case: 'open',
+      value: create(api.ExecOpenSchema, {
+        sandbox: this.#sandbox,
+        execId: this.execId,
+        // Once started, a repeated open attaches behind what was seen.
+        argv: this.#isStarted ? [] : [...argv],
+        env: Object.entries(env).map(([name, value]) => ({ name, value })),
+        workdir,
+        user,
+        terminal,
+        stdin,
+        replay: replay && !this.#isStarted,
+        afterOffset: this.#seen,
+        ...(this.#size === undefined ? {} : { size: create(api.TerminalSizeSchema, this.#size) }),
+      }),
+    });
+    // It may have been lost with the connection; a second end does nothing.
+    if (this.#inputEnded) yield message({ case: 'stdinEof', value: true });
+    for await (const next of this.#input.items(signal)) {
+      if (next.payload.case === 'stdin') this.#inputAt = this.#calls.clock.now();
+      if (next.payload.case === 'stdinEof') this.#inputEnded = true;
+      yield next;
+    }
+  }
+
+  async #send(bytes: Uint8Array): Promise<void> {
+    for (const chunk of chunksOf(bytes)) await this.#input.offer(message({ case: 'stdin', value: chunk }));
+  }
+
+  /** What was on its way may be lost. On a terminal a person sees that and types it again; a pipe does not. */
+  #refuseLostInput(error: DroverError): void {
+    if (this.#options.terminal === true || this.#calls.clock.now() - this.#inputAt > stdinSettledMs) return;
+    throw new DroverError(
+      'control-plane-unreachable',
+      `the connection broke while input was being sent, and some of it may be lost: ${error.message}`,
+      {
+        hint: `the process runs on as ${this.execId}; look at what it has read before sending more`,
+        cause: error,
+      },
+    );
+  }
+}
+
+function message(payload: api.ExecRequest['payload']): api.ExecRequest {
+  return create(api.ExecRequestSchema, { payload });
+}

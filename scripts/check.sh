@@ -1,0 +1,36 @@
+#!/bin/sh
+# What can be seen without running anything: `npm run check`. All of it runs, whatever fails; the first output is of what failed.
+set -u
+cd -- "$(dirname -- "$0")/.." || exit 1
+root=$PWD
+PATH=$root/node_modules/.bin:$PATH
+export PATH
+log=$root/.cache/check.$$.log
+mkdir -p "$root/.cache"
+trap 'rm -f "$log"' EXIT
+
+passed=0
+failed=0
+check() {
+  name=$1
+  shift
+  if "$@" >"$log" 2>&1; then
+    passed=$((passed + 1))
+    printf 'ok    %s\n' "$name"
+  else
+    failed=$((failed + 1))
+    printf 'FAIL  %s (%s)\n' "$name" "$*"
+    tail -n 100 "$log"
+  fi
+}
+
+check 'generated code is fresh' sh scripts/generate.sh --check
+check 'types' tsc -b
+check 'lint' oxlint --type-aware --quiet
+check 'format' biome format .
+check 'import directions' node --disable-warning=ExperimentalWarning scripts/imports.ts
+check 'nothing unused' knip --no-progress
+
+printf 'checks: %d passed, %d failed\n' "$passed" "$failed"
+if [ -n "${DROVER_CHECK_COUNTS-}" ]; then printf '%d %d\n' "$passed" "$failed" >"$DROVER_CHECK_COUNTS"; fi
+[ "$failed" -eq 0 ]
