@@ -208,7 +208,14 @@ export class World {
       images: noImages,
       random: () => 0.02,
       info: {
-        describe: () => ({ hostname: `n-${identity.hostId.slice(2, 8)}`, labels: {}, zone: '', capacity: hostCapacity, runtimes: ['fake'], bootId: 'boot' }),
+        describe: () => ({
+          hostname: `n-${identity.hostId.slice(2, 8)}`,
+          labels: {},
+          zone: '',
+          capacity: hostCapacity,
+          runtimes: ['fake'],
+          bootId: 'boot',
+        }),
         load: () => ({ loadMilli: 250, memoryAvailableBytes: gib, diskAvailableBytes: gib }),
       },
       ...options,

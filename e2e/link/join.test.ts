@@ -8,7 +8,14 @@ import { connectNodeAdapter } from '@connectrpc/connect-node';
 import { CredentialsStore, joinHost, loadIdentity } from '@drover/agent/link';
 import { joinHost as acceptJoin } from '@drover/control-plane/identity';
 import { DroverError } from '@drover/foundation';
-import { createKeyAndRequest, formatJoinToken, hashSecret, newSecret, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
+import {
+  createKeyAndRequest,
+  formatJoinToken,
+  hashSecret,
+  newSecret,
+  openCertificateAuthority,
+  type CertificateAuthority,
+} from '@drover/pki';
 import { api } from '@drover/protocol';
 import { newSandboxId } from '@drover/foundation';
 import { describe, expect, it } from 'vitest';
@@ -54,7 +61,10 @@ async function front(world: World, identity?: { readonly certificatePem: string;
   return result;
 }
 
-async function token(world: World, options: { readonly uses?: number; readonly expiresInMs?: number; readonly ca?: CertificateAuthority } = {}): Promise<string> {
+async function token(
+  world: World,
+  options: { readonly uses?: number; readonly expiresInMs?: number; readonly ca?: CertificateAuthority } = {},
+): Promise<string> {
   const secret = newSecret();
   await world.store.tokens.createJoin({
     hash: hashSecret(secret),
@@ -73,7 +83,9 @@ describe('joining', () => {
     const identity = await joinHost({ url, token: await token(world), stateDir, hostname: 'rack1-a' });
     expect(identity).toMatchObject({ trustDomain: 'drover.test', labels: { rack: 'r1' }, linkAddress: `127.0.0.1:${world.port}` });
     expect(await loadIdentity(stateDir)).toEqual(identity);
-    expect(JSON.stringify(requests, (_key, value: unknown) => (typeof value === 'bigint' ? Number(value) : value))).not.toContain('PRIVATE KEY');
+    expect(JSON.stringify(requests, (_key, value: unknown) => (typeof value === 'bigint' ? Number(value) : value))).not.toContain(
+      'PRIVATE KEY',
+    );
     for (const file of await readdir(join(stateDir, 'identity'))) {
       expect((await stat(join(stateDir, 'identity', file))).mode & 0o777).toBe(0o600);
     }

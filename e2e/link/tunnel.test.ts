@@ -23,10 +23,10 @@ const sqlite = (directory: string): string => join(directory, 'store.sqlite');
 const sandboxId = newSandboxId();
 
 /** A host whose sandbox has one TCP port, served by `serve`. */
-async function hostWithPort(world: World, serve: (socket: Socket) => void): Promise<RunningHost> {
+async function hostWithPort(world: World, serve: (socket: Socket) => unknown): Promise<RunningHost> {
   const host = await world.host();
   await world.connected(host);
-  const server = createServer({ allowHalfOpen: true }, serve);
+  const server = createServer({ allowHalfOpen: true }, (socket) => void serve(socket));
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   world.onClose(() => void server.close());
@@ -118,7 +118,10 @@ describe('tunnels', () => {
     const chunk = Buffer.alloc(64 * 1024, 7);
     let accepted = 0;
     const stalled = async (): Promise<boolean> =>
-      await Promise.race([once(tunnel, 'drain').then(() => false), new Promise<boolean>((resolve) => setTimeout(() => resolve(true), 500))]);
+      await Promise.race([
+        once(tunnel, 'drain').then(() => false),
+        new Promise<boolean>((resolve) => setTimeout(() => resolve(true), 500)),
+      ]);
     for (let blocked = false; !blocked && accepted < 64 * 1024 * 1024; ) {
       accepted += chunk.length;
       if (!tunnel.write(chunk)) blocked = await stalled();
@@ -183,6 +186,8 @@ describe('tunnels', () => {
 
     // L-4: without a link there are no tunnels.
     const unlinked = await world.raw(await world.identity());
-    expect(await answer(unlinked.client, openFrame({ case: 'tunnelId', value: tunnelId }))).toMatchObject({ code: status.PERMISSION_DENIED });
+    expect(await answer(unlinked.client, openFrame({ case: 'tunnelId', value: tunnelId }))).toMatchObject({
+      code: status.PERMISSION_DENIED,
+    });
   });
 });

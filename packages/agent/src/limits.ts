@@ -102,6 +102,8 @@ export const healthyStreamMs = 60_000;
 export const maxServerDelayMs = 300_000;
 /** From dialling to the Welcome; then the attempt counts as failed. Milliseconds. */
 export const welcomeTimeoutMs = 60_000;
+/** grpc-js's own backoff, which must not be shorter than the link's. Milliseconds. */
+export const channelBackoffMs = 120_000;
 /** HTTP/2 pings while a stream is open, and how long an answer may take: so a dead control plane is noticed. Milliseconds. */
 export const keepaliveMs = 20_000;
 export const keepaliveTimeoutMs = 15_000;
@@ -134,6 +136,8 @@ export const joinTimeoutMs = 30_000;
 export const networkSlots = 4096;
 /** Namespaces kept ready for the next creates; with none ready a create makes its own, some 10 ms more. */
 export const warmNetworks = 4;
+/** Rest between a create that took a ready namespace and making the next: starting programs holds the create up. Milliseconds. */
+export const warmNetworkDelayMs = 50;
 /** Namespaces being made at once; more wait. */
 export const networkCreatesAtOnce = 4;
 /** How long one call of ip, nft or nsenter may take; then it is killed and the operation fails with timed-out. Milliseconds. */
@@ -152,3 +156,5 @@ export const gatewayStopGraceMs = 3000;
 export const defaultSlots = 200;
 /** Where the egress proxy listens on the gateway's address. */
 export const proxyPort = 3128;
+/** An unpacking thread without work ends after so long. Milliseconds. */
+export const idleThreadMs = 5000;

@@ -31,3 +31,5 @@ export const upLogBytes = 32 * 1024 * 1024;
 export const parentCheckMs = 500;
 /** How long a second `up` waits for the processes of one that was killed to leave the port, ms. */
 export const upTakeOverMs = 20_000;
+/** A broken connection that is still being made again is mentioned this often, ms. */
+export const reconnectNoteMs = 30_000;

@@ -41,13 +41,11 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
 
   //
   does(
-    add(program, 'up', 'start a control plane and a host on this machine')
+    hostFlags(add(program, 'up', 'start a control plane and a host on this machine'))
       .option('--data <directory>', 'where everything is kept')
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
       .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
-      .option('--name <name>', "this host's name")
-      .option('--label <key=value>', "one of this host's labels (again for more)", collect)
       .option('--no-agent', 'the control plane alone')
       .option('--stop-sandboxes', 'stop the sandboxes at the end; without it they run on'),
     async () => (await import('./up/up.ts')).default,
@@ -62,14 +60,12 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     async () => (await import('./commands/system/serve.ts')).default,
   );
   const agent = does(
-    add(program, 'agent', 'run the host agent').option('--state <directory>', 'where the host keeps its state'),
+    hostFlags(add(program, 'agent', 'run the host agent')).option('--state <directory>', 'where the host keeps its state'),
     async () => (await import('./commands/system/agent.ts')).default,
   );
   does(
-    add(agent, 'join <url>', 'make this machine a host of a control plane, and run its agent')
+    hostFlags(add(agent, 'join <url>', 'make this machine a host of a control plane, and run its agent'))
       .option('--state <directory>', 'where the host keeps its state')
-      .option('--name <name>', "the host's name")
-      .option('--label <key=value>', "one of the host's labels (again for more)", collect)
       .option('--no-run', 'join only'),
     async () => (await import('./commands/system/agent.ts')).join,
   );
@@ -114,6 +110,16 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
 
 type Add = (parent: Command, nameAndArguments: string, description: string, options?: CommandOptions) => Command;
 type Does = <A extends readonly unknown[], O>(command: Command, load: () => Promise<Handler<A, O>>) => Command;
+
+function hostFlags(command: Command): Command {
+  return command
+    .option('--name <name>', "the host's name (the machine's)")
+    .option('--label <key=value>', "one of the host's labels (again for more)", collect)
+    .option('--zone <zone>', 'where the host stands')
+    .option('--pool <network>', 'addresses for its sandboxes (10.213.0.0/16)')
+    .option('--runtime-program <program>', 'runc, crun, or a path')
+    .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect);
+}
 
 function specFlags(command: Command): Command {
   return command

@@ -31,6 +31,8 @@ export const registrationBurst = 400;
 export const rampMaxDelayMs = 30_000;
 /** Connections whose TLS handshake is under way; the others wait unread (L-12). */
 export const handshakesAtOnce = 64;
+/** A connection that has not made a call by then lets the next one in, and may go on. Milliseconds. */
+export const handshakeTurnMs = 2_000;
 /** Connections waiting for a handshake; one more is closed at once, and the host backs off. */
 export const waitingConnections = 16_384;
 /** A connection that has not made a call by then is closed. Milliseconds. */
@@ -150,6 +152,8 @@ export const startAttempts = 6;
 export const resyncMs = 60_000;
 /** A host down for this long makes its sandboxes lost (L-26). Milliseconds. */
 export const lostGraceMs = 60_000;
+/** A host that no replica has heard of for this long is marked down by any of them: its own may be gone. Milliseconds; three times `hostTtlMs`. */
+export const orphanedHostMs = 90_000;
 /** How often lost, expired and old rows are looked for. Milliseconds. */
 export const upkeepMs = 5_000;
 /** Events that are kept; older ones are dropped, and a watcher that needs them is told how many it lost (I-36). */
@@ -179,5 +183,7 @@ export const sessionPingMs = 15_000;
 export const sessionPingTimeoutMs = 10_000;
 /** How often those who wait for a session look at the store while events are being written. Milliseconds. */
 export const sessionLookMs = 50;
+/** How long the other calls of a session may go on after the main process has ended. Milliseconds. */
+export const farewellMs = 2_000;
 /** Bytes of one message from an init; a larger one fails the call. */
 export const maxInitMessageBytes = 1024 * 1024;

@@ -54,8 +54,8 @@ export async function buildInitBundle(outfile: string = initBundlePath()): Promi
       {
         name: 'wire-schema',
         // The table instead of the module that makes it from descriptors.
-        setup: ({ onLoad }) =>
-          onLoad({ filter: /[/\\]wire[/\\]schema\.ts$/ }, () => ({
+        setup: (hooks) =>
+          hooks.onLoad({ filter: /[/\\]wire[/\\]schema\.ts$/ }, () => ({
             contents: `export const schema = ${JSON.stringify(schema)}`,
             loader: 'js',
           })),

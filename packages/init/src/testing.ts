@@ -1,6 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import type { Duplex } from 'node:stream';
 import { connect as connectTcp } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -24,6 +24,7 @@ export interface Credentials {
 export interface TestAuthority {
   readonly authority: CertificateAuthority;
   readonly controlPlane: Credentials;
+  readonly caKeyPem: string;
   close(): Promise<void>;
 }
 
@@ -31,7 +32,8 @@ export async function createTestAuthority(): Promise<TestAuthority> {
   const directory = await mkdtemp(join(tmpdir(), 'drover-init-ca-'));
   const authority = await openCertificateAuthority(directory, { trustDomain: 'test.drover' });
   const controlPlane = await authority.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1'] });
-  return { authority, controlPlane, close: () => rm(directory, { recursive: true, force: true }) };
+  const caKeyPem = await readFile(join(directory, 'ca-key.pem'), 'utf8');
+  return { authority, controlPlane, caKeyPem, close: () => rm(directory, { recursive: true, force: true }) };
 }
 
 export interface TestInit {

@@ -6,7 +6,7 @@ import { api } from '@drover/protocol';
 import type { Calls } from './calls.ts';
 import { fromApiError, Reach } from './errors.ts';
 import { execInputQueue, execReattachMs, retryBaseMs, retryCapMs, stdinSettledMs } from './limits.ts';
-import { chunksOf, Handoff, OutputStream } from './streams.ts';
+import { chunksOf, Handoff, OutputStream, report } from './streams.ts';
 
 export interface TerminalSize {
   readonly rows: number;
@@ -119,8 +119,8 @@ class Exec implements ExecHandle {
     this.exit.catch(() => undefined);
     this.stdin = new Writable({
       highWaterMark: 64 * 1024,
-      write: (chunk: Buffer, _encoding, done) => void this.#send(chunk).then(() => done(), done),
-      final: (done) => void this.#input.offer(message({ case: 'stdinEof', value: true })).then(() => done(), done),
+      write: (chunk: Buffer, _encoding, done) => void report(this.#send(chunk), done),
+      final: (done) => void report(this.#input.offer(message({ case: 'stdinEof', value: true })), done),
     });
     // Input that comes after the end of the process has nowhere to go; `exit` tells what happened.
     this.stdin.on('error', () => undefined);

@@ -4,7 +4,7 @@ import type { Client } from '@connectrpc/connect';
 import { api } from '@drover/protocol';
 import type { Calls } from './calls.ts';
 import { chunkBytes, execInputQueue } from './limits.ts';
-import { chunksOf, Handoff } from './streams.ts';
+import { chunksOf, Handoff, report } from './streams.ts';
 
 export interface ForwardOptions {
   readonly signal?: AbortSignal;
@@ -29,7 +29,7 @@ class Forward extends Duplex {
   constructor(client: Client<typeof api.SandboxService>, calls: Calls, sandbox: string, port: number, signal: AbortSignal | undefined) {
     super({ allowHalfOpen: true, readableHighWaterMark: 4 * chunkBytes, writableHighWaterMark: chunkBytes });
     if (signal !== undefined) {
-      if (signal.aborted) this.destroy(calls.error(signal.reason) as Error);
+      if (signal.aborted) this.destroy(calls.error(signal.reason));
       signal.addEventListener('abort', () => this.destroy(calls.error(signal.reason)), { once: true, signal: this.#life.signal });
     }
     void this.#run(client, sandbox, port).catch((error: unknown) => this.destroy(calls.error(error)));
@@ -62,7 +62,7 @@ class Forward extends Duplex {
   }
 
   override _write(bytes: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
-    void this.#offer(bytes).then(() => done(), done);
+    void report(this.#offer(bytes), done);
   }
 
   override _final(done: (error?: Error | null) => void): void {

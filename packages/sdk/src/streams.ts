@@ -98,3 +98,14 @@ export class OutputStream extends Readable {
     this.#resume = undefined;
   }
 }
+
+/** Tells a stream's callback how `work` ended. */
+export async function report(work: Promise<void>, done: (error?: Error | null) => void): Promise<void> {
+  let failure: Error | undefined;
+  try {
+    await work;
+  } catch (error) {
+    failure = error instanceof Error ? error : new Error(String(error));
+  }
+  done(failure);
+}

@@ -55,7 +55,11 @@ describe('S-6', () => {
 
   test('S-6: the sixth restart in a minute opens the circuit, announced once; after a minute it is tried again with a clean record', () => {
     const play = started();
-    for (let i = 0; i < 5; i++) play.die().after(2 ** i * 1000).event({ type: 'woken' });
+    for (let i = 0; i < 5; i++)
+      play
+        .die()
+        .after(2 ** i * 1000)
+        .event({ type: 'woken' });
     expect(play.state.phase).toBe('starting');
     play.die();
     expect(play.state.phase).toBe('circuit-open');
@@ -115,7 +119,13 @@ test('a start while it is stopping brings it up again when it is gone', () => {
 
 test('whatever happens in whatever order: one process at a time, no state without a way on', () => {
   const event = fc.oneof(
-    fc.constantFrom<MachineEvent>({ type: 'start' }, { type: 'stop' }, { type: 'restart' }, { type: 'probe-passed' }, { type: 'probe-failed', error: 'x' }),
+    fc.constantFrom<MachineEvent>(
+      { type: 'start' },
+      { type: 'stop' },
+      { type: 'restart' },
+      { type: 'probe-passed' },
+      { type: 'probe-failed', error: 'x' },
+    ),
     fc.constantFrom<MachineEvent>({ type: 'woken' }, { type: 'exited', code: 1, signal: null }),
   );
   fc.assert(

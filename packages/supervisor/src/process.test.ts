@@ -16,7 +16,10 @@ afterEach(async () => {
 });
 
 function node(program: string, spec: Partial<ProcessSpec> = {}, options: Partial<SupervisedProcessOptions> = {}): SupervisedProcess {
-  const child = new SupervisedProcess({ name: 'child', argv: [process.execPath, '-e', program], env: {}, ...spec }, { logger: silentLogger, ...options });
+  const child = new SupervisedProcess(
+    { name: 'child', argv: [process.execPath, '-e', program], env: {}, ...spec },
+    { logger: silentLogger, ...options },
+  );
   made.push(child);
   return child;
 }
@@ -72,7 +75,11 @@ describe('a process under supervision', () => {
   test('S-6: that ignores SIGTERM is killed after its grace', async () => {
     const clock = new FakeClock();
     const lines: string[] = [];
-    const child = node("process.on('SIGTERM', () => console.log('no')); console.log('up'); setInterval(() => {}, 1000)", { onLine: (l) => lines.push(l) }, { clock });
+    const child = node(
+      "process.on('SIGTERM', () => console.log('no')); console.log('up'); setInterval(() => {}, 1000)",
+      { onLine: (l) => lines.push(l) },
+      { clock },
+    );
     child.start();
     await until(() => lines.includes('up'));
     const stopped = child.stop();
@@ -86,7 +93,8 @@ describe('a process under supervision', () => {
   test('takes what it started with it, when it is stopped and when it dies', async () => {
     for (const end of ['stop', 'die'] as const) {
       const lines: string[] = [];
-      const grandchild = "require('node:child_process').spawn(process.execPath, ['-e', 'process.on(`SIGTERM`, () => {}); setInterval(() => {}, 1000)'], { stdio: 'inherit' })";
+      const grandchild =
+        "require('node:child_process').spawn(process.execPath, ['-e', 'process.on(`SIGTERM`, () => {}); setInterval(() => {}, 1000)'], { stdio: 'inherit' })";
       const child = node(`console.log(${grandchild}.pid); setInterval(() => {}, 1000)`, { onLine: (l) => lines.push(l) });
       child.start();
       await until(() => lines.length > 0);
@@ -167,7 +175,11 @@ describe('a supervisor', () => {
 test('lines are cut at their limit, carry on over chunks, and the last needs no newline', async () => {
   const stream = new PassThrough();
   const lines: string[] = [];
-  logLines(stream, (l) => lines.push(l), () => undefined);
+  logLines(
+    stream,
+    (l) => lines.push(l),
+    () => undefined,
+  );
   stream.write('a');
   stream.write('b\r\n\n');
   stream.write('x'.repeat(limits.lineBytes * 3));

@@ -98,8 +98,9 @@ export class SupervisedProcess {
     this.#handle({ type: 'restart' });
   }
 
-  /** Wants it down: SIGTERM to its group, SIGKILL after its grace. Resolves when it is gone. */
+  /** Wants it down: SIGTERM to its group, SIGKILL after its grace. Resolves when it is gone. Let go of: nothing. */
   async stop(): Promise<void> {
+    if (this.#letGo) return;
     this.#handle({ type: 'stop' });
     await this.waitFor('stopped');
   }
@@ -263,7 +264,7 @@ export class SupervisedProcess {
       if (life.signal.aborted) return;
       if (event !== undefined) this.#handle(event);
       const pause = this.#state.phase === 'starting' ? eager : probeEveryMs;
-      eager = Math.min(probeEveryMs, eager * 2);
+      eager = Math.min(probeEveryMs, 200, eager * 2);
       try {
         await this.#clock.sleep(pause, life.signal);
       } catch {

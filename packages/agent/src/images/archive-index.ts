@@ -77,11 +77,11 @@ function clean(name: string): string {
 async function readMembers(file: FileHandle, signal: AbortSignal): Promise<Map<string, Member>> {
   const members = new Map<string, Member>();
   const { size: total } = await file.stat();
-  let current: TarEntry | undefined;
+  const seen: { entry: TarEntry | undefined } = { entry: undefined };
   let ended = false;
   const parser = new TarParser({
     entry: (entry) => {
-      current = entry;
+      seen.entry = entry;
     },
     data: () => {},
     end: () => {},
@@ -95,9 +95,9 @@ async function readMembers(file: FileHandle, signal: AbortSignal): Promise<Map<s
     ended = block[0] === 0 && block.every((byte) => byte === 0);
     parser.write(block.subarray(0, bytesRead));
     at += bytesRead;
-    if (current === undefined) continue;
-    const entry = current as TarEntry;
-    current = undefined;
+    const { entry } = seen;
+    if (entry === undefined) continue;
+    seen.entry = undefined;
     const isFile = entry.type === 'file' && entry.sparse === undefined;
     const offset = at;
     const size = isFile ? entry.size : 0;

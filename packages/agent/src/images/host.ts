@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { chmod, chown, copyFile, lstat, mkdir, open, readdir, readFile, readlink, symlink, writeFile } from 'node:fs/promises';
+import { chmod, chown, copyFile, lstat, mkdir, readdir, readFile, readlink, symlink, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { lstatSync } from 'node:fs';
 import { errnoOf } from '@drover/foundation';
@@ -211,7 +211,7 @@ class Copier {
       if ((status.mode & 0o005) !== 0o005) return;
       await this.#parents(path);
       await mkdir(target, { recursive: true });
-      for (const entry of (await readdir(source)).sort()) await this.#copy(join(path, entry));
+      await Promise.all((await readdir(source)).map((entry) => this.#copy(join(path, entry))));
       return;
     }
     if (!status.isFile() || (status.mode & 0o004) === 0 || status.size > maxHostFileBytes) return;
@@ -276,24 +276,18 @@ async function writeAccounts(from: string, to: string): Promise<void> {
 }
 
 async function digestOfTree(root: string, submounts: readonly Submount[]): Promise<string> {
-  const hash = createHash('sha256').update(JSON.stringify(submounts));
-  const visit = async (directory: string): Promise<void> => {
-    for (const entry of (await readdir(directory)).sort()) {
-      const path = join(directory, entry);
-      const status = await lstat(path);
-      hash.update(`\0${relative(root, path)}\0${status.mode}\0${status.uid}:${status.gid}\0`);
-      if (status.isDirectory()) await visit(path);
-      else if (status.isSymbolicLink()) hash.update(await readlink(path));
-      else {
-        const file = await open(path, 'r');
-        try {
-          hash.update(await file.readFile());
-        } finally {
-          await file.close();
-        }
-      }
+  const describe = async (path: string): Promise<readonly string[]> => {
+    const status = await lstat(path);
+    const line = `${relative(root, path)}\0${status.mode}\0${status.uid}:${status.gid}`;
+    if (status.isDirectory()) {
+      const below = await Promise.all((await readdir(path)).sort().map((entry) => describe(join(path, entry))));
+      return [line, ...below.flat()];
     }
+    const content = status.isSymbolicLink() ? await readlink(path) : await readFile(path);
+    return [`${line}\0${createHash('sha256').update(content).digest('hex')}`];
   };
-  await visit(root);
-  return `sha256:${hash.digest('hex')}`;
+  const lines = await describe(root);
+  return `sha256:${createHash('sha256')
+    .update(JSON.stringify([submounts, lines]))
+    .digest('hex')}`;
 }

@@ -61,6 +61,9 @@ function strings(value: unknown, what: string): readonly string[] {
   return array(value, what).map((item) => string(item, what));
 }
 
+/** What is optional and of another type counts as absent. */
+const text = (value: unknown): string => (typeof value === 'string' ? value : '');
+
 function descriptor(value: unknown): Descriptor {
   const fields = object(value, 'descriptor');
   const size = fields['size'];
@@ -77,8 +80,8 @@ function descriptor(value: unknown): Descriptor {
       platform === undefined
         ? undefined
         : {
-            os: String(platform['os'] ?? ''),
-            architecture: String(platform['architecture'] ?? ''),
+            os: text(platform['os']),
+            architecture: text(platform['architecture']),
             variant: typeof platform['variant'] === 'string' ? platform['variant'] : undefined,
           },
     annotations: Object.fromEntries(Object.entries(annotations).filter((pair): pair is [string, string] => typeof pair[1] === 'string')),
@@ -124,20 +127,19 @@ export function parseConfig(data: Uint8Array): ParsedConfig {
   const rootfs = object(fields['rootfs'], 'rootfs');
   const diffIds = strings(rootfs['diff_ids'], 'list of layers');
   for (const diffId of diffIds) parseDigest(diffId);
-  const text = (name: string): string => (typeof inner[name] === 'string' ? inner[name] : '');
   return {
     config: {
       entrypoint: strings(inner['Entrypoint'], 'entry point'),
       command: strings(inner['Cmd'], 'command'),
       env: strings(inner['Env'], 'environment'),
-      workdir: text('WorkingDir'),
-      user: text('User'),
-      stopSignal: text('StopSignal'),
+      workdir: text(inner['WorkingDir']),
+      user: text(inner['User']),
+      stopSignal: text(inner['StopSignal']),
     },
     diffIds,
     platform: {
-      os: String(fields['os'] ?? ''),
-      architecture: String(fields['architecture'] ?? ''),
+      os: text(fields['os']),
+      architecture: text(fields['architecture']),
       variant: typeof fields['variant'] === 'string' ? fields['variant'] : undefined,
     },
   };

@@ -121,21 +121,14 @@ export function parseRegistryReference(text: string): RegistryReference {
 
 /** The canonical text; parsing it gives the same reference again. */
 export function formatImageReference(reference: ImageReference): string {
-  switch (reference.kind) {
-    case 'host':
-      return 'host';
-    case 'dir':
-      return `dir:${reference.path}`;
-    case 'oci':
-    case 'oci-archive':
-    case 'docker-archive':
-      return `${reference.kind}:${reference.path}${reference.name === undefined ? '' : `:${reference.name}`}`;
-    case 'registry': {
-      const tag = reference.tag === undefined ? '' : `:${reference.tag}`;
-      const digest = reference.digest === undefined ? '' : `@${reference.digest}`;
-      return `${reference.registry}/${reference.repository}${tag}${digest}`;
-    }
+  if (reference.kind === 'host') return 'host';
+  if (reference.kind === 'dir') return `dir:${reference.path}`;
+  if (reference.kind === 'registry') {
+    const tag = reference.tag === undefined ? '' : `:${reference.tag}`;
+    const digest = reference.digest === undefined ? '' : `@${reference.digest}`;
+    return `${reference.registry}/${reference.repository}${tag}${digest}`;
   }
+  return `${reference.kind}:${reference.path}${reference.name === undefined ? '' : `:${reference.name}`}`;
 }
 
 function invalid(text: string, hint: string): DroverError {

@@ -19,7 +19,14 @@ import {
   type Records,
   type ReferenceRecord,
 } from './records.ts';
-import { formatImageReference, parseImageReference, type DirectoryReference, type ImageReference } from './reference.ts';
+import {
+  formatImageReference,
+  parseImageReference,
+  type ArchiveReference,
+  type DirectoryReference,
+  type ImageReference,
+  type RegistryReference,
+} from './reference.ts';
 import { RegistryImage, type RegistryConfig } from './registry.ts';
 import type { FoundImage } from './source.ts';
 
@@ -308,33 +315,36 @@ export class ImageStore implements Images {
     progress: ProgressReport,
     signal: AbortSignal,
   ): Promise<ImageRecord> {
-    switch (reference.kind) {
-      case 'host':
-        return this.#makeHost(name);
-      case 'dir':
-        return this.#register(name, await directoryImage(reference));
-      case 'registry': {
-        const { blobs, clock, logger } = { blobs: this.#blobs, clock: this.#clock, logger: this.#logger };
-        await using source = new RegistryImage({
-          reference,
-          config: this.#config,
-          insecure,
-          platform: this.#platform,
-          blobs,
-          clock,
-          logger,
-        });
-        return await this.#fill(name, await source.find(signal), progress, signal);
-      }
-      case 'oci':
-      case 'oci-archive':
-      case 'docker-archive': {
-        const scratch = join(this.#directory, 'scratch');
-        const { image, files } = await openArchive({ reference, platform: this.#platform, scratch }, signal);
-        await using _files = files;
-        return await this.#fill(name, image, progress, signal);
-      }
-    }
+    if (reference.kind === 'host') return this.#makeHost(name);
+    if (reference.kind === 'dir') return this.#register(name, await directoryImage(reference));
+    if (reference.kind === 'registry') return this.#makeFromRegistry(reference, name, insecure, progress, signal);
+    return this.#makeFromArchive(reference, name, progress, signal);
+  }
+
+  async #makeFromRegistry(
+    reference: RegistryReference,
+    name: string,
+    insecure: boolean,
+    progress: ProgressReport,
+    signal: AbortSignal,
+  ): Promise<ImageRecord> {
+    await using source = new RegistryImage({
+      reference,
+      config: this.#config,
+      insecure,
+      platform: this.#platform,
+      blobs: this.#blobs,
+      clock: this.#clock,
+      logger: this.#logger,
+    });
+    return await this.#fill(name, await source.find(signal), progress, signal);
+  }
+
+  async #makeFromArchive(reference: ArchiveReference, name: string, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
+    const scratch = join(this.#directory, 'scratch');
+    const { image, files } = await openArchive({ reference, platform: this.#platform, scratch }, signal);
+    await using _files = files;
+    return await this.#fill(name, image, progress, signal);
   }
 
   async #fill(name: string, found: FoundImage, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {

@@ -1,5 +1,6 @@
 import { Worker } from 'node:worker_threads';
 import { DroverError } from '@drover/foundation';
+import { idleThreadMs, maxUnpacks } from '../limits.ts';
 import type { ThreadAnswer, ThreadTask } from './unpack-thread.ts';
 import type { LayerFile, UnpackedLayer } from './unpack.ts';
 
@@ -28,17 +29,53 @@ const fromSource = import.meta.url.endsWith('.ts');
 const script = new URL(fromSource ? './unpack-thread.ts' : './unpack-thread.js', import.meta.url);
 const execArgv = ['--disable-warning=ExperimentalWarning', ...(fromSource ? ['--conditions=development'] : [])];
 
+/** Threads that wait for the next layer: starting one costs more than unpacking a small layer. */
+const idle: Worker[] = [];
+
+function start(): Worker {
+  const worker = new Worker(script, { execArgv, name: 'images-unpack' });
+  const forget = (): void => {
+    const at = idle.indexOf(worker);
+    if (at !== -1) idle.splice(at, 1);
+  };
+  // While it works, `run` listens too; while it waits, its end concerns nobody.
+  worker.on('error', forget);
+  worker.on('exit', forget);
+  return worker;
+}
+
+/** Keeps a thread for a while, without keeping the process. */
+function park(worker: Worker): void {
+  worker.unref();
+  idle.push(worker);
+  const timer = setTimeout(() => {
+    // Taken out first: one that is ending must not get work.
+    const at = idle.indexOf(worker);
+    if (at === -1) return;
+    idle.splice(at, 1);
+    void worker.terminate();
+  }, idleThreadMs);
+  timer.unref();
+}
+
 async function run(task: ThreadTask, signal: AbortSignal): Promise<UnpackedLayer | undefined> {
   signal.throwIfAborted();
-  const worker = new Worker(script, { workerData: task, execArgv, name: `images-${task.kind}` });
+  const worker = idle.pop() ?? start();
+  worker.ref();
   const { promise, resolve, reject } = Promise.withResolvers<ThreadAnswer>();
   const abort = (): void => reject(signal.reason as Error);
-  worker.once('message', resolve);
-  worker.once('error', reject);
-  worker.once('exit', () => reject(new DroverError('internal', 'the unpacking thread ended without an answer')));
+  const ended = (): void => reject(new DroverError('internal', 'the unpacking thread ended without an answer'));
+  worker.on('message', resolve);
+  worker.on('error', reject);
+  worker.on('exit', ended);
   signal.addEventListener('abort', abort, { once: true });
+  let answered = false;
   try {
+    // A thread has no origin; the rule means windows.
+    // oxlint-disable-next-line unicorn/require-post-message-target-origin
+    worker.postMessage(task);
     const answer = await promise;
+    answered = true;
     if ('error' in answer) {
       const { code, message, hint } = answer.error;
       throw new DroverError(code, message, hint === undefined ? {} : { hint });
@@ -46,6 +83,11 @@ async function run(task: ThreadTask, signal: AbortSignal): Promise<UnpackedLayer
     return answer.layer;
   } finally {
     signal.removeEventListener('abort', abort);
-    await worker.terminate();
+    worker.off('message', resolve);
+    worker.off('error', reject);
+    worker.off('exit', ended);
+    if (answered && idle.length < maxUnpacks) park(worker);
+    // Terminated before the caller removes what it was writing.
+    else await worker.terminate();
   }
 }

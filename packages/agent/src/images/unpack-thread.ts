@@ -1,10 +1,10 @@
 import { open } from 'node:fs/promises';
-import { parentPort, workerData } from 'node:worker_threads';
+import { parentPort } from 'node:worker_threads';
 import { DroverError } from '@drover/foundation';
 import { systemCalls } from './system-calls.ts';
 import { unpackLayer, type LayerFile, type UnpackedLayer } from './unpack.ts';
 
-/** The thread's side of layers.ts: one task, one answer. */
+/** The thread's side of threads.ts: one task at a time, one answer each. */
 export type ThreadTask =
   | { readonly kind: 'unpack'; readonly file: LayerFile; readonly directory: string; readonly diffId: string | undefined }
   | { readonly kind: 'sync'; readonly directory: string };
@@ -29,4 +29,11 @@ async function work(task: ThreadTask): Promise<ThreadAnswer> {
   }
 }
 
-parentPort?.postMessage(await work(workerData as ThreadTask));
+parentPort?.on('message', (task: ThreadTask) => {
+  // `work` turns every failure into an answer.
+  void work(task).then((answer) => {
+    // A port between threads has no origin; the rule means windows.
+    // oxlint-disable-next-line unicorn/require-post-message-target-origin
+    parentPort?.postMessage(answer);
+  });
+});

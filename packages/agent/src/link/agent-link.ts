@@ -4,6 +4,7 @@ import { link } from '@drover/protocol';
 import { Client } from '@grpc/grpc-js';
 import type { Images } from '../images/images.ts';
 import {
+  channelBackoffMs,
   healthyStreamMs,
   keepaliveMs,
   keepaliveTimeoutMs,
@@ -16,7 +17,7 @@ import {
 } from '../limits.ts';
 import type { Sandboxes } from '../sandboxes/sandboxes.ts';
 import { CommandRunner } from './commands.ts';
-import { HostChannelCredentials } from './credentials.ts';
+import { HostChannelCredentials, HostTls } from './credentials.ts';
 import type { HostInfo } from './host-info.ts';
 import type { CredentialsStore } from './identity.ts';
 import { UnsentObservations } from './observations.ts';
@@ -43,9 +44,10 @@ export class AgentLink {
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #signer: Signer;
-  readonly #channelCredentials: HostChannelCredentials;
+  readonly #tls: HostTls;
   readonly #unsent = new UnsentObservations();
   #client: Client | undefined;
+  #channel: HostChannelCredentials | undefined;
   #stream: AgentStream | undefined;
   #connected = false;
   #reconnects = 0;
@@ -57,7 +59,7 @@ export class AgentLink {
     this.#clock = options.clock ?? systemClock;
     this.#logger = options.logger ?? silentLogger;
     this.#signer = new Signer(this.#clock);
-    this.#channelCredentials = new HostChannelCredentials(options.credentials);
+    this.#tls = new HostTls(options.credentials);
   }
 
   /** Welcomed, and the stream stands. */
@@ -154,7 +156,8 @@ export class AgentLink {
   readonly #instance = newId('run');
 
   #dial(): Client {
-    return new Client(this.#options.address ?? this.#options.credentials.current.linkAddress, this.#channelCredentials, {
+    this.#channel = new HostChannelCredentials(this.#tls);
+    return new Client(this.#options.address ?? this.#options.credentials.current.linkAddress, this.#channel, {
       'grpc.keepalive_time_ms': keepaliveMs,
       'grpc.keepalive_timeout_ms': keepaliveTimeoutMs,
       'grpc.max_receive_message_length': maxLinkFrameBytes,
@@ -165,12 +168,17 @@ export class AgentLink {
       'grpc.enable_retries': 0,
       'grpc.enable_channelz': 0,
       'grpc.service_config_disable_resolution': 1,
+      // When to dial again is decided by `run`, with a new channel.
+      'grpc.initial_reconnect_backoff_ms': channelBackoffMs,
+      'grpc.max_reconnect_backoff_ms': channelBackoffMs,
     });
   }
 
   #closeClient(): void {
     this.#client?.close();
+    this.#channel?.close();
     this.#client = undefined;
+    this.#channel = undefined;
   }
 
   /** Asks the control plane for a sandbox's certificate (I-6); waits over a reconnect, bounded. */

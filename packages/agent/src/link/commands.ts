@@ -55,7 +55,9 @@ export class CommandRunner {
     const remembered = this.#remembered.get(command.id);
     if (remembered !== undefined) return this.#reply(remembered, replies);
     if (this.#running.size >= commandsAtOnce) {
-      const error = new DroverError('queue-full', `${this.#running.size} commands are under way on this host`, { hint: 'try again in a moment' });
+      const error = new DroverError('queue-full', `${this.#running.size} commands are under way on this host`, {
+        hint: 'try again in a moment',
+      });
       replies.result(create(link.CommandResultSchema, { commandId: command.id, error: errorToWire(error) }));
       return;
     }
@@ -150,7 +152,10 @@ export class CommandRunner {
     if (command.deadline !== undefined) {
       const leftMs = Math.max(0, timestampDate(command.deadline).getTime() - clock.now());
       clock.sleep(leftMs, done.signal).then(
-        () => late.abort(new DroverError('timed-out', `pulling ${pull.image} takes longer than the caller waits`, { hint: 'it goes on; ask again' })),
+        () =>
+          late.abort(
+            new DroverError('timed-out', `pulling ${pull.image} takes longer than the caller waits`, { hint: 'it goes on; ask again' }),
+          ),
         // The pull was faster.
         () => undefined,
       );

@@ -10,15 +10,68 @@ type SecureConnector = ReturnType<ChannelCredentials['_createSecureConnector']>;
  * The host's side of mutual TLS 1.3 (L-5). Each new connection takes the newest certificate (L-2) and resumes the session of
  * the last one where the server still knows it (L-12).
  */
-export class HostChannelCredentials extends ChannelCredentials {
+export class HostTls {
   readonly #store: CredentialsStore;
   #context: SecureContext | undefined;
   #contextOf: HostIdentity | undefined;
   #session: Buffer | undefined;
 
   constructor(store: CredentialsStore) {
-    super();
     this.#store = store;
+  }
+
+  #secureContext(): SecureContext {
+    const identity = this.#store.current;
+    if (this.#context === undefined || this.#contextOf !== identity) {
+      this.#context = createSecureContext({
+        minVersion: 'TLSv1.3',
+        ca: identity.caPem,
+        key: identity.keyPem,
+        cert: identity.certificatePem,
+      });
+      this.#contextOf = identity;
+      // A session speaks for the certificate that it was made with.
+      this.#session = undefined;
+    }
+    return this.#context;
+  }
+
+  async secure(socket: Socket): Promise<Socket> {
+    const secureContext = this.#secureContext();
+    const { trustDomain } = this.#store.current;
+    return await new Promise((resolve, reject) => {
+      const secured = connect(
+        {
+          socket,
+          secureContext,
+          ALPNProtocols: ['h2'],
+          ...(this.#session === undefined ? {} : { session: this.#session }),
+          checkServerIdentity: (_name, certificate) => controlPlaneIdentityError(certificate, trustDomain),
+        },
+        () => resolve(secured),
+      );
+      // Stays for the socket's life: what breaks later is seen by the streams on it.
+      secured.on('error', reject);
+      secured.once('close', () => reject(new Error('the connection was closed')));
+      secured.on('session', (session: Buffer) => {
+        if (this.#context === secureContext) this.#session = session;
+      });
+    });
+  }
+}
+
+/**
+ * The credentials of one gRPC channel. Closing them closes its connections and refuses others: a closed grpc-js channel that
+ * had a failed attempt dials once more, and such a connection would have no owner.
+ */
+export class HostChannelCredentials extends ChannelCredentials {
+  readonly #tls: HostTls;
+  readonly #sockets = new Set<Socket>();
+  #closed = false;
+
+  constructor(tls: HostTls) {
+    super();
+    this.#tls = tls;
   }
 
   override _isSecure(): boolean {
@@ -39,43 +92,18 @@ export class HostChannelCredentials extends ChannelCredentials {
     };
   }
 
-  #secureContext(): SecureContext {
-    const identity = this.#store.current;
-    if (this.#context === undefined || this.#contextOf !== identity) {
-      this.#context = createSecureContext({
-        minVersion: 'TLSv1.3',
-        ca: identity.caPem,
-        key: identity.keyPem,
-        cert: identity.certificatePem,
-      });
-      this.#contextOf = identity;
-      // A session speaks for the certificate that it was made with.
-      this.#session = undefined;
+  async #connect(socket: Socket): Promise<{ socket: Socket; secure: boolean }> {
+    if (this.#closed) {
+      socket.destroy();
+      throw new Error('the link was closed');
     }
-    return this.#context;
+    this.#sockets.add(socket);
+    socket.once('close', () => this.#sockets.delete(socket));
+    return { socket: await this.#tls.secure(socket), secure: true };
   }
 
-  async #connect(socket: Socket): Promise<{ socket: Socket; secure: boolean }> {
-    const secureContext = this.#secureContext();
-    const { trustDomain } = this.#store.current;
-    return await new Promise((resolve, reject) => {
-      const secured = connect(
-        {
-          socket,
-          secureContext,
-          ALPNProtocols: ['h2'],
-          ...(this.#session === undefined ? {} : { session: this.#session }),
-          checkServerIdentity: (_name, certificate) => controlPlaneIdentityError(certificate, trustDomain),
-        },
-        () => {
-          secured.removeListener('error', reject);
-          resolve({ socket: secured, secure: true });
-        },
-      );
-      secured.once('error', reject);
-      secured.on('session', (session: Buffer) => {
-        if (this.#context === secureContext) this.#session = session;
-      });
-    });
+  close(): void {
+    this.#closed = true;
+    for (const socket of this.#sockets) socket.destroy();
   }
 }

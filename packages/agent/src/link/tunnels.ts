@@ -39,7 +39,9 @@ export class AgentTunnels {
     try {
       const inside = await this.#dial(id, port);
       const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
-      call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'tunnelId', value: command.tunnelId } } } }));
+      call.write(
+        create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'tunnelId', value: command.tunnelId } } } }),
+      );
       const tunnel = new TunnelStream(call, () => call.cancel());
       const cut = (): void => void tunnel.destroy();
       this.#signal.addEventListener('abort', cut, { once: true });

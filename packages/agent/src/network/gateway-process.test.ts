@@ -51,10 +51,13 @@ const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', allow: [`127.
 /** Asks for the test's page through the gateway: the status, or undefined when nobody listens. */
 async function ask(): Promise<number | undefined> {
   return await new Promise((resolve) => {
-    request({ host: '127.0.0.1', port, path: `http://127.0.0.1:${webPort}/`, headers: { host: `127.0.0.1:${webPort}` }, agent: false }, (answer) => {
-      answer.resume();
-      resolve(answer.statusCode);
-    })
+    request(
+      { host: '127.0.0.1', port, path: `http://127.0.0.1:${webPort}/`, headers: { host: `127.0.0.1:${webPort}` }, agent: false },
+      (answer) => {
+        answer.resume();
+        resolve(answer.statusCode);
+      },
+    )
       .on('error', () => resolve(undefined))
       .end();
   });
@@ -107,13 +110,22 @@ describe('the gateway process', () => {
       await gateway.apply(${JSON.stringify(policies())});
       console.log((await gateway.status()).pid);
       setInterval(() => {}, 1000);`;
-    const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', agent], { cwd: import.meta.dirname, stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', agent], {
+      cwd: import.meta.dirname,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     const pid = Number(String((await once(child.stdout, 'data'))[0]));
     child.kill('SIGKILL');
     await once(child, 'exit');
     expect(await ask()).toBe(200);
     // Its log has no reader any more; refusals are written there all the same.
-    expect(await new Promise((resolve) => request({ host: '127.0.0.1', port, path: 'http://other.test/', headers: { host: 'other.test' } }, (a) => resolve(a.resume().statusCode)).end())).toBe(403);
+    expect(
+      await new Promise((resolve) =>
+        request({ host: '127.0.0.1', port, path: 'http://other.test/', headers: { host: 'other.test' } }, (a) =>
+          resolve(a.resume().statusCode),
+        ).end(),
+      ),
+    ).toBe(403);
 
     const next = gateway();
     await next.apply(policies());
@@ -156,6 +168,8 @@ describe('the gateway process', () => {
 test('policies that cannot be are refused by the gateway as they are, and the old ones stay', async () => {
   const own = gateway();
   await own.apply(policies());
-  await expect(own.apply([{ sandboxId: 'sb-a', address: '127.0.0.1', allow: ['not a host'] }])).rejects.toMatchObject({ code: 'invalid-argument' });
+  await expect(own.apply([{ sandboxId: 'sb-a', address: '127.0.0.1', allow: ['not a host'] }])).rejects.toMatchObject({
+    code: 'invalid-argument',
+  });
   expect(await ask()).toBe(200);
 });

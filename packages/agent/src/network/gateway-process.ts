@@ -72,6 +72,7 @@ export class GatewayProcess {
 
   /** Stops watching; with `leaveRunning` the gateway goes on serving the sandboxes that run on, else it is ended. */
   async close(options: { readonly leaveRunning: boolean }): Promise<void> {
+    if (this.#life.signal.aborted) return;
     this.#life.abort();
     await this.#watching;
     await this.#serial.idle();

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
-import { DroverError, SerialExecutor, type Logger, type SandboxId } from '@drover/foundation';
-import { parsePattern, type SandboxPolicy } from '@drover/gateway';
+import { DroverError, SerialExecutor, systemClock, type Logger, type SandboxId } from '@drover/foundation';
+import { compilePolicy, type SandboxPolicy } from '@drover/gateway';
 import pLimit from 'p-limit';
-import { networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworks } from '../limits.ts';
+import { networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
 import { setSlotCut, setUpHost, tearDownHost } from './host-side.ts';
@@ -129,7 +129,7 @@ export class SandboxNetwork implements Network {
 
   async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
     // One that cannot be read would have the gateway refuse everybody's.
-    for (const pattern of allow) parsePattern(pattern);
+    compilePolicy(id, allow, 0n);
     await this.#exclusively(id, async () => {
       await this.#change(id, { allow: [...allow] });
       await this.#publish();
@@ -219,8 +219,10 @@ export class SandboxNetwork implements Network {
   async #fill(): Promise<void> {
     const wanted = this.#options.warm ?? warmNetworks;
     try {
-      // The last address is left to a create, which says so when there is none.
-      while (this.#open && this.#ready.length < wanted && this.#free.length > 0) this.#ready.push(await this.#createCold());
+      await systemClock.sleep(warmNetworkDelayMs);
+      while (this.#open && this.#ready.length < wanted && this.#free.length > 0) {
+        this.#ready.push(await this.#createCold());
+      }
     } catch (error) {
       // The next create tries again, and its caller is told.
       this.#logger.warn({ err: String(error) }, 'no network could be made in advance');

@@ -1,4 +1,5 @@
-import { DroverError } from '@drover/foundation';
+import { join } from 'node:path';
+import { DroverError, silentLogger } from '@drover/foundation';
 import { link } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
 import { defaultDataDirectory, parseListen } from '../up/settings.ts';
@@ -31,14 +32,17 @@ export function tell(cli: Cli, { name, level, message, hint }: Finding): void {
 
 async function here(cli: Cli, flags: { readonly data?: string; readonly listen: string }): Promise<Finding[]> {
   const controlPlane = await reach(cli);
+  const data = flags.data ?? defaultDataDirectory(cli.env);
   const findings = await runChecks({
-    data: flags.data ?? defaultDataDirectory(cli.env),
+    data,
     ...parseListen(flags.listen),
     running: controlPlane.level === 'ok',
   });
   const { agentDoctor } = await import('@drover/agent');
   const known = new Set(findings.map(({ name }) => name));
-  const deeper = (await agentDoctor()).map(({ level, subject, message, hint }): Finding => ({ name: subject, level, message, hint }));
+  const deeper = (await agentDoctor({ stateDirectory: join(data, 'host'), logger: silentLogger })).map(
+    ({ level, subject, message, hint }): Finding => ({ name: subject, level, message, hint }),
+  );
   return [...findings, ...deeper.filter(({ name }) => !known.has(name)), controlPlane];
 }
 

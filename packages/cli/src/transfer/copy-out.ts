@@ -1,7 +1,6 @@
 import { constants } from 'node:fs';
 import { chmod, lstat, mkdir, open, rm, stat, symlink } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { extract, type Header } from 'tar-stream';
 import type { Cli } from '../cli.ts';
@@ -15,9 +14,9 @@ import { maxCopyBytes, maxCopyEntries } from '../limits.ts';
  */
 export async function copyOut(cli: Cli, reference: string, source: string, target: string): Promise<{ entries: number; bytes: number }> {
   const client = await cli.connect();
-  const stream = client.sandboxes.copyOut(reference, source, cli.signal);
   if (target === '-') {
-    for await (const chunk of stream as AsyncIterable<Uint8Array>) await cli.out.bytes(chunk);
+    for await (const chunk of client.sandboxes.copyOut(reference, source, cli.signal) as AsyncIterable<Uint8Array>)
+      await cli.out.bytes(chunk);
     return { entries: 0, bytes: 0 };
   }
   const path = resolve(target);
@@ -25,10 +24,11 @@ export async function copyOut(cli: Cli, reference: string, source: string, targe
   if (!into) await parentMustExist(path, target);
   const unpack = new Unpack(into ? path : dirname(path), into ? undefined : basename(path));
   const tar = extract();
-  const feeding = pipeline(stream, tar);
-  feeding.catch(() => undefined);
+  // tar-stream's streams are not Node's: pipeline() would take their end for a premature one.
+  const stream = client.sandboxes.copyOut(reference, source, cli.signal);
+  stream.on('error', (error) => tar.destroy(error));
+  stream.pipe(tar);
   for await (const entry of tar) await unpack.entry(entry as unknown as Entry);
-  await feeding;
   await unpack.finish();
   return { entries: unpack.entries, bytes: unpack.bytes };
 }

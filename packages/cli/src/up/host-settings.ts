@@ -1,30 +1,57 @@
 import { mkdir, readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { DroverError, errnoOf, parseLabel, writeFileAtomic } from '@drover/foundation';
+import { z } from 'zod';
 
 /** What this host was told about itself when it joined. */
 export interface HostSettings {
   readonly name?: string;
   readonly labels: Readonly<Record<string, string>>;
+  readonly zone?: string;
+  /** Addresses for its sandboxes, an IPv4 network. */
+  readonly pool?: string;
+  /** runc, crun, or a path. */
+  readonly runtimeProgram?: string;
+  /** Directories that sandboxes may mount (R-18). */
+  readonly allowedMounts?: readonly string[];
+}
+
+/** The flags of `up`, `agent` and `agent join` that say how the host is to be. */
+export interface HostFlags {
+  readonly name?: string;
+  readonly label?: readonly string[];
+  readonly zone?: string;
+  readonly pool?: string;
+  readonly runtimeProgram?: string;
+  readonly allowMount?: readonly string[];
 }
 
 const file = (stateDirectory: string): string => join(stateDirectory, 'host.json');
 
 /** Keeps what is given, and what was kept before of the rest. @throws {DroverError} */
-export async function saveHostSettings(
-  stateDirectory: string,
-  given: { readonly name: string | undefined; readonly labels: readonly string[] | undefined },
-): Promise<void> {
-  if (given.name === undefined && given.labels === undefined) return;
-  const before = await loadHostSettings(stateDirectory);
-  const settings: HostSettings = {
-    ...before,
-    ...(given.name !== undefined && { name: given.name }),
-    ...(given.labels !== undefined && { labels: Object.fromEntries(given.labels.map(parseLabel)) }),
+export async function saveHostSettings(stateDirectory: string, flags: HostFlags): Promise<void> {
+  const given: Partial<HostSettings> = {
+    ...(flags.name !== undefined && { name: flags.name }),
+    ...(flags.label !== undefined && { labels: Object.fromEntries(flags.label.map(parseLabel)) }),
+    ...(flags.zone !== undefined && { zone: flags.zone }),
+    ...(flags.pool !== undefined && { pool: flags.pool }),
+    ...(flags.runtimeProgram !== undefined && { runtimeProgram: flags.runtimeProgram }),
+    ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
   };
-  await mkdir(stateDirectory, { recursive: true, mode: 0o700 });
+  if (Object.keys(given).length === 0) return;
+  const settings: HostSettings = { ...(await loadHostSettings(stateDirectory)), ...given };
+  await mkdir(stateDirectory, { recursive: true, mode: 0o711 });
   await writeFileAtomic(file(stateDirectory), `${JSON.stringify(settings, undefined, 2)}\n`, 0o600);
 }
+
+const schema = z.object({
+  name: z.string().optional(),
+  labels: z.record(z.string(), z.string()).default({}),
+  zone: z.string().optional(),
+  pool: z.string().optional(),
+  runtimeProgram: z.string().optional(),
+  allowedMounts: z.array(z.string()).optional(),
+});
 
 /** @throws {DroverError} invalid-config */
 export async function loadHostSettings(stateDirectory: string): Promise<HostSettings> {
@@ -36,15 +63,12 @@ export async function loadHostSettings(stateDirectory: string): Promise<HostSett
     throw DroverError.from(error);
   }
   try {
-    const { name, labels } = JSON.parse(text) as { name?: unknown; labels?: unknown };
-    const pairs = Object.entries((labels ?? {}) as Record<string, unknown>);
-    if ((name === undefined || typeof name === 'string') && pairs.every(([, value]) => typeof value === 'string')) {
-      return { ...(name !== undefined && { name }), labels: Object.fromEntries(pairs as [string, string][]) };
-    }
-  } catch {
-    // Said below.
+    // An absent property, not one that is undefined, is what the type says.
+    return JSON.parse(JSON.stringify(schema.parse(JSON.parse(text)))) as HostSettings;
+  } catch (error) {
+    throw new DroverError('invalid-config', `${file(stateDirectory)} cannot be read`, {
+      hint: 'move it away, and give --name, --label and the others again',
+      cause: error,
+    });
   }
-  throw new DroverError('invalid-config', `${file(stateDirectory)} cannot be read`, {
-    hint: 'move it away, and give --name and --label again',
-  });
 }

@@ -11,19 +11,17 @@ import { hostStateName } from '../commands/host/state.ts';
 import { saveContext, type Context } from '../context/context.ts';
 import { makeDataDirectory, runChecks, tryListen, type Finding } from '../doctor/checks.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
-import { saveHostSettings } from './host-settings.ts';
+import { saveHostSettings, type HostFlags } from './host-settings.ts';
 import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
 import { parentVariable } from './parent.ts';
 import { defaultDataDirectory, parseListen } from './settings.ts';
 
-interface UpFlags {
+interface UpFlags extends HostFlags {
   readonly data?: string;
   readonly listen: string;
   readonly linkListen?: string;
   readonly publicHost?: string;
-  readonly name?: string;
-  readonly label?: readonly string[];
   /** False with --no-agent. */
   readonly agent?: boolean;
   readonly stopSandboxes?: boolean;
@@ -108,11 +106,11 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   const log = new LogFile(join(data, 'drover.log'));
   const logger = createLogger({ name: 'up', destination: log });
   logger.info({ version, data }, 'up');
-  let stopping = false;
+  let quiet = true;
   const supervisor = new Supervisor({
     logger,
     onChange: ({ name, lastError }, announced) => {
-      if (stopping || announced === undefined || announced === 'running' || announced === 'stopped') return;
+      if (quiet || announced === undefined || announced === 'running' || announced === 'stopped') return;
       const why = log.lastError ?? lastError;
       cli.out.note(`${name}: ${announced}${why === undefined ? '' : ` (${why})`}; see ${log.path}`);
     },
@@ -136,6 +134,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     await claim(data, context.server);
     if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log);
     ready(cli, settings, context.server);
+    quiet = false;
     await new Promise<void>((stop) => {
       if (cli.signal.aborted) stop();
       cli.signal.addEventListener('abort', () => stop(), { once: true });
@@ -146,7 +145,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     // Interrupted while it started: that is what was asked for.
     if (!cli.signal.aborted) throw thrown;
   } finally {
-    stopping = true;
+    quiet = true;
     client?.close();
     // The agent first: it tells the control plane that it leaves.
     await supervisor.remove('agent');
@@ -185,7 +184,10 @@ function own(cli: Cli, name: string, args: readonly string[], probe: (signal: Ab
 async function running(cli: Cli, child: SupervisedProcess, log: LogFile, timeoutMs: number): Promise<void> {
   const timeout = AbortSignal.timeout(timeoutMs);
   try {
-    await child.waitFor(['running', 'circuit-open'], AbortSignal.any([timeout, cli.signal]));
+    const signal = AbortSignal.any([timeout, cli.signal]);
+    await child.waitFor(['running', 'restarting', 'circuit-open'], signal);
+    // It said why, and will say the same again; a death without a word gets its second try.
+    if (child.status().state !== 'running' && log.lastError === undefined) await child.waitFor(['running', 'circuit-open'], signal);
     if (child.status().state === 'running') return;
   } catch (thrown) {
     if (!timeout.aborted) throw thrown;
@@ -226,7 +228,7 @@ async function startHost(
     const { token } = await client.hosts.createJoinToken({ signal: cli.signal });
     ({ hostId } = await joinHost({ url: server, token, stateDir, hostname: settings.name ?? hostname(), signal: cli.signal }));
   }
-  await saveHostSettings(stateDir, { name: settings.name, labels: settings.label });
+  await saveHostSettings(stateDir, settings);
   const id = hostId;
   const agent = supervisor.start(
     own(cli, 'agent', ['agent', '--state', stateDir], async (signal) => {

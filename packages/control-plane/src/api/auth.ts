@@ -1,4 +1,4 @@
-import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createContextKey, type ContextValues } from '@connectrpc/connect';
@@ -73,9 +73,4 @@ export async function openAdminToken(directory: string, tokens: TokenStore): Pro
   const hash = hashSecret(token);
   if ((await tokens.findApi(hash)) === undefined) await tokens.createApi({ hash, name: 'admin' });
   return token;
-}
-
-/** Compares two secrets in a time that does not depend on where they differ. */
-export function sameSecret(a: string, b: string): boolean {
-  return timingSafeEqual(Buffer.from(hashSecret(a)), Buffer.from(hashSecret(b)));
 }

@@ -114,17 +114,9 @@ export function hostToWire(row: HostRow): api.Host {
 }
 
 function hostReason(row: HostRow, state: HostStateName): string {
-  switch (state) {
-    case 'joining':
-      return 'it has joined and has not connected yet';
-    case 'down':
-      return row.scheduling === 'open' ? 'it is not connected' : `it is not connected, and was ${row.scheduling} before`;
-    case 'ready':
-    case 'cordoned':
-    case 'draining':
-    case 'removed':
-      return '';
-  }
+  if (state === 'joining') return 'it has joined and has not connected yet';
+  if (state !== 'down') return '';
+  return row.scheduling === 'open' ? 'it is not connected' : `it is not connected, and was ${row.scheduling} before`;
 }
 
 export function eventToWire(event: WatchedEvent): api.Event {

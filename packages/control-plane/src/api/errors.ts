@@ -1,13 +1,29 @@
 import { Code, ConnectError } from '@connectrpc/connect';
-import { DroverError, hasCode, isErrorCode, type ErrorCode } from '@drover/foundation';
+import { DroverError, GrpcStatus, hasCode, isErrorCode, type ErrorCode } from '@drover/foundation';
 import { errorFromWire, errorToWire, link } from '@drover/protocol';
+
+/** Connect's names of the gRPC statuses. */
+const codeOf: Readonly<Record<GrpcStatus, Code>> = {
+  [GrpcStatus.cancelled]: Code.Canceled,
+  [GrpcStatus.unknown]: Code.Unknown,
+  [GrpcStatus.invalidArgument]: Code.InvalidArgument,
+  [GrpcStatus.deadlineExceeded]: Code.DeadlineExceeded,
+  [GrpcStatus.notFound]: Code.NotFound,
+  [GrpcStatus.alreadyExists]: Code.AlreadyExists,
+  [GrpcStatus.permissionDenied]: Code.PermissionDenied,
+  [GrpcStatus.resourceExhausted]: Code.ResourceExhausted,
+  [GrpcStatus.failedPrecondition]: Code.FailedPrecondition,
+  [GrpcStatus.aborted]: Code.Aborted,
+  [GrpcStatus.unimplemented]: Code.Unimplemented,
+  [GrpcStatus.internal]: Code.Internal,
+  [GrpcStatus.unavailable]: Code.Unavailable,
+  [GrpcStatus.unauthenticated]: Code.Unauthenticated,
+};
 
 /** An error as the API sends it: the status of its code, and code, message and hint as a typed detail. Causes stay here. */
 export function toConnectError(thrown: unknown): ConnectError {
   const error = fromConnectError(thrown);
-  return new ConnectError(error.message, error.status as number as Code, undefined, [
-    { desc: link.ErrorSchema, value: errorToWire(error) },
-  ]);
+  return new ConnectError(error.message, codeOf[error.status], undefined, [{ desc: link.ErrorSchema, value: errorToWire(error) }]);
 }
 
 /** For what a peer sent without a detail of ours: one code for each status. */

@@ -205,8 +205,9 @@ class ExecRelay {
           payload: { case: 'exit', value: create(api.ExecExitSchema, { code: payload.value.code, signal: payload.value.signal }) },
         });
       case undefined:
-        return undefined;
+        break;
     }
+    return undefined;
   }
 
   /** Offsets and ids mean nothing in another start of the sandbox. @throws {DroverError} sandbox-not-running */
@@ -258,6 +259,7 @@ function toInit(message: api.ExecRequest): init.ExecRequest {
       return create(init.ExecRequestSchema, { payload: { case: 'signal', value: payload.value } });
     case 'open':
     case undefined:
-      throw new DroverError('protocol-violation', 'a message of an exec must be stdin, its end, a resize or a signal');
+      break;
   }
+  throw new DroverError('protocol-violation', 'a message of an exec must be stdin, its end, a resize or a signal');
 }

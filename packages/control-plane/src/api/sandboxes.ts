@@ -168,6 +168,7 @@ function whyNever(row: SandboxRow, wanted: ReadonlySet<sandbox.SandboxState>): D
     case 'paused':
     case 'stopping':
     case 'lost':
-      return undefined;
+      break;
   }
+  return undefined;
 }

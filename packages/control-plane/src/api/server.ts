@@ -1,4 +1,4 @@
-import type { Http2SecureServer, ServerHttp2Session } from 'node:http2';
+import type { ServerHttp2Session } from 'node:http2';
 import type { AddressInfo } from 'node:net';
 import { createContextValues } from '@connectrpc/connect';
 import { fastifyConnectPlugin } from '@connectrpc/connect-fastify';
@@ -60,7 +60,7 @@ export async function startApi(
     bodyLimit: maxRequestBytes,
     forceCloseConnections: true,
   });
-  const server = app.server as unknown as Http2SecureServer;
+  const server = app.server;
   server.maxConnections = apiMaxConnections;
   const sessions = new Set<ServerHttp2Session>();
   server.on('session', (session) => {

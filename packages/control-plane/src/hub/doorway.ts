@@ -1,11 +1,13 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import type { Clock } from '@drover/foundation';
-import { handshakeMs, handshakesAtOnce, waitingConnections } from '../limits.ts';
+import { handshakeMs, handshakesAtOnce, handshakeTurnMs, waitingConnections } from '../limits.ts';
 
 interface Visitor {
   readonly socket: Socket;
   /** When it was let in to its handshake; 0 while it waits. */
   since: number;
+  /** It counts among the handshakes under way. */
+  shaking: boolean;
   /** It made a call: its handshake went well. */
   known: boolean;
   /** When to cut it; 0 never. */
@@ -52,14 +54,14 @@ export class Doorway {
       socket.destroy();
       return;
     }
-    const visitor: Visitor = { socket, since: 0, known: false, cutAt: 0 };
+    const visitor: Visitor = { socket, since: 0, shaking: false, known: false, cutAt: 0 };
     const key = `${socket.remoteAddress}:${socket.remotePort}`;
     this.#visitors.set(key, visitor);
     // A connection that breaks is seen by its streams; here it only must not end the process.
     socket.on('error', ignore);
     socket.once('close', () => {
       this.#visitors.delete(key);
-      if (visitor.since > 0 && !visitor.known) this.#leave(visitor);
+      this.#leave(visitor);
     });
     this.#waiting.push(visitor);
     this.#admit();
@@ -71,13 +73,15 @@ export class Doorway {
       if (visitor === undefined) return;
       if (visitor.socket.destroyed) continue;
       visitor.since = Math.max(1, this.#clock.now());
+      visitor.shaking = true;
       this.#shaking++;
       this.#enter(visitor.socket);
     }
   }
 
   #leave(visitor: Visitor): void {
-    visitor.known = true;
+    if (!visitor.shaking) return;
+    visitor.shaking = false;
     this.#shaking--;
     this.#admit();
   }
@@ -85,7 +89,9 @@ export class Doorway {
   /** The connection of `peer` (address:port) made a call. */
   called(peer: string): void {
     const visitor = this.#visitors.get(peer);
-    if (visitor !== undefined && !visitor.known) this.#leave(visitor);
+    if (visitor === undefined) return;
+    visitor.known = true;
+    this.#leave(visitor);
   }
 
   /** Cuts the connection of `peer` after `graceMs`, if the other side has not by then. */
@@ -97,6 +103,7 @@ export class Doorway {
   /** Called from the hub's one loop. */
   sweep(now: number): void {
     for (const visitor of this.#visitors.values()) {
+      if (visitor.shaking && now - visitor.since > handshakeTurnMs) this.#leave(visitor);
       const stuck = visitor.since > 0 && !visitor.known && now - visitor.since > handshakeMs;
       if (stuck || (visitor.cutAt > 0 && now >= visitor.cutAt)) visitor.socket.destroy();
     }

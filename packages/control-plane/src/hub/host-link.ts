@@ -163,7 +163,11 @@ export class HostLink {
    * Ends this stream's part in everything: its signal aborts and its callers fail at once (L-16). With `goAway` the host is
    * told why, if its queue still takes it.
    */
-  end(reason: string, goAway?: MessageInitShape<typeof link.GoAwaySchema>, status?: { readonly code: number; readonly details: string }): void {
+  end(
+    reason: string,
+    goAway?: MessageInitShape<typeof link.GoAwaySchema>,
+    status?: { readonly code: number; readonly details: string },
+  ): void {
     if (this.#ended !== undefined) return;
     if (goAway !== undefined && this.#call.writableLength < linkQueueFrames + 1) writeGoAway(this.#call, goAway);
     this.#ended = new DroverError('host-unavailable', `host ${this.hostId} is not connected: ${reason}`, {

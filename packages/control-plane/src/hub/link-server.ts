@@ -151,7 +151,7 @@ export class LinkServer implements Hub {
     // Hosts come back evenly over the time that the ramp needs for them.
     const spreadMs = Math.min(rampMaxDelayMs, 1_000 + (this.#links.size * 1_000) / registrationsPerSecond);
     for (const call of this.#strangers.keys()) endWith(call, status.UNAVAILABLE, 'the control plane stops');
-    for (const held of [...this.#links.values()]) {
+    for (const held of this.#links.values()) {
       const reconnectAfterMs = Math.max(1, Math.round(Math.random() * spreadMs));
       this.#drop(held, 'the control plane stops', { reason: link.GoAway_Reason.SHUTDOWN, reconnectAfterMs });
     }
@@ -201,7 +201,12 @@ export class LinkServer implements Hub {
     const held = this.#links.get(hostId);
     if (held === undefined) return;
     const removed = reason === link.GoAway_Reason.REMOVED;
-    this.#drop(held, message, { reason, message }, removed ? { code: status.PERMISSION_DENIED, details: 'the host was removed' } : undefined);
+    this.#drop(
+      held,
+      message,
+      { reason, message },
+      removed ? { code: status.PERMISSION_DENIED, details: 'the host was removed' } : undefined,
+    );
     // Its tunnels end with it (L-4).
     if (removed) this.#doorway.cut(held.peer, goAwayGraceMs);
   }
@@ -429,7 +434,7 @@ export class LinkServer implements Hub {
     this.#lastAudit = now;
     if (this.#links.size === 0) return;
     const rows = new Map((await this.#options.store.hosts.list()).map((row) => [row.id, row]));
-    for (const held of [...this.#links.values()]) {
+    for (const held of this.#links.values()) {
       const row = rows.get(held.hostId);
       if (row === undefined) {
         // Newer than the list, or gone: the row itself decides.
@@ -456,7 +461,8 @@ export class LinkServer implements Hub {
     this.#renewAt = renewAt(issued.certificatePem);
   }
 
-  readonly #tellObserved = (event: 'observed', ...rest: Parameters<NonNullable<HubListener['observed']>>): void => this.#tell(event, ...rest);
+  readonly #tellObserved = (event: 'observed', ...rest: Parameters<NonNullable<HubListener['observed']>>): void =>
+    this.#tell(event, ...rest);
 
   #tell<K extends keyof HubListener>(event: K, ...rest: Parameters<NonNullable<HubListener[K]>>): void {
     for (const listener of this.#listeners) {

@@ -61,7 +61,7 @@ export class Liveness {
   /** Writes what waits. @throws what the store throws; heartbeats that were lost come again by themselves */
   async flush(): Promise<void> {
     await this.#marking;
-    for (const hostId of [...this.#down.keys()]) await this.#mark(hostId);
+    for (const hostId of this.#down.keys()) await this.#mark(hostId);
     this.#writing = this.#writeBeats();
     await this.#writing;
   }

@@ -92,6 +92,8 @@ function operation(step: CopyStep): Operation {
       return { case: 'pause', value: create(link.PauseSandboxSchema, target) };
     case 'resume':
       return { case: 'resume', value: create(link.ResumeSandboxSchema, target) };
+    default:
+      return step.kind satisfies never;
   }
 }
 

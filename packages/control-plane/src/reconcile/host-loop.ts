@@ -177,7 +177,9 @@ export class HostLoop {
     logger.warn({ hostId, sandboxId: id, step: step.kind, generation, tries, final, code: error.code, err: error }, 'a step failed');
     if (final) {
       this.#resting.delete(id);
-      await store.sandboxes.fail(id, error.code, sentence(error));
+      const row = await store.sandboxes.get(id);
+      // Asked to start again meanwhile: that start has a try of its own.
+      if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, error.code, sentence(error));
       return;
     }
     const retryInMs = this.#delay(step);

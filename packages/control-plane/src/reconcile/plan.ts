@@ -47,6 +47,8 @@ export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxOb
     case 'paused':
     case 'running':
       return planAlive(row, copy);
+    default:
+      return row.desired satisfies never;
   }
 }
 

@@ -214,6 +214,18 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(await state(slow)).toBe('scheduled');
   });
 
+  it('L-10, L-29: a host that vanished together with the replica that held it is marked down by another one', async () => {
+    const host = await joined();
+    const stop = new AbortController();
+    const upkeep = new Upkeep({ store, clock, logger: silentLogger }).run(stop.signal);
+    await clock.advance(85_000);
+    expect((await store.hosts.get(host.id))?.connected).toBe(true);
+    await clock.advance(15_000);
+    await until(async () => (await store.hosts.get(host.id))?.connected === false);
+    stop.abort();
+    await upkeep;
+  });
+
   it('R-20: stops what is past its ttl', async () => {
     await joined();
     const row = await create({ spec: { image: 'host', ttlSeconds: 30n } });

@@ -24,7 +24,7 @@ export class Upkeep {
   async run(signal: AbortSignal): Promise<void> {
     const { clock, logger } = this.#options;
     while (!signal.aborted) {
-      for (const task of [() => this.#lost(), () => this.#expired(), () => this.#trim()]) {
+      for (const task of [() => this.#silent(), () => this.#lost(), () => this.#expired(), () => this.#trim()]) {
         try {
           await task();
         } catch (error) {
@@ -33,6 +33,17 @@ export class Upkeep {
       }
       // Only the signal rejects it, and the loop looks at that.
       await clock.sleep(limits.upkeepMs, signal).catch(() => undefined);
+    }
+  }
+
+  /** L-10: the replica that should notice may be gone together with the host. A beat that comes after all makes it ready again (L-9). */
+  async #silent(): Promise<void> {
+    const { store, clock, logger } = this.#options;
+    const since = clock.now() - limits.orphanedHostMs;
+    for (const host of await store.hosts.list()) {
+      if (!host.connected || host.lastSeenAt >= since) continue;
+      await store.hosts.markDown(host.id, host.epoch, 'it is silent, and so is the control plane that held its stream');
+      logger.warn({ hostId: host.id, owner: host.owner }, 'down: nobody has heard of it');
     }
   }
 

@@ -181,6 +181,7 @@ export class SessionManager implements Sessions {
     set.add(change.resolve);
     return {
       wait: async (signal) => {
+        signal.throwIfAborted();
         const abort = (): void => change.reject(signal.reason);
         signal.addEventListener('abort', abort, { once: true });
         try {

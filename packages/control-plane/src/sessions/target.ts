@@ -1,6 +1,6 @@
 import type { Logger } from '@drover/foundation';
 import { Backoff, DroverError, type Clock, type SandboxId } from '@drover/foundation';
-import { dialAttemptMs, dialBackoffBaseMs, dialBackoffCapMs, dialTotalMs } from '../limits.ts';
+import { dialAttemptMs, dialBackoffBaseMs, dialBackoffCapMs, dialTotalMs, farewellMs } from '../limits.ts';
 import type { Hub } from '../hub/hub.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import { connectInit, type Connection, type SessionCredentials } from './connect.ts';
@@ -152,6 +152,7 @@ export class Target {
     );
     const signal = AbortSignal.any([this.#ending.signal, deadline.signal]);
     let connection: Connection | undefined;
+    let ended = false;
     try {
       const tunnel = await hub.openTunnel(hostId, { sandboxId: this.id, port: 'init' }, signal);
       connection = await connectInit(tunnel, this.id, this.#context.credentials(), signal);
@@ -172,12 +173,14 @@ export class Target {
         startFailed: (error) => logger.warn({ sandbox: this.id, err: error }, 'InitFailed'),
       });
       if (!end.mainExited) throw new Error(end.reason);
+      ended = true;
       return true;
     } finally {
       attempt.abort();
       this.#client = undefined;
-      // I-26: nothing of a dial outlives it. Calls on it that still have answers to read are given the time to.
-      if (connection !== undefined) closeLater(connection);
+      // I-26: nothing of a dial outlives it; but calls that have the end of the main process still to read are given the time to.
+      if (ended && connection !== undefined) closeLater(connection);
+      else connection?.close();
     }
   }
 
@@ -199,19 +202,14 @@ export class Target {
   }
 }
 
-/** Init closes the connection itself once the last call has its end; a lost one is closed already. */
+/** Init closes the connection itself once the last call has its end. */
 function closeLater(connection: Connection): void {
-  if (connection.lost.aborted) {
+  const timer = setTimeout(() => connection.close(), farewellMs);
+  timer.unref();
+  const lost = (): void => {
+    clearTimeout(timer);
     connection.close();
-    return;
-  }
-  const timer = setTimeout(() => connection.close(), 2_000);
-  connection.lost.addEventListener(
-    'abort',
-    () => {
-      clearTimeout(timer);
-      connection.close();
-    },
-    { once: true },
-  );
+  };
+  if (connection.lost.aborted) lost();
+  else connection.lost.addEventListener('abort', lost, { once: true });
 }

@@ -29,7 +29,7 @@ export async function lockSandboxes(
 }
 
 /**
- * A sandbox and the host it is on, locked in that order's reverse: the host first. The host is read before it can be locked,
+ * A sandbox and the host it is on; the host is locked first, as everywhere. Which one it is can only be read before it is locked,
  * so it is checked again afterwards.
  */
 export async function lockSandbox(
@@ -99,14 +99,8 @@ export async function changeSandbox(
 
 /** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */
 export function held(hold: Hold, request: Room): Room {
-  switch (hold) {
-    case 'all':
-      return request;
-    case 'slot':
-      return { cpuMillis: 0, memoryBytes: 0, slots: request.slots };
-    case 'nothing':
-      return { cpuMillis: 0, memoryBytes: 0, slots: 0 };
-  }
+  if (hold === 'all') return request;
+  return { cpuMillis: 0, memoryBytes: 0, slots: hold === 'slot' ? request.slots : 0 };
 }
 
 function heldBy(row: StoredSandbox): Room {

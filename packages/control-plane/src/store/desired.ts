@@ -47,11 +47,14 @@ export function desiredPatch(
         ...(hasEnded(sandboxRow(row).observed) && row.hold === 'all' ? { hold: 'slot' as const } : {}),
       };
     }
-    case 'deleted':
+    case 'deleted': {
       // On no host, or on one that is gone for good: nobody will report the end of it.
-      return row.host_id === null || (host !== undefined && host.removed_at !== null)
-        ? { ...change, deleted_at: now, hold: 'nothing', pending_reason: '', pending_message: '' }
-        : { ...change, pending_reason: '', pending_message: '' };
+      const atOnce = row.host_id === null || (host !== undefined && host.removed_at !== null);
+      const waitsNoMore = { ...change, pending_reason: '', pending_message: '' };
+      return atOnce ? { ...waitsNoMore, deleted_at: now, hold: 'nothing' } : waitsNoMore;
+    }
+    default:
+      return desired satisfies never;
   }
 }
 

@@ -1,7 +1,7 @@
 import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { dirname } from 'node:path';
-import { clip, DroverError, newId, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { clip, DroverError, errnoOf, newId, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { Database } from './database.ts';
 import { SqlEventStore } from './event-store.ts';
 import { SqlHostStore } from './hosts.ts';
@@ -21,7 +21,7 @@ export interface StoreOptions {
 
 /**
  * Opens the database, making it if need be, and brings its schema up to date.
- * @param url `sqlite:PATH` or a path (its directory is made), or `postgres://…`
+ * @param url `sqlite:PATH` or a path (its directory is made, not its parents), or `postgres://…`
  * @throws {DroverError} invalid-config for another scheme; unavailable when the database cannot be opened; failed-precondition when
  *   it is a newer Drover's
  */
@@ -47,7 +47,7 @@ export async function openStore(url: string, options: StoreOptions): Promise<Sto
 
 async function open(kind: Store['kind'], location: string, options: StoreOptions): Promise<Database> {
   try {
-    if (kind === 'sqlite') await mkdir(dirname(location), { recursive: true, mode: 0o700 });
+    if (kind === 'sqlite') await makeDirectory(dirname(location));
     return new Database({
       kind,
       location,
@@ -57,6 +57,15 @@ async function open(kind: Store['kind'], location: string, options: StoreOptions
     });
   } catch (error) {
     throw unreadable(kind, location, error);
+  }
+}
+
+/** One level only: a missing parent is more likely a mistyped path than one to be made. */
+async function makeDirectory(path: string): Promise<void> {
+  try {
+    await mkdir(path, { mode: 0o700 });
+  } catch (error) {
+    if (errnoOf(error) !== 'EEXIST') throw error;
   }
 }
 

@@ -6,12 +6,11 @@ import * as limits from '../limits.ts';
 /** The channel of NOTIFY: a commit wrote events. */
 export const eventChannel = 'drover_events';
 
-const int8 = 20;
+const int8 = pg.types.builtins.INT8;
 
 /** bigint columns as numbers, for these connections only: every integer that is kept is below 2^53. */
 const types: pg.CustomTypesConfig = {
-  getTypeParser: ((oid: number, format?: 'text' | 'binary') =>
-    oid === int8 ? Number : pg.types.getTypeParser(oid, format as 'text')) as typeof pg.types.getTypeParser,
+  getTypeParser: (oid, format) => (oid === int8 ? Number : (pg.types.getTypeParser(oid, format) as (text: string) => unknown)),
 };
 
 export function postgresDialect(url: string, logger: Logger): Dialect {
@@ -23,6 +22,8 @@ export function postgresDialect(url: string, logger: Logger): Dialect {
   });
   // Without a listener an idle connection that the server ends would end this process; the pool replaces it by itself.
   pool.on('error', (error) => logger.warn({ err: error }, 'a connection to PostgreSQL ended'));
+  // So would one in use: its query fails with the same error, which its caller gets.
+  pool.on('connect', (client) => client.on('error', (error) => logger.debug({ err: error }, 'a connection to PostgreSQL failed')));
   return new PostgresDialect({ pool });
 }
 
@@ -67,23 +68,25 @@ export class PostgresListener {
   async #listen(signal: AbortSignal, listening: () => void): Promise<void> {
     const client = new pg.Client({ connectionString: this.#url, connectionTimeoutMillis: limits.postgresConnectMs, keepAlive: true });
     const ended = Promise.withResolvers<void>();
-    // Marked as handled: the race below may be decided before it rejects.
+    // Marked as handled: what comes before the await below may fail first.
     ended.promise.catch(() => undefined);
     client.on('error', (error) => ended.reject(error));
     client.on('end', () => ended.reject(new Error('the connection ended')));
     client.on('notification', () => this.#wake());
-    const stopped = AbortSignal.any([signal]);
-    stopped.addEventListener('abort', () => ended.resolve(), { once: true });
-    // One that never connected has nothing to end, and pg would wait for it for ever; connecting has its own time limit.
-    await client.connect();
+    const abort = (): void => ended.resolve();
+    signal.addEventListener('abort', abort, { once: true });
+    let connected = false;
     try {
+      await client.connect();
+      connected = true;
       await client.query(`listen ${eventChannel}`);
       listening();
       this.#wake();
       await ended.promise;
     } finally {
-      // The connection may be broken already: ending it is all that is left to do with it.
-      await client.end().catch(() => undefined);
+      signal.removeEventListener('abort', abort);
+      // The connection may be broken already: ending it is all that is left to do with it. One that never stood has no end to wait for.
+      if (connected) await client.end().catch(() => undefined);
     }
   }
 }

@@ -19,7 +19,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
 
   const types = async (subject: string): Promise<string[]> =>
     (await store.events.after(0, 1000, { subject })).map((event) =>
-      event.type === 'SandboxStateChanged' ? `${event.data['from']}->${event.data['to']}` : event.type,
+      event.type === 'SandboxStateChanged' ? `${String(event.data['from'])}->${String(event.data['to'])}` : event.type,
     );
   const get = async (row: { readonly id: SandboxRow['id'] }): Promise<SandboxRow> => {
     const found = await store.sandboxes.get(row.id);

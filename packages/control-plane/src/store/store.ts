@@ -40,7 +40,10 @@ export interface HostRow {
   readonly labels: Readonly<Record<string, string>>;
   readonly zone: string;
   readonly capacity: Room & { readonly diskBytes: number };
-  /** Placed and not yet gone, per resource; `capacity - reserved`, floored at zero, is allocatable. */
+  /**
+   * Placed and not yet gone, per resource; `capacity - reserved`, floored at zero, is allocatable.
+   * A sandbox whose run is over keeps its slot and gives its CPU and memory back; to start again it takes them again, or waits.
+   */
   readonly reserved: Room;
   readonly runtimes: readonly string[];
   readonly agentVersion: string;

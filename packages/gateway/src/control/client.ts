@@ -15,7 +15,7 @@ export class GatewayClient {
     this.#client = new Client(`unix:${socket}`, credentials.createInsecure(), {
       'grpc.use_local_subchannel_pool': 1,
       'grpc.initial_reconnect_backoff_ms': 50,
-      'grpc.max_reconnect_backoff_ms': 500,
+      'grpc.max_reconnect_backoff_ms': 100,
       'grpc.max_send_message_length': limits.controlMessageBytes,
       'grpc.enable_http_proxy': 0,
     });

@@ -127,7 +127,9 @@ describe('HTTP in absolute-form', () => {
     const answer = await exchange(get(`http://web.test:${webPort}/a?b=c`));
     expect(status(answer)).toBe(200);
     expect(answer).toContain('GET /a?b=c');
-    expect(decisions).toMatchObject([{ sandbox: 'sb-a', host: 'web.test', port: webPort, allowed: true, rule: `web.test:${webPort}`, version }]);
+    expect(decisions).toMatchObject([
+      { sandbox: 'sb-a', host: 'web.test', port: webPort, allowed: true, rule: `web.test:${webPort}`, version },
+    ]);
   });
 
   test('G-17: what belongs to one connection is not passed on, in neither direction; Host is the one that was judged', async () => {
@@ -169,7 +171,14 @@ describe('HTTP in absolute-form', () => {
     allow(['other.test']);
     const answer = await exchange(get(`http://web.test:${webPort}/`));
     expect(status(answer)).toBe(403);
-    expect(body(answer)).toMatchObject({ error: 'egress-denied', sandbox: 'sb-a', host: 'web.test', port: webPort, method: 'GET', rule: 'no rule' });
+    expect(body(answer)).toMatchObject({
+      error: 'egress-denied',
+      sandbox: 'sb-a',
+      host: 'web.test',
+      port: webPort,
+      method: 'GET',
+      rule: 'no rule',
+    });
     expect(body(answer)['hint']).toContain(`--allow web.test:${webPort}`);
     expect(lookups).toEqual([]);
     expect(decisions).toMatchObject([{ allowed: false, rule: 'no rule' }]);
@@ -258,7 +267,12 @@ describe('CONNECT', () => {
     ] as const) {
       const answer = await exchange(`CONNECT ${target} HTTP/1.1\r\nHost: ${target}\r\n\r\n`, from);
       expect(status(answer), target).toBe(403);
-      expect(body(answer)).toMatchObject({ error: 'egress-denied', method: 'CONNECT', rule: 'no rule', sandbox: from === sandboxA ? 'sb-a' : 'sb-b' });
+      expect(body(answer)).toMatchObject({
+        error: 'egress-denied',
+        method: 'CONNECT',
+        rule: 'no rule',
+        sandbox: from === sandboxA ? 'sb-a' : 'sb-b',
+      });
     }
   });
 
@@ -269,7 +283,11 @@ describe('CONNECT', () => {
 
   test('G-14: a new table closes the tunnels that it forbids, and leaves the others', async () => {
     allow([`127.0.0.1:${echoPort}`, `127.0.0.1:${webPort}`], [`127.0.0.1:${echoPort}`]);
-    const [forbidden, kept, neighbour] = await Promise.all([tunnelTo(`127.0.0.1:${echoPort}`), tunnelTo(`127.0.0.1:${webPort}`), tunnelTo(`127.0.0.1:${echoPort}`, sandboxB)]);
+    const [forbidden, kept, neighbour] = await Promise.all([
+      tunnelTo(`127.0.0.1:${echoPort}`),
+      tunnelTo(`127.0.0.1:${webPort}`),
+      tunnelTo(`127.0.0.1:${echoPort}`, sandboxB),
+    ]);
     const closed = once(forbidden.socket, 'close');
     forbidden.socket.resume();
     allow([`127.0.0.1:${webPort}`], [`127.0.0.1:${echoPort}`]);

@@ -83,8 +83,13 @@ export class LogWriter implements OutputSink {
   #pump(): void {
     if (this.#writing || this.#pending.length === 0) return;
     this.#writing = true;
-    const batch = Buffer.concat(this.#pending);
-    this.#pending = [];
+    // No more than one file takes, whatever came while the last batch was written.
+    let count = 0;
+    for (let bytes = 0; count < this.#pending.length; count++) {
+      bytes += this.#pending[count]?.length ?? 0;
+      if (bytes > this.#maxBytes && count > 0) break;
+    }
+    const batch = Buffer.concat(this.#pending.splice(0, count));
     const fd = this.#file(batch.length);
     if (fd === undefined) {
       this.#lost(batch);

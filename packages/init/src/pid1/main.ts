@@ -40,7 +40,7 @@ function main(runDirectory: string): void {
   server.listen(config.listen.port, config.listen.host, () => {
     idle.touch();
     const address = server.address();
-    writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : String(address)}\n`);
+    writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
   });
 
   const reaper = new Reaper();

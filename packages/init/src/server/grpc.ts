@@ -35,7 +35,7 @@ export function method<K extends keyof Methods>(
   name: K,
   handler: (call: Call<MessageShape<Methods[K]['input']>, Reply<K>>) => Promise<void>,
 ): Method {
-  return { name: name.charAt(0).toUpperCase() + name.slice(1), handler: handler as unknown as Handler };
+  return { name: name.charAt(0).toUpperCase() + name.slice(1), handler };
 }
 
 export class GrpcServer {

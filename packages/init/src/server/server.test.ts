@@ -1,6 +1,8 @@
+import 'reflect-metadata';
 import { once } from 'node:events';
 import { connect as connectHttp2 } from 'node:http2';
 import { readdir } from 'node:fs/promises';
+import * as x509 from '@peculiar/x509';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createKeyAndRequest } from '@drover/pki';
 import { newHostId } from '@drover/foundation';
@@ -39,10 +41,33 @@ async function bytesReceived(options: Parameters<typeof connectTls>[2]): Promise
   return bytes;
 }
 
-async function sandboxCertificate(): Promise<{ cert: string; key: string }> {
+async function hostCertificate(): Promise<{ cert: string; key: string }> {
   const { keyPem, csrDer } = await createKeyAndRequest();
   const { certificatePem } = await trusted.authority.signHost(newHostId(), csrDer);
   return { cert: certificatePem, key: keyPem };
+}
+
+/** The control plane's name, signed by the CA, for server authentication alone. */
+async function serverOnlyCertificate(): Promise<{ cert: string; key: string }> {
+  const ca = new x509.X509Certificate(trusted.authority.caPem);
+  const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
+  const keys = await crypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
+  const certificate = await x509.X509CertificateGenerator.create({
+    serialNumber: '0a',
+    subject: 'CN=control-plane',
+    issuer: ca.subject,
+    notBefore: new Date(Date.now() - 60_000),
+    notAfter: new Date(Date.now() + 3_600_000),
+    signingAlgorithm: algorithm,
+    signingKey: await crypto.subtle.importKey('pkcs8', x509.PemConverter.decodeFirst(trusted.caKeyPem), algorithm, false, ['sign']),
+    publicKey: keys.publicKey,
+    extensions: [
+      new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth]),
+      new x509.SubjectAlternativeNameExtension([{ type: 'url', value: trusted.authority.names.controlPlane() }]),
+    ],
+  });
+  const key = x509.PemConverter.encode(await crypto.subtle.exportKey('pkcs8', keys.privateKey), 'PRIVATE KEY');
+  return { cert: certificate.toString('pem'), key };
 }
 
 describe('I-3: init takes one peer only', () => {
@@ -59,14 +84,18 @@ describe('I-3: init takes one peer only', () => {
   });
 
   it('refuses a certificate of the CA that names a host', async () => {
-    expect(await bytesReceived(await sandboxCertificate())).toBe(0);
+    expect(await bytesReceived(await hostCertificate())).toBe(0);
     expect(box.stderr()).toContain('names someone else');
   });
 
-  it('refuses its own certificate and key pair stolen from another sandbox', async () => {
+  it('refuses the certificate of a sandbox', async () => {
     const { keyPem, csrDer } = await createKeyAndRequest();
     const { certificatePem } = await trusted.authority.signSandbox(box.config.sandboxId as never, 'test.box', csrDer);
     expect(await bytesReceived({ cert: certificatePem, key: keyPem })).toBe(0);
+  });
+
+  it('refuses the pinned name in a certificate that is not for clients', async () => {
+    expect(await bytesReceived(await serverOnlyCertificate())).toBe(0);
   });
 
   it('refuses TLS 1.2', async () => {
@@ -85,7 +114,12 @@ it('a name quoted into another name is not a URI name', () => {
 it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
   const socket = await connectTls(trusted, box.port);
   const session = connectHttp2('https://init', { createConnection: () => socket });
-  const stream = session.request({ ':method': 'POST', ':path': '/drover.init.v1.InitService/Nothing', 'content-type': 'application/grpc', te: 'trailers' });
+  const stream = session.request({
+    ':method': 'POST',
+    ':path': '/drover.init.v1.InitService/Nothing',
+    'content-type': 'application/grpc',
+    te: 'trailers',
+  });
   stream.end();
   const trailers = once(stream, 'trailers');
   stream.resume();

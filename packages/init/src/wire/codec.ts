@@ -103,7 +103,7 @@ function readMessage(schema: WireSchema, name: string, reader: Reader, end: numb
   return message;
 }
 
-function readValue(schema: WireSchema, field: WireField, reader: Reader, depth: number): unknown {
+function readValue(schema: WireSchema, field: WireField, reader: Reader, depth: number): number | bigint | boolean | string | object {
   switch (field.type) {
     case 'uint32':
       return Number(reader.varint() & 0xffff_ffffn);
@@ -117,7 +117,7 @@ function readValue(schema: WireSchema, field: WireField, reader: Reader, depth: 
       return reader.bytes().toString('utf8');
     case 'bytes':
       return reader.bytes();
-    case 'message': {
+    default: {
       const length = reader.length();
       return readMessage(schema, field.message ?? '', reader, reader.at + length, depth + 1);
     }

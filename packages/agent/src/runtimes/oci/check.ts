@@ -1,11 +1,11 @@
 import { execFile } from 'node:child_process';
-import { mkdir, mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { errnoOf } from '@drover/foundation';
 import type { RuntimeFinding } from '../runtime.ts';
 import type { Cgroups } from './cgroup.ts';
-import type { Mounts } from './mounts.ts';
+import { mountPoints, type Mounts } from './mounts.ts';
 import type { Program } from './program.ts';
 import { UidRanges } from './uid-ranges.ts';
 
@@ -34,7 +34,8 @@ export async function checkHost(
   ]);
 }
 
-async function checkProgram(program: Program, cgroups: Cgroups): Promise<RuntimeFinding> {
+/** The runtime program: there, and able to deal with this host's cgroups. */
+export async function checkProgram(program: Program, cgroups: Cgroups): Promise<RuntimeFinding> {
   let version: string;
   try {
     version = await program.version();
@@ -105,7 +106,7 @@ async function checkDisk(): Promise<RuntimeFinding> {
 /** Tries what every create will do: an overlay over a layer with mapped owners. Why not, in words; undefined when it works. */
 export async function probeIdmap(mounts: Mounts, ranges: UidRanges, stateDirectory: string): Promise<string | undefined> {
   if (mounts.idmap === undefined) return 'this Node has no node:ffi';
-  const directory = await mkdtemp(join(stateDirectory, 'probe-'));
+  const directory = await mkdtemp(join(stateDirectory, probePrefix));
   const paths = ['layer', 'mapped', 'upper', 'work', 'root'].map((name) => join(directory, name));
   const [layer = '', mapped = '', upper = '', work = '', root = ''] = paths;
   const mounted: string[] = [];
@@ -122,6 +123,18 @@ export async function probeIdmap(mounts: Mounts, ranges: UidRanges, stateDirecto
     return error instanceof Error ? error.message : String(error);
   } finally {
     for (const path of mounted) await mounts.detach(path);
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+const probePrefix = 'probe-';
+
+/** What probes of agents that were killed left (R-9). */
+export async function removeProbes(mounts: Mounts, stateDirectory: string): Promise<void> {
+  const names = await readdir(stateDirectory).catch((): string[] => []);
+  for (const name of names.filter((entry) => entry.startsWith(probePrefix))) {
+    const directory = join(stateDirectory, name);
+    for (const path of mountPoints().toReversed()) if (path.startsWith(`${directory}/`)) await mounts.unmount(path);
     await rm(directory, { recursive: true, force: true });
   }
 }

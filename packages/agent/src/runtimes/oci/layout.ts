@@ -1,5 +1,6 @@
+import { lstat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { SandboxId } from '@drover/foundation';
+import { errnoOf, isSandboxId, type SandboxId } from '@drover/foundation';
 
 /** Where everything of one sandbox is. All of it is under one directory, so that destroy can see what there is to undo. */
 export interface Layout {
@@ -36,3 +37,20 @@ export function layoutOf(stateDirectory: string, id: SandboxId): Layout {
 export const sandboxesDirectory = (stateDirectory: string): string => join(stateDirectory, 'sandboxes');
 /** Where the runtime program keeps its own state. */
 export const programDirectory = (stateDirectory: string): string => join(stateDirectory, 'program');
+
+export async function hasEntry(path: string): Promise<boolean> {
+  try {
+    await lstat(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}
+
+/** The sandbox whose directory `path` lies in. */
+export function idInPath(path: string, sandboxes: string): SandboxId | undefined {
+  if (!path.startsWith(`${sandboxes}/`)) return undefined;
+  const name = path.slice(sandboxes.length + 1).split('/')[0] ?? '';
+  return isSandboxId(name) ? name : undefined;
+}

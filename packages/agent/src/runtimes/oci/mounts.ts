@@ -227,17 +227,16 @@ function escapeLayer(path: string): string {
   return path.replace(/[\\:]/g, (c) => `\\${c}`);
 }
 
-/** Commas separate mount options as well. */
-function escapeOption(path: string): string {
-  return path.replace(/[\\:,]/g, (c) => `\\${c}`);
-}
-
-const spawnedMounts: Mounts = {
+/** Without node:ffi. mount(8) takes options as one list, so no path may have a comma. */
+export const spawnedMounts: Mounts = {
   kind: 'spawned',
   idmap: undefined,
   overlay: async (options) => {
-    const lower = options.lower.toReversed().map(escapeOption).join(':');
-    const settings = `lowerdir=${lower},upperdir=${escapeOption(options.upper)},workdir=${escapeOption(options.work)}`;
+    const paths = [...options.lower, options.upper, options.work];
+    const odd = paths.find((path) => path.includes(','));
+    if (odd !== undefined) throw new DroverError('runtime-failed', `mount(8) cannot take a path with a comma: ${odd}`);
+    const lower = options.lower.toReversed().map(escapeLayer).join(':');
+    const settings = `lowerdir=${lower},upperdir=${options.upper},workdir=${options.work}`;
     await command('mount', ['-t', 'overlay', 'drover', '-o', settings, options.target]);
   },
   detach: (target) => command('umount', ['-l', target]),

@@ -1,5 +1,4 @@
-import { readFileSync } from 'node:fs';
-import { chmod, chown, lchown, lstat, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import {
@@ -17,15 +16,15 @@ import { maxOpenFiles, runtimeProgramMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
 import type { CreateRequest, Runtime, RuntimeFinding, RuntimeState, RuntimeStats } from '../runtime.ts';
 import { Cgroups } from './cgroup.ts';
-import { checkHost, probeIdmap } from './check.ts';
+import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { killedExitCode, readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
-import { layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
+import { hasEntry, idInPath, layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
 import { mountPoints, openMounts, type Mounts } from './mounts.ts';
-import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart } from './process.ts';
+import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
 import { Program } from './program.ts';
-import { readRecord, writeRecord, type SandboxRecord } from './record.ts';
-import { mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
+import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
+import { giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
 import { buildSpec } from './spec.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
 
@@ -38,6 +37,8 @@ export interface OciRuntimeOptions {
   readonly program?: string;
   readonly logger: Logger;
   readonly clock?: Clock;
+  /** Default: the best that this process has. */
+  readonly mounts?: Mounts;
 }
 
 /**
@@ -51,7 +52,7 @@ export class OciRuntime implements Runtime {
   readonly #clock: Clock;
   readonly #program: Program;
   readonly #cgroups: Cgroups;
-  readonly #mounts: Mounts = openMounts();
+  readonly #mounts: Mounts;
   readonly #exits: ExitWatch;
   /** One operation at a time on one sandbox. */
   readonly #serial = new Map<SandboxId, SerialExecutor>();
@@ -60,6 +61,7 @@ export class OciRuntime implements Runtime {
   constructor(options: OciRuntimeOptions) {
     this.#stateDirectory = options.stateDirectory;
     this.#logger = options.logger;
+    this.#mounts = options.mounts ?? openMounts();
     this.#clock = options.clock ?? systemClock;
     this.#program = new Program(options.program ?? 'runc', programDirectory(options.stateDirectory));
     this.#cgroups = new Cgroups(options.cgroupParent);
@@ -100,8 +102,10 @@ export class OciRuntime implements Runtime {
       const record = await readRecord(layout.record);
       if (record === undefined || record.phase === 'creating') throw notFound(request.id);
       if (this.#livePid(request.id, layout, record) !== undefined) return;
+      if (record.phase === 'starting') await this.#endProgram(layout);
       await this.#program.delete(request.id);
       signal.throwIfAborted();
+      await writeRecord(layout.record, { ...record, phase: 'starting' });
       await this.#launch(layout, request, record.slot, await this.#owners(record.slot));
     });
   }
@@ -136,16 +140,16 @@ export class OciRuntime implements Runtime {
     const layout = layoutOf(this.#stateDirectory, id);
     const record = await readRecord(layout.record);
     if (record === undefined) return undefined;
+    if (record.phase === 'ended') return stateOf(record);
     const pid = this.#livePid(id, layout, record);
-    if (pid === undefined) return record.phase === 'creating' ? undefined : stateOf(await this.#recordEnd(id, layout, record));
-    return {
-      phase: this.#cgroups.isFrozen(id) ? 'paused' : 'running',
-      pid,
-      exitCode: undefined,
-      outOfMemory: this.#cgroups.oomKills(id) > 0,
-      startedAt: record.startedAt,
-      finishedAt: undefined,
-    };
+    if (pid !== undefined) return this.#running(id, record, pid);
+    // What is under way is waited for: an end recorded now must not overwrite the start that is just being recorded.
+    return await this.#alone(id, async () => {
+      const settled = await readRecord(layout.record);
+      if (settled === undefined || settled.phase === 'creating') return undefined;
+      const live = this.#livePid(id, layout, settled);
+      return live === undefined ? stateOf(await this.#recordEnd(id, layout, settled)) : this.#running(id, settled, live);
+    });
   }
 
   async list(): Promise<readonly SandboxId[]> {
@@ -165,6 +169,7 @@ export class OciRuntime implements Runtime {
     const started = (await readdir(programDirectory(this.#stateDirectory)).catch((): string[] => [])).filter(isSandboxId);
     const found = new Set([...(await this.list()), ...(await this.#cgroups.list()), ...mounted, ...started]);
     const swept: string[] = [];
+    await removeProbes(this.#mounts, this.#stateDirectory);
     for (const id of found) {
       if (known.has(id)) continue;
       await this.destroy(id);
@@ -282,7 +287,7 @@ export class OciRuntime implements Runtime {
     const layout = layoutOf(this.#stateDirectory, id);
     const record = await readRecord(layout.record);
     const pid = record === undefined ? undefined : this.#livePid(id, layout, record);
-    if (record === undefined || record.phase === 'creating') await this.#endProgram(layout);
+    if (record === undefined || isUnderWay(record)) await this.#endProgram(layout);
     if (pid !== undefined) signalProcess(pid, 'SIGKILL');
     await this.#cgroups.thaw(id);
     this.#exits.hurry(id);
@@ -325,10 +330,21 @@ export class OciRuntime implements Runtime {
   #livePid(id: SandboxId, layout: Layout, record: SandboxRecord): number | undefined {
     if (record.phase === 'ended') return undefined;
     if (isSameProcess(record.pid, record.pidStart)) return record.pid;
-    if (record.phase !== 'creating') return undefined;
+    if (!isUnderWay(record)) return undefined;
     // The agent died while the program was at it: the program may have finished.
     const pid = readPid(layout.pidFile);
     return pid !== undefined && processStart(pid) !== undefined && isInCgroup(pid, id) ? pid : undefined;
+  }
+
+  #running(id: SandboxId, record: SandboxRecord, pid: number): RuntimeState {
+    return {
+      phase: this.#cgroups.isFrozen(id) ? 'paused' : 'running',
+      pid,
+      exitCode: undefined,
+      outOfMemory: this.#cgroups.oomKills(id) > 0,
+      startedAt: record.startedAt,
+      finishedAt: undefined,
+    };
   }
 
   /** Puts together how the sandbox ended, once, and keeps it: later the cgroup that knows of the kill may be gone. */
@@ -345,10 +361,7 @@ export class OciRuntime implements Runtime {
       // The sandbox's own clock readings are taken only where they are possible.
       finishedAt: exit !== undefined && exit.at >= (record.startedAt ?? 0) && exit.at <= now ? exit.at : now,
     };
-    await writeRecord(layout.record, ended).catch((error: unknown) => {
-      // Being destroyed meanwhile.
-      if (errnoOf(error) !== 'ENOENT') throw error;
-    });
+    await writeRecord(layout.record, ended);
     return ended;
   }
 
@@ -374,78 +387,6 @@ export class OciRuntime implements Runtime {
   }
 }
 
-function emptyRecord(request: CreateRequest, slot: number | undefined): SandboxRecord {
-  return {
-    version: 1,
-    phase: 'creating',
-    slot,
-    pid: undefined,
-    pidStart: undefined,
-    address: request.network.address,
-    runDirectory: request.runDirectory,
-    startedAt: undefined,
-    finishedAt: undefined,
-    exitCode: undefined,
-    outOfMemory: false,
-    startFailure: undefined,
-  };
-}
-
-function stateOf(record: SandboxRecord): RuntimeState {
-  return {
-    phase: 'ended',
-    pid: undefined,
-    exitCode: record.exitCode,
-    outOfMemory: record.outOfMemory,
-    startedAt: record.startedAt,
-    finishedAt: record.finishedAt,
-    ...(record.startFailure === undefined ? {} : { startFailure: record.startFailure }),
-  };
-}
-
 function notFound(id: SandboxId): DroverError {
   return new DroverError('sandbox-not-found', `there is no sandbox ${id} on this host`, { hint: '`drover sandbox ls` lists them' });
-}
-
-function signalProcess(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
-  try {
-    process.kill(pid, signal);
-  } catch (error) {
-    // Ended in between.
-    if (errnoOf(error) !== 'ESRCH') throw error;
-  }
-}
-
-function readPid(path: string): number | undefined {
-  try {
-    const pid = Number(readFileSync(path, 'utf8'));
-    return Number.isInteger(pid) && pid > 1 ? pid : undefined;
-  } catch {
-    // None yet.
-    return undefined;
-  }
-}
-
-/** The run directory and what the agent put there become the sandbox's root's. Links are changed, not followed. */
-async function giveAway(directory: string, uid: number): Promise<void> {
-  const names = await readdir(directory);
-  await Promise.all([lchown(directory, uid, uid), ...names.map((name) => lchown(join(directory, name), uid, uid))]);
-  await chmod(directory, 0o700);
-}
-
-async function hasEntry(path: string): Promise<boolean> {
-  try {
-    await lstat(path);
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return false;
-    throw error;
-  }
-}
-
-/** The sandbox whose directory `path` lies in. */
-function idInPath(path: string, sandboxes: string): SandboxId | undefined {
-  if (!path.startsWith(`${sandboxes}/`)) return undefined;
-  const name = path.slice(sandboxes.length + 1).split('/')[0] ?? '';
-  return isSandboxId(name) ? name : undefined;
 }

@@ -1,4 +1,5 @@
 import { readdirSync, readFileSync } from 'node:fs';
+import { errnoOf } from '@drover/foundation';
 
 /** Start time of a process in ticks since boot, undefined when it is gone or a zombie (proc(5), stat: state is field 3, starttime 22). */
 export function processStart(pid: number): string | undefined {
@@ -50,4 +51,23 @@ export function processesWithArgument(argument: string): number[] {
         return false;
       }
     });
+}
+
+export function signalProcess(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    // Ended in between.
+    if (errnoOf(error) !== 'ESRCH') throw error;
+  }
+}
+
+export function readPid(path: string): number | undefined {
+  try {
+    const pid = Number(readFileSync(path, 'utf8'));
+    return Number.isInteger(pid) && pid > 1 ? pid : undefined;
+  } catch {
+    // None yet.
+    return undefined;
+  }
 }

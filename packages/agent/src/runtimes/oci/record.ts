@@ -1,12 +1,13 @@
 import { randomBytes } from 'node:crypto';
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { errnoOf } from '@drover/foundation';
+import type { CreateRequest, RuntimeState } from '../runtime.ts';
 
 /** What is kept on disk of a sandbox, so that the next agent knows what this one knew. */
 export interface SandboxRecord {
   readonly version: 1;
-  /** Creating: the runtime program has not answered yet; a crash here leaves a sandbox that was never made. */
-  readonly phase: 'creating' | 'started' | 'ended';
+  /** Creating: the runtime program has not answered yet; a crash here leaves a sandbox that was never made. Starting: the same, of one that has ended before. */
+  readonly phase: 'creating' | 'starting' | 'started' | 'ended';
   /** The uid range; undefined without a user namespace. */
   readonly slot: number | undefined;
   readonly pid: number | undefined;
@@ -47,4 +48,38 @@ export async function writeRecord(path: string, record: SandboxRecord): Promise<
     await rm(temporary, { force: true });
     throw error;
   }
+}
+
+export function emptyRecord(request: CreateRequest, slot: number | undefined): SandboxRecord {
+  return {
+    version: 1,
+    phase: 'creating',
+    slot,
+    pid: undefined,
+    pidStart: undefined,
+    address: request.network.address,
+    runDirectory: request.runDirectory,
+    startedAt: undefined,
+    finishedAt: undefined,
+    exitCode: undefined,
+    outOfMemory: false,
+    startFailure: undefined,
+  };
+}
+
+export function stateOf(record: SandboxRecord): RuntimeState {
+  return {
+    phase: 'ended',
+    pid: undefined,
+    exitCode: record.exitCode,
+    outOfMemory: record.outOfMemory,
+    startedAt: record.startedAt,
+    finishedAt: record.finishedAt,
+    ...(record.startFailure === undefined ? {} : { startFailure: record.startFailure }),
+  };
+}
+
+/** The runtime program was at it when this was written. */
+export function isUnderWay(record: SandboxRecord): boolean {
+  return record.phase === 'creating' || record.phase === 'starting';
 }

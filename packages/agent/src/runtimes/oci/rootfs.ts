@@ -1,4 +1,4 @@
-import { chmod, chown, lstat, mkdir, readdir, realpath, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, lchown, lstat, mkdir, readdir, realpath, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
 import type { CreateRequest } from '../runtime.ts';
@@ -32,10 +32,15 @@ export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateR
   }
 }
 
-/** Unmounts everything under the sandbox's directory, deepest first. */
+/**
+ * Unmounts everything under the sandbox's directory, deepest first.
+ * @throws {DroverError} runtime-failed, when something stays: then nothing may be removed there, for it could be a volume's files
+ */
 export async function unmountAll(mounts: Mounts, layout: Layout): Promise<void> {
-  const inside = mountPoints().filter((path) => path.startsWith(`${layout.directory}/`));
-  for (const path of inside.toReversed()) await mounts.unmount(path);
+  const inside = (): string[] => mountPoints().filter((path) => path.startsWith(`${layout.directory}/`));
+  for (const path of inside().toReversed()) await mounts.unmount(path);
+  const [left] = inside();
+  if (left !== undefined) throw new DroverError('runtime-failed', `${left} cannot be unmounted`);
 }
 
 /** Binds the request's directories where the runtime program finds them, owners mapped, so that volumes look the same in every sandbox. */
@@ -158,4 +163,11 @@ async function plainTarget(root: string, target: string): Promise<string> {
   throw new DroverError('runtime-failed', `${target} is no plain directory in the sandbox any more`, {
     hint: 'the sandbox replaced a system directory by a link; remove it and create a new one',
   });
+}
+
+/** The run directory and what the agent put there become the sandbox's root's. Links are changed, not followed. */
+export async function giveAway(directory: string, uid: number): Promise<void> {
+  const names = await readdir(directory);
+  await Promise.all([lchown(directory, uid, uid), ...names.map((name) => lchown(join(directory, name), uid, uid))]);
+  await chmod(directory, 0o700);
 }

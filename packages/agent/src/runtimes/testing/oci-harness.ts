@@ -21,6 +21,7 @@ export interface OciHarness extends Harness {
   readonly runtime: OciRuntime;
   readonly directory: string;
   readonly stateDirectory: string;
+  readonly cgroupParent: string;
   /** A root with busybox in it. */
   readonly busybox: string;
   requestOf(argv: readonly string[], overrides?: Partial<CreateRequest>): Promise<CreateRequest>;
@@ -72,6 +73,7 @@ export async function openOciHarness(program: string): Promise<OciHarness> {
     runtime,
     directory,
     stateDirectory,
+    cgroupParent,
     busybox,
     requestOf,
     restarted: open,

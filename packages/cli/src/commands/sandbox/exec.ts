@@ -1,6 +1,7 @@
 import { DroverError } from '@drover/foundation';
 import type { ExecOptions } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
+import { sayBroken } from './reconnect.ts';
 import { parseEnv, readEnvFile } from '../../parse.ts';
 import { atTerminal, attach as attachTo, terminalSize } from '../../terminal/attach.ts';
 
@@ -66,7 +67,7 @@ async function execute(
   const handle = client.sandboxes.exec(reference, {
     ...options,
     ...(options.terminal && { size: terminalSize() }),
-    onReconnect: () => cli.out.note('the connection broke; connecting again'),
+    onReconnect: sayBroken(cli),
   });
   handle.exit.catch(() => undefined);
   const abort = (): void => handle.detach();

@@ -1,6 +1,7 @@
 import { DroverError, hasCode } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
+import { sayBroken } from './reconnect.ts';
 import { outOfMemoryWaitMs } from '../../limits.ts';
 import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
@@ -41,7 +42,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     ...(terminal && { size: terminalSize() }),
     stdin,
     replay: true,
-    onReconnect: () => cli.out.note('the connection broke; connecting again'),
+    onReconnect: sayBroken(cli),
   });
   handle.exit.catch(() => undefined);
   await orRemove(cli, client, sandbox.id, orAborted(cli.signal, handle.started), () => handle.detach());

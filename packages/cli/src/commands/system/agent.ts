@@ -5,11 +5,11 @@ import { joinHost } from '@drover/agent/link';
 import { createLogger, DroverError, parseLabel } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { parseServer } from '../../context/context.ts';
-import { loadHostSettings, saveHostSettings } from '../../up/host-settings.ts';
+import { loadHostSettings, saveHostSettings, type HostFlags } from '../../up/host-settings.ts';
 import { whileParentLives } from '../../up/parent.ts';
 import { defaultDataDirectory } from '../../up/settings.ts';
 
-interface AgentFlags {
+interface AgentFlags extends HostFlags {
   readonly state?: string;
 }
 
@@ -18,19 +18,17 @@ const stateOf = (cli: Cli, flags: AgentFlags): string => resolve(flags.state ?? 
 /** The host agent of a machine that has joined, until SIGINT or SIGTERM. Sandboxes run on. */
 export default async function agent(cli: Cli, _: readonly [], flags: AgentFlags): Promise<void> {
   const stateDirectory = stateOf(cli, flags);
-  const { name, labels } = await loadHostSettings(stateDirectory);
+  await saveHostSettings(stateDirectory, flags);
+  const settings = await loadHostSettings(stateDirectory);
   await runAgent({
     stateDirectory,
-    ...(name !== undefined && { name }),
-    labels,
+    ...settings,
     logger: createLogger({ name: 'agent' }),
     signal: AbortSignal.any([cli.signal, whileParentLives(cli.env)]),
   });
 }
 
 interface JoinFlags extends AgentFlags {
-  readonly name?: string;
-  readonly label?: readonly string[];
   /** False with --no-run. */
   readonly run?: boolean;
 }
@@ -47,7 +45,7 @@ export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags)
   const server = parseServer(url);
   const stateDir = stateOf(cli, flags);
   const { hostId } = await joinHost({ url: server, token, stateDir, hostname: flags.name ?? hostname(), signal: cli.signal });
-  await saveHostSettings(stateDir, { name: flags.name, labels: flags.label });
+  await saveHostSettings(stateDir, flags);
   if (cli.out.json) cli.out.record({ hostId, server, state: stateDir });
   else cli.out.line(`drover: joined ${server} as ${hostId}`);
   if (flags.run !== false) await agent(cli, [], flags);

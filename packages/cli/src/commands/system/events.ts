@@ -2,6 +2,7 @@ import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { api } from '@drover/protocol';
 import { clip, DroverError } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
+import { sayBroken } from '../sandbox/reconnect.ts';
 import { messageJson, oneLine } from '../../output/output.ts';
 
 export interface EventsFlags {
@@ -26,7 +27,7 @@ export default async function events(cli: Cli, _: readonly [], flags: EventsFlag
     ...(since !== undefined && since > 0n ? { afterId: since } : { fromStart: since === 0n || !follow }),
     ...(flags.kind !== undefined && { kinds: flags.kind }),
     ...(flags.subject !== undefined && { subject: flags.subject }),
-    onReconnect: () => cli.out.note('the connection broke; connecting again'),
+    onReconnect: sayBroken(cli),
     signal: cli.signal,
   });
   for await (const event of watch) {

@@ -169,7 +169,8 @@ export class FakeProcess {
   }
 
   #wake(): void {
-    for (const wake of [...this.#wakes]) wake();
+    const wakes = [...this.#wakes];
     this.#wakes.clear();
+    for (const wake of wakes) wake();
   }
 }

@@ -43,7 +43,13 @@ export async function startTestApi(options: { readonly logger?: Logger; readonly
   const sessions = new FakeSessions();
   const wakes = await SubjectWakes.open(store.events, logger);
   const context = {
-    ...{ store, hub, sessions, ca, clock, logger, wakes },
+    store,
+    hub,
+    sessions,
+    ca,
+    clock,
+    logger,
+    wakes,
     placement: new Placement({ store, clock, logger }),
     reconciler: new Reconciler({ store, hub, clock, logger }),
     system: { trustDomain: 'test.drover', startedAt: Date.now(), linkAddress: ':7444', apiAddress: 'https://127.0.0.1:7443' },
@@ -60,7 +66,15 @@ export async function startTestApi(options: { readonly logger?: Logger; readonly
     server = undefined;
   };
   return {
-    ...{ directory, store, hub, sessions, ca, url, token, client, stop },
+    directory,
+    store,
+    hub,
+    sessions,
+    ca,
+    url,
+    token,
+    client,
+    stop,
     restart: async () => {
       server = await start(port);
     },

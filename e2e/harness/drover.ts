@@ -1,0 +1,181 @@
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { execa } from 'execa';
+import { commandLine, endProcesses, processesUnder } from './processes.ts';
+
+export const repository = join(import.meta.dirname, '..', '..');
+const launcher = join(repository, 'drover');
+
+export interface Finished {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface RunOptions {
+  readonly input?: string | Uint8Array;
+  readonly timeoutMs?: number;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+type Up = ReturnType<typeof startUp>;
+
+function startUp(args: readonly string[], env: Readonly<Record<string, string>>) {
+  return execa(launcher, ['up', ...args], { env, reject: false, stdin: 'ignore', cleanup: false });
+}
+
+/** One `drover up` with a data directory, ports and a context of its own, and the CLI that talks to it. */
+export class TestDrover implements AsyncDisposable {
+  /** Everything of this instance is below it. */
+  readonly directory: string;
+  readonly data: string;
+  #up: Up | undefined;
+  #output = '';
+
+  private constructor(directory: string) {
+    this.directory = directory;
+    this.data = join(directory, 'data');
+  }
+
+  /** Starts `drover up ARGS…` and waits until it says that it is ready. */
+  static async start(args: readonly string[] = []): Promise<TestDrover> {
+    const drover = new TestDrover(await mkdtemp(join(tmpdir(), 'drover-e2e-')));
+    // The image store and the roots of sandboxes are below; their owners are not root.
+    await execa('chmod', ['711', drover.directory]);
+    try {
+      await drover.up(args);
+      return drover;
+    } catch (error) {
+      await drover[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** What `up` has printed. */
+  get output(): string {
+    return this.#output;
+  }
+
+  /** Starts `up` (again) on the same data directory. */
+  async up(args: readonly string[] = []): Promise<void> {
+    this.#output = '';
+    const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', ...args], this.environment);
+    this.#up = up;
+    for (const stream of [up.stdout, up.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
+    let ended: number | undefined;
+    void up.then(({ exitCode }) => (ended = exitCode ?? -1));
+    await eventually(
+      'drover up is ready',
+      async () => {
+        if (ended !== undefined) throw new Error(`drover up ended with ${ended}: ${this.#output}\n${await this.log()}`);
+        return /ready on https:/.test(this.#output);
+      },
+      120_000,
+    );
+  }
+
+  /** Ends `up` as Ctrl-C does; gives its exit code. */
+  async interrupt(): Promise<number> {
+    this.#up?.kill('SIGINT');
+    return (await this.#up)?.exitCode ?? -1;
+  }
+
+  get upPid(): number {
+    return this.#up?.pid ?? 0;
+  }
+
+  /** The pid of `up`'s control plane or agent. */
+  async pidOf(part: 'serve' | 'agent' | 'gateway'): Promise<number> {
+    return await eventually(`${part} runs`, async () => {
+      for (const pid of await processesUnder(this.data)) {
+        const argv = await commandLine(pid);
+        if (argv.some((word) => word.endsWith('/main.ts')) && argv.includes(part)) return pid;
+      }
+      return undefined;
+    });
+  }
+
+  get environment(): Record<string, string> {
+    return { XDG_CONFIG_HOME: join(this.directory, 'config'), NO_COLOR: '1' };
+  }
+
+  /** Runs `drover ARGS…` to its end; never rejects for its exit code. */
+  async run(args: readonly string[], options: RunOptions = {}): Promise<Finished> {
+    const result = await execa(launcher, args, {
+      env: { ...this.environment, ...options.env },
+      reject: false,
+      timeout: options.timeoutMs ?? 60_000,
+      stripFinalNewline: false,
+      ...(options.input === undefined ? { stdin: 'ignore' as const } : { input: options.input }),
+    });
+    if (result.timedOut)
+      throw new Error(`drover ${args.join(' ')} took longer than ${options.timeoutMs ?? 60_000} ms; ${result.stdout}${result.stderr}`);
+    return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
+  }
+
+  /** Runs `drover ARGS… -o json` and gives what it printed; rejects when it fails. */
+  async json<T = Record<string, unknown>>(args: readonly string[]): Promise<T> {
+    const { code, stdout, stderr } = await this.run([...args, '-o', 'json']);
+    if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
+    return JSON.parse(stdout) as T;
+  }
+
+  /** Starts `drover ARGS…` and lets it run; its output is kept and can be read as it comes. */
+  spawn(args: readonly string[]) {
+    return execa(launcher, args, { env: this.environment, reject: false, stdin: 'pipe', stripFinalNewline: false });
+  }
+
+  async log(): Promise<string> {
+    return await readFile(join(this.data, 'drover.log'), 'utf8').catch(() => '');
+  }
+
+  /** Removes every sandbox, stops everything that belongs to this instance, and takes its directory away. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      const sandboxes = await this.json<{ id: string }[]>(['sandbox', 'ls']).catch(() => []);
+      if (sandboxes.length > 0) await this.run(['sandbox', 'rm', '--force', ...sandboxes.map(({ id }) => id)]);
+      await this.interrupt();
+    } finally {
+      // What a killed part left behind, the gateway for instance.
+      await endProcesses(await processesUnder(this.data));
+      await removeDirectory(this.directory);
+    }
+  }
+}
+
+/** Polls a condition until it gives something truthy; an error that it throws ends the wait. */
+export async function eventually<T>(
+  what: string,
+  condition: () => Promise<T | undefined | false> | T | undefined | false,
+  timeoutMs = 30_000,
+): Promise<T> {
+  const end = Date.now() + timeoutMs;
+  for (;;) {
+    const value = await condition();
+    if (value !== undefined && value !== false) return value;
+    if (Date.now() > end) throw new Error(`in ${timeoutMs} ms this did not come true: ${what}`);
+    await delay(50);
+  }
+}
+
+async function removeDirectory(directory: string): Promise<void> {
+  const mounts = (await readFile('/proc/mounts', 'utf8'))
+    .split('\n')
+    .map((line) => line.split(' ')[1] ?? '')
+    .filter((path) => path.startsWith(`${directory}/`));
+  for (const path of mounts.toReversed()) await execa('umount', ['-l', path], { reject: false });
+  await rm(directory, { recursive: true, force: true });
+}
+
+/** The mounts, namespaces, interfaces and cgroups that belong to sandboxes of this machine: a test compares before and after. */
+export async function traces(): Promise<readonly string[]> {
+  const mounts = (await readFile('/proc/mounts', 'utf8'))
+    .split('\n')
+    .map((line) => line.split(' ')[1] ?? '')
+    .filter((path) => path.includes('/sandboxes/sb-'));
+  const interfaces = (await readdir('/sys/class/net')).filter((name) => /^d[0-9a-z]+-/.test(name));
+  const namespaces = await readdir('/run/netns').catch(() => []);
+  return [...mounts, ...interfaces, ...namespaces.filter((name) => name.startsWith('drover-'))].toSorted();
+}

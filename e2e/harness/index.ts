@@ -1,0 +1,2 @@
+export { eventually, repository, TestDrover, traces, type Finished, type RunOptions } from './drover.ts';
+export { commandLine, endProcesses, isAlive, processesUnder } from './processes.ts';

@@ -1,0 +1,64 @@
+import { execFile, execFileSync } from 'node:child_process';
+import { cp, mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { version } from '@drover/foundation';
+
+const root = join(import.meta.dirname, '..');
+let clone: string;
+
+/** What a clone of this tree would hold: the tracked files, and those that would be. */
+beforeAll(async () => {
+  clone = await mkdtemp(join(tmpdir(), 'drover-clone-'));
+  const files = execFileSync('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], { cwd: root, encoding: 'utf8' });
+  for (const file of new Set(files.split('\0').filter((name) => name !== ''))) {
+    await mkdir(dirname(join(clone, file)), { recursive: true });
+    await cp(join(root, file), join(clone, file)).catch((error: NodeJS.ErrnoException) => {
+      // Deleted, and not yet committed as such.
+      if (error.code !== 'ENOENT') throw error;
+    });
+  }
+});
+afterAll(() => rm(clone, { recursive: true }));
+
+/** A PATH without this repository's own node: the machine's npm and Node.js are what a person has. */
+const path = (process.env['PATH'] ?? '')
+  .split(':')
+  .filter((directory) => !directory.includes('node_modules'))
+  .join(':');
+
+function launch(...args: string[]): Promise<{ code: number; stdout: string; stderr: string; ms: number }> {
+  const began = performance.now();
+  return new Promise((resolve) => {
+    const child = execFile(join(clone, 'drover'), args, { env: { PATH: path, HOME: clone, CI: 'true' }, timeout: 230_000 }, (_, stdout, stderr) =>
+      resolve({ code: child.exitCode ?? -1, stdout, stderr, ms: performance.now() - began }),
+    );
+  });
+}
+
+describe('./drover in a clone where nothing was installed', () => {
+  test('two first runs at once install once, say so in a line, and both work', async () => {
+    const both = await Promise.all([launch('--version'), launch('--version')]);
+    for (const { code, stdout } of both) expect({ code, stdout }).toEqual({ code: 0, stdout: `${version}\n` });
+    const said = both.map(({ stderr }) => stderr.trim()).sort();
+    expect(said[0]).toMatch(/^drover: another run is installing; waiting for it$/);
+    expect(said[1]).toMatch(/^drover: installing the npm packages, .*$/);
+  });
+
+  test('the next run installs nothing and says nothing', async () => {
+    const stamp = (await stat(join(clone, 'node_modules', '.drover-stamp'))).mtimeMs;
+    expect(await launch('--version')).toMatchObject({ code: 0, stdout: `${version}\n`, stderr: '' });
+    expect((await stat(join(clone, 'node_modules', '.drover-stamp'))).mtimeMs).toBe(stamp);
+  });
+
+  test('it runs on the pinned Node.js, whatever the machine has', async () => {
+    const { stdout } = await launch('version', '-o', 'json');
+    expect((JSON.parse(stdout) as { client: { node: string } }).client.node).toBe('v26.10.0');
+  });
+
+  test('the lock file is as it was', () => {
+    const before = execFileSync('sha256sum', [join(root, 'package-lock.json')], { encoding: 'utf8' }).split(' ')[0];
+    expect(execFileSync('sha256sum', [join(clone, 'package-lock.json')], { encoding: 'utf8' }).split(' ')[0]).toBe(before);
+  });
+});

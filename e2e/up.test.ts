@@ -1,0 +1,49 @@
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventually, TestDrover, traces } from './harness/index.ts';
+
+describe('R-1: drover up', () => {
+  let drover: TestDrover;
+  let before: readonly string[];
+
+  beforeAll(async () => {
+    before = await traces();
+    drover = await TestDrover.start();
+  });
+  afterAll(async () => {
+    await drover[Symbol.asyncDispose]();
+    // nothing of a sandbox outlives its removal.
+    expect((await traces()).filter((trace) => !before.includes(trace))).toEqual([]);
+  });
+
+  test('prints a ready line with the address and what to type next', () => {
+    expect(drover.output).toMatch(/^drover: ready on https:\/\/127\.0\.0\.1:\d+ — try: \.\/drover run host -- sh$/m);
+  });
+
+  test('drover run host is inside a sandbox at once, without any registry, and gives the status of the command', async () => {
+    const { code, stdout } = await drover.run(['run', '--rm', 'host', '--', 'sh', '-c', 'echo inside as $(id -u); exit 7']);
+    expect({ code, stdout }).toEqual({ code: 7, stdout: 'inside as 0\n' });
+  });
+
+  test('a second up on the same data is refused with one sentence', async () => {
+    const { code, stderr } = await drover.run(['up', '--data', drover.data, '--listen', '127.0.0.1:0']);
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(/already running/);
+  });
+
+  test('Ctrl-C stops it cleanly, sandboxes keep running, and a second up adopts them', async () => {
+    await drover.run(['run', '-d', '--name', 'stays', 'host', '--', 'sh', '-c', 'while :; do date +%s%N; sleep 0.2; done']);
+    const { startCount, state } = await eventually('it runs', async () => {
+      const sandbox = await drover.json<{ state: string; startCount: string }>(['sandbox', 'get', 'stays']);
+      return sandbox.state === 'running' ? sandbox : undefined;
+    });
+    expect(await drover.interrupt()).toBe(0);
+    await drover.up();
+    const after = await eventually('it is adopted', async () => {
+      const sandbox = await drover.json<{ state: string; startCount: string }>(['sandbox', 'get', 'stays']);
+      return sandbox.state === state ? sandbox : undefined;
+    });
+    expect(after.startCount).toBe(startCount);
+    const exec = await drover.run(['exec', 'stays', '--', 'echo', 'still here']);
+    expect(exec).toMatchObject({ code: 0, stdout: 'still here\n' });
+  });
+});

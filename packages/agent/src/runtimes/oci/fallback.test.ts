@@ -1,0 +1,97 @@
+import { mkdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { silentLogger } from '@drover/foundation';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import { layoutOf } from './layout.ts';
+import { mountPoints, openMounts, spawnedMounts } from './mounts.ts';
+import { OciRuntime } from './oci-runtime.ts';
+
+describe('R-5: a host that cannot map owners', () => {
+  let harness: OciHarness;
+  let runtime: OciRuntime;
+  const lifetime = (): AbortSignal => AbortSignal.timeout(15_000);
+
+  beforeAll(async () => {
+    harness = await openOciHarness('runc');
+    const options = { stateDirectory: harness.stateDirectory, cgroupParent: harness.cgroupParent, logger: silentLogger };
+    runtime = new OciRuntime({ ...options, mounts: spawnedMounts });
+  });
+  afterAll(async () => {
+    await runtime.close();
+    await harness.close();
+  });
+
+  test('is told so', async () => {
+    const finding = (await runtime.check()).find(({ subject }) => subject === 'user namespaces');
+    expect(finding).toMatchObject({ level: 'warning', message: expect.stringContaining('no node:ffi') });
+  });
+
+  test('still has sandboxes, held by capabilities, seccomp and masked paths, and removes them whole', async () => {
+    const request = await harness.requestOf([
+      '/bin/sh',
+      '-c',
+      'exec > /out 2>&1; id -u; cat /proc/self/uid_map; grep CapBnd /proc/self/status; mount -t tmpfs x /tmp',
+    ]);
+    await runtime.create(request, lifetime());
+    await runtime.waitExit(request.id, lifetime());
+    const out = join(layoutOf(harness.stateDirectory, request.id).writable, 'upper/out');
+    const text = await readFile(out, 'utf8');
+    expect(text).toMatch(/^0\n\s+0\s+0\s+4294967295\nCapBnd:\s00000000800405fb\nmount: .*(permission denied|not permitted)/i);
+    expect((await stat(out)).uid).toBe(0);
+    await runtime.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+
+  test('R-9: an agent that can map owners adopts what one that could not has made', async () => {
+    const request = await harness.requestOf(['/bin/sleep', '600']);
+    await runtime.create(request, lifetime());
+    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'running' });
+    await harness.runtime.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+});
+
+test('a runtime program that is not there is a problem with a remedy, and no sandbox is left of trying', async () => {
+  const harness = await openOciHarness('/nowhere/runc');
+  try {
+    const finding = (await harness.runtime.check()).find(({ subject }) => subject === 'runtime program');
+    expect(finding).toMatchObject({ level: 'problem', hint: 'apt-get install runc' });
+    const request = await harness.requestOf(['/bin/true']);
+    await expect(harness.runtime.create(request, AbortSignal.timeout(15_000))).rejects.toThrow('/nowhere/runc is not there');
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  } finally {
+    await harness.close();
+  }
+});
+
+test('R-9: what the probe of a killed agent left mounted is swept', async () => {
+  const harness = await openOciHarness('runc');
+  try {
+    const left = join(harness.stateDirectory, 'probe-left');
+    for (const name of ['layer', 'upper', 'work', 'root']) await mkdir(join(left, name), { recursive: true });
+    await openMounts().overlay({
+      target: join(left, 'root'),
+      lower: [join(left, 'layer')],
+      upper: join(left, 'upper'),
+      work: join(left, 'work'),
+    });
+    await harness.runtime.sweep(new Set());
+    expect(mountPoints().filter((path) => path.startsWith(left))).toEqual([]);
+    await expect(stat(left)).rejects.toThrow('ENOENT');
+  } finally {
+    await harness.close();
+  }
+});
+
+test('crun on a hybrid cgroup layout is refused in words', async () => {
+  const { checkProgram } = await import('./check.ts');
+  const { Cgroups } = await import('./cgroup.ts');
+  const { Program } = await import('./program.ts');
+  const mount = (path: string, type: string, options: string): string => `30 20 0:1 / ${path} rw - ${type} ${type} ${options}`;
+  const hybrid = new Cgroups('/drover', [mount('/c/memory', 'cgroup', 'rw,memory'), mount('/c/unified', 'cgroup2', 'rw')].join('\n'));
+  expect(await checkProgram(new Program('crun', '/tmp'), hybrid)).toMatchObject({
+    level: 'problem',
+    message: expect.stringContaining('hybrid'),
+  });
+});

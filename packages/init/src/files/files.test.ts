@@ -1,0 +1,166 @@
+import { execFileSync } from 'node:child_process';
+import {
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  chmodSync,
+  chownSync,
+} from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
+import { once } from 'node:events';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { create } from '@bufbuild/protobuf';
+import { init } from '@drover/protocol';
+import { pack, type Header } from 'tar-stream';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
+
+let test: TestAuthority;
+let box: TestInit;
+let client: TestClient;
+let directory: string;
+
+beforeAll(async () => {
+  test = await createTestAuthority();
+  box = await startInit(test);
+  client = await box.client();
+});
+afterAll(async () => {
+  await box.close();
+  await test.close();
+});
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'drover-files-'));
+});
+afterEach(() => rmSync(directory, { recursive: true, force: true }));
+
+async function* copyInRequests(path: string, tar: Uint8Array): AsyncGenerator<init.CopyInRequest> {
+  yield create(init.CopyInRequestSchema, { payload: { case: 'path', value: path } });
+  for (let at = 0; at < tar.length; at += 60_000) {
+    yield create(init.CopyInRequestSchema, { payload: { case: 'tar', value: tar.subarray(at, at + 60_000) } });
+  }
+}
+
+async function copyOut(path: string): Promise<Buffer> {
+  const chunks: Uint8Array[] = [];
+  for await (const { tar } of client.init.copyOut({ path })) chunks.push(tar);
+  return Buffer.concat(chunks);
+}
+
+async function archive(...entries: readonly (readonly [Partial<Header> & { readonly name: string }, string?])[]): Promise<Buffer> {
+  const tar = pack();
+  for (const [header, body] of entries) tar.entry(header, body ?? '');
+  tar.finalize();
+  const chunks: Buffer[] = [];
+  for await (const chunk of tar as unknown as AsyncIterable<Buffer>) chunks.push(chunk);
+  return Buffer.concat(chunks);
+}
+
+async function codeOf(promise: Promise<unknown>): Promise<string | null> {
+  const error = await promise.then(
+    () => undefined,
+    (e: { metadata?: Headers }) => e,
+  );
+  return error?.metadata?.get('drover-code') ?? null;
+}
+
+describe('I-39: copy', () => {
+  it('out and in again, as GNU tar reads and writes it', async () => {
+    const from = join(directory, 'from');
+    mkdirSync(join(from, 'sub/empty'), { recursive: true });
+    writeFileSync(join(from, 'large'), Buffer.alloc(5_000_000, 'abc'));
+    writeFileSync(join(from, 'sub/script'), '#!/bin/sh\n', { mode: 0o750 });
+    chownSync(join(from, 'sub/script'), 1234, 2345);
+    symlinkSync('../large', join(from, 'sub/link'));
+    writeFileSync(join(from, 'x'.repeat(200)), 'long name');
+    chmodSync(join(from, 'sub/empty'), 0o700);
+
+    const tar = await copyOut(from);
+    execFileSync('tar', ['-xp', '--numeric-owner', '-C', directory, '--one-top-level=gnu'], { input: tar });
+    execFileSync('diff', ['-r', '--no-dereference', from, join(directory, 'gnu/from')]);
+    const gnu = execFileSync('tar', ['-c', '--numeric-owner', '-C', join(directory, 'gnu'), 'from'], { maxBuffer: 100_000_000 });
+    const answer = await client.init.copyIn(copyInRequests(join(directory, 'back'), gnu));
+    execFileSync('diff', ['-r', '--no-dereference', from, join(directory, 'back/from')]);
+    expect(answer).toMatchObject({ entries: 7n, bytes: BigInt(5_000_000 + 10 + 9) });
+    expect(lstatSync(join(directory, 'back/from/sub/script'))).toMatchObject({ uid: 1234, gid: 2345 });
+    expect(lstatSync(join(directory, 'back/from/sub/script')).mode & 0o7777).toBe(0o750);
+    expect(lstatSync(join(directory, 'back/from/sub/empty')).mode & 0o7777).toBe(0o700);
+    expect(readlinkSync(join(directory, 'back/from/sub/link'))).toBe('../large');
+    expect(Math.round(lstatSync(join(directory, 'back/from/large')).mtimeMs / 1000)).toBe(
+      Math.floor(lstatSync(join(from, 'large')).mtimeMs / 1000),
+    );
+  });
+
+  it('a path that is not there is path-not-found', async () => {
+    expect(await codeOf(copyOut(join(directory, 'nothing')))).toBe('path-not-found');
+  });
+
+  it('refuses an entry that climbs out', async () => {
+    const tar = await archive([{ name: '../out' }, 'x']);
+    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), tar)))).toBe('unsafe-archive');
+  });
+
+  it('refuses an entry below a link that leads out, whoever made the link', async () => {
+    mkdirSync(join(directory, 'in'));
+    mkdirSync(join(directory, 'outside'));
+    const tar = await archive([{ name: 'link', type: 'symlink', linkname: join(directory, 'outside') }], [{ name: 'link/file' }, 'x']);
+    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), tar)))).toBe('unsafe-archive');
+    expect(() => lstatSync(join(directory, 'outside/file'))).toThrow('ENOENT');
+  });
+
+  it('replaces a link instead of writing through it', async () => {
+    mkdirSync(join(directory, 'in'));
+    writeFileSync(join(directory, 'victim'), 'untouched');
+    symlinkSync(join(directory, 'victim'), join(directory, 'in/file'));
+    await client.init.copyIn(copyInRequests(join(directory, 'in'), await archive([{ name: 'file' }, 'new'])));
+    expect(readFileSync(join(directory, 'victim'), 'utf8')).toBe('untouched');
+    expect(readFileSync(join(directory, 'in/file'), 'utf8')).toBe('new');
+  });
+
+  it('refuses devices, and what is no archive', async () => {
+    const device = await archive([{ name: 'null', type: 'character-device', devmajor: 1, devminor: 3 }]);
+    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), device)))).toBe('unsafe-archive');
+    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), Buffer.alloc(2048, 'garbage'))))).not.toBeNull();
+  });
+});
+
+describe('I-39: forward', () => {
+  it('carries bytes both ways and half-closes', async () => {
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      const chunks: Buffer[] = [];
+      socket.on('data', (data: Buffer) => chunks.push(data));
+      // Answers only after the end of the other direction: it must have been passed on.
+      socket.on('end', () => socket.end(Buffer.concat(chunks)));
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const sent = Buffer.alloc(3_000_000, '0123456789');
+    const received: Uint8Array[] = [];
+    for await (const { payload } of client.init.forward(frames(port, sent))) if (payload.case === 'data') received.push(payload.value);
+    expect(Buffer.concat(received).equals(sent)).toBe(true);
+    server.close();
+  });
+
+  it('a port where nobody listens is unavailable', async () => {
+    const call = (async () => {
+      for await (const _ of client.init.forward(frames(1, Buffer.from('x')))) {
+        // Nothing comes.
+      }
+    })();
+    expect(await codeOf(call)).toBe('unavailable');
+  });
+
+  async function* frames(port: number, data: Buffer): AsyncGenerator<init.ForwardFrame> {
+    yield create(init.ForwardFrameSchema, { payload: { case: 'port', value: port } });
+    for (let at = 0; at < data.length; at += 64_000) {
+      yield create(init.ForwardFrameSchema, { payload: { case: 'data', value: data.subarray(at, at + 64_000) } });
+    }
+  }
+});
