@@ -17,8 +17,8 @@ const rules = Object.entries(below).map(([name, allowed]) => ({
   name: `layers-${name}`,
   severity: 'error',
   comment: `${name} may import only: ${allowed.join(', ') || 'nothing of ours'}`,
-  // Tests may look at peers from above.
-  from: { path: `^packages/${name}/src`, pathNot: '\\.test\\.ts$' },
+  // Tests, and what is made for them, may look at peers from above.
+  from: { path: `^packages/${name}/src`, pathNot: '\\.test\\.[jt]s$|/testing(/|\\.)' },
   to: { path: '^packages/', pathNot: `^packages/(${[name, ...allowed].join('|')})/` },
 }));
 module.exports = {

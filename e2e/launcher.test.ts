@@ -31,8 +31,11 @@ const path = (process.env['PATH'] ?? '')
 function launch(...args: string[]): Promise<{ code: number; stdout: string; stderr: string; ms: number }> {
   const began = performance.now();
   return new Promise((resolve) => {
-    const child = execFile(join(clone, 'drover'), args, { env: { PATH: path, HOME: clone, CI: 'true' }, timeout: 230_000 }, (_, stdout, stderr) =>
-      resolve({ code: child.exitCode ?? -1, stdout, stderr, ms: performance.now() - began }),
+    const child = execFile(
+      join(clone, 'drover'),
+      args,
+      { env: { PATH: path, HOME: clone, CI: 'true' }, timeout: 230_000 },
+      (_, stdout, stderr) => resolve({ code: child.exitCode ?? -1, stdout, stderr, ms: performance.now() - began }),
     );
   });
 }

@@ -37,8 +37,11 @@ afterAll(async () => {
 
 function npx(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   return new Promise((resolve) => {
-    const child = execFile('npx', ['--no-install', 'drover', ...args], { cwd: project, env: { PATH: outsidePath, HOME: project } }, (_, stdout, stderr) =>
-      resolve({ code: child.exitCode ?? -1, stdout, stderr }),
+    const child = execFile(
+      'npx',
+      ['--no-install', 'drover', ...args],
+      { cwd: project, env: { PATH: outsidePath, HOME: project } },
+      (_, stdout, stderr) => resolve({ code: child.exitCode ?? -1, stdout, stderr }),
     );
   });
 }

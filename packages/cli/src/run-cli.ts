@@ -1,3 +1,4 @@
+import { isatty } from 'node:tty';
 import { CommanderError } from 'commander';
 import { DroverError, hasCode } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
@@ -18,7 +19,7 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
       json,
       stdout: process.stdout,
       stderr: process.stderr,
-      interactive: process.stderr.isTTY === true && env['CI'] === undefined,
+      interactive: isatty(2) && env['CI'] === undefined,
     });
   const json = wantsJson(argv);
 

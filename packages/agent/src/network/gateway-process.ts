@@ -115,12 +115,13 @@ export class GatewayProcess {
   }
 
   async #adopt(): Promise<boolean> {
-    const identity = await this.#recorded();
-    if (identity === undefined) return false;
     const health = await this.#client.health(1000).catch(() => undefined);
+    if (health === undefined) return false;
+    // The agent before may have been killed before it wrote this down; only root can make the socket that answers so.
+    await this.#record(health.pid);
+    const identity = await this.#recorded();
     const place = `${this.#options.address}:${this.#options.port}`;
-    // The identity on disk is what a later end goes by: only a gateway that matches it is taken over.
-    if (health?.pid !== identity.pid || health.programVersion !== programVersion || !health.listening.includes(place)) return false;
+    if (identity === undefined || health.programVersion !== programVersion || !health.listening.includes(place)) return false;
     this.#mode = 'adopted';
     this.#adoptedPid = identity.pid;
     this.#watching = this.#watchAdopted();

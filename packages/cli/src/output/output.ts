@@ -71,8 +71,7 @@ export class Output {
 
 /** Control characters of a message that came from outside must not reach a terminal. */
 export function oneLine(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
-  return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ').trim();
+  return text.replace(/\p{Cc}+/gu, ' ').trim();
 }
 
 /** Enumerations that people see as words: `SANDBOX_STATE_RUNNING` is `running`. */

@@ -27,5 +27,6 @@ test('wide characters take two cells', () => {
 });
 
 test('control sequences of a name never reach the terminal', () => {
-  expect(table([{ a: '\u001b[31mred\u001b[0m\nnext', b: 'x' }], columns)).not.toMatch(/[\u001b]|next\n/);
+  const shown = table([{ a: '\u001b[31mred\u001b[0m\nnext', b: 'x' }], columns);
+  expect(shown).toBe('A         B\nred next  x');
 });

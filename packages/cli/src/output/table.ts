@@ -21,8 +21,7 @@ export function table<T>(items: readonly T[], columns: readonly Column<T>[]): st
 
 /** An empty cell would shift the columns for whoever splits at spaces. */
 function cell(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
-  const clean = stripVTControlCharacters(text).replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
+  const clean = stripVTControlCharacters(text).replace(/\p{Cc}+/gu, ' ');
   return clean === '' ? '-' : clean;
 }
 

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import type { ReadStream, WriteStream } from 'node:tty';
+import { isatty } from 'node:tty';
 import { DroverError, hasCode } from '@drover/foundation';
 import type { ExecExit, ExecHandle } from '@drover/sdk';
 import type { Cli } from '../cli.ts';
@@ -16,7 +16,7 @@ export type AttachOutcome = { readonly kind: 'exited'; readonly exit: ExecExit }
 
 /** Is the caller at a terminal, both ways? */
 export function atTerminal(): boolean {
-  return process.stdin.isTTY === true && process.stdout.isTTY === true;
+  return isatty(0) && isatty(1);
 }
 
 export function terminalSize(): { rows: number; columns: number } {
@@ -37,8 +37,7 @@ export async function attach(cli: Cli, handle: ExecHandle, options: AttachOption
   try {
     cli.takeSignals();
     using.push(passSignals(handle, () => leave('detached')));
-    const raw =
-      options.terminal && process.stdin.isTTY ? new RawTerminal(process.stdin as ReadStream, process.stdout as WriteStream) : undefined;
+    const raw = options.terminal && process.stdin.isTTY ? new RawTerminal(process.stdin, process.stdout) : undefined;
     if (raw !== undefined) {
       raw.enter();
       using.push(() => raw[Symbol.dispose]());

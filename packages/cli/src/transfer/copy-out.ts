@@ -69,7 +69,7 @@ export class Unpack {
   }
 
   async entry(entry: Entry): Promise<void> {
-    const { name, type, mode = 0o644, size = 0, linkname } = entry.header;
+    const { name, type, mode, size, linkname } = entry.header;
     if (++this.entries > maxCopyEntries) throw new DroverError('too-large', `the copy has more than ${maxCopyEntries} entries`);
     if ((this.bytes += type === 'file' ? size : 0) > maxCopyBytes)
       throw new DroverError('too-large', `the copy has more than ${maxCopyBytes} bytes`);

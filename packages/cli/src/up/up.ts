@@ -155,7 +155,11 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
 
 function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost }: Settings): string[] {
   return [
-    ...['serve', '--data', controlPlaneData(data), '--listen', `${host.includes(':') ? `[${host}]` : host}:${port}`],
+    'serve',
+    '--data',
+    controlPlaneData(data),
+    '--listen',
+    `${host.includes(':') ? `[${host}]` : host}:${port}`,
     ...(linkListen === undefined ? [] : ['--link-listen', linkListen]),
     ...(publicHost === undefined ? [] : ['--public-host', publicHost]),
   ];
