@@ -29,7 +29,7 @@ check 'types' tsc -b
 check 'lint' oxlint --type-aware --quiet
 check 'format' biome format .
 check 'import directions' node --disable-warning=ExperimentalWarning scripts/imports.ts
-check 'nothing unused' knip --no-progress
+check 'nothing unused' knip --no-progress --no-config-hints
 
 printf 'checks: %d passed, %d failed\n' "$passed" "$failed"
 if [ -n "${DROVER_CHECK_COUNTS-}" ]; then printf '%d %d\n' "$passed" "$failed" >"$DROVER_CHECK_COUNTS"; fi

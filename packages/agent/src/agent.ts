@@ -10,6 +10,7 @@ import { AgentLink, CredentialsStore, loadIdentity } from './link/index.ts';
 import { GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
 import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
 import { SandboxManager } from './sandboxes/index.ts';
+import { keepImagesTidy } from './upkeep.ts';
 
 export interface AgentOptions {
   /** Everything that the host keeps: identity, records, images, sandboxes. One agent at a time. */
@@ -131,6 +132,9 @@ export async function runAgent(options: AgentOptions): Promise<void> {
   try {
     await images.start();
     await sandboxes.start();
+    // The first sandbox of this image need not wait for it then.
+    images.ensure('host', { signal }).catch((error: unknown) => logger.warn({ err: error }, 'the image host is not ready'));
+    void keepImagesTidy({ images, directory: stateDirectory, logger, signal });
     await link.run(signal);
   } finally {
     life.abort();
@@ -138,11 +142,17 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     // Sandboxes that run on keep their way out.
     const needed = sandboxes.list().some((sandbox) => sandbox.address !== '');
     await gateway.close({ leaveRunning: needed });
+    await images.stopped();
+    await runtime.close();
   }
 }
 
 /** What this host can and cannot do, for `drover doctor`. */
-export async function agentDoctor(options: { readonly stateDirectory: string; readonly logger: Logger; readonly runtimeProgram?: string }): Promise<readonly RuntimeFinding[]> {
+export async function agentDoctor(options: {
+  readonly stateDirectory: string;
+  readonly logger: Logger;
+  readonly runtimeProgram?: string;
+}): Promise<readonly RuntimeFinding[]> {
   const runtime = new OciRuntime({
     stateDirectory: options.stateDirectory,
     cgroupParent: '/drover',
@@ -153,15 +163,20 @@ export async function agentDoctor(options: { readonly stateDirectory: string; re
 }
 
 function refuseProblems(findings: readonly RuntimeFinding[], logger: Logger): void {
-  for (const finding of findings) if (finding.level === 'warning') logger.warn({ subject: finding.subject, hint: finding.hint }, finding.message);
+  for (const finding of findings)
+    if (finding.level === 'warning') logger.warn({ subject: finding.subject, hint: finding.hint }, finding.message);
   const problems = findings.filter((finding) => finding.level === 'problem');
   const [first] = problems;
   if (first === undefined) return;
-  throw new DroverError(first.subject === 'privilege' ? 'missing-privilege' : 'missing-component', problems.map((p) => p.message).join('; '), {
-    hint: problems.map((p) => p.hint).join('; '),
-  });
+  throw new DroverError(
+    first.subject === 'privilege' ? 'missing-privilege' : 'missing-component',
+    problems.map((p) => p.message).join('; '),
+    {
+      hint: problems.map((p) => p.hint).join('; '),
+    },
+  );
 }
 
 function ownGatewayCommand(): readonly [string, ...string[]] {
-  return [process.execPath, ...process.execArgv, process.argv[1] ?? '', 'gateway'];
+  return [process.execPath, ...process.execArgv, '--', process.argv[1] ?? '', 'gateway'];
 }

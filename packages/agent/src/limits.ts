@@ -158,3 +158,11 @@ export const defaultSlots = 200;
 export const proxyPort = 3128;
 /** An unpacking thread without work ends after so long. Milliseconds. */
 export const idleThreadMs = 5000;
+/** How often unused images are looked for (R-15). Milliseconds. */
+export const imageUpkeepMs = 3_600_000;
+/** An image that no sandbox holds is removed when unused for this long. Milliseconds. */
+export const imageKeptMs = 14 * 24 * 3_600_000;
+/** The same on a disk that is fuller than `fullDiskShare`. Milliseconds. */
+export const imageKeptFullDiskMs = 3_600_000;
+/** From this share of use on, a disk counts as nearly full. */
+export const fullDiskShare = 0.9;
