@@ -21,7 +21,7 @@ import type { CreateRequest, NetworkAttachment, Runtime, RuntimeState } from '..
 import { readKeptLogs } from './logs.ts';
 import { resolveMain } from './process.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
-import { writeRunDirectory } from './run-directory.ts';
+import { removeStartMaterial, writeRunDirectory } from './run-directory.ts';
 import type { Sandboxes, SignSandboxCertificate } from './sandboxes.ts';
 
 export interface SandboxManagerOptions {
@@ -315,8 +315,13 @@ export class SandboxManager implements Sandboxes {
   async #takeBack(entry: Entry, runtime: Runtime, first: boolean): Promise<void> {
     const { id } = entry.record;
     const steps: readonly (() => Promise<void>)[] = first
-      ? [() => runtime.destroy(id), () => this.#options.network.release(id), () => this.#options.images.release(id)]
-      : [() => runtime.kill(id, 'SIGKILL'), () => this.#options.network.release(id)];
+      ? [
+          () => runtime.destroy(id),
+          () => this.#options.network.release(id),
+          () => this.#options.images.release(id),
+          () => rm(this.#runDirectory(id), { recursive: true, force: true }),
+        ]
+      : [() => runtime.kill(id, 'SIGKILL'), () => this.#options.network.release(id), () => removeStartMaterial(this.#runDirectory(id))];
     for (const step of steps) {
       try {
         await step();
@@ -419,7 +424,6 @@ export class SandboxManager implements Sandboxes {
     if (state === undefined && startCount === 0) {
       // Never came to be: what was begun is taken back, and the control plane asks again.
       await this.#takeBack(entry, runtime, true);
-      await rm(this.#runDirectory(id), { recursive: true, force: true });
       await this.#records.remove(id);
       this.#entries.delete(id);
       return;

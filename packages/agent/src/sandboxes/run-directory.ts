@@ -2,6 +2,8 @@ import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { initPort, type InitConfig, type MainProcess } from '@drover/init';
 
+const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem'] as const;
+
 /** What one start of a sandbox's init is given (I-6). */
 export interface StartMaterial {
   readonly sandboxId: string;
@@ -32,7 +34,7 @@ export async function writeRunDirectory(directory: string, material: StartMateri
     stopGraceMs: material.stopGraceMs,
     startCount: material.startCount,
   };
-  const files: Record<string, string> = {
+  const files: Record<(typeof materialFiles)[number], string> = {
     'config.json': JSON.stringify(config),
     'ca.pem': material.caPem,
     'cert.pem': material.certificatePem,
@@ -47,4 +49,9 @@ export async function writeRunDirectory(directory: string, material: StartMateri
       await writeFile(path, data, { mode: 0o400, flag: 'wx' });
     }),
   );
+}
+
+/** Removes what a start that failed was given, its key before all; logs stay. */
+export async function removeStartMaterial(directory: string): Promise<void> {
+  await Promise.all(materialFiles.map(async (name) => await rm(join(directory, name), { force: true })));
 }

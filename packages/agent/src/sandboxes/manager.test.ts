@@ -1,0 +1,383 @@
+import { existsSync } from 'node:fs';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { create } from '@bufbuild/protobuf';
+import { DroverError, newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { namesOf, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
+import { link, sandbox } from '@drover/protocol';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import type { EnsureOptions, ImageHandle, Images } from '../images/index.ts';
+import type { Network } from '../network/index.ts';
+import { FakeRuntime, FakeState, type FakeRuntimeOptions, type NetworkAttachment } from '../runtimes/index.ts';
+import { SandboxManager } from './index.ts';
+
+const { SandboxState } = sandbox;
+
+/** The image store as far as the manager sees it: who holds what, and what a pull does. */
+class ImagesOnPaper implements Images {
+  readonly holders = new Set<string>();
+  pull: (options: EnsureOptions) => Promise<void> = async () => await Promise.resolve();
+
+  async ensure(_: string, options: EnsureOptions): Promise<ImageHandle> {
+    await this.pull(options);
+    const config = { entrypoint: [], command: ['/bin/sh'], env: [], workdir: '/', user: '', stopSignal: '' };
+    return { digest: 'sha256:00', layers: ['/'], submounts: [], config };
+  }
+  list = async (): Promise<never[]> => await Promise.resolve([]);
+  remove = async (): Promise<void> => await Promise.resolve();
+  prune = async (): Promise<{ removed: string[]; freedBytes: number }> => await Promise.resolve({ removed: [], freedBytes: 0 });
+  async hold(_: string, holder: string): Promise<void> {
+    this.holders.add(holder);
+    await Promise.resolve();
+  }
+  async release(holder: string): Promise<void> {
+    this.holders.delete(holder);
+    await Promise.resolve();
+  }
+  async retain(holders: ReadonlySet<string>): Promise<void> {
+    for (const holder of this.holders) if (!holders.has(holder)) this.holders.delete(holder);
+    await Promise.resolve();
+  }
+}
+
+/** The network as far as the manager sees it: who has an address. */
+class NetworkOnPaper implements Network {
+  readonly attached = new Map<SandboxId, readonly string[]>();
+  async start(known: ReadonlySet<SandboxId>): Promise<void> {
+    for (const id of this.attached.keys()) if (!known.has(id)) this.attached.delete(id);
+    await Promise.resolve();
+  }
+  async acquire(id: SandboxId): Promise<NetworkAttachment> {
+    this.attached.set(id, []);
+    return await Promise.resolve({
+      namespacePath: '/run/netns/x',
+      address: '10.0.0.2',
+      gatewayAddress: '10.0.0.1',
+      proxyPort: 3128,
+      interface: 'x',
+    });
+  }
+  async release(id: SandboxId): Promise<void> {
+    this.attached.delete(id);
+    await Promise.resolve();
+  }
+  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
+    this.attached.set(id, allow);
+    await Promise.resolve();
+  }
+  setCut = async (): Promise<void> => await Promise.resolve();
+  close = async (): Promise<void> => await Promise.resolve();
+}
+
+let directory: string;
+let ca: CertificateAuthority;
+let life: AbortController;
+let state: FakeState;
+let images: ImagesOnPaper;
+let network: NetworkOnPaper;
+const managers: SandboxManager[] = [];
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'drover-sandboxes-'));
+  ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain: 'drover.test' });
+  life = new AbortController();
+  state = new FakeState();
+  images = new ImagesOnPaper();
+  network = new NetworkOnPaper();
+});
+afterEach(async () => {
+  life.abort(new DroverError('cancelled', 'the test is over'));
+  for (const manager of managers.splice(0)) await manager.close();
+  await rm(directory, { recursive: true, force: true });
+});
+
+/** An agent's manager over the state of this test's host; a second one is the agent after a restart. */
+async function open(runtime: FakeRuntimeOptions = {}): Promise<SandboxManager> {
+  const manager = new SandboxManager({
+    stateDirectory: directory,
+    runtimes: [new FakeRuntime({ state, ...runtime })],
+    images,
+    network,
+    initDirectory: '/nowhere',
+    names: namesOf('drover.test'),
+    sign: async (id, csrDer) => ({ ...(await ca.signSandbox(id, 'web', csrDer)), caPem: ca.caPem }),
+    gatewayEnvironment: () => ['HTTP_PROXY=http://10.0.0.1:3128'],
+    allowedMounts: ['/srv/shared'],
+    logger: silentLogger,
+    signal: life.signal,
+  });
+  managers.push(manager);
+  await manager.start();
+  return manager;
+}
+
+const ref = (id: SandboxId, generation = 1): link.SandboxRef =>
+  create(link.SandboxRefSchema, { sandboxId: id, generation: BigInt(generation) });
+const specOf = (spec: Parameters<typeof create<typeof sandbox.SandboxSpecSchema>>[1] = {}): sandbox.SandboxSpec =>
+  create(sandbox.SandboxSpecSchema, { image: 'host', command: ['true'], allow: ['example.com'], ...spec });
+const createCommand = (id: SandboxId, spec = specOf()): link.CreateSandbox =>
+  create(link.CreateSandboxSchema, { sandbox: ref(id), name: 'web', spec });
+const start = (id: SandboxId, generation: number): link.StartSandbox => create(link.StartSandboxSchema, { sandbox: ref(id, generation) });
+const stop = (id: SandboxId, generation: number, graceMs = 0): link.StopSandbox =>
+  create(link.StopSandboxSchema, { sandbox: ref(id, generation), graceMs });
+const destroy = (id: SandboxId): link.DestroySandbox => create(link.DestroySandboxSchema, { sandbox: ref(id) });
+const quiet = (): void => undefined;
+
+async function stateOf(manager: SandboxManager, id: SandboxId, wanted: sandbox.SandboxState): Promise<sandbox.SandboxObservation> {
+  return await vi.waitFor(async () => {
+    const seen = await manager.inspect(id);
+    expect(seen.state).toBe(wanted);
+    return seen;
+  });
+}
+
+/** Nothing of the sandbox is left on the host. */
+async function expectNoTrace(id: SandboxId): Promise<void> {
+  expect({
+    runtime: state.sandboxes.has(id),
+    address: network.attached.has(id),
+    image: images.holders.has(id),
+    run: existsSync(join(directory, 'run', id)),
+  }).toEqual({ runtime: false, address: false, image: false, run: false });
+  await Promise.resolve();
+}
+
+describe('create', () => {
+  test('gives the sandbox its image, address, policy and the material of one start, readable by its owner alone (I-6)', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    const seen = await manager.create(createCommand(id), quiet);
+    expect(seen).toMatchObject({
+      state: SandboxState.RUNNING,
+      startCount: 1n,
+      address: '10.0.0.2',
+      imageDigest: 'sha256:00',
+      generation: 1n,
+    });
+    expect(network.attached.get(id)).toEqual(['example.com']);
+    expect(images.holders.has(id)).toBe(true);
+    const config = JSON.parse(await readFile(join(directory, 'run', id, 'config.json'), 'utf8')) as {
+      main: { argv: string[]; env: string[] };
+    };
+    expect(config).toMatchObject({
+      sandboxId: id,
+      controlPlaneUri: 'spiffe://drover.test/control-plane',
+      startCount: 1,
+      main: { argv: ['true'] },
+    });
+    expect(config.main.env).toContain('HTTP_PROXY=http://10.0.0.1:3128');
+  });
+
+  test('L-19: repeated, it returns the sandbox that exists and starts nothing twice', async () => {
+    const starts: string[] = [];
+    const manager = await open({ behave: (request) => void starts.push(request.id) });
+    const id = newSandboxId();
+    const both = await Promise.all([manager.create(createCommand(id), quiet), manager.create(createCommand(id), quiet)]);
+    expect(both.map((seen) => seen.startCount)).toEqual([1n, 1n]);
+    expect(starts).toEqual([id]);
+  });
+
+  test('what fails is taken back, says why, and can be tried again', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    images.pull = async () =>
+      await Promise.reject(new DroverError('registry-unreachable', 'the registry does not answer', { hint: 'look at the network' }));
+    await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'registry-unreachable' });
+    expect(await manager.inspect(id)).toMatchObject({
+      state: SandboxState.FAILED,
+      reason: 'registry-unreachable',
+      message: 'the registry does not answer; look at the network',
+    });
+    await expectNoTrace(id);
+    images.pull = async () => await Promise.resolve();
+    expect(await manager.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+  });
+
+  test('a runtime that fails late leaves nothing either', async () => {
+    const manager = await open({ fail: (operation) => (operation === 'create' ? new DroverError('disk-full', 'no space') : undefined) });
+    const id = newSandboxId();
+    await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'disk-full' });
+    await expectNoTrace(id);
+  });
+
+  test('destroy does not wait for a pull under way: the create is cancelled', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    const pulling = Promise.withResolvers<void>();
+    images.pull = async ({ signal }) => {
+      pulling.resolve();
+      await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
+    };
+    const creating = manager.create(createCommand(id), quiet);
+    const refused = expect(creating).rejects.toMatchObject({ code: 'cancelled' });
+    await pulling.promise;
+    await manager.destroy(destroy(id));
+    await refused;
+    await expectNoTrace(id);
+    expect(manager.list()).toEqual([]);
+  });
+
+  test('R-18: only directories that the host allows are mounted', async () => {
+    const manager = await open();
+    for (const source of ['/etc', '/srv/shared/../../etc', '/srv/shared-not']) {
+      const id = newSandboxId();
+      const spec = specOf({ mounts: [{ source, target: '/mnt', readOnly: true }] });
+      await expect(manager.create(createCommand(id, spec), quiet)).rejects.toMatchObject({ code: 'permission-denied' });
+    }
+    const spec = specOf({ mounts: [{ source: '/srv/shared/data', target: '/mnt', readOnly: true }] });
+    expect(await manager.create(createCommand(newSandboxId(), spec), quiet)).toMatchObject({ state: SandboxState.RUNNING });
+  });
+});
+
+describe('the end of a sandbox', () => {
+  test('its exit code is reported, and its address is free again', async () => {
+    const manager = await open({ behave: (_, finish) => setImmediate(() => finish({ exitCode: 7 })) });
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    expect(await stateOf(manager, id, SandboxState.STOPPED)).toMatchObject({
+      exitCode: 7,
+      reason: 'exited',
+      outOfMemory: false,
+      address: '',
+    });
+    expect(network.attached.has(id)).toBe(false);
+    expect(images.holders.has(id)).toBe(true);
+  });
+
+  test('R-10: want of memory is reported as that, not as an exit', async () => {
+    const manager = await open({ behave: (_, finish) => setImmediate(() => finish({ exitCode: 137, outOfMemory: true })) });
+    const id = newSandboxId();
+    await manager.create(createCommand(id, specOf({ resources: { memoryBytes: 64n * 1024n * 1024n } })), quiet);
+    const seen = await stateOf(manager, id, SandboxState.FAILED);
+    expect(seen).toMatchObject({ reason: 'out-of-memory', outOfMemory: true, exitCode: 137 });
+    expect(seen.message).toMatch(/--memory/);
+  });
+
+  test('a command that could not be started is a failure with its reason', async () => {
+    const manager = await open({
+      behave: (_, finish) => setImmediate(() => finish({ exitCode: 127, startFailure: 'no such program: nonsense' })),
+    });
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    expect(await stateOf(manager, id, SandboxState.FAILED)).toMatchObject({
+      reason: 'start-failed',
+      message: 'no such program: nonsense',
+      exitCode: 127,
+    });
+  });
+
+  test('stop ends it, and start begins another run of the same sandbox', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    expect(await manager.stop(stop(id, 2))).toMatchObject({ state: SandboxState.STOPPED, generation: 2n, exitCode: 143 });
+    expect(await manager.stop(stop(id, 3))).toMatchObject({ state: SandboxState.STOPPED, generation: 3n });
+    expect(await manager.startAgain(start(id, 4))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n, generation: 4n });
+  });
+
+  test('L-19: stop and destroy of one that is gone succeed; start of one that is gone is not found', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    expect(await manager.stop(stop(id, 1))).toBeUndefined();
+    await manager.destroy(destroy(id));
+    await expect(manager.startAgain(start(id, 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+  });
+
+  test('destroy removes every trace', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    await manager.destroy(destroy(id));
+    await expectNoTrace(id);
+    expect(await readdir(join(directory, 'records'))).toEqual([]);
+  });
+
+  test('pause and resume; a paused one can be stopped', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    expect(await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 2) }))).toMatchObject({ state: SandboxState.PAUSED });
+    expect(await manager.resume(create(link.ResumeSandboxSchema, { sandbox: ref(id, 3) }))).toMatchObject({ state: SandboxState.RUNNING });
+    await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 4) }));
+    expect(await manager.stop(stop(id, 5))).toMatchObject({ state: SandboxState.STOPPED });
+    await expect(manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 6) }))).rejects.toMatchObject({
+      code: 'sandbox-not-running',
+    });
+  });
+});
+
+describe('R-9: the next agent', () => {
+  test('adopts what runs, with its start, and sees its end', async () => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    const runtime = new FakeRuntime({ state });
+    const second = await open();
+    expect(await second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+    expect(network.attached.get(id)).toEqual(['example.com']);
+    runtime.finish(id, { exitCode: 3 });
+    expect(await stateOf(second, id, SandboxState.STOPPED)).toMatchObject({ exitCode: 3 });
+  });
+
+  test('finds the exit code of what ended while no agent was there', async () => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    await first.close();
+    new FakeRuntime({ state }).finish(id, { exitCode: 9 });
+    expect(await (await open()).inspect(id)).toMatchObject({ state: SandboxState.STOPPED, exitCode: 9 });
+  });
+
+  test('takes back a create that was cut off before the sandbox came to be, so that it is made again', async () => {
+    const id = newSandboxId();
+    const first = await open({ latencyMs: { create: 600_000 } });
+    const cut = first.create(createCommand(id), quiet).catch(() => undefined);
+    await vi.waitFor(async () => expect(await first.inspect(id)).toMatchObject({ state: SandboxState.STARTING }));
+    // The record as it is on disk at this moment is what a killed agent leaves.
+    const record = await readFile(join(directory, 'records', `${id}.json`));
+    await first.destroy(destroy(id));
+    await cut;
+    await writeFile(join(directory, 'records', `${id}.json`), record);
+    const second = await open();
+    expect(second.list()).toEqual([]);
+    await expectNoTrace(id);
+    expect(await second.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+  });
+
+  test('counts the start that was under way when the agent was killed just after it', async () => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    const path = join(directory, 'records', `${id}.json`);
+    const record = JSON.parse(await readFile(path, 'utf8')) as object;
+    await writeFile(path, JSON.stringify({ ...record, phase: 'starting', startCount: 0 }));
+    expect(await (await open()).inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+  });
+
+  test('sweeps what belongs to nobody: a record that cannot be read, run directories, addresses, image holds', async () => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    await writeFile(join(directory, 'records', `${id}.json`), '{ torn');
+    const second = await open();
+    expect(second.list()).toEqual([]);
+    await expectNoTrace(id);
+  });
+});
+
+test('observations of one sandbox come in order, each with a larger sequence', async () => {
+  const manager = await open({ behave: (_, finish) => setImmediate(() => finish({ exitCode: 0 })) });
+  const seen: sandbox.SandboxObservation[] = [];
+  manager.onObserved((observation) => seen.push(observation));
+  const id = newSandboxId();
+  await manager.create(createCommand(id), quiet);
+  await stateOf(manager, id, SandboxState.STOPPED);
+  expect(seen.map(({ state: at }) => at)).toEqual([
+    SandboxState.PREPARING,
+    SandboxState.STARTING,
+    SandboxState.RUNNING,
+    SandboxState.STOPPED,
+  ]);
+  expect(seen.map(({ sequence }) => sequence)).toEqual(seen.map(({ sequence }) => sequence).toSorted((a, b) => Number(a - b)));
+});
