@@ -10,3 +10,12 @@ export * as sandbox from './generated/drover/sandbox/v1/sandbox_pb.ts';
 export { errorFromWire, errorToWire } from './errors.ts';
 export { methodDefinition, serviceDefinition } from './grpc.ts';
 export { maxTunnelFrameBytes, TunnelStream, type TunnelCall } from './tunnel.ts';
+export {
+  desiredStates,
+  hostStates,
+  sandboxStates,
+  type DesiredStateName,
+  type HostStateName,
+  type SandboxStateName,
+  type StateWords,
+} from './states.ts';

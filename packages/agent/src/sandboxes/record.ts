@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { create, fromJson, toJson } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { isSandboxId, writeFileAtomic, type Logger, type SandboxId } from '@drover/foundation';
-import { sandbox } from '@drover/protocol';
+import { sandbox, sandboxStates } from '@drover/protocol';
 import { z } from 'zod';
 
 export const phases = ['preparing', 'starting', 'running', 'paused', 'stopping', 'stopped', 'failed'] as const;
@@ -106,22 +106,12 @@ function parseRecord(text: string): SandboxRecord {
   };
 }
 
-const stateOfPhase: Record<Phase, sandbox.SandboxState> = {
-  preparing: sandbox.SandboxState.PREPARING,
-  starting: sandbox.SandboxState.STARTING,
-  running: sandbox.SandboxState.RUNNING,
-  paused: sandbox.SandboxState.PAUSED,
-  stopping: sandbox.SandboxState.STOPPING,
-  stopped: sandbox.SandboxState.STOPPED,
-  failed: sandbox.SandboxState.FAILED,
-};
-
 /** The record as it is reported to the control plane. */
 export function observationOf(record: SandboxRecord): sandbox.SandboxObservation {
   const observation = create(sandbox.SandboxObservationSchema, {
     sandboxId: record.id,
     generation: BigInt(record.generation),
-    state: stateOfPhase[record.phase],
+    state: sandboxStates.value(record.phase),
     reason: record.reason,
     message: record.message,
     outOfMemory: record.outOfMemory,

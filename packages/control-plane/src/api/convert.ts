@@ -1,47 +1,11 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { DroverError } from '@drover/foundation';
-import { api, errorToWire, link, sandbox } from '@drover/protocol';
+import { api, desiredStates, errorToWire, hostStates, link, sandboxStates } from '@drover/protocol';
 import type { WatchedEvent } from '../events/index.ts';
 import { hostState, sandboxState } from '../store/index.ts';
 import type { SessionStatus } from '../sessions/sessions.ts';
-import type { DesiredState, HostRow, HostStateName, SandboxRow, SandboxStateName } from '../store/store.ts';
-
-export const sandboxStates: Readonly<Record<SandboxStateName, sandbox.SandboxState>> = {
-  pending: sandbox.SandboxState.PENDING,
-  scheduled: sandbox.SandboxState.SCHEDULED,
-  preparing: sandbox.SandboxState.PREPARING,
-  starting: sandbox.SandboxState.STARTING,
-  running: sandbox.SandboxState.RUNNING,
-  paused: sandbox.SandboxState.PAUSED,
-  stopping: sandbox.SandboxState.STOPPING,
-  stopped: sandbox.SandboxState.STOPPED,
-  failed: sandbox.SandboxState.FAILED,
-  lost: sandbox.SandboxState.LOST,
-  deleting: sandbox.SandboxState.DELETING,
-  deleted: sandbox.SandboxState.DELETED,
-};
-
-const desiredStates: Readonly<Record<DesiredState, sandbox.DesiredState>> = {
-  running: sandbox.DesiredState.RUNNING,
-  stopped: sandbox.DesiredState.STOPPED,
-  paused: sandbox.DesiredState.PAUSED,
-  deleted: sandbox.DesiredState.DELETED,
-};
-
-/** undefined for UNSPECIFIED and what this version does not know. */
-export function desiredStateOf(state: sandbox.DesiredState): DesiredState | undefined {
-  return (Object.keys(desiredStates) as DesiredState[]).find((name) => desiredStates[name] === state);
-}
-
-const hostStates: Readonly<Record<HostStateName, api.HostState>> = {
-  joining: api.HostState.JOINING,
-  ready: api.HostState.READY,
-  cordoned: api.HostState.CORDONED,
-  draining: api.HostState.DRAINING,
-  down: api.HostState.DOWN,
-  removed: api.HostState.REMOVED,
-};
+import type { HostRow, HostStateName, SandboxRow } from '../store/store.ts';
 
 export function sandboxToWire(row: SandboxRow, hostName: string, session: SessionStatus | undefined): api.Sandbox {
   const shown = sandboxState(row);
@@ -50,9 +14,9 @@ export function sandboxToWire(row: SandboxRow, hostName: string, session: Sessio
     project: row.project,
     name: row.name,
     spec: row.spec,
-    desiredState: desiredStates[row.desired],
+    desiredState: desiredStates.value(row.desired),
     generation: BigInt(row.generation),
-    state: sandboxStates[shown.state],
+    state: sandboxStates.value(shown.state),
     reason: shown.reason,
     message: shown.message,
     hostId: row.hostId ?? '',
@@ -84,7 +48,7 @@ export function hostToWire(row: HostRow): api.Host {
   return create(api.HostSchema, {
     id: row.id,
     name: row.name,
-    state: hostStates[state],
+    state: hostStates.value(state),
     reason: hostReason(row, state),
     labels: { ...row.labels },
     zone: row.zone,

@@ -1,0 +1,40 @@
+import { create, isFieldSet } from '@bufbuild/protobuf';
+import { DroverError } from '@drover/foundation';
+import { describe, expect, test } from 'vitest';
+import { errorFromWire, errorToWire, init, link, methodDefinition, serviceDefinition } from './index.ts';
+
+describe('errors across processes', () => {
+  test('keep code, message and hint; the cause stays behind', () => {
+    const error = new DroverError('image-not-found', 'there is no such image', { hint: 'look at its name', cause: new Error('secret') });
+    const arrived = errorFromWire(errorToWire(error));
+    expect(arrived).toMatchObject({ code: 'image-not-found', message: 'there is no such image', hint: 'look at its name' });
+    expect(arrived.cause).toBeUndefined();
+  });
+
+  test('a code that this version does not know becomes internal', () => {
+    expect(errorFromWire(create(link.ErrorSchema, { code: 'from-the-future', message: 'x' }))).toMatchObject({
+      code: 'internal',
+      message: 'x',
+      hint: undefined,
+    });
+  });
+});
+
+describe('service definitions for grpc-js', () => {
+  test('have the path and the streaming of the proto file', () => {
+    expect(serviceDefinition(init.InitService)['logs']).toMatchObject({
+      path: '/drover.init.v1.InitService/Logs',
+      requestStream: false,
+      responseStream: true,
+    });
+    expect(serviceDefinition(link.HostLinkService)['connect']).toMatchObject({ requestStream: true, responseStream: true });
+  });
+
+  test('carry messages both ways', () => {
+    const method = methodDefinition(link.HostLinkService.method.connect);
+    const frame = create(link.HostFrameSchema, { frame: { case: 'heartbeat', value: { sequence: 7n } } });
+    const again = method.requestDeserialize(method.requestSerialize(frame));
+    expect(again).toEqual(frame);
+    expect(isFieldSet(again, link.HostFrameSchema.field.heartbeat)).toBe(true);
+  });
+});
