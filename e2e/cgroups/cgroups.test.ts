@@ -1,0 +1,70 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { repository } from '../harness/index.ts';
+import type { GuestResult } from './guest.ts';
+import { buildInitramfs, fetchKernel, runMachine } from './machine.ts';
+
+/**
+ * The cgroup layouts that this machine does not have. The layout belongs to the whole kernel, so a virtual machine boots
+ * Debian's own cloud kernel and runs real sandboxes there, with each OCI runtime program that Debian has.
+ */
+describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
+  let directory: string;
+  let results: readonly GuestResult[];
+
+  beforeAll(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'drover-vm-'));
+    const kernel = await fetchKernel(join(repository, '.cache'));
+    const console_ = await runMachine(kernel.image, await buildInitramfs(directory, kernel.modules), 280_000);
+    results = [...console_.matchAll(/^drover-result (\{.*\})\r?$/gm)].map(([, json = '']) => JSON.parse(json) as GuestResult);
+    if (results.length !== 4) throw new Error(`not every combination has a result: ${console_.slice(-4000)}`);
+  }, 300_000);
+  afterAll(async () => {
+    await rm(directory, { recursive: true, force: true });
+  });
+
+  const of = (layout: string, program: string): GuestResult => {
+    const result = results.find((one) => one.layout === layout && one.program === program);
+    if (result === undefined) throw new Error(`no result for ${program} on ${layout}`);
+    return result;
+  };
+
+  describe.each([
+    ['v2', 'runc'],
+    ['v2', 'crun'],
+    ['v1', 'runc'],
+    ['v1', 'crun'],
+  ])('cgroup %s with %s', (layout, program) => {
+    test('the host can run sandboxes, and says which layout it has', () => {
+      const { findings, error } = of(layout, program);
+      expect(error).toBeUndefined();
+      expect(findings.filter(({ level }) => level === 'problem')).toEqual([]);
+      expect(findings.find(({ subject }) => subject === 'cgroups')?.message).toMatch(new RegExp(`^${layout}, `));
+    });
+
+    test('want of memory ends the sandbox and is reported as that', () => {
+      expect(of(layout, program).outOfMemory).toEqual({ phase: 'ended', outOfMemory: true, exitCode: 137 });
+    });
+
+    test('processes are limited, which is the command’s own failure', () => {
+      expect(of(layout, program).pids).toMatchObject({ outOfMemory: false, exitCode: 2 });
+    });
+
+    test('a fifth of a CPU is what a busy loop gets', () => {
+      const share = of(layout, program).cpuShare ?? 0;
+      expect(share).toBeGreaterThan(0.1);
+      expect(share).toBeLessThan(0.3);
+    });
+
+    test('a paused sandbox uses no CPU', () => {
+      // What was under way when the freezer closed is still counted.
+      expect(of(layout, program).pausedCpuUsec).toBeLessThan(20_000);
+    });
+
+    test('no cgroup is left behind', () => {
+      expect(of(layout, program).leftover).toEqual([]);
+    });
+  });
+});

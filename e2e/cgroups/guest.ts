@@ -1,0 +1,91 @@
+/**
+ * Runs inside the virtual machine: mounts a cgroup layout, runs real sandboxes in it with each OCI runtime program, and prints
+ * one line of JSON for each: `drover-result {…}`. Bundled into one file; nothing else of the repository is in the machine.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { openOciHarness } from '@drover/agent/runtimes/testing';
+
+export interface GuestResult {
+  readonly layout: 'v2' | 'v1';
+  readonly program: string;
+  readonly findings: readonly { readonly level: string; readonly subject: string; readonly message: string }[];
+  readonly outOfMemory?: { readonly phase: string; readonly outOfMemory: boolean; readonly exitCode: number | undefined };
+  /** A shell that may have 20 processes and wants 60, with memory enough: its own failure, not one of memory. */
+  readonly pids?: { readonly outOfMemory: boolean; readonly exitCode: number | undefined };
+  /** Share of one CPU that a busy loop got, limited to a fifth of one. */
+  readonly cpuShare?: number;
+  /** CPU time that a paused sandbox used in a while. Microseconds. */
+  readonly pausedCpuUsec?: number;
+  readonly leftover?: readonly string[];
+  readonly error?: string;
+}
+
+const v1Controllers = ['cpu', 'cpuacct', 'cpuset', 'memory', 'pids', 'devices', 'freezer', 'blkio'];
+
+function mountLayout(layout: GuestResult['layout']): void {
+  if (layout === 'v2') {
+    execFileSync('mount', ['-t', 'cgroup2', 'cgroup2', '/sys/fs/cgroup']);
+    writeFileSync('/sys/fs/cgroup/cgroup.subtree_control', '+cpu +memory +pids +cpuset');
+    return;
+  }
+  execFileSync('umount', ['/sys/fs/cgroup']);
+  execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', '/sys/fs/cgroup']);
+  for (const controller of v1Controllers) {
+    mkdirSync(join('/sys/fs/cgroup', controller));
+    execFileSync('mount', ['-t', 'cgroup', '-o', controller, controller, join('/sys/fs/cgroup', controller)]);
+  }
+}
+
+async function probe(layout: GuestResult['layout'], program: string): Promise<GuestResult> {
+  const harness = await openOciHarness(program);
+  const { runtime } = harness;
+  const signal = AbortSignal.timeout(240_000);
+  try {
+    const findings = await runtime.check();
+    if (findings.some(({ level }) => level === 'problem')) return { layout, program, findings };
+    const ended = async (behaviour: Parameters<typeof harness.request>[0], limits: Parameters<typeof harness.request>[1]) => {
+      const request = await harness.request(behaviour, limits);
+      await runtime.create(request, signal);
+      await runtime.waitExit(request.id, signal);
+      const state = await runtime.inspect(request.id);
+      await runtime.destroy(request.id);
+      return { phase: state?.phase ?? 'gone', outOfMemory: state?.outOfMemory ?? false, exitCode: state?.exitCode };
+    };
+    const outOfMemory = await ended({ kind: 'eat-memory' }, { memoryBytes: 32 * 1024 * 1024 });
+    const pids = await ended({ kind: 'fork', processes: 60 }, { pids: 20, memoryBytes: 32 * 1024 * 1024 });
+
+    const busy = await harness.request({ kind: 'burn-cpu' }, { cpuMillis: 200 });
+    await runtime.create(busy, signal);
+    const used = async (): Promise<number> => (await runtime.stats(busy.id))?.cpuUsec ?? Number.NaN;
+    // Init's own start is behind it when the loop has used some time.
+    while (!((await used()) > 1_000_000)) await delay(200, undefined, { signal });
+    const [from, began] = [await used(), performance.now()];
+    await delay(2000);
+    const cpuShare = ((await used()) - from) / 1000 / (performance.now() - began);
+    await runtime.pause(busy.id);
+    const frozen = await used();
+    await delay(1000);
+    const pausedCpuUsec = (await used()) - frozen;
+    await runtime.resume(busy.id);
+    await runtime.destroy(busy.id);
+    const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })
+      .split('\n')
+      .filter((line) => line !== '');
+    return { layout, program, findings, outOfMemory, pids, cpuShare, pausedCpuUsec, leftover };
+  } catch (error) {
+    return { layout, program, findings: [], error: error instanceof Error ? (error.stack ?? error.message) : String(error) };
+  } finally {
+    await harness.close();
+  }
+}
+
+for (const layout of ['v2', 'v1'] as const) {
+  mountLayout(layout);
+  for (const program of ['runc', 'crun']) {
+    if (existsSync(`/usr/bin/${program}`)) console.log(`drover-result ${JSON.stringify(await probe(layout, program))}`);
+  }
+}
+console.log('drover-end');
