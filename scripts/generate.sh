@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generates packages/protocol/src/generated from proto/. Needs no network.
+# Generates packages/protocol/src/generated from proto/, and docs/limits.md from the packages' limits. Needs no network.
 # With --check it changes nothing, and fails when what is there differs.
 set -eu
 cd "$(dirname "$0")/../proto"
@@ -7,17 +7,26 @@ PATH="$PWD/../node_modules/.bin:$PATH"
 export PATH
 target=../packages/protocol/src/generated
 buf lint
-if [ "${1-}" != --check ]; then
-  rm -rf "$target"
-  buf generate
-  exit
-fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# The template's `out` is relative to the output directory, so the same template serves both.
+# The template's `out` is relative to the output directory.
 mkdir -p "$scratch/proto"
 buf generate -o "$scratch/proto"
-if ! diff -r "$scratch/packages/protocol/src/generated" "$target"; then
-  echo 'the generated code is not that of proto/: run sh scripts/generate.sh' >&2
-  exit 1
+fresh=$scratch/packages/protocol/src/generated
+if [ "${1-}" = --check ]; then
+  if ! diff -r "$fresh" "$target"; then
+    echo 'the generated code is not that of proto/: run npm run generate' >&2
+    exit 1
+  fi
+  node ../scripts/limits.ts --check
+  exit
 fi
+# Files are replaced one by one, so that a program that starts meanwhile finds them all.
+for file in $(cd "$fresh" && find . -type f); do
+  mkdir -p "$target/${file%/*}"
+  cmp -s "$fresh/$file" "$target/$file" || cp "$fresh/$file" "$target/$file"
+done
+for file in $(cd "$target" && find . -type f); do
+  [ -e "$fresh/$file" ] || rm "$target/$file"
+done
+node ../scripts/limits.ts

@@ -7,27 +7,29 @@ import { join } from 'node:path';
 
 const root = join(import.meta.dirname, '..');
 const page = join(root, 'docs', 'limits.md');
-const declaration = /\/\*\*((?:(?!\*\/)[\s\S])*)\*\/\s*export const (\w+)(?:: [^=]+)? = ([^;]+);/g;
+/** One limit: `export const name = value;`, or `name: value,` in the object `limits`. */
+const declaration = /^(?:export const (?!limits\b)(\w+)(?::[^=]+)? = |  (\w+): )(.*?)[;,]\n/gms;
+const comment = /\/\*\*((?:(?!\*\/)[\s\S])*)\*\/\s*$/;
+
+const inCell = (text: string): string => text.replaceAll(/^\s*\* ?/gm, '').replaceAll(/\s+/g, ' ').replaceAll('|', '\\|').trim();
 
 async function rowsOf(name: string): Promise<readonly string[]> {
-  let source: string;
-  try {
-    source = await readFile(join(root, 'packages', name, 'src', 'limits.ts'), 'utf8');
-  } catch {
-    // A package without limits of its own.
-    return [];
+  const path = join('packages', name, 'src', 'limits.ts');
+  // A package without limits of its own has no such file.
+  const source = await readFile(join(root, path), 'utf8').catch(() => '');
+  const rows: string[] = [];
+  let end = 0;
+  let words = '';
+  for (const match of source.matchAll(declaration)) {
+    const [whole, constant, property, value = ''] = match;
+    const limit = constant ?? property ?? '';
+    // A limit right below another one is the other half of a pair, and shares its comment.
+    const between = source.slice(end, match.index);
+    words = inCell(comment.exec(between)?.[1] ?? (between.trim() === '' ? words : ''));
+    if (words === '') throw new Error(`${path}: ${limit} has no comment that says what it is`);
+    rows.push(`| \`${limit}\` | \`${inCell(value)}\` | ${words} |`);
+    end = match.index + whole.length;
   }
-  const rows = [...source.matchAll(declaration)].map(([, comment = '', limit = '', value = '']) => {
-    const words = comment
-      .replaceAll(/^\s*\* ?/gm, '')
-      .replaceAll(/\s+/g, ' ')
-      .replaceAll('|', '\\|')
-      .trim();
-    return `| \`${limit}\` | \`${value.replaceAll(/\s+/g, ' ').replaceAll('|', '\\|')}\` | ${words} |`;
-  });
-  const declared = source.match(/^export const /gm)?.length ?? 0;
-  if (rows.length !== declared)
-    throw new Error(`packages/${name}/src/limits.ts: ${declared} limits, but ${rows.length} have a comment that says what they are`);
   return rows;
 }
 
