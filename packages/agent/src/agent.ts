@@ -1,12 +1,14 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { create } from '@bufbuild/protobuf';
 import { DroverError, lockDirectory, type Logger } from '@drover/foundation';
 import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
+import { link as linkApi } from '@drover/protocol';
 import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
 import { proxyPort } from './limits.ts';
-import { AgentLink, CredentialsStore, loadIdentity } from './link/index.ts';
+import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
 import { GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
 import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
 import { SandboxManager } from './sandboxes/index.ts';
@@ -39,7 +41,7 @@ export interface AgentOptions {
 
 /**
  * Runs the host agent until the signal aborts or the host is removed from its control plane.
- * @throws {DroverError} failed-precondition when the host has not joined, or another agent runs on the directory;
+ * @throws {DroverError} host-removed; failed-precondition when the host has not joined, or another agent runs on the directory;
  *   missing-component and missing-privilege when the host cannot run sandboxes
  */
 export async function runAgent(options: AgentOptions): Promise<void> {
@@ -135,7 +137,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     // The first sandbox of this image need not wait for it then.
     images.ensure('host', { signal }).catch((error: unknown) => logger.warn({ err: error }, 'the image host is not ready'));
     void keepImagesTidy({ images, directory: stateDirectory, logger, signal });
-    await link.run(signal);
+    if ((await link.run(signal)) === 'removed') await leave(sandboxes, stateDirectory, logger);
   } finally {
     life.abort();
     await sandboxes.close();
@@ -145,6 +147,25 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     await images.stopped();
     await runtime.close();
   }
+}
+
+/**
+ * L-4: a host that was removed is nobody's. Its sandboxes are lost to their control plane for good, so they end here (L-26), and a
+ * later join makes it a new host: the old id is refused for ever.
+ * @throws {DroverError} host-removed, always
+ */
+async function leave(sandboxes: SandboxManager, stateDirectory: string, logger: Logger): Promise<never> {
+  const left = sandboxes.list();
+  for (const { sandboxId } of left) {
+    await sandboxes.destroy(create(linkApi.DestroySandboxSchema, { sandbox: { sandboxId } })).catch((error: unknown) => {
+      logger.error({ err: error, sandbox: sandboxId }, 'a sandbox of a removed host could not be taken away');
+    });
+  }
+  await forgetIdentity(stateDirectory);
+  const lost = left.length === 0 ? '' : `; its ${left.length} sandboxes are gone with it`;
+  throw new DroverError('host-removed', `this host was removed from its control plane${lost}`, {
+    hint: 'to add it again as a new host, run what `drover host token` prints',
+  });
 }
 
 /** What this host can and cannot do, for `drover doctor`. */

@@ -166,3 +166,5 @@ export const imageKeptMs = 14 * 24 * 3_600_000;
 export const imageKeptFullDiskMs = 3_600_000;
 /** From this share of use on, a disk counts as nearly full. */
 export const fullDiskShare = 0.9;
+/** The tmpfs of a sandbox's secrets; the control plane takes 64 of 256 KiB together. Bytes; a page for each file's end. */
+export const secretsTmpfsSize = 1024 * 1024;

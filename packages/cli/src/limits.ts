@@ -33,3 +33,14 @@ export const parentCheckMs = 500;
 export const upTakeOverMs = 20_000;
 /** A broken connection that is still being made again is mentioned this often, ms. */
 export const reconnectNoteMs = 30_000;
+
+/** The shortest --host-ttl (three heartbeats of a second) and --lost-grace, and the longest of both, ms. Others are refused. */
+export const minHostTtlMs = 3_000;
+export const minLostGraceMs = 1_000;
+export const maxLivenessMs = 24 * 3_600_000;
+
+/** Bytes of one secret; the control plane takes no more. A larger one is refused. */
+export const maxSecretBytes = 64 * 1024;
+/** Between the first two looks of `top`, which give its first shares of CPU, and between the following ones, ms. */
+export const topFirstMs = 1_000;
+export const topIntervalMs = 2_000;

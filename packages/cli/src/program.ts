@@ -46,6 +46,8 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
       .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
+      .option('--host-ttl <duration>', 'a host silent for this long is down (30s)')
+      .option('--lost-grace <duration>', 'a host down for this long makes its sandboxes lost (1m)')
       .option('--no-agent', 'the control plane alone')
       .option('--stop-sandboxes', 'stop the sandboxes at the end; without it they run on'),
     async () => (await import('./up/up.ts')).default,
@@ -56,6 +58,8 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
       .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
+      .option('--host-ttl <duration>', 'a host silent for this long is down (30s)')
+      .option('--lost-grace <duration>', 'a host down for this long makes its sandboxes lost (1m)')
       .option('--store <url>', 'postgres://… instead of SQLite in the data directory'),
     async () => (await import('./commands/system/serve.ts')).default,
   );
@@ -63,6 +67,8 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     hostFlags(add(program, 'agent', 'run the host agent')).option('--state <directory>', 'where the host keeps its state'),
     async () => (await import('./commands/system/agent.ts')).default,
   );
+  // What follows `join` is join's: both know --state, --token and the others.
+  agent.enablePositionalOptions();
   does(
     hostFlags(add(agent, 'join <url>', 'make this machine a host of a control plane, and run its agent'))
       .option('--state <directory>', 'where the host keeps its state')
@@ -118,7 +124,10 @@ function hostFlags(command: Command): Command {
     .option('--zone <zone>', 'where the host stands')
     .option('--pool <network>', 'addresses for its sandboxes (10.213.0.0/16)')
     .option('--runtime-program <program>', 'runc, crun, or a path')
-    .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect);
+    .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect)
+    .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP, or prove itself badly (again for more)', collect)
+    .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (again for more)', collect)
+    .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them');
 }
 
 function specFlags(command: Command): Command {
@@ -127,6 +136,8 @@ function specFlags(command: Command): Command {
     .option('--project <project>', 'the project that the name belongs to')
     .option('-e, --env <name=value>', 'an environment variable (again for more); NAME alone passes on yours', collect)
     .option('--env-file <file>', 'NAME=value lines (again for more)', collect)
+    .option('--secret <name>', 'a secret variable: NAME (yours), NAME=@FILE or NAME=- for stdin (again for more)', collect)
+    .option('--secret-file <name>', 'the same, as the file /run/secrets/NAME (again for more)', collect)
     .option('--cpus <number>', 'at most this many CPUs: 2, 0.5, 500m')
     .option('-m, --memory <size>', 'at most this much memory: 512m, 2g')
     .option('--pids <number>', 'at most this many processes')
@@ -139,6 +150,7 @@ function specFlags(command: Command): Command {
     .option('--host-label <key=value>', 'only on hosts with this label (again for more)', collect)
     .option('--runtime <runtime>', 'oci, docker, microvm')
     .option('--ttl <duration>', 'stop it when it is older: 30m, 12h')
+    .option('--idle-stop <duration>', 'stop it when so long nobody used it and it did nothing')
     .option('-v, --volume <source:target[:ro]>', 'a directory of the host (again for more)', collect)
     .option('--hostname <name>', "the sandbox's own host name")
     .option('--entrypoint <program>', "instead of the image's; '' for none")
@@ -223,6 +235,12 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
       .option('-f, --follow', 'go on with what it writes')
       .option('--tail <lines>', 'the last lines only'),
     async () => (await import('./commands/sandbox/logs.ts')).default,
+  );
+  does(
+    add(program, 'top [sandbox...]', 'CPU, memory and processes of sandboxes; the busiest first')
+      .option('--once', 'say it once, as in a pipe')
+      .option('--project <project>', 'of one project'),
+    async () => (await import('./commands/sandbox/top.ts')).default,
   );
   does(
     add(program, 'cp <source> <target>', 'copy files in or out: SANDBOX:PATH on one side; - is a tar stream'),

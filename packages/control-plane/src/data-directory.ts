@@ -1,8 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
-import { DroverError, errnoOf, newId, writeFileAtomic } from '@drover/foundation';
+import { DroverError, errnoOf, hasCode, lockDirectory, newId, writeFileAtomic } from '@drover/foundation';
 
 /** What node:tls takes as ticketKeys. */
 const ticketKeyBytes = 48;
@@ -18,18 +17,15 @@ export interface ServerState {
 /** The server's directory, held for one server alone. */
 export class DataDirectory {
   readonly path: string;
-  readonly #lock: DatabaseSync;
+  readonly #lock: Disposable;
 
-  private constructor(path: string, lock: DatabaseSync) {
+  private constructor(path: string, lock: Disposable) {
     this.path = path;
     this.#lock = lock;
   }
 
   /**
    * Takes the directory, making it if need be.
-   *
-   * The lock is SQLite's on an empty database: the kernel lets it go when the process ends, however it ends, so that none is ever
-   * stale, and it holds over container and network namespaces.
    * @throws {DroverError} failed-precondition when another server has it; missing-privilege, disk-full, …
    */
   static async open(path: string): Promise<DataDirectory> {
@@ -40,32 +36,7 @@ export class DataDirectory {
       throw DroverError.from(error);
     });
     const pidPath = join(path, 'server.pid');
-    let lock: DatabaseSync | undefined;
-    try {
-      lock = new DatabaseSync(join(path, 'lock.db'), { timeout: 0 });
-      lock.exec('PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT;');
-    } catch (error) {
-      lock?.close();
-      if (!(error instanceof Error) || !/locked|busy/i.test(error.message)) {
-        throw new DroverError(
-          'invalid-config',
-          `the data directory ${path} cannot be used: ${error instanceof Error ? error.message : String(error)}`,
-          {
-            hint: 'see that it belongs to the user that runs the server and has space',
-            cause: error,
-          },
-        );
-      }
-      const pid = await readFile(pidPath, 'utf8').catch(() => '');
-      throw new DroverError(
-        'failed-precondition',
-        `another server${pid === '' ? '' : ` (process ${pid.trim()})`} uses the data directory ${path}`,
-        {
-          hint: 'stop it first, or name another directory with --data',
-          cause: error,
-        },
-      );
-    }
+    const lock = await lockFor(path, pidPath);
     await writeFileAtomic(pidPath, `${process.pid}\n`, 0o644);
     return new DataDirectory(path, lock);
   }
@@ -114,7 +85,21 @@ export class DataDirectory {
   }
 
   close(): void {
-    this.#lock.close();
+    this.#lock[Symbol.dispose]();
+  }
+}
+
+/** The lock says that another process has the directory; the file beside it, which one. */
+async function lockFor(path: string, pidPath: string): Promise<Disposable> {
+  try {
+    return lockDirectory(path, 'control plane');
+  } catch (error) {
+    if (!hasCode(error, 'failed-precondition')) throw error;
+    const pid = (await readFile(pidPath, 'utf8').catch(() => '')).trim();
+    throw new DroverError('failed-precondition', `another server${pid === '' ? '' : ` (process ${pid})`} uses the data directory ${path}`, {
+      hint: 'stop it first, or name another directory with --data',
+      cause: error,
+    });
   }
 }
 

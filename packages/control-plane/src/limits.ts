@@ -77,6 +77,10 @@ export const maxEnvVars = 1_024;
 export const maxLabels = 64;
 export const maxAllowPatterns = 256;
 export const maxMounts = 64;
+/** API: secrets of one sandbox, bytes of one and of all of them: they fit into one frame of the link. More is refused. */
+export const maxSecrets = 64;
+export const maxSecretBytes = 64 * 1024;
+export const maxSecretsBytes = 256 * 1024;
 /** API: the longest life and the longest grace at stop that can be asked for. */
 export const maxTtlSeconds = 10 * 365 * 86_400;
 export const maxStopGraceMs = 3_600_000;
@@ -94,7 +98,9 @@ export const reattachCapMs = 2_000;
 export const exitReportMs = 10_000;
 /** API: input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */
 export const inputSettledMs = 10_000;
-/** API: hosts that one image call asks at the same moment; the others follow. */
+/** API: sandboxes that one call for stats may name; without names, it answers for `listPageMax`. */
+export const maxStatsReferences = 1_000;
+/** API: hosts that one call for images or stats asks at the same moment; the others follow. */
 export const imageFanOut = 64;
 /** API: how long a host may take to list, remove or prune images or to diagnose itself, ms. Then it counts as failed. */
 export const hostCallTimeoutMs = 60_000;
@@ -126,11 +132,6 @@ export const rowsPerStatement = 500;
 export const listPage = 500;
 /** Rows of the largest list; more are left for the next page. */
 export const listPageMax = 10_000;
-/** How long a first call with an idempotency key (L-20) holds it without renewing its claim: after a crash the key is free then. Milliseconds. */
-export const idempotencyClaimMs = 15_000;
-/** How often a repeated call looks whether the first has finished, and how long; then it is told conflict. Milliseconds. */
-export const idempotencyPollMs = 50;
-export const idempotencyWaitMs = 120_000;
 
 // Placement, reconcile and events: packages/control-plane/src/{placement,reconcile,events}
 
@@ -162,8 +163,16 @@ export const eventsKept = 100_000;
 export const eventPage = 256;
 /** A watcher looks for new events this often even when nothing woke it. Milliseconds. */
 export const watchIntervalMs = 5_000;
-/** How long the answer to an idempotency key is kept (L-20). Milliseconds. */
+/** How long the answer to an idempotency key is kept (L-20), and how many are; a call repeated later is a new call. Milliseconds. */
 export const idempotencyKeptMs = 24 * 60 * 60 * 1_000;
+export const idempotencyKept = 50_000;
+/** How long a deleted sandbox is still listed and found by its id, and how many are; its events stay as long as other events. Milliseconds. */
+export const deletedKeptMs = 7 * 24 * 60 * 60 * 1_000;
+export const deletedKept = 10_000;
+/** Old rows are dropped in batches of `rowsPerStatement`, so many at each look; the rest at the next. */
+export const trimBatches = 20;
+/** How long a join token is kept after it expired; it is refused all that time, and then as an unknown one. Milliseconds. */
+export const expiredTokensKeptMs = 24 * 60 * 60 * 1_000;
 /** How often a drain looks at what is left. Milliseconds. */
 export const drainPollMs = 500;
 /** Control plane: how often it looks whether its certificate is due for renewal, ms. */

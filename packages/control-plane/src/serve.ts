@@ -10,6 +10,7 @@ import { Placement } from './placement/index.ts';
 import { Reconciler, Upkeep } from './reconcile/index.ts';
 import { SessionManager, type SessionCredentials } from './sessions/index.ts';
 import { certificateCheckMs } from './limits.ts';
+import { SecretBox } from './secrets/index.ts';
 import { openStore } from './store/index.ts';
 
 export interface ControlPlaneOptions {
@@ -27,6 +28,10 @@ export interface ControlPlaneOptions {
   readonly ipAddresses?: readonly string[];
   /** Default `drover`. Fixed at the first start. */
   readonly trustDomain?: string;
+  /** A host silent for this long is down (L-10), ms; it beats three times as often. Default 30 s. */
+  readonly hostTtlMs?: number;
+  /** A host down for this long makes its sandboxes lost (L-26), ms. Default 60 s. */
+  readonly lostGraceMs?: number;
   readonly logger: Logger;
   readonly clock?: Clock;
   /** Stops the server, as `close` does. */
@@ -88,19 +93,30 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
 
   // I-28: credentials that are missing or unreadable end the start here.
   const ca = await openCertificateAuthority(join(directory.path, 'pki'), { trustDomain, clock });
+  // Beside the CA: who copies that to another replica copies this too.
+  const secrets = await SecretBox.open(join(directory.path, 'pki', 'secrets.key'));
   const names = certificateNames(options);
   const identity = await ca.issueControlPlane(names);
 
-  const store = await openStore(options.store ?? join(directory.path, 'drover.db'), { logger, clock, replica: state.replica });
+  const store = await openStore(options.store ?? join(directory.path, 'drover.db'), { logger, clock });
   opened.defer(async () => await store.close());
   const adminToken = await openAdminToken(directory.path, store.tokens);
 
   const life = new AbortController();
-  const hub = new LinkServer({ store, ca, replica: state.replica, clock, logger, ...names, ticketKeys: await directory.ticketKeys() });
+  const hub = new LinkServer({
+    store,
+    ca,
+    replica: state.replica,
+    clock,
+    logger,
+    ...names,
+    ticketKeys: await directory.ticketKeys(),
+    ...(options.hostTtlMs !== undefined && { ttlMs: options.hostTtlMs, heartbeatMs: Math.floor(options.hostTtlMs / 3) }),
+  });
   let credentials = credentialsOf(identity, ca);
   const sessions = new SessionManager({ store, hub, tls: () => credentials, clock, logger });
   const placement = new Placement({ store, clock, logger });
-  const reconciler = new Reconciler({ store, hub, clock, logger, onSandboxGone: (id) => sessions.close(id) });
+  const reconciler = new Reconciler({ store, hub, secrets, clock, logger, onSandboxGone: (id) => sessions.close(id) });
 
   // They listen to the hub before it takes the first host.
   opened.defer(reconciler.attach());
@@ -113,7 +129,14 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
 
   const wakes = await SubjectWakes.open(store.events, logger);
   opened.defer(() => wakes.close());
-  const background = Promise.all([placement.run(life.signal), new Upkeep({ store, clock, logger }).run(life.signal)]);
+  const upkeep = new Upkeep({
+    store,
+    clock,
+    logger,
+    ...(options.lostGraceMs !== undefined && { lostGraceMs: options.lostGraceMs }),
+    ...(options.hostTtlMs !== undefined && { orphanedHostMs: options.hostTtlMs * 3 }),
+  });
+  const background = Promise.all([placement.run(life.signal), upkeep.run(life.signal)]);
   opened.defer(async () => {
     life.abort();
     await background;
@@ -130,7 +153,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
       return address;
     },
   };
-  const context = { store, hub, sessions, placement, reconciler, ca, clock, logger, wakes, system };
+  const context = { store, hub, secrets, sessions, placement, reconciler, ca, clock, logger, wakes, system };
   const api = await atPort(options.listen, state.apiPort, 'the API', (listen) => startApi(context, { ...listen, identity }));
   address = `https://${publicHost}:${api.port}`;
   opened.defer(async () => await api.close());

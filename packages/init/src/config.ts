@@ -15,7 +15,21 @@ export interface InitConfig {
   readonly stopGraceMs: number;
   /** Rises with every start of the sandbox. */
   readonly startCount: number;
+  /** Files to make in `secretsDirectory`, which the runtime has mounted a tmpfs on. Secrets of the environment are in `main.env`. */
+  readonly secrets?: readonly SecretFile[];
+  /** The sandbox is stopped when idle for so long (R-20). Milliseconds; absent: never. */
+  readonly idleStopMs?: number;
 }
+
+export interface SecretFile {
+  /** A file name, without slashes. */
+  readonly name: string;
+  /** Base64. */
+  readonly value: string;
+}
+
+/** Where secrets that are files are (R-19). */
+export const secretsDirectory = '/run/secrets';
 
 export interface MainProcess {
   readonly argv: readonly string[];
@@ -37,7 +51,7 @@ export interface ExitRecord {
   readonly signal: string;
   /** Milliseconds since the epoch. */
   readonly at: number;
-  /** `main-exited`, `stopped`, `start-failed`. */
+  /** `main-exited`, `stopped`, `idle`, `start-failed`. */
   readonly reason: string;
   /** Set for start-failed: why the main process could not be started. */
   readonly message: string;

@@ -15,26 +15,9 @@ export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): 
   const abort = (): void => void socket.destroy();
   call.signal.addEventListener('abort', abort, { once: true });
   try {
-    const inward = (async () => {
-      for (;;) {
-        const next = await requests.next();
-        if (next.done === true) break;
-        if (next.value.payload.case !== 'data') throw new DroverError('protocol-violation', 'only data may follow the port');
-        if (socket.destroyed) return;
-        if (!socket.write(next.value.payload.value)) await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
-      }
-      socket.end();
-    })();
-    const outward = (async () => {
-      for await (const data of socket as AsyncIterable<Buffer>) {
-        for (let at = 0; at < data.length; at += maxChunkBytes) {
-          await call.send({ payload: { case: 'data', value: data.subarray(at, at + maxChunkBytes) } });
-        }
-      }
-    })();
-    // The answer ends when the server's side has: a client that goes on sending learns it from the end of the call.
-    const failed = inward.then(() => new Promise<never>(() => undefined));
-    await Promise.race([outward, failed]);
+    // Each direction ends on its own, and the call with the second one; a reset ends both, also when only one of them is left.
+    const reset = new Promise<never>((_resolve, reject) => void socket.on('error', reject));
+    await Promise.race([Promise.all([inward(requests, socket), outward(socket, call)]), reset]);
   } catch (error) {
     call.signal.throwIfAborted();
     if (error instanceof DroverError) throw error;
@@ -43,6 +26,28 @@ export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): 
     call.signal.removeEventListener('abort', abort);
     socket.destroy();
   }
+}
+
+/** What the client sends, until its end or its eof. */
+async function inward(requests: AsyncIterator<init.ForwardFrame>, socket: Socket): Promise<void> {
+  for (;;) {
+    const next = await requests.next();
+    if (next.done === true || next.value.payload.case === 'eof') break;
+    if (next.value.payload.case !== 'data') throw new DroverError('protocol-violation', 'only data may follow the port');
+    if (socket.destroyed) return;
+    if (!socket.write(next.value.payload.value)) await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
+  }
+  socket.end();
+}
+
+async function outward(socket: Socket, call: Call<init.ForwardFrame, Reply<'forward'>>): Promise<void> {
+  // The end of what the program sends must not end what it receives.
+  for await (const data of socket.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    for (let at = 0; at < data.length; at += maxChunkBytes) {
+      await call.send({ payload: { case: 'data', value: data.subarray(at, at + maxChunkBytes) } });
+    }
+  }
+  await call.send({ payload: { case: 'eof', value: true } });
 }
 
 /** Localhost over IPv4, then IPv6: what listens on one of them only is found. */

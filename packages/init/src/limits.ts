@@ -57,3 +57,9 @@ export const workloadOomScoreAdj = 500;
 /** Milliseconds without a call before init gives memory back, and the least time between two such efforts. */
 export const idleTrimMs = 1_500;
 export const trimIntervalMs = 30_000;
+/** A sandbox that may be idle is looked at five times in its idle time, but not more and not less often than this. Milliseconds. */
+export const minIdleLookMs = 500;
+export const maxIdleLookMs = 10_000;
+/** CPU time between two looks that still counts as idle: this share of one CPU, or so many milliseconds where that is more. */
+export const idleCpuShare = 0.02;
+export const idleCpuFloorMs = 50;

@@ -3,12 +3,14 @@ import { join } from 'node:path';
 import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { ExitRecord, InitConfig } from './config.ts';
+import { idleLookMs, IdleWatch, workloadCpuMs, type Activity } from './idle.ts';
 import { logFlushMs, maxStopGraceMs } from './limits.ts';
 import { LogWriter } from './logs/writer.ts';
 import { Execs } from './processes/execs.ts';
 import { ManagedProcess, type Exit } from './processes/process.ts';
 import { ReplayBudget } from './processes/replay.ts';
 import type { Spawner } from './processes/spawned.ts';
+import { writeSecrets } from './secrets.ts';
 
 export interface SandboxOptions {
   readonly config: InitConfig;
@@ -39,7 +41,9 @@ export class Sandbox {
   #starting: Promise<ManagedProcess> | undefined;
   readonly #started: Promise<ManagedProcess>;
   readonly #started_: { resolve: (main: ManagedProcess) => void; reject: (error: unknown) => void };
-  #stopping = false;
+  #stopping: 'stopped' | 'idle' | undefined;
+  #attached = 0;
+  #calls = 0;
 
   constructor(options: SandboxOptions) {
     this.config = options.config;
@@ -74,7 +78,7 @@ export class Sandbox {
       await this.#starting;
       return true;
     }
-    if (this.#stopping) throw new DroverError('sandbox-not-running', 'the sandbox is stopping');
+    if (this.#stopping !== undefined) throw new DroverError('sandbox-not-running', 'the sandbox is stopping');
     this.#starting = this.#start();
     this.#starting.catch(() => undefined);
     await this.#starting;
@@ -103,9 +107,9 @@ export class Sandbox {
   }
 
   /** Ends the main process: its stop signal, a grace, then SIGKILL (I-37). Repeated: nothing. */
-  stop(graceMs: number = this.config.stopGraceMs): void {
-    if (this.#stopping) return;
-    this.#stopping = true;
+  stop(graceMs: number = this.config.stopGraceMs, reason: 'stopped' | 'idle' = 'stopped'): void {
+    if (this.#stopping !== undefined) return;
+    this.#stopping = reason;
     const { stopSignal } = this.config.main;
     void (async () => {
       if (this.#starting === undefined) {
@@ -139,6 +143,7 @@ export class Sandbox {
   async #start(): Promise<ManagedProcess> {
     const { main } = this.config;
     try {
+      writeSecrets(this.config.secrets ?? [], main.user);
       const spawned = await this.#spawn({
         argv: main.argv,
         env: this.#environment(),
@@ -152,7 +157,8 @@ export class Sandbox {
       });
       this.#main = new ManagedProcess('main', spawned, main.terminal, this.#budget, this.log);
       this.#started_.resolve(this.#main);
-      void this.#main.finished.then((exit) => this.#finish({ ...exit, reason: this.#stopping ? 'stopped' : 'main-exited', message: '' }));
+      void this.#main.finished.then((exit) => this.#finish({ ...exit, reason: this.#stopping ?? 'main-exited', message: '' }));
+      this.#watchIdle(this.#main);
       return this.#main;
     } catch (thrown) {
       const error = DroverError.from(thrown);
@@ -160,6 +166,34 @@ export class Sandbox {
       this.#finish({ code: error.exitCode, signal: '', at: Date.now(), reason: 'start-failed', message: error.message });
       throw error;
     }
+  }
+
+  /** Runs what somebody does with the sandbox: as long as it lasts, the sandbox is not idle. */
+  async attached<T>(work: () => Promise<T>): Promise<T> {
+    this.#attached++;
+    this.#calls++;
+    try {
+      return await work();
+    } finally {
+      this.#attached--;
+    }
+  }
+
+  /** Init watches by itself: whatever happens to the agent and the control plane, the time goes on. */
+  #watchIdle(main: ManagedProcess): void {
+    const { idleStopMs } = this.config;
+    if (idleStopMs === undefined) return;
+    const activity = (): Activity => ({
+      attached: this.#attached,
+      calls: this.#calls,
+      outputBytes: main.outputEnd,
+      cpuMs: workloadCpuMs(),
+    });
+    const watch = new IdleWatch(idleStopMs, performance.now(), activity());
+    const timer = setInterval(() => {
+      if (watch.look(performance.now(), activity())) this.stop(undefined, 'idle');
+    }, idleLookMs(idleStopMs));
+    void this.end.then(() => clearInterval(timer));
   }
 
   #environment(): readonly string[] {

@@ -12,12 +12,12 @@ export function createInitService(sandbox: Sandbox, onCall?: () => void): GrpcSe
   return new GrpcServer(
     [
       method('session', (call) => session(call, sandbox)),
-      method('exec', (call) => exec(call, sandbox)),
+      method('exec', (call) => sandbox.attached(() => exec(call, sandbox))),
       method('logs', (call) => logs(call, sandbox)),
       // The three below are loaded when first used: an idle sandbox does not pay for them.
-      method('copyIn', async (call) => (await import('./files/copy-in.ts')).copyIn(call, workdir)),
-      method('copyOut', async (call) => (await import('./files/copy-out.ts')).copyOut(call, workdir)),
-      method('forward', async (call) => (await import('./forward.ts')).forward(call)),
+      method('copyIn', (call) => sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir))),
+      method('copyOut', (call) => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir))),
+      method('forward', (call) => sandbox.attached(async () => (await import('./forward.ts')).forward(call))),
     ],
     onCall,
   );

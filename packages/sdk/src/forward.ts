@@ -10,7 +10,10 @@ export interface ForwardOptions {
   readonly signal?: AbortSignal;
 }
 
-/** One connection to a TCP port in a sandbox, as a stream of bytes. */
+/**
+ * One connection to a TCP port in a sandbox, as a stream of bytes. Its directions end apart, as those of a socket that allows half-open
+ * connections: `end()` is the end of what the program in the sandbox receives, and `end` is emitted when it has sent its last byte.
+ */
 export function openForward(
   client: Client<typeof api.SandboxService>,
   calls: Calls,
@@ -25,6 +28,7 @@ class Forward extends Duplex {
   readonly #input = new Handoff<Uint8Array>(execInputQueue);
   readonly #life = new AbortController();
   #resume: (() => void) | undefined;
+  #outputEnded = false;
 
   constructor(client: Client<typeof api.SandboxService>, calls: Calls, sandbox: string, port: number, signal: AbortSignal | undefined) {
     super({ allowHalfOpen: true, readableHighWaterMark: 4 * chunkBytes, writableHighWaterMark: chunkBytes });
@@ -38,15 +42,21 @@ class Forward extends Duplex {
   async #run(client: Client<typeof api.SandboxService>, sandbox: string, port: number): Promise<void> {
     const { signal } = this.#life;
     for await (const { payload } of client.forward(this.#requests(sandbox, port), { signal })) {
+      if (payload.case === 'eof') this.#endOutput();
       if (payload.case !== 'data' || this.push(payload.value) || this.destroyed) continue;
       await new Promise<void>((resolve) => {
         this.#resume = resolve;
       });
     }
-    this.push(null);
+    this.#endOutput();
     // The call is over in both directions: what is still written goes nowhere, as on a closed socket.
     this.#input.close();
     this.end();
+  }
+
+  #endOutput(): void {
+    if (!this.#outputEnded && !this.destroyed) this.push(null);
+    this.#outputEnded = true;
   }
 
   async *#requests(sandbox: string, port: number): AsyncGenerator<api.ForwardFrame> {

@@ -12,7 +12,9 @@ export type {
   LogsOptions,
   SandboxesApi,
   SandboxStateName,
+  Secret,
   SpecInit,
+  StatsOptions,
   WaitOptions,
 } from './sandboxes.ts';
 export { sandboxStateName, sandboxStateValue } from './states.ts';

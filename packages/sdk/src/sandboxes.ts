@@ -1,5 +1,5 @@
 import { Readable, type Duplex } from 'node:stream';
-import { create, type MessageInitShape } from '@bufbuild/protobuf';
+import { clone, create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
 import { api, sandbox } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
@@ -15,12 +15,27 @@ export type SpecInit = MessageInitShape<typeof sandbox.SandboxSpecSchema>;
 
 export interface CreateOptions {
   readonly spec: SpecInit;
+  /** What the sandbox gets and nobody can read back. The spec's own `secrets` are made from these. */
+  readonly secrets?: readonly Secret[];
   /** Made up when absent. */
   readonly name?: string;
   readonly project?: string;
   readonly labels?: Readonly<Record<string, string>>;
   /** Made up when absent; give one to repeat the call over a restart of your own program (L-20). */
   readonly idempotencyKey?: string;
+  readonly signal?: AbortSignal;
+}
+
+export interface Secret {
+  readonly name: string;
+  /** Text as UTF-8. */
+  readonly value: string | Uint8Array;
+  /** `environment` (default): the variable NAME of its processes. `file`: /run/secrets/NAME, on a tmpfs, for its main process's user. */
+  readonly target?: 'environment' | 'file';
+}
+
+export interface StatsOptions {
+  readonly project?: string;
   readonly signal?: AbortSignal;
 }
 
@@ -68,6 +83,8 @@ export interface SandboxesApi {
   copyIn(reference: string, path: string, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<api.CopyInResponse>;
   /** A tar stream of `path`. */
   copyOut(reference: string, path: string, signal?: AbortSignal): Readable;
+  /** What those named, or all, use now; of those that do not run, nothing. `failures` names the hosts that did not answer. */
+  stats(references?: readonly string[], options?: StatsOptions): Promise<api.GetStatsResponse>;
   /** One connection to a TCP port inside the sandbox; `end()` half-closes. */
   forward(reference: string, port: number, options?: ForwardOptions): Duplex;
 }
@@ -84,9 +101,13 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
     );
 
   return {
-    create: ({ spec, name = '', project = '', labels = {}, idempotencyKey, signal }) =>
+    create: ({ spec, secrets = [], name = '', project = '', labels = {}, idempotencyKey, signal }) =>
       calls.mutate(
-        (key) => client.createSandbox({ idempotencyKey: key, name, project, spec, labels: { ...labels } }, withSignal(signal)),
+        (key) =>
+          client.createSandbox(
+            { idempotencyKey: key, name, project, spec: withSecrets(spec, secrets), labels: { ...labels }, secrets: secrets.map(valueOf) },
+            withSignal(signal),
+          ),
         signal,
         idempotencyKey,
       ),
@@ -125,8 +146,25 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
         objectMode: false,
         highWaterMark: chunkBytes,
       }),
+    stats: (references = [], { project = '', signal } = {}) =>
+      calls.ask(() => client.getStats({ sandboxes: [...references], project }, withSignal(signal)), signal),
     forward: (reference, port, options) => openForward(client, calls, reference, port, options),
   };
+}
+
+function withSecrets(spec: SpecInit, secrets: readonly Secret[]): SpecInit {
+  if (secrets.length === 0) return spec;
+  const { ENVIRONMENT, FILE } = sandbox.SecretTarget;
+  // A copy: the caller's may be a message already.
+  const full = clone(sandbox.SandboxSpecSchema, create(sandbox.SandboxSpecSchema, spec));
+  full.secrets = secrets.map(({ name, target }) =>
+    create(sandbox.SecretMountSchema, { name, target: target === 'file' ? FILE : ENVIRONMENT }),
+  );
+  return full;
+}
+
+function valueOf({ name, value }: Secret): MessageInitShape<typeof sandbox.SecretValueSchema> {
+  return { name, value: typeof value === 'string' ? new TextEncoder().encode(value) : new Uint8Array(value) };
 }
 
 async function* tarMessages(reference: string, path: string, tar: AsyncIterable<Uint8Array>): AsyncGenerator<api.CopyInRequest> {

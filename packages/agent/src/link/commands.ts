@@ -136,6 +136,8 @@ export class CommandRunner {
       }
       case 'readLogs':
         return { case: 'logs', value: await sandboxes.readLogs(operation.value) };
+      case 'collectStats':
+        return { case: 'stats', value: await sandboxes.stats(operation.value) };
       case 'applyAddons':
         throw unimplemented(operation.case);
       case undefined:
@@ -191,6 +193,7 @@ function isRead(operation: link.Command['operation']['case']): boolean {
     operation === 'listImages' ||
     operation === 'readLogs' ||
     operation === 'collectDiagnostics' ||
+    operation === 'collectStats' ||
     operation === 'openTunnel'
   );
 }

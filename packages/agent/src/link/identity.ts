@@ -1,4 +1,4 @@
-import { chmod, mkdir, readFile } from 'node:fs/promises';
+import { chmod, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, isHostId, newHostId, parseHostId, writeFileAtomic, type HostId } from '@drover/foundation';
 
@@ -54,6 +54,11 @@ export async function loadIdentity(stateDir: string): Promise<HostIdentity | und
 export async function saveIdentity(stateDir: string, identity: HostIdentity): Promise<void> {
   const directory = await ensureDirectory(stateDir);
   await writeFileAtomic(join(directory, identityFile), `${JSON.stringify({ version: 1, ...identity }, undefined, 2)}\n`, 0o600);
+}
+
+/** After the host was removed (L-4): id, key and certificate go, so that a later join makes another host. */
+export async function forgetIdentity(stateDir: string): Promise<void> {
+  await rm(join(stateDir, identityDirectory), { recursive: true, force: true });
 }
 
 async function ensureDirectory(stateDir: string): Promise<string> {

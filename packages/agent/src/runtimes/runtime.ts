@@ -49,6 +49,8 @@ export interface CreateRequest {
   readonly network: NetworkAttachment;
   readonly limits: Limits;
   readonly mounts: readonly { readonly source: string; readonly target: string; readonly readOnly: boolean }[];
+  /** Mounts an empty tmpfs (0755, noexec) of so many bytes on /run/secrets, for init to put secrets into (R-19); absent: none. */
+  readonly secretsBytes?: number;
   /** Mounted read-only at /.drover: node, its libraries and init's bundle (I-38). */
   readonly initDirectory: string;
   /** Mounted read-write at /.drover/run, owned by the sandbox's root, mode 0700: config.json, keys, logs, exit.json (I-6). */
@@ -88,6 +90,8 @@ export interface RuntimeState {
   readonly finishedAt: number | undefined;
   /** Why init could not start the main process, as its exit.json says (reason `start-failed`). */
   readonly startFailure?: string;
+  /** Init stopped it because it was idle for so long (R-20; exit.json's reason `idle`). */
+  readonly idle?: boolean;
 }
 
 export interface RuntimeStats {

@@ -1,6 +1,8 @@
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   DroverError,
   isSandboxId,
@@ -13,15 +15,16 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { createKeyAndRequest, type Names } from '@drover/pki';
-import type { link, sandbox } from '@drover/protocol';
+import { link, type sandbox } from '@drover/protocol';
 import type { ImageHandle, Images } from '../images/images.ts';
 import { defaultPids, defaultStopGraceMs, maxOperationsPerSandbox, maxStopGraceMs } from '../limits.ts';
 import type { Network } from '../network/network.ts';
-import type { CreateRequest, NetworkAttachment, Runtime, RuntimeState } from '../runtimes/runtime.ts';
+import type { CreateRequest, NetworkAttachment, Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { readKeptLogs } from './logs.ts';
 import { resolveMain } from './process.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
 import { removeStartMaterial, writeRunDirectory } from './run-directory.ts';
+import { placeSecrets, secretsTmpfsBytes, type PlacedSecrets } from './secrets.ts';
 import type { Sandboxes, SignSandboxCertificate } from './sandboxes.ts';
 
 export interface SandboxManagerOptions {
@@ -116,7 +119,7 @@ export class SandboxManager implements Sandboxes {
       this.#mustStillBe(own);
       // L-19: what exists is returned. A sandbox that never came to its first start does not exist yet.
       if (own.record.startCount > 0) return await this.#touch(own, command.sandbox);
-      return await this.#make(own, generationOf(command.sandbox), progress);
+      return await this.#make(own, generationOf(command.sandbox), command.secrets, progress);
     });
   }
 
@@ -126,7 +129,7 @@ export class SandboxManager implements Sandboxes {
       this.#mustStillBe(entry);
       const { phase } = entry.record;
       if (phase === 'running' || phase === 'paused') return await this.#touch(entry, command.sandbox);
-      return await this.#make(entry, generationOf(command.sandbox), () => undefined);
+      return await this.#make(entry, generationOf(command.sandbox), command.secrets, () => undefined);
     });
   }
 
@@ -198,6 +201,19 @@ export class SandboxManager implements Sandboxes {
     return await readKeptLogs(this.#runDirectory(entry.record.id), Number(command.tailBytes));
   }
 
+  async stats(command: link.CollectStats): Promise<link.Stats> {
+    const asked = command.sandboxIds.length === 0 ? [...this.#entries.keys()] : command.sandboxIds.map(parseSandboxId);
+    const stats = await Promise.all(
+      asked.map(async (id) => {
+        const entry = this.#entries.get(id);
+        const running = entry?.record.phase === 'running' || entry?.record.phase === 'paused';
+        const used = entry !== undefined && running ? await this.#runtime(entry.record.runtime).stats(id) : undefined;
+        return used === undefined ? [] : [statsOf(id, used, this.#clock.now())];
+      }),
+    );
+    return create(link.StatsSchema, { sandboxes: stats.flat() });
+  }
+
   async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
     const entry = this.#entry(id);
     return await this.#runtime(entry.record.runtime).dial(id, port, signal);
@@ -215,7 +231,12 @@ export class SandboxManager implements Sandboxes {
   }
 
   /** Prepares and starts one run of the sandbox; whatever fails is taken back, and the record says why. */
-  async #make(entry: Entry, generation: number, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation> {
+  async #make(
+    entry: Entry,
+    generation: number,
+    values: readonly sandbox.SecretValue[],
+    progress: (progress: link.CommandProgress) => void,
+  ): Promise<sandbox.SandboxObservation> {
     const making = new AbortController();
     entry.making = making;
     const signal = AbortSignal.any([this.#options.signal, making.signal]);
@@ -240,6 +261,7 @@ export class SandboxManager implements Sandboxes {
       await this.#options.images.hold(image.digest, id);
       const request = this.#request(entry.record, image, attachment);
       const startCount = entry.record.startCount + 1;
+      const secrets: PlacedSecrets = placeSecrets(spec.secrets, values);
       await Promise.all([
         this.#options.network.applyPolicy(id, spec.allow),
         writeRunDirectory(request.runDirectory, {
@@ -247,7 +269,9 @@ export class SandboxManager implements Sandboxes {
           hostname: request.hostname,
           address: attachment.address,
           controlPlaneUri: this.#options.names.controlPlane(),
-          main: resolveMain(spec, image.config, this.#options.gatewayEnvironment(attachment)),
+          main: resolveMain(spec, image.config, this.#options.gatewayEnvironment(attachment), secrets.env),
+          secrets: secrets.files,
+          idleStopMs: Number(spec.idleStopSeconds) * 1000,
           stopGraceMs: Math.min(spec.stopGraceMs || defaultStopGraceMs, maxStopGraceMs),
           startCount,
           ...identity,
@@ -296,6 +320,7 @@ export class SandboxManager implements Sandboxes {
         pids: spec.resources?.pids || defaultPids,
       },
       mounts: spec.mounts.map((mount) => this.#allowedMount(mount)),
+      ...secretsTmpfsBytes(spec.secrets),
       initDirectory: this.#options.initDirectory,
       runDirectory: this.#runDirectory(id),
     };
@@ -358,6 +383,8 @@ export class SandboxManager implements Sandboxes {
     const exitCode = state?.exitCode ?? 137;
     const common = { exitCode, outOfMemory: state?.outOfMemory ?? false, finishedAt: state?.finishedAt ?? this.#clock.now(), address: '' };
     await this.#options.network.release(id);
+    // R-19: init reads and removes it; one that was killed before it could has left it.
+    await removeStartMaterial(this.#runDirectory(id));
     if (common.outOfMemory) {
       // R-10: reported as what it is, not as an exit.
       const limit = Number(spec.resources?.memoryBytes ?? 0n);
@@ -365,6 +392,9 @@ export class SandboxManager implements Sandboxes {
       await this.#update(entry, { ...common, phase: 'failed', reason: 'out-of-memory', message });
     } else if (state?.startFailure !== undefined) {
       await this.#update(entry, { ...common, phase: 'failed', reason: 'start-failed', message: state.startFailure });
+    } else if (state?.idle === true) {
+      const message = `stopped: nothing happened in it for ${spec.idleStopSeconds} s`;
+      await this.#update(entry, { ...common, phase: 'stopped', reason: 'idle', message });
     } else {
       const message = reason === 'exited' ? `the command ended with status ${exitCode}` : '';
       await this.#update(entry, { ...common, phase: 'stopped', reason, message });
@@ -509,4 +539,9 @@ function progressOf(progress: { readonly message: string; readonly doneBytes: nu
 
 function sentenceOf(error: DroverError): string {
   return error.hint === undefined ? error.message : `${error.message}; ${error.hint}`;
+}
+
+function statsOf(id: SandboxId, used: RuntimeStats, now: number): MessageInitShape<typeof link.SandboxStatsSchema> {
+  const { cpuUsec, memoryBytes, pids } = used;
+  return { sandboxId: id, cpuUsec: BigInt(cpuUsec), memoryBytes: BigInt(memoryBytes), pids, at: timestampFromMs(now) };
 }

@@ -9,9 +9,15 @@ const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
  * What the sandbox's main process is: the spec over the image's config, as OCI runtimes combine them
  * (image-spec, config.md: Entrypoint and Cmd; replacing the Entrypoint drops the image's Cmd).
  * @param gatewayEnv how programs find the egress proxy; the image's and the spec's own values win
+ * @param secretEnv the secrets that are variables; they win over all others
  * @throws {DroverError} invalid-argument when neither names a command
  */
-export function resolveMain(spec: sandbox.SandboxSpec, image: ImageConfig, gatewayEnv: readonly string[]): MainProcess {
+export function resolveMain(
+  spec: sandbox.SandboxSpec,
+  image: ImageConfig,
+  gatewayEnv: readonly string[],
+  secretEnv: readonly string[] = [],
+): MainProcess {
   const entrypoint = spec.setEntrypoint ? spec.entrypoint : image.entrypoint;
   const command = spec.command.length > 0 || spec.setEntrypoint ? spec.command : image.command;
   const argv = [...entrypoint, ...command];
@@ -24,7 +30,7 @@ export function resolveMain(spec: sandbox.SandboxSpec, image: ImageConfig, gatew
   const terminalEnv = spec.terminal ? ['TERM=xterm-256color'] : [];
   return {
     argv,
-    env: mergeEnvironment([defaultPath], terminalEnv, gatewayEnv, image.env, ownEnv),
+    env: mergeEnvironment([defaultPath], terminalEnv, gatewayEnv, image.env, ownEnv, secretEnv),
     workdir: spec.workdir === '' ? image.workdir || '/' : spec.workdir,
     user: spec.user === '' ? image.user : spec.user,
     terminal: spec.terminal,

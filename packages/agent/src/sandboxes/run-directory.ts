@@ -1,6 +1,6 @@
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { initPort, type InitConfig, type MainProcess } from '@drover/init';
+import { initPort, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
 
 const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem'] as const;
 
@@ -11,7 +11,10 @@ export interface StartMaterial {
   readonly address: string;
   readonly controlPlaneUri: string;
   readonly main: MainProcess;
+  readonly secrets: readonly SecretFile[];
   readonly stopGraceMs: number;
+  /** 0: never. */
+  readonly idleStopMs: number;
   readonly startCount: number;
   readonly certificatePem: string;
   readonly keyPem: string;
@@ -33,6 +36,8 @@ export async function writeRunDirectory(directory: string, material: StartMateri
     main: material.main,
     stopGraceMs: material.stopGraceMs,
     startCount: material.startCount,
+    ...(material.secrets.length > 0 && { secrets: material.secrets }),
+    ...(material.idleStopMs > 0 && { idleStopMs: material.idleStopMs }),
   };
   const files: Record<(typeof materialFiles)[number], string> = {
     'config.json': JSON.stringify(config),

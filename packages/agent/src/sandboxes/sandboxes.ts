@@ -20,6 +20,8 @@ export interface Sandboxes {
   list(): readonly sandbox.SandboxObservation[];
   applyPolicy(command: link.ApplyPolicy): Promise<void>;
   readLogs(command: link.ReadLogs): Promise<link.LogData>;
+  /** What those that run use now; of a sandbox that does not run, nothing. */
+  stats(command: link.CollectStats): Promise<link.Stats>;
   dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
   /** Every change of an observation, in order per sandbox. */
   onObserved(listener: (observation: sandbox.SandboxObservation) => void): () => void;

@@ -75,8 +75,8 @@ export function oneLine(text: string): string {
 }
 
 /** Enumerations that people see as words: `SANDBOX_STATE_RUNNING` is `running`. */
-const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE)_/;
-const enumFields = new Set(['state', 'desiredState']);
+const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE|SECRET_TARGET)_/;
+const enumFields = new Set(['state', 'desiredState', 'target']);
 
 /**
  * A message as `-o json` shows it: protobuf JSON (camelCase, every field present, 64-bit numbers as strings,

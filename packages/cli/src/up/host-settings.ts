@@ -1,6 +1,6 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { DroverError, errnoOf, parseLabel, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, parseLabel, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
 
 /** What this host was told about itself when it joined. */
@@ -14,6 +14,17 @@ export interface HostSettings {
   readonly runtimeProgram?: string;
   /** Directories that sandboxes may mount (R-18). */
   readonly allowedMounts?: readonly string[];
+  /** What is said about registries (R-11). */
+  readonly registries?: RegistrySettings;
+}
+
+export interface RegistrySettings {
+  /** Hosts, with port, that may speak plain HTTP or have a certificate that does not verify. */
+  readonly insecureRegistries?: readonly string[];
+  /** For a registry's host, what is tried before it. */
+  readonly mirrors?: Readonly<Record<string, readonly string[]>>;
+  /** A file as `docker login` writes it. */
+  readonly credentialsFile?: string;
 }
 
 /** The flags of `up`, `agent` and `agent join` that say how the host is to be. */
@@ -24,12 +35,45 @@ export interface HostFlags {
   readonly pool?: string;
   readonly runtimeProgram?: string;
   readonly allowMount?: readonly string[];
+  readonly insecureRegistry?: readonly string[];
+  readonly registryMirror?: readonly string[];
+  readonly registryCredentials?: string;
 }
 
 const file = (stateDirectory: string): string => join(stateDirectory, 'host.json');
 
+/** R-11. @throws {DroverError} invalid-argument */
+export function parseRegistries(flags: HostFlags): RegistrySettings {
+  const mirrors: Record<string, string[]> = {};
+  for (const entry of flags.registryMirror ?? []) {
+    const [, registry, mirror] = /^([^=]+)=(.+)$/.exec(entry) ?? [];
+    if (registry === undefined || mirror === undefined || !registryHost.test(registry) || !URL.canParse(withScheme(mirror))) {
+      throw new DroverError('invalid-argument', `${JSON.stringify(clip(entry))} is not a mirror of a registry`, {
+        hint: 'write REGISTRY=MIRROR, such as docker.io=mirror.example.com:5000',
+      });
+    }
+    (mirrors[registry] ??= []).push(mirror);
+  }
+  for (const host of flags.insecureRegistry ?? []) {
+    if (registryHost.test(host)) continue;
+    throw new DroverError('invalid-argument', `${JSON.stringify(clip(host))} is not the host of a registry`, {
+      hint: 'write HOST or HOST:PORT, without scheme or path',
+    });
+  }
+  return {
+    ...(flags.insecureRegistry !== undefined && { insecureRegistries: flags.insecureRegistry }),
+    ...(flags.registryMirror !== undefined && { mirrors }),
+    ...(flags.registryCredentials !== undefined && { credentialsFile: resolve(flags.registryCredentials) }),
+  };
+}
+
+/** A host as an image reference has it, IPv6 in brackets. */
+const registryHost = /^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?$/;
+const withScheme = (mirror: string): string => (/^https?:\/\//.test(mirror) ? mirror : `https://${mirror}`);
+
 /** Keeps what is given, and what was kept before of the rest. @throws {DroverError} */
 export async function saveHostSettings(stateDirectory: string, flags: HostFlags): Promise<void> {
+  const registries = parseRegistries(flags);
   const given: Partial<HostSettings> = {
     ...(flags.name !== undefined && { name: flags.name }),
     ...(flags.label !== undefined && { labels: Object.fromEntries(flags.label.map(parseLabel)) }),
@@ -38,8 +82,9 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
     ...(flags.runtimeProgram !== undefined && { runtimeProgram: flags.runtimeProgram }),
     ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
   };
-  if (Object.keys(given).length === 0) return;
-  const settings: HostSettings = { ...(await loadHostSettings(stateDirectory)), ...given };
+  if (Object.keys(given).length === 0 && Object.keys(registries).length === 0) return;
+  const kept = await loadHostSettings(stateDirectory);
+  const settings: HostSettings = { ...kept, ...given, registries: { ...kept.registries, ...registries } };
   await mkdir(stateDirectory, { recursive: true, mode: 0o711 });
   await writeFileAtomic(file(stateDirectory), `${JSON.stringify(settings, undefined, 2)}\n`, 0o600);
 }
@@ -51,6 +96,13 @@ const schema = z.object({
   pool: z.string().optional(),
   runtimeProgram: z.string().optional(),
   allowedMounts: z.array(z.string()).optional(),
+  registries: z
+    .object({
+      insecureRegistries: z.array(z.string()).optional(),
+      mirrors: z.record(z.string(), z.array(z.string())).optional(),
+      credentialsFile: z.string().optional(),
+    })
+    .optional(),
 });
 
 /** @throws {DroverError} invalid-config */

@@ -1,6 +1,7 @@
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { clip, DroverError } from '@drover/foundation';
+import { clip, DroverError, parseDurationMs } from '@drover/foundation';
+import { maxLivenessMs, minHostTtlMs, minLostGraceMs } from '../limits.ts';
 
 /** /var/lib/drover for root, else `$XDG_DATA_HOME/drover` or below `~/.local/share` (XDG base directory specification). */
 export function defaultDataDirectory(env: NodeJS.ProcessEnv): string {
@@ -29,4 +30,26 @@ export function linkListen(
 ): { readonly host: string; readonly port: number } {
   if (text !== undefined) return parseListen(text);
   return { host: listen.host, port: listen.port === 0 || listen.port === 65_535 ? 0 : listen.port + 1 };
+}
+
+/** The flags of `up` and `serve` that say when a host counts as gone. */
+export interface LivenessFlags {
+  readonly hostTtl?: string;
+  readonly lostGrace?: string;
+}
+
+/** L-10, L-26. @throws {DroverError} invalid-argument */
+export function parseLiveness(flags: LivenessFlags): { readonly hostTtlMs?: number; readonly lostGraceMs?: number } {
+  return {
+    ...(flags.hostTtl !== undefined && { hostTtlMs: parseWithin('--host-ttl', flags.hostTtl, minHostTtlMs) }),
+    ...(flags.lostGrace !== undefined && { lostGraceMs: parseWithin('--lost-grace', flags.lostGrace, minLostGraceMs) }),
+  };
+}
+
+function parseWithin(flag: string, text: string, leastMs: number): number {
+  const ms = parseDurationMs(text);
+  if (ms >= leastMs && ms <= maxLivenessMs) return ms;
+  throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is too ${ms < leastMs ? 'short' : 'long'}`, {
+    hint: `give ${leastMs / 1000}s to ${maxLivenessMs / 3_600_000}h`,
+  });
 }

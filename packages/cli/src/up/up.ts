@@ -11,13 +11,13 @@ import { hostStateName } from '../commands/host/state.ts';
 import { saveContext, type Context } from '../context/context.ts';
 import { makeDataDirectory, runChecks, tryListen, type Finding } from '../doctor/checks.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
-import { saveHostSettings, type HostFlags } from './host-settings.ts';
+import { parseRegistries, saveHostSettings, type HostFlags } from './host-settings.ts';
 import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
 import { parentVariable } from './parent.ts';
-import { defaultDataDirectory, parseListen } from './settings.ts';
+import { defaultDataDirectory, parseListen, parseLiveness, type LivenessFlags } from './settings.ts';
 
-interface UpFlags extends HostFlags {
+interface UpFlags extends HostFlags, LivenessFlags {
   readonly data?: string;
   readonly listen: string;
   readonly linkListen?: string;
@@ -36,6 +36,7 @@ const hostChecks = ['operating system', 'container runtime', 'nftables', 'ip com
  */
 export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Promise<void> {
   for (const label of flags.label ?? []) parseLabel(label);
+  parseRegistries(flags);
   const listen = parseListen(flags.listen);
   const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
   const root = process.getuid?.() === 0;
@@ -46,6 +47,7 @@ export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Prom
   // Passable for others: the roots of sandboxes lie below, and their owners are not root. What is secret has directories of its own.
   await makeDataDirectory(data, 0o711);
   if (flags.linkListen !== undefined) parseListen(flags.linkListen);
+  parseLiveness(flags);
   const orphaned = await claim(data);
   try {
     await check(cli, { data, ...listen }, withAgent, orphaned);
@@ -153,7 +155,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   }
 }
 
-function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost }: Settings): string[] {
+function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost, hostTtl, lostGrace }: Settings): string[] {
   return [
     'serve',
     '--data',
@@ -162,6 +164,8 @@ function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost
     `${host.includes(':') ? `[${host}]` : host}:${port}`,
     ...(linkListen === undefined ? [] : ['--link-listen', linkListen]),
     ...(publicHost === undefined ? [] : ['--public-host', publicHost]),
+    ...(hostTtl === undefined ? [] : ['--host-ttl', hostTtl]),
+    ...(lostGrace === undefined ? [] : ['--lost-grace', lostGrace]),
   ];
 }
 

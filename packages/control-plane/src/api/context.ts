@@ -3,6 +3,7 @@ import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/hub.ts';
 import type { Placement } from '../placement/index.ts';
 import type { Reconciler } from '../reconcile/index.ts';
+import type { SecretBox } from '../secrets/index.ts';
 import type { Sessions } from '../sessions/sessions.ts';
 import type { Store } from '../store/store.ts';
 import type { SubjectWakes } from './wakes.ts';
@@ -11,6 +12,8 @@ import type { SubjectWakes } from './wakes.ts';
 export interface ApiContext {
   readonly store: Store;
   readonly hub: Hub;
+  /** Seals the secrets of new sandboxes. */
+  readonly secrets: SecretBox;
   readonly sessions: Sessions;
   readonly placement: Placement;
   readonly reconciler: Reconciler;

@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { finished } from 'node:stream/promises';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { Code, ConnectError } from '@connectrpc/connect';
@@ -307,5 +309,31 @@ describe('bytes', () => {
     const socket = api.client.sandboxes.forward('box', 8080);
     socket.end('question');
     expect(await text(socket)).toBe('8080 heard question');
+  });
+
+  test('are still sent into the sandbox after the program there has ended its side', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    let got = '';
+    const inputEnded = Promise.withResolvers<void>();
+    api.sessions.serve({
+      async *forward(requests) {
+        yield { payload: { case: 'data', value: Buffer.from('that was all') } } as never;
+        yield { payload: { case: 'eof', value: true } } as never;
+        for await (const { payload } of requests) if (payload.case === 'data') got += Buffer.from(payload.value).toString();
+        inputEnded.resolve();
+      },
+    });
+    const socket = api.client.sandboxes.forward('box', 8080);
+    // Not by iteration, which destroys a stream at its end.
+    let answer = '';
+    socket.on('data', (data: Buffer) => (answer += data.toString()));
+    await once(socket, 'end');
+    expect(answer).toBe('that was all');
+    expect([socket.readableEnded, socket.writable]).toEqual([true, true]);
+    socket.end('said after its end');
+    await inputEnded.promise;
+    expect(got).toBe('said after its end');
+    await finished(socket);
   });
 });

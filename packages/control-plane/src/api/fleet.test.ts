@@ -4,6 +4,7 @@ import { DroverError, newHostId } from '@drover/foundation';
 import { createKeyAndRequest, formatJoinToken, newSecret } from '@drover/pki';
 import { api as wire, link } from '@drover/protocol';
 import { describe, expect, test } from 'vitest';
+import { draft } from '../store/testing/fixtures.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
 
 interface Answer {
@@ -205,6 +206,27 @@ describe('events', () => {
     stop.abort();
     expect(names).toEqual(['a', 'b', 'c']);
     expect(seen).toEqual([...new Set(seen)].sort((x, y) => Number(x - y)));
+  });
+
+  test('I-35: a watcher from now on whose stream breaks before its first event misses nothing', async () => {
+    for (const already of [0, 1]) {
+      await using api = await startTestApi();
+      const create = async (name: string): Promise<unknown> => await api.client.sandboxes.create({ name, spec: { image: 'host' } });
+      if (already > 0) await create('before');
+      const standing = Promise.withResolvers<void>();
+      const watching = (async () => {
+        for await (const event of api.client.events.watch({ kinds: ['sandbox'], onBegan: () => standing.resolve() })) {
+          return (JSON.parse(event.dataJson) as { name: string }).name;
+        }
+        return undefined;
+      })();
+      await standing.promise;
+      await api.stop();
+      // Nobody is connected: it is written, and no stream carries it.
+      await api.store.sandboxes.create(draft({ name: 'between' }));
+      await api.restart();
+      expect(await watching).toBe('between');
+    }
   });
 
   test('one that does not follow ends with what there is', async () => {

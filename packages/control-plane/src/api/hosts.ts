@@ -2,7 +2,7 @@ import { createHmac } from 'node:crypto';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { DroverError } from '@drover/foundation';
+import { DroverError, type HostId } from '@drover/foundation';
 import { formatJoinToken, hashSecret, newSecret } from '@drover/pki';
 import { api, link } from '@drover/protocol';
 import { defaultJoinTtlSeconds, hostCallTimeoutMs, maxJoinTtlSeconds, maxJoinUses } from '../limits.ts';
@@ -42,9 +42,9 @@ export function hostService(context: ApiContext): ServiceImpl<typeof api.HostSer
       const { token } = callerOf(values);
       const key = request.idempotencyKey;
       const secret = key === '' ? newSecret() : createHmac('sha256', token).update(`join-token\0${key}`).digest('base64url');
-      const answer = await once(store.idempotency, values, methods.createJoinToken, request, async () => {
+      const answer = await once(store, values, methods.createJoinToken, request, async ({ tokens }) => {
         const expiresAt = context.clock.now() + ttlSeconds * 1000;
-        await store.tokens.createJoin({ hash: hashSecret(secret), expiresAt, uses, labels });
+        await tokens.createJoin({ hash: hashSecret(secret), expiresAt, uses, labels });
         return create(api.JoinTokenSchema, { expiresAt: timestampFromMs(expiresAt), uses });
       });
       answer.token = formatJoinToken({ caFingerprint: context.ca.fingerprint, secret });
@@ -53,9 +53,9 @@ export function hostService(context: ApiContext): ServiceImpl<typeof api.HostSer
     },
 
     async setHostScheduling(request, { values }) {
-      return await once(store.idempotency, values, methods.setHostScheduling, request, async () => {
-        const host = await store.hosts.find(request.host);
-        return hostToWire(await store.hosts.setScheduling(host.id, request.cordoned ? 'cordoned' : 'open'));
+      return await once(store, values, methods.setHostScheduling, request, async ({ hosts }) => {
+        const host = await hosts.find(request.host);
+        return hostToWire(await hosts.setScheduling(host.id, request.cordoned ? 'cordoned' : 'open'));
       });
     },
 
@@ -69,12 +69,16 @@ export function hostService(context: ApiContext): ServiceImpl<typeof api.HostSer
     },
 
     async removeHost(request, { values }) {
-      return await once(store.idempotency, values, methods.removeHost, request, async () => {
-        const host = await store.hosts.find(request.host);
-        await store.hosts.remove(host.id, { force: request.force });
-        hub.disconnect(host.id, link.GoAway_Reason.REMOVED, 'the host was removed');
+      let removed: HostId | undefined;
+      const answer = await once(store, values, methods.removeHost, request, async ({ hosts }) => {
+        const host = await hosts.find(request.host);
+        await hosts.remove(host.id, { force: request.force });
+        removed = host.id;
         return create(api.RemoveHostResponseSchema);
       });
+      // L-4. Should this process end before it does so, the stream ends with it; one on another replica is ended by its audit.
+      if (removed !== undefined) hub.disconnect(removed, link.GoAway_Reason.REMOVED, 'the host was removed');
+      return answer;
     },
 
     async diagnoseHost(request, { signal }) {

@@ -1,31 +1,34 @@
 import { fromBinary, toBinary, type DescMessage, type MessageShape } from '@bufbuild/protobuf';
 import type { ContextValues } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
-import type { IdempotencyStore } from '../store/store.ts';
 import { maxIdempotencyKeyLength } from '../limits.ts';
+import type { Store, Tables } from '../store/store.ts';
 import { callerOf } from './auth.ts';
 
 /**
- * Runs a mutating call once per key and caller (L-20): repeated after a lost answer, gives the first answer.
+ * Runs a mutating call as one transaction, once per key and caller (L-20): repeated after a lost answer, gives the first answer.
+ * `action` gets the tables of the transaction, and must not wait for anything else (`Store.together`); what is to follow from it
+ * outside of the store comes after the call, and bears repetition.
  * @throws {DroverError} idempotency-key-reused, invalid-argument
  */
 export async function once<I extends DescMessage, O extends DescMessage>(
-  store: IdempotencyStore,
+  store: Store,
   values: ContextValues,
   method: { readonly input: I; readonly output: O; readonly name: string },
   request: MessageShape<I> & { readonly idempotencyKey: string },
-  action: () => Promise<MessageShape<O>>,
+  action: (store: Tables) => Promise<MessageShape<O>>,
 ): Promise<MessageShape<O>> {
   const key = request.idempotencyKey;
-  if (key === '') return await action();
+  if (key === '') return await store.together(action);
   if (key.length > maxIdempotencyKeyLength) {
     throw new DroverError('invalid-argument', `the idempotency key has ${key.length} characters`, {
       hint: `use at most ${maxIdempotencyKeyLength}`,
     });
   }
   // Scoped to the caller, so that nobody gets another caller's answer.
-  const answer = await store.once(`${callerOf(values).name}/${key}`, method.name, toBinary(method.input, request), async () =>
-    toBinary(method.output, await action()),
+  const scoped = `${callerOf(values).name}/${key}`;
+  const answer = await store.idempotency.once(scoped, method.name, toBinary(method.input, request), async (tables) =>
+    toBinary(method.output, await action(tables)),
   );
   return fromBinary(method.output, answer);
 }

@@ -3,11 +3,12 @@ import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, errorFromWire, errorToWire, link } from '@drover/protocol';
 import type { Operation, ResultValue } from '../hub/hub.ts';
-import { hostCallTimeoutMs, imageFanOut } from '../limits.ts';
+import { hostCallTimeoutMs } from '../limits.ts';
 import { hostState } from '../store/index.ts';
 import type { HostRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { hostFailure } from './convert.ts';
+import { eachOf } from './fan-out.ts';
 import { checkImage } from './parse.ts';
 
 /** Images are the hosts' own: each call goes to one host or to every ready one, and tells what failed host by host. */
@@ -123,15 +124,6 @@ function noHosts(): DroverError {
 function failed(failure: api.HostFailure): DroverError {
   const { error } = failure;
   return error === undefined ? new DroverError('internal', 'a host failed') : errorFromWire(error);
-}
-
-/** Runs `work` for every host, `imageFanOut` at a time. */
-async function eachOf(hosts: readonly HostRow[], work: (host: HostRow) => Promise<void>): Promise<void> {
-  const waiting = hosts.values();
-  const worker = async (): Promise<void> => {
-    for (const host of waiting) await work(host);
-  };
-  await Promise.all(Array.from({ length: Math.min(imageFanOut, hosts.length) }, worker));
 }
 
 /** News of many pulls for one reader: the newest progress of each host, and every last word. A slow reader skips progress. */

@@ -152,6 +152,8 @@ export function checkSpec(spec: sandbox.SandboxSpec): void {
   if (spec.host.length > 253) throw invalid(`${quote(spec.host)} cannot be a host`, '`drover host ls` lists them');
   if (spec.ttlSeconds > BigInt(maxTtlSeconds))
     throw invalid(`a life of ${spec.ttlSeconds} s is too long`, `use at most ${maxTtlSeconds} s`);
+  if (spec.idleStopSeconds > BigInt(maxTtlSeconds))
+    throw invalid(`an idle time of ${spec.idleStopSeconds} s is too long`, `use at most ${maxTtlSeconds} s`);
   if (spec.stopGraceMs > maxStopGraceMs) {
     throw invalid(`a grace of ${spec.stopGraceMs} ms is too long`, `use at most ${maxStopGraceMs} ms`);
   }

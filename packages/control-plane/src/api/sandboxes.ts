@@ -1,12 +1,14 @@
-import { create } from '@bufbuild/protobuf';
+import { clone, create } from '@bufbuild/protobuf';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
-import { DroverError, isSandboxId, makeUpName, newSandboxId, type HostId } from '@drover/foundation';
-import { api, sandbox } from '@drover/protocol';
+import { DroverError, isHostId, isSandboxId, makeUpName, newSandboxId, type HostId } from '@drover/foundation';
+import { api, desiredStates, sandbox, sandboxStates } from '@drover/protocol';
 import { defaultPageSize, maxPageSize, maxStopGraceMs } from '../limits.ts';
+import { placeSandbox } from '../placement/index.ts';
+import { checkSecrets } from '../secrets/index.ts';
 import { sandboxState } from '../store/index.ts';
-import type { SandboxRow, SandboxStateName } from '../store/store.ts';
+import type { SandboxFilter, SandboxRow, SandboxStateName, Tables } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
-import { desiredStateOf, sandboxStates, sandboxToWire } from './convert.ts';
+import { sandboxToWire } from './convert.ts';
 import { endedError, labelOf } from './ended.ts';
 import { once } from './idempotency.ts';
 import { checkSpec, parseIdentity, parseLabels, requestOf } from './parse.ts';
@@ -19,44 +21,48 @@ type Methods = Pick<
 
 /** What sandboxes there are and what is wanted of them. */
 export function sandboxMethods(context: ApiContext): Methods {
-  const { store, sessions } = context;
+  const { store, sessions, secrets } = context;
 
-  async function toWire(row: SandboxRow): Promise<api.Sandbox> {
-    const host = row.hostId === undefined ? undefined : await store.hosts.get(row.hostId);
+  async function toWire({ hosts }: Pick<Tables, 'hosts'>, row: SandboxRow): Promise<api.Sandbox> {
+    const host = row.hostId === undefined ? undefined : await hosts.get(row.hostId);
     return sandboxToWire(row, host?.name ?? '', sessions.status(row.id));
   }
 
-  async function createOne(request: api.CreateSandboxRequest): Promise<api.Sandbox> {
-    const { spec } = request;
-    if (spec === undefined) throw new DroverError('invalid-argument', 'the request has no spec', { hint: 'give at least an image' });
-    checkSpec(spec);
-    const labels = parseLabels(request.labels);
-    const { project, name } = parseIdentity(request.project, request.name === '' ? makeUpName() : request.name);
-    const room = requestOf(spec);
-    await checkPossible(store.hosts, spec, room);
-    const row = await store.sandboxes.create({ id: newSandboxId(), project, name, spec, labels, request: room });
-    // From here on the sandbox exists: what placement cannot do now it does later, so nothing below fails the call.
-    const placed = await context.placement.placeNow(row.id).catch((error: unknown) => {
-      context.logger.warn({ err: error, sandbox: row.id }, 'placement failed and is tried again');
-      return row;
-    });
-    if (placed.hostId !== undefined) context.reconciler.poke(placed.hostId);
-    return await toWire(placed);
+  /** Its host may have something to do. The event of the change says the same, to the other replicas too; this one is sooner. */
+  function poke<T extends api.Sandbox>(answer: T): T {
+    if (isHostId(answer.hostId)) context.reconciler.poke(answer.hostId);
+    return answer;
   }
 
   return {
     async createSandbox(request, { values }) {
-      return await once(store.idempotency, values, api.SandboxService.method.createSandbox, request, async () => await createOne(request));
+      const { spec } = request;
+      if (spec === undefined) throw new DroverError('invalid-argument', 'the request has no spec', { hint: 'give at least an image' });
+      checkSpec(spec);
+      checkSecrets(spec, request.secrets);
+      const labels = parseLabels(request.labels);
+      const { project, name } = parseIdentity(request.project, request.name === '' ? makeUpName() : request.name);
+      const id = newSandboxId();
+      const sealed = request.secrets.map((secret) => ({ name: secret.name, sealed: secrets.seal(id, secret.name, secret.value) }));
+      const draft = { id, project, name, spec, labels, request: requestOf(spec), secrets: sealed };
+      // What is remembered of the request (L-20) must not help to guess a secret.
+      const asked = clone(api.CreateSandboxRequestSchema, request);
+      for (const secret of asked.secrets) secret.value = new Uint8Array(secrets.digest(secret.value));
+      return poke(
+        await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
+          await checkPossible(tables.hosts, spec, draft.request);
+          await tables.sandboxes.create(draft);
+          return await toWire(tables, await placeSandbox(tables, draft.id));
+        }),
+      );
     },
 
     async getSandbox(request) {
-      return await toWire(await store.sandboxes.find(request.sandbox));
+      return await toWire(store, await store.sandboxes.find(request.sandbox));
     },
 
     async listSandboxes(request) {
-      if (request.pageToken !== '' && !isSandboxId(request.pageToken)) {
-        throw new DroverError('invalid-argument', 'this is not a page token', { hint: 'give the next_page_token of the page before' });
-      }
+      const after = parsePageToken(request.pageToken);
       const size = Math.min(request.pageSize || defaultPageSize, maxPageSize);
       const host = request.host === '' ? undefined : await store.hosts.find(request.host);
       const rows = await store.sandboxes.list({
@@ -64,7 +70,7 @@ export function sandboxMethods(context: ApiContext): Methods {
         labels: parseLabels(request.labels),
         ...(host === undefined ? {} : { hostId: host.id }),
         includeDeleted: request.includeDeleted,
-        ...(request.pageToken === '' ? {} : { after: request.pageToken }),
+        ...(after === undefined ? {} : { after }),
         // One more than asked for tells whether another page follows.
         limit: size + 1,
       });
@@ -77,12 +83,12 @@ export function sandboxMethods(context: ApiContext): Methods {
         sandboxes: page.map((row) =>
           sandboxToWire(row, row.hostId === undefined ? '' : (names.get(row.hostId) ?? ''), sessions.status(row.id)),
         ),
-        nextPageToken: rows.length > size ? (page.at(-1)?.id ?? '') : '',
+        nextPageToken: rows.length > size ? pageTokenOf(page.at(-1)) : '',
       });
     },
 
     async setDesiredState(request, { values }) {
-      const desired = desiredStateOf(request.desiredState);
+      const desired = desiredStates.name(request.desiredState);
       if (desired === undefined) {
         throw new DroverError('invalid-argument', 'the request names no desired state', {
           hint: 'use running, stopped, paused or deleted',
@@ -93,13 +99,13 @@ export function sandboxMethods(context: ApiContext): Methods {
           hint: `use at most ${maxStopGraceMs} ms`,
         });
       }
-      return await once(store.idempotency, values, api.SandboxService.method.setDesiredState, request, async () => {
-        const found = await store.sandboxes.find(request.sandbox);
-        const row = await store.sandboxes.setDesired(found.id, desired, request.graceMs > 0 ? { graceMs: request.graceMs } : {});
-        const now = desired === 'running' ? await context.placement.placeNow(row.id) : row;
-        if (now.hostId !== undefined) context.reconciler.poke(now.hostId);
-        return await toWire(now);
-      });
+      return poke(
+        await once(store, values, api.SandboxService.method.setDesiredState, request, async (tables) => {
+          const found = await tables.sandboxes.find(request.sandbox);
+          const row = await tables.sandboxes.setDesired(found.id, desired, request.graceMs > 0 ? { graceMs: request.graceMs } : {});
+          return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row.id) : row);
+        }),
+      );
     },
 
     async waitSandbox(request, { signal }: HandlerContext) {
@@ -119,14 +125,14 @@ export function sandboxMethods(context: ApiContext): Methods {
           async () => {
             const now = await store.sandboxes.get(id);
             if (now === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id} any more`);
-            if (wanted.has(sandboxStates[sandboxState(now).state])) return now;
+            if (wanted.has(sandboxStates.value(sandboxState(now).state))) return now;
             const why = whyNever(now, wanted);
             if (why !== undefined) throw why;
             return undefined;
           },
           either,
         );
-        return await toWire(row);
+        return await toWire(store, row);
       } catch (error) {
         if (timeout?.aborted === true && !signal.aborted && error === timeout.reason) {
           const now = await store.sandboxes.get(id);
@@ -144,13 +150,26 @@ export function sandboxMethods(context: ApiContext): Methods {
   };
 }
 
+/** A place in the order of creation. It stands by itself: its sandbox may be gone when the next page is asked for. */
+function pageTokenOf(row: SandboxRow | undefined): string {
+  return row === undefined ? '' : `${row.createdAt}.${row.id}`;
+}
+
+function parsePageToken(token: string): SandboxFilter['after'] {
+  if (token === '') return undefined;
+  const dot = token.indexOf('.');
+  const [createdAt, id] = [token.slice(0, dot), token.slice(dot + 1)];
+  if (/^\d{1,15}$/.test(createdAt) && isSandboxId(id)) return { createdAt: Number(createdAt), id };
+  throw new DroverError('invalid-argument', 'this is not a page token', { hint: 'give the next_page_token of the page before' });
+}
+
 /** The longest that a timer can be told, ms (setTimeout takes 31 bits). */
 const maxTimerMs = 2n ** 31n - 1n;
 
 /** Why a sandbox in its present state comes to none of the wanted ones unless a person does something; undefined when it may. */
 function whyNever(row: SandboxRow, wanted: ReadonlySet<sandbox.SandboxState>): DroverError | undefined {
   const { state } = sandboxState(row);
-  const among = (...names: readonly SandboxStateName[]): boolean => names.some((name) => wanted.has(sandboxStates[name]));
+  const among = (...names: readonly SandboxStateName[]): boolean => names.some((name) => wanted.has(sandboxStates.value(name)));
   switch (state) {
     case 'deleted':
       return new DroverError('sandbox-not-found', `sandbox ${labelOf(row)} was deleted`);

@@ -23,6 +23,7 @@ import { authentication, edge } from './interceptors.ts';
 import { joinService } from './join.ts';
 import { logsMethod } from './logs.ts';
 import { sandboxMethods } from './sandboxes.ts';
+import { statsMethod } from './stats.ts';
 import { streamMethods } from './streams.ts';
 import { systemService } from './system.ts';
 
@@ -85,6 +86,7 @@ export async function startApi(
         ...streamMethods(context),
         exec: execMethod(context),
         logs: logsMethod(context),
+        ...statsMethod(context),
       });
       router.service(api.HostService, hostService(context));
       router.service(api.ImageService, imageService(context));

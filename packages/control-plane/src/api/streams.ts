@@ -39,8 +39,7 @@ export function streamMethods(context: ApiContext): Methods {
       const row = await context.store.sandboxes.find(sandbox);
       const client = await context.sessions.client(row.id, signal);
       for await (const { payload } of client.forward(bytesOf(input, port, signal), { signal })) {
-        if (payload.case !== 'data') continue;
-        yield create(api.ForwardFrameSchema, { payload: { case: 'data', value: payload.value } });
+        if (payload.case === 'data' || payload.case === 'eof') yield create(api.ForwardFrameSchema, { payload });
       }
     },
   };
@@ -67,8 +66,8 @@ async function* bytesOf(input: StreamInput<api.ForwardFrame>, port: number, sign
   for (;;) {
     const message = await input.next(signal);
     // The caller's end ends this direction alone.
-    if (message === undefined) return;
+    if (message === undefined || message.payload.case === 'eof') return;
     if (message.payload.case !== 'data') throw new DroverError('protocol-violation', 'a forward goes on with data');
-    yield create(init.ForwardFrameSchema, { payload: { case: 'data', value: message.payload.value } });
+    yield create(init.ForwardFrameSchema, { payload: message.payload });
   }
 }

@@ -5,7 +5,7 @@ import type { EventStore } from '../store/store.ts';
 import type { StoredEvent } from './event.ts';
 
 export interface WatchOptions {
-  /** Everything after this id. Absent or 0: from the first read on. */
+  /** Everything after this id; absent: from now on. */
   readonly afterId?: number;
   /** Everything that is kept. */
   readonly fromStart?: boolean;
@@ -40,7 +40,7 @@ export async function* watchEvents(
   const bell = new Bell(clock);
   const unsubscribe = events.onAppend(() => bell.ring());
   try {
-    let position = options.fromStart === true ? await startOf(events) : options.afterId || (await events.lastId());
+    let position = options.fromStart === true ? await startOf(events) : options.afterId ?? (await events.lastId());
     let lost = 0;
     for (;;) {
       signal.throwIfAborted();

@@ -1,7 +1,6 @@
-import { DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
-import { clip } from '@drover/foundation';
+import { clip, DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { hasEnded, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { hasEnded, runIsOver, type SandboxRow, type Store, type Tables } from '../store/index.ts';
 import { Bell } from '../reconcile/bell.ts';
 import { placementRequest, plan } from './plan.ts';
 
@@ -21,27 +20,9 @@ export class Placement {
     this.#bell = new Bell(options.clock);
   }
 
-  /**
-   * Places one sandbox if it waits for a place; gives the row as it is then, placed or `unschedulable` with why.
-   * @throws {DroverError} sandbox-not-found
-   */
+  /** As `placeSandbox`. */
   async placeNow(id: SandboxId): Promise<SandboxRow> {
-    const { store } = this.#options;
-    for (let attempt = 1; ; attempt++) {
-      const row = await store.sandboxes.get(id);
-      if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id}`);
-      if (!waitsForPlace(row)) return row;
-      const decision = plan(await store.hosts.list(), placementRequest(row));
-      if (decision.kind === 'host') {
-        const placed = await store.sandboxes.place(id, decision.hostId);
-        // A lost race: the room went to another one, or the row changed. The next snapshot shows which.
-        if (!placed && attempt < limits.placementAttempts) continue;
-        if (!placed) await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');
-      } else {
-        await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, 2_000));
-      }
-      return (await store.sandboxes.get(id)) ?? row;
-    }
+    return await placeSandbox(this.#options.store, id);
   }
 
   /** Places what waits, each time that something changed, and at least every `placementIntervalMs`; until the signal aborts. */
@@ -75,6 +56,28 @@ export class Placement {
       if (signal.aborted) return;
       await this.placeNow(row.id);
     }
+  }
+}
+
+/**
+ * Places one sandbox if it waits for a place; gives the row as it is then, placed or `unschedulable` with why.
+ * @throws {DroverError} sandbox-not-found
+ */
+export async function placeSandbox(store: Pick<Tables, 'hosts' | 'sandboxes'>, id: SandboxId): Promise<SandboxRow> {
+  for (let attempt = 1; ; attempt++) {
+    const row = await store.sandboxes.get(id);
+    if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id}`);
+    if (!waitsForPlace(row)) return row;
+    const decision = plan(await store.hosts.list(), placementRequest(row));
+    if (decision.kind === 'host') {
+      const placed = await store.sandboxes.place(id, decision.hostId);
+      // A lost race: the room went to another one, or the row changed. The next snapshot shows which.
+      if (!placed && attempt < limits.placementAttempts) continue;
+      if (!placed) await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');
+    } else {
+      await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, 2_000));
+    }
+    return (await store.sandboxes.get(id)) ?? row;
   }
 }
 

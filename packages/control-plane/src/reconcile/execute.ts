@@ -2,6 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import { DroverError, hasCode, type HostId, type SandboxId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
 import type { Hub, Operation } from '../hub/hub.ts';
+import type { SecretBox } from '../secrets/index.ts';
 import type { SandboxRow, Store } from '../store/index.ts';
 import type { CopyStep, Step } from './plan.ts';
 
@@ -11,6 +12,7 @@ export type Outcome = { readonly kind: 'seen'; readonly copy: sandbox.SandboxObs
 export interface ExecuteContext {
   readonly store: Store;
   readonly hub: Hub;
+  readonly secrets: SecretBox;
   readonly hostId: HostId;
   readonly epoch: number;
   /** The link's: it ends the waiting, not the work on the host (L-21). No step has a deadline (L-23). */
@@ -52,7 +54,7 @@ export async function executeStep(step: Step, context: ExecuteContext): Promise<
 async function changeCopy(step: CopyStep, context: ExecuteContext): Promise<Outcome> {
   let result: link.CommandResult['value'];
   try {
-    result = await call(context, operation(step));
+    result = await call(context, await operation(step, context));
   } catch (error) {
     // The copy that was seen is not there any more: what follows from that is planned anew.
     if (step.kind !== 'create' && hasCode(error, 'sandbox-not-found')) return { kind: 'absent' };
@@ -75,17 +77,23 @@ async function call(context: ExecuteContext, operation: Operation): Promise<link
   return await context.hub.call(context.hostId, operation, { signal: context.signal });
 }
 
-function operation(step: CopyStep): Operation {
+async function operation(step: CopyStep, context: ExecuteContext): Promise<Operation> {
   const { row } = step;
   const target = { sandbox: ref(row) };
   switch (step.kind) {
     case 'create':
       return {
         case: 'create',
-        value: create(link.CreateSandboxSchema, { ...target, project: row.project, name: row.name, spec: row.spec }),
+        value: create(link.CreateSandboxSchema, {
+          ...target,
+          project: row.project,
+          name: row.name,
+          spec: row.spec,
+          secrets: await secretsOf(row, context),
+        }),
       };
     case 'start':
-      return { case: 'start', value: create(link.StartSandboxSchema, target) };
+      return { case: 'start', value: create(link.StartSandboxSchema, { ...target, secrets: await secretsOf(row, context) }) };
     case 'stop':
       return { case: 'stop', value: create(link.StopSandboxSchema, { ...target, graceMs: row.stopGraceMs }) };
     case 'pause':
@@ -95,6 +103,13 @@ function operation(step: CopyStep): Operation {
     default:
       return step.kind satisfies never;
   }
+}
+
+/** they are decrypted for the command that carries them, each start anew. @throws {DroverError} failed-precondition */
+async function secretsOf(row: SandboxRow, { store, secrets }: ExecuteContext): Promise<{ name: string; value: Uint8Array<ArrayBuffer> }[]> {
+  if (row.spec.secrets.length === 0) return [];
+  const sealed = await store.sandboxes.secrets(row.id);
+  return sealed.map(({ name, sealed: text }) => ({ name, value: secrets.unseal(row.id, name, text) }));
 }
 
 function ref(row: SandboxRow): { readonly sandboxId: string; readonly generation: bigint } {

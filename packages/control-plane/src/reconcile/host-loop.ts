@@ -2,6 +2,7 @@ import { Backoff, DroverError, type Clock, type HostId, type Logger, type Sandbo
 import type { sandbox } from '@drover/protocol';
 import type { Hub } from '../hub/hub.ts';
 import * as limits from '../limits.ts';
+import type { SecretBox } from '../secrets/index.ts';
 import type { Store } from '../store/index.ts';
 import { Bell } from './bell.ts';
 import { executeStep, stepSubject } from './execute.ts';
@@ -10,6 +11,7 @@ import { planHost, planSandbox, type Step } from './plan.ts';
 export interface HostLoopOptions {
   readonly store: Store;
   readonly hub: Hub;
+  readonly secrets: SecretBox;
   readonly clock: Clock;
   readonly logger: Logger;
   readonly hostId: HostId;
@@ -147,11 +149,11 @@ export class HostLoop {
 
   /** Never rejects. */
   async #run(step: Step): Promise<void> {
-    const { store, hub, clock, logger, hostId, epoch, signal } = this.#options;
+    const { store, hub, secrets, clock, logger, hostId, epoch, signal } = this.#options;
     const { id, generation } = stepSubject(step);
     const began = clock.now();
     try {
-      const outcome = await executeStep(step, { store, hub, hostId, epoch, signal });
+      const outcome = await executeStep(step, { store, hub, secrets, hostId, epoch, signal });
       if (outcome.kind === 'seen') this.observed([outcome.copy]);
       else this.#absent(id);
       this.#restFor(step).until = undefined;

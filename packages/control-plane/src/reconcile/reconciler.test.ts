@@ -1,6 +1,8 @@
+import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { DroverError, FakeClock, newHostId, newSandboxId, silentLogger } from '@drover/foundation';
 import { Placement } from '../placement/index.ts';
+import { SecretBox } from '../secrets/index.ts';
 import { sandboxState, type SandboxRow, type Store } from '../store/index.ts';
 import { draft, smallRoom } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
@@ -17,6 +19,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
   let reconciler: Reconciler;
   let placement: Placement;
   let gone: string[];
+  let secrets: SecretBox;
   beforeAll(() => stores.start());
   afterAll(() => stores.stop());
   beforeEach(async () => {
@@ -24,7 +27,16 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     store = await stores.open({ clock });
     hub = new FakeHub(store);
     gone = [];
-    reconciler = new Reconciler({ store, hub, clock, logger: silentLogger, random: () => 1, onSandboxGone: (id) => gone.push(id) });
+    secrets = new SecretBox(randomBytes(32));
+    reconciler = new Reconciler({
+      store,
+      hub,
+      secrets,
+      clock,
+      logger: silentLogger,
+      random: () => 1,
+      onSandboxGone: (id) => gone.push(id),
+    });
     reconciler.attach();
     placement = new Placement({ store, clock, logger: silentLogger });
   });

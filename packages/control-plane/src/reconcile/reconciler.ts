@@ -2,12 +2,15 @@ import { isHostId, SerialExecutor, type Clock, type HostId, type Logger, type Sa
 import type { sandbox } from '@drover/protocol';
 import type { Hub } from '../hub/hub.ts';
 import * as limits from '../limits.ts';
+import type { SecretBox } from '../secrets/index.ts';
 import type { Store } from '../store/index.ts';
 import { HostLoop } from './host-loop.ts';
 
 export interface ReconcilerOptions {
   readonly store: Store;
   readonly hub: Hub;
+  /** Opens the secrets that a start carries to its host. */
+  readonly secrets: SecretBox;
   readonly clock: Clock;
   readonly logger: Logger;
   /** A host's copy of a sandbox is no more: its session is over. */
@@ -66,10 +69,11 @@ export class Reconciler {
     const known = this.#loops.get(hostId);
     // L-11: the newer epoch wins, in whatever order they are told.
     if (known !== undefined && known.epoch > epoch) return;
-    const { store, hub, clock, logger, onSandboxGone, random } = this.#options;
+    const { store, hub, secrets, clock, logger, onSandboxGone, random } = this.#options;
     const loop = new HostLoop({
       store,
       hub,
+      secrets,
       clock,
       logger,
       hostId,

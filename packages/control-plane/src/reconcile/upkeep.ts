@@ -8,8 +8,12 @@ export interface UpkeepOptions {
   readonly logger: Logger;
   /** How long a host may be down before its sandboxes are lost (L-26). Milliseconds; default 60 s. */
   readonly lostGraceMs?: number;
+  /** How long a host that no replica hears of stays ready. Milliseconds; default 90 s. */
+  readonly orphanedHostMs?: number;
   /** Default: `eventsKept`. */
   readonly eventsKept?: number;
+  /** Default: `deletedKept`. */
+  readonly deletedKept?: number;
 }
 
 /** What only time brings about: sandboxes of silent hosts become lost, those past their ttl stop, old rows go. */
@@ -38,8 +42,8 @@ export class Upkeep {
 
   /** L-10: the replica that should notice may be gone together with the host. A beat that comes after all makes it ready again (L-9). */
   async #silent(): Promise<void> {
-    const { store, clock, logger } = this.#options;
-    const since = clock.now() - limits.orphanedHostMs;
+    const { store, clock, logger, orphanedHostMs = limits.orphanedHostMs } = this.#options;
+    const since = clock.now() - orphanedHostMs;
     for (const host of await store.hosts.list()) {
       if (!host.connected || host.lastSeenAt >= since) continue;
       await store.hosts.markDown(host.id, host.epoch, 'it is silent, and so is the control plane that held its stream');
@@ -75,8 +79,14 @@ export class Upkeep {
   }
 
   async #trim(): Promise<void> {
-    const { store, clock, eventsKept = limits.eventsKept } = this.#options;
+    const { store, clock, eventsKept = limits.eventsKept, deletedKept = limits.deletedKept } = this.#options;
+    const now = clock.now();
     await store.events.trim(eventsKept);
-    await store.idempotency.trim(clock.now() - limits.idempotencyKeptMs);
+    await store.idempotency.trim(now - limits.idempotencyKeptMs, limits.idempotencyKept);
+    for (let batch = 0; batch < limits.trimBatches; batch++) {
+      const dropped = await store.sandboxes.trimDeleted(now - limits.deletedKeptMs, deletedKept);
+      if (dropped < limits.rowsPerStatement) break;
+    }
+    await store.tokens.trimJoin(now - limits.expiredTokensKeptMs);
   }
 }

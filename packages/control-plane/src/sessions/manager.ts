@@ -66,13 +66,13 @@ export class SessionManager implements Sessions {
   }
 
   async #dialRunning(): Promise<void> {
-    let after: SandboxId | undefined;
+    let after: SandboxRow | undefined;
     for (;;) {
       const rows = await this.#options.store.sandboxes.list({ limit: listPage, ...(after === undefined ? {} : { after }) });
       for (const row of rows) {
         if (row.hostId !== undefined && isDialable(row) && this.#options.hub.isConnected(row.hostId)) this.dial(row.id);
       }
-      after = rows.at(-1)?.id;
+      after = rows.at(-1);
       if (after === undefined || rows.length < listPage) return;
     }
   }

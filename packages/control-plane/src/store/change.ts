@@ -1,12 +1,12 @@
 import type { Selectable, Updateable } from 'kysely';
-import { sql } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import type { Database, Tx } from './database.ts';
+import { moveReservation } from './reservations.ts';
 import { hostRow, sandboxRow } from './rows.ts';
-import type { HostTable, Hold, SandboxTable } from './schema.ts';
+import type { HostTable, SandboxTable } from './schema.ts';
 import { sandboxState } from './state.ts';
-import type { HostRow, Room, SandboxRow } from './store.ts';
+import type { HostRow, SandboxRow } from './store.ts';
 
 export type StoredSandbox = Selectable<SandboxTable>;
 export type StoredHost = Selectable<HostTable>;
@@ -79,6 +79,10 @@ export async function changeSandbox(
     .where('id', '=', before.id)
     .execute();
   if (options.alreadyReserved !== true) await moveReservation(tx, before, after);
+  // R-19: a secret is kept no longer than it can be needed.
+  if (before.deleted_at === null && after.deleted_at !== null) {
+    await tx.db.deleteFrom('sandbox_secrets').where('sandbox_id', '=', before.id).execute();
+  }
   const [was, is] = [sandboxState(sandboxRow(before)), sandboxState(sandboxRow(after))];
   if (was.state !== is.state) {
     const row = sandboxRow(after);
@@ -95,38 +99,6 @@ export async function changeSandbox(
     );
   }
   return after;
-}
-
-/** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */
-export function held(hold: Hold, request: Room): Room {
-  if (hold === 'all') return request;
-  return { cpuMillis: 0, memoryBytes: 0, slots: hold === 'slot' ? request.slots : 0 };
-}
-
-function heldBy(row: StoredSandbox): Room {
-  return held(row.hold, { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots });
-}
-
-async function moveReservation(tx: Tx, before: StoredSandbox, after: StoredSandbox): Promise<void> {
-  if (before.host_id === after.host_id && before.hold === after.hold) return;
-  if (before.host_id !== null) await addReservation(tx, before.host_id as HostId, heldBy(before), -1);
-  if (after.host_id !== null) await addReservation(tx, after.host_id as HostId, heldBy(after), 1);
-}
-
-/** Adds to, or takes from, what is reserved on a host; never below zero (L-8). */
-export async function addReservation(tx: Tx, id: HostId, room: Room, sign: 1 | -1): Promise<void> {
-  if (room.cpuMillis === 0 && room.memoryBytes === 0 && room.slots === 0) return;
-  const plus = (column: 'reserved_cpu_millis' | 'reserved_memory_bytes' | 'reserved_slots', amount: number) =>
-    sql<number>`case when ${sql.ref(column)} + ${sign * amount} > 0 then ${sql.ref(column)} + ${sign * amount} else 0 end`;
-  await tx.db
-    .updateTable('hosts')
-    .set({
-      reserved_cpu_millis: plus('reserved_cpu_millis', room.cpuMillis),
-      reserved_memory_bytes: plus('reserved_memory_bytes', room.memoryBytes),
-      reserved_slots: plus('reserved_slots', room.slots),
-    })
-    .where('id', '=', id)
-    .execute();
 }
 
 export async function readHost(tx: Tx, id: HostId): Promise<HostRow> {

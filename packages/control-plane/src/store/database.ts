@@ -13,13 +13,23 @@ export interface Tx {
   emit(event: EventDraft): void;
 }
 
-/** Where the data is, and how a transaction is made. */
-export class Database {
+/** What the tables work on: the database, or one transaction of it. */
+export interface Database {
   readonly kind: 'sqlite' | 'postgres';
   readonly db: Kysely<Schema>;
   readonly clock: Clock;
   readonly logger: Logger;
-  readonly replica: string;
+  /** Runs `work` as one transaction, or as a part of the one that this is; see `OpenDatabase.transact`. */
+  transact<T>(work: (tx: Tx) => Promise<T>): Promise<T>;
+  onAppend(listener: () => void): () => void;
+}
+
+/** Where the data is, and how a transaction is made. */
+export class OpenDatabase implements Database {
+  readonly kind: 'sqlite' | 'postgres';
+  readonly db: Kysely<Schema>;
+  readonly clock: Clock;
+  readonly logger: Logger;
   readonly #listeners = new Set<() => void>();
   readonly #remote: PostgresListener | undefined;
 
@@ -29,12 +39,10 @@ export class Database {
     readonly location: string;
     readonly clock: Clock;
     readonly logger: Logger;
-    readonly replica: string;
   }) {
     this.kind = options.kind;
     this.clock = options.clock;
     this.logger = options.logger;
-    this.replica = options.replica;
     const dialect = options.kind === 'sqlite' ? sqliteDialect(options.location) : postgresDialect(options.location, options.logger);
     this.db = new Kysely<Schema>({ dialect });
     this.#remote =
@@ -66,6 +74,21 @@ export class Database {
         if (attempt >= limits.transactionAttempts || !mayBeRepeated(error)) throw error;
       }
     }
+  }
+
+  /** Every transaction that `work` makes on the database that it is given is a part of one (L-20). */
+  async together<T>(work: (within: Database) => Promise<T>): Promise<T> {
+    return await this.transact(async (tx) => {
+      const { kind, clock, logger } = this;
+      return await work({
+        kind,
+        clock,
+        logger,
+        db: tx.db,
+        transact: async (part) => await part(tx),
+        onAppend: (listener) => this.onAppend(listener),
+      });
+    });
   }
 
   onAppend(listener: () => void): () => void {

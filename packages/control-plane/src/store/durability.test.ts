@@ -5,9 +5,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { isSandboxId, silentLogger } from '@drover/foundation';
+import { isSandboxId, silentLogger, type HostId } from '@drover/foundation';
+import { placeSandbox } from '../placement/index.ts';
 import { openStore } from './open.ts';
-import { draft } from './testing/fixtures.ts';
+import type { Store } from './store.ts';
+import { draft, readyHost } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 
 describe('what was acknowledged', () => {
@@ -49,10 +51,103 @@ describe('what was acknowledged', () => {
   });
 });
 
+describe('L-20: a process that is killed in a call with an idempotency key', () => {
+  const directories: string[] = [];
+  const creator = async (url: string, dieBefore: number): Promise<string> => {
+    const script = join(import.meta.dirname, 'testing/creator.ts');
+    const child = spawn(process.execPath, ['--conditions=development', script, url, String(dieBefore)], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const exited = once(child, 'exit');
+    const said = (await child.stdout.toArray()).join('');
+    const [code, signal] = (await exited) as [number | null, string | null];
+    expect([code, signal]).toEqual(dieBefore === 0 ? [0, null] : [null, 'SIGKILL']);
+    return said;
+  };
+  const newDatabase = async (): Promise<{ readonly url: string; readonly hostId: HostId }> => {
+    const directory = await mkdtemp(join(tmpdir(), 'drover-once-'));
+    directories.push(directory);
+    const url = `sqlite:${join(directory, 'drover.db')}`;
+    const store = await openStore(url, { logger: silentLogger });
+    const host = await readyHost(store);
+    await store.close();
+    return { url, hostId: host.id };
+  };
+  afterAll(async () => {
+    for (const directory of directories) await rm(directory, { recursive: true, force: true });
+  });
+
+  it('leaves all of it or nothing, and the repeated call does nothing twice (SQLite)', async () => {
+    const statements = Number(await creator((await newDatabase()).url, 0));
+    expect(statements).toBeGreaterThan(5);
+    const afterCommit = statements + 1;
+    // Before the first one, in the middle, before the answer is written or soon after, before the commit, after it.
+    for (const dieBefore of [1, Math.ceil(statements / 2), statements - 3, statements, afterCommit]) {
+      const { url, hostId } = await newDatabase();
+      await creator(url, dieBefore);
+      const store = await openStore(url, { logger: silentLogger });
+      try {
+        const before = await store.sandboxes.list();
+        expect(before).toHaveLength(dieBefore === afterCommit ? 1 : 0);
+        const repeat = async (): Promise<string> =>
+          Buffer.from(
+            await store.idempotency.once('key', 'CreateSandbox', new Uint8Array([1]), async (tables) => {
+              const row = await tables.sandboxes.create(draft({ name: 'once' }));
+              await tables.sandboxes.place(row.id, hostId);
+              return Buffer.from(row.id);
+            }),
+          ).toString();
+        const answers = [await repeat(), await repeat()];
+        const [only, ...others] = await store.sandboxes.list();
+        expect(others).toEqual([]);
+        expect(answers).toEqual([only?.id, only?.id]);
+        if (dieBefore === afterCommit) expect(only?.id).toBe(before[0]?.id);
+        expect((await store.hosts.get(hostId))?.reserved.slots).toBe(1);
+        const created = (await store.events.after(0, 100)).filter((event) => event.type === 'SandboxCreated');
+        expect(created).toHaveLength(1);
+      } finally {
+        await store.close();
+      }
+    }
+  });
+});
+
 describe('several replicas on PostgreSQL', () => {
   const stores = new TestStores('postgres');
   beforeAll(() => stores.start());
   afterAll(() => stores.stop());
+
+  it('L-20: a call that is cut before its commit leaves nothing; of two replicas with one key one acts', async () => {
+    const url = await stores.newUrl();
+    const [one, two] = [await stores.open({ url }), await stores.open({ url })];
+    const host = await readyHost(one);
+    const request = new Uint8Array([1]);
+    const create = async (store: Store, before: () => Promise<void> = () => Promise.resolve()): Promise<string> =>
+      Buffer.from(
+        await store.idempotency.once('key', 'CreateSandbox', request, async (tables) => {
+          const row = await placeSandbox(tables, (await tables.sandboxes.create(draft({ name: 'once' }))).id);
+          await before();
+          return Buffer.from(row.id);
+        }),
+      ).toString();
+    await expect(create(one, () => stores.postgres.cutConnections())).rejects.toThrow();
+    // The pools find out as they use what was cut.
+    for (let tries = 0; tries < 50; tries++) {
+      const listed = await Promise.all([one.sandboxes.list(), two.sandboxes.list()]).catch(() => undefined);
+      if (listed === undefined) continue;
+      expect(listed).toEqual([[], []]);
+      break;
+    }
+    // The second comes while the first has written its key and not yet committed: it waits for it.
+    let second: Promise<string> | undefined;
+    const first = await create(one, async () => {
+      second = create(two);
+      await stores.postgres.untilSomeoneWaits();
+    });
+    expect(await second).toBe(first);
+    expect((await two.sandboxes.list()).map((row) => row.id)).toEqual([first]);
+    expect((await two.hosts.get(host.id))?.reserved.slots).toBe(1);
+  });
 
   it('L-28: a commit of one wakes the other, also after its connections were cut', async () => {
     const url = await stores.newUrl();

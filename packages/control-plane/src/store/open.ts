@@ -1,22 +1,19 @@
 import { mkdir } from 'node:fs/promises';
-import { hostname } from 'node:os';
 import { dirname } from 'node:path';
-import { clip, DroverError, errnoOf, newId, systemClock, type Clock, type Logger } from '@drover/foundation';
-import { Database } from './database.ts';
+import { clip, DroverError, errnoOf, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { OpenDatabase, type Database } from './database.ts';
 import { SqlEventStore } from './event-store.ts';
 import { SqlHostStore } from './hosts.ts';
 import { SqlIdempotencyStore } from './idempotency.ts';
 import { migrate } from './migrations/index.ts';
 import { SqlSandboxStore } from './sandboxes.ts';
-import type { Store } from './store.ts';
+import type { Store, Tables } from './store.ts';
 import { SqlTokenStore } from './tokens.ts';
 
 export interface StoreOptions {
   readonly logger: Logger;
   /** Default: the system's. */
   readonly clock?: Clock;
-  /** Names this process among the replicas. Default: made up. */
-  readonly replica?: string;
 }
 
 /**
@@ -36,24 +33,30 @@ export async function openStore(url: string, options: StoreOptions): Promise<Sto
   }
   return {
     kind,
-    hosts: new SqlHostStore(database),
-    sandboxes: new SqlSandboxStore(database),
-    tokens: new SqlTokenStore(database),
-    events: new SqlEventStore(database),
-    idempotency: new SqlIdempotencyStore(database),
+    ...tablesOf(database),
+    idempotency: new SqlIdempotencyStore(database, tablesOf),
+    together: async (work) => await database.together(async (within) => await work(tablesOf(within))),
     close: () => database.close(),
   };
 }
 
-async function open(kind: Store['kind'], location: string, options: StoreOptions): Promise<Database> {
+function tablesOf(database: Database): Tables {
+  return {
+    hosts: new SqlHostStore(database),
+    sandboxes: new SqlSandboxStore(database),
+    tokens: new SqlTokenStore(database),
+    events: new SqlEventStore(database),
+  };
+}
+
+async function open(kind: Store['kind'], location: string, options: StoreOptions): Promise<OpenDatabase> {
   try {
     if (kind === 'sqlite') await makeDirectory(dirname(location));
-    return new Database({
+    return new OpenDatabase({
       kind,
       location,
       logger: options.logger,
       clock: options.clock ?? systemClock,
-      replica: options.replica ?? newId(hostname()),
     });
   } catch (error) {
     throw unreadable(kind, location, error);

@@ -1,9 +1,10 @@
 import type { HostId } from '@drover/foundation';
 import { isSandboxId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
-import { held, hostEvent, lockSandboxes, readHost, type StoredHost } from './change.ts';
+import { hostEvent, lockSandboxes, readHost, type StoredHost } from './change.ts';
 import type { Database, Tx } from './database.ts';
 import { applyObservations } from './observe.ts';
+import { held } from './reservations.ts';
 import { observedState } from './rows.ts';
 import type { StrayTable } from './schema.ts';
 import { hasEnded } from './state.ts';

@@ -1,9 +1,9 @@
 import { fromJsonString, toJsonString } from '@bufbuild/protobuf';
 import type { Selectable } from 'kysely';
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
-import { sandbox } from '@drover/protocol';
+import { sandbox, sandboxStates } from '@drover/protocol';
 import type { HostTable, SandboxTable } from './schema.ts';
-import type { DesiredState, HostRow, ObservedState, SandboxRow } from './store.ts';
+import type { DesiredState, HostRow, ObservedState, SandboxRow, SandboxStateName } from './store.ts';
 
 const optional = <T>(value: T | null): T | undefined => value ?? undefined;
 
@@ -79,17 +79,12 @@ export function parseMap(text: string): Record<string, string> {
   return JSON.parse(text) as Record<string, string>;
 }
 
-const observedStates = new Map<sandbox.SandboxState, ObservedState>([
-  [sandbox.SandboxState.PREPARING, 'preparing'],
-  [sandbox.SandboxState.STARTING, 'starting'],
-  [sandbox.SandboxState.RUNNING, 'running'],
-  [sandbox.SandboxState.PAUSED, 'paused'],
-  [sandbox.SandboxState.STOPPING, 'stopping'],
-  [sandbox.SandboxState.STOPPED, 'stopped'],
-  [sandbox.SandboxState.FAILED, 'failed'],
-]);
-
 /** The state that a host may report; undefined for one that only the control plane can know. */
 export function observedState(state: sandbox.SandboxState): ObservedState | undefined {
-  return observedStates.get(state);
+  const name = sandboxStates.name(state);
+  return name !== undefined && isObserved(name) ? name : undefined;
+}
+
+function isObserved(name: SandboxStateName): name is ObservedState {
+  return name !== 'pending' && name !== 'scheduled' && name !== 'lost' && name !== 'deleting' && name !== 'deleted';
 }

@@ -2,7 +2,7 @@ import { clip, DroverError, isSandboxId, type HostId, type SandboxId } from '@dr
 import * as limits from '../limits.ts';
 import type { Database } from './database.ts';
 import { sandboxRow } from './rows.ts';
-import type { SandboxFilter, SandboxRow } from './store.ts';
+import type { SandboxFilter, SandboxRow, SealedSecret } from './store.ts';
 
 export function sandboxNotFound(reference: string): DroverError {
   return new DroverError('sandbox-not-found', `there is no sandbox ${JSON.stringify(clip(reference))}`, {
@@ -44,6 +44,11 @@ export class SandboxQueries {
     return sandboxRow(first);
   }
 
+  async secrets(id: SandboxId): Promise<readonly SealedSecret[]> {
+    const { db } = this.database;
+    return await db.selectFrom('sandbox_secrets').select(['name', 'sealed']).where('sandbox_id', '=', id).orderBy('name').execute();
+  }
+
   async list(filter: SandboxFilter = {}): Promise<readonly SandboxRow[]> {
     let query = this.database.db
       .selectFrom('sandboxes')
@@ -68,11 +73,8 @@ export class SandboxQueries {
       );
     }
     if (after !== undefined) {
-      const last = await this.database.db.selectFrom('sandboxes').select('created_at').where('id', '=', after).executeTakeFirst();
-      if (last === undefined) throw sandboxNotFound(after);
-      query = query.where((eb) =>
-        eb.or([eb('created_at', '>', last.created_at), eb.and([eb('created_at', '=', last.created_at), eb('id', '>', after)])]),
-      );
+      const { createdAt, id } = after;
+      query = query.where((eb) => eb.or([eb('created_at', '>', createdAt), eb.and([eb('created_at', '=', createdAt), eb('id', '>', id)])]));
     }
     return (await query.execute()).map(sandboxRow);
   }

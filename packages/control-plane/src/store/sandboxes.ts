@@ -1,13 +1,15 @@
-import type { Updateable } from 'kysely';
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import { addReservation, changeSandbox, lockHost, lockSandbox, lockSandboxes, sandboxEvent, type StoredSandbox } from './change.ts';
-import { isUniqueViolation, type Tx } from './database.ts';
-import { desiredPatch, neverStarted } from './desired.ts';
+import * as limits from '../limits.ts';
+import { changeSandbox, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
+import { isUniqueViolation } from './database.ts';
+import { desiredPatch } from './desired.ts';
+import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
-import { sandboxRow, specText } from './rows.ts';
+import { newSandbox } from './new-sandbox.ts';
+import { dropStray, keepStray, reserve } from './reservations.ts';
+import { sandboxRow } from './rows.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
-import type { SandboxTable } from './schema.ts';
 import { hasEnded, runIsOver } from './state.ts';
 import type { DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
 
@@ -19,6 +21,8 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
         await tx.db.insertInto('sandboxes').values(stored).execute();
         const labels = Object.entries(draft.labels).map(([key, value]) => ({ sandbox_id: draft.id, key, value }));
         if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
+        const secrets = (draft.secrets ?? []).map(({ name, sealed }) => ({ sandbox_id: draft.id, name, sealed }));
+        if (secrets.length > 0) await tx.db.insertInto('sandbox_secrets').values(secrets).execute();
         const row = sandboxRow(stored);
         tx.emit(sandboxEvent(row, 'SandboxCreated', { image: row.spec.image, labels: row.labels }));
         return row;
@@ -39,7 +43,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       if (row === undefined || row.deleted_at !== null || row.desired === 'deleted' || row.desired === 'stopped') return false;
       const again = row.host_id === hostId && row.pending_reason !== '' && row.hold !== 'all';
       if (!again && row.host_id !== null) return false;
-      if (!(await this.#reserve(tx, row, hostId, again))) return false;
+      if (!(await reserve(tx, row, hostId, again))) return false;
       const after = await changeSandbox(
         tx,
         row,
@@ -72,7 +76,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       if (row === undefined || row.host_id !== from || row.deleted_at !== null) return false;
       if (row.desired === 'deleted' || row.desired === 'stopped' || runIsOver(sandboxRow(row))) return false;
       const generation = row.generation + 1;
-      if (row.observed !== null) await this.#keepStray(tx, row, from);
+      if (row.observed !== null) await keepStray(tx, row, from);
       await changeSandbox(tx, row, {
         host_id: null,
         hold: 'nothing',
@@ -126,7 +130,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
   async gone(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined> {
     return await this.database.transact(async (tx) => {
       await lockHost(this.database, tx, hostId);
-      await this.#dropStray(tx, id, hostId);
+      await dropStray(tx, id, hostId);
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
       if (row === undefined || row.host_id !== hostId || row.deleted_at !== null) return undefined;
       const after = sandboxRow(await changeSandbox(tx, row, gonePatch(row, tx.now)));
@@ -185,6 +189,20 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     return lost;
   }
 
+  async trimDeleted(deletedBefore: number, keep: number): Promise<number> {
+    return await this.database.transact(async (tx) => {
+      const deleted = tx.db.selectFrom('sandboxes').where('deleted_at', 'is not', null);
+      const kept = await deleted.select('deleted_at').orderBy('deleted_at', 'desc').offset(keep).limit(1).executeTakeFirst();
+      const until = Math.max(deletedBefore - 1, kept?.deleted_at ?? 0);
+      const old = await deleted.select('id').where('deleted_at', '<=', until).orderBy('deleted_at').limit(limits.rowsPerStatement).execute();
+      const ids = old.map((row) => row.id);
+      if (ids.length === 0) return 0;
+      await tx.db.deleteFrom('sandbox_labels').where('sandbox_id', 'in', ids).execute();
+      await tx.db.deleteFrom('sandboxes').where('id', 'in', ids).execute();
+      return ids.length;
+    });
+  }
+
   async #loseHost(hostId: HostId, downBefore: number): Promise<readonly SandboxRow[]> {
     return await this.database.transact(async (tx) => {
       const host = await lockHost(this.database, tx, hostId);
@@ -200,110 +218,4 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       return lost;
     });
   }
-
-  /** L-24: takes the room in one conditional update, or nothing. */
-  async #reserve(tx: Tx, row: StoredSandbox, hostId: HostId, again: boolean): Promise<boolean> {
-    const slots = again && row.hold === 'slot' ? 0 : row.slots;
-    const update = tx.db
-      .updateTable('hosts')
-      .set((eb) => ({
-        reserved_cpu_millis: eb('reserved_cpu_millis', '+', row.cpu_millis),
-        reserved_memory_bytes: eb('reserved_memory_bytes', '+', row.memory_bytes),
-        reserved_slots: eb('reserved_slots', '+', slots),
-      }))
-      .where('id', '=', hostId)
-      .where('connected', '=', 1)
-      .where('removed_at', 'is', null)
-      // What is on a cordoned host already may start there again; a cordon keeps new ones away (L-27).
-      .where('scheduling', 'in', again ? ['open', 'cordoned'] : ['open'])
-      .where((eb) => eb(eb('reserved_cpu_millis', '+', row.cpu_millis), '<=', eb.ref('cpu_millis')))
-      .where((eb) => eb(eb('reserved_memory_bytes', '+', row.memory_bytes), '<=', eb.ref('memory_bytes')))
-      .where((eb) => eb(eb('reserved_slots', '+', slots), '<=', eb.ref('slots')));
-    return (await update.executeTakeFirst()).numUpdatedRows === 1n;
-  }
-
-  async #keepStray(tx: Tx, row: StoredSandbox, hostId: HostId): Promise<void> {
-    const room = { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots };
-    const values = { cpu_millis: room.cpuMillis, memory_bytes: room.memoryBytes, slots: room.slots };
-    await this.#dropStray(tx, row.id as SandboxId, hostId);
-    await tx.db
-      .insertInto('strays')
-      .values({ host_id: hostId, sandbox_id: row.id, ...values })
-      .execute();
-    await addReservation(tx, hostId, room, 1);
-  }
-
-  async #dropStray(tx: Tx, id: SandboxId, hostId: HostId): Promise<void> {
-    const stray = await tx.db
-      .deleteFrom('strays')
-      .where('host_id', '=', hostId)
-      .where('sandbox_id', '=', id)
-      .returningAll()
-      .executeTakeFirst();
-    if (stray === undefined) return;
-    await addReservation(tx, hostId, { cpuMillis: stray.cpu_millis, memoryBytes: stray.memory_bytes, slots: stray.slots }, -1);
-  }
-}
-
-/** The host it is placed on has no copy of it. */
-function gonePatch(row: StoredSandbox, now: number): Updateable<SandboxTable> {
-  const freed = { hold: 'nothing' as const, lost_since: null, pending_reason: '', pending_message: '' };
-  if (row.desired === 'deleted') return { ...freed, deleted_at: now };
-  const nowhere = { ...freed, host_id: null, observed_sequence: 0, address: '' };
-  if (runIsOver(sandboxRow(row))) return nowhere;
-  if (row.desired === 'stopped') {
-    return row.observed === null
-      ? { ...nowhere, ...neverStarted(row.generation, now) }
-      : { ...nowhere, observed: 'stopped', observed_generation: row.generation, finished_at: row.finished_at ?? now };
-  }
-  return {
-    ...nowhere,
-    observed: 'failed',
-    observed_generation: row.generation,
-    reason: 'copy-lost',
-    message: 'its host has no copy of it any more; start it to make it anew, without what it had written',
-    finished_at: now,
-  };
-}
-
-function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
-  const ttlMs = Number(draft.spec.ttlSeconds) * 1000;
-  return {
-    id: draft.id,
-    project: draft.project,
-    name: draft.name,
-    spec: specText(draft.spec),
-    labels: JSON.stringify(draft.labels),
-    desired: 'running',
-    generation: 1,
-    start_generation: 1,
-    placed_generation: 1,
-    given_up_generation: 0,
-    cpu_millis: draft.request.cpuMillis,
-    memory_bytes: draft.request.memoryBytes,
-    slots: draft.request.slots,
-    host_id: null,
-    hold: 'nothing',
-    pending_reason: '',
-    pending_message: '',
-    observed: null,
-    observed_generation: 0,
-    observed_sequence: 0,
-    reason: '',
-    message: '',
-    exit_code: null,
-    out_of_memory: 0,
-    address: '',
-    runtime: '',
-    image_digest: '',
-    start_count: 0,
-    lost_since: null,
-    created_at: now,
-    updated_at: now,
-    started_at: null,
-    finished_at: null,
-    deleted_at: null,
-    expires_at: ttlMs === 0 ? null : now + ttlMs,
-    stop_grace_ms: draft.spec.stopGraceMs,
-  };
 }

@@ -3,6 +3,8 @@ export interface Schema {
   hosts: HostTable;
   sandboxes: SandboxTable;
   sandbox_labels: { sandbox_id: string; key: string; value: string };
+  /** Base64, sealed by the secret box. */
+  sandbox_secrets: { sandbox_id: string; name: string; sealed: string };
   strays: StrayTable;
   events: EventTable;
   event_counter: { id: number; last: number };
@@ -108,10 +110,7 @@ export interface IdempotencyTable {
   key: string;
   method: string;
   request_hash: string;
-  owner: string;
-  /** Until when the first call may still be running; it is renewed while it runs. */
-  claimed_until: number;
-  /** Base64; null until the first call has succeeded. */
+  /** Base64; null only within the transaction that writes it. */
   response: string | null;
   created_at: number;
 }

@@ -1,5 +1,5 @@
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
-import type { link, sandbox } from '@drover/protocol';
+import type { DesiredStateName, link, sandbox } from '@drover/protocol';
 import type { EventDraft, StoredEvent } from '../events/event.ts';
 
 /**
@@ -9,21 +9,30 @@ import type { EventDraft, StoredEvent } from '../events/event.ts';
  *
  * Desired columns are written by the API and placement, observed ones by the hub, never the other way round (L-22).
  */
-export interface Store {
+export interface Store extends Tables {
   readonly kind: 'sqlite' | 'postgres';
+  readonly idempotency: IdempotencyStore;
+  /**
+   * Runs `work` as one transaction of all that it calls on the tables that it is given. It must call nothing else that waits, this
+   * store least of all: SQLite has one connection, and `work` holds it. It may be run again when the database asks for that.
+   */
+  together<T>(work: (store: Tables) => Promise<T>): Promise<T>;
+  close(): Promise<void>;
+}
+
+/** The tables, each call a transaction of its own or, within `together` and `once`, a part of that one. */
+export interface Tables {
   readonly hosts: HostStore;
   readonly sandboxes: SandboxStore;
   readonly tokens: TokenStore;
   readonly events: EventStore;
-  readonly idempotency: IdempotencyStore;
-  close(): Promise<void>;
 }
 
-export type DesiredState = 'running' | 'stopped' | 'paused' | 'deleted';
+export type DesiredState = DesiredStateName;
 export type ObservedState = 'preparing' | 'starting' | 'running' | 'paused' | 'stopping' | 'stopped' | 'failed';
 /** What people see (L-25); computed from desired, placed and observed by `sandboxState`. */
-export type SandboxStateName = 'pending' | 'scheduled' | ObservedState | 'lost' | 'deleting' | 'deleted';
-export type HostStateName = 'joining' | 'ready' | 'cordoned' | 'draining' | 'down' | 'removed';
+export type { SandboxStateName } from '@drover/protocol';
+export type { HostStateName } from '@drover/protocol';
 
 export interface Room {
   readonly cpuMillis: number;
@@ -164,12 +173,16 @@ export interface SandboxStore {
   /** By id, `name` or `project/name`; deleted ones only by id. @throws {DroverError} sandbox-not-found */
   find(reference: string): Promise<SandboxRow>;
   list(filter?: SandboxFilter): Promise<readonly SandboxRow[]>;
+  /** The sandbox's secrets; none once it is deleted. */
+  secrets(id: SandboxId): Promise<readonly SealedSecret[]>;
   /** Everything placed on the host and not deleted: the wanted side of its reconcile. */
   onHost(hostId: HostId): Promise<readonly SandboxRow[]>;
   /** Wanted and not placed, oldest first. */
   unplaced(limit: number): Promise<readonly SandboxRow[]>;
   /** Wanted running and older than their ttl (R-20). */
   expired(now: number): Promise<readonly SandboxRow[]>;
+  /** Drops deleted ones: those deleted before, and all but the `keep` deleted last; so many at once. Gives how many. */
+  trimDeleted(deletedBefore: number, keep: number): Promise<number>;
 }
 
 export interface SandboxDraft {
@@ -179,6 +192,14 @@ export interface SandboxDraft {
   readonly spec: sandbox.SandboxSpec;
   readonly labels: Readonly<Record<string, string>>;
   readonly request: Room;
+  /** Sealed values of the spec's secrets (R-19); none: absent. */
+  readonly secrets?: readonly SealedSecret[];
+}
+
+/** A secret as the store keeps it: nothing in it can be read without the key, which is not in the store. */
+export interface SealedSecret {
+  readonly name: string;
+  readonly sealed: string;
 }
 
 export interface SandboxFilter {
@@ -186,8 +207,8 @@ export interface SandboxFilter {
   readonly labels?: Readonly<Record<string, string>>;
   readonly hostId?: HostId;
   readonly includeDeleted?: boolean;
-  /** Creation order; rows after this id. */
-  readonly after?: SandboxId;
+  /** Creation order; rows after this place in it, whether or not its sandbox is still kept. */
+  readonly after?: { readonly createdAt: number; readonly id: SandboxId };
   readonly limit?: number;
 }
 
@@ -201,6 +222,8 @@ export interface TokenStore {
   }): Promise<void>;
   /** Takes one use, in one conditional update; undefined when unknown, used up or expired. The same host may take it twice (a lost answer). */
   takeJoin(hash: string, hostId: HostId): Promise<{ readonly labels: Readonly<Record<string, string>> } | undefined>;
+  /** Drops what expired before; gives how many. */
+  trimJoin(expiredBefore: number): Promise<number>;
   createApi(token: { readonly hash: string; readonly name: string }): Promise<void>;
   findApi(hash: string): Promise<{ readonly name: string } | undefined>;
 }
@@ -222,10 +245,11 @@ export interface EventStore {
 
 export interface IdempotencyStore {
   /**
-   * Runs `action` once per key (L-20): repeated, gives the stored answer. The same key with another request is refused
-   * with idempotency-key-reused. Concurrent calls with one key wait for the first. An empty key runs unconditionally.
-   * Failures are not kept.
+   * Runs `action` once per key (L-20), as `together` does: what it changes, the key and the answer are one transaction. Repeated,
+   * gives the stored answer; so do concurrent calls, after the first has ended. Failures leave nothing behind.
+   * @throws {DroverError} idempotency-key-reused for the same key with another request
    */
-  once(key: string, method: string, request: Uint8Array, action: () => Promise<Uint8Array>): Promise<Uint8Array>;
-  trim(olderThan: number): Promise<number>;
+  once(key: string, method: string, request: Uint8Array, action: (store: Tables) => Promise<Uint8Array>): Promise<Uint8Array>;
+  /** Drops what is older, and all but the newest `keep`; gives how many. */
+  trim(olderThan: number, keep: number): Promise<number>;
 }

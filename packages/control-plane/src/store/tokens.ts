@@ -48,6 +48,15 @@ export class SqlTokenStore implements TokenStore {
     });
   }
 
+  async trimJoin(expiredBefore: number): Promise<number> {
+    return await this.#database.transact(async (tx) => {
+      const expired = tx.db.selectFrom('join_tokens').select('hash').where('expires_at', '<', expiredBefore);
+      await tx.db.deleteFrom('join_token_uses').where('hash', 'in', expired).execute();
+      const result = await tx.db.deleteFrom('join_tokens').where('expires_at', '<', expiredBefore).executeTakeFirst();
+      return Number(result.numDeletedRows);
+    });
+  }
+
   async createApi(token: { readonly hash: string; readonly name: string }): Promise<void> {
     await this.#database.db
       .insertInto('api_tokens')

@@ -148,6 +148,62 @@ describe('I-39: forward', () => {
     server.close();
   });
 
+  it('the program may end its side first, and goes on receiving', async () => {
+    const got = Promise.withResolvers<string>();
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      let text = '';
+      socket.on('data', (data: Buffer) => (text += data.toString()));
+      socket.on('end', () => got.resolve(text));
+      socket.end('that was all');
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const programEnded = Promise.withResolvers<void>();
+    async function* requests(): AsyncGenerator<init.ForwardFrame> {
+      yield create(init.ForwardFrameSchema, { payload: { case: 'port', value: port } });
+      await programEnded.promise;
+      yield create(init.ForwardFrameSchema, { payload: { case: 'data', value: Buffer.from('said after its end') } });
+      yield create(init.ForwardFrameSchema, { payload: { case: 'eof', value: true } });
+    }
+    const frames: (string | boolean)[] = [];
+    for await (const { payload } of client.init.forward(requests())) {
+      if (payload.case === 'data') frames.push(Buffer.from(payload.value).toString());
+      if (payload.case === 'eof') {
+        frames.push(payload.value);
+        programEnded.resolve();
+      }
+    }
+    expect(frames).toEqual(['that was all', true]);
+    expect(await got.promise).toBe('said after its end');
+    server.close();
+  });
+
+  it('a connection that is reset after the end of one side fails the call, and nothing else', async () => {
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      socket.on('error', () => undefined);
+      socket.on('data', () => socket.resetAndDestroy());
+      socket.end('that was all');
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const programEnded = Promise.withResolvers<void>();
+    let over = false;
+    async function* requests(): AsyncGenerator<init.ForwardFrame> {
+      yield create(init.ForwardFrameSchema, { payload: { case: 'port', value: port } });
+      await programEnded.promise;
+      // A socket that has been read to its end learns of the reset when it is written to.
+      while (!over) yield create(init.ForwardFrameSchema, { payload: { case: 'data', value: Buffer.from('x') } });
+    }
+    const call = (async () => {
+      for await (const { payload } of client.init.forward(requests())) if (payload.case === 'eof') programEnded.resolve();
+    })();
+    expect(await codeOf(call)).toBe('unavailable');
+    over = true;
+    server.close();
+  });
+
   it('a port where nobody listens is unavailable', async () => {
     const call = (async () => {
       for await (const _ of client.init.forward(frames(1, Buffer.from('x')))) {

@@ -83,6 +83,11 @@ export class FakeSandboxes implements Sandboxes {
     return create(link.LogDataSchema);
   }
 
+  async stats(command: link.CollectStats): Promise<link.Stats> {
+    const sandboxes = command.sandboxIds.filter((id) => this.#rows.has(id)).map((sandboxId) => ({ sandboxId, memoryBytes: 1024n, pids: 1 }));
+    return create(link.StatsSchema, { sandboxes });
+  }
+
   async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
     if (this.dialled === undefined) throw new DroverError('sandbox-not-running', `${id} is not running`);
     return await this.dialled(id, port, signal);

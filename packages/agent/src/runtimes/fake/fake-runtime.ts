@@ -9,6 +9,7 @@ export interface FakeOutcome {
   readonly exitCode: number;
   readonly outOfMemory?: boolean;
   readonly startFailure?: string;
+  readonly idle?: boolean;
 }
 
 export interface FakeRuntimeOptions {
@@ -106,6 +107,7 @@ export class FakeRuntime implements Runtime {
       startedAt: found.startedAt,
       finishedAt: found.finishedAt,
       ...(startFailure === undefined ? {} : { startFailure }),
+      ...(found.outcome?.idle === true ? { idle: true } : {}),
     });
   }
 

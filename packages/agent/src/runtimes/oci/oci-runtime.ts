@@ -358,6 +358,7 @@ export class OciRuntime implements Runtime {
       exitCode: exit?.code ?? killedExitCode,
       outOfMemory: this.#cgroups.oomKills(id) > 0,
       startFailure: exit?.reason === 'start-failed' ? exit.message : undefined,
+      idle: exit?.reason === 'idle',
       // The sandbox's own clock readings are taken only where they are possible.
       finishedAt: exit !== undefined && exit.at >= (record.startedAt ?? 0) && exit.at <= now ? exit.at : now,
     };

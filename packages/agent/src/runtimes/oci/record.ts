@@ -20,6 +20,8 @@ export interface SandboxRecord {
   readonly exitCode: number | undefined;
   readonly outOfMemory: boolean;
   readonly startFailure: string | undefined;
+  /** Absent in records of an agent that did not know of it. */
+  readonly idle?: boolean;
 }
 
 /** Undefined when there is none, or none that can be read: then the sandbox is a leftover. */
@@ -76,6 +78,7 @@ export function stateOf(record: SandboxRecord): RuntimeState {
     startedAt: record.startedAt,
     finishedAt: record.finishedAt,
     ...(record.startFailure === undefined ? {} : { startFailure: record.startFailure }),
+    ...(record.idle === true ? { idle: true } : {}),
   };
 }
 

@@ -1,4 +1,4 @@
-import { initNodeFlags } from '@drover/init';
+import { initNodeFlags, secretsDirectory } from '@drover/init';
 import { initMemoryAllowance, initPidsAllowance, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { seccompProfile } from './seccomp.ts';
@@ -89,7 +89,7 @@ export function buildSpec(options: SpecOptions): object {
     },
     root: { path: options.root, readonly: false },
     hostname: request.hostname,
-    mounts: [...systemMounts(), ...droverMounts(request), ...boundMounts(options)],
+    mounts: [...systemMounts(), ...droverMounts(request), ...boundMounts(options), ...secretsMounts(request)],
     linux: {
       ...(mapping === undefined ? {} : { uidMappings: mapping, gidMappings: mapping }),
       namespaces: [
@@ -155,6 +155,13 @@ function boundMounts(options: SpecOptions): object[] {
     source: options.mountSources[index] ?? mount.source,
     options: ['rbind', mount.readOnly ? 'ro' : 'rw', 'nosuid', 'nodev'],
   }));
+}
+
+/** R-19: a tmpfs of the sandbox's own, gone with its mount namespace. */
+function secretsMounts({ secretsBytes }: CreateRequest): object[] {
+  if (secretsBytes === undefined) return [];
+  const options = ['nosuid', 'noexec', 'nodev', 'mode=755', `size=${secretsBytes}`];
+  return [{ destination: secretsDirectory, type: 'tmpfs', source: 'secrets', options }];
 }
 
 /** R-10. Init's own share comes on top of what the workload was promised. */

@@ -3,6 +3,7 @@ import { DroverError, formatAge, formatBytes, parseDurationMs } from '@drover/fo
 import { api, errorFromWire } from '@drover/protocol';
 import { Listr, type ListrTask } from 'listr2';
 import type { Cli } from '../../cli.ts';
+import { tellFailures } from '../failures.ts';
 import { messageJson } from '../../output/output.ts';
 
 interface PullFlags {
@@ -101,23 +102,6 @@ class Board {
     this.#cli.signal.addEventListener('abort', () => resolve(), { once: true });
     return row;
   }
-}
-
-function tellFailures(cli: Cli, failures: readonly api.HostFailure[]): number {
-  let status = 0;
-  for (const { hostName, hostId, error } of failures) {
-    if (error === undefined) continue;
-    const failure = errorFromWire(error);
-    status = failure.exitCode;
-    cli.out.error(
-      new DroverError(
-        failure.code,
-        `${hostName === '' ? hostId : hostName}: ${failure.message}`,
-        failure.hint === undefined ? {} : { hint: failure.hint },
-      ),
-    );
-  }
-  return status;
 }
 
 export async function ls(cli: Cli, _: readonly [], flags: { readonly host?: string }): Promise<number> {

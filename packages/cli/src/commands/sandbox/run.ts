@@ -22,7 +22,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   const detached = flags.detach === true;
   const terminal = flags.tty ?? (!detached && atTerminal() && flags.stdin !== false);
   const stdin = detached ? flags.interactive === true : flags.stdin !== false;
-  const options = await createOptions(image, command, flags, { terminal, stdin });
+  const options = await createOptions(image, command, flags, { terminal, stdin, stdinTaken: !detached && stdin });
   const client = await cli.connect();
   const sandbox = await client.sandboxes.create({ ...options, signal: cli.signal });
   if (detached) {

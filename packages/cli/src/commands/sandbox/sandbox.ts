@@ -57,6 +57,7 @@ function details(sandbox: api.Sandbox): readonly (readonly [string, string])[] {
     ['image', sandbox.spec?.image ?? ''],
     ['digest', sandbox.imageDigest],
     ['command', (sandbox.spec?.command ?? []).join(' ')],
+    ['secrets', (sandbox.spec?.secrets ?? []).map(({ name }) => name).join(' ')],
     ['host', sandbox.hostName],
     ['runtime', sandbox.runtime],
     ['address', sandbox.address],

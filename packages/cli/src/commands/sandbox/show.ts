@@ -24,6 +24,7 @@ export function age(time: Timestamp | undefined, now = Date.now()): string {
 export function stateText(sandbox: api.Sandbox): string {
   const name = sandboxStateName(sandbox.state);
   if (sandbox.outOfMemory) return `${name} (out of memory)`;
+  if (name === 'stopped' && sandbox.reason === 'idle') return 'stopped (idle)';
   if (sandbox.exitCode !== undefined && name === 'stopped') return `${name} (${sandbox.exitCode})`;
   return sandbox.reason !== '' && (name === 'failed' || name === 'pending' || name === 'lost') ? `${name} (${sandbox.reason})` : name;
 }

@@ -1,10 +1,11 @@
 import { DroverError, parseBytes, parseCpus, parseDurationMs, parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
 import { parseAllow, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
+import { readSecrets, type SecretFlags } from './secrets.ts';
 import { terminalSize } from '../../terminal/attach.ts';
 
 /** The flags that `run` and `sandbox create` share. */
-export interface SpecFlags {
+export interface SpecFlags extends SecretFlags {
   readonly name?: string;
   readonly project?: string;
   readonly env?: readonly string[];
@@ -21,6 +22,7 @@ export interface SpecFlags {
   readonly hostLabel?: readonly string[];
   readonly runtime?: string;
   readonly ttl?: string;
+  readonly idleStop?: string;
   readonly volume?: readonly string[];
   readonly hostname?: string;
   readonly entrypoint?: string;
@@ -36,7 +38,12 @@ export async function createOptions(
   image: string,
   command: readonly string[],
   flags: SpecFlags,
-  streams: { readonly terminal: boolean; readonly stdin: boolean },
+  streams: {
+    readonly terminal: boolean;
+    readonly stdin: boolean;
+    /** The caller's own stdin goes to the command. */
+    readonly stdinTaken?: boolean;
+  },
 ): Promise<CreateOptions> {
   if (image === '')
     throw new DroverError('invalid-image-reference', 'the image is empty', { hint: 'name one, such as alpine:3.20, or host' });
@@ -71,11 +78,15 @@ export async function createOptions(
     host: flags.host ?? '',
     removeOnExit: flags.rm === true,
     ttlSeconds: flags.ttl === undefined ? 0n : BigInt(Math.max(1, Math.ceil(parseDurationMs(flags.ttl) / 1000))),
+    idleStopSeconds: flags.idleStop === undefined ? 0n : BigInt(Math.max(1, Math.ceil(parseDurationMs(flags.idleStop) / 1000))),
     mounts: (flags.volume ?? []).map(parseVolume),
     stopGraceMs: flags.stopGrace === undefined ? 0 : parseDurationMs(flags.stopGrace),
   };
+  // Last: what is wrong with a flag is said before anything is read from stdin.
+  const secrets = await readSecrets(flags, { env: process.env, stdin: process.stdin, stdinTaken: streams.stdinTaken === true });
   return {
     spec,
+    ...(secrets.length > 0 && { secrets }),
     ...(flags.name !== undefined && { name: parseName(flags.name) }),
     ...(flags.project !== undefined && { project: parseProject(flags.project) }),
     labels: parseLabels(flags.label ?? []),

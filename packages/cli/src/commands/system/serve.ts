@@ -4,9 +4,9 @@ import { startControlPlane } from '@drover/control-plane';
 import type { Cli } from '../../cli.ts';
 import { makeDataDirectory } from '../../doctor/checks.ts';
 import { whileParentLives } from '../../up/parent.ts';
-import { defaultDataDirectory, linkListen, parseListen } from '../../up/settings.ts';
+import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from '../../up/settings.ts';
 
-interface ServeFlags {
+interface ServeFlags extends LivenessFlags {
   readonly data?: string;
   readonly listen: string;
   readonly linkListen?: string;
@@ -17,6 +17,7 @@ interface ServeFlags {
 /** The control plane alone, until SIGINT or SIGTERM. Its log is on stderr, its address on stdout. */
 export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags): Promise<void> {
   const listen = parseListen(flags.listen);
+  const liveness = parseLiveness(flags);
   const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
   await makeDataDirectory(data);
   const end = AbortSignal.any([cli.signal, whileParentLives(cli.env)]);
@@ -24,6 +25,7 @@ export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags)
     dataDirectory: data,
     listen,
     linkListen: linkListen(listen, flags.linkListen),
+    ...liveness,
     ...(flags.store !== undefined && { store: flags.store }),
     ...(flags.publicHost !== undefined && { publicHost: flags.publicHost }),
     logger: createLogger({ name: 'control-plane' }),

@@ -8,6 +8,7 @@ import { link, sandbox } from '@drover/protocol';
 import { DroverClient } from '@drover/sdk';
 import { Placement } from '../../placement/index.ts';
 import { Reconciler } from '../../reconcile/index.ts';
+import { SecretBox } from '../../secrets/index.ts';
 import { openStore, type Store } from '../../store/index.ts';
 import { openAdminToken, startApi, SubjectWakes, type ApiServer } from '../index.ts';
 import { FakeHub, FakeSessions } from './fakes.ts';
@@ -41,17 +42,19 @@ export async function startTestApi(options: { readonly logger?: Logger; readonly
   const token = await openAdminToken(directory, store.tokens);
   const hub = new FakeHub();
   const sessions = new FakeSessions();
+  const secrets = await SecretBox.open(join(directory, 'pki', 'secrets.key'));
   const wakes = await SubjectWakes.open(store.events, logger);
   const context = {
     store,
     hub,
+    secrets,
     sessions,
     ca,
     clock,
     logger,
     wakes,
     placement: new Placement({ store, clock, logger }),
-    reconciler: new Reconciler({ store, hub, clock, logger }),
+    reconciler: new Reconciler({ store, hub, secrets, clock, logger }),
     system: { trustDomain: 'test.drover', startedAt: Date.now(), linkAddress: ':7444', apiAddress: 'https://127.0.0.1:7443' },
   };
   const start = (port: number): Promise<ApiServer> => startApi(context, { host: '127.0.0.1', port, identity });

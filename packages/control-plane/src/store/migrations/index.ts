@@ -2,9 +2,15 @@ import { sql, type Kysely } from 'kysely';
 import { DroverError } from '@drover/foundation';
 import type { Database } from '../database.ts';
 import * as initial from './001-initial.ts';
+import * as bounded from './002-bounded.ts';
+import * as secrets from './003-secrets.ts';
 
 /** In the order in which they run. A released one is never changed; a new one is appended. */
-export const migrations = [{ name: '001-initial', up: initial.up }] as const;
+export const migrations = [
+  { name: '001-initial', up: initial.up },
+  { name: '002-bounded', up: bounded.up },
+  { name: '003-secrets', up: secrets.up },
+] as const;
 
 /** Any number that no other program's advisory lock has: "drover" in ASCII. */
 const lockId = 0x64726f766572;

@@ -13,6 +13,8 @@ export interface TestPostgres {
   createDatabase(): Promise<string>;
   /** Ends every connection, as a restart of the server would. */
   cutConnections(): Promise<void>;
+  /** Resolves when a transaction waits for another's lock. */
+  untilSomeoneWaits(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -114,12 +116,12 @@ async function connect(server: ChildProcess, directory: string): Promise<TestPos
     server.once('exit', () => resolve());
   });
   const url = (database: string): string => `postgres://drover@/${database}?host=${encodeURIComponent(directory)}`;
-  const query = async (text: string): Promise<void> => {
+  const query = async (text: string): Promise<readonly unknown[]> => {
     const client = new pg.Client({ connectionString: url('postgres') });
     client.on('error', () => undefined); // A server that ends says so on idle connections, too.
     await client.connect();
     try {
-      await client.query(text);
+      return (await client.query<Record<string, unknown>>(text)).rows;
     } finally {
       await client.end();
     }
@@ -145,8 +147,15 @@ async function connect(server: ChildProcess, directory: string): Promise<TestPos
       await query(`create database ${name}`);
       return url(name);
     },
-    cutConnections: () =>
-      query('select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and usename is not null'),
+    async cutConnections() {
+      await query('select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and usename is not null');
+    },
+    async untilSomeoneWaits() {
+      const giveUpAt = Date.now() + startMs;
+      while ((await query('select pid from pg_locks where not granted')).length === 0) {
+        if (Date.now() > giveUpAt) throw new Error('no transaction came to wait for a lock');
+      }
+    },
     async stop() {
       // SIGQUIT: an immediate shutdown; the directory goes anyway.
       server.kill('SIGQUIT');

@@ -34,7 +34,7 @@ export class TestStores {
       : `sqlite:${join(this.#directory ?? '', `${++this.#count}.db`)}`;
   }
 
-  async open(options: { readonly url?: string; readonly clock?: Clock; readonly replica?: string } = {}): Promise<Store> {
+  async open(options: { readonly url?: string; readonly clock?: Clock } = {}): Promise<Store> {
     const { url = await this.newUrl(), ...rest } = options;
     const store = await openStore(url, { logger: silentLogger, ...rest });
     this.#open.push(store);

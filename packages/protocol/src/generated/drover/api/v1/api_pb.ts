@@ -8,7 +8,7 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Capacity, DiagnosticsSchema, Error, Image } from "../../link/v1/link_pb.ts";
 import { file_drover_link_v1_link } from "../../link/v1/link_pb.ts";
-import type { DesiredState, EnvVar, SandboxSpec, SandboxState } from "../../sandbox/v1/sandbox_pb.ts";
+import type { DesiredState, EnvVar, SandboxSpec, SandboxState, SecretValue } from "../../sandbox/v1/sandbox_pb.ts";
 import { file_drover_sandbox_v1_sandbox } from "../../sandbox/v1/sandbox_pb.ts";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
@@ -18,7 +18,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/api/v1/api.proto.
  */
 export const file_drover_api_v1_api: GenFile = /*@__PURE__*/
-  fileDesc("Chdkcm92ZXIvYXBpL3YxL2FwaS5wcm90bxINZHJvdmVyLmFwaS52MSLQBQoHU2FuZGJveBIKCgJpZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEjYKDWRlc2lyZWRfc3RhdGUYBSABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5EZXNpcmVkU3RhdGUSEgoKZ2VuZXJhdGlvbhgGIAEoBBIuCgVzdGF0ZRgHIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YCCABKAkSDwoHbWVzc2FnZRgJIAEoCRIPCgdob3N0X2lkGAogASgJEhEKCWhvc3RfbmFtZRgLIAEoCRIPCgdhZGRyZXNzGAwgASgJEhYKCWV4aXRfY29kZRgNIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYDiABKAgSLgoKY3JlYXRlZF9hdBgPIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRlZF9hdBgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjIKBmxhYmVscxgSIAMoCzIiLmRyb3Zlci5hcGkudjEuU2FuZGJveC5MYWJlbHNFbnRyeRIPCgdydW50aW1lGBMgASgJEhQKDGltYWdlX2RpZ2VzdBgUIAEoCRItCgdzZXNzaW9uGBUgASgLMhwuZHJvdmVyLmFwaS52MS5TZXNzaW9uU3RhdHVzEhMKC3N0YXJ0X2NvdW50GBYgASgEGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCDAoKX2V4aXRfY29kZSJvCg1TZXNzaW9uU3RhdHVzEg0KBXN0YXRlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghhdHRlbXB0cxgDIAEoDRISCgpsYXN0X2Vycm9yGAQgASgJIuwBChRDcmVhdGVTYW5kYm94UmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxI/CgZsYWJlbHMYBSADKAsyLy5kcm92ZXIuYXBpLnYxLkNyZWF0ZVNhbmRib3hSZXF1ZXN0LkxhYmVsc0VudHJ5Gi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiJAoRR2V0U2FuZGJveFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCSLlAQoUTGlzdFNhbmRib3hlc1JlcXVlc3QSDwoHcHJvamVjdBgBIAEoCRI/CgZsYWJlbHMYAiADKAsyLy5kcm92ZXIuYXBpLnYxLkxpc3RTYW5kYm94ZXNSZXF1ZXN0LkxhYmVsc0VudHJ5EgwKBGhvc3QYAyABKAkSFwoPaW5jbHVkZV9kZWxldGVkGAQgASgIEhEKCXBhZ2Vfc2l6ZRgFIAEoDRISCgpwYWdlX3Rva2VuGAYgASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiWwoVTGlzdFNhbmRib3hlc1Jlc3BvbnNlEikKCXNhbmRib3hlcxgBIAMoCzIWLmRyb3Zlci5hcGkudjEuU2FuZGJveBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkijAEKFlNldERlc2lyZWRTdGF0ZVJlcXVlc3QSFwoPaWRlbXBvdGVuY3lfa2V5GAEgASgJEg8KB3NhbmRib3gYAiABKAkSNgoNZGVzaXJlZF9zdGF0ZRgDIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLkRlc2lyZWRTdGF0ZRIQCghncmFjZV9tcxgEIAEoDSJqChJXYWl0U2FuZGJveFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCRIvCgZzdGF0ZXMYAiADKA4yHy5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3RhdGUSEgoKdGltZW91dF9tcxgDIAEoBCKoAQoLRXhlY1JlcXVlc3QSJwoEb3BlbhgBIAEoCzIXLmRyb3Zlci5hcGkudjEuRXhlY09wZW5IABIPCgVzdGRpbhgCIAEoDEgAEhMKCXN0ZGluX2VvZhgDIAEoCEgAEi0KBnJlc2l6ZRgEIAEoCzIbLmRyb3Zlci5hcGkudjEuVGVybWluYWxTaXplSAASEAoGc2lnbmFsGAUgASgJSABCCQoHcGF5bG9hZCLzAQoIRXhlY09wZW4SDwoHc2FuZGJveBgBIAEoCRIPCgdleGVjX2lkGAIgASgJEgwKBGFyZ3YYAyADKAkSJgoDZW52GAQgAygLMhkuZHJvdmVyLnNhbmRib3gudjEuRW52VmFyEg8KB3dvcmtkaXIYBSABKAkSDAoEdXNlchgGIAEoCRIQCgh0ZXJtaW5hbBgHIAEoCBIpCgRzaXplGAggASgLMhsuZHJvdmVyLmFwaS52MS5UZXJtaW5hbFNpemUSDQoFc3RkaW4YCSABKAgSFAoMYWZ0ZXJfb2Zmc2V0GAogASgEEg4KBnJlcGxheRgLIAEoCCItCgxUZXJtaW5hbFNpemUSDAoEcm93cxgBIAEoDRIPCgdjb2x1bW5zGAIgASgNIp4BCgxFeGVjUmVzcG9uc2USLQoHc3RhcnRlZBgBIAEoCzIaLmRyb3Zlci5hcGkudjEuRXhlY1N0YXJ0ZWRIABIrCgZvdXRwdXQYAiABKAsyGS5kcm92ZXIuYXBpLnYxLkV4ZWNPdXRwdXRIABInCgRleGl0GAMgASgLMhcuZHJvdmVyLmFwaS52MS5FeGVjRXhpdEgAQgkKB3BheWxvYWQiRAoLRXhlY1N0YXJ0ZWQSDwoHZXhlY19pZBgBIAEoCRILCgNwaWQYAiABKA0SFwoPdHJ1bmNhdGVkX2J5dGVzGAMgASgEIjoKCkV4ZWNPdXRwdXQSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSDgoGb2Zmc2V0GAMgASgEIigKCEV4ZWNFeGl0EgwKBGNvZGUYASABKAUSDgoGc2lnbmFsGAIgASgJIkIKC0xvZ3NSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAkSDgoGZm9sbG93GAIgASgIEhIKCnRhaWxfbGluZXMYAyABKAQiUgoITG9nQ2h1bmsSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiVgoNQ29weUluUmVxdWVzdBIrCgZ0YXJnZXQYASABKAsyGS5kcm92ZXIuYXBpLnYxLkNvcHlUYXJnZXRIABINCgN0YXIYAiABKAxIAEIJCgdwYXlsb2FkIisKCkNvcHlUYXJnZXQSDwoHc2FuZGJveBgBIAEoCRIMCgRwYXRoGAIgASgJIjAKDkNvcHlJblJlc3BvbnNlEg8KB2VudHJpZXMYASABKAQSDQoFYnl0ZXMYAiABKAQiLwoOQ29weU91dFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCRIMCgRwYXRoGAIgASgJIh4KD0NvcHlPdXRSZXNwb25zZRILCgN0YXIYASABKAwiWQoMRm9yd2FyZEZyYW1lEi4KBnRhcmdldBgBIAEoCzIcLmRyb3Zlci5hcGkudjEuRm9yd2FyZFRhcmdldEgAEg4KBGRhdGEYAiABKAxIAEIJCgdwYXlsb2FkIi4KDUZvcndhcmRUYXJnZXQSDwoHc2FuZGJveBgBIAEoCRIMCgRwb3J0GAIgASgNIq8ECgRIb3N0EgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSJwoFc3RhdGUYAyABKA4yGC5kcm92ZXIuYXBpLnYxLkhvc3RTdGF0ZRIOCgZyZWFzb24YBCABKAkSLwoGbGFiZWxzGAUgAygLMh8uZHJvdmVyLmFwaS52MS5Ib3N0LkxhYmVsc0VudHJ5EgwKBHpvbmUYBiABKAkSKgoIY2FwYWNpdHkYByABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRItCgthbGxvY2F0YWJsZRgIIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAkgAygJEhUKDWFnZW50X3ZlcnNpb24YCiABKAkSLQoJam9pbmVkX2F0GAsgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3NlZW5fYXQYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYDSABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgOIAEoBBIRCglzYW5kYm94ZXMYDyABKA0SOgoWY2VydGlmaWNhdGVfZXhwaXJlc19hdBgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIrChBMaXN0SG9zdHNSZXF1ZXN0EhcKD2luY2x1ZGVfcmVtb3ZlZBgBIAEoCCI3ChFMaXN0SG9zdHNSZXNwb25zZRIiCgVob3N0cxgBIAMoCzITLmRyb3Zlci5hcGkudjEuSG9zdCIeCg5HZXRIb3N0UmVxdWVzdBIMCgRob3N0GAEgASgJIsYBChZDcmVhdGVKb2luVG9rZW5SZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRITCgt0dGxfc2Vjb25kcxgCIAEoBBIMCgR1c2VzGAMgASgNEkEKBmxhYmVscxgEIAMoCzIxLmRyb3Zlci5hcGkudjEuQ3JlYXRlSm9pblRva2VuUmVxdWVzdC5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBImkKCUpvaW5Ub2tlbhINCgV0b2tlbhgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgR1c2VzGAMgASgNEg8KB2NvbW1hbmQYBCABKAkiUwoYU2V0SG9zdFNjaGVkdWxpbmdSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIMCgRob3N0GAIgASgJEhAKCGNvcmRvbmVkGAMgASgIIkcKEERyYWluSG9zdFJlcXVlc3QSFwoPaWRlbXBvdGVuY3lfa2V5GAEgASgJEgwKBGhvc3QYAiABKAkSDAoEc3RvcBgDIAEoCCJQCg1EcmFpblByb2dyZXNzEg0KBXRvdGFsGAEgASgNEhEKCXJlbWFpbmluZxgCIAEoDRIPCgdtZXNzYWdlGAMgASgJEgwKBGRvbmUYBCABKAgiSQoRUmVtb3ZlSG9zdFJlcXVlc3QSFwoPaWRlbXBvdGVuY3lfa2V5GAEgASgJEgwKBGhvc3QYAiABKAkSDQoFZm9yY2UYAyABKAgiFAoSUmVtb3ZlSG9zdFJlc3BvbnNlIiMKE0RpYWdub3NlSG9zdFJlcXVlc3QSDAoEaG9zdBgBIAEoCSJBChBQdWxsSW1hZ2VSZXF1ZXN0Eg0KBWltYWdlGAEgASgJEgwKBGhvc3QYAiABKAkSEAoIaW5zZWN1cmUYAyABKAgisQEKEVB1bGxJbWFnZVJlc3BvbnNlEg8KB2hvc3RfaWQYASABKAkSEQoJaG9zdF9uYW1lGAIgASgJEg8KB21lc3NhZ2UYAyABKAkSDAoEZG9uZRgEIAEoBBINCgV0b3RhbBgFIAEoBBIkCgVpbWFnZRgGIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlEiQKBWVycm9yGAcgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3IiIQoRTGlzdEltYWdlc1JlcXVlc3QSDAoEaG9zdBgBIAEoCSJVCglIb3N0SW1hZ2USDwoHaG9zdF9pZBgBIAEoCRIRCglob3N0X25hbWUYAiABKAkSJAoFaW1hZ2UYAyABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSJsChJMaXN0SW1hZ2VzUmVzcG9uc2USKAoGaW1hZ2VzGAEgAygLMhguZHJvdmVyLmFwaS52MS5Ib3N0SW1hZ2USLAoIZmFpbHVyZXMYAiADKAsyGi5kcm92ZXIuYXBpLnYxLkhvc3RGYWlsdXJlIlcKC0hvc3RGYWlsdXJlEg8KB2hvc3RfaWQYASABKAkSEQoJaG9zdF9uYW1lGAIgASgJEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3IiMQoSUmVtb3ZlSW1hZ2VSZXF1ZXN0Eg0KBWltYWdlGAEgASgJEgwKBGhvc3QYAiABKAkiQwoTUmVtb3ZlSW1hZ2VSZXNwb25zZRIsCghmYWlsdXJlcxgBIAMoCzIaLmRyb3Zlci5hcGkudjEuSG9zdEZhaWx1cmUiPgoSUHJ1bmVJbWFnZXNSZXF1ZXN0EgwKBGhvc3QYASABKAkSGgoSb2xkZXJfdGhhbl9zZWNvbmRzGAIgASgEImkKE1BydW5lSW1hZ2VzUmVzcG9uc2USDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBBIsCghmYWlsdXJlcxgDIAMoCzIaLmRyb3Zlci5hcGkudjEuSG9zdEZhaWx1cmUiagoSV2F0Y2hFdmVudHNSZXF1ZXN0EhAKCGFmdGVyX2lkGAEgASgEEhIKCmZyb21fc3RhcnQYAiABKAgSDgoGZm9sbG93GAMgASgIEg0KBWtpbmRzGAQgAygJEg8KB3N1YmplY3QYBSABKAkiiwEKBUV2ZW50EgoKAmlkGAEgASgEEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBGtpbmQYAyABKAkSDAoEdHlwZRgEIAEoCRIPCgdzdWJqZWN0GAUgASgJEhEKCWRhdGFfanNvbhgGIAEoCRIMCgRsb3N0GAcgASgEIhMKEUdldFZlcnNpb25SZXF1ZXN0Im8KB1ZlcnNpb24SDwoHdmVyc2lvbhgBIAEoCRIUCgx0cnVzdF9kb21haW4YAiABKAkSDQoFc3RvcmUYAyABKAkSLgoKc3RhcnRlZF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiUAoLSm9pblJlcXVlc3QSDQoFdG9rZW4YASABKAkSDwoHaG9zdF9pZBgCIAEoCRIQCghob3N0bmFtZRgDIAEoCRIPCgdjc3JfZGVyGAQgASgMIssBCgxKb2luUmVzcG9uc2USFwoPY2VydGlmaWNhdGVfcGVtGAEgASgJEg4KBmNhX3BlbRgCIAEoCRIUCgx0cnVzdF9kb21haW4YAyABKAkSFAoMbGlua19hZGRyZXNzGAQgASgJEjcKBmxhYmVscxgFIAMoCzInLmRyb3Zlci5hcGkudjEuSm9pblJlc3BvbnNlLkxhYmVsc0VudHJ5Gi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEqtAEKCUhvc3RTdGF0ZRIaChZIT1NUX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSSE9TVF9TVEFURV9KT0lOSU5HEAESFAoQSE9TVF9TVEFURV9SRUFEWRACEhcKE0hPU1RfU1RBVEVfQ09SRE9ORUQQAxIXChNIT1NUX1NUQVRFX0RSQUlOSU5HEAQSEwoPSE9TVF9TVEFURV9ET1dOEAUSFgoSSE9TVF9TVEFURV9SRU1PVkVEEAYygAYKDlNhbmRib3hTZXJ2aWNlEkwKDUNyZWF0ZVNhbmRib3gSIy5kcm92ZXIuYXBpLnYxLkNyZWF0ZVNhbmRib3hSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EkYKCkdldFNhbmRib3gSIC5kcm92ZXIuYXBpLnYxLkdldFNhbmRib3hSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EloKDUxpc3RTYW5kYm94ZXMSIy5kcm92ZXIuYXBpLnYxLkxpc3RTYW5kYm94ZXNSZXF1ZXN0GiQuZHJvdmVyLmFwaS52MS5MaXN0U2FuZGJveGVzUmVzcG9uc2USUAoPU2V0RGVzaXJlZFN0YXRlEiUuZHJvdmVyLmFwaS52MS5TZXREZXNpcmVkU3RhdGVSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EkgKC1dhaXRTYW5kYm94EiEuZHJvdmVyLmFwaS52MS5XYWl0U2FuZGJveFJlcXVlc3QaFi5kcm92ZXIuYXBpLnYxLlNhbmRib3gSQwoERXhlYxIaLmRyb3Zlci5hcGkudjEuRXhlY1JlcXVlc3QaGy5kcm92ZXIuYXBpLnYxLkV4ZWNSZXNwb25zZSgBMAESPQoETG9ncxIaLmRyb3Zlci5hcGkudjEuTG9nc1JlcXVlc3QaFy5kcm92ZXIuYXBpLnYxLkxvZ0NodW5rMAESRwoGQ29weUluEhwuZHJvdmVyLmFwaS52MS5Db3B5SW5SZXF1ZXN0Gh0uZHJvdmVyLmFwaS52MS5Db3B5SW5SZXNwb25zZSgBEkoKB0NvcHlPdXQSHS5kcm92ZXIuYXBpLnYxLkNvcHlPdXRSZXF1ZXN0Gh4uZHJvdmVyLmFwaS52MS5Db3B5T3V0UmVzcG9uc2UwARJHCgdGb3J3YXJkEhsuZHJvdmVyLmFwaS52MS5Gb3J3YXJkRnJhbWUaGy5kcm92ZXIuYXBpLnYxLkZvcndhcmRGcmFtZSgBMAEytQQKC0hvc3RTZXJ2aWNlEk4KCUxpc3RIb3N0cxIfLmRyb3Zlci5hcGkudjEuTGlzdEhvc3RzUmVxdWVzdBogLmRyb3Zlci5hcGkudjEuTGlzdEhvc3RzUmVzcG9uc2USPQoHR2V0SG9zdBIdLmRyb3Zlci5hcGkudjEuR2V0SG9zdFJlcXVlc3QaEy5kcm92ZXIuYXBpLnYxLkhvc3QSUgoPQ3JlYXRlSm9pblRva2VuEiUuZHJvdmVyLmFwaS52MS5DcmVhdGVKb2luVG9rZW5SZXF1ZXN0GhguZHJvdmVyLmFwaS52MS5Kb2luVG9rZW4SUQoRU2V0SG9zdFNjaGVkdWxpbmcSJy5kcm92ZXIuYXBpLnYxLlNldEhvc3RTY2hlZHVsaW5nUmVxdWVzdBoTLmRyb3Zlci5hcGkudjEuSG9zdBJMCglEcmFpbkhvc3QSHy5kcm92ZXIuYXBpLnYxLkRyYWluSG9zdFJlcXVlc3QaHC5kcm92ZXIuYXBpLnYxLkRyYWluUHJvZ3Jlc3MwARJRCgpSZW1vdmVIb3N0EiAuZHJvdmVyLmFwaS52MS5SZW1vdmVIb3N0UmVxdWVzdBohLmRyb3Zlci5hcGkudjEuUmVtb3ZlSG9zdFJlc3BvbnNlEk8KDERpYWdub3NlSG9zdBIiLmRyb3Zlci5hcGkudjEuRGlhZ25vc2VIb3N0UmVxdWVzdBobLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzMt8CCgxJbWFnZVNlcnZpY2USUAoJUHVsbEltYWdlEh8uZHJvdmVyLmFwaS52MS5QdWxsSW1hZ2VSZXF1ZXN0GiAuZHJvdmVyLmFwaS52MS5QdWxsSW1hZ2VSZXNwb25zZTABElEKCkxpc3RJbWFnZXMSIC5kcm92ZXIuYXBpLnYxLkxpc3RJbWFnZXNSZXF1ZXN0GiEuZHJvdmVyLmFwaS52MS5MaXN0SW1hZ2VzUmVzcG9uc2USVAoLUmVtb3ZlSW1hZ2USIS5kcm92ZXIuYXBpLnYxLlJlbW92ZUltYWdlUmVxdWVzdBoiLmRyb3Zlci5hcGkudjEuUmVtb3ZlSW1hZ2VSZXNwb25zZRJUCgtQcnVuZUltYWdlcxIhLmRyb3Zlci5hcGkudjEuUHJ1bmVJbWFnZXNSZXF1ZXN0GiIuZHJvdmVyLmFwaS52MS5QcnVuZUltYWdlc1Jlc3BvbnNlMlgKDEV2ZW50U2VydmljZRJICgtXYXRjaEV2ZW50cxIhLmRyb3Zlci5hcGkudjEuV2F0Y2hFdmVudHNSZXF1ZXN0GhQuZHJvdmVyLmFwaS52MS5FdmVudDABMlcKDVN5c3RlbVNlcnZpY2USRgoKR2V0VmVyc2lvbhIgLmRyb3Zlci5hcGkudjEuR2V0VmVyc2lvblJlcXVlc3QaFi5kcm92ZXIuYXBpLnYxLlZlcnNpb24yTgoLSm9pblNlcnZpY2USPwoESm9pbhIaLmRyb3Zlci5hcGkudjEuSm9pblJlcXVlc3QaGy5kcm92ZXIuYXBpLnYxLkpvaW5SZXNwb25zZWIGcHJvdG8z", [file_drover_link_v1_link, file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chdkcm92ZXIvYXBpL3YxL2FwaS5wcm90bxINZHJvdmVyLmFwaS52MSLQBQoHU2FuZGJveBIKCgJpZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEjYKDWRlc2lyZWRfc3RhdGUYBSABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5EZXNpcmVkU3RhdGUSEgoKZ2VuZXJhdGlvbhgGIAEoBBIuCgVzdGF0ZRgHIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YCCABKAkSDwoHbWVzc2FnZRgJIAEoCRIPCgdob3N0X2lkGAogASgJEhEKCWhvc3RfbmFtZRgLIAEoCRIPCgdhZGRyZXNzGAwgASgJEhYKCWV4aXRfY29kZRgNIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYDiABKAgSLgoKY3JlYXRlZF9hdBgPIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRlZF9hdBgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjIKBmxhYmVscxgSIAMoCzIiLmRyb3Zlci5hcGkudjEuU2FuZGJveC5MYWJlbHNFbnRyeRIPCgdydW50aW1lGBMgASgJEhQKDGltYWdlX2RpZ2VzdBgUIAEoCRItCgdzZXNzaW9uGBUgASgLMhwuZHJvdmVyLmFwaS52MS5TZXNzaW9uU3RhdHVzEhMKC3N0YXJ0X2NvdW50GBYgASgEGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCDAoKX2V4aXRfY29kZSJvCg1TZXNzaW9uU3RhdHVzEg0KBXN0YXRlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghhdHRlbXB0cxgDIAEoDRISCgpsYXN0X2Vycm9yGAQgASgJIp0CChRDcmVhdGVTYW5kYm94UmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxI/CgZsYWJlbHMYBSADKAsyLy5kcm92ZXIuYXBpLnYxLkNyZWF0ZVNhbmRib3hSZXF1ZXN0LkxhYmVsc0VudHJ5Ei8KB3NlY3JldHMYBiADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIiQKEUdldFNhbmRib3hSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAki5QEKFExpc3RTYW5kYm94ZXNSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkSPwoGbGFiZWxzGAIgAygLMi8uZHJvdmVyLmFwaS52MS5MaXN0U2FuZGJveGVzUmVxdWVzdC5MYWJlbHNFbnRyeRIMCgRob3N0GAMgASgJEhcKD2luY2x1ZGVfZGVsZXRlZBgEIAEoCBIRCglwYWdlX3NpemUYBSABKA0SEgoKcGFnZV90b2tlbhgGIAEoCRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlsKFUxpc3RTYW5kYm94ZXNSZXNwb25zZRIpCglzYW5kYm94ZXMYASADKAsyFi5kcm92ZXIuYXBpLnYxLlNhbmRib3gSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIowBChZTZXREZXNpcmVkU3RhdGVSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIPCgdzYW5kYm94GAIgASgJEjYKDWRlc2lyZWRfc3RhdGUYAyABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5EZXNpcmVkU3RhdGUSEAoIZ3JhY2VfbXMYBCABKA0iagoSV2FpdFNhbmRib3hSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAkSLwoGc3RhdGVzGAIgAygOMh8uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFN0YXRlEhIKCnRpbWVvdXRfbXMYAyABKAQiqAEKC0V4ZWNSZXF1ZXN0EicKBG9wZW4YASABKAsyFy5kcm92ZXIuYXBpLnYxLkV4ZWNPcGVuSAASDwoFc3RkaW4YAiABKAxIABITCglzdGRpbl9lb2YYAyABKAhIABItCgZyZXNpemUYBCABKAsyGy5kcm92ZXIuYXBpLnYxLlRlcm1pbmFsU2l6ZUgAEhAKBnNpZ25hbBgFIAEoCUgAQgkKB3BheWxvYWQi8wEKCEV4ZWNPcGVuEg8KB3NhbmRib3gYASABKAkSDwoHZXhlY19pZBgCIAEoCRIMCgRhcmd2GAMgAygJEiYKA2VudhgEIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAUgASgJEgwKBHVzZXIYBiABKAkSEAoIdGVybWluYWwYByABKAgSKQoEc2l6ZRgIIAEoCzIbLmRyb3Zlci5hcGkudjEuVGVybWluYWxTaXplEg0KBXN0ZGluGAkgASgIEhQKDGFmdGVyX29mZnNldBgKIAEoBBIOCgZyZXBsYXkYCyABKAgiLQoMVGVybWluYWxTaXplEgwKBHJvd3MYASABKA0SDwoHY29sdW1ucxgCIAEoDSKeAQoMRXhlY1Jlc3BvbnNlEi0KB3N0YXJ0ZWQYASABKAsyGi5kcm92ZXIuYXBpLnYxLkV4ZWNTdGFydGVkSAASKwoGb3V0cHV0GAIgASgLMhkuZHJvdmVyLmFwaS52MS5FeGVjT3V0cHV0SAASJwoEZXhpdBgDIAEoCzIXLmRyb3Zlci5hcGkudjEuRXhlY0V4aXRIAEIJCgdwYXlsb2FkIkQKC0V4ZWNTdGFydGVkEg8KB2V4ZWNfaWQYASABKAkSCwoDcGlkGAIgASgNEhcKD3RydW5jYXRlZF9ieXRlcxgDIAEoBCI6CgpFeGVjT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEg4KBm9mZnNldBgDIAEoBCIoCghFeGVjRXhpdBIMCgRjb2RlGAEgASgFEg4KBnNpZ25hbBgCIAEoCSJCCgtMb2dzUmVxdWVzdBIPCgdzYW5kYm94GAEgASgJEg4KBmZvbGxvdxgCIAEoCBISCgp0YWlsX2xpbmVzGAMgASgEIlIKCExvZ0NodW5rEg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIlYKDUNvcHlJblJlcXVlc3QSKwoGdGFyZ2V0GAEgASgLMhkuZHJvdmVyLmFwaS52MS5Db3B5VGFyZ2V0SAASDQoDdGFyGAIgASgMSABCCQoHcGF5bG9hZCIrCgpDb3B5VGFyZ2V0Eg8KB3NhbmRib3gYASABKAkSDAoEcGF0aBgCIAEoCSIwCg5Db3B5SW5SZXNwb25zZRIPCgdlbnRyaWVzGAEgASgEEg0KBWJ5dGVzGAIgASgEIi8KDkNvcHlPdXRSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAkSDAoEcGF0aBgCIAEoCSIeCg9Db3B5T3V0UmVzcG9uc2USCwoDdGFyGAEgASgMImgKDEZvcndhcmRGcmFtZRIuCgZ0YXJnZXQYASABKAsyHC5kcm92ZXIuYXBpLnYxLkZvcndhcmRUYXJnZXRIABIOCgRkYXRhGAIgASgMSAASDQoDZW9mGAMgASgISABCCQoHcGF5bG9hZCIuCg1Gb3J3YXJkVGFyZ2V0Eg8KB3NhbmRib3gYASABKAkSDAoEcG9ydBgCIAEoDSI1Cg9HZXRTdGF0c1JlcXVlc3QSEQoJc2FuZGJveGVzGAEgAygJEg8KB3Byb2plY3QYAiABKAkicAoQR2V0U3RhdHNSZXNwb25zZRIuCglzYW5kYm94ZXMYASADKAsyGy5kcm92ZXIuYXBpLnYxLlNhbmRib3hVc2FnZRIsCghmYWlsdXJlcxgCIAMoCzIaLmRyb3Zlci5hcGkudjEuSG9zdEZhaWx1cmUi7AEKDFNhbmRib3hVc2FnZRIKCgJpZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSDwoHaG9zdF9pZBgEIAEoCRIRCglob3N0X25hbWUYBSABKAkSEAoIY3B1X3VzZWMYBiABKAQSFAoMbWVtb3J5X2J5dGVzGAcgASgEEhoKEm1lbW9yeV9saW1pdF9ieXRlcxgIIAEoBBIMCgRwaWRzGAkgASgNEiYKAmF0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBITCgtzdGFydF9jb3VudBgLIAEoBCKvBAoESG9zdBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEicKBXN0YXRlGAMgASgOMhguZHJvdmVyLmFwaS52MS5Ib3N0U3RhdGUSDgoGcmVhc29uGAQgASgJEi8KBmxhYmVscxgFIAMoCzIfLmRyb3Zlci5hcGkudjEuSG9zdC5MYWJlbHNFbnRyeRIMCgR6b25lGAYgASgJEioKCGNhcGFjaXR5GAcgASgLMhguZHJvdmVyLmxpbmsudjEuQ2FwYWNpdHkSLQoLYWxsb2NhdGFibGUYCCABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgJIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAogASgJEi0KCWpvaW5lZF9hdBgLIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMAoMbGFzdF9zZWVuX2F0GAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpsb2FkX21pbGxpGA0gASgNEh4KFm1lbW9yeV9hdmFpbGFibGVfYnl0ZXMYDiABKAQSEQoJc2FuZGJveGVzGA8gASgNEjoKFmNlcnRpZmljYXRlX2V4cGlyZXNfYXQYECABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiKwoQTGlzdEhvc3RzUmVxdWVzdBIXCg9pbmNsdWRlX3JlbW92ZWQYASABKAgiNwoRTGlzdEhvc3RzUmVzcG9uc2USIgoFaG9zdHMYASADKAsyEy5kcm92ZXIuYXBpLnYxLkhvc3QiHgoOR2V0SG9zdFJlcXVlc3QSDAoEaG9zdBgBIAEoCSLGAQoWQ3JlYXRlSm9pblRva2VuUmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSEwoLdHRsX3NlY29uZHMYAiABKAQSDAoEdXNlcxgDIAEoDRJBCgZsYWJlbHMYBCADKAsyMS5kcm92ZXIuYXBpLnYxLkNyZWF0ZUpvaW5Ub2tlblJlcXVlc3QuTGFiZWxzRW50cnkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJpCglKb2luVG9rZW4SDQoFdG9rZW4YASABKAkSLgoKZXhwaXJlc19hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEdXNlcxgDIAEoDRIPCgdjb21tYW5kGAQgASgJIlMKGFNldEhvc3RTY2hlZHVsaW5nUmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSDAoEaG9zdBgCIAEoCRIQCghjb3Jkb25lZBgDIAEoCCJHChBEcmFpbkhvc3RSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIMCgRob3N0GAIgASgJEgwKBHN0b3AYAyABKAgiUAoNRHJhaW5Qcm9ncmVzcxINCgV0b3RhbBgBIAEoDRIRCglyZW1haW5pbmcYAiABKA0SDwoHbWVzc2FnZRgDIAEoCRIMCgRkb25lGAQgASgIIkkKEVJlbW92ZUhvc3RSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIMCgRob3N0GAIgASgJEg0KBWZvcmNlGAMgASgIIhQKElJlbW92ZUhvc3RSZXNwb25zZSIjChNEaWFnbm9zZUhvc3RSZXF1ZXN0EgwKBGhvc3QYASABKAkiQQoQUHVsbEltYWdlUmVxdWVzdBINCgVpbWFnZRgBIAEoCRIMCgRob3N0GAIgASgJEhAKCGluc2VjdXJlGAMgASgIIrEBChFQdWxsSW1hZ2VSZXNwb25zZRIPCgdob3N0X2lkGAEgASgJEhEKCWhvc3RfbmFtZRgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGRvbmUYBCABKAQSDQoFdG90YWwYBSABKAQSJAoFaW1hZ2UYBiABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZRIkCgVlcnJvchgHIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yIiEKEUxpc3RJbWFnZXNSZXF1ZXN0EgwKBGhvc3QYASABKAkiVQoJSG9zdEltYWdlEg8KB2hvc3RfaWQYASABKAkSEQoJaG9zdF9uYW1lGAIgASgJEiQKBWltYWdlGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UibAoSTGlzdEltYWdlc1Jlc3BvbnNlEigKBmltYWdlcxgBIAMoCzIYLmRyb3Zlci5hcGkudjEuSG9zdEltYWdlEiwKCGZhaWx1cmVzGAIgAygLMhouZHJvdmVyLmFwaS52MS5Ib3N0RmFpbHVyZSJXCgtIb3N0RmFpbHVyZRIPCgdob3N0X2lkGAEgASgJEhEKCWhvc3RfbmFtZRgCIAEoCRIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yIjEKElJlbW92ZUltYWdlUmVxdWVzdBINCgVpbWFnZRgBIAEoCRIMCgRob3N0GAIgASgJIkMKE1JlbW92ZUltYWdlUmVzcG9uc2USLAoIZmFpbHVyZXMYASADKAsyGi5kcm92ZXIuYXBpLnYxLkhvc3RGYWlsdXJlIj4KElBydW5lSW1hZ2VzUmVxdWVzdBIMCgRob3N0GAEgASgJEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgCIAEoBCJpChNQcnVuZUltYWdlc1Jlc3BvbnNlEg8KB3JlbW92ZWQYASADKAkSEwoLZnJlZWRfYnl0ZXMYAiABKAQSLAoIZmFpbHVyZXMYAyADKAsyGi5kcm92ZXIuYXBpLnYxLkhvc3RGYWlsdXJlInwKEldhdGNoRXZlbnRzUmVxdWVzdBIQCghhZnRlcl9pZBgBIAEoBBISCgpmcm9tX3N0YXJ0GAIgASgIEg4KBmZvbGxvdxgDIAEoCBINCgVraW5kcxgEIAMoCRIPCgdzdWJqZWN0GAUgASgJEhAKCGFubm91bmNlGAYgASgIIosBCgVFdmVudBIKCgJpZBgBIAEoBBIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRraW5kGAMgASgJEgwKBHR5cGUYBCABKAkSDwoHc3ViamVjdBgFIAEoCRIRCglkYXRhX2pzb24YBiABKAkSDAoEbG9zdBgHIAEoBCITChFHZXRWZXJzaW9uUmVxdWVzdCJvCgdWZXJzaW9uEg8KB3ZlcnNpb24YASABKAkSFAoMdHJ1c3RfZG9tYWluGAIgASgJEg0KBXN0b3JlGAMgASgJEi4KCnN0YXJ0ZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIlAKC0pvaW5SZXF1ZXN0Eg0KBXRva2VuGAEgASgJEg8KB2hvc3RfaWQYAiABKAkSEAoIaG9zdG5hbWUYAyABKAkSDwoHY3NyX2RlchgEIAEoDCLLAQoMSm9pblJlc3BvbnNlEhcKD2NlcnRpZmljYXRlX3BlbRgBIAEoCRIOCgZjYV9wZW0YAiABKAkSFAoMdHJ1c3RfZG9tYWluGAMgASgJEhQKDGxpbmtfYWRkcmVzcxgEIAEoCRI3CgZsYWJlbHMYBSADKAsyJy5kcm92ZXIuYXBpLnYxLkpvaW5SZXNwb25zZS5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBKrQBCglIb3N0U3RhdGUSGgoWSE9TVF9TVEFURV9VTlNQRUNJRklFRBAAEhYKEkhPU1RfU1RBVEVfSk9JTklORxABEhQKEEhPU1RfU1RBVEVfUkVBRFkQAhIXChNIT1NUX1NUQVRFX0NPUkRPTkVEEAMSFwoTSE9TVF9TVEFURV9EUkFJTklORxAEEhMKD0hPU1RfU1RBVEVfRE9XThAFEhYKEkhPU1RfU1RBVEVfUkVNT1ZFRBAGMs0GCg5TYW5kYm94U2VydmljZRJMCg1DcmVhdGVTYW5kYm94EiMuZHJvdmVyLmFwaS52MS5DcmVhdGVTYW5kYm94UmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuU2FuZGJveBJGCgpHZXRTYW5kYm94EiAuZHJvdmVyLmFwaS52MS5HZXRTYW5kYm94UmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuU2FuZGJveBJaCg1MaXN0U2FuZGJveGVzEiMuZHJvdmVyLmFwaS52MS5MaXN0U2FuZGJveGVzUmVxdWVzdBokLmRyb3Zlci5hcGkudjEuTGlzdFNhbmRib3hlc1Jlc3BvbnNlElAKD1NldERlc2lyZWRTdGF0ZRIlLmRyb3Zlci5hcGkudjEuU2V0RGVzaXJlZFN0YXRlUmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuU2FuZGJveBJICgtXYWl0U2FuZGJveBIhLmRyb3Zlci5hcGkudjEuV2FpdFNhbmRib3hSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EkMKBEV4ZWMSGi5kcm92ZXIuYXBpLnYxLkV4ZWNSZXF1ZXN0GhsuZHJvdmVyLmFwaS52MS5FeGVjUmVzcG9uc2UoATABEj0KBExvZ3MSGi5kcm92ZXIuYXBpLnYxLkxvZ3NSZXF1ZXN0GhcuZHJvdmVyLmFwaS52MS5Mb2dDaHVuazABEkcKBkNvcHlJbhIcLmRyb3Zlci5hcGkudjEuQ29weUluUmVxdWVzdBodLmRyb3Zlci5hcGkudjEuQ29weUluUmVzcG9uc2UoARJKCgdDb3B5T3V0Eh0uZHJvdmVyLmFwaS52MS5Db3B5T3V0UmVxdWVzdBoeLmRyb3Zlci5hcGkudjEuQ29weU91dFJlc3BvbnNlMAESRwoHRm9yd2FyZBIbLmRyb3Zlci5hcGkudjEuRm9yd2FyZEZyYW1lGhsuZHJvdmVyLmFwaS52MS5Gb3J3YXJkRnJhbWUoATABEksKCEdldFN0YXRzEh4uZHJvdmVyLmFwaS52MS5HZXRTdGF0c1JlcXVlc3QaHy5kcm92ZXIuYXBpLnYxLkdldFN0YXRzUmVzcG9uc2UytQQKC0hvc3RTZXJ2aWNlEk4KCUxpc3RIb3N0cxIfLmRyb3Zlci5hcGkudjEuTGlzdEhvc3RzUmVxdWVzdBogLmRyb3Zlci5hcGkudjEuTGlzdEhvc3RzUmVzcG9uc2USPQoHR2V0SG9zdBIdLmRyb3Zlci5hcGkudjEuR2V0SG9zdFJlcXVlc3QaEy5kcm92ZXIuYXBpLnYxLkhvc3QSUgoPQ3JlYXRlSm9pblRva2VuEiUuZHJvdmVyLmFwaS52MS5DcmVhdGVKb2luVG9rZW5SZXF1ZXN0GhguZHJvdmVyLmFwaS52MS5Kb2luVG9rZW4SUQoRU2V0SG9zdFNjaGVkdWxpbmcSJy5kcm92ZXIuYXBpLnYxLlNldEhvc3RTY2hlZHVsaW5nUmVxdWVzdBoTLmRyb3Zlci5hcGkudjEuSG9zdBJMCglEcmFpbkhvc3QSHy5kcm92ZXIuYXBpLnYxLkRyYWluSG9zdFJlcXVlc3QaHC5kcm92ZXIuYXBpLnYxLkRyYWluUHJvZ3Jlc3MwARJRCgpSZW1vdmVIb3N0EiAuZHJvdmVyLmFwaS52MS5SZW1vdmVIb3N0UmVxdWVzdBohLmRyb3Zlci5hcGkudjEuUmVtb3ZlSG9zdFJlc3BvbnNlEk8KDERpYWdub3NlSG9zdBIiLmRyb3Zlci5hcGkudjEuRGlhZ25vc2VIb3N0UmVxdWVzdBobLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzMt8CCgxJbWFnZVNlcnZpY2USUAoJUHVsbEltYWdlEh8uZHJvdmVyLmFwaS52MS5QdWxsSW1hZ2VSZXF1ZXN0GiAuZHJvdmVyLmFwaS52MS5QdWxsSW1hZ2VSZXNwb25zZTABElEKCkxpc3RJbWFnZXMSIC5kcm92ZXIuYXBpLnYxLkxpc3RJbWFnZXNSZXF1ZXN0GiEuZHJvdmVyLmFwaS52MS5MaXN0SW1hZ2VzUmVzcG9uc2USVAoLUmVtb3ZlSW1hZ2USIS5kcm92ZXIuYXBpLnYxLlJlbW92ZUltYWdlUmVxdWVzdBoiLmRyb3Zlci5hcGkudjEuUmVtb3ZlSW1hZ2VSZXNwb25zZRJUCgtQcnVuZUltYWdlcxIhLmRyb3Zlci5hcGkudjEuUHJ1bmVJbWFnZXNSZXF1ZXN0GiIuZHJvdmVyLmFwaS52MS5QcnVuZUltYWdlc1Jlc3BvbnNlMlgKDEV2ZW50U2VydmljZRJICgtXYXRjaEV2ZW50cxIhLmRyb3Zlci5hcGkudjEuV2F0Y2hFdmVudHNSZXF1ZXN0GhQuZHJvdmVyLmFwaS52MS5FdmVudDABMlcKDVN5c3RlbVNlcnZpY2USRgoKR2V0VmVyc2lvbhIgLmRyb3Zlci5hcGkudjEuR2V0VmVyc2lvblJlcXVlc3QaFi5kcm92ZXIuYXBpLnYxLlZlcnNpb24yTgoLSm9pblNlcnZpY2USPwoESm9pbhIaLmRyb3Zlci5hcGkudjEuSm9pblJlcXVlc3QaGy5kcm92ZXIuYXBpLnYxLkpvaW5SZXNwb25zZWIGcHJvdG8z", [file_drover_link_v1_link, file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.api.v1.Sandbox
@@ -208,6 +208,13 @@ export type CreateSandboxRequest = Message<"drover.api.v1.CreateSandboxRequest">
    * @generated from field: map<string, string> labels = 5;
    */
   labels: { [key: string]: string };
+
+  /**
+   * One value for each of the spec's secrets.
+   *
+   * @generated from field: repeated drover.sandbox.v1.SecretValue secrets = 6;
+   */
+  secrets: SecretValue[];
 };
 
 /**
@@ -803,6 +810,14 @@ export type ForwardFrame = Message<"drover.api.v1.ForwardFrame"> & {
      */
     value: Uint8Array;
     case: "data";
+  } | {
+    /**
+     * The last frame of its direction; the other one goes on. Ending the requests says the same.
+     *
+     * @generated from field: bool eof = 3;
+     */
+    value: boolean;
+    case: "eof";
   } | { case: undefined; value?: undefined };
 };
 
@@ -834,6 +849,133 @@ export type ForwardTarget = Message<"drover.api.v1.ForwardTarget"> & {
  */
 export const ForwardTargetSchema: GenMessage<ForwardTarget> = /*@__PURE__*/
   messageDesc(file_drover_api_v1_api, 23);
+
+/**
+ * @generated from message drover.api.v1.GetStatsRequest
+ */
+export type GetStatsRequest = Message<"drover.api.v1.GetStatsRequest"> & {
+  /**
+   * By id, `name` or `project/name`; empty: all that run.
+   *
+   * @generated from field: repeated string sandboxes = 1;
+   */
+  sandboxes: string[];
+
+  /**
+   * Only of one project; empty: every project.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+};
+
+/**
+ * Describes the message drover.api.v1.GetStatsRequest.
+ * Use `create(GetStatsRequestSchema)` to create a new message.
+ */
+export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 24);
+
+/**
+ * @generated from message drover.api.v1.GetStatsResponse
+ */
+export type GetStatsResponse = Message<"drover.api.v1.GetStatsResponse"> & {
+  /**
+   * In the order of their creation; what does not run is left out.
+   *
+   * @generated from field: repeated drover.api.v1.SandboxUsage sandboxes = 1;
+   */
+  sandboxes: SandboxUsage[];
+
+  /**
+   * Hosts that could not be asked, with why.
+   *
+   * @generated from field: repeated drover.api.v1.HostFailure failures = 2;
+   */
+  failures: HostFailure[];
+};
+
+/**
+ * Describes the message drover.api.v1.GetStatsResponse.
+ * Use `create(GetStatsResponseSchema)` to create a new message.
+ */
+export const GetStatsResponseSchema: GenMessage<GetStatsResponse> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 25);
+
+/**
+ * @generated from message drover.api.v1.SandboxUsage
+ */
+export type SandboxUsage = Message<"drover.api.v1.SandboxUsage"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * @generated from field: string host_id = 4;
+   */
+  hostId: string;
+
+  /**
+   * @generated from field: string host_name = 5;
+   */
+  hostName: string;
+
+  /**
+   * Used since its start; the difference of two answers, over that of their times, is its share of a CPU. Microseconds.
+   *
+   * @generated from field: uint64 cpu_usec = 6;
+   */
+  cpuUsec: bigint;
+
+  /**
+   * @generated from field: uint64 memory_bytes = 7;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * 0 is no limit.
+   *
+   * @generated from field: uint64 memory_limit_bytes = 8;
+   */
+  memoryLimitBytes: bigint;
+
+  /**
+   * Processes and threads, its init's among them.
+   *
+   * @generated from field: uint32 pids = 9;
+   */
+  pids: number;
+
+  /**
+   * The host's clock.
+   *
+   * @generated from field: google.protobuf.Timestamp at = 10;
+   */
+  at?: Timestamp | undefined;
+
+  /**
+   * @generated from field: uint64 start_count = 11;
+   */
+  startCount: bigint;
+};
+
+/**
+ * Describes the message drover.api.v1.SandboxUsage.
+ * Use `create(SandboxUsageSchema)` to create a new message.
+ */
+export const SandboxUsageSchema: GenMessage<SandboxUsage> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 26);
 
 /**
  * @generated from message drover.api.v1.Host
@@ -927,7 +1069,7 @@ export type Host = Message<"drover.api.v1.Host"> & {
  * Use `create(HostSchema)` to create a new message.
  */
 export const HostSchema: GenMessage<Host> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 24);
+  messageDesc(file_drover_api_v1_api, 27);
 
 /**
  * @generated from message drover.api.v1.ListHostsRequest
@@ -944,7 +1086,7 @@ export type ListHostsRequest = Message<"drover.api.v1.ListHostsRequest"> & {
  * Use `create(ListHostsRequestSchema)` to create a new message.
  */
 export const ListHostsRequestSchema: GenMessage<ListHostsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 25);
+  messageDesc(file_drover_api_v1_api, 28);
 
 /**
  * @generated from message drover.api.v1.ListHostsResponse
@@ -961,7 +1103,7 @@ export type ListHostsResponse = Message<"drover.api.v1.ListHostsResponse"> & {
  * Use `create(ListHostsResponseSchema)` to create a new message.
  */
 export const ListHostsResponseSchema: GenMessage<ListHostsResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 26);
+  messageDesc(file_drover_api_v1_api, 29);
 
 /**
  * A host by id or name.
@@ -980,7 +1122,7 @@ export type GetHostRequest = Message<"drover.api.v1.GetHostRequest"> & {
  * Use `create(GetHostRequestSchema)` to create a new message.
  */
 export const GetHostRequestSchema: GenMessage<GetHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 27);
+  messageDesc(file_drover_api_v1_api, 30);
 
 /**
  * @generated from message drover.api.v1.CreateJoinTokenRequest
@@ -1018,7 +1160,7 @@ export type CreateJoinTokenRequest = Message<"drover.api.v1.CreateJoinTokenReque
  * Use `create(CreateJoinTokenRequestSchema)` to create a new message.
  */
 export const CreateJoinTokenRequestSchema: GenMessage<CreateJoinTokenRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 28);
+  messageDesc(file_drover_api_v1_api, 31);
 
 /**
  * @generated from message drover.api.v1.JoinToken
@@ -1052,7 +1194,7 @@ export type JoinToken = Message<"drover.api.v1.JoinToken"> & {
  * Use `create(JoinTokenSchema)` to create a new message.
  */
 export const JoinTokenSchema: GenMessage<JoinToken> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 29);
+  messageDesc(file_drover_api_v1_api, 32);
 
 /**
  * @generated from message drover.api.v1.SetHostSchedulingRequest
@@ -1081,7 +1223,7 @@ export type SetHostSchedulingRequest = Message<"drover.api.v1.SetHostSchedulingR
  * Use `create(SetHostSchedulingRequestSchema)` to create a new message.
  */
 export const SetHostSchedulingRequestSchema: GenMessage<SetHostSchedulingRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 30);
+  messageDesc(file_drover_api_v1_api, 33);
 
 /**
  * @generated from message drover.api.v1.DrainHostRequest
@@ -1110,7 +1252,7 @@ export type DrainHostRequest = Message<"drover.api.v1.DrainHostRequest"> & {
  * Use `create(DrainHostRequestSchema)` to create a new message.
  */
 export const DrainHostRequestSchema: GenMessage<DrainHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 31);
+  messageDesc(file_drover_api_v1_api, 34);
 
 /**
  * @generated from message drover.api.v1.DrainProgress
@@ -1142,7 +1284,7 @@ export type DrainProgress = Message<"drover.api.v1.DrainProgress"> & {
  * Use `create(DrainProgressSchema)` to create a new message.
  */
 export const DrainProgressSchema: GenMessage<DrainProgress> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 32);
+  messageDesc(file_drover_api_v1_api, 35);
 
 /**
  * @generated from message drover.api.v1.RemoveHostRequest
@@ -1171,7 +1313,7 @@ export type RemoveHostRequest = Message<"drover.api.v1.RemoveHostRequest"> & {
  * Use `create(RemoveHostRequestSchema)` to create a new message.
  */
 export const RemoveHostRequestSchema: GenMessage<RemoveHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 33);
+  messageDesc(file_drover_api_v1_api, 36);
 
 /**
  * @generated from message drover.api.v1.RemoveHostResponse
@@ -1184,7 +1326,7 @@ export type RemoveHostResponse = Message<"drover.api.v1.RemoveHostResponse"> & {
  * Use `create(RemoveHostResponseSchema)` to create a new message.
  */
 export const RemoveHostResponseSchema: GenMessage<RemoveHostResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 34);
+  messageDesc(file_drover_api_v1_api, 37);
 
 /**
  * @generated from message drover.api.v1.DiagnoseHostRequest
@@ -1201,7 +1343,7 @@ export type DiagnoseHostRequest = Message<"drover.api.v1.DiagnoseHostRequest"> &
  * Use `create(DiagnoseHostRequestSchema)` to create a new message.
  */
 export const DiagnoseHostRequestSchema: GenMessage<DiagnoseHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 35);
+  messageDesc(file_drover_api_v1_api, 38);
 
 /**
  * @generated from message drover.api.v1.PullImageRequest
@@ -1228,7 +1370,7 @@ export type PullImageRequest = Message<"drover.api.v1.PullImageRequest"> & {
  * Use `create(PullImageRequestSchema)` to create a new message.
  */
 export const PullImageRequestSchema: GenMessage<PullImageRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 36);
+  messageDesc(file_drover_api_v1_api, 39);
 
 /**
  * @generated from message drover.api.v1.PullImageResponse
@@ -1277,7 +1419,7 @@ export type PullImageResponse = Message<"drover.api.v1.PullImageResponse"> & {
  * Use `create(PullImageResponseSchema)` to create a new message.
  */
 export const PullImageResponseSchema: GenMessage<PullImageResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 37);
+  messageDesc(file_drover_api_v1_api, 40);
 
 /**
  * @generated from message drover.api.v1.ListImagesRequest
@@ -1294,7 +1436,7 @@ export type ListImagesRequest = Message<"drover.api.v1.ListImagesRequest"> & {
  * Use `create(ListImagesRequestSchema)` to create a new message.
  */
 export const ListImagesRequestSchema: GenMessage<ListImagesRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 38);
+  messageDesc(file_drover_api_v1_api, 41);
 
 /**
  * @generated from message drover.api.v1.HostImage
@@ -1321,7 +1463,7 @@ export type HostImage = Message<"drover.api.v1.HostImage"> & {
  * Use `create(HostImageSchema)` to create a new message.
  */
 export const HostImageSchema: GenMessage<HostImage> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 39);
+  messageDesc(file_drover_api_v1_api, 42);
 
 /**
  * @generated from message drover.api.v1.ListImagesResponse
@@ -1345,7 +1487,7 @@ export type ListImagesResponse = Message<"drover.api.v1.ListImagesResponse"> & {
  * Use `create(ListImagesResponseSchema)` to create a new message.
  */
 export const ListImagesResponseSchema: GenMessage<ListImagesResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 40);
+  messageDesc(file_drover_api_v1_api, 43);
 
 /**
  * @generated from message drover.api.v1.HostFailure
@@ -1372,7 +1514,7 @@ export type HostFailure = Message<"drover.api.v1.HostFailure"> & {
  * Use `create(HostFailureSchema)` to create a new message.
  */
 export const HostFailureSchema: GenMessage<HostFailure> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 41);
+  messageDesc(file_drover_api_v1_api, 44);
 
 /**
  * @generated from message drover.api.v1.RemoveImageRequest
@@ -1394,7 +1536,7 @@ export type RemoveImageRequest = Message<"drover.api.v1.RemoveImageRequest"> & {
  * Use `create(RemoveImageRequestSchema)` to create a new message.
  */
 export const RemoveImageRequestSchema: GenMessage<RemoveImageRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 42);
+  messageDesc(file_drover_api_v1_api, 45);
 
 /**
  * @generated from message drover.api.v1.RemoveImageResponse
@@ -1411,7 +1553,7 @@ export type RemoveImageResponse = Message<"drover.api.v1.RemoveImageResponse"> &
  * Use `create(RemoveImageResponseSchema)` to create a new message.
  */
 export const RemoveImageResponseSchema: GenMessage<RemoveImageResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 43);
+  messageDesc(file_drover_api_v1_api, 46);
 
 /**
  * @generated from message drover.api.v1.PruneImagesRequest
@@ -1433,7 +1575,7 @@ export type PruneImagesRequest = Message<"drover.api.v1.PruneImagesRequest"> & {
  * Use `create(PruneImagesRequestSchema)` to create a new message.
  */
 export const PruneImagesRequestSchema: GenMessage<PruneImagesRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 44);
+  messageDesc(file_drover_api_v1_api, 47);
 
 /**
  * @generated from message drover.api.v1.PruneImagesResponse
@@ -1460,7 +1602,7 @@ export type PruneImagesResponse = Message<"drover.api.v1.PruneImagesResponse"> &
  * Use `create(PruneImagesResponseSchema)` to create a new message.
  */
 export const PruneImagesResponseSchema: GenMessage<PruneImagesResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 45);
+  messageDesc(file_drover_api_v1_api, 48);
 
 /**
  * @generated from message drover.api.v1.WatchEventsRequest
@@ -1496,6 +1638,14 @@ export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
    * @generated from field: string subject = 5;
    */
   subject: string;
+
+  /**
+   * Begins with a message of kind `watch`, type `Began`, whose id is where the watch begins: a watcher whose stream breaks before
+   * its first event goes on from there without a gap. It is no stored event.
+   *
+   * @generated from field: bool announce = 6;
+   */
+  announce: boolean;
 };
 
 /**
@@ -1503,7 +1653,7 @@ export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
  * Use `create(WatchEventsRequestSchema)` to create a new message.
  */
 export const WatchEventsRequestSchema: GenMessage<WatchEventsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 46);
+  messageDesc(file_drover_api_v1_api, 49);
 
 /**
  * @generated from message drover.api.v1.Event
@@ -1558,7 +1708,7 @@ export type Event = Message<"drover.api.v1.Event"> & {
  * Use `create(EventSchema)` to create a new message.
  */
 export const EventSchema: GenMessage<Event> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 47);
+  messageDesc(file_drover_api_v1_api, 50);
 
 /**
  * @generated from message drover.api.v1.GetVersionRequest
@@ -1571,7 +1721,7 @@ export type GetVersionRequest = Message<"drover.api.v1.GetVersionRequest"> & {
  * Use `create(GetVersionRequestSchema)` to create a new message.
  */
 export const GetVersionRequestSchema: GenMessage<GetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 48);
+  messageDesc(file_drover_api_v1_api, 51);
 
 /**
  * @generated from message drover.api.v1.Version
@@ -1603,7 +1753,7 @@ export type Version = Message<"drover.api.v1.Version"> & {
  * Use `create(VersionSchema)` to create a new message.
  */
 export const VersionSchema: GenMessage<Version> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 49);
+  messageDesc(file_drover_api_v1_api, 52);
 
 /**
  * @generated from message drover.api.v1.JoinRequest
@@ -1639,7 +1789,7 @@ export type JoinRequest = Message<"drover.api.v1.JoinRequest"> & {
  * Use `create(JoinRequestSchema)` to create a new message.
  */
 export const JoinRequestSchema: GenMessage<JoinRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 50);
+  messageDesc(file_drover_api_v1_api, 53);
 
 /**
  * @generated from message drover.api.v1.JoinResponse
@@ -1678,7 +1828,7 @@ export type JoinResponse = Message<"drover.api.v1.JoinResponse"> & {
  * Use `create(JoinResponseSchema)` to create a new message.
  */
 export const JoinResponseSchema: GenMessage<JoinResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 51);
+  messageDesc(file_drover_api_v1_api, 54);
 
 /**
  * States of a host (L-25).
@@ -1824,6 +1974,16 @@ export const SandboxService: GenService<{
     methodKind: "bidi_streaming";
     input: typeof ForwardFrameSchema;
     output: typeof ForwardFrameSchema;
+  },
+  /**
+   * What sandboxes use now, asked of their hosts.
+   *
+   * @generated from rpc drover.api.v1.SandboxService.GetStats
+   */
+  getStats: {
+    methodKind: "unary";
+    input: typeof GetStatsRequestSchema;
+    output: typeof GetStatsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_drover_api_v1_api, 0);

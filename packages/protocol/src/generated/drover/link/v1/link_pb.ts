@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { SandboxObservation, SandboxSpec } from "../../sandbox/v1/sandbox_pb.ts";
+import type { SandboxObservation, SandboxSpec, SecretValue } from "../../sandbox/v1/sandbox_pb.ts";
 import { file_drover_sandbox_v1_sandbox } from "../../sandbox/v1/sandbox_pb.ts";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSLJAgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAQgcKBWZyYW1lItcBCgxDb250cm9sRnJhbWUSKgoHd2VsY29tZRgBIAEoCzIXLmRyb3Zlci5saW5rLnYxLldlbGNvbWVIABIqCgdjb21tYW5kGAIgASgLMhcuZHJvdmVyLmxpbmsudjEuQ29tbWFuZEgAEjsKEHNpZ25pbmdfcmVzcG9uc2UYAyABKAsyHy5kcm92ZXIubGluay52MS5TaWduaW5nUmVzcG9uc2VIABIpCgdnb19hd2F5GAQgASgLMhYuZHJvdmVyLmxpbmsudjEuR29Bd2F5SABCBwoFZnJhbWUi2AIKCFJlZ2lzdGVyEg8KB2hvc3RfaWQYASABKAkSEAoIaG9zdG5hbWUYAiABKAkSNAoGbGFiZWxzGAMgAygLMiQuZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXIuTGFiZWxzRW50cnkSDAoEem9uZRgEIAEoCRIqCghjYXBhY2l0eRgFIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAYgAygJEhUKDWFnZW50X3ZlcnNpb24YByABKAkSDwoHYm9vdF9pZBgIIAEoCRI4CglzYW5kYm94ZXMYCSADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24SFgoOYWdlbnRfaW5zdGFuY2UYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJXCghDYXBhY2l0eRISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEg0KBXNsb3RzGAQgASgNIrcBCglIZWFydGJlYXQSEAoIc2VxdWVuY2UYASABKAQSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKbG9hZF9taWxsaRgDIAEoDRIeChZtZW1vcnlfYXZhaWxhYmxlX2J5dGVzGAQgASgEEhwKFGRpc2tfYXZhaWxhYmxlX2J5dGVzGAUgASgEEhkKEXNhbmRib3hlc19ydW5uaW5nGAYgASgNIkgKDE9ic2VydmF0aW9ucxI4CglzYW5kYm94ZXMYASADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUirwcKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSABCCwoJb3BlcmF0aW9uIjQKClNhbmRib3hSZWYSEgoKc2FuZGJveF9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgEIokBCg1DcmVhdGVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEg8KB3Byb2plY3QYAiABKAkSDAoEbmFtZRgDIAEoCRIsCgRzcGVjGAQgASgLMh4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMiOwoMU3RhcnRTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIkwKC1N0b3BTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEhAKCGdyYWNlX21zGAIgASgNIjsKDFBhdXNlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI8Cg1SZXN1bWVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIj0KDkRlc3Ryb3lTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIiQKDkluc3BlY3RTYW5kYm94EhIKCnNhbmRib3hfaWQYASABKAkiDwoNTGlzdFNhbmRib3hlcyIsCglQdWxsSW1hZ2USDQoFaW1hZ2UYASABKAkSEAoIaW5zZWN1cmUYAiABKAgiDAoKTGlzdEltYWdlcyIcCgtSZW1vdmVJbWFnZRINCgVpbWFnZRgBIAEoCSIpCgtQcnVuZUltYWdlcxIaChJvbGRlcl90aGFuX3NlY29uZHMYASABKAQiXQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAQggKBnRhcmdldCJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIjIKCFJlYWRMb2dzEhIKCnNhbmRib3hfaWQYASABKAkSEgoKdGFpbF9ieXRlcxgCIAEoBCKdAwoNQ29tbWFuZFJlc3VsdBISCgpjb21tYW5kX2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISOAoHc2FuZGJveBgDIAEoCzIlLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hPYnNlcnZhdGlvbkgAEjEKCXNhbmRib3hlcxgEIAEoCzIcLmRyb3Zlci5saW5rLnYxLk9ic2VydmF0aW9uc0gAEiYKBWltYWdlGAUgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2VIABIoCgZpbWFnZXMYBiABKAsyFi5kcm92ZXIubGluay52MS5JbWFnZXNIABIyCgtkaWFnbm9zdGljcxgHIAEoCzIbLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzSAASJwoEbG9ncxgIIAEoCzIXLmRyb3Zlci5saW5rLnYxLkxvZ0RhdGFIABItCgZwcnVuZWQYCSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZVJlcG9ydEgAQgcKBXZhbHVlIlMKD0NvbW1hbmRQcm9ncmVzcxISCgpjb21tYW5kX2lkGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEZG9uZRgDIAEoBBINCgV0b3RhbBgEIAEoBCI0CgVFcnJvchIMCgRjb2RlGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEaGludBgDIAEoCSKyAQoFSW1hZ2USEQoJcmVmZXJlbmNlGAEgASgJEg4KBmRpZ2VzdBgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgEEi0KCXB1bGxlZF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMAoMbGFzdF91c2VkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglzYW5kYm94ZXMYBiABKA0iLwoGSW1hZ2VzEiUKBmltYWdlcxgBIAMoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlIjMKC1BydW5lUmVwb3J0Eg8KB3JlbW92ZWQYASADKAkSEwoLZnJlZWRfYnl0ZXMYAiABKAQiOAoLRGlhZ25vc3RpY3MSKQoIZmluZGluZ3MYASADKAsyFy5kcm92ZXIubGluay52MS5GaW5kaW5nIrsBCgdGaW5kaW5nEiwKBWxldmVsGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuRmluZGluZy5MZXZlbBIPCgdzdWJqZWN0GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSDAoEaGludBgEIAEoCSJSCgVMZXZlbBIVChFMRVZFTF9VTlNQRUNJRklFRBAAEgwKCExFVkVMX09LEAESEQoNTEVWRUxfV0FSTklORxACEhEKDUxFVkVMX1BST0JMRU0QAyI1CgdMb2dEYXRhEioKB3JlY29yZHMYASADKAsyGS5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQivQEKCUxvZ1JlY29yZBIwCgZzdHJlYW0YASABKA4yIC5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQuU3RyZWFtEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiRgoGU3RyZWFtEhYKElNUUkVBTV9VTlNQRUNJRklFRBAAEhEKDVNUUkVBTV9TVERPVVQQARIRCg1TVFJFQU1fU1RERVJSEAIiZgoOU2lnbmluZ1JlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIPCgdjc3JfZGVyGAIgASgMEg4KBGhvc3QYAyABKAhIABIUCgpzYW5kYm94X2lkGAQgASgJSABCCQoHc3ViamVjdCJ0Cg9TaWduaW5nUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEhcKD2NlcnRpZmljYXRlX3BlbRgDIAEoCRIOCgZjYV9wZW0YBCABKAkiYQoLVHVubmVsRnJhbWUSKgoEb3BlbhgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlR1bm5lbE9wZW5IABIOCgRkYXRhGAIgASgMSAASDQoDZW5kGAMgASgISABCBwoFZnJhbWUihwEKClR1bm5lbE9wZW4SEwoJdHVubmVsX2lkGAEgASgJSAASMQoHaW5ib3VuZBgCIAEoCzIeLmRyb3Zlci5saW5rLnYxLlNhbmRib3hJbmJvdW5kSAASJAoFZXJyb3IYAyABKAsyFS5kcm92ZXIubGluay52MS5FcnJvckILCglkaXJlY3Rpb24iTQoOU2FuZGJveEluYm91bmQSEgoKc2FuZGJveF9pZBgBIAEoCRIRCglpbnRlcmZhY2UYAiABKAkSFAoMcGVlcl9hZGRyZXNzGAMgASgJMqEBCg9Ib3N0TGlua1NlcnZpY2USRgoHQ29ubmVjdBIZLmRyb3Zlci5saW5rLnYxLkhvc3RGcmFtZRocLmRyb3Zlci5saW5rLnYxLkNvbnRyb2xGcmFtZSgBMAESRgoGVHVubmVsEhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUaGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZSgBMAFiBnByb3RvMw", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSLJAgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAQgcKBWZyYW1lItcBCgxDb250cm9sRnJhbWUSKgoHd2VsY29tZRgBIAEoCzIXLmRyb3Zlci5saW5rLnYxLldlbGNvbWVIABIqCgdjb21tYW5kGAIgASgLMhcuZHJvdmVyLmxpbmsudjEuQ29tbWFuZEgAEjsKEHNpZ25pbmdfcmVzcG9uc2UYAyABKAsyHy5kcm92ZXIubGluay52MS5TaWduaW5nUmVzcG9uc2VIABIpCgdnb19hd2F5GAQgASgLMhYuZHJvdmVyLmxpbmsudjEuR29Bd2F5SABCBwoFZnJhbWUi2AIKCFJlZ2lzdGVyEg8KB2hvc3RfaWQYASABKAkSEAoIaG9zdG5hbWUYAiABKAkSNAoGbGFiZWxzGAMgAygLMiQuZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXIuTGFiZWxzRW50cnkSDAoEem9uZRgEIAEoCRIqCghjYXBhY2l0eRgFIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAYgAygJEhUKDWFnZW50X3ZlcnNpb24YByABKAkSDwoHYm9vdF9pZBgIIAEoCRI4CglzYW5kYm94ZXMYCSADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24SFgoOYWdlbnRfaW5zdGFuY2UYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJXCghDYXBhY2l0eRISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEg0KBXNsb3RzGAQgASgNIrcBCglIZWFydGJlYXQSEAoIc2VxdWVuY2UYASABKAQSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKbG9hZF9taWxsaRgDIAEoDRIeChZtZW1vcnlfYXZhaWxhYmxlX2J5dGVzGAQgASgEEhwKFGRpc2tfYXZhaWxhYmxlX2J5dGVzGAUgASgEEhkKEXNhbmRib3hlc19ydW5uaW5nGAYgASgNIkgKDE9ic2VydmF0aW9ucxI4CglzYW5kYm94ZXMYASADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUi5gcKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSAASNQoNY29sbGVjdF9zdGF0cxgbIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNvbGxlY3RTdGF0c0gAQgsKCW9wZXJhdGlvbiI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCK6AQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZSJsCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlIkwKC1N0b3BTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEhAKCGdyYWNlX21zGAIgASgNIjsKDFBhdXNlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI8Cg1SZXN1bWVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIj0KDkRlc3Ryb3lTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIiQKDkluc3BlY3RTYW5kYm94EhIKCnNhbmRib3hfaWQYASABKAkiDwoNTGlzdFNhbmRib3hlcyIsCglQdWxsSW1hZ2USDQoFaW1hZ2UYASABKAkSEAoIaW5zZWN1cmUYAiABKAgiDAoKTGlzdEltYWdlcyIcCgtSZW1vdmVJbWFnZRINCgVpbWFnZRgBIAEoCSIpCgtQcnVuZUltYWdlcxIaChJvbGRlcl90aGFuX3NlY29uZHMYASABKAQiXQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAQggKBnRhcmdldCJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIjIKCFJlYWRMb2dzEhIKCnNhbmRib3hfaWQYASABKAkSEgoKdGFpbF9ieXRlcxgCIAEoBCIjCgxDb2xsZWN0U3RhdHMSEwoLc2FuZGJveF9pZHMYASADKAkigAEKDFNhbmRib3hTdGF0cxISCgpzYW5kYm94X2lkGAEgASgJEhAKCGNwdV91c2VjGAIgASgEEhQKDG1lbW9yeV9ieXRlcxgDIAEoBBIMCgRwaWRzGAQgASgNEiYKAmF0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4CgVTdGF0cxIvCglzYW5kYm94ZXMYASADKAsyHC5kcm92ZXIubGluay52MS5TYW5kYm94U3RhdHMixQMKDUNvbW1hbmRSZXN1bHQSEgoKY29tbWFuZF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEjgKB3NhbmRib3gYAyABKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb25IABIxCglzYW5kYm94ZXMYBCABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABImCgVpbWFnZRgFIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlSAASKAoGaW1hZ2VzGAYgASgLMhYuZHJvdmVyLmxpbmsudjEuSW1hZ2VzSAASMgoLZGlhZ25vc3RpY3MYByABKAsyGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljc0gAEicKBGxvZ3MYCCABKAsyFy5kcm92ZXIubGluay52MS5Mb2dEYXRhSAASLQoGcHJ1bmVkGAkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVSZXBvcnRIABImCgVzdGF0cxgKIAEoCzIVLmRyb3Zlci5saW5rLnYxLlN0YXRzSABCBwoFdmFsdWUiUwoPQ29tbWFuZFByb2dyZXNzEhIKCmNvbW1hbmRfaWQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRkb25lGAMgASgEEg0KBXRvdGFsGAQgASgEIjQKBUVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRoaW50GAMgASgJIrIBCgVJbWFnZRIRCglyZWZlcmVuY2UYASABKAkSDgoGZGlnZXN0GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAQSLQoJcHVsbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNhbmRib3hlcxgGIAEoDSIvCgZJbWFnZXMSJQoGaW1hZ2VzGAEgAygLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UiMwoLUHJ1bmVSZXBvcnQSDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBCI4CgtEaWFnbm9zdGljcxIpCghmaW5kaW5ncxgBIAMoCzIXLmRyb3Zlci5saW5rLnYxLkZpbmRpbmciuwEKB0ZpbmRpbmcSLAoFbGV2ZWwYASABKA4yHS5kcm92ZXIubGluay52MS5GaW5kaW5nLkxldmVsEg8KB3N1YmplY3QYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRIMCgRoaW50GAQgASgJIlIKBUxldmVsEhUKEUxFVkVMX1VOU1BFQ0lGSUVEEAASDAoITEVWRUxfT0sQARIRCg1MRVZFTF9XQVJOSU5HEAISEQoNTEVWRUxfUFJPQkxFTRADIjUKB0xvZ0RhdGESKgoHcmVjb3JkcxgBIAMoCzIZLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZCK9AQoJTG9nUmVjb3JkEjAKBnN0cmVhbRgBIAEoDjIgLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZC5TdHJlYW0SDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJGCgZTdHJlYW0SFgoSU1RSRUFNX1VOU1BFQ0lGSUVEEAASEQoNU1RSRUFNX1NURE9VVBABEhEKDVNUUkVBTV9TVERFUlIQAiJmCg5TaWduaW5nUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEg8KB2Nzcl9kZXIYAiABKAwSDgoEaG9zdBgDIAEoCEgAEhQKCnNhbmRib3hfaWQYBCABKAlIAEIJCgdzdWJqZWN0InQKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCSJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -533,6 +533,12 @@ export type Command = Message<"drover.link.v1.Command"> & {
      */
     value: ReadLogs;
     case: "readLogs";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.CollectStats collect_stats = 27;
+     */
+    value: CollectStats;
+    case: "collectStats";
   } | { case: undefined; value?: undefined };
 };
 
@@ -590,6 +596,13 @@ export type CreateSandbox = Message<"drover.link.v1.CreateSandbox"> & {
    * @generated from field: drover.sandbox.v1.SandboxSpec spec = 4;
    */
   spec?: SandboxSpec | undefined;
+
+  /**
+   * The values of the spec's secrets. The host keeps them for this start only.
+   *
+   * @generated from field: repeated drover.sandbox.v1.SecretValue secrets = 5;
+   */
+  secrets: SecretValue[];
 };
 
 /**
@@ -609,6 +622,13 @@ export type StartSandbox = Message<"drover.link.v1.StartSandbox"> & {
    * @generated from field: drover.link.v1.SandboxRef sandbox = 1;
    */
   sandbox?: SandboxRef | undefined;
+
+  /**
+   * As in CreateSandbox: a start gets them again.
+   *
+   * @generated from field: repeated drover.sandbox.v1.SecretValue secrets = 2;
+   */
+  secrets: SecretValue[];
 };
 
 /**
@@ -919,6 +939,87 @@ export const ReadLogsSchema: GenMessage<ReadLogs> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 26);
 
 /**
+ * What sandboxes use now.
+ *
+ * @generated from message drover.link.v1.CollectStats
+ */
+export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
+  /**
+   * Empty: every sandbox that runs. One that does not run is left out.
+   *
+   * @generated from field: repeated string sandbox_ids = 1;
+   */
+  sandboxIds: string[];
+};
+
+/**
+ * Describes the message drover.link.v1.CollectStats.
+ * Use `create(CollectStatsSchema)` to create a new message.
+ */
+export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 27);
+
+/**
+ * @generated from message drover.link.v1.SandboxStats
+ */
+export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
+  /**
+   * @generated from field: string sandbox_id = 1;
+   */
+  sandboxId: string;
+
+  /**
+   * Used since its start; the difference of two gives a share of CPUs. Microseconds.
+   *
+   * @generated from field: uint64 cpu_usec = 2;
+   */
+  cpuUsec: bigint;
+
+  /**
+   * @generated from field: uint64 memory_bytes = 3;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * Processes and threads.
+   *
+   * @generated from field: uint32 pids = 4;
+   */
+  pids: number;
+
+  /**
+   * When the host looked; the host's clock.
+   *
+   * @generated from field: google.protobuf.Timestamp at = 5;
+   */
+  at?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message drover.link.v1.SandboxStats.
+ * Use `create(SandboxStatsSchema)` to create a new message.
+ */
+export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 28);
+
+/**
+ * @generated from message drover.link.v1.Stats
+ */
+export type Stats = Message<"drover.link.v1.Stats"> & {
+  /**
+   * @generated from field: repeated drover.link.v1.SandboxStats sandboxes = 1;
+   */
+  sandboxes: SandboxStats[];
+};
+
+/**
+ * Describes the message drover.link.v1.Stats.
+ * Use `create(StatsSchema)` to create a new message.
+ */
+export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 29);
+
+/**
  * @generated from message drover.link.v1.CommandResult
  */
 export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
@@ -979,6 +1080,12 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
      */
     value: PruneReport;
     case: "pruned";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.Stats stats = 10;
+     */
+    value: Stats;
+    case: "stats";
   } | { case: undefined; value?: undefined };
 };
 
@@ -987,7 +1094,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 27);
+  messageDesc(file_drover_link_v1_link, 30);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1021,7 +1128,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 28);
+  messageDesc(file_drover_link_v1_link, 31);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1054,7 +1161,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 29);
+  messageDesc(file_drover_link_v1_link, 32);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1098,7 +1205,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 30);
+  messageDesc(file_drover_link_v1_link, 33);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1115,7 +1222,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 31);
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1137,7 +1244,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 32);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1154,7 +1261,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1188,7 +1295,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1224,7 +1331,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 34, 0);
+  enumDesc(file_drover_link_v1_link, 37, 0);
 
 /**
  * @generated from message drover.link.v1.LogData
@@ -1241,7 +1348,7 @@ export type LogData = Message<"drover.link.v1.LogData"> & {
  * Use `create(LogDataSchema)` to create a new message.
  */
 export const LogDataSchema: GenMessage<LogData> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1268,7 +1375,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1299,7 +1406,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 36, 0);
+  enumDesc(file_drover_link_v1_link, 39, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1344,7 +1451,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1380,7 +1487,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1417,7 +1524,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -1457,7 +1564,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -1484,7 +1591,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from service drover.link.v1.HostLinkService

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/sandbox/v1/sandbox.proto.
  */
 export const file_drover_sandbox_v1_sandbox: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSLNBAoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0aMQoPSG9zdExhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiJQoGRW52VmFyEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAkiPgoJQmluZE1vdW50Eg4KBnNvdXJjZRgBIAEoCRIOCgZ0YXJnZXQYAiABKAkSEQoJcmVhZF9vbmx5GAMgASgIIlcKCVJlc291cmNlcxISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0iuwMKElNhbmRib3hPYnNlcnZhdGlvbhISCgpzYW5kYm94X2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAQSLgoFc3RhdGUYAyABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3RhdGUSDgoGcmVhc29uGAQgASgJEg8KB21lc3NhZ2UYBSABKAkSFgoJZXhpdF9jb2RlGAYgASgFSACIAQESFQoNb3V0X29mX21lbW9yeRgHIAEoCBIuCgpzdGFydGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtmaW5pc2hlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDwoHYWRkcmVzcxgKIAEoCRITCgtzdGFydF9jb3VudBgLIAEoBBIUCgxpbWFnZV9kaWdlc3QYDCABKAkSDwoHcnVudGltZRgNIAEoCRIvCglyZXNvdXJjZXMYDiABKAsyHC5kcm92ZXIuc2FuZGJveC52MS5SZXNvdXJjZXMSEAoIc2VxdWVuY2UYDyABKARCDAoKX2V4aXRfY29kZSrzAgoMU2FuZGJveFN0YXRlEh0KGVNBTkRCT1hfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVTQU5EQk9YX1NUQVRFX1BFTkRJTkcQARIbChdTQU5EQk9YX1NUQVRFX1NDSEVEVUxFRBACEhsKF1NBTkRCT1hfU1RBVEVfUFJFUEFSSU5HEAMSGgoWU0FOREJPWF9TVEFURV9TVEFSVElORxAEEhkKFVNBTkRCT1hfU1RBVEVfUlVOTklORxAFEhgKFFNBTkRCT1hfU1RBVEVfUEFVU0VEEAYSGgoWU0FOREJPWF9TVEFURV9TVE9QUElORxAHEhkKFVNBTkRCT1hfU1RBVEVfU1RPUFBFRBAIEhgKFFNBTkRCT1hfU1RBVEVfRkFJTEVEEAkSFgoSU0FOREJPWF9TVEFURV9MT1NUEAoSGgoWU0FOREJPWF9TVEFURV9ERUxFVElORxALEhkKFVNBTkRCT1hfU1RBVEVfREVMRVRFRBAMKpgBCgxEZXNpcmVkU3RhdGUSHQoZREVTSVJFRF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFURFU0lSRURfU1RBVEVfUlVOTklORxABEhkKFURFU0lSRURfU1RBVEVfU1RPUFBFRBACEhgKFERFU0lSRURfU1RBVEVfUEFVU0VEEAMSGQoVREVTSVJFRF9TVEFURV9ERUxFVEVEEARiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSKZBQoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0SLwoHc2VjcmV0cxgWIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldE1vdW50EhkKEWlkbGVfc3RvcF9zZWNvbmRzGBcgASgEGjEKD0hvc3RMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIiUKBkVudlZhchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJIkwKC1NlY3JldE1vdW50EgwKBG5hbWUYASABKAkSLwoGdGFyZ2V0GAIgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VGFyZ2V0Ii8KC1NlY3JldFZhbHVlEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAxCA4ABASI+CglCaW5kTW91bnQSDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgiVwoJUmVzb3VyY2VzEhIKCmNwdV9taWxsaXMYASABKA0SFAoMbWVtb3J5X2J5dGVzGAIgASgEEhIKCmRpc2tfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDSK7AwoSU2FuZGJveE9ic2VydmF0aW9uEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBBIuCgVzdGF0ZRgDIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YBCABKAkSDwoHbWVzc2FnZRgFIAEoCRIWCglleGl0X2NvZGUYBiABKAVIAIgBARIVCg1vdXRfb2ZfbWVtb3J5GAcgASgIEi4KCnN0YXJ0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaGVkX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdhZGRyZXNzGAogASgJEhMKC3N0YXJ0X2NvdW50GAsgASgEEhQKDGltYWdlX2RpZ2VzdBgMIAEoCRIPCgdydW50aW1lGA0gASgJEi8KCXJlc291cmNlcxgOIAEoCzIcLmRyb3Zlci5zYW5kYm94LnYxLlJlc291cmNlcxIQCghzZXF1ZW5jZRgPIAEoBEIMCgpfZXhpdF9jb2RlKvMCCgxTYW5kYm94U3RhdGUSHQoZU0FOREJPWF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNBTkRCT1hfU1RBVEVfUEVORElORxABEhsKF1NBTkRCT1hfU1RBVEVfU0NIRURVTEVEEAISGwoXU0FOREJPWF9TVEFURV9QUkVQQVJJTkcQAxIaChZTQU5EQk9YX1NUQVRFX1NUQVJUSU5HEAQSGQoVU0FOREJPWF9TVEFURV9SVU5OSU5HEAUSGAoUU0FOREJPWF9TVEFURV9QQVVTRUQQBhIaChZTQU5EQk9YX1NUQVRFX1NUT1BQSU5HEAcSGQoVU0FOREJPWF9TVEFURV9TVE9QUEVEEAgSGAoUU0FOREJPWF9TVEFURV9GQUlMRUQQCRIWChJTQU5EQk9YX1NUQVRFX0xPU1QQChIaChZTQU5EQk9YX1NUQVRFX0RFTEVUSU5HEAsSGQoVU0FOREJPWF9TVEFURV9ERUxFVEVEEAwqmAEKDERlc2lyZWRTdGF0ZRIdChlERVNJUkVEX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVREVTSVJFRF9TVEFURV9SVU5OSU5HEAESGQoVREVTSVJFRF9TVEFURV9TVE9QUEVEEAISGAoUREVTSVJFRF9TVEFURV9QQVVTRUQQAxIZChVERVNJUkVEX1NUQVRFX0RFTEVURUQQBCpkCgxTZWNyZXRUYXJnZXQSHQoZU0VDUkVUX1RBUkdFVF9VTlNQRUNJRklFRBAAEh0KGVNFQ1JFVF9UQVJHRVRfRU5WSVJPTk1FTlQQARIWChJTRUNSRVRfVEFSR0VUX0ZJTEUQAmIGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * What runs in a sandbox, and with what. Immutable once created.
@@ -161,6 +161,21 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
    * @generated from field: uint32 stop_grace_ms = 21;
    */
   stopGraceMs: number;
+
+  /**
+   * What secrets it gets, and how (R-19): their names only. The values are not part of a spec.
+   *
+   * @generated from field: repeated drover.sandbox.v1.SecretMount secrets = 22;
+   */
+  secrets: SecretMount[];
+
+  /**
+   * Stopped, with reason `idle`, when for so long nobody was attached to it (exec, attach, cp, forward), its command wrote nothing,
+   * and its processes used next to no CPU (R-20); 0 is never. Seconds.
+   *
+   * @generated from field: uint64 idle_stop_seconds = 23;
+   */
+  idleStopSeconds: bigint;
 };
 
 /**
@@ -193,6 +208,52 @@ export const EnvVarSchema: GenMessage<EnvVar> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 1);
 
 /**
+ * @generated from message drover.sandbox.v1.SecretMount
+ */
+export type SecretMount = Message<"drover.sandbox.v1.SecretMount"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: drover.sandbox.v1.SecretTarget target = 2;
+   */
+  target: SecretTarget;
+};
+
+/**
+ * Describes the message drover.sandbox.v1.SecretMount.
+ * Use `create(SecretMountSchema)` to create a new message.
+ */
+export const SecretMountSchema: GenMessage<SecretMount> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 2);
+
+/**
+ * A secret itself (R-19). It is in no answer, no event and no log.
+ *
+ * @generated from message drover.sandbox.v1.SecretValue
+ */
+export type SecretValue = Message<"drover.sandbox.v1.SecretValue"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: bytes value = 2;
+   */
+  value: Uint8Array;
+};
+
+/**
+ * Describes the message drover.sandbox.v1.SecretValue.
+ * Use `create(SecretValueSchema)` to create a new message.
+ */
+export const SecretValueSchema: GenMessage<SecretValue> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 3);
+
+/**
  * @generated from message drover.sandbox.v1.BindMount
  */
 export type BindMount = Message<"drover.sandbox.v1.BindMount"> & {
@@ -217,7 +278,7 @@ export type BindMount = Message<"drover.sandbox.v1.BindMount"> & {
  * Use `create(BindMountSchema)` to create a new message.
  */
 export const BindMountSchema: GenMessage<BindMount> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 2);
+  messageDesc(file_drover_sandbox_v1_sandbox, 4);
 
 /**
  * @generated from message drover.sandbox.v1.Resources
@@ -257,7 +318,7 @@ export type Resources = Message<"drover.sandbox.v1.Resources"> & {
  * Use `create(ResourcesSchema)` to create a new message.
  */
 export const ResourcesSchema: GenMessage<Resources> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 3);
+  messageDesc(file_drover_sandbox_v1_sandbox, 5);
 
 /**
  * What a host saw of one sandbox (L-22). Times are the host's.
@@ -362,7 +423,7 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
  * Use `create(SandboxObservationSchema)` to create a new message.
  */
 export const SandboxObservationSchema: GenMessage<SandboxObservation> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 4);
+  messageDesc(file_drover_sandbox_v1_sandbox, 6);
 
 /**
  * States of a sandbox (L-25).
@@ -493,4 +554,43 @@ export type DesiredState = (typeof DesiredState)[keyof typeof DesiredState] | Un
  */
 export const DesiredStateSchema: GenEnum<DesiredState> = /*@__PURE__*/
   enumDesc(file_drover_sandbox_v1_sandbox, 1);
+
+/**
+ * How a secret reaches a sandbox.
+ *
+ * @generated from enum drover.sandbox.v1.SecretTarget
+ */
+export const SecretTarget = {
+  /**
+   * @generated from enum value: SECRET_TARGET_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * The environment of the main process and of execs, under its name.
+   *
+   * @generated from enum value: SECRET_TARGET_ENVIRONMENT = 1;
+   */
+  ENVIRONMENT: 1,
+
+  /**
+   * `/run/secrets/NAME` on a tmpfs, mode 0400, the main process's user's.
+   *
+   * @generated from enum value: SECRET_TARGET_FILE = 2;
+   */
+  FILE: 2,
+} as const;
+
+/**
+ * How a secret reaches a sandbox.
+ *
+ * @generated from enum drover.sandbox.v1.SecretTarget
+ */
+export type SecretTarget = (typeof SecretTarget)[keyof typeof SecretTarget] | UnknownEnum;
+
+/**
+ * Describes the enum drover.sandbox.v1.SecretTarget.
+ */
+export const SecretTargetSchema: GenEnum<SecretTarget> = /*@__PURE__*/
+  enumDesc(file_drover_sandbox_v1_sandbox, 2);
 

@@ -1,0 +1,202 @@
+import { createHash } from 'node:crypto';
+import { readdir, readFile, rmdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { eventually, repository, traces, type Finished, type TestDrover } from './drover.ts';
+import { endProcesses, processesUnder } from './processes.ts';
+
+/**
+ * The network of another machine: a namespace with one cable to this one. Its firewall lets out TCP to the ports that are opened
+ * to it, and the replies to that in; nothing else passes, either way.
+ */
+export class HostNetwork implements AsyncDisposable {
+  readonly namespace: string;
+  /** This machine's end. */
+  readonly controlPlaneAddress: string;
+  /** The other machine's. */
+  readonly hostAddress: string;
+
+  private constructor(namespace: string, prefix: string) {
+    this.namespace = namespace;
+    this.controlPlaneAddress = `${prefix}.1`;
+    this.hostAddress = `${prefix}.2`;
+  }
+
+  /** @param prefix the first three bytes of the cable's network, such as `10.215.255` */
+  static async create(prefix: string): Promise<HostNetwork> {
+    const network = new HostNetwork(`e2e-${process.pid}`, prefix);
+    const { namespace, controlPlaneAddress, hostAddress, cable } = network;
+    await execa('ip', ['netns', 'add', namespace]);
+    try {
+      await execa('ip', ['link', 'add', cable, 'type', 'veth', 'peer', 'name', 'uplink', 'netns', namespace]);
+      await execa('ip', ['address', 'add', `${controlPlaneAddress}/30`, 'dev', cable]);
+      await execa('ip', ['link', 'set', cable, 'up']);
+      await execa('ip', ['-n', namespace, 'address', 'add', `${hostAddress}/30`, 'dev', 'uplink']);
+      for (const link of ['lo', 'uplink']) await execa('ip', ['-n', namespace, 'link', 'set', link, 'up']);
+      await network.#nft(`
+        table inet firewall {
+          set open { type inet_service; }
+          chain in { type filter hook input priority 0; policy accept; iifname "uplink" ct state != { established, related } drop; }
+          chain out { type filter hook output priority 0; policy accept; oifname "uplink" tcp dport @open accept; oifname "uplink" drop; }
+        }`);
+      return network;
+    } catch (error) {
+      await network[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  get cable(): string {
+    return this.namespace;
+  }
+
+  /** Lets the machine dial these ports. */
+  async open(ports: readonly number[]): Promise<void> {
+    await this.#nft(`add element inet firewall open { ${ports.join(', ')} }`);
+  }
+
+  /** Loses every packet from now on, as a cable that is pulled. */
+  async cut(): Promise<void> {
+    await this.#nft(`
+      table inet cut {
+        chain in { type filter hook input priority -10; iifname "uplink" drop; }
+        chain out { type filter hook output priority -10; oifname "uplink" drop; }
+      }`);
+  }
+
+  async mend(): Promise<void> {
+    await this.#nft('delete table inet cut');
+  }
+
+  /** A program and its arguments as they run on that machine. Its files, cgroups and processes are this machine's. */
+  command(...argv: readonly [string, ...string[]]): readonly [string, ...string[]] {
+    return ['nsenter', `--net=/run/netns/${this.namespace}`, '--', ...argv];
+  }
+
+  async #nft(rules: string): Promise<void> {
+    const [file, ...args] = this.command('nft', '-f', '-');
+    await execa(file, args, { input: rules });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await execa('ip', ['link', 'delete', this.cable], { reject: false });
+    await execa('ip', ['netns', 'delete', this.namespace], { reject: false });
+  }
+}
+
+/** Another host: `drover agent` with a state directory of its own, in a network of its own. */
+export class SecondHost implements AsyncDisposable {
+  readonly network: HostNetwork;
+  readonly state: string;
+  readonly #drover: TestDrover;
+  #agent: ReturnType<typeof startAgent> | undefined;
+  #output = '';
+  /** Undefined while it runs; -1 for a signal. */
+  #code: number | undefined;
+
+  constructor(drover: TestDrover, network: HostNetwork, name: string) {
+    this.#drover = drover;
+    this.network = network;
+    this.state = join(drover.directory, name);
+  }
+
+  /** `drover ARGS…` on that host, to its end. */
+  async run(args: readonly string[], timeoutMs = 60_000): Promise<Finished> {
+    const [file, ...rest] = this.network.command(join(repository, 'drover'), ...args);
+    const result = await execa(file, rest, { env: this.#drover.environment, reject: false, timeout: timeoutMs, stripFinalNewline: false });
+    if (result.timedOut) throw new Error(`drover ${args.join(' ')} took longer than ${timeoutMs} ms; ${result.stdout}${result.stderr}`);
+    return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
+  }
+
+  /** `drover agent join URL --token TOKEN ARGS…`, without running the agent. */
+  async join(url: string, token: string, args: readonly string[] = []): Promise<Finished> {
+    return await this.run(['agent', 'join', url, '--token', token, '--state', this.state, '--no-run', ...args]);
+  }
+
+  /** Starts the agent, and waits until its link stands. */
+  async start(args: readonly string[] = []): Promise<void> {
+    this.startUnchecked(args);
+    await eventually('the link of the second host stands', () => {
+      if (this.#code !== undefined) throw new Error(`the agent ended with ${this.#code}: ${this.#output}`);
+      return this.#output.includes('the link stands');
+    });
+  }
+
+  startUnchecked(args: readonly string[] = []): void {
+    this.#output = '';
+    const agent = startAgent(this.network.command(join(repository, 'drover'), 'agent', '--state', this.state, ...args));
+    for (const stream of [agent.stdout, agent.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
+    this.#agent = agent;
+    this.#code = undefined;
+    void agent.then(({ exitCode }) => {
+      if (this.#agent === agent) this.#code = exitCode ?? -1;
+    });
+  }
+
+  /** What the agent has printed since it was started. */
+  get output(): string {
+    return this.#output;
+  }
+
+  get pid(): number {
+    return this.#agent?.pid ?? 0;
+  }
+
+  /** Waits until the agent ends by itself, or of the signal; gives its exit code. */
+  async ended(signal?: 'SIGINT' | 'SIGKILL', timeoutMs = 30_000): Promise<number> {
+    if (this.#agent === undefined) return 0;
+    if (signal !== undefined) this.#agent.kill(signal);
+    await eventually('the agent of the second host ends', () => this.#code !== undefined, timeoutMs);
+    return this.#code ?? -1;
+  }
+
+  /** Ends it, and takes away what a host that went wrong may have left behind. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.ended('SIGINT');
+    } finally {
+      await endProcesses(await processesUnder(this.state));
+      await removeContainers(this.state);
+      await this.network[Symbol.asyncDispose]();
+    }
+  }
+}
+
+function startAgent([file, ...args]: readonly [string, ...string[]]) {
+  return execa(file, args, { reject: false, stdin: 'ignore', cleanup: false, env: { NO_COLOR: '1' } });
+}
+
+/** The traces (see `traces`) of one instance's hosts; those of others on this machine come and go. Ask before it is stopped, look after. */
+export async function tracesOf(drover: TestDrover): Promise<() => Promise<readonly string[]>> {
+  const hosts = await drover.json<{ id: string }[]>(['host', 'ls', '--all']);
+  // As the agent derives the names of its interfaces from its id.
+  const tags = hosts.map(({ id }) => createHash('sha256').update(id).digest('hex').slice(0, 8));
+  return async () => (await traces()).filter((trace) => trace.startsWith(`${drover.directory}/`) || tags.some((tag) => trace.includes(tag)));
+}
+
+/** Containers that the OCI runtime program knows of in a host's state directory. */
+export async function containers(state: string): Promise<readonly string[]> {
+  const program = join(state, 'program');
+  return (await readdir(program).catch(() => [])).filter((name) => name.startsWith('sb-')).toSorted();
+}
+
+/** Ends the containers of a host's state directory without its agent, with their cgroups and network namespaces. */
+export async function removeContainers(state: string): Promise<void> {
+  const ids = await containers(state);
+  if (ids.length === 0) return;
+  const cgroups = new Set<string>();
+  for (const id of ids) {
+    const pid = (await readFile(join(state, 'sandboxes', id, 'init.pid'), 'utf8').catch(() => '')).trim();
+    const lines = await readFile(`/proc/${pid}/cgroup`, 'utf8').catch(() => '');
+    for (const line of lines.split('\n')) {
+      const parent = /^\d+:[^:]*:(\/drover-[0-9a-z]+)\//.exec(line)?.[1];
+      if (parent !== undefined) cgroups.add(parent);
+    }
+    await execa('runc', ['--root', join(state, 'program'), 'delete', '--force', id], { reject: false });
+  }
+  for (const parent of cgroups) {
+    const prefix = `${parent.slice(1)}-`;
+    for (const name of await readdir('/run/netns')) if (name.startsWith(prefix)) await execa('ip', ['netns', 'delete', name], { reject: false });
+    for (const hierarchy of await readdir('/sys/fs/cgroup')) await rmdir(join('/sys/fs/cgroup', hierarchy, parent)).catch(() => undefined);
+  }
+}

@@ -1,0 +1,394 @@
+import { mkdir, readFile, rename, writeFile } from 'node:fs/promises';
+import { connect, createServer, type AddressInfo } from 'node:net';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { containers, eventually, HostNetwork, SecondHost, TestDrover, tracesOf, type Finished } from './harness/index.ts';
+
+interface HostJson {
+  readonly id: string;
+  readonly name: string;
+  readonly state: string;
+  readonly reason: string;
+  readonly sandboxes: number;
+}
+
+interface SandboxJson {
+  readonly id: string;
+  readonly name: string;
+  readonly state: string;
+  readonly message: string;
+  readonly hostName: string;
+  readonly startCount: string;
+}
+
+/** One error, one hint: nothing else on stderr. */
+const oneSentence = /^drover: [^\n]+\n {2}hint: [^\n]+\n$/;
+/** Something to look at afterwards: when it began, and that it goes on. */
+const clock = ['sh', '-c', 'echo began $$; while :; do date +%s.%N; sleep 0.2; done'];
+
+let drover: TestDrover;
+let network: HostNetwork;
+let second: SecondHost;
+let server: string;
+
+const host = async (name: string): Promise<HostJson> => await drover.json<HostJson>(['host', 'get', name]);
+const sandbox = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+const token = async (...args: readonly string[]): Promise<string> =>
+  (await drover.json<{ token: string }>(['host', 'token', ...args])).token;
+
+async function succeeds(args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await drover.run(args);
+  expect({ args, code, stderr: code === 0 ? '' : stderr }).toEqual({ args, code: 0, stderr: '' });
+  return stdout;
+}
+
+async function hostIs(name: string, state: string): Promise<HostJson> {
+  return await eventually(`host ${name} is ${state}`, async () => {
+    const row = await host(name);
+    return row.state === state ? row : undefined;
+  });
+}
+
+async function sandboxIs(name: string, state: string): Promise<SandboxJson> {
+  return await eventually(`sandbox ${name} is ${state}`, async () => {
+    const row = await sandbox(name);
+    return row.state === state ? row : undefined;
+  });
+}
+
+beforeAll(async () => {
+  network = await HostNetwork.create('10.215.255');
+  const address = network.controlPlaneAddress;
+  drover = await TestDrover.start([
+    ...['--listen', `${address}:0`, '--public-host', address, '--pool', '10.214.0.0/17', '--name', 'first'],
+    ...['--host-ttl', '6s', '--lost-grace', '2s'],
+  ]);
+  second = new SecondHost(drover, network, 'second');
+  server = /ready on (\S+)/.exec(drover.output)?.[1] ?? '';
+  const { apiPort, linkPort } = JSON.parse(await readFile(join(drover.data, 'control-plane', 'server.json'), 'utf8')) as {
+    apiPort: number;
+    linkPort: number;
+  };
+  await network.open([apiPort, linkPort]);
+});
+
+afterAll(async () => {
+  const names = (await drover.json<SandboxJson[]>(['sandbox', 'ls'])).map(({ id }) => id);
+  if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
+  const left = await tracesOf(drover);
+  await second[Symbol.asyncDispose]();
+  await drover[Symbol.asyncDispose]();
+  // R-9: nothing of a sandbox outlives its removal.
+  expect(await left()).toEqual([]);
+});
+
+describe('L-1 to L-3: joining', () => {
+  const refused = (outcome: Finished, code: number, sentence: RegExp): void => {
+    expect(outcome.stderr).toMatch(oneSentence);
+    expect(outcome.stderr).toMatch(sentence);
+    expect(outcome).toMatchObject({ code, stdout: '' });
+  };
+  let used: string;
+
+  test('a host that has not joined says so', async () => {
+    refused(await second.run(['agent', '--state', second.state]), 4, /has not joined a control plane/);
+  });
+
+  test('what is no token is refused before anything is sent', async () => {
+    refused(await second.join(server, 'drv1.nonsense'), 2, /not a join token/);
+  });
+
+  test('a token of another control plane: its CA does not match, and the token is not sent', async () => {
+    const [version, , secret] = (await token()).split('.');
+    refused(await second.join(server, `${version}.${'a'.repeat(64)}.${secret}`), 5, /not the one that made this join token/);
+  });
+
+  test('an expired token is refused', async () => {
+    const { token: expired, expiresAt } = await drover.json<{ token: string; expiresAt: string }>(['host', 'token', '--ttl', '1s']);
+    await eventually('it expires', () => Date.now() > Date.parse(expiresAt));
+    refused(await second.join(server, expired), 5, /refused the join token: it is unknown, used up or expired/);
+  });
+
+  test('an unknown token is refused with the same words', async () => {
+    const [version, fingerprint] = (await token()).split('.');
+    refused(await second.join(server, `${version}.${fingerprint}.${'A'.repeat(43)}`), 5, /unknown, used up or expired/);
+  });
+
+  test('a control plane that is not there is said to be unreachable', async () => {
+    refused(await second.join(`https://${network.hostAddress}:9`, await token()), 6, /cannot be reached/);
+  });
+
+  test('with the token that drover host token prints, the host joins; its key stays with it', async () => {
+    used = await token('--label', 'disk=nvme');
+    const outcome = await second.join(server, used, ['--name', 'second', '--label', 'place=far', '--pool', '10.215.0.0/17']);
+    expect(outcome).toMatchObject({ code: 0, stderr: '' });
+    expect(outcome.stdout).toMatch(/^drover: joined https:\/\/10\.215\.255\.1:\d+ as h-\w+\n$/);
+    expect((await host('second')).state).toBe('joining');
+  });
+
+  test('the token is used up: another machine is refused', async () => {
+    const other = join(drover.directory, 'other');
+    refused(await second.run(['agent', 'join', server, '--token', used, '--state', other, '--no-run']), 5, /used up/);
+  });
+
+  test('drover agent connects, and host ls shows two ready hosts', async () => {
+    await second.start();
+    await hostIs('second', 'ready');
+    const hosts = await drover.json<HostJson[]>(['host', 'ls']);
+    expect(hosts.map(({ name, state }) => `${name} ${state}`).toSorted()).toEqual(['first ready', 'second ready']);
+    expect(await drover.json(['host', 'get', 'second'])).toMatchObject({ labels: { disk: 'nvme', place: 'far' }, runtimes: ['oci'] });
+  });
+
+  test('a second agent on the same state directory is refused', async () => {
+    refused(await second.run(['agent', '--state', second.state]), 4, /already/);
+  });
+});
+
+describe('a host that can only dial out', () => {
+  test('nothing of this machine can open a connection to it, though something listens there', async () => {
+    const script = 'require("net").createServer(c => c.end("there")).listen(0, function () { console.log(this.address().port) })';
+    const [file, ...args] = network.command(process.execPath, '-e', script);
+    const listener = execa(file, args, { reject: false });
+    try {
+      const [line] = (await once(listener.stdout, 'data')) as [Buffer];
+      const port = Number(String(line));
+      const [bash, ...look] = network.command('bash', '-c', `exec 3<>/dev/tcp/${network.hostAddress}/${port}; cat <&3`);
+      expect((await execa(bash, look)).stdout).toBe('there');
+      const outcome = await new Promise<string>((resolve) => {
+        const socket = connect({ host: network.hostAddress, port, timeout: 700 });
+        for (const event of ['connect', 'timeout', 'error']) socket.once(event, () => resolve(event));
+        socket.once('close', () => undefined);
+        socket.once('timeout', () => socket.destroy());
+      });
+      expect(outcome).toBe('timeout');
+    } finally {
+      listener.kill('SIGKILL');
+      await listener;
+    }
+  });
+
+  test('a sandbox runs on it, and gives its command’s status', async () => {
+    const { code, stdout } = await drover.run(['run', '--rm', '--host', 'second', 'host', '--', 'sh', '-c', 'echo far away; exit 9']);
+    expect({ code, stdout }).toEqual({ code: 9, stdout: 'far away\n' });
+  });
+
+  test('exec, stdin, logs, cp both ways, attach and forward reach it through the link', async () => {
+    await succeeds(['run', '-d', '--name', 'far', '--host', 'second', 'host', '--', ...clock]);
+    expect((await sandbox('far')).hostName).toBe('second');
+    expect(await drover.run(['exec', 'far', '--', 'cat'], { input: 'through\n' })).toMatchObject({ code: 0, stdout: 'through\n' });
+    expect((await drover.run(['exec', 'far', '--', 'sh', '-c', 'exit 3'])).code).toBe(3);
+    expect(await succeeds(['logs', 'far'])).toMatch(/^began \d+\n(\d+\.\d+\n)*/);
+
+    const there = join(drover.directory, 'there');
+    const back = join(drover.directory, 'back');
+    await writeFile(there, 'a file\n');
+    await succeeds(['cp', there, 'far:/tmp/there']);
+    await succeeds(['cp', 'far:/tmp/there', back]);
+    expect(await readFile(back, 'utf8')).toBe('a file\n');
+
+    const attached = drover.spawn(['attach', 'far']);
+    let shown = '';
+    attached.stdout.on('data', (data: Buffer) => (shown += String(data)));
+    await eventually('attach shows what it wrote and what it writes', () => shown.split('\n').length > 4);
+    attached.kill('SIGTERM');
+    await attached;
+
+    await succeeds(['exec', '-d', 'far', '--', 'python3', '-c', portProgram]);
+    const local = await freePort();
+    const forward = drover.spawn(['forward', 'far', `${local}:8123`]);
+    try {
+      const answer = await eventually('forward reaches the port', async () => await ask(local));
+      expect(answer).toBe('from the sandbox');
+    } finally {
+      forward.kill('SIGTERM');
+      await forward;
+    }
+  });
+
+  test('what it may reach is enforced there too: default deny, and its own gateway answers', async () => {
+    const { stdout } = await drover.run(['exec', 'far', '--', 'sh', '-c', `curl -s -m 2 http://${network.controlPlaneAddress}/; echo $?`]);
+    expect(stdout).not.toMatch(/^0\n$/m);
+    const env = await succeeds(['exec', 'far', '--', 'printenv', 'HTTP_PROXY']);
+    expect(env).toContain('10.215.0.1');
+  });
+});
+
+describe('L-24: placement', () => {
+  const placed = ['p1', 'p2', 'p3', 'p4'];
+
+  test('sandboxes spread over the hosts', async () => {
+    await succeeds(['sandbox', 'rm', '--force', 'far']);
+    for (const name of placed) await succeeds(['sandbox', 'create', '--name', name, 'host', 'sleep', 'infinity']);
+    const where = await Promise.all(placed.map(async (name) => (await sandbox(name)).hostName));
+    expect(where.toSorted()).toEqual(['first', 'first', 'second', 'second']);
+    await succeeds(['sandbox', 'rm', '--force', ...placed]);
+  });
+
+  test('a label of a host chooses it, that of its join token too', async () => {
+    for (const label of ['place=far', 'disk=nvme']) {
+      const name = `at-${label.split('=')[0]}`;
+      await succeeds(['run', '-d', '--name', name, '--host-label', label, 'host', '--', 'sleep', 'infinity']);
+      expect((await sandbox(name)).hostName).toBe('second');
+      await succeeds(['sandbox', 'rm', '--force', name]);
+    }
+  });
+
+  test('a host that does not exist is refused in one sentence', async () => {
+    const { code, stderr } = await drover.run(['run', '--host', 'third', 'host', '--', 'true']);
+    expect(code).toBe(125);
+    expect(stderr).toMatch(oneSentence);
+  });
+
+  test('L-27: cordon keeps new ones away, and what waits for the host is told why; uncordon lets it come', async () => {
+    expect(await succeeds(['host', 'cordon', 'second'])).toBe('second: cordoned\n');
+    for (const name of ['c1', 'c2']) {
+      await succeeds(['sandbox', 'create', '--name', name, 'host', 'sleep', 'infinity']);
+      expect((await sandbox(name)).hostName).toBe('first');
+    }
+    await succeeds(['sandbox', 'create', '--name', 'c3', '--host', 'second', 'host', 'sleep', 'infinity']);
+    expect(await sandbox('c3')).toMatchObject({ state: 'pending', message: expect.stringContaining('second: it is cordoned') as string });
+    await succeeds(['host', 'uncordon', 'second']);
+    await sandboxIs('c3', 'running');
+    await succeeds(['sandbox', 'rm', '--force', 'c1', 'c2', 'c3']);
+  });
+
+  test('L-27: drain moves what runs to the other host, says how far it is, and leaves the host empty', async () => {
+    await succeeds(['host', 'cordon', 'first']);
+    for (const name of ['d1', 'd2']) await succeeds(['run', '-d', '--name', name, 'host', '--', 'sleep', 'infinity']);
+    await succeeds(['host', 'uncordon', 'first']);
+    const { code, stdout, stderr } = await drover.run(['host', 'drain', 'second']);
+    expect({ code, stdout }).toEqual({ code: 0, stdout: 'second: drained\n' });
+    expect(stderr).toMatch(/2 to move/);
+    expect(stderr).toMatch(/d1 moves to another host/);
+    for (const name of ['d1', 'd2']) expect((await sandboxIs(name, 'running')).hostName).toBe('first');
+    await eventually('its containers are gone', async () => (await containers(second.state)).length === 0);
+    expect(await host('second')).toMatchObject({ state: 'draining', sandboxes: 0 });
+    await succeeds(['sandbox', 'rm', '--force', 'd1', 'd2']);
+    expect(await succeeds(['host', 'uncordon', 'second'])).toBe('second: ready\n');
+  });
+
+  test('L-27: what cannot move is named and stays; with --stop it is stopped', async () => {
+    await succeeds(['run', '-d', '--name', 'stays', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
+    const kept = await drover.run(['host', 'drain', 'second']);
+    expect(kept.stderr).toMatch(/stays/);
+    expect((await sandbox('stays')).state).toBe('running');
+    expect(await drover.run(['host', 'drain', '--stop', 'second'])).toMatchObject({ code: 0, stdout: 'second: drained\n' });
+    expect((await sandbox('stays')).state).toBe('stopped');
+    await succeeds(['sandbox', 'rm', 'stays']);
+    await succeeds(['host', 'uncordon', 'second']);
+  });
+});
+
+describe('L-10, L-26: a link that is cut', () => {
+  test('the host goes down, its sandboxes are lost after the grace, and are adopted when it comes back, not restarted', async () => {
+    await succeeds(['run', '-d', '--name', 'cut', '--host', 'second', 'host', '--', ...clock]);
+    const began = (await succeeds(['logs', 'cut'])).split('\n')[0];
+    await network.cut();
+    try {
+      expect((await hostIs('second', 'down')).reason).toMatch(/nothing was heard of it/);
+      // L-15: nobody waits for it.
+      const exec = await drover.run(['host', 'ls']);
+      expect(exec.stdout).toMatch(/second.*down/);
+      expect((await sandboxIs('cut', 'lost')).message).not.toBe('');
+    } finally {
+      await network.mend();
+    }
+    await hostIs('second', 'ready');
+    expect((await sandboxIs('cut', 'running')).startCount).toBe('1');
+    const log = await succeeds(['logs', 'cut']);
+    expect(log.match(/began/g)).toHaveLength(1);
+    expect(log.split('\n')[0]).toBe(began);
+    // It wrote all the while.
+    const times = log.split('\n').slice(1, -1).map(Number);
+    const gaps = times.slice(1).map((time, index) => time - (times[index] ?? 0));
+    expect(Math.max(...gaps)).toBeLessThan(3);
+    expect(await drover.run(['exec', 'cut', '--', 'echo', 'here'])).toMatchObject({ code: 0, stdout: 'here\n' });
+    await succeeds(['sandbox', 'rm', '--force', 'cut']);
+  });
+
+  test('a sandbox that is removed while the host is away is gone when it comes back', async () => {
+    await succeeds(['run', '-d', '--name', 'gone', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
+    expect(await second.ended('SIGINT')).toBe(0);
+    await hostIs('second', 'down');
+    expect(await containers(second.state)).toHaveLength(1);
+    await succeeds(['sandbox', 'rm', '--force', '--no-wait', 'gone']);
+    await second.start();
+    await eventually('its container is gone', async () => (await containers(second.state)).length === 0);
+    await eventually('its row is gone', async () => (await drover.run(['sandbox', 'get', 'gone'])).code === 3);
+  });
+});
+
+describe('L-4: drover host rm', () => {
+  let identity: string;
+
+  test('is refused while the host holds sandboxes', async () => {
+    await succeeds(['run', '-d', '--name', 'held', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
+    const { code, stderr } = await drover.run(['host', 'rm', 'second']);
+    expect(code).toBe(4);
+    expect(stderr).toMatch(oneSentence);
+    expect(stderr).toMatch(/still holds 1 sandbox/);
+  });
+
+  test('with --force the stream is closed; the agent says so, takes its sandboxes away and ends', async () => {
+    identity = join(drover.directory, 'identity-of-before');
+    await mkdir(identity);
+    await execa('cp', ['-a', join(second.state, 'identity'), identity]);
+    await succeeds(['host', 'rm', '--force', 'second']);
+    expect(await second.ended()).toBe(5);
+    expect(second.output).toMatch(/drover: this host was removed from its control plane; its 1 sandbox/);
+    expect(await containers(second.state)).toEqual([]);
+    expect((await drover.run(['host', 'get', 'second'])).code).toBe(3);
+    expect((await sandbox('held')).state).toBe('lost');
+    await succeeds(['sandbox', 'rm', '--force', 'held']);
+  });
+
+  test('its certificate is refused from then on, and the agent does not try for ever', async () => {
+    await rename(join(identity, 'identity'), join(second.state, 'identity'));
+    second.startUnchecked();
+    expect(await second.ended()).toBe(5);
+    expect(second.output).toMatch(/drover: this host was removed/);
+  });
+
+  test('the machine joins again as a new host with a new token', async () => {
+    expect(await second.join(server, await token())).toMatchObject({ code: 0 });
+    await second.start();
+    await hostIs('second', 'ready');
+    expect(await drover.run(['run', '--rm', '--host', 'second', 'host', '--', 'echo', 'again'])).toMatchObject({ code: 0, stdout: 'again\n' });
+  });
+
+  test('an empty host is removed without --force', async () => {
+    await succeeds(['host', 'rm', 'second']);
+    expect(await second.ended()).toBe(5);
+  });
+});
+
+const portProgram = `
+import socket
+s = socket.create_server(("127.0.0.1", 8123))
+while True:
+    c, _ = s.accept()
+    c.sendall(b"from the sandbox")
+    c.close()
+`;
+
+/** What somebody says who listens on a port of this machine; undefined when nobody does. */
+async function ask(port: number): Promise<string | undefined> {
+  return await new Promise((resolve) => {
+    let said = '';
+    const socket = connect(port, '127.0.0.1');
+    socket.on('data', (data) => (said += String(data)));
+    socket.on('error', () => resolve(undefined));
+    socket.on('close', () => resolve(said === '' ? undefined : said));
+  });
+}
+
+async function freePort(): Promise<number> {
+  const taken = createServer().listen(0, '127.0.0.1');
+  await once(taken, 'listening');
+  const { port } = taken.address() as AddressInfo;
+  taken.close();
+  await once(taken, 'close');
+  return port;
+}

@@ -1,0 +1,130 @@
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { FakeClock, newHostId, silentLogger } from '@drover/foundation';
+import { eventsKept, lostGraceMs, orphanedHostMs, upkeepMs } from '../limits.ts';
+import { sandboxState, type Store } from '../store/index.ts';
+import { draft, readyHost, registration, seen } from '../store/testing/fixtures.ts';
+import { TestStores } from '../store/testing/stores.ts';
+import { Upkeep, type UpkeepOptions } from './upkeep.ts';
+
+describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
+  const stores = new TestStores(kind);
+  beforeAll(() => stores.start());
+  afterAll(() => stores.stop());
+  afterEach(() => stores.closeAll());
+
+  /** Upkeep as a replica runs it, for as long as the test does. */
+  function running(store: Store, clock: FakeClock, more: Partial<UpkeepOptions> = {}): AsyncDisposable {
+    const stop = new AbortController();
+    const done = new Upkeep({ store, clock, logger: silentLogger, ...more }).run(stop.signal);
+    return {
+      [Symbol.asyncDispose]: async () => {
+        stop.abort();
+        await done;
+      },
+    };
+  }
+
+  /** Moves time on round by round; each has been done before the next begins. */
+  async function pass(clock: FakeClock, ms: number): Promise<void> {
+    for (let left = ms; left > 0; left -= upkeepMs) {
+      while (clock.sleeping === 0) {
+        await new Promise((resolve) => {
+          setImmediate(resolve);
+        });
+      }
+      await clock.advance(Math.min(upkeepMs, left));
+    }
+    while (clock.sleeping === 0) {
+      await new Promise((resolve) => {
+        setImmediate(resolve);
+      });
+    }
+  }
+
+  it('L-29: hosts of a replica that died for good are marked down by another, and taken over where they register', async () => {
+    const clock = new FakeClock(1_000_000);
+    const url = await stores.newUrl();
+    const [dead, alive] = [await stores.open({ url, clock }), await stores.open({ url, clock })];
+    const { id, epoch } = await readyHost(dead);
+    const row = await dead.sandboxes.create(draft());
+    await dead.sandboxes.place(row.id, id);
+    await dead.sandboxes.observe(id, epoch, [seen(row, 'RUNNING')]);
+    // From here on nobody stamps its liveness: the replica that held its stream is gone without a word.
+    await using _ = running(alive, clock);
+    const host = async () => await alive.hosts.get(id);
+    const state = async (): Promise<string> => {
+      const now = await alive.sandboxes.get(row.id);
+      return now === undefined ? 'none' : sandboxState(now).state;
+    };
+
+    await pass(clock, orphanedHostMs - upkeepMs);
+    expect(await host()).toMatchObject({ connected: true, owner: 'replica-1' });
+    await pass(clock, 2 * upkeepMs);
+    expect(await host()).toMatchObject({ connected: false, owner: '', epoch });
+    expect((await host())?.downReason).toContain('silent');
+    // Nothing new is placed on it, and what runs on it is not given up yet (L-26).
+    const other = await alive.sandboxes.create(draft());
+    expect(await alive.sandboxes.place(other.id, id)).toBe(false);
+    expect(await state()).toBe('running');
+    await pass(clock, lostGraceMs + upkeepMs);
+    expect(await state()).toBe('lost');
+
+    const again = await alive.hosts.register(
+      registration(id, { sandboxes: [seen({ ...row, observedSequence: 1 }, 'RUNNING')] }),
+      'replica-2',
+    );
+    expect(again.epoch).toBe(epoch + 1);
+    expect(await host()).toMatchObject({ connected: true, owner: 'replica-2' });
+    expect(await state()).toBe('running');
+    expect((await alive.sandboxes.get(row.id))?.startCount).toBe(1);
+  });
+
+  it('L-9, L-10: a host whose heartbeats are stamped stays ready, and one that was only thought silent comes back with the next', async () => {
+    const clock = new FakeClock(1_000_000);
+    const store = await stores.open({ clock });
+    const { id, epoch } = await readyHost(store);
+    await using _ = running(store, clock);
+    const beat = async (): Promise<void> =>
+      await store.hosts.heartbeats([{ id, epoch, at: clock.now(), loadMilli: 0, memoryAvailableBytes: 1 }]);
+    for (let i = 0; i < 4; i++) {
+      await pass(clock, orphanedHostMs / 2);
+      await beat();
+    }
+    expect((await store.hosts.get(id))?.connected).toBe(true);
+    await pass(clock, orphanedHostMs + 2 * upkeepMs);
+    expect((await store.hosts.get(id))?.connected).toBe(false);
+    await clock.advance(1);
+    await beat();
+    expect((await store.hosts.get(id))?.connected).toBe(true);
+  });
+
+  it('drops what is old: deleted sandboxes, expired join tokens, used keys, and events beyond their number', async () => {
+    const clock = new FakeClock(1_000_000_000_000);
+    const store = await stores.open({ clock });
+    const rows = await Promise.all(['a', 'b', 'c'].map(async (name) => await store.sandboxes.create(draft({ name }))));
+    for (const row of rows.slice(0, 2)) {
+      await clock.advance(1);
+      await store.sandboxes.setDesired(row.id, 'deleted');
+    }
+    await store.tokens.createJoin({ hash: 'h', expiresAt: clock.now() + 1, uses: 1, labels: {} });
+    await store.tokens.takeJoin('h', newHostId());
+    const answer = async (text: string): Promise<string> =>
+      Buffer.from(await store.idempotency.once('k', 'Do', new Uint8Array(), () => Promise.resolve(Buffer.from(text)))).toString();
+    expect(await answer('first')).toBe('first');
+    const names = async (): Promise<string[]> => (await store.sandboxes.list({ includeDeleted: true })).map((row) => row.name).sort();
+    {
+      await using _ = running(store, clock, { deletedKept: 1, eventsKept: 2 });
+      await pass(clock, upkeepMs);
+      // By number at once, the one that was deleted last kept.
+      expect(await names()).toEqual(['b', 'c']);
+      expect(await store.events.after(0, eventsKept)).toHaveLength(2);
+      expect(await answer('second')).toBe('first');
+    }
+    await clock.advance(8 * 86_400_000);
+    await using _ = running(store, clock);
+    await pass(clock, upkeepMs);
+    expect(await names()).toEqual(['c']);
+    expect(await answer('third')).toBe('third');
+    expect(await store.tokens.trimJoin(clock.now())).toBe(0);
+  });
+});

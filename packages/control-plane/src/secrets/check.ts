@@ -1,0 +1,57 @@
+import { isUtf8 } from 'node:buffer';
+import { clip, DroverError } from '@drover/foundation';
+import { sandbox } from '@drover/protocol';
+import { maxSecretBytes, maxSecrets, maxSecretsBytes } from '../limits.ts';
+
+const { SecretTarget } = sandbox;
+
+const variableName = /^[A-Za-z_][A-Za-z0-9_]{0,127}$/;
+/** A file's name; one that begins with a dot would be hidden, or `..`. */
+const fileName = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/;
+
+function invalid(message: string, hint: string): DroverError {
+  return new DroverError('invalid-argument', message, { hint });
+}
+
+/** The secrets of a new sandbox: names, targets, and one value for each. No message holds a value. @throws {DroverError} invalid-argument, too-large */
+export function checkSecrets(spec: sandbox.SandboxSpec, values: readonly sandbox.SecretValue[]): void {
+  const { secrets } = spec;
+  if (secrets.length > maxSecrets) throw invalid(`there are ${secrets.length} secrets`, `use at most ${maxSecrets}`);
+  const byName = new Map(values.map(({ name, value }) => [name, value]));
+  if (new Set(secrets.map(({ name }) => name)).size < secrets.length) throw invalid('two secrets have the same name', 'give each its own');
+  if (byName.size < values.length || values.length !== secrets.length || secrets.some(({ name }) => !byName.has(name))) {
+    throw invalid('the values of the secrets are not those that the spec names', 'give one value for each secret of the spec');
+  }
+  for (const { name, target } of secrets) checkSecret(name, target, byName.get(name) ?? new Uint8Array());
+  const bytes = values.reduce((sum, { value }) => sum + value.byteLength, 0);
+  if (bytes > maxSecretsBytes) {
+    throw new DroverError('too-large', `the secrets have ${bytes} bytes together`, { hint: `use at most ${maxSecretsBytes}` });
+  }
+  const files = secrets.some(({ target }) => target === SecretTarget.FILE);
+  const covered = files ? spec.mounts.find(({ target }) => /^\/+run(\/+secrets(\/.*)?)?\/*$/.test(target)) : undefined;
+  if (covered !== undefined) {
+    throw invalid(`the mount on ${JSON.stringify(clip(covered.target))} would cover /run/secrets`, 'mount it elsewhere');
+  }
+}
+
+function checkSecret(name: string, target: sandbox.SecretTarget, value: Uint8Array): void {
+  const shown = JSON.stringify(clip(name));
+  if (value.byteLength > maxSecretBytes) {
+    throw new DroverError('too-large', `the secret ${shown} has ${value.byteLength} bytes`, { hint: `use at most ${maxSecretBytes}` });
+  }
+  switch (target) {
+    case SecretTarget.ENVIRONMENT:
+      if (!variableName.test(name)) {
+        throw invalid(`${shown} cannot be the name of an environment variable`, 'use letters, digits and _, beginning with no digit');
+      }
+      if (value.includes(0) || !isUtf8(value)) {
+        throw invalid(`the secret ${shown} is not text, and cannot be an environment variable`, 'give it as a file');
+      }
+      return;
+    case SecretTarget.FILE:
+      if (!fileName.test(name)) throw invalid(`${shown} cannot be the name of a secret`, 'use letters, digits, dots, hyphens and _');
+      return;
+    default:
+      throw invalid(`nothing says how the secret ${shown} is to reach the sandbox`, 'choose the environment or a file');
+  }
+}

@@ -1,0 +1,2 @@
+export { SecretBox } from './box.ts';
+export { checkSecrets } from './check.ts';

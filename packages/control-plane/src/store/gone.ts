@@ -1,0 +1,27 @@
+import type { Updateable } from 'kysely';
+import type { StoredSandbox } from './change.ts';
+import { neverStarted } from './desired.ts';
+import { sandboxRow } from './rows.ts';
+import type { SandboxTable } from './schema.ts';
+import { runIsOver } from './state.ts';
+
+/** The host it is placed on has no copy of it. */
+export function gonePatch(row: StoredSandbox, now: number): Updateable<SandboxTable> {
+  const freed = { hold: 'nothing' as const, lost_since: null, pending_reason: '', pending_message: '' };
+  if (row.desired === 'deleted') return { ...freed, deleted_at: now };
+  const nowhere = { ...freed, host_id: null, observed_sequence: 0, address: '' };
+  if (runIsOver(sandboxRow(row))) return nowhere;
+  if (row.desired === 'stopped') {
+    return row.observed === null
+      ? { ...nowhere, ...neverStarted(row.generation, now) }
+      : { ...nowhere, observed: 'stopped', observed_generation: row.generation, finished_at: row.finished_at ?? now };
+  }
+  return {
+    ...nowhere,
+    observed: 'failed',
+    observed_generation: row.generation,
+    reason: 'copy-lost',
+    message: 'its host has no copy of it any more; start it to make it anew, without what it had written',
+    finished_at: now,
+  };
+}

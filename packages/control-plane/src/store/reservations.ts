@@ -1,0 +1,83 @@
+import { sql } from 'kysely';
+import type { HostId, SandboxId } from '@drover/foundation';
+import type { StoredSandbox } from './change.ts';
+import type { Tx } from './database.ts';
+import type { Hold } from './schema.ts';
+import type { Room } from './store.ts';
+
+/** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */
+export function held(hold: Hold, request: Room): Room {
+  if (hold === 'all') return request;
+  return { cpuMillis: 0, memoryBytes: 0, slots: hold === 'slot' ? request.slots : 0 };
+}
+
+function heldBy(row: StoredSandbox): Room {
+  return held(row.hold, { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots });
+}
+
+/** After a change of a row: what it held before is given back, what it holds now is taken. */
+export async function moveReservation(tx: Tx, before: StoredSandbox, after: StoredSandbox): Promise<void> {
+  if (before.host_id === after.host_id && before.hold === after.hold) return;
+  if (before.host_id !== null) await addReservation(tx, before.host_id as HostId, heldBy(before), -1);
+  if (after.host_id !== null) await addReservation(tx, after.host_id as HostId, heldBy(after), 1);
+}
+
+/** Adds to, or takes from, what is reserved on a host; never below zero (L-8). */
+async function addReservation(tx: Tx, id: HostId, room: Room, sign: 1 | -1): Promise<void> {
+  if (room.cpuMillis === 0 && room.memoryBytes === 0 && room.slots === 0) return;
+  const plus = (column: 'reserved_cpu_millis' | 'reserved_memory_bytes' | 'reserved_slots', amount: number) =>
+    sql<number>`case when ${sql.ref(column)} + ${sign * amount} > 0 then ${sql.ref(column)} + ${sign * amount} else 0 end`;
+  await tx.db
+    .updateTable('hosts')
+    .set({
+      reserved_cpu_millis: plus('reserved_cpu_millis', room.cpuMillis),
+      reserved_memory_bytes: plus('reserved_memory_bytes', room.memoryBytes),
+      reserved_slots: plus('reserved_slots', room.slots),
+    })
+    .where('id', '=', id)
+    .execute();
+}
+
+/** L-24: takes the room in one conditional update, or nothing. `again`: it is on the host already, and starts there once more. */
+export async function reserve(tx: Tx, row: StoredSandbox, hostId: HostId, again: boolean): Promise<boolean> {
+  const slots = again && row.hold === 'slot' ? 0 : row.slots;
+  const update = tx.db
+    .updateTable('hosts')
+    .set((eb) => ({
+      reserved_cpu_millis: eb('reserved_cpu_millis', '+', row.cpu_millis),
+      reserved_memory_bytes: eb('reserved_memory_bytes', '+', row.memory_bytes),
+      reserved_slots: eb('reserved_slots', '+', slots),
+    }))
+    .where('id', '=', hostId)
+    .where('connected', '=', 1)
+    .where('removed_at', 'is', null)
+    // What is on a cordoned host already may start there again; a cordon keeps new ones away (L-27).
+    .where('scheduling', 'in', again ? ['open', 'cordoned'] : ['open'])
+    .where((eb) => eb(eb('reserved_cpu_millis', '+', row.cpu_millis), '<=', eb.ref('cpu_millis')))
+    .where((eb) => eb(eb('reserved_memory_bytes', '+', row.memory_bytes), '<=', eb.ref('memory_bytes')))
+    .where((eb) => eb(eb('reserved_slots', '+', slots), '<=', eb.ref('slots')));
+  return (await update.executeTakeFirst()).numUpdatedRows === 1n;
+}
+
+/** The copy that stays on a host after its sandbox was taken off it: counted until it is fenced. */
+export async function keepStray(tx: Tx, row: StoredSandbox, hostId: HostId): Promise<void> {
+  const room = { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots };
+  const values = { cpu_millis: room.cpuMillis, memory_bytes: room.memoryBytes, slots: room.slots };
+  await dropStray(tx, row.id as SandboxId, hostId);
+  await tx.db
+    .insertInto('strays')
+    .values({ host_id: hostId, sandbox_id: row.id, ...values })
+    .execute();
+  await addReservation(tx, hostId, room, 1);
+}
+
+export async function dropStray(tx: Tx, id: SandboxId, hostId: HostId): Promise<void> {
+  const stray = await tx.db
+    .deleteFrom('strays')
+    .where('host_id', '=', hostId)
+    .where('sandbox_id', '=', id)
+    .returningAll()
+    .executeTakeFirst();
+  if (stray === undefined) return;
+  await addReservation(tx, hostId, { cpuMillis: stray.cpu_millis, memoryBytes: stray.memory_bytes, slots: stray.slots }, -1);
+}
