@@ -175,7 +175,10 @@ export async function traces(): Promise<readonly string[]> {
     .split('\n')
     .map((line) => line.split(' ')[1] ?? '')
     .filter((path) => path.includes('/sandboxes/sb-'));
-  const interfaces = (await readdir('/sys/class/net')).filter((name) => /^d[0-9a-z]+-/.test(name));
+  // Of this process's network namespace; /sys shows that of whoever mounted it.
+  const interfaces = (await readFile('/proc/net/dev', 'utf8'))
+    .split('\n')
+    .flatMap((line) => /^ *(d[0-9a-f]{8}[-gp][0-9]*):/.exec(line)?.[1] ?? []);
   const namespaces = await readdir('/run/netns').catch(() => []);
   return [...mounts, ...interfaces, ...namespaces.filter((name) => name.startsWith('drover-'))].toSorted();
 }

@@ -1,3 +1,4 @@
 export { eventually, repository, TestDrover, traces, type Finished, type RunOptions } from './drover.ts';
 export { commandLine, endProcesses, isAlive, processesUnder } from './processes.ts';
 export { containers, HostNetwork, removeContainers, SecondHost, tracesOf } from './second-host.ts';
+export { Terminal } from './terminal.ts';

@@ -171,7 +171,8 @@ export async function tracesOf(drover: TestDrover): Promise<() => Promise<readon
   const hosts = await drover.json<{ id: string }[]>(['host', 'ls', '--all']);
   // As the agent derives the names of its interfaces from its id.
   const tags = hosts.map(({ id }) => createHash('sha256').update(id).digest('hex').slice(0, 8));
-  return async () => (await traces()).filter((trace) => trace.startsWith(`${drover.directory}/`) || tags.some((tag) => trace.includes(tag)));
+  return async () =>
+    (await traces()).filter((trace) => trace.startsWith(`${drover.directory}/`) || tags.some((tag) => trace.includes(tag)));
 }
 
 /** Containers that the OCI runtime program knows of in a host's state directory. */
@@ -196,7 +197,8 @@ export async function removeContainers(state: string): Promise<void> {
   }
   for (const parent of cgroups) {
     const prefix = `${parent.slice(1)}-`;
-    for (const name of await readdir('/run/netns')) if (name.startsWith(prefix)) await execa('ip', ['netns', 'delete', name], { reject: false });
+    for (const name of await readdir('/run/netns'))
+      if (name.startsWith(prefix)) await execa('ip', ['netns', 'delete', name], { reject: false });
     for (const hierarchy of await readdir('/sys/fs/cgroup')) await rmdir(join('/sys/fs/cgroup', hierarchy, parent)).catch(() => undefined);
   }
 }

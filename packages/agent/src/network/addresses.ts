@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { DroverError } from '@drover/foundation';
+import { clip, DroverError } from '@drover/foundation';
 import ipaddr from 'ipaddr.js';
 import { networkSlots } from '../limits.ts';
 
@@ -40,12 +40,7 @@ export function planAddresses(instance: string, pool: string): AddressPlan {
       hint: 'use 1 to 8 lower-case letters and digits',
     });
   }
-  const bad = new DroverError('invalid-config', `${JSON.stringify(pool)} is no address pool for sandboxes`, {
-    hint: `give an IPv4 network from /8 to /29 by its first address, such as ${defaultPool}`,
-  });
-  if (!ipaddr.IPv4.isValidCIDR(pool)) throw bad;
-  const [network, prefix] = ipaddr.IPv4.parseCIDR(pool);
-  if (prefix < 8 || prefix > 29 || ipaddr.IPv4.networkAddressFromCIDR(pool).toString() !== network.toString()) throw bad;
+  const { network, prefix } = checkPool(pool);
   return {
     instance,
     pool: `${network.toString()}/${prefix}`,
@@ -58,6 +53,21 @@ export function planAddresses(instance: string, pool: string): AddressPlan {
     interfacePrefix: `d${instance}-`,
     namespacePrefix: `drover-${instance}-`,
   };
+}
+
+/**
+ * What is the network of a pool?
+ * @param pool an IPv4 network, /8 to /29
+ * @throws {DroverError} invalid-config
+ */
+export function checkPool(pool: string): { readonly network: ipaddr.IPv4; readonly prefix: number } {
+  const bad = new DroverError('invalid-config', `${JSON.stringify(clip(pool))} is no address pool for sandboxes`, {
+    hint: `give an IPv4 network from /8 to /29 by its first address, such as ${defaultPool}`,
+  });
+  if (!ipaddr.IPv4.isValidCIDR(pool)) throw bad;
+  const [network, prefix] = ipaddr.IPv4.parseCIDR(pool);
+  if (prefix < 8 || prefix > 29 || ipaddr.IPv4.networkAddressFromCIDR(pool).toString() !== network.toString()) throw bad;
+  return { network, prefix };
 }
 
 /** A short tag for an agent, from its host id: 8 characters, the same for the same id. */

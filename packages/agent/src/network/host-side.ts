@@ -1,9 +1,9 @@
-import { access } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { DroverError } from '@drover/foundation';
 import ipaddr from 'ipaddr.js';
 import { slotInterface, type AddressPlan } from './addresses.ts';
 import { command } from './commands.ts';
+import { interfaceNames } from './interfaces.ts';
 import { ruleset } from './ruleset.ts';
 
 /**
@@ -41,10 +41,7 @@ export async function setSlotCut(plan: AddressPlan, slot: number, cut: boolean):
 }
 
 async function exists(plan: AddressPlan): Promise<boolean> {
-  return await access(`/sys/class/net/${plan.gatewayInterface}`).then(
-    () => true,
-    () => false,
-  );
+  return (await interfaceNames()).includes(plan.gatewayInterface);
 }
 
 /** Two agents, or an agent and a network of the person's, on the same addresses would take each other's packets. */

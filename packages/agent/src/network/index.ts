@@ -1,5 +1,5 @@
 /** The host's sandbox network (spec 5.4), and the gateway process at its edge. */
-export { defaultPool, instanceTag } from './addresses.ts';
+export { checkPool, defaultPool, instanceTag } from './addresses.ts';
 export { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
 export type { Network } from './network.ts';
 export type { ApplyGateway } from './policy-publisher.ts';

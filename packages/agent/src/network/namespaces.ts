@@ -1,5 +1,6 @@
 import { readdir, statfs, writeFile } from 'node:fs/promises';
 import { hostMac, sandboxMac, slotAddress, slotInterface, slotNamespace, type AddressPlan } from './addresses.ts';
+import { interfaceNames } from './interfaces.ts';
 import { command } from './commands.ts';
 
 /** Where `ip netns` keeps names (ip-netns(8)). */
@@ -33,10 +34,12 @@ neigh replace ${address} lladdr ${sandboxMac} dev ${host} nud permanent
     );
     // /proc/sys/net shows the namespace of whoever opens it. Where the kernel has no IPv6 or /proc is read-only there is
     // nothing to switch off or no way to; the rules drop IPv6 in any case.
-    const noIPv6 = 'for c in all default; do echo 1 > /proc/sys/net/ipv6/conf/$c/disable_ipv6; done 2> /dev/null; exec ip -batch -';
+    const noIPv6 = 'for c in all default; do echo 1 > /proc/sys/net/ipv6/conf/$c/disable_ipv6; done 2> /dev/null';
+    // A namespace of the sandbox's own: low ports in it are nobody's privilege, and user namespaces give none over it.
+    const allPorts = 'echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start';
     await command(
       'nsenter',
-      [`--net=${namespacePath(plan, slot)}`, 'sh', '-c', noIPv6],
+      [`--net=${namespacePath(plan, slot)}`, 'sh', '-c', `${noIPv6}; ${allPorts}; exec ip -batch -`],
       `link set lo up
 link set eth0 arp off up
 addr add ${address}/32 dev eth0
@@ -75,7 +78,7 @@ export async function presentSlots(
   plan: AddressPlan,
 ): Promise<{ readonly interfaces: ReadonlySet<number>; readonly names: ReadonlySet<number> }> {
   const [interfaces, names] = await Promise.all([
-    readdir('/sys/class/net'),
+    interfaceNames(),
     // No directory: nobody made a namespace since the machine started.
     readdir(directory).catch(() => []),
   ]);

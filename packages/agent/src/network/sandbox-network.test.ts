@@ -11,6 +11,7 @@ import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { SandboxNetwork, type SandboxNetworkOptions } from './index.ts';
+import { interfaceNames } from './interfaces.ts';
 
 const run = promisify(execFile);
 const proxyPort = 31_281;
@@ -113,7 +114,7 @@ async function routeEverywhere(at: NetworkAttachment): Promise<void> {
 }
 
 async function leftovers(): Promise<string[]> {
-  const links = (await readdir('/sys/class/net')).filter((n) => n.startsWith(`d${instance}`));
+  const links = (await interfaceNames()).filter((n) => n.startsWith(`d${instance}`));
   const names = (await readdir('/run/netns').catch(() => [])).filter((n) => n.startsWith(`drover-${instance}-`));
   return [...links, ...names];
 }
@@ -404,5 +405,35 @@ test('R-16: the host reaches a port inside, as it must reach init', async () => 
     expect(said).toBe('init');
   } finally {
     child.kill('SIGKILL');
+  }
+});
+
+test('R-9: in a network namespace that was joined without a /sys of its own, nothing stays either', async () => {
+  const name = `drover-test-${process.pid}`;
+  const script = `
+    import { silentLogger, newSandboxId } from '@drover/foundation';
+    import { SandboxNetwork } from ${JSON.stringify(join(import.meta.dirname, 'sandbox-network.ts'))};
+    const network = new SandboxNetwork({ stateDirectory: process.argv[1], instance: 'nsenter1', pool: ${JSON.stringify(pool)}, proxyPort: ${proxyPort},
+      logger: silentLogger, warm: 1, applyGateway: async () => {} });
+    await network.start(new Set());
+    const id = newSandboxId();
+    await network.acquire(id);
+    await network.release(id);
+    await network.close();`;
+  const directory = await mkdtemp(join(tmpdir(), 'drover-network-'));
+  await run('ip', ['netns', 'add', name]);
+  try {
+    const node = [process.execPath, '--conditions=development', '--input-type=module', '-e', script, directory];
+    await run('nsenter', [`--net=/run/netns/${name}`, ...node], { cwd: import.meta.dirname });
+    const { stdout } = await run('ip', ['-n', name, '-brief', 'link']);
+    expect(
+      stdout
+        .trim()
+        .split('\n')
+        .map((line) => line.split(/\s/)[0]),
+    ).toEqual(['lo']);
+  } finally {
+    await run('ip', ['netns', 'del', name]);
+    await rm(directory, { recursive: true, force: true });
   }
 });
