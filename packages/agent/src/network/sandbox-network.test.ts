@@ -15,7 +15,7 @@ import { interfaceNames } from './interfaces.ts';
 
 const run = promisify(execFile);
 const proxyPort = 31_281;
-const pool = '10.219.64.0/24';
+const pool = '10.252.64.0/24';
 const instance = `t${process.pid.toString(36)}`.slice(0, 8);
 
 let state: string;
