@@ -1,6 +1,17 @@
 export { Backoff, type BackoffOptions } from './backoff.ts';
 export { FakeClock, systemClock, type Clock } from './clock.ts';
-export { DroverError, errnoOf, errorCodes, GrpcStatus, hasCode, isErrorCode, type DroverErrorOptions, type ErrorCode } from './errors.ts';
+export {
+  DroverError,
+  errnoOf,
+  errorCodes,
+  GrpcStatus,
+  hasCode,
+  isErrorCode,
+  sentenceOf,
+  splitSentence,
+  type DroverErrorOptions,
+  type ErrorCode,
+} from './errors.ts';
 export { writeFileAtomic } from './files.ts';
 export {
   clip,

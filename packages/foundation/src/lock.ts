@@ -24,10 +24,14 @@ export function lockDirectory(directory: string, what: string): Disposable {
         cause: error,
       });
     }
-    throw new DroverError('invalid-config', `the directory ${directory} cannot be used: ${error instanceof Error ? error.message : String(error)}`, {
-      hint: 'see that it exists, belongs to the user that runs this, and has space',
-      cause: error,
-    });
+    throw new DroverError(
+      'invalid-config',
+      `the directory ${directory} cannot be used: ${error instanceof Error ? error.message : String(error)}`,
+      {
+        hint: 'see that it exists, belongs to the user that runs this, and has space',
+        cause: error,
+      },
+    );
   }
   const held = database;
   return { [Symbol.dispose]: () => held.close() };
