@@ -117,7 +117,7 @@ export class TestDrover implements AsyncDisposable {
 
   /** Runs `drover ARGS… -o json` and gives what it printed; rejects when it fails. */
   async json<T = Record<string, unknown>>(args: readonly string[]): Promise<T> {
-    const { code, stdout, stderr } = await this.run([...args, '-o', 'json']);
+    const { code, stdout, stderr } = await this.run(withJson(args));
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
     return JSON.parse(stdout) as T;
   }
@@ -143,6 +143,12 @@ export class TestDrover implements AsyncDisposable {
       await removeDirectory(this.directory);
     }
   }
+}
+
+/** What follows `--` is the sandbox's command. */
+function withJson(args: readonly string[]): readonly string[] {
+  const end = args.includes('--') ? args.indexOf('--') : args.length;
+  return args.toSpliced(end, 0, '-o', 'json');
 }
 
 /** Polls a condition until it gives something truthy; an error that it throws ends the wait. */
@@ -181,4 +187,12 @@ export async function traces(): Promise<readonly string[]> {
     .flatMap((line) => /^ *(d[0-9a-f]{8}[-gp][0-9]*):/.exec(line)?.[1] ?? []);
   const namespaces = await readdir('/run/netns').catch(() => []);
   return [...mounts, ...interfaces, ...namespaces.filter((name) => name.startsWith('drover-'))].toSorted();
+}
+
+/** What the names of one agent's interfaces and namespaces have in common, by its gateway's address: the first of its pool. */
+export async function networkTag(gatewayAddress: string): Promise<string> {
+  const { stdout } = await execa('ip', ['-4', '-o', 'address', 'show', 'to', `${gatewayAddress}/32`]);
+  const tag = /^\d+: d([0-9a-z]+)g\s/m.exec(stdout)?.[1];
+  if (tag === undefined) throw new Error(`no agent has the address ${gatewayAddress}: ${stdout}`);
+  return tag;
 }

@@ -22,8 +22,11 @@ export class HostNetwork implements AsyncDisposable {
     this.hostAddress = `${prefix}.2`;
   }
 
-  /** @param prefix the first three bytes of the cable's network, such as `10.215.255` */
-  static async create(prefix: string): Promise<HostNetwork> {
+  /**
+   * @param prefix the first three bytes of the cable's network, such as `10.215.255`
+   * @param firewall false: a machine that everybody may reach and that reaches everybody, such as a server in the world
+   */
+  static async create(prefix: string, { firewall = true } = {}): Promise<HostNetwork> {
     const network = new HostNetwork(`e2e-${process.pid}`, prefix);
     const { namespace, controlPlaneAddress, hostAddress, cable } = network;
     await execa('ip', ['netns', 'add', namespace]);
@@ -33,7 +36,8 @@ export class HostNetwork implements AsyncDisposable {
       await execa('ip', ['link', 'set', cable, 'up']);
       await execa('ip', ['-n', namespace, 'address', 'add', `${hostAddress}/30`, 'dev', 'uplink']);
       for (const link of ['lo', 'uplink']) await execa('ip', ['-n', namespace, 'link', 'set', link, 'up']);
-      await network.#nft(`
+      if (firewall)
+        await network.#nft(`
         table inet firewall {
           set open { type inet_service; }
           chain in { type filter hook input priority 0; policy accept; iifname "uplink" ct state != { established, related } drop; }

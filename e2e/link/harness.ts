@@ -154,13 +154,16 @@ export class World {
 
   static async open(
     storeUrl: (directory: string) => string | Promise<string>,
-    options: Partial<LinkServerOptions> & { readonly hostLifetimeMs?: number } = {},
+    options: Partial<LinkServerOptions> & { readonly hostLifetimeMs?: number; readonly controlPlaneLifetimeMs?: number } = {},
   ): Promise<World> {
     const directory = await mkdtemp(join(tmpdir(), 'drover-link-'));
-    const { hostLifetimeMs, ...rest } = options;
+    const { hostLifetimeMs, controlPlaneLifetimeMs, ...rest } = options;
     const ca = await openCertificateAuthority(join(directory, 'ca'), {
       trustDomain: 'drover.test',
-      ...(hostLifetimeMs === undefined ? {} : { lifetimes: { hostMs: hostLifetimeMs } }),
+      lifetimes: {
+        ...(hostLifetimeMs === undefined ? {} : { hostMs: hostLifetimeMs }),
+        ...(controlPlaneLifetimeMs === undefined ? {} : { controlPlaneMs: controlPlaneLifetimeMs }),
+      },
     });
     const clock = options.clock === undefined ? {} : { clock: options.clock };
     const store = await openStore(await storeUrl(directory), { logger: silentLogger, ...clock });

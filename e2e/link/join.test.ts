@@ -45,7 +45,7 @@ async function front(world: World, identity?: { readonly certificatePem: string;
             if (!result.loseAnswer) return answer;
           } catch (error) {
             const known = DroverError.from(error);
-            throw new ConnectError(known.message, known.status as number as Code);
+            throw new ConnectError(known.message, known.code === 'invalid-argument' ? Code.InvalidArgument : Code.PermissionDenied);
           }
           result.loseAnswer = false;
           throw new ConnectError('the answer was lost', Code.Unavailable);

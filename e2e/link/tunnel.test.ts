@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { create } from '@bufbuild/protobuf';
 import { DroverError, newSandboxId } from '@drover/foundation';
-import { link, methodDefinition } from '@drover/protocol';
+import { errorToWire, link, methodDefinition } from '@drover/protocol';
 import { status, type StatusObject } from '@grpc/grpc-js';
 import { describe, expect, it } from 'vitest';
 import { until, World, type RunningHost } from './harness.ts';
@@ -150,6 +150,30 @@ describe('tunnels', () => {
     const opening = world.server.openTunnel(host.id, { sandboxId, port: 80 }, impatient.signal);
     impatient.abort();
     await expect(opening).rejects.toMatchObject({ code: 'cancelled' });
+  });
+
+  it('L-30: a host that could not open the tunnel after all says why in it, and the caller gets that', async () => {
+    await using world = await World.open(sqlite);
+    const identity = await world.identity();
+    const raw = await world.raw(identity);
+    raw.register(identity.hostId);
+    await raw.frame('welcome');
+    const opening = expect(world.server.openTunnel(identity.hostId, { sandboxId, port: 80 })).rejects.toMatchObject({
+      code: 'sandbox-not-running',
+      message: 'the sandbox ended meanwhile',
+    });
+    const { operation } = await raw.frame('command');
+    const { tunnelId } = operation.value as link.OpenTunnel;
+    const method = methodDefinition(link.HostLinkService.method.tunnel);
+    const call = raw.client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
+    call.resume();
+    const error = errorToWire(new DroverError('sandbox-not-running', 'the sandbox ended meanwhile'));
+    const value = create(link.TunnelOpenSchema, { direction: { case: 'tunnelId', value: tunnelId }, error });
+    call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value } }));
+    await opening;
+    // The call is over then, in good order.
+    expect(await new Promise<StatusObject>((resolve) => call.on('status', resolve))).toMatchObject({ code: status.OK });
+    expect(world.server.isConnected(identity.hostId)).toBe(true);
   });
 
   it("L-30: a host cannot answer for another host's tunnel, nor open one that nobody asked for", async () => {

@@ -9,6 +9,15 @@ import { sandboxLabel } from './commands/sandbox/show.ts';
 
 const shells = ['bash', 'zsh', 'fish'];
 
+/** What the script uses of the package bash-completion, for shells without it. */
+const bashWords = `if ! declare -F _get_comp_words_by_ref > /dev/null; then
+    _get_comp_words_by_ref() {
+        words=("\${COMP_WORDS[@]}") cword=$COMP_CWORD
+        cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]}
+    }
+fi
+`;
+
 interface Value {
   readonly value: string;
   readonly description: string;
@@ -40,6 +49,7 @@ export async function complete(argv: readonly string[], env: NodeJS.ProcessEnv):
         },
       );
     }
+    if (shell === 'bash') process.stdout.write(bashWords);
     root.setup('drover', 'drover', shell);
     return 0;
   }

@@ -10,6 +10,8 @@ export const progressAfterMs = 700;
 export const progressIntervalMs = 500;
 /** How long `run` waits, after an exit with 137, for the host to say whether memory ran out, ms. */
 export const outOfMemoryWaitMs = 2_000;
+/** How long `run --rm` waits for the host to tell of the end, and then for the removal, ms. Then it leaves that to the control plane. */
+export const removalWaitMs = 5_000;
 /** This many interrupts within a second let go of a process that does not end. */
 export const impatientInterrupts = 3;
 /** Entries of one copied tree; more are refused with too-large. */

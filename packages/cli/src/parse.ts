@@ -33,11 +33,14 @@ export async function readEnvFile(path: string): Promise<readonly string[]> {
   try {
     const { size } = await stat(path);
     if (size > maxConfigFileBytes)
-      throw new DroverError('too-large', `the environment file ${path} is larger than ${maxConfigFileBytes} bytes`);
+      throw new DroverError('too-large', `the environment file ${path} is larger than ${maxConfigFileBytes} bytes`, {
+        hint: 'put large values into files, and mount or copy them',
+      });
     text = await readFile(path, 'utf8');
   } catch (error) {
     if (error instanceof DroverError) throw error;
     throw new DroverError('invalid-argument', `the environment file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+      hint: 'name a file that there is: a NAME=value a line',
       cause: error,
     });
   }
@@ -56,7 +59,9 @@ export function parseLabels(entries: readonly string[]): Record<string, string> 
 export function parseCount(flag: string, text: string, max: number): number {
   const value = /^\d{1,10}$/.test(text) ? Number(text) : Number.NaN;
   if (!(value >= 1 && value <= max)) {
-    throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is not a number from 1 to ${max}`);
+    throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is not a number from 1 to ${max}`, {
+      hint: 'give a whole number in that range',
+    });
   }
   return value;
 }

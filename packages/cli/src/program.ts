@@ -22,6 +22,8 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     .helpCommand('help [command]', 'show the help of a command')
     .showHelpAfterError(false)
     .showSuggestionAfterError(true)
+    // What follows `agent join` is join's, though `agent` knows --state, --token and others too; inherited by all commands.
+    .enablePositionalOptions()
     .addHelpText('after', '\nFirst:   drover up\nThen:    drover run host -- sh\n');
 
   /** Ends a definition: flags that every command has, and the handler's module. */
@@ -67,8 +69,6 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     hostFlags(add(program, 'agent', 'run the host agent')).option('--state <directory>', 'where the host keeps its state'),
     async () => (await import('./commands/system/agent.ts')).default,
   );
-  // What follows `join` is join's: both know --state, --token and the others.
-  agent.enablePositionalOptions();
   does(
     hostFlags(add(agent, 'join <url>', 'make this machine a host of a control plane, and run its agent'))
       .option('--state <directory>', 'where the host keeps its state')
@@ -197,10 +197,10 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
     async () => (await load()).resume,
   );
   does(
-    add(sandbox, 'rm <sandbox...>', 'stop and remove it, with all that it wrote')
+    add(sandbox, 'rm <sandbox...>', 'remove it, with all that it wrote')
       .alias('remove')
-      .option('-f, --force', 'without grace')
-      .option('--grace <duration>', 'between SIGTERM and SIGKILL')
+      .option('-f, --force', 'even while it runs, without grace')
+      .option('--grace <duration>', 'even while it runs; between SIGTERM and SIGKILL')
       .option('--no-wait', 'do not wait for it'),
     async () => (await load()).rm,
   );

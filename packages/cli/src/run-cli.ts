@@ -74,9 +74,9 @@ function wantsJson(argv: readonly string[]): boolean {
 function explain(thrown: unknown, argv: readonly string[], server: string | undefined): DroverError {
   if (thrown instanceof CommanderError) return usageError(thrown, argv);
   const error = DroverError.from(thrown);
-  if (hasCode(error, 'control-plane-unreachable')) {
-    const where = server ?? 'its address';
-    return new DroverError(error.code, `cannot reach the control plane at ${where}`, { hint: 'start it with ./drover up', cause: error });
+  // Without a client of the CLI's own, as in a join, the error says itself where and why.
+  if (hasCode(error, 'control-plane-unreachable') && server !== undefined) {
+    return new DroverError(error.code, `cannot reach the control plane at ${server}`, { hint: 'start it with ./drover up', cause: error });
   }
   return error;
 }

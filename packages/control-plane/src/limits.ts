@@ -27,6 +27,8 @@ export const pendingObservations = 4_096;
 /** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */
 export const registrationsPerSecond = 400;
 export const registrationBurst = 400;
+/** Registrations in one transaction on SQLite; more go into the next one. */
+export const registrationBatch = 64;
 /** The longest wait that the ramp tells a host. Milliseconds; beyond it hosts share the last turn, spread by their own jitter. */
 export const rampMaxDelayMs = 30_000;
 /** Connections whose TLS handshake is under way; the others wait unread (L-12). */
@@ -157,6 +159,8 @@ export const lostGraceMs = 60_000;
 export const orphanedHostMs = 90_000;
 /** How often lost, expired and old rows are looked for. Milliseconds. */
 export const upkeepMs = 5_000;
+/** How long a sandbox made with --rm stays after its end, for the rest of its output to be read; then it is removed. Milliseconds. */
+export const removeOnExitMs = 5_000;
 /** Events that are kept; older ones are dropped, and a watcher that needs them is told how many it lost (I-36). */
 export const eventsKept = 100_000;
 /** Events that a watcher reads at once. */

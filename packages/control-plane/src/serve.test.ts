@@ -4,10 +4,12 @@ import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { once } from 'node:events';
-import { DroverError, silentLogger } from '@drover/foundation';
+import { connect } from 'node:tls';
+import { DroverError, silentLogger, systemClock, type Clock } from '@drover/foundation';
 import { connectDrover } from '@drover/sdk';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { DataDirectory } from './data-directory.ts';
+import { certificateCheckMs } from './limits.ts';
 import { startControlPlane, type ControlPlane, type ControlPlaneOptions } from './serve.ts';
 
 let directory: string;
@@ -39,6 +41,50 @@ async function refusal(more: Partial<ControlPlaneOptions> = {}): Promise<DroverE
   const outcome = await start(more).catch((error: unknown) => error);
   if (outcome instanceof DroverError) return outcome;
   throw new Error('the start was not refused');
+}
+
+const day = 86_400_000;
+
+/** The system's clock, set forward at will; what waits for a certificate's time is woken by that. */
+class JumpClock implements Clock {
+  #ahead = 0;
+  readonly #waiting = new Set<() => void>();
+
+  now(): number {
+    return systemClock.now() + this.#ahead;
+  }
+
+  async sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    if (ms !== certificateCheckMs) {
+      await systemClock.sleep(ms, signal);
+      return;
+    }
+    signal?.throwIfAborted();
+    await new Promise<void>((resolve, reject) => {
+      this.#waiting.add(resolve);
+      signal?.addEventListener('abort', () => reject(signal.reason as Error), { once: true });
+    });
+  }
+
+  /** Resolves when what was woken waits again. */
+  async jump(ms: number): Promise<void> {
+    this.#ahead += ms;
+    const woken = [...this.#waiting];
+    this.#waiting.clear();
+    for (const wake of woken) wake();
+    await vi.waitFor(() => expect(this.#waiting.size).toBe(woken.length));
+  }
+}
+
+/** The certificate that a new connection is shown, whatever its time. */
+async function certificateAt(port: number): Promise<{ readonly fingerprint: string; readonly notAfter: number }> {
+  const socket = connect({ host: '127.0.0.1', port, rejectUnauthorized: false, ALPNProtocols: ['h2'] });
+  // The link's listener closes a connection without a client certificate after the handshake.
+  socket.on('error', () => undefined);
+  await once(socket, 'secureConnect');
+  const { fingerprint256, valid_to } = socket.getPeerCertificate();
+  socket.destroy();
+  return { fingerprint: fingerprint256, notAfter: Date.parse(valid_to) };
 }
 
 describe('startControlPlane', () => {
@@ -128,6 +174,27 @@ describe('startControlPlane', () => {
       await writeFile(path, good);
     }
     await start();
+  });
+
+  test('renews the certificates of both its listeners before they expire; connections that are open stay', async () => {
+    const clock = new JumpClock();
+    const plane = await start({ clock });
+    const client = await connectDrover({ server: plane.address, token: plane.adminToken, caPem: plane.caPem });
+    await client.version();
+    const ports = [new URL(plane.address).port, new URL(`tcp://${plane.linkAddress}`).port].map(Number);
+    const before = await Promise.all(ports.map(certificateAt));
+
+    await clock.jump(10 * day);
+    expect(await Promise.all(ports.map(certificateAt))).toEqual(before);
+    // Of thirty days two thirds have passed.
+    await clock.jump(11 * day);
+    for (const [i, port] of ports.entries()) {
+      await vi.waitFor(async () => expect((await certificateAt(port)).fingerprint).not.toBe(before[i]?.fingerprint), { timeout: 10_000 });
+      expect((await certificateAt(port)).notAfter - (before[i]?.notAfter ?? 0)).toBeGreaterThan(20 * day);
+    }
+    // The new one begins in three weeks: only a connection from before the change can still be used.
+    expect((await client.version()).store).toBe('sqlite');
+    client.close();
   });
 
   test('a signal stops it', async () => {

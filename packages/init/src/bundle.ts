@@ -37,7 +37,6 @@ export function ptyAddonPath(): string | undefined {
 /** Bundles init into one file; needs the workspace's esbuild, so published packages carry the result. Gives the path. */
 export async function buildInitBundle(outfile: string = initBundlePath()): Promise<string> {
   const { build } = await import('esbuild');
-  const { schema } = await import('./wire/schema.ts');
   await mkdir(dirname(outfile), { recursive: true });
   await build({
     entryPoints: [join(packageRoot, 'src', 'pid1', 'main.ts')],
@@ -50,17 +49,6 @@ export async function buildInitBundle(outfile: string = initBundlePath()): Promi
     minify: true,
     keepNames: false,
     legalComments: 'none',
-    plugins: [
-      {
-        name: 'wire-schema',
-        // The table instead of the module that makes it from descriptors.
-        setup: (hooks) =>
-          hooks.onLoad({ filter: /[/\\]wire[/\\]schema\.ts$/ }, () => ({
-            contents: `export const schema = ${JSON.stringify(schema)}`,
-            loader: 'js',
-          })),
-      },
-    ],
   });
   return outfile;
 }

@@ -3,7 +3,7 @@ import { connect, type Socket } from 'node:net';
 import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import { forwardConnectMs, maxChunkBytes } from './limits.ts';
-import type { Call, Reply } from './server/grpc.ts';
+import type { Call, Reply } from './server/call.ts';
 
 /** Carries bytes between a call and a TCP port in the sandbox; each direction ends on its own, each waits for the other side (I-39). */
 export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): Promise<void> {

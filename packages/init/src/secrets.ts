@@ -29,6 +29,8 @@ export function writeSecrets(secrets: readonly SecretFile[], user: string, direc
     }
   } catch (error) {
     if (error instanceof DroverError) throw error;
-    throw new DroverError('runtime-failed', `the secrets cannot be put into ${directory} (${errnoOf(error) ?? 'unknown'})`, { cause: error });
+    throw new DroverError('runtime-failed', `the secrets cannot be put into ${directory} (${errnoOf(error) ?? 'unknown'})`, {
+      cause: error,
+    });
   }
 }

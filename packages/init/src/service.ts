@@ -1,8 +1,9 @@
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { init } from '@drover/protocol';
 import { readLog } from './logs/reader.ts';
 import type { Sandbox } from './sandbox.ts';
-import { GrpcServer, method, type Reply, type Call } from './server/grpc.ts';
-import { timestamp } from './wire/timestamp.ts';
+import type { Call, Reply } from './server/call.ts';
+import { GrpcServer } from './server/grpc.ts';
 import { exec } from './session/exec.ts';
 import { session } from './session/session.ts';
 
@@ -10,15 +11,15 @@ import { session } from './session/session.ts';
 export function createInitService(sandbox: Sandbox, onCall?: () => void): GrpcServer {
   const workdir = sandbox.config.main.workdir === '' ? '/' : sandbox.config.main.workdir;
   return new GrpcServer(
-    [
-      method('session', (call) => session(call, sandbox)),
-      method('exec', (call) => sandbox.attached(() => exec(call, sandbox))),
-      method('logs', (call) => logs(call, sandbox)),
+    {
+      session: (call) => session(call, sandbox),
+      exec: (call) => sandbox.attached(() => exec(call, sandbox)),
+      logs: (call) => logs(call, sandbox),
       // The three below are loaded when first used: an idle sandbox does not pay for them.
-      method('copyIn', (call) => sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir))),
-      method('copyOut', (call) => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir))),
-      method('forward', (call) => sandbox.attached(async () => (await import('./forward.ts')).forward(call))),
-    ],
+      copyIn: (call) => sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir)),
+      copyOut: (call) => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir)),
+      forward: (call) => sandbox.attached(async () => (await import('./forward.ts')).forward(call)),
+    },
     onCall,
   );
 }
@@ -33,6 +34,6 @@ async function logs(call: Call<init.LogsRequest, Reply<'logs'>>, sandbox: Sandbo
     signal: call.signal,
   });
   for await (const entry of entries) {
-    await call.send({ stderr: entry.stderr, data: entry.data, time: timestamp(entry.time) });
+    await call.send({ stderr: entry.stderr, data: entry.data, time: timestampFromMs(entry.time) });
   }
 }

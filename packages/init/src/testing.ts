@@ -57,6 +57,7 @@ export interface TestClient extends AsyncDisposable {
 export interface StartOptions {
   readonly main?: Partial<MainProcess>;
   readonly stopGraceMs?: number;
+  readonly idleStopMs?: number;
   /** Before the path of node: `unshare …`. */
   readonly launcher?: readonly string[];
   readonly runDirectory?: string;
@@ -87,6 +88,7 @@ export async function startInit(test: TestAuthority, options: StartOptions = {})
       ...options.main,
     },
     stopGraceMs: options.stopGraceMs ?? 5_000,
+    ...(options.idleStopMs !== undefined && { idleStopMs: options.idleStopMs }),
     startCount: 1,
   };
   await Promise.all([

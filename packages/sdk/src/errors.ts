@@ -33,7 +33,8 @@ export function fromApiError(thrown: unknown, server = 'the server'): DroverErro
   if (unreachable !== undefined) return unreachable;
   if (!(thrown instanceof ConnectError)) return DroverError.from(thrown);
   // A stream that the connection took with it; an answer of the server carries a detail.
-  if (thrown.code === Code.Internal || thrown.code === Code.Aborted || thrown.code === Code.Unavailable) {
+  const reset = thrown.code === Code.Canceled && thrown.rawMessage.startsWith('http/2 stream closed');
+  if (reset || thrown.code === Code.Internal || thrown.code === Code.Aborted || thrown.code === Code.Unavailable) {
     return new DroverError('control-plane-unreachable', `the connection to ${server} broke: ${thrown.rawMessage}`, {
       hint: 'is the server still running?',
       cause: thrown,

@@ -47,10 +47,13 @@ export class Records<T> {
   readonly #directory: string;
   readonly #key: (record: T) => string;
   readonly #fileName: (key: string) => string;
+  readonly #sync: boolean;
   readonly #records = new Map<string, T>();
 
-  constructor(directory: string, key: (record: T) => string, fileName: (key: string) => string) {
+  /** @param sync a power cut, too, leaves each record whole; false where its loss then does no harm */
+  constructor(directory: string, key: (record: T) => string, fileName: (key: string) => string, sync = true) {
     this.#directory = directory;
+    this.#sync = sync;
     this.#key = key;
     this.#fileName = fileName;
   }
@@ -82,7 +85,7 @@ export class Records<T> {
 
   async put(record: T): Promise<void> {
     const key = this.#key(record);
-    await writeFileAtomic(join(this.#directory, `${this.#fileName(key)}.json`), JSON.stringify(record));
+    await writeFileAtomic(join(this.#directory, `${this.#fileName(key)}.json`), JSON.stringify(record), { sync: this.#sync });
     this.#records.set(key, record);
   }
 
@@ -97,7 +100,8 @@ const hashed = (key: string): string => createHash('sha256').update(key).digest(
 
 export const imageRecords = (directory: string): Records<ImageRecord> => new Records(directory, (r) => r.digest, fileNameOf);
 export const referenceRecords = (directory: string): Records<ReferenceRecord> => new Records(directory, (r) => r.reference, hashed);
-export const holdRecords = (directory: string): Records<HoldRecord> => new Records(directory, (r) => r.holder, hashed);
+/** Not synced: it is on the way of every create, and no sandbox that holds an image outlives a power cut. */
+export const holdRecords = (directory: string): Records<HoldRecord> => new Records(directory, (r) => r.holder, hashed, false);
 export const layerRecords = (directory: string): Records<LayerRecord> =>
   new Records(
     directory,

@@ -136,7 +136,7 @@ export class RegistryHttp implements AsyncDisposable {
           'registry-unreachable',
           `the registry ${this.host} leads to ${next.protocol}//${next.host}, which is not secure`,
           {
-            hint: 'use --insecure if you trust the way there',
+            hint: 'if you trust the way there, use drover image pull --insecure, or drover agent --insecure-registry HOST',
           },
         );
       }
@@ -228,16 +228,16 @@ export class RegistryHttp implements AsyncDisposable {
     return new DroverError('registry-denied', `the registry ${this.host} does not let us pull ${this.#repository}${detail}`, {
       hint:
         this.#endpoint.credentials === undefined
-          ? 'check the name; if it is private, log in with `docker login` and give the agent the credentials file'
+          ? 'check the name; if it is private, log in with `docker login`, and give the agent the file with --registry-credentials'
           : 'check the name, and the credentials for this registry',
     });
   }
 
   #unreachable(error: unknown): DroverError {
     const hint = isCertificateProblem(error)
-      ? 'give the agent the CA (NODE_EXTRA_CA_CERTS), or use --insecure if you trust the way there'
+      ? 'give the agent the CA (NODE_EXTRA_CA_CERTS), or permit it with drover image pull --insecure, or drover agent --insecure-registry HOST'
       : isPlainHttp(error)
-        ? 'it speaks plain HTTP; use --insecure if you trust the way there'
+        ? 'it speaks plain HTTP; if you trust the way there, use drover image pull --insecure, or drover agent --insecure-registry HOST'
         : 'check the name and the network';
     return new DroverError('registry-unreachable', `the registry ${this.host} cannot be reached: ${reason(error)}`, { hint, cause: error });
   }

@@ -67,6 +67,11 @@ export class AgentLink {
     return this.#connected;
   }
 
+  /** The last connection resumed the TLS session of one before it (L-12). */
+  get resumed(): boolean {
+    return this.#tls.resumed;
+  }
+
   /** How often it dialled again since `run`. */
   get reconnects(): number {
     return this.#reconnects;
@@ -138,7 +143,7 @@ export class AgentLink {
       logger: this.#logger,
       onWelcome: ({ epoch, controlPlaneVersion }) => {
         this.#connected = true;
-        this.#logger.info({ epoch: Number(epoch), controlPlaneVersion }, 'the link stands');
+        this.#logger.info({ epoch: Number(epoch), controlPlaneVersion, resumed: this.resumed }, 'the link stands');
       },
       onBeat: () => this.#maybeRenew(signal),
     });

@@ -141,9 +141,10 @@ export class CommandRunner {
       case 'applyAddons':
         throw unimplemented(operation.case);
       case undefined:
-        // L-14: an operation of a newer control plane.
-        throw unimplemented('this operation');
+        break;
     }
+    // L-14: an operation of a newer control plane.
+    throw unimplemented('this operation');
   }
 
   /** The caller's deadline ends this waiting; the pull goes on for the next one (L-21). */

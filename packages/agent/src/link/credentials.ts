@@ -15,9 +15,15 @@ export class HostTls {
   #context: SecureContext | undefined;
   #contextOf: HostIdentity | undefined;
   #session: Buffer | undefined;
+  #resumed = false;
 
   constructor(store: CredentialsStore) {
     this.#store = store;
+  }
+
+  /** The last handshake resumed a session (RFC 8446, section 2.2): no certificates, no signatures. */
+  get resumed(): boolean {
+    return this.#resumed;
   }
 
   #secureContext(): SecureContext {
@@ -48,7 +54,10 @@ export class HostTls {
           ...(this.#session === undefined ? {} : { session: this.#session }),
           checkServerIdentity: (_name, certificate) => controlPlaneIdentityError(certificate, trustDomain),
         },
-        () => resolve(secured),
+        () => {
+          this.#resumed = secured.isSessionReused();
+          resolve(secured);
+        },
       );
       // Stays for the socket's life: what breaks later is seen by the streams on it.
       secured.on('error', reject);

@@ -8,6 +8,7 @@ import { namesOf, openCertificateAuthority, type CertificateAuthority } from '@d
 import { link, sandbox } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { EnsureOptions, ImageHandle, Images } from '../images/index.ts';
+import { secretsTmpfsSize } from '../limits.ts';
 import type { Network } from '../network/index.ts';
 import { FakeRuntime, FakeState, type FakeRuntimeOptions, type NetworkAttachment } from '../runtimes/index.ts';
 import { SandboxManager } from './index.ts';
@@ -380,4 +381,82 @@ test('observations of one sandbox come in order, each with a larger sequence', a
     SandboxState.STOPPED,
   ]);
   expect(seen.map(({ sequence }) => sequence)).toEqual(seen.map(({ sequence }) => sequence).toSorted((a, b) => Number(a - b)));
+});
+
+describe('R-19: secrets', () => {
+  const { ENVIRONMENT, FILE } = sandbox.SecretTarget;
+  const canary = 'a-canary-in-the-mine';
+  const spec = specOf({
+    env: [{ name: 'TOKEN', value: 'not this' }],
+    secrets: [
+      { name: 'TOKEN', target: ENVIRONMENT },
+      { name: 'KEY', target: FILE },
+    ],
+  });
+  const secrets = [
+    create(sandbox.SecretValueSchema, { name: 'KEY', value: new TextEncoder().encode(`file ${canary}`) }),
+    create(sandbox.SecretValueSchema, { name: 'TOKEN', value: new TextEncoder().encode(canary) }),
+  ];
+  const configOf = async (id: SandboxId): Promise<{ main: { env: string[] }; secrets: unknown }> =>
+    JSON.parse(await readFile(join(directory, 'run', id, 'config.json'), 'utf8')) as { main: { env: string[] }; secrets: unknown };
+
+  test('are for init alone, who removes them: a start gets them with its command, and nothing else on the host has them', async () => {
+    const requests: (number | undefined)[] = [];
+    const manager = await open({ behave: (request) => void requests.push(request.secretsBytes) });
+    const id = newSandboxId();
+    await manager.create(create(link.CreateSandboxSchema, { sandbox: ref(id), name: 'web', spec, secrets }), quiet);
+    const config = await configOf(id);
+    expect(config.main.env.filter((entry) => entry.startsWith('TOKEN='))).toEqual([`TOKEN=${canary}`]);
+    expect(config.secrets).toEqual([{ name: 'KEY', value: Buffer.from(`file ${canary}`).toString('base64') }]);
+    expect(requests).toEqual([secretsTmpfsSize]);
+    expect(await readFile(join(directory, 'records', `${id}.json`), 'utf8')).not.toContain(canary);
+
+    // A sandbox that was killed before its init could read them leaves none behind.
+    await manager.stop(stop(id, 2));
+    expect(existsSync(join(directory, 'run', id, 'config.json'))).toBe(false);
+    await expect(manager.startAgain(start(id, 3))).rejects.toMatchObject({ code: 'failed-precondition' });
+    await manager.startAgain(create(link.StartSandboxSchema, { sandbox: ref(id, 4), secrets }));
+    expect((await configOf(id)).main.env).toContain(`TOKEN=${canary}`);
+  });
+
+  test('one that did not come with the start keeps the sandbox from starting', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await expect(manager.create(createCommand(id, spec), quiet)).rejects.toMatchObject({ code: 'failed-precondition' });
+    await expectNoTrace(id);
+  });
+});
+
+describe('R-20: an idle sandbox', () => {
+  test('that init stopped is stopped, and says why', async () => {
+    let finish: ((outcome: { exitCode: number; idle: boolean }) => void) | undefined;
+    const manager = await open({ behave: (_, end) => (finish = end) });
+    const id = newSandboxId();
+    await manager.create(createCommand(id, specOf({ idleStopSeconds: 90n })), quiet);
+    expect(JSON.parse(await readFile(join(directory, 'run', id, 'config.json'), 'utf8'))).toMatchObject({ idleStopMs: 90_000 });
+    finish?.({ exitCode: 143, idle: true });
+    expect(await stateOf(manager, id, SandboxState.STOPPED)).toMatchObject({ reason: 'idle', exitCode: 143 });
+  });
+
+  test('is known as such by the next agent, when this one was gone by then (R-9)', async () => {
+    let finish: ((outcome: { exitCode: number; idle: boolean }) => void) | undefined;
+    const manager = await open({ behave: (_, end) => (finish = end) });
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    await manager.close();
+    finish?.({ exitCode: 143, idle: true });
+    expect(await stateOf(await open(), id, SandboxState.STOPPED)).toMatchObject({ reason: 'idle' });
+  });
+});
+
+describe('stats', () => {
+  test('are of those that run, all or the ones that are named', async () => {
+    const manager = await open({ usage: () => ({ cpuUsec: 5, memoryBytes: 6, pids: 7 }) });
+    const [one, two] = [newSandboxId(), newSandboxId()];
+    for (const id of [one, two]) await manager.create(createCommand(id), quiet);
+    await manager.stop(stop(two, 2));
+    const all = await manager.stats(create(link.CollectStatsSchema));
+    expect(all.sandboxes).toMatchObject([{ sandboxId: one, cpuUsec: 5n, memoryBytes: 6n, pids: 7 }]);
+    expect((await manager.stats(create(link.CollectStatsSchema, { sandboxIds: [two, newSandboxId()] }))).sandboxes).toEqual([]);
+  });
 });

@@ -13,6 +13,7 @@ import {
   type Clock,
   type Logger,
   type SandboxId,
+  sentenceOf,
 } from '@drover/foundation';
 import { createKeyAndRequest, type Names } from '@drover/pki';
 import { link, type sandbox } from '@drover/protocol';
@@ -254,11 +255,10 @@ export class SandboxManager implements Sandboxes {
         finishedAt: undefined,
       });
       const [image, attachment, identity] = await Promise.all([
-        this.#options.images.ensure(spec.image, { signal, onProgress: (p) => progress(progressOf(p)) }),
+        this.#holdImage(id, spec.image, progress, signal),
         this.#options.network.acquire(id),
         this.#certify(id, signal),
       ]);
-      await this.#options.images.hold(image.digest, id);
       const request = this.#request(entry.record, image, attachment);
       const startCount = entry.record.startCount + 1;
       const secrets: PlacedSecrets = placeSecrets(spec.secrets, values);
@@ -285,6 +285,7 @@ export class SandboxManager implements Sandboxes {
       return observationOf(entry.record);
     } catch (thrown) {
       const error = DroverError.from(signal.aborted ? (signal.reason ?? thrown) : thrown, 'runtime-failed');
+      making.abort(error);
       await this.#takeBack(entry, runtime, first);
       await this.#update(entry, {
         phase: 'failed',
@@ -297,6 +298,19 @@ export class SandboxManager implements Sandboxes {
     } finally {
       entry.making = undefined;
     }
+  }
+
+  async #holdImage(
+    id: SandboxId,
+    reference: string,
+    progress: (progress: link.CommandProgress) => void,
+    signal: AbortSignal,
+  ): Promise<ImageHandle> {
+    const image = await this.#options.images.ensure(reference, { signal, onProgress: (p) => progress(progressOf(p)) });
+    // A start that failed meanwhile has let go of it already.
+    signal.throwIfAborted();
+    await this.#options.images.hold(image.digest, id);
+    return image;
   }
 
   async #certify(id: SandboxId, signal: AbortSignal): Promise<{ certificatePem: string; caPem: string; keyPem: string }> {
@@ -535,10 +549,6 @@ function progressOf(progress: { readonly message: string; readonly doneBytes: nu
     done: BigInt(progress.doneBytes),
     total: BigInt(progress.totalBytes),
   };
-}
-
-function sentenceOf(error: DroverError): string {
-  return error.hint === undefined ? error.message : `${error.message}; ${error.hint}`;
 }
 
 function statsOf(id: SandboxId, used: RuntimeStats, now: number): MessageInitShape<typeof link.SandboxStatsSchema> {

@@ -82,7 +82,10 @@ async function readCa(path: string): Promise<string> {
   try {
     pem = await readFile(path, 'utf8');
   } catch (error) {
-    throw new DroverError('invalid-config', `the CA file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, { cause: error });
+    throw new DroverError('invalid-config', `the CA file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+      hint: "name the control plane's CA with --ca: pki/ca.pem in its data directory",
+      cause: error,
+    });
   }
   if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
     throw new DroverError('invalid-config', `${path} holds no certificate`, { hint: 'give a PEM file with --ca or DROVER_CA' });
@@ -96,7 +99,10 @@ async function readContext(path: string): Promise<Context | undefined> {
     text = await readFile(path, 'utf8');
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return undefined;
-    throw new DroverError('invalid-config', `${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, { cause: error });
+    throw new DroverError('invalid-config', `${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+      hint: 'put it right or take it away; ./drover up writes it anew',
+      cause: error,
+    });
   }
   let value: unknown;
   try {

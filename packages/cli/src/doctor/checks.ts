@@ -199,7 +199,8 @@ export async function makeDataDirectory(data: string, mode = 0o700): Promise<voi
   try {
     await mkdir(data, { recursive: true, mode });
   } catch (thrown) {
-    const error = DroverError.from(thrown);
+    const inItsWay = ['ENOTDIR', 'EEXIST', 'ENOENT', 'ELOOP', 'ENAMETOOLONG'].includes(errnoOf(thrown) ?? '');
+    const error = DroverError.from(thrown, inItsWay ? 'invalid-argument' : 'internal');
     throw new DroverError(error.code, `the data directory ${data} cannot be made (${errnoOf(thrown) ?? error.message})`, {
       hint: 'choose another with --data',
       cause: thrown,

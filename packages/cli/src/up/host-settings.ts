@@ -42,8 +42,15 @@ export interface HostFlags {
 
 const file = (stateDirectory: string): string => join(stateDirectory, 'host.json');
 
+/** Before anything is made. @throws {DroverError} invalid-argument, invalid-config */
+export async function checkHostFlags(flags: HostFlags): Promise<void> {
+  for (const label of flags.label ?? []) parseLabel(label);
+  parseRegistries(flags);
+  if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
+}
+
 /** @throws {DroverError} invalid-argument */
-export function parseRegistries(flags: HostFlags): RegistrySettings {
+function parseRegistries(flags: HostFlags): RegistrySettings {
   const mirrors: Record<string, string[]> = {};
   for (const entry of flags.registryMirror ?? []) {
     const [, registry, mirror] = /^([^=]+)=(.+)$/.exec(entry) ?? [];
@@ -73,6 +80,7 @@ const withScheme = (mirror: string): string => (/^https?:\/\//.test(mirror) ? mi
 
 /** Keeps what is given, and what was kept before of the rest. @throws {DroverError} */
 export async function saveHostSettings(stateDirectory: string, flags: HostFlags): Promise<void> {
+  await checkHostFlags(flags);
   const registries = parseRegistries(flags);
   const given: Partial<HostSettings> = {
     ...(flags.name !== undefined && { name: flags.name }),

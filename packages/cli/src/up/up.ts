@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { createLogger, DroverError, hasCode, parseLabel, version } from '@drover/foundation';
+import { createLogger, DroverError, hasCode, version } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
 import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
@@ -11,7 +11,7 @@ import { hostStateName } from '../commands/host/state.ts';
 import { saveContext, type Context } from '../context/context.ts';
 import { makeDataDirectory, runChecks, tryListen, type Finding } from '../doctor/checks.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
-import { parseRegistries, saveHostSettings, type HostFlags } from './host-settings.ts';
+import { checkHostFlags, saveHostSettings, type HostFlags } from './host-settings.ts';
 import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
 import { parentVariable } from './parent.ts';
@@ -35,8 +35,7 @@ const hostChecks = ['operating system', 'container runtime', 'nftables', 'ip com
  * The sandboxes run on; the next `up` on the same data directory adopts them.
  */
 export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Promise<void> {
-  for (const label of flags.label ?? []) parseLabel(label);
-  parseRegistries(flags);
+  await checkHostFlags(flags);
   const listen = parseListen(flags.listen);
   const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
   const root = process.getuid?.() === 0;
@@ -132,9 +131,10 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     await running(cli, controlPlane, log, upControlPlaneMs);
     const context = await contextOf(settings);
     client = await connectDrover(context);
-    await saveContext(cli.env, context);
     await claim(data, context.server);
     if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log);
+    // Not before it works: an `up` that fails leaves the caller with the control plane that they had.
+    await saveContext(cli.env, context);
     ready(cli, settings, context.server);
     quiet = false;
     await new Promise<void>((stop) => {

@@ -80,7 +80,8 @@ export function hostToWire(row: HostRow): api.Host {
 function hostReason(row: HostRow, state: HostStateName): string {
   if (state === 'joining') return 'it has joined and has not connected yet';
   if (state !== 'down') return '';
-  return row.scheduling === 'open' ? 'it is not connected' : `it is not connected, and was ${row.scheduling} before`;
+  const why = row.downReason === '' ? 'it is not connected' : row.downReason;
+  return row.scheduling === 'open' ? why : `${why}; it was ${row.scheduling} before`;
 }
 
 export function eventToWire(event: WatchedEvent): api.Event {

@@ -1,5 +1,5 @@
 import { create } from '@bufbuild/protobuf';
-import { DroverError, type SandboxId } from '@drover/foundation';
+import { DroverError, isErrorCode, splitSentence, type SandboxId } from '@drover/foundation';
 import { api, link } from '@drover/protocol';
 import { exitReportMs, hostCallTimeoutMs } from '../limits.ts';
 import { sandboxState } from '../store/index.ts';
@@ -24,6 +24,17 @@ export function endedError(row: SandboxRow): DroverError {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
       hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
     });
+  }
+  if (state === 'failed') {
+    // It never ran: what stood in its way, as the host said it, with its code.
+    const cause = splitSentence(message);
+    return new DroverError(
+      isErrorCode(row.reason) ? row.reason : 'sandbox-not-running',
+      `sandbox ${labelOf(row)} failed: ${cause.message}`,
+      {
+        hint: cause.hint ?? `\`drover sandbox get ${labelOf(row)}\` shows more`,
+      },
+    );
   }
   return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} is ${state}${own}`, {
     hint: `\`drover sandbox get ${labelOf(row)}\` shows more`,

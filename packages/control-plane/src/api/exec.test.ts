@@ -208,7 +208,7 @@ describe('exec', () => {
     await api.observe(hostId, id, { state: SandboxState.FAILED, reason: 'image-not-found', message: 'there is no image x' });
     const exec = api.client.sandboxes.exec('box', { execId: 'main' });
     await expect(exec.exit).rejects.toMatchObject({
-      code: 'sandbox-not-running',
+      code: 'image-not-found',
       message: expect.stringContaining('there is no image x') as string,
     });
   });

@@ -1,11 +1,16 @@
 import { connect } from 'node:http2';
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
-import { DroverError, newHostId } from '@drover/foundation';
+import { DroverError, newHostId, type ErrorCode } from '@drover/foundation';
 import { createKeyAndRequest, formatJoinToken, newSecret } from '@drover/pki';
 import { api as wire, link } from '@drover/protocol';
 import { describe, expect, test } from 'vitest';
+import type { ResultValue } from '../hub/hub.ts';
 import { draft } from '../store/testing/fixtures.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
+
+function fail(code: ErrorCode, message: string): never {
+  throw new DroverError(code, message);
+}
 
 interface Answer {
   readonly status: string;
@@ -152,6 +157,21 @@ describe('hosts', () => {
     api.hub.hosts.delete(hostId);
     await expect(api.client.hosts.diagnose('alpha')).rejects.toMatchObject({ code: 'host-unavailable' });
   });
+
+  test('a connected one diagnoses itself; one that answers with something else is told so', async () => {
+    await using api = await startTestApi();
+    const hostId = await api.addHost('alpha');
+    const asked: unknown[] = [];
+    const diagnostics = create(link.DiagnosticsSchema, { findings: [{ level: link.Finding_Level.PROBLEM, message: 'runc is missing' }] });
+    api.hub.hosts.set(hostId, (operation, { deadline }) => {
+      asked.push(operation.case, deadline instanceof Date);
+      return { case: 'diagnostics', value: diagnostics };
+    });
+    expect((await api.client.hosts.diagnose('alpha')).findings).toEqual(diagnostics.findings);
+    expect(asked).toEqual(['collectDiagnostics', true]);
+    api.hub.hosts.set(hostId, () => ({ case: undefined }));
+    await expect(api.client.hosts.diagnose('alpha')).rejects.toMatchObject({ code: 'protocol-violation' });
+  });
 });
 
 describe('images', () => {
@@ -181,6 +201,55 @@ describe('images', () => {
     const { images, failures } = await api.client.images.list();
     expect(images.map(({ hostName, image }) => [hostName, image?.reference])).toEqual([['good', 'alpine']]);
     expect(failures.map(({ hostName, error }) => [hostName, error?.code])).toEqual([['away', 'host-unavailable']]);
+  });
+
+  test('are removed where they are; that another host has none is no failure, that one uses it is', async () => {
+    await using api = await startTestApi();
+    const asked: string[] = [];
+    const answers: [string, () => ResultValue][] = [
+      ['has', () => ({ case: undefined })],
+      ['none', () => fail('image-not-found', 'there is no image alpine')],
+      ['uses', () => fail('image-in-use', 'a sandbox uses alpine')],
+    ];
+    for (const [name, answer] of answers) {
+      api.hub.hosts.set(await api.addHost(name), (operation) => {
+        asked.push(operation.case === 'removeImage' ? `${name} ${operation.value.image}` : 'something else');
+        return answer();
+      });
+    }
+    const { failures } = await api.client.images.remove('alpine');
+    expect(failures.map(({ hostName, error }) => [hostName, error?.code])).toEqual([['uses', 'image-in-use']]);
+    expect(asked.sort()).toEqual(['has alpine', 'none alpine', 'uses alpine']);
+    // Of one host alone its own answer is the call's.
+    await expect(api.client.images.remove('alpine', { host: 'uses' })).rejects.toMatchObject({ code: 'image-in-use' });
+    await expect(api.client.images.remove('alpine', { host: 'none' })).rejects.toMatchObject({ code: 'image-not-found' });
+    await expect(api.client.images.remove('')).rejects.toMatchObject({ code: 'invalid-argument' });
+  });
+
+  test('that no host has cannot be removed', async () => {
+    await using api = await startTestApi();
+    for (const name of ['a', 'b']) api.hub.hosts.set(await api.addHost(name), () => fail('image-not-found', 'there is no image alpine'));
+    await expect(api.client.images.remove('alpine')).rejects.toMatchObject({ code: 'image-not-found' });
+  });
+
+  test('are pruned on every ready host; what each freed is added up', async () => {
+    await using api = await startTestApi();
+    const ages: bigint[] = [];
+    for (const [name, image] of [
+      ['a', 'alpine'],
+      ['b', 'debian'],
+    ] as const) {
+      api.hub.hosts.set(await api.addHost(name), (operation) => {
+        if (operation.case === 'pruneImages') ages.push(operation.value.olderThanSeconds);
+        return { case: 'pruned', value: create(link.PruneReportSchema, { removed: [image, 'both'], freedBytes: 100n }) };
+      });
+    }
+    api.hub.hosts.set(await api.addHost('broken'), () => fail('disk-full', 'no space is left'));
+    const pruned = await api.client.images.prune({ olderThanSeconds: 60 });
+    expect([...pruned.removed].sort()).toEqual(['alpine', 'both', 'debian']);
+    expect(pruned.freedBytes).toBe(200n);
+    expect(pruned.failures.map(({ hostName, error }) => [hostName, error?.code])).toEqual([['broken', 'disk-full']]);
+    expect(ages).toEqual([60n, 60n]);
   });
 });
 

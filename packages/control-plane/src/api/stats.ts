@@ -39,7 +39,10 @@ export function statsMethod(context: ApiContext): Pick<ServiceImpl<typeof api.Sa
           const result = await hub.call(
             host.id,
             { case: 'collectStats', value: create(link.CollectStatsSchema, { sandboxIds }) },
-            { signal: AbortSignal.any([signal, AbortSignal.timeout(hostCallTimeoutMs)]), deadline: new Date(clock.now() + hostCallTimeoutMs) },
+            {
+              signal: AbortSignal.any([signal, AbortSignal.timeout(hostCallTimeoutMs)]),
+              deadline: new Date(clock.now() + hostCallTimeoutMs),
+            },
           );
           if (result.case !== 'stats') throw new DroverError('protocol-violation', `host ${host.name} answered with something else`);
           for (const stats of result.value.sandboxes) used.set(stats.sandboxId, [host, stats]);

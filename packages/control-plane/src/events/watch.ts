@@ -40,7 +40,7 @@ export async function* watchEvents(
   const bell = new Bell(clock);
   const unsubscribe = events.onAppend(() => bell.ring());
   try {
-    let position = options.fromStart === true ? await startOf(events) : options.afterId ?? (await events.lastId());
+    let position = options.fromStart === true ? await startOf(events) : (options.afterId ?? (await events.lastId()));
     let lost = 0;
     for (;;) {
       signal.throwIfAborted();

@@ -4,8 +4,10 @@ import { handshakeMs, handshakesAtOnce, handshakeTurnMs, waitingConnections } fr
 
 interface Visitor {
   readonly socket: Socket;
-  /** When it was let in to its handshake; 0 while it waits. */
+  /** When it came, or was let in to its handshake. */
   since: number;
+  /** It said something and waits for its turn. */
+  waiting: boolean;
   /** It counts among the handshakes under way. */
   shaking: boolean;
   /** It made a call: its handshake went well. */
@@ -16,13 +18,19 @@ interface Visitor {
 
 /**
  * Takes connections and lets only so many into their TLS handshake at once (L-12): when thousands come back together, the
- * first ones get through at once instead of all of them slowly. The others wait unread, in order.
+ * first ones get through at once instead of all of them slowly. The others wait unread, in order. A connection stands in the
+ * row from its first bytes on, so that one which says nothing keeps nobody from a turn.
+ *
+ * Its first bytes, the ClientHello, are read here and not by TLS: Node then sizes the connection's inbound buffer by them
+ * (16 KiB once they are used) instead of the 64 KiB that it sets aside for a read of unknown length, for the connection's life.
  */
 export class Doorway {
   readonly #server: Server;
   readonly #enter: (socket: Socket) => void;
   readonly #clock: Clock;
   readonly #visitors = new Map<string, Visitor>();
+  /** Connections that have not said anything yet. */
+  #silent = 0;
   #waiting: Visitor[] = [];
   #shaking = 0;
 
@@ -50,29 +58,45 @@ export class Doorway {
   }
 
   #arrive(socket: Socket): void {
-    if (this.#waiting.length >= waitingConnections) {
+    if (this.#silent + this.#waiting.length >= waitingConnections) {
       socket.destroy();
       return;
     }
-    const visitor: Visitor = { socket, since: 0, shaking: false, known: false, cutAt: 0 };
+    const visitor: Visitor = { socket, since: this.#clock.now(), waiting: false, shaking: false, known: false, cutAt: 0 };
     const key = `${socket.remoteAddress}:${socket.remotePort}`;
     this.#visitors.set(key, visitor);
     // A connection that breaks is seen by its streams; here it only must not end the process.
     socket.on('error', ignore);
+    this.#silent++;
+    let silent = true;
+    const spoke = (): void => {
+      if (silent) this.#silent--;
+      silent = false;
+    };
     socket.once('close', () => {
+      spoke();
       this.#visitors.delete(key);
       this.#leave(visitor);
     });
-    this.#waiting.push(visitor);
-    this.#admit();
+    socket.once('readable', () => {
+      spoke();
+      if (socket.readableLength === 0) {
+        socket.destroy(); // it ended
+        return;
+      }
+      visitor.waiting = true;
+      this.#waiting.push(visitor);
+      this.#admit();
+    });
   }
 
   #admit(): void {
     while (this.#shaking < handshakesAtOnce) {
       const visitor = this.#waiting.shift();
       if (visitor === undefined) return;
+      visitor.waiting = false;
       if (visitor.socket.destroyed) continue;
-      visitor.since = Math.max(1, this.#clock.now());
+      visitor.since = this.#clock.now();
       visitor.shaking = true;
       this.#shaking++;
       this.#enter(visitor.socket);
@@ -104,7 +128,7 @@ export class Doorway {
   sweep(now: number): void {
     for (const visitor of this.#visitors.values()) {
       if (visitor.shaking && now - visitor.since > handshakeTurnMs) this.#leave(visitor);
-      const stuck = visitor.since > 0 && !visitor.known && now - visitor.since > handshakeMs;
+      const stuck = !visitor.waiting && !visitor.known && now - visitor.since > handshakeMs;
       if (stuck || (visitor.cutAt > 0 && now >= visitor.cutAt)) visitor.socket.destroy();
     }
   }

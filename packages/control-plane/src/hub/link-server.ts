@@ -1,12 +1,10 @@
 import { type MessageInitShape } from '@bufbuild/protobuf';
-import { DroverError, hasCode, silentLogger, systemClock, version, type Clock, type HostId, type Logger } from '@drover/foundation';
+import { DroverError, silentLogger, systemClock, version, type Clock, type HostId, type Logger } from '@drover/foundation';
 import { renewAt, type CertificateAuthority } from '@drover/pki';
-import { errorToWire, link, methodDefinition } from '@drover/protocol';
+import { link, methodDefinition } from '@drover/protocol';
 import { Server, status, type ConnectionInjector } from '@grpc/grpc-js';
 import type { Duplex } from 'node:stream';
-import { answerSigningRequest } from '../identity/index.ts';
 import {
-  firstFrameMs,
   goAwayGraceMs,
   heartbeatIntervalMs,
   hostTtlMs,
@@ -16,18 +14,21 @@ import {
   rampMaxDelayMs,
   registrationBurst,
   registrationsPerSecond,
-  signingsPerHost,
   streamsPerConnection,
 } from '../limits.ts';
 import type { Store } from '../store/store.ts';
+import { audit } from './audit.ts';
 import { LinkServerCredentials } from './credentials.ts';
 import { Doorway } from './doorway.ts';
+import { Entrance, type Registered } from './entrance.ts';
 import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
 import type { CallOptions, Hub, HubListener, Operation, ResultValue, TunnelTarget } from './hub.ts';
 import { Liveness } from './liveness.ts';
 import { takeObservations } from './observed.ts';
 import { hostOf } from './peer.ts';
 import { AcceptRamp, type RampOptions } from './ramp.ts';
+import { Registrations } from './registrations.ts';
+import { sign } from './signing.ts';
 import { Tunnels, type InboundHandler, type TunnelServerCall } from './tunnels.ts';
 
 export interface LinkServerOptions {
@@ -40,7 +41,10 @@ export interface LinkServerOptions {
   readonly heartbeatMs?: number;
   readonly ttlMs?: number;
   readonly ramp?: RampOptions;
-  /** 48 random bytes, kept with the CA: hosts resume their TLS sessions after a restart with them (`ticketKeysIn`). */
+  /**
+   * 48 random bytes, kept in the data directory: with them hosts resume their TLS sessions after a restart (L-12).
+   * Without them only for as long as this process lives.
+   */
   readonly ticketKeys?: Buffer;
   /** DNS names and addresses of the listener. Hosts do not check them (they check the URI), other programs may. */
   readonly dnsNames?: readonly string[];
@@ -58,6 +62,8 @@ export interface LinkServerStats {
   readonly refusedByRamp: number;
 }
 
+const superseded = { reason: link.GoAway_Reason.SUPERSEDED, message: 'a newer stream of this host took over' };
+
 /**
  * The hosts' end of the link (spec 1): one gRPC server, one stream a host. State of a stream is in its HostLink; this class
  * decides which stream is a host's current one, and everything by time is done in one loop for all hosts.
@@ -69,13 +75,11 @@ export class LinkServer implements Hub {
   readonly #heartbeatMs: number;
   readonly #ttlMs: number;
   readonly #links = new Map<HostId, HostLink>();
-  /** Streams that have not registered, with when they came. */
-  readonly #strangers = new Map<ConnectCall, number>();
   readonly #listeners = new Set<HubListener>();
-  readonly #ramp: AcceptRamp;
   readonly #liveness: Liveness;
   readonly #tunnels: Tunnels;
   readonly #doorway: Doorway;
+  readonly #entrance: Entrance;
   readonly #server: Server;
   readonly #life = new AbortController();
   #injector: ConnectionInjector | undefined;
@@ -84,7 +88,6 @@ export class LinkServer implements Hub {
   #loop: Promise<void> | undefined;
   #lastAudit = 0;
   #droppedResults = 0;
-  #refusedByRamp = 0;
 
   constructor(options: LinkServerOptions) {
     this.#options = options;
@@ -92,13 +95,24 @@ export class LinkServer implements Hub {
     this.#logger = options.logger ?? silentLogger;
     this.#heartbeatMs = options.heartbeatMs ?? heartbeatIntervalMs;
     this.#ttlMs = options.ttlMs ?? hostTtlMs;
-    this.#ramp = new AcceptRamp(
-      options.ramp ?? { perSecond: registrationsPerSecond, burst: registrationBurst, maxDelayMs: rampMaxDelayMs },
-      this.#clock.now(),
-    );
     this.#liveness = new Liveness(options.store, this.#logger);
     this.#tunnels = new Tunnels(this.#clock, options.onInbound);
     this.#doorway = new Doorway((socket) => this.#injector?.injectConnection(socket), this.#clock);
+    this.#entrance = new Entrance({
+      names: options.ca.names,
+      ramp: new AcceptRamp(
+        options.ramp ?? { perSecond: registrationsPerSecond, burst: registrationBurst, maxDelayMs: rampMaxDelayMs },
+        this.#clock.now(),
+      ),
+      registrations: new Registrations(options.store, options.replica, this.#logger),
+      doorway: this.#doorway,
+      clock: this.#clock,
+      logger: this.#logger,
+      signal: this.#life.signal,
+      enter: (call, registered) => this.#enter(call, registered),
+      receive: (held, frame) => this.#receive(held, frame),
+      over: (held) => this.#drop(held, 'its stream ended'),
+    });
     this.#server = new Server({
       // Agents send keepalive pings; a silent host is found by its heartbeats, with no timer of its own here.
       'grpc.enable_channelz': 0,
@@ -110,7 +124,7 @@ export class LinkServer implements Hub {
     const tunnel = methodDefinition(link.HostLinkService.method.tunnel);
     this.#server.register<link.HostFrame, Buffer>(
       connect.path,
-      (call: ConnectCall) => this.#connect(call),
+      (call: ConnectCall) => this.#entrance.accept(call),
       asIs,
       connect.requestDeserialize,
       'bidi',
@@ -150,7 +164,7 @@ export class LinkServer implements Hub {
     this.#doorway.stop();
     // Hosts come back evenly over the time that the ramp needs for them.
     const spreadMs = Math.min(rampMaxDelayMs, 1_000 + (this.#links.size * 1_000) / registrationsPerSecond);
-    for (const call of this.#strangers.keys()) endWith(call, status.UNAVAILABLE, 'the control plane stops');
+    this.#entrance.close();
     for (const held of this.#links.values()) {
       const reconnectAfterMs = Math.max(1, Math.round(Math.random() * spreadMs));
       this.#drop(held, 'the control plane stops', { reason: link.GoAway_Reason.SHUTDOWN, reconnectAfterMs });
@@ -224,63 +238,15 @@ export class LinkServer implements Hub {
       pendingCommands,
       connections: this.#doorway.connections,
       droppedResults: this.#droppedResults,
-      refusedByRamp: this.#refusedByRamp,
+      refusedByRamp: this.#entrance.refusedByRamp,
     };
   }
 
-  #connect(call: ConnectCall): void {
-    const peer = call.getPeer();
-    this.#doorway.called(peer);
-    const certified = hostOf(call, this.#options.ca.names, this.#clock.now());
-    if (certified === undefined) return endWith(call, status.PERMISSION_DENIED, 'the certificate names no host');
-    if (this.#life.signal.aborted) return endWith(call, status.UNAVAILABLE, 'the control plane stops');
-    this.#strangers.set(call, this.#clock.now());
-    let held: HostLink | undefined;
-    const over = (): void => {
-      this.#strangers.delete(call);
-      if (held !== undefined) this.#drop(held, 'its stream ended');
-    };
-    call.on('cancelled', over);
-    call.on('end', () => {
-      over();
-      call.end();
-    });
-    call.on('data', ({ frame }: link.HostFrame) => {
-      if (held !== undefined) return this.#receive(held, frame);
-      if (!this.#strangers.delete(call)) return;
-      // L-6: registered, or ended.
-      if (frame.case !== 'register') return endWith(call, status.INVALID_ARGUMENT, 'the first frame must be Register');
-      // L-5: the certificate says who it is.
-      if (frame.value.hostId !== certified) return endWith(call, status.PERMISSION_DENIED, 'the certificate is for another host');
-      call.pause();
-      void this.#register(call, certified, peer, frame.value).then((registered) => {
-        held = registered;
-        if (held !== undefined && call.cancelled) this.#drop(held, 'its stream ended');
-        call.resume();
-      });
-    });
-  }
-
-  /** Never rejects; undefined when the stream was sent away. */
-  async #register(call: ConnectCall, hostId: HostId, peer: string, registration: link.Register): Promise<HostLink | undefined> {
-    const delayMs = this.#ramp.admit(this.#clock.now());
-    if (delayMs > 0) {
-      this.#refusedByRamp++;
-      writeGoAway(call, { reason: link.GoAway_Reason.BUSY, message: 'many hosts come back at once', reconnectAfterMs: delayMs });
-      endWith(call, status.UNAVAILABLE, 'many hosts come back at once');
-      return undefined;
-    }
-    let epoch: number;
-    try {
-      ({ epoch } = await this.#options.store.hosts.register(registration, this.#options.replica));
-    } catch (error) {
-      this.#refuse(call, hostId, peer, error);
-      return undefined;
-    }
+  /** Makes a registered stream its host's current one (L-11). */
+  #enter(call: ConnectCall, { hostId, epoch, peer, registration }: Registered): HostLink | undefined {
     const older = this.#links.get(hostId);
-    const superseded = { reason: link.GoAway_Reason.SUPERSEDED, message: 'a newer stream of this host took over' };
     if (older !== undefined && older.epoch > epoch) {
-      // A stream that registered after this one was faster with it (L-11).
+      // A stream that registered after this one was faster with it.
       writeGoAway(call, superseded);
       endWith(call, status.ABORTED, superseded.message);
       return undefined;
@@ -309,20 +275,6 @@ export class LinkServer implements Hub {
     return held;
   }
 
-  #refuse(call: ConnectCall, hostId: HostId, peer: string, error: unknown): void {
-    if (hasCode(error, 'host-removed')) {
-      // L-4: on every stream, whatever certificate it still has.
-      writeGoAway(call, { reason: link.GoAway_Reason.REMOVED, message: 'the host was removed' });
-      endWith(call, status.PERMISSION_DENIED, 'the host was removed');
-      this.#doorway.cut(peer, goAwayGraceMs);
-    } else if (hasCode(error, 'host-not-found')) {
-      endWith(call, status.PERMISSION_DENIED, 'the host is not known here');
-    } else {
-      this.#logger.error({ err: error, hostId }, 'a host could not be registered');
-      endWith(call, status.UNAVAILABLE, 'the host could not be registered');
-    }
-  }
-
   #receive(held: HostLink, frame: link.HostFrame['frame']): void {
     // What a superseded or dropped stream still says is not heard (L-11).
     if (held.ended) return;
@@ -338,32 +290,13 @@ export class LinkServer implements Hub {
       case 'observations':
         return takeObservations({ store: this.#options.store, logger: this.#logger, tell: this.#tellObserved }, held, frame.value);
       case 'signingRequest':
-        void this.#sign(held, frame.value);
+        void sign(this.#options, this.#logger, held, frame.value);
         return;
       case 'register':
         return this.#drop(held, 'it registered twice', undefined, { code: status.INVALID_ARGUMENT, details: 'Register came twice' });
       case undefined:
         // A frame of a newer agent: nothing waits for an answer to it.
         return;
-    }
-  }
-
-  async #sign(held: HostLink, request: link.SigningRequest): Promise<void> {
-    try {
-      if (held.signings >= signingsPerHost) {
-        const error = errorToWire(new DroverError('queue-full', 'too many signing requests at once', { hint: 'try again in a moment' }));
-        held.send({ case: 'signingResponse', value: { requestId: request.requestId, error } });
-        return;
-      }
-      held.signings++;
-      try {
-        held.send({ case: 'signingResponse', value: await answerSigningRequest(this.#options, held.hostId, request) });
-      } finally {
-        held.signings--;
-      }
-    } catch (error) {
-      // The stream ended or its queue is full: the host asks again.
-      this.#logger.debug({ err: error, hostId: held.hostId }, 'a signing request could not be answered');
     }
   }
 
@@ -402,6 +335,7 @@ export class LinkServer implements Hub {
         return; // closed
       }
       const now = this.#clock.now();
+      this.#entrance.sweep(now);
       this.#sweep(now);
       this.#doorway.sweep(now);
       try {
@@ -415,11 +349,6 @@ export class LinkServer implements Hub {
   }
 
   #sweep(now: number): void {
-    for (const [call, since] of this.#strangers) {
-      if (now - since < firstFrameMs) continue;
-      this.#strangers.delete(call);
-      endWith(call, status.DEADLINE_EXCEEDED, 'Register did not come in time');
-    }
     for (const held of this.#links.values()) {
       if (now - held.lastSeen <= this.#ttlMs) continue;
       const message = `nothing was heard of it for ${Math.round((now - held.lastSeen) / 1000)} s`;
@@ -429,23 +358,13 @@ export class LinkServer implements Hub {
     }
   }
 
-  /** What other replicas did to hosts whose stream is here: removed (L-4), or taken over by a newer stream (L-11). */
   async #audit(now: number): Promise<void> {
     this.#lastAudit = now;
-    if (this.#links.size === 0) return;
-    const rows = new Map((await this.#options.store.hosts.list()).map((row) => [row.id, row]));
-    for (const held of this.#links.values()) {
-      const row = rows.get(held.hostId);
-      if (row === undefined) {
-        // Newer than the list, or gone: the row itself decides.
-        const now = await this.#options.store.hosts.get(held.hostId);
-        if (now === undefined || now.removedAt !== undefined) {
-          this.disconnect(held.hostId, link.GoAway_Reason.REMOVED, 'the host was removed');
-        }
-      } else if (row.epoch > held.epoch) {
-        const message = 'a newer stream of this host took over';
-        this.#drop(held, message, { reason: link.GoAway_Reason.SUPERSEDED, message });
-      }
+    for (const [held, verdict] of await audit(this.#options.store, this.#links)) {
+      // Its host may have come with another stream meanwhile.
+      if (held.ended) continue;
+      if (verdict === 'removed') this.disconnect(held.hostId, link.GoAway_Reason.REMOVED, 'the host was removed');
+      else this.#drop(held, superseded.message, superseded);
     }
   }
 

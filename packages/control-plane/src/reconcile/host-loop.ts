@@ -1,4 +1,4 @@
-import { Backoff, DroverError, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import { Backoff, DroverError, sentenceOf, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import type { Hub } from '../hub/hub.ts';
 import * as limits from '../limits.ts';
@@ -43,7 +43,8 @@ export class HostLoop {
   readonly #bell: Bell;
   readonly #seen = new Map<string, sandbox.SandboxObservation>();
   readonly #dirty = new Set<SandboxId>();
-  readonly #busy = new Set<SandboxId>();
+  /** What is under way; `superseded` ends the waiting for it (L-21). */
+  readonly #busy = new Map<SandboxId, { readonly step: Step; readonly superseded: AbortController }>();
   readonly #resting = new Map<SandboxId, Rest>();
   #everything = true;
 
@@ -99,12 +100,15 @@ export class HostLoop {
     for (const step of await this.#plan()) {
       if (this.#options.signal.aborted) return;
       const { id } = stepSubject(step);
-      if (this.#busy.size >= limits.stepsPerHost) this.#dirty.add(id);
-      else if (!this.#busy.has(id) && !this.#rests(step, now)) this.#begin(step);
+      const underWay = this.#busy.get(id);
+      if (underWay !== undefined) {
+        // Nobody waits for an image of a sandbox that is not wanted any more: the host is told so, and gives the making up.
+        if (begins(underWay.step) && !begins(step)) underWay.superseded.abort();
+      } else if (this.#busy.size >= limits.stepsPerHost) this.#dirty.add(id);
+      else if (!this.#rests(step, now)) this.#begin(step);
     }
   }
 
-  /** Sandboxes with a step under way are left out: the end of the step makes them dirty again. */
   async #plan(): Promise<readonly Step[]> {
     const { store, hostId } = this.#options;
     if (this.#everything) {
@@ -113,7 +117,7 @@ export class HostLoop {
       const wanted = await store.sandboxes.onHost(hostId);
       return planHost(wanted, [...this.#seen.values()]);
     }
-    const ids = [...this.#dirty].filter((id) => !this.#busy.has(id));
+    const ids = [...this.#dirty];
     this.#dirty.clear();
     const steps: Step[] = [];
     for (const id of ids) {
@@ -140,16 +144,18 @@ export class HostLoop {
 
   #begin(step: Step): void {
     const { id } = stepSubject(step);
-    this.#busy.add(id);
-    void this.#run(step).finally(() => {
+    const superseded = new AbortController();
+    this.#busy.set(id, { step, superseded });
+    void this.#run(step, superseded.signal).finally(() => {
       this.#busy.delete(id);
       this.poke(id);
     });
   }
 
   /** Never rejects. */
-  async #run(step: Step): Promise<void> {
-    const { store, hub, secrets, clock, logger, hostId, epoch, signal } = this.#options;
+  async #run(step: Step, superseded: AbortSignal): Promise<void> {
+    const { store, hub, secrets, clock, logger, hostId, epoch } = this.#options;
+    const signal = AbortSignal.any([this.#options.signal, superseded]);
     const { id, generation } = stepSubject(step);
     const began = clock.now();
     try {
@@ -174,20 +180,19 @@ export class HostLoop {
     const { store, logger, hostId } = this.#options;
     const { id, generation } = stepSubject(step);
     const tries = (this.#restOf(step)?.backoff.attempts ?? 0) + 1;
-    const begins = step.kind === 'create' || step.kind === 'start';
-    const final = begins && (!error.transient || tries >= limits.startAttempts);
+    const final = begins(step) && (!error.transient || tries >= limits.startAttempts);
     logger.warn({ hostId, sandboxId: id, step: step.kind, generation, tries, final, code: error.code, err: error }, 'a step failed');
     if (final) {
       this.#resting.delete(id);
       const row = await store.sandboxes.get(id);
       // Asked to start again meanwhile: that start has a try of its own.
-      if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, error.code, sentence(error));
+      if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, error.code, sentenceOf(error));
       return;
     }
     const retryInMs = this.#delay(step);
     this.#rest(step, retryInMs);
     if (tries === 1) {
-      const data = { step: step.kind, hostId, code: error.code, message: sentence(error), retryInMs };
+      const data = { step: step.kind, hostId, code: error.code, message: sentenceOf(error), retryInMs };
       await store.events.append([{ kind: 'sandbox', type: 'SandboxStepFailed', subject: id, data }]);
     }
   }
@@ -235,6 +240,6 @@ export class HostLoop {
   }
 }
 
-function sentence(error: DroverError): string {
-  return error.hint === undefined ? error.message : `${error.message}; ${error.hint}`;
+function begins({ kind }: Step): boolean {
+  return kind === 'create' || kind === 'start';
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { DroverError, FakeClock, newHostId, newSandboxId, silentLogger } from '@drover/foundation';
+import { DroverError, FakeClock, newHostId, newSandboxId, sentenceOf, silentLogger } from '@drover/foundation';
+import { removeOnExitMs, upkeepMs } from '../limits.ts';
 import { Placement } from '../placement/index.ts';
 import { SecretBox } from '../secrets/index.ts';
 import { sandboxState, type SandboxRow, type Store } from '../store/index.ts';
@@ -95,6 +96,30 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await store.hosts.get(host.id))?.reserved).toEqual({ cpuMillis: 0, memoryBytes: 0, slots: 0 });
   });
 
+  it('R-19: each start carries the secrets, and no secret that cannot be decrypted is sent', async () => {
+    const host = await joined();
+    const carried: string[][] = [];
+    host.before = (operation) => {
+      if (operation.case !== 'create' && operation.case !== 'start') return;
+      carried.push(operation.value.secrets.map(({ name, value }) => `${name}=${Buffer.from(value).toString()}`));
+    };
+    const plan = draft({ spec: { secrets: [{ name: 'TOKEN' }] } });
+    const sealed = [{ name: 'TOKEN', sealed: secrets.seal(plan.id, 'TOKEN', Buffer.from('hush')) }];
+    const row = await placement.placeNow((await store.sandboxes.create({ ...plan, secrets: sealed })).id);
+    await becomes(row, 'running');
+    await store.sandboxes.setDesired(row.id, 'stopped');
+    await becomes(row, 'stopped');
+    await store.sandboxes.setDesired(row.id, 'running');
+    await becomes(row, 'running');
+    expect(carried).toEqual([['TOKEN=hush'], ['TOKEN=hush']]);
+
+    const foreign = draft({ spec: { secrets: [{ name: 'TOKEN' }] } });
+    const lost = await placement.placeNow((await store.sandboxes.create({ ...foreign, secrets: sealed })).id);
+    await becomes(lost, 'failed');
+    expect(await store.sandboxes.get(lost.id)).toMatchObject({ reason: 'failed-precondition' });
+    expect(carried).toHaveLength(2);
+  });
+
   it('a run that has ended is not begun again, by anything that makes the loop look', async () => {
     const host = await joined();
     const row = await create();
@@ -113,7 +138,15 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     const row = await create({ spec: { image: 'host', removeOnExit: true } });
     await becomes(row, 'running');
     await hub.report(host, host.set(row.id, 1n, 'STOPPED', { exitCode: 7 }));
+    const stop = new AbortController();
+    const upkeep = new Upkeep({ store, clock, logger: silentLogger }).run(stop.signal);
+    await settle();
+    // What it wrote can still be read from its host.
+    expect([await state(row), host.copies.size]).toEqual(['stopped', 1]);
+    await clock.advance(removeOnExitMs + upkeepMs);
     await becomes(row, 'deleted');
+    stop.abort();
+    await upkeep;
     expect(host.copies.size).toBe(0);
     expect((await store.sandboxes.get(row.id))?.exitCode).toBe(7);
   });
@@ -129,7 +162,8 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(host.commands).toHaveLength(1);
     expect(await store.sandboxes.get(row.id)).toMatchObject({
       reason: 'image-not-found',
-      message: 'there is no image nope; look at its name',
+      // With the hint, so that whoever shows it can tell the two apart again.
+      message: sentenceOf(new DroverError('image-not-found', 'there is no image nope', { hint: 'look at its name' })),
     });
     expect((await store.hosts.get(host.id))?.reserved.slots).toBe(0);
     host.before = () => undefined;

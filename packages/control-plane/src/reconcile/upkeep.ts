@@ -28,7 +28,7 @@ export class Upkeep {
   async run(signal: AbortSignal): Promise<void> {
     const { clock, logger } = this.#options;
     while (!signal.aborted) {
-      for (const task of [() => this.#silent(), () => this.#lost(), () => this.#expired(), () => this.#trim()]) {
+      for (const task of [() => this.#silent(), () => this.#lost(), () => this.#expired(), () => this.#finished(), () => this.#trim()]) {
         try {
           await task();
         } catch (error) {
@@ -65,6 +65,15 @@ export class Upkeep {
       if (runIsOver(row)) continue;
       await this.#stop(row.id);
       logger.info({ sandboxId: row.id }, 'stopped: its time to live is over');
+    }
+  }
+
+  /** R-2, --rm: whoever is attached has had the output by then, and usually has removed it (`drover run`). */
+  async #finished(): Promise<void> {
+    const { store, clock, logger } = this.#options;
+    for (const row of await store.sandboxes.finished(clock.now() - limits.removeOnExitMs)) {
+      await store.sandboxes.setDesired(row.id, 'deleted');
+      logger.info({ sandboxId: row.id }, 'removed: its command has ended (--rm)');
     }
   }
 

@@ -1,11 +1,12 @@
 import { once } from 'node:events';
+import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
 import type { Duplex } from 'node:stream';
 import { connect as connectTls, createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
 import { createClient } from '@connectrpc/connect';
 import { createGrpcTransport, Http2SessionManager } from '@connectrpc/connect-node';
 import type { SandboxId } from '@drover/foundation';
 import { init } from '@drover/protocol';
-import { maxInitMessageBytes, sessionPingMs, sessionPingTimeoutMs } from '../limits.ts';
+import { farewellMs, maxInitMessageBytes, sessionPingMs, sessionPingTimeoutMs } from '../limits.ts';
 import type { InitClient } from './sessions.ts';
 
 /** The control plane's own certificate: init takes no other peer (I-3). PEM. */
@@ -58,6 +59,11 @@ export async function connectInit(
   tunnel.on('error', gone);
   socket.once('close', gone);
   tunnel.once('close', gone);
+  // An init that was killed says no farewell, only that there will be no more bytes; one that says it closes sooner than this.
+  tunnel.once('end', () => {
+    const timer = setTimeout(() => socket.destroy(), farewellMs);
+    tunnel.once('close', () => clearTimeout(timer));
+  });
   const close = (): void => {
     socket.destroy();
     tunnel.destroy();
@@ -70,7 +76,7 @@ export async function connectInit(
   }
   const url = `https://${id}`;
   let used = false;
-  const manager = new Http2SessionManager(
+  const manager = new GuardedSessionManager(
     url,
     // The Session stream keeps the connection in use for as long as it lives, so that it is never closed for idleness.
     { pingIntervalMs: sessionPingMs, pingTimeoutMs: sessionPingTimeoutMs },
@@ -99,6 +105,21 @@ export async function connectInit(
       close();
     },
   };
+}
+
+/** The manager takes its listener off a connection that it gives up; an error that this one has later would end the process. */
+class GuardedSessionManager extends Http2SessionManager {
+  #guarded: ClientHttp2Session | undefined;
+
+  override async request(...request: Parameters<Http2SessionManager['request']>): Promise<ClientHttp2Stream> {
+    const stream = await super.request(...request);
+    const session = stream.session as ClientHttp2Session | undefined;
+    if (session !== undefined && session !== this.#guarded) {
+      this.#guarded = session;
+      session.on('error', () => undefined);
+    }
+    return stream;
+  }
 }
 
 const contexts = new WeakMap<SessionCredentials, SecureContext>();

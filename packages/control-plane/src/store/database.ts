@@ -1,5 +1,6 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { Kysely, sql, type Transaction } from 'kysely';
-import type { Clock, Logger } from '@drover/foundation';
+import { DroverError, type Clock, type Logger } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import * as limits from '../limits.ts';
 import { eventChannel, PostgresListener, postgresDialect } from './postgres.ts';
@@ -27,9 +28,11 @@ export interface Database {
 /** Where the data is, and how a transaction is made. */
 export class OpenDatabase implements Database {
   readonly kind: 'sqlite' | 'postgres';
-  readonly db: Kysely<Schema>;
   readonly clock: Clock;
   readonly logger: Logger;
+  readonly #db: Kysely<Schema>;
+  /** Set in what runs within `together`. */
+  readonly #together = new AsyncLocalStorage<true>();
   readonly #listeners = new Set<() => void>();
   readonly #remote: PostgresListener | undefined;
 
@@ -44,11 +47,17 @@ export class OpenDatabase implements Database {
     this.clock = options.clock;
     this.logger = options.logger;
     const dialect = options.kind === 'sqlite' ? sqliteDialect(options.location) : postgresDialect(options.location, options.logger);
-    this.db = new Kysely<Schema>({ dialect });
+    this.#db = new Kysely<Schema>({ dialect });
     this.#remote =
       options.kind === 'sqlite'
         ? undefined
         : new PostgresListener({ url: options.location, clock: options.clock, logger: options.logger, wake: () => this.#woken() });
+  }
+
+  /** What `work` of `together` asks of the store instead of its tables would wait for the transaction that waits for it. */
+  get db(): Kysely<Schema> {
+    if (this.#together.getStore() !== true) return this.#db;
+    throw new DroverError('internal', 'a transaction calls the store instead of the tables that it was given');
   }
 
   /**
@@ -80,14 +89,15 @@ export class OpenDatabase implements Database {
   async together<T>(work: (within: Database) => Promise<T>): Promise<T> {
     return await this.transact(async (tx) => {
       const { kind, clock, logger } = this;
-      return await work({
+      const within: Database = {
         kind,
         clock,
         logger,
         db: tx.db,
         transact: async (part) => await part(tx),
         onAppend: (listener) => this.onAppend(listener),
-      });
+      };
+      return await this.#together.run(true, async () => await work(within));
     });
   }
 
@@ -98,7 +108,7 @@ export class OpenDatabase implements Database {
 
   async close(): Promise<void> {
     await this.#remote?.close();
-    await this.db.destroy();
+    await this.#db.destroy();
   }
 
   /**

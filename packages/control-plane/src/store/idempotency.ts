@@ -1,8 +1,7 @@
 import { createHash } from 'node:crypto';
 import { clip, DroverError } from '@drover/foundation';
-import type { Tables } from './store.ts';
 import type { Database, OpenDatabase } from './database.ts';
-import type { IdempotencyStore } from './store.ts';
+import type { IdempotencyStore, Tables } from './store.ts';
 
 /**
  * L-20. The key, what the action changes and its answer are one transaction: whenever the process dies, either all of it is there

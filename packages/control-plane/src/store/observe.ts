@@ -50,8 +50,6 @@ export function observationPatch(
     lost_since: null,
     ...(ended ? {} : { pending_reason: '', pending_message: '' }),
     hold: holdAfter(row, ended, over),
-    // --rm: the end of its run is the wish to have it removed.
-    ...(over && removesItself(row) ? { desired: 'deleted', generation: row.generation + 1 } : {}),
   };
 }
 

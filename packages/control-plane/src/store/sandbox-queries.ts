@@ -123,4 +123,21 @@ export class SandboxQueries {
       .execute();
     return rows.map(sandboxRow);
   }
+
+  async finished(before: number): Promise<readonly SandboxRow[]> {
+    const rows = await this.database.db
+      .selectFrom('sandboxes')
+      .selectAll()
+      .where('deleted_at', 'is', null)
+      .where('desired', '<>', 'deleted')
+      .where('observed', 'in', ['stopped', 'failed'])
+      .whereRef('observed_generation', '>=', 'start_generation')
+      .where('updated_at', '<=', before)
+      // As protobuf's JSON has it; a quotation mark within a text of the spec would be escaped.
+      .where('spec', 'like', '%"removeOnExit":true%')
+      .orderBy('updated_at')
+      .limit(limits.rowsPerStatement)
+      .execute();
+    return rows.map(sandboxRow);
+  }
 }

@@ -194,9 +194,15 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       const deleted = tx.db.selectFrom('sandboxes').where('deleted_at', 'is not', null);
       const kept = await deleted.select('deleted_at').orderBy('deleted_at', 'desc').offset(keep).limit(1).executeTakeFirst();
       const until = Math.max(deletedBefore - 1, kept?.deleted_at ?? 0);
-      const old = await deleted.select('id').where('deleted_at', '<=', until).orderBy('deleted_at').limit(limits.rowsPerStatement).execute();
+      const old = await deleted
+        .select('id')
+        .where('deleted_at', '<=', until)
+        .orderBy('deleted_at')
+        .limit(limits.rowsPerStatement)
+        .execute();
       const ids = old.map((row) => row.id);
       if (ids.length === 0) return 0;
+      await tx.db.deleteFrom('sandbox_secrets').where('sandbox_id', 'in', ids).execute();
       await tx.db.deleteFrom('sandbox_labels').where('sandbox_id', 'in', ids).execute();
       await tx.db.deleteFrom('sandboxes').where('id', 'in', ids).execute();
       return ids.length;

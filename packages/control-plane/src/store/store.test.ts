@@ -300,11 +300,18 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await reserved(host.id)).toEqual([400, 1]);
     });
 
-    it('--rm: the end of the run is the wish to have it deleted', async () => {
+    it('--rm: its run being over for so long makes it due for removal; until then its output can be read', async () => {
       const host = await readyHost(store);
       const row = await running(host, { spec: { image: 'host', removeOnExit: true } });
-      await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STOPPED', { exitCode: 4 })]);
-      expect(await get(row)).toMatchObject({ desired: 'deleted', exitCode: 4, generation: 2 });
+      const other = await running(host, { spec: { image: 'host', env: [{ name: 'A', value: '"removeOnExit":true' }] } });
+      expect(await store.sandboxes.finished(Number.MAX_SAFE_INTEGER)).toEqual([]);
+      await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STOPPED', { exitCode: 4 }), seen(other, 'STOPPED')]);
+      const ended = await get(row);
+      expect(ended).toMatchObject({ desired: 'running', exitCode: 4 });
+      expect(await store.sandboxes.finished(ended.updatedAt - 1)).toEqual([]);
+      expect((await store.sandboxes.finished(ended.updatedAt)).map(({ id }) => id)).toEqual([row.id]);
+      await store.sandboxes.setDesired(row.id, 'running');
+      expect(await store.sandboxes.finished(Number.MAX_SAFE_INTEGER)).toEqual([]);
     });
 
     it('what the control plane gives up stays failed, whatever its copy goes on doing, and counts until that has ended', async () => {
@@ -490,6 +497,27 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(heard.length).toBeGreaterThan(0);
       off();
     });
+  });
+
+  it("R-19: keeps a sandbox's secrets, sealed, until it is deleted", async () => {
+    const host = await readyHost(store);
+    const secrets = [
+      { name: 'A', sealed: 'c2VhbGVk' },
+      { name: 'B', sealed: 'bW9yZQ==' },
+    ];
+    const row = await store.sandboxes.create({ ...draft({ name: 'keeps' }), secrets });
+    const other = await store.sandboxes.create({ ...draft(), secrets: secrets.slice(1) });
+    await store.sandboxes.place(row.id, host.id);
+    await store.sandboxes.setDesired(row.id, 'stopped');
+    expect(await store.sandboxes.secrets(row.id)).toEqual(secrets);
+    await store.sandboxes.setDesired(row.id, 'deleted');
+    expect(await store.sandboxes.secrets(row.id)).toEqual(secrets);
+    await store.sandboxes.gone(row.id, host.id);
+    expect(await store.sandboxes.secrets(row.id)).toEqual([]);
+    expect(await store.sandboxes.secrets(other.id)).toEqual(secrets.slice(1));
+    // On no host: deleted at once.
+    await store.sandboxes.setDesired(other.id, 'deleted');
+    expect(await store.sandboxes.secrets(other.id)).toEqual([]);
   });
 
   it('opens again with everything, also from several processes at once', async () => {

@@ -181,6 +181,8 @@ export interface SandboxStore {
   unplaced(limit: number): Promise<readonly SandboxRow[]>;
   /** Wanted running and older than their ttl (R-20). */
   expired(now: number): Promise<readonly SandboxRow[]>;
+  /** --rm, and its run over without a change since `before`: to be removed. Until then its output can be read. */
+  finished(before: number): Promise<readonly SandboxRow[]>;
   /** Drops deleted ones: those deleted before, and all but the `keep` deleted last; so many at once. Gives how many. */
   trimDeleted(deletedBefore: number, keep: number): Promise<number>;
 }

@@ -2,9 +2,9 @@ import { chmod, lchown, link, lstat, lutimes, mkdir, open, realpath, rm, symlink
 import { dirname, resolve } from 'node:path';
 import { DroverError, clip, errnoOf } from '@drover/foundation';
 import type { init } from '@drover/protocol';
-import type { Header } from 'tar-stream';
+import type { Extract, Header } from 'tar-stream';
 import { maxCopyEntries } from '../limits.ts';
-import type { Call, Reply } from '../server/grpc.ts';
+import type { Call, Reply } from '../server/call.ts';
 import { placeBelow, unsafe } from './paths.ts';
 
 /** Unpacks a tar stream below a directory of the sandbox, making the directory when it is missing. @throws {DroverError} unsafe-archive, too-large, disk-full */
@@ -16,9 +16,8 @@ export async function copyIn(call: Call<init.CopyInRequest, Reply<'copyIn'>>, wo
   const root = await directory(resolve(workdir, first.value.payload.value));
   // Loaded here: most sandboxes never copy.
   const { extract } = await import('tar-stream');
-  const { pipeline } = await import('node:stream/promises');
   const unpack = extract();
-  const feeding = pipeline(tarBytes(requests), unpack, { signal: call.signal });
+  const feeding = feed(tarBytes(requests), unpack, call.signal);
   // Its failure also ends the loop below, which tells it.
   feeding.catch(() => undefined);
   let entries = 0;
@@ -55,6 +54,29 @@ async function directory(path: string): Promise<string> {
       hint: 'copy into a directory',
       cause: error,
     });
+  }
+}
+
+/** Not `stream.pipeline`: it takes the end of the loop over the entries, which closes the stream, for a broken one. */
+async function feed(bytes: AsyncIterable<Uint8Array>, unpack: Extract, signal: AbortSignal): Promise<void> {
+  const abort = (): void => unpack.destroy(signal.reason as Error);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    for await (const chunk of bytes) {
+      if (unpack.destroyed) return;
+      if (!unpack.write(chunk)) {
+        await new Promise<void>((resolve) => {
+          unpack.once('drain', resolve);
+          unpack.once('close', resolve);
+        });
+      }
+    }
+    unpack.end(undefined);
+  } catch (error) {
+    unpack.destroy(DroverError.from(error));
+    throw error;
+  } finally {
+    signal.removeEventListener('abort', abort);
   }
 }
 

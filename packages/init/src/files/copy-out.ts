@@ -6,7 +6,7 @@ import { DroverError, clip, errnoOf } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { Pack } from 'tar-stream';
 import { maxChunkBytes } from '../limits.ts';
-import type { Call, Reply } from '../server/grpc.ts';
+import type { Call, Reply } from '../server/call.ts';
 
 /**
  * A tar stream of a file or directory of the sandbox; names in it begin with the path's last part (`.` for the root).

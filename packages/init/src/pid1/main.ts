@@ -1,11 +1,10 @@
-import { readFileSync, rmSync, writeSync } from 'node:fs';
+import { access, readFileSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import type { InitConfig } from '../config.ts';
 import { farewellMs, killWaitMs } from '../limits.ts';
 import { spawnProcess } from '../processes/spawn.ts';
 import { Sandbox } from '../sandbox.ts';
 import { createStrictServer } from '../server/tls.ts';
-import { createInitService } from '../service.ts';
 import { IdleTrim } from './memory.ts';
 import { Reaper } from './reaper.ts';
 
@@ -20,6 +19,8 @@ function main(runDirectory: string): void {
   if (addon !== undefined) process.env['DROVER_PTY_ADDON'] = addon;
   // One thread is enough for the log and for copies, and each costs memory; read when the first is started.
   process.env['UV_THREADPOOL_SIZE'] = '2';
+  // Started now: once the workload has used up its processes, libuv could start none and would abort.
+  access('/', () => undefined);
 
   const { config, identity } = readRunDirectory(runDirectory);
   const idle = new IdleTrim();
@@ -29,11 +30,15 @@ function main(runDirectory: string): void {
     bootId: readFileSync('/proc/sys/kernel/random/uuid', 'latin1').trim(),
     spawn: spawnProcess,
   });
-  const service = createInitService(sandbox, () => idle.touch());
+  // gRPC and protobuf cost as much CPU time as the rest of the start: they are loaded while the control plane is on its way here.
+  const listening = Promise.withResolvers<void>();
+  const service = listening.promise.then(async () => (await import('../service.ts')).createInitService(sandbox, () => idle.touch()));
+  service.catch((error: unknown) => fail(`cannot serve: ${String(error)}`));
   const server = createStrictServer(
     identity,
     config.controlPlaneUri,
-    (socket) => service.accept(socket),
+    // Loaded by then, and the first to see the socket's errors: it has listened since the turn in which the server began to.
+    (socket) => void service.then((grpc) => grpc.accept(socket)),
     (reason) => warn(`refused a connection: ${reason}`),
   );
   server.on('error', (error) => fail(`cannot listen on ${config.listen.host}:${config.listen.port}: ${error.message}`));
@@ -41,6 +46,7 @@ function main(runDirectory: string): void {
     idle.touch();
     const address = server.address();
     writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
+    listening.resolve();
   });
 
   const reaper = new Reaper();
@@ -52,7 +58,9 @@ function main(runDirectory: string): void {
     reaper.stop();
     idle.stop();
     server.close();
-    await service.close(farewellMs);
+    // A sandbox that ends before it listens has a service to wait for too.
+    listening.resolve();
+    await (await service).close(farewellMs);
     process.exit(end.code);
   });
 }

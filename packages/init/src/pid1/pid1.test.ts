@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { create } from '@bufbuild/protobuf';
 import { init } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
@@ -147,6 +148,29 @@ describe('I-37: PID 1', () => {
     await box.exited;
     expect(logged(box)).toBe(`${join(directory, 'a/b')}\n`);
     await rm(directory, { recursive: true });
+  });
+});
+
+describe('R-20: an idle sandbox', () => {
+  it('is stopped, and its exit record says why; while somebody is attached, it is not idle', async () => {
+    const { box, client } = await run({ argv: ['sleep', '1000'] }, { idleStopMs: 1_000 });
+    const codes: number[] = [];
+    const start = create(init.ExecRequestSchema, { payload: { case: 'start', value: { execId: 'e1', argv: ['sleep', '2.5'] } } });
+    for await (const { payload } of client.init.exec(Readable.from([start]))) {
+      if (payload.case === 'exit') codes.push(payload.value.code);
+    }
+    expect(codes).toEqual([0]);
+    expect(await box.exited).toBe(143);
+    expect(exitRecord(box)).toMatchObject({ code: 143, reason: 'idle' });
+  });
+
+  it('is none that works', async () => {
+    const { box } = await run(
+      { argv: ['sh', '-c', 'end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do :; done; exit 5'] },
+      { idleStopMs: 1_000 },
+    );
+    expect(await box.exited).toBe(5);
+    expect(exitRecord(box)).toMatchObject({ reason: 'main-exited' });
   });
 });
 

@@ -122,9 +122,10 @@ describe('I-39: exec', () => {
     });
     await exec.until('tty');
     expect(exec.output).toContain('20 70');
-    exec.send({ case: 'resize', value: { rows: 33, columns: 101 } as never });
     exec.send({ case: 'stdin', value: Buffer.from('hello\n') });
     await exec.until('hello\r\nhello');
+    // Once cat runs: the shell acts on the signal when cat has ended.
+    exec.send({ case: 'resize', value: { rows: 33, columns: 101 } as never });
     exec.send({ case: 'stdinEof', value: true });
     expect(await exec.exit()).toMatchObject({ code: 0 });
     expect(exec.output).toContain('33 101');

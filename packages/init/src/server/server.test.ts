@@ -1,12 +1,13 @@
 import 'reflect-metadata';
 import { once } from 'node:events';
-import { connect as connectHttp2 } from 'node:http2';
+import { connect as connectHttp2, constants, type ClientHttp2Session, type ClientHttp2Stream } from 'node:http2';
 import { readdir } from 'node:fs/promises';
 import * as x509 from '@peculiar/x509';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createKeyAndRequest } from '@drover/pki';
 import { newHostId } from '@drover/foundation';
 import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing.ts';
+import { maxMessageBytes } from '../limits.ts';
 import { uriNames } from './tls.ts';
 
 let trusted: TestAuthority;
@@ -111,18 +112,45 @@ it('a name quoted into another name is not a URI name', () => {
   expect(uriNames('DNS:"x, URI:spiffe://td/control-plane, y", URI:spiffe://td/host/h')).toEqual(['spiffe://td/host/h']);
 });
 
-it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
+/** A call without a gRPC library: what the wire itself carries. */
+async function rawCall(method: string): Promise<{ session: ClientHttp2Session; stream: ClientHttp2Stream; trailers: Promise<unknown> }> {
   const socket = await connectTls(trusted, box.port);
   const session = connectHttp2('https://init', { createConnection: () => socket });
   const stream = session.request({
     ':method': 'POST',
-    ':path': '/drover.init.v1.InitService/Nothing',
+    ':path': `/drover.init.v1.InitService/${method}`,
     'content-type': 'application/grpc',
     te: 'trailers',
   });
-  stream.end();
-  const trailers = once(stream, 'trailers');
+  const trailers = once(stream, 'trailers').then(([headers]) => headers as unknown);
   stream.resume();
-  expect((await trailers)[0]).toMatchObject({ 'grpc-status': '12', 'drover-code': 'unimplemented' });
+  return { session, stream, trailers };
+}
+
+it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
+  const { session, stream, trailers } = await rawCall('Nothing');
+  stream.end();
+  expect(await trailers).toMatchObject({ 'grpc-status': '12', 'drover-code': 'unimplemented' });
+  session.destroy();
+});
+
+it('a message over the limit is RESOURCE_EXHAUSTED before it has arrived', async () => {
+  const { session, stream, trailers } = await rawCall('Exec');
+  const header = Buffer.alloc(5);
+  header.writeUInt32BE(maxMessageBytes + 1, 1);
+  stream.write(header);
+  expect(await trailers).toMatchObject({ 'grpc-status': '8', 'drover-code': 'too-large' });
+  session.destroy();
+});
+
+it('a client that goes on sending after its answer has its stream closed without an error', async () => {
+  const { session, stream, trailers } = await rawCall('Exec');
+  // The first message of an exec must start or attach; an empty one does neither.
+  stream.write(Buffer.alloc(5));
+  expect(await trailers).toMatchObject({ 'grpc-status': '3', 'drover-code': 'protocol-violation' });
+  // More than HTTP/2 would take for a stream that is not read.
+  stream.write(Buffer.alloc(1024 * 1024));
+  await once(stream, 'close');
+  expect(stream.rstCode).toBe(constants.NGHTTP2_NO_ERROR);
   session.destroy();
 });

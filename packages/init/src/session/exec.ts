@@ -1,10 +1,10 @@
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { DroverError, clip } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import { constants } from 'node:os';
 import { maxChunkBytes } from '../limits.ts';
 import type { Exit, ManagedProcess } from '../processes/process.ts';
-import type { Call, Reply } from '../server/grpc.ts';
-import { timestamp } from '../wire/timestamp.ts';
+import type { Call, Reply } from '../server/call.ts';
 import type { Sandbox } from '../sandbox.ts';
 
 type ExecCall = Call<init.ExecRequest, Reply<'exec'>>;
@@ -89,8 +89,8 @@ function respond(payload: NonNullable<Reply<'exec'>['payload']>): Reply<'exec'> 
 }
 
 /** ExitStatus, as it is sent. */
-export function exitStatus(exit: Exit): { code: number; signal: string; at: ReturnType<typeof timestamp> } {
-  return { code: exit.code, signal: exit.signal, at: timestamp(exit.at) };
+export function exitStatus(exit: Exit): { code: number; signal: string; at: ReturnType<typeof timestampFromMs> } {
+  return { code: exit.code, signal: exit.signal, at: timestampFromMs(exit.at) };
 }
 
 /** `SIGTERM` or `TERM`. @throws {DroverError} invalid-argument */

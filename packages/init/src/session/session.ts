@@ -1,14 +1,11 @@
 import { DroverError, version } from '@drover/foundation';
-import type { init } from '@drover/protocol';
-import type { Call, Reply } from '../server/grpc.ts';
+import { init } from '@drover/protocol';
+import type { Call, Reply } from '../server/call.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { exitStatus, parseSignal } from './exec.ts';
 
 type Response = Reply<'session'>;
 type Payload = NonNullable<Response['payload']>;
-
-/** MainState.Phase, without the generated code. */
-const phase = { notStarted: 1, running: 2, exited: 3 } as const;
 
 /** The control plane's stream: requests are answered by id, in order; the end of the main process is told and ends the stream. */
 export async function session(call: Call<init.SessionRequest, Response>, sandbox: Sandbox): Promise<void> {
@@ -72,9 +69,9 @@ async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox)
 
 function mainState(sandbox: Sandbox): { phase: init.MainState_Phase; pid?: number; exit?: ReturnType<typeof exitStatus> } {
   const { main } = sandbox;
-  if (main === undefined) return { phase: phase.notStarted };
-  if (main.exit === undefined) return { phase: phase.running, pid: main.spawned.pid };
-  return { phase: phase.exited, pid: main.spawned.pid, exit: exitStatus(main.exit) };
+  if (main === undefined) return { phase: init.MainState_Phase.NOT_STARTED };
+  if (main.exit === undefined) return { phase: init.MainState_Phase.RUNNING, pid: main.spawned.pid };
+  return { phase: init.MainState_Phase.EXITED, pid: main.spawned.pid, exit: exitStatus(main.exit) };
 }
 
 function respond(id: bigint, payload: Payload): Response {

@@ -129,6 +129,8 @@ export class RegistryProxy implements AsyncDisposable {
   intercept: (request: IncomingMessage, response: ServerResponse) => boolean = () => false;
   /** Awaited after so many bytes of a blob. */
   hold: { readonly afterBytes: number; readonly until: Promise<void>; readonly reached: () => void } | undefined;
+  /** Bytes of body that were sent for each path. */
+  readonly sent = new Map<string, number>();
   readonly #server: Server;
   readonly #upstream: string;
 
@@ -164,19 +166,20 @@ export class RegistryProxy implements AsyncDisposable {
     const onward = request(`http://${this.#upstream}${incoming.url}`, { method: incoming.method ?? 'GET', headers }, (answer) => {
       outgoing.writeHead(answer.statusCode ?? 500, answer.headers);
       const isBlob = incoming.url?.includes('/blobs/') === true && Number(answer.headers['content-length']) > 10_000;
-      void this.#copy(answer, outgoing, isBlob).catch(() => outgoing.destroy());
+      void this.#copy(incoming.url ?? '', answer, outgoing, isBlob).catch(() => outgoing.destroy());
     });
     onward.on('error', () => outgoing.destroy());
     incoming.pipe(onward);
   }
 
-  async #copy(answer: IncomingMessage, outgoing: ServerResponse, isBlob: boolean): Promise<void> {
+  async #copy(path: string, answer: IncomingMessage, outgoing: ServerResponse, isBlob: boolean): Promise<void> {
     const cut = isBlob ? this.cuts.shift() : undefined;
     let sent = 0;
     for await (const chunk of answer as AsyncIterable<Buffer>) {
       const rest = cut === undefined ? chunk : chunk.subarray(0, Math.max(0, cut - sent));
       sent += rest.length;
       if (rest.length > 0) await new Promise<void>((resolve) => outgoing.write(rest, () => resolve()));
+      this.sent.set(path, (this.sent.get(path) ?? 0) + rest.length);
       if (cut !== undefined && sent >= cut) {
         outgoing.destroy();
         return;

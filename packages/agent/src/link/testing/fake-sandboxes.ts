@@ -84,7 +84,9 @@ export class FakeSandboxes implements Sandboxes {
   }
 
   async stats(command: link.CollectStats): Promise<link.Stats> {
-    const sandboxes = command.sandboxIds.filter((id) => this.#rows.has(id)).map((sandboxId) => ({ sandboxId, memoryBytes: 1024n, pids: 1 }));
+    const sandboxes = command.sandboxIds
+      .filter((id) => this.#rows.has(id))
+      .map((sandboxId) => ({ sandboxId, memoryBytes: 1024n, pids: 1 }));
     return create(link.StatsSchema, { sandboxes });
   }
 

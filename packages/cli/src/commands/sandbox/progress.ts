@@ -1,4 +1,4 @@
-import { spinner } from '@clack/prompts';
+import type { spinner as makeSpinner } from '@clack/prompts';
 import type { DroverClient } from '@drover/sdk';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Cli } from '../../cli.ts';
@@ -20,15 +20,16 @@ export async function withProgress<T>(cli: Cli, client: DroverClient, reference:
 }
 
 async function show(cli: Cli, client: DroverClient, reference: string, done: AbortSignal): Promise<void> {
-  let spin: ReturnType<typeof spinner> | undefined;
+  let spin: ReturnType<typeof makeSpinner> | undefined;
   let last = '';
   try {
     await delay(progressAfterMs, undefined, { signal: done });
-    const { sandboxStateName } = await import('@drover/sdk');
+    // Only now: most commands are done before.
+    const [{ sandboxStateName }, { spinner }] = await Promise.all([import('@drover/sdk'), import('@clack/prompts')]);
     for (;;) {
       const { state, message } = await client.sandboxes.get(reference, done);
       const text = message === '' ? sandboxStateName(state) : `${sandboxStateName(state)}: ${message}`;
-      if (text !== last && !cli.out.json) {
+      if (text !== last && !cli.out.json && sandboxStateName(state) !== 'running') {
         if (!cli.out.interactive) cli.out.note(text);
         else if (spin === undefined) (spin = spinner({ output: cli.out.stderr, indicator: 'timer' })).start(text);
         else spin.message(text);

@@ -2,7 +2,7 @@ import { DroverError, hasCode } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { sayBroken } from './reconnect.ts';
-import { outOfMemoryWaitMs } from '../../limits.ts';
+import { outOfMemoryWaitMs, removalWaitMs } from '../../limits.ts';
 import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 import { sandboxJson, sandboxLabel } from './show.ts';
@@ -52,6 +52,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     return 0;
   }
   if (outcome.exit.code === 137) await explainKill(cli, client, sandbox.id);
+  if (flags.rm === true) await removeEnded(cli, client, sandbox.id);
   return outcome.exit.code;
 }
 
@@ -96,6 +97,18 @@ async function reasonOf(client: DroverClient, id: string, thrown: unknown): Prom
   } catch {
     // The first error is the better one.
     return thrown;
+  }
+}
+
+/** --rm: gone when the command returns, its name free again. The control plane does it in any case, a little later. */
+async function removeEnded(cli: Cli, client: DroverClient, id: string): Promise<void> {
+  try {
+    // The host tells of the end a moment after the session did; its exit code is to be stored.
+    await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: removalWaitMs });
+    await client.sandboxes.remove(id);
+    await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs });
+  } catch (error) {
+    if (!hasCode(error, 'sandbox-not-found')) cli.out.note(`sandbox ${id} is removed later: ${DroverError.from(error).message}`);
   }
 }
 

@@ -151,7 +151,16 @@ export function rm(cli: Cli, [references]: readonly [readonly string[]], flags: 
   return each(
     cli,
     references,
-    (client, reference, signal) => client.sandboxes.remove(reference, { ...options, signal }),
+    async (client, reference, signal) => {
+      // What has ended holds only what it wrote; to end what runs, somebody has to say so.
+      const state = sandboxStateName((await client.sandboxes.get(reference, signal)).state);
+      if ((state === 'running' || state === 'paused') && flags.force !== true && flags.grace === undefined) {
+        throw new DroverError('failed-precondition', `sandbox ${reference} is ${state}`, {
+          hint: `stop it first, or remove it with drover sandbox rm --force ${reference}`,
+        });
+      }
+      return await client.sandboxes.remove(reference, { ...options, signal });
+    },
     unless(flags, ['deleted']),
   );
 }

@@ -40,7 +40,8 @@ export async function readSecrets(flags: SecretFlags, sources: SecretSources): P
   for (const { flag, name, target, source } of asked) {
     if (source === undefined) {
       const value = sources.env[name];
-      if (value === undefined) throw invalid(`${flag} ${name}: you have no variable ${name}`, 'set and export it, or use NAME=@FILE or NAME=-');
+      if (value === undefined)
+        throw invalid(`${flag} ${name}: you have no variable ${name}`, 'set and export it, or use NAME=@FILE or NAME=-');
       secrets.push({ name, target, value });
       continue;
     }
@@ -56,7 +57,8 @@ export async function readSecrets(flags: SecretFlags, sources: SecretSources): P
 function parseEntry(flag: string, entry: string): { readonly name: string; readonly source: string | undefined } {
   const at = entry.indexOf('=');
   const name = at < 0 ? entry : entry.slice(0, at);
-  if (!secretName.test(name)) throw invalid(`${JSON.stringify(clip(name))} cannot be the name of a secret`, `write ${flag} NAME or ${flag} NAME=@FILE`);
+  if (!secretName.test(name))
+    throw invalid(`${JSON.stringify(clip(name))} cannot be the name of a secret`, `write ${flag} NAME or ${flag} NAME=@FILE`);
   const source = at < 0 ? undefined : entry.slice(at + 1);
   if (source === undefined || source === '-' || (source.startsWith('@') && source.length > 1)) return { name, source };
   // Not repeated here: a message ends in logs.
@@ -78,7 +80,9 @@ async function readBounded(name: string, stream: NodeJS.ReadableStream, source: 
   } catch (error) {
     if (error instanceof DroverError) throw error;
     const from = source === '-' ? 'stdin' : source.slice(1);
-    throw new DroverError('invalid-argument', `the secret ${name} cannot be read from ${from} (${errnoOf(error) ?? 'unreadable'})`, { cause: error });
+    throw new DroverError('invalid-argument', `the secret ${name} cannot be read from ${from} (${errnoOf(error) ?? 'unreadable'})`, {
+      cause: error,
+    });
   }
   return Buffer.concat(chunks);
 }

@@ -35,16 +35,16 @@ export default async function top(cli: Cli, [references]: readonly [readonly str
     await tellStopped(cli, client, references, usages);
     return tellFailures(cli, now.failures);
   }
-  cursorTo(process.stdout, 0, 0);
   for (;;) {
     draw(usagesOf(last, now), now.failures);
-    // Ctrl-C is how one leaves; it is no failure.
-    const left = await systemClock.sleep(topIntervalMs, cli.signal).then(
-      () => false,
-      () => true,
-    );
-    if (left) return 0;
-    [last, now] = [now, await look()];
+    try {
+      await systemClock.sleep(topIntervalMs, cli.signal);
+      [last, now] = [now, await look()];
+    } catch (error) {
+      // Ctrl-C is how one leaves; it is no failure.
+      if (cli.signal.aborted) return 0;
+      throw error;
+    }
   }
 }
 
@@ -54,7 +54,12 @@ function draw(usages: readonly Usage[], failures: readonly api.HostFailure[]): v
   const [rows, cells] = [process.stdout.rows || 24, process.stdout.columns || 80];
   cursorTo(process.stdout, 0, 0);
   clearScreenDown(process.stdout);
-  process.stdout.write(`${lines.slice(0, rows - 1).map((line) => line.slice(0, cells)).join('\n')}\n`);
+  process.stdout.write(
+    `${lines
+      .slice(0, rows - 1)
+      .map((line) => line.slice(0, cells))
+      .join('\n')}\n`,
+  );
 }
 
 /** The busiest first. */

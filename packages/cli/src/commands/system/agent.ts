@@ -2,10 +2,10 @@ import { hostname } from 'node:os';
 import { join as joinPath, resolve } from 'node:path';
 import { runAgent } from '@drover/agent';
 import { joinHost } from '@drover/agent/link';
-import { createLogger, DroverError, parseLabel } from '@drover/foundation';
+import { createLogger, DroverError } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { parseServer } from '../../context/context.ts';
-import { loadHostSettings, saveHostSettings, type HostFlags } from '../../up/host-settings.ts';
+import { checkHostFlags, loadHostSettings, saveHostSettings, type HostFlags } from '../../up/host-settings.ts';
 import { whileParentLives } from '../../up/parent.ts';
 import { defaultDataDirectory } from '../../up/settings.ts';
 
@@ -41,7 +41,7 @@ export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags)
       hint: 'make one with drover host token, and give it with --token',
     });
   }
-  for (const label of flags.label ?? []) parseLabel(label);
+  await checkHostFlags(flags);
   const server = parseServer(url);
   const stateDir = stateOf(cli, flags);
   const { hostId } = await joinHost({ url: server, token, stateDir, hostname: flags.name ?? hostname(), signal: cli.signal });

@@ -33,10 +33,17 @@ export interface TestApi extends AsyncDisposable {
   observe(hostId: HostId, id: SandboxId | string, seen: MessageInitShape<typeof sandbox.SandboxObservationSchema>): Promise<void>;
 }
 
-export async function startTestApi(options: { readonly logger?: Logger; readonly clock?: Clock } = {}): Promise<TestApi> {
+export interface TestApiOptions {
+  readonly logger?: Logger;
+  readonly clock?: Clock;
+  /** Default: a new SQLite database. */
+  readonly storeUrl?: string;
+}
+
+export async function startTestApi(options: TestApiOptions = {}): Promise<TestApi> {
   const { logger = silentLogger, clock = systemClock } = options;
   const directory = await mkdtemp(join(tmpdir(), 'drover-api-'));
-  const store = await openStore(join(directory, 'drover.db'), { logger });
+  const store = await openStore(options.storeUrl ?? join(directory, 'drover.db'), { logger });
   const ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain: 'test.drover' });
   const identity = await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1'] });
   const token = await openAdminToken(directory, store.tokens);

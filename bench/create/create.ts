@@ -1,0 +1,90 @@
+import type { DroverClient } from '@drover/sdk';
+import { availableMemory } from '../machine.ts';
+import type { Goal, Row, Section } from '../result.ts';
+import { round, summarize } from '../stats.ts';
+import type { Way } from './first-byte.ts';
+import { controlPlaneShare } from './share.ts';
+
+/** Rounds of each way for so many at once, at most; no new round begins after `ms`. */
+interface Plan {
+  readonly at: number;
+  readonly rounds: number;
+  readonly ms: number;
+}
+const full: readonly Plan[] = [
+  { at: 1, rounds: 25, ms: 80_000 },
+  { at: 10, rounds: 4, ms: 60_000 },
+  { at: 50, rounds: 1, ms: 1 },
+];
+const quickly: readonly Plan[] = [
+  { at: 1, rounds: 6, ms: 20_000 },
+  { at: 10, rounds: 1, ms: 1 },
+];
+/** What one running sandbox may take, bytes: resident, for the shared part is not known before. */
+const bytesEach = 60 * 2 ** 20;
+
+export interface CreateOptions {
+  readonly quick: boolean;
+  readonly client: DroverClient;
+  /** The first is the goal's own, `bare` what it is compared with. */
+  readonly ways: readonly Way[];
+  readonly bare: string;
+  readonly absent: readonly string[];
+}
+
+/** R-21: create to the first byte of the user's program, each way in turn within every round. */
+export async function measureCreate({ quick, ways, bare, absent: given }: CreateOptions): Promise<Section> {
+  const absent = [...given];
+  const rows: Row[] = [];
+  const goals: Goal[] = [];
+  // Not counted: files come into the cache, code is compiled, pools fill.
+  for (const way of ways) for (let i = 0; i < (quick ? 1 : 2); i++) await (await way.start()).tidy();
+  for (const { at, rounds, ms: budget } of quick ? quickly : full) {
+    if (availableMemory() < at * bytesEach) {
+      absent.push(`${at} at once: not enough memory`);
+      continue;
+    }
+    const taken = new Map(ways.map((way) => [way.name, [] as number[]]));
+    const end = performance.now() + budget;
+    for (let i = 0; i < rounds && (i === 0 || performance.now() < end); i++) {
+      for (const way of ways) {
+        const started = await Promise.all(Array.from({ length: at }, async () => await way.start()));
+        taken.get(way.name)?.push(...started.map(({ ms }) => ms));
+        await Promise.all(started.map(async ({ tidy }) => await tidy()));
+      }
+    }
+    const base = summarize(taken.get(bare) ?? []);
+    for (const [what, values] of taken) {
+      const summary = summarize(values);
+      rows.push({ what, at, unit: 'ms', summary, ratio: { to: bare, value: round(summary.p50 / base.p50) } });
+    }
+    const [first] = ways;
+    if (at === 1 && first !== undefined) {
+      const ratio = summarize(taken.get(first.name) ?? []).p50 / base.p50;
+      goals.push({
+        what: 'create → first byte through the API, against bare runc (P50)',
+        goal: '≤ 2 times',
+        figure: `${round(ratio)} times`,
+        met: ratio <= 2,
+      });
+    }
+  }
+  const share = await controlPlaneShare(quick ? 40 : 150);
+  rows.push(
+    { what: 'control plane: request sent → command at the host', at: 1, unit: 'ms', summary: share.toCommand },
+    { what: 'control plane: host’s report → tunnel asked for at the host', at: 1, unit: 'ms', summary: share.toTunnel },
+  );
+  const sum = round(share.toCommand.p50 + share.toTunnel.p50);
+  goals.push({ what: 'control plane’s share of a create (P50, both parts)', goal: '≤ 5 ms', figure: `${sum} ms`, met: sum <= 5 });
+  return {
+    name: 'create',
+    title: 'Create → first byte of the user’s program',
+    how:
+      'Image in the cache; each way in turn within every round, in one run. The API’s is one SDK client: create, attach to `main`, first byte. ' +
+      '`drover run` is the whole program as typed in a shell. The control plane’s share is seen from a host in memory beside the client: it ' +
+      'includes the client, both ways of the network and the host’s decoding, so it is an upper bound.',
+    rows,
+    goals,
+    absent,
+  };
+}

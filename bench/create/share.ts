@@ -1,0 +1,85 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { connectDrover, type DroverClient } from '@drover/sdk';
+import { DroverError } from '@drover/foundation';
+import type { FakeSandboxes } from '@drover/agent/link/testing';
+import { Child } from '../children.ts';
+import type { Address } from '../control-plane-child.ts';
+import { joinFakeHosts, signFakeHosts, startFakeHost } from '../fake-hosts.ts';
+import { summarize, type Summary } from '../stats.ts';
+
+export interface Share {
+  /** From the client's call to the command at the host. */
+  readonly toCommand: Summary;
+  /** From the host's report of the start to the request for the session's tunnel at the host. */
+  readonly toTunnel: Summary;
+}
+
+/** A real control plane on SQLite with one host in memory: what is left of a create when the host takes no time. */
+export async function controlPlaneShare(count: number): Promise<Share> {
+  const directory = await mkdtemp(join(tmpdir(), 'drover-bench-share-'));
+  const life = new AbortController();
+  try {
+    const identities = await signFakeHosts(directory, 1);
+    await joinFakeHosts(
+      directory,
+      identities.map(({ hostId }) => hostId),
+    );
+    await using plane = new Child('control-plane-child.ts', [directory]);
+    const address = await plane.ask<Address>('start');
+    const [identity] = identities;
+    if (identity === undefined) throw new Error('no identity');
+    const host = startFakeHost(identity, address.link, life.signal);
+    while (!host.link.connected) await new Promise((resolve) => setTimeout(resolve, 5));
+    const client = await connectDrover(address);
+    const commands: number[] = [];
+    const tunnels: number[] = [];
+    for (let i = 0; i < count + warmUps; i++) {
+      const { id, command, tunnel } = await one(host.sandboxes, client);
+      if (i >= warmUps) {
+        commands.push(command);
+        tunnels.push(tunnel);
+      }
+      await client.sandboxes.remove(id);
+      await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: 20_000 });
+    }
+    client.close();
+    life.abort();
+    await host.ended;
+    return { toCommand: summarize(commands), toTunnel: summarize(tunnels) };
+  } finally {
+    life.abort();
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+/** The first ones compile and fill caches. */
+const warmUps = 20;
+
+async function one(
+  sandboxes: FakeSandboxes,
+  client: DroverClient,
+): Promise<{ readonly id: string; readonly command: number; readonly tunnel: number }> {
+  const asked = Promise.withResolvers<number>();
+  const dialled = Promise.withResolvers<number>();
+  const make = sandboxes.create.bind(sandboxes);
+  sandboxes.create = async (command, progress) => {
+    asked.resolve(performance.now());
+    return await make(command, progress);
+  };
+  sandboxes.dialled = async () => {
+    dialled.resolve(performance.now());
+    // No init behind it: the session gives up, and the sandbox is removed.
+    return await Promise.reject(new DroverError('sandbox-not-running', 'there is no init in this measurement'));
+  };
+  try {
+    const began = performance.now();
+    const { id } = await client.sandboxes.create({ spec: { image: 'host', command: ['true'] } });
+    const at = await asked.promise;
+    return { id, command: at - began, tunnel: (await dialled.promise) - at };
+  } finally {
+    sandboxes.create = make;
+    sandboxes.dialled = undefined;
+  }
+}

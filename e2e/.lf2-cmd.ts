@@ -1,0 +1,28 @@
+import { create } from '@bufbuild/protobuf';
+import { link } from '@drover/protocol';
+import { Client, Server, ServerCredentials, credentials } from '@grpc/grpc-js';
+import { join } from 'node:path';
+import { World, until } from './link/harness.ts';
+const world = await World.open((d) => join(d, 's.sqlite'));
+const identity = await world.identity();
+const { FakeSandboxes, noImages } = await import('@drover/agent/link/testing');
+const { AgentLink, CredentialsStore } = await import('@drover/agent/link');
+const life = new AbortController();
+const agent = new AgentLink({ credentials: new CredentialsStore(world.directory, identity), sandboxes: new FakeSandboxes(), images: noImages, info: { describe: () => ({ hostname: 'x', labels: {}, zone: '', capacity: { cpuMillis: 1, memoryBytes: 1, diskBytes: 1, slots: 1 }, runtimes: [], bootId: 'b' }), load: () => ({ loadMilli: 1, memoryAvailableBytes: 1, diskAvailableBytes: 1 }) } });
+void agent.run(life.signal);
+await until('up', () => agent.connected);
+const sv = await world.ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] });
+const s = new Server({ 'grpc.enable_channelz': 0 });
+s.register('/x/y', ((call: any) => { call.on('data', (b: Buffer) => call.write(b)); call.on('end', () => call.end()); }) as any, (b: Buffer) => b, (b: Buffer) => b, 'bidi');
+const port = await new Promise<number>((r) => s.bindAsync('127.0.0.1:0', ServerCredentials.createSsl(Buffer.from(world.ca.caPem), [{ private_key: Buffer.from(sv.keyPem), cert_chain: Buffer.from(sv.certificatePem) }], true), (_e, p) => r(p)));
+const c = new Client('localhost:' + port, credentials.createSsl(Buffer.from(world.ca.caPem), Buffer.from(identity.keyPem), Buffer.from(identity.certificatePem), { checkServerIdentity: () => undefined }));
+const call = c.makeBidiStreamRequest('/x/y', (b: Buffer) => b, (b: Buffer) => b);
+const waiting: (() => void)[] = []; call.on('data', () => waiting.shift()!());
+const msg = Buffer.alloc(40);
+const echo = () => new Promise<void>((r) => { waiting.push(r); call.write(msg); });
+const list = { case: 'list' as const, value: create(link.ListSandboxesSchema) };
+const cmd = async () => { await world.server.call(identity.hostId, list); };
+const run = async (f: () => Promise<void>, n: number, w: number) => { let left = n; const t = performance.now(), u = process.cpuUsage(); await Promise.all(Array.from({ length: w }, async () => { while (left-- > 0) await f(); })); const d = process.cpuUsage(u); return [n / ((performance.now() - t) / 1000), (d.user + d.system) / n] as const; };
+for (const w of [1, 128]) { const n = w === 1 ? 3000 : 20000; await run(echo, 2000, w); await run(cmd, 2000, w);
+  for (let i = 0; i < 3; i++) { const a = await run(echo, n, w), b = await run(cmd, n, w); console.log(`${w} in flight: echo ${a[0].toFixed(0)}/s ${a[1].toFixed(0)} µs cpu; command ${b[0].toFixed(0)}/s ${b[1].toFixed(0)} µs cpu; ratio ${(b[0] / a[0]).toFixed(2)} (cpu ${(a[1] / b[1]).toFixed(2)})`); } }
+life.abort(); process.exit(0);

@@ -1,0 +1,96 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { eventually } from './drover.ts';
+import { tool } from './images.ts';
+
+/**
+ * A place outside of this machine: a namespace with one cable to it, and in it an HTTP server on port 8080, a TLS server on 8443,
+ * and one that answers whatever datagram it gets on port 53. They tell who came.
+ */
+export class World implements AsyncDisposable {
+  /** What may be private: this machine's end, and the servers'. */
+  readonly hostAddress: string;
+  readonly address: string;
+  /** Nobody's in particular: an address that is public by its range, of a network that is announced nowhere. */
+  readonly publicAddress = '11.254.218.2';
+  readonly #namespace = `e2ew-${process.pid}`;
+  readonly #servers: ReturnType<typeof startServers>;
+  #said = '';
+
+  private constructor(prefix: string, directory: string) {
+    this.hostAddress = `${prefix}.1`;
+    this.address = `${prefix}.2`;
+    this.#servers = startServers(this.#namespace, directory);
+    this.#servers.stdout.setEncoding('utf8').on('data', (text: string) => (this.#said += text));
+  }
+
+  /** @param prefix the first three bytes of the cable's network */
+  static async create(prefix: string, directory: string): Promise<World> {
+    const namespace = `e2ew-${process.pid}`;
+    await tool('ip', 'netns', 'add', namespace);
+    try {
+      await tool('ip', 'link', 'add', namespace, 'type', 'veth', 'peer', 'name', 'uplink', 'netns', namespace);
+      await tool('ip', 'address', 'add', `${prefix}.1/30`, 'dev', namespace);
+      await tool('ip', 'link', 'set', namespace, 'up');
+      const inside = ['-n', namespace];
+      await tool('ip', ...inside, 'address', 'add', `${prefix}.2/30`, 'dev', 'uplink');
+      await tool('ip', ...inside, 'address', 'add', '11.254.218.2/32', 'dev', 'uplink');
+      for (const link of ['lo', 'uplink']) await tool('ip', ...inside, 'link', 'set', link, 'up');
+      await tool('ip', ...inside, 'route', 'add', 'default', 'via', `${prefix}.1`);
+      await tool('ip', 'route', 'add', '11.254.218.2/32', 'via', `${prefix}.2`);
+      const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', join(directory, 'world.key')];
+      await tool('openssl', 'req', '-x509', ...key, '-out', join(directory, 'world.crt'), '-days', '2', '-subj', '/CN=world');
+      await writeFile(join(directory, 'world.mjs'), servers);
+      const world = new World(prefix, directory);
+      await eventually('the servers of the world listen', () => {
+        if (typeof world.#servers.exitCode === 'number') throw new Error(`the servers of the world ended with ${world.#servers.exitCode}`);
+        return world.#said.includes('ready\n');
+      });
+      world.#said = '';
+      return world;
+    } catch (error) {
+      await execa('ip', ['link', 'delete', namespace], { reject: false });
+      await execa('ip', ['netns', 'delete', namespace], { reject: false });
+      throw error;
+    }
+  }
+
+  /** The addresses that its servers heard from since the last time they were asked. */
+  heard(): readonly string[] {
+    const lines = this.#said.split('\n').filter((line) => line !== '');
+    this.#said = '';
+    return lines;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#servers.kill('SIGKILL');
+    await this.#servers;
+    await execa('ip', ['link', 'delete', this.#namespace], { reject: false });
+    await execa('ip', ['netns', 'delete', this.#namespace], { reject: false });
+  }
+}
+
+function startServers(namespace: string, directory: string) {
+  return execa('nsenter', [`--net=/run/netns/${namespace}`, '--', process.execPath, join(directory, 'world.mjs')], {
+    cwd: directory,
+    reject: false,
+    stdin: 'ignore',
+  });
+}
+
+const servers = `
+import { readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
+import { createSocket } from 'node:dgram';
+const answer = (request, response) => response.end('hello from the world: ' + request.headers.host + request.url + '\\n');
+const http = createServer(answer);
+const tls = createTlsServer({ key: readFileSync('world.key'), cert: readFileSync('world.crt') }, answer);
+const heard = (socket) => console.log(socket.remoteAddress.replace('::ffff:', ''));
+http.on('connection', heard).listen(8080);
+tls.on('connection', heard).listen(8443);
+const udp = createSocket('udp4');
+udp.on('message', (_, from) => { console.log(from.address); udp.send('answer', from.port, from.address); });
+udp.bind(53, () => console.log('ready'));
+`;

@@ -1,0 +1,355 @@
+import { createHash, randomInt } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdir, readFile } from 'node:fs/promises';
+import { createServer, connect, type AddressInfo, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { connectDrover } from '@drover/sdk';
+import { execa } from 'execa';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { containers, eventually, HostNetwork, isAlive, TestDrover, tracesOf } from './harness/index.ts';
+
+interface SandboxJson {
+  readonly id: string;
+  readonly name: string;
+  readonly state: string;
+  readonly message: string;
+  readonly exitCode?: number;
+  readonly startCount: string;
+}
+
+/** What may be killed: one process, or two at once. */
+type Victim = 'serve' | 'agent' | 'gateway' | 'up';
+
+const seed = Number(process.env['DROVER_TEST_SEED'] ?? randomInt(2 ** 31));
+const random = randomFrom(seed);
+const upArguments = ['--pool', '10.214.128.0/17'];
+/** Every run of a command leaves a line with its name in `ran`, outside of the sandbox: a second run would be seen, however it came about. */
+const steady = ['c1', 'c2', 'c3', 'c4', 'c5', 'c6'] as const;
+
+let drover: TestDrover;
+let world: HostNetwork;
+let shared: string;
+let state: string;
+
+const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.json<SandboxJson[]>(['sandbox', 'ls']);
+const sandbox = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+const mount = (): readonly string[] => ['--volume', `${shared}:/shared`];
+
+/** Says `run NAME`, once for all to see and once to its log, works for some time, says `end NAME`, and ends with the status. */
+const command = (name: string, seconds: number, status: number): readonly string[] => [
+  ...['sh', '-c', `echo ${name} >> /shared/ran; echo run ${name}; sleep ${seconds}; echo end ${name}; exit ${status}`],
+];
+
+async function ran(): Promise<ReadonlyMap<string, number>> {
+  const counts = new Map<string, number>();
+  const text = await readFile(join(shared, 'ran'), 'utf8').catch(() => '');
+  for (const name of text.split('\n')) if (name !== '') counts.set(name, (counts.get(name) ?? 0) + 1);
+  return counts;
+}
+
+async function kill(victim: Victim): Promise<void> {
+  const pid = victim === 'up' ? drover.upPid : await drover.pidOf(victim);
+  process.kill(pid, 'SIGKILL');
+  await eventually(`${victim} is dead`, () => !isAlive(pid));
+}
+
+/** Everything answers again: the control plane, and the host through its link. */
+async function backAgain(): Promise<void> {
+  await eventually(
+    'the host is ready again',
+    async () => {
+      const { code, stdout } = await drover.run(['host', 'ls', '-o', 'json']);
+      return code === 0 && (JSON.parse(stdout) as { state: string }[]).every((host) => host.state === 'ready');
+    },
+    60_000,
+  );
+}
+
+/** Containers that run, as the OCI runtime program itself sees them. */
+async function running(): Promise<readonly string[]> {
+  const program = join(state, 'program');
+  const { stdout } = await execa('runc', ['--root', program, 'list', '--format', 'json']);
+  const list = (JSON.parse(stdout) ?? []) as { id: string; status: string }[];
+  expect(new Set(list.map(({ id }) => id)).size).toBe(list.length);
+  return list.filter(({ status }) => status === 'running').map(({ id }) => id);
+}
+
+/** L-22, R-9: the store, the runtime and the kernel agree on what runs. */
+async function agreed(): Promise<void> {
+  await eventually(
+    'store, runtime and kernel show the same sandboxes',
+    async () => {
+      const rows = await sandboxes();
+      if (rows.some((row) => !['running', 'stopped'].includes(row.state))) return false;
+      const wanted = rows.filter((row) => row.state === 'running').map(({ id }) => id);
+      const seen = await running();
+      return wanted.toSorted().join() === seen.toSorted().join();
+    },
+    60_000,
+  );
+  const rows = await sandboxes();
+  expect(new Set(rows.map(({ name }) => name)).size).toBe(rows.length);
+  // One init each, and none for what has ended: by the directory that every init has mounted.
+  const known = new Set(rows.map(({ id }) => id));
+  expect((await containers(state)).filter((id) => !known.has(id))).toEqual([]);
+}
+
+beforeAll(async () => {
+  console.info(`kills: DROVER_TEST_SEED=${seed}`);
+  world = await HostNetwork.create('10.215.254', { firewall: false });
+  drover = await TestDrover.start(upArguments);
+  state = join(drover.data, 'host');
+  shared = join(drover.directory, 'shared');
+  await mkdir(shared);
+  // Root of a sandbox is nobody's id here.
+  await execa('chmod', ['777', shared]);
+  await drover.interrupt();
+  await drover.up([...upArguments, '--allow-mount', shared]);
+  for (const [index, name] of steady.entries()) {
+    const { code, stderr } = await drover.run(['run', '-d', '--name', name, ...mount(), 'host', '--', ...command(name, 600, index)]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  }
+});
+
+afterAll(async () => {
+  await using _world = world;
+  await using instance = drover;
+  // A test that failed half way may have left it stopped.
+  if ((await instance.run(['sandbox', 'ls'])).code !== 0) await instance.up(upArguments);
+  const left = await tracesOf(instance);
+  await instance[Symbol.asyncDispose]();
+  // R-9: nothing of a sandbox outlives its removal.
+  expect(await left()).toEqual([]);
+});
+
+describe('R-9, L-22: kill -9 while sandboxes run and while some are being created', () => {
+  const rounds: readonly (readonly Victim[])[] = [['serve'], ['agent'], ['agent', 'serve'], ['gateway', 'agent'], ['up']];
+
+  test.each(rounds.map((victims, round) => ({ victims, round })))('$round: $victims', async ({ victims, round }) => {
+    const names = Array.from({ length: 6 }, (_, index) => `r${round}-${index}`);
+    const creating = names.map(async (name, index) => {
+      await delay(random() * 400);
+      const verb = index % 2 === 0 ? ['run', '-d'] : ['sandbox', 'create'];
+      const made = await drover.run([...verb, '--name', name, ...mount(), 'host', '--', ...command(name, 2 + index / 2, 10 + index)], {
+        timeoutMs: 100_000,
+      });
+      return { name, status: 10 + index, ...made };
+    });
+    // From the first request to the last one that runs: what is killed is in the middle of something else in each round.
+    await delay(300 + random() * 1500);
+    for (const victim of victims) {
+      await kill(victim);
+      await delay(random() * 300);
+    }
+    if (victims.includes('up')) await drover.up([...upArguments, '--allow-mount', shared]);
+    const made = await Promise.all(creating);
+    await backAgain();
+    await agreed();
+
+    const kept = made.filter(({ code }) => code === 0);
+    const rows = await eventually(
+      'what was made ends',
+      async () => {
+        const now = new Map((await sandboxes()).map((row) => [row.name, row]));
+        return kept.every(({ name }) => now.get(name)?.state === 'stopped') ? now : undefined;
+      },
+      60_000,
+    );
+    const counts = await ran();
+    // It was told that it failed, and why; whether it got through or not, it did not run twice.
+    for (const { name, stderr } of made.filter(({ code }) => code !== 0)) {
+      expect(stderr).toMatch(/^drover: [^\n]+/m);
+      expect(counts.get(name) ?? 0).toBeLessThanOrEqual(1);
+    }
+    await Promise.all(
+      kept.map(async ({ name, status }) => {
+        expect(rows.get(name)).toMatchObject({ exitCode: status, startCount: '1' });
+        expect((await drover.run(['logs', name])).stdout).toBe(`run ${name}\nend ${name}\n`);
+        expect(counts.get(name)).toBe(1);
+      }),
+    );
+    // A round in which every create failed would show nothing.
+    expect(made.some(({ code }) => code === 0) || victims.includes('up')).toBe(true);
+
+    await Promise.all(
+      steady.map(async (name) => {
+        expect(rows.get(name)).toMatchObject({ state: 'running', startCount: '1' });
+        expect((await drover.run(['logs', name])).stdout).toBe(`run ${name}\n`);
+        expect(counts.get(name)).toBe(1);
+      }),
+    );
+    expect(await drover.run(['exec', 'c1', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+
+    const mine = [...rows.values()].filter(({ name }) => name.startsWith(`r${round}-`)).map(({ id }) => id);
+    if (mine.length > 0) expect((await drover.run(['sandbox', 'rm', '--force', ...mine])).code).toBe(0);
+  });
+
+  test('what ended while nobody looked has its exit code and all of its log', async () => {
+    const name = 'alone';
+    expect((await drover.run(['run', '-d', '--name', name, ...mount(), 'host', '--', ...command(name, 2, 42)])).code).toBe(0);
+    // Init begins with the command when the control plane has greeted it.
+    await eventually('its command has begun', async () => (await ran()).has(name));
+    await drover.interrupt();
+    const pid = Number((await readFile(join(state, 'sandboxes', await idOnDisk(name), 'init.pid'), 'utf8')).trim());
+    // Whoever it was given to may be slow to take its status: a zombie has ended too.
+    await eventually('it ends', async () => /^$|\) Z/.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '')));
+    await drover.up([...upArguments, '--allow-mount', shared]);
+    await backAgain();
+    const row = await eventually('its end is known', async () => {
+      const now = await sandbox(name);
+      return now.state === 'stopped' ? now : undefined;
+    });
+    expect(row).toMatchObject({ exitCode: 42, startCount: '1' });
+    expect((await drover.run(['logs', name])).stdout).toBe(`run ${name}\nend ${name}\n`);
+    expect((await drover.run(['sandbox', 'rm', name])).code).toBe(0);
+  });
+
+  async function idOnDisk(name: string): Promise<string> {
+    for (const id of await containers(state)) {
+      const record = JSON.parse(await readFile(join(state, 'records', `${id}.json`), 'utf8')) as { name?: string };
+      if (record.name === name) return id;
+    }
+    throw new Error(`${name} is not on the host`);
+  }
+});
+
+describe('what must not notice a kill', () => {
+  test('R-9: a connection through the gateway outlives the agent, and the next agent takes the gateway over', async () => {
+    const script =
+      'const s = require("net").createServer(c => { c.once("data", () => { c.write("HTTP/1.1 200 OK\\r\\n\\r\\n"); let n = 0; const t = setInterval(() => c.write(`line ${n++}\\n`), 50); c.on("close", () => clearInterval(t)); c.on("error", () => {}); }); }).listen(8080, () => console.log("listening"))';
+    const [file, ...args] = world.command(process.execPath, '-e', script);
+    const server = execa(file, args, { reject: false });
+    try {
+      await once(server.stdout, 'data');
+      const target = `${world.hostAddress}:8080`;
+      const stream = ['sh', '-c', `curl -sN http://${target}/`];
+      expect((await drover.run(['run', '-d', '--name', 'out', '--allow', target, 'host', '--', ...stream])).code).toBe(0);
+      const lines = async (): Promise<number> => (await drover.run(['logs', 'out'])).stdout.split('\n').length;
+      await eventually('it streams', async () => (await lines()) > 3);
+      const gateway = await drover.pidOf('gateway');
+      await kill('agent');
+      await backAgain();
+      const before = await lines();
+      await eventually('it still streams', async () => (await lines()) > before + 10);
+      expect(await drover.pidOf('gateway')).toBe(gateway);
+      const numbers = (await drover.run(['logs', 'out'])).stdout.split('\n').flatMap((line) => /^line (\d+)$/.exec(line)?.[1] ?? []);
+      expect(numbers.map(Number)).toEqual(numbers.map((_, index) => index));
+      // The new agent's policies are in force: what is not allowed is refused as before.
+      const refused = await drover.run(['exec', 'out', '--', 'curl', '-s', `http://${world.hostAddress}:8081/`]);
+      expect(refused.stdout).toContain('egress-denied');
+      expect((await drover.run(['sandbox', 'rm', '--force', 'out'])).code).toBe(0);
+    } finally {
+      server.kill('SIGKILL');
+      await server;
+    }
+  });
+
+  test('L-20: a create whose answer was lost makes one sandbox, however often it is asked for', async () => {
+    const { server, token, caPem } = await context();
+    const { hostname, port } = new URL(server);
+    // The first answer of the server is swallowed, with its connection.
+    let swallowed = 0;
+    const relay = createServer((near) => {
+      const far = connect(Number(port), hostname);
+      near.on('error', () => far.destroy()).on('close', () => far.destroy());
+      far.on('error', () => near.destroy()).on('close', () => near.destroy());
+      near.pipe(far);
+      if (swallowed === 0) swallowAnswer(near, far, () => swallowed++);
+      else far.pipe(near);
+    });
+    relay.listen(0, '127.0.0.1');
+    await once(relay, 'listening');
+    const before = (await sandboxes()).length;
+    const client = await connectDrover({ server: `https://127.0.0.1:${(relay.address() as AddressInfo).port}`, token, caPem });
+    try {
+      const options = { spec: { image: 'host', command: ['sleep', '600'] }, idempotencyKey: `lost-${seed}` };
+      const first = await client.sandboxes.create(options);
+      expect(swallowed).toBe(1);
+      expect((await sandboxes()).length).toBe(before + 1);
+      await kill('serve');
+      await backAgain();
+      expect((await client.sandboxes.create(options)).id).toBe(first.id);
+      expect((await sandboxes()).length).toBe(before + 1);
+      await client.sandboxes.remove(first.id);
+    } finally {
+      client.close();
+      relay.close();
+    }
+  });
+
+  test('L-20: nor does the CLI, while the control plane is killed again and again', async () => {
+    const names = Array.from({ length: 6 }, (_, index) => `again-${index}`);
+    const creating = names.map(async (name) => ({
+      name,
+      ...(await drover.run(['sandbox', 'create', '--name', name, 'host', 'sleep', '600'])),
+    }));
+    for (let i = 0; i < 2; i++) {
+      await delay(300 + random() * 700);
+      await kill('serve');
+    }
+    const made = await Promise.all(creating);
+    await backAgain();
+    await agreed();
+    const rows = await sandboxes();
+    for (const { name, code, stderr } of made) {
+      const found = rows.filter((row) => row.name === name).length;
+      // A repeated create that ran into its own first one would say name-taken.
+      expect(stderr).not.toMatch(/there is a sandbox named/);
+      if (code === 0) expect(found).toBe(1);
+      else expect(found).toBeLessThanOrEqual(1);
+    }
+  });
+});
+
+test('R-9: when all is removed, nothing is left: no container, no process, no namespace, no mount', async () => {
+  const rows = await sandboxes();
+  expect((await drover.run(['sandbox', 'rm', '--force', ...rows.map(({ id }) => id)])).code).toBe(0);
+  expect(await sandboxes()).toEqual([]);
+  expect(await containers(state)).toEqual([]);
+  const left = await tracesOf(drover);
+  expect(await drover.interrupt()).toBe(0);
+  expect(await left()).toEqual([]);
+  await drover.up(upArguments);
+});
+
+interface Connection {
+  readonly server: string;
+  readonly token: string;
+  readonly caPem: string;
+}
+
+async function context(): Promise<Connection> {
+  const data = join(drover.data, 'control-plane');
+  const [token = '', caPem = '', state_ = '{}'] = await Promise.all(
+    ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(data, name), 'utf8')),
+  );
+  return { server: `https://127.0.0.1:${(JSON.parse(state_) as { apiPort: number }).apiPort}`, token: token.trim(), caPem };
+}
+
+/** Lets the TLS handshake through; then holds back what the server says, until it has said something substantial, and cuts. */
+function swallowAnswer(near: Socket, far: Socket, swallowed: () => void): void {
+  let sent = 0;
+  let asked = false;
+  near.on('data', (data) => {
+    sent += data.length;
+    // The handshake and HTTP/2's greeting are short of this; the request with its spec and headers is beyond.
+    if (sent > 900) asked = true;
+  });
+  far.on('data', (data) => {
+    if (!asked) {
+      near.write(data);
+      return;
+    }
+    if (data.length < 200) return;
+    swallowed();
+    near.destroy();
+    far.destroy();
+  });
+}
+
+/** Numbers in [0, 1) that follow from the seed: a hash of a counter is random enough to draw moments from. */
+function randomFrom(from: number): () => number {
+  let drawn = 0;
+  return () => createHash('sha256').update(`${from}/${drawn++}`).digest().readUInt32BE() / 2 ** 32;
+}

@@ -1,0 +1,94 @@
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { connect as connectTcp } from 'node:net';
+import { join } from 'node:path';
+import { connect } from 'node:tls';
+import { create } from '@bufbuild/protobuf';
+import { FakeClock } from '@drover/foundation';
+import { link } from '@drover/protocol';
+import { describe, expect, it } from 'vitest';
+import { until, World } from './harness.ts';
+
+const sqlite = (directory: string): string => join(directory, 'store.sqlite');
+
+/** The serial number of the certificate that a new connection is shown. */
+async function serialShown(world: World): Promise<string> {
+  const { caPem, keyPem, certificatePem } = await world.identity();
+  const options = { ca: caPem, key: keyPem, cert: certificatePem, ALPNProtocols: ['h2'], checkServerIdentity: () => undefined };
+  const socket = connect({ port: world.port, host: '127.0.0.1', ...options });
+  await once(socket, 'secureConnect');
+  const { serialNumber } = socket.getPeerCertificate();
+  socket.destroy();
+  return serialNumber;
+}
+
+describe('the TLS of the link', () => {
+  it('L-12: hosts resume their TLS session after a drop, and after a restart of the control plane that kept its ticket keys', async () => {
+    await using world = await World.open(sqlite, { ticketKeys: randomBytes(48) });
+    const host = await world.host();
+    const { epoch } = await world.connected(host);
+    await until('it is welcomed', () => host.link.connected);
+    expect(host.link.resumed).toBe(false);
+
+    host.relay.cut();
+    await until('it is back', async () => host.link.connected && (await world.row(host.id)).epoch === epoch + 1);
+    expect(host.link.resumed).toBe(true);
+
+    await world.restart();
+    await until('it is back', async () => host.link.connected && (await world.row(host.id)).epoch === epoch + 2);
+    expect(host.link.resumed).toBe(true);
+  });
+
+  it('L-12: a control plane with other ticket keys takes the host back with a full handshake', async () => {
+    await using world = await World.open(sqlite);
+    const host = await world.host();
+    const { epoch } = await world.connected(host);
+    await world.restart();
+    await until('it is back', async () => host.link.connected && (await world.row(host.id)).epoch > epoch);
+    expect(host.link.resumed).toBe(false);
+  });
+
+  it("L-2: the control plane's certificate is renewed in place: open streams stay, new connections are shown the new one", async () => {
+    const clock = new FakeClock(Date.now());
+    // Certificates begin five minutes in the past: with a minute to go, two thirds are over from the start.
+    await using world = await World.open(sqlite, { clock, ticketKeys: randomBytes(48), controlPlaneLifetimeMs: 60_000 });
+    const [staying, returning] = [await world.host(), await world.host()];
+    const { epoch } = await world.connected(staying);
+    const { epoch: firstEpoch } = await world.connected(returning);
+    await until('it is welcomed', () => returning.link.connected);
+    const before = await serialShown(world);
+    await until('another certificate is shown', async () => {
+      await clock.advance(1_000);
+      return (await serialShown(world)) !== before;
+    });
+    expect(await world.server.call(staying.id, { case: 'list', value: create(link.ListSandboxesSchema) })).toMatchObject({
+      case: 'sandboxes',
+    });
+    expect(await world.row(staying.id)).toMatchObject({ connected: true, epoch });
+    // A session outlives the certificate that it began with.
+    returning.relay.cut();
+    await until('it is back', async () => returning.link.connected && (await world.row(returning.id)).epoch > firstEpoch);
+    expect(returning.link.resumed).toBe(true);
+  });
+
+  it('L-12: connections that say nothing keep nobody from a handshake, and are closed after a while', async () => {
+    const clock = new FakeClock(Date.now());
+    await using world = await World.open(sqlite, { clock });
+    // More than may shake hands at once.
+    const silent = await Promise.all(
+      Array.from({ length: 100 }, async () => {
+        const socket = connectTcp(world.port, '127.0.0.1');
+        socket.on('error', () => undefined);
+        world.onClose(() => void socket.destroy());
+        await once(socket, 'connect');
+        return { closed: once(socket, 'close') };
+      }),
+    );
+    await until('all are there', () => world.server.stats().connections === silent.length);
+    const host = await world.host();
+    await world.connected(host);
+    await clock.advance(16_000);
+    await Promise.all(silent.map(({ closed }) => closed));
+    expect(world.server.isConnected(host.id)).toBe(true);
+  });
+});

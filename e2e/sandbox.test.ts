@@ -1,0 +1,437 @@
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
+import { buffer } from 'node:stream/consumers';
+import { execa } from 'execa';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventually, networkTag, repository, Terminal, TestDrover, traces } from './harness/index.ts';
+
+interface SandboxJson {
+  readonly id: string;
+  readonly name: string;
+  readonly state: string;
+  readonly exitCode?: number;
+}
+
+interface EventJson {
+  readonly id: string;
+  readonly kind: string;
+  readonly type: string;
+  readonly subject: string;
+}
+
+const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+const lines = (count: number): string => Array.from({ length: count }, (_, i) => `${i + 1}\n`).join('');
+
+/** An echo service: each connection is answered with what it sent, in capitals, once it has said its end. */
+const capitals = `
+import socketserver
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self): self.wfile.write(self.rfile.read().upper())
+class Server(socketserver.ThreadingTCPServer): request_queue_size = 64
+Server(('127.0.0.1', 7000), Handler).serve_forever()
+`;
+
+describe('R-3: what one does with sandboxes', () => {
+  let drover: TestDrover;
+  let tag: string;
+
+  const get = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+  const ok = async (...args: readonly string[]): Promise<string> => {
+    const { code, stdout, stderr } = await drover.run(args);
+    if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
+    return stdout;
+  };
+  const local = (name: string): string => join(drover.directory, name);
+
+  beforeAll(async () => {
+    drover = await TestDrover.start(['--pool', '10.216.0.0/16']);
+    tag = await networkTag('10.216.0.1');
+    await ok('run', '-d', '--name', 'work', 'host', '--', 'sleep', 'infinity');
+  });
+  afterAll(async () => {
+    await drover[Symbol.asyncDispose]();
+    // R-9: nothing of a sandbox outlives its removal.
+    expect((await traces()).filter((trace) => trace.includes(tag) || trace.startsWith(drover.directory))).toEqual([]);
+  });
+
+  describe('its life', () => {
+    test('create, get, ls, pause, resume, stop, start and rm', async () => {
+      expect(await ok('sandbox', 'create', '--name', 'life', 'host', '--', 'sh', '-c', 'echo run >> /var/tmp/runs; sleep 600')).toBe(
+        'life\n',
+      );
+      const runs = async (): Promise<string> => (await drover.run(['exec', 'life', '--', 'cat', '/var/tmp/runs'])).stdout;
+      await eventually('it has run once', async () => (await runs()) === 'run\n');
+      expect((await drover.json<SandboxJson[]>(['sandbox', 'ls'])).map(({ name }) => name)).toContain('life');
+
+      await ok('sandbox', 'pause', 'life');
+      expect((await get('life')).state).toBe('paused');
+      await ok('sandbox', 'resume', 'life');
+      expect((await get('life')).state).toBe('running');
+      expect(await runs()).toBe('run\n');
+
+      await ok('sandbox', 'stop', 'life');
+      expect(await get('life')).toMatchObject({ state: 'stopped', exitCode: 143 });
+      await ok('sandbox', 'start', 'life');
+      await eventually('it has its files, and has run twice', async () => (await runs()) === 'run\nrun\n');
+
+      const refused = await drover.run(['sandbox', 'rm', 'life']);
+      expect(refused.code).not.toBe(0);
+      expect(refused.stderr).toMatch(/--force/);
+      await ok('sandbox', 'rm', '--force', 'life');
+      expect((await drover.run(['sandbox', 'get', 'life'])).stderr).toMatch(/there is no sandbox "life"/);
+    });
+
+    test('a name that is taken is refused, and nothing half made is left', async () => {
+      const { code, stderr } = await drover.run(['run', '-d', '--name', 'work', 'host', '--', 'true']);
+      expect(code).not.toBe(0);
+      expect(stderr).toMatch(/there is a sandbox named work already\n {2}hint: /);
+      expect((await drover.json<SandboxJson[]>(['sandbox', 'ls'])).filter(({ name }) => name === 'work')).toHaveLength(1);
+    });
+
+    test('I-37: stop gives SIGTERM, and SIGKILL to what has not ended within the grace', async () => {
+      const script = (onTerm: string): string => `trap '${onTerm}' TERM; echo ready; while :; do sleep 0.05; done`;
+      for (const [name, onTerm] of [
+        ['polite', 'echo bye; exit 5'],
+        ['stubborn', 'echo no'],
+      ] as const) {
+        await ok('run', '-d', '--name', name, 'host', '--', 'sh', '-c', script(onTerm));
+        await eventually(`${name} is ready`, async () => (await ok('logs', name)) === 'ready\n');
+        await ok('sandbox', 'stop', '--grace', '1s', name);
+      }
+      expect(await get('polite')).toMatchObject({ state: 'stopped', exitCode: 5 });
+      expect(await ok('logs', 'polite')).toBe('ready\nbye\n');
+      expect(await get('stubborn')).toMatchObject({ state: 'stopped', exitCode: 137 });
+      expect(await ok('logs', 'stubborn')).toBe('ready\nno\n');
+    });
+
+    test('wait ends with the command’s status, when the command does', async () => {
+      await ok('run', '-d', '--name', 'timed', 'host', '--', 'sh', '-c', 'until [ -e /var/tmp/go ]; do sleep 0.05; done; exit 6');
+      const waiting = drover.spawn(['sandbox', 'wait', 'timed']);
+      expect((await drover.run(['sandbox', 'wait', '--timeout', '200ms', 'timed'])).code).not.toBe(0);
+      expect(waiting.exitCode ?? undefined).toBeUndefined();
+      await ok('exec', 'timed', '--', 'touch', '/var/tmp/go');
+      expect((await waiting).exitCode).toBe(6);
+    });
+  });
+
+  describe('I-39: exec', () => {
+    test.each([
+      ['exit 0', 0],
+      ['exit 3', 3],
+      ['kill -KILL $$', 137],
+    ])('%s gives %d', async (script, status) => {
+      expect((await drover.run(['exec', 'work', '--', 'sh', '-c', script])).code).toBe(status);
+    });
+
+    test('what is not there gives 127, what cannot be run 126', async () => {
+      expect((await drover.run(['exec', 'work', '--', 'no-such-program'])).code).toBe(127);
+      expect((await drover.run(['exec', 'work', '--', '/etc/passwd'])).code).toBe(126);
+    });
+
+    test('stdin, user, working directory and environment', async () => {
+      const args = ['exec', '-u', 'nobody', '-w', '/usr', '-e', 'A=1 2', 'work', '--', 'sh', '-c', 'id -un; pwd; echo "$A"; cat'];
+      expect(await drover.run(args, { input: 'given\n' })).toEqual({ code: 0, stdout: 'nobody\n/usr\n1 2\ngiven\n', stderr: '' });
+    });
+
+    test('many at once, each with its own output and status', async () => {
+      const results = await Promise.all(
+        Array.from(
+          { length: 12 },
+          async (_, i) => await drover.run(['exec', 'work', '--', 'sh', '-c', `seq ${i} 2000 | tail -1; echo ${i}; exit ${i}`]),
+        ),
+      );
+      expect(results).toEqual(results.map((_, i) => ({ code: i, stdout: `2000\n${i}\n`, stderr: '' })));
+    });
+
+    test('a terminal with its size, resize and Ctrl-C', async () => {
+      using terminal = new Terminal(drover, ['exec', '-t', 'work', '--', 'sh'], { columns: 90, rows: 30 });
+      terminal.type('stty size\r');
+      await terminal.shows('30 90');
+      terminal.resize(110, 35);
+      await eventually('the new size is there', () => {
+        terminal.type('stty size\r');
+        return terminal.output.includes('35 110');
+      });
+      terminal.type("echo going'' to sleep; sleep 1000\r");
+      await terminal.shows('going to sleep');
+      terminal.type('\u0003');
+      terminal.type('echo status $?\r');
+      await terminal.shows('status 130');
+      terminal.type('exit 8\r');
+      expect(await terminal.exit()).toBe(8);
+    });
+
+    test('a signal to the CLI goes on to the process', async () => {
+      const script = "trap 'echo got it; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
+      const exec = drover.spawn(['exec', 'work', '--', 'sh', '-c', script]);
+      let output = '';
+      exec.stdout.on('data', (data: Buffer) => (output += data.toString()));
+      await eventually('it runs', () => output.includes('ready'));
+      exec.kill('SIGTERM');
+      expect((await exec).exitCode).toBe(4);
+      expect(output).toBe('ready\ngot it\n');
+    });
+
+    test('I-40: it outlives a CLI that is killed; attached by its id, nothing is lost and nothing comes twice', async () => {
+      const script = 'i=1; while [ $i -le 400 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 11';
+      const id = (await ok('exec', '-d', 'work', '--', 'sh', '-c', script)).trim();
+      const first = drover.spawn(['exec', '--attach', id, 'work']);
+      let seen = '';
+      first.stdout.on('data', (data: Buffer) => (seen += data.toString()));
+      await eventually('it has begun', () => seen.includes('\n20\n'));
+      // The launcher executes node in its own place: this is the CLI itself.
+      first.kill('SIGKILL');
+      await first;
+      const again = await drover.run(['exec', '--attach', id, 'work']);
+      expect(again).toMatchObject({ code: 11, stdout: lines(400) });
+    });
+
+    test('I-40: it goes on over a killed control plane, and so does the CLI, without gap or repeat', async () => {
+      const script = 'i=1; while [ $i -le 600 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 12';
+      const exec = drover.spawn(['exec', '-n', 'work', '--', 'sh', '-c', script]);
+      let seen = '';
+      exec.stdout.on('data', (data: Buffer) => (seen += data.toString()));
+      await eventually('it has begun', () => seen.includes('\n20\n'));
+      process.kill(await drover.pidOf('serve'), 'SIGKILL');
+      const { exitCode } = await exec;
+      expect(seen).toBe(lines(600));
+      expect(exitCode).toBe(12);
+      await eventually('the API is back', async () => (await drover.run(['sandbox', 'ls'])).code === 0);
+    });
+  });
+
+  test('attach: two at once see the same, and the status', async () => {
+    await ok('run', '-d', '-i', '--name', 'shared', 'host', '--', 'sh', '-c', 'read x; echo "got $x"; exit 3');
+    const attached = [drover.spawn(['attach', 'shared']), drover.spawn(['attach', '-n', 'shared'])] as const;
+    attached[0].stdin.write('a line\n');
+    for (const result of await Promise.all(attached)) expect(result).toMatchObject({ exitCode: 3, stdout: 'got a line\n' });
+  });
+
+  describe('logs', () => {
+    test('all, the last lines, stdout and stderr apart; of a stopped sandbox as of a running one', async () => {
+      await ok('run', '-d', '--name', 'talks', 'host', '--', 'sh', '-c', 'seq 1 500; echo aside >&2; read x < /dev/zero; sleep 600');
+      const check = async (): Promise<void> => {
+        expect(await drover.run(['logs', 'talks'])).toEqual({ code: 0, stdout: lines(500), stderr: 'aside\n' });
+        const tail = await drover.run(['logs', '--tail', '3', 'talks']);
+        expect([tail.stdout, tail.stderr]).toEqual(['499\n500\n', 'aside\n']);
+      };
+      await eventually('it has written', async () => (await drover.run(['logs', 'talks'])).stderr === 'aside\n');
+      await check();
+      await ok('sandbox', 'stop', '--grace', '100ms', 'talks');
+      await check();
+    });
+
+    test('-f goes on until the end, over a stop, and ends then', async () => {
+      const script = "trap 'echo last; exit 0' TERM; i=1; while :; do echo $i; i=$((i+1)); sleep 0.02; done";
+      await ok('run', '-d', '--name', 'chatty', 'host', '--', 'sh', '-c', script);
+      const following = drover.spawn(['logs', '-f', 'chatty']);
+      let seen = '';
+      following.stdout.on('data', (data: Buffer) => (seen += data.toString()));
+      await eventually('it follows', () => seen.includes('\n30\n'));
+      await ok('sandbox', 'stop', 'chatty');
+      expect((await following).exitCode).toBe(0);
+      const count = seen.split('\n').length - 2;
+      expect(seen).toBe(`${lines(count)}last\n`);
+      expect(await ok('logs', 'chatty')).toBe(seen);
+    });
+  });
+
+  describe('cp', () => {
+    test('a large file there and back, byte for byte, with its mode', async () => {
+      const bytes = randomBytes(20 * 1024 * 1024);
+      await writeFile(local('large'), bytes, { mode: 0o750 });
+      await ok('cp', local('large'), 'work:/var/tmp/large');
+      const inside = await ok('exec', 'work', '--', 'sh', '-c', 'sha256sum < /var/tmp/large; stat -c %a /var/tmp/large');
+      expect(inside).toBe(`${sha256(bytes)}  -\n750\n`);
+      await ok('cp', 'work:/var/tmp/large', local('back'));
+      expect(sha256(await readFile(local('back')))).toBe(sha256(bytes));
+    });
+
+    test('a directory with links, empty files and names with spaces, there and back', async () => {
+      const tree = local('tree');
+      await mkdir(join(tree, 'a dir'), { recursive: true });
+      await writeFile(join(tree, 'a dir', 'file'), 'content\n');
+      await writeFile(join(tree, 'empty'), '');
+      await symlink('a dir/file', join(tree, 'link'));
+      await ok('cp', tree, 'work:/var/tmp/');
+      expect(await ok('exec', 'work', '--', 'sh', '-c', 'cd /var/tmp/tree && cat link && readlink link && wc -c < empty')).toBe(
+        'content\na dir/file\n0\n',
+      );
+      await mkdir(local('out'));
+      await ok('cp', 'work:/var/tmp/tree', local('out'));
+      await execa('diff', ['-r', '--no-dereference', tree, join(local('out'), 'tree')]);
+    });
+
+    test('- is a tar stream on stdin and stdout', async () => {
+      await mkdir(local('packed'));
+      await writeFile(join(local('packed'), 'one'), 'in a tar\n');
+      const script = 'tar -C "$2" -c one | "$1" cp - work:/var/tmp && "$1" cp work:/var/tmp/one - | tar -xO';
+      const { stdout } = await execa('sh', ['-c', script, 'sh', join(repository, 'drover'), local('packed')], { env: drover.environment });
+      expect(stdout).toBe('in a tar');
+    });
+
+    test('a path that is not there is one sentence, whichever side it is on', async () => {
+      const there = await drover.run(['cp', 'work:/nowhere/at-all', local('x')]);
+      expect(there.code).not.toBe(0);
+      expect(there.stderr).toMatch(/^drover: .*\/nowhere\/at-all.*\n/);
+      const here = await drover.run(['cp', '/nowhere/at-all', 'work:/var/tmp/x']);
+      expect(here.code).not.toBe(0);
+      expect(here.stderr).toMatch(/^drover: \/nowhere\/at-all cannot be read/);
+    });
+  });
+
+  test('forward: many connections at once, each to its end, half-closed by the caller', async () => {
+    await ok('exec', '-d', 'work', '--', 'python3', '-c', capitals);
+    const forward = drover.spawn(['forward', 'work', '0:7000']);
+    let output = '';
+    forward.stdout.on('data', (data: Buffer) => (output += data.toString()));
+    const port = Number(await eventually('it listens', () => /forwarding 127\.0\.0\.1:(\d+)/.exec(output)?.[1]));
+    const ask = async (bytes: Buffer): Promise<Buffer> => {
+      const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
+      socket.end(bytes);
+      return await buffer(socket);
+    };
+    await eventually('the server in the sandbox answers', async () => (await ask(Buffer.from('x'))).toString() === 'X');
+    const sent = Array.from({ length: 20 }, (_, i) => Buffer.from(`connection ${i} `.repeat(10_000)));
+    const received = await Promise.all(sent.map(ask));
+    expect(received.map(sha256)).toEqual(sent.map((bytes) => sha256(Buffer.from(bytes.toString().toUpperCase()))));
+    forward.kill('SIGINT');
+    await forward;
+  });
+
+  describe('events', () => {
+    test('all that happened to a sandbox, in order; --since goes on without gap or repeat', async () => {
+      await ok('run', '--rm', '--name', 'brief', 'host', '--', 'true');
+      const all = (await ok('events', '-o', 'json'))
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as EventJson);
+      const ids = all.map(({ id }) => BigInt(id));
+      expect(ids).toEqual(ids.toSorted((a, b) => (a < b ? -1 : 1)));
+      expect(new Set(ids).size).toBe(ids.length);
+      const middle = all[Math.floor(all.length / 2)]?.id ?? '0';
+      const rest = (await ok('events', '--since', middle, '-o', 'json'))
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as EventJson);
+      expect(rest.slice(0, all.length - all.findIndex(({ id }) => id === middle) - 1)).toEqual(
+        all.slice(all.findIndex(({ id }) => id === middle) + 1),
+      );
+      const hosts = (await ok('events', '--kind', 'host', '-o', 'json'))
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as EventJson);
+      expect(new Set(hosts.map(({ kind }) => kind))).toEqual(new Set(['host']));
+    });
+
+    test('-f tells of what happens as it happens, and nothing twice over a killed control plane', async () => {
+      const following = drover.spawn(['events', '-f', '--since', '0', '--kind', 'sandbox', '-o', 'json']);
+      let output = '';
+      following.stdout.on('data', (data: Buffer) => (output += data.toString()));
+      const events = (): EventJson[] =>
+        output
+          .split('\n')
+          .slice(0, -1)
+          .map((line) => JSON.parse(line) as EventJson);
+      const removed = async (name: string): Promise<void> => {
+        const { id } = await drover.json<SandboxJson>(['sandbox', 'create', '--name', name, 'host', '--', 'true']);
+        await ok('sandbox', 'rm', '--force', name);
+        await eventually(`its removal is told`, () => events().some(({ type, subject }) => type === 'SandboxDeleted' && subject === id));
+      };
+      await removed('before');
+      process.kill(await drover.pidOf('serve'), 'SIGKILL');
+      await eventually('the API is back', async () => (await drover.run(['sandbox', 'ls'])).code === 0);
+      await eventually('the host is back', async () =>
+        (await drover.json<{ state: string }[]>(['host', 'ls'])).every(({ state }) => state === 'ready'),
+      );
+      await removed('after');
+      following.kill('SIGINT');
+      await following;
+      const stored = (await ok('events', '--kind', 'sandbox', '-o', 'json'))
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as EventJson);
+      const told = events();
+      expect(told).toEqual(stored.slice(0, told.length));
+    });
+  });
+
+  test('completion: bash completes commands, flags and the names that there are', async () => {
+    const complete = async (line: string): Promise<string[]> => {
+      const script = `
+        PATH="$1:$PATH"; source <("$1/drover" completion bash)
+        COMP_LINE="$2"; COMP_POINT=\${#COMP_LINE}; read -ra COMP_WORDS <<< "$COMP_LINE"
+        [[ "$COMP_LINE" == *' ' ]] && COMP_WORDS+=('')
+        COMP_CWORD=$(( \${#COMP_WORDS[@]} - 1 )); COMPREPLY=()
+        function_name=$(complete -p drover | sed -n 's/.*-F \\([^ ]*\\).*/\\1/p')
+        compopt() { :; }
+        "$function_name" drover "\${COMP_WORDS[COMP_CWORD]}" "\${COMP_WORDS[COMP_CWORD-1]}"
+        printf '%s\\n' "\${COMPREPLY[@]}"`;
+      const { stdout } = await execa('bash', ['-c', script, 'bash', repository, line], { env: drover.environment });
+      return stdout.split('\n').map((word) => word.trim().split(/[\s\t]/)[0] ?? '');
+    };
+    expect(await complete('drover sand')).toEqual(['sandbox']);
+    expect(await complete('drover sandbox stop wor')).toEqual(['work']);
+    expect(await complete('drover exec wor')).toEqual(['work']);
+    expect(await complete('drover run --mem')).toEqual(['--memory']);
+  });
+
+  test('-o json parses everywhere, with names that stay', async () => {
+    const sandbox = [
+      'address createdAt desiredState exitCode finishedAt generation hostId hostName id imageDigest labels message name outOfMemory',
+      'project reason runtime session spec startCount startedAt state',
+    ]
+      .join(' ')
+      .split(' ');
+    // What is optional in the API is left out while there is none.
+    const optional = new Set(['exitCode', 'finishedAt', 'startedAt']);
+    const keys = async (...args: readonly string[]): Promise<string[]> => {
+      const value = await drover.json<object | object[]>(args);
+      return Object.keys(Array.isArray(value) ? (value[0] ?? {}) : value).toSorted();
+    };
+    const required = sandbox.filter((key) => !optional.has(key));
+    const running = sandbox.filter((key) => key !== 'exitCode' && key !== 'finishedAt');
+    expect(await keys('sandbox', 'get', 'work')).toEqual(running);
+    for (const args of [
+      ['run', '-d', '--name', 'js', 'host', '--', 'sleep', '600'],
+      ['sandbox', 'pause', 'js'],
+      ['sandbox', 'resume', 'js'],
+      ['sandbox', 'stop', 'js'],
+      ['sandbox', 'wait', 'js'],
+      ['sandbox', 'start', 'js'],
+      ['sandbox', 'rm', '--force', 'js'],
+    ]) {
+      const found = await keys(...args);
+      expect({
+        args,
+        missing: required.filter((key) => !found.includes(key)),
+        more: found.filter((key) => !sandbox.includes(key)),
+      }).toEqual({
+        args,
+        missing: [],
+        more: [],
+      });
+    }
+    expect(await keys('exec', '-d', 'work', '--', 'true')).toEqual(['execId', 'pid']);
+    await writeFile(local('small'), 'x');
+    expect(await keys('cp', local('small'), 'work:/var/tmp/small')).toEqual(['bytes', 'entries']);
+    expect(await keys('host', 'ls')).toEqual(expect.arrayContaining(['id', 'labels', 'name', 'state']));
+    const [event] = (await ok('events', '-o', 'json')).split('\n');
+    expect(Object.keys(JSON.parse(event ?? '') as object).toSorted()).toEqual(['data', 'id', 'kind', 'lost', 'subject', 'time', 'type']);
+    const [log] = (await ok('logs', '--tail', '1', 'talks', '-o', 'json')).split('\n');
+    expect(Object.keys(JSON.parse(log ?? '') as object).toSorted()).toEqual(['data', 'stream', 'time']);
+  });
+
+  test('a port that is in use is one sentence', async () => {
+    const server = createServer().listen(0, '127.0.0.1');
+    await eventually('it listens', () => server.listening);
+    const address = server.address();
+    const port = typeof address === 'object' ? address?.port : undefined;
+    const { code, stderr } = await drover.run(['forward', 'work', `${port}:7000`]);
+    server.close();
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(/^drover: .*in use/);
+  });
+});

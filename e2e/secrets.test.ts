@@ -1,0 +1,181 @@
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventually, TestDrover } from './harness/index.ts';
+
+/** What must be nowhere, and its other spellings. */
+const canary = 'canary-3f1c9a7be2d04856';
+const spellings = [canary, Buffer.from(canary).toString('base64').slice(0, 24), Buffer.from(canary).toString('hex')];
+const file = `-----BEGIN KEY-----\n${canary}\n-----END KEY-----\n`;
+const idleStop = ['--idle-stop', '4s'];
+const up = ['--pool', '10.219.0.0/16'];
+
+let drover: TestDrover;
+beforeAll(async () => {
+  drover = await TestDrover.start(up);
+  await writeFile(join(drover.directory, 'config', 'key'), file, { mode: 0o600 });
+});
+afterAll(async () => await drover[Symbol.asyncDispose]());
+
+const run = async (...args: readonly string[]): Promise<Awaited<ReturnType<TestDrover['run']>>> =>
+  await drover.run(args, { env: { TOKEN: canary } });
+const inside = async (name: string, script: string): Promise<string> => (await run('exec', name, '--', 'sh', '-c', script)).stdout;
+const get = async (name: string): Promise<{ state: string; reason: string; exitCode?: number }> =>
+  await drover.json(['sandbox', 'get', name]);
+
+describe('R-19: secrets', () => {
+  const flags = (): string[] => ['--secret', 'TOKEN', '--secret-file', `KEY=@${join(drover.directory, 'config', 'key')}`];
+  /** The canary itself is printed nowhere, not even by the workload. */
+  const look =
+    'printf %s "$TOKEN" | sha256sum; sha256sum < /run/secrets/KEY; stat -c "%a %u %g" /run/secrets/KEY; stat -f -c %T /run/secrets';
+  const hash = async (text: string): Promise<string> => (await execa('sha256sum', [], { input: text })).stdout;
+  const wanted = async (owner: string): Promise<string> => `${await hash(canary)}\n${await hash(file)}\n400 ${owner}\ntmpfs\n`;
+
+  test('reach the main process and execs, as variables and as files on a tmpfs that are its user’s', async () => {
+    const { code, stdout } = await run('run', '--rm', '--user', '1000:1000', ...flags(), 'host', '--', 'sh', '-c', look);
+    expect({ code, stdout }).toEqual({ code: 0, stdout: await wanted('1000 1000') });
+    await run('run', '-d', '--name', 'keeper', ...flags(), 'host', '--', 'sleep', '1000');
+    expect(await inside('keeper', look)).toBe(await wanted('0 0'));
+  });
+
+  test('come again with each start, after every part of Drover was ended in between', async () => {
+    expect((await run('sandbox', 'stop', 'keeper')).code).toBe(0);
+    await drover.interrupt();
+    await drover.up(up);
+    expect((await run('sandbox', 'start', 'keeper')).code).toBe(0);
+    expect(await inside('keeper', look)).toBe(await wanted('0 0'));
+  });
+
+  test('are piped in through stdin, and refused where a process list would show them', async () => {
+    const piped = await drover.run(
+      ['run', '--rm', '-n', '--secret', 'TOKEN=-', 'host', '--', 'sh', '-c', 'printf %s "$TOKEN" | sha256sum'],
+      {
+        input: `${canary}\n`,
+      },
+    );
+    expect(piped).toMatchObject({ code: 0, stdout: `${await hash(canary)}\n` });
+    const { code, stderr } = await run('run', '--rm', '--secret', 'TOKEN=not-the-canary', 'host', '--', 'true');
+    expect(code).toBe(125);
+    expect(stderr).toMatch(/can be read by every user of this machine/);
+    expect(stderr).not.toContain('not-the-canary');
+  });
+
+  test('are shown by name alone, in no answer, event or log', async () => {
+    const shown = await drover.json<{ spec: { secrets: unknown } }>(['sandbox', 'get', 'keeper']);
+    expect(shown.spec.secrets).toEqual([
+      { name: 'TOKEN', target: 'environment' },
+      { name: 'KEY', target: 'file' },
+    ]);
+    const { stdout: events } = await run('events', '--since', '0', '-o', 'json');
+    expect(events).toContain('SandboxCreated');
+    const { stdout: list } = await run('sandbox', 'ls', '-o', 'json');
+    for (const text of [JSON.stringify(shown), events, list, await drover.log()]) {
+      for (const spelling of spellings) expect(text.includes(spelling)).toBe(false);
+    }
+  });
+
+  test('are in no file of the data directory, no command line, and no environment of a process outside the sandbox', async () => {
+    // The search finds what is there: the key that this test gave is below the same directory.
+    expect(await holders(drover.directory)).toEqual([join(drover.directory, 'config', 'key')]);
+    expect(await holders(drover.data)).toEqual([]);
+    const [own, sandboxes] = [await readFile('/proc/self/environ', 'latin1'), await processesWith('environ')];
+    expect(own).not.toContain(canary);
+    expect(await processesWith('cmdline')).toEqual([]);
+    // Those of the sandbox have it, which is what it is for; they are in a user namespace of their own.
+    expect(sandboxes.length).toBeGreaterThan(0);
+    for (const pid of sandboxes) expect(await firstUid(pid)).toBeGreaterThanOrEqual(1_000_000_000);
+    const mode = (await stat(join(drover.data, 'control-plane', 'pki', 'secrets.key'))).mode;
+    expect(mode & 0o777).toBe(0o600);
+  });
+});
+
+describe('R-3: drover top', () => {
+  test('says what each sandbox uses; the busy one is busy', async () => {
+    await run('run', '-d', '--name', 'busy', '--memory', '256m', 'host', '--', 'sh', '-c', 'while :; do :; done');
+    const usage = await drover.json<{ name: string; cpuPercent: number; memoryBytes: number; memoryLimitBytes: number; pids: number }[]>([
+      'top',
+    ]);
+    const [busy, keeper] = ['busy', 'keeper'].map((name) => usage.find((one) => one.name === name));
+    expect(busy?.cpuPercent).toBeGreaterThan(10);
+    expect(busy).toMatchObject({ memoryLimitBytes: 256 * 1024 ** 2 });
+    expect(keeper?.cpuPercent).toBeLessThan(busy?.cpuPercent ?? 0);
+    expect(keeper?.memoryBytes).toBeGreaterThan(1024 ** 2);
+    expect(keeper?.pids).toBeGreaterThan(1);
+    const { stdout } = await run('top', 'keeper');
+    expect(stdout.split('\n').map((line) => line.split(/\s+/)[0])).toEqual(['NAME', 'keeper', '']);
+  });
+
+  test('of a sandbox that does not run it says so', async () => {
+    await run('sandbox', 'stop', '--grace', '1ms', 'busy');
+    const { code, stdout, stderr } = await run('top', 'busy', '-o', 'json');
+    expect({ code, stdout }).toEqual({ code: 0, stdout: '[]\n' });
+    expect(stderr).toContain('busy does not run');
+  });
+});
+
+describe('R-20: --idle-stop', () => {
+  test('stops what is idle, with that reason; what works, speaks or is used runs on', async () => {
+    const sandboxes = {
+      idle: 'exec sleep 1000',
+      works: 'while :; do :; done',
+      speaks: 'while :; do echo x; sleep 0.5; done',
+      used: 'exec sleep 1000',
+    };
+    for (const [name, script] of Object.entries(sandboxes))
+      await run('run', '-d', '--name', name, ...idleStop, 'host', '--', 'sh', '-c', script);
+    const user = drover.spawn(['exec', 'used', '--', 'sleep', '1000']);
+    await eventually('the idle one is stopped', async () => (await get('idle')).state === 'stopped');
+    expect(await get('idle')).toMatchObject({ reason: 'idle', exitCode: 143 });
+    expect(await Promise.all(['works', 'speaks', 'used'].map(async (name) => (await get(name)).state))).toEqual(Array(3).fill('running'));
+    user.kill('SIGKILL');
+    await eventually('the one that nobody uses any more is stopped', async () => (await get('used')).reason === 'idle');
+    expect(await Promise.all(['works', 'speaks'].map(async (name) => (await get(name)).state))).toEqual(Array(2).fill('running'));
+    await run('sandbox', 'rm', '--force', 'idle', 'works', 'speaks', 'used');
+  });
+
+  test('holds while neither the control plane nor the agent runs, and begins anew with a start', async () => {
+    await run('run', '-d', '--name', 'alone', ...idleStop, 'host', '--', 'sleep', '1000');
+    const { startedAt } = await drover.json<{ startedAt: string }>(['sandbox', 'get', 'alone']);
+    await drover.interrupt();
+    // Longer than its idle time, with nobody there to count it.
+    await eventually('its time is over', () => Date.now() - Date.parse(startedAt) > 8_000);
+    await drover.up(up);
+    const ended = await eventually('it is known to have stopped', async () => {
+      const seen = await drover.json<{ state: string; reason: string; finishedAt: string }>(['sandbox', 'get', 'alone']);
+      return seen.state === 'stopped' ? seen : undefined;
+    });
+    expect(ended.reason).toBe('idle');
+    expect(Date.parse(ended.finishedAt) - Date.parse(startedAt)).toBeLessThan(8_000);
+    await run('sandbox', 'start', 'alone');
+    await eventually('it is stopped again', async () => (await get('alone')).reason === 'idle');
+  });
+});
+
+/** Files below a directory, on its own file system, that hold the canary in some spelling. */
+async function holders(directory: string): Promise<readonly string[]> {
+  const patterns = spellings.flatMap((spelling) => ['-e', spelling]);
+  const files = ['find', directory, '-xdev', '-type', 'f', '-print0'];
+  const { stdout, exitCode } = await execa('sh', ['-c', `${files.join(' ')} | xargs -0 grep -laF ${patterns.join(' ')} --`], {
+    reject: false,
+  });
+  // xargs gives 123 for grep's "found nothing in this lot"; anything else is a search that did not work.
+  expect([0, 123]).toContain(exitCode);
+  return stdout.split('\n').filter((line) => line !== '');
+}
+
+async function processesWith(what: 'cmdline' | 'environ'): Promise<readonly string[]> {
+  const found: string[] = [];
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    // A process that has ended meanwhile has none.
+    const text = await readFile(`/proc/${pid}/${what}`, 'latin1').catch(() => '');
+    if (spellings.some((spelling) => text.includes(spelling))) found.push(pid);
+  }
+  return found;
+}
+
+/** The host's uid of root in the process's user namespace; 0 is the host's own namespace. */
+async function firstUid(pid: string): Promise<number> {
+  const map = await readFile(`/proc/${pid}/uid_map`, 'utf8');
+  return Number(map.trim().split(/\s+/)[1]);
+}

@@ -1,0 +1,25 @@
+import { DroverError, type Logger } from '@drover/foundation';
+import { errorToWire, type link } from '@drover/protocol';
+import { answerSigningRequest, type SigningDependencies } from '../identity/index.ts';
+import { signingsPerHost } from '../limits.ts';
+import type { HostLink } from './host-link.ts';
+
+/** Answers one signing request on its link (L-2, I-5); at most `signingsPerHost` at once. Never rejects. */
+export async function sign(dependencies: SigningDependencies, logger: Logger, held: HostLink, request: link.SigningRequest): Promise<void> {
+  try {
+    if (held.signings >= signingsPerHost) {
+      const error = errorToWire(new DroverError('queue-full', 'too many signing requests at once', { hint: 'try again in a moment' }));
+      held.send({ case: 'signingResponse', value: { requestId: request.requestId, error } });
+      return;
+    }
+    held.signings++;
+    try {
+      held.send({ case: 'signingResponse', value: await answerSigningRequest(dependencies, held.hostId, request) });
+    } finally {
+      held.signings--;
+    }
+  } catch (error) {
+    // The stream ended or its queue is full: the host asks again.
+    logger.debug({ err: error, hostId: held.hostId }, 'a signing request could not be answered');
+  }
+}
