@@ -263,9 +263,9 @@ describe('R-4: images without a registry', () => {
       await using docker = await Docker.start(join(work, 'docker'));
       const changes = ['-c', 'CMD ["/bin/sh"]', '-c', 'ENV A=b', '-c', 'WORKDIR /etc'];
       await docker.run('import', ...changes, rootTar, 'e2e/demo:1');
-      await docker.run('create', '--name', 'c', '--network', 'none', 'e2e/demo:1');
-      await docker.run('cp', second, 'c:/etc/second');
-      await docker.run('commit', 'c', 'e2e/demo:2');
+      await docker.run('create', '--name', 'saved', '--network', 'none', 'e2e/demo:1');
+      await docker.run('cp', second, 'saved:/etc/second');
+      await docker.run('commit', 'saved', 'e2e/demo:2');
       await docker.run('save', '-o', archive, 'e2e/demo:1', 'e2e/demo:2');
     }
     const outcome = await run(`docker-archive:${archive}:e2e/demo:2`, 'sh', '-c', 'cat motd second; echo $A $PWD');

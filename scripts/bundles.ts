@@ -1,5 +1,5 @@
 /** Builds what runs as few files: init, which runs in every sandbox, and the commands that people wait for. */
-import { mkdir, mkdtemp, readdir, rename, rm, stat, symlink, utimes } from 'node:fs/promises';
+import { glob, mkdir, mkdtemp, readdir, rename, rm, stat, symlink, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 import { build } from 'esbuild';
 import { buildInitBundle } from '../packages/init/src/bundle.ts';
@@ -15,6 +15,7 @@ const keepMs = 3_600_000;
 async function buildCliBundle(): Promise<void> {
   const cache = join(root, '.cache');
   await mkdir(cache, { recursive: true });
+  if (await isFresh(join(cache, 'cli', 'main.js'))) return;
   const began = new Date();
   const directory = await mkdtemp(join(cache, 'cli-'));
   await build({
@@ -48,6 +49,17 @@ async function buildCliBundle(): Promise<void> {
     );
     if (began.getTime() - made > keepMs) await rm(path, { recursive: true, force: true });
   }
+}
+
+/** The same question as the launcher's. */
+async function isFresh(bundle: string): Promise<boolean> {
+  const made = await stat(bundle).catch(() => undefined);
+  if (made === undefined) return false;
+  for await (const path of glob('packages/*/src/**', { cwd: root })) {
+    const { mtimeMs } = await stat(join(root, path)).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+    if (mtimeMs > made.mtimeMs) return false;
+  }
+  return true;
 }
 
 await Promise.all([buildInitBundle(), buildCliBundle()]);

@@ -12,8 +12,8 @@ interface Plan {
   readonly ms: number;
 }
 const full: readonly Plan[] = [
-  { at: 1, rounds: 25, ms: 80_000 },
-  { at: 10, rounds: 4, ms: 60_000 },
+  { at: 1, rounds: 25, ms: 60_000 },
+  { at: 10, rounds: 4, ms: 40_000 },
   { at: 50, rounds: 1, ms: 1 },
 ];
 const quickly: readonly Plan[] = [

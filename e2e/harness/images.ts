@@ -45,10 +45,12 @@ export async function digestInRegistry(host: string, repository: string, tag: st
 export class Docker implements AsyncDisposable {
   readonly #directory: string;
   readonly #daemon: ReturnType<typeof startDaemon>;
+  #ended = false;
 
   private constructor(directory: string) {
     this.#directory = directory;
     this.#daemon = startDaemon(directory);
+    void this.#daemon.then(() => (this.#ended = true));
   }
 
   /** @param directory its own; short, as its sockets are in it */
@@ -57,7 +59,7 @@ export class Docker implements AsyncDisposable {
     const docker = new Docker(directory);
     try {
       await eventually('dockerd answers', async () => {
-        if (docker.#daemon.exitCode !== null) throw new Error(`dockerd ended: ${(await docker.#daemon).stderr}`);
+        if (docker.#ended) throw new Error('dockerd ended instead');
         return (await execa('docker', ['-H', docker.#socket, 'version'], { reject: false })).exitCode === 0;
       });
       return docker;
@@ -97,7 +99,7 @@ function startDaemon(directory: string) {
         '--bridge=none',
       ],
     ],
-    { reject: false, stdin: 'ignore', stdout: 'ignore', forceKillAfterDelay: 20_000, extendEnv: true },
+    { reject: false, stdin: 'ignore', stdout: 'ignore', stderr: 'ignore', forceKillAfterDelay: 20_000, extendEnv: true },
   );
 }
 

@@ -17,11 +17,13 @@ export class World implements AsyncDisposable {
   readonly #namespace = `e2ew-${process.pid}`;
   readonly #servers: ReturnType<typeof startServers>;
   #said = '';
+  #ended = false;
 
   private constructor(prefix: string, directory: string) {
     this.hostAddress = `${prefix}.1`;
     this.address = `${prefix}.2`;
     this.#servers = startServers(this.#namespace, directory);
+    void this.#servers.then(() => (this.#ended = true));
     this.#servers.stdout.setEncoding('utf8').on('data', (text: string) => (this.#said += text));
   }
 
@@ -44,7 +46,7 @@ export class World implements AsyncDisposable {
       await writeFile(join(directory, 'world.mjs'), servers);
       const world = new World(prefix, directory);
       await eventually('the servers of the world listen', () => {
-        if (typeof world.#servers.exitCode === 'number') throw new Error(`the servers of the world ended with ${world.#servers.exitCode}`);
+        if (world.#ended) throw new Error('the servers of the world ended');
         return world.#said.includes('ready\n');
       });
       world.#said = '';

@@ -20,8 +20,8 @@ export const linkQueueFrames = 256;
 export const linkQueueBytes = 8 * 1024 * 1024;
 /** Commands of one host waiting for results; one more is refused with queue-full (L-17). */
 export const pendingCommandsPerHost = 1_024;
-/** Signing requests of one host being answered; one more is answered with queue-full. */
-export const signingsPerHost = 16;
+/** Signing requests of one host being answered: as many as an agent asks for at once; one more is answered with queue-full. */
+export const signingsPerHost = 256;
 /** Sandboxes of one host whose observations wait for the store; beyond them the stream is not read until it caught up. */
 export const pendingObservations = 4_096;
 /** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */

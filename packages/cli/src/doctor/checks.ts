@@ -21,8 +21,8 @@ export interface DoctorSettings {
   readonly data: string;
   readonly host: string;
   readonly port: number;
-  /** Drover itself holds the port: that is as it should be. */
-  readonly running: boolean;
+  /** The control plane that answers, host:port; where it is the address to listen on, that is as it should be. */
+  readonly running?: string;
 }
 
 export type Check = (settings: DoctorSettings) => Promise<Finding> | Finding;
@@ -138,7 +138,7 @@ export const checks: Readonly<Record<string, Check>> = {
       : ok('disk', text);
   },
   port: async ({ host, port, running }) => {
-    if (running) return ok('port', `drover answers on ${host}:${port}`);
+    if (running === `${host}:${port}`) return ok('port', `drover answers on ${host}:${port}`);
     const code = await tryListen(host, port);
     if (code === undefined) return ok('port', `${host}:${port} is free`);
     if (code === 'EADDRINUSE')

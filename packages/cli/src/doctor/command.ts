@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import { DroverError, silentLogger } from '@drover/foundation';
 import { link } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
+import { loadContext } from '../context/context.ts';
 import { defaultDataDirectory, parseListen } from '../up/settings.ts';
 import { runChecks, type Finding } from './checks.ts';
 
@@ -36,7 +37,7 @@ async function here(cli: Cli, flags: { readonly data?: string; readonly listen: 
   const findings = await runChecks({
     data,
     ...parseListen(flags.listen),
-    running: controlPlane.level === 'ok',
+    ...(controlPlane.level === 'ok' && { running: new URL((await loadContext(cli.env, cli.connection)).server).host }),
   });
   const { agentDoctor } = await import('@drover/agent');
   const known = new Set(findings.map(({ name }) => name));

@@ -75,7 +75,7 @@ async function check(
   const until = Date.now() + (orphaned ? upTakeOverMs : 0);
   while (Date.now() < until && (await tryListen(settings.host, settings.port)) === 'EADDRINUSE')
     await delay(100, undefined, { signal: cli.signal });
-  const findings = await runChecks({ ...settings, running: false }, ['Node.js', 'disk', 'port', 'clock', ...(withAgent ? hostChecks : [])]);
+  const findings = await runChecks(settings, ['Node.js', 'disk', 'port', 'clock', ...(withAgent ? hostChecks : [])]);
   const problems = findings.filter(({ level }) => level === 'problem');
   for (const { name, message, hint } of findings.filter(({ level }) => level === 'warning')) cli.out.note(`${name}: ${message} (${hint})`);
   const [first, ...others] = problems;

@@ -1,5 +1,6 @@
 import { DroverError, hasCode } from '@drover/foundation';
-import type { DroverClient } from '@drover/sdk';
+import type { api } from '@drover/protocol';
+import { sandboxStateName, type DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { sayBroken } from './reconnect.ts';
 import { outOfMemoryWaitMs, removalWaitMs } from '../../limits.ts';
@@ -26,12 +27,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   const client = await cli.connect();
   const sandbox = await client.sandboxes.create({ ...options, signal: cli.signal });
   if (detached) {
-    const running = await orRemove(
-      cli,
-      client,
-      sandbox.id,
-      client.sandboxes.waitFor(sandbox.id, ['running', 'stopped', 'deleting', 'deleted'], { signal: cli.signal }),
-    );
+    const running = await orRemove(cli, client, sandbox.id, begun(client, sandbox.id, cli.signal));
     if (cli.out.json) cli.out.object(sandboxJson(running));
     else cli.out.line(sandboxLabel(running));
     return 0;
@@ -54,6 +50,15 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   if (outcome.exit.code === 137) await explainKill(cli, client, sandbox.id);
   if (flags.rm === true) await removeEnded(cli, client, sandbox.id);
   return outcome.exit.code;
+}
+
+/** Its command runs, or has run. @throws {DroverError} runtime-failed in the sandbox's own words when it never will */
+async function begun(client: DroverClient, id: string, signal: AbortSignal): Promise<api.Sandbox> {
+  const sandbox = await client.sandboxes.waitFor(id, ['running', 'stopped', 'failed', 'deleting', 'deleted'], { signal });
+  if (sandboxStateName(sandbox.state) === 'failed' && sandbox.exitCode === undefined) {
+    throw new DroverError('runtime-failed', `sandbox ${sandboxLabel(sandbox)} could not be started: ${sandbox.message}`);
+  }
+  return sandbox;
 }
 
 async function orAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {

@@ -1,0 +1,344 @@
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { createServer, type AddressInfo, type Server } from 'node:net';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { imageTools, makeLayout, RegistryProxy, requireTools, startRegistry, type RegistryPeer } from '@drover/agent/images/testing';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { largestLayer, pushImage, repository, TestDrover, tool, traces, type Finished } from './harness/index.ts';
+
+/** One error, one hint, behind lines of progress of a wait: nothing else on stderr. */
+const oneSentence = /^(?:drover: (?:preparing|pending|scheduled): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
+
+let drover: TestDrover;
+let before: readonly string[];
+let work: string;
+let layout: string;
+let registry: RegistryPeer;
+let proxy: RegistryProxy;
+let taken: Server;
+let takenPort: number;
+
+/** Nothing half made: no sandbox, no image but `host`, no unfinished download. */
+async function nothingIsLeft(): Promise<void> {
+  expect(await drover.json(['sandbox', 'ls'])).toEqual([]);
+  const images = join(drover.data, 'host', 'images');
+  for (const name of ['staging', 'scratch', 'partial', 'blobs'])
+    expect({ name, files: await readdir(join(images, name)) }).toEqual({ name, files: [] });
+  expect((await readdir(join(images, 'layers'))).filter((name) => !name.startsWith('host-'))).toEqual([]);
+}
+
+function refused(outcome: Finished, code: number, sentence: RegExp): void {
+  expect(outcome.stderr).toMatch(oneSentence);
+  expect(outcome.stderr).toMatch(sentence);
+  expect(outcome).toMatchObject({ code, stdout: '' });
+}
+
+/** With programs hidden from it, as on a machine where they are not installed. */
+async function without(programs: readonly string[], argv: readonly string[], env: Record<string, string> = {}): Promise<Finished> {
+  const script: string[] = [];
+  for (const [n, directory] of ['/usr/sbin', '/usr/bin', '/usr/local/bin', '/usr/local/sbin'].entries()) {
+    const hidden = programs.filter((program) => existsSync(join(directory, program)));
+    if (hidden.length === 0) continue;
+    const whiteouts = join(await mkdtemp(join(work, 'hidden-')), String(n));
+    await mkdir(whiteouts);
+    for (const program of hidden) await tool('mknod', join(whiteouts, program), 'c', '0', '0');
+    script.push(`mount -t overlay overlay -o lowerdir=${whiteouts}:${directory} ${directory}`);
+  }
+  const result = await execa('unshare', ['-m', 'sh', '-ec', `${script.join('; ')}; exec "$@"`, 'sh', ...argv], {
+    reject: false,
+    stdin: 'ignore',
+    stripFinalNewline: false,
+    env: { ...drover.environment, ...env },
+    timeout: 60_000,
+  });
+  return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
+}
+
+beforeAll(async () => {
+  requireTools(...imageTools);
+  before = await traces();
+  work = await tool('mktemp', '-d', '/tmp/e2e-bad-XXXXXX');
+  await chmod(work, 0o755);
+  layout = await makeLayout(work);
+  registry = await startRegistry(work);
+  proxy = await new RegistryProxy(registry.host).listen();
+  await pushImage(layout, 'busybox', `${registry.host}/demo:1`);
+  taken = createServer().listen(0, '127.0.0.1');
+  await once(taken, 'listening');
+  takenPort = (taken.address() as AddressInfo).port;
+  drover = await TestDrover.start(['--pool', '10.218.128.0/18', '--insecure-registry', proxy.host]);
+  await drover.run(['run', '-d', '--name', 'idle', 'host', '--', 'sleep', '1000']);
+  await drover.run(['sandbox', 'stop', '--grace', '1ms', 'idle']);
+});
+
+afterAll(async () => {
+  taken?.close();
+  await drover?.[Symbol.asyncDispose]();
+  await proxy?.[Symbol.asyncDispose]();
+  await registry?.stop();
+  await rm(work, { recursive: true, force: true });
+  expect((await traces()).filter((trace) => !before.includes(trace))).toEqual([]);
+});
+
+/** A command line, its exit code, what the sentence says, and the code of the error object. */
+type Row = readonly [line: string, code: number, sentence: RegExp, error: string];
+
+const rows: readonly Row[] = [
+  // Flags and commands.
+  ['run --memoy 1g host -- true', 125, /unknown option '--memoy'\n.*Did you mean --memory\?/, 'invalid-argument'],
+  ['sandbox lss', 2, /unknown command 'lss'\n.*Did you mean ls\?/, 'invalid-argument'],
+  ['rnu host', 2, /unknown command 'rnu'\n.*Did you mean run\?/, 'invalid-argument'],
+  ['image pull', 2, /missing required argument 'image'/, 'invalid-argument'],
+  // Names and references.
+  [`run --name ${'a'.repeat(300)} host -- true`, 125, /has 300 characters/, 'invalid-name'],
+  ['run --name Bad_Name host -- true', 125, /cannot be a name\n.*lower-case/, 'invalid-name'],
+  ['run UPPER/Case:x -- true', 125, /is not an image/, 'invalid-image-reference'],
+  ['image pull foo@sha256:12', 2, /is not an image/, 'invalid-image-reference'],
+  ['run oci-archive:/nonexistent.tar -- true', 125, /no archive at \/nonexistent\.tar/, 'image-not-found'],
+  ['run dir:/nonexistent -- true', 125, /no directory \/nonexistent/, 'image-not-found'],
+  ['run dir:/ -- true', 125, /whole host.*\n.*use the image host/, 'invalid-image-reference'],
+  // Resources.
+  ['run --memory 10t host -- true', 125, /larger than every host .*10\.0 TiB/, 'unschedulable'],
+  ['run --cpus 1000 host -- true', 125, /larger than every host .*1000/, 'unschedulable'],
+  ['run --memory 1x host -- true', 125, /"1x" is not a size\n.*512m/, 'invalid-argument'],
+  ['run --cpus zero host -- true', 125, /"zero" is not a number of CPUs/, 'invalid-argument'],
+  ['run --pids 0 host -- true', 125, /--pids "0" is not a number/, 'invalid-argument'],
+  ['run --ttl never host -- true', 125, /"never" is not a duration/, 'invalid-argument'],
+  // What else run takes.
+  ['run --env 1A=b host -- true', 125, /"1A" cannot be the name of an environment variable/, 'invalid-argument'],
+  ['run --env-file /nonexistent host -- true', 125, /environment file \/nonexistent cannot be read/, 'invalid-argument'],
+  ['run --volume foo host -- true', 125, /"foo" is not a volume\n.*SOURCE:TARGET/, 'invalid-argument'],
+  ['run --volume /root:/x host -- true', 125, /may not be mounted.*\n.*--allow-mount/, 'permission-denied'],
+  ['run --label =x host -- true', 125, /is not a label/, 'invalid-argument'],
+  ['run --allow http://foo/ host -- true', 125, /is not a destination/, 'invalid-argument'],
+  ['run --host nohost host -- true', 125, /no host "nohost"\n.*drover host ls/, 'host-not-found'],
+  ['run --runtime foo host -- true', 125, /no runtime "foo"/, 'invalid-argument'],
+  ['run host -- /no/such/command', 127, /command not found/, 'command-not-found'],
+  ['run host -- /etc/passwd', 126, /cannot be executed/, 'command-not-executable'],
+  // What is not there, or not running.
+  ['exec nosuch -- true', 125, /no sandbox "nosuch"\n.*drover sandbox ls/, 'sandbox-not-found'],
+  ['sandbox get nosuch', 3, /no sandbox "nosuch"/, 'sandbox-not-found'],
+  ['cp nosuch:/x /tmp/x', 3, /no sandbox "nosuch"/, 'sandbox-not-found'],
+  ['host get nosuch', 3, /no host "nosuch"/, 'host-not-found'],
+  ['image rm nosuch', 3, /no image nosuch/, 'image-not-found'],
+  ['exec idle -- true', 125, /idle is stopped\n.*drover sandbox start/, 'sandbox-not-running'],
+  ['run --name idle host -- true', 125, /named idle already/, 'name-taken'],
+  // Who asks, and whom.
+  ['sandbox ls --token wrong', 5, /not an API token/, 'unauthenticated'],
+  [
+    'sandbox ls --server https://127.0.0.1:1 --token x --ca /etc/ssl/certs/ca-certificates.crt',
+    6,
+    /cannot reach the control plane/,
+    'control-plane-unreachable',
+  ],
+  ['agent join https://127.0.0.1:1 --token drv1.x --state /nonexistent/state', 2, /not a join token/, 'invalid-argument'],
+  ['up --data /etc/passwd/x --listen 127.0.0.1:0', 2, /data directory \/etc\/passwd\/x cannot be made/, 'invalid-argument'],
+  ['up --listen nonsense', 2, /not an address to listen on/, 'invalid-argument'],
+  ['up --listen 127.0.0.1:0 --pool 10.0.0.0/99', 2, /no address pool/, 'invalid-config'],
+  ['up --listen 127.0.0.1:0 --insecure-registry http://x/', 2, /not the host of a registry/, 'invalid-argument'],
+];
+
+describe('bad input: one sentence, what to do, an exit code', () => {
+  test.each(rows)('drover %s → %i', async (line, code, sentence, error) => {
+    const [command = '', ...rest] = line.split(' ');
+    refused(await drover.run([command, ...rest]), code, sentence);
+    const end = rest.indexOf('--');
+    const own = end < 0 ? rest : rest.slice(0, end);
+    const json = await drover.run([command, ...own, '-o', 'json', ...rest.slice(own.length)]);
+    expect(json.code).toBe(code);
+    expect(JSON.parse(json.stderr.trimEnd().split('\n').at(-1) ?? '')).toMatchObject({
+      error: { code: error, message: expect.any(String) as string, hint: expect.any(String) as string },
+    });
+  });
+
+  test('and nothing half made is left', async () => {
+    await drover.run(['sandbox', 'rm', '--force', 'idle']);
+    await nothingIsLeft();
+  });
+
+  test('no control plane is known', async () => {
+    const outcome = await drover.run(['sandbox', 'ls'], { env: { XDG_CONFIG_HOME: join(work, 'none') } });
+    refused(outcome, 4, /no control plane is known\n.*drover up/);
+  });
+});
+
+describe('registries', () => {
+  test('a port where nobody listens', async () => {
+    const outcome = await drover.run(['run', '-n', '127.0.0.1:1/x/y:1', '--', 'true']);
+    refused(outcome, 125, /the registry 127\.0\.0\.1:1 cannot be reached: .*ECONNREFUSED/);
+    refusedPull(await drover.run(['image', 'pull', '127.0.0.1:1/x/y:1']), 6, /cannot be reached/);
+    await nothingIsLeft();
+  });
+
+  test('an image that it does not have', async () => {
+    refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:none`]), 3, /has no demo none/);
+    await nothingIsLeft();
+  });
+
+  test('a layer that was damaged on its way', async () => {
+    const { digest } = await largestLayer(layout, 'busybox');
+    const whole = Buffer.from(await (await fetch(`http://${registry.host}/v2/demo/blobs/${digest}`)).arrayBuffer());
+    whole[whole.length >> 1] = (whole[whole.length >> 1] ?? 0) ^ 1;
+    proxy.intercept = (request, response) => {
+      if (request.url?.includes(digest) !== true) return false;
+      response.writeHead(200, { 'content-length': String(whole.length) }).end(whole);
+      return true;
+    };
+    try {
+      refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:1`]), 1, /has the digest sha256/);
+      refused(await drover.run(['run', '-n', `${proxy.host}/demo:1`, '--', 'true']), 125, /has the digest sha256/);
+    } finally {
+      proxy.intercept = () => false;
+    }
+    expect(await drover.json(['sandbox', 'ls'])).toEqual([]);
+    expect((await drover.run(['run', '--rm', '-n', `${proxy.host}/demo:1`, '--', '/bin/busybox', 'true'])).code).toBe(0);
+    await drover.run(['image', 'rm', `${proxy.host}/demo:1`]);
+    await nothingIsLeft();
+  });
+});
+
+/** One line for each step of the pull before the sentence. */
+function refusedPull({ code, stdout, stderr }: Finished, exit: number, sentence: RegExp): void {
+  expect(stderr).toMatch(/\ndrover: [^\n]+\n {2}hint: [^\n]+\n$/);
+  expect(stderr).toMatch(sentence);
+  expect({ code, stdout }).toEqual({ code: exit, stdout: '' });
+}
+
+describe('a full disk', () => {
+  test('up says so when images find no room, and leaves nothing half made', async () => {
+    const disk = join(work, 'disk');
+    const image = join(work, 'disk.img');
+    await tool('truncate', '-s', '40M', image);
+    await tool('mkfs.ext4', '-q', '-m', '0', image);
+    await mkdir(disk);
+    await tool('mount', '-o', 'loop', image, disk);
+    try {
+      // The store of images alone: what is full is the host's disk.
+      const state = join(drover.data, 'host', 'images');
+      await drover.interrupt();
+      await tool('cp', '-a', `${state}/.`, disk);
+      await tool('mount', '--bind', disk, state);
+      try {
+        await drover.up();
+        await tool('sh', '-c', `dd if=/dev/zero of=${disk}/filler bs=64k 2>/dev/null || true`);
+        refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:1`]), 7, /no space left on the disk/);
+        refused(await drover.run(['run', '-n', `${proxy.host}/demo:1`, '--', 'true']), 125, /no space left on the disk/);
+        await rm(join(disk, 'filler'));
+        // A layer that found room and is whole counts as progress (R-13), until somebody prunes.
+        await drover.run(['image', 'prune']);
+        await nothingIsLeft();
+        expect((await drover.run(['run', '--rm', '-n', `${proxy.host}/demo:1`, '--', '/bin/busybox', 'true'])).code).toBe(0);
+      } finally {
+        await drover.interrupt();
+        await tool('umount', state);
+      }
+      await drover.up();
+    } finally {
+      await execa('umount', [disk], { reject: false });
+    }
+  });
+});
+
+describe('up', () => {
+  test('on a port that somebody has', async () => {
+    const data = join(work, 'port');
+    refused(await drover.run(['up', '--data', data, '--listen', `127.0.0.1:${takenPort}`]), 6, /in use by another program\n.*--listen/);
+  });
+
+  test('as somebody who may not write there', async () => {
+    const args = ['--reuid', '65534', '--regid', '65534', '--clear-groups', 'env', 'HOME=/nonexistent'];
+    const { exitCode, stdout, stderr } = await execa('setpriv', [...args, join(repository, 'drover'), 'up', '--listen', '127.0.0.1:0'], {
+      reject: false,
+      stdin: 'ignore',
+      stripFinalNewline: false,
+      timeout: 60_000,
+      env: { NO_COLOR: '1' },
+    });
+    expect(stdout).toBe('');
+    expect(stderr.trimEnd().split('\n').at(-1)).toMatch(/^ {2}hint: .+/);
+    expect(stderr).toMatch(/^drover: .*(?:root|cannot be made|permit)/m);
+    expect([2, 5]).toContain(exitCode);
+  });
+
+  test('a failed one leaves the control plane that its caller knew', async () => {
+    const context = join(drover.directory, 'config', 'drover');
+    const of = async (): Promise<string[]> =>
+      await Promise.all((await readdir(context)).toSorted().map(async (name) => await readFile(join(context, name), 'utf8')));
+    const known = await of();
+    await drover.run(['up', '--data', join(work, 'failed'), '--listen', '127.0.0.1:0', '--runtime-program', '/nonexistent']);
+    expect(await of()).toEqual(known);
+    expect((await drover.run(['sandbox', 'ls'])).code).toBe(0);
+  });
+});
+
+describe('doctor finds the usual causes first', () => {
+  const doctor = (...args: readonly string[]): string[] => [join(repository, 'drover'), 'doctor', '--data', join(work, 'doctor'), ...args];
+
+  test('when all is well it ends with 0', async () => {
+    const { code, stdout } = await drover.run(['doctor', '--data', drover.data]);
+    expect(stdout).not.toMatch(/^problem/m);
+    expect(code).toBe(0);
+    expect(await drover.json(['doctor', '--data', drover.data])).toContainEqual(
+      expect.objectContaining({ name: 'privileges', level: 'ok' }),
+    );
+  });
+
+  test('no runc and no crun', async () => {
+    const { code, stdout } = await without(['runc', 'crun'], doctor());
+    expect(stdout).toMatch(/^problem {2}container runtime: there is neither runc nor crun\n +hint: apt-get install runc$/m);
+    expect(code).toBe(1);
+  });
+
+  test('no nft, no ip', async () => {
+    const { code, stdout } = await without(['nft', 'ip'], doctor());
+    expect(stdout).toMatch(/^problem {2}nftables: there is no nft\n +hint: apt-get install nftables$/m);
+    expect(stdout).toMatch(/^problem {2}ip command: there is no ip\n +hint: apt-get install iproute2$/m);
+    expect(code).toBe(1);
+  });
+
+  test('a port that is taken', async () => {
+    const env = { XDG_CONFIG_HOME: join(work, 'none') };
+    const { code, stdout } = await drover.run(['doctor', '--listen', `127.0.0.1:${takenPort}`], { env });
+    expect(stdout).toMatch(new RegExp(`^problem  port: 127\\.0\\.0\\.1:${takenPort} is in use`, 'm'));
+    expect(code).toBe(1);
+    // That Drover answers elsewhere does not make it Drover's.
+    expect((await drover.run(['doctor', '--listen', `127.0.0.1:${takenPort}`])).stdout).toMatch(/^problem {2}port:/m);
+  });
+
+  test('a disk with little room', async () => {
+    const small = join(work, 'small');
+    await mkdir(small);
+    await tool('mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', small);
+    try {
+      const { stdout } = await drover.run(['doctor', '--data', small]);
+      expect(stdout).toMatch(/^warning {2}disk: 4\.0 MiB free/m);
+    } finally {
+      await tool('umount', small);
+    }
+  });
+
+  test('not root', async () => {
+    const { exitCode, stdout } = await execa(
+      'setpriv',
+      ['--reuid', '65534', '--clear-groups', '--regid', '65534', 'env', 'HOME=/nonexistent', ...doctor()],
+      {
+        reject: false,
+        stdin: 'ignore',
+      },
+    );
+    expect(stdout).toMatch(/^problem {2}privileges: not root\n +hint: .*sudo/m);
+    expect(exitCode).toBe(1);
+  });
+
+  test('no cgroups', async () => {
+    const { exitCode, stdout } = await execa(
+      'unshare',
+      ['-m', 'sh', '-ec', 'umount -R /sys/fs/cgroup || umount -Rl /sys/fs/cgroup; exec "$@"', 'sh', ...doctor()],
+      { reject: false, stdin: 'ignore', env: drover.environment },
+    );
+    expect(stdout).toMatch(/^problem {2}cgroups: none is mounted\n +hint: mount -t cgroup2/m);
+    expect(exitCode).toBe(1);
+  });
+});
