@@ -35,16 +35,6 @@ async function main(): Promise<void> {
     needOpenFiles(quick ? 2_000 : 12_000);
     needMemory((quick ? 1 : 4) * 2 ** 30, 'measuring connected hosts');
   }
-  await using held = new AsyncDisposableStack();
-  const giveUp = (why: string): void => {
-    console.error(`bench: ${why}`);
-    // What was started goes, whatever the measurements are at.
-    void held.disposeAsync().finally(() => process.exit(1));
-  };
-  const limit = quick ? limitMs.quick : limitMs.full;
-  const timer = setTimeout(() => giveUp(`took longer than ${limit / 1000} s and was ended`), limit);
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp('interrupted'));
-
   const began = Date.now();
   const machine = machineFacts();
   const sections: Section[] = [];
@@ -52,30 +42,44 @@ async function main(): Promise<void> {
     sections.push(section);
     console.log(`${section.name}: done after ${Math.round((Date.now() - began) / 1000)} s`);
   };
-  if (wanted('create') || wanted('memory')) for (const section of await onOneDrover(held, quick, wanted)) add(section);
+  const results = (): Results => {
+    const tookSeconds = Math.round((Date.now() - began) / 1000);
+    return { at: new Date(began).toISOString(), quick, tookSeconds, machine, sections };
+  };
+
+  await using held = new AsyncDisposableStack();
+  const giveUp = (why: string): void => {
+    console.error(`bench: ${why}; what was measured until then:\n\n${reportOf(results())}`);
+    // What was started goes, whatever the measurements are at.
+    void held.disposeAsync().finally(() => process.exit(1));
+  };
+  const limit = quick ? limitMs.quick : limitMs.full;
+  const timer = setTimeout(() => giveUp(`took longer than ${limit / 1000} s and was ended`), limit);
+  held.defer(() => clearTimeout(timer));
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp('interrupted'));
+
+  if (wanted('create') || wanted('memory')) await onOneDrover(held, quick, wanted, add);
   if (wanted('hub')) add(await measureHub(quick));
   if (wanted('hosts')) add(await measureHosts(quick));
-  clearTimeout(timer);
 
-  const results: Results = {
-    at: new Date(began).toISOString(),
-    quick,
-    tookSeconds: Math.round((Date.now() - began) / 1000),
-    machine,
-    sections,
-  };
-  const report = reportOf(results);
+  const whole = results();
+  const report = reportOf(whole);
   // A part of the measurements, or a quick look, does not replace the whole.
   if (!quick && only === undefined) {
     await mkdir(join(repository, 'bench', 'results'), { recursive: true });
-    await writeFile(join(repository, 'bench', 'results', 'latest.json'), `${JSON.stringify(results, undefined, 2)}\n`);
+    await writeFile(join(repository, 'bench', 'results', 'latest.json'), `${JSON.stringify(whole, undefined, 2)}\n`);
     await writeFile(join(repository, 'docs', 'benchmarks.md'), report);
   }
   console.log(report);
 }
 
 /** What needs sandboxes: one Drover, one root of busybox alone, and one Docker daemon where there is one. */
-async function onOneDrover(outer: AsyncDisposableStack, quick: boolean, wanted: (name: Name) => boolean): Promise<Section[]> {
+async function onOneDrover(
+  outer: AsyncDisposableStack,
+  quick: boolean,
+  wanted: (name: Name) => boolean,
+  add: (section: Section) => void,
+): Promise<void> {
   await using held = outer.use(new AsyncDisposableStack());
   const directory = await mkdtemp(join(tmpdir(), 'drover-bench-'));
   held.defer(async () => await rm(directory, { recursive: true, force: true }));
@@ -100,7 +104,6 @@ async function onOneDrover(outer: AsyncDisposableStack, quick: boolean, wanted: 
   const ofDocker = docker === undefined ? [] : [await docker.way(rootfs)];
   const image = `dir:${rootfs}`;
 
-  const sections: Section[] = [];
   if (wanted('create')) {
     const env = { ...process.env, ...drover.environment };
     const launcher = join(repository, 'drover');
@@ -111,7 +114,7 @@ async function onOneDrover(outer: AsyncDisposableStack, quick: boolean, wanted: 
         env,
         async () => undefined,
       );
-    sections.push(
+    add(
       await measureCreate({
         quick,
         client,
@@ -127,8 +130,7 @@ async function onOneDrover(outer: AsyncDisposableStack, quick: boolean, wanted: 
       }),
     );
   }
-  if (wanted('memory')) sections.push(await measureMemory({ client, image, stateDirectory: join(drover.data, 'host'), docker }));
-  return sections;
+  if (wanted('memory')) add(await measureMemory({ client, image, stateDirectory: join(drover.data, 'host'), docker }));
 }
 
 try {

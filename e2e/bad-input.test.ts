@@ -69,8 +69,6 @@ beforeAll(async () => {
   await once(taken, 'listening');
   takenPort = (taken.address() as AddressInfo).port;
   drover = await TestDrover.start(['--pool', '10.218.128.0/18', '--insecure-registry', proxy.host]);
-  await drover.run(['run', '-d', '--name', 'idle', 'host', '--', 'sleep', '1000']);
-  await drover.run(['sandbox', 'stop', '--grace', '1ms', 'idle']);
 });
 
 afterAll(async () => {
@@ -141,6 +139,11 @@ const rows: readonly Row[] = [
 ];
 
 describe('bad input: one sentence, what to do, an exit code', () => {
+  beforeAll(async () => {
+    await drover.run(['run', '-d', '--name', 'idle', 'host', '--', 'sleep', '1000']);
+    await drover.run(['sandbox', 'stop', '--grace', '1ms', 'idle']);
+  });
+
   test.each(rows)('drover %s → %i', async (line, code, sentence, error) => {
     const [command = '', ...rest] = line.split(' ');
     refused(await drover.run([command, ...rest]), code, sentence);

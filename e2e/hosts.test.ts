@@ -62,10 +62,9 @@ async function sandboxIs(name: string, state: string): Promise<SandboxJson> {
 beforeAll(async () => {
   network = await HostNetwork.create('10.215.255');
   const address = network.controlPlaneAddress;
-  drover = await TestDrover.start([
-    ...['--listen', `${address}:0`, '--public-host', address, '--pool', '10.214.0.0/17', '--name', 'first'],
-    ...['--host-ttl', '6s', '--lost-grace', '2s'],
-  ]);
+  const listening = ['--listen', `${address}:0`, '--public-host', address];
+  const quick = ['--host-ttl', '6s', '--lost-grace', '2s'];
+  drover = await TestDrover.start([...listening, ...quick, '--pool', '10.214.0.0/17', '--name', 'first']);
   second = new SecondHost(drover, network, 'second');
   server = /ready on (\S+)/.exec(drover.output)?.[1] ?? '';
   const { apiPort, linkPort } = JSON.parse(await readFile(join(drover.data, 'control-plane', 'server.json'), 'utf8')) as {

@@ -11,7 +11,12 @@ const page = join(root, 'docs', 'limits.md');
 const declaration = /^(?:export const (?!limits\b)(\w+)(?::[^=]+)? = |  (\w+): )(.*?)[;,]\n/gms;
 const comment = /\/\*\*((?:(?!\*\/)[\s\S])*)\*\/\s*$/;
 
-const inCell = (text: string): string => text.replaceAll(/^\s*\* ?/gm, '').replaceAll(/\s+/g, ' ').replaceAll('|', '\\|').trim();
+const inCell = (text: string): string =>
+  text
+    .replaceAll(/^\s*\* ?/gm, '')
+    .replaceAll(/\s+/g, ' ')
+    .replaceAll('|', '\\|')
+    .trim();
 
 async function rowsOf(name: string): Promise<readonly string[]> {
   const path = join('packages', name, 'src', 'limits.ts');

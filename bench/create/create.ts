@@ -5,6 +5,9 @@ import { round, summarize } from '../stats.ts';
 import type { Way } from './first-byte.ts';
 import { controlPlaneShare } from './share.ts';
 
+/** The longest that a round of every way may be expected to take, ms: on a machine that is busier it is left out, and said to be. */
+const longestRoundMs = 100_000;
+
 /** Rounds of each way for so many at once, at most; no new round begins after `ms`. */
 interface Plan {
   readonly at: number;
@@ -37,6 +40,8 @@ export async function measureCreate({ quick, ways, bare, absent: given }: Create
   const absent = [...given];
   const rows: Row[] = [];
   const goals: Goal[] = [];
+  let lastRoundMs = 0;
+  let lastAt = 1;
   // Not counted: files come into the cache, code is compiled, pools fill.
   for (const way of ways) for (let i = 0; i < (quick ? 1 : 2); i++) await (await way.start()).tidy();
   for (const { at, rounds, ms: budget } of quick ? quickly : full) {
@@ -44,14 +49,22 @@ export async function measureCreate({ quick, ways, bare, absent: given }: Create
       absent.push(`${at} at once: not enough memory`);
       continue;
     }
+    const expectedMs = (lastRoundMs * at) / lastAt;
+    if (expectedMs > longestRoundMs) {
+      absent.push(`${at} at once: the machine is too busy, one round would have taken ${Math.round(expectedMs / 1000)} s`);
+      continue;
+    }
     const taken = new Map(ways.map((way) => [way.name, [] as number[]]));
     const end = performance.now() + budget;
     for (let i = 0; i < rounds && (i === 0 || performance.now() < end); i++) {
+      const began = performance.now();
       for (const way of ways) {
         const started = await Promise.all(Array.from({ length: at }, async () => await way.start()));
         taken.get(way.name)?.push(...started.map(({ ms }) => ms));
         await Promise.all(started.map(async ({ tidy }) => await tidy()));
       }
+      lastRoundMs = performance.now() - began;
+      lastAt = at;
     }
     const base = summarize(taken.get(bare) ?? []);
     for (const [what, values] of taken) {

@@ -88,16 +88,14 @@ function startDaemon(directory: string) {
   return execa(
     'dockerd',
     [
-      ...['--data-root', join(directory, 'data'), '--exec-root', join(directory, 'exec'), '--pidfile', join(directory, 'pid')],
-      ...[
-        '-H',
-        `unix://${join(directory, 'docker.sock')}`,
-        '--storage-driver',
-        'vfs',
-        '--iptables=false',
-        '--ip6tables=false',
-        '--bridge=none',
-      ],
+      `--data-root=${join(directory, 'data')}`,
+      `--exec-root=${join(directory, 'exec')}`,
+      `--pidfile=${join(directory, 'pid')}`,
+      `--host=unix://${join(directory, 'docker.sock')}`,
+      '--storage-driver=vfs',
+      '--iptables=false',
+      '--ip6tables=false',
+      '--bridge=none',
     ],
     { reject: false, stdin: 'ignore', stdout: 'ignore', stderr: 'ignore', forceKillAfterDelay: 20_000, extendEnv: true },
   );

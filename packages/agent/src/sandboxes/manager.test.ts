@@ -188,7 +188,7 @@ describe('create', () => {
     expect(await manager.inspect(id)).toMatchObject({
       state: SandboxState.FAILED,
       reason: 'registry-unreachable',
-      message: 'the registry does not answer; look at the network',
+      message: 'the registry does not answer — look at the network',
     });
     await expectNoTrace(id);
     images.pull = async () => await Promise.resolve();

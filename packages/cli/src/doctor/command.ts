@@ -39,12 +39,21 @@ async function here(cli: Cli, flags: { readonly data?: string; readonly listen: 
     ...parseListen(flags.listen),
     ...(controlPlane.level === 'ok' && { running: new URL((await loadContext(cli.env, cli.connection)).server).host }),
   });
-  const { agentDoctor } = await import('@drover/agent');
   const known = new Set(findings.map(({ name }) => name));
-  const deeper = (await agentDoctor({ stateDirectory: join(data, 'host'), logger: silentLogger })).map(
-    ({ level, subject, message, hint }): Finding => ({ name: subject, level, message, hint }),
-  );
+  const deeper = await ofRuntime(join(data, 'host'));
   return [...findings, ...deeper.filter(({ name }) => !known.has(name)), controlPlane];
+}
+
+/** What the runtime says of this machine. What it cannot find out is said, and ends nothing. */
+async function ofRuntime(stateDirectory: string): Promise<Finding[]> {
+  try {
+    const { agentDoctor } = await import('@drover/agent');
+    const findings = await agentDoctor({ stateDirectory, logger: silentLogger });
+    return findings.map(({ level, subject, message, hint }) => ({ name: subject, level, message, hint }));
+  } catch (thrown) {
+    const { message, hint } = DroverError.from(thrown);
+    return [{ name: 'state directory', level: 'warning', message, hint: hint ?? 'choose another with --data' }];
+  }
 }
 
 async function there(cli: Cli, host: string): Promise<Finding[]> {

@@ -1,15 +1,12 @@
-import type { Selectable, Updateable } from 'kysely';
+import type { Updateable } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import type { Database, Tx } from './database.ts';
 import { moveReservation } from './reservations.ts';
 import { hostRow, sandboxRow } from './rows.ts';
-import type { HostTable, SandboxTable } from './schema.ts';
+import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
 import { sandboxState } from './state.ts';
 import type { HostRow, SandboxRow } from './store.ts';
-
-export type StoredSandbox = Selectable<SandboxTable>;
-export type StoredHost = Selectable<HostTable>;
 
 /** A host's row, locked until the transaction ends (SQLite holds its one write lock anyway). */
 export async function lockHost(database: Database, tx: Tx, id: string): Promise<StoredHost | undefined> {

@@ -1,7 +1,6 @@
 import type { Updateable } from 'kysely';
 import { DroverError } from '@drover/foundation';
-import type { StoredHost, StoredSandbox } from './change.ts';
-import type { SandboxTable } from './schema.ts';
+import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
 import { hasEnded, runIsOver } from './state.ts';
 import { sandboxRow } from './rows.ts';
 import type { DesiredState } from './store.ts';

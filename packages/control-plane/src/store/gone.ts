@@ -1,8 +1,7 @@
 import type { Updateable } from 'kysely';
-import type { StoredSandbox } from './change.ts';
 import { neverStarted } from './desired.ts';
 import { sandboxRow } from './rows.ts';
-import type { SandboxTable } from './schema.ts';
+import type { SandboxTable, StoredSandbox } from './schema.ts';
 import { runIsOver } from './state.ts';
 
 /** The host it is placed on has no copy of it. */

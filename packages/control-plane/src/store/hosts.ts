@@ -2,11 +2,12 @@ import { sql } from 'kysely';
 import { clip, DroverError, isHostId, type HostId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import * as limits from '../limits.ts';
-import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent, type StoredHost } from './change.ts';
+import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
 import type { Database, Tx } from './database.ts';
 import { register } from './register.ts';
 import { hostRow, sandboxRow } from './rows.ts';
 import type { HostRow, HostStore } from './store.ts';
+import type { StoredHost } from './schema.ts';
 
 export function hostNotFound(reference: string): DroverError {
   return new DroverError('host-not-found', `there is no host ${JSON.stringify(clip(reference))}`, {

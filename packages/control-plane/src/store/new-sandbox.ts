@@ -1,6 +1,6 @@
-import type { StoredSandbox } from './change.ts';
 import { specText } from './rows.ts';
 import type { SandboxDraft } from './store.ts';
+import type { StoredSandbox } from './schema.ts';
 
 /** The row of a sandbox that nobody has placed yet: wanted running, seen nowhere. */
 export function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {

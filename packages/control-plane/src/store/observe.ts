@@ -1,10 +1,10 @@
 import type { Timestamp } from '@bufbuild/protobuf/wkt';
 import type { Updateable } from 'kysely';
 import type { sandbox } from '@drover/protocol';
-import { changeSandbox, sandboxEvent, type StoredSandbox } from './change.ts';
+import { changeSandbox, sandboxEvent } from './change.ts';
 import type { Tx } from './database.ts';
 import { observedState, sandboxRow } from './rows.ts';
-import type { SandboxTable } from './schema.ts';
+import type { SandboxTable, StoredSandbox } from './schema.ts';
 import { hasEnded } from './state.ts';
 
 /**

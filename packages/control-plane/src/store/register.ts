@@ -1,12 +1,12 @@
 import type { HostId } from '@drover/foundation';
 import { isSandboxId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
-import { hostEvent, lockSandboxes, readHost, type StoredHost } from './change.ts';
+import { hostEvent, lockSandboxes, readHost } from './change.ts';
 import type { Database, Tx } from './database.ts';
 import { applyObservations } from './observe.ts';
 import { held } from './reservations.ts';
 import { observedState } from './rows.ts';
-import type { StrayTable } from './schema.ts';
+import type { StoredHost, StrayTable } from './schema.ts';
 import { hasEnded } from './state.ts';
 import type { HostRow, Room } from './store.ts';
 import * as limits from '../limits.ts';

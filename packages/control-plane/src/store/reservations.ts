@@ -1,8 +1,7 @@
 import { sql } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
-import type { StoredSandbox } from './change.ts';
 import type { Tx } from './database.ts';
-import type { Hold } from './schema.ts';
+import type { Hold, StoredSandbox } from './schema.ts';
 import type { Room } from './store.ts';
 
 /** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */

@@ -1,3 +1,5 @@
+import type { Selectable } from 'kysely';
+
 /** The tables, as both databases have them: JSON as text, times as integer milliseconds, booleans as 0 and 1. */
 export interface Schema {
   hosts: HostTable;
@@ -114,3 +116,7 @@ export interface IdempotencyTable {
   response: string | null;
   created_at: number;
 }
+
+/** Rows as they are read. */
+export type StoredSandbox = Selectable<SandboxTable>;
+export type StoredHost = Selectable<HostTable>;
