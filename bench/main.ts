@@ -1,7 +1,7 @@
 /** `npm run bench [-- --quick] [-- --only NAME]`: measures, and writes bench/results/latest.json and docs/benchmarks.md. */
 import { chmod, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { connectDrover } from '@drover/sdk';
 import { repository, TestDrover } from '../e2e/harness/index.ts';
@@ -48,6 +48,8 @@ async function main(): Promise<void> {
   };
 
   await using held = new AsyncDisposableStack();
+  const scratch = await mkdtemp(join(tmpdir(), 'drover-bench-'));
+  held.defer(async () => await rm(scratch, { recursive: true, force: true }));
   const giveUp = (why: string): void => {
     console.error(`bench: ${why}; what was measured until then:\n\n${reportOf(results())}`);
     // What was started goes, whatever the measurements are at.
@@ -59,15 +61,20 @@ async function main(): Promise<void> {
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp('interrupted'));
 
   if (wanted('create') || wanted('memory')) await onOneDrover(held, quick, wanted, add);
-  if (wanted('hub')) add(await measureHub(quick));
-  if (wanted('hosts')) add(await measureHosts(quick));
+  if (wanted('hub')) add(await measureHub(quick, scratch));
+  if (wanted('hosts')) add(await measureHosts(quick, scratch));
 
   const whole = results();
   const report = reportOf(whole);
-  // A part of the measurements, or a quick look, does not replace the whole.
-  if (!quick && only === undefined) {
-    await mkdir(join(repository, 'bench', 'results'), { recursive: true });
-    await writeFile(join(repository, 'bench', 'results', 'latest.json'), `${JSON.stringify(whole, undefined, 2)}\n`);
+  // A part of the measurements replaces nothing, and a quick look no whole run.
+  const path = join(repository, 'bench', 'results', 'latest.json');
+  const last = await readFile(path, 'utf8').then(
+    (text) => JSON.parse(text) as Results,
+    () => undefined,
+  );
+  if (only === undefined && (!quick || last?.quick !== false)) {
+    await mkdir(dirname(path), { recursive: true });
+    await writeFile(path, `${JSON.stringify(whole, undefined, 2)}\n`);
     await writeFile(join(repository, 'docs', 'benchmarks.md'), report);
   }
   console.log(report);
@@ -117,7 +124,7 @@ async function onOneDrover(
     add(
       await measureCreate({
         quick,
-        client,
+        scratch: directory,
         ways: [
           throughApi('API, busybox', client, image),
           throughApi('API, `host`', client, 'host'),

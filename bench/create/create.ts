@@ -1,4 +1,3 @@
-import type { DroverClient } from '@drover/sdk';
 import { availableMemory } from '../machine.ts';
 import type { Goal, Row, Section } from '../result.ts';
 import { round, summarize } from '../stats.ts';
@@ -28,15 +27,16 @@ const bytesEach = 60 * 2 ** 20;
 
 export interface CreateOptions {
   readonly quick: boolean;
-  readonly client: DroverClient;
   /** The first is the goal's own, `bare` what it is compared with. */
   readonly ways: readonly Way[];
   readonly bare: string;
   readonly absent: readonly string[];
+  /** A directory for what is made on the way. */
+  readonly scratch: string;
 }
 
 /** R-21: create to the first byte of the user's program, each way in turn within every round. */
-export async function measureCreate({ quick, ways, bare, absent: given }: CreateOptions): Promise<Section> {
+export async function measureCreate({ quick, ways, bare, absent: given, scratch }: CreateOptions): Promise<Section> {
   const absent = [...given];
   const rows: Row[] = [];
   const goals: Goal[] = [];
@@ -82,7 +82,7 @@ export async function measureCreate({ quick, ways, bare, absent: given }: Create
       });
     }
   }
-  const share = await controlPlaneShare(quick ? 40 : 150);
+  const share = await controlPlaneShare(quick ? 40 : 150, scratch);
   rows.push(
     { what: 'control plane: request sent → command at the host', at: 1, unit: 'ms', summary: share.toCommand },
     { what: 'control plane: host’s report → tunnel asked for at the host', at: 1, unit: 'ms', summary: share.toTunnel },

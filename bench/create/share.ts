@@ -1,5 +1,4 @@
 import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connectDrover, type DroverClient } from '@drover/sdk';
 import { DroverError } from '@drover/foundation';
@@ -17,8 +16,8 @@ export interface Share {
 }
 
 /** A real control plane on SQLite with one host in memory: what is left of a create when the host takes no time. */
-export async function controlPlaneShare(count: number): Promise<Share> {
-  const directory = await mkdtemp(join(tmpdir(), 'drover-bench-share-'));
+export async function controlPlaneShare(count: number, scratch: string): Promise<Share> {
+  const directory = await mkdtemp(join(scratch, 'share-'));
   const life = new AbortController();
   try {
     const identities = await signFakeHosts(directory, 1);

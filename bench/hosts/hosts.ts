@@ -1,5 +1,4 @@
 import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openCertificateAuthority } from '@drover/pki';
@@ -15,11 +14,11 @@ const processes = 2;
 const connectMs = 120_000;
 
 /** Memory per connected host, and the return of all of them after the server was killed. */
-export async function measureHosts(quick: boolean): Promise<Section> {
+export async function measureHosts(quick: boolean, scratch: string): Promise<Section> {
   const rows: Row[] = [];
   const goals: Goal[] = [];
   for (const count of quick ? [500] : [1_000, 5_000]) {
-    const directory = await mkdtemp(join(tmpdir(), 'drover-bench-hosts-'));
+    const directory = await mkdtemp(join(scratch, 'hosts-'));
     try {
       const identities = await signFakeHosts(directory, count);
       await joinFakeHosts(

@@ -1,5 +1,4 @@
 import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openCertificateAuthority } from '@drover/pki';
 import { Child } from '../children.ts';
@@ -15,10 +14,10 @@ const shapes = [
 ] as const;
 
 /** Commands a second through the hub, against the same frames over bare grpc-js, and NATS from outside. */
-export async function measureHub(quick: boolean): Promise<Section> {
+export async function measureHub(quick: boolean, scratch: string): Promise<Section> {
   const rounds = quick ? 3 : 6;
   const ms = quick ? 500 : 1_000;
-  const directory = await mkdtemp(join(tmpdir(), 'drover-bench-hub-'));
+  const directory = await mkdtemp(join(scratch, 'hub-'));
   const absent: string[] = [];
   const rows: Row[] = [];
   try {

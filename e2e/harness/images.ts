@@ -81,6 +81,8 @@ export class Docker implements AsyncDisposable {
     // Its containerd ends with it.
     this.#daemon.kill('SIGTERM');
     await this.#daemon;
+    // It mounts its own directory over itself, and takes that away only when it ends in order.
+    await execa('umount', ['-l', join(this.#directory, 'data')], { reject: false });
   }
 }
 

@@ -99,3 +99,6 @@ export interface RuntimeStats {
   readonly memoryBytes: number;
   readonly pids: number;
 }
+
+/** 128 + SIGKILL: what is reported of a sandbox that left no word. */
+export const killedExitCode = 137;

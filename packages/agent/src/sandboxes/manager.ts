@@ -6,41 +6,26 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   DroverError,
   isSandboxId,
-  parseName,
   parseSandboxId,
+  sentenceOf,
   SerialExecutor,
   systemClock,
   type Clock,
   type Logger,
   type SandboxId,
-  sentenceOf,
 } from '@drover/foundation';
-import { createKeyAndRequest, type Names } from '@drover/pki';
 import { link, type sandbox } from '@drover/protocol';
-import type { ImageHandle, Images } from '../images/images.ts';
-import { defaultPids, defaultStopGraceMs, maxOperationsPerSandbox, maxStopGraceMs } from '../limits.ts';
-import type { Network } from '../network/network.ts';
-import type { CreateRequest, NetworkAttachment, Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
+import { maxOperationsPerSandbox } from '../limits.ts';
+import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
+import { endOf, endWithin, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
-import { resolveMain } from './process.ts';
+import { prepareStart, runDirectoryOf, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
-import { removeStartMaterial, writeRunDirectory } from './run-directory.ts';
-import { placeSecrets, secretsTmpfsBytes, type PlacedSecrets } from './secrets.ts';
-import type { Sandboxes, SignSandboxCertificate } from './sandboxes.ts';
+import { removeStartMaterial } from './run-directory.ts';
+import type { Sandboxes } from './sandboxes.ts';
 
-export interface SandboxManagerOptions {
-  /** Holds `records/` and `run/`. */
-  readonly stateDirectory: string;
+export interface SandboxManagerOptions extends StartOptions {
   readonly runtimes: readonly Runtime[];
-  readonly images: Images;
-  readonly network: Network;
-  readonly initDirectory: string;
-  readonly names: Names;
-  readonly sign: SignSandboxCertificate;
-  /** How programs in the sandbox find the egress proxy: `HTTP_PROXY=…`. */
-  readonly gatewayEnvironment: (attachment: NetworkAttachment) => readonly string[];
-  /** Source directories that sandboxes may mount (R-18); nothing else may. */
-  readonly allowedMounts: readonly string[];
   readonly logger: Logger;
   readonly clock?: Clock;
   /** The agent's lifetime: work on sandboxes lives under it, never under a command's (L-21, L-23). */
@@ -143,11 +128,11 @@ export class SandboxManager implements Sandboxes {
       const { phase, spec } = entry.record;
       if (phase === 'running' || phase === 'paused' || phase === 'starting' || phase === 'stopping') {
         const runtime = this.#runtime(entry.record.runtime);
-        const graceMs = Math.min(command.graceMs || spec.stopGraceMs || defaultStopGraceMs, maxStopGraceMs);
+        const graceMs = stopGraceMs(command.graceMs || spec.stopGraceMs);
         await this.#update(entry, { phase: 'stopping', generation: generationOf(command.sandbox) });
         // A frozen process cannot answer SIGTERM.
         if (phase === 'paused') await runtime.resume(entry.record.id);
-        await this.#endWithin(runtime, entry.record.id, graceMs);
+        await endWithin(runtime, entry.record.id, graceMs, this.#options.signal);
         await this.#recordEnd(entry, await runtime.inspect(entry.record.id), 'stopped');
         return observationOf(entry.record);
       }
@@ -254,33 +239,11 @@ export class SandboxManager implements Sandboxes {
         outOfMemory: false,
         finishedAt: undefined,
       });
-      const [image, attachment, identity] = await Promise.all([
-        this.#holdImage(id, spec.image, progress, signal),
-        this.#options.network.acquire(id),
-        this.#certify(id, signal),
-      ]);
-      const request = this.#request(entry.record, image, attachment);
-      const startCount = entry.record.startCount + 1;
-      const secrets: PlacedSecrets = placeSecrets(spec.secrets, values);
-      await Promise.all([
-        this.#options.network.applyPolicy(id, spec.allow),
-        writeRunDirectory(request.runDirectory, {
-          sandboxId: id,
-          hostname: request.hostname,
-          address: attachment.address,
-          controlPlaneUri: this.#options.names.controlPlane(),
-          main: resolveMain(spec, image.config, this.#options.gatewayEnvironment(attachment), secrets.env),
-          secrets: secrets.files,
-          idleStopMs: Number(spec.idleStopSeconds) * 1000,
-          stopGraceMs: Math.min(spec.stopGraceMs || defaultStopGraceMs, maxStopGraceMs),
-          startCount,
-          ...identity,
-        }),
-        this.#update(entry, { phase: 'starting', message: '', imageDigest: image.digest, address: attachment.address }),
-      ]);
-      await (first ? runtime.create(request, signal) : runtime.start(request, signal));
+      const start = await prepareStart(this.#options, entry.record, values, progress, signal);
+      await this.#update(entry, { phase: 'starting', message: '', imageDigest: start.imageDigest, address: start.request.network.address });
+      await (first ? runtime.create(start.request, signal) : runtime.start(start.request, signal));
       const state = await runtime.inspect(id);
-      await this.#update(entry, { phase: 'running', startCount, startedAt: state?.startedAt ?? this.#clock.now() });
+      await this.#update(entry, { phase: 'running', startCount: start.startCount, startedAt: state?.startedAt ?? this.#clock.now() });
       this.#watchExit(entry);
       return observationOf(entry.record);
     } catch (thrown) {
@@ -298,56 +261,6 @@ export class SandboxManager implements Sandboxes {
     } finally {
       entry.making = undefined;
     }
-  }
-
-  async #holdImage(
-    id: SandboxId,
-    reference: string,
-    progress: (progress: link.CommandProgress) => void,
-    signal: AbortSignal,
-  ): Promise<ImageHandle> {
-    const image = await this.#options.images.ensure(reference, { signal, onProgress: (p) => progress(progressOf(p)) });
-    // A start that failed meanwhile has let go of it already.
-    signal.throwIfAborted();
-    await this.#options.images.hold(image.digest, id);
-    return image;
-  }
-
-  async #certify(id: SandboxId, signal: AbortSignal): Promise<{ certificatePem: string; caPem: string; keyPem: string }> {
-    const { keyPem, csrDer } = await createKeyAndRequest();
-    const { certificatePem, caPem } = await this.#options.sign(id, csrDer, signal);
-    return { certificatePem, caPem, keyPem };
-  }
-
-  #request(record: SandboxRecord, image: ImageHandle, network: NetworkAttachment): CreateRequest {
-    const { spec, id } = record;
-    return {
-      id,
-      hostname: spec.hostname === '' ? parseName(record.name) : spec.hostname,
-      layers: image.layers,
-      submounts: image.submounts ?? [],
-      network,
-      limits: {
-        cpuMillis: spec.resources?.cpuMillis ?? 0,
-        memoryBytes: Number(spec.resources?.memoryBytes ?? 0n),
-        diskBytes: Number(spec.resources?.diskBytes ?? 0n),
-        pids: spec.resources?.pids || defaultPids,
-      },
-      mounts: spec.mounts.map((mount) => this.#allowedMount(mount)),
-      ...secretsTmpfsBytes(spec.secrets),
-      initDirectory: this.#options.initDirectory,
-      runDirectory: this.#runDirectory(id),
-    };
-  }
-
-  #allowedMount(mount: sandbox.BindMount): { source: string; target: string; readOnly: boolean } {
-    const inside = this.#options.allowedMounts.some((root) => mount.source === root || mount.source.startsWith(`${root}/`));
-    if (!inside || mount.source.split('/').includes('..')) {
-      throw new DroverError('permission-denied', `the directory ${mount.source} may not be mounted on this host`, {
-        hint: "the host's administrator allows directories with drover agent --allow-mount DIR",
-      });
-    }
-    return { source: mount.source, target: mount.target, readOnly: mount.readOnly };
   }
 
   /** After a failed make nothing half made is left: the first start's root goes too, a later one's stays for the next try. */
@@ -394,38 +307,10 @@ export class SandboxManager implements Sandboxes {
   async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: 'stopped' | 'exited'): Promise<void> {
     entry.watch?.abort();
     const { id, spec } = entry.record;
-    const exitCode = state?.exitCode ?? 137;
-    const common = { exitCode, outOfMemory: state?.outOfMemory ?? false, finishedAt: state?.finishedAt ?? this.#clock.now(), address: '' };
     await this.#options.network.release(id);
     // R-19: init reads and removes it; one that was killed before it could has left it.
     await removeStartMaterial(this.#runDirectory(id));
-    if (common.outOfMemory) {
-      // R-10: reported as what it is, not as an exit.
-      const limit = Number(spec.resources?.memoryBytes ?? 0n);
-      const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
-      await this.#update(entry, { ...common, phase: 'failed', reason: 'out-of-memory', message });
-    } else if (state?.startFailure !== undefined) {
-      await this.#update(entry, { ...common, phase: 'failed', reason: 'start-failed', message: state.startFailure });
-    } else if (state?.idle === true) {
-      const message = `stopped: nothing happened in it for ${spec.idleStopSeconds} s`;
-      await this.#update(entry, { ...common, phase: 'stopped', reason: 'idle', message });
-    } else {
-      const message = reason === 'exited' ? `the command ended with status ${exitCode}` : '';
-      await this.#update(entry, { ...common, phase: 'stopped', reason, message });
-    }
-  }
-
-  async #endWithin(runtime: Runtime, id: SandboxId, graceMs: number): Promise<void> {
-    await runtime.kill(id, 'SIGTERM');
-    const grace = AbortSignal.any([this.#options.signal, AbortSignal.timeout(graceMs)]);
-    try {
-      await runtime.waitExit(id, grace);
-    } catch {
-      // The grace is over, or the agent ends and leaves the rest to the next one.
-      this.#options.signal.throwIfAborted();
-      await runtime.kill(id, 'SIGKILL');
-      await runtime.waitExit(id, this.#options.signal);
-    }
+    await this.#update(entry, { ...endOf(spec, state, reason), finishedAt: state?.finishedAt ?? this.#clock.now(), address: '' });
   }
 
   async #switch(
@@ -525,7 +410,7 @@ export class SandboxManager implements Sandboxes {
   }
 
   #runDirectory(id: SandboxId): string {
-    return join(this.#options.stateDirectory, 'run', id);
+    return runDirectoryOf(this.#options.stateDirectory, id);
   }
 }
 
@@ -539,16 +424,6 @@ function idOf(ref: link.SandboxRef | undefined): SandboxId {
 
 function generationOf(ref: link.SandboxRef | undefined): number {
   return Number(ref?.generation ?? 0n);
-}
-
-function progressOf(progress: { readonly message: string; readonly doneBytes: number; readonly totalBytes: number }): link.CommandProgress {
-  return {
-    $typeName: 'drover.link.v1.CommandProgress',
-    commandId: '',
-    message: progress.message,
-    done: BigInt(progress.doneBytes),
-    total: BigInt(progress.totalBytes),
-  };
 }
 
 function statsOf(id: SandboxId, used: RuntimeStats, now: number): MessageInitShape<typeof link.SandboxStatsSchema> {

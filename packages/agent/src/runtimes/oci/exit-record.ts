@@ -5,9 +5,6 @@ import { clip } from '@drover/foundation';
 import type { ExitRecord } from '@drover/init';
 import { maxExitRecordBytes } from '../../limits.ts';
 
-/** 128 + SIGKILL: what is reported of a sandbox that left no word. */
-export const killedExitCode = 137;
-
 /**
  * What init wrote at its end. The sandbox could write anything there: no link is followed, no pipe waited for, the size is bounded,
  * and what is not an exit record counts as none.

@@ -14,10 +14,10 @@ import {
 import { initPort } from '@drover/init';
 import { maxOpenFiles, runtimeProgramMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
-import type { CreateRequest, Runtime, RuntimeFinding, RuntimeState, RuntimeStats } from '../runtime.ts';
+import { killedExitCode, type CreateRequest, type Runtime, type RuntimeFinding, type RuntimeState, type RuntimeStats } from '../runtime.ts';
 import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
-import { killedExitCode, readExitRecord } from './exit-record.ts';
+import { readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
 import { hasEntry, idInPath, layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
 import { mountPoints, openMounts, type Mounts } from './mounts.ts';

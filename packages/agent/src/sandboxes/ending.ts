@@ -1,0 +1,47 @@
+import type { SandboxId } from '@drover/foundation';
+import type { sandbox } from '@drover/protocol';
+import { defaultStopGraceMs, maxStopGraceMs } from '../limits.ts';
+import { killedExitCode, type Runtime, type RuntimeState } from '../runtimes/runtime.ts';
+import type { SandboxRecord } from './record.ts';
+
+/** Between SIGTERM and SIGKILL. Milliseconds. @param wanted 0 takes the default */
+export function stopGraceMs(wanted: number): number {
+  return Math.min(wanted || defaultStopGraceMs, maxStopGraceMs);
+}
+
+/**
+ * How a run of a sandbox that has ended is reported.
+ * @param state what the runtime found; undefined when nothing is left of it
+ * @param why it was stopped, or it ended by itself
+ */
+export function endOf(
+  spec: sandbox.SandboxSpec,
+  state: RuntimeState | undefined,
+  why: 'stopped' | 'exited',
+): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'outOfMemory'> {
+  const exitCode = state?.exitCode ?? killedExitCode;
+  if (state?.outOfMemory === true) {
+    // R-10: reported as what it is, not as an exit.
+    const limit = Number(spec.resources?.memoryBytes ?? 0n);
+    const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
+    return { phase: 'failed', reason: 'out-of-memory', message, exitCode, outOfMemory: true };
+  }
+  const ended = { exitCode, outOfMemory: false };
+  if (state?.startFailure !== undefined) return { ...ended, phase: 'failed', reason: 'start-failed', message: state.startFailure };
+  if (state?.idle === true) {
+    return { ...ended, phase: 'stopped', reason: 'idle', message: `stopped: nothing happened in it for ${spec.idleStopSeconds} s` };
+  }
+  return { ...ended, phase: 'stopped', reason: why, message: why === 'exited' ? `the command ended with status ${exitCode}` : '' };
+}
+
+/** SIGTERM, then SIGKILL when the grace is over; resolves when the sandbox has ended. @param life the agent's: it leaves the rest to the next one */
+export async function endWithin(runtime: Runtime, id: SandboxId, graceMs: number, life: AbortSignal): Promise<void> {
+  await runtime.kill(id, 'SIGTERM');
+  try {
+    await runtime.waitExit(id, AbortSignal.any([life, AbortSignal.timeout(graceMs)]));
+  } catch {
+    life.throwIfAborted();
+    await runtime.kill(id, 'SIGKILL');
+    await runtime.waitExit(id, life);
+  }
+}

@@ -1,0 +1,136 @@
+import { join } from 'node:path';
+import { create } from '@bufbuild/protobuf';
+import { DroverError, parseName, type SandboxId } from '@drover/foundation';
+import { createKeyAndRequest, type Names } from '@drover/pki';
+import { link, type sandbox } from '@drover/protocol';
+import type { ImageHandle, Images } from '../images/images.ts';
+import { defaultPids } from '../limits.ts';
+import type { Network } from '../network/network.ts';
+import type { CreateRequest, NetworkAttachment } from '../runtimes/runtime.ts';
+import { stopGraceMs } from './ending.ts';
+import { resolveMain } from './process.ts';
+import type { SandboxRecord } from './record.ts';
+import { writeRunDirectory } from './run-directory.ts';
+import type { SignSandboxCertificate } from './sandboxes.ts';
+import { placeSecrets, secretsTmpfsBytes } from './secrets.ts';
+
+/** What a start is made of. */
+export interface StartOptions {
+  /** Holds `records/` and `run/`. */
+  readonly stateDirectory: string;
+  readonly images: Images;
+  readonly network: Network;
+  readonly initDirectory: string;
+  readonly names: Names;
+  readonly sign: SignSandboxCertificate;
+  /** How programs in the sandbox find the egress proxy: `HTTP_PROXY=…`. */
+  readonly gatewayEnvironment: (attachment: NetworkAttachment) => readonly string[];
+  /** Source directories that sandboxes may mount (R-18); nothing else may. */
+  readonly allowedMounts: readonly string[];
+}
+
+export interface PreparedStart {
+  readonly request: CreateRequest;
+  readonly imageDigest: string;
+  readonly startCount: number;
+}
+
+export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
+  return join(stateDirectory, 'run', id);
+}
+
+/**
+ * Brings together what one start of a sandbox needs: its image, held; an address, with its policy in force; a key and its
+ * certificate; and the run directory that says all of it to init. What fails here is taken back by the caller.
+ */
+export async function prepareStart(
+  options: StartOptions,
+  record: SandboxRecord,
+  secretValues: readonly sandbox.SecretValue[],
+  progress: (progress: link.CommandProgress) => void,
+  signal: AbortSignal,
+): Promise<PreparedStart> {
+  const { id, spec } = record;
+  const [image, network, identity] = await Promise.all([
+    holdImage(options.images, id, spec.image, progress, signal),
+    options.network.acquire(id),
+    certify(options.sign, id, signal),
+  ]);
+  const request = requestOf(options, record, image, network);
+  const startCount = record.startCount + 1;
+  const secrets = placeSecrets(spec.secrets, secretValues);
+  await Promise.all([
+    options.network.applyPolicy(id, spec.allow),
+    writeRunDirectory(request.runDirectory, {
+      sandboxId: id,
+      hostname: request.hostname,
+      address: network.address,
+      controlPlaneUri: options.names.controlPlane(),
+      main: resolveMain(spec, image.config, options.gatewayEnvironment(network), secrets.env),
+      secrets: secrets.files,
+      idleStopMs: Number(spec.idleStopSeconds) * 1000,
+      stopGraceMs: stopGraceMs(spec.stopGraceMs),
+      startCount,
+      ...identity,
+    }),
+  ]);
+  return { request, imageDigest: image.digest, startCount };
+}
+
+async function holdImage(
+  images: Images,
+  id: SandboxId,
+  reference: string,
+  progress: (progress: link.CommandProgress) => void,
+  signal: AbortSignal,
+): Promise<ImageHandle> {
+  const onProgress = (p: { readonly message: string; readonly doneBytes: number; readonly totalBytes: number }): void =>
+    progress(create(link.CommandProgressSchema, { message: p.message, done: BigInt(p.doneBytes), total: BigInt(p.totalBytes) }));
+  const image = await images.ensure(reference, { signal, onProgress });
+  // A start that failed meanwhile has let go of it already.
+  signal.throwIfAborted();
+  await images.hold(image.digest, id);
+  return image;
+}
+
+/** I-6: the key is made here and stays; the control plane signs. */
+async function certify(
+  sign: SignSandboxCertificate,
+  id: SandboxId,
+  signal: AbortSignal,
+): Promise<{ certificatePem: string; caPem: string; keyPem: string }> {
+  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { certificatePem, caPem } = await sign(id, csrDer, signal);
+  return { certificatePem, caPem, keyPem };
+}
+
+function requestOf(options: StartOptions, record: SandboxRecord, image: ImageHandle, network: NetworkAttachment): CreateRequest {
+  const { spec, id } = record;
+  return {
+    id,
+    hostname: spec.hostname === '' ? parseName(record.name) : spec.hostname,
+    layers: image.layers,
+    submounts: image.submounts,
+    network,
+    limits: {
+      cpuMillis: spec.resources?.cpuMillis ?? 0,
+      memoryBytes: Number(spec.resources?.memoryBytes ?? 0n),
+      diskBytes: Number(spec.resources?.diskBytes ?? 0n),
+      pids: spec.resources?.pids || defaultPids,
+    },
+    mounts: spec.mounts.map((mount) => allowedMount(mount, options.allowedMounts)),
+    ...secretsTmpfsBytes(spec.secrets),
+    initDirectory: options.initDirectory,
+    runDirectory: runDirectoryOf(options.stateDirectory, id),
+  };
+}
+
+function allowedMount(mount: sandbox.BindMount, roots: readonly string[]): { source: string; target: string; readOnly: boolean } {
+  const inside = roots.some((root) => mount.source === root || mount.source.startsWith(`${root}/`));
+  if (!inside || mount.source.split('/').includes('..')) {
+    throw new DroverError('permission-denied', `the directory ${mount.source} may not be mounted on this host`, {
+      hint: "the host's administrator allows directories with drover agent --allow-mount DIR",
+    });
+  }
+  return { source: mount.source, target: mount.target, readOnly: mount.readOnly };
+}
