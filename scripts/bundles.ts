@@ -1,26 +1,29 @@
 /** Builds what runs as few files: init, which runs in every sandbox, and the commands that people wait for. */
-import { glob, mkdir, mkdtemp, readdir, rename, rm, stat, symlink, utimes } from 'node:fs/promises';
-import { join } from 'node:path';
+import { createHash } from 'node:crypto';
+import { chmod, glob, mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { build } from 'esbuild';
 import { buildInitBundle } from '../packages/init/src/bundle.ts';
 
 const root = join(import.meta.dirname, '..');
-/** How long bundles that were replaced stay: commands that were started from them still load parts. Milliseconds. */
-const keepMs = 3_600_000;
+/** How long a bundle stays after it was replaced, longer while a command that was started from it still runs. Milliseconds. */
+const keepMs = 24 * 3_600_000;
 
 /**
  * `.cache/cli/main.js`: the CLI in a few files, which start in half the time of some 300 sources. The launcher takes it as long as
- * nothing in the sources is newer. A link is replaced, so that a command that starts meanwhile finds the old files or the new ones.
+ * nothing in the sources is newer. A link is replaced, so that a command that starts meanwhile finds the old files or the new ones,
+ * and what it links to is named by its content and never changed: a command that runs loads parts of its own bundle later on.
  */
 async function buildCliBundle(): Promise<void> {
   const cache = join(root, '.cache');
   await mkdir(cache, { recursive: true });
   if (await isFresh(join(cache, 'cli', 'main.js'))) return;
   const began = new Date();
-  const directory = await mkdtemp(join(cache, 'cli-'));
-  await build({
+  const { outputFiles } = await build({
     entryPoints: [join(root, 'packages/cli/src/main.ts')],
-    outdir: directory,
+    // Only for the names of the files.
+    outdir: cache,
+    write: false,
     bundle: true,
     splitting: true,
     platform: 'node',
@@ -34,21 +37,46 @@ async function buildCliBundle(): Promise<void> {
     // Packages in CommonJS ask for Node's own modules with it.
     banner: { js: "import { createRequire as bundleRequire } from 'node:module'; const require = bundleRequire(import.meta.url);" },
   });
+  const hash = createHash('sha256');
+  for (const { path, contents } of outputFiles) hash.update(`${basename(path)} ${contents.length}\n`).update(contents);
+  const directory = join(cache, `cli-${hash.digest('hex').slice(0, 16)}`);
+  const made = await mkdtemp(join(cache, 'making-'));
+  for (const { path, contents } of outputFiles) await writeFile(join(made, basename(path)), contents);
+  // Whoever may read the sources may read it.
+  await chmod(made, 0o755);
+  await rename(made, directory).catch(async (error: NodeJS.ErrnoException) => {
+    await rm(made, { recursive: true, force: true });
+    // The same content was made before.
+    if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
+  });
   // What is touched while it is read counts as newer.
   await utimes(join(directory, 'main.js'), began, began);
-  const link = `${directory}.link`;
-  await symlink(directory, link);
+  const former = await readlink(join(cache, 'cli')).catch(() => undefined);
+  const link = `${made}.link`;
+  await symlink(basename(directory), link);
   await rename(link, join(cache, 'cli'));
+  // Its age counts from now on.
+  if (former !== undefined) await utimes(join(cache, basename(former)), began, began).catch(() => undefined);
+  await removeOld(cache, directory);
+}
+
+async function removeOld(cache: string, current: string): Promise<void> {
   for (const name of await readdir(cache)) {
     const path = join(cache, name);
-    if (!name.startsWith('cli-') || path === directory) continue;
+    if (!/^(cli|making)-/.test(name) || path === current) continue;
     // Another `up` may be at it too: gone is gone.
-    const made = await stat(path).then(
-      ({ mtimeMs }) => mtimeMs,
-      () => Number.POSITIVE_INFINITY,
-    );
-    if (began.getTime() - made > keepMs) await rm(path, { recursive: true, force: true });
+    const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+    if (Date.now() - mtimeMs > keepMs && !(await isRunning(path))) await rm(path, { recursive: true, force: true });
   }
+}
+
+/** Whether a command that was started from that bundle still runs; the launcher gives it by its path without links. */
+async function isRunning(directory: string): Promise<boolean> {
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    const argv = await readFile(join('/proc', pid, 'cmdline'), 'utf8').catch(() => '');
+    if (argv.includes(`${directory}/`)) return true;
+  }
+  return false;
 }
 
 /** The same question as the launcher's. */

@@ -7,10 +7,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls';
 import { createClient, type Client } from '@connectrpc/connect';
-import { createGrpcTransport, Http2SessionManager } from '@connectrpc/connect-node';
+import { createGrpcTransport } from '@connectrpc/connect-node';
 import { newSandboxId } from '@drover/foundation';
 import { createKeyAndRequest, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { init } from '@drover/protocol';
+import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { buildInitBundle, initNodeFlags, ptyAddonPath } from './bundle.ts';
 import type { InitConfig, MainProcess } from './config.ts';
 
@@ -158,7 +159,7 @@ export async function connectTls(test: TestAuthority, port: number, options: Con
 
 export async function connectClient(test: TestAuthority, port: number): Promise<TestClient> {
   const socket = await connectTls(test, port);
-  const manager = new Http2SessionManager('https://init', {}, { createConnection: () => socket });
+  const manager = new ReadableSessionManager('https://init', {}, { createConnection: () => socket });
   return {
     init: createClient(init.InitService, createGrpcTransport({ baseUrl: 'https://init', sessionManager: manager })),
     socket,

@@ -1,6 +1,7 @@
 import { createClient, type Interceptor } from '@connectrpc/connect';
-import { createConnectTransport, Http2SessionManager } from '@connectrpc/connect-node';
+import { createConnectTransport, type Http2SessionManager } from '@connectrpc/connect-node';
 import { api } from '@drover/protocol';
+import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { Calls, withSignal } from './calls.ts';
 import { eventsApi, type EventsApi } from './events.ts';
 import { hostsApi, type HostsApi } from './hosts.ts';
@@ -43,7 +44,7 @@ export class DroverClient {
   constructor(options: Omit<ConnectOptions, 'caFingerprint'>) {
     const url = parseServer(options.server);
     const tls = options.caPem === undefined ? {} : trustOnly(options.caPem);
-    this.#sessions = new Http2SessionManager(url.origin, { pingIntervalMs, pingTimeoutMs }, tls);
+    this.#sessions = new ReadableSessionManager(url.origin, { pingIntervalMs, pingTimeoutMs }, tls);
     const authorize: Interceptor = (next) => async (request) => {
       request.header.set('authorization', `Bearer ${options.token}`);
       return await next(request);

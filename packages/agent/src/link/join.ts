@@ -5,6 +5,7 @@ import { createConnectTransport } from '@connectrpc/connect-node';
 import { DroverError, type HostId } from '@drover/foundation';
 import { createKeyAndRequest, parseJoinToken, thumbprintOf } from '@drover/pki';
 import { api } from '@drover/protocol';
+import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { joinTimeoutMs } from '../limits.ts';
 import { ensureHostId, saveIdentity, type HostIdentity } from './identity.ts';
 import { controlPlaneIdentityError } from './trust.ts';
@@ -35,28 +36,33 @@ export async function joinHost(options: JoinOptions): Promise<HostIdentity> {
   const caPem = await fetchCa(url, caFingerprint, signal);
   const { keyPem, csrDer } = await createKeyAndRequest();
   let impostor: Error | undefined;
-  const client = createClient(
-    api.JoinService,
-    createConnectTransport({
-      baseUrl: url.origin,
-      httpVersion: '2',
-      nodeOptions: {
-        minVersion: 'TLSv1.3',
-        ca: caPem,
-        // The chain is verified against that one CA before this is called, and all of it before the request is sent.
-        checkServerIdentity: (_name: string, certificate: PeerCertificate) => {
-          impostor = controlPlaneIdentityError(certificate);
-          return impostor;
-        },
+  const connection = new ReadableSessionManager(
+    url.origin,
+    {},
+    {
+      minVersion: 'TLSv1.3',
+      ca: caPem,
+      // The chain is verified against that one CA before this is called, and all of it before the request is sent.
+      checkServerIdentity: (_name: string, certificate: PeerCertificate) => {
+        impostor = controlPlaneIdentityError(certificate);
+        return impostor;
       },
-      readMaxBytes: 1024 * 1024,
-    }),
+    },
   );
+  const transport = createConnectTransport({
+    baseUrl: url.origin,
+    httpVersion: '2',
+    sessionManager: connection,
+    readMaxBytes: 1024 * 1024,
+  });
+  const client = createClient(api.JoinService, transport);
   let answer: api.JoinResponse;
   try {
     answer = await client.join({ token: options.token, hostId, hostname: options.hostname, csrDer }, { signal });
   } catch (error) {
     throw impostor === undefined ? refusal(error, url) : mismatch(url);
+  } finally {
+    connection.abort();
   }
   if (answer.caPem === '' || thumbprintOf(answer.caPem) !== caFingerprint) throw mismatch(url);
   const identity: HostIdentity = {

@@ -202,6 +202,8 @@ export class SandboxManager implements Sandboxes {
 
   async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
     const entry = this.#entry(id);
+    // The control plane dials as soon as it hears of a start: the one under way is waited for.
+    if (port === 'init' && entry.making !== undefined) await entry.operations.run(() => Promise.resolve());
     return await this.#runtime(entry.record.runtime).dial(id, port, signal);
   }
 

@@ -3,9 +3,10 @@ import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
 import type { Duplex } from 'node:stream';
 import { connect as connectTls, createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
 import { createClient } from '@connectrpc/connect';
-import { createGrpcTransport, Http2SessionManager } from '@connectrpc/connect-node';
+import { createGrpcTransport } from '@connectrpc/connect-node';
 import type { SandboxId } from '@drover/foundation';
 import { init } from '@drover/protocol';
+import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { farewellMs, maxInitMessageBytes, sessionPingMs, sessionPingTimeoutMs } from '../limits.ts';
 import type { InitClient } from './sessions.ts';
 
@@ -108,10 +109,10 @@ export async function connectInit(
 }
 
 /** The manager takes its listener off a connection that it gives up; an error that this one has later would end the process. */
-class GuardedSessionManager extends Http2SessionManager {
+class GuardedSessionManager extends ReadableSessionManager {
   #guarded: ClientHttp2Session | undefined;
 
-  override async request(...request: Parameters<Http2SessionManager['request']>): Promise<ClientHttp2Stream> {
+  override async request(...request: Parameters<ReadableSessionManager['request']>): Promise<ClientHttp2Stream> {
     const stream = await super.request(...request);
     const session = stream.session as ClientHttp2Session | undefined;
     if (session !== undefined && session !== this.#guarded) {
