@@ -46,6 +46,7 @@ async function sign({ store, ca }: SigningDependencies, hostId: HostId, request:
       return await ca.signSandbox(id, canonicalCommonName(row.project, row.name), request.csrDer);
     }
     case undefined:
-      throw new DroverError('invalid-argument', 'the signing request names no subject');
+      break;
   }
+  throw new DroverError('invalid-argument', 'the signing request names no subject');
 }
