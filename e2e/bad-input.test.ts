@@ -6,13 +6,12 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { imageTools, makeLayout, RegistryProxy, requireTools, startRegistry, type RegistryPeer } from '@drover/agent/images/testing';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { largestLayer, pushImage, repository, TestDrover, tool, traces, type Finished } from './harness/index.ts';
+import { largestLayer, pushImage, repository, TestDrover, tool, tracesOf, type Finished } from './harness/index.ts';
 
 /** One error, one hint, behind lines of progress of a wait: nothing else on stderr. */
 const oneSentence = /^(?:drover: (?:preparing|pending|scheduled): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 
 let drover: TestDrover;
-let before: readonly string[];
 let work: string;
 let layout: string;
 let registry: RegistryPeer;
@@ -58,7 +57,6 @@ async function without(programs: readonly string[], argv: readonly string[], env
 
 beforeAll(async () => {
   requireTools(...imageTools);
-  before = await traces();
   work = await tool('mktemp', '-d', '/tmp/e2e-bad-XXXXXX');
   await chmod(work, 0o755);
   layout = await makeLayout(work);
@@ -73,11 +71,12 @@ beforeAll(async () => {
 
 afterAll(async () => {
   taken?.close();
+  const left = drover === undefined ? undefined : await tracesOf(drover);
   await drover?.[Symbol.asyncDispose]();
   await proxy?.[Symbol.asyncDispose]();
   await registry?.stop();
   await rm(work, { recursive: true, force: true });
-  expect((await traces()).filter((trace) => !before.includes(trace))).toEqual([]);
+  expect(await left?.()).toEqual([]);
 });
 
 /** A command line, its exit code, what the sentence says, and the code of the error object. */

@@ -69,8 +69,8 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
   }
 
   beforeAll(async () => {
-    drover = await TestDrover.start(['--pool', '10.216.0.0/16']);
-    tag = await networkTag('10.216.0.1');
+    drover = await TestDrover.start(['--pool', '10.221.0.0/16']);
+    tag = await networkTag('10.221.0.1');
     const source = join(drover.directory, 'program.c');
     await writeFile(source, program);
 

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { initPort } from '@drover/init';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { eventually, isAlive, TestDrover, tool, traces, World } from './harness/index.ts';
+import { eventually, isAlive, TestDrover, tool, tracesOf, World } from './harness/index.ts';
 
 /** One thing to try, as the probe takes it: `tcp`, `udp` or `icmp`, an address, a port. */
 type Target = readonly [kind: 'tcp' | 'udp' | 'icmp', address: string, port: number];
@@ -14,7 +14,6 @@ type Target = readonly [kind: 'tcp' | 'udp' | 'icmp', address: string, port: num
 let drover: TestDrover;
 let world: World;
 let work: string;
-let before: readonly string[];
 let victim: string;
 let gateway: string;
 /** Listens on every address of this machine, IPv4 and IPv6. */
@@ -101,7 +100,6 @@ async function asRootOfItsNetwork(sandbox: string, ...argv: readonly string[]): 
 }
 
 beforeAll(async () => {
-  before = await traces();
   work = await mkdtemp(join(tmpdir(), 'e2e-network-'));
   world = await World.create('10.218.255', work);
   service = createServer((socket) => socket.end('a service of the host\n')).listen(0, '::');
@@ -128,10 +126,11 @@ beforeAll(async () => {
 
 afterAll(async () => {
   service?.close();
+  const left = drover === undefined ? undefined : await tracesOf(drover);
   await drover?.[Symbol.asyncDispose]();
   await world?.[Symbol.asyncDispose]();
   await rm(work, { recursive: true, force: true });
-  expect((await traces()).filter((trace) => !before.includes(trace))).toEqual([]);
+  expect(await left?.()).toEqual([]);
 });
 
 describe('R-16: default deny', () => {

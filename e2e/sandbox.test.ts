@@ -46,8 +46,8 @@ describe('R-3: what one does with sandboxes', () => {
   const local = (name: string): string => join(drover.directory, name);
 
   beforeAll(async () => {
-    drover = await TestDrover.start(['--pool', '10.216.0.0/16']);
-    tag = await networkTag('10.216.0.1');
+    drover = await TestDrover.start(['--pool', '10.217.0.0/16']);
+    tag = await networkTag('10.217.0.1');
     await ok('run', '-d', '--name', 'work', 'host', '--', 'sleep', 'infinity');
   });
   afterAll(async () => {
@@ -401,7 +401,6 @@ describe('R-3: what one does with sandboxes', () => {
       ['sandbox', 'pause', 'js'],
       ['sandbox', 'resume', 'js'],
       ['sandbox', 'stop', 'js'],
-      ['sandbox', 'wait', 'js'],
       ['sandbox', 'start', 'js'],
       ['sandbox', 'rm', '--force', 'js'],
     ]) {
@@ -416,6 +415,10 @@ describe('R-3: what one does with sandboxes', () => {
         more: [],
       });
     }
+    // It ends with the status of the command.
+    const waited = await drover.run(['sandbox', 'wait', 'polite', '-o', 'json']);
+    expect(waited.code).toBe(5);
+    expect(Object.keys(JSON.parse(waited.stdout) as object).toSorted()).toEqual(sandbox);
     expect(await keys('exec', '-d', 'work', '--', 'true')).toEqual(['execId', 'pid']);
     await writeFile(local('small'), 'x');
     expect(await keys('cp', local('small'), 'work:/var/tmp/small')).toEqual(['bytes', 'entries']);

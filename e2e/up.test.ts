@@ -1,18 +1,17 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { eventually, TestDrover, traces } from './harness/index.ts';
+import { eventually, TestDrover, tracesOf } from './harness/index.ts';
 
 describe('R-1: drover up', () => {
   let drover: TestDrover;
-  let before: readonly string[];
 
   beforeAll(async () => {
-    before = await traces();
     drover = await TestDrover.start();
   });
   afterAll(async () => {
+    const left = drover === undefined ? undefined : await tracesOf(drover);
     await drover[Symbol.asyncDispose]();
     // nothing of a sandbox outlives its removal.
-    expect((await traces()).filter((trace) => !before.includes(trace))).toEqual([]);
+    expect(await left?.()).toEqual([]);
   });
 
   test('prints a ready line with the address and what to type next', () => {

@@ -5,7 +5,7 @@ import type { Way } from './first-byte.ts';
 import { controlPlaneShare } from './share.ts';
 
 /** The longest that a round of every way may be expected to take, ms: on a machine that is busier it is left out, and said to be. */
-const longestRoundMs = 100_000;
+const longestRoundMs = 150_000;
 
 /** Rounds of each way for so many at once, at most; no new round begins after `ms`. */
 interface Plan {
