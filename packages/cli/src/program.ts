@@ -34,6 +34,8 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
       .addOption(new Option('--token <token>', 'what lets you in (DROVER_TOKEN)'))
       .addOption(new Option('--ca <file>', "the control plane's CA, PEM (DROVER_CA)"))
       .action(async (...all: unknown[]) => {
+        const { config } = command.opts<{ config?: string }>();
+        if (config !== undefined) await (await import('./config-file.ts')).applyConfigFile(command, config);
         const flags = command.opts<CommonFlags>();
         const values = all.slice(0, command.registeredArguments.length) as unknown as A;
         await run(flags, async (cli) => (await load())(cli, values, flags as O));
@@ -44,6 +46,7 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
   // R-1
   does(
     hostFlags(add(program, 'up', 'start a control plane and a host on this machine'))
+      .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
       .option('--data <directory>', 'where everything is kept')
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
@@ -56,6 +59,7 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
   );
   does(
     add(program, 'serve', 'run the control plane')
+      .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
       .option('--data <directory>', 'where everything is kept')
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
@@ -66,7 +70,9 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     async () => (await import('./commands/system/serve.ts')).default,
   );
   const agent = does(
-    hostFlags(add(program, 'agent', 'run the host agent')).option('--state <directory>', 'where the host keeps its state'),
+    hostFlags(add(program, 'agent', 'run the host agent'))
+      .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
+      .option('--state <directory>', 'where the host keeps its state'),
     async () => (await import('./commands/system/agent.ts')).default,
   );
   does(

@@ -70,8 +70,10 @@ async function add(tar: Pack, path: string, name: string): Promise<void> {
   // Sockets, pipes and devices mean nothing elsewhere; as cp -R on another file system, they stay behind.
 }
 
+/** One without content. */
 function entry(tar: Pack, header: Partial<Header> & Pick<Header, 'name'>): Promise<void> {
   return new Promise((resolve_, reject) => {
-    tar.entry(header, (error) => (error == null ? resolve_() : reject(error)));
+    // Without the empty content, that of a file is waited for.
+    tar.entry(header, '', (error) => (error == null ? resolve_() : reject(error)));
   });
 }
