@@ -186,7 +186,9 @@ export async function traces(): Promise<readonly string[]> {
     .split('\n')
     .flatMap((line) => /^ *(d[0-9a-f]{8}[-gp][0-9]*):/.exec(line)?.[1] ?? []);
   const namespaces = await readdir('/run/netns').catch(() => []);
-  return [...mounts, ...interfaces, ...namespaces.filter((name) => name.startsWith('drover-'))].toSorted();
+  const cgroups = (await Promise.all(['/sys/fs/cgroup', '/sys/fs/cgroup/pids'].map((path) => readdir(path).catch(() => [])))).flat();
+  const named = [...namespaces, ...cgroups].filter((name) => /^drover-[0-9a-f]{8}/.test(name));
+  return [...mounts, ...interfaces, ...named].toSorted();
 }
 
 /** What the names of one agent's interfaces and namespaces have in common, by its gateway's address: the first of its pool. */

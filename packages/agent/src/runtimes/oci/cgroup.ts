@@ -106,6 +106,18 @@ export class Cgroups {
     }
   }
 
+  /** Removes the cgroup of all sandboxes, where it is empty; the runtime program makes it again when it needs it. */
+  async removeParent(): Promise<void> {
+    for (const mount of new Set(this.#hierarchies.values())) {
+      try {
+        await rmdir(join(mount, this.parent));
+      } catch (error) {
+        // Not there, or sandboxes run on in it.
+        if (!['ENOENT', 'ENOTEMPTY', 'EBUSY'].includes(errnoOf(error) ?? '')) throw error;
+      }
+    }
+  }
+
   #file(controller: string, ...parts: string[]): string | undefined {
     const mount = this.#hierarchies.get(controller);
     return mount === undefined ? undefined : join(mount, ...parts);

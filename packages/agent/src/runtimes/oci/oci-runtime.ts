@@ -206,6 +206,7 @@ export class OciRuntime implements Runtime {
   /** Ends what this object holds; sandboxes run on. */
   async close(): Promise<void> {
     await (await this.#prepared)?.close();
+    await this.#cgroups.removeParent();
   }
 
   /** Directories, and the uid ranges when this host can map owners; once. */
