@@ -71,9 +71,10 @@ describe('R-2: drover run', () => {
     const file = join(drover.directory, 'large');
     await execa('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=50', 'status=none']);
     const script = 'sha256sum < "$2"; "$1" run --rm host -- cat < "$2" | sha256sum';
-    const { stdout } = await execa('sh', ['-c', script, 'sh', join(repository, 'drover'), file], { env: drover.environment });
+    const { stdout, stderr } = await execa('sh', ['-c', script, 'sh', join(repository, 'drover'), file], { env: drover.environment });
     const [sent, received] = stdout.split('\n');
     expect(received).toBe(sent);
+    expect(stderr).not.toContain('Warning');
   });
 
   test('--rm: the output of a command that ends at once is complete, and the sandbox is gone when run returns', async () => {

@@ -71,7 +71,18 @@ async function pipe(cli: Cli, handle: ExecHandle, stream: 'stdout' | 'stderr'): 
   const to = cli.out[stream];
   for await (const chunk of handle[stream] as AsyncIterable<Uint8Array>) {
     if (to.destroyed) continue;
-    if (!to.write(chunk)) await Promise.race([once(to, 'drain'), once(to, 'close')]);
+    if (!to.write(chunk)) await drainOrClose(to);
+  }
+}
+
+async function drainOrClose(stream: NodeJS.WritableStream): Promise<void> {
+  const waiting = new AbortController();
+  const { signal } = waiting;
+  try {
+    await Promise.race([once(stream, 'drain', { signal }), once(stream, 'close', { signal })]);
+  } finally {
+    // Takes away the listeners of the one that did not come.
+    waiting.abort();
   }
 }
 
