@@ -42,6 +42,7 @@ export class GatewayProcess {
   #process: SupervisedProcess | undefined;
   #policies: readonly SandboxPolicy[] | undefined;
   #watching: Promise<void> | undefined;
+  #reapplying = false;
 
   constructor(options: GatewayProcessOptions) {
     this.#options = options;
@@ -183,16 +184,28 @@ export class GatewayProcess {
     if (announced === 'unhealthy') this.#process?.restart();
   }
 
+  /** Until it has them, everything is refused: tried again for as long as this agent looks after the gateway. */
   async #reapply(): Promise<void> {
-    await this.#serial
-      .run(async () => {
-        await this.#ensureUp();
-        if (this.#policies !== undefined) await this.#push(this.#policies);
-      })
-      .catch((error: unknown) => {
-        // Everything is refused until the next apply or restart brings the table.
-        if (!this.#life.signal.aborted) this.#logger.error({ err: String(error) }, 'the gateway has no policies');
-      });
+    if (this.#reapplying) return;
+    this.#reapplying = true;
+    try {
+      while (!this.#life.signal.aborted) {
+        try {
+          await this.#serial.run(async () => {
+            await this.#ensureUp();
+            if (this.#policies !== undefined) await this.#push(this.#policies);
+          });
+          return;
+        } catch (error) {
+          if (this.#life.signal.aborted) return;
+          this.#logger.error({ err: String(error) }, 'the gateway has no policies yet; trying again');
+          // Ends early, with an error, when the agent lets go of the gateway.
+          await systemClock.sleep(gatewayProbeMs, this.#life.signal).catch(() => undefined);
+        }
+      }
+    } finally {
+      this.#reapplying = false;
+    }
   }
 
   /** The gateway's lines are log entries of this program's own kind. */

@@ -1,4 +1,4 @@
-import { chmod, chown, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import {
@@ -142,12 +142,19 @@ export class OciRuntime implements Runtime {
     if (record === undefined) return undefined;
     if (record.phase === 'ended') return stateOf(record);
     const pid = this.#livePid(id, layout, record);
-    if (pid !== undefined) return this.#running(id, record, pid);
+    if (pid !== undefined && !isUnderWay(record)) return this.#running(id, record, pid);
     // What is under way is waited for: an end recorded now must not overwrite the start that is just being recorded.
     return await this.#alone(id, async () => {
-      const settled = await readRecord(layout.record);
-      if (settled === undefined || settled.phase === 'creating') return undefined;
+      let settled = await readRecord(layout.record);
+      if (settled === undefined) return undefined;
       const live = this.#livePid(id, layout, settled);
+      if (live !== undefined && isUnderWay(settled)) {
+        // The agent that started it died before it could say so. Once it has ended, nothing would tell it from one that never ran.
+        const { mtimeMs } = await stat(layout.pidFile);
+        settled = { ...settled, phase: 'started', pid: live, pidStart: processStart(live), startedAt: Math.round(mtimeMs) };
+        await writeRecord(layout.record, settled);
+      }
+      if (settled.phase === 'creating') return undefined;
       return live === undefined ? stateOf(await this.#recordEnd(id, layout, settled)) : this.#running(id, settled, live);
     });
   }
@@ -271,9 +278,10 @@ export class OciRuntime implements Runtime {
       openFiles: Math.min(maxOpenFiles, ownOpenFiles()),
       mountSources: await mapVolumes(this.#mounts, layout, request, owners),
     });
+    // Before the directory is given away with all that is in it.
+    await rm(join(runDirectory, 'exit.json'), { force: true, recursive: true });
     await Promise.all([
       writeFile(join(layout.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 }),
-      rm(join(runDirectory, 'exit.json'), { force: true, recursive: true }),
       rm(layout.pidFile, { force: true }),
       giveAway(runDirectory, owners?.start ?? 0),
     ]);
