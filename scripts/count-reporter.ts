@@ -16,6 +16,8 @@ export default class CountReporter implements Reporter {
       let inModule = 0;
       for (const test of testModule.children.allTests()) {
         const { state } = test.result();
+        if (test.diagnostic()?.flaky === true)
+          console.log(`passed on a further try only: ${testModule.relativeModuleId} > ${test.fullName}`);
         if (state === 'passed') {
           passed++;
         } else if (state === 'failed' || !this.#filtered) {
