@@ -234,7 +234,8 @@ export class SupervisedProcess {
     const wake = new AbortController();
     this.#wake = wake;
     this.#clock.sleep(Math.max(0, at - this.#clock.now()), wake.signal).then(
-      () => this.#handle({ type: 'woken' }),
+      // A timer may fire a moment before the clock says so; a wake that comes too early would be the last one.
+      () => (this.#clock.now() < at ? this.#armWake(at) : this.#handle({ type: 'woken' })),
       // Aborted: the machine wants to be woken at another time, or not at all.
       () => undefined,
     );
