@@ -16,6 +16,8 @@ export default defineConfig({
           pool: 'forks',
           // Before e2e, which needs the machine to itself: its instances have networks and processes of their own, and time limits.
           sequence: { groupOrder: 0 },
+          // Much of their time is waiting too.
+          maxWorkers: 4,
           testTimeout: 30_000,
           hookTimeout: 60_000,
         },

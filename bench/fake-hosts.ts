@@ -46,8 +46,7 @@ export interface FakeHost {
 }
 
 /** The real host link, with sandboxes in memory behind it. */
-export function startFakeHost(identity: FakeIdentity, address: string, signal: AbortSignal): FakeHost {
-  const sandboxes = new FakeSandboxes();
+export function startFakeHost(identity: FakeIdentity, address: string, signal: AbortSignal, sandboxes = new FakeSandboxes()): FakeHost {
   const agent = new AgentLink({
     // Its directory is only written to by a renewal, which is a day away.
     credentials: new CredentialsStore('/nonexistent', { ...identity, trustDomain, linkAddress: address, labels: {} }),

@@ -13,13 +13,14 @@ import { measureHosts } from './hosts/hosts.ts';
 import { measureHub } from './hub/hub.ts';
 import { machineFacts, Missing, needMemory, needOpenFiles, needProgram } from './machine.ts';
 import { measureMemory } from './memory/memory.ts';
+import { measureSessions } from './sessions/sessions.ts';
 import { reportOf } from './report.ts';
 import type { Results, Section } from './result.ts';
 
-const names = ['create', 'memory', 'hub', 'hosts'] as const;
+const names = ['create', 'memory', 'sessions', 'hub', 'hosts'] as const;
 type Name = (typeof names)[number];
 /** The longest that a run may take, ms. Then it is ended, and what it started with it. */
-const limitMs = { full: 580_000, quick: 115_000 };
+const limitMs = { full: 900_000, quick: 180_000 };
 /** Addresses for the sandboxes of this run: not those of an agent that may run here. */
 const pool = '10.198.0.0/16';
 
@@ -60,7 +61,7 @@ async function main(): Promise<void> {
   held.defer(() => clearTimeout(timer));
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp('interrupted'));
 
-  if (wanted('create') || wanted('memory')) await onOneDrover(held, quick, wanted, add);
+  if (wanted('create') || wanted('memory') || wanted('sessions')) await onOneDrover(held, quick, wanted, add);
   if (wanted('hub')) add(await measureHub(quick, scratch));
   if (wanted('hosts')) add(await measureHosts(quick, scratch));
 
@@ -138,6 +139,7 @@ async function onOneDrover(
     );
   }
   if (wanted('memory')) add(await measureMemory({ client, image, stateDirectory: join(drover.data, 'host'), docker }));
+  if (wanted('sessions')) add(await measureSessions({ quick, scratch: directory, client, image }));
 }
 
 try {

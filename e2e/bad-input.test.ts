@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { imageTools, makeLayout, RegistryProxy, requireTools, startRegistry, type RegistryPeer } from '@drover/agent/images/testing';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { largestLayer, pushImage, repository, TestDrover, tool, tracesOf, type Finished } from './harness/index.ts';
+import { eventually, isAlive, largestLayer, pushImage, repository, TestDrover, tool, tracesOf, type Finished } from './harness/index.ts';
 
 /** One error, one hint, behind lines of progress of a wait: nothing else on stderr. */
 const oneSentence = /^(?:drover: (?:preparing|pending|scheduled): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
@@ -71,6 +71,8 @@ beforeAll(async () => {
 
 afterAll(async () => {
   taken?.close();
+  // A test that failed half way may have left it stopped.
+  if (drover !== undefined && !isAlive(drover.upPid)) await drover.up();
   const left = drover === undefined ? undefined : await tracesOf(drover);
   await drover?.[Symbol.asyncDispose]();
   await proxy?.[Symbol.asyncDispose]();
@@ -109,7 +111,7 @@ const rows: readonly Row[] = [
   ['run --volume foo host -- true', 125, /"foo" is not a volume\n.*SOURCE:TARGET/, 'invalid-argument'],
   ['run --volume /root:/x host -- true', 125, /may not be mounted.*\n.*--allow-mount/, 'permission-denied'],
   ['run --label =x host -- true', 125, /is not a label/, 'invalid-argument'],
-  ['run --allow http://foo/ host -- true', 125, /is not a destination/, 'invalid-argument'],
+  ['run --allow http://foo/ host -- true', 125, /"http:\/\/foo\/" cannot be allowed.*\n.*10\.0\.0\.0\/8/, 'invalid-argument'],
   ['run --host nohost host -- true', 125, /no host "nohost"\n.*drover host ls/, 'host-not-found'],
   ['run --runtime foo host -- true', 125, /no runtime "foo"/, 'invalid-argument'],
   ['run host -- /no/such/command', 127, /command not found/, 'command-not-found'],
@@ -160,6 +162,12 @@ describe('bad input: one sentence, what to do, an exit code', () => {
     await nothingIsLeft();
   });
 
+  test('R-16: what --allow takes, the control plane takes too, and so does the gateway', async () => {
+    const forms = ['example.com', '*.Example.com:8443', '10.1.2.3', '10.0.0.0/8:443', '2001:db8::1', 'fd00::/8', '[fd00::/8]:443'];
+    const allow = forms.flatMap((form) => ['--allow', form]);
+    expect(await drover.run(['run', '--rm', '-n', ...allow, 'host', '--', 'echo', 'in'])).toMatchObject({ code: 0, stdout: 'in\n' });
+  });
+
   test('no control plane is known', async () => {
     const outcome = await drover.run(['sandbox', 'ls'], { env: { XDG_CONFIG_HOME: join(work, 'none') } });
     refused(outcome, 4, /no control plane is known\n.*drover up/);
@@ -173,6 +181,25 @@ describe('registries', () => {
     refusedPull(await drover.run(['image', 'pull', '127.0.0.1:1/x/y:1']), 6, /cannot be reached/);
     await nothingIsLeft();
   });
+
+  test('R-13: one that takes connections and never says anything: one sentence, after a bounded number of tries', async () => {
+    let connections = 0;
+    const silent = createServer((socket) => {
+      connections++;
+      socket.resume().on('error', () => socket.destroy());
+    }).listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    const { port } = silent.address() as AddressInfo;
+    try {
+      const outcome = await drover.run(['run', '-n', `127.0.0.1:${port}/x/y:1`, '--', 'true'], { timeoutMs: 150_000 });
+      refused(outcome, 125, new RegExp(`the registry 127\\.0\\.0\\.1:${port} cannot be reached: .*(?:timeout|timed out)`, 'i'));
+      // The host's tries, and none of the control plane's on top of them.
+      expect(connections).toBe(5);
+      await nothingIsLeft();
+    } finally {
+      await new Promise((resolve) => silent.close(resolve));
+    }
+  }, 180_000);
 
   test('an image that it does not have', async () => {
     refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:none`]), 3, /has no demo none/);
@@ -240,6 +267,95 @@ describe('a full disk', () => {
     } finally {
       await execa('umount', [disk], { reject: false });
     }
+  });
+});
+
+describe("a full disk under the control plane's store", () => {
+  test('the store says so, loses nothing that was answered, and goes on when there is room', async () => {
+    const disk = join(work, 'store');
+    const image = join(work, 'store.img');
+    const data = join(drover.data, 'control-plane');
+    await tool('truncate', '-s', '24M', image);
+    await tool('mkfs.ext4', '-q', '-m', '0', image);
+    await mkdir(disk);
+    await tool('mount', '-o', 'loop', image, disk);
+    try {
+      await drover.interrupt();
+      await tool('cp', '-a', `${data}/.`, disk);
+      await tool('mount', '--bind', disk, data);
+      try {
+        await drover.up();
+        expect((await drover.run(['run', '-d', '--name', 'before', 'host', '--', 'sleep', '600'])).code).toBe(0);
+        await tool('sh', '-c', `dd if=/dev/zero of=${disk}/filler bs=4k 2>/dev/null || true`);
+        // A few writes may still find room in the pages that the log has.
+        const made: string[] = [];
+        const outcome = await eventually(
+          'the disk is full for the store too',
+          async () => {
+            const name = `full-${made.length}`;
+            const create = await drover.run(['sandbox', 'create', '--name', name, 'host', '--', 'sleep', '600']);
+            if (create.code !== 0) return create;
+            made.push(name);
+            return undefined;
+          },
+          90_000,
+        );
+        refused(outcome, 7, /the disk that the control plane keeps its data on is full\n {2}hint: make room/);
+        // What it knows, it still tells, and what runs is still reached.
+        const names = async (): Promise<string[]> => (await drover.json<{ name: string }[]>(['sandbox', 'ls'])).map(({ name }) => name);
+        expect((await names()).toSorted()).toEqual(['before', ...made].toSorted());
+        expect(await drover.run(['exec', 'before', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+
+        await rm(join(disk, 'filler'));
+        expect((await drover.run(['run', '-d', '--name', 'after', 'host', '--', 'sleep', '600'])).code).toBe(0);
+        for (const name of made)
+          expect((await drover.run(['sandbox', 'wait', '--for', 'running', name], { timeoutMs: 90_000 })).code).toBe(0);
+        expect(await drover.json(['sandbox', 'get', 'before'])).toMatchObject({ state: 'running', startCount: '1' });
+        expect((await drover.run(['sandbox', 'rm', '--force', 'before', 'after', ...made])).code).toBe(0);
+        await nothingIsLeft();
+      } finally {
+        await drover.interrupt();
+        // What it knows by now goes along: the certificates that it has given since.
+        await tool('sh', '-c', `rm -f ${disk}/filler; umount ${data} && cp -a ${disk}/. ${data}/`);
+      }
+      await drover.up();
+    } finally {
+      await execa('umount', [disk], { reject: false });
+    }
+  }, 300_000);
+});
+
+describe('a gateway that cannot have its address', () => {
+  test('L-22: sandboxes say who is in its way, in time, and so does doctor; when it is gone they start', async () => {
+    expect((await drover.run(['run', '--rm', '-n', 'host', '--', 'true'])).code).toBe(0);
+    const gateway = await drover.pidOf('gateway');
+    process.kill(gateway, 'SIGKILL');
+    await eventually('the gateway is gone', () => !isAlive(gateway));
+    // Before the agent has started the next one.
+    const holder = createServer().listen(3128, '10.218.128.1');
+    await once(holder, 'listening');
+    try {
+      const began = Date.now();
+      for (const verb of [
+        ['run', '-d'],
+        ['run', '-n'],
+      ]) {
+        refused(
+          await drover.run([...verb, 'host', '--', 'true']),
+          125,
+          /10\.218\.128\.1:3128.* is held by another process\n {2}hint: .*ss -Hltnp/,
+        );
+      }
+      expect(Date.now() - began).toBeLessThan(60_000);
+      const { code, stdout } = await drover.run(['doctor', '--data', drover.data]);
+      expect(stdout).toMatch(/^problem {2}gateway: 10\.218\.128\.1:3128.* is held by another process/m);
+      expect(code).toBe(1);
+    } finally {
+      await new Promise((resolve) => holder.close(resolve));
+    }
+    expect((await drover.run(['run', '--rm', '-n', 'host', '--', 'true'])).code).toBe(0);
+    expect((await drover.run(['doctor', '--data', drover.data])).stdout).toMatch(/^ok {7}gateway: it runs at 10\.218\.128\.1:3128$/m);
+    await nothingIsLeft();
   });
 });
 

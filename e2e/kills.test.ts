@@ -1,12 +1,12 @@
 import { createHash, randomInt } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile, rm } from 'node:fs/promises';
 import { createServer, connect, type AddressInfo, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { connectDrover } from '@drover/sdk';
 import { execa } from 'execa';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { containers, eventually, HostNetwork, isAlive, TestDrover, tracesOf } from './harness/index.ts';
 
 interface SandboxJson {
@@ -78,16 +78,21 @@ async function running(): Promise<readonly string[]> {
 
 /** L-22, R-9: the store, the runtime and the kernel agree on what runs. */
 async function agreed(): Promise<void> {
+  let seen: unknown;
   await eventually(
     'store, runtime and kernel show the same sandboxes',
     async () => {
       const rows = await sandboxes();
+      const inKernel = await running();
+      seen = { rows: rows.map(({ id, name, state, message }) => ({ id, name, state, message })), inKernel };
+      // What failed stays so: there is nothing to wait for.
+      expect(rows.filter((row) => row.state === 'failed').map(({ name, message }) => `${name}: ${message}`)).toEqual([]);
       if (rows.some((row) => !['running', 'stopped'].includes(row.state))) return false;
       const wanted = rows.filter((row) => row.state === 'running').map(({ id }) => id);
-      const seen = await running();
-      return wanted.toSorted().join() === seen.toSorted().join();
+      return wanted.toSorted().join() === inKernel.toSorted().join();
     },
     60_000,
+    () => seen,
   );
   const rows = await sandboxes();
   expect(new Set(rows.map(({ name }) => name)).size).toBe(rows.length);
@@ -107,6 +112,18 @@ beforeAll(async () => {
   await execa('chmod', ['777', shared]);
   await drover.interrupt();
   await drover.up([...upArguments, '--allow-mount', shared]);
+});
+
+/** What the tests before have left is as it should be. After one that failed, the next one (or its next try) begins anew. */
+let intact = false;
+
+beforeEach(async () => {
+  if (intact) return;
+  if (!isAlive(drover.upPid)) await drover.up([...upArguments, '--allow-mount', shared]);
+  await backAgain();
+  const left = (await sandboxes()).map(({ id }) => id);
+  if (left.length > 0) await drover.run(['sandbox', 'rm', '--force', ...left]);
+  await rm(join(shared, 'ran'), { force: true });
   for (const [index, name] of steady.entries()) {
     const { code, stderr } = await drover.run(['run', '-d', '--name', name, ...mount(), 'host', '--', ...command(name, 600, index)]);
     // A slow start says on stderr how far it is.
@@ -114,11 +131,15 @@ beforeAll(async () => {
   }
 });
 
+afterEach(({ task }) => {
+  intact = task.result?.state === 'pass';
+});
+
 afterAll(async () => {
   await using _world = world;
   await using instance = drover;
   // A test that failed half way may have left it stopped.
-  if ((await instance.run(['sandbox', 'ls'])).code !== 0) await instance.up(upArguments);
+  if (!isAlive(instance.upPid)) await instance.up(upArguments);
   const left = await tracesOf(instance);
   await instance[Symbol.asyncDispose]();
   // R-9: nothing of a sandbox outlives its removal.

@@ -34,6 +34,8 @@ async function buildCliBundle(): Promise<void> {
     legalComments: 'none',
     // They find files of theirs beside their sources, and no command that is bundled for needs them.
     external: ['@drover/agent', '@drover/control-plane', '@drover/gateway', '@drover/init'],
+    // What reads --allow is bundled all the same: its errors are to be of the CLI's own class.
+    alias: { '@drover/gateway/policy': join(root, 'packages/gateway/src/policy/index.ts') },
     // Packages in CommonJS ask for Node's own modules with it.
     banner: { js: "import { createRequire as bundleRequire } from 'node:module'; const require = bundleRequire(import.meta.url);" },
   });

@@ -1,6 +1,6 @@
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { execa } from 'execa';
 import { commandLine, endProcesses, processesUnder } from './processes.ts';
@@ -131,7 +131,10 @@ export class TestDrover implements AsyncDisposable {
     return await readFile(join(this.data, 'drover.log'), 'utf8').catch(() => '');
   }
 
-  /** Removes every sandbox, stops everything that belongs to this instance, and takes its directory away. */
+  /**
+   * Removes every sandbox, stops everything that belongs to this instance, and takes its directory away. Its log is kept, by the
+   * directory's name, in the directory that DROVER_TEST_LOGS names.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       const sandboxes = await this.json<{ id: string }[]>(['sandbox', 'ls']).catch(() => []);
@@ -140,6 +143,8 @@ export class TestDrover implements AsyncDisposable {
     } finally {
       // What a killed part left behind, the gateway for instance.
       await endProcesses(await processesUnder(this.data));
+      const [logs, log] = [process.env['DROVER_TEST_LOGS'], await this.log()];
+      if (logs !== undefined && log !== '') await writeFile(join(logs, `${basename(this.directory)}.log`), log);
       await removeDirectory(this.directory);
     }
   }
@@ -151,17 +156,21 @@ function withJson(args: readonly string[]): readonly string[] {
   return args.toSpliced(end, 0, '-o', 'json');
 }
 
-/** Polls a condition until it gives something truthy; an error that it throws ends the wait. */
+/** Polls a condition until it gives something truthy; an error that it throws ends the wait. `seen` tells a failure what there was instead. */
 export async function eventually<T>(
   what: string,
   condition: () => Promise<T | undefined | false> | T | undefined | false,
   timeoutMs = 30_000,
+  seen?: () => unknown,
 ): Promise<T> {
   const end = Date.now() + timeoutMs;
   for (;;) {
     const value = await condition();
     if (value !== undefined && value !== false) return value;
-    if (Date.now() > end) throw new Error(`in ${timeoutMs} ms this did not come true: ${what}`);
+    if (Date.now() > end) {
+      const instead = seen === undefined ? '' : `\nseen last: ${JSON.stringify(seen(), undefined, 1)}`;
+      throw new Error(`in ${timeoutMs} ms this did not come true: ${what}${instead}`);
+    }
     await delay(50);
   }
 }

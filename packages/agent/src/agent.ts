@@ -7,9 +7,9 @@ import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
 import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
-import { proxyPort } from './limits.ts';
+import { controlPort, proxyPort } from './limits.ts';
 import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
-import { GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
+import { checkGateway, ControlListener, GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
 import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
 import { SandboxManager } from './sandboxes/index.ts';
 import { keepImagesTidy } from './upkeep.ts';
@@ -80,6 +80,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     stateDirectory,
     instance,
     proxyPort,
+    controlPort,
     logger,
     applyGateway: async (policies) => await gateway?.apply(policies),
     ...(options.pool !== undefined && { pool: options.pool }),
@@ -97,6 +98,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     labels: options.labels ?? {},
     zone: options.zone ?? '',
     runtimes: [runtime],
+    checks: [async () => await checkGateway(stateDirectory, options.pool)],
     ...(options.name !== undefined && { name: options.name }),
     ...(options.slots !== undefined && { slots: options.slots }),
   });
@@ -130,16 +132,27 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     logger,
     ...(options.linkAddress !== undefined && { address: options.linkAddress }),
   });
+  const { carryInbound } = link;
+  const control = new ControlListener({
+    host: network.gatewayAddress,
+    port: controlPort,
+    holderOf: (address) => network.holderOf(address),
+    carry: ({ id, interface: name }, peerAddress, connection) => carryInbound({ sandboxId: id, interface: name, peerAddress }, connection),
+    logger,
+  });
 
   try {
     await images.start();
+    // Makes the address that the control listener listens on.
     await sandboxes.start();
+    await control.listen();
     // The first sandbox of this image need not wait for it then.
     images.ensure('host', { signal }).catch((error: unknown) => logger.warn({ err: error }, 'the image host is not ready'));
     void keepImagesTidy({ images, directory: stateDirectory, logger, signal });
     if ((await link.run(signal)) === 'removed') await leave(sandboxes, stateDirectory, logger);
   } finally {
     life.abort();
+    await control.close();
     await sandboxes.close();
     // Sandboxes that run on keep their way out.
     const needed = sandboxes.list().some((sandbox) => sandbox.address !== '');
@@ -172,6 +185,7 @@ async function leave(sandboxes: SandboxManager, stateDirectory: string, logger: 
 export async function agentDoctor(options: {
   readonly stateDirectory: string;
   readonly logger: Logger;
+  readonly pool?: string;
   readonly runtimeProgram?: string;
 }): Promise<readonly RuntimeFinding[]> {
   const runtime = new OciRuntime({
@@ -180,7 +194,10 @@ export async function agentDoctor(options: {
     logger: options.logger,
     ...(options.runtimeProgram !== undefined && { program: options.runtimeProgram }),
   });
-  return await runtime.check();
+  const findings = await runtime.check();
+  // Anybody else cannot ask the host's own gateway.
+  if (process.getuid?.() !== 0) return findings;
+  return [...findings, await checkGateway(options.stateDirectory, options.pool)];
 }
 
 function refuseProblems(findings: readonly RuntimeFinding[], logger: Logger): void {

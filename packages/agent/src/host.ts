@@ -14,6 +14,8 @@ export interface LinuxHostOptions {
   /** Sandboxes at most. */
   readonly slots?: number;
   readonly runtimes: readonly Runtime[];
+  /** What else is looked at when somebody asks what this host can do. */
+  readonly checks?: readonly (() => Promise<RuntimeFinding>)[];
 }
 
 /** What this machine has and how it fares (L-6, L-9), from the kernel. */
@@ -52,7 +54,9 @@ export class LinuxHost implements HostInfo {
   }
 
   async diagnose(): Promise<MessageInitShape<typeof link.DiagnosticsSchema>> {
-    const findings = (await Promise.all(this.#options.runtimes.map(async (runtime) => await runtime.check()))).flat();
+    const { runtimes, checks = [] } = this.#options;
+    const ofRuntimes = await Promise.all(runtimes.map(async (runtime) => await runtime.check()));
+    const findings = [...ofRuntimes.flat(), ...(await Promise.all(checks.map(async (check) => await check())))];
     return { findings: findings.map((finding) => ({ ...finding, level: levels[finding.level] })) };
   }
 }

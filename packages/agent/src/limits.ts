@@ -6,6 +6,8 @@ export const maxLogReadBytes = 16 * 1024 * 1024;
 export const defaultStopGraceMs = 10_000;
 /** A stop grace longer than this is cut to it. Milliseconds. */
 export const maxStopGraceMs = 600_000;
+/** A stop grace up to this is none: SIGKILL at once, so that a paused sandbox that is to be killed does not run again (I-4). Milliseconds. */
+export const noStopGraceMs = 1;
 /** Operations that may wait on one sandbox; one more is refused with queue-full. */
 export const maxOperationsPerSandbox = 64;
 /** Processes and threads of a sandbox when nobody says otherwise. */
@@ -148,6 +150,8 @@ export const networkCommandOutputBytes = 8 * 1024 * 1024;
 export const networkOperationsPerSandbox = 64;
 /** How often the gateway is asked whether it is well. Milliseconds; three failures in a row replace it. */
 export const gatewayProbeMs = 2000;
+/** How long a gateway that an earlier agent left may take to answer; one that does not is replaced, with its connections. Milliseconds. */
+export const gatewayAdoptMs = 5000;
 /** How long an applied policy waits for a gateway that is starting. Milliseconds; then unavailable. */
 export const gatewayStartMs = 10_000;
 /** How long a gateway gets from SIGTERM to SIGKILL. Milliseconds. */
@@ -156,6 +160,16 @@ export const gatewayStopGraceMs = 3000;
 export const defaultSlots = 200;
 /** Where the egress proxy listens on the gateway's address. */
 export const proxyPort = 3128;
+/** Where the way to the control plane's sandbox-facing listener begins (I-13), on the gateway's address. */
+export const controlPort = 9181;
+/** Connections of one sandbox on the way to the control plane; one more is closed at once. */
+export const controlConnectionsPerSandbox = 4;
+/** The same of all sandboxes together. */
+export const controlConnections = 1_024;
+/** A connection's place is free again so long after its end: a sandbox that dials without pause costs no more. Milliseconds. */
+export const controlConnectionRestMs = 1_000;
+/** A connection that is silent for so long is probed, and closed when the sandbox is not there any more. Milliseconds. */
+export const controlKeepaliveMs = 30_000;
 /** An unpacking thread without work ends after so long. Milliseconds. */
 export const idleThreadMs = 5000;
 /** How often unused images are looked for. Milliseconds. */

@@ -67,7 +67,7 @@ function addValues(root: RootCommand, values: Values): void {
     };
   for (const command of [root, ...root.commands.values()]) {
     for (const [name, argument] of command.arguments) {
-      if (name === 'sandbox') argument.handler = offer(values.sandboxes);
+      if (name === 'sandbox' || name === 'identity') argument.handler = offer(values.sandboxes);
       else if (name === 'host') argument.handler = offer(values.hosts);
       else if (name === 'image') argument.handler = offer([...values.images, { value: 'host', description: "the host's own system" }]);
     }

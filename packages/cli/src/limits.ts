@@ -8,6 +8,8 @@ export const completionTimeoutMs = 1_500;
 export const progressAfterMs = 700;
 /** How often a waiting `run` looks at the sandbox's state for its progress, ms. */
 export const progressIntervalMs = 500;
+/** Characters of a failed step's stderr in the sentence that `run` ends with, the last ones; `sandbox get` shows all that is kept. */
+export const maxStderrShown = 500;
 /** How long `run` waits, after an exit with 137, for the host to say whether memory ran out, ms. */
 export const outOfMemoryWaitMs = 2_000;
 /** How long `run --rm` waits for the host to tell of the end, and then for the removal, ms. Then it leaves that to the control plane. */
@@ -43,6 +45,13 @@ export const maxLivenessMs = 24 * 3_600_000;
 
 /** Bytes of one secret; the control plane takes no more. A larger one is refused. */
 export const maxSecretBytes = 64 * 1024;
+/** What `--setup` and `--post-init` may hold, as the control plane takes it: files and their bytes, clones, bytes of the script, other entries of a list. */
+export const maxSetupFiles = 100;
+export const maxSetupBytes = 256 * 1024;
+export const maxSetupClones = 20;
+export const maxPostInitBytes = 64 * 1024;
+export const maxSetupEntries = 100;
+
 /** Between the first two looks of `top`, which give its first shares of CPU, and between the following ones, ms. */
 export const topFirstMs = 1_000;
 export const topIntervalMs = 2_000;

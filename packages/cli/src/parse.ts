@@ -84,17 +84,12 @@ export function parseVolume(text: string): { source: string; target: string; rea
   return { source: resolve(source), target, readOnly: mode === 'ro' };
 }
 
-const destination = /^(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?$|^\*$/;
-
-/** `host`, `*.host`, `host:port`, as --allow takes them. @throws {DroverError} invalid-argument */
-export function parseAllow(text: string): string {
-  const port = /:(\d+)$/.exec(text)?.[1];
-  if (!destination.test(text) || text.length > 253 + 6 || (port !== undefined && (Number(port) < 1 || Number(port) > 65_535))) {
-    throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a destination`, {
-      hint: 'write a host name without scheme or path: example.com, *.example.com or example.com:8080',
-    });
-  }
-  return text.toLowerCase();
+/** What --allow takes is what the gateway reads. @throws {DroverError} invalid-argument */
+export async function parseAllow(texts: readonly string[]): Promise<string[]> {
+  if (texts.length === 0) return [];
+  // Loaded by who needs it: the start of the CLI is worth milliseconds.
+  const { parsePattern } = await import('@drover/gateway/policy');
+  return texts.map((text) => parsePattern(text).text.trim().toLowerCase());
 }
 
 /** `LOCAL:REMOTE` or one port for both; LOCAL may be 0, and `ADDRESS:LOCAL:REMOTE` listens elsewhere than on 127.0.0.1. */

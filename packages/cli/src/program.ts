@@ -94,6 +94,7 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     async () => (await import('./commands/sandbox/run.ts')).default,
   );
   sandboxCommands(program, add, does);
+  identityCommands(program, add, does);
   hostCommands(program, add, does);
   imageCommands(program, add, does);
 
@@ -101,7 +102,7 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     add(program, 'events', 'what happened')
       .option('-f, --follow', 'go on with what happens')
       .option('--since <id>', 'after this event; 0 begins with the first that is kept')
-      .option('--kind <kind>', 'sandbox, host, image, session (again for more)', collect)
+      .option('--kind <kinds>', 'sandbox, host, session, identity, init; with commas, or again, for more', collect)
       .option('--subject <id>', 'of one sandbox or host'),
     async () => (await import('./commands/system/events.ts')).default,
   );
@@ -148,7 +149,7 @@ function specFlags(command: Command): Command {
     .option('-m, --memory <size>', 'at most this much memory: 512m, 2g')
     .option('--pids <number>', 'at most this many processes')
     .option('--disk <size>', 'at most this much written')
-    .option('--allow <host>', 'let it reach example.com, *.example.com or example.com:8080 (again for more)', collect)
+    .option('--allow <host>', 'let it reach example.com, *.example.com, example.com:8080 or 10.0.0.0/8 (again for more)', collect)
     .option('-w, --workdir <path>', 'the directory that the command starts in')
     .option('-u, --user <user>', 'uid[:gid], or names of the image')
     .option('-l, --label <key=value>', 'a label (again for more)', collect)
@@ -160,7 +161,9 @@ function specFlags(command: Command): Command {
     .option('-v, --volume <source:target[:ro]>', 'a directory of the host (again for more)', collect)
     .option('--hostname <name>', "the sandbox's own host name")
     .option('--entrypoint <program>', "instead of the image's; '' for none")
-    .option('--stop-grace <duration>', 'between SIGTERM and SIGKILL');
+    .option('--stop-grace <duration>', 'between SIGTERM and SIGKILL')
+    .option('--setup <file>', 'YAML: files, git, ssh and a script that prepare it before its command (docs/setup.md)')
+    .option('--post-init <file>', 'a script of yours that runs in it before its command, once a start');
 }
 
 function sandboxCommands(program: Command, add: Add, does: Does): void {
@@ -217,6 +220,33 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
     async () => (await load()).wait,
   );
   does(
+    add(sandbox, 'explain <sandbox>', 'every check of its identity: verdict, evidence, and when it was made').addHelpText(
+      'after',
+      '\nEnds with 0 when every check passes, with 1 when one fails or could not be made.\n',
+    ),
+    async () => (await import('./commands/sandbox/explain.ts')).default,
+  );
+  does(
+    add(sandbox, 'contain <sandbox>', 'keep it from doing harm; takes at least one of the flags')
+      .option('--cut-network', 'it reaches nothing any more; the control plane still reaches it')
+      .option('--pause', 'freeze what runs in it')
+      .option('--kill', 'end what runs in it, without grace')
+      .option('--revoke', 'take its identity away, and register it no more')
+      .addHelpText(
+        'after',
+        '\nNeeds nothing of the sandbox: works on one that is not trusted, and on one that does not answer.\nEnds with 0 when all is done, with 6 when something is stored and not done yet.\n',
+      ),
+    async () => (await import('./commands/sandbox/contain.ts')).contain,
+  );
+  does(
+    add(sandbox, 'release <sandbox>', 'undo contain: what the flags name, or all that is in force')
+      .option('--cut-network', 'it reaches what it may again')
+      .option('--pause', 'what runs in it goes on')
+      .option('--kill', 'start it again')
+      .option('--revoke', 'it may register again'),
+    async () => (await import('./commands/sandbox/contain.ts')).release,
+  );
+  does(
     add(program, 'exec <sandbox> [command...]', 'run a command in a sandbox, and end with its status')
       .option('-t, --tty', 'give the command a terminal (the default at a terminal)')
       .option('-T, --no-tty', 'give it none')
@@ -255,6 +285,17 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
   does(
     add(program, 'forward <sandbox> <ports...>', 'listen here for a port in the sandbox: 8080:80'),
     async () => (await import('./commands/sandbox/forward.ts')).default,
+  );
+}
+
+function identityCommands(program: Command, add: Add, does: Does): void {
+  const identity = add(program, 'identity', 'list, show and evict identities of sandboxes').alias('id');
+  const load = () => import('./commands/identity/identity.ts');
+  does(add(identity, 'ls', 'list identities').alias('list'), async () => (await load()).ls);
+  does(add(identity, 'get <identity>', 'show one, of a sandbox or a thumbprint'), async () => (await load()).get);
+  does(
+    add(identity, 'evict <identity>', 'take it away and end its session; the sandbox gets another at its next start'),
+    async () => (await load()).evict,
   );
 }
 

@@ -51,7 +51,7 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['run', '--env', '1=2', 'host'], 125, /cannot be the name of an environment variable/, /NAME=value/],
     [['run', '--env-file', '/nonexistent', 'host'], 125, /\/nonexistent cannot be read \(ENOENT\)/, undefined],
     [['run', '--volume', 'x', 'host'], 125, /"x" is not a volume/, /SOURCE:TARGET/],
-    [['run', '--allow', 'https://a/', 'host'], 125, /is not a destination/, /example\.com/],
+    [['run', '--allow', 'https://a/', 'host'], 125, /"https:\/\/a\/" cannot be allowed/, /example\.org/],
     [['run', '--ttl', 'soon', 'host'], 125, /"soon" is not a duration/, /30s/],
     [['run', '--runtime', 'vm', 'host'], 125, /there is no runtime "vm"/, /oci/],
     [['run', ''], 125, /the image is empty/, /host/],
@@ -61,6 +61,10 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['cp', 'x:a', 'y:b'], 2, /one side must be in a sandbox/, /SANDBOX:PATH/],
     [['forward', 'box', 'http'], 2, /"http" is not a pair of ports/, /8080:80/],
     [['events', '--since', 'yesterday'], 2, /is not the id of an event/, /id of the last event/],
+    [['run', '--setup', '/nonexistent', 'host'], 125, /--setup \/nonexistent cannot be read \(ENOENT\)/, /name a file/],
+    [['sandbox', 'create', '--post-init', '/nonexistent', 'host'], 2, /--post-init \/nonexistent cannot be read \(ENOENT\)/, /name a file/],
+    [['sandbox', 'contain', 'box'], 2, /at least one of --cut-network, --pause, --kill and --revoke/, /--cut-network/],
+    [['identity', 'evct', 'box'], 2, /unknown command 'evct'/, /evict/],
     [['completion', 'tcsh'], 2, /there is no completion for "tcsh"/, /bash\|zsh\|fish/],
     [['up', '--listen', 'here'], 2, /"here" is not an address to listen on/, /HOST:PORT/],
     [['agent', 'join', 'https://a'], 2, /there is no join token/, /drover host token/],
@@ -145,6 +149,9 @@ describe.concurrent('what needs no control plane', () => {
     expect((await drover(['complete', '--', 'san'])).stdout).toContain('sandbox');
     expect((await drover(['complete', '--', 'sandbox', ''])).stdout).toContain('pause');
     expect((await drover(['complete', '--', 'run', '--mem'])).stdout).toContain('--memory');
+    expect((await drover(['complete', '--', 'sandbox', 'con'])).stdout).toContain('contain');
+    expect((await drover(['complete', '--', 'sandbox', 'release', '--rev'])).stdout).toContain('--revoke');
+    expect((await drover(['complete', '--', 'identity', ''])).stdout).toContain('evict');
   });
 
   test('nothing is loaded that the command does not need: --version leaves the SDK, the agent and the server alone', async () => {

@@ -83,6 +83,21 @@ export const maxMounts = 64;
 export const maxSecrets = 64;
 export const maxSecretBytes = 64 * 1024;
 export const maxSecretsBytes = 256 * 1024;
+/** API: a sandbox's setup: bytes of all that is in it, and of its script; files, clones, settings of git and known hosts. More is refused. */
+export const maxSetupBytes = 256 * 1024;
+export const maxSetupScriptBytes = 64 * 1024;
+export const maxSetupFiles = 100;
+export const maxGitClones = 20;
+export const maxGitConfig = 100;
+export const maxKnownHosts = 100;
+/** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
+export const containWaitMs = 10_000;
+/** API: meanwhile the sandbox is looked at this often, whatever woke it before. Milliseconds. */
+export const containLookMs = 250;
+/** API: the grace of a kill, the least that there is. Milliseconds. */
+export const killGraceMs = 1;
+/** API: sandboxes of one page of a worldview's snapshot. */
+export const worldviewPage = 500;
 /** API: the longest life and the longest grace at stop that can be asked for. */
 export const maxTtlSeconds = 10 * 365 * 86_400;
 export const maxStopGraceMs = 3_600_000;
@@ -175,7 +190,7 @@ export const deletedKeptMs = 7 * 24 * 60 * 60 * 1_000;
 export const deletedKept = 10_000;
 /** Old rows are dropped in batches of `rowsPerStatement`, so many at each look; the rest at the next. */
 export const trimBatches = 20;
-/** How long a join token is kept after it expired; it is refused all that time, and then as an unknown one. Milliseconds. */
+/** How long a join or sandbox token is kept after it expired; it is refused all that time, and then as an unknown one. Milliseconds. */
 export const expiredTokensKeptMs = 24 * 60 * 60 * 1_000;
 /** How often a drain looks at what is left. Milliseconds. */
 export const drainPollMs = 500;
@@ -187,10 +202,33 @@ export const certificateCheckMs = 3_600_000;
 /** Between tries of one dial: first ceiling and longest; drawn with full jitter (I-23). Milliseconds. */
 export const dialBackoffBaseMs = 500;
 export const dialBackoffCapMs = 10_000;
-/** How long a dial is tried in all (I-23); then its session counts as broken until something is observed or someone asks. Milliseconds. */
+/** How long a dial is tried in all (I-23); then SessionFailed, until something is observed or someone asks. Milliseconds. */
 export const dialTotalMs = 60_000;
 /** One attempt, from the tunnel to HelloAck; a longer one has failed. Milliseconds. */
 export const dialAttemptMs = 20_000;
+/** How long the sockets of a connection may take to close; then the closing has failed. Milliseconds. */
+export const connectionCloseMs = 5_000;
+/** Failures in a row to close a sandbox's connection that end its dial with `fd-leak-ceiling` (I-25). */
+export const closeFailuresMax = 5;
+/** Sessions in a row that broke within the init plan of one start; then the plan has failed, with transport-error. */
+export const interruptedPlansMax = 5;
+/** From RegisterRequired to its answer (I-27); then the registry says what became of it. Milliseconds. */
+export const registerRequiredMs = 30_000;
+/** A step of the init plan, and post-init (I-29); init kills it then. Milliseconds. */
+export const stepMs = 30_000;
+export const postInitStepMs = 600_000;
+/** How much longer than a request's own time its answer is waited for; then it has failed with timeout. Milliseconds. */
+export const answerSlackMs = 10_000;
+/** What is kept of the end of a step's stderr (I-30). Bytes. */
+export const stderrTailBytes = 4_096;
+/** Characters that are kept of an error in an init's own words; longer ones are cut. */
+export const maxInitErrorLength = 1_000;
+/** Unknown payloads of one session that are logged; further ones are passed over. */
+export const driftsLogged = 10;
+/** Frames waiting to be sent on one session; one more fails its request. */
+export const sessionQueueFrames = 64;
+/** A certificate that could not be renewed on its session is tried again after this. Milliseconds. */
+export const sandboxRenewalRetryMs = 60_000;
 /** A session that hears nothing for the first of these sends a ping, and is broken when no answer comes within the second. Milliseconds. */
 export const sessionPingMs = 15_000;
 export const sessionPingTimeoutMs = 10_000;
@@ -200,3 +238,70 @@ export const sessionLookMs = 50;
 export const farewellMs = 2_000;
 /** Bytes of one message from an init; a larger one fails the call. */
 export const maxInitMessageBytes = 1024 * 1024;
+
+// Worldview and policies: packages/control-plane/src/{worldview,events}
+
+/** Events and checks that wait for the store; one more drops the oldest, and the log says how many were lost. */
+export const journalQueue = 10_000;
+/** Events and checks in one transaction; more go into the next one. */
+export const journalBatch = 1_000;
+/** Between tries to write a batch: first ceiling and longest; drawn with full jitter. Milliseconds. */
+export const journalBackoffBaseMs = 100;
+export const journalBackoffCapMs = 5_000;
+/** Tries to write one batch, over a minute in all; then it is given up, and the log says how many were lost. */
+export const journalAttempts = 40;
+/** Characters of a message, a name or a piece of evidence that a view keeps; longer ones are cut. */
+export const viewTextLength = 1_000;
+/** A policy whose events cannot be read tries again, after: first ceiling and longest; drawn with full jitter. Milliseconds. */
+export const subscribeBackoffBaseMs = 200;
+export const subscribeBackoffCapMs = 10_000;
+
+// Identity: packages/control-plane/src/{identity,store}
+
+/** Certificates of one sandbox that may still register: more signings, and the oldest is forgotten with its token. */
+export const certificatesPerSandbox = 8;
+/** Access tokens of one registration; one more, after a lost answer, and the oldest is dropped. */
+export const accessTokensPerSandbox = 4;
+/** How long the token of a sandbox that was reinstated may be used. Milliseconds; twice the clock skew that breaks nothing (I-17). */
+export const secondTokenMs = 10 * 60_000;
+/** How long Register waits for the host's word of the address that its caller has; then it is refused (I-14). Milliseconds. */
+export const addressWaitMs = 3_000;
+/** Registrations that wait so at once; one more is decided by the record as it stands. */
+export const addressWaits = 1_024;
+/** The record is read again this often even when no event of its sandbox came. Milliseconds. */
+export const addressPollMs = 250;
+/** Last seen is written this often (I-10). Milliseconds. */
+export const seenFlushMs = 5_000;
+/** Sandboxes whose last seen waits for that; further ones are left out until their next call or frame. */
+export const pendingSeen = 65_536;
+/** Listings of the registry that failed at the start; then it goes on unreaped (I-12). */
+export const reapAttempts = 3;
+/** Between them: first ceiling and longest; full jitter. Milliseconds. */
+export const reapBackoffBaseMs = 200;
+export const reapBackoffCapMs = 2_000;
+
+// Sandbox-facing listener: packages/control-plane/src/sandbox-facing
+
+/** Connections of sandboxes at once; one more is closed at once. */
+export const sandboxConnections = 4_096;
+/** Connections of one sandbox at once; one more is closed at once. */
+export const connectionsPerSandbox = 8;
+/** A connection of a sandbox whose TLS handshake has not ended by then is cut. Milliseconds. */
+export const sandboxHandshakeMs = 10_000;
+/** A connection of a sandbox on which no call is under way for this long is cut. Milliseconds. */
+export const sandboxIdleMs = 60_000;
+/** A call of a sandbox that has not ended by then is cut with its connection. Milliseconds; longer than Register may wait for anything. */
+export const sandboxRequestMs = 30_000;
+/** Bytes of one request of a sandbox; a longer one fails with resource-exhausted. And of its headers; longer ones end the connection. */
+export const sandboxRequestBytes = 16 * 1024;
+export const sandboxHeaderBytes = 16 * 1024;
+/** Calls on one connection of a sandbox at once; further ones wait at the client. */
+export const sandboxStreamsPerConnection = 16;
+/** A refusal is sent at a multiple of this after its call came, whatever the check took (I-16). Milliseconds. */
+export const refusalMs = 100;
+/** And one of Register not sooner than this: some of them wait for the address first. Milliseconds. */
+export const registerRefusalMs = addressWaitMs + 200;
+/** Sandboxes whose last refusal is remembered; the oldest is forgotten. */
+export const refusalsKept = 10_000;
+/** How long calls of sandboxes may go on after the control plane began to stop; then they are cut. Milliseconds. */
+export const sandboxShutdownMs = 2_000;

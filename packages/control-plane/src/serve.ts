@@ -6,12 +6,15 @@ import { openCertificateAuthority, renewAt, type CertificateAuthority } from '@d
 import { openAdminToken, startApi, SubjectWakes, type ServerIdentity, type SystemFacts } from './api/index.ts';
 import { DataDirectory } from './data-directory.ts';
 import { LinkServer } from './hub/index.ts';
+import { SqlRegistry } from './identity/index.ts';
 import { Placement } from './placement/index.ts';
 import { Reconciler, Upkeep } from './reconcile/index.ts';
-import { SessionManager, type SessionCredentials } from './sessions/index.ts';
+import { SandboxListener } from './sandbox-facing/index.ts';
+import { planSource, SessionManager, type SessionCredentials } from './sessions/index.ts';
 import { certificateCheckMs } from './limits.ts';
 import { SecretBox } from './secrets/index.ts';
 import { openStore } from './store/index.ts';
+import { StoredWorldview } from './worldview/index.ts';
 
 export interface ControlPlaneOptions {
   /** Holds the CA, the admin's token and, without `store`, the database. One server at a time. */
@@ -102,10 +105,22 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   opened.defer(async () => await store.close());
   const adminToken = await openAdminToken(directory.path, store.tokens);
 
+  const wakes = await SubjectWakes.open(store.events, logger);
+  opened.defer(() => wakes.close());
+  const worldview = new StoredWorldview({ store, clock, logger });
+  opened.defer(async () => await worldview.close());
+  const registry = new SqlRegistry({ store, journal: worldview, wakes, replica: state.replica, clock, logger });
+  // I-12: before anybody can ask.
+  await registry.reap();
+  const sandboxListener = new SandboxListener({ store, registry, worldview, ca, identity, clock, logger });
+  opened.defer(async () => await sandboxListener.close());
+
   const life = new AbortController();
   const hub = new LinkServer({
     store,
     ca,
+    registry,
+    onInbound: sandboxListener.accept,
     replica: state.replica,
     clock,
     logger,
@@ -114,7 +129,20 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     ...(options.hostTtlMs !== undefined && { ttlMs: options.hostTtlMs, heartbeatMs: Math.floor(options.hostTtlMs / 3) }),
   });
   let credentials = credentialsOf(identity, ca);
-  const sessions = new SessionManager({ store, hub, tls: () => credentials, clock, logger });
+  const sessions = new SessionManager({
+    store,
+    hub,
+    tls: () => credentials,
+    registry,
+    ca,
+    journal: worldview,
+    worldview,
+    plans: planSource(store, secrets),
+    lastRefusal: (id) => sandboxListener.lastRefusal(id),
+    initFailed: async (id, startCount, message) => await store.sandboxes.failInit(id, startCount, message),
+    clock,
+    logger,
+  });
   const placement = new Placement({ store, clock, logger });
   const reconciler = new Reconciler({ store, hub, secrets, clock, logger, onSandboxGone: (id) => sessions.close(id) });
 
@@ -127,8 +155,6 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   // Before the hosts go, so that no session counts as broken.
   opened.defer(async () => await sessions.closeAll());
 
-  const wakes = await SubjectWakes.open(store.events, logger);
-  opened.defer(() => wakes.close());
   const upkeep = new Upkeep({
     store,
     clock,
@@ -136,7 +162,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     ...(options.lostGraceMs !== undefined && { lostGraceMs: options.lostGraceMs }),
     ...(options.hostTtlMs !== undefined && { orphanedHostMs: options.hostTtlMs * 3 }),
   });
-  const background = Promise.all([placement.run(life.signal), upkeep.run(life.signal)]);
+  const background = Promise.all([placement.run(life.signal), upkeep.run(life.signal), registry.run(life.signal)]);
   opened.defer(async () => {
     life.abort();
     await background;
@@ -153,12 +179,13 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
       return address;
     },
   };
-  const context = { store, hub, secrets, sessions, placement, reconciler, ca, clock, logger, wakes, system };
+  const context = { store, hub, secrets, sessions, registry, worldview, placement, reconciler, ca, clock, logger, wakes, system };
   const api = await atPort(options.listen, state.apiPort, 'the API', (listen) => startApi(context, { ...listen, identity }));
   address = `https://${publicHost}:${api.port}`;
   opened.defer(async () => await api.close());
   const use = (renewed: ServerIdentity): void => {
     credentials = credentialsOf(renewed, ca);
+    sandboxListener.rotate(renewed);
     api.rotate(renewed);
   };
   const renewal = keepCertificate({ ca, names, use, clock, logger, certificatePem: identity.certificatePem }, life.signal);

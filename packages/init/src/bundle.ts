@@ -39,7 +39,7 @@ export async function buildInitBundle(outfile: string = initBundlePath()): Promi
   const { build } = await import('esbuild');
   await mkdir(dirname(outfile), { recursive: true });
   await build({
-    entryPoints: [join(packageRoot, 'src', 'pid1', 'main.ts')],
+    entryPoints: [join(packageRoot, 'src', 'entry.ts')],
     outfile,
     bundle: true,
     platform: 'node',
@@ -49,6 +49,8 @@ export async function buildInitBundle(outfile: string = initBundlePath()): Promi
     minify: true,
     keepNames: false,
     legalComments: 'none',
+    // In place of the platform's global, wherever a library uses it.
+    inject: [join(packageRoot, 'src', 'server', 'headers.ts')],
   });
   return outfile;
 }

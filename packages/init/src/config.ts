@@ -8,7 +8,12 @@ export interface InitConfig {
   readonly hostname: string;
   /** URI SAN of the one peer that may connect (I-3). */
   readonly controlPlaneUri: string;
-  /** PEM files beside the config: `ca.pem`, `cert.pem`, `key.pem`. */
+  /** Where init registers (I-13): the host's end of the way to the control plane's sandbox-facing listener. Absent: it cannot be asked to. */
+  readonly control?: { readonly host: string; readonly port: number };
+  /** What Register claims, beside the certificate. */
+  readonly project: string;
+  readonly name: string;
+  /** PEM files beside the config: `ca.pem`, `cert.pem`, `key.pem`; and `token`, the single-use bootstrap token. */
   readonly listen: { readonly host: string; readonly port: number };
   readonly main: MainProcess;
   /** Milliseconds between SIGTERM and SIGKILL at stop. */

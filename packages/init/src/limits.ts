@@ -32,6 +32,25 @@ export const outputDrainMs = 500;
 /** Characters of an exec id. */
 export const maxExecIdLength = 128;
 
+/** Requests of one session that are being answered at once; one more is refused with no-room. */
+export const maxSessionRequests = 32;
+/** Steps of the init plan running at once; one more is refused with no-room. */
+export const maxRunningSteps = 8;
+/** Steps that run once a start and have ended, whose end is kept (I-32); one more is refused with no-room. */
+export const maxOnceSteps = 16;
+/** Characters of a step's name. */
+export const maxStepNameLength = 64;
+/** The timeout of a step that names none, and the longest that one may name. Milliseconds. */
+export const maxStepMs = 60 * 60_000;
+
+/** Milliseconds for a registration with the control plane, all tries together (I-13). */
+export const registerMs = 25_000;
+/** Milliseconds for one try of it. */
+export const registerTryMs = 10_000;
+/** The wait between two tries: full jitter up to the first, doubled up to the second. Milliseconds. */
+export const registerBackoffMs = 100;
+export const maxRegisterBackoffMs = 2_000;
+
 /** Bytes of one record of the kept log; longer output is split. */
 export const maxLogRecordBytes = 16 * 1024;
 /** Bytes waiting for the disk before the main process's output is no longer read. */

@@ -6,6 +6,7 @@ import type { ExitRecord, InitConfig } from './config.ts';
 import { idleLookMs, IdleWatch, workloadCpuMs, type Activity } from './idle.ts';
 import { logFlushMs, maxStopGraceMs } from './limits.ts';
 import { LogWriter } from './logs/writer.ts';
+import { Steps } from './plan/steps.ts';
 import { Execs } from './processes/execs.ts';
 import { ManagedProcess, type Exit } from './processes/process.ts';
 import { ReplayBudget } from './processes/replay.ts';
@@ -23,7 +24,7 @@ export interface SandboxOptions {
 export type End = Omit<ExitRecord, 'at'> & Exit;
 
 /**
- * What runs in this sandbox: the main process, started once (I-32), and the execs; and how it ends.
+ * What runs in this sandbox: the main process, started once (I-32), the steps before it, and the execs; and how it ends.
  * It knows nothing of gRPC, TLS or being PID 1.
  */
 export class Sandbox {
@@ -31,6 +32,7 @@ export class Sandbox {
   readonly bootId: string;
   readonly runDirectory: string;
   readonly execs: Execs;
+  readonly steps: Steps;
   readonly log: LogWriter;
   /** Settles when the main process has ended (or failed to start, or was stopped before), its log is on disk and exit.json is written. */
   readonly end: Promise<End>;
@@ -51,6 +53,11 @@ export class Sandbox {
     this.runDirectory = options.runDirectory;
     this.#spawn = options.spawn;
     this.execs = new Execs(options.spawn, this.#budget);
+    this.steps = new Steps(options.spawn, this.#budget, {
+      main: this.config.main,
+      env: this.#environment(),
+      attached: async (work) => await this.attached(work),
+    });
     this.log = new LogWriter({ directory: options.runDirectory });
     const end = Promise.withResolvers<End>();
     this.end = end.promise;
@@ -110,6 +117,8 @@ export class Sandbox {
   stop(graceMs: number = this.config.stopGraceMs, reason: 'stopped' | 'idle' = 'stopped'): void {
     if (this.#stopping !== undefined) return;
     this.#stopping = reason;
+    // What prepares a sandbox for work that nobody wants any more gets no grace.
+    void this.steps.stop();
     const { stopSignal } = this.config.main;
     void (async () => {
       if (this.#starting === undefined) {

@@ -1,5 +1,6 @@
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { init } from '@drover/protocol';
+import type { Identity } from './identity/identity.ts';
 import { readLog } from './logs/reader.ts';
 import type { Sandbox } from './sandbox.ts';
 import type { Call, Reply } from './server/call.ts';
@@ -8,11 +9,11 @@ import { exec } from './session/exec.ts';
 import { session } from './session/session.ts';
 
 /** InitService over one sandbox. Give it connections with `accept`; who may connect is decided before (I-3). */
-export function createInitService(sandbox: Sandbox, onCall?: () => void): GrpcServer {
+export function createInitService(sandbox: Sandbox, identity: Identity, onCall: () => void): GrpcServer {
   const workdir = sandbox.config.main.workdir === '' ? '/' : sandbox.config.main.workdir;
   return new GrpcServer(
     {
-      session: (call) => session(call, sandbox),
+      session: (call) => session(call, sandbox, identity, onCall),
       exec: (call) => sandbox.attached(() => exec(call, sandbox)),
       logs: (call) => logs(call, sandbox),
       // The three below are loaded when first used: an idle sandbox does not pay for them.

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { X509Certificate } from 'node:crypto';
+import { generateKeyPairSync, X509Certificate } from 'node:crypto';
 import { mkdtemp, rm, stat, unlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -56,6 +56,28 @@ describe('the certificate authority', () => {
     await writeFile(join(directory, 'leaf.pem'), sandbox.certificatePem);
     const verified = await run('openssl', ['verify', '-x509_strict', '-CAfile', join(directory, 'ca.pem'), join(directory, 'leaf.pem')]);
     expect(verified.stdout).toContain('OK');
+  });
+
+  test('I-6: a renewed certificate is for the same key and names, and another one', async () => {
+    const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
+    const id = newSandboxId();
+    const first = await ca.signSandbox(id, 'web.alpha', (await createKeyAndRequest()).csrDer);
+    const old = new X509Certificate(first.certificatePem);
+    const second = await ca.renewSandbox(id, 'web.alpha', old.publicKey.export({ type: 'spki', format: 'der' }));
+    const renewed = new X509Certificate(second.certificatePem);
+    expect(renewed.publicKey.equals(old.publicKey)).toBe(true);
+    expect(second.thumbprint).not.toBe(first.thumbprint);
+    expect([renewed.subject, renewed.subjectAltName, renewed.keyUsage]).toEqual([old.subject, old.subjectAltName, old.keyUsage]);
+    expect(renewed.verify(new X509Certificate(ca.caPem).publicKey)).toBe(true);
+  });
+
+  test.each([
+    ['nonsense', () => new Uint8Array([1, 2, 3])],
+    ['on another curve', () => generateKeyPairSync('ec', { namedCurve: 'P-384' }).publicKey.export({ type: 'spki', format: 'der' })],
+    ['too large', () => new Uint8Array(100_000)],
+  ])('I-6: a public key that is %s is refused as invalid', async (_, key) => {
+    const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
+    await expect(ca.renewSandbox(newSandboxId(), 'web.alpha', key())).rejects.toMatchObject({ code: 'invalid-argument' });
   });
 
   test("the control plane's chain carries the CA whose fingerprint join tokens name (L-1)", async () => {

@@ -1,13 +1,13 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DroverError, errnoOf, systemClock, writeFileAtomic, type Clock } from '@drover/foundation';
+import { DroverError, errnoOf, systemClock, writeFileAtomic, type Clock, type SandboxId } from '@drover/foundation';
 import { clientAuth, serverAuth, thumbprintOf } from './certificate.ts';
 import { exportPrivateKey, generateKeyPair, importPrivateKey, keyAlgorithm, x509 } from './crypto.ts';
 import { caLifetimeMs, clockSkewMs, controlPlaneLifetimeMs, hostLifetimeMs, sandboxLifetimeMs } from './limits.ts';
 import { namesOf } from './names.ts';
 import type { CertificateAuthority, IssuedCertificate } from './pki.ts';
-import { publicKeyOfRequest } from './request.ts';
+import { publicKeyOf, publicKeyOfRequest } from './request.ts';
 
 interface AuthorityOptions {
   /** Taken when the authority is made; one that exists keeps its own, and another here is refused. */
@@ -73,6 +73,15 @@ export async function openCertificateAuthority(directory: string, options: Autho
     return { certificatePem: `${pem}\n`, notAfter, thumbprint: thumbprintOf(pem) };
   }
 
+  const issueSandbox = async (id: SandboxId, commonName: string, publicKey: x509.PublicKey): Promise<IssuedCertificate> =>
+    await issue({
+      commonName,
+      publicKey,
+      lifetimeMs: options.lifetimes?.sandboxMs ?? sandboxLifetimeMs,
+      usages: [serverAuth, clientAuth],
+      names: [{ type: 'url', value: names.sandbox(id) }],
+    });
+
   return {
     names,
     caPem,
@@ -103,13 +112,10 @@ export async function openCertificateAuthority(directory: string, options: Autho
       });
     },
     async signSandbox(id, commonName, csrDer) {
-      return await issue({
-        commonName,
-        publicKey: await publicKeyOfRequest(csrDer),
-        lifetimeMs: options.lifetimes?.sandboxMs ?? sandboxLifetimeMs,
-        usages: [serverAuth, clientAuth],
-        names: [{ type: 'url', value: names.sandbox(id) }],
-      });
+      return await issueSandbox(id, commonName, await publicKeyOfRequest(csrDer));
+    },
+    async renewSandbox(id, commonName, spkiDer) {
+      return await issueSandbox(id, commonName, publicKeyOf(spkiDer));
     },
   };
 }

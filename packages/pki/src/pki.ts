@@ -42,6 +42,11 @@ export interface CertificateAuthority {
   signHost(id: HostId, csrDer: Uint8Array): Promise<IssuedCertificate>;
   /** Server and client authentication; CN `commonName`. @throws {DroverError} invalid-argument */
   signSandbox(id: SandboxId, commonName: string, csrDer: Uint8Array): Promise<IssuedCertificate>;
+  /**
+   * As `signSandbox`, for the key that the sandbox has already (I-6). Whoever calls has seen that the peer holds its private half, as in
+   * a TLS handshake. @param spkiDer the public key, SubjectPublicKeyInfo. @throws {DroverError} invalid-argument
+   */
+  renewSandbox(id: SandboxId, commonName: string, spkiDer: Uint8Array): Promise<IssuedCertificate>;
 }
 
 /** A key pair made on this machine, and the request to sign it. The key never leaves it (L-2). */

@@ -27,9 +27,32 @@ export async function publicKeyOfRequest(csrDer: Uint8Array): Promise<x509.Publi
   } catch (error) {
     throw refuse('it cannot be read', error);
   }
-  const { name, namedCurve } = request.publicKey.algorithm as { name?: string; namedCurve?: string };
-  if (name !== 'ECDSA' || namedCurve !== 'P-256') throw refuse('its key is not on P-256');
+  if (!isOnP256(request.publicKey)) throw refuse('its key is not on P-256');
   const genuine = await request.verify().catch(() => false);
   if (!genuine) throw refuse('its signature does not match its key');
   return request.publicKey;
+}
+
+/**
+ * A public key that somebody was seen to hold the private half of.
+ * @param spkiDer SubjectPublicKeyInfo
+ * @throws {DroverError} invalid-argument
+ */
+export function publicKeyOf(spkiDer: Uint8Array): x509.PublicKey {
+  const refuse = (why: string, cause?: unknown): DroverError =>
+    new DroverError('invalid-argument', `the public key is refused: ${why}`, { hint: 'use a P-256 key', cause });
+  if (spkiDer.byteLength > maxRequestBytes) throw refuse(`it has more than ${maxRequestBytes} bytes`);
+  let key: x509.PublicKey;
+  try {
+    key = new x509.PublicKey(new Uint8Array(spkiDer));
+  } catch (error) {
+    throw refuse('it cannot be read', error);
+  }
+  if (!isOnP256(key)) throw refuse('it is not on P-256');
+  return key;
+}
+
+function isOnP256(key: x509.PublicKey): boolean {
+  const { name, namedCurve } = key.algorithm as { name?: string; namedCurve?: string };
+  return name === 'ECDSA' && namedCurve === 'P-256';
 }

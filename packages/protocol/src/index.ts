@@ -3,6 +3,7 @@
  * and the few helpers on it. Message names repeat between packages, so they are not flattened.
  */
 export * as api from './generated/drover/api/v1/api_pb.ts';
+export * as control from './generated/drover/control/v1/control_pb.ts';
 export * as gatewayv1 from './generated/drover/gateway/v1/gateway_pb.ts';
 export * as init from './generated/drover/init/v1/init_pb.ts';
 export * as link from './generated/drover/link/v1/link_pb.ts';

@@ -90,7 +90,10 @@ export class TunnelStream extends Duplex {
   #lost(): void {
     if (this.#closed) return;
     this.#closed = true;
-    if (!this.#endReceived || !this.#endSent) this.destroy(lost());
+    if (this.#endReceived && this.#endSent) return;
+    // The other side has said all, and takes nothing more: its reader gets it first.
+    if (this.#endReceived && !this.readableEnded) this.once('end', () => this.destroy(lost()));
+    else this.destroy(lost());
   }
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {

@@ -5,10 +5,12 @@ import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { Calls, withSignal } from './calls.ts';
 import { eventsApi, type EventsApi } from './events.ts';
 import { hostsApi, type HostsApi } from './hosts.ts';
+import { identitiesApi, type IdentitiesApi } from './identities.ts';
 import { imagesApi, type ImagesApi } from './images.ts';
 import { maxMessageBytes, pingIntervalMs, pingTimeoutMs } from './limits.ts';
 import { sandboxesApi, type SandboxesApi } from './sandboxes.ts';
 import { fetchCaByFingerprint, parseServer, trustOnly } from './tls.ts';
+import { worldviewApi, type WorldviewApi } from './worldview.ts';
 
 export interface ConnectOptions {
   /** `https://host:port`. */
@@ -37,6 +39,8 @@ export class DroverClient {
   readonly hosts: HostsApi;
   readonly images: ImagesApi;
   readonly events: EventsApi;
+  readonly identities: IdentitiesApi;
+  readonly worldview: WorldviewApi;
   readonly #version: (signal: AbortSignal | undefined) => Promise<api.Version>;
   readonly #sessions: Http2SessionManager;
 
@@ -58,10 +62,13 @@ export class DroverClient {
       readMaxBytes: maxMessageBytes,
     });
     const calls = new Calls(url.host);
-    this.sandboxes = sandboxesApi(createClient(api.SandboxService, transport), calls);
     this.hosts = hostsApi(createClient(api.HostService, transport), calls);
     this.images = imagesApi(createClient(api.ImageService, transport), calls);
-    this.events = eventsApi(createClient(api.EventService, transport), calls);
+    const events = createClient(api.EventService, transport);
+    this.events = eventsApi(events, calls);
+    this.sandboxes = sandboxesApi(createClient(api.SandboxService, transport), calls, this.events);
+    this.worldview = worldviewApi(events, calls);
+    this.identities = identitiesApi(createClient(api.IdentityService, transport), calls);
     const system = createClient(api.SystemService, transport);
     this.#version = (signal) => calls.ask(async () => await system.getVersion({}, withSignal(signal)), signal);
   }

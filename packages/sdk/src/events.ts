@@ -1,9 +1,7 @@
 import type { Client } from '@connectrpc/connect';
-import { Backoff, DroverError } from '@drover/foundation';
 import type { api } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
-import { fromApiError, Reach } from './errors.ts';
-import { retryBaseMs, retryCapMs, watchReconnectMs } from './limits.ts';
+import { reconnecting } from './reconnecting.ts';
 
 export interface WatchOptions {
   /** Events after this id; absent begins now (or at the first kept one, with `fromStart`). */
@@ -11,7 +9,7 @@ export interface WatchOptions {
   readonly fromStart?: boolean;
   /** Default true; false ends after what is stored. */
   readonly follow?: boolean;
-  /** sandbox, host, image, session, …; absent is all. */
+  /** sandbox, host, image, session, identity, init, …; absent is all. */
   readonly kinds?: readonly string[];
   /** A sandbox or host id. */
   readonly subject?: string;
@@ -31,36 +29,19 @@ export function eventsApi(client: Client<typeof api.EventService>, calls: Calls)
   return {
     async *watch(options = {}) {
       const { signal, follow = true, kinds = [], subject = '', onBegan, onReconnect } = options;
-      const backoff = new Backoff({ baseMs: retryBaseMs, capMs: retryCapMs });
       let afterId = options.afterId ?? 0n;
       let fromStart = options.fromStart ?? false;
-      let brokenSince: number | undefined;
       let stands = false;
-      const reach = new Reach();
-      for (;;) {
-        try {
-          const request = { afterId, fromStart, follow, kinds: [...kinds], subject, announce: true };
-          for await (const event of client.watchEvents(request, withSignal(signal))) {
-            brokenSince = undefined;
-            backoff.reset();
-            afterId = event.id;
-            // 0 asks for what comes from now on: what comes after nothing is everything.
-            fromStart = afterId === 0n;
-            if (event.kind !== 'watch') yield event;
-            else if (!stands) {
-              stands = true;
-              onBegan?.();
-            }
-          }
-          if (!follow) return;
-          throw new DroverError('control-plane-unreachable', `${calls.server} ended the watch`);
-        } catch (thrown) {
-          const error = fromApiError(thrown, calls.server);
-          if (signal?.aborted === true || !follow || !reach.mayTryAgain(error)) throw error;
-          brokenSince ??= calls.clock.now();
-          if (calls.clock.now() - brokenSince > watchReconnectMs) throw error;
-          onReconnect?.(error);
-          await calls.clock.sleep(backoff.nextMs(), signal);
+      const open = (): AsyncIterable<api.Event> =>
+        client.watchEvents({ afterId, fromStart, follow, kinds: [...kinds], subject, announce: true }, withSignal(signal));
+      for await (const event of reconnecting(calls, open, { follow, onReconnect, signal })) {
+        afterId = event.id;
+        // 0 asks for what comes from now on: what comes after nothing is everything.
+        fromStart = afterId === 0n;
+        if (event.kind !== 'watch') yield event;
+        else if (!stands) {
+          stands = true;
+          onBegan?.();
         }
       }
     },

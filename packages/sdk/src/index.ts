@@ -1,11 +1,14 @@
 /** The client library of Drover's public API: `connectDrover({ server, token, caPem })`. */
 export { connectDrover, DroverClient, type ConnectOptions } from './client.ts';
+export { actionsOf, containmentActions, type ContainmentAction, type ContainOptions } from './containment.ts';
 export { fromApiError } from './errors.ts';
 export type { EventsApi, WatchOptions } from './events.ts';
 export type { ExecExit, ExecHandle, ExecOptions, ExecStarted, TerminalSize } from './exec.ts';
 export type { ForwardOptions } from './forward.ts';
 export type { DrainOptions, HostsApi, JoinTokenOptions } from './hosts.ts';
+export type { IdentitiesApi } from './identities.ts';
 export type { ImagesApi, PruneOptions, PullOptions } from './images.ts';
+export { planFailed, type ReadyOptions } from './ready.ts';
 export type {
   CreateOptions,
   ListOptions,
@@ -19,3 +22,4 @@ export type {
 } from './sandboxes.ts';
 export { sandboxStateName, sandboxStateValue } from './states.ts';
 export { fetchCaByFingerprint } from './tls.ts';
+export type { WatchWorldviewOptions, WorldviewApi, WorldviewOptions, WorldviewSnapshot, WorldviewUpdate } from './worldview.ts';

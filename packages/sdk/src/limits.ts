@@ -12,6 +12,11 @@ export const execReattachMs = 60_000;
 export const stdinSettledMs = 10_000;
 /** How long a watch looks for the server again without an answer, ms. Then it fails with the connection's error. */
 export const watchReconnectMs = 300_000;
+/**
+ * How long `waitReady` waits from the start of a sandbox for the end of its init plan, ms. The plan's steps, the dial and the
+ * registration have limits of their own, which come to less. Then it fails with timed-out.
+ */
+export const planWaitMs = 15 * 60_000;
 /** Tries of a call whose answer was lost; each carries the same idempotency key (L-20). Then it fails with the connection's error. */
 export const callTries = 5;
 /** First and longest delay between two tries, ms; full jitter. */

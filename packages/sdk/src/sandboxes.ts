@@ -1,12 +1,16 @@
 import { Readable, type Duplex } from 'node:stream';
 import { clone, create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
+import { isSandboxId } from '@drover/foundation';
 import { api, sandbox } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
+import { containmentOf, requireActions, type ContainmentAction, type ContainOptions } from './containment.ts';
+import type { EventsApi } from './events.ts';
 import { startExec, type ExecHandle, type ExecOptions } from './exec.ts';
 import { openForward, type ForwardOptions } from './forward.ts';
 import { chunkBytes } from './limits.ts';
 import { chunksOf } from './streams.ts';
+import { waitReady, type ReadyOptions } from './ready.ts';
 import { sandboxStateValue, type SandboxStateName } from './states.ts';
 
 export type { SandboxStateName } from './states.ts';
@@ -76,6 +80,12 @@ export interface SandboxesApi {
   remove(reference: string, options?: { readonly graceMs?: number; readonly signal?: AbortSignal }): Promise<api.Sandbox>;
   /** Resolves when the sandbox is in one of the states; rejects with its own message when it can no longer come to it. */
   waitFor(reference: string, states: readonly SandboxStateName[], options?: WaitOptions): Promise<api.Sandbox>;
+  /**
+   * Resolves when the init plan is done and the command has begun; one that has ended already has begun too. Waits through broken
+   * connections. When the command never will begin, it rejects with what stands in its way (command-not-found, image-not-found, …) or
+   * runtime-failed; when the plan takes too long, with timed-out.
+   */
+  waitReady(reference: string, options?: ReadyOptions): Promise<api.Sandbox>;
   /** Starts a process, or attaches to one (`execId`, `main` is the main process). Returns at once. */
   exec(reference: string, options: ExecOptions): ExecHandle;
   logs(reference: string, options?: LogsOptions): AsyncIterable<api.LogChunk>;
@@ -87,9 +97,18 @@ export interface SandboxesApi {
   stats(references?: readonly string[], options?: StatsOptions): Promise<api.GetStatsResponse>;
   /** One connection to a TCP port inside the sandbox; `end()` half-closes. */
   forward(reference: string, port: number, options?: ForwardOptions): Duplex;
+  /** Every check of trust that there is, with its evidence, its verdict and when it was last made. */
+  explain(reference: string, signal?: AbortSignal): Promise<api.ExplainSandboxResponse>;
+  /**
+   * Contains it (I-4), whatever its session is. A result that is not done is stored, and done as soon as the host is back.
+   * @param actions at least one
+   */
+  contain(reference: string, actions: readonly ContainmentAction[], options?: ContainOptions): Promise<api.ContainSandboxResponse>;
+  /** Undoes containment. @param actions absent or empty: everything that is in force */
+  release(reference: string, actions?: readonly ContainmentAction[], options?: ContainOptions): Promise<api.ContainSandboxResponse>;
 }
 
-export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: Calls): SandboxesApi {
+export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: Calls, events: EventsApi): SandboxesApi {
   const want = async (
     reference: string,
     desiredState: sandbox.DesiredState,
@@ -137,6 +156,14 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
           ),
         signal,
       ),
+    async waitReady(reference, options = {}) {
+      const { signal } = options;
+      // Events know a sandbox by its id.
+      const id = isSandboxId(reference)
+        ? reference
+        : (await calls.ask(() => client.getSandbox({ sandbox: reference }, withSignal(signal)), signal)).id;
+      return await waitReady(client, events, calls, id, options);
+    },
     exec: (reference, options) => startExec(client, calls, reference, options),
     logs: (reference, { follow = false, tailLines = 0, signal } = {}) =>
       calls.stream(client.logs({ sandbox: reference, follow, tailLines: BigInt(tailLines) }, withSignal(signal))),
@@ -149,6 +176,16 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
     stats: (references = [], { project = '', signal } = {}) =>
       calls.ask(() => client.getStats({ sandboxes: [...references], project }, withSignal(signal)), signal),
     forward: (reference, port, options) => openForward(client, calls, reference, port, options),
+    explain: (reference, signal) => calls.ask(() => client.explainSandbox({ sandbox: reference }, withSignal(signal)), signal),
+    async contain(reference, actions, { idempotencyKey: key, signal } = {}) {
+      requireActions(actions);
+      const request = { sandbox: reference, actions: containmentOf(actions) };
+      return await calls.mutate((idempotencyKey) => client.containSandbox({ ...request, idempotencyKey }, withSignal(signal)), signal, key);
+    },
+    release(reference, actions = [], { idempotencyKey: key, signal } = {}) {
+      const request = { sandbox: reference, actions: containmentOf(actions) };
+      return calls.mutate((idempotencyKey) => client.releaseSandbox({ ...request, idempotencyKey }, withSignal(signal)), signal, key);
+    },
   };
 }
 

@@ -1,3 +1,5 @@
+import type { Duplex } from 'node:stream';
+import type { MessageInitShape } from '@bufbuild/protobuf';
 import { Backoff, DroverError, newId, silentLogger, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, renewAt } from '@drover/pki';
 import { link } from '@drover/protocol';
@@ -46,6 +48,7 @@ export class AgentLink {
   readonly #signer: Signer;
   readonly #tls: HostTls;
   readonly #unsent = new UnsentObservations();
+  #tunnels: AgentTunnels | undefined;
   #client: Client | undefined;
   #channel: HostChannelCredentials | undefined;
   #stream: AgentStream | undefined;
@@ -84,6 +87,7 @@ export class AgentLink {
   async run(signal: AbortSignal): Promise<'aborted' | 'removed'> {
     const { sandboxes, images, info, random } = this.#options;
     const tunnels = new AgentTunnels(sandboxes, this.#clock, this.#logger, signal);
+    this.#tunnels = tunnels;
     const commands = new CommandRunner({
       sandboxes,
       images,
@@ -189,6 +193,17 @@ export class AgentLink {
   /** Asks the control plane for a sandbox's certificate (I-6); waits over a reconnect, bounded. */
   readonly signSandboxCertificate = async (id: SandboxId, csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> =>
     await this.#signer.sign({ case: 'sandboxId', value: id }, csrDer, signal);
+
+  /**
+   * Takes a connection that a sandbox made over to the control plane (I-13), on the link as it stands: what breaks one resets the other.
+   * @throws {DroverError} unavailable while the link is down
+   */
+  readonly carryInbound = (inbound: MessageInitShape<typeof link.SandboxInboundSchema>, connection: Duplex): void => {
+    if (this.#client === undefined || this.#tunnels === undefined || !this.#connected) {
+      throw new DroverError('unavailable', 'the link is down');
+    }
+    this.#tunnels.carry(this.#client, inbound, connection);
+  };
 
   /** L-2: at two thirds of its life the certificate is renewed on the open stream; new connections use the new one. */
   #maybeRenew(signal: AbortSignal): void {

@@ -107,6 +107,8 @@ export class CommandRunner {
         return { case: 'sandbox', value: await sandboxes.pause(operation.value) };
       case 'resume':
         return { case: 'sandbox', value: await sandboxes.resume(operation.value) };
+      case 'setNetworkCut':
+        return { case: 'sandbox', value: await sandboxes.setNetworkCut(operation.value) };
       case 'destroy':
         await sandboxes.destroy(operation.value);
         return undefined;

@@ -6,6 +6,8 @@ import { signingsAtOnce, signingTimeoutMs } from '../limits.ts';
 export interface Signed {
   readonly certificatePem: string;
   readonly caPem: string;
+  /** For a sandbox: what its init registers with (I-13), once. */
+  readonly bootstrapToken: string;
 }
 
 interface Waiting {
@@ -65,7 +67,8 @@ export class Signer {
   answered(response: link.SigningResponse): void {
     const waiting = this.#waiting.get(response.requestId);
     if (waiting === undefined) return; // its caller has gone
-    if (response.error === undefined) waiting.resolve({ certificatePem: response.certificatePem, caPem: response.caPem });
-    else waiting.reject(errorFromWire(response.error));
+    const { certificatePem, caPem, bootstrapToken, error } = response;
+    if (error === undefined) waiting.resolve({ certificatePem, caPem, bootstrapToken });
+    else waiting.reject(errorFromWire(error));
   }
 }

@@ -1,5 +1,5 @@
 import { Socket } from 'node:net';
-import { create } from '@bufbuild/protobuf';
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Duplex } from 'node:stream';
 import { DroverError, parseSandboxId, type Clock, type Logger } from '@drover/foundation';
 import { link, methodDefinition, TunnelStream } from '@drover/protocol';
@@ -42,18 +42,30 @@ export class AgentTunnels {
       call.write(
         create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'tunnelId', value: command.tunnelId } } } }),
       );
-      const tunnel = new TunnelStream(call, () => call.cancel());
-      const cut = (): void => void tunnel.destroy();
-      this.#signal.addEventListener('abort', cut, { once: true });
       this.#open++;
-      inside.once('close', () => {
-        this.#open--;
-        this.#signal.removeEventListener('abort', cut);
-      });
-      joinStreams(tunnel, inside, (error) => this.#logger.debug({ err: error, sandboxId: id }, 'a tunnel was cut'));
+      inside.once('close', () => this.#open--);
+      this.#join(new TunnelStream(call, () => call.cancel()), inside, id);
     } finally {
       this.#open--;
     }
+  }
+
+  /**
+   * Opens the tunnel of a connection that a sandbox made (I-13) and joins the two; whoever accepted it bounds how many there are.
+   * When the tunnel breaks, or the control plane does not take it, the connection is reset.
+   */
+  carry(client: Client, inbound: MessageInitShape<typeof link.SandboxInboundSchema>, connection: Duplex): void {
+    const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
+    call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'inbound', value: inbound } } } }));
+    this.#join(new TunnelStream(call, () => call.cancel()), connection, inbound.sandboxId);
+  }
+
+  /** Until either side ends it, or the agent stops. */
+  #join(tunnel: TunnelStream, inside: Duplex, sandboxId: string | undefined): void {
+    const cut = (): void => void tunnel.destroy();
+    this.#signal.addEventListener('abort', cut, { once: true });
+    inside.once('close', () => this.#signal.removeEventListener('abort', cut));
+    joinStreams(tunnel, inside, (error) => this.#logger.debug({ err: error, sandboxId }, 'a tunnel was cut'));
   }
 
   async #dial(id: Parameters<Sandboxes['dial']>[0], port: 'init' | number): ReturnType<Sandboxes['dial']> {
@@ -73,7 +85,8 @@ export class AgentTunnels {
 }
 
 /**
- * Joins two byte streams: each direction ends by itself (half-close), and an end that breaks off breaks the other one off.
+ * Joins two byte streams: each direction ends by itself (half-close), and an end that breaks off breaks the other one off. One that has
+ * said its end and then closes has said all: the other gets it whole, and is closed behind it.
  * `stream.pipeline` does not fit: it destroys a duplex stream whose one direction it has seen to the end.
  */
 function joinStreams(one: Duplex, two: Duplex, onError: (error: Error) => void): void {
@@ -83,7 +96,8 @@ function joinStreams(one: Duplex, two: Duplex, onError: (error: Error) => void):
   ] as const) {
     from.on('error', onError);
     from.once('close', () => {
-      if (!from.readableEnded || !from.writableFinished) cutOff(to);
+      if (!from.readableEnded) cutOff(to);
+      else if (!from.writableFinished) closeBehind(to);
     });
     from.pipe(to);
   }
@@ -94,6 +108,12 @@ function cutOff(stream: Duplex): void {
   if (stream.destroyed) return;
   if (stream instanceof Socket) stream.resetAndDestroy();
   else stream.destroy();
+}
+
+/** Its reader gets what is on the way, then an end; what it still sends goes nowhere. */
+function closeBehind(stream: Duplex): void {
+  if (stream instanceof Socket) stream.destroySoon();
+  else stream.end(() => stream.destroy());
 }
 
 function portOf({ target }: link.OpenTunnel): 'init' | number {

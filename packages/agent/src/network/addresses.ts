@@ -44,7 +44,7 @@ export function planAddresses(instance: string, pool: string): AddressPlan {
   return {
     instance,
     pool: `${network.toString()}/${prefix}`,
-    gatewayAddress: offset(network, 1),
+    gatewayAddress: gatewayAddressOf(network),
     // Without the network's first address, the gateway's, and the broadcast address.
     slots: Math.min(networkSlots, 2 ** (32 - prefix) - 3),
     table: `drover-${instance}`,
@@ -53,6 +53,11 @@ export function planAddresses(instance: string, pool: string): AddressPlan {
     interfacePrefix: `d${instance}-`,
     namespacePrefix: `drover-${instance}-`,
   };
+}
+
+/** The first address of a pool. */
+export function gatewayAddressOf(network: ipaddr.IPv4): string {
+  return offset(network, 1);
 }
 
 /**
@@ -79,6 +84,13 @@ export function slotAddress(plan: AddressPlan, slot: number): string {
   return offset(ipaddr.IPv4.parseCIDR(plan.pool)[0], 2 + slot);
 }
 
+/** The slot that an address is of; undefined when it is of none. */
+export function addressSlot(plan: AddressPlan, address: string): number | undefined {
+  if (!ipaddr.IPv4.isValidFourPartDecimal(address)) return undefined;
+  const slot = numberOf(ipaddr.IPv4.parse(address)) - numberOf(ipaddr.IPv4.parseCIDR(plan.pool)[0]) - 2;
+  return slot >= 0 && slot < plan.slots ? slot : undefined;
+}
+
 export function slotInterface(plan: AddressPlan, slot: number): string {
   return `${plan.interfacePrefix}${slot}`;
 }
@@ -87,7 +99,11 @@ export function slotNamespace(plan: AddressPlan, slot: number): string {
   return `${plan.namespacePrefix}${slot}`;
 }
 
+function numberOf(address: ipaddr.IPv4): number {
+  return address.toByteArray().reduce((sum, byte) => sum * 256 + byte, 0);
+}
+
 function offset(network: ipaddr.IPv4, by: number): string {
-  const number = network.toByteArray().reduce((sum, byte) => sum * 256 + byte, 0) + by;
+  const number = numberOf(network) + by;
   return [24, 16, 8, 0].map((shift) => Math.floor(number / 2 ** shift) % 256).join('.');
 }

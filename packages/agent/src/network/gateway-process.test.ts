@@ -136,6 +136,45 @@ describe('the gateway process', () => {
     await until(async () => (await next.status()).mode === 'launched' && (await ask()) === 200);
   });
 
+  test('R-9: one that was taken over and is gone is replaced by the next apply at once', async () => {
+    const first = gateway();
+    await first.apply(policies());
+    const { pid } = await first.status();
+    await first.close({ leaveRunning: true });
+    const next = gateway();
+    await next.apply([]);
+    process.kill(pid, 'SIGKILL');
+    await until(async () => !(await isAlive(pid)));
+    await next.apply(policies());
+    expect((await next.status()).mode).toBe('launched');
+    expect(await ask()).toBe(200);
+  });
+
+  test('one that cannot listen says so, without a wait, and is tried at once when it is needed again', async () => {
+    const holder = createServer().listen(port, '127.0.0.1');
+    await once(holder, 'listening');
+    const own = gateway();
+    const error = await own.apply(policies()).catch((thrown: unknown) => thrown);
+    expect(error).toMatchObject({
+      code: 'unavailable',
+      message: `the gateway does not come up: 127.0.0.1:${port}, where the gateway is to listen, is held by another process`,
+      hint: expect.stringContaining(`ss -Hltnp sport = :${port}`) as string,
+    });
+    for (let tries = 0; tries < 3; tries++) await expect(own.apply(policies())).rejects.toMatchObject({ code: 'unavailable' });
+    await new Promise((resolve) => holder.close(resolve));
+    await own.apply(policies());
+    expect(await ask()).toBe(200);
+  });
+
+  test('R-9: the policies that it could not be given reach it by themselves when it comes up', async () => {
+    const holder = createServer().listen(port, '127.0.0.1');
+    await once(holder, 'listening');
+    const own = gateway();
+    await expect(own.apply(policies())).rejects.toMatchObject({ code: 'unavailable' });
+    await new Promise((resolve) => holder.close(resolve));
+    await until(async () => (await ask()) === 200);
+  });
+
   test('R-1: let go of, it serves the sandboxes that run on', async () => {
     const first = gateway();
     await first.apply(policies());

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { DroverError, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
 import { GatewayClient, type GatewayHealth, type SandboxPolicy } from '@drover/gateway';
 import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
-import { gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs } from '../limits.ts';
+import { gatewayAdoptMs, gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs } from '../limits.ts';
 import { endProcess, processStartTime } from './process-identity.ts';
 
 export interface GatewayProcessOptions {
@@ -43,6 +43,8 @@ export class GatewayProcess {
   #policies: readonly SandboxPolicy[] | undefined;
   #watching: Promise<void> | undefined;
   #reapplying = false;
+  /** Why it cannot run, in its own words; undefined once it does. */
+  #complaint: { readonly message: string; readonly hint: string | undefined } | undefined;
 
   constructor(options: GatewayProcessOptions) {
     this.#options = options;
@@ -51,13 +53,24 @@ export class GatewayProcess {
     this.#client = new GatewayClient(this.#socket);
   }
 
-  /** Puts a table in force, taking over or starting the gateway first if need be. @throws {DroverError} unavailable, invalid-argument */
+  /**
+   * Puts a table in force, taking over or starting the gateway first if need be. A table that it could not be given for what may
+   * pass is tried again, whatever its caller does about it. @throws {DroverError} unavailable, invalid-argument
+   */
   async apply(policies: readonly SandboxPolicy[]): Promise<void> {
-    await this.#serial.run(async () => {
-      this.#policies = policies;
-      await this.#ensureUp();
-      await this.#push(policies);
-    });
+    try {
+      await this.#serial.run(async () => {
+        this.#policies = policies;
+        // Somebody needs it now, and does not wait for a backoff: what stood in its way may be gone.
+        const state = this.#process?.status().state;
+        if (this.#complaint !== undefined && (state === 'restarting' || state === 'circuit-open')) this.#process?.restart();
+        await this.#ensureUp();
+        await this.#push(policies);
+      });
+    } catch (error) {
+      if (DroverError.from(error).transient) void this.#reapply();
+      throw error;
+    }
   }
 
   /** Whether it runs, as its own process or one taken over, and its counters. */
@@ -98,7 +111,10 @@ export class GatewayProcess {
 
   async #ensureUp(): Promise<void> {
     if (this.#life.signal.aborted) throw new DroverError('unavailable', 'the gateway is being let go of');
-    if (this.#mode === 'adopted') return;
+    if (this.#mode === 'adopted') {
+      if ((await this.#recorded()) !== undefined) return;
+      this.#adoptedIsGone();
+    }
     if (this.#mode === 'down') {
       await mkdir(this.#directory, { recursive: true, mode: 0o700 });
       if (await this.#adopt()) return;
@@ -106,17 +122,29 @@ export class GatewayProcess {
       this.#launch();
     }
     const signal = AbortSignal.any([this.#life.signal, AbortSignal.timeout(gatewayStartMs)]);
-    await this.#process?.waitFor('running', signal).catch((error: unknown) => {
-      const said = this.#process?.status().lastError;
-      throw new DroverError('unavailable', `the gateway does not come up${said === undefined ? '' : ` (${said})`}`, {
-        hint: "see the gateway in the agent's log",
+    try {
+      await this.#running(signal);
+    } catch (error) {
+      const why = this.#complaint?.message ?? this.#process?.status().lastError;
+      throw new DroverError('unavailable', `the gateway does not come up${why === undefined ? '' : `: ${why}`}`, {
+        hint: this.#complaint?.hint ?? "see the gateway in the agent's log",
         cause: error,
       });
-    });
+    }
+  }
+
+  /** Resolves when it runs. One that has said why it cannot is not waited for, though the supervisor goes on trying. */
+  async #running(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      await this.#process?.waitFor(['running', 'restarting', 'circuit-open'], signal);
+      if (this.#process?.status().state === 'running') return;
+      if (this.#complaint !== undefined) throw new DroverError('unavailable', this.#complaint.message);
+      await this.#process?.waitFor(['running', 'starting'], signal);
+    }
   }
 
   async #adopt(): Promise<boolean> {
-    const health = await this.#client.health(1000).catch(() => undefined);
+    const health = await this.#client.health(gatewayAdoptMs).catch(() => undefined);
     if (health === undefined) return false;
     // The agent before may have been killed before it wrote this down; only root can make the socket that answers so.
     await this.#record(health.pid);
@@ -144,14 +172,20 @@ export class GatewayProcess {
         () => 0,
         () => failures + 1,
       );
-      const gone = (await this.#recorded()) === undefined;
-      if (!gone && failures < 3) continue;
-      this.#logger.warn({ gatewayPid: this.#adoptedPid, gone }, 'the gateway that was taken over is gone; a new one starts');
-      this.#mode = 'down';
+      const there = (await this.#recorded()) !== undefined;
+      // An apply may have found it gone first.
+      if (this.#mode !== 'adopted') return;
+      if (there && failures < 3) continue;
+      this.#adoptedIsGone();
       // Its own child from now on, watched by the supervisor; the table goes along.
       await this.#reapply();
       return;
     }
+  }
+
+  #adoptedIsGone(): void {
+    this.#logger.warn({ gatewayPid: this.#adoptedPid }, 'the gateway that was taken over is gone; a new one starts');
+    this.#mode = 'down';
   }
 
   #launch(): void {
@@ -173,10 +207,14 @@ export class GatewayProcess {
     );
     this.#mode = 'launched';
     this.#process.start();
+    // Written down before it is ready: an agent that is killed now leaves a gateway that the next one knows of.
+    const { pid } = this.#process.status();
+    if (pid !== 0) void this.#record(pid);
   }
 
   #onChange(status: ProcessStatus, announced: string | undefined): void {
     if (announced === 'running') {
+      this.#complaint = undefined;
       void this.#record(status.pid);
       // A gateway that was restarted knows no policies; the first one gets them from whoever waits in `apply`.
       if (status.restarts > 0) void this.#reapply();
@@ -212,6 +250,10 @@ export class GatewayProcess {
   #logLine(line: string, pid: number): void {
     try {
       const { level, time: _time, pid: _pid, name: _name, msg, ...fields } = JSON.parse(line) as Record<string, unknown>;
+      if (level === 50 && this.#process?.status().state !== 'running') {
+        const { hint } = fields;
+        this.#complaint = { message: String(msg), hint: typeof hint === 'string' ? hint : undefined };
+      }
       const write = level === 20 ? 'debug' : level === 30 ? 'info' : level === 40 ? 'warn' : 'error';
       this.#logger[write]({ process: 'gateway', childPid: pid, ...fields }, String(msg));
     } catch {

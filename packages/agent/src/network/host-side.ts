@@ -4,16 +4,16 @@ import ipaddr from 'ipaddr.js';
 import { slotInterface, type AddressPlan } from './addresses.ts';
 import { command } from './commands.ts';
 import { interfaceNames } from './interfaces.ts';
-import { ruleset } from './ruleset.ts';
+import { ruleset, type HostPorts } from './ruleset.ts';
 
 /**
  * Puts the rules in force, then makes the interface that carries the gateway's address, unless an earlier agent left it.
  * @throws {DroverError} invalid-config when somebody else uses the pool; missing-component; missing-privilege
  */
-export async function setUpHost(plan: AddressPlan, proxyPort: number, cutSlots: readonly number[]): Promise<void> {
+export async function setUpHost(plan: AddressPlan, ports: HostPorts, cutSlots: readonly number[]): Promise<void> {
   checkPoolIsFree(plan);
   const cut = cutSlots.map((slot) => slotInterface(plan, slot));
-  await command('nft', ['-f', '-'], ruleset(plan, proxyPort, cut));
+  await command('nft', ['-f', '-'], ruleset(plan, ports, cut));
   if (networkInterfaces()[plan.gatewayInterface]?.some((a) => a.address === plan.gatewayAddress)) return;
   if (await exists(plan)) await command('ip', ['link', 'del', plan.gatewayInterface]);
   await command(

@@ -1,9 +1,15 @@
 import type { SandboxId } from '@drover/foundation';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 
+export interface AddressHolder {
+  readonly id: SandboxId;
+  /** The host's end. */
+  readonly interface: string;
+}
+
 /**
  * The host's sandbox network (spec 5.4): for each sandbox a namespace, a veth pair and rules that let it reach the egress
- * proxy and nothing else, in force before anything runs in it.
+ * proxy, the way to the control plane and nothing else, in force before anything runs in it.
  */
 export interface Network {
   /** Sets up the host's side (bridge-less veths, nftables table, pool) and removes leftovers of an earlier life. */
@@ -14,7 +20,12 @@ export interface Network {
   release(id: SandboxId): Promise<void>;
   /** Replaces what the sandbox may reach, in force when it resolves. */
   applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void>;
-  /** Cuts or restores every packet of the sandbox (I-4). */
+  /**
+   * Cuts or restores the sandbox's network (I-4), for connections that stand too. What is left to one that is cut: init's port, and
+   * the way to the control plane. In force when it resolves. @throws {DroverError} sandbox-not-found when it has no network
+   */
   setCut(id: SandboxId, cut: boolean): Promise<void>;
+  /** Whose address is it, and behind which interface? Each interface speaks for its own address only. Undefined: nobody's. */
+  holderOf(address: string): AddressHolder | undefined;
   close(): Promise<void>;
 }

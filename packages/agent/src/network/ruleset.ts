@@ -1,4 +1,11 @@
+import { initPort } from '@drover/init';
 import { slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
+
+/** What listens on the gateway's address. */
+export interface HostPorts {
+  readonly proxyPort: number;
+  readonly controlPort: number;
+}
 
 /**
  * The nftables table of one agent, as a script that puts it in force in one transaction, replacing an earlier one (R-16).
@@ -7,14 +14,18 @@ import { slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
  * is no moment at which its interface exists without the rules. A verdict `drop` of any table is final, so other users of
  * nftables and iptables (docker, ufw) can forbid more, never less.
  *
- * From a sandbox: TCP to the proxy on the gateway's address, and replies to connections that the host opened (init's port,
- * forwarded ports). The former is not tracked: a sandbox cannot fill the host's connection table.
+ * From a sandbox: TCP to the proxy and to the control listener on the gateway's address, and replies to connections that the host
+ * opened (init's port, forwarded ports). The former are not tracked: a sandbox cannot fill the host's connection table.
+ *
+ * One that is cut keeps the control listener and the replies from init's port, so that the control plane still has it in hand
+ * (I-4). The rules look at each packet and not at its connection, so what stood before the cut stops with it, tracked or not.
  * @param cut interfaces that are cut off, both ways
  */
-export function ruleset(plan: AddressPlan, proxyPort: number, cut: readonly string[]): string {
+export function ruleset(plan: AddressPlan, { proxyPort, controlPort }: HostPorts, cut: readonly string[]): string {
   const sandboxes = `"${plan.interfacePrefix}*"`;
   const members = Array.from({ length: plan.slots }, (_, slot) => `"${slotInterface(plan, slot)}" . ${slotAddress(plan, slot)}`);
   const toProxy = `ip daddr ${plan.gatewayAddress} tcp dport ${proxyPort}`;
+  const toControl = `ip daddr ${plan.gatewayAddress} tcp dport ${controlPort}`;
   return `
 table inet ${plan.table} {}
 delete table inet ${plan.table}
@@ -35,19 +46,27 @@ table inet ${plan.table} {
   }
   chain from_sandbox {
     meta nfproto != ipv4 drop
-    iifname @cut drop
     # Each interface speaks for its own address only.
     iifname . ip saddr != @members drop
-    ${toProxy} notrack accept
     ip daddr != ${plan.gatewayAddress} drop
+    ${toControl} notrack accept
+    iifname @cut goto from_cut
+    ${toProxy} notrack accept
     # What is left may be a reply; tracked decides.
     accept
+  }
+  chain from_cut {
+    # Init's port is no disguise for the way out.
+    ${toProxy} drop
+    tcp sport ${initPort} accept
+    drop
   }
   chain tracked {
     # Behind connection tracking (-200), before anybody's NAT (-100).
     type filter hook prerouting priority mangle; policy accept;
     iifname != ${sandboxes} accept
     ${toProxy} accept
+    ${toControl} accept
     ct direction reply ct state established accept
     drop
   }
@@ -56,6 +75,7 @@ table inet ${plan.table} {
     type filter hook input priority raw; policy accept;
     iifname != ${sandboxes} accept
     ${toProxy} accept
+    ${toControl} accept
     ct direction reply ct state established accept
     drop
   }
@@ -68,8 +88,14 @@ table inet ${plan.table} {
     type filter hook output priority raw; policy accept;
     oifname != ${sandboxes} accept
     meta nfproto != ipv4 drop
-    oifname @cut drop
+    ip saddr ${plan.gatewayAddress} tcp sport ${controlPort} notrack accept
+    oifname @cut goto to_cut
     ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} notrack
+  }
+  chain to_cut {
+    ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} drop
+    tcp dport ${initPort} accept
+    drop
   }
 }
 `;

@@ -1,4 +1,4 @@
-import { execFile, spawn } from 'node:child_process';
+import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import { createSocket } from 'node:dgram';
@@ -8,13 +8,15 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
 import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
-import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { initPort } from '@drover/init';
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
-import { SandboxNetwork, type SandboxNetworkOptions } from './index.ts';
+import { ControlListener, SandboxNetwork, type AddressHolder, type SandboxNetworkOptions } from './index.ts';
 import { interfaceNames } from './interfaces.ts';
 
 const run = promisify(execFile);
 const proxyPort = 31_281;
+const controlPort = 31_282;
 const pool = '10.252.64.0/24';
 const instance = `t${process.pid.toString(36)}`.slice(0, 8);
 
@@ -27,7 +29,12 @@ let table: PolicyTable;
 let applied: SandboxPolicy[] = [];
 
 beforeAll(async () => {
-  web = createServer((request, response) => response.end(`hello ${request.url}\n`)).listen(0, '0.0.0.0');
+  web = createServer((request, response) => {
+    if (request.url === '/endless') {
+      const more = setInterval(() => response.write('another line\n'), 2);
+      response.once('close', () => clearInterval(more));
+    } else response.end(`hello ${request.url}\n`);
+  }).listen(0, '0.0.0.0');
   await new Promise((resolve) => web.once('listening', resolve));
   webPort = (web.address() as { port: number }).port;
 });
@@ -63,6 +70,7 @@ async function start(options: Partial<SandboxNetworkOptions> = {}, known: Readon
     instance,
     pool,
     proxyPort,
+    controlPort,
     logger: silentLogger,
     warm: 1,
     applyGateway: async (policies) => {
@@ -94,12 +102,38 @@ const curl = (at: NetworkAttachment, ...args: string[]) => inside(at, 'curl', '-
 const viaProxy = (at: NetworkAttachment, ...args: string[]) => curl(at, '-x', `http://${at.gatewayAddress}:${at.proxyPort}`, ...args);
 
 /** A TCP connection from inside, with a route to everywhere as root inside could add: does it come up? */
-async function connects(at: NetworkAttachment, host: string, port: number, bind = ''): Promise<boolean> {
+async function connects(at: NetworkAttachment, host: string, port: number, bind = '', localPort = 0): Promise<boolean> {
   const program = `
-    const socket = require('node:net').connect({ host: ${JSON.stringify(host)}, port: ${port}, ${bind && `localAddress: ${JSON.stringify(bind)}`} });
+    const socket = require('node:net').connect({ host: ${JSON.stringify(host)}, port: ${port}, localPort: ${localPort}, ${bind && `localAddress: ${JSON.stringify(bind)}`} });
     socket.on('connect', () => { console.log('connected'); process.exit(0) }).on('error', (e) => { console.log(e.code); process.exit(1) });
     setTimeout(() => { console.log('timeout'); process.exit(1) }, 400);`;
   return (await inside(at, process.execPath, '-e', program)).code === 0;
+}
+
+/** Servers inside that say back what they hear. */
+async function echoes(at: NetworkAttachment, ...ports: readonly number[]): Promise<ChildProcess> {
+  const program = `
+    for (const port of [${ports.join()}])
+      require('node:net').createServer((s) => s.on('error', () => {}).pipe(s)).listen(port, ${JSON.stringify(at.address)}, () => console.log('up'));`;
+  const child = spawn('nsenter', [`--net=${at.namespacePath}`, process.execPath, '-e', program], { stdio: ['ignore', 'pipe', 'inherit'] });
+  let up = '';
+  for await (const data of child.stdout) if ((up += String(data)).split('up').length > ports.length) break;
+  return child;
+}
+
+/** A connection of the host's to a port inside, and whether it is answered within `ms`. */
+function dialIn(at: NetworkAttachment, port: number): { answers(ms?: number): Promise<boolean>; close(): void } {
+  const socket = connect(port, at.address).on('error', () => undefined);
+  return {
+    answers: async (ms = 500) => {
+      const { promise, resolve } = Promise.withResolvers<boolean>();
+      const timer = setTimeout(() => resolve(false), ms);
+      socket.once('data', () => resolve(true));
+      socket.write('x');
+      return await promise.finally(() => clearTimeout(timer));
+    },
+    close: () => socket.destroy(),
+  };
 }
 
 /** Sends a UDP datagram from inside. */
@@ -107,6 +141,34 @@ async function sends(at: NetworkAttachment, host: string, port: number): Promise
   const program = `const s = require('node:dgram').createSocket(${JSON.stringify(host.includes(':') ? 'udp6' : 'udp4')});
     s.send('x', ${port}, ${JSON.stringify(host)}, () => s.close())`;
   await inside(at, process.execPath, '-e', program);
+}
+
+/** Where sandboxes reach the control plane; here it says back what it hears. */
+async function listen(
+  network: SandboxNetwork,
+  carried: (from: AddressHolder, peerAddress: string) => void = () => undefined,
+): Promise<ControlListener> {
+  const listener = new ControlListener({
+    host: network.gatewayAddress,
+    port: controlPort,
+    holderOf: (address) => network.holderOf(address),
+    carry: (from, peerAddress, connection) => {
+      carried(from, peerAddress);
+      connection.pipe(connection);
+    },
+    logger: silentLogger,
+  });
+  await listener.listen();
+  return listener;
+}
+
+/** Does the control listener answer what is said to it from inside? */
+async function talks(at: NetworkAttachment): Promise<boolean> {
+  const program = `
+    const socket = require('node:net').connect(${at.controlPort}, ${JSON.stringify(at.gatewayAddress)}, () => socket.write('hello'));
+    socket.on('data', (data) => process.exit(String(data) === 'hello' ? 0 : 1)).on('error', () => process.exit(1));
+    setTimeout(() => process.exit(1), 1000);`;
+  return (await inside(at, process.execPath, '-e', program)).code === 0;
 }
 
 async function routeEverywhere(at: NetworkAttachment): Promise<void> {
@@ -235,7 +297,7 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
     expect(rules).toContain(`"${at.interface}" . ${at.address}`);
   });
 
-  test('I-4: a sandbox that is cut exchanges no packet, and does again when it is restored', async () => {
+  test('I-4: a sandbox that is cut does not reach the proxy, and does again when it is restored; each twice is once', async () => {
     const network = await start();
     const sandbox = id();
     const at = await network.acquire(sandbox);
@@ -248,6 +310,111 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
     expect(await connects(at, at.gatewayAddress, proxyPort)).toBe(true);
   });
 
+  test('I-4: a cut stops what stands too: a transfer through the proxy, a forwarded port; init and the control listener stay reachable', async () => {
+    const network = await start();
+    const sandbox = id();
+    const at = await network.acquire(sandbox);
+    await network.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+    const control = await listen(network);
+    const servers = await echoes(at, initPort, 7007);
+    const [session, forward] = [dialIn(at, initPort), dialIn(at, 7007)];
+    const proxyUrl = `http://${at.gatewayAddress}:${at.proxyPort}`;
+    const download = spawn('nsenter', [`--net=${at.namespacePath}`, 'curl', '-sSN', '-x', proxyUrl, `http://127.0.0.1:${webPort}/endless`]);
+    try {
+      let received = 0;
+      download.stdout.on('data', (data: Buffer) => (received += data.length));
+      const grows = async (from: number): Promise<void> => await vi.waitFor(() => expect(received).toBeGreaterThan(from), 5000);
+      await grows(1000);
+      expect([await session.answers(), await forward.answers(), await talks(at)]).toEqual([true, true, true]);
+
+      await network.setCut(sandbox, true);
+      expect([await session.answers(), await forward.answers(), await talks(at)]).toEqual([true, false, true]);
+      // What had arrived inside by then has been read there meanwhile.
+      const atCut = received;
+      const [again, elsewhere] = [dialIn(at, initPort), dialIn(at, 7007)];
+      expect([await again.answers(), await elsewhere.answers()]).toEqual([true, false]);
+      for (const dialled of [again, elsewhere]) dialled.close();
+      expect(received).toBe(atCut);
+
+      await network.setCut(sandbox, false);
+      await grows(atCut);
+      const restored = dialIn(at, 7007);
+      expect([await session.answers(), await restored.answers(2000), await talks(at)]).toEqual([true, true, true]);
+      restored.close();
+    } finally {
+      for (const dialled of [session, forward]) dialled.close();
+      for (const child of [download, servers]) child.kill('SIGKILL');
+      await control.close();
+    }
+  });
+
+  test("I-4: a cut sandbox gets out by no port: not from init's own, not to another service of the host", async () => {
+    const network = await start();
+    const sandbox = id();
+    const at = await network.acquire(sandbox);
+    const control = await listen(network);
+    try {
+      await network.setCut(sandbox, true);
+      for (const localPort of [0, initPort, controlPort, proxyPort]) {
+        expect(await connects(at, at.gatewayAddress, proxyPort, '', localPort), `from ${localPort}`).toBe(false);
+        expect(await connects(at, at.gatewayAddress, webPort, '', localPort), `from ${localPort}`).toBe(false);
+      }
+      expect(await connects(at, at.gatewayAddress, controlPort)).toBe(true);
+      await network.setCut(sandbox, false);
+      // The port was not the reason.
+      expect(await connects(at, at.gatewayAddress, proxyPort, '', initPort)).toBe(true);
+    } finally {
+      await control.close();
+    }
+  });
+
+  test('I-4, R-9: a cut is in force from the first packet of the next network too, and does not go to whom the address goes later', async () => {
+    const first = await start({ warm: 0 });
+    const sandbox = id();
+    const at = await first.acquire(sandbox);
+    await first.setCut(sandbox, true);
+    await first.close();
+    opened.length = 0;
+    const second = await start({ stateDirectory: state, warm: 0 }, new Set([sandbox]));
+    expect(await second.acquire(sandbox)).toEqual(at);
+    expect(await connects(at, at.gatewayAddress, proxyPort)).toBe(false);
+    await second.release(sandbox);
+    await second.close();
+    opened.length = 0;
+    await proxy?.close();
+    proxy = undefined;
+
+    const third = await start({ stateDirectory: state, warm: 0 });
+    const next = await third.acquire(id());
+    expect(next.address).toBe(at.address);
+    expect(await connects(next, next.gatewayAddress, proxyPort)).toBe(true);
+  });
+
+  test('I-14: the control listener knows a sandbox by its interface and address; the host and the neighbours are not it', async () => {
+    const network = await start();
+    const [one, two] = [id(), id()];
+    const [a, b] = [await network.acquire(one), await network.acquire(two)];
+    const seen: (AddressHolder & { peerAddress: string })[] = [];
+    const control = await listen(network, (from, peerAddress) => seen.push({ ...from, peerAddress }));
+    try {
+      expect([await talks(a), await talks(b)]).toEqual([true, true]);
+      expect(seen).toEqual([
+        { id: one, interface: a.interface, peerAddress: a.address },
+        { id: two, interface: b.interface, peerAddress: b.address },
+      ]);
+      // Root inside takes the neighbour's address: the rules know better.
+      await inside(a, 'ip', 'addr', 'add', `${b.address}/32`, 'dev', 'eth0');
+      expect(await connects(a, a.gatewayAddress, controlPort, b.address)).toBe(false);
+      const own = connect(controlPort, a.gatewayAddress).on('error', () => undefined);
+      await new Promise((resolve) => own.once('close', resolve));
+      await network.release(one);
+      expect(network.holderOf(a.address)).toBeUndefined();
+      expect(seen).toHaveLength(2);
+    } finally {
+      await control.close();
+    }
+  });
+
   test('R-16: a network of the same pool under another name is refused with what to do', async () => {
     await start();
     const second = new SandboxNetwork({
@@ -255,6 +422,7 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
       instance: `${instance.slice(0, 7)}x`,
       pool,
       proxyPort,
+      controlPort,
       logger: silentLogger,
       applyGateway: async () => undefined,
     });
@@ -314,7 +482,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
       import { SandboxNetwork } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
       import { silentLogger } from '@drover/foundation';
       const network = new SandboxNetwork({ stateDirectory: ${JSON.stringify(state)}, instance: ${JSON.stringify(instance)}, pool: ${JSON.stringify(pool)},
-        proxyPort: ${proxyPort}, logger: silentLogger, warm: 2, applyGateway: async () => undefined });
+        proxyPort: ${proxyPort}, controlPort: ${controlPort}, logger: silentLogger, warm: 2, applyGateway: async () => undefined });
       await network.start(new Set());
       const a = await network.acquire(${JSON.stringify(kept)});
       await network.applyPolicy(${JSON.stringify(kept)}, ['127.0.0.1:${webPort}']);
@@ -413,7 +581,7 @@ test('R-9: in a network namespace that was joined without a /sys of its own, not
   const script = `
     import { silentLogger, newSandboxId } from '@drover/foundation';
     import { SandboxNetwork } from ${JSON.stringify(join(import.meta.dirname, 'sandbox-network.ts'))};
-    const network = new SandboxNetwork({ stateDirectory: process.argv[1], instance: 'nsenter1', pool: ${JSON.stringify(pool)}, proxyPort: ${proxyPort},
+    const network = new SandboxNetwork({ stateDirectory: process.argv[1], instance: 'nsenter1', pool: ${JSON.stringify(pool)}, proxyPort: ${proxyPort}, controlPort: ${controlPort},
       logger: silentLogger, warm: 1, applyGateway: async () => {} });
     await network.start(new Set());
     const id = newSandboxId();

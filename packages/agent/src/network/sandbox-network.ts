@@ -4,10 +4,10 @@ import { compilePolicy, type SandboxPolicy } from '@drover/gateway';
 import pLimit from 'p-limit';
 import { networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
-import { defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
+import { addressSlot, defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
 import { setSlotCut, setUpHost, tearDownHost } from './host-side.ts';
 import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots } from './namespaces.ts';
-import type { Network } from './network.ts';
+import type { AddressHolder, Network } from './network.ts';
 import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
 import { NetworkRecords, type NetworkRecord } from './records.ts';
 
@@ -22,6 +22,8 @@ export interface SandboxNetworkOptions {
   readonly applyGateway: ApplyGateway;
   /** Where the egress proxy listens on the gateway's address. */
   readonly proxyPort: number;
+  /** Where the way to the control plane begins, on the gateway's address. */
+  readonly controlPort: number;
   readonly logger: Logger;
   /** Namespaces kept ready. Default 4. */
   readonly warm?: number;
@@ -59,7 +61,7 @@ export class SandboxNetwork implements Network {
     this.#publisher = new PolicyPublisher(options.applyGateway, () => this.#policies());
   }
 
-  /** The address that the egress proxy listens on; there once `start` has begun to apply policies. */
+  /** The address that the egress proxy and the control listener listen on; there once `start` has begun to apply policies. */
   get gatewayAddress(): string {
     return this.#plan.gatewayAddress;
   }
@@ -79,7 +81,7 @@ export class SandboxNetwork implements Network {
     }
     const owned = new Set([...this.#records.values()].map((r) => r.slot));
     const cut = [...this.#records.values()].filter((r) => r.cut).map((r) => r.slot);
-    await setUpHost(this.#plan, this.#options.proxyPort, cut);
+    await setUpHost(this.#plan, this.#options, cut);
     const present = await presentSlots(this.#plan);
     const swept = [...new Set([...present.interfaces, ...present.names])].filter((slot) => !owned.has(slot));
     await removeSlots(this.#plan, swept);
@@ -139,11 +141,20 @@ export class SandboxNetwork implements Network {
   async setCut(id: SandboxId, cut: boolean): Promise<void> {
     await this.#exclusively(id, async () => {
       const record = this.#record(id);
-      // Cut first and then write it down; the other way round, a crash between the two errs towards being cut.
-      if (cut) await setSlotCut(this.#plan, record.slot, true);
+      if (!cut && !record.cut) return;
+      // Counted as cut from before the first try until all of the last is done: what fails in between is undone by a repetition, or a release.
+      if (cut) this.#records.set(id, { ...record, cut: true });
+      await setSlotCut(this.#plan, record.slot, cut);
       await this.#change(id, { cut });
-      if (!cut) await setSlotCut(this.#plan, record.slot, false);
     });
+  }
+
+  holderOf(address: string): AddressHolder | undefined {
+    const slot = addressSlot(this.#plan, address);
+    if (slot === undefined) return undefined;
+    for (const record of this.#records.values())
+      if (record.slot === slot) return { id: record.id, interface: slotInterface(this.#plan, slot) };
+    return undefined;
   }
 
   async close(): Promise<void> {
@@ -179,6 +190,7 @@ export class SandboxNetwork implements Network {
       address: slotAddress(this.#plan, slot),
       gatewayAddress: this.#plan.gatewayAddress,
       proxyPort: this.#options.proxyPort,
+      controlPort: this.#options.controlPort,
       interface: slotInterface(this.#plan, slot),
     };
   }

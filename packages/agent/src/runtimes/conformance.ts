@@ -164,6 +164,20 @@ export function describeRuntime(name: string, open: () => Promise<Harness>): voi
       expect(await harness.leftovers(destroyed.id)).toEqual([]);
     });
 
+    test('I-4, R-9: what an earlier agent paused is paused for the next one, whom it is killed by, and resumed for whom it runs on', async () => {
+      const [killed, resumed] = [await create({ kind: 'run' }), await create({ kind: 'run' })];
+      for (const { id } of [killed, resumed]) await runtime.pause(id);
+      const next = harness.restarted();
+      for (const { id } of [killed, resumed]) expect(await next.inspect(id)).toMatchObject({ phase: 'paused' });
+      await next.kill(killed.id, 'SIGKILL');
+      await next.waitExit(killed.id, lifetime());
+      expect(await next.inspect(killed.id)).toMatchObject({ phase: 'ended', exitCode: 137 });
+      await next.resume(resumed.id);
+      const stream = await next.dial(resumed.id, 'init', lifetime());
+      stream.end('x');
+      expect(await readAll(stream)).toBe('xbye');
+    });
+
     test('dial: bytes both ways, each side ended for itself, and a sandbox that has ended refuses', async () => {
       const asked = await create({ kind: 'run' });
       const stream = await runtime.dial(asked.id, 'init', lifetime());

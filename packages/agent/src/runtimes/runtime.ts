@@ -65,6 +65,8 @@ export interface NetworkAttachment {
   /** Where the egress proxy listens for this sandbox. */
   readonly gatewayAddress: string;
   readonly proxyPort: number;
+  /** Where, on the gateway's address, the way to the control plane's sandbox-facing listener begins (I-13). */
+  readonly controlPort: number;
   /** The host's end. */
   readonly interface: string;
 }

@@ -1,6 +1,6 @@
 import type { SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import { defaultStopGraceMs, maxStopGraceMs } from '../limits.ts';
+import { defaultStopGraceMs, maxStopGraceMs, noStopGraceMs } from '../limits.ts';
 import { killedExitCode, type Runtime, type RuntimeState } from '../runtimes/runtime.ts';
 import type { SandboxRecord } from './record.ts';
 
@@ -34,14 +34,48 @@ export function endOf(
   return { ...ended, phase: 'stopped', reason: why, message: why === 'exited' ? `the command ended with status ${exitCode}` : '' };
 }
 
-/** SIGTERM, then SIGKILL when the grace is over; resolves when the sandbox has ended. @param life the agent's: it leaves the rest to the next one */
-export async function endWithin(runtime: Runtime, id: SandboxId, graceMs: number, life: AbortSignal): Promise<void> {
-  await runtime.kill(id, 'SIGTERM');
-  try {
-    await runtime.waitExit(id, AbortSignal.any([life, AbortSignal.timeout(graceMs)]));
-  } catch {
-    life.throwIfAborted();
-    await runtime.kill(id, 'SIGKILL');
-    await runtime.waitExit(id, life);
+/** The time that a sandbox has from SIGTERM to SIGKILL: the shortest that is asked for while it runs. */
+export class StopGrace implements Disposable {
+  readonly #over = new AbortController();
+  #timer: NodeJS.Timeout | undefined;
+  #endsAt = Number.POSITIVE_INFINITY;
+
+  constructor(ms: number) {
+    this.shorten(ms);
   }
+
+  /** Aborts when it is over. */
+  get signal(): AbortSignal {
+    return this.#over.signal;
+  }
+
+  shorten(ms: number): void {
+    if (ms <= noStopGraceMs) this.#over.abort();
+    const endsAt = performance.now() + ms;
+    if (endsAt >= this.#endsAt || this.#over.signal.aborted) return;
+    this.#endsAt = endsAt;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#over.abort(), ms);
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+  }
+}
+
+/** SIGTERM, then SIGKILL when the grace is over; resolves when the sandbox has ended. @param life the agent's: it leaves the rest to the next one */
+export async function endWithin(runtime: Runtime, id: SandboxId, grace: StopGrace, life: AbortSignal): Promise<void> {
+  if (!grace.signal.aborted) {
+    // A frozen process cannot answer SIGTERM.
+    if ((await runtime.inspect(id))?.phase === 'paused') await runtime.resume(id);
+    await runtime.kill(id, 'SIGTERM');
+    try {
+      await runtime.waitExit(id, AbortSignal.any([life, grace.signal]));
+      return;
+    } catch {
+      life.throwIfAborted();
+    }
+  }
+  await runtime.kill(id, 'SIGKILL');
+  await runtime.waitExit(id, life);
 }

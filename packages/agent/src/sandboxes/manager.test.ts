@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
@@ -45,6 +45,9 @@ class ImagesOnPaper implements Images {
 /** The network as far as the manager sees it: who has an address. */
 class NetworkOnPaper implements Network {
   readonly attached = new Map<SandboxId, readonly string[]>();
+  readonly cut = new Set<SandboxId>();
+  /** Thrown when a policy is to be put in force. */
+  refusal: DroverError | undefined;
   async start(known: ReadonlySet<SandboxId>): Promise<void> {
     for (const id of this.attached.keys()) if (!known.has(id)) this.attached.delete(id);
     await Promise.resolve();
@@ -56,18 +59,27 @@ class NetworkOnPaper implements Network {
       address: '10.0.0.2',
       gatewayAddress: '10.0.0.1',
       proxyPort: 3128,
+      controlPort: 9181,
       interface: 'x',
     });
   }
   async release(id: SandboxId): Promise<void> {
     this.attached.delete(id);
+    this.cut.delete(id);
     await Promise.resolve();
   }
   async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
+    if (this.refusal !== undefined) throw this.refusal;
     this.attached.set(id, allow);
     await Promise.resolve();
   }
-  setCut = async (): Promise<void> => await Promise.resolve();
+  async setCut(id: SandboxId, cut: boolean): Promise<void> {
+    if (!this.attached.has(id)) throw new DroverError('sandbox-not-found', `${id} has no network`);
+    if (cut) this.cut.add(id);
+    else this.cut.delete(id);
+    await Promise.resolve();
+  }
+  holderOf = (): undefined => undefined;
   close = async (): Promise<void> => await Promise.resolve();
 }
 
@@ -77,6 +89,7 @@ let life: AbortController;
 let state: FakeState;
 let images: ImagesOnPaper;
 let network: NetworkOnPaper;
+let signed: number;
 const managers: SandboxManager[] = [];
 
 beforeEach(async () => {
@@ -86,6 +99,7 @@ beforeEach(async () => {
   state = new FakeState();
   images = new ImagesOnPaper();
   network = new NetworkOnPaper();
+  signed = 0;
 });
 afterEach(async () => {
   life.abort(new DroverError('cancelled', 'the test is over'));
@@ -94,15 +108,19 @@ afterEach(async () => {
 });
 
 /** An agent's manager over the state of this test's host; a second one is the agent after a restart. */
-async function open(runtime: FakeRuntimeOptions = {}): Promise<SandboxManager> {
+async function open(runtime: FakeRuntimeOptions = {}, Kind: typeof FakeRuntime = FakeRuntime): Promise<SandboxManager> {
   const manager = new SandboxManager({
     stateDirectory: directory,
-    runtimes: [new FakeRuntime({ state, ...runtime })],
+    runtimes: [new Kind({ state, ...runtime })],
     images,
     network,
     initDirectory: '/nowhere',
     names: namesOf('drover.test'),
-    sign: async (id, csrDer) => ({ ...(await ca.signSandbox(id, 'web', csrDer)), caPem: ca.caPem }),
+    sign: async (id, csrDer) => ({
+      ...(await ca.signSandbox(id, 'web', csrDer)),
+      caPem: ca.caPem,
+      bootstrapToken: `token ${++signed} of ${id}`,
+    }),
     gatewayEnvironment: () => ['HTTP_PROXY=http://10.0.0.1:3128'],
     allowedMounts: ['/srv/shared'],
     logger: silentLogger,
@@ -158,9 +176,8 @@ describe('create', () => {
     });
     expect(network.attached.get(id)).toEqual(['example.com']);
     expect(images.holders.has(id)).toBe(true);
-    const config = JSON.parse(await readFile(join(directory, 'run', id, 'config.json'), 'utf8')) as {
-      main: { argv: string[]; env: string[] };
-    };
+    const run = join(directory, 'run', id);
+    const config = JSON.parse(await readFile(join(run, 'config.json'), 'utf8')) as { main: { argv: string[]; env: string[] } };
     expect(config).toMatchObject({
       sandboxId: id,
       controlPlaneUri: 'spiffe://drover.test/control-plane',
@@ -168,6 +185,25 @@ describe('create', () => {
       main: { argv: ['true'] },
     });
     expect(config.main.env).toContain('HTTP_PROXY=http://10.0.0.1:3128');
+    for (const file of await readdir(run)) expect([file, (await stat(join(run, file))).mode & 0o777]).toEqual([file, 0o400]);
+    expect((await stat(run)).mode & 0o777).toBe(0o700);
+  });
+
+  test('I-13: init is told where it registers, as whom, and with which token; what it left of that goes with the start', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    const run = join(directory, 'run', id);
+    await manager.create(create(link.CreateSandboxSchema, { sandbox: ref(id), project: 'blue', name: 'web', spec: specOf() }), quiet);
+    expect(JSON.parse(await readFile(join(run, 'config.json'), 'utf8'))).toMatchObject({
+      project: 'blue',
+      name: 'web',
+      control: { host: '10.0.0.1', port: 9181 },
+    });
+    expect(await readFile(join(run, 'token'), 'utf8')).toBe(`token 1 of ${id}`);
+    await manager.stop(stop(id, 2));
+    expect(await readdir(run)).toEqual([]);
+    await manager.startAgain(start(id, 3));
+    expect(await readFile(join(run, 'token'), 'utf8')).toBe(`token 2 of ${id}`);
   });
 
   test('L-19: repeated, it returns the sandbox that exists and starts nothing twice', async () => {
@@ -193,6 +229,45 @@ describe('create', () => {
     await expectNoTrace(id);
     images.pull = async () => await Promise.resolve();
     expect(await manager.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+  });
+
+  test('L-22: what may pass does not fail it: nothing is left of the try, and it is still to be made', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    network.refusal = new DroverError('unavailable', 'the gateway does not answer');
+    const states: sandbox.SandboxState[] = [];
+    manager.onObserved(({ state: at }) => states.push(at));
+    await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'unavailable' });
+    const toBeMade = { state: SandboxState.PREPARING, startCount: 0n, reason: 'unavailable', message: 'the gateway does not answer' };
+    expect(await manager.inspect(id)).toMatchObject(toBeMade);
+    await expectNoTrace(id);
+    network.refusal = undefined;
+    expect(await manager.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+    expect(states).not.toContain(SandboxState.FAILED);
+
+    await manager.stop(stop(id, 2));
+    network.refusal = new DroverError('unavailable', 'the gateway does not answer');
+    await expect(manager.startAgain(start(id, 3))).rejects.toMatchObject({ code: 'unavailable' });
+    expect(await manager.inspect(id)).toMatchObject({ ...toBeMade, startCount: 1n });
+    network.refusal = undefined;
+    expect(await manager.startAgain(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
+  });
+
+  test('L-19: a start that was carried out is not carried out again when its run is over', async () => {
+    let runs = 0;
+    const manager = await open({
+      behave: (_, finish) => {
+        runs++;
+        setImmediate(() => finish({ exitCode: 7 }));
+      },
+    });
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    await stateOf(manager, id, SandboxState.STOPPED);
+    await manager.startAgain(start(id, 2));
+    await stateOf(manager, id, SandboxState.STOPPED);
+    expect(await manager.startAgain(start(id, 2))).toMatchObject({ state: SandboxState.STOPPED, exitCode: 7, startCount: 2n });
+    expect(runs).toBe(2);
   });
 
   test('a runtime that fails late leaves nothing either', async () => {
@@ -308,6 +383,130 @@ describe('the end of a sandbox', () => {
   });
 });
 
+describe('I-4: containment', () => {
+  const cut = (id: SandboxId, generation: number, wanted = true): link.SetNetworkCut =>
+    create(link.SetNetworkCutSchema, { sandbox: ref(id, generation), cut: wanted });
+
+  test('a network is cut and restored, each twice is once, and what is in force is reported', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    expect(await manager.create(createCommand(id), quiet)).toMatchObject({ networkCut: false });
+    for (const [generation, wanted] of [
+      [2, true],
+      [3, true],
+      [4, false],
+      [5, false],
+    ] as const) {
+      expect(await manager.setNetworkCut(cut(id, generation, wanted))).toMatchObject({
+        state: SandboxState.RUNNING,
+        networkCut: wanted,
+        generation: BigInt(generation),
+      });
+      expect(network.cut.has(id)).toBe(wanted);
+    }
+    await expect(manager.setNetworkCut(cut(newSandboxId(), 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+  });
+
+  test('what could not be cut is not reported as cut', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    network.attached.delete(id);
+    await expect(manager.setNetworkCut(cut(id, 2))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+    expect(await manager.inspect(id)).toMatchObject({ networkCut: false, generation: 1n });
+  });
+
+  test('a create and a start that ask for it are cut before anything runs', async () => {
+    const atStart: boolean[] = [];
+    const manager = await open({ behave: ({ id }) => void atStart.push(network.cut.has(id)) });
+    const id = newSandboxId();
+    const command = create(link.CreateSandboxSchema, { sandbox: ref(id), name: 'web', spec: specOf(), networkCut: true });
+    expect(await manager.create(command, quiet)).toMatchObject({ networkCut: true });
+    await manager.stop(stop(id, 2));
+    await manager.startAgain(create(link.StartSandboxSchema, { sandbox: ref(id, 3), networkCut: true }));
+    await manager.stop(stop(id, 4));
+    expect(await manager.startAgain(start(id, 5))).toMatchObject({ networkCut: false });
+    expect(atStart).toEqual([true, true, false]);
+  });
+
+  test('one that does not run is cut at its next start; in between it is reported as wanted', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    await manager.stop(stop(id, 2));
+    expect(await manager.setNetworkCut(cut(id, 3))).toMatchObject({ state: SandboxState.STOPPED, networkCut: true });
+    expect(network.cut.has(id)).toBe(false);
+  });
+
+  test('R-9: the next agent keeps it, and what an earlier one wrote down without it counts as not cut', async () => {
+    const first = await open();
+    const [contained, other] = [newSandboxId(), newSandboxId()];
+    for (const id of [contained, other]) await first.create(createCommand(id), quiet);
+    await first.setNetworkCut(cut(contained, 2));
+    await first.close();
+    network.cut.clear();
+    const path = join(directory, 'records', `${other}.json`);
+    const { networkCut: _, ...old } = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
+    await writeFile(path, JSON.stringify(old));
+    const second = await open();
+    expect(await second.inspect(contained)).toMatchObject({ state: SandboxState.RUNNING, networkCut: true });
+    expect(await second.inspect(other)).toMatchObject({ state: SandboxState.RUNNING, networkCut: false });
+    expect([...network.cut]).toEqual([contained]);
+  });
+
+  /** A workload that takes no notice of SIGTERM. */
+  class Stubborn extends FakeRuntime {
+    override async kill(id: SandboxId, signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
+      if (signal === 'SIGKILL') await super.kill(id, signal);
+    }
+    override async resume(id: SandboxId): Promise<void> {
+      resumed.push(id);
+      await super.resume(id);
+    }
+  }
+  const resumed: SandboxId[] = [];
+
+  test('a cut does not wait for a stop that takes its time, and a kill ends it', async () => {
+    const manager = await open({}, Stubborn);
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    const stopped = manager.stop(stop(id, 2, 600_000));
+    await stateOf(manager, id, SandboxState.STOPPING);
+    const contained = manager.setNetworkCut(cut(id, 3));
+    await vi.waitFor(() => expect(network.cut.has(id)).toBe(true));
+    expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.STOPPING });
+    const killed = manager.stop(stop(id, 4, 1));
+    expect(await stopped).toMatchObject({ state: SandboxState.STOPPED, exitCode: 137 });
+    expect(await contained).toMatchObject({ networkCut: true });
+    expect(await killed).toMatchObject({ state: SandboxState.STOPPED, generation: 4n });
+  });
+
+  test('a longer grace does not lengthen a stop under way', async () => {
+    const manager = await open({}, Stubborn);
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    const stopped = manager.stop(stop(id, 2, 300));
+    await stateOf(manager, id, SandboxState.STOPPING);
+    const later = manager.stop(stop(id, 3, 600_000));
+    expect(await stopped).toMatchObject({ exitCode: 137 });
+    expect(await later).toMatchObject({ state: SandboxState.STOPPED });
+  });
+
+  test('one that is paused and cut can be killed without running again, and destroyed', async () => {
+    const manager = await open({}, Stubborn);
+    const [killed, destroyed] = [newSandboxId(), newSandboxId()];
+    for (const id of [killed, destroyed]) {
+      await manager.create(createCommand(id), quiet);
+      await manager.setNetworkCut(cut(id, 2));
+      await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 3) }));
+    }
+    expect(await manager.stop(stop(killed, 4, 1))).toMatchObject({ state: SandboxState.STOPPED, exitCode: 137, networkCut: true });
+    expect(resumed).toEqual([]);
+    await manager.destroy(destroy(destroyed));
+    await expectNoTrace(destroyed);
+  });
+});
+
 describe('R-9: the next agent', () => {
   test('adopts what runs, with its start, and sees its end', async () => {
     const first = await open();
@@ -344,6 +543,39 @@ describe('R-9: the next agent', () => {
     expect(second.list()).toEqual([]);
     await expectNoTrace(id);
     expect(await second.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+  });
+
+  test('L-22: an agent that stops in mid-start fails nothing: the next one is asked to start it again', async () => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    await first.stop(stop(id, 2));
+    const pulling = Promise.withResolvers<void>();
+    images.pull = async ({ signal }) => {
+      pulling.resolve();
+      await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
+    };
+    const refused = expect(first.startAgain(start(id, 3))).rejects.toMatchObject({ code: 'cancelled' });
+    await pulling.promise;
+    life.abort(new DroverError('cancelled', 'the agent is ended'));
+    await refused;
+    expect(await first.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
+    await first.close();
+
+    life = new AbortController();
+    images.pull = async () => await Promise.resolve();
+    const second = await open();
+    expect(await second.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
+    expect(network.attached.has(id)).toBe(false);
+    expect(await second.startAgain(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
+  });
+
+  test('adopts what runs without the gateway too, whose table it gets later', async () => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    network.refusal = new DroverError('unavailable', 'the gateway does not come up');
+    expect(await (await open()).inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
   });
 
   test('counts the start that was under way when the agent was killed just after it', async () => {

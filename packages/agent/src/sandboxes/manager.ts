@@ -17,7 +17,7 @@ import {
 import { link, type sandbox } from '@drover/protocol';
 import { maxOperationsPerSandbox } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
-import { endOf, endWithin, stopGraceMs } from './ending.ts';
+import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
 import { prepareStart, runDirectoryOf, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
@@ -39,7 +39,12 @@ interface Entry {
   making: AbortController | undefined;
   /** Ends the wait for this start's exit. */
   watch: AbortController | undefined;
+  /** What is left to it while it is stopped; a further stop may make it shorter. */
+  grace: StopGrace | undefined;
 }
+
+/** What every start is told by its command. */
+type StartCommand = Pick<link.CreateSandbox, 'secrets' | 'networkCut'>;
 
 /** One owner per sandbox: the entry's executor. Everything that changes a record runs in it. */
 export class SandboxManager implements Sandboxes {
@@ -96,6 +101,7 @@ export class SandboxManager implements Sandboxes {
         startCount: 0,
         imageDigest: '',
         address: '',
+        networkCut: command.networkCut,
         sequence: 0,
       });
       this.#entries.set(id, entry);
@@ -105,7 +111,7 @@ export class SandboxManager implements Sandboxes {
       this.#mustStillBe(own);
       // L-19: what exists is returned. A sandbox that never came to its first start does not exist yet.
       if (own.record.startCount > 0) return await this.#touch(own, command.sandbox);
-      return await this.#make(own, generationOf(command.sandbox), command.secrets, progress);
+      return await this.#make(own, generationOf(command.sandbox), command, progress);
     });
   }
 
@@ -113,9 +119,11 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entry(idOf(command.sandbox));
     return await entry.operations.run(async () => {
       this.#mustStillBe(entry);
-      const { phase } = entry.record;
+      const { phase, generation } = entry.record;
       if (phase === 'running' || phase === 'paused') return await this.#touch(entry, command.sandbox);
-      return await this.#make(entry, generationOf(command.sandbox), command.secrets, () => undefined);
+      // L-19: the run that it asks for has been, and is over.
+      if (phase !== 'preparing' && generationOf(command.sandbox) <= generation) return observationOf(entry.record);
+      return await this.#make(entry, generationOf(command.sandbox), command, () => undefined);
     });
   }
 
@@ -123,16 +131,18 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entries.get(idOf(command.sandbox));
     if (entry === undefined) return undefined;
     entry.making?.abort(new DroverError('cancelled', 'the sandbox is to be stopped'));
+    const graceMs = stopGraceMs(command.graceMs || entry.record.spec.stopGraceMs);
+    // One that is to be killed does not wait for the grace of the stop before.
+    entry.grace?.shorten(graceMs);
     return await entry.operations.run(async () => {
       if (this.#entries.get(entry.record.id) !== entry) return undefined;
-      const { phase, spec } = entry.record;
+      const { phase } = entry.record;
       if (phase === 'running' || phase === 'paused' || phase === 'starting' || phase === 'stopping') {
         const runtime = this.#runtime(entry.record.runtime);
-        const graceMs = stopGraceMs(command.graceMs || spec.stopGraceMs);
+        using grace = new StopGrace(graceMs);
+        entry.grace = grace;
         await this.#update(entry, { phase: 'stopping', generation: generationOf(command.sandbox) });
-        // A frozen process cannot answer SIGTERM.
-        if (phase === 'paused') await runtime.resume(entry.record.id);
-        await endWithin(runtime, entry.record.id, graceMs, this.#options.signal);
+        await endWithin(runtime, entry.record.id, grace, this.#options.signal).finally(() => (entry.grace = undefined));
         await this.#recordEnd(entry, await runtime.inspect(entry.record.id), 'stopped');
         return observationOf(entry.record);
       }
@@ -147,6 +157,22 @@ export class SandboxManager implements Sandboxes {
 
   async resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation> {
     return await this.#switch(command.sandbox, 'paused', 'running', async (runtime, id) => await runtime.resume(id));
+  }
+
+  async setNetworkCut(command: link.SetNetworkCut): Promise<sandbox.SandboxObservation> {
+    const entry = this.#entry(idOf(command.sandbox));
+    const { id } = entry.record;
+    const hasNetwork = (): boolean => entry.record.address !== '';
+    // I-4: a cut does not wait for what is under way, such as a stop with a long grace. What fails here is done, and told, below.
+    if (command.cut && entry.operations.waiting > 0 && hasNetwork()) await this.#options.network.setCut(id, true).catch(() => undefined);
+    return await entry.operations.run(async () => {
+      this.#mustStillBe(entry);
+      // In force before it is reported; without a network there is nothing to cut until the next start.
+      if (hasNetwork()) await this.#options.network.setCut(id, command.cut);
+      if (entry.record.networkCut === command.cut) return await this.#touch(entry, command.sandbox);
+      await this.#update(entry, { networkCut: command.cut, generation: generationOf(command.sandbox) });
+      return observationOf(entry.record);
+    });
   }
 
   async destroy(command: link.DestroySandbox): Promise<void> {
@@ -222,7 +248,7 @@ export class SandboxManager implements Sandboxes {
   async #make(
     entry: Entry,
     generation: number,
-    values: readonly sandbox.SecretValue[],
+    command: StartCommand,
     progress: (progress: link.CommandProgress) => void,
   ): Promise<sandbox.SandboxObservation> {
     const making = new AbortController();
@@ -240,8 +266,9 @@ export class SandboxManager implements Sandboxes {
         exitCode: undefined,
         outOfMemory: false,
         finishedAt: undefined,
+        networkCut: command.networkCut,
       });
-      const start = await prepareStart(this.#options, entry.record, values, progress, signal);
+      const start = await prepareStart(this.#options, entry.record, command.secrets, progress, signal);
       await this.#update(entry, { phase: 'starting', message: '', imageDigest: start.imageDigest, address: start.request.network.address });
       await (first ? runtime.create(start.request, signal) : runtime.start(start.request, signal));
       const state = await runtime.inspect(id);
@@ -250,15 +277,13 @@ export class SandboxManager implements Sandboxes {
       return observationOf(entry.record);
     } catch (thrown) {
       const error = DroverError.from(signal.aborted ? (signal.reason ?? thrown) : thrown, 'runtime-failed');
+      const cancelled = signal.aborted;
       making.abort(error);
       await this.#takeBack(entry, runtime, first);
-      await this.#update(entry, {
-        phase: 'failed',
-        reason: error.code,
-        message: sentenceOf(error),
-        finishedAt: this.#clock.now(),
-        address: '',
-      });
+      const why = { reason: error.code, message: sentenceOf(error), address: '' };
+      // L-22: what may pass does not fail the sandbox. It is still to be made, and the control plane says how often that is tried.
+      if (cancelled || mayPass(error)) await this.#update(entry, { ...why, phase: 'preparing' });
+      else await this.#update(entry, { ...why, phase: 'failed', finishedAt: this.#clock.now() });
       throw error;
     } finally {
       entry.making = undefined;
@@ -346,7 +371,13 @@ export class SandboxManager implements Sandboxes {
       // Killed between the start and the record of it: it is the start that was under way.
       const counted = phase === 'starting' ? startCount + 1 : startCount;
       await this.#update(entry, { phase: state.phase, startCount: counted, startedAt: state.startedAt ?? entry.record.startedAt });
-      await this.#options.network.applyPolicy(id, entry.record.spec.allow);
+      await this.#options.network.setCut(id, entry.record.networkCut).catch((error: unknown) => {
+        this.#logger.error({ sandbox: id, err: String(error) }, 'the network cut of an adopted sandbox could not be set');
+      });
+      // Without the gateway nothing leaves the sandbox; the gateway gets the table when it is up.
+      await this.#options.network.applyPolicy(id, entry.record.spec.allow).catch((error: unknown) => {
+        this.#logger.error({ sandbox: id, err: String(error) }, 'the policy of an adopted sandbox is not in force yet');
+      });
       this.#watchExit(entry);
       this.#logger.info({ sandbox: id, phase: state.phase }, 'adopted');
       return;
@@ -357,6 +388,11 @@ export class SandboxManager implements Sandboxes {
       await this.#takeBack(entry, runtime, true);
       await this.#records.remove(id);
       this.#entries.delete(id);
+      return;
+    }
+    if (phase === 'preparing') {
+      // Its next run had not begun: the last one's end is told already, and the control plane asks again.
+      await this.#takeBack(entry, runtime, false);
       return;
     }
     if (phase === 'starting' && startCount === 0) await this.#update(entry, { startCount: 1 });
@@ -417,7 +453,12 @@ export class SandboxManager implements Sandboxes {
 }
 
 function newEntry(record: SandboxRecord): Entry {
-  return { record, operations: new SerialExecutor(maxOperationsPerSandbox), making: undefined, watch: undefined };
+  return { record, operations: new SerialExecutor(maxOperationsPerSandbox), making: undefined, watch: undefined, grace: undefined };
+}
+
+/** May the same start succeed later? Not asked for again is what was tried here often enough: a registry has tries of its own. */
+function mayPass(error: DroverError): boolean {
+  return error.transient && error.code !== 'registry-unreachable';
 }
 
 function idOf(ref: link.SandboxRef | undefined): SandboxId {

@@ -61,8 +61,13 @@ export async function prepareStart(
   const secrets = placeSecrets(spec.secrets, secretValues);
   await Promise.all([
     options.network.applyPolicy(id, spec.allow),
+    // Before anything runs in it: the first packet meets the cut (I-4).
+    options.network.setCut(id, record.networkCut),
     writeRunDirectory(request.runDirectory, {
       sandboxId: id,
+      project: record.project,
+      name: record.name,
+      control: { host: network.gatewayAddress, port: network.controlPort },
       hostname: request.hostname,
       address: network.address,
       controlPlaneUri: options.names.controlPlane(),
@@ -98,10 +103,10 @@ async function certify(
   sign: SignSandboxCertificate,
   id: SandboxId,
   signal: AbortSignal,
-): Promise<{ certificatePem: string; caPem: string; keyPem: string }> {
+): Promise<{ certificatePem: string; caPem: string; keyPem: string; bootstrapToken: string }> {
   const { keyPem, csrDer } = await createKeyAndRequest();
-  const { certificatePem, caPem } = await sign(id, csrDer, signal);
-  return { certificatePem, caPem, keyPem };
+  const { certificatePem, caPem, bootstrapToken } = await sign(id, csrDer, signal);
+  return { certificatePem, caPem, keyPem, bootstrapToken };
 }
 
 function requestOf(options: StartOptions, record: SandboxRecord, image: ImageHandle, network: NetworkAttachment): CreateRequest {

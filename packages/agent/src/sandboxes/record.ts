@@ -28,6 +28,8 @@ export interface SandboxRecord {
   readonly startCount: number;
   readonly imageDigest: string;
   readonly address: string;
+  /** Its network is to be cut, and is while it runs (I-4). */
+  readonly networkCut: boolean;
   readonly sequence: number;
 }
 
@@ -49,6 +51,8 @@ const recordFile = z.object({
   startCount: z.number(),
   imageDigest: z.string(),
   address: z.string(),
+  // Records of earlier agents lack it.
+  networkCut: z.boolean().default(false),
   sequence: z.number(),
 });
 
@@ -116,6 +120,7 @@ export function observationOf(record: SandboxRecord): sandbox.SandboxObservation
     message: record.message,
     outOfMemory: record.outOfMemory,
     address: record.address,
+    networkCut: record.networkCut,
     startCount: BigInt(record.startCount),
     imageDigest: record.imageDigest,
     runtime: record.runtime,

@@ -2,12 +2,15 @@ import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { initPort, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
 
-const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem'] as const;
+const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token'] as const;
 
 /** What one start of a sandbox's init is given (I-6). */
 export interface StartMaterial {
   readonly sandboxId: string;
+  readonly project: string;
+  readonly name: string;
   readonly hostname: string;
+  readonly control: { readonly host: string; readonly port: number };
   readonly address: string;
   readonly controlPlaneUri: string;
   readonly main: MainProcess;
@@ -19,6 +22,7 @@ export interface StartMaterial {
   readonly certificatePem: string;
   readonly keyPem: string;
   readonly caPem: string;
+  readonly bootstrapToken: string;
 }
 
 /**
@@ -32,6 +36,9 @@ export async function writeRunDirectory(directory: string, material: StartMateri
     sandboxId: material.sandboxId,
     hostname: material.hostname,
     controlPlaneUri: material.controlPlaneUri,
+    control: material.control,
+    project: material.project,
+    name: material.name,
     listen: { host: material.address, port: initPort },
     main: material.main,
     stopGraceMs: material.stopGraceMs,
@@ -44,6 +51,7 @@ export async function writeRunDirectory(directory: string, material: StartMateri
     'ca.pem': material.caPem,
     'cert.pem': material.certificatePem,
     'key.pem': material.keyPem,
+    token: material.bootstrapToken,
   };
   await rm(join(directory, 'exit.json'), { force: true });
   await Promise.all(

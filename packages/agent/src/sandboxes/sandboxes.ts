@@ -15,6 +15,8 @@ export interface Sandboxes {
   stop(command: link.StopSandbox): Promise<sandbox.SandboxObservation | undefined>;
   pause(command: link.PauseSandbox): Promise<sandbox.SandboxObservation>;
   resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation>;
+  /** Cuts or restores its network, running or not, until the opposite is asked for (I-4). @throws {DroverError} sandbox-not-found */
+  setNetworkCut(command: link.SetNetworkCut): Promise<sandbox.SandboxObservation>;
   destroy(command: link.DestroySandbox): Promise<void>;
   inspect(id: SandboxId): Promise<sandbox.SandboxObservation>;
   list(): readonly sandbox.SandboxObservation[];
@@ -29,9 +31,9 @@ export interface Sandboxes {
   close(): Promise<void>;
 }
 
-/** How a start of a sandbox gets its certificate (I-6): the link asks the control plane to sign. */
+/** How a start of a sandbox gets its certificate (I-6) and the token that its init registers with (I-13): the link asks the control plane to sign. */
 export type SignSandboxCertificate = (
   id: SandboxId,
   csrDer: Uint8Array,
   signal: AbortSignal,
-) => Promise<{ readonly certificatePem: string; readonly caPem: string }>;
+) => Promise<{ readonly certificatePem: string; readonly caPem: string; readonly bootstrapToken: string }>;

@@ -3,6 +3,7 @@ import { DroverError, silentLogger } from '@drover/foundation';
 import { link } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
 import { loadContext } from '../context/context.ts';
+import { loadHostSettings } from '../up/host-settings.ts';
 import { defaultDataDirectory, parseListen } from '../up/settings.ts';
 import { runChecks, type Finding } from './checks.ts';
 
@@ -48,7 +49,8 @@ async function here(cli: Cli, flags: { readonly data?: string; readonly listen: 
 async function ofRuntime(stateDirectory: string): Promise<Finding[]> {
   try {
     const { agentDoctor } = await import('@drover/agent');
-    const findings = await agentDoctor({ stateDirectory, logger: silentLogger });
+    const { pool } = await loadHostSettings(stateDirectory);
+    const findings = await agentDoctor({ stateDirectory, logger: silentLogger, ...(pool !== undefined && { pool }) });
     return findings.map(({ level, subject, message, hint }) => ({ name: subject, level, message, hint }));
   } catch (thrown) {
     const { message, hint } = DroverError.from(thrown);

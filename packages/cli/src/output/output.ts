@@ -50,10 +50,19 @@ export class Output {
     }
   }
 
-  /** Bytes to stdout, waiting while its reader is slow. */
+  /** Bytes to stdout, waiting while its reader is slow; once the stream is gone they go nowhere. @throws what broke the stream */
   async bytes(data: Uint8Array, stream: 'stdout' | 'stderr' = 'stdout'): Promise<void> {
     const to = stream === 'stdout' ? this.stdout : this.stderr;
-    if (!to.write(data) && !to.destroyed) await once(to, 'drain');
+    if (to.destroyed || to.write(data) || to.destroyed) return;
+    const waiting = new AbortController();
+    const { signal } = waiting;
+    try {
+      // A closed stream never drains.
+      await Promise.race([once(to, 'drain', { signal }), once(to, 'close', { signal })]);
+    } finally {
+      // Takes away the listeners of the one that did not come.
+      waiting.abort();
+    }
   }
 
   /** An error: a sentence and what to do on stderr; with -o json an object. */
@@ -75,8 +84,8 @@ export function oneLine(text: string): string {
 }
 
 /** Enumerations that people see as words: `SANDBOX_STATE_RUNNING` is `running`. */
-const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE|SECRET_TARGET)_/;
-const enumFields = new Set(['state', 'desiredState', 'target']);
+const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE|SECRET_TARGET|VERDICT)_/;
+const enumFields = new Set(['state', 'desiredState', 'target', 'verdict']);
 
 /**
  * A message as `-o json` shows it: protobuf JSON (camelCase, every field present, 64-bit numbers as strings,

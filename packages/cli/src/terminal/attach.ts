@@ -1,4 +1,3 @@
-import { once } from 'node:events';
 import { isatty } from 'node:tty';
 import { DroverError, hasCode } from '@drover/foundation';
 import type { ExecExit, ExecHandle } from '@drover/sdk';
@@ -68,22 +67,7 @@ export async function attach(cli: Cli, handle: ExecHandle, options: AttachOption
 }
 
 async function pipe(cli: Cli, handle: ExecHandle, stream: 'stdout' | 'stderr'): Promise<void> {
-  const to = cli.out[stream];
-  for await (const chunk of handle[stream] as AsyncIterable<Uint8Array>) {
-    if (to.destroyed) continue;
-    if (!to.write(chunk)) await drainOrClose(to);
-  }
-}
-
-async function drainOrClose(stream: NodeJS.WritableStream): Promise<void> {
-  const waiting = new AbortController();
-  const { signal } = waiting;
-  try {
-    await Promise.race([once(stream, 'drain', { signal }), once(stream, 'close', { signal })]);
-  } finally {
-    // Takes away the listeners of the one that did not come.
-    waiting.abort();
-  }
+  for await (const chunk of handle[stream] as AsyncIterable<Uint8Array>) await cli.out.bytes(chunk, stream);
 }
 
 /** The caller's stdin to the process, with backpressure. */

@@ -1,6 +1,7 @@
 import type { Clock, Logger } from '@drover/foundation';
 import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/hub.ts';
+import type { Registry } from '../identity/registry.ts';
 import type { Placement } from '../placement/index.ts';
 import type { Reconciler } from '../reconcile/index.ts';
 import type { SecretBox } from '../secrets/index.ts';
@@ -15,6 +16,7 @@ export interface ApiContext {
   /** Seals the secrets of new sandboxes. */
   readonly secrets: SecretBox;
   readonly sessions: Sessions;
+  readonly registry: Registry;
   readonly placement: Placement;
   readonly reconciler: Reconciler;
   readonly ca: CertificateAuthority;

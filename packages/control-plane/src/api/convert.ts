@@ -4,10 +4,10 @@ import type { DroverError } from '@drover/foundation';
 import { api, desiredStates, errorToWire, hostStates, link, sandboxStates } from '@drover/protocol';
 import type { WatchedEvent } from '../events/index.ts';
 import { hostState, sandboxState } from '../store/index.ts';
-import type { SessionStatus } from '../sessions/sessions.ts';
 import type { HostRow, HostStateName, SandboxRow } from '../store/store.ts';
+import { containmentToWire, identityStatusToWire, initToWire, sessionToWire, type SandboxFacts } from './views.ts';
 
-export function sandboxToWire(row: SandboxRow, hostName: string, session: SessionStatus | undefined): api.Sandbox {
+export function sandboxToWire(row: SandboxRow, facts: SandboxFacts): api.Sandbox {
   const shown = sandboxState(row);
   const message = create(api.SandboxSchema, {
     id: row.id,
@@ -20,7 +20,7 @@ export function sandboxToWire(row: SandboxRow, hostName: string, session: Sessio
     reason: shown.reason,
     message: shown.message,
     hostId: row.hostId ?? '',
-    hostName,
+    hostName: facts.host?.name ?? '',
     address: row.address,
     outOfMemory: row.outOfMemory,
     createdAt: timestampFromMs(row.createdAt),
@@ -28,18 +28,14 @@ export function sandboxToWire(row: SandboxRow, hostName: string, session: Sessio
     runtime: row.runtime,
     imageDigest: row.imageDigest,
     startCount: BigInt(row.startCount),
+    session: sessionToWire(row, facts),
+    identity: identityStatusToWire(row, facts),
+    init: initToWire(row, facts),
+    containment: containmentToWire(row),
   });
   if (row.exitCode !== undefined) message.exitCode = row.exitCode;
   if (row.startedAt !== undefined) message.startedAt = timestampFromMs(row.startedAt);
   if (row.finishedAt !== undefined) message.finishedAt = timestampFromMs(row.finishedAt);
-  if (session !== undefined) {
-    message.session = create(api.SessionStatusSchema, {
-      state: session.state,
-      attempts: session.attempts,
-      lastError: session.lastError,
-      ...(session.since > 0 ? { since: timestampFromMs(session.since) } : {}),
-    });
-  }
   return message;
 }
 

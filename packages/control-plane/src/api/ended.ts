@@ -5,6 +5,7 @@ import { exitReportMs, hostCallTimeoutMs } from '../limits.ts';
 import { sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
+import { connectionBroke } from './errors.ts';
 
 export function labelOf(row: SandboxRow): string {
   return row.project === '' ? row.name : `${row.project}/${row.name}`;
@@ -16,10 +17,21 @@ export function ended(row: SandboxRow): boolean {
   return state === 'stopped' || state === 'failed' || state === 'deleted' || (state === 'deleting' && row.finishedAt !== undefined);
 }
 
+/** Its init plan failed, so that its command never began (I-30). */
+function initFailed(row: SandboxRow): boolean {
+  return sandboxState(row).state === 'failed' && row.reason === 'init-failed';
+}
+
 /** A sandbox that ended, in its own words. */
 export function endedError(row: SandboxRow): DroverError {
   const { state, message } = sandboxState(row);
   const own = message === '' ? '' : `: ${message}`;
+  if (initFailed(row)) {
+    // I-30: in the words of the step that failed, which may be any. What became of the copy afterwards is no answer to anything.
+    return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} failed: ${message}`, {
+      hint: `correct its setup and create it again; \`drover sandbox get ${labelOf(row)}\` shows more`,
+    });
+  }
   if (row.exitCode !== undefined) {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
       hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
@@ -28,13 +40,11 @@ export function endedError(row: SandboxRow): DroverError {
   if (state === 'failed') {
     // It never ran: what stood in its way, as the host said it, with its code.
     const cause = splitSentence(message);
-    return new DroverError(
-      isErrorCode(row.reason) ? row.reason : 'sandbox-not-running',
-      `sandbox ${labelOf(row)} failed: ${cause.message}`,
-      {
-        hint: cause.hint ?? `\`drover sandbox get ${labelOf(row)}\` shows more`,
-      },
-    );
+    const text = `sandbox ${labelOf(row)} failed: ${cause.message}`;
+    const hint = cause.hint ?? `\`drover sandbox get ${labelOf(row)}\` shows more`;
+    const error = new DroverError(isErrorCode(row.reason) ? row.reason : 'sandbox-not-running', text, { hint });
+    // To a caller, a code of broken connections would say that it is worth calling again.
+    return connectionBroke(error) ? new DroverError('sandbox-not-running', text, { hint }) : error;
   }
   return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} is ${state}${own}`, {
     hint: `\`drover sandbox get ${labelOf(row)}\` shows more`,
@@ -68,7 +78,7 @@ export async function* replayMain(
 ): AsyncGenerator<api.ExecResponse> {
   const row = await reportedEnd(context, id, signal);
   const { exitCode } = row;
-  if (exitCode === undefined) throw endedError(row);
+  if (exitCode === undefined || initFailed(row)) throw endedError(row);
   let records: readonly link.LogRecord[] = [];
   try {
     records = await hostLogs(context, row, signal);

@@ -1,14 +1,19 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
+import { clip, DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { watchEvents } from '../events/index.ts';
+import { eventKinds, watchEvents } from '../events/index.ts';
 import type { ApiContext } from './context.ts';
 import { eventToWire } from './convert.ts';
+import { worldviewMethod } from './worldview.ts';
 
 export function eventService(context: ApiContext): ServiceImpl<typeof api.EventService> {
   return {
+    ...worldviewMethod(context),
+
     async *watchEvents(request, { signal }) {
       const { store, clock } = context;
+      checkKinds(request.kinds);
       const position = request.fromStart ? 0 : Number(request.afterId) || (await store.events.lastId());
       // Said before anything is waited for: a stream that breaks before its first event leaves its watcher with a place to go on from.
       if (request.announce) yield create(api.EventSchema, { id: BigInt(position), kind: 'watch', type: 'Began' });
@@ -24,4 +29,14 @@ export function eventService(context: ApiContext): ServiceImpl<typeof api.EventS
       signal.throwIfAborted();
     },
   };
+}
+
+/** @throws {DroverError} invalid-argument */
+function checkKinds(kinds: readonly string[]): void {
+  const known: readonly string[] = eventKinds;
+  const unknown = kinds.find((kind) => !known.includes(kind));
+  if (unknown === undefined) return;
+  throw new DroverError('invalid-argument', `there are no events of the kind ${JSON.stringify(clip(unknown))}`, {
+    hint: `the kinds are ${eventKinds.join(', ')}`,
+  });
 }

@@ -1,6 +1,6 @@
 import { clone, create } from '@bufbuild/protobuf';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
-import { DroverError, isHostId, isSandboxId, makeUpName, newSandboxId, type HostId } from '@drover/foundation';
+import { DroverError, isHostId, isSandboxId, makeUpName, newSandboxId } from '@drover/foundation';
 import { api, desiredStates, sandbox, sandboxStates } from '@drover/protocol';
 import { defaultPageSize, maxPageSize, maxStopGraceMs } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
@@ -8,11 +8,12 @@ import { checkSecrets } from '../secrets/index.ts';
 import { sandboxState } from '../store/index.ts';
 import type { SandboxFilter, SandboxRow, SandboxStateName, Tables } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
-import { sandboxToWire } from './convert.ts';
+import { describe, describeOne } from './describe.ts';
 import { endedError, labelOf } from './ended.ts';
 import { once } from './idempotency.ts';
 import { checkSpec, parseIdentity, parseLabels, requestOf } from './parse.ts';
 import { checkPossible } from './possible.ts';
+import { checkSetup } from './setup.ts';
 
 type Methods = Pick<
   ServiceImpl<typeof api.SandboxService>,
@@ -23,10 +24,7 @@ type Methods = Pick<
 export function sandboxMethods(context: ApiContext): Methods {
   const { store, sessions, secrets } = context;
 
-  async function toWire({ hosts }: Pick<Tables, 'hosts'>, row: SandboxRow): Promise<api.Sandbox> {
-    const host = row.hostId === undefined ? undefined : await hosts.get(row.hostId);
-    return sandboxToWire(row, host?.name ?? '', sessions.status(row.id));
-  }
+  const toWire = async (tables: Tables, row: SandboxRow): Promise<api.Sandbox> => await describeOne(tables, sessions, row);
 
   /** Its host may have something to do. The event of the change says the same, to the other replicas too; this one is sooner. */
   function poke<T extends api.Sandbox>(answer: T): T {
@@ -40,6 +38,7 @@ export function sandboxMethods(context: ApiContext): Methods {
       if (spec === undefined) throw new DroverError('invalid-argument', 'the request has no spec', { hint: 'give at least an image' });
       checkSpec(spec);
       checkSecrets(spec, request.secrets);
+      checkSetup(spec);
       const labels = parseLabels(request.labels);
       const { project, name } = parseIdentity(request.project, request.name === '' ? makeUpName() : request.name);
       const id = newSandboxId();
@@ -75,14 +74,8 @@ export function sandboxMethods(context: ApiContext): Methods {
         limit: size + 1,
       });
       const page = rows.slice(0, size);
-      const names = new Map<HostId, string>();
-      if (page.some((row) => row.hostId !== undefined)) {
-        for (const { id, name } of await store.hosts.list({ includeRemoved: true })) names.set(id, name);
-      }
       return create(api.ListSandboxesResponseSchema, {
-        sandboxes: page.map((row) =>
-          sandboxToWire(row, row.hostId === undefined ? '' : (names.get(row.hostId) ?? ''), sessions.status(row.id)),
-        ),
+        sandboxes: await describe(store, sessions, page),
         nextPageToken: rows.length > size ? pageTokenOf(page.at(-1)) : '',
       });
     },
@@ -102,7 +95,8 @@ export function sandboxMethods(context: ApiContext): Methods {
       return poke(
         await once(store, values, api.SandboxService.method.setDesiredState, request, async (tables) => {
           const found = await tables.sandboxes.find(request.sandbox);
-          const row = await tables.sandboxes.setDesired(found.id, desired, request.graceMs > 0 ? { graceMs: request.graceMs } : {});
+          // The grace of an earlier stop, or of a kill, is not this one's.
+          const row = await tables.sandboxes.setDesired(found.id, desired, { graceMs: request.graceMs || found.spec.stopGraceMs });
           return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row.id) : row);
         }),
       );

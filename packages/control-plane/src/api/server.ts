@@ -15,9 +15,12 @@ import {
   maxStreamsPerConnection,
 } from '../limits.ts';
 import type { ApiContext } from './context.ts';
+import { containmentMethods } from './containment.ts';
 import { eventService } from './events.ts';
 import { execMethod } from './exec.ts';
+import { explainMethod } from './explain.ts';
 import { hostService } from './hosts.ts';
+import { identityService } from './identities.ts';
 import { imageService } from './images.ts';
 import { authentication, edge } from './interceptors.ts';
 import { joinService } from './join.ts';
@@ -87,7 +90,10 @@ export async function startApi(
         exec: execMethod(context),
         logs: logsMethod(context),
         ...statsMethod(context),
+        ...explainMethod(context),
+        ...containmentMethods(context),
       });
+      router.service(api.IdentityService, identityService(context));
       router.service(api.HostService, hostService(context));
       router.service(api.ImageService, imageService(context));
       router.service(api.EventService, eventService(context));

@@ -1,6 +1,9 @@
+/** Every kind of event that there is. */
+export const eventKinds = ['sandbox', 'host', 'session', 'identity', 'init'] as const;
+
 /** What happened, with its subject: written in the transaction that made it happen. */
 export interface EventDraft {
-  /** sandbox, host, image, session, … */
+  /** One of `eventKinds`. */
   readonly kind: string;
   /** `SandboxCreated`, `HostDown`, … */
   readonly type: string;

@@ -74,6 +74,8 @@ export async function* watchEvents(
 
 /** The id before the oldest event that is kept. */
 async function startOf(events: EventStore): Promise<number> {
+  // Read first: where nothing is kept, what is written before the second answer is not behind it.
+  const last = await events.lastId();
   const [oldest] = await events.after(0, 1);
-  return oldest === undefined ? await events.lastId() : oldest.id - 1;
+  return oldest === undefined ? last : oldest.id - 1;
 }

@@ -4,6 +4,7 @@ import { renewAt, type CertificateAuthority } from '@drover/pki';
 import { link, methodDefinition } from '@drover/protocol';
 import { Server, status, type ConnectionInjector } from '@grpc/grpc-js';
 import type { Duplex } from 'node:stream';
+import type { Registry } from '../identity/index.ts';
 import {
   goAwayGraceMs,
   heartbeatIntervalMs,
@@ -34,6 +35,8 @@ import { Tunnels, type InboundHandler, type TunnelServerCall } from './tunnels.t
 export interface LinkServerOptions {
   readonly store: Store;
   readonly ca: CertificateAuthority;
+  /** Is told of the certificates that hosts have signed for their sandboxes (I-13). Absent: no sandbox can register. */
+  readonly registry?: Pick<Registry, 'issued'>;
   /** This replica's name: the owner of the streams that it holds (L-28). */
   readonly replica: string;
   readonly clock?: Clock;

@@ -12,7 +12,7 @@ const hostnamePattern = /^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/;
  * @throws {DroverError} join-refused, the same for an unknown, a used and an expired token and for a removed host; invalid-argument
  */
 export async function joinHost(
-  { store, ca, linkAddress }: SigningDependencies & { readonly linkAddress: string },
+  { store, ca, linkAddress }: Pick<SigningDependencies, 'store' | 'ca'> & { readonly linkAddress: string },
   request: api.JoinRequest,
 ): Promise<api.JoinResponse> {
   const hostId = parseHostId(request.hostId);

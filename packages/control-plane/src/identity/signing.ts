@@ -3,15 +3,23 @@ import { canonicalCommonName, DroverError, parseSandboxId, type HostId } from '@
 import type { CertificateAuthority, IssuedCertificate } from '@drover/pki';
 import { errorToWire, link } from '@drover/protocol';
 import type { Store } from '../store/store.ts';
+import type { Registry } from './registry.ts';
 
 export interface SigningDependencies {
   readonly store: Store;
   readonly ca: CertificateAuthority;
+  /** Absent: certificates of sandboxes come without a token, and nothing can register. */
+  readonly registry?: Pick<Registry, 'issued'>;
+}
+
+interface Signed {
+  readonly certificate: IssuedCertificate;
+  readonly bootstrapToken: string;
 }
 
 /**
  * What a host may have signed over its link: its own certificate again (L-2), and one for each sandbox that the store has
- * placed on it, under that sandbox's own name (I-5). Never throws; a refusal is the answer.
+ * placed on it, under that sandbox's own name (I-5), with the token that registers it (I-13). Never throws; a refusal is the answer.
  */
 export async function answerSigningRequest(
   dependencies: SigningDependencies,
@@ -20,8 +28,9 @@ export async function answerSigningRequest(
 ): Promise<link.SigningResponse> {
   const answer = create(link.SigningResponseSchema, { requestId: request.requestId });
   try {
-    const issued = await sign(dependencies, hostId, request);
-    answer.certificatePem = issued.certificatePem;
+    const { certificate, bootstrapToken } = await sign(dependencies, hostId, request);
+    answer.certificatePem = certificate.certificatePem;
+    answer.bootstrapToken = bootstrapToken;
     answer.caPem = dependencies.ca.caPem;
   } catch (error) {
     answer.error = errorToWire(error);
@@ -29,12 +38,12 @@ export async function answerSigningRequest(
   return answer;
 }
 
-async function sign({ store, ca }: SigningDependencies, hostId: HostId, request: link.SigningRequest): Promise<IssuedCertificate> {
+async function sign({ store, ca, registry }: SigningDependencies, hostId: HostId, request: link.SigningRequest): Promise<Signed> {
   switch (request.subject.case) {
     case 'host': {
-      const issued = await ca.signHost(hostId, request.csrDer);
-      await store.hosts.certificateRenewed(hostId, issued.notAfter);
-      return issued;
+      const certificate = await ca.signHost(hostId, request.csrDer);
+      await store.hosts.certificateRenewed(hostId, certificate.notAfter);
+      return { certificate, bootstrapToken: '' };
     }
     case 'sandboxId': {
       const id = parseSandboxId(request.subject.value);
@@ -43,7 +52,12 @@ async function sign({ store, ca }: SigningDependencies, hostId: HostId, request:
       if (row === undefined || row.hostId !== hostId || row.desired === 'deleted' || row.deletedAt !== undefined) {
         throw new DroverError('permission-denied', `sandbox ${id} is not placed on this host`);
       }
-      return await ca.signSandbox(id, canonicalCommonName(row.project, row.name), request.csrDer);
+      const { csrDer } = request;
+      const certificate = await ca.signSandbox(id, canonicalCommonName(row.project, row.name), csrDer);
+      const { thumbprint, notAfter } = certificate;
+      // Before the certificate leaves: nobody holds one that the registry has not heard of.
+      const bootstrapToken = (await registry?.issued({ sandboxId: id, thumbprint, notAfter, csrDer })) ?? '';
+      return { certificate, bootstrapToken };
     }
     case undefined:
       break;

@@ -90,16 +90,22 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
           name: row.name,
           spec: row.spec,
           secrets: await secretsOf(row, context),
+          networkCut: row.networkCut,
         }),
       };
     case 'start':
-      return { case: 'start', value: create(link.StartSandboxSchema, { ...target, secrets: await secretsOf(row, context) }) };
+      return {
+        case: 'start',
+        value: create(link.StartSandboxSchema, { ...target, secrets: await secretsOf(row, context), networkCut: row.networkCut }),
+      };
     case 'stop':
       return { case: 'stop', value: create(link.StopSandboxSchema, { ...target, graceMs: row.stopGraceMs }) };
     case 'pause':
       return { case: 'pause', value: create(link.PauseSandboxSchema, target) };
     case 'resume':
       return { case: 'resume', value: create(link.ResumeSandboxSchema, target) };
+    case 'cut':
+      return { case: 'setNetworkCut', value: create(link.SetNetworkCutSchema, { ...target, cut: row.networkCut }) };
     default:
       return step.kind satisfies never;
   }

@@ -180,7 +180,9 @@ export class HostLoop {
     const { store, logger, hostId } = this.#options;
     const { id, generation } = stepSubject(step);
     const tries = (this.#restOf(step)?.backoff.attempts ?? 0) + 1;
-    const final = begins(step) && (!error.transient || tries >= limits.startAttempts);
+    // The host has tried a registry often enough itself.
+    const mayPass = error.transient && error.code !== 'registry-unreachable';
+    const final = begins(step) && (!mayPass || tries >= limits.startAttempts);
     logger.warn({ hostId, sandboxId: id, step: step.kind, generation, tries, final, code: error.code, err: error }, 'a step failed');
     if (final) {
       this.#resting.delete(id);

@@ -44,6 +44,9 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
     finishedAt: undefined,
     deletedAt: undefined,
     stopGraceMs: 0,
+    networkCut: false,
+    observedNetworkCut: false,
+    revokedAt: undefined,
     ...change,
   };
 }
@@ -66,7 +69,10 @@ describe('planning one sandbox', () => {
       'create',
     ],
     ['runs as wanted', {}, ['RUNNING', 1], undefined],
-    ['is being made', {}, ['PREPARING', 1], undefined],
+    ['is being made, or to be tried again', { observed: 'preparing', observedGeneration: 1 }, ['PREPARING', 1], 'create'],
+    ['given up by the control plane, and to be tried again', { observed: 'failed', observedGeneration: 1 }, ['PREPARING', 1], 'stop'],
+    ['being made as the host last said, and over by now', over, ['PREPARING', 1], undefined],
+    ['is starting', {}, ['STARTING', 1], undefined],
     ['its run is over', over, ['STOPPED', 1], undefined],
     ['its run is over, and the store does not know yet', {}, ['STOPPED', 1], undefined],
     ['its run is over, after it was paused and resumed', { generation: 3 }, ['STOPPED', 1], undefined],
@@ -94,6 +100,36 @@ describe('planning one sandbox', () => {
   it.each(cases)('%s', (_, change, seen, expected) => {
     const wanted = row(change);
     expect(planSandbox(wanted, seen === undefined ? undefined : copy(...seen, wanted.id))?.kind).toBe(expected);
+  });
+
+  const cuts: readonly [string, Partial<SandboxRow>, StateName, boolean, Step['kind'] | undefined][] = [
+    ['I-4: contained, and running', { networkCut: true }, 'RUNNING', false, 'cut'],
+    ['I-4: contained, and paused', { networkCut: true, desired: 'paused' }, 'PAUSED', false, 'cut'],
+    ['I-4: contained, and to be paused as well: the network goes first', { networkCut: true, desired: 'paused' }, 'RUNNING', false, 'cut'],
+    ['I-4: contained as wanted, and to be paused', { networkCut: true, desired: 'paused' }, 'RUNNING', true, 'pause'],
+    ['I-4: contained as wanted', { networkCut: true }, 'RUNNING', true, undefined],
+    ['I-4: released', {}, 'RUNNING', true, 'cut'],
+    ['I-4: contained while it is being made: that carries it', { networkCut: true }, 'PREPARING', false, 'create'],
+    ['I-4: contained while it starts', { networkCut: true }, 'STARTING', false, undefined],
+    ['I-4: contained, and over', { networkCut: true, ...over }, 'STOPPED', false, undefined],
+    [
+      'I-4: contained, and to be stopped: a cut that fails does not keep it running',
+      { networkCut: true, desired: 'stopped' },
+      'RUNNING',
+      false,
+      'stop',
+    ],
+    ['I-4: contained, and given up', { networkCut: true, observed: 'failed', observedGeneration: 1 }, 'RUNNING', false, 'stop'],
+    ['I-4: contained, and to be deleted', { networkCut: true, desired: 'deleted' }, 'RUNNING', false, 'destroy'],
+  ];
+  it.each(cuts)('%s', (_, change, state, networkCut, expected) => {
+    const wanted = row(change);
+    expect(planSandbox(wanted, { ...copy(state, 1, wanted.id), networkCut })?.kind).toBe(expected);
+  });
+
+  it('L-22: what ran before and is to be tried again is started, not created', () => {
+    const wanted = row({ generation: 2, startGeneration: 2, observed: 'preparing', observedGeneration: 2 });
+    expect(planSandbox(wanted, { ...copy('PREPARING', 2, wanted.id), startCount: 1n })?.kind).toBe('start');
   });
 
   it('L-26: a copy of what is not placed here is fenced', () => {
@@ -125,13 +161,22 @@ class Model {
         return;
       case 'create':
       case 'start':
+        return this.#see({ ...copy('RUNNING', generation, id), networkCut: step.row.networkCut });
       case 'resume':
-        return this.#see(copy('RUNNING', generation, id));
+        return this.#see({ ...copy('RUNNING', generation, id), networkCut: this.#copy(id).networkCut });
       case 'pause':
-        return this.#see(copy('PAUSED', generation, id));
+        return this.#see({ ...copy('PAUSED', generation, id), networkCut: this.#copy(id).networkCut });
       case 'stop':
-        return this.#see(copy('STOPPED', generation, id));
+        return this.#see({ ...copy('STOPPED', generation, id), networkCut: this.#copy(id).networkCut });
+      case 'cut':
+        return this.#see({ ...this.#copy(id), networkCut: step.row.networkCut });
     }
+  }
+
+  #copy(id: string): sandbox.SandboxObservation {
+    const held = this.copies.get(id);
+    if (held === undefined) throw new Error(`no copy of ${id}`);
+    return held;
   }
 
   #see(seen: sandbox.SandboxObservation): void {
@@ -165,8 +210,10 @@ describe('planning a host, whatever is wanted and seen', () => {
       state: fc.option(copyState, { nil: undefined }),
       generations: fc.array(fc.integer({ min: 1, max: 4 }), { minLength: 5, maxLength: 5 }),
       waits: fc.boolean(),
+      cut: fc.boolean(),
+      isCut: fc.boolean(),
     })
-    .map(({ wanted, desired: wish, observed: was, state, generations, waits }) => {
+    .map(({ wanted, desired: wish, observed: was, state, generations, waits, cut, isCut }) => {
       const [a = 1, b = 1, c = 1, d = 1, e = 1] = generations;
       const [placedGeneration = 1, startGeneration = 1, generation = 1] = [a, b, c].sort((x, y) => x - y);
       const wantedRow = row({
@@ -177,8 +224,10 @@ describe('planning a host, whatever is wanted and seen', () => {
         startGeneration,
         placedGeneration,
         pendingReason: waits ? 'unschedulable' : '',
+        networkCut: cut,
       });
-      return { row: wanted ? wantedRow : undefined, copy: state === undefined ? undefined : copy(state, e, wantedRow.id) };
+      const seen = state === undefined ? undefined : { ...copy(state, e, wantedRow.id), networkCut: isCut };
+      return { row: wanted ? wantedRow : undefined, copy: seen };
     });
   const model = fc.array(entry, { maxLength: 8 }).map((entries) => {
     const made = new Model();
@@ -210,6 +259,8 @@ describe('planning a host, whatever is wanted and seen', () => {
           expect(wanted).toBeDefined();
           expect(wanted?.desired).not.toBe('deleted');
           expect(Number(seen.generation)).toBeGreaterThanOrEqual(wanted?.placedGeneration ?? Number.POSITIVE_INFINITY);
+          const { RUNNING, PAUSED } = sandbox.SandboxState;
+          if (seen.state === RUNNING || seen.state === PAUSED) expect(seen.networkCut).toBe(wanted?.networkCut);
           if (wanted?.desired === 'stopped') expect([sandbox.SandboxState.STOPPED, sandbox.SandboxState.FAILED]).toContain(seen.state);
         }
       }),

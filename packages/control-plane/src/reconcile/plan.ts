@@ -6,7 +6,7 @@ const { SandboxState } = sandbox;
 
 /** Changes the host's copy; answered with what the host then sees of it. */
 export interface CopyStep {
-  readonly kind: 'create' | 'start' | 'stop' | 'pause' | 'resume';
+  readonly kind: 'create' | 'start' | 'stop' | 'pause' | 'resume' | 'cut';
   /** What is wanted there. */
   readonly row: SandboxRow;
 }
@@ -71,6 +71,13 @@ function planAlive(row: SandboxRow, copy: sandbox.SandboxObservation): Step | un
   }
   // The control plane gave it up (its init plan failed, for instance): nothing of it is to go on running.
   if (runIsOver(row) && row.observed === 'failed') return { kind: 'stop', row };
+  if (copy.state === SandboxState.PREPARING) {
+    // A try that failed for what may pass, or one under way from before this link: asked for again, it is the same one (L-19).
+    return runIsOver(row) ? undefined : { kind: copy.startCount === 0n ? 'create' : 'start', row };
+  }
+  const runs = copy.state === SandboxState.RUNNING || copy.state === SandboxState.PAUSED;
+  // I-4: before anything else of what goes on. What is made or started is so from its first packet on.
+  if (runs && row.networkCut !== copy.networkCut) return { kind: 'cut', row };
   if (row.desired === 'paused') return copy.state === SandboxState.RUNNING ? { kind: 'pause', row } : undefined;
   return copy.state === SandboxState.PAUSED ? { kind: 'resume', row } : undefined;
 }

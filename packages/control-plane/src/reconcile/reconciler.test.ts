@@ -165,26 +165,66 @@ describe('the reconciler, on a real store and simulated hosts', () => {
       // With the hint, so that whoever shows it can tell the two apart again.
       message: sentenceOf(new DroverError('image-not-found', 'there is no image nope', { hint: 'look at its name' })),
     });
-    expect((await store.hosts.get(host.id))?.reserved.slots).toBe(0);
+    // What its host keeps of it takes a slot, as a stopped one does.
+    expect((await store.hosts.get(host.id))?.reserved).toEqual({ cpuMillis: 0, memoryBytes: 0, slots: 1 });
     host.before = () => undefined;
     await store.sandboxes.setDesired(row.id, 'running');
     await placement.placeNow(row.id);
     await becomes(row, 'running');
   });
 
-  it('a passing error is tried again with growing delays, a bounded number of times', async () => {
+  it('L-22: a passing error is tried again with growing delays, a bounded number of times', async () => {
     const host = await joined();
     const at: number[] = [];
-    host.before = () => {
+    host.before = (operation) => {
+      if (operation.case !== 'create') return;
       at.push(clock.now());
-      throw new DroverError('registry-unreachable', 'no answer');
+      throw new DroverError('unavailable', 'the gateway does not answer');
     };
     const row = await create();
     await until(() => at.length === 1);
+    await becomes(row, 'preparing');
     for (let i = 0; i < 100 && (await state(row)) !== 'failed'; i++) await clock.advance(500);
-    expect(await store.sandboxes.get(row.id)).toMatchObject({ observed: 'failed', reason: 'registry-unreachable' });
+    expect(await store.sandboxes.get(row.id)).toMatchObject({ observed: 'failed', reason: 'unavailable' });
     const delays = at.slice(1).map((time, i) => time - (at[i] ?? 0));
     expect(delays).toEqual([500, 1000, 2000, 4000, 8000]);
+    // Nothing of it is left to be made on the host.
+    await until(() => host.has(row.id) === 'STOPPED');
+    await clock.advance(300_000);
+    expect([at.length, await state(row)]).toEqual([6, 'failed']);
+  });
+
+  it('L-22, R-9: what may pass never shows as failed, neither of a create nor of a start, nor over a new stream', async () => {
+    const host = await joined();
+    const refuse = (): void => {
+      throw new DroverError('unavailable', 'the gateway does not answer');
+    };
+    const row = await create();
+    await becomes(row, 'running');
+    await store.sandboxes.setDesired(row.id, 'stopped');
+    await becomes(row, 'stopped');
+    host.before = refuse;
+    const other = await create();
+    await store.sandboxes.setDesired(row.id, 'running');
+    for (const sandbox of [row, other]) await becomes(sandbox, 'preparing');
+    // The agent that could not make them is gone; the next one knows of them what it wrote down.
+    await hub.drop(host);
+    host.before = () => undefined;
+    await hub.connect(host);
+    for (const sandbox of [row, other]) await becomes(sandbox, 'running');
+    const events = await store.events.after(0, 1000, { kinds: ['sandbox'] });
+    expect(events.filter(({ data }) => data['state'] === 'failed')).toEqual([]);
+  });
+
+  it('R-13: a registry that the host has asked often enough is not asked again', async () => {
+    const host = await joined();
+    host.before = () => {
+      throw new DroverError('registry-unreachable', 'no answer');
+    };
+    const row = await create();
+    await becomes(row, 'failed');
+    await clock.advance(300_000);
+    expect(host.commands).toHaveLength(1);
   });
 
   it('L-26: what comes back running is adopted; its command is not given again', async () => {

@@ -1,6 +1,6 @@
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { FakeClock, newHostId, silentLogger } from '@drover/foundation';
-import { eventsKept, lostGraceMs, orphanedHostMs, upkeepMs } from '../limits.ts';
+import { eventsKept, lostGraceMs, orphanedHostMs, removeOnExitMs, upkeepMs } from '../limits.ts';
 import { sandboxState, type Store } from '../store/index.ts';
 import { draft, readyHost, registration, seen } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
@@ -98,7 +98,34 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect((await store.hosts.get(id))?.connected).toBe(true);
   });
 
-  it('drops what is old: deleted sandboxes, expired join tokens, used keys, and events beyond their number', async () => {
+  it('R-2: --rm removes what has ended, and not what was started again while it was looked at', async () => {
+    const clock = new FakeClock(1_000_000);
+    const store = await stores.open({ clock });
+    const { id, epoch } = await readyHost(store);
+    const ended = await Promise.all(
+      [0, 1].map(async () => {
+        const row = await store.sandboxes.create(draft({ spec: { image: 'host', removeOnExit: true } }));
+        await store.sandboxes.place(row.id, id);
+        await store.sandboxes.observe(id, epoch, [seen(row, 'STOPPED', { exitCode: 0 })]);
+        return row;
+      }),
+    );
+    const [again, over] = ended;
+    if (again === undefined || over === undefined) throw new Error('there are two');
+    // Somebody's start comes between the look and the removal.
+    const look = store.sandboxes.finished.bind(store.sandboxes);
+    vi.spyOn(store.sandboxes, 'finished').mockImplementation(async (before) => {
+      const rows = await look(before);
+      if (rows.some((row) => row.id === again.id)) await store.sandboxes.setDesired(again.id, 'running');
+      return rows;
+    });
+    await using _ = running(store, clock);
+    await pass(clock, removeOnExitMs + 2 * upkeepMs);
+    expect((await store.sandboxes.get(over.id))?.desired).toBe('deleted');
+    expect((await store.sandboxes.get(again.id))?.desired).toBe('running');
+  });
+
+  it('drops what is old: deleted sandboxes, expired tokens, used keys, and events beyond their number', async () => {
     const clock = new FakeClock(1_000_000_000_000);
     const store = await stores.open({ clock });
     const rows = await Promise.all(['a', 'b', 'c'].map(async (name) => await store.sandboxes.create(draft({ name }))));
@@ -108,6 +135,10 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     }
     await store.tokens.createJoin({ hash: 'h', expiresAt: clock.now() + 1, uses: 1, labels: {} });
     await store.tokens.takeJoin('h', newHostId());
+    const [, , kept] = rows;
+    if (kept === undefined) throw new Error('there are three');
+    const certificate = { sandboxId: kept.id, thumbprint: 'ab', requestHash: 'cd' };
+    await store.identities.issue({ ...certificate, hash: 'ef', expiresAt: clock.now() + 1 });
     const answer = async (text: string): Promise<string> =>
       Buffer.from(await store.idempotency.once('k', 'Do', new Uint8Array(), () => Promise.resolve(Buffer.from(text)))).toString();
     expect(await answer('first')).toBe('first');
@@ -126,5 +157,6 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect(await names()).toEqual(['c']);
     expect(await answer('third')).toBe('third');
     expect(await store.tokens.trimJoin(clock.now())).toBe(0);
+    expect(await store.identities.trimTokens(clock.now())).toBe(0);
   });
 });

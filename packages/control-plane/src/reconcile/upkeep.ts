@@ -1,6 +1,6 @@
 import type { Clock, Logger, SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { runIsOver, type Store } from '../store/index.ts';
+import { runIsOver, type SandboxRow, type Store } from '../store/index.ts';
 
 export interface UpkeepOptions {
   readonly store: Store;
@@ -71,9 +71,12 @@ export class Upkeep {
   /** R-2, --rm: whoever is attached has had the output by then, and usually has removed it (`drover run`). */
   async #finished(): Promise<void> {
     const { store, clock, logger } = this.#options;
-    for (const row of await store.sandboxes.finished(clock.now() - limits.removeOnExitMs)) {
-      await store.sandboxes.setDesired(row.id, 'deleted');
-      logger.info({ sandboxId: row.id }, 'removed: its command has ended (--rm)');
+    const before = clock.now() - limits.removeOnExitMs;
+    for (const { id } of await store.sandboxes.finished(before)) {
+      // Started again since, it is not removed in mid-run.
+      const when = (row: SandboxRow): boolean => runIsOver(row) && row.updatedAt <= before;
+      const { desired } = await store.sandboxes.setDesired(id, 'deleted', { when });
+      if (desired === 'deleted') logger.info({ sandboxId: id }, 'removed: its command has ended (--rm)');
     }
   }
 
@@ -97,5 +100,6 @@ export class Upkeep {
       if (dropped < limits.rowsPerStatement) break;
     }
     await store.tokens.trimJoin(now - limits.expiredTokensKeptMs);
+    await store.identities.trimTokens(now - limits.expiredTokensKeptMs);
   }
 }

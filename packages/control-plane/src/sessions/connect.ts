@@ -1,14 +1,16 @@
 import { once } from 'node:events';
 import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
 import type { Duplex } from 'node:stream';
-import { connect as connectTls, createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
+import { connect as connectTls, createSecureContext, type SecureContext } from 'node:tls';
 import { createClient } from '@connectrpc/connect';
 import { createGrpcTransport } from '@connectrpc/connect-node';
-import type { SandboxId } from '@drover/foundation';
+import type { Clock, HostId, SandboxId } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
-import { farewellMs, maxInitMessageBytes, sessionPingMs, sessionPingTimeoutMs } from '../limits.ts';
+import type { Hub } from '../hub/hub.ts';
+import { connectionCloseMs, farewellMs, maxInitMessageBytes, sessionPingMs, sessionPingTimeoutMs } from '../limits.ts';
 import type { InitClient } from './sessions.ts';
+import type { ShownCertificate } from './trust.ts';
 
 /** The control plane's own certificate: init takes no other peer (I-3). PEM. */
 export interface SessionCredentials {
@@ -17,24 +19,35 @@ export interface SessionCredentials {
   readonly caPem: string;
 }
 
-/** What the peer showed. It decides nothing here (I-1): policy belongs to who reads it. */
-export interface PeerVerdict {
-  /** The chain verifies against the CA. */
-  readonly chainTrusted: boolean;
-  /** Its one URI name is that of this sandbox. */
-  readonly nameMatches: boolean;
-  /** In words; empty when all is well. */
-  readonly problem: string;
-  /** SHA-256 of the certificate's DER, lower-case hex; empty without one. */
-  readonly thumbprint: string;
-}
-
+/** A connection to one init, whoever that is. */
 export interface Connection {
   readonly client: InitClient;
-  readonly verdict: PeerVerdict;
+  /** What it showed. Nothing is decided of it here (I-1): policy belongs to who reads it. */
+  readonly shown: ShownCertificate;
   /** Aborts when the connection is gone. */
   readonly lost: AbortSignal;
-  close(): void;
+  /** Resolves when its sockets have closed. @throws {CloseFailed} they have not, in `connectionCloseMs` */
+  close(): Promise<void>;
+}
+
+/** Connects to the init of a sandbox. @throws {CloseFailed} it failed, and what it had opened did not close (I-26) */
+export type Connector = (target: { readonly id: SandboxId; readonly hostId: HostId }, signal: AbortSignal) => Promise<Connection>;
+
+/** Sockets that were told to close are still there: descriptors are being lost (I-25). */
+export class CloseFailed extends Error {
+  override readonly name = 'CloseFailed';
+}
+
+/** Connects through a tunnel of the sandbox's host. */
+export function tunnelConnector(
+  hub: Pick<Hub, 'openTunnel'>,
+  credentials: () => SessionCredentials,
+  clock: Pick<Clock, 'sleep'>,
+): Connector {
+  return async ({ id, hostId }, signal) => {
+    const tunnel = await hub.openTunnel(hostId, { sandboxId: id, port: 'init' }, signal);
+    return await connectInit(tunnel, id, credentials(), clock, signal);
+  };
 }
 
 /** TLS and gRPC over a tunnel to one init. Takes any certificate (I-1, I-2) and says what it was. The tunnel is destroyed on failure (I-26). */
@@ -42,6 +55,7 @@ export async function connectInit(
   tunnel: Duplex,
   id: SandboxId,
   credentials: SessionCredentials,
+  clock: Pick<Clock, 'sleep'>,
   signal: AbortSignal,
 ): Promise<Connection> {
   const socket = connectTls({
@@ -49,7 +63,7 @@ export async function connectInit(
     secureContext: contextOf(credentials),
     // I-1: a bad certificate is recorded, and talked to all the same. What is sent is no secret from the sandbox itself.
     rejectUnauthorized: false,
-    // The name is a URI, which Node's own check of host names knows nothing of; verdictOf looks.
+    // The name is a URI, which Node's own check of host names knows nothing of; trust.ts looks.
     checkServerIdentity: () => undefined,
     ALPNProtocols: ['h2'],
   });
@@ -65,14 +79,28 @@ export async function connectInit(
     const timer = setTimeout(() => socket.destroy(), farewellMs);
     tunnel.once('close', () => clearTimeout(timer));
   });
-  const close = (): void => {
+  const closed = Promise.all([closeOf(socket), closeOf(tunnel)]);
+  const close = async (): Promise<void> => {
     socket.destroy();
     tunnel.destroy();
+    const waited = new AbortController();
+    const late = clock.sleep(connectionCloseMs, waited.signal).then(
+      () => {
+        throw new CloseFailed(`the connection to the sandbox has not closed in ${connectionCloseMs / 1000} s`);
+      },
+      // They closed in time.
+      () => undefined,
+    );
+    try {
+      await Promise.race([closed, late]);
+    } finally {
+      waited.abort();
+    }
   };
   try {
     await once(socket, 'secureConnect', { signal: AbortSignal.any([signal, lost.signal]) });
   } catch (error) {
-    close();
+    await close();
     throw lost.signal.aborted ? new Error('the connection was closed during the TLS handshake', { cause: error }) : error;
   }
   const url = `https://${id}`;
@@ -99,11 +127,15 @@ export async function connectInit(
   });
   return {
     client: createClient(init.InitService, transport),
-    verdict: verdictOf(socket, id),
+    shown: {
+      certificate: socket.getPeerX509Certificate(),
+      authorized: socket.authorized,
+      authorizationError: socket.authorized ? '' : String(socket.authorizationError),
+    },
     lost: lost.signal,
-    close: () => {
+    close: async () => {
       manager.abort();
-      close();
+      await close();
     },
   };
 }
@@ -140,20 +172,9 @@ function contextOf(credentials: SessionCredentials): SecureContext {
   return context;
 }
 
-function verdictOf(socket: TLSSocket, id: SandboxId): PeerVerdict {
-  const certificate = socket.getPeerX509Certificate();
-  if (certificate === undefined) return { chainTrusted: false, nameMatches: false, problem: 'no certificate', thumbprint: '' };
-  const nameMatches = (certificate.subjectAltName ?? '')
-    .split(', ')
-    .some((name) => name.startsWith('URI:spiffe://') && name.endsWith(`/sandbox/${id}`));
-  const problems = [
-    ...(socket.authorized ? [] : [`the certificate does not verify (${String(socket.authorizationError)})`]),
-    ...(nameMatches ? [] : ['the certificate names another']),
-  ];
-  return {
-    chainTrusted: socket.authorized,
-    nameMatches,
-    problem: problems.join('; '),
-    thumbprint: certificate.fingerprint256.replaceAll(':', '').toLowerCase(),
-  };
+async function closeOf(stream: Duplex): Promise<void> {
+  if (stream.closed) return;
+  await new Promise<void>((resolve) => {
+    stream.once('close', resolve);
+  });
 }

@@ -1,48 +1,56 @@
+import { X509Certificate } from 'node:crypto';
+import { createSecureContext } from 'node:tls';
 import { DroverError, silentLogger, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/hub.ts';
+import type { Registry } from '../identity/registry.ts';
 import { listPage, sessionLookMs } from '../limits.ts';
-import { sandboxState } from '../store/state.ts';
+import { sandboxState, startOf } from '../store/state.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
-import type { SessionCredentials } from './connect.ts';
+import { tunnelConnector, type SessionCredentials } from './connect.ts';
+import type { DialView } from './dial.ts';
+import { Dialer, type DialerStats } from './dialer.ts';
+import type { SessionContext } from './session.ts';
 import type { InitClient, Sessions, SessionStatus } from './sessions.ts';
-import { isDialable, Target } from './target.ts';
+import { isDialable, isToRun } from './target.ts';
 
-export interface SessionManagerOptions {
+export interface SessionManagerOptions extends Omit<SessionContext, 'store' | 'ca' | 'clock' | 'logger'> {
   readonly store: Pick<Store, 'sandboxes' | 'events'>;
   readonly hub: Pick<Hub, 'on' | 'openTunnel' | 'isConnected'>;
   /** The control plane's client credentials; a function is called for each attempt and gives the same object as long as they are the same. */
   readonly tls: SessionCredentials | (() => SessionCredentials);
+  readonly registry: SessionContext['registry'] & Pick<Registry, 'onEvicted'>;
+  readonly ca: Pick<CertificateAuthority, 'renewSandbox' | 'names'>;
   readonly clock?: Clock;
   readonly logger?: Logger;
-  /** Draws the jitter of retries. */
-  readonly random?: () => number;
 }
 
-const none: SessionStatus = { state: 'none', since: 0, attempts: 0, lastError: '' };
-
-/** The sessions of this replica: one target per sandbox whose host's link is here. */
+/** When which sandbox of this replica's hosts is dialled: what the store says of it decides, and events only say when to look. */
 export class SessionManager implements Sessions {
   readonly #options: SessionManagerOptions;
-  readonly #clock: Clock;
   readonly #logger: Logger;
-  readonly #credentials: () => SessionCredentials;
-  readonly #targets = new Map<SandboxId, Target>();
+  readonly #dialer: Dialer;
   readonly #waiters = new Map<SandboxId, Set<() => void>>();
   #looking = false;
   #closed = false;
   #detach: (() => void) | undefined;
 
-  /** @throws {DroverError} invalid-config when the credentials cannot be had (I-28) */
+  /** @throws {DroverError} invalid-config when the credentials cannot be had or read (I-28) */
   constructor(options: SessionManagerOptions) {
     this.#options = options;
-    this.#clock = options.clock ?? systemClock;
-    this.#logger = options.logger ?? silentLogger;
-    const { tls } = options;
-    this.#credentials = typeof tls === 'function' ? tls : () => tls;
-    const { certPem, keyPem, caPem } = this.#credentials();
-    if (certPem === '' || keyPem === '' || caPem === '') {
-      throw new DroverError('invalid-config', 'the control plane has no certificate to reach sandboxes with');
-    }
+    const { tls, hub, ca, clock = systemClock, logger = silentLogger } = options;
+    this.#logger = logger;
+    const credentials = typeof tls === 'function' ? tls : () => tls;
+    checkCredentials(credentials());
+    this.#dialer = new Dialer({
+      ...options,
+      clock,
+      logger,
+      names: ca.names,
+      caPem: credentials().caPem,
+      connect: tunnelConnector(hub, credentials, clock),
+      changed: (id) => this.#changed(id),
+    });
   }
 
   /** Listens to the hub and dials what runs on the hosts that are connected already. Gives what stops it. */
@@ -53,6 +61,8 @@ export class SessionManager implements Sessions {
         observed: (_host, observations) => this.#observed(observations.map((o) => o.sandboxId as SandboxId)),
       }),
       this.#options.store.events.onAppend(() => this.#lookSoon()),
+      // I-11: evicting ends the session. One that goes on running is dialled as what it is now.
+      this.#options.registry.onEvicted((id) => this.redial(id)),
     ];
     this.#detach = () => {
       for (const stop of off) stop();
@@ -70,7 +80,7 @@ export class SessionManager implements Sessions {
     for (;;) {
       const rows = await this.#options.store.sandboxes.list({ limit: listPage, ...(after === undefined ? {} : { after }) });
       for (const row of rows) {
-        if (row.hostId !== undefined && isDialable(row) && this.#options.hub.isConnected(row.hostId)) this.dial(row.id);
+        if (row.hostId !== undefined && isToRun(row) && this.#options.hub.isConnected(row.hostId)) this.dial(row.id);
       }
       after = rows.at(-1);
       if (after === undefined || rows.length < listPage) return;
@@ -78,47 +88,41 @@ export class SessionManager implements Sessions {
   }
 
   dial(sandboxId: SandboxId): void {
-    if (this.#closed) return;
-    const standing = this.#targets.get(sandboxId);
-    // I-22: one loop per sandbox; it goes when its session has ended.
-    if (standing !== undefined && !standing.over) return;
-    const target = new Target(sandboxId, {
-      store: this.#options.store,
-      hub: this.#options.hub,
-      credentials: this.#credentials,
-      clock: this.#clock,
-      logger: this.#logger,
-      ...(this.#options.random === undefined ? {} : { random: this.#options.random }),
-      changed: (id) => this.#changed(id),
-    });
-    this.#targets.set(sandboxId, target);
+    this.#dialer.dial(sandboxId);
   }
 
   close(sandboxId: SandboxId): void {
-    const target = this.#targets.get(sandboxId);
-    this.#targets.delete(sandboxId);
-    target?.end();
+    this.#dialer.forget(sandboxId);
+  }
+
+  redial(sandboxId: SandboxId): void {
+    void this.#dialer.end(sandboxId);
+    this.#observed([sandboxId]);
   }
 
   status(sandboxId: SandboxId): SessionStatus {
-    return this.#targets.get(sandboxId)?.status ?? none;
+    return this.#dialer.status(sandboxId);
+  }
+
+  stats(): DialerStats {
+    return this.#dialer.stats();
   }
 
   async client(sandboxId: SandboxId, signal: AbortSignal): Promise<InitClient> {
-    let asked: Target | undefined;
+    let asked: DialView | undefined;
     for (;;) {
       signal.throwIfAborted();
       // Before looking: what changes while the store is read must not be missed.
       using change = this.#nextChange(sandboxId);
-      const client = this.#targets.get(sandboxId)?.client;
+      const client = this.#dialer.client(sandboxId);
       if (client !== undefined) return client;
       const row = await this.#options.store.sandboxes.get(sandboxId);
       refuseEnded(sandboxId, row);
-      const target = this.#targets.get(sandboxId);
+      const target = this.#dialer.get(sandboxId);
       if (asked !== undefined && target === asked && asked.over && asked.failure !== undefined) throw asked.failure;
       if (row !== undefined && isDialable(row)) {
-        if (target === undefined || target.over) this.dial(sandboxId);
-        asked = this.#targets.get(sandboxId);
+        this.dial(sandboxId);
+        asked = this.#dialer.get(sandboxId);
         if (this.#closed) throw new DroverError('session-unavailable', 'the control plane is stopping');
         if (asked?.client !== undefined) return asked.client;
       }
@@ -129,10 +133,7 @@ export class SessionManager implements Sessions {
   async closeAll(): Promise<void> {
     this.#closed = true;
     this.#detach?.();
-    const targets = [...this.#targets.values()];
-    this.#targets.clear();
-    for (const target of targets) target.end();
-    await Promise.all(targets.map((target) => target.done));
+    await this.#dialer.close();
   }
 
   /** A host said something of these: the store holds it already. */
@@ -146,14 +147,14 @@ export class SessionManager implements Sessions {
 
   async #look(id: SandboxId): Promise<void> {
     const row = await this.#options.store.sandboxes.get(id);
-    const target = this.#targets.get(id);
-    if (row !== undefined && isDialable(row)) {
-      if (target === undefined || target.over) this.dial(id);
-      else target.wake();
-    } else if (target !== undefined) {
-      target.wake();
+    this.#dialer.wake(id);
+    const last = this.#dialer.get(id);
+    if (isToRun(row)) {
+      // I-25: where descriptors are lost, observations are no reason to lose another.
+      if (last?.leaking !== true || last.startCount !== startOf(row)) this.dial(id);
+    } else if (last?.over === true) {
       // Ended, and nothing to be told of it any more.
-      if (target.over) this.#targets.delete(id);
+      void this.#dialer.end(id);
     }
     this.#changed(id);
   }
@@ -195,6 +196,23 @@ export class SessionManager implements Sessions {
         if (set.size === 0 && this.#waiters.get(id) === set) this.#waiters.delete(id);
       },
     };
+  }
+}
+
+/** I-28: what cannot be used is found here, not at the first dial. */
+function checkCredentials({ certPem, keyPem, caPem }: SessionCredentials): void {
+  const hint = 'restore the directory pki of the data directory from a backup';
+  if (certPem === '' || keyPem === '' || caPem === '') {
+    throw new DroverError('invalid-config', 'the control plane has no certificate to reach sandboxes with', { hint });
+  }
+  try {
+    createSecureContext({ cert: certPem, key: keyPem, ca: caPem });
+    void new X509Certificate(caPem);
+  } catch (error) {
+    throw new DroverError('invalid-config', 'the certificate that the control plane reaches sandboxes with cannot be read', {
+      hint,
+      cause: error,
+    });
   }
 }
 

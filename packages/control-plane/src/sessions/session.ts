@@ -1,61 +1,388 @@
-import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, isErrorCode, version, type SandboxId } from '@drover/foundation';
-import { init } from '@drover/protocol';
+import type { X509Certificate } from 'node:crypto';
+import { Backoff, clip, DroverError, version, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { renewAt, type CertificateAuthority, type IssuedCertificate } from '@drover/pki';
+import type { init } from '@drover/protocol';
+import type { Journal, SandboxEvents, StepFailure, StepPlace, UntrustedReason } from '../events/typed.ts';
+import type { Registry, RegisterRefusal } from '../identity/registry.ts';
+import {
+  certificateCheckMs,
+  dialBackoffBaseMs,
+  dialBackoffCapMs,
+  dialTotalMs,
+  registerRequiredMs,
+  sandboxRenewalRetryMs,
+  stepMs,
+} from '../limits.ts';
+import { startOf } from '../store/state.ts';
+import type { SandboxRow, Store } from '../store/store.ts';
+import type { Worldview } from '../worldview/worldview.ts';
 import type { Connection } from './connect.ts';
+import { askReady, executePlan, within } from './execute.ts';
+import { stepNames, type PlanSource, type PlanStep } from './plan.ts';
+import { SessionStream, StreamLost, type SessionEnd } from './stream.ts';
+import { isDialable } from './target.ts';
+import { decide, registryCheck, type Decision, type PeerVerdict, type Untrusted } from './trust.ts';
 
-/** How a session stream ended. */
-export interface SessionEnd {
-  /** The main process ended, and the sandbox with it; otherwise the stream broke. */
-  readonly mainExited: boolean;
-  readonly reason: string;
+/** What a session works with. */
+export interface SessionContext {
+  readonly store: { readonly sandboxes: Pick<Store['sandboxes'], 'get'> };
+  readonly journal: Journal;
+  readonly registry: Pick<Registry, 'standing' | 'secondToken' | 'renewed' | 'seen'>;
+  readonly worldview: Pick<Worldview, 'get' | 'record'>;
+  readonly ca: Pick<CertificateAuthority, 'renewSandbox'>;
+  readonly plans: PlanSource;
+  /** Why the sandbox's last Register was refused; undefined when none was. */
+  readonly lastRefusal: (id: SandboxId) => RegisterRefusal | undefined;
+  /** The plan of this start failed (I-30). False: nothing was written, since the store knows of another start or none. */
+  readonly initFailed: (id: SandboxId, startCount: number, message: string) => Promise<boolean>;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly random?: () => number;
 }
 
-export interface SessionEvents {
-  /** HelloAck came, from this sandbox. */
-  greeted(ack: init.HelloAck): void;
-  /** Why the main process could not be started. */
-  startFailed(error: DroverError): void;
+/** What is known of a sandbox from one session to the next. Without it, after a restart, the worldview says as much. */
+export interface Remembered {
+  /** The start whose plan was completed, and the one whose Register was published as refused; 0: none. */
+  completedStart: number;
+  refusedStart: number;
+  /** Sessions in a row that broke in mid-plan. */
+  interruptedPlans: number;
 }
 
-/**
- * Runs the Session stream of one connection until it ends. Hello and AgentReady go out together, without waiting for the answer between:
- * AgentReady is idempotent (I-32), and a round trip less is what the user waits less for the first byte.
- * @throws {DroverError} protocol-violation when another sandbox answers; ConnectError when the stream breaks
- */
-export async function runSession(id: SandboxId, connection: Connection, signal: AbortSignal, events: SessionEvents): Promise<SessionEnd> {
-  const over = new AbortController();
-  const all = AbortSignal.any([signal, over.signal, connection.lost]);
-  try {
-    for await (const response of connection.client.session(requests(all), { signal: all })) {
-      const { payload } = response;
-      if (payload.case === 'mainExited')
-        return { mainExited: true, reason: `the main process exited with ${payload.value.exit?.code ?? '?'}` };
-      if (payload.case === 'helloAck') {
-        if (payload.value.sandboxId !== id) {
-          throw new DroverError('protocol-violation', `sandbox ${payload.value.sandboxId.slice(0, 40)} answered instead of ${id}`);
-        }
-        events.greeted(payload.value);
-      }
-      if (response.error !== undefined && response.id === agentReadyId) {
-        const { code, message } = response.error;
-        events.startFailed(new DroverError(isErrorCode(code) ? code : 'internal', message));
-      }
-      // I-33: what is not known is nobody's answer and ends nothing.
+export interface SessionOptions {
+  readonly row: SandboxRow;
+  readonly connection: Connection;
+  readonly verdict: PeerVerdict;
+  readonly remembered: Remembered;
+  /** HelloAck came. */
+  readonly greeted: (ack: init.HelloAck) => void;
+  /** A frame with an unknown id was dropped (I-33). */
+  readonly dropped: () => void;
+  /** The plan has come to an end, or nothing more comes of it. */
+  readonly settled: () => void;
+}
+
+/** One connection's session: Hello, who it is, the plan, renewal; until it ends. */
+export class Session {
+  readonly #context: SessionContext;
+  readonly #options: SessionOptions;
+  readonly #id: SandboxId;
+  readonly #startCount: number;
+  readonly #stream: SessionStream;
+  /** An intended end. */
+  readonly #ending: AbortSignal;
+  readonly #over = new AbortController();
+  #trusted = false;
+
+  constructor(context: SessionContext, options: SessionOptions, signal: AbortSignal) {
+    this.#context = context;
+    this.#options = options;
+    this.#ending = signal;
+    this.#id = options.row.id;
+    this.#startCount = startOf(options.row);
+    this.#stream = new SessionStream(options.connection.client, {
+      received: () => {
+        if (this.#trusted) context.registry.seen(this.#id, options.verdict.thumbprint);
+      },
+      dropped: options.dropped,
+      logger: context.logger.child({ sandbox: this.#id }),
+    });
+  }
+
+  /** @throws whatever broke it: the stream's end, or an error of this side's (I-26) */
+  async run(): Promise<SessionEnd> {
+    const signal = AbortSignal.any([this.#ending, this.#over.signal, this.#options.connection.lost]);
+    const { worldview, logger } = this.#context;
+    const [decision, before, steps] = await orAborted(signal, [
+      this.#assess(),
+      worldview.get(this.#id).catch((error: unknown) => {
+        logger.warn({ sandbox: this.#id, err: error }, 'the view of a sandbox could not be read');
+        return undefined;
+      }),
+      this.#context.plans(this.#options.row).catch((error: unknown) => DroverError.from(error)),
+    ] as const);
+    const { remembered } = this.#options;
+    if (before?.init.state === 'completed' && before.init.startCount === this.#startCount) remembered.completedStart = this.#startCount;
+
+    const work = this.#work(decision, steps, before?.identity.verdict === 'trusted', signal);
+    const failed = work.then(
+      async () => await new Promise<never>(() => undefined),
+      (error: unknown) => {
+        // The stream says itself how it ended.
+        if (error instanceof StreamLost || signal.aborted) return new Promise<never>(() => undefined);
+        throw error;
+      },
+    );
+    try {
+      return await Promise.race([this.#stream.run(signal), failed]);
+    } finally {
+      this.#over.abort();
+      await work.catch(() => undefined);
     }
-    return { mainExited: false, reason: 'the sandbox ended the session' };
-  } finally {
-    over.abort();
+  }
+
+  async #work(first: Decision, steps: readonly PlanStep[] | DroverError, wasTrusted: boolean, signal: AbortSignal): Promise<void> {
+    const { clock } = this.#context;
+    const hello = this.#stream.request(
+      { case: 'hello', value: { controlPlaneVersion: version, sentAt: timestampFromMs(clock.now()) } },
+      'helloAck',
+    );
+    // What Hello's answer does not change goes out with it: a round trip less is what the user waits less for the first byte.
+    const only = first.kind === 'trusted' && !(steps instanceof DroverError) && steps[0]?.name === 'agent-ready';
+    const early = {
+      ready: only ? askReady(this.#stream) : undefined,
+      registered: first.kind === 'register' && !first.again ? this.#askRegister('') : undefined,
+    };
+    early.ready?.catch(() => undefined);
+    early.registered?.catch(() => undefined);
+
+    const ack = await hello;
+    this.#options.greeted(ack);
+    const decision = ack.sandboxId === this.#id ? first : pretends(ack.sandboxId);
+    if (!(await this.#admit(decision, early.registered, wasTrusted, signal))) return;
+    await this.#prepare(steps, ack, early.ready, signal);
+    await this.#keepCertificate(signal);
+  }
+
+  /** Looks into the registry, and records what was found (I-27). */
+  async #assess(): Promise<Decision> {
+    const { registry, worldview, clock, logger } = this.#context;
+    const { verdict } = this.#options;
+    const standing =
+      verdict.thumbprint === ''
+        ? { identity: undefined, mayRegister: false, revoked: false }
+        : await registry.standing(this.#id, verdict.thumbprint).catch((error: unknown) => {
+            logger.warn({ sandbox: this.#id, err: error }, 'the registry of identities could not be read');
+            return undefined;
+          });
+    worldview.record(this.#id, [...verdict.checks, registryCheck(verdict, standing, clock.now())]);
+    return decide(verdict, standing);
+  }
+
+  /** Says whether the peer is trusted in the end; Register is driven on a miss. */
+  async #admit(first: Decision, asked: Promise<unknown> | undefined, wasTrusted: boolean, signal: AbortSignal): Promise<boolean> {
+    const { clock, journal, registry, random } = this.#context;
+    const { thumbprint } = this.#options.verdict;
+    const backoff = new Backoff({ baseMs: dialBackoffBaseMs, capMs: dialBackoffCapMs, ...(random === undefined ? {} : { random }) });
+    const began = clock.now();
+    let said: UntrustedReason | undefined;
+    let pending = asked;
+    for (let decision = first; ; decision = await this.#assess()) {
+      const outcome = decision.kind === 'register' ? await this.#register(decision.again, pending) : decision;
+      pending = undefined;
+      if (outcome.kind === 'trusted') {
+        this.#trusted = true;
+        registry.seen(this.#id, thumbprint);
+        if (!wasTrusted || said !== undefined) {
+          journal.publish({ kind: 'identity', type: 'AgentTrusted', subject: this.#id, data: { thumbprint } });
+        }
+        return true;
+      }
+      const { reason, message } = outcome;
+      if (said !== reason) {
+        journal.publish({ kind: 'identity', type: 'AgentUntrusted', subject: this.#id, data: { reason, message, thumbprint } });
+      }
+      said = reason;
+      if (reason !== 'lookup-failed' || clock.now() - began >= dialTotalMs) {
+        await this.#refusePlan(outcome, signal);
+        return false;
+      }
+      // The store's trouble is not the sandbox's: it is asked again, for as long as a dial may take.
+      await clock.sleep(backoff.nextMs(), signal);
+    }
+  }
+
+  async #askRegister(bootstrapToken: string): Promise<void> {
+    const answer = this.#stream.request({ case: 'registerRequired', value: { bootstrapToken } }, 'registerDone');
+    await within(this.#context.clock, registerRequiredMs, 'the end of the registration', answer);
+  }
+
+  /** Has the sandbox register, and looks into the registry: what init says of it counts for nothing (I-13, I-27). */
+  async #register(again: boolean, asked: Promise<unknown> | undefined): Promise<{ readonly kind: 'trusted' } | Untrusted> {
+    const { registry, journal, lastRefusal } = this.#context;
+    const { verdict, remembered } = this.#options;
+    let problem = '';
+    try {
+      if (again) {
+        const token = await registry.secondToken(this.#id, verdict.thumbprint);
+        if (token === undefined)
+          throw new DroverError(
+            'permission-denied',
+            'its certificate may not register: it has been used, or was not issued for this start',
+          );
+        await this.#askRegister(token);
+      } else {
+        await (asked ?? this.#askRegister(''));
+      }
+    } catch (error) {
+      if (error instanceof StreamLost) throw error;
+      problem = error instanceof Error ? error.message : String(error);
+    }
+    const decision = await this.#assess();
+    if (decision.kind !== 'register') return decision;
+    const refusal = lastRefusal(this.#id);
+    const why = refusal ?? (problem === '' ? 'it says that it did, and the registry knows nothing of it' : problem);
+    const message = `the sandbox did not register: ${why}`;
+    if (remembered.refusedStart !== this.#startCount) {
+      remembered.refusedStart = this.#startCount;
+      const data = { ok: false, thumbprint: verdict.thumbprint, startCount: this.#startCount, message };
+      journal.publish({ kind: 'identity', type: 'AgentRegistered', subject: this.#id, data });
+    }
+    return { kind: 'untrusted', reason: refusal === 'peer-address-mismatch' ? refusal : 'register-failed', message };
+  }
+
+  /** Nothing of a plan is told to a peer that is not the sandbox. One that was prepared before needs nothing more. */
+  async #refusePlan({ message }: Untrusted, signal: AbortSignal): Promise<void> {
+    if (this.#options.remembered.completedStart === this.#startCount) {
+      this.#options.settled();
+      return;
+    }
+    await this.#failPlan(
+      { reason: 'identity-untrusted', message: `nothing is prepared for a peer that is not trusted: ${message}` },
+      signal,
+    );
+  }
+
+  /** Before its first step. */
+  async #failPlan(failure: StepFailure, signal: AbortSignal): Promise<void> {
+    const names = stepNames(this.#options.row.spec.setup);
+    const place: StepPlace = { step: names[0] ?? '', index: 1, count: names.length };
+    const data: SandboxEvents['init']['InitFailed'] = { ...place, ...failure, startCount: this.#startCount };
+    this.#context.journal.publish({ kind: 'init', type: 'InitFailed', subject: this.#id, data });
+    this.#options.settled();
+    await this.#giveUp(failure.message, signal);
+  }
+
+  async #prepare(
+    planned: readonly PlanStep[] | DroverError,
+    ack: init.HelloAck,
+    ready: Promise<void> | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (planned instanceof DroverError) {
+      await this.#failPlan({ reason: 'io-error', message: planned.message }, signal);
+      return;
+    }
+    // I-32: a hook that ran in this start does not run again.
+    const steps = planned.filter((step) => step.name === 'agent-ready' || !step.once || !ack.stepsDone.includes(step.name));
+    const { journal, clock } = this.#context;
+    const { remembered, settled } = this.#options;
+    const outcome = await executePlan(steps, {
+      id: this.#id,
+      startCount: this.#startCount,
+      stream: this.#stream,
+      journal,
+      clock,
+      signal: this.#ending,
+      ...(ready === undefined ? {} : { ready }),
+    });
+    if (outcome.kind === 'completed') {
+      remembered.completedStart = this.#startCount;
+      settled();
+    }
+    if (outcome.kind !== 'failed') return;
+    const { place, failure } = outcome;
+    if (failure.reason === 'transport-error') {
+      // The session is dialled again, and the plan runs again: the dialer says when that is enough.
+      remembered.interruptedPlans++;
+      return;
+    }
+    settled();
+    // A command that could not be started ends the sandbox, and its host says so.
+    if (place.step === 'agent-ready') return;
+    await this.#giveUp(failure.message + (failure.stderr === undefined ? '' : `: ${failure.stderr.trim()}`), signal);
+  }
+
+  /** Has the sandbox fail (I-30). While the store has not heard of this start yet, it is told again. */
+  async #giveUp(message: string, signal: AbortSignal): Promise<void> {
+    const { store, clock, initFailed, logger, random } = this.#context;
+    const backoff = new Backoff({ baseMs: dialBackoffBaseMs, capMs: dialBackoffCapMs, ...(random === undefined ? {} : { random }) });
+    const began = clock.now();
+    while (!signal.aborted) {
+      try {
+        if (await initFailed(this.#id, this.#startCount, `init failed: ${message}`)) return;
+        const row = await store.sandboxes.get(this.#id);
+        if (row === undefined || !isDialable(row)) return;
+        // What answered may be a newer start than the one that was looked at: a new session finds out.
+        if (startOf(row) !== this.#startCount) throw new DroverError('conflict', 'the sandbox was started again');
+      } catch (error) {
+        if (error instanceof DroverError && error.code === 'conflict') throw error;
+        logger.error({ sandbox: this.#id, err: error }, 'a failed init could not be written down; it is tried again');
+      }
+      if (clock.now() - began >= dialTotalMs) {
+        logger.error({ sandbox: this.#id }, 'a failed init could not be written down');
+        return;
+      }
+      await clock.sleep(backoff.nextMs(), signal);
+    }
+  }
+
+  /** Renews the certificate that the peer showed, two thirds through its life, for the key that it has (I-6). */
+  async #keepCertificate(signal: AbortSignal): Promise<void> {
+    const { clock, ca, registry, logger } = this.#context;
+    const { certificate, commonName } = this.#options.verdict;
+    if (certificate === undefined) return;
+    const key = spkiOf(certificate);
+    let due = renewAt(certificate.toString());
+    let issued: IssuedCertificate | undefined;
+    while (!signal.aborted) {
+      const wait = due - clock.now();
+      if (wait > 0) {
+        await clock.sleep(Math.min(wait, certificateCheckMs), signal);
+        continue;
+      }
+      try {
+        // One that init may have already is offered again: two could not both be known.
+        if (issued === undefined || clock.now() >= renewAt(issued.certificatePem)) {
+          issued = await ca.renewSandbox(this.#id, commonName, key);
+        }
+        // Before it is sent: init may show it at once.
+        await registry.renewed(this.#id, issued.thumbprint);
+        const answer = this.#stream.request(
+          { case: 'installCertificate', value: { certificatePem: issued.certificatePem } },
+          'certificateInstalled',
+        );
+        await within(clock, stepMs, 'the installation of the certificate', answer);
+        due = Math.max(renewAt(issued.certificatePem), clock.now() + sandboxRenewalRetryMs);
+        logger.info(
+          { sandbox: this.#id, thumbprint: issued.thumbprint, notAfter: issued.notAfter },
+          'the certificate of a sandbox was renewed',
+        );
+        issued = undefined;
+      } catch (error) {
+        if (error instanceof StreamLost) throw error;
+        logger.warn({ sandbox: this.#id, err: error }, 'the certificate of a sandbox could not be renewed; it is tried again');
+        due = clock.now() + sandboxRenewalRetryMs;
+      }
+    }
   }
 }
 
-const agentReadyId = 2n;
+function spkiOf(certificate: X509Certificate): Uint8Array {
+  return certificate.publicKey.export({ type: 'spki', format: 'der' });
+}
 
-async function* requests(signal: AbortSignal): AsyncGenerator<init.SessionRequest, void, undefined> {
-  const hello = create(init.HelloSchema, { controlPlaneVersion: version, sentAt: timestampFromMs(Date.now()) });
-  yield create(init.SessionRequestSchema, { id: 1n, payload: { case: 'hello', value: hello } });
-  yield create(init.SessionRequestSchema, { id: agentReadyId, payload: { case: 'agentReady', value: create(init.AgentReadySchema) } });
-  if (signal.aborted) return;
-  // The stream stays open for the sandbox's life: its end is how either side learns of the other's.
-  await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+function pretends(claimed: string): Untrusted {
+  return {
+    kind: 'untrusted',
+    reason: 'certificate-invalid',
+    message: `its init says that it is ${JSON.stringify(clip(claimed))}, which its certificate does not`,
+  };
+}
+
+/** What all of `work` gives, or the signal's reason: a store that hangs does not hold an attempt up for longer than that may take. */
+async function orAborted<T extends readonly Promise<unknown>[]>(
+  signal: AbortSignal,
+  work: T,
+): Promise<{ readonly [Index in keyof T]: Awaited<T[Index]> }> {
+  signal.throwIfAborted();
+  const aborted = Promise.withResolvers<never>();
+  const abort = (): void => aborted.reject(signal.reason);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    return (await Promise.race([Promise.all(work), aborted.promise])) as { readonly [Index in keyof T]: Awaited<T[Index]> };
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
 }

@@ -1,111 +1,51 @@
-import { connect, type Socket } from 'node:net';
 import { once } from 'node:events';
+import { createServer, type AddressInfo, type Socket } from 'node:net';
+import { readFile, writeFile, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
-import { BoundedQueue, newHostId, type DroverError, type HostId, type SandboxId } from '@drover/foundation';
-import { init, sandbox } from '@drover/protocol';
+import { BoundedQueue, DroverError, type SandboxId } from '@drover/foundation';
+import { thumbprintOf } from '@drover/pki';
+import { init } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 // Tests look at peers from above: the real init, over real TLS.
-import { createTestAuthority, startInit, type TestAuthority, type TestInit } from '@drover/init/testing';
-import type { Hub, HubListener, TunnelTarget } from '../hub/hub.ts';
-import type { SandboxRow, Store } from '../store/store.ts';
-import { SessionManager } from './manager.ts';
+import { startInit, type TestAuthority, type TestInit } from '@drover/init/testing';
+import type { SessionManager } from './manager.ts';
+import { eventually, World } from './testing/world.ts';
 
-/** A hub whose tunnels lead to inits on this machine. */
-class LocalHub implements Pick<Hub, 'on' | 'openTunnel' | 'isConnected'> {
-  readonly ports = new Map<SandboxId, number>();
-  readonly tunnels: Socket[] = [];
-  connected = true;
-  fail: Error | undefined;
-  #listener: HubListener = {};
-
-  isConnected(): boolean {
-    return this.connected;
-  }
-
-  on(listener: HubListener): () => void {
-    this.#listener = listener;
-    return () => {
-      this.#listener = {};
-    };
-  }
-
-  async openTunnel(_host: HostId, target: TunnelTarget, signal?: AbortSignal): Promise<Socket> {
-    if (this.fail !== undefined) throw this.fail;
-    const socket = connect({ port: this.ports.get(target.sandboxId) ?? 1, host: '127.0.0.1', noDelay: true });
-    this.tunnels.push(socket);
-    await once(socket, 'connect', { signal });
-    return socket;
-  }
-
-  observe(id: SandboxId): void {
-    this.#listener.observed?.('' as HostId, [create(sandbox.SandboxObservationSchema, { sandboxId: id })]);
-  }
-}
-
-/** The columns that sessions read; the store itself has its own suite. */
-class Rows {
-  readonly rows = new Map<SandboxId, SandboxRow>();
-  #listener: () => void = () => undefined;
-  readonly store = {
-    sandboxes: { get: async (id: SandboxId) => this.rows.get(id), list: async () => [...this.rows.values()] },
-    events: {
-      onAppend: (listener: () => void) => {
-        this.#listener = listener;
-        return () => undefined;
-      },
-    },
-  } as unknown as Pick<Store, 'sandboxes' | 'events'>;
-
-  set(id: SandboxId, change: Partial<SandboxRow>): void {
-    const blank = {
-      id,
-      name: 'box',
-      hostId: newHostId(),
-      desired: 'running',
-      reason: '',
-      message: '',
-      pendingReason: '',
-      pendingMessage: '',
-    };
-    this.rows.set(id, {
-      ...(blank as unknown as SandboxRow),
-      observedGeneration: 1,
-      startGeneration: 1,
-      ...this.rows.get(id),
-      ...change,
-    });
-    this.#listener();
-  }
-}
-
-let test: TestAuthority;
+let world: World;
 let box: TestInit;
 let id: SandboxId;
-let hub: LocalHub;
-let rows: Rows;
 let sessions: SessionManager;
+let scratch: string;
 const live = new AbortController().signal;
 
 beforeEach(async () => {
-  test = await createTestAuthority();
-  box = await startInit(test, { main: { argv: ['sh', '-c', 'echo started; read x; echo got $x; exit 4'], stdin: true } });
+  world = await World.open();
+  scratch = await mkdtemp(join(tmpdir(), 'drover-sessions-'));
+  const { ca, caKeyPem, identity } = world;
+  const authority: TestAuthority = { authority: ca, controlPlane: identity, caKeyPem, close: () => Promise.resolve() };
+  box = await startInit(authority, { main: { argv: ['sh', '-c', 'echo started; read x; echo got $x; exit 4'], stdin: true } });
   id = box.config.sandboxId as SandboxId;
-  hub = new LocalHub();
-  hub.ports.set(id, box.port);
-  rows = new Rows();
-  sessions = manager(test);
+  sessions = world.sessions();
 });
 afterEach(async () => {
-  await sessions.closeAll();
+  await world[Symbol.asyncDispose]();
   await box.close();
-  await test.close();
+  await rm(scratch, { recursive: true });
 });
 
-function manager(authority: TestAuthority): SessionManager {
-  const { certificatePem: certPem, keyPem } = authority.controlPlane;
-  const made = new SessionManager({ store: rows.store, hub, tls: { certPem, keyPem, caPem: authority.authority.caPem }, random: () => 0 });
-  made.attach();
-  return made;
+/** The sandbox whose init that is; registered, so that its session goes straight to the plan. */
+async function made(options: Omit<Parameters<World['sandbox']>[0], 'id' | 'name'> = {}): Promise<void> {
+  const row = await world.sandbox({ ...options, id, name: 'box' });
+  await world.admit(row, thumbprintOf(await readFile(join(box.runDirectory, 'cert.pem'), 'utf8')));
+  world.hub.ports.set(id, box.port);
+}
+
+/** Made, and its host says that it runs. */
+async function runs(options: Parameters<typeof made>[0] = {}): Promise<void> {
+  await made(options);
+  world.hub.observe(id);
 }
 
 /** Attaches to the main process, sends `input`, and gives what came back. */
@@ -131,32 +71,54 @@ async function attach(
   return { output, exit: undefined, offset: offset + BigInt(output.length) };
 }
 
+const accepted: Socket[] = [];
+
+/** A port that takes connections. */
+async function listening(onSocket: (socket: Socket) => void): Promise<number> {
+  const server = createServer((socket) => {
+    accepted.push(socket);
+    socket.on('error', () => undefined);
+    onSocket(socket);
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  server.unref();
+  return (server.address() as AddressInfo).port;
+}
+
 describe('a session', () => {
   it('is dialled when a sandbox is observed to run, and starts its command', async () => {
-    rows.set(id, { observed: 'running' });
-    hub.observe(id);
+    await runs();
     expect(await attach(0n, 'hi\n')).toMatchObject({ output: 'started\ngot hi\n', exit: 4 });
     expect(await box.exited).toBe(4);
+    // The end of the sandbox is no break (I-24).
+    await eventually(() => sessions.status(id).state).toBe('none');
+    expect(await world.told(id)).not.toContain('SessionBroken');
+  });
+
+  it('I-21: is dialled at boot for what runs already', async () => {
+    await made();
+    const again = world.sessions();
+    await eventually(() => again.status(id).state).toBe('connected');
   });
 
   it('client() waits for a sandbox that is still being made', async () => {
-    rows.set(id, { observed: 'preparing' });
+    await made({ state: 'PREPARING' });
     const waiting = sessions.client(id, live);
-    rows.set(id, { observed: 'running' });
-    hub.observe(id);
+    await world.observe(id, 'RUNNING');
     await waiting;
     expect(sessions.status(id).state).toBe('connected');
   });
 
   it('client() fails at once with the words of a sandbox that failed meanwhile', async () => {
-    rows.set(id, { observed: 'preparing' });
+    await made({ state: 'PREPARING' });
     const waiting = sessions.client(id, live).catch((error: DroverError) => error);
-    rows.set(id, { observed: 'failed', message: 'the image has no such command' });
+    await world.observe(id, 'FAILED', { message: 'the image has no such command' });
     expect(await waiting).toMatchObject({ code: 'sandbox-not-running', message: expect.stringContaining('the image has no such command') });
   });
 
   it('client() ends with its caller', async () => {
-    rows.set(id, { observed: 'preparing' });
+    await made({ state: 'PREPARING' });
     const caller = new AbortController();
     const waiting = sessions.client(id, caller.signal);
     caller.abort(new Error('gone'));
@@ -164,69 +126,169 @@ describe('a session', () => {
   });
 
   it('I-22: however often it is dialled, there is one', async () => {
-    rows.set(id, { observed: 'running' });
+    await runs();
     for (let i = 0; i < 10; i++) sessions.dial(id);
     await Promise.all(Array.from({ length: 10 }, async () => await sessions.client(id, live)));
-    hub.observe(id);
+    world.hub.observe(id);
     sessions.dial(id);
-    expect(hub.tunnels).toHaveLength(1);
+    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    expect(world.hub.tunnels).toHaveLength(1);
   });
 
-  it('I-24: a session that breaks is dialled again, and the command has not been started again', async () => {
-    rows.set(id, { observed: 'running' });
+  it('I-24: that breaks is published and dialled again, and the command has not been started again', async () => {
+    await runs();
     const first = await attach(0n, undefined, 'started\n');
-    hub.tunnels[0]?.destroy();
-    await expect.poll(() => hub.tunnels.length).toBe(2);
+    world.hub.tunnels[0]?.destroy();
+    await eventually(() => world.hub.tunnels.length).toBe(2);
     expect(await attach(first.offset, 'again\n')).toMatchObject({ output: 'got again\n', exit: 4 });
+    const told = await world.told(id);
+    expect(told.filter((type) => type.startsWith('Session'))).toEqual([
+      'SessionConnecting',
+      'SessionConnected',
+      'SessionBroken',
+      'SessionConnecting',
+      'SessionConnected',
+    ]);
   });
 
-  it('I-24: an intended end is not dialled again', async () => {
-    rows.set(id, { observed: 'running' });
+  it('I-24: an intended end publishes nothing and is not dialled again', async () => {
+    await runs();
     await sessions.client(id, live);
+    await eventually(async () => await world.told(id)).toContain('InitCompleted');
     sessions.close(id);
     expect(sessions.status(id).state).toBe('none');
-    await expect.poll(() => hub.tunnels[0]?.destroyed).toBe(true);
-    expect(hub.tunnels).toHaveLength(1);
+    await eventually(() => world.hub.tunnels[0]?.destroyed).toBe(true);
+    expect(world.hub.tunnels).toHaveLength(1);
+    expect((await world.told(id)).at(-1)).toBe('InitCompleted');
   });
 
-  it('I-23: an attempt that fails is repeated', async () => {
-    hub.fail = new Error('no tunnel yet');
-    rows.set(id, { observed: 'running' });
-    const waiting = sessions.client(id, live);
-    await expect.poll(() => sessions.status(id).attempts).toBeGreaterThan(2);
-    expect(sessions.status(id)).toMatchObject({ state: 'connecting', lastError: 'no tunnel yet' });
-    hub.fail = undefined;
-    await waiting;
+  it('I-24: that a stop ends is not broken', async () => {
+    await runs();
+    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await world.store.sandboxes.setDesired(id, 'stopped');
+    world.hub.tunnels[0]?.destroy();
+    await eventually(() => sessions.status(id).state).toBe('none');
+    expect((await world.told(id)).at(-1)).toBe('InitCompleted');
+  });
+
+  it('I-21: a sandbox that is unpaused is dialled again', async () => {
+    await runs();
+    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await world.store.sandboxes.setDesired(id, 'paused');
+    await world.observe(id, 'PAUSED');
+    world.hub.tunnels[0]?.destroy();
+    await eventually(() => sessions.status(id).state).toBe('none');
+    await world.store.sandboxes.setDesired(id, 'running');
+    await world.observe(id, 'RUNNING');
+    await eventually(() => sessions.status(id).state).toBe('connected');
   });
 
   it('I-23: a sandbox that stops while it is dialled ends the dial', async () => {
-    hub.fail = new Error('no tunnel yet');
-    rows.set(id, { observed: 'running' });
-    sessions.dial(id);
-    await expect.poll(() => sessions.status(id).attempts).toBeGreaterThan(0);
-    rows.set(id, { observed: 'stopped' });
-    await expect.poll(() => sessions.status(id).state).toBe('none');
+    world.hub.fail = new Error('no tunnel yet');
+    await runs();
+    await eventually(() => sessions.status(id).attempts).toBeGreaterThan(2);
+    expect(sessions.status(id)).toMatchObject({ state: 'connecting', lastError: 'no tunnel yet' });
+    await world.observe(id, 'STOPPED');
+    await eventually(() => sessions.status(id).state).not.toBe('connecting');
+    await eventually(async () => (await world.events(id)).at(-1)?.data).toMatchObject({ reason: 'not-running' });
+  });
+
+  it('I-23: an attempt that fails is repeated', async () => {
+    world.hub.fail = new Error('no tunnel yet');
+    await runs();
+    const waiting = sessions.client(id, live);
+    await eventually(() => sessions.status(id).attempts).toBeGreaterThan(1);
+    world.hub.fail = undefined;
+    await waiting;
   });
 
   it('a host that is not connected is said at once', async () => {
-    hub.connected = false;
-    rows.set(id, { observed: 'running' });
+    world.hub.connected = false;
+    await made();
     await expect(sessions.client(id, live)).rejects.toMatchObject({ code: 'session-unavailable' });
   });
 
-  it('I-1: a certificate that does not verify is talked to all the same', async () => {
-    // The dialer trusts another CA than the one that signed the sandbox; its own certificate is the right one.
-    await sessions.closeAll();
-    const foreign = await createTestAuthority();
-    sessions = manager({ ...test, authority: { ...test.authority, caPem: foreign.authority.caPem } });
-    rows.set(id, { observed: 'running' });
-    await sessions.client(id, live);
-    await foreign.close();
+  it('I-26: a failed dial leaves nothing behind', async () => {
+    await made();
+    // A listener that takes connections and says nothing, and one that hangs up: TLS fails either way.
+    const handles = (): number =>
+      process.getActiveResourcesInfo().filter((name) => name.startsWith('TCPSocket') || name.startsWith('TLS')).length;
+    const before = handles();
+    world.hub.ports.set(id, await listening((socket) => socket.destroy()));
+    sessions.dial(id);
+    await eventually(() => sessions.status(id).attempts).toBeGreaterThan(2);
+    world.hub.ports.set(id, await listening(() => undefined));
+    await eventually(() => world.hub.tunnels.at(-1)?.remotePort).toBe(world.hub.ports.get(id));
+    sessions.close(id);
+    await eventually(() => world.hub.tunnels.every(({ closed }) => closed)).toBe(true);
+    for (const socket of accepted) socket.destroy();
+    await eventually(handles).toBe(before);
   });
 
-  it('I-28: missing credentials fail the start', () => {
-    expect(() => new SessionManager({ store: rows.store, hub, tls: { certPem: '', keyPem: '', caPem: '' } })).toThrow(
-      expect.objectContaining({ code: 'invalid-config' }),
+  it('I-28: missing or unreadable credentials fail the start', () => {
+    const made = (tls: { certPem: string; keyPem: string; caPem: string }) => () => world.sessions({ tls });
+    const { certificatePem: certPem, keyPem } = world.identity;
+    expect(made({ certPem: '', keyPem: '', caPem: '' })).toThrow(expect.objectContaining({ code: 'invalid-config' }));
+    expect(made({ certPem, keyPem, caPem: 'nonsense' })).toThrow(expect.objectContaining({ code: 'invalid-config' }));
+    expect(made({ certPem, keyPem: 'nonsense', caPem: world.ca.caPem })).toThrow(expect.objectContaining({ code: 'invalid-config' }));
+  });
+});
+
+describe('the plan, in the real init', () => {
+  it('I-29: does what the setup says, and then the command starts', async () => {
+    const file = join(scratch, 'made', 'config');
+    await runs({
+      setup: { files: [{ path: file, source: { case: 'secret', value: 'TOKEN' } }], postInit: `cat ${file} > ${scratch}/seen; echo done` },
+      secrets: { TOKEN: 's3cret' },
+    });
+    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    expect(await readFile(join(scratch, 'seen'), 'utf8')).toBe('s3cret');
+    expect(await attach(0n, 'hi\n')).toMatchObject({ output: 'started\ngot hi\n', exit: 4 });
+  });
+
+  it('I-30: a post-init that fails fails the sandbox, with the end of its stderr, and the command is not started', async () => {
+    await runs({ setup: { postInit: 'echo this will not do >&2; exit 7' } });
+    await eventually(async () => (await world.row(id)).message).toContain('this will not do');
+    const { data } = (await world.events(id)).find(({ type }) => type === 'InitFailed') ?? {};
+    expect(data).toMatchObject({ step: 'post-init', reason: 'exit-code', exitCode: 7, stderr: 'this will not do\n' });
+    expect(await world.told(id)).not.toContain('InitCompleted');
+    await sessions.closeAll();
+    expect(box.process.exitCode).toBeNull();
+  });
+
+  it('I-32: a control plane that is started again in mid-plan joins a post-init that runs, and it runs once', async () => {
+    const runsFile = join(scratch, 'runs');
+    const goOn = join(scratch, 'go-on');
+    await runs({ setup: { postInit: `echo run >> ${runsFile}; while [ ! -e ${goOn} ]; do sleep 0.05; done` } });
+    await eventually(async () => await readFile(runsFile, 'utf8').catch(() => '')).toBe('run\n');
+    await sessions.closeAll();
+    const next = world.sessions();
+    await eventually(async () => (await world.told(id)).filter((type) => type === 'InitStepStarted')).toHaveLength(2);
+    await writeFile(goOn, '');
+    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    expect(await readFile(runsFile, 'utf8')).toBe('run\n');
+    const told = await world.told(id);
+    expect(told.filter((type) => type === 'InitFailed' || type === 'SessionBroken')).toEqual([]);
+    // And once it is done, another session does not run it either.
+    await next.closeAll();
+    world.sessions();
+    await eventually(async () => (await world.told(id)).filter((type) => type === 'InitCompleted')).toHaveLength(2);
+    expect(await readFile(runsFile, 'utf8')).toBe('run\n');
+  });
+
+  it('a command that cannot be started fails the plan at agent-ready', async () => {
+    const { ca, caKeyPem, identity } = world;
+    await box.close();
+    box = await startInit(
+      { authority: ca, controlPlane: identity, caKeyPem, close: () => Promise.resolve() },
+      { main: { argv: ['/no/such/command'] } },
     );
+    id = box.config.sandboxId as SandboxId;
+    await runs();
+    await eventually(async () => (await world.events(id)).find(({ type }) => type === 'InitFailed')?.data).toMatchObject({
+      step: 'agent-ready',
+      reason: 'spawn-failed',
+    });
+    expect(await box.exited).toBe(127);
   });
 });

@@ -19,6 +19,8 @@ export interface Sessions {
   dial(sandboxId: SandboxId): void;
   /** An intended end: stop, destroy, shutdown (I-24). */
   close(sandboxId: SandboxId): void;
+  /** Ends the session, which publishes nothing, and dials anew when it is to have one: after its identity was revoked, evicted or reinstated. */
+  redial(sandboxId: SandboxId): void;
   status(sandboxId: SandboxId): SessionStatus;
   /**
    * The init's client, as soon as the session stands; dials if nobody has.

@@ -2,6 +2,7 @@ import type { Updateable } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import type { Database, Tx } from './database.ts';
+import { evictIdentity } from './evict.ts';
 import { moveReservation } from './reservations.ts';
 import { hostRow, sandboxRow } from './rows.ts';
 import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
@@ -79,6 +80,9 @@ export async function changeSandbox(
   // a secret is kept no longer than it can be needed.
   if (before.deleted_at === null && after.deleted_at !== null) {
     await tx.db.deleteFrom('sandbox_secrets').where('sandbox_id', '=', before.id).execute();
+    await tx.db.deleteFrom('sandbox_views').where('sandbox_id', '=', before.id).execute();
+    // I-11: destroyed, and only then.
+    await evictIdentity(tx, before.id as SandboxId, 'destroyed');
   }
   const [was, is] = [sandboxState(sandboxRow(before)), sandboxState(sandboxRow(after))];
   if (was.state !== is.state) {

@@ -42,5 +42,9 @@ export function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
     deleted_at: null,
     expires_at: ttlMs === 0 ? null : now + ttlMs,
     stop_grace_ms: draft.spec.stopGraceMs,
+    network_cut: 0,
+    observed_network_cut: 0,
+    revoked_at: null,
+    remove_on_exit: draft.spec.removeOnExit ? 1 : 0,
   };
 }

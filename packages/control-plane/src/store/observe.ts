@@ -45,6 +45,7 @@ export function observationPatch(
     address: seen.address,
     runtime: seen.runtime,
     image_digest: seen.imageDigest,
+    observed_network_cut: seen.networkCut ? 1 : 0,
     start_count: Number(seen.startCount),
     started_at: milliseconds(seen.startedAt),
     lost_since: null,
@@ -85,7 +86,7 @@ export async function applyObservations(
 }
 
 export function removesItself(row: StoredSandbox): boolean {
-  return row.desired !== 'deleted' && sandboxRow(row).spec.removeOnExit;
+  return row.desired !== 'deleted' && row.remove_on_exit === 1;
 }
 
 function milliseconds(time: Timestamp | undefined): number | null {

@@ -5,10 +5,12 @@ import { OpenDatabase, type Database } from './database.ts';
 import { SqlEventStore } from './event-store.ts';
 import { SqlHostStore } from './hosts.ts';
 import { SqlIdempotencyStore } from './idempotency.ts';
+import { SqlIdentityStore } from './identities.ts';
 import { migrate } from './migrations/index.ts';
 import { SqlSandboxStore } from './sandboxes.ts';
 import type { Store, Tables } from './store.ts';
 import { SqlTokenStore } from './tokens.ts';
+import { SqlViewStore } from './views.ts';
 
 export interface StoreOptions {
   readonly logger: Logger;
@@ -46,6 +48,8 @@ function tablesOf(database: Database): Tables {
     sandboxes: new SqlSandboxStore(database),
     tokens: new SqlTokenStore(database),
     events: new SqlEventStore(database),
+    identities: new SqlIdentityStore(database),
+    views: new SqlViewStore(database),
   };
 }
 

@@ -68,6 +68,9 @@ export function sandboxRow(row: Selectable<SandboxTable>): SandboxRow {
     finishedAt: optional(row.finished_at),
     deletedAt: optional(row.deleted_at),
     stopGraceMs: row.stop_grace_ms,
+    networkCut: row.network_cut === 1,
+    observedNetworkCut: row.observed_network_cut === 1,
+    revokedAt: optional(row.revoked_at),
   };
 }
 

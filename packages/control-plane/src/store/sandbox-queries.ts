@@ -1,3 +1,4 @@
+import { sql } from 'kysely';
 import { clip, DroverError, isSandboxId, type HostId, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import type { Database } from './database.ts';
@@ -133,8 +134,7 @@ export class SandboxQueries {
       .where('observed', 'in', ['stopped', 'failed'])
       .whereRef('observed_generation', '>=', 'start_generation')
       .where('updated_at', '<=', before)
-      // As protobuf's JSON has it; a quotation mark within a text of the spec would be escaped.
-      .where('spec', 'like', '%"removeOnExit":true%')
+      .where('remove_on_exit', '=', sql.lit(1))
       .orderBy('updated_at')
       .limit(limits.rowsPerStatement)
       .execute();

@@ -2,16 +2,17 @@ import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
-import { isUniqueViolation } from './database.ts';
+import { isUniqueViolation, type Tx } from './database.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
 import { newSandbox } from './new-sandbox.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
 import { sandboxRow } from './rows.ts';
+import type { StoredSandbox } from './schema.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
-import { hasEnded, runIsOver } from './state.ts';
-import type { DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
+import { hasEnded, runIsOver, startOf } from './state.ts';
+import type { DesiredOptions, DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
 
 export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
   async create(draft: SandboxDraft): Promise<SandboxRow> {
@@ -96,7 +97,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
-  async setDesired(id: SandboxId, desired: DesiredState, options: { readonly graceMs?: number } = {}): Promise<SandboxRow> {
+  async setDesired(id: SandboxId, desired: DesiredState, options: DesiredOptions = {}): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
       if (found === undefined) throw sandboxNotFound(id);
@@ -105,6 +106,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
         if (desired === 'deleted') return sandboxRow(row);
         throw new DroverError('sandbox-not-found', `${row.name} was deleted`, { hint: 'create a new sandbox' });
       }
+      if (options.when?.(sandboxRow(row)) === false) return sandboxRow(row);
       const patch = desiredPatch(row, host, desired, tx.now, options.graceMs);
       if (patch === undefined) return sandboxRow(row);
       const after = sandboxRow(await changeSandbox(tx, row, patch));
@@ -143,25 +145,32 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
       if (found === undefined || found.row.deleted_at !== null) return;
-      const { row } = found;
-      const running = row.observed !== null && !hasEnded(sandboxRow(row).observed);
-      const removed = removesItself(row);
-      const deleted = row.host_id === null && (removed || row.desired === 'deleted');
-      const after = await changeSandbox(tx, row, {
-        observed: 'failed',
-        observed_generation: row.generation,
-        given_up_generation: row.generation,
-        reason,
-        message,
-        finished_at: tx.now,
-        pending_reason: '',
-        pending_message: '',
-        // A copy that still runs counts until its host has stopped it.
-        hold: row.host_id === null ? 'nothing' : running ? 'all' : 'slot',
-        ...(removed ? { desired: 'deleted', generation: row.generation + 1 } : {}),
-        ...(deleted ? { deleted_at: tx.now } : {}),
-      });
-      if (deleted) tx.emit(sandboxEvent(sandboxRow(after), 'SandboxDeleted'));
+      await fail(tx, found.row, reason, message);
+    });
+  }
+
+  async failInit(id: SandboxId, startCount: number, message: string): Promise<boolean> {
+    return await this.database.transact(async (tx) => {
+      const found = await lockSandbox(this.database, tx, id);
+      if (found === undefined || found.row.deleted_at !== null) return false;
+      const row = sandboxRow(found.row);
+      // Another start has begun, or is asked for; or the host has said already how this one ended.
+      const another = startOf(row) !== startCount || row.observedGeneration < row.startGeneration;
+      if (another || row.observed === undefined || hasEnded(row.observed)) return false;
+      await fail(tx, found.row, 'init-failed', message);
+      return true;
+    });
+  }
+
+  async setNetworkCut(id: SandboxId, cut: boolean): Promise<SandboxRow> {
+    return await this.database.transact(async (tx) => {
+      const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
+      if (row === undefined || row.deleted_at !== null) throw sandboxNotFound(id);
+      if ((row.network_cut === 1) === cut) return sandboxRow(row);
+      // The reservation does not move, so the host need not be locked.
+      const after = sandboxRow(await changeSandbox(tx, row, { network_cut: cut ? 1 : 0, generation: row.generation + 1 }));
+      tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', { networkCut: cut, generation: after.generation }));
+      return after;
     });
   }
 
@@ -224,4 +233,26 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       return lost;
     });
   }
+}
+
+/** Gives up the newest start of a sandbox that is not deleted. */
+async function fail(tx: Tx, row: StoredSandbox, reason: string, message: string): Promise<void> {
+  const running = row.observed !== null && !hasEnded(sandboxRow(row).observed);
+  const removed = removesItself(row);
+  const deleted = row.host_id === null && (removed || row.desired === 'deleted');
+  const after = await changeSandbox(tx, row, {
+    observed: 'failed',
+    observed_generation: row.generation,
+    given_up_generation: row.generation,
+    reason,
+    message,
+    finished_at: tx.now,
+    pending_reason: '',
+    pending_message: '',
+    // A copy that still runs counts until its host has stopped it.
+    hold: row.host_id === null ? 'nothing' : running ? 'all' : 'slot',
+    ...(removed ? { desired: 'deleted', generation: row.generation + 1 } : {}),
+    ...(deleted ? { deleted_at: tx.now } : {}),
+  });
+  if (deleted) tx.emit(sandboxEvent(sandboxRow(after), 'SandboxDeleted'));
 }

@@ -7,6 +7,11 @@ export interface Schema {
   sandbox_labels: { sandbox_id: string; key: string; value: string };
   /** Base64, sealed by the secret box (R-19). */
   sandbox_secrets: { sandbox_id: string; name: string; sealed: string };
+  identities: IdentityTable;
+  sandbox_certificates: CertificateTable;
+  sandbox_tokens: SandboxTokenTable;
+  /** A SandboxView as JSON. */
+  sandbox_views: { sandbox_id: string; document: string; updated_at: number };
   strays: StrayTable;
   events: EventTable;
   event_counter: { id: number; last: number };
@@ -88,6 +93,50 @@ export interface SandboxTable {
   deleted_at: number | null;
   expires_at: number | null;
   stop_grace_ms: number;
+  network_cut: number;
+  observed_network_cut: number;
+  revoked_at: number | null;
+  remove_on_exit: number;
+}
+
+/** One registered sandbox (I-7). */
+export interface IdentityTable {
+  sandbox_id: string;
+  thumbprint: string;
+  next_thumbprint: string | null;
+  project: string;
+  name: string;
+  common_name: string;
+  /** Of the certificate: see CertificateTable. */
+  issue: number;
+  request_hash: string;
+  registered_at: number;
+  last_seen_at: number;
+}
+
+/** A certificate that was signed for a sandbox and that may be its own: not one from before the start that registered last. */
+export interface CertificateTable {
+  thumbprint: string;
+  sandbox_id: string;
+  /** Rises with every certificate of the sandbox. It is no time: replicas' clocks differ (I-17). */
+  issue: number;
+  /** SHA-256 of the signing request, hex: the same for all certificates that one start was given. */
+  request_hash: string;
+  issued_at: number;
+  expires_at: number;
+}
+
+export interface SandboxTokenTable {
+  /** SHA-256, hex. */
+  hash: string;
+  scope: string;
+  sandbox_id: string;
+  thumbprint: string;
+  issued_at: number;
+  /** Null: it stands as long as the registration. */
+  expires_at: number | null;
+  /** When it registered its certificate. */
+  consumed_at: number | null;
 }
 
 /** A copy that a host still holds of a sandbox that is not placed there: counted until it is fenced (L-8, L-26). */
@@ -120,3 +169,4 @@ export interface IdempotencyTable {
 /** Rows as they are read. */
 export type StoredSandbox = Selectable<SandboxTable>;
 export type StoredHost = Selectable<HostTable>;
+export type StoredIdentity = Selectable<IdentityTable>;

@@ -35,6 +35,11 @@ export function runIsOver(row: Pick<SandboxRow, 'observed' | 'observedGeneration
   return ended.has(row.observed) && row.observedGeneration >= row.startGeneration;
 }
 
+/** The number of the start that a host's word is about: the host counts one when it runs, and its init answers from a moment before. */
+export function startOf(row: Pick<SandboxRow, 'observed' | 'startCount'>): number {
+  return row.observed === 'starting' ? row.startCount + 1 : row.startCount;
+}
+
 /** The displayed state of a sandbox: desired, placed and observed put together (L-25). */
 export function sandboxState(row: StateColumns): DisplayedState {
   const said = { reason: row.reason, message: row.message };

@@ -1,6 +1,8 @@
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
 import type { DesiredStateName, link, sandbox } from '@drover/protocol';
 import type { EventDraft, StoredEvent } from '../events/event.ts';
+import type { Bearer, Identity } from '../identity/registry.ts';
+import type { SandboxView } from '../worldview/worldview.ts';
 
 /**
  * What the control plane keeps. Every method is one transaction; a method that changes state takes or makes
@@ -26,6 +28,8 @@ export interface Tables {
   readonly sandboxes: SandboxStore;
   readonly tokens: TokenStore;
   readonly events: EventStore;
+  readonly identities: IdentityStore;
+  readonly views: ViewStore;
 }
 
 export type DesiredState = DesiredStateName;
@@ -110,6 +114,19 @@ export interface SandboxRow {
   readonly finishedAt: number | undefined;
   readonly deletedAt: number | undefined;
   readonly stopGraceMs: number;
+  /** Contained (I-4): its network is to be cut. */
+  readonly networkCut: boolean;
+  /** What its host last said of that. */
+  readonly observedNetworkCut: boolean;
+  /** Contained (I-4): nothing registers for it until this is lifted. */
+  readonly revokedAt: number | undefined;
+}
+
+export interface DesiredOptions {
+  /** Between SIGTERM and SIGKILL, of a stop. Milliseconds. */
+  readonly graceMs?: number;
+  /** Asked of the row as it is when it would be changed; false changes nothing. */
+  readonly when?: (row: SandboxRow) => boolean;
 }
 
 export interface HostStore {
@@ -160,7 +177,7 @@ export interface SandboxStore {
   /** Takes the sandbox off its host (drain); the host's copy is fenced by the next reconcile. Only while the host still is `from`. */
   unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean>;
   /** Changes what is wanted; the same state again changes nothing. Deleting a sandbox that is on no host deletes it. */
-  setDesired(id: SandboxId, desired: DesiredState, options?: { readonly graceMs?: number }): Promise<SandboxRow>;
+  setDesired(id: SandboxId, desired: DesiredState, options?: DesiredOptions): Promise<SandboxRow>;
   /** Applies what a host saw; older sequences, and hosts that it is not placed on, are dropped. Gives the rows that changed. */
   observe(hostId: HostId, epoch: number, observations: readonly sandbox.SandboxObservation[]): Promise<readonly SandboxRow[]>;
   /** The host holds no copy any more: deleted when that is wanted, otherwise failed as lost with its host's copy. Frees the reservation. */
@@ -183,6 +200,13 @@ export interface SandboxStore {
   expired(now: number): Promise<readonly SandboxRow[]>;
   /** --rm, and its run over without a change since `before`: to be removed. Until then its output can be read. */
   finished(before: number): Promise<readonly SandboxRow[]>;
+  /** Wants its network cut, or not any more (I-4); raises the generation. The same again changes nothing. */
+  setNetworkCut(id: SandboxId, cut: boolean): Promise<SandboxRow>;
+  /**
+   * As `fail`, reason `init-failed`, for the start (`startOf`) whose init plan failed. False, and nothing done, when that is not the start
+   * that its host said last, when another is asked for, or when the host has said how it ended.
+   */
+  failInit(id: SandboxId, startCount: number, message: string): Promise<boolean>;
   /** Drops deleted ones: those deleted before, and all but the `keep` deleted last; so many at once. Gives how many. */
   trimDeleted(deletedBefore: number, keep: number): Promise<number>;
 }
@@ -212,6 +236,82 @@ export interface SandboxFilter {
   /** Creation order; rows after this place in it, whether or not its sandbox is still kept. */
   readonly after?: { readonly createdAt: number; readonly id: SandboxId };
   readonly limit?: number;
+}
+
+/** The registry's rows and tokens (I-7 to I-17). The rules are the registry's (`identity/`); here is what one transaction each does. */
+export interface IdentityStore {
+  /**
+   * Keeps a certificate that was signed for a start of the sandbox, and its token's hash. The certificates of one start have the hash of
+   * one signing request (hex). Beyond `certificatesPerSandbox`, the oldest go with their tokens.
+   * @throws {DroverError} sandbox-not-found
+   */
+  issue(token: {
+    readonly hash: string;
+    readonly sandboxId: SandboxId;
+    readonly thumbprint: string;
+    readonly requestHash: string;
+    readonly expiresAt: number;
+  }): Promise<void>;
+  /**
+   * Keeps the hash of a further token for a certificate whose own is not there any more, in place of any such before; false when the
+   * certificate is not known, the sandbox revoked, or registered.
+   */
+  issueAgain(token: {
+    readonly hash: string;
+    readonly sandboxId: SandboxId;
+    readonly thumbprint: string;
+    readonly expiresAt: number;
+  }): Promise<boolean>;
+  /**
+   * The last part of Register, in one transaction (I-15, I-17): the token is checked and consumed, the row written or found, the access
+   * token's hash kept, AgentRegistered emitted for a new row. A row with another thumbprint is replaced only by a certificate that was
+   * issued after it, with its own unspent token.
+   */
+  register(registration: {
+    readonly sandboxId: SandboxId;
+    readonly thumbprint: string;
+    readonly project: Project;
+    readonly name: Name;
+    readonly commonName: string;
+    readonly tokenHash: string;
+    readonly accessTokenHash: string;
+  }): Promise<
+    | { readonly kind: 'welcome'; readonly again: boolean; readonly identity: Identity }
+    | { readonly kind: 'refused'; readonly why: 'token' | 'replay' | 'revoked' | 'unknown-sandbox' | 'collision' }
+  >;
+  /** By thumbprint, the next one included. */
+  find(thumbprint: string): Promise<Identity | undefined>;
+  findBySandbox(id: SandboxId): Promise<Identity | undefined>;
+  /** Those of them that have a row, in one query (lists of sandboxes). */
+  findBySandboxes(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>>;
+  /** Whose token this is; undefined when unknown or expired. A consumed bootstrap token is still known (I-15). */
+  bearer(hash: string): Promise<(Bearer & { readonly thumbprint: string }) | undefined>;
+  /** The sandbox has the token that came with the certificate of this thumbprint, unspent. One of `issueAgain` does not count. */
+  mayRegister(id: SandboxId, thumbprint: string): Promise<boolean>;
+  /** The certificate takes the place of the registered one when it is seen; emits IdentityRenewed. False: no row, or another's thumbprint. */
+  setNext(id: SandboxId, thumbprint: string, expiresAt: number): Promise<boolean>;
+  /** Refreshes last seen; a next thumbprint that was seen becomes the thumbprint. */
+  seen(batch: readonly { readonly sandboxId: SandboxId; readonly thumbprint: string; readonly at: number }[]): Promise<void>;
+  /** Sorted by project and name. */
+  list(): Promise<readonly Identity[]>;
+  /** Removes row and tokens, emits IdentityEvicted; undefined when there was no row. */
+  evict(id: SandboxId, why: 'destroyed' | 'evicted' | 'revoked' | 'reaped'): Promise<Identity | undefined>;
+  /** Revokes, and evicts, or lifts that (I-4); emits IdentityRevoked or IdentityReinstated. False: it was so already, or is not there. */
+  setRevoked(id: SandboxId, revoked: boolean): Promise<boolean>;
+  /** Ids that have a row here and are no sandbox, or a deleted one, in the store (I-12); `listPageMax` at most. */
+  orphans(): Promise<readonly SandboxId[]>;
+  /** Drops tokens and certificates that expired before; gives how many tokens. */
+  trimTokens(expiredBefore: number): Promise<number>;
+}
+
+/** The worldview's rows: one JSON document per sandbox (I-35). */
+export interface ViewStore {
+  /** `lock`: within `together`, nothing else changes them until it ends. */
+  get(ids: readonly SandboxId[], options?: { readonly lock?: boolean }): Promise<ReadonlyMap<SandboxId, SandboxView>>;
+  /** A page of all, by id, with the event id that they stand at, read in one transaction. */
+  page(after: SandboxId | '', limit: number): Promise<{ readonly atEventId: number; readonly views: readonly SandboxView[] }>;
+  /** Writes the views, and the events that made them, in one transaction. */
+  put(views: readonly SandboxView[], events: readonly EventDraft[]): Promise<void>;
 }
 
 export interface TokenStore {

@@ -63,8 +63,13 @@ export class GatewayClient {
 function fromService(error: ServiceError | null): DroverError {
   const code = String(error?.metadata.get('drover-code')[0] ?? '');
   const hint = error?.metadata.get('drover-hint')[0];
-  return new DroverError(isErrorCode(code) ? code : 'unavailable', error?.details ?? 'the gateway gave no answer', {
-    ...(hint === undefined ? { hint: 'see the gateway in the log' } : { hint: decodeURIComponent(String(hint)) }),
-    cause: error,
-  });
+  const details = error?.details ?? 'no answer';
+  return new DroverError(
+    isErrorCode(code) ? code : 'unavailable',
+    isErrorCode(code) ? details : `the gateway does not answer (${details})`,
+    {
+      ...(hint === undefined ? { hint: 'see the gateway in the log' } : { hint: decodeURIComponent(String(hint)) }),
+      cause: error,
+    },
+  );
 }

@@ -1,18 +1,20 @@
-import { access, readFileSync, rmSync, writeSync } from 'node:fs';
+import { access, existsSync, readFileSync, rmSync, writeSync } from 'node:fs';
+import { BoundSocket } from 'node:net';
 import { join } from 'node:path';
 import type { InitConfig } from '../config.ts';
+import { Identity } from '../identity/identity.ts';
 import { farewellMs, killWaitMs } from '../limits.ts';
 import { spawnProcess } from '../processes/spawn.ts';
 import { Sandbox } from '../sandbox.ts';
-import { createStrictServer } from '../server/tls.ts';
+import { createStrictServer, renewCertificate, type ServerIdentity } from '../server/tls.ts';
 import { IdleTrim } from './memory.ts';
 import { Reaper } from './reaper.ts';
 
 /** Signals that go on to the user's process group as they are; SIGTERM stops (I-37). */
 const forwarded = ['SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGWINCH', 'SIGCONT'] as const;
 
-/** drover-init: `init.cjs [run directory]`. */
-function main(runDirectory: string): void {
+/** drover-init as PID 1 of a sandbox. */
+export function main(runDirectory: string): void {
   // Nothing of how init was started is the workload's: its environment comes from the config.
   const addon = process.env['DROVER_PTY_ADDON'];
   for (const name of Object.keys(process.env)) delete process.env[name];
@@ -22,7 +24,7 @@ function main(runDirectory: string): void {
   // Started now: once the workload has used up its processes, libuv could start none and would abort.
   access('/', () => undefined);
 
-  const { config, identity } = readRunDirectory(runDirectory);
+  const { config, certificates, bootstrapToken } = readRunDirectory(runDirectory);
   const idle = new IdleTrim();
   const sandbox = new Sandbox({
     config,
@@ -30,19 +32,30 @@ function main(runDirectory: string): void {
     bootId: readFileSync('/proc/sys/kernel/random/uuid', 'latin1').trim(),
     spawn: spawnProcess,
   });
+  const identity = new Identity({
+    config,
+    runDirectory,
+    identity: certificates,
+    bootstrapToken,
+    renewed: (renewed) => renewCertificate(server, renewed),
+  });
   // gRPC and protobuf cost as much CPU time as the rest of the start: they are loaded while the control plane is on its way here.
   const listening = Promise.withResolvers<void>();
-  const service = listening.promise.then(async () => (await import('../service.ts')).createInitService(sandbox, () => idle.touch()));
+  const service = listening.promise.then(async () =>
+    (await import('../service.ts')).createInitService(sandbox, identity, () => idle.touch()),
+  );
   service.catch((error: unknown) => fail(`cannot serve: ${String(error)}`));
   const server = createStrictServer(
-    identity,
+    certificates,
     config.controlPlaneUri,
     // Loaded by then, and the first to see the socket's errors: it has listened since the turn in which the server began to.
     (socket) => void service.then((grpc) => grpc.accept(socket)),
     (reason) => warn(`refused a connection: ${reason}`),
   );
-  server.on('error', (error) => fail(`cannot listen on ${config.listen.host}:${config.listen.port}: ${error.message}`));
-  server.listen(config.listen.port, config.listen.host, () => {
+  const { host, port } = config.listen;
+  const cannotListen = (error: Error): never => fail(`cannot listen on ${host}:${port}: ${error.message}`);
+  server.on('error', cannotListen);
+  server.listen(bind(host, port, cannotListen), () => {
     idle.touch();
     const address = server.address();
     writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
@@ -65,23 +78,36 @@ function main(runDirectory: string): void {
   });
 }
 
-interface Startup {
-  readonly config: InitConfig;
-  readonly identity: { readonly caPem: string; readonly certificatePem: string; readonly keyPem: string };
+/** The host is an address. Through a name lookup, as `listen(port, host)` does it, Node would compile its pattern of IPv6: 6 ms and 0.7 MB. */
+function bind(host: string, port: number, failed: (error: Error) => never): BoundSocket {
+  try {
+    return new BoundSocket({ host, port });
+  } catch (error) {
+    return failed(error as Error);
+  }
 }
 
-/** Read once: key and config (its environment may hold secrets) leave the disk, and every start writes them anew (I-6). */
+interface Startup {
+  readonly config: InitConfig;
+  readonly certificates: ServerIdentity;
+  readonly bootstrapToken: string;
+}
+
+/** Read once: key, token and config (its environment may hold secrets) leave the disk, and every start writes them anew (I-6). */
 function readRunDirectory(directory: string): Startup {
   try {
     const config = JSON.parse(readFileSync(join(directory, 'config.json'), 'utf8')) as InitConfig;
     if (config.version !== 1) fail(`the config has version ${String(config.version)}; this init reads version 1`);
-    const identity = {
+    const certificates = {
       caPem: readFileSync(join(directory, 'ca.pem'), 'latin1'),
       certificatePem: readFileSync(join(directory, 'cert.pem'), 'latin1'),
       keyPem: readFileSync(join(directory, 'key.pem'), 'latin1'),
     };
-    for (const name of ['config.json', 'key.pem']) rmSync(join(directory, name), { force: true });
-    return { config, identity };
+    // A start that is not to register is given none.
+    const token = join(directory, 'token');
+    const bootstrapToken = existsSync(token) ? readFileSync(token, 'latin1').trim() : '';
+    for (const name of ['config.json', 'key.pem', 'token']) rmSync(join(directory, name), { force: true });
+    return { config, certificates, bootstrapToken };
   } catch (error) {
     return fail(`cannot read ${directory}: ${error instanceof Error ? error.message : String(error)}`);
   }
@@ -96,9 +122,10 @@ async function killEverything(sandbox: Sandbox): Promise<void> {
       // ESRCH: nobody else is left.
     }
   }
-  await sandbox.execs.killAll();
+  await Promise.all([sandbox.execs.killAll(), sandbox.steps.stop()]);
+  const settled = Promise.all([sandbox.execs.settled(), sandbox.steps.settled()]);
   let timer: NodeJS.Timeout | undefined;
-  await Promise.race([sandbox.execs.settled(), new Promise<void>((resolve) => (timer = setTimeout(resolve, killWaitMs)))]);
+  await Promise.race([settled, new Promise<void>((resolve) => (timer = setTimeout(resolve, killWaitMs)))]);
   clearTimeout(timer);
 }
 
@@ -110,5 +137,3 @@ function fail(message: string): never {
   warn(message);
   process.exit(125);
 }
-
-main(process.argv[2] ?? '/.drover/run');

@@ -25,17 +25,19 @@ async function* run(
   { signal }: HandlerContext,
 ): AsyncGenerator<Message, void, undefined> {
   const out = createWritableIterable<Message>();
-  const gone = new Promise<never>((_resolve, reject) => {
-    const abort = (): void => reject(new DroverError('cancelled', 'the call was cancelled', { cause: signal.reason }));
-    if (signal.aborted) abort();
-    else signal.addEventListener('abort', abort, { once: true });
-  });
-  // Nobody may be sending when the client goes.
-  gone.catch(() => undefined);
+  // Rejected when the client goes. Not one promise for all of them: each wait would stay with it for as long as the call lasts.
+  const sending = new Set<(reason: DroverError) => void>();
+  const abort = (): void => {
+    for (const reject of sending) reject(cancelled(signal));
+  };
+  signal.addEventListener('abort', abort, { once: true });
   const send = async (response: Message): Promise<void> => {
-    signal.throwIfAborted();
+    if (signal.aborted) throw cancelled(signal);
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    sending.add(reject);
     // A write is over when the next answer is asked for: the connection has taken this one.
-    await Promise.race([out.write(response), gone]);
+    out.write(response).then(resolve, reject);
+    await promise.finally(() => sending.delete(reject));
   };
   const done = handler({ requests, send, signal } as never)
     .then(
@@ -46,6 +48,10 @@ async function* run(
   yield* out;
   const failure = await done;
   if (failure !== undefined) throw failure;
+}
+
+function cancelled(signal: AbortSignal): DroverError {
+  return new DroverError('cancelled', 'the call was cancelled', { cause: signal.reason });
 }
 
 async function* single(request: unknown): AsyncGenerator<unknown, void, undefined> {

@@ -1,4 +1,4 @@
-import { createServer, setDefaultCACertificates, type Server, type TLSSocket } from 'node:tls';
+import { createServer, setDefaultCACertificates, type SecureContextOptions, type Server, type TLSSocket } from 'node:tls';
 import { handshakeTimeoutMs, maxConnections } from '../limits.ts';
 
 /** SSL_OP_NO_TICKET of openssl/ssl.h; node:crypto has it as a constant, and costs memory to load. */
@@ -27,16 +27,11 @@ export function createStrictServer(
   // Without this OpenSSL's side would parse the whole bundled list of public roots for its default store: 2 MB that nothing uses.
   setDefaultCACertificates([identity.caPem]);
   const server = createServer({
-    ca: identity.caPem,
-    cert: identity.certificatePem,
-    key: identity.keyPem,
+    ...contextOf(identity),
     requestCert: true,
     rejectUnauthorized: true,
-    minVersion: 'TLSv1.3',
     ALPNProtocols: ['h2'],
     handshakeTimeout: handshakeTimeoutMs,
-    // Every connection proves itself anew: a resumed one would skip the certificate.
-    secureOptions: noTickets,
   });
   server.maxConnections = maxConnections;
   server.on('secureConnection', (socket) => {
@@ -50,8 +45,28 @@ export function createStrictServer(
     socket.setNoDelay(true);
     accept(socket);
   });
-  server.on('tlsClientError', (error) => refused(error.message));
+  server.on('tlsClientError', (error, socket) => {
+    // Node hangs up on a certificate that does not verify, and says why in a property, as OpenSSL's code.
+    const verdict = socket.authorizationError as unknown;
+    refused(typeof verdict === 'string' ? `the certificate is not accepted (${verdict})` : (error.message.split('\n')[0] ?? ''));
+  });
   return server;
+}
+
+/** Has new connections answered with this certificate; those that stand keep theirs (I-6). @throws {Error} when OpenSSL does not take it */
+export function renewCertificate(server: Server, identity: ServerIdentity): void {
+  server.setSecureContext(contextOf(identity));
+}
+
+function contextOf(identity: ServerIdentity): SecureContextOptions {
+  return {
+    ca: identity.caPem,
+    cert: identity.certificatePem,
+    key: identity.keyPem,
+    minVersion: 'TLSv1.3',
+    // Every connection proves itself anew: a resumed one would skip the certificate.
+    secureOptions: noTickets,
+  };
 }
 
 /** Why the peer is not the control plane; undefined when it is. */

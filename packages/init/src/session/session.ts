@@ -1,43 +1,67 @@
 import { DroverError, version } from '@drover/foundation';
 import { init } from '@drover/protocol';
+import type { Identity } from '../identity/identity.ts';
+import { maxSessionRequests } from '../limits.ts';
 import type { Call, Reply } from '../server/call.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { exitStatus, parseSignal } from './exec.ts';
+import { runStep, type Answer, type Payload } from './step.ts';
 
-type Response = Reply<'session'>;
-type Payload = NonNullable<Response['payload']>;
+type SessionCall = Call<init.SessionRequest, Reply<'session'>>;
 
-/** The control plane's stream: requests are answered by id, in order; the end of the main process is told and ends the stream. */
-export async function session(call: Call<init.SessionRequest, Response>, sandbox: Sandbox): Promise<void> {
+/**
+ * The control plane's stream: each request is answered under its id, beside the others, so that a long one holds up nobody; the end of the
+ * main process is told and ends the stream.
+ * @param worked called after each request that was more than a sign of life
+ */
+export async function session(call: SessionCall, sandbox: Sandbox, identity: Identity, worked: () => void): Promise<void> {
   const answering = (async () => {
+    const running = new Set<Promise<void>>();
     for await (const request of call.requests) {
-      // I-33: an unknown payload is answered as such and ends nothing.
-      await call.send(await answer(request, sandbox));
+      if (running.size >= maxSessionRequests) {
+        await refuse(
+          call,
+          request.id,
+          new DroverError('no-room', `${maxSessionRequests} requests of the session are being answered already`),
+        );
+        continue;
+      }
+      const answered = serve(request, call, sandbox, identity).finally(() => {
+        running.delete(answered);
+        if (request.payload.case !== 'ping') worked();
+      });
+      // One whose answer could not be sent: the stream has ended, which ends the reading too.
+      answered.catch(() => undefined);
+      running.add(answered);
     }
+    await Promise.all(running);
   })();
   const telling = (async () => {
     const exit = await sandbox.ended(call.signal);
     if (exit !== undefined) {
-      await call.send(respond(0n, { case: 'mainExited', value: { exit: exitStatus(exit) } }));
+      await call.send({ id: 0n, payload: { case: 'mainExited', value: { exit: exitStatus(exit) } } });
     }
   })();
   telling.catch(() => undefined);
   await Promise.race([answering, telling]);
 }
 
-async function answer(request: init.SessionRequest, sandbox: Sandbox): Promise<Response> {
+async function serve({ id, payload }: init.SessionRequest, call: SessionCall, sandbox: Sandbox, identity: Identity): Promise<void> {
+  const answer: Answer = async (answered) => await call.send({ id, payload: answered });
   try {
-    return respond(request.id, await handle(request.payload, sandbox));
+    if (payload.case === 'runStep') await runStep(payload.value, sandbox, answer, call.signal);
+    else await answer(await handle(payload, sandbox, identity));
   } catch (thrown) {
-    const error = DroverError.from(thrown);
-    return {
-      id: request.id,
-      error: { code: error.code, message: error.message },
-    };
+    call.signal.throwIfAborted();
+    await refuse(call, id, DroverError.from(thrown));
   }
 }
 
-async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox): Promise<Payload> {
+async function refuse(call: SessionCall, id: bigint, { code, message }: DroverError): Promise<void> {
+  await call.send({ id, error: { code, message } });
+}
+
+async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox, identity: Identity): Promise<Payload> {
   switch (payload.case) {
     case 'hello':
       return {
@@ -47,7 +71,7 @@ async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox)
           initVersion: version,
           bootId: sandbox.bootId,
           main: mainState(sandbox),
-          stepsDone: sandbox.main === undefined ? [] : ['agent-ready'],
+          stepsDone: [...sandbox.steps.done, ...(sandbox.main === undefined ? [] : ['agent-ready'])],
         },
       };
     case 'agentReady': {
@@ -62,6 +86,13 @@ async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox)
       return { case: 'signalMainDone', value: {} };
     case 'ping':
       return { case: 'pong', value: {} };
+    case 'registerRequired':
+      await identity.register(payload.value.bootstrapToken);
+      return { case: 'registerDone', value: {} };
+    case 'installCertificate':
+      identity.install(payload.value.certificatePem);
+      return { case: 'certificateInstalled', value: {} };
+    // I-33: an unknown payload is answered as such and ends nothing.
     default:
       throw new DroverError('unimplemented', 'this init does not know the request');
   }
@@ -72,8 +103,4 @@ function mainState(sandbox: Sandbox): { phase: init.MainState_Phase; pid?: numbe
   if (main === undefined) return { phase: init.MainState_Phase.NOT_STARTED };
   if (main.exit === undefined) return { phase: init.MainState_Phase.RUNNING, pid: main.spawned.pid };
   return { phase: init.MainState_Phase.EXITED, pid: main.spawned.pid, exit: exitStatus(main.exit) };
-}
-
-function respond(id: bigint, payload: Payload): Response {
-  return { id, payload };
 }

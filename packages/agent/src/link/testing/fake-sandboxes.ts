@@ -41,12 +41,13 @@ export class FakeSandboxes implements Sandboxes {
       state: sandbox.SandboxState.RUNNING,
       startCount: 1n,
       runtime: 'fake',
+      networkCut: command.networkCut,
       ...(resources === undefined ? {} : { resources }),
     });
   }
 
   async startAgain(command: link.StartSandbox): Promise<sandbox.SandboxObservation> {
-    return this.#move(command.sandbox, sandbox.SandboxState.RUNNING);
+    return this.#move(command.sandbox, sandbox.SandboxState.RUNNING, { networkCut: command.networkCut });
   }
 
   async stop(command: link.StopSandbox): Promise<sandbox.SandboxObservation | undefined> {
@@ -60,6 +61,12 @@ export class FakeSandboxes implements Sandboxes {
 
   async resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation> {
     return this.#move(command.sandbox, sandbox.SandboxState.RUNNING);
+  }
+
+  async setNetworkCut(command: link.SetNetworkCut): Promise<sandbox.SandboxObservation> {
+    const { sandboxId, generation } = refOf(command.sandbox);
+    this.#get(sandboxId);
+    return this.set(sandboxId, { generation, networkCut: command.cut });
   }
 
   async destroy(command: link.DestroySandbox): Promise<void> {
@@ -102,10 +109,10 @@ export class FakeSandboxes implements Sandboxes {
 
   async close(): Promise<void> {}
 
-  #move(ref: link.SandboxRef | undefined, state: sandbox.SandboxState): sandbox.SandboxObservation {
+  #move(ref: link.SandboxRef | undefined, state: sandbox.SandboxState, fields: Fields = {}): sandbox.SandboxObservation {
     const { sandboxId, generation } = refOf(ref);
     this.#get(sandboxId);
-    return this.set(sandboxId, { generation, state });
+    return this.set(sandboxId, { ...fields, generation, state });
   }
 
   #get(id: string): sandbox.SandboxObservation {

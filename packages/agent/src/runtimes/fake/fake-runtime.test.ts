@@ -6,7 +6,7 @@ import { FakeRuntime, FakeState, type FakeOutcome } from './index.ts';
 
 function requestOf(limits = limitsOf()): CreateRequest {
   const id = newSandboxId();
-  const network = { namespacePath: '', address: '', gatewayAddress: '', proxyPort: 0, interface: '' };
+  const network = { namespacePath: '', address: '', gatewayAddress: '', proxyPort: 0, controlPort: 0, interface: '' };
   return { id, hostname: 'box', layers: [], network, limits, mounts: [], initDirectory: '/', runDirectory: `/run/${id}` };
 }
 

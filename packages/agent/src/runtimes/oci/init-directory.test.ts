@@ -32,6 +32,23 @@ test('I-38: node runs from it with an empty root around it, terminals included',
   expect(stdout).toBe(`alive ${process.version}\n`);
 });
 
+test('I-38: any user of a sandbox runs it, whatever the umask of the agent; what belongs to its root alone stays closed', async () => {
+  const bundlePath = await bundle(
+    'require("/pty.node"); console.log(process.getuid(), require("fs").readFileSync("/init.cjs").length > 0)',
+  );
+  const earlier = process.umask(0o077);
+  let path: string;
+  try {
+    path = await prepareInitDirectory(directory, { nodePath: process.execPath, bundlePath, addonPath: ptyAddonPath() });
+  } finally {
+    process.umask(earlier);
+  }
+  const command = [`/${loaderName(process.arch)}`, '--library-path', '/lib', '/node', '/init.cjs'];
+  const { stdout } = await run('chroot', ['--userspec=12345:12345', path, ...command]);
+  expect(stdout).toBe('12345 true\n');
+  expect((await stat(join(path, 'run'))).mode & 0o777).toBe(0o700);
+});
+
 test('I-38: named for its content: made once, also by many at once, and anew for another bundle', async () => {
   const first = await bundle('1');
   const options = { nodePath: process.execPath, bundlePath: first };

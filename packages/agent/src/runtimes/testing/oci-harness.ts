@@ -174,7 +174,14 @@ async function openNetwork() {
     next: () => {
       const address = far[used++];
       if (address === undefined) throw new Error(`the test network has ${addresses} addresses`);
-      return { namespacePath: `/run/netns/${name}`, address, gatewayAddress: `10.251.${subnet}.1`, proxyPort: 3128, interface: name };
+      return {
+        namespacePath: `/run/netns/${name}`,
+        address,
+        gatewayAddress: `10.251.${subnet}.1`,
+        proxyPort: 3128,
+        controlPort: 9181,
+        interface: name,
+      };
     },
     close,
   };

@@ -2,6 +2,7 @@ import type { spinner as makeSpinner } from '@clack/prompts';
 import type { DroverClient } from '@drover/sdk';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Cli } from '../../cli.ts';
+import { initText } from './init-text.ts';
 import { progressAfterMs, progressIntervalMs } from '../../limits.ts';
 
 /**
@@ -27,9 +28,13 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
     // Only now: most commands are done before.
     const [{ sandboxStateName }, { spinner }] = await Promise.all([import('@drover/sdk'), import('@clack/prompts')]);
     for (;;) {
-      const { state, message } = await client.sandboxes.get(reference, done);
-      const text = message === '' ? sandboxStateName(state) : `${sandboxStateName(state)}: ${message}`;
-      if (text !== last && !cli.out.json && sandboxStateName(state) !== 'running') {
+      const { state, message, init } = await client.sandboxes.get(reference, done);
+      const name = sandboxStateName(state);
+      // Running, it is still to be prepared; then its command speaks for itself.
+      const preparing = init?.state === 'running' ? `init: ${initText(init)}` : '';
+      const text = name === 'running' ? preparing : message === '' ? name : `${name}: ${message}`;
+      // A failure is told by the work that waits.
+      if (text !== last && text !== '' && name !== 'failed' && !cli.out.json) {
         if (!cli.out.interactive) cli.out.note(text);
         else if (spin === undefined) (spin = spinner({ output: cli.out.stderr, indicator: 'timer' })).start(text);
         else spin.message(text);

@@ -1,7 +1,8 @@
 import { DroverError, hasCode } from '@drover/foundation';
 import type { api } from '@drover/protocol';
-import { sandboxStateName, type DroverClient } from '@drover/sdk';
+import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
+import { planFailure } from './init-text.ts';
 import { sayBroken } from './reconnect.ts';
 import { outOfMemoryWaitMs, removalWaitMs } from '../../limits.ts';
 import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
@@ -27,7 +28,8 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   const client = await cli.connect();
   const sandbox = await client.sandboxes.create({ ...options, signal: cli.signal });
   if (detached) {
-    const running = await orRemove(cli, client, sandbox.id, begun(client, sandbox.id, cli.signal));
+    const ready = client.sandboxes.waitReady(sandbox.id, { onReconnect: sayBroken(cli), signal: cli.signal });
+    const running = await orRemove(cli, client, sandbox.id, flags.rm === true, ready);
     if (cli.out.json) cli.out.object(sandboxJson(running));
     else cli.out.line(sandboxLabel(running));
     return 0;
@@ -41,7 +43,8 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     onReconnect: sayBroken(cli),
   });
   handle.exit.catch(() => undefined);
-  await orRemove(cli, client, sandbox.id, orAborted(cli.signal, handle.started), () => handle.detach());
+  const started = orAborted(cli.signal, handle.started);
+  await orRemove(cli, client, sandbox.id, flags.rm === true, started, () => handle.detach());
   const outcome = await attach(cli, handle, { terminal, stdin });
   if (outcome.kind === 'detached') {
     cli.out.note(`detached; ${sandboxLabel(sandbox)} runs on: drover attach ${sandboxLabel(sandbox)}`);
@@ -50,15 +53,6 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   if (outcome.exit.code === 137) await explainKill(cli, client, sandbox.id);
   if (flags.rm === true) await removeEnded(cli, client, sandbox.id);
   return outcome.exit.code;
-}
-
-/** Its command runs, or has run. @throws {DroverError} runtime-failed in the sandbox's own words when it never will */
-async function begun(client: DroverClient, id: string, signal: AbortSignal): Promise<api.Sandbox> {
-  const sandbox = await client.sandboxes.waitFor(id, ['running', 'stopped', 'failed', 'deleting', 'deleted'], { signal });
-  if (sandboxStateName(sandbox.state) === 'failed' && sandbox.exitCode === undefined) {
-    throw new DroverError('runtime-failed', `sandbox ${sandboxLabel(sandbox)} could not be started: ${sandbox.message}`);
-  }
-  return sandbox;
 }
 
 async function orAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
@@ -73,13 +67,25 @@ async function orAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
   }
 }
 
-/** A start that failed or was given up leaves nothing behind; its own sentence is the one that is said. */
-async function orRemove<T>(cli: Cli, client: DroverClient, id: string, work: Promise<T>, before?: () => void): Promise<T> {
+/**
+ * A start that failed or was given up leaves nothing behind; its own sentence is the one that is said. A sandbox whose init plan
+ * failed is left to be looked at (I-30), unless it was to be removed.
+ */
+async function orRemove<T>(
+  cli: Cli,
+  client: DroverClient,
+  id: string,
+  removed: boolean,
+  work: Promise<T>,
+  before?: () => void,
+): Promise<T> {
   try {
     return await withProgress(cli, client, id, work);
   } catch (error) {
     before?.();
-    const cause = await reasonOf(client, id, error);
+    const sandbox = hasCode(error, 'cancelled', 'control-plane-unreachable') ? undefined : await lastSeen(client, id);
+    const failure = sandbox === undefined ? undefined : planFailure(sandbox, !removed);
+    if (failure !== undefined && !removed) throw failure;
     try {
       await client.sandboxes.remove(id);
     } catch (removal) {
@@ -87,22 +93,26 @@ async function orRemove<T>(cli: Cli, client: DroverClient, id: string, work: Pro
         cli.out.note(`sandbox ${id} could not be removed: ${DroverError.from(removal).message}`);
       }
     }
-    throw cause;
+    throw failure ?? reasonOf(sandbox, error);
+  }
+}
+
+async function lastSeen(client: DroverClient, id: string): Promise<api.Sandbox | undefined> {
+  try {
+    return await client.sandboxes.get(id);
+  } catch {
+    // What went wrong before says more.
+    return undefined;
   }
 }
 
 /** Where only the session is missing, the sandbox's own state says why. */
-async function reasonOf(client: DroverClient, id: string, thrown: unknown): Promise<unknown> {
-  if (!hasCode(thrown, 'session-unavailable')) return thrown;
-  try {
-    const { message } = await client.sandboxes.get(id);
-    return message === ''
-      ? thrown
-      : new DroverError('session-unavailable', message, { cause: thrown, ...(thrown.hint !== undefined && { hint: thrown.hint }) });
-  } catch {
-    // The first error is the better one.
-    return thrown;
-  }
+function reasonOf(sandbox: api.Sandbox | undefined, thrown: unknown): unknown {
+  if (!hasCode(thrown, 'session-unavailable') || sandbox === undefined || sandbox.message === '') return thrown;
+  return new DroverError('session-unavailable', sandbox.message, {
+    cause: thrown,
+    ...(thrown.hint !== undefined && { hint: thrown.hint }),
+  });
 }
 
 /** --rm: gone when the command returns, its name free again. The control plane does it in any case, a little later. */

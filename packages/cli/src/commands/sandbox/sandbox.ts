@@ -3,8 +3,9 @@ import type { api } from '@drover/protocol';
 import { sandboxStateName, sandboxStateValue, type SandboxStateName } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { parseLabels } from '../../parse.ts';
+import { details } from './details.ts';
 import { withProgress } from './progress.ts';
-import { age, answer, sandboxColumns, sandboxJson, sandboxLabel, stateText } from './show.ts';
+import { answer, listColumns, sandboxJson, sandboxLabel, stateText } from './show.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 
 export async function create(
@@ -37,39 +38,15 @@ export async function ls(cli: Cli, _: readonly [], flags: ListFlags): Promise<vo
   if (flags.quiet === true && !cli.out.json) {
     for (const sandbox of sandboxes) cli.out.line(sandboxLabel(sandbox));
   } else {
-    cli.out.list(sandboxes, sandboxJson, sandboxColumns, 'no sandboxes; try: drover run host -- sh');
+    cli.out.list(sandboxes, sandboxJson, listColumns, 'no sandboxes; try: drover run host -- sh');
   }
 }
 
 export async function get(cli: Cli, [reference]: readonly [string]): Promise<void> {
   const client = await cli.connect();
   const sandbox = await client.sandboxes.get(reference, cli.signal);
-  if (cli.out.json) return cli.out.object(sandboxJson(sandbox));
-  for (const [title, value] of details(sandbox)) if (value !== '') cli.out.line(`${`${title}:`.padEnd(10)} ${value}`);
-}
-
-function details(sandbox: api.Sandbox): readonly (readonly [string, string])[] {
-  return [
-    ['name', sandboxLabel(sandbox)],
-    ['id', sandbox.id],
-    ['state', stateText(sandbox)],
-    ['message', sandbox.message],
-    ['image', sandbox.spec?.image ?? ''],
-    ['digest', sandbox.imageDigest],
-    ['command', (sandbox.spec?.command ?? []).join(' ')],
-    ['secrets', (sandbox.spec?.secrets ?? []).map(({ name }) => name).join(' ')],
-    ['host', sandbox.hostName],
-    ['runtime', sandbox.runtime],
-    ['address', sandbox.address],
-    ['session', sandbox.session?.state ?? ''],
-    ['age', age(sandbox.createdAt)],
-    [
-      'labels',
-      Object.entries(sandbox.labels)
-        .map(([key, value]) => `${key}=${value}`)
-        .join(' '),
-    ],
-  ];
+  if (cli.out.json) cli.out.object(sandboxJson(sandbox));
+  else for (const line of details(sandbox)) cli.out.line(line);
 }
 
 type Change = (client: Awaited<ReturnType<Cli['connect']>>, reference: string, signal: AbortSignal) => Promise<api.Sandbox>;

@@ -54,6 +54,14 @@ export async function readSecrets(flags: SecretFlags, sources: SecretSources): P
   return secrets;
 }
 
+/** The names alone, without reading anything. @throws {DroverError} invalid-argument */
+export function secretNames(flags: SecretFlags): ReadonlySet<string> {
+  return new Set([
+    ...(flags.secret ?? []).map((entry) => parseEntry('--secret', entry).name),
+    ...(flags.secretFile ?? []).map((entry) => parseEntry('--secret-file', entry).name),
+  ]);
+}
+
 function parseEntry(flag: string, entry: string): { readonly name: string; readonly source: string | undefined } {
   const at = entry.indexOf('=');
   const name = at < 0 ? entry : entry.slice(0, at);

@@ -2,7 +2,7 @@ import { timestampMs, type Timestamp } from '@bufbuild/protobuf/wkt';
 import type { JsonValue } from '@bufbuild/protobuf';
 import { formatAge } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { sandboxStateName } from '@drover/sdk';
+import { actionsOf, sandboxStateName } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { messageJson } from '../../output/output.ts';
 import type { Column } from '../../output/table.ts';
@@ -29,10 +29,19 @@ export function stateText(sandbox: api.Sandbox): string {
   return sandbox.reason !== '' && (name === 'failed' || name === 'pending' || name === 'lost') ? `${name} (${sandbox.reason})` : name;
 }
 
-export const sandboxColumns: readonly Column<api.Sandbox>[] = [
+/** What makes a sandbox one to look at: `contained`, `untrusted`. That it is paused, its state says. */
+export function marks({ containment, identity }: api.Sandbox): readonly string[] {
+  return [
+    ...(actionsOf(containment).some((action) => action !== 'pause') ? ['contained'] : []),
+    // What was revoked is contained.
+    ...(identity?.verdict === 'untrusted' ? ['untrusted'] : []),
+  ];
+}
+
+export const listColumns: readonly Column<api.Sandbox>[] = [
   { title: 'NAME', value: sandboxLabel },
   { title: 'ID', value: (s) => s.id },
-  { title: 'STATE', value: stateText },
+  { title: 'STATE', value: (s) => [stateText(s), ...marks(s)].join(', ') },
   { title: 'IMAGE', value: (s) => s.spec?.image ?? '' },
   { title: 'HOST', value: (s) => s.hostName },
   { title: 'AGE', value: (s) => age(s.createdAt) },

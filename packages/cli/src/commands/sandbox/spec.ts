@@ -1,11 +1,12 @@
 import { DroverError, parseBytes, parseCpus, parseDurationMs, parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
 import { parseAllow, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
-import { readSecrets, type SecretFlags } from './secrets.ts';
+import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
+import { readSetup, type SetupFlags } from './setup.ts';
 import { terminalSize } from '../../terminal/attach.ts';
 
 /** The flags that `run` and `sandbox create` share. */
-export interface SpecFlags extends SecretFlags {
+export interface SpecFlags extends SecretFlags, SetupFlags {
   readonly name?: string;
   readonly project?: string;
   readonly env?: readonly string[];
@@ -54,6 +55,7 @@ export async function createOptions(
   }
   const fromFiles = (await Promise.all((flags.envFile ?? []).map(readEnvFile))).flat();
   const env = parseEnv([...fromFiles, ...(flags.env ?? [])], process.env);
+  const setup = readSetup(flags, secretNames(flags));
   const size = terminalSize();
   const spec: SpecInit = {
     image: absoluteImage(image),
@@ -72,7 +74,7 @@ export async function createOptions(
     terminal: streams.terminal,
     ...(streams.terminal && { terminalRows: size.rows, terminalColumns: size.columns }),
     stdin: streams.stdin,
-    allow: (flags.allow ?? []).map(parseAllow),
+    allow: await parseAllow(flags.allow ?? []),
     runtime: flags.runtime ?? '',
     hostLabels: parseLabels(flags.hostLabel ?? []),
     host: flags.host ?? '',
@@ -81,6 +83,7 @@ export async function createOptions(
     idleStopSeconds: flags.idleStop === undefined ? 0n : BigInt(Math.max(1, Math.ceil(parseDurationMs(flags.idleStop) / 1000))),
     mounts: (flags.volume ?? []).map(parseVolume),
     stopGraceMs: flags.stopGrace === undefined ? 0 : parseDurationMs(flags.stopGrace),
+    ...(setup !== undefined && { setup }),
   };
   // Last: what is wrong with a flag is said before anything is read from stdin.
   const secrets = await readSecrets(flags, { env: process.env, stdin: process.stdin, stdinTaken: streams.stdinTaken === true });

@@ -3,7 +3,8 @@ import { api } from '@drover/protocol';
 import { clip, DroverError } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { sayBroken } from '../sandbox/reconnect.ts';
-import { messageJson, oneLine } from '../../output/output.ts';
+import { messageJson } from '../../output/output.ts';
+import { eventText } from './event-text.ts';
 
 export interface EventsFlags {
   readonly follow?: boolean;
@@ -12,20 +13,21 @@ export interface EventsFlags {
   readonly subject?: string;
 }
 
-/** R-3: what happened, oldest first. Without -f it ends after what is stored; --since 0 begins at the first that is kept. */
+/** R-3, I-34, I-35: what happened, oldest first. Without -f it ends after what is stored; --since 0 begins at the first that is kept. */
 export default async function events(cli: Cli, _: readonly [], flags: EventsFlags): Promise<void> {
   if (flags.since !== undefined && !/^\d{1,18}$/.test(flags.since)) {
     throw new DroverError('invalid-argument', `--since ${JSON.stringify(clip(flags.since))} is not the id of an event`, {
       hint: 'give the id of the last event that you have seen; 0 begins with the first',
     });
   }
+  const kinds = flags.kind?.flatMap((flag) => flag.split(','));
   const client = await cli.connect();
   const follow = flags.follow === true;
   const since = flags.since === undefined ? undefined : BigInt(flags.since);
   const watch = client.events.watch({
     follow,
     ...(since !== undefined && since > 0n ? { afterId: since } : { fromStart: since === 0n || !follow }),
-    ...(flags.kind !== undefined && { kinds: flags.kind }),
+    ...(kinds !== undefined && { kinds }),
     ...(flags.subject !== undefined && { subject: flags.subject }),
     onReconnect: sayBroken(cli),
     signal: cli.signal,
@@ -37,7 +39,7 @@ export default async function events(cli: Cli, _: readonly [], flags: EventsFlag
       cli.out.record({ ...rest, data: dataJson === '' ? {} : (JSON.parse(dataJson) as unknown) });
     } else {
       const time = event.time === undefined ? '-' : timestampDate(event.time).toISOString();
-      cli.out.line(`${event.id}  ${time}  ${event.type}  ${event.subject}  ${oneLine(event.dataJson)}`);
+      cli.out.line(`${event.id}  ${time}  ${event.subject || '-'}  ${event.type}  ${eventText(event)}`.trimEnd());
     }
   }
 }

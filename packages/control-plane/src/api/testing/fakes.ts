@@ -43,6 +43,8 @@ export class FakeHub implements Hub {
 
 /** Sessions whose far end is an init written by the test. */
 export class FakeSessions implements Sessions {
+  /** Those that were to be greeted anew, in order. */
+  readonly redialled: SandboxId[] = [];
   /** What a caller gets; throws what `client` should throw. */
   connect: (id: SandboxId, signal: AbortSignal) => Promise<InitClient> = () =>
     Promise.reject(new DroverError('session-unavailable', 'no session in this test'));
@@ -60,6 +62,10 @@ export class FakeSessions implements Sessions {
 
   close(): void {
     // Nothing is open.
+  }
+
+  redial(id: SandboxId): void {
+    this.redialled.push(id);
   }
 
   status(): SessionStatus {

@@ -6,10 +6,12 @@ import { newHostId, silentLogger, systemClock, type Clock, type HostId, type Log
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, sandbox } from '@drover/protocol';
 import { DroverClient } from '@drover/sdk';
+import { SqlRegistry } from '../../identity/index.ts';
 import { Placement } from '../../placement/index.ts';
 import { Reconciler } from '../../reconcile/index.ts';
 import { SecretBox } from '../../secrets/index.ts';
 import { openStore, type Store } from '../../store/index.ts';
+import { StoredWorldview } from '../../worldview/index.ts';
 import { openAdminToken, startApi, SubjectWakes, type ApiServer } from '../index.ts';
 import { FakeHub, FakeSessions } from './fakes.ts';
 
@@ -19,6 +21,7 @@ export interface TestApi extends AsyncDisposable {
   readonly store: Store;
   readonly hub: FakeHub;
   readonly sessions: FakeSessions;
+  readonly worldview: StoredWorldview;
   readonly ca: CertificateAuthority;
   readonly url: string;
   readonly token: string;
@@ -51,6 +54,11 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
   const sessions = new FakeSessions();
   const secrets = await SecretBox.open(join(directory, 'pki', 'secrets.key'));
   const wakes = await SubjectWakes.open(store.events, logger);
+  const worldview = new StoredWorldview({ store, clock, logger });
+  const registry = new SqlRegistry({ store, journal: worldview, wakes, replica: 'test', clock, logger });
+  registry.onEvicted((id) => sessions.redial(id));
+  const life = new AbortController();
+  const watching = registry.run(life.signal);
   const context = {
     store,
     hub,
@@ -60,6 +68,7 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
     clock,
     logger,
     wakes,
+    registry,
     placement: new Placement({ store, clock, logger }),
     reconciler: new Reconciler({ store, hub, secrets, clock, logger }),
     system: { trustDomain: 'test.drover', startedAt: Date.now(), linkAddress: ':7444', apiAddress: 'https://127.0.0.1:7443' },
@@ -80,6 +89,7 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
     store,
     hub,
     sessions,
+    worldview,
     ca,
     url,
     token,
@@ -114,6 +124,9 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
       client.close();
       await stop();
       wakes.close();
+      life.abort();
+      await watching;
+      await worldview.close();
       await store.close();
       await rm(directory, { recursive: true });
     },

@@ -38,7 +38,7 @@ export class FakeHost {
     id: string,
     generation: bigint,
     state: StateName,
-    more: { readonly exitCode?: number; readonly reason?: string } = {},
+    more: { readonly exitCode?: number; readonly reason?: string; readonly startCount?: bigint; readonly networkCut?: boolean } = {},
   ): sandbox.SandboxObservation {
     const copy = create(sandbox.SandboxObservationSchema, {
       sandboxId: id,
@@ -47,6 +47,7 @@ export class FakeHost {
       sequence: BigInt(++this.#sequence),
       startCount: 1n,
       runtime: 'fake',
+      networkCut: this.copies.get(id)?.networkCut ?? false,
       ...more,
     });
     this.copies.set(id, copy);
@@ -128,23 +129,43 @@ export class FakeHub implements Hub {
     return { hosts: [...this.#hosts.values()].filter((host) => host.stream !== undefined).length, pendingCommands: 0 };
   }
 
+  /** A try to make or start it that fails is seen as an agent reports it: failed, or still to be made. */
+  async #couldNot(host: FakeHost, { case: kind }: Operation, id: string, generation: bigint, error: DroverError): Promise<void> {
+    if (kind !== 'create' && kind !== 'start') return;
+    const again = error.transient && error.code !== 'registry-unreachable';
+    const startCount = host.copies.get(id)?.startCount ?? 0n;
+    await this.report(host, host.set(id, generation, again ? 'PREPARING' : 'FAILED', { startCount, reason: error.code }));
+  }
+
   async #perform(host: FakeHost, operation: Operation, id: string, generation: bigint): Promise<ResultValue> {
-    await host.before(operation);
+    try {
+      await host.before(operation);
+    } catch (thrown) {
+      await this.#couldNot(host, operation, id, generation, DroverError.from(thrown));
+      throw thrown;
+    }
     const existing = host.copies.get(id);
-    const answer = (state: StateName): ResultValue => ({ case: 'sandbox', value: host.set(id, generation, state) });
+    const answer = (state: StateName, more: Parameters<FakeHost['set']>[3] = {}): ResultValue => ({
+      case: 'sandbox',
+      value: host.set(id, generation, state, more),
+    });
+    const cut = operation.case === 'create' || operation.case === 'start' ? { networkCut: operation.value.networkCut } : {};
     const need = (): void => {
       if (existing === undefined) throw new DroverError('sandbox-not-found', `no ${id} here`);
     };
     switch (operation.case) {
       case 'create':
-        return existing === undefined ? answer('RUNNING') : { case: 'sandbox', value: existing };
+        return existing === undefined || existing.startCount === 0n ? answer('RUNNING', cut) : { case: 'sandbox', value: existing };
       case 'start':
       case 'resume':
         need();
-        return answer('RUNNING');
+        return answer('RUNNING', cut);
       case 'pause':
         need();
         return answer('PAUSED');
+      case 'setNetworkCut':
+        need();
+        return answer(host.has(id) ?? 'RUNNING', { networkCut: operation.value.cut });
       case 'stop':
         return existing === undefined ? { case: undefined } : answer('STOPPED');
       case 'destroy':

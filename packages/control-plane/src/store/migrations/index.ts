@@ -4,12 +4,14 @@ import type { Database } from '../database.ts';
 import * as initial from './001-initial.ts';
 import * as bounded from './002-bounded.ts';
 import * as secrets from './003-secrets.ts';
+import * as identities from './004-identities.ts';
 
 /** In the order in which they run. A released one is never changed; a new one is appended. */
 export const migrations = [
   { name: '001-initial', up: initial.up },
   { name: '002-bounded', up: bounded.up },
   { name: '003-secrets', up: secrets.up },
+  { name: '004-identities', up: identities.up },
 ] as const;
 
 /** Any number that no other program's advisory lock has: "drover" in ASCII. */

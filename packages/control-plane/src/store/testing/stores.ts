@@ -1,6 +1,8 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import pg from 'pg';
 import { silentLogger, type Clock } from '@drover/foundation';
 import { openStore } from '../open.ts';
 import type { Store } from '../store.ts';
@@ -39,6 +41,22 @@ export class TestStores {
     const store = await openStore(url, { logger: silentLogger, ...rest });
     this.#open.push(store);
     return store;
+  }
+
+  /** One statement, past the store: what it would not do itself. */
+  async run(url: string, statement: string): Promise<void> {
+    if (this.#kind === 'postgres') {
+      const client = new pg.Client({ connectionString: url });
+      await client.connect();
+      try {
+        await client.query(statement);
+      } finally {
+        await client.end();
+      }
+      return;
+    }
+    using database = new DatabaseSync(url.slice('sqlite:'.length));
+    database.exec(statement);
   }
 
   async closeAll(): Promise<void> {

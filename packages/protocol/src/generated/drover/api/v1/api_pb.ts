@@ -18,7 +18,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/api/v1/api.proto.
  */
 export const file_drover_api_v1_api: GenFile = /*@__PURE__*/
-  fileDesc("Chdkcm92ZXIvYXBpL3YxL2FwaS5wcm90bxINZHJvdmVyLmFwaS52MSLQBQoHU2FuZGJveBIKCgJpZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEjYKDWRlc2lyZWRfc3RhdGUYBSABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5EZXNpcmVkU3RhdGUSEgoKZ2VuZXJhdGlvbhgGIAEoBBIuCgVzdGF0ZRgHIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YCCABKAkSDwoHbWVzc2FnZRgJIAEoCRIPCgdob3N0X2lkGAogASgJEhEKCWhvc3RfbmFtZRgLIAEoCRIPCgdhZGRyZXNzGAwgASgJEhYKCWV4aXRfY29kZRgNIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYDiABKAgSLgoKY3JlYXRlZF9hdBgPIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRlZF9hdBgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjIKBmxhYmVscxgSIAMoCzIiLmRyb3Zlci5hcGkudjEuU2FuZGJveC5MYWJlbHNFbnRyeRIPCgdydW50aW1lGBMgASgJEhQKDGltYWdlX2RpZ2VzdBgUIAEoCRItCgdzZXNzaW9uGBUgASgLMhwuZHJvdmVyLmFwaS52MS5TZXNzaW9uU3RhdHVzEhMKC3N0YXJ0X2NvdW50GBYgASgEGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCDAoKX2V4aXRfY29kZSJvCg1TZXNzaW9uU3RhdHVzEg0KBXN0YXRlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghhdHRlbXB0cxgDIAEoDRISCgpsYXN0X2Vycm9yGAQgASgJIp0CChRDcmVhdGVTYW5kYm94UmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxI/CgZsYWJlbHMYBSADKAsyLy5kcm92ZXIuYXBpLnYxLkNyZWF0ZVNhbmRib3hSZXF1ZXN0LkxhYmVsc0VudHJ5Ei8KB3NlY3JldHMYBiADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIiQKEUdldFNhbmRib3hSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAki5QEKFExpc3RTYW5kYm94ZXNSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkSPwoGbGFiZWxzGAIgAygLMi8uZHJvdmVyLmFwaS52MS5MaXN0U2FuZGJveGVzUmVxdWVzdC5MYWJlbHNFbnRyeRIMCgRob3N0GAMgASgJEhcKD2luY2x1ZGVfZGVsZXRlZBgEIAEoCBIRCglwYWdlX3NpemUYBSABKA0SEgoKcGFnZV90b2tlbhgGIAEoCRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlsKFUxpc3RTYW5kYm94ZXNSZXNwb25zZRIpCglzYW5kYm94ZXMYASADKAsyFi5kcm92ZXIuYXBpLnYxLlNhbmRib3gSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIowBChZTZXREZXNpcmVkU3RhdGVSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIPCgdzYW5kYm94GAIgASgJEjYKDWRlc2lyZWRfc3RhdGUYAyABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5EZXNpcmVkU3RhdGUSEAoIZ3JhY2VfbXMYBCABKA0iagoSV2FpdFNhbmRib3hSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAkSLwoGc3RhdGVzGAIgAygOMh8uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFN0YXRlEhIKCnRpbWVvdXRfbXMYAyABKAQiqAEKC0V4ZWNSZXF1ZXN0EicKBG9wZW4YASABKAsyFy5kcm92ZXIuYXBpLnYxLkV4ZWNPcGVuSAASDwoFc3RkaW4YAiABKAxIABITCglzdGRpbl9lb2YYAyABKAhIABItCgZyZXNpemUYBCABKAsyGy5kcm92ZXIuYXBpLnYxLlRlcm1pbmFsU2l6ZUgAEhAKBnNpZ25hbBgFIAEoCUgAQgkKB3BheWxvYWQi8wEKCEV4ZWNPcGVuEg8KB3NhbmRib3gYASABKAkSDwoHZXhlY19pZBgCIAEoCRIMCgRhcmd2GAMgAygJEiYKA2VudhgEIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAUgASgJEgwKBHVzZXIYBiABKAkSEAoIdGVybWluYWwYByABKAgSKQoEc2l6ZRgIIAEoCzIbLmRyb3Zlci5hcGkudjEuVGVybWluYWxTaXplEg0KBXN0ZGluGAkgASgIEhQKDGFmdGVyX29mZnNldBgKIAEoBBIOCgZyZXBsYXkYCyABKAgiLQoMVGVybWluYWxTaXplEgwKBHJvd3MYASABKA0SDwoHY29sdW1ucxgCIAEoDSKeAQoMRXhlY1Jlc3BvbnNlEi0KB3N0YXJ0ZWQYASABKAsyGi5kcm92ZXIuYXBpLnYxLkV4ZWNTdGFydGVkSAASKwoGb3V0cHV0GAIgASgLMhkuZHJvdmVyLmFwaS52MS5FeGVjT3V0cHV0SAASJwoEZXhpdBgDIAEoCzIXLmRyb3Zlci5hcGkudjEuRXhlY0V4aXRIAEIJCgdwYXlsb2FkIkQKC0V4ZWNTdGFydGVkEg8KB2V4ZWNfaWQYASABKAkSCwoDcGlkGAIgASgNEhcKD3RydW5jYXRlZF9ieXRlcxgDIAEoBCI6CgpFeGVjT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEg4KBm9mZnNldBgDIAEoBCIoCghFeGVjRXhpdBIMCgRjb2RlGAEgASgFEg4KBnNpZ25hbBgCIAEoCSJCCgtMb2dzUmVxdWVzdBIPCgdzYW5kYm94GAEgASgJEg4KBmZvbGxvdxgCIAEoCBISCgp0YWlsX2xpbmVzGAMgASgEIlIKCExvZ0NodW5rEg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIlYKDUNvcHlJblJlcXVlc3QSKwoGdGFyZ2V0GAEgASgLMhkuZHJvdmVyLmFwaS52MS5Db3B5VGFyZ2V0SAASDQoDdGFyGAIgASgMSABCCQoHcGF5bG9hZCIrCgpDb3B5VGFyZ2V0Eg8KB3NhbmRib3gYASABKAkSDAoEcGF0aBgCIAEoCSIwCg5Db3B5SW5SZXNwb25zZRIPCgdlbnRyaWVzGAEgASgEEg0KBWJ5dGVzGAIgASgEIi8KDkNvcHlPdXRSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAkSDAoEcGF0aBgCIAEoCSIeCg9Db3B5T3V0UmVzcG9uc2USCwoDdGFyGAEgASgMImgKDEZvcndhcmRGcmFtZRIuCgZ0YXJnZXQYASABKAsyHC5kcm92ZXIuYXBpLnYxLkZvcndhcmRUYXJnZXRIABIOCgRkYXRhGAIgASgMSAASDQoDZW9mGAMgASgISABCCQoHcGF5bG9hZCIuCg1Gb3J3YXJkVGFyZ2V0Eg8KB3NhbmRib3gYASABKAkSDAoEcG9ydBgCIAEoDSI1Cg9HZXRTdGF0c1JlcXVlc3QSEQoJc2FuZGJveGVzGAEgAygJEg8KB3Byb2plY3QYAiABKAkicAoQR2V0U3RhdHNSZXNwb25zZRIuCglzYW5kYm94ZXMYASADKAsyGy5kcm92ZXIuYXBpLnYxLlNhbmRib3hVc2FnZRIsCghmYWlsdXJlcxgCIAMoCzIaLmRyb3Zlci5hcGkudjEuSG9zdEZhaWx1cmUi7AEKDFNhbmRib3hVc2FnZRIKCgJpZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSDwoHaG9zdF9pZBgEIAEoCRIRCglob3N0X25hbWUYBSABKAkSEAoIY3B1X3VzZWMYBiABKAQSFAoMbWVtb3J5X2J5dGVzGAcgASgEEhoKEm1lbW9yeV9saW1pdF9ieXRlcxgIIAEoBBIMCgRwaWRzGAkgASgNEiYKAmF0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBITCgtzdGFydF9jb3VudBgLIAEoBCKvBAoESG9zdBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEicKBXN0YXRlGAMgASgOMhguZHJvdmVyLmFwaS52MS5Ib3N0U3RhdGUSDgoGcmVhc29uGAQgASgJEi8KBmxhYmVscxgFIAMoCzIfLmRyb3Zlci5hcGkudjEuSG9zdC5MYWJlbHNFbnRyeRIMCgR6b25lGAYgASgJEioKCGNhcGFjaXR5GAcgASgLMhguZHJvdmVyLmxpbmsudjEuQ2FwYWNpdHkSLQoLYWxsb2NhdGFibGUYCCABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgJIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAogASgJEi0KCWpvaW5lZF9hdBgLIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMAoMbGFzdF9zZWVuX2F0GAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpsb2FkX21pbGxpGA0gASgNEh4KFm1lbW9yeV9hdmFpbGFibGVfYnl0ZXMYDiABKAQSEQoJc2FuZGJveGVzGA8gASgNEjoKFmNlcnRpZmljYXRlX2V4cGlyZXNfYXQYECABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiKwoQTGlzdEhvc3RzUmVxdWVzdBIXCg9pbmNsdWRlX3JlbW92ZWQYASABKAgiNwoRTGlzdEhvc3RzUmVzcG9uc2USIgoFaG9zdHMYASADKAsyEy5kcm92ZXIuYXBpLnYxLkhvc3QiHgoOR2V0SG9zdFJlcXVlc3QSDAoEaG9zdBgBIAEoCSLGAQoWQ3JlYXRlSm9pblRva2VuUmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSEwoLdHRsX3NlY29uZHMYAiABKAQSDAoEdXNlcxgDIAEoDRJBCgZsYWJlbHMYBCADKAsyMS5kcm92ZXIuYXBpLnYxLkNyZWF0ZUpvaW5Ub2tlblJlcXVlc3QuTGFiZWxzRW50cnkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJpCglKb2luVG9rZW4SDQoFdG9rZW4YASABKAkSLgoKZXhwaXJlc19hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEdXNlcxgDIAEoDRIPCgdjb21tYW5kGAQgASgJIlMKGFNldEhvc3RTY2hlZHVsaW5nUmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSDAoEaG9zdBgCIAEoCRIQCghjb3Jkb25lZBgDIAEoCCJHChBEcmFpbkhvc3RSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIMCgRob3N0GAIgASgJEgwKBHN0b3AYAyABKAgiUAoNRHJhaW5Qcm9ncmVzcxINCgV0b3RhbBgBIAEoDRIRCglyZW1haW5pbmcYAiABKA0SDwoHbWVzc2FnZRgDIAEoCRIMCgRkb25lGAQgASgIIkkKEVJlbW92ZUhvc3RSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIMCgRob3N0GAIgASgJEg0KBWZvcmNlGAMgASgIIhQKElJlbW92ZUhvc3RSZXNwb25zZSIjChNEaWFnbm9zZUhvc3RSZXF1ZXN0EgwKBGhvc3QYASABKAkiQQoQUHVsbEltYWdlUmVxdWVzdBINCgVpbWFnZRgBIAEoCRIMCgRob3N0GAIgASgJEhAKCGluc2VjdXJlGAMgASgIIrEBChFQdWxsSW1hZ2VSZXNwb25zZRIPCgdob3N0X2lkGAEgASgJEhEKCWhvc3RfbmFtZRgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGRvbmUYBCABKAQSDQoFdG90YWwYBSABKAQSJAoFaW1hZ2UYBiABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZRIkCgVlcnJvchgHIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yIiEKEUxpc3RJbWFnZXNSZXF1ZXN0EgwKBGhvc3QYASABKAkiVQoJSG9zdEltYWdlEg8KB2hvc3RfaWQYASABKAkSEQoJaG9zdF9uYW1lGAIgASgJEiQKBWltYWdlGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UibAoSTGlzdEltYWdlc1Jlc3BvbnNlEigKBmltYWdlcxgBIAMoCzIYLmRyb3Zlci5hcGkudjEuSG9zdEltYWdlEiwKCGZhaWx1cmVzGAIgAygLMhouZHJvdmVyLmFwaS52MS5Ib3N0RmFpbHVyZSJXCgtIb3N0RmFpbHVyZRIPCgdob3N0X2lkGAEgASgJEhEKCWhvc3RfbmFtZRgCIAEoCRIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yIjEKElJlbW92ZUltYWdlUmVxdWVzdBINCgVpbWFnZRgBIAEoCRIMCgRob3N0GAIgASgJIkMKE1JlbW92ZUltYWdlUmVzcG9uc2USLAoIZmFpbHVyZXMYASADKAsyGi5kcm92ZXIuYXBpLnYxLkhvc3RGYWlsdXJlIj4KElBydW5lSW1hZ2VzUmVxdWVzdBIMCgRob3N0GAEgASgJEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgCIAEoBCJpChNQcnVuZUltYWdlc1Jlc3BvbnNlEg8KB3JlbW92ZWQYASADKAkSEwoLZnJlZWRfYnl0ZXMYAiABKAQSLAoIZmFpbHVyZXMYAyADKAsyGi5kcm92ZXIuYXBpLnYxLkhvc3RGYWlsdXJlInwKEldhdGNoRXZlbnRzUmVxdWVzdBIQCghhZnRlcl9pZBgBIAEoBBISCgpmcm9tX3N0YXJ0GAIgASgIEg4KBmZvbGxvdxgDIAEoCBINCgVraW5kcxgEIAMoCRIPCgdzdWJqZWN0GAUgASgJEhAKCGFubm91bmNlGAYgASgIIosBCgVFdmVudBIKCgJpZBgBIAEoBBIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRraW5kGAMgASgJEgwKBHR5cGUYBCABKAkSDwoHc3ViamVjdBgFIAEoCRIRCglkYXRhX2pzb24YBiABKAkSDAoEbG9zdBgHIAEoBCITChFHZXRWZXJzaW9uUmVxdWVzdCJvCgdWZXJzaW9uEg8KB3ZlcnNpb24YASABKAkSFAoMdHJ1c3RfZG9tYWluGAIgASgJEg0KBXN0b3JlGAMgASgJEi4KCnN0YXJ0ZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIlAKC0pvaW5SZXF1ZXN0Eg0KBXRva2VuGAEgASgJEg8KB2hvc3RfaWQYAiABKAkSEAoIaG9zdG5hbWUYAyABKAkSDwoHY3NyX2RlchgEIAEoDCLLAQoMSm9pblJlc3BvbnNlEhcKD2NlcnRpZmljYXRlX3BlbRgBIAEoCRIOCgZjYV9wZW0YAiABKAkSFAoMdHJ1c3RfZG9tYWluGAMgASgJEhQKDGxpbmtfYWRkcmVzcxgEIAEoCRI3CgZsYWJlbHMYBSADKAsyJy5kcm92ZXIuYXBpLnYxLkpvaW5SZXNwb25zZS5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBKrQBCglIb3N0U3RhdGUSGgoWSE9TVF9TVEFURV9VTlNQRUNJRklFRBAAEhYKEkhPU1RfU1RBVEVfSk9JTklORxABEhQKEEhPU1RfU1RBVEVfUkVBRFkQAhIXChNIT1NUX1NUQVRFX0NPUkRPTkVEEAMSFwoTSE9TVF9TVEFURV9EUkFJTklORxAEEhMKD0hPU1RfU1RBVEVfRE9XThAFEhYKEkhPU1RfU1RBVEVfUkVNT1ZFRBAGMs0GCg5TYW5kYm94U2VydmljZRJMCg1DcmVhdGVTYW5kYm94EiMuZHJvdmVyLmFwaS52MS5DcmVhdGVTYW5kYm94UmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuU2FuZGJveBJGCgpHZXRTYW5kYm94EiAuZHJvdmVyLmFwaS52MS5HZXRTYW5kYm94UmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuU2FuZGJveBJaCg1MaXN0U2FuZGJveGVzEiMuZHJvdmVyLmFwaS52MS5MaXN0U2FuZGJveGVzUmVxdWVzdBokLmRyb3Zlci5hcGkudjEuTGlzdFNhbmRib3hlc1Jlc3BvbnNlElAKD1NldERlc2lyZWRTdGF0ZRIlLmRyb3Zlci5hcGkudjEuU2V0RGVzaXJlZFN0YXRlUmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuU2FuZGJveBJICgtXYWl0U2FuZGJveBIhLmRyb3Zlci5hcGkudjEuV2FpdFNhbmRib3hSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EkMKBEV4ZWMSGi5kcm92ZXIuYXBpLnYxLkV4ZWNSZXF1ZXN0GhsuZHJvdmVyLmFwaS52MS5FeGVjUmVzcG9uc2UoATABEj0KBExvZ3MSGi5kcm92ZXIuYXBpLnYxLkxvZ3NSZXF1ZXN0GhcuZHJvdmVyLmFwaS52MS5Mb2dDaHVuazABEkcKBkNvcHlJbhIcLmRyb3Zlci5hcGkudjEuQ29weUluUmVxdWVzdBodLmRyb3Zlci5hcGkudjEuQ29weUluUmVzcG9uc2UoARJKCgdDb3B5T3V0Eh0uZHJvdmVyLmFwaS52MS5Db3B5T3V0UmVxdWVzdBoeLmRyb3Zlci5hcGkudjEuQ29weU91dFJlc3BvbnNlMAESRwoHRm9yd2FyZBIbLmRyb3Zlci5hcGkudjEuRm9yd2FyZEZyYW1lGhsuZHJvdmVyLmFwaS52MS5Gb3J3YXJkRnJhbWUoATABEksKCEdldFN0YXRzEh4uZHJvdmVyLmFwaS52MS5HZXRTdGF0c1JlcXVlc3QaHy5kcm92ZXIuYXBpLnYxLkdldFN0YXRzUmVzcG9uc2UytQQKC0hvc3RTZXJ2aWNlEk4KCUxpc3RIb3N0cxIfLmRyb3Zlci5hcGkudjEuTGlzdEhvc3RzUmVxdWVzdBogLmRyb3Zlci5hcGkudjEuTGlzdEhvc3RzUmVzcG9uc2USPQoHR2V0SG9zdBIdLmRyb3Zlci5hcGkudjEuR2V0SG9zdFJlcXVlc3QaEy5kcm92ZXIuYXBpLnYxLkhvc3QSUgoPQ3JlYXRlSm9pblRva2VuEiUuZHJvdmVyLmFwaS52MS5DcmVhdGVKb2luVG9rZW5SZXF1ZXN0GhguZHJvdmVyLmFwaS52MS5Kb2luVG9rZW4SUQoRU2V0SG9zdFNjaGVkdWxpbmcSJy5kcm92ZXIuYXBpLnYxLlNldEhvc3RTY2hlZHVsaW5nUmVxdWVzdBoTLmRyb3Zlci5hcGkudjEuSG9zdBJMCglEcmFpbkhvc3QSHy5kcm92ZXIuYXBpLnYxLkRyYWluSG9zdFJlcXVlc3QaHC5kcm92ZXIuYXBpLnYxLkRyYWluUHJvZ3Jlc3MwARJRCgpSZW1vdmVIb3N0EiAuZHJvdmVyLmFwaS52MS5SZW1vdmVIb3N0UmVxdWVzdBohLmRyb3Zlci5hcGkudjEuUmVtb3ZlSG9zdFJlc3BvbnNlEk8KDERpYWdub3NlSG9zdBIiLmRyb3Zlci5hcGkudjEuRGlhZ25vc2VIb3N0UmVxdWVzdBobLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzMt8CCgxJbWFnZVNlcnZpY2USUAoJUHVsbEltYWdlEh8uZHJvdmVyLmFwaS52MS5QdWxsSW1hZ2VSZXF1ZXN0GiAuZHJvdmVyLmFwaS52MS5QdWxsSW1hZ2VSZXNwb25zZTABElEKCkxpc3RJbWFnZXMSIC5kcm92ZXIuYXBpLnYxLkxpc3RJbWFnZXNSZXF1ZXN0GiEuZHJvdmVyLmFwaS52MS5MaXN0SW1hZ2VzUmVzcG9uc2USVAoLUmVtb3ZlSW1hZ2USIS5kcm92ZXIuYXBpLnYxLlJlbW92ZUltYWdlUmVxdWVzdBoiLmRyb3Zlci5hcGkudjEuUmVtb3ZlSW1hZ2VSZXNwb25zZRJUCgtQcnVuZUltYWdlcxIhLmRyb3Zlci5hcGkudjEuUHJ1bmVJbWFnZXNSZXF1ZXN0GiIuZHJvdmVyLmFwaS52MS5QcnVuZUltYWdlc1Jlc3BvbnNlMlgKDEV2ZW50U2VydmljZRJICgtXYXRjaEV2ZW50cxIhLmRyb3Zlci5hcGkudjEuV2F0Y2hFdmVudHNSZXF1ZXN0GhQuZHJvdmVyLmFwaS52MS5FdmVudDABMlcKDVN5c3RlbVNlcnZpY2USRgoKR2V0VmVyc2lvbhIgLmRyb3Zlci5hcGkudjEuR2V0VmVyc2lvblJlcXVlc3QaFi5kcm92ZXIuYXBpLnYxLlZlcnNpb24yTgoLSm9pblNlcnZpY2USPwoESm9pbhIaLmRyb3Zlci5hcGkudjEuSm9pblJlcXVlc3QaGy5kcm92ZXIuYXBpLnYxLkpvaW5SZXNwb25zZWIGcHJvdG8z", [file_drover_link_v1_link, file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chdkcm92ZXIvYXBpL3YxL2FwaS5wcm90bxINZHJvdmVyLmFwaS52MSLbBgoHU2FuZGJveBIKCgJpZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEjYKDWRlc2lyZWRfc3RhdGUYBSABKA4yHy5kcm92ZXIuc2FuZGJveC52MS5EZXNpcmVkU3RhdGUSEgoKZ2VuZXJhdGlvbhgGIAEoBBIuCgVzdGF0ZRgHIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YCCABKAkSDwoHbWVzc2FnZRgJIAEoCRIPCgdob3N0X2lkGAogASgJEhEKCWhvc3RfbmFtZRgLIAEoCRIPCgdhZGRyZXNzGAwgASgJEhYKCWV4aXRfY29kZRgNIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYDiABKAgSLgoKY3JlYXRlZF9hdBgPIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRlZF9hdBgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjIKBmxhYmVscxgSIAMoCzIiLmRyb3Zlci5hcGkudjEuU2FuZGJveC5MYWJlbHNFbnRyeRIPCgdydW50aW1lGBMgASgJEhQKDGltYWdlX2RpZ2VzdBgUIAEoCRItCgdzZXNzaW9uGBUgASgLMhwuZHJvdmVyLmFwaS52MS5TZXNzaW9uU3RhdHVzEhMKC3N0YXJ0X2NvdW50GBYgASgEEi8KCGlkZW50aXR5GBcgASgLMh0uZHJvdmVyLmFwaS52MS5JZGVudGl0eVN0YXR1cxInCgRpbml0GBggASgLMhkuZHJvdmVyLmFwaS52MS5Jbml0U3RhdHVzEi8KC2NvbnRhaW5tZW50GBkgASgLMhouZHJvdmVyLmFwaS52MS5Db250YWlubWVudBotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgwKCl9leGl0X2NvZGUiuAEKDVNlc3Npb25TdGF0dXMSDQoFc3RhdGUYASABKAkSKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCGF0dGVtcHRzGAMgASgNEhIKCmxhc3RfZXJyb3IYBCABKAkSGAoQcGVlcl9jb21tb25fbmFtZRgFIAEoCRIXCg9wZWVyX3RodW1icHJpbnQYBiABKAkSFAoMcGVlcl9hZGRyZXNzGAcgASgJItABCg5JZGVudGl0eVN0YXR1cxISCgp0aHVtYnByaW50GAEgASgJEhMKC2NvbW1vbl9uYW1lGAIgASgJEjEKDXJlZ2lzdGVyZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3Rfc2Vlbl9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDwoHdmVyZGljdBgFIAEoCRIOCgZyZWFzb24YBiABKAkSDwoHbWVzc2FnZRgHIAEoCSK8AQoKSW5pdFN0YXR1cxINCgVzdGF0ZRgBIAEoCRIpCgVzaW5jZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc3RlcBgDIAEoDRINCgVjb3VudBgEIAEoDRIRCglzdGVwX25hbWUYBSABKAkSDgoGcmVhc29uGAYgASgJEhYKCWV4aXRfY29kZRgHIAEoBUgAiAEBEg4KBnN0ZGVychgIIAEoCUIMCgpfZXhpdF9jb2RlIlMKC0NvbnRhaW5tZW50EhMKC25ldHdvcmtfY3V0GAEgASgIEg4KBnBhdXNlZBgCIAEoCBIOCgZraWxsZWQYAyABKAgSDwoHcmV2b2tlZBgEIAEoCCIoChVFeHBsYWluU2FuZGJveFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCSJsChZFeHBsYWluU2FuZGJveFJlc3BvbnNlEicKB3NhbmRib3gYASABKAsyFi5kcm92ZXIuYXBpLnYxLlNhbmRib3gSKQoGY2hlY2tzGAIgAygLMhkuZHJvdmVyLmFwaS52MS5UcnVzdENoZWNrIvsBCgpUcnVzdENoZWNrEg0KBWNoZWNrGAEgASgJEjIKB3ZlcmRpY3QYAiABKA4yIS5kcm92ZXIuYXBpLnYxLlRydXN0Q2hlY2suVmVyZGljdBIQCghldmlkZW5jZRgDIAEoCRIrCgdtYWRlX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZzb3VyY2UYBSABKAkiWwoHVmVyZGljdBIXChNWRVJESUNUX1VOU1BFQ0lGSUVEEAASEAoMVkVSRElDVF9QQVNTEAESEAoMVkVSRElDVF9GQUlMEAISEwoPVkVSRElDVF9VTktOT1dOEAMibgoVQ29udGFpblNhbmRib3hSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIPCgdzYW5kYm94GAIgASgJEisKB2FjdGlvbnMYAyABKAsyGi5kcm92ZXIuYXBpLnYxLkNvbnRhaW5tZW50Im4KFVJlbGVhc2VTYW5kYm94UmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSDwoHc2FuZGJveBgCIAEoCRIrCgdhY3Rpb25zGAMgASgLMhouZHJvdmVyLmFwaS52MS5Db250YWlubWVudCJ0ChZDb250YWluU2FuZGJveFJlc3BvbnNlEicKB3NhbmRib3gYASABKAsyFi5kcm92ZXIuYXBpLnYxLlNhbmRib3gSMQoHcmVzdWx0cxgCIAMoCzIgLmRyb3Zlci5hcGkudjEuQ29udGFpbm1lbnRSZXN1bHQiQgoRQ29udGFpbm1lbnRSZXN1bHQSDgoGYWN0aW9uGAEgASgJEgwKBGRvbmUYAiABKAgSDwoHbWVzc2FnZRgDIAEoCSLLAQoISWRlbnRpdHkSEgoKc2FuZGJveF9pZBgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSEwoLY29tbW9uX25hbWUYBCABKAkSEgoKdGh1bWJwcmludBgFIAEoCRIxCg1yZWdpc3RlcmVkX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3NlZW5fYXQYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIhcKFUxpc3RJZGVudGl0aWVzUmVxdWVzdCJFChZMaXN0SWRlbnRpdGllc1Jlc3BvbnNlEisKCmlkZW50aXRpZXMYASADKAsyFy5kcm92ZXIuYXBpLnYxLklkZW50aXR5IiYKEkdldElkZW50aXR5UmVxdWVzdBIQCghpZGVudGl0eRgBIAEoCSJBChRFdmljdElkZW50aXR5UmVxdWVzdBIXCg9pZGVtcG90ZW5jeV9rZXkYASABKAkSEAoIaWRlbnRpdHkYAiABKAkiSgoVV2F0Y2hXb3JsZHZpZXdSZXF1ZXN0EhAKCGFmdGVyX2lkGAEgASgEEg8KB3NhbmRib3gYAiABKAkSDgoGZm9sbG93GAMgASgIInAKD1dvcmxkdmlld1VwZGF0ZRIsCgRwYWdlGAEgASgLMhwuZHJvdmVyLmFwaS52MS5Xb3JsZHZpZXdQYWdlSAASJQoFZXZlbnQYAiABKAsyFC5kcm92ZXIuYXBpLnYxLkV2ZW50SABCCAoGdXBkYXRlImEKDVdvcmxkdmlld1BhZ2USEwoLYXRfZXZlbnRfaWQYASABKAQSLQoJc2FuZGJveGVzGAIgAygLMhouZHJvdmVyLmFwaS52MS5TYW5kYm94VmlldxIMCgRsYXN0GAMgASgIIqoBCgtTYW5kYm94VmlldxISCgpzYW5kYm94X2lkGAEgASgJEi0KB3Nlc3Npb24YAiABKAsyHC5kcm92ZXIuYXBpLnYxLlNlc3Npb25TdGF0dXMSLwoIaWRlbnRpdHkYAyABKAsyHS5kcm92ZXIuYXBpLnYxLklkZW50aXR5U3RhdHVzEicKBGluaXQYBCABKAsyGS5kcm92ZXIuYXBpLnYxLkluaXRTdGF0dXMinQIKFENyZWF0ZVNhbmRib3hSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEj8KBmxhYmVscxgFIAMoCzIvLmRyb3Zlci5hcGkudjEuQ3JlYXRlU2FuZGJveFJlcXVlc3QuTGFiZWxzRW50cnkSLwoHc2VjcmV0cxgGIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiJAoRR2V0U2FuZGJveFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCSLlAQoUTGlzdFNhbmRib3hlc1JlcXVlc3QSDwoHcHJvamVjdBgBIAEoCRI/CgZsYWJlbHMYAiADKAsyLy5kcm92ZXIuYXBpLnYxLkxpc3RTYW5kYm94ZXNSZXF1ZXN0LkxhYmVsc0VudHJ5EgwKBGhvc3QYAyABKAkSFwoPaW5jbHVkZV9kZWxldGVkGAQgASgIEhEKCXBhZ2Vfc2l6ZRgFIAEoDRISCgpwYWdlX3Rva2VuGAYgASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiWwoVTGlzdFNhbmRib3hlc1Jlc3BvbnNlEikKCXNhbmRib3hlcxgBIAMoCzIWLmRyb3Zlci5hcGkudjEuU2FuZGJveBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkijAEKFlNldERlc2lyZWRTdGF0ZVJlcXVlc3QSFwoPaWRlbXBvdGVuY3lfa2V5GAEgASgJEg8KB3NhbmRib3gYAiABKAkSNgoNZGVzaXJlZF9zdGF0ZRgDIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLkRlc2lyZWRTdGF0ZRIQCghncmFjZV9tcxgEIAEoDSJqChJXYWl0U2FuZGJveFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCRIvCgZzdGF0ZXMYAiADKA4yHy5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3RhdGUSEgoKdGltZW91dF9tcxgDIAEoBCKoAQoLRXhlY1JlcXVlc3QSJwoEb3BlbhgBIAEoCzIXLmRyb3Zlci5hcGkudjEuRXhlY09wZW5IABIPCgVzdGRpbhgCIAEoDEgAEhMKCXN0ZGluX2VvZhgDIAEoCEgAEi0KBnJlc2l6ZRgEIAEoCzIbLmRyb3Zlci5hcGkudjEuVGVybWluYWxTaXplSAASEAoGc2lnbmFsGAUgASgJSABCCQoHcGF5bG9hZCLzAQoIRXhlY09wZW4SDwoHc2FuZGJveBgBIAEoCRIPCgdleGVjX2lkGAIgASgJEgwKBGFyZ3YYAyADKAkSJgoDZW52GAQgAygLMhkuZHJvdmVyLnNhbmRib3gudjEuRW52VmFyEg8KB3dvcmtkaXIYBSABKAkSDAoEdXNlchgGIAEoCRIQCgh0ZXJtaW5hbBgHIAEoCBIpCgRzaXplGAggASgLMhsuZHJvdmVyLmFwaS52MS5UZXJtaW5hbFNpemUSDQoFc3RkaW4YCSABKAgSFAoMYWZ0ZXJfb2Zmc2V0GAogASgEEg4KBnJlcGxheRgLIAEoCCItCgxUZXJtaW5hbFNpemUSDAoEcm93cxgBIAEoDRIPCgdjb2x1bW5zGAIgASgNIp4BCgxFeGVjUmVzcG9uc2USLQoHc3RhcnRlZBgBIAEoCzIaLmRyb3Zlci5hcGkudjEuRXhlY1N0YXJ0ZWRIABIrCgZvdXRwdXQYAiABKAsyGS5kcm92ZXIuYXBpLnYxLkV4ZWNPdXRwdXRIABInCgRleGl0GAMgASgLMhcuZHJvdmVyLmFwaS52MS5FeGVjRXhpdEgAQgkKB3BheWxvYWQiRAoLRXhlY1N0YXJ0ZWQSDwoHZXhlY19pZBgBIAEoCRILCgNwaWQYAiABKA0SFwoPdHJ1bmNhdGVkX2J5dGVzGAMgASgEIjoKCkV4ZWNPdXRwdXQSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSDgoGb2Zmc2V0GAMgASgEIigKCEV4ZWNFeGl0EgwKBGNvZGUYASABKAUSDgoGc2lnbmFsGAIgASgJIkIKC0xvZ3NSZXF1ZXN0Eg8KB3NhbmRib3gYASABKAkSDgoGZm9sbG93GAIgASgIEhIKCnRhaWxfbGluZXMYAyABKAQiUgoITG9nQ2h1bmsSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiVgoNQ29weUluUmVxdWVzdBIrCgZ0YXJnZXQYASABKAsyGS5kcm92ZXIuYXBpLnYxLkNvcHlUYXJnZXRIABINCgN0YXIYAiABKAxIAEIJCgdwYXlsb2FkIisKCkNvcHlUYXJnZXQSDwoHc2FuZGJveBgBIAEoCRIMCgRwYXRoGAIgASgJIjAKDkNvcHlJblJlc3BvbnNlEg8KB2VudHJpZXMYASABKAQSDQoFYnl0ZXMYAiABKAQiLwoOQ29weU91dFJlcXVlc3QSDwoHc2FuZGJveBgBIAEoCRIMCgRwYXRoGAIgASgJIh4KD0NvcHlPdXRSZXNwb25zZRILCgN0YXIYASABKAwiaAoMRm9yd2FyZEZyYW1lEi4KBnRhcmdldBgBIAEoCzIcLmRyb3Zlci5hcGkudjEuRm9yd2FyZFRhcmdldEgAEg4KBGRhdGEYAiABKAxIABINCgNlb2YYAyABKAhIAEIJCgdwYXlsb2FkIi4KDUZvcndhcmRUYXJnZXQSDwoHc2FuZGJveBgBIAEoCRIMCgRwb3J0GAIgASgNIjUKD0dldFN0YXRzUmVxdWVzdBIRCglzYW5kYm94ZXMYASADKAkSDwoHcHJvamVjdBgCIAEoCSJwChBHZXRTdGF0c1Jlc3BvbnNlEi4KCXNhbmRib3hlcxgBIAMoCzIbLmRyb3Zlci5hcGkudjEuU2FuZGJveFVzYWdlEiwKCGZhaWx1cmVzGAIgAygLMhouZHJvdmVyLmFwaS52MS5Ib3N0RmFpbHVyZSLsAQoMU2FuZGJveFVzYWdlEgoKAmlkGAEgASgJEg8KB3Byb2plY3QYAiABKAkSDAoEbmFtZRgDIAEoCRIPCgdob3N0X2lkGAQgASgJEhEKCWhvc3RfbmFtZRgFIAEoCRIQCghjcHVfdXNlYxgGIAEoBBIUCgxtZW1vcnlfYnl0ZXMYByABKAQSGgoSbWVtb3J5X2xpbWl0X2J5dGVzGAggASgEEgwKBHBpZHMYCSABKA0SJgoCYXQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhMKC3N0YXJ0X2NvdW50GAsgASgEIq8ECgRIb3N0EgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSJwoFc3RhdGUYAyABKA4yGC5kcm92ZXIuYXBpLnYxLkhvc3RTdGF0ZRIOCgZyZWFzb24YBCABKAkSLwoGbGFiZWxzGAUgAygLMh8uZHJvdmVyLmFwaS52MS5Ib3N0LkxhYmVsc0VudHJ5EgwKBHpvbmUYBiABKAkSKgoIY2FwYWNpdHkYByABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRItCgthbGxvY2F0YWJsZRgIIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAkgAygJEhUKDWFnZW50X3ZlcnNpb24YCiABKAkSLQoJam9pbmVkX2F0GAsgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3NlZW5fYXQYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYDSABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgOIAEoBBIRCglzYW5kYm94ZXMYDyABKA0SOgoWY2VydGlmaWNhdGVfZXhwaXJlc19hdBgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIrChBMaXN0SG9zdHNSZXF1ZXN0EhcKD2luY2x1ZGVfcmVtb3ZlZBgBIAEoCCI3ChFMaXN0SG9zdHNSZXNwb25zZRIiCgVob3N0cxgBIAMoCzITLmRyb3Zlci5hcGkudjEuSG9zdCIeCg5HZXRIb3N0UmVxdWVzdBIMCgRob3N0GAEgASgJIsYBChZDcmVhdGVKb2luVG9rZW5SZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRITCgt0dGxfc2Vjb25kcxgCIAEoBBIMCgR1c2VzGAMgASgNEkEKBmxhYmVscxgEIAMoCzIxLmRyb3Zlci5hcGkudjEuQ3JlYXRlSm9pblRva2VuUmVxdWVzdC5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBImkKCUpvaW5Ub2tlbhINCgV0b2tlbhgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgR1c2VzGAMgASgNEg8KB2NvbW1hbmQYBCABKAkiUwoYU2V0SG9zdFNjaGVkdWxpbmdSZXF1ZXN0EhcKD2lkZW1wb3RlbmN5X2tleRgBIAEoCRIMCgRob3N0GAIgASgJEhAKCGNvcmRvbmVkGAMgASgIIkcKEERyYWluSG9zdFJlcXVlc3QSFwoPaWRlbXBvdGVuY3lfa2V5GAEgASgJEgwKBGhvc3QYAiABKAkSDAoEc3RvcBgDIAEoCCJQCg1EcmFpblByb2dyZXNzEg0KBXRvdGFsGAEgASgNEhEKCXJlbWFpbmluZxgCIAEoDRIPCgdtZXNzYWdlGAMgASgJEgwKBGRvbmUYBCABKAgiSQoRUmVtb3ZlSG9zdFJlcXVlc3QSFwoPaWRlbXBvdGVuY3lfa2V5GAEgASgJEgwKBGhvc3QYAiABKAkSDQoFZm9yY2UYAyABKAgiFAoSUmVtb3ZlSG9zdFJlc3BvbnNlIiMKE0RpYWdub3NlSG9zdFJlcXVlc3QSDAoEaG9zdBgBIAEoCSJBChBQdWxsSW1hZ2VSZXF1ZXN0Eg0KBWltYWdlGAEgASgJEgwKBGhvc3QYAiABKAkSEAoIaW5zZWN1cmUYAyABKAgisQEKEVB1bGxJbWFnZVJlc3BvbnNlEg8KB2hvc3RfaWQYASABKAkSEQoJaG9zdF9uYW1lGAIgASgJEg8KB21lc3NhZ2UYAyABKAkSDAoEZG9uZRgEIAEoBBINCgV0b3RhbBgFIAEoBBIkCgVpbWFnZRgGIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlEiQKBWVycm9yGAcgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3IiIQoRTGlzdEltYWdlc1JlcXVlc3QSDAoEaG9zdBgBIAEoCSJVCglIb3N0SW1hZ2USDwoHaG9zdF9pZBgBIAEoCRIRCglob3N0X25hbWUYAiABKAkSJAoFaW1hZ2UYAyABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSJsChJMaXN0SW1hZ2VzUmVzcG9uc2USKAoGaW1hZ2VzGAEgAygLMhguZHJvdmVyLmFwaS52MS5Ib3N0SW1hZ2USLAoIZmFpbHVyZXMYAiADKAsyGi5kcm92ZXIuYXBpLnYxLkhvc3RGYWlsdXJlIlcKC0hvc3RGYWlsdXJlEg8KB2hvc3RfaWQYASABKAkSEQoJaG9zdF9uYW1lGAIgASgJEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3IiMQoSUmVtb3ZlSW1hZ2VSZXF1ZXN0Eg0KBWltYWdlGAEgASgJEgwKBGhvc3QYAiABKAkiQwoTUmVtb3ZlSW1hZ2VSZXNwb25zZRIsCghmYWlsdXJlcxgBIAMoCzIaLmRyb3Zlci5hcGkudjEuSG9zdEZhaWx1cmUiPgoSUHJ1bmVJbWFnZXNSZXF1ZXN0EgwKBGhvc3QYASABKAkSGgoSb2xkZXJfdGhhbl9zZWNvbmRzGAIgASgEImkKE1BydW5lSW1hZ2VzUmVzcG9uc2USDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBBIsCghmYWlsdXJlcxgDIAMoCzIaLmRyb3Zlci5hcGkudjEuSG9zdEZhaWx1cmUifAoSV2F0Y2hFdmVudHNSZXF1ZXN0EhAKCGFmdGVyX2lkGAEgASgEEhIKCmZyb21fc3RhcnQYAiABKAgSDgoGZm9sbG93GAMgASgIEg0KBWtpbmRzGAQgAygJEg8KB3N1YmplY3QYBSABKAkSEAoIYW5ub3VuY2UYBiABKAgiiwEKBUV2ZW50EgoKAmlkGAEgASgEEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBGtpbmQYAyABKAkSDAoEdHlwZRgEIAEoCRIPCgdzdWJqZWN0GAUgASgJEhEKCWRhdGFfanNvbhgGIAEoCRIMCgRsb3N0GAcgASgEIhMKEUdldFZlcnNpb25SZXF1ZXN0Im8KB1ZlcnNpb24SDwoHdmVyc2lvbhgBIAEoCRIUCgx0cnVzdF9kb21haW4YAiABKAkSDQoFc3RvcmUYAyABKAkSLgoKc3RhcnRlZF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiUAoLSm9pblJlcXVlc3QSDQoFdG9rZW4YASABKAkSDwoHaG9zdF9pZBgCIAEoCRIQCghob3N0bmFtZRgDIAEoCRIPCgdjc3JfZGVyGAQgASgMIssBCgxKb2luUmVzcG9uc2USFwoPY2VydGlmaWNhdGVfcGVtGAEgASgJEg4KBmNhX3BlbRgCIAEoCRIUCgx0cnVzdF9kb21haW4YAyABKAkSFAoMbGlua19hZGRyZXNzGAQgASgJEjcKBmxhYmVscxgFIAMoCzInLmRyb3Zlci5hcGkudjEuSm9pblJlc3BvbnNlLkxhYmVsc0VudHJ5Gi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEqtAEKCUhvc3RTdGF0ZRIaChZIT1NUX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSSE9TVF9TVEFURV9KT0lOSU5HEAESFAoQSE9TVF9TVEFURV9SRUFEWRACEhcKE0hPU1RfU1RBVEVfQ09SRE9ORUQQAxIXChNIT1NUX1NUQVRFX0RSQUlOSU5HEAQSEwoPSE9TVF9TVEFURV9ET1dOEAUSFgoSSE9TVF9TVEFURV9SRU1PVkVEEAYy6ggKDlNhbmRib3hTZXJ2aWNlEkwKDUNyZWF0ZVNhbmRib3gSIy5kcm92ZXIuYXBpLnYxLkNyZWF0ZVNhbmRib3hSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EkYKCkdldFNhbmRib3gSIC5kcm92ZXIuYXBpLnYxLkdldFNhbmRib3hSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EloKDUxpc3RTYW5kYm94ZXMSIy5kcm92ZXIuYXBpLnYxLkxpc3RTYW5kYm94ZXNSZXF1ZXN0GiQuZHJvdmVyLmFwaS52MS5MaXN0U2FuZGJveGVzUmVzcG9uc2USUAoPU2V0RGVzaXJlZFN0YXRlEiUuZHJvdmVyLmFwaS52MS5TZXREZXNpcmVkU3RhdGVSZXF1ZXN0GhYuZHJvdmVyLmFwaS52MS5TYW5kYm94EkgKC1dhaXRTYW5kYm94EiEuZHJvdmVyLmFwaS52MS5XYWl0U2FuZGJveFJlcXVlc3QaFi5kcm92ZXIuYXBpLnYxLlNhbmRib3gSQwoERXhlYxIaLmRyb3Zlci5hcGkudjEuRXhlY1JlcXVlc3QaGy5kcm92ZXIuYXBpLnYxLkV4ZWNSZXNwb25zZSgBMAESPQoETG9ncxIaLmRyb3Zlci5hcGkudjEuTG9nc1JlcXVlc3QaFy5kcm92ZXIuYXBpLnYxLkxvZ0NodW5rMAESRwoGQ29weUluEhwuZHJvdmVyLmFwaS52MS5Db3B5SW5SZXF1ZXN0Gh0uZHJvdmVyLmFwaS52MS5Db3B5SW5SZXNwb25zZSgBEkoKB0NvcHlPdXQSHS5kcm92ZXIuYXBpLnYxLkNvcHlPdXRSZXF1ZXN0Gh4uZHJvdmVyLmFwaS52MS5Db3B5T3V0UmVzcG9uc2UwARJHCgdGb3J3YXJkEhsuZHJvdmVyLmFwaS52MS5Gb3J3YXJkRnJhbWUaGy5kcm92ZXIuYXBpLnYxLkZvcndhcmRGcmFtZSgBMAESSwoIR2V0U3RhdHMSHi5kcm92ZXIuYXBpLnYxLkdldFN0YXRzUmVxdWVzdBofLmRyb3Zlci5hcGkudjEuR2V0U3RhdHNSZXNwb25zZRJdCg5FeHBsYWluU2FuZGJveBIkLmRyb3Zlci5hcGkudjEuRXhwbGFpblNhbmRib3hSZXF1ZXN0GiUuZHJvdmVyLmFwaS52MS5FeHBsYWluU2FuZGJveFJlc3BvbnNlEl0KDkNvbnRhaW5TYW5kYm94EiQuZHJvdmVyLmFwaS52MS5Db250YWluU2FuZGJveFJlcXVlc3QaJS5kcm92ZXIuYXBpLnYxLkNvbnRhaW5TYW5kYm94UmVzcG9uc2USXQoOUmVsZWFzZVNhbmRib3gSJC5kcm92ZXIuYXBpLnYxLlJlbGVhc2VTYW5kYm94UmVxdWVzdBolLmRyb3Zlci5hcGkudjEuQ29udGFpblNhbmRib3hSZXNwb25zZTKKAgoPSWRlbnRpdHlTZXJ2aWNlEl0KDkxpc3RJZGVudGl0aWVzEiQuZHJvdmVyLmFwaS52MS5MaXN0SWRlbnRpdGllc1JlcXVlc3QaJS5kcm92ZXIuYXBpLnYxLkxpc3RJZGVudGl0aWVzUmVzcG9uc2USSQoLR2V0SWRlbnRpdHkSIS5kcm92ZXIuYXBpLnYxLkdldElkZW50aXR5UmVxdWVzdBoXLmRyb3Zlci5hcGkudjEuSWRlbnRpdHkSTQoNRXZpY3RJZGVudGl0eRIjLmRyb3Zlci5hcGkudjEuRXZpY3RJZGVudGl0eVJlcXVlc3QaFy5kcm92ZXIuYXBpLnYxLklkZW50aXR5MrUECgtIb3N0U2VydmljZRJOCglMaXN0SG9zdHMSHy5kcm92ZXIuYXBpLnYxLkxpc3RIb3N0c1JlcXVlc3QaIC5kcm92ZXIuYXBpLnYxLkxpc3RIb3N0c1Jlc3BvbnNlEj0KB0dldEhvc3QSHS5kcm92ZXIuYXBpLnYxLkdldEhvc3RSZXF1ZXN0GhMuZHJvdmVyLmFwaS52MS5Ib3N0ElIKD0NyZWF0ZUpvaW5Ub2tlbhIlLmRyb3Zlci5hcGkudjEuQ3JlYXRlSm9pblRva2VuUmVxdWVzdBoYLmRyb3Zlci5hcGkudjEuSm9pblRva2VuElEKEVNldEhvc3RTY2hlZHVsaW5nEicuZHJvdmVyLmFwaS52MS5TZXRIb3N0U2NoZWR1bGluZ1JlcXVlc3QaEy5kcm92ZXIuYXBpLnYxLkhvc3QSTAoJRHJhaW5Ib3N0Eh8uZHJvdmVyLmFwaS52MS5EcmFpbkhvc3RSZXF1ZXN0GhwuZHJvdmVyLmFwaS52MS5EcmFpblByb2dyZXNzMAESUQoKUmVtb3ZlSG9zdBIgLmRyb3Zlci5hcGkudjEuUmVtb3ZlSG9zdFJlcXVlc3QaIS5kcm92ZXIuYXBpLnYxLlJlbW92ZUhvc3RSZXNwb25zZRJPCgxEaWFnbm9zZUhvc3QSIi5kcm92ZXIuYXBpLnYxLkRpYWdub3NlSG9zdFJlcXVlc3QaGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljczLfAgoMSW1hZ2VTZXJ2aWNlElAKCVB1bGxJbWFnZRIfLmRyb3Zlci5hcGkudjEuUHVsbEltYWdlUmVxdWVzdBogLmRyb3Zlci5hcGkudjEuUHVsbEltYWdlUmVzcG9uc2UwARJRCgpMaXN0SW1hZ2VzEiAuZHJvdmVyLmFwaS52MS5MaXN0SW1hZ2VzUmVxdWVzdBohLmRyb3Zlci5hcGkudjEuTGlzdEltYWdlc1Jlc3BvbnNlElQKC1JlbW92ZUltYWdlEiEuZHJvdmVyLmFwaS52MS5SZW1vdmVJbWFnZVJlcXVlc3QaIi5kcm92ZXIuYXBpLnYxLlJlbW92ZUltYWdlUmVzcG9uc2USVAoLUHJ1bmVJbWFnZXMSIS5kcm92ZXIuYXBpLnYxLlBydW5lSW1hZ2VzUmVxdWVzdBoiLmRyb3Zlci5hcGkudjEuUHJ1bmVJbWFnZXNSZXNwb25zZTKyAQoMRXZlbnRTZXJ2aWNlEkgKC1dhdGNoRXZlbnRzEiEuZHJvdmVyLmFwaS52MS5XYXRjaEV2ZW50c1JlcXVlc3QaFC5kcm92ZXIuYXBpLnYxLkV2ZW50MAESWAoOV2F0Y2hXb3JsZHZpZXcSJC5kcm92ZXIuYXBpLnYxLldhdGNoV29ybGR2aWV3UmVxdWVzdBoeLmRyb3Zlci5hcGkudjEuV29ybGR2aWV3VXBkYXRlMAEyVwoNU3lzdGVtU2VydmljZRJGCgpHZXRWZXJzaW9uEiAuZHJvdmVyLmFwaS52MS5HZXRWZXJzaW9uUmVxdWVzdBoWLmRyb3Zlci5hcGkudjEuVmVyc2lvbjJOCgtKb2luU2VydmljZRI/CgRKb2luEhouZHJvdmVyLmFwaS52MS5Kb2luUmVxdWVzdBobLmRyb3Zlci5hcGkudjEuSm9pblJlc3BvbnNlYgZwcm90bzM", [file_drover_link_v1_link, file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.api.v1.Sandbox
@@ -133,6 +133,23 @@ export type Sandbox = Message<"drover.api.v1.Sandbox"> & {
    * @generated from field: uint64 start_count = 22;
    */
   startCount: bigint;
+
+  /**
+   * @generated from field: drover.api.v1.IdentityStatus identity = 23;
+   */
+  identity?: IdentityStatus | undefined;
+
+  /**
+   * @generated from field: drover.api.v1.InitStatus init = 24;
+   */
+  init?: InitStatus | undefined;
+
+  /**
+   * What containment is in force or on its way.
+   *
+   * @generated from field: drover.api.v1.Containment containment = 25;
+   */
+  containment?: Containment | undefined;
 };
 
 /**
@@ -147,7 +164,7 @@ export const SandboxSchema: GenMessage<Sandbox> = /*@__PURE__*/
  */
 export type SessionStatus = Message<"drover.api.v1.SessionStatus"> & {
   /**
-   * none, connecting, connected, broken.
+   * none, connecting, connected, broken, failed.
    *
    * @generated from field: string state = 1;
    */
@@ -167,6 +184,23 @@ export type SessionStatus = Message<"drover.api.v1.SessionStatus"> & {
    * @generated from field: string last_error = 4;
    */
   lastError: string;
+
+  /**
+   * The CN and the thumbprint that the peer showed last.
+   *
+   * @generated from field: string peer_common_name = 5;
+   */
+  peerCommonName: string;
+
+  /**
+   * @generated from field: string peer_thumbprint = 6;
+   */
+  peerThumbprint: string;
+
+  /**
+   * @generated from field: string peer_address = 7;
+   */
+  peerAddress: string;
 };
 
 /**
@@ -175,6 +209,621 @@ export type SessionStatus = Message<"drover.api.v1.SessionStatus"> & {
  */
 export const SessionStatusSchema: GenMessage<SessionStatus> = /*@__PURE__*/
   messageDesc(file_drover_api_v1_api, 1);
+
+/**
+ * @generated from message drover.api.v1.IdentityStatus
+ */
+export type IdentityStatus = Message<"drover.api.v1.IdentityStatus"> & {
+  /**
+   * Empty while there is no registry row.
+   *
+   * @generated from field: string thumbprint = 1;
+   */
+  thumbprint: string;
+
+  /**
+   * @generated from field: string common_name = 2;
+   */
+  commonName: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp registered_at = 3;
+   */
+  registeredAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp last_seen_at = 4;
+   */
+  lastSeenAt?: Timestamp | undefined;
+
+  /**
+   * unknown, trusted, untrusted, revoked.
+   *
+   * @generated from field: string verdict = 5;
+   */
+  verdict: string;
+
+  /**
+   * For untrusted: `thumbprint-mismatch`, `certificate-invalid`, `cn-mismatch`, `peer-address-mismatch`, `register-failed`, `lookup-failed`.
+   *
+   * @generated from field: string reason = 6;
+   */
+  reason: string;
+
+  /**
+   * @generated from field: string message = 7;
+   */
+  message: string;
+};
+
+/**
+ * Describes the message drover.api.v1.IdentityStatus.
+ * Use `create(IdentityStatusSchema)` to create a new message.
+ */
+export const IdentityStatusSchema: GenMessage<IdentityStatus> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 2);
+
+/**
+ * @generated from message drover.api.v1.InitStatus
+ */
+export type InitStatus = Message<"drover.api.v1.InitStatus"> & {
+  /**
+   * none, running, completed, failed.
+   *
+   * @generated from field: string state = 1;
+   */
+  state: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp since = 2;
+   */
+  since?: Timestamp | undefined;
+
+  /**
+   * While it runs, or where it failed: 1 to `count`.
+   *
+   * @generated from field: uint32 step = 3;
+   */
+  step: number;
+
+  /**
+   * @generated from field: uint32 count = 4;
+   */
+  count: number;
+
+  /**
+   * @generated from field: string step_name = 5;
+   */
+  stepName: string;
+
+  /**
+   * For failed: `exit-code`, `timeout`, `spawn-failed`, `io-error`, `transport-error`, `protocol-error`, `identity-untrusted`.
+   *
+   * @generated from field: string reason = 6;
+   */
+  reason: string;
+
+  /**
+   * @generated from field: optional int32 exit_code = 7;
+   */
+  exitCode?: number | undefined;
+
+  /**
+   * The end of the failed step's stderr, at most 4 KiB.
+   *
+   * @generated from field: string stderr = 8;
+   */
+  stderr: string;
+};
+
+/**
+ * Describes the message drover.api.v1.InitStatus.
+ * Use `create(InitStatusSchema)` to create a new message.
+ */
+export const InitStatusSchema: GenMessage<InitStatus> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 3);
+
+/**
+ * @generated from message drover.api.v1.Containment
+ */
+export type Containment = Message<"drover.api.v1.Containment"> & {
+  /**
+   * @generated from field: bool network_cut = 1;
+   */
+  networkCut: boolean;
+
+  /**
+   * @generated from field: bool paused = 2;
+   */
+  paused: boolean;
+
+  /**
+   * @generated from field: bool killed = 3;
+   */
+  killed: boolean;
+
+  /**
+   * @generated from field: bool revoked = 4;
+   */
+  revoked: boolean;
+};
+
+/**
+ * Describes the message drover.api.v1.Containment.
+ * Use `create(ContainmentSchema)` to create a new message.
+ */
+export const ContainmentSchema: GenMessage<Containment> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 4);
+
+/**
+ * @generated from message drover.api.v1.ExplainSandboxRequest
+ */
+export type ExplainSandboxRequest = Message<"drover.api.v1.ExplainSandboxRequest"> & {
+  /**
+   * @generated from field: string sandbox = 1;
+   */
+  sandbox: string;
+};
+
+/**
+ * Describes the message drover.api.v1.ExplainSandboxRequest.
+ * Use `create(ExplainSandboxRequestSchema)` to create a new message.
+ */
+export const ExplainSandboxRequestSchema: GenMessage<ExplainSandboxRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 5);
+
+/**
+ * @generated from message drover.api.v1.ExplainSandboxResponse
+ */
+export type ExplainSandboxResponse = Message<"drover.api.v1.ExplainSandboxResponse"> & {
+  /**
+   * @generated from field: drover.api.v1.Sandbox sandbox = 1;
+   */
+  sandbox?: Sandbox | undefined;
+
+  /**
+   * @generated from field: repeated drover.api.v1.TrustCheck checks = 2;
+   */
+  checks: TrustCheck[];
+};
+
+/**
+ * Describes the message drover.api.v1.ExplainSandboxResponse.
+ * Use `create(ExplainSandboxResponseSchema)` to create a new message.
+ */
+export const ExplainSandboxResponseSchema: GenMessage<ExplainSandboxResponse> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 6);
+
+/**
+ * @generated from message drover.api.v1.TrustCheck
+ */
+export type TrustCheck = Message<"drover.api.v1.TrustCheck"> & {
+  /**
+   * chain, validity, eku, cn, san, thumbprint, registry, host, peer-address.
+   *
+   * @generated from field: string check = 1;
+   */
+  check: string;
+
+  /**
+   * @generated from field: drover.api.v1.TrustCheck.Verdict verdict = 2;
+   */
+  verdict: TrustCheck_Verdict;
+
+  /**
+   * @generated from field: string evidence = 3;
+   */
+  evidence: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp made_at = 4;
+   */
+  madeAt?: Timestamp | undefined;
+
+  /**
+   * Where it was made: `session`, `register`, `now`.
+   *
+   * @generated from field: string source = 5;
+   */
+  source: string;
+};
+
+/**
+ * Describes the message drover.api.v1.TrustCheck.
+ * Use `create(TrustCheckSchema)` to create a new message.
+ */
+export const TrustCheckSchema: GenMessage<TrustCheck> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 7);
+
+/**
+ * @generated from enum drover.api.v1.TrustCheck.Verdict
+ */
+export const TrustCheck_Verdict = {
+  /**
+   * @generated from enum value: VERDICT_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * @generated from enum value: VERDICT_PASS = 1;
+   */
+  PASS: 1,
+
+  /**
+   * @generated from enum value: VERDICT_FAIL = 2;
+   */
+  FAIL: 2,
+
+  /**
+   * It was never made, or could not be.
+   *
+   * @generated from enum value: VERDICT_UNKNOWN = 3;
+   */
+  UNKNOWN: 3,
+} as const;
+
+/**
+ * @generated from enum drover.api.v1.TrustCheck.Verdict
+ */
+export type TrustCheck_Verdict = (typeof TrustCheck_Verdict)[keyof typeof TrustCheck_Verdict] | UnknownEnum;
+
+/**
+ * Describes the enum drover.api.v1.TrustCheck.Verdict.
+ */
+export const TrustCheck_VerdictSchema: GenEnum<TrustCheck_Verdict> = /*@__PURE__*/
+  enumDesc(file_drover_api_v1_api, 7, 0);
+
+/**
+ * @generated from message drover.api.v1.ContainSandboxRequest
+ */
+export type ContainSandboxRequest = Message<"drover.api.v1.ContainSandboxRequest"> & {
+  /**
+   * @generated from field: string idempotency_key = 1;
+   */
+  idempotencyKey: string;
+
+  /**
+   * @generated from field: string sandbox = 2;
+   */
+  sandbox: string;
+
+  /**
+   * @generated from field: drover.api.v1.Containment actions = 3;
+   */
+  actions?: Containment | undefined;
+};
+
+/**
+ * Describes the message drover.api.v1.ContainSandboxRequest.
+ * Use `create(ContainSandboxRequestSchema)` to create a new message.
+ */
+export const ContainSandboxRequestSchema: GenMessage<ContainSandboxRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 8);
+
+/**
+ * @generated from message drover.api.v1.ReleaseSandboxRequest
+ */
+export type ReleaseSandboxRequest = Message<"drover.api.v1.ReleaseSandboxRequest"> & {
+  /**
+   * @generated from field: string idempotency_key = 1;
+   */
+  idempotencyKey: string;
+
+  /**
+   * @generated from field: string sandbox = 2;
+   */
+  sandbox: string;
+
+  /**
+   * None set: everything that is in force.
+   *
+   * @generated from field: drover.api.v1.Containment actions = 3;
+   */
+  actions?: Containment | undefined;
+};
+
+/**
+ * Describes the message drover.api.v1.ReleaseSandboxRequest.
+ * Use `create(ReleaseSandboxRequestSchema)` to create a new message.
+ */
+export const ReleaseSandboxRequestSchema: GenMessage<ReleaseSandboxRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 9);
+
+/**
+ * @generated from message drover.api.v1.ContainSandboxResponse
+ */
+export type ContainSandboxResponse = Message<"drover.api.v1.ContainSandboxResponse"> & {
+  /**
+   * @generated from field: drover.api.v1.Sandbox sandbox = 1;
+   */
+  sandbox?: Sandbox | undefined;
+
+  /**
+   * @generated from field: repeated drover.api.v1.ContainmentResult results = 2;
+   */
+  results: ContainmentResult[];
+};
+
+/**
+ * Describes the message drover.api.v1.ContainSandboxResponse.
+ * Use `create(ContainSandboxResponseSchema)` to create a new message.
+ */
+export const ContainSandboxResponseSchema: GenMessage<ContainSandboxResponse> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 10);
+
+/**
+ * @generated from message drover.api.v1.ContainmentResult
+ */
+export type ContainmentResult = Message<"drover.api.v1.ContainmentResult"> & {
+  /**
+   * cut-network, pause, kill, revoke.
+   *
+   * @generated from field: string action = 1;
+   */
+  action: string;
+
+  /**
+   * False: stored, and done as soon as the host is back.
+   *
+   * @generated from field: bool done = 2;
+   */
+  done: boolean;
+
+  /**
+   * @generated from field: string message = 3;
+   */
+  message: string;
+};
+
+/**
+ * Describes the message drover.api.v1.ContainmentResult.
+ * Use `create(ContainmentResultSchema)` to create a new message.
+ */
+export const ContainmentResultSchema: GenMessage<ContainmentResult> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 11);
+
+/**
+ * @generated from message drover.api.v1.Identity
+ */
+export type Identity = Message<"drover.api.v1.Identity"> & {
+  /**
+   * @generated from field: string sandbox_id = 1;
+   */
+  sandboxId: string;
+
+  /**
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * @generated from field: string common_name = 4;
+   */
+  commonName: string;
+
+  /**
+   * @generated from field: string thumbprint = 5;
+   */
+  thumbprint: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp registered_at = 6;
+   */
+  registeredAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp last_seen_at = 7;
+   */
+  lastSeenAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message drover.api.v1.Identity.
+ * Use `create(IdentitySchema)` to create a new message.
+ */
+export const IdentitySchema: GenMessage<Identity> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 12);
+
+/**
+ * @generated from message drover.api.v1.ListIdentitiesRequest
+ */
+export type ListIdentitiesRequest = Message<"drover.api.v1.ListIdentitiesRequest"> & {
+};
+
+/**
+ * Describes the message drover.api.v1.ListIdentitiesRequest.
+ * Use `create(ListIdentitiesRequestSchema)` to create a new message.
+ */
+export const ListIdentitiesRequestSchema: GenMessage<ListIdentitiesRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 13);
+
+/**
+ * @generated from message drover.api.v1.ListIdentitiesResponse
+ */
+export type ListIdentitiesResponse = Message<"drover.api.v1.ListIdentitiesResponse"> & {
+  /**
+   * Sorted by project and name (I-10).
+   *
+   * @generated from field: repeated drover.api.v1.Identity identities = 1;
+   */
+  identities: Identity[];
+};
+
+/**
+ * Describes the message drover.api.v1.ListIdentitiesResponse.
+ * Use `create(ListIdentitiesResponseSchema)` to create a new message.
+ */
+export const ListIdentitiesResponseSchema: GenMessage<ListIdentitiesResponse> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 14);
+
+/**
+ * @generated from message drover.api.v1.GetIdentityRequest
+ */
+export type GetIdentityRequest = Message<"drover.api.v1.GetIdentityRequest"> & {
+  /**
+   * A sandbox by id, `name` or `project/name`, or a thumbprint.
+   *
+   * @generated from field: string identity = 1;
+   */
+  identity: string;
+};
+
+/**
+ * Describes the message drover.api.v1.GetIdentityRequest.
+ * Use `create(GetIdentityRequestSchema)` to create a new message.
+ */
+export const GetIdentityRequestSchema: GenMessage<GetIdentityRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 15);
+
+/**
+ * @generated from message drover.api.v1.EvictIdentityRequest
+ */
+export type EvictIdentityRequest = Message<"drover.api.v1.EvictIdentityRequest"> & {
+  /**
+   * @generated from field: string idempotency_key = 1;
+   */
+  idempotencyKey: string;
+
+  /**
+   * @generated from field: string identity = 2;
+   */
+  identity: string;
+};
+
+/**
+ * Describes the message drover.api.v1.EvictIdentityRequest.
+ * Use `create(EvictIdentityRequestSchema)` to create a new message.
+ */
+export const EvictIdentityRequestSchema: GenMessage<EvictIdentityRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 16);
+
+/**
+ * @generated from message drover.api.v1.WatchWorldviewRequest
+ */
+export type WatchWorldviewRequest = Message<"drover.api.v1.WatchWorldviewRequest"> & {
+  /**
+   * 0: begins with a snapshot; otherwise goes on after this event.
+   *
+   * @generated from field: uint64 after_id = 1;
+   */
+  afterId: bigint;
+
+  /**
+   * A sandbox id; empty: all.
+   *
+   * @generated from field: string sandbox = 2;
+   */
+  sandbox: string;
+
+  /**
+   * False ends after the snapshot.
+   *
+   * @generated from field: bool follow = 3;
+   */
+  follow: boolean;
+};
+
+/**
+ * Describes the message drover.api.v1.WatchWorldviewRequest.
+ * Use `create(WatchWorldviewRequestSchema)` to create a new message.
+ */
+export const WatchWorldviewRequestSchema: GenMessage<WatchWorldviewRequest> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 17);
+
+/**
+ * @generated from message drover.api.v1.WorldviewUpdate
+ */
+export type WorldviewUpdate = Message<"drover.api.v1.WorldviewUpdate"> & {
+  /**
+   * @generated from oneof drover.api.v1.WorldviewUpdate.update
+   */
+  update: {
+    /**
+     * The first of a snapshot's pages says the event that it stands at; later events follow it.
+     *
+     * @generated from field: drover.api.v1.WorldviewPage page = 1;
+     */
+    value: WorldviewPage;
+    case: "page";
+  } | {
+    /**
+     * @generated from field: drover.api.v1.Event event = 2;
+     */
+    value: Event;
+    case: "event";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message drover.api.v1.WorldviewUpdate.
+ * Use `create(WorldviewUpdateSchema)` to create a new message.
+ */
+export const WorldviewUpdateSchema: GenMessage<WorldviewUpdate> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 18);
+
+/**
+ * @generated from message drover.api.v1.WorldviewPage
+ */
+export type WorldviewPage = Message<"drover.api.v1.WorldviewPage"> & {
+  /**
+   * @generated from field: uint64 at_event_id = 1;
+   */
+  atEventId: bigint;
+
+  /**
+   * @generated from field: repeated drover.api.v1.SandboxView sandboxes = 2;
+   */
+  sandboxes: SandboxView[];
+
+  /**
+   * @generated from field: bool last = 3;
+   */
+  last: boolean;
+};
+
+/**
+ * Describes the message drover.api.v1.WorldviewPage.
+ * Use `create(WorldviewPageSchema)` to create a new message.
+ */
+export const WorldviewPageSchema: GenMessage<WorldviewPage> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 19);
+
+/**
+ * @generated from message drover.api.v1.SandboxView
+ */
+export type SandboxView = Message<"drover.api.v1.SandboxView"> & {
+  /**
+   * @generated from field: string sandbox_id = 1;
+   */
+  sandboxId: string;
+
+  /**
+   * @generated from field: drover.api.v1.SessionStatus session = 2;
+   */
+  session?: SessionStatus | undefined;
+
+  /**
+   * @generated from field: drover.api.v1.IdentityStatus identity = 3;
+   */
+  identity?: IdentityStatus | undefined;
+
+  /**
+   * @generated from field: drover.api.v1.InitStatus init = 4;
+   */
+  init?: InitStatus | undefined;
+};
+
+/**
+ * Describes the message drover.api.v1.SandboxView.
+ * Use `create(SandboxViewSchema)` to create a new message.
+ */
+export const SandboxViewSchema: GenMessage<SandboxView> = /*@__PURE__*/
+  messageDesc(file_drover_api_v1_api, 20);
 
 /**
  * @generated from message drover.api.v1.CreateSandboxRequest
@@ -222,7 +871,7 @@ export type CreateSandboxRequest = Message<"drover.api.v1.CreateSandboxRequest">
  * Use `create(CreateSandboxRequestSchema)` to create a new message.
  */
 export const CreateSandboxRequestSchema: GenMessage<CreateSandboxRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 2);
+  messageDesc(file_drover_api_v1_api, 21);
 
 /**
  * A sandbox by id, `name` or `project/name`.
@@ -241,7 +890,7 @@ export type GetSandboxRequest = Message<"drover.api.v1.GetSandboxRequest"> & {
  * Use `create(GetSandboxRequestSchema)` to create a new message.
  */
 export const GetSandboxRequestSchema: GenMessage<GetSandboxRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 3);
+  messageDesc(file_drover_api_v1_api, 22);
 
 /**
  * @generated from message drover.api.v1.ListSandboxesRequest
@@ -287,7 +936,7 @@ export type ListSandboxesRequest = Message<"drover.api.v1.ListSandboxesRequest">
  * Use `create(ListSandboxesRequestSchema)` to create a new message.
  */
 export const ListSandboxesRequestSchema: GenMessage<ListSandboxesRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 4);
+  messageDesc(file_drover_api_v1_api, 23);
 
 /**
  * @generated from message drover.api.v1.ListSandboxesResponse
@@ -309,7 +958,7 @@ export type ListSandboxesResponse = Message<"drover.api.v1.ListSandboxesResponse
  * Use `create(ListSandboxesResponseSchema)` to create a new message.
  */
 export const ListSandboxesResponseSchema: GenMessage<ListSandboxesResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 5);
+  messageDesc(file_drover_api_v1_api, 24);
 
 /**
  * @generated from message drover.api.v1.SetDesiredStateRequest
@@ -343,7 +992,7 @@ export type SetDesiredStateRequest = Message<"drover.api.v1.SetDesiredStateReque
  * Use `create(SetDesiredStateRequestSchema)` to create a new message.
  */
 export const SetDesiredStateRequestSchema: GenMessage<SetDesiredStateRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 6);
+  messageDesc(file_drover_api_v1_api, 25);
 
 /**
  * @generated from message drover.api.v1.WaitSandboxRequest
@@ -372,7 +1021,7 @@ export type WaitSandboxRequest = Message<"drover.api.v1.WaitSandboxRequest"> & {
  * Use `create(WaitSandboxRequestSchema)` to create a new message.
  */
 export const WaitSandboxRequestSchema: GenMessage<WaitSandboxRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 7);
+  messageDesc(file_drover_api_v1_api, 26);
 
 /**
  * @generated from message drover.api.v1.ExecRequest
@@ -419,7 +1068,7 @@ export type ExecRequest = Message<"drover.api.v1.ExecRequest"> & {
  * Use `create(ExecRequestSchema)` to create a new message.
  */
 export const ExecRequestSchema: GenMessage<ExecRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 8);
+  messageDesc(file_drover_api_v1_api, 27);
 
 /**
  * @generated from message drover.api.v1.ExecOpen
@@ -490,7 +1139,7 @@ export type ExecOpen = Message<"drover.api.v1.ExecOpen"> & {
  * Use `create(ExecOpenSchema)` to create a new message.
  */
 export const ExecOpenSchema: GenMessage<ExecOpen> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 9);
+  messageDesc(file_drover_api_v1_api, 28);
 
 /**
  * @generated from message drover.api.v1.TerminalSize
@@ -512,7 +1161,7 @@ export type TerminalSize = Message<"drover.api.v1.TerminalSize"> & {
  * Use `create(TerminalSizeSchema)` to create a new message.
  */
 export const TerminalSizeSchema: GenMessage<TerminalSize> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 10);
+  messageDesc(file_drover_api_v1_api, 29);
 
 /**
  * @generated from message drover.api.v1.ExecResponse
@@ -547,7 +1196,7 @@ export type ExecResponse = Message<"drover.api.v1.ExecResponse"> & {
  * Use `create(ExecResponseSchema)` to create a new message.
  */
 export const ExecResponseSchema: GenMessage<ExecResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 11);
+  messageDesc(file_drover_api_v1_api, 30);
 
 /**
  * @generated from message drover.api.v1.ExecStarted
@@ -574,7 +1223,7 @@ export type ExecStarted = Message<"drover.api.v1.ExecStarted"> & {
  * Use `create(ExecStartedSchema)` to create a new message.
  */
 export const ExecStartedSchema: GenMessage<ExecStarted> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 12);
+  messageDesc(file_drover_api_v1_api, 31);
 
 /**
  * @generated from message drover.api.v1.ExecOutput
@@ -601,7 +1250,7 @@ export type ExecOutput = Message<"drover.api.v1.ExecOutput"> & {
  * Use `create(ExecOutputSchema)` to create a new message.
  */
 export const ExecOutputSchema: GenMessage<ExecOutput> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 13);
+  messageDesc(file_drover_api_v1_api, 32);
 
 /**
  * @generated from message drover.api.v1.ExecExit
@@ -623,7 +1272,7 @@ export type ExecExit = Message<"drover.api.v1.ExecExit"> & {
  * Use `create(ExecExitSchema)` to create a new message.
  */
 export const ExecExitSchema: GenMessage<ExecExit> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 14);
+  messageDesc(file_drover_api_v1_api, 33);
 
 /**
  * @generated from message drover.api.v1.LogsRequest
@@ -650,7 +1299,7 @@ export type LogsRequest = Message<"drover.api.v1.LogsRequest"> & {
  * Use `create(LogsRequestSchema)` to create a new message.
  */
 export const LogsRequestSchema: GenMessage<LogsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 15);
+  messageDesc(file_drover_api_v1_api, 34);
 
 /**
  * @generated from message drover.api.v1.LogChunk
@@ -677,7 +1326,7 @@ export type LogChunk = Message<"drover.api.v1.LogChunk"> & {
  * Use `create(LogChunkSchema)` to create a new message.
  */
 export const LogChunkSchema: GenMessage<LogChunk> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 16);
+  messageDesc(file_drover_api_v1_api, 35);
 
 /**
  * @generated from message drover.api.v1.CopyInRequest
@@ -706,7 +1355,7 @@ export type CopyInRequest = Message<"drover.api.v1.CopyInRequest"> & {
  * Use `create(CopyInRequestSchema)` to create a new message.
  */
 export const CopyInRequestSchema: GenMessage<CopyInRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 17);
+  messageDesc(file_drover_api_v1_api, 36);
 
 /**
  * @generated from message drover.api.v1.CopyTarget
@@ -728,7 +1377,7 @@ export type CopyTarget = Message<"drover.api.v1.CopyTarget"> & {
  * Use `create(CopyTargetSchema)` to create a new message.
  */
 export const CopyTargetSchema: GenMessage<CopyTarget> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 18);
+  messageDesc(file_drover_api_v1_api, 37);
 
 /**
  * @generated from message drover.api.v1.CopyInResponse
@@ -750,7 +1399,7 @@ export type CopyInResponse = Message<"drover.api.v1.CopyInResponse"> & {
  * Use `create(CopyInResponseSchema)` to create a new message.
  */
 export const CopyInResponseSchema: GenMessage<CopyInResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 19);
+  messageDesc(file_drover_api_v1_api, 38);
 
 /**
  * @generated from message drover.api.v1.CopyOutRequest
@@ -772,7 +1421,7 @@ export type CopyOutRequest = Message<"drover.api.v1.CopyOutRequest"> & {
  * Use `create(CopyOutRequestSchema)` to create a new message.
  */
 export const CopyOutRequestSchema: GenMessage<CopyOutRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 20);
+  messageDesc(file_drover_api_v1_api, 39);
 
 /**
  * @generated from message drover.api.v1.CopyOutResponse
@@ -789,7 +1438,7 @@ export type CopyOutResponse = Message<"drover.api.v1.CopyOutResponse"> & {
  * Use `create(CopyOutResponseSchema)` to create a new message.
  */
 export const CopyOutResponseSchema: GenMessage<CopyOutResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 21);
+  messageDesc(file_drover_api_v1_api, 40);
 
 /**
  * @generated from message drover.api.v1.ForwardFrame
@@ -826,7 +1475,7 @@ export type ForwardFrame = Message<"drover.api.v1.ForwardFrame"> & {
  * Use `create(ForwardFrameSchema)` to create a new message.
  */
 export const ForwardFrameSchema: GenMessage<ForwardFrame> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 22);
+  messageDesc(file_drover_api_v1_api, 41);
 
 /**
  * @generated from message drover.api.v1.ForwardTarget
@@ -848,7 +1497,7 @@ export type ForwardTarget = Message<"drover.api.v1.ForwardTarget"> & {
  * Use `create(ForwardTargetSchema)` to create a new message.
  */
 export const ForwardTargetSchema: GenMessage<ForwardTarget> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 23);
+  messageDesc(file_drover_api_v1_api, 42);
 
 /**
  * @generated from message drover.api.v1.GetStatsRequest
@@ -874,7 +1523,7 @@ export type GetStatsRequest = Message<"drover.api.v1.GetStatsRequest"> & {
  * Use `create(GetStatsRequestSchema)` to create a new message.
  */
 export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 24);
+  messageDesc(file_drover_api_v1_api, 43);
 
 /**
  * @generated from message drover.api.v1.GetStatsResponse
@@ -900,7 +1549,7 @@ export type GetStatsResponse = Message<"drover.api.v1.GetStatsResponse"> & {
  * Use `create(GetStatsResponseSchema)` to create a new message.
  */
 export const GetStatsResponseSchema: GenMessage<GetStatsResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 25);
+  messageDesc(file_drover_api_v1_api, 44);
 
 /**
  * @generated from message drover.api.v1.SandboxUsage
@@ -975,7 +1624,7 @@ export type SandboxUsage = Message<"drover.api.v1.SandboxUsage"> & {
  * Use `create(SandboxUsageSchema)` to create a new message.
  */
 export const SandboxUsageSchema: GenMessage<SandboxUsage> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 26);
+  messageDesc(file_drover_api_v1_api, 45);
 
 /**
  * @generated from message drover.api.v1.Host
@@ -1069,7 +1718,7 @@ export type Host = Message<"drover.api.v1.Host"> & {
  * Use `create(HostSchema)` to create a new message.
  */
 export const HostSchema: GenMessage<Host> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 27);
+  messageDesc(file_drover_api_v1_api, 46);
 
 /**
  * @generated from message drover.api.v1.ListHostsRequest
@@ -1086,7 +1735,7 @@ export type ListHostsRequest = Message<"drover.api.v1.ListHostsRequest"> & {
  * Use `create(ListHostsRequestSchema)` to create a new message.
  */
 export const ListHostsRequestSchema: GenMessage<ListHostsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 28);
+  messageDesc(file_drover_api_v1_api, 47);
 
 /**
  * @generated from message drover.api.v1.ListHostsResponse
@@ -1103,7 +1752,7 @@ export type ListHostsResponse = Message<"drover.api.v1.ListHostsResponse"> & {
  * Use `create(ListHostsResponseSchema)` to create a new message.
  */
 export const ListHostsResponseSchema: GenMessage<ListHostsResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 29);
+  messageDesc(file_drover_api_v1_api, 48);
 
 /**
  * A host by id or name.
@@ -1122,7 +1771,7 @@ export type GetHostRequest = Message<"drover.api.v1.GetHostRequest"> & {
  * Use `create(GetHostRequestSchema)` to create a new message.
  */
 export const GetHostRequestSchema: GenMessage<GetHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 30);
+  messageDesc(file_drover_api_v1_api, 49);
 
 /**
  * @generated from message drover.api.v1.CreateJoinTokenRequest
@@ -1160,7 +1809,7 @@ export type CreateJoinTokenRequest = Message<"drover.api.v1.CreateJoinTokenReque
  * Use `create(CreateJoinTokenRequestSchema)` to create a new message.
  */
 export const CreateJoinTokenRequestSchema: GenMessage<CreateJoinTokenRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 31);
+  messageDesc(file_drover_api_v1_api, 50);
 
 /**
  * @generated from message drover.api.v1.JoinToken
@@ -1194,7 +1843,7 @@ export type JoinToken = Message<"drover.api.v1.JoinToken"> & {
  * Use `create(JoinTokenSchema)` to create a new message.
  */
 export const JoinTokenSchema: GenMessage<JoinToken> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 32);
+  messageDesc(file_drover_api_v1_api, 51);
 
 /**
  * @generated from message drover.api.v1.SetHostSchedulingRequest
@@ -1223,7 +1872,7 @@ export type SetHostSchedulingRequest = Message<"drover.api.v1.SetHostSchedulingR
  * Use `create(SetHostSchedulingRequestSchema)` to create a new message.
  */
 export const SetHostSchedulingRequestSchema: GenMessage<SetHostSchedulingRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 33);
+  messageDesc(file_drover_api_v1_api, 52);
 
 /**
  * @generated from message drover.api.v1.DrainHostRequest
@@ -1252,7 +1901,7 @@ export type DrainHostRequest = Message<"drover.api.v1.DrainHostRequest"> & {
  * Use `create(DrainHostRequestSchema)` to create a new message.
  */
 export const DrainHostRequestSchema: GenMessage<DrainHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 34);
+  messageDesc(file_drover_api_v1_api, 53);
 
 /**
  * @generated from message drover.api.v1.DrainProgress
@@ -1284,7 +1933,7 @@ export type DrainProgress = Message<"drover.api.v1.DrainProgress"> & {
  * Use `create(DrainProgressSchema)` to create a new message.
  */
 export const DrainProgressSchema: GenMessage<DrainProgress> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 35);
+  messageDesc(file_drover_api_v1_api, 54);
 
 /**
  * @generated from message drover.api.v1.RemoveHostRequest
@@ -1313,7 +1962,7 @@ export type RemoveHostRequest = Message<"drover.api.v1.RemoveHostRequest"> & {
  * Use `create(RemoveHostRequestSchema)` to create a new message.
  */
 export const RemoveHostRequestSchema: GenMessage<RemoveHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 36);
+  messageDesc(file_drover_api_v1_api, 55);
 
 /**
  * @generated from message drover.api.v1.RemoveHostResponse
@@ -1326,7 +1975,7 @@ export type RemoveHostResponse = Message<"drover.api.v1.RemoveHostResponse"> & {
  * Use `create(RemoveHostResponseSchema)` to create a new message.
  */
 export const RemoveHostResponseSchema: GenMessage<RemoveHostResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 37);
+  messageDesc(file_drover_api_v1_api, 56);
 
 /**
  * @generated from message drover.api.v1.DiagnoseHostRequest
@@ -1343,7 +1992,7 @@ export type DiagnoseHostRequest = Message<"drover.api.v1.DiagnoseHostRequest"> &
  * Use `create(DiagnoseHostRequestSchema)` to create a new message.
  */
 export const DiagnoseHostRequestSchema: GenMessage<DiagnoseHostRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 38);
+  messageDesc(file_drover_api_v1_api, 57);
 
 /**
  * @generated from message drover.api.v1.PullImageRequest
@@ -1370,7 +2019,7 @@ export type PullImageRequest = Message<"drover.api.v1.PullImageRequest"> & {
  * Use `create(PullImageRequestSchema)` to create a new message.
  */
 export const PullImageRequestSchema: GenMessage<PullImageRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 39);
+  messageDesc(file_drover_api_v1_api, 58);
 
 /**
  * @generated from message drover.api.v1.PullImageResponse
@@ -1419,7 +2068,7 @@ export type PullImageResponse = Message<"drover.api.v1.PullImageResponse"> & {
  * Use `create(PullImageResponseSchema)` to create a new message.
  */
 export const PullImageResponseSchema: GenMessage<PullImageResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 40);
+  messageDesc(file_drover_api_v1_api, 59);
 
 /**
  * @generated from message drover.api.v1.ListImagesRequest
@@ -1436,7 +2085,7 @@ export type ListImagesRequest = Message<"drover.api.v1.ListImagesRequest"> & {
  * Use `create(ListImagesRequestSchema)` to create a new message.
  */
 export const ListImagesRequestSchema: GenMessage<ListImagesRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 41);
+  messageDesc(file_drover_api_v1_api, 60);
 
 /**
  * @generated from message drover.api.v1.HostImage
@@ -1463,7 +2112,7 @@ export type HostImage = Message<"drover.api.v1.HostImage"> & {
  * Use `create(HostImageSchema)` to create a new message.
  */
 export const HostImageSchema: GenMessage<HostImage> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 42);
+  messageDesc(file_drover_api_v1_api, 61);
 
 /**
  * @generated from message drover.api.v1.ListImagesResponse
@@ -1487,7 +2136,7 @@ export type ListImagesResponse = Message<"drover.api.v1.ListImagesResponse"> & {
  * Use `create(ListImagesResponseSchema)` to create a new message.
  */
 export const ListImagesResponseSchema: GenMessage<ListImagesResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 43);
+  messageDesc(file_drover_api_v1_api, 62);
 
 /**
  * @generated from message drover.api.v1.HostFailure
@@ -1514,7 +2163,7 @@ export type HostFailure = Message<"drover.api.v1.HostFailure"> & {
  * Use `create(HostFailureSchema)` to create a new message.
  */
 export const HostFailureSchema: GenMessage<HostFailure> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 44);
+  messageDesc(file_drover_api_v1_api, 63);
 
 /**
  * @generated from message drover.api.v1.RemoveImageRequest
@@ -1536,7 +2185,7 @@ export type RemoveImageRequest = Message<"drover.api.v1.RemoveImageRequest"> & {
  * Use `create(RemoveImageRequestSchema)` to create a new message.
  */
 export const RemoveImageRequestSchema: GenMessage<RemoveImageRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 45);
+  messageDesc(file_drover_api_v1_api, 64);
 
 /**
  * @generated from message drover.api.v1.RemoveImageResponse
@@ -1553,7 +2202,7 @@ export type RemoveImageResponse = Message<"drover.api.v1.RemoveImageResponse"> &
  * Use `create(RemoveImageResponseSchema)` to create a new message.
  */
 export const RemoveImageResponseSchema: GenMessage<RemoveImageResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 46);
+  messageDesc(file_drover_api_v1_api, 65);
 
 /**
  * @generated from message drover.api.v1.PruneImagesRequest
@@ -1575,7 +2224,7 @@ export type PruneImagesRequest = Message<"drover.api.v1.PruneImagesRequest"> & {
  * Use `create(PruneImagesRequestSchema)` to create a new message.
  */
 export const PruneImagesRequestSchema: GenMessage<PruneImagesRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 47);
+  messageDesc(file_drover_api_v1_api, 66);
 
 /**
  * @generated from message drover.api.v1.PruneImagesResponse
@@ -1602,7 +2251,7 @@ export type PruneImagesResponse = Message<"drover.api.v1.PruneImagesResponse"> &
  * Use `create(PruneImagesResponseSchema)` to create a new message.
  */
 export const PruneImagesResponseSchema: GenMessage<PruneImagesResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 48);
+  messageDesc(file_drover_api_v1_api, 67);
 
 /**
  * @generated from message drover.api.v1.WatchEventsRequest
@@ -1653,7 +2302,7 @@ export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
  * Use `create(WatchEventsRequestSchema)` to create a new message.
  */
 export const WatchEventsRequestSchema: GenMessage<WatchEventsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 49);
+  messageDesc(file_drover_api_v1_api, 68);
 
 /**
  * @generated from message drover.api.v1.Event
@@ -1708,7 +2357,7 @@ export type Event = Message<"drover.api.v1.Event"> & {
  * Use `create(EventSchema)` to create a new message.
  */
 export const EventSchema: GenMessage<Event> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 50);
+  messageDesc(file_drover_api_v1_api, 69);
 
 /**
  * @generated from message drover.api.v1.GetVersionRequest
@@ -1721,7 +2370,7 @@ export type GetVersionRequest = Message<"drover.api.v1.GetVersionRequest"> & {
  * Use `create(GetVersionRequestSchema)` to create a new message.
  */
 export const GetVersionRequestSchema: GenMessage<GetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 51);
+  messageDesc(file_drover_api_v1_api, 70);
 
 /**
  * @generated from message drover.api.v1.Version
@@ -1753,7 +2402,7 @@ export type Version = Message<"drover.api.v1.Version"> & {
  * Use `create(VersionSchema)` to create a new message.
  */
 export const VersionSchema: GenMessage<Version> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 52);
+  messageDesc(file_drover_api_v1_api, 71);
 
 /**
  * @generated from message drover.api.v1.JoinRequest
@@ -1789,7 +2438,7 @@ export type JoinRequest = Message<"drover.api.v1.JoinRequest"> & {
  * Use `create(JoinRequestSchema)` to create a new message.
  */
 export const JoinRequestSchema: GenMessage<JoinRequest> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 53);
+  messageDesc(file_drover_api_v1_api, 72);
 
 /**
  * @generated from message drover.api.v1.JoinResponse
@@ -1828,7 +2477,7 @@ export type JoinResponse = Message<"drover.api.v1.JoinResponse"> & {
  * Use `create(JoinResponseSchema)` to create a new message.
  */
 export const JoinResponseSchema: GenMessage<JoinResponse> = /*@__PURE__*/
-  messageDesc(file_drover_api_v1_api, 54);
+  messageDesc(file_drover_api_v1_api, 73);
 
 /**
  * States of a host (L-25).
@@ -1985,8 +2634,73 @@ export const SandboxService: GenService<{
     input: typeof GetStatsRequestSchema;
     output: typeof GetStatsResponseSchema;
   },
+  /**
+   * Every trust check that there is, with its evidence, its verdict and when it was last made.
+   *
+   * @generated from rpc drover.api.v1.SandboxService.ExplainSandbox
+   */
+  explainSandbox: {
+    methodKind: "unary";
+    input: typeof ExplainSandboxRequestSchema;
+    output: typeof ExplainSandboxResponseSchema;
+  },
+  /**
+   * I-4. Answers when the host has done it, as far as it is connected; what is stored is done when it comes back.
+   *
+   * @generated from rpc drover.api.v1.SandboxService.ContainSandbox
+   */
+  containSandbox: {
+    methodKind: "unary";
+    input: typeof ContainSandboxRequestSchema;
+    output: typeof ContainSandboxResponseSchema;
+  },
+  /**
+   * Undoes containment.
+   *
+   * @generated from rpc drover.api.v1.SandboxService.ReleaseSandbox
+   */
+  releaseSandbox: {
+    methodKind: "unary";
+    input: typeof ReleaseSandboxRequestSchema;
+    output: typeof ContainSandboxResponseSchema;
+  },
 }> = /*@__PURE__*/
   serviceDesc(file_drover_api_v1_api, 0);
+
+/**
+ * The registry of sandbox identities (spec 2, I-7 to I-12).
+ *
+ * @generated from service drover.api.v1.IdentityService
+ */
+export const IdentityService: GenService<{
+  /**
+   * @generated from rpc drover.api.v1.IdentityService.ListIdentities
+   */
+  listIdentities: {
+    methodKind: "unary";
+    input: typeof ListIdentitiesRequestSchema;
+    output: typeof ListIdentitiesResponseSchema;
+  },
+  /**
+   * @generated from rpc drover.api.v1.IdentityService.GetIdentity
+   */
+  getIdentity: {
+    methodKind: "unary";
+    input: typeof GetIdentityRequestSchema;
+    output: typeof IdentitySchema;
+  },
+  /**
+   * Takes the row away and ends the session; the sandbox registers again at its next start.
+   *
+   * @generated from rpc drover.api.v1.IdentityService.EvictIdentity
+   */
+  evictIdentity: {
+    methodKind: "unary";
+    input: typeof EvictIdentityRequestSchema;
+    output: typeof IdentitySchema;
+  },
+}> = /*@__PURE__*/
+  serviceDesc(file_drover_api_v1_api, 1);
 
 /**
  * @generated from service drover.api.v1.HostService
@@ -2049,7 +2763,7 @@ export const HostService: GenService<{
     output: typeof DiagnosticsSchema;
   },
 }> = /*@__PURE__*/
-  serviceDesc(file_drover_api_v1_api, 1);
+  serviceDesc(file_drover_api_v1_api, 2);
 
 /**
  * @generated from service drover.api.v1.ImageService
@@ -2090,7 +2804,7 @@ export const ImageService: GenService<{
     output: typeof PruneImagesResponseSchema;
   },
 }> = /*@__PURE__*/
-  serviceDesc(file_drover_api_v1_api, 2);
+  serviceDesc(file_drover_api_v1_api, 3);
 
 /**
  * @generated from service drover.api.v1.EventService
@@ -2106,8 +2820,18 @@ export const EventService: GenService<{
     input: typeof WatchEventsRequestSchema;
     output: typeof EventSchema;
   },
+  /**
+   * What is true now, then every later event that changes it (I-35).
+   *
+   * @generated from rpc drover.api.v1.EventService.WatchWorldview
+   */
+  watchWorldview: {
+    methodKind: "server_streaming";
+    input: typeof WatchWorldviewRequestSchema;
+    output: typeof WorldviewUpdateSchema;
+  },
 }> = /*@__PURE__*/
-  serviceDesc(file_drover_api_v1_api, 3);
+  serviceDesc(file_drover_api_v1_api, 4);
 
 /**
  * @generated from service drover.api.v1.SystemService
@@ -2122,7 +2846,7 @@ export const SystemService: GenService<{
     output: typeof VersionSchema;
   },
 }> = /*@__PURE__*/
-  serviceDesc(file_drover_api_v1_api, 4);
+  serviceDesc(file_drover_api_v1_api, 5);
 
 /**
  * Called by a host that has no certificate yet; a join token is the only credential (L-1).
@@ -2139,5 +2863,5 @@ export const JoinService: GenService<{
     output: typeof JoinResponseSchema;
   },
 }> = /*@__PURE__*/
-  serviceDesc(file_drover_api_v1_api, 5);
+  serviceDesc(file_drover_api_v1_api, 6);
 

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/init/v1/init.proto.
  */
 export const file_drover_init_v1_init: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvaW5pdC92MS9pbml0LnByb3RvEg5kcm92ZXIuaW5pdC52MSKJAgoOU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAQSJgoFaGVsbG8YAiABKAsyFS5kcm92ZXIuaW5pdC52MS5IZWxsb0gAEjEKC2FnZW50X3JlYWR5GAMgASgLMhouZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeUgAEiwKCHNodXRkb3duGAQgASgLMhguZHJvdmVyLmluaXQudjEuU2h1dGRvd25IABIxCgtzaWduYWxfbWFpbhgFIAEoCzIaLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5IABIkCgRwaW5nGAYgASgLMhQuZHJvdmVyLmluaXQudjEuUGluZ0gAQgkKB3BheWxvYWQijwMKD1Nlc3Npb25SZXNwb25zZRIKCgJpZBgBIAEoBBIoCgVlcnJvchgCIAEoCzIZLmRyb3Zlci5pbml0LnYxLkluaXRFcnJvchItCgloZWxsb19hY2sYAyABKAsyGC5kcm92ZXIuaW5pdC52MS5IZWxsb0Fja0gAEjoKEGFnZW50X3JlYWR5X2RvbmUYBCABKAsyHi5kcm92ZXIuaW5pdC52MS5BZ2VudFJlYWR5RG9uZUgAEjsKEHNodXRkb3duX3N0YXJ0ZWQYBSABKAsyHy5kcm92ZXIuaW5pdC52MS5TaHV0ZG93blN0YXJ0ZWRIABI6ChBzaWduYWxfbWFpbl9kb25lGAYgASgLMh4uZHJvdmVyLmluaXQudjEuU2lnbmFsTWFpbkRvbmVIABIkCgRwb25nGAcgASgLMhQuZHJvdmVyLmluaXQudjEuUG9uZ0gAEjEKC21haW5fZXhpdGVkGAggASgLMhouZHJvdmVyLmluaXQudjEuTWFpbkV4aXRlZEgAQgkKB3BheWxvYWQiKgoJSW5pdEVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgVIZWxsbxIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YASABKAkSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKCEhlbGxvQWNrEhIKCnNhbmRib3hfaWQYASABKAkSFAoMaW5pdF92ZXJzaW9uGAIgASgJEg8KB2Jvb3RfaWQYAyABKAkSJwoEbWFpbhgEIAEoCzIZLmRyb3Zlci5pbml0LnYxLk1haW5TdGF0ZRISCgpzdGVwc19kb25lGAUgAygJIs4BCglNYWluU3RhdGUSLgoFcGhhc2UYASABKA4yHy5kcm92ZXIuaW5pdC52MS5NYWluU3RhdGUuUGhhc2USCwoDcGlkGAIgASgNEigKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIloKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfTk9UX1NUQVJURUQQARIRCg1QSEFTRV9SVU5OSU5HEAISEAoMUEhBU0VfRVhJVEVEEAMiDAoKQWdlbnRSZWFkeSJSCg5BZ2VudFJlYWR5RG9uZRInCgRtYWluGAEgASgLMhkuZHJvdmVyLmluaXQudjEuTWFpblN0YXRlEhcKD2FscmVhZHlfc3RhcnRlZBgCIAEoCCIcCghTaHV0ZG93bhIQCghncmFjZV9tcxgBIAEoDSIRCg9TaHV0ZG93blN0YXJ0ZWQiHAoKU2lnbmFsTWFpbhIOCgZzaWduYWwYASABKAkiEAoOU2lnbmFsTWFpbkRvbmUiBgoEUGluZyIGCgRQb25nIjYKCk1haW5FeGl0ZWQSKAoEZXhpdBgBIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXMiUgoKRXhpdFN0YXR1cxIMCgRjb2RlGAEgASgFEg4KBnNpZ25hbBgCIAEoCRImCgJhdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi1AEKC0V4ZWNSZXF1ZXN0EioKBXN0YXJ0GAEgASgLMhkuZHJvdmVyLmluaXQudjEuRXhlY1N0YXJ0SAASLAoGYXR0YWNoGAIgASgLMhouZHJvdmVyLmluaXQudjEuRXhlY0F0dGFjaEgAEg8KBXN0ZGluGAMgASgMSAASEwoJc3RkaW5fZW9mGAQgASgISAASKAoGcmVzaXplGAUgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplSAASEAoGc2lnbmFsGAYgASgJSABCCQoHcGF5bG9hZCKdAQoJRXhlY1N0YXJ0Eg8KB2V4ZWNfaWQYASABKAkSDAoEYXJndhgCIAMoCRILCgNlbnYYAyADKAkSDwoHd29ya2RpchgEIAEoCRIMCgR1c2VyGAUgASgJEhAKCHRlcm1pbmFsGAYgASgIEiQKBHNpemUYByABKAsyFi5kcm92ZXIuaW5pdC52MS5SZXNpemUSDQoFc3RkaW4YCCABKAgiaQoKRXhlY0F0dGFjaBIPCgdleGVjX2lkGAEgASgJEhQKDGFmdGVyX29mZnNldBgCIAEoBBIOCgZyZXBsYXkYAyABKAgSJAoEc2l6ZRgEIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZSInCgZSZXNpemUSDAoEcm93cxgBIAEoDRIPCgdjb2x1bW5zGAIgASgNIqMBCgxFeGVjUmVzcG9uc2USLgoHc3RhcnRlZBgBIAEoCzIbLmRyb3Zlci5pbml0LnYxLkV4ZWNTdGFydGVkSAASLAoGb3V0cHV0GAIgASgLMhouZHJvdmVyLmluaXQudjEuRXhlY091dHB1dEgAEioKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzSABCCQoHcGF5bG9hZCJECgtFeGVjU3RhcnRlZBIPCgdleGVjX2lkGAEgASgJEgsKA3BpZBgCIAEoDRIXCg90cnVuY2F0ZWRfYnl0ZXMYAyABKAQiOgoKRXhlY091dHB1dBIOCgZzdGRlcnIYASABKAgSDAoEZGF0YRgCIAEoDBIOCgZvZmZzZXQYAyABKAQiMQoLTG9nc1JlcXVlc3QSDgoGZm9sbG93GAEgASgIEhIKCnRhaWxfbGluZXMYAiABKAQiUgoITG9nQ2h1bmsSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOQoNQ29weUluUmVxdWVzdBIOCgRwYXRoGAEgASgJSAASDQoDdGFyGAIgASgMSABCCQoHcGF5bG9hZCIwCg5Db3B5SW5SZXNwb25zZRIPCgdlbnRyaWVzGAEgASgEEg0KBWJ5dGVzGAIgASgEIh4KDkNvcHlPdXRSZXF1ZXN0EgwKBHBhdGgYASABKAkiHgoPQ29weU91dFJlc3BvbnNlEgsKA3RhchgBIAEoDCJICgxGb3J3YXJkRnJhbWUSDgoEcG9ydBgBIAEoDUgAEg4KBGRhdGEYAiABKAxIABINCgNlb2YYAyABKAhIAEIJCgdwYXlsb2FkMskDCgtJbml0U2VydmljZRJOCgdTZXNzaW9uEh4uZHJvdmVyLmluaXQudjEuU2Vzc2lvblJlcXVlc3QaHy5kcm92ZXIuaW5pdC52MS5TZXNzaW9uUmVzcG9uc2UoATABEkUKBEV4ZWMSGy5kcm92ZXIuaW5pdC52MS5FeGVjUmVxdWVzdBocLmRyb3Zlci5pbml0LnYxLkV4ZWNSZXNwb25zZSgBMAESPwoETG9ncxIbLmRyb3Zlci5pbml0LnYxLkxvZ3NSZXF1ZXN0GhguZHJvdmVyLmluaXQudjEuTG9nQ2h1bmswARJJCgZDb3B5SW4SHS5kcm92ZXIuaW5pdC52MS5Db3B5SW5SZXF1ZXN0Gh4uZHJvdmVyLmluaXQudjEuQ29weUluUmVzcG9uc2UoARJMCgdDb3B5T3V0Eh4uZHJvdmVyLmluaXQudjEuQ29weU91dFJlcXVlc3QaHy5kcm92ZXIuaW5pdC52MS5Db3B5T3V0UmVzcG9uc2UwARJJCgdGb3J3YXJkEhwuZHJvdmVyLmluaXQudjEuRm9yd2FyZEZyYW1lGhwuZHJvdmVyLmluaXQudjEuRm9yd2FyZEZyYW1lKAEwAWIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvaW5pdC92MS9pbml0LnByb3RvEg5kcm92ZXIuaW5pdC52MSK4AwoOU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAQSJgoFaGVsbG8YAiABKAsyFS5kcm92ZXIuaW5pdC52MS5IZWxsb0gAEjEKC2FnZW50X3JlYWR5GAMgASgLMhouZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeUgAEiwKCHNodXRkb3duGAQgASgLMhguZHJvdmVyLmluaXQudjEuU2h1dGRvd25IABIxCgtzaWduYWxfbWFpbhgFIAEoCzIaLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5IABIkCgRwaW5nGAYgASgLMhQuZHJvdmVyLmluaXQudjEuUGluZ0gAEj0KEXJlZ2lzdGVyX3JlcXVpcmVkGAcgASgLMiAuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJSZXF1aXJlZEgAEisKCHJ1bl9zdGVwGAggASgLMhcuZHJvdmVyLmluaXQudjEuUnVuU3RlcEgAEkEKE2luc3RhbGxfY2VydGlmaWNhdGUYCSABKAsyIi5kcm92ZXIuaW5pdC52MS5JbnN0YWxsQ2VydGlmaWNhdGVIAEIJCgdwYXlsb2FkIqgFCg9TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKAQSKAoFZXJyb3IYAiABKAsyGS5kcm92ZXIuaW5pdC52MS5Jbml0RXJyb3ISLQoJaGVsbG9fYWNrGAMgASgLMhguZHJvdmVyLmluaXQudjEuSGVsbG9BY2tIABI6ChBhZ2VudF9yZWFkeV9kb25lGAQgASgLMh4uZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeURvbmVIABI7ChBzaHV0ZG93bl9zdGFydGVkGAUgASgLMh8uZHJvdmVyLmluaXQudjEuU2h1dGRvd25TdGFydGVkSAASOgoQc2lnbmFsX21haW5fZG9uZRgGIAEoCzIeLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5Eb25lSAASJAoEcG9uZxgHIAEoCzIULmRyb3Zlci5pbml0LnYxLlBvbmdIABIxCgttYWluX2V4aXRlZBgIIAEoCzIaLmRyb3Zlci5pbml0LnYxLk1haW5FeGl0ZWRIABI1Cg1yZWdpc3Rlcl9kb25lGAkgASgLMhwuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJEb25lSAASMwoMc3RlcF9zdGFydGVkGAogASgLMhsuZHJvdmVyLmluaXQudjEuU3RlcFN0YXJ0ZWRIABIxCgtzdGVwX291dHB1dBgLIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBPdXRwdXRIABIxCgtzdGVwX2V4aXRlZBgMIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBFeGl0ZWRIABJFChVjZXJ0aWZpY2F0ZV9pbnN0YWxsZWQYDSABKAsyJC5kcm92ZXIuaW5pdC52MS5DZXJ0aWZpY2F0ZUluc3RhbGxlZEgAQgkKB3BheWxvYWQiKgoJSW5pdEVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgVIZWxsbxIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YASABKAkSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKCEhlbGxvQWNrEhIKCnNhbmRib3hfaWQYASABKAkSFAoMaW5pdF92ZXJzaW9uGAIgASgJEg8KB2Jvb3RfaWQYAyABKAkSJwoEbWFpbhgEIAEoCzIZLmRyb3Zlci5pbml0LnYxLk1haW5TdGF0ZRISCgpzdGVwc19kb25lGAUgAygJIs4BCglNYWluU3RhdGUSLgoFcGhhc2UYASABKA4yHy5kcm92ZXIuaW5pdC52MS5NYWluU3RhdGUuUGhhc2USCwoDcGlkGAIgASgNEigKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIloKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfTk9UX1NUQVJURUQQARIRCg1QSEFTRV9SVU5OSU5HEAISEAoMUEhBU0VfRVhJVEVEEAMiDAoKQWdlbnRSZWFkeSJSCg5BZ2VudFJlYWR5RG9uZRInCgRtYWluGAEgASgLMhkuZHJvdmVyLmluaXQudjEuTWFpblN0YXRlEhcKD2FscmVhZHlfc3RhcnRlZBgCIAEoCCIcCghTaHV0ZG93bhIQCghncmFjZV9tcxgBIAEoDSIRCg9TaHV0ZG93blN0YXJ0ZWQiHAoKU2lnbmFsTWFpbhIOCgZzaWduYWwYASABKAkiEAoOU2lnbmFsTWFpbkRvbmUiBgoEUGluZyIGCgRQb25nIjAKEFJlZ2lzdGVyUmVxdWlyZWQSHAoPYm9vdHN0cmFwX3Rva2VuGAEgASgJQgOAAQEiDgoMUmVnaXN0ZXJEb25lIocBCgdSdW5TdGVwEgwKBG5hbWUYASABKAkSDAoEYXJndhgCIAMoCRIMCgR1c2VyGAMgASgJEg8KB3dvcmtkaXIYBCABKAkSCwoDZW52GAUgAygJEhIKBXN0ZGluGAYgASgMQgOAAQESEgoKdGltZW91dF9tcxgHIAEoDRIMCgRvbmNlGAggASgIIjUKCkNvbmZpZ1N0ZXASJwoFZmlsZXMYASADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZSI3CghTdGVwRmlsZRIMCgRwYXRoGAEgASgJEg8KB2NvbnRlbnQYAiABKAwSDAoEbW9kZRgDIAEoDSKbAQoHR2l0U3RlcBIzCgZjb25maWcYASADKAsyIy5kcm92ZXIuaW5pdC52MS5HaXRTdGVwLkNvbmZpZ0VudHJ5EiwKBmNsb25lcxgCIAMoCzIcLmRyb3Zlci5pbml0LnYxLkdpdENsb25lU3RlcBotCgtDb25maWdFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIjYKDEdpdENsb25lU3RlcBILCgN1cmwYASABKAkSDAoEcGF0aBgCIAEoCRILCgNyZWYYAyABKAkiVgoHU3NoU3RlcBITCgtrbm93bl9ob3N0cxgBIAMoCRImCgRrZXlzGAIgAygLMhguZHJvdmVyLmluaXQudjEuU3RlcEZpbGUSDgoGY29uZmlnGAMgASgJIh4KDFBvc3RJbml0U3RlcBIOCgZzY3JpcHQYASABKAkiKgoLU3RlcFN0YXJ0ZWQSCwoDcGlkGAEgASgNEg4KBmpvaW5lZBgCIAEoCCIqCgpTdGVwT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMIkkKClN0ZXBFeGl0ZWQSKAoEZXhpdBgBIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXMSEQoJdGltZWRfb3V0GAIgASgIIi0KEkluc3RhbGxDZXJ0aWZpY2F0ZRIXCg9jZXJ0aWZpY2F0ZV9wZW0YASABKAkiFgoUQ2VydGlmaWNhdGVJbnN0YWxsZWQiNgoKTWFpbkV4aXRlZBIoCgRleGl0GAEgASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cyJSCgpFeGl0U3RhdHVzEgwKBGNvZGUYASABKAUSDgoGc2lnbmFsGAIgASgJEiYKAmF0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLUAQoLRXhlY1JlcXVlc3QSKgoFc3RhcnQYASABKAsyGS5kcm92ZXIuaW5pdC52MS5FeGVjU3RhcnRIABIsCgZhdHRhY2gYAiABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGVjQXR0YWNoSAASDwoFc3RkaW4YAyABKAxIABITCglzdGRpbl9lb2YYBCABKAhIABIoCgZyZXNpemUYBSABKAsyFi5kcm92ZXIuaW5pdC52MS5SZXNpemVIABIQCgZzaWduYWwYBiABKAlIAEIJCgdwYXlsb2FkIp0BCglFeGVjU3RhcnQSDwoHZXhlY19pZBgBIAEoCRIMCgRhcmd2GAIgAygJEgsKA2VudhgDIAMoCRIPCgd3b3JrZGlyGAQgASgJEgwKBHVzZXIYBSABKAkSEAoIdGVybWluYWwYBiABKAgSJAoEc2l6ZRgHIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZRINCgVzdGRpbhgIIAEoCCJpCgpFeGVjQXR0YWNoEg8KB2V4ZWNfaWQYASABKAkSFAoMYWZ0ZXJfb2Zmc2V0GAIgASgEEg4KBnJlcGxheRgDIAEoCBIkCgRzaXplGAQgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplIicKBlJlc2l6ZRIMCgRyb3dzGAEgASgNEg8KB2NvbHVtbnMYAiABKA0iowEKDEV4ZWNSZXNwb25zZRIuCgdzdGFydGVkGAEgASgLMhsuZHJvdmVyLmluaXQudjEuRXhlY1N0YXJ0ZWRIABIsCgZvdXRwdXQYAiABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGVjT3V0cHV0SAASKgoEZXhpdBgDIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXNIAEIJCgdwYXlsb2FkIkQKC0V4ZWNTdGFydGVkEg8KB2V4ZWNfaWQYASABKAkSCwoDcGlkGAIgASgNEhcKD3RydW5jYXRlZF9ieXRlcxgDIAEoBCI6CgpFeGVjT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEg4KBm9mZnNldBgDIAEoBCIxCgtMb2dzUmVxdWVzdBIOCgZmb2xsb3cYASABKAgSEgoKdGFpbF9saW5lcxgCIAEoBCJSCghMb2dDaHVuaxIOCgZzdGRlcnIYASABKAgSDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI5Cg1Db3B5SW5SZXF1ZXN0Eg4KBHBhdGgYASABKAlIABINCgN0YXIYAiABKAxIAEIJCgdwYXlsb2FkIjAKDkNvcHlJblJlc3BvbnNlEg8KB2VudHJpZXMYASABKAQSDQoFYnl0ZXMYAiABKAQiHgoOQ29weU91dFJlcXVlc3QSDAoEcGF0aBgBIAEoCSIeCg9Db3B5T3V0UmVzcG9uc2USCwoDdGFyGAEgASgMIkgKDEZvcndhcmRGcmFtZRIOCgRwb3J0GAEgASgNSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VvZhgDIAEoCEgAQgkKB3BheWxvYWQyyQMKC0luaXRTZXJ2aWNlEk4KB1Nlc3Npb24SHi5kcm92ZXIuaW5pdC52MS5TZXNzaW9uUmVxdWVzdBofLmRyb3Zlci5pbml0LnYxLlNlc3Npb25SZXNwb25zZSgBMAESRQoERXhlYxIbLmRyb3Zlci5pbml0LnYxLkV4ZWNSZXF1ZXN0GhwuZHJvdmVyLmluaXQudjEuRXhlY1Jlc3BvbnNlKAEwARI/CgRMb2dzEhsuZHJvdmVyLmluaXQudjEuTG9nc1JlcXVlc3QaGC5kcm92ZXIuaW5pdC52MS5Mb2dDaHVuazABEkkKBkNvcHlJbhIdLmRyb3Zlci5pbml0LnYxLkNvcHlJblJlcXVlc3QaHi5kcm92ZXIuaW5pdC52MS5Db3B5SW5SZXNwb25zZSgBEkwKB0NvcHlPdXQSHi5kcm92ZXIuaW5pdC52MS5Db3B5T3V0UmVxdWVzdBofLmRyb3Zlci5pbml0LnYxLkNvcHlPdXRSZXNwb25zZTABEkkKB0ZvcndhcmQSHC5kcm92ZXIuaW5pdC52MS5Gb3J3YXJkRnJhbWUaHC5kcm92ZXIuaW5pdC52MS5Gb3J3YXJkRnJhbWUoATABYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.init.v1.SessionRequest
@@ -64,6 +64,30 @@ export type SessionRequest = Message<"drover.init.v1.SessionRequest"> & {
      */
     value: Ping;
     case: "ping";
+  } | {
+    /**
+     * Has init call Register on the control plane's sandbox-facing listener (I-13).
+     *
+     * @generated from field: drover.init.v1.RegisterRequired register_required = 7;
+     */
+    value: RegisterRequired;
+    case: "registerRequired";
+  } | {
+    /**
+     * Runs one step of the init plan (I-29); answered by StepStarted, StepOutput and, in the end, StepExited.
+     *
+     * @generated from field: drover.init.v1.RunStep run_step = 8;
+     */
+    value: RunStep;
+    case: "runStep";
+  } | {
+    /**
+     * A renewed certificate for the key that init has (I-6).
+     *
+     * @generated from field: drover.init.v1.InstallCertificate install_certificate = 9;
+     */
+    value: InstallCertificate;
+    case: "installCertificate";
   } | { case: undefined; value?: undefined };
 };
 
@@ -133,6 +157,36 @@ export type SessionResponse = Message<"drover.init.v1.SessionResponse"> & {
      */
     value: MainExited;
     case: "mainExited";
+  } | {
+    /**
+     * @generated from field: drover.init.v1.RegisterDone register_done = 9;
+     */
+    value: RegisterDone;
+    case: "registerDone";
+  } | {
+    /**
+     * @generated from field: drover.init.v1.StepStarted step_started = 10;
+     */
+    value: StepStarted;
+    case: "stepStarted";
+  } | {
+    /**
+     * @generated from field: drover.init.v1.StepOutput step_output = 11;
+     */
+    value: StepOutput;
+    case: "stepOutput";
+  } | {
+    /**
+     * @generated from field: drover.init.v1.StepExited step_exited = 12;
+     */
+    value: StepExited;
+    case: "stepExited";
+  } | {
+    /**
+     * @generated from field: drover.init.v1.CertificateInstalled certificate_installed = 13;
+     */
+    value: CertificateInstalled;
+    case: "certificateInstalled";
   } | { case: undefined; value?: undefined };
 };
 
@@ -415,6 +469,347 @@ export const PongSchema: GenMessage<Pong> = /*@__PURE__*/
   messageDesc(file_drover_init_v1_init, 13);
 
 /**
+ * @generated from message drover.init.v1.RegisterRequired
+ */
+export type RegisterRequired = Message<"drover.init.v1.RegisterRequired"> & {
+  /**
+   * A fresh single-use token, when the one that the start was given is spent; empty: use that one.
+   *
+   * @generated from field: string bootstrap_token = 1;
+   */
+  bootstrapToken: string;
+};
+
+/**
+ * Describes the message drover.init.v1.RegisterRequired.
+ * Use `create(RegisterRequiredSchema)` to create a new message.
+ */
+export const RegisterRequiredSchema: GenMessage<RegisterRequired> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 14);
+
+/**
+ * Init's own word that it was let in. The control plane looks into the registry, and believes that.
+ *
+ * @generated from message drover.init.v1.RegisterDone
+ */
+export type RegisterDone = Message<"drover.init.v1.RegisterDone"> & {
+};
+
+/**
+ * Describes the message drover.init.v1.RegisterDone.
+ * Use `create(RegisterDoneSchema)` to create a new message.
+ */
+export const RegisterDoneSchema: GenMessage<RegisterDone> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 15);
+
+/**
+ * @generated from message drover.init.v1.RunStep
+ */
+export type RunStep = Message<"drover.init.v1.RunStep"> & {
+  /**
+   * Unique within the plan: `config`, `git`, `ssh`, `post-init`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * `drover-step NAME` is init's own program for the built-in steps, which needs nothing of the image.
+   *
+   * @generated from field: repeated string argv = 2;
+   */
+  argv: string[];
+
+  /**
+   * As a spec's user; empty is the main process's.
+   *
+   * @generated from field: string user = 3;
+   */
+  user: string;
+
+  /**
+   * Empty is the main process's.
+   *
+   * @generated from field: string workdir = 4;
+   */
+  workdir: string;
+
+  /**
+   * @generated from field: repeated string env = 5;
+   */
+  env: string[];
+
+  /**
+   * All of the step's stdin, which is closed behind it.
+   *
+   * @generated from field: bytes stdin = 6;
+   */
+  stdin: Uint8Array;
+
+  /**
+   * SIGKILL to the step's process group after this. Milliseconds.
+   *
+   * @generated from field: uint32 timeout_ms = 7;
+   */
+  timeoutMs: number;
+
+  /**
+   * At most once per start of the sandbox (I-32): while it runs, another session joins it; when it has ended, its end is told again.
+   *
+   * @generated from field: bool once = 8;
+   */
+  once: boolean;
+};
+
+/**
+ * Describes the message drover.init.v1.RunStep.
+ * Use `create(RunStepSchema)` to create a new message.
+ */
+export const RunStepSchema: GenMessage<RunStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 16);
+
+/**
+ * What the built-in steps read from stdin, binary. Secrets are resolved. Paths are absolute or below the user's home.
+ *
+ * @generated from message drover.init.v1.ConfigStep
+ */
+export type ConfigStep = Message<"drover.init.v1.ConfigStep"> & {
+  /**
+   * @generated from field: repeated drover.init.v1.StepFile files = 1;
+   */
+  files: StepFile[];
+};
+
+/**
+ * Describes the message drover.init.v1.ConfigStep.
+ * Use `create(ConfigStepSchema)` to create a new message.
+ */
+export const ConfigStepSchema: GenMessage<ConfigStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 17);
+
+/**
+ * @generated from message drover.init.v1.StepFile
+ */
+export type StepFile = Message<"drover.init.v1.StepFile"> & {
+  /**
+   * @generated from field: string path = 1;
+   */
+  path: string;
+
+  /**
+   * @generated from field: bytes content = 2;
+   */
+  content: Uint8Array;
+
+  /**
+   * @generated from field: uint32 mode = 3;
+   */
+  mode: number;
+};
+
+/**
+ * Describes the message drover.init.v1.StepFile.
+ * Use `create(StepFileSchema)` to create a new message.
+ */
+export const StepFileSchema: GenMessage<StepFile> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 18);
+
+/**
+ * @generated from message drover.init.v1.GitStep
+ */
+export type GitStep = Message<"drover.init.v1.GitStep"> & {
+  /**
+   * @generated from field: map<string, string> config = 1;
+   */
+  config: { [key: string]: string };
+
+  /**
+   * @generated from field: repeated drover.init.v1.GitCloneStep clones = 2;
+   */
+  clones: GitCloneStep[];
+};
+
+/**
+ * Describes the message drover.init.v1.GitStep.
+ * Use `create(GitStepSchema)` to create a new message.
+ */
+export const GitStepSchema: GenMessage<GitStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 19);
+
+/**
+ * @generated from message drover.init.v1.GitCloneStep
+ */
+export type GitCloneStep = Message<"drover.init.v1.GitCloneStep"> & {
+  /**
+   * @generated from field: string url = 1;
+   */
+  url: string;
+
+  /**
+   * @generated from field: string path = 2;
+   */
+  path: string;
+
+  /**
+   * @generated from field: string ref = 3;
+   */
+  ref: string;
+};
+
+/**
+ * Describes the message drover.init.v1.GitCloneStep.
+ * Use `create(GitCloneStepSchema)` to create a new message.
+ */
+export const GitCloneStepSchema: GenMessage<GitCloneStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 20);
+
+/**
+ * @generated from message drover.init.v1.SshStep
+ */
+export type SshStep = Message<"drover.init.v1.SshStep"> & {
+  /**
+   * @generated from field: repeated string known_hosts = 1;
+   */
+  knownHosts: string[];
+
+  /**
+   * @generated from field: repeated drover.init.v1.StepFile keys = 2;
+   */
+  keys: StepFile[];
+
+  /**
+   * @generated from field: string config = 3;
+   */
+  config: string;
+};
+
+/**
+ * Describes the message drover.init.v1.SshStep.
+ * Use `create(SshStepSchema)` to create a new message.
+ */
+export const SshStepSchema: GenMessage<SshStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 21);
+
+/**
+ * @generated from message drover.init.v1.PostInitStep
+ */
+export type PostInitStep = Message<"drover.init.v1.PostInitStep"> & {
+  /**
+   * @generated from field: string script = 1;
+   */
+  script: string;
+};
+
+/**
+ * Describes the message drover.init.v1.PostInitStep.
+ * Use `create(PostInitStepSchema)` to create a new message.
+ */
+export const PostInitStepSchema: GenMessage<PostInitStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 22);
+
+/**
+ * @generated from message drover.init.v1.StepStarted
+ */
+export type StepStarted = Message<"drover.init.v1.StepStarted"> & {
+  /**
+   * @generated from field: uint32 pid = 1;
+   */
+  pid: number;
+
+  /**
+   * An earlier session began it.
+   *
+   * @generated from field: bool joined = 2;
+   */
+  joined: boolean;
+};
+
+/**
+ * Describes the message drover.init.v1.StepStarted.
+ * Use `create(StepStartedSchema)` to create a new message.
+ */
+export const StepStartedSchema: GenMessage<StepStarted> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 23);
+
+/**
+ * @generated from message drover.init.v1.StepOutput
+ */
+export type StepOutput = Message<"drover.init.v1.StepOutput"> & {
+  /**
+   * @generated from field: bool stderr = 1;
+   */
+  stderr: boolean;
+
+  /**
+   * @generated from field: bytes data = 2;
+   */
+  data: Uint8Array;
+};
+
+/**
+ * Describes the message drover.init.v1.StepOutput.
+ * Use `create(StepOutputSchema)` to create a new message.
+ */
+export const StepOutputSchema: GenMessage<StepOutput> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 24);
+
+/**
+ * @generated from message drover.init.v1.StepExited
+ */
+export type StepExited = Message<"drover.init.v1.StepExited"> & {
+  /**
+   * @generated from field: drover.init.v1.ExitStatus exit = 1;
+   */
+  exit?: ExitStatus | undefined;
+
+  /**
+   * @generated from field: bool timed_out = 2;
+   */
+  timedOut: boolean;
+};
+
+/**
+ * Describes the message drover.init.v1.StepExited.
+ * Use `create(StepExitedSchema)` to create a new message.
+ */
+export const StepExitedSchema: GenMessage<StepExited> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 25);
+
+/**
+ * @generated from message drover.init.v1.InstallCertificate
+ */
+export type InstallCertificate = Message<"drover.init.v1.InstallCertificate"> & {
+  /**
+   * Leaf first. PEM.
+   *
+   * @generated from field: string certificate_pem = 1;
+   */
+  certificatePem: string;
+};
+
+/**
+ * Describes the message drover.init.v1.InstallCertificate.
+ * Use `create(InstallCertificateSchema)` to create a new message.
+ */
+export const InstallCertificateSchema: GenMessage<InstallCertificate> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 26);
+
+/**
+ * New connections are answered with the new certificate.
+ *
+ * @generated from message drover.init.v1.CertificateInstalled
+ */
+export type CertificateInstalled = Message<"drover.init.v1.CertificateInstalled"> & {
+};
+
+/**
+ * Describes the message drover.init.v1.CertificateInstalled.
+ * Use `create(CertificateInstalledSchema)` to create a new message.
+ */
+export const CertificateInstalledSchema: GenMessage<CertificateInstalled> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 27);
+
+/**
  * @generated from message drover.init.v1.MainExited
  */
 export type MainExited = Message<"drover.init.v1.MainExited"> & {
@@ -429,7 +824,7 @@ export type MainExited = Message<"drover.init.v1.MainExited"> & {
  * Use `create(MainExitedSchema)` to create a new message.
  */
 export const MainExitedSchema: GenMessage<MainExited> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 14);
+  messageDesc(file_drover_init_v1_init, 28);
 
 /**
  * @generated from message drover.init.v1.ExitStatus
@@ -460,7 +855,7 @@ export type ExitStatus = Message<"drover.init.v1.ExitStatus"> & {
  * Use `create(ExitStatusSchema)` to create a new message.
  */
 export const ExitStatusSchema: GenMessage<ExitStatus> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 15);
+  messageDesc(file_drover_init_v1_init, 29);
 
 /**
  * @generated from message drover.init.v1.ExecRequest
@@ -515,7 +910,7 @@ export type ExecRequest = Message<"drover.init.v1.ExecRequest"> & {
  * Use `create(ExecRequestSchema)` to create a new message.
  */
 export const ExecRequestSchema: GenMessage<ExecRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 16);
+  messageDesc(file_drover_init_v1_init, 30);
 
 /**
  * @generated from message drover.init.v1.ExecStart
@@ -571,7 +966,7 @@ export type ExecStart = Message<"drover.init.v1.ExecStart"> & {
  * Use `create(ExecStartSchema)` to create a new message.
  */
 export const ExecStartSchema: GenMessage<ExecStart> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 17);
+  messageDesc(file_drover_init_v1_init, 31);
 
 /**
  * @generated from message drover.init.v1.ExecAttach
@@ -607,7 +1002,7 @@ export type ExecAttach = Message<"drover.init.v1.ExecAttach"> & {
  * Use `create(ExecAttachSchema)` to create a new message.
  */
 export const ExecAttachSchema: GenMessage<ExecAttach> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 18);
+  messageDesc(file_drover_init_v1_init, 32);
 
 /**
  * @generated from message drover.init.v1.Resize
@@ -629,7 +1024,7 @@ export type Resize = Message<"drover.init.v1.Resize"> & {
  * Use `create(ResizeSchema)` to create a new message.
  */
 export const ResizeSchema: GenMessage<Resize> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 19);
+  messageDesc(file_drover_init_v1_init, 33);
 
 /**
  * @generated from message drover.init.v1.ExecResponse
@@ -664,7 +1059,7 @@ export type ExecResponse = Message<"drover.init.v1.ExecResponse"> & {
  * Use `create(ExecResponseSchema)` to create a new message.
  */
 export const ExecResponseSchema: GenMessage<ExecResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 20);
+  messageDesc(file_drover_init_v1_init, 34);
 
 /**
  * @generated from message drover.init.v1.ExecStarted
@@ -693,7 +1088,7 @@ export type ExecStarted = Message<"drover.init.v1.ExecStarted"> & {
  * Use `create(ExecStartedSchema)` to create a new message.
  */
 export const ExecStartedSchema: GenMessage<ExecStarted> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 21);
+  messageDesc(file_drover_init_v1_init, 35);
 
 /**
  * @generated from message drover.init.v1.ExecOutput
@@ -722,7 +1117,7 @@ export type ExecOutput = Message<"drover.init.v1.ExecOutput"> & {
  * Use `create(ExecOutputSchema)` to create a new message.
  */
 export const ExecOutputSchema: GenMessage<ExecOutput> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 22);
+  messageDesc(file_drover_init_v1_init, 36);
 
 /**
  * @generated from message drover.init.v1.LogsRequest
@@ -746,7 +1141,7 @@ export type LogsRequest = Message<"drover.init.v1.LogsRequest"> & {
  * Use `create(LogsRequestSchema)` to create a new message.
  */
 export const LogsRequestSchema: GenMessage<LogsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 23);
+  messageDesc(file_drover_init_v1_init, 37);
 
 /**
  * @generated from message drover.init.v1.LogChunk
@@ -773,7 +1168,7 @@ export type LogChunk = Message<"drover.init.v1.LogChunk"> & {
  * Use `create(LogChunkSchema)` to create a new message.
  */
 export const LogChunkSchema: GenMessage<LogChunk> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 24);
+  messageDesc(file_drover_init_v1_init, 38);
 
 /**
  * @generated from message drover.init.v1.CopyInRequest
@@ -804,7 +1199,7 @@ export type CopyInRequest = Message<"drover.init.v1.CopyInRequest"> & {
  * Use `create(CopyInRequestSchema)` to create a new message.
  */
 export const CopyInRequestSchema: GenMessage<CopyInRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 25);
+  messageDesc(file_drover_init_v1_init, 39);
 
 /**
  * @generated from message drover.init.v1.CopyInResponse
@@ -826,7 +1221,7 @@ export type CopyInResponse = Message<"drover.init.v1.CopyInResponse"> & {
  * Use `create(CopyInResponseSchema)` to create a new message.
  */
 export const CopyInResponseSchema: GenMessage<CopyInResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 26);
+  messageDesc(file_drover_init_v1_init, 40);
 
 /**
  * @generated from message drover.init.v1.CopyOutRequest
@@ -843,7 +1238,7 @@ export type CopyOutRequest = Message<"drover.init.v1.CopyOutRequest"> & {
  * Use `create(CopyOutRequestSchema)` to create a new message.
  */
 export const CopyOutRequestSchema: GenMessage<CopyOutRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 27);
+  messageDesc(file_drover_init_v1_init, 41);
 
 /**
  * @generated from message drover.init.v1.CopyOutResponse
@@ -860,7 +1255,7 @@ export type CopyOutResponse = Message<"drover.init.v1.CopyOutResponse"> & {
  * Use `create(CopyOutResponseSchema)` to create a new message.
  */
 export const CopyOutResponseSchema: GenMessage<CopyOutResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 28);
+  messageDesc(file_drover_init_v1_init, 42);
 
 /**
  * @generated from message drover.init.v1.ForwardFrame
@@ -897,7 +1292,7 @@ export type ForwardFrame = Message<"drover.init.v1.ForwardFrame"> & {
  * Use `create(ForwardFrameSchema)` to create a new message.
  */
 export const ForwardFrameSchema: GenMessage<ForwardFrame> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 29);
+  messageDesc(file_drover_init_v1_init, 43);
 
 /**
  * @generated from service drover.init.v1.InitService

@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSLJAgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAQgcKBWZyYW1lItcBCgxDb250cm9sRnJhbWUSKgoHd2VsY29tZRgBIAEoCzIXLmRyb3Zlci5saW5rLnYxLldlbGNvbWVIABIqCgdjb21tYW5kGAIgASgLMhcuZHJvdmVyLmxpbmsudjEuQ29tbWFuZEgAEjsKEHNpZ25pbmdfcmVzcG9uc2UYAyABKAsyHy5kcm92ZXIubGluay52MS5TaWduaW5nUmVzcG9uc2VIABIpCgdnb19hd2F5GAQgASgLMhYuZHJvdmVyLmxpbmsudjEuR29Bd2F5SABCBwoFZnJhbWUi2AIKCFJlZ2lzdGVyEg8KB2hvc3RfaWQYASABKAkSEAoIaG9zdG5hbWUYAiABKAkSNAoGbGFiZWxzGAMgAygLMiQuZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXIuTGFiZWxzRW50cnkSDAoEem9uZRgEIAEoCRIqCghjYXBhY2l0eRgFIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAYgAygJEhUKDWFnZW50X3ZlcnNpb24YByABKAkSDwoHYm9vdF9pZBgIIAEoCRI4CglzYW5kYm94ZXMYCSADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24SFgoOYWdlbnRfaW5zdGFuY2UYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJXCghDYXBhY2l0eRISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEg0KBXNsb3RzGAQgASgNIrcBCglIZWFydGJlYXQSEAoIc2VxdWVuY2UYASABKAQSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKbG9hZF9taWxsaRgDIAEoDRIeChZtZW1vcnlfYXZhaWxhYmxlX2J5dGVzGAQgASgEEhwKFGRpc2tfYXZhaWxhYmxlX2J5dGVzGAUgASgEEhkKEXNhbmRib3hlc19ydW5uaW5nGAYgASgNIkgKDE9ic2VydmF0aW9ucxI4CglzYW5kYm94ZXMYASADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUi5gcKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSAASNQoNY29sbGVjdF9zdGF0cxgbIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNvbGxlY3RTdGF0c0gAQgsKCW9wZXJhdGlvbiI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCK6AQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZSJsCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlIkwKC1N0b3BTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEhAKCGdyYWNlX21zGAIgASgNIjsKDFBhdXNlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI8Cg1SZXN1bWVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIj0KDkRlc3Ryb3lTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIiQKDkluc3BlY3RTYW5kYm94EhIKCnNhbmRib3hfaWQYASABKAkiDwoNTGlzdFNhbmRib3hlcyIsCglQdWxsSW1hZ2USDQoFaW1hZ2UYASABKAkSEAoIaW5zZWN1cmUYAiABKAgiDAoKTGlzdEltYWdlcyIcCgtSZW1vdmVJbWFnZRINCgVpbWFnZRgBIAEoCSIpCgtQcnVuZUltYWdlcxIaChJvbGRlcl90aGFuX3NlY29uZHMYASABKAQiXQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAQggKBnRhcmdldCJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIjIKCFJlYWRMb2dzEhIKCnNhbmRib3hfaWQYASABKAkSEgoKdGFpbF9ieXRlcxgCIAEoBCIjCgxDb2xsZWN0U3RhdHMSEwoLc2FuZGJveF9pZHMYASADKAkigAEKDFNhbmRib3hTdGF0cxISCgpzYW5kYm94X2lkGAEgASgJEhAKCGNwdV91c2VjGAIgASgEEhQKDG1lbW9yeV9ieXRlcxgDIAEoBBIMCgRwaWRzGAQgASgNEiYKAmF0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4CgVTdGF0cxIvCglzYW5kYm94ZXMYASADKAsyHC5kcm92ZXIubGluay52MS5TYW5kYm94U3RhdHMixQMKDUNvbW1hbmRSZXN1bHQSEgoKY29tbWFuZF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEjgKB3NhbmRib3gYAyABKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb25IABIxCglzYW5kYm94ZXMYBCABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABImCgVpbWFnZRgFIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlSAASKAoGaW1hZ2VzGAYgASgLMhYuZHJvdmVyLmxpbmsudjEuSW1hZ2VzSAASMgoLZGlhZ25vc3RpY3MYByABKAsyGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljc0gAEicKBGxvZ3MYCCABKAsyFy5kcm92ZXIubGluay52MS5Mb2dEYXRhSAASLQoGcHJ1bmVkGAkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVSZXBvcnRIABImCgVzdGF0cxgKIAEoCzIVLmRyb3Zlci5saW5rLnYxLlN0YXRzSABCBwoFdmFsdWUiUwoPQ29tbWFuZFByb2dyZXNzEhIKCmNvbW1hbmRfaWQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRkb25lGAMgASgEEg0KBXRvdGFsGAQgASgEIjQKBUVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRoaW50GAMgASgJIrIBCgVJbWFnZRIRCglyZWZlcmVuY2UYASABKAkSDgoGZGlnZXN0GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAQSLQoJcHVsbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNhbmRib3hlcxgGIAEoDSIvCgZJbWFnZXMSJQoGaW1hZ2VzGAEgAygLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UiMwoLUHJ1bmVSZXBvcnQSDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBCI4CgtEaWFnbm9zdGljcxIpCghmaW5kaW5ncxgBIAMoCzIXLmRyb3Zlci5saW5rLnYxLkZpbmRpbmciuwEKB0ZpbmRpbmcSLAoFbGV2ZWwYASABKA4yHS5kcm92ZXIubGluay52MS5GaW5kaW5nLkxldmVsEg8KB3N1YmplY3QYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRIMCgRoaW50GAQgASgJIlIKBUxldmVsEhUKEUxFVkVMX1VOU1BFQ0lGSUVEEAASDAoITEVWRUxfT0sQARIRCg1MRVZFTF9XQVJOSU5HEAISEQoNTEVWRUxfUFJPQkxFTRADIjUKB0xvZ0RhdGESKgoHcmVjb3JkcxgBIAMoCzIZLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZCK9AQoJTG9nUmVjb3JkEjAKBnN0cmVhbRgBIAEoDjIgLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZC5TdHJlYW0SDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJGCgZTdHJlYW0SFgoSU1RSRUFNX1VOU1BFQ0lGSUVEEAASEQoNU1RSRUFNX1NURE9VVBABEhEKDVNUUkVBTV9TVERFUlIQAiJmCg5TaWduaW5nUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEg8KB2Nzcl9kZXIYAiABKAwSDgoEaG9zdBgDIAEoCEgAEhQKCnNhbmRib3hfaWQYBCABKAlIAEIJCgdzdWJqZWN0InQKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCSJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSLJAgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAQgcKBWZyYW1lItcBCgxDb250cm9sRnJhbWUSKgoHd2VsY29tZRgBIAEoCzIXLmRyb3Zlci5saW5rLnYxLldlbGNvbWVIABIqCgdjb21tYW5kGAIgASgLMhcuZHJvdmVyLmxpbmsudjEuQ29tbWFuZEgAEjsKEHNpZ25pbmdfcmVzcG9uc2UYAyABKAsyHy5kcm92ZXIubGluay52MS5TaWduaW5nUmVzcG9uc2VIABIpCgdnb19hd2F5GAQgASgLMhYuZHJvdmVyLmxpbmsudjEuR29Bd2F5SABCBwoFZnJhbWUi2AIKCFJlZ2lzdGVyEg8KB2hvc3RfaWQYASABKAkSEAoIaG9zdG5hbWUYAiABKAkSNAoGbGFiZWxzGAMgAygLMiQuZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXIuTGFiZWxzRW50cnkSDAoEem9uZRgEIAEoCRIqCghjYXBhY2l0eRgFIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAYgAygJEhUKDWFnZW50X3ZlcnNpb24YByABKAkSDwoHYm9vdF9pZBgIIAEoCRI4CglzYW5kYm94ZXMYCSADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24SFgoOYWdlbnRfaW5zdGFuY2UYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJXCghDYXBhY2l0eRISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEg0KBXNsb3RzGAQgASgNIrcBCglIZWFydGJlYXQSEAoIc2VxdWVuY2UYASABKAQSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKbG9hZF9taWxsaRgDIAEoDRIeChZtZW1vcnlfYXZhaWxhYmxlX2J5dGVzGAQgASgEEhwKFGRpc2tfYXZhaWxhYmxlX2J5dGVzGAUgASgEEhkKEXNhbmRib3hlc19ydW5uaW5nGAYgASgNIkgKDE9ic2VydmF0aW9ucxI4CglzYW5kYm94ZXMYASADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUioAgKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSAASNQoNY29sbGVjdF9zdGF0cxgbIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNvbGxlY3RTdGF0c0gAEjgKD3NldF9uZXR3b3JrX2N1dBgcIAEoCzIdLmRyb3Zlci5saW5rLnYxLlNldE5ldHdvcmtDdXRIAEILCglvcGVyYXRpb24iNAoKU2FuZGJveFJlZhISCgpzYW5kYm94X2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAQizwEKDUNyZWF0ZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxIvCgdzZWNyZXRzGAUgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYBiABKAgigQEKDFN0YXJ0U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIvCgdzZWNyZXRzGAIgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYAyABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiSQoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgiJAoOSW5zcGVjdFNhbmRib3gSEgoKc2FuZGJveF9pZBgBIAEoCSIPCg1MaXN0U2FuZGJveGVzIiwKCVB1bGxJbWFnZRINCgVpbWFnZRgBIAEoCRIQCghpbnNlY3VyZRgCIAEoCCIMCgpMaXN0SW1hZ2VzIhwKC1JlbW92ZUltYWdlEg0KBWltYWdlGAEgASgJIikKC1BydW5lSW1hZ2VzEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgBIAEoBCJdCgpPcGVuVHVubmVsEhEKCXR1bm5lbF9pZBgBIAEoCRISCgpzYW5kYm94X2lkGAIgASgJEg4KBGluaXQYAyABKAhIABIOCgRwb3J0GAQgASgNSABCCAoGdGFyZ2V0IkEKC0FwcGx5UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDQoFYWxsb3cYAiADKAkSDwoHdmVyc2lvbhgDIAEoBCINCgtBcHBseUFkZG9ucyIUChJDb2xsZWN0RGlhZ25vc3RpY3MiMgoIUmVhZExvZ3MSEgoKc2FuZGJveF9pZBgBIAEoCRISCgp0YWlsX2J5dGVzGAIgASgEIiMKDENvbGxlY3RTdGF0cxITCgtzYW5kYm94X2lkcxgBIAMoCSKAAQoMU2FuZGJveFN0YXRzEhIKCnNhbmRib3hfaWQYASABKAkSEAoIY3B1X3VzZWMYAiABKAQSFAoMbWVtb3J5X2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SJgoCYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKBVN0YXRzEi8KCXNhbmRib3hlcxgBIAMoCzIcLmRyb3Zlci5saW5rLnYxLlNhbmRib3hTdGF0cyLFAwoNQ29tbWFuZFJlc3VsdBISCgpjb21tYW5kX2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISOAoHc2FuZGJveBgDIAEoCzIlLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hPYnNlcnZhdGlvbkgAEjEKCXNhbmRib3hlcxgEIAEoCzIcLmRyb3Zlci5saW5rLnYxLk9ic2VydmF0aW9uc0gAEiYKBWltYWdlGAUgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2VIABIoCgZpbWFnZXMYBiABKAsyFi5kcm92ZXIubGluay52MS5JbWFnZXNIABIyCgtkaWFnbm9zdGljcxgHIAEoCzIbLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzSAASJwoEbG9ncxgIIAEoCzIXLmRyb3Zlci5saW5rLnYxLkxvZ0RhdGFIABItCgZwcnVuZWQYCSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZVJlcG9ydEgAEiYKBXN0YXRzGAogASgLMhUuZHJvdmVyLmxpbmsudjEuU3RhdHNIAEIHCgV2YWx1ZSJTCg9Db21tYW5kUHJvZ3Jlc3MSEgoKY29tbWFuZF9pZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGRvbmUYAyABKAQSDQoFdG90YWwYBCABKAQiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMiNQoHTG9nRGF0YRIqCgdyZWNvcmRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkIr0BCglMb2dSZWNvcmQSMAoGc3RyZWFtGAEgASgOMiAuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkLlN0cmVhbRIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIkYKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIRCg1TVFJFQU1fU1RET1VUEAESEQoNU1RSRUFNX1NUREVSUhACImYKDlNpZ25pbmdSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDwoHY3NyX2RlchgCIAEoDBIOCgRob3N0GAMgASgISAASFAoKc2FuZGJveF9pZBgEIAEoCUgAQgkKB3N1YmplY3QikgEKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCRIcCg9ib290c3RyYXBfdG9rZW4YBSABKAlCA4ABASJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -539,6 +539,12 @@ export type Command = Message<"drover.link.v1.Command"> & {
      */
     value: CollectStats;
     case: "collectStats";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.SetNetworkCut set_network_cut = 28;
+     */
+    value: SetNetworkCut;
+    case: "setNetworkCut";
   } | { case: undefined; value?: undefined };
 };
 
@@ -603,6 +609,13 @@ export type CreateSandbox = Message<"drover.link.v1.CreateSandbox"> & {
    * @generated from field: repeated drover.sandbox.v1.SecretValue secrets = 5;
    */
   secrets: SecretValue[];
+
+  /**
+   * Contained (I-4): its network is cut from the first packet on.
+   *
+   * @generated from field: bool network_cut = 6;
+   */
+  networkCut: boolean;
 };
 
 /**
@@ -629,6 +642,11 @@ export type StartSandbox = Message<"drover.link.v1.StartSandbox"> & {
    * @generated from field: repeated drover.sandbox.v1.SecretValue secrets = 2;
    */
   secrets: SecretValue[];
+
+  /**
+   * @generated from field: bool network_cut = 3;
+   */
+  networkCut: boolean;
 };
 
 /**
@@ -714,6 +732,30 @@ export const DestroySandboxSchema: GenMessage<DestroySandbox> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 15);
 
 /**
+ * Cuts every packet of a sandbox but those of the control plane's own session, or restores them (I-4). Kept by the host until it is undone.
+ *
+ * @generated from message drover.link.v1.SetNetworkCut
+ */
+export type SetNetworkCut = Message<"drover.link.v1.SetNetworkCut"> & {
+  /**
+   * @generated from field: drover.link.v1.SandboxRef sandbox = 1;
+   */
+  sandbox?: SandboxRef | undefined;
+
+  /**
+   * @generated from field: bool cut = 2;
+   */
+  cut: boolean;
+};
+
+/**
+ * Describes the message drover.link.v1.SetNetworkCut.
+ * Use `create(SetNetworkCutSchema)` to create a new message.
+ */
+export const SetNetworkCutSchema: GenMessage<SetNetworkCut> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 16);
+
+/**
  * @generated from message drover.link.v1.InspectSandbox
  */
 export type InspectSandbox = Message<"drover.link.v1.InspectSandbox"> & {
@@ -728,7 +770,7 @@ export type InspectSandbox = Message<"drover.link.v1.InspectSandbox"> & {
  * Use `create(InspectSandboxSchema)` to create a new message.
  */
 export const InspectSandboxSchema: GenMessage<InspectSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 16);
+  messageDesc(file_drover_link_v1_link, 17);
 
 /**
  * @generated from message drover.link.v1.ListSandboxes
@@ -741,7 +783,7 @@ export type ListSandboxes = Message<"drover.link.v1.ListSandboxes"> & {
  * Use `create(ListSandboxesSchema)` to create a new message.
  */
 export const ListSandboxesSchema: GenMessage<ListSandboxes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 17);
+  messageDesc(file_drover_link_v1_link, 18);
 
 /**
  * @generated from message drover.link.v1.PullImage
@@ -763,7 +805,7 @@ export type PullImage = Message<"drover.link.v1.PullImage"> & {
  * Use `create(PullImageSchema)` to create a new message.
  */
 export const PullImageSchema: GenMessage<PullImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 18);
+  messageDesc(file_drover_link_v1_link, 19);
 
 /**
  * @generated from message drover.link.v1.ListImages
@@ -776,7 +818,7 @@ export type ListImages = Message<"drover.link.v1.ListImages"> & {
  * Use `create(ListImagesSchema)` to create a new message.
  */
 export const ListImagesSchema: GenMessage<ListImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 19);
+  messageDesc(file_drover_link_v1_link, 20);
 
 /**
  * @generated from message drover.link.v1.RemoveImage
@@ -793,7 +835,7 @@ export type RemoveImage = Message<"drover.link.v1.RemoveImage"> & {
  * Use `create(RemoveImageSchema)` to create a new message.
  */
 export const RemoveImageSchema: GenMessage<RemoveImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 20);
+  messageDesc(file_drover_link_v1_link, 21);
 
 /**
  * @generated from message drover.link.v1.PruneImages
@@ -812,7 +854,7 @@ export type PruneImages = Message<"drover.link.v1.PruneImages"> & {
  * Use `create(PruneImagesSchema)` to create a new message.
  */
 export const PruneImagesSchema: GenMessage<PruneImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 21);
+  messageDesc(file_drover_link_v1_link, 22);
 
 /**
  * @generated from message drover.link.v1.OpenTunnel
@@ -857,7 +899,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
  * Use `create(OpenTunnelSchema)` to create a new message.
  */
 export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 22);
+  messageDesc(file_drover_link_v1_link, 23);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -884,7 +926,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 23);
+  messageDesc(file_drover_link_v1_link, 24);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -899,7 +941,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 24);
+  messageDesc(file_drover_link_v1_link, 25);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -912,7 +954,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 25);
+  messageDesc(file_drover_link_v1_link, 26);
 
 /**
  * @generated from message drover.link.v1.ReadLogs
@@ -936,7 +978,7 @@ export type ReadLogs = Message<"drover.link.v1.ReadLogs"> & {
  * Use `create(ReadLogsSchema)` to create a new message.
  */
 export const ReadLogsSchema: GenMessage<ReadLogs> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 26);
+  messageDesc(file_drover_link_v1_link, 27);
 
 /**
  * What sandboxes use now.
@@ -957,7 +999,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 27);
+  messageDesc(file_drover_link_v1_link, 28);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1000,7 +1042,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 28);
+  messageDesc(file_drover_link_v1_link, 29);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1017,7 +1059,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 29);
+  messageDesc(file_drover_link_v1_link, 30);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1094,7 +1136,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 30);
+  messageDesc(file_drover_link_v1_link, 31);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1128,7 +1170,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 31);
+  messageDesc(file_drover_link_v1_link, 32);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1161,7 +1203,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 32);
+  messageDesc(file_drover_link_v1_link, 33);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1205,7 +1247,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1222,7 +1264,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1244,7 +1286,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1261,7 +1303,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1295,7 +1337,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1331,7 +1373,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 37, 0);
+  enumDesc(file_drover_link_v1_link, 38, 0);
 
 /**
  * @generated from message drover.link.v1.LogData
@@ -1348,7 +1390,7 @@ export type LogData = Message<"drover.link.v1.LogData"> & {
  * Use `create(LogDataSchema)` to create a new message.
  */
 export const LogDataSchema: GenMessage<LogData> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1375,7 +1417,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1406,7 +1448,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 39, 0);
+  enumDesc(file_drover_link_v1_link, 40, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1451,7 +1493,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1480,6 +1522,13 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
    * @generated from field: string ca_pem = 4;
    */
   caPem: string;
+
+  /**
+   * For a sandbox: the single-use token that its init registers with (I-13).
+   *
+   * @generated from field: string bootstrap_token = 5;
+   */
+  bootstrapToken: string;
 };
 
 /**
@@ -1487,7 +1536,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1524,7 +1573,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -1564,7 +1613,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -1576,11 +1625,15 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
   sandboxId: string;
 
   /**
+   * The host's end of the sandbox's network.
+   *
    * @generated from field: string interface = 2;
    */
   interface: string;
 
   /**
+   * As the host saw it.
+   *
    * @generated from field: string peer_address = 3;
    */
   peerAddress: string;
@@ -1591,7 +1644,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * @generated from service drover.link.v1.HostLinkService

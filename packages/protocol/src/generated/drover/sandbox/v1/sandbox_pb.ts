@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/sandbox/v1/sandbox.proto.
  */
 export const file_drover_sandbox_v1_sandbox: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSKZBQoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0SLwoHc2VjcmV0cxgWIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldE1vdW50EhkKEWlkbGVfc3RvcF9zZWNvbmRzGBcgASgEGjEKD0hvc3RMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIiUKBkVudlZhchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJIkwKC1NlY3JldE1vdW50EgwKBG5hbWUYASABKAkSLwoGdGFyZ2V0GAIgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VGFyZ2V0Ii8KC1NlY3JldFZhbHVlEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAxCA4ABASI+CglCaW5kTW91bnQSDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgiVwoJUmVzb3VyY2VzEhIKCmNwdV9taWxsaXMYASABKA0SFAoMbWVtb3J5X2J5dGVzGAIgASgEEhIKCmRpc2tfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDSK7AwoSU2FuZGJveE9ic2VydmF0aW9uEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBBIuCgVzdGF0ZRgDIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YBCABKAkSDwoHbWVzc2FnZRgFIAEoCRIWCglleGl0X2NvZGUYBiABKAVIAIgBARIVCg1vdXRfb2ZfbWVtb3J5GAcgASgIEi4KCnN0YXJ0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaGVkX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdhZGRyZXNzGAogASgJEhMKC3N0YXJ0X2NvdW50GAsgASgEEhQKDGltYWdlX2RpZ2VzdBgMIAEoCRIPCgdydW50aW1lGA0gASgJEi8KCXJlc291cmNlcxgOIAEoCzIcLmRyb3Zlci5zYW5kYm94LnYxLlJlc291cmNlcxIQCghzZXF1ZW5jZRgPIAEoBEIMCgpfZXhpdF9jb2RlKvMCCgxTYW5kYm94U3RhdGUSHQoZU0FOREJPWF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNBTkRCT1hfU1RBVEVfUEVORElORxABEhsKF1NBTkRCT1hfU1RBVEVfU0NIRURVTEVEEAISGwoXU0FOREJPWF9TVEFURV9QUkVQQVJJTkcQAxIaChZTQU5EQk9YX1NUQVRFX1NUQVJUSU5HEAQSGQoVU0FOREJPWF9TVEFURV9SVU5OSU5HEAUSGAoUU0FOREJPWF9TVEFURV9QQVVTRUQQBhIaChZTQU5EQk9YX1NUQVRFX1NUT1BQSU5HEAcSGQoVU0FOREJPWF9TVEFURV9TVE9QUEVEEAgSGAoUU0FOREJPWF9TVEFURV9GQUlMRUQQCRIWChJTQU5EQk9YX1NUQVRFX0xPU1QQChIaChZTQU5EQk9YX1NUQVRFX0RFTEVUSU5HEAsSGQoVU0FOREJPWF9TVEFURV9ERUxFVEVEEAwqmAEKDERlc2lyZWRTdGF0ZRIdChlERVNJUkVEX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVREVTSVJFRF9TVEFURV9SVU5OSU5HEAESGQoVREVTSVJFRF9TVEFURV9TVE9QUEVEEAISGAoUREVTSVJFRF9TVEFURV9QQVVTRUQQAxIZChVERVNJUkVEX1NUQVRFX0RFTEVURUQQBCpkCgxTZWNyZXRUYXJnZXQSHQoZU0VDUkVUX1RBUkdFVF9VTlNQRUNJRklFRBAAEh0KGVNFQ1JFVF9UQVJHRVRfRU5WSVJPTk1FTlQQARIWChJTRUNSRVRfVEFSR0VUX0ZJTEUQAmIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSLCBQoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0SLwoHc2VjcmV0cxgWIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldE1vdW50EhkKEWlkbGVfc3RvcF9zZWNvbmRzGBcgASgEEicKBXNldHVwGBggASgLMhguZHJvdmVyLnNhbmRib3gudjEuU2V0dXAaMQoPSG9zdExhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEimwEKBVNldHVwEisKBWZpbGVzGAEgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuU2V0dXBGaWxlEigKA2dpdBgCIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwEigKA3NzaBgDIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLlNzaFNldHVwEhEKCXBvc3RfaW5pdBgEIAEoCSJWCglTZXR1cEZpbGUSDAoEcGF0aBgBIAEoCRIRCgdjb250ZW50GAIgASgJSAASEAoGc2VjcmV0GAMgASgJSAASDAoEbW9kZRgEIAEoDUIICgZzb3VyY2UinwEKCEdpdFNldHVwEjcKBmNvbmZpZxgBIAMoCzInLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwLkNvbmZpZ0VudHJ5EisKBmNsb25lcxgCIAMoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdENsb25lGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiMgoIR2l0Q2xvbmUSCwoDdXJsGAEgASgJEgwKBHBhdGgYAiABKAkSCwoDcmVmGAMgASgJIj0KCFNzaFNldHVwEhMKC2tub3duX2hvc3RzGAEgAygJEgwKBGtleXMYAiADKAkSDgoGY29uZmlnGAMgASgJIiUKBkVudlZhchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJIkwKC1NlY3JldE1vdW50EgwKBG5hbWUYASABKAkSLwoGdGFyZ2V0GAIgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VGFyZ2V0Ii8KC1NlY3JldFZhbHVlEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAxCA4ABASI+CglCaW5kTW91bnQSDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgiVwoJUmVzb3VyY2VzEhIKCmNwdV9taWxsaXMYASABKA0SFAoMbWVtb3J5X2J5dGVzGAIgASgEEhIKCmRpc2tfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDSLQAwoSU2FuZGJveE9ic2VydmF0aW9uEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBBIuCgVzdGF0ZRgDIAEoDjIfLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTdGF0ZRIOCgZyZWFzb24YBCABKAkSDwoHbWVzc2FnZRgFIAEoCRIWCglleGl0X2NvZGUYBiABKAVIAIgBARIVCg1vdXRfb2ZfbWVtb3J5GAcgASgIEi4KCnN0YXJ0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaGVkX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdhZGRyZXNzGAogASgJEhMKC3N0YXJ0X2NvdW50GAsgASgEEhQKDGltYWdlX2RpZ2VzdBgMIAEoCRIPCgdydW50aW1lGA0gASgJEi8KCXJlc291cmNlcxgOIAEoCzIcLmRyb3Zlci5zYW5kYm94LnYxLlJlc291cmNlcxIQCghzZXF1ZW5jZRgPIAEoBBITCgtuZXR3b3JrX2N1dBgQIAEoCEIMCgpfZXhpdF9jb2RlKvMCCgxTYW5kYm94U3RhdGUSHQoZU0FOREJPWF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNBTkRCT1hfU1RBVEVfUEVORElORxABEhsKF1NBTkRCT1hfU1RBVEVfU0NIRURVTEVEEAISGwoXU0FOREJPWF9TVEFURV9QUkVQQVJJTkcQAxIaChZTQU5EQk9YX1NUQVRFX1NUQVJUSU5HEAQSGQoVU0FOREJPWF9TVEFURV9SVU5OSU5HEAUSGAoUU0FOREJPWF9TVEFURV9QQVVTRUQQBhIaChZTQU5EQk9YX1NUQVRFX1NUT1BQSU5HEAcSGQoVU0FOREJPWF9TVEFURV9TVE9QUEVEEAgSGAoUU0FOREJPWF9TVEFURV9GQUlMRUQQCRIWChJTQU5EQk9YX1NUQVRFX0xPU1QQChIaChZTQU5EQk9YX1NUQVRFX0RFTEVUSU5HEAsSGQoVU0FOREJPWF9TVEFURV9ERUxFVEVEEAwqmAEKDERlc2lyZWRTdGF0ZRIdChlERVNJUkVEX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVREVTSVJFRF9TVEFURV9SVU5OSU5HEAESGQoVREVTSVJFRF9TVEFURV9TVE9QUEVEEAISGAoUREVTSVJFRF9TVEFURV9QQVVTRUQQAxIZChVERVNJUkVEX1NUQVRFX0RFTEVURUQQBCpkCgxTZWNyZXRUYXJnZXQSHQoZU0VDUkVUX1RBUkdFVF9VTlNQRUNJRklFRBAAEh0KGVNFQ1JFVF9UQVJHRVRfRU5WSVJPTk1FTlQQARIWChJTRUNSRVRfVEFSR0VUX0ZJTEUQAmIGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * What runs in a sandbox, and with what. Immutable once created.
@@ -176,6 +176,13 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
    * @generated from field: uint64 idle_stop_seconds = 23;
    */
   idleStopSeconds: bigint;
+
+  /**
+   * Prepares the sandbox before its command starts (I-29).
+   *
+   * @generated from field: drover.sandbox.v1.Setup setup = 24;
+   */
+  setup?: Setup | undefined;
 };
 
 /**
@@ -184,6 +191,179 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
  */
 export const SandboxSpecSchema: GenMessage<SandboxSpec> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 0);
+
+/**
+ * What the init plan's steps do, in this order: config, git, ssh, post-init. A step with nothing to do is left out.
+ *
+ * @generated from message drover.sandbox.v1.Setup
+ */
+export type Setup = Message<"drover.sandbox.v1.Setup"> & {
+  /**
+   * Step config.
+   *
+   * @generated from field: repeated drover.sandbox.v1.SetupFile files = 1;
+   */
+  files: SetupFile[];
+
+  /**
+   * @generated from field: drover.sandbox.v1.GitSetup git = 2;
+   */
+  git?: GitSetup | undefined;
+
+  /**
+   * @generated from field: drover.sandbox.v1.SshSetup ssh = 3;
+   */
+  ssh?: SshSetup | undefined;
+
+  /**
+   * A script, run once per start of the sandbox by the interpreter of its first line, or sh.
+   *
+   * @generated from field: string post_init = 4;
+   */
+  postInit: string;
+};
+
+/**
+ * Describes the message drover.sandbox.v1.Setup.
+ * Use `create(SetupSchema)` to create a new message.
+ */
+export const SetupSchema: GenMessage<Setup> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 1);
+
+/**
+ * @generated from message drover.sandbox.v1.SetupFile
+ */
+export type SetupFile = Message<"drover.sandbox.v1.SetupFile"> & {
+  /**
+   * Absolute, or below the user's home directory.
+   *
+   * @generated from field: string path = 1;
+   */
+  path: string;
+
+  /**
+   * @generated from oneof drover.sandbox.v1.SetupFile.source
+   */
+  source: {
+    /**
+     * @generated from field: string content = 2;
+     */
+    value: string;
+    case: "content";
+  } | {
+    /**
+     * The name of one of the sandbox's secrets (R-19).
+     *
+     * @generated from field: string secret = 3;
+     */
+    value: string;
+    case: "secret";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * Permission bits; 0 is 0644, for a secret 0600.
+   *
+   * @generated from field: uint32 mode = 4;
+   */
+  mode: number;
+};
+
+/**
+ * Describes the message drover.sandbox.v1.SetupFile.
+ * Use `create(SetupFileSchema)` to create a new message.
+ */
+export const SetupFileSchema: GenMessage<SetupFile> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 2);
+
+/**
+ * @generated from message drover.sandbox.v1.GitSetup
+ */
+export type GitSetup = Message<"drover.sandbox.v1.GitSetup"> & {
+  /**
+   * Written to the user's global configuration: `user.name`, `url.<base>.insteadOf`, …
+   *
+   * @generated from field: map<string, string> config = 1;
+   */
+  config: { [key: string]: string };
+
+  /**
+   * @generated from field: repeated drover.sandbox.v1.GitClone clones = 2;
+   */
+  clones: GitClone[];
+};
+
+/**
+ * Describes the message drover.sandbox.v1.GitSetup.
+ * Use `create(GitSetupSchema)` to create a new message.
+ */
+export const GitSetupSchema: GenMessage<GitSetup> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 3);
+
+/**
+ * Needs git in the image, and a policy that lets it out.
+ *
+ * @generated from message drover.sandbox.v1.GitClone
+ */
+export type GitClone = Message<"drover.sandbox.v1.GitClone"> & {
+  /**
+   * @generated from field: string url = 1;
+   */
+  url: string;
+
+  /**
+   * Absolute, or below the user's home directory; one that holds a clone of this url already is left alone.
+   *
+   * @generated from field: string path = 2;
+   */
+  path: string;
+
+  /**
+   * A branch, a tag or a commit; empty is the remote's default.
+   *
+   * @generated from field: string ref = 3;
+   */
+  ref: string;
+};
+
+/**
+ * Describes the message drover.sandbox.v1.GitClone.
+ * Use `create(GitCloneSchema)` to create a new message.
+ */
+export const GitCloneSchema: GenMessage<GitClone> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 4);
+
+/**
+ * @generated from message drover.sandbox.v1.SshSetup
+ */
+export type SshSetup = Message<"drover.sandbox.v1.SshSetup"> & {
+  /**
+   * Lines for ~/.ssh/known_hosts.
+   *
+   * @generated from field: repeated string known_hosts = 1;
+   */
+  knownHosts: string[];
+
+  /**
+   * Names of secrets; each becomes a private key ~/.ssh/NAME, 0600.
+   *
+   * @generated from field: repeated string keys = 2;
+   */
+  keys: string[];
+
+  /**
+   * The text of ~/.ssh/config.
+   *
+   * @generated from field: string config = 3;
+   */
+  config: string;
+};
+
+/**
+ * Describes the message drover.sandbox.v1.SshSetup.
+ * Use `create(SshSetupSchema)` to create a new message.
+ */
+export const SshSetupSchema: GenMessage<SshSetup> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 5);
 
 /**
  * @generated from message drover.sandbox.v1.EnvVar
@@ -205,7 +385,7 @@ export type EnvVar = Message<"drover.sandbox.v1.EnvVar"> & {
  * Use `create(EnvVarSchema)` to create a new message.
  */
 export const EnvVarSchema: GenMessage<EnvVar> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 1);
+  messageDesc(file_drover_sandbox_v1_sandbox, 6);
 
 /**
  * @generated from message drover.sandbox.v1.SecretMount
@@ -227,7 +407,7 @@ export type SecretMount = Message<"drover.sandbox.v1.SecretMount"> & {
  * Use `create(SecretMountSchema)` to create a new message.
  */
 export const SecretMountSchema: GenMessage<SecretMount> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 2);
+  messageDesc(file_drover_sandbox_v1_sandbox, 7);
 
 /**
  * A secret itself (R-19). It is in no answer, no event and no log.
@@ -251,7 +431,7 @@ export type SecretValue = Message<"drover.sandbox.v1.SecretValue"> & {
  * Use `create(SecretValueSchema)` to create a new message.
  */
 export const SecretValueSchema: GenMessage<SecretValue> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 3);
+  messageDesc(file_drover_sandbox_v1_sandbox, 8);
 
 /**
  * @generated from message drover.sandbox.v1.BindMount
@@ -278,7 +458,7 @@ export type BindMount = Message<"drover.sandbox.v1.BindMount"> & {
  * Use `create(BindMountSchema)` to create a new message.
  */
 export const BindMountSchema: GenMessage<BindMount> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 4);
+  messageDesc(file_drover_sandbox_v1_sandbox, 9);
 
 /**
  * @generated from message drover.sandbox.v1.Resources
@@ -318,7 +498,7 @@ export type Resources = Message<"drover.sandbox.v1.Resources"> & {
  * Use `create(ResourcesSchema)` to create a new message.
  */
 export const ResourcesSchema: GenMessage<Resources> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 5);
+  messageDesc(file_drover_sandbox_v1_sandbox, 10);
 
 /**
  * What a host saw of one sandbox (L-22). Times are the host's.
@@ -416,6 +596,13 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
    * @generated from field: uint64 sequence = 15;
    */
   sequence: bigint;
+
+  /**
+   * The host has cut its network (I-4).
+   *
+   * @generated from field: bool network_cut = 16;
+   */
+  networkCut: boolean;
 };
 
 /**
@@ -423,7 +610,7 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
  * Use `create(SandboxObservationSchema)` to create a new message.
  */
 export const SandboxObservationSchema: GenMessage<SandboxObservation> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 6);
+  messageDesc(file_drover_sandbox_v1_sandbox, 11);
 
 /**
  * States of a sandbox (L-25).

@@ -1,0 +1,455 @@
+import { randomBytes, X509Certificate } from 'node:crypto';
+import { chmod, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { initPort } from '@drover/init';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventually, HostNetwork, isAlive, SecondHost, TestDrover, tool, tracesOf } from './harness/index.ts';
+
+/** What the run directory of one start held, before its init read it and took it away. */
+interface Stolen {
+  readonly id: string;
+  /** Below the directory that attackers see as /loot. */
+  readonly directory: string;
+  readonly token: string;
+  readonly control: { readonly host: string; readonly port: number };
+  readonly name: string;
+}
+
+/** One thing that the attacker tries, as its program takes it. */
+interface Attempt {
+  readonly host: string;
+  readonly port: number;
+  /** Names of files in /loot; absent: no client certificate. */
+  readonly cert?: string;
+  readonly key?: string;
+  readonly maxTls?: '1.2';
+  readonly alpn?: string;
+  readonly send: string;
+}
+
+interface Outcome {
+  /** How far it came: no connection, none that speaks TLS, a handshake that its side has finished. */
+  readonly stage: 'tcp' | 'handshake' | 'open';
+  /** The error's name, in OpenSSL's words where it is one of TLS. */
+  readonly error: string;
+  /** Every byte that was received after the handshake, hex. */
+  readonly answer: string;
+}
+
+/**
+ * The attacker's own TLS client: the real thing, and nothing of Drover's. In TLS 1.3 a client has finished its handshake before the
+ * server has looked at its certificate, so a refusal shows as a connection that ends without a byte.
+ */
+const client = `
+import json, socket, ssl, sys
+a = json.load(sys.stdin)
+ctx = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+ctx.check_hostname = False
+ctx.verify_mode = ssl.CERT_NONE
+if "maxTls" in a: ctx.maximum_version = ssl.TLSVersion.TLSv1_2
+if "alpn" in a: ctx.set_alpn_protocols([a["alpn"]])
+if "cert" in a: ctx.load_cert_chain("/loot/" + a["cert"], "/loot/" + a["key"])
+got = b""
+stage = "tcp"
+error = ""
+try:
+    raw = socket.create_connection((a["host"], a["port"]), timeout=8)
+    stage = "handshake"
+    s = ctx.wrap_socket(raw)
+    stage = "open"
+    s.sendall(a["send"].encode())
+    while True:
+        data = s.recv(65536)
+        if not data: break
+        got += data
+except ssl.SSLError as e:
+    error = str(e.reason)
+except OSError as e:
+    error = type(e).__name__
+print(json.dumps({"stage": stage, "error": error, "answer": got.hex()}))
+`;
+
+let drover: TestDrover;
+let network: HostNetwork;
+let second: SecondHost;
+let loot: string;
+
+const method = '/drover.control.v1.ControlService/Register';
+
+/** A Register as Connect speaks it over HTTP/1.1; the connection ends with the answer. */
+function register(token: string | undefined, claim: unknown): string {
+  const body = typeof claim === 'string' ? claim : JSON.stringify(claim);
+  const bearer = token === undefined ? '' : `authorization: Bearer ${token}\r\n`;
+  return `POST ${method} HTTP/1.1\r\nhost: control-plane\r\ncontent-type: application/json\r\nconnect-protocol-version: 1\r\n${bearer}content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`;
+}
+
+async function succeeds(args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await drover.run(args);
+  expect({ args, code, stderr: code === 0 ? '' : stderr }).toEqual({ args, code: 0, stderr: '' });
+  return stdout;
+}
+
+/**
+ * Runs the attacker's client in a sandbox. A host takes only so many connections of one sandbox in a second, and resets the next before
+ * a handshake: those are made again, since nothing was said about the attempt.
+ */
+async function attack(from: string, attempt: Attempt): Promise<Outcome> {
+  return await eventually('the attack comes through to TLS', async () => {
+    const outcome = await tryAttack(from, attempt);
+    return (attempt.port === initPort || outcome.stage === 'open' || /TLS/.test(outcome.error)) && outcome;
+  });
+}
+
+async function tryAttack(from: string, attempt: Attempt): Promise<Outcome> {
+  const { code, stdout, stderr } = await drover.run(['exec', from, '--', '/usr/bin/python3', '-c', client], {
+    input: JSON.stringify(attempt),
+  });
+  if (code !== 0) throw new Error(`the attack could not be made: ${stderr}`);
+  return JSON.parse(stdout) as Outcome;
+}
+
+/**
+ * Starts a sandbox and copies what its run directory holds before init has read it: what root of a host can do. With `hold`, init is
+ * stopped (SIGSTOP) before it can register, until `release`.
+ */
+async function startAndSteal(
+  name: string,
+  state: string,
+  args: readonly string[],
+  hold = false,
+): Promise<Stolen & { release(): Promise<void> }> {
+  const run = join(state, 'run');
+  await mkdir(run, { recursive: true });
+  const before = new Set(await readdir(run));
+  const directory = `stolen-${name}`;
+  await mkdir(join(loot, directory), { recursive: true });
+  const wanted = ['cert.pem', 'key.pem', 'ca.pem', 'token', 'config.json'];
+  const creating = drover.run(['sandbox', 'create', '--name', name, ...args, 'host', 'sleep', '600']);
+  const stolen = new Map<string, Buffer>();
+  let id: string | undefined;
+  let pid: number | undefined;
+  const end = Date.now() + 30_000;
+  while (stolen.size < wanted.length || (hold && pid === undefined)) {
+    if (Date.now() > end) throw new Error(`only ${[...stolen.keys()].join()} of ${name} could be stolen`);
+    id ??= (await readdir(run)).find((entry) => !before.has(entry));
+    if (id !== undefined) {
+      for (const file of wanted) {
+        if (stolen.has(file)) continue;
+        const data = await readFile(join(run, id, file)).catch(() => undefined);
+        if (data !== undefined && data.length > 0) stolen.set(file, data);
+      }
+      if (hold && pid === undefined) {
+        const text = await readFile(join(state, 'sandboxes', id, 'init.pid'), 'utf8').catch(() => '');
+        if (/^\d+\s*$/.test(text)) {
+          pid = Number(text);
+          process.kill(pid, 'SIGSTOP');
+        }
+      }
+    }
+    await delay(1);
+  }
+  const made = await creating;
+  expect({ code: made.code, stderr: made.code === 0 ? '' : made.stderr }).toEqual({ code: 0, stderr: '' });
+  for (const [file, data] of stolen) {
+    await writeFile(join(loot, directory, file), data);
+    await chmod(join(loot, directory, file), 0o644);
+  }
+  const config = JSON.parse(String(stolen.get('config.json'))) as Pick<Stolen, 'control'>;
+  return {
+    id: id ?? '',
+    directory,
+    token: String(stolen.get('token')).trim(),
+    control: config.control,
+    name,
+    release: async () => {
+      if (pid !== undefined && isAlive(pid)) process.kill(pid, 'SIGCONT');
+      await registered(name);
+    },
+  };
+}
+
+async function registered(name: string): Promise<string> {
+  return await eventually(`${name} is registered`, async () => {
+    const { identity } = await drover.json<{ identity: { verdict: string; thumbprint: string } }>(['sandbox', 'get', name]);
+    return identity.verdict === 'trusted' && identity.thumbprint;
+  });
+}
+
+const asCaller = (who: Stolen): Pick<Attempt, 'cert' | 'key'> => ({ cert: `${who.directory}/cert.pem`, key: `${who.directory}/key.pem` });
+
+let victim: Stolen & { release(): Promise<void> };
+let mallory: Stolen & { release(): Promise<void> };
+let remote: Stolen & { release(): Promise<void> };
+/** Its init was stopped before it could register: its bootstrap token is unspent. */
+let held: Stolen & { release(): Promise<void> };
+
+beforeAll(async () => {
+  network = await HostNetwork.create('10.223.255');
+  const address = network.controlPlaneAddress;
+  drover = await TestDrover.start(['--listen', `${address}:0`, '--public-host', address, '--pool', '10.222.64.0/18', '--name', 'first']);
+  loot = join(drover.directory, 'loot');
+  await mkdir(loot);
+  await chmod(loot, 0o755);
+  await drover.interrupt();
+  await drover.up([
+    '--listen',
+    `${address}:0`,
+    '--public-host',
+    address,
+    '--pool',
+    '10.222.64.0/18',
+    '--name',
+    'first',
+    '--allow-mount',
+    loot,
+  ]);
+  second = new SecondHost(drover, network, 'second');
+  const { apiPort, linkPort } = JSON.parse(await readFile(join(drover.data, 'control-plane', 'server.json'), 'utf8')) as {
+    apiPort: number;
+    linkPort: number;
+  };
+  await network.open([apiPort, linkPort]);
+  const server = /ready on (\S+)/.exec(drover.output)?.[1] ?? '';
+  const { token } = await drover.json<{ token: string }>(['host', 'token']);
+  expect((await second.join(server, token, ['--name', 'second', '--pool', '10.222.128.0/18'])).code).toBe(0);
+  await second.start(['--allow-mount', loot]);
+  await eventually(
+    'the second host is ready',
+    async () => (await drover.json<{ state: string }>(['host', 'get', 'second'])).state === 'ready',
+  );
+
+  const first = join(drover.data, 'host');
+  const seesLoot = ['--volume', `${loot}:/loot:ro`];
+  victim = await startAndSteal('victim', first, ['--host', 'first']);
+  mallory = await startAndSteal('mallory', first, ['--host', 'first', ...seesLoot]);
+  remote = await startAndSteal('remote', second.state, ['--host', 'second', ...seesLoot]);
+  await Promise.all([victim, mallory, remote].map(async ({ name }) => await registered(name)));
+  held = await startAndSteal('held', first, ['--host', 'first'], true);
+  await forge();
+});
+
+afterAll(async () => {
+  const names = (await drover.json<{ id: string }[]>(['sandbox', 'ls'])).map(({ id }) => id);
+  if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
+  const left = await tracesOf(drover);
+  await second[Symbol.asyncDispose]();
+  await drover[Symbol.asyncDispose]();
+  expect(await left()).toEqual([]);
+});
+
+/** Certificates that the attacker makes: of a CA of its own, with the victim's name; and one that it signs with its own sandbox's key. */
+async function forge(): Promise<void> {
+  const uri = new X509Certificate(await readFile(join(loot, victim.directory, 'cert.pem'))).subjectAltName;
+  const at = (name: string): string => join(loot, name);
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
+  await tool(
+    'openssl',
+    'req',
+    '-x509',
+    ...key,
+    '-keyout',
+    at('self.key'),
+    '-out',
+    at('self.crt'),
+    '-days',
+    '2',
+    '-subj',
+    '/CN=victim',
+    '-addext',
+    `subjectAltName=${uri}`,
+  );
+  await tool('openssl', 'req', '-new', ...key, '-keyout', at('forged.key'), '-out', at('forged.csr'), '-subj', '/CN=victim');
+  await writeFile(at('forged.ext'), `subjectAltName=${uri}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth,serverAuth\n`);
+  const signer = ['-CA', join(loot, mallory.directory, 'cert.pem'), '-CAkey', join(loot, mallory.directory, 'key.pem'), '-CAcreateserial'];
+  await tool(
+    'openssl',
+    'x509',
+    '-req',
+    '-in',
+    at('forged.csr'),
+    ...signer,
+    '-out',
+    at('forged.leaf'),
+    '-days',
+    '2',
+    '-extfile',
+    at('forged.ext'),
+  );
+  // With the whole chain, as a server that trusts too easily would take it.
+  await writeFile(
+    at('forged.crt'),
+    (await readFile(at('forged.leaf'), 'utf8')) + (await readFile(join(loot, mallory.directory, 'cert.pem'), 'utf8')),
+  );
+  for (const name of ['self.key', 'self.crt', 'forged.key', 'forged.crt']) await chmod(at(name), 0o644);
+}
+
+describe('the attack itself works: what is refused below is refused for what it is', () => {
+  test('I-15: with its own certificate, its own token and its own names, from its own address, a sandbox is welcome again', async () => {
+    const { stage, answer } = await attack('mallory', {
+      ...mallory.control,
+      ...asCaller(mallory),
+      send: register(mallory.token, { name: 'mallory' }),
+    });
+    const text = Buffer.from(answer, 'hex').toString();
+    expect({ stage, status: text.split('\r\n')[0] }).toEqual({ stage: 'open', status: 'HTTP/1.1 200 OK' });
+    expect(text).toMatch(/"accessToken":"/);
+  });
+
+  test.each(['{"name":3', { name: '../../etc' }])('I-16: a malformed request is told that it is: %j', async (claim) => {
+    const { answer } = await attack('mallory', { ...mallory.control, ...asCaller(mallory), send: register(mallory.token, claim) });
+    expect(Buffer.from(answer, 'hex').toString()).toMatch(/invalid_argument/);
+  });
+});
+
+describe('I-14 to I-16: registering as another sandbox', () => {
+  /** Every refusal that an application gives. All must be the same bytes. */
+  const refusals = new Map<string, string>();
+
+  const attempts: readonly (readonly [what: string, from: () => string, attempt: () => Omit<Attempt, 'host' | 'port'>])[] = [
+    [
+      'the certificate of a sandbox of the same host, from another address',
+      () => 'mallory',
+      () => ({ ...asCaller(victim), send: register(victim.token, { name: 'victim' }) }),
+    ],
+    [
+      'the certificate of a sandbox of the first host, from the second',
+      () => 'remote',
+      () => ({ ...asCaller(victim), send: register(victim.token, { name: 'victim' }) }),
+    ],
+    [
+      'the certificate of a sandbox of the second host, from the first',
+      () => 'mallory',
+      () => ({ ...asCaller(remote), send: register(remote.token, { name: 'remote' }) }),
+    ],
+    [
+      'a right certificate with its unspent token, from the wrong address',
+      () => 'mallory',
+      () => ({ ...asCaller(held), send: register(held.token, { name: 'held' }) }),
+    ],
+    [
+      'a right certificate with its unspent token, from the wrong host',
+      () => 'remote',
+      () => ({ ...asCaller(held), send: register(held.token, { name: 'held' }) }),
+    ],
+    [
+      "its own certificate with another's spent token",
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(victim.token, { name: 'mallory' }) }),
+    ],
+    [
+      "its own certificate with another's unspent token",
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(held.token, { name: 'mallory' }) }),
+    ],
+    [
+      "its own certificate and token with another's name",
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(mallory.token, { name: 'victim' }) }),
+    ],
+    [
+      'its own certificate and token with a project',
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(mallory.token, { project: 'lab', name: 'mallory' }) }),
+    ],
+    ['no token', () => 'mallory', () => ({ ...asCaller(mallory), send: register(undefined, { name: 'mallory' }) })],
+    [
+      'another method with the bootstrap token',
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(mallory.token, {}).replace(method, '/drover.control.v1.ControlService/WhoAmI') }),
+    ],
+    [
+      'a token that was made up',
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(randomBytes(32).toString('base64url'), { name: 'mallory' }) }),
+    ],
+  ];
+
+  test.each(attempts)('%s: refused', async (what, from, attempt) => {
+    const { host, port } = from() === 'remote' ? remote.control : mallory.control;
+    const { answer } = await attack(from(), { host, port, ...attempt() });
+    const text = Buffer.from(answer, 'hex').toString();
+    expect(text).toMatch(/permission_denied/);
+    refusals.set(what, answer);
+  });
+
+  test('I-16: all of them are the same bytes', () => {
+    expect(refusals.size).toBe(attempts.length);
+    expect([...new Set(refusals.values())]).toHaveLength(1);
+    const text = Buffer.from([...refusals.values()][0] ?? '', 'hex').toString();
+    for (const word of ['token', 'address', 'host mismatch', 'thumbprint', 'replay']) expect(text.toLowerCase()).not.toContain(word);
+  });
+
+  test('the log alone says which check failed', async () => {
+    const log = await drover.log();
+    for (const why of ['peer-address-mismatch', 'host-mismatch', 'token']) expect(log).toContain(why);
+  });
+
+  test.each<readonly [string, () => Omit<Attempt, 'host' | 'port' | 'send'>]>([
+    ['no certificate', () => ({})],
+    ['a certificate of its own making, with the right names', () => ({ cert: 'self.crt', key: 'self.key' })],
+    ["one that its own sandbox's key has signed", () => ({ cert: 'forged.crt', key: 'forged.key' })],
+    ['TLS 1.2', () => ({ ...asCaller(mallory), maxTls: '1.2' })],
+  ])('I-18: %s: ends in TLS, without a byte', async (_, how) => {
+    const { stage, error, answer } = await attack('mallory', {
+      ...mallory.control,
+      ...how(),
+      send: register(mallory.token, { name: 'mallory' }),
+    });
+    expect(answer).toBe('');
+    // In TLS 1.3 the client's side is done before the server has looked at its certificate.
+    if (stage === 'handshake') expect(error).toMatch(/PROTOCOL_VERSION/);
+  });
+
+  test('I-17: after all this the one whose token was stolen unspent registers with it', async () => {
+    await held.release();
+    const thumbprint = new X509Certificate(await readFile(join(loot, held.directory, 'cert.pem'))).fingerprint256
+      .replaceAll(':', '')
+      .toLowerCase();
+    expect(await registered('held')).toBe(thumbprint);
+  });
+
+  test('I-7: everybody is registered once, under their own thumbprint', async () => {
+    const rows = await drover.json<{ sandboxId: string; thumbprint: string }[]>(['identity', 'ls']);
+    const expected = await Promise.all(
+      [victim, mallory, remote, held].map(async ({ id, directory }) => ({
+        sandboxId: id,
+        thumbprint: new X509Certificate(await readFile(join(loot, directory, 'cert.pem'))).fingerprint256.replaceAll(':', '').toLowerCase(),
+      })),
+    );
+    const byId = (a: { sandboxId: string }, b: { sandboxId: string }): number => a.sandboxId.localeCompare(b.sandboxId);
+    expect(rows.map(({ sandboxId, thumbprint }) => ({ sandboxId, thumbprint })).toSorted(byId)).toEqual(expected.toSorted(byId));
+  });
+});
+
+describe('I-3: reaching an init', () => {
+  const hello = 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n';
+
+  test("another sandbox's init cannot be reached at all", async () => {
+    const { address } = await drover.json<{ address: string }>(['sandbox', 'get', 'victim']);
+    const outcome = await attack('mallory', { host: address, port: initPort, ...asCaller(mallory), alpn: 'h2', send: hello });
+    expect(outcome).toMatchObject({ stage: 'tcp', answer: '' });
+  });
+
+  test.each<readonly [string, () => Omit<Attempt, 'host' | 'port' | 'send'>]>([
+    ['no certificate', () => ({})],
+    ['its own certificate', () => asCaller(mallory)],
+    ["another sandbox's certificate", () => asCaller(victim)],
+    ['one of its own making', () => ({ cert: 'self.crt', key: 'self.key' })],
+    ['TLS 1.2', () => ({ ...asCaller(mallory), maxTls: '1.2' })],
+  ])('its own init takes nobody but the control plane: %s', async (_, how) => {
+    const { address } = await drover.json<{ address: string }>(['sandbox', 'get', 'mallory']);
+    const { stage, answer } = await attack('mallory', { host: address, port: initPort, alpn: 'h2', ...how(), send: hello });
+    // It is reached; and an HTTP/2 server that would talk to it begins with its settings.
+    expect(stage).not.toBe('tcp');
+    expect(answer).toBe('');
+  });
+
+  test('I-6: key, certificate and token cannot be read by the workload, and the key and the token are not there any more', async () => {
+    const { stdout } = await drover.run(['exec', '--user', 'nobody', 'mallory', '--', 'ls', '-l', '/.drover/run']);
+    expect(stdout).toBe('');
+    const names = (await succeeds(['exec', 'mallory', '--', 'ls', '/.drover/run'])).split('\n');
+    expect(names).not.toContain('key.pem');
+    expect(names).not.toContain('token');
+  });
+});

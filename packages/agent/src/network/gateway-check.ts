@@ -1,0 +1,50 @@
+import { once } from 'node:events';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { errnoOf } from '@drover/foundation';
+import { GatewayClient } from '@drover/gateway';
+import { proxyPort } from '../limits.ts';
+import type { RuntimeFinding } from '../runtimes/runtime.ts';
+import { checkPool, defaultPool, gatewayAddressOf } from './addresses.ts';
+
+/**
+ * Whether the gateway of a host can have its address, for `drover doctor`: a gateway that no agent knows of any more keeps it.
+ * For root; anybody else cannot ask the host's own gateway.
+ * @param pool the host's. @throws {DroverError} invalid-config
+ */
+export async function checkGateway(stateDirectory: string, pool = defaultPool): Promise<RuntimeFinding> {
+  const subject = 'gateway';
+  const address = gatewayAddressOf(checkPool(pool).network);
+  const place = `${address}:${proxyPort}`;
+  const errno = await tryListen(address);
+  // Not there yet: the agent makes the address.
+  if (errno !== 'EADDRINUSE') return { level: 'ok', subject, message: `nobody else holds ${place}`, hint: '' };
+  const client = new GatewayClient(join(stateDirectory, 'gateway', 'control.sock'));
+  try {
+    const health = await client.health();
+    if (health.listening.includes(place)) return { level: 'ok', subject, message: `it runs at ${place}`, hint: '' };
+  } catch {
+    // No gateway of this host answers; whose it is that listens there, its system knows.
+  } finally {
+    client.close();
+  }
+  return {
+    level: 'problem',
+    subject,
+    message: `${place}, where the gateway of this host is to listen, is held by another process: no sandbox can start`,
+    hint: `see which with \`ss -Hltnp sport = :${proxyPort}\`: end it when it is a gateway that was left, or start this host with another --pool`,
+  };
+}
+
+async function tryListen(host: string): Promise<string | undefined> {
+  const server = createServer();
+  try {
+    server.listen({ host, port: proxyPort, exclusive: true });
+    await once(server, 'listening');
+    return undefined;
+  } catch (error) {
+    return errnoOf(error);
+  } finally {
+    server.close();
+  }
+}

@@ -1,0 +1,47 @@
+import { timestampDate } from '@bufbuild/protobuf/wkt';
+import type { JsonValue } from '@bufbuild/protobuf';
+import { api } from '@drover/protocol';
+import type { Cli } from '../../cli.ts';
+import { messageJson } from '../../output/output.ts';
+import type { Column } from '../../output/table.ts';
+import { age } from '../sandbox/show.ts';
+
+const identityJson = (identity: api.Identity): JsonValue => messageJson(api.IdentitySchema, identity);
+
+const columns: readonly Column<api.Identity>[] = [
+  { title: 'NAME', value: (i) => i.commonName },
+  { title: 'SANDBOX', value: (i) => i.sandboxId },
+  { title: 'THUMBPRINT', value: (i) => i.thumbprint.slice(0, 16) },
+  { title: 'REGISTERED', value: (i) => age(i.registeredAt) },
+  { title: 'SEEN', value: (i) => age(i.lastSeenAt) },
+];
+
+/** The registry (I-7, I-10). */
+export async function ls(cli: Cli): Promise<void> {
+  const client = await cli.connect();
+  const identities = await client.identities.list(cli.signal);
+  cli.out.list(identities, identityJson, columns, 'no identities; a sandbox registers when it starts');
+}
+
+export async function get(cli: Cli, [reference]: readonly [string]): Promise<void> {
+  const client = await cli.connect();
+  const identity = await client.identities.get(reference, cli.signal);
+  if (cli.out.json) return cli.out.object(identityJson(identity));
+  const rows: readonly (readonly [string, string])[] = [
+    ['name', identity.commonName],
+    ['sandbox', identity.sandboxId],
+    ['project', identity.project],
+    ['thumbprint', identity.thumbprint],
+    ['registered', identity.registeredAt === undefined ? '' : timestampDate(identity.registeredAt).toISOString()],
+    ['last seen', identity.lastSeenAt === undefined ? '' : timestampDate(identity.lastSeenAt).toISOString()],
+  ];
+  for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(12)} ${value}`);
+}
+
+/** I-11: ends the session too; the sandbox runs on, is reached again, and is not trusted before its next start. */
+export async function evict(cli: Cli, [reference]: readonly [string]): Promise<void> {
+  const client = await cli.connect();
+  const identity = await client.identities.evict(reference, cli.signal);
+  if (cli.out.json) cli.out.object(identityJson(identity));
+  else cli.out.line(identity.commonName);
+}

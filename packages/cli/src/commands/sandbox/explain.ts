@@ -1,0 +1,28 @@
+import { api } from '@drover/protocol';
+import type { Cli } from '../../cli.ts';
+import { messageJson } from '../../output/output.ts';
+import type { Column } from '../../output/table.ts';
+import { age } from './show.ts';
+
+const { PASS, FAIL } = api.TrustCheck_Verdict;
+
+function verdictText(verdict: api.TrustCheck_Verdict): string {
+  return verdict === PASS ? 'pass' : verdict === FAIL ? 'FAIL' : 'unknown';
+}
+
+const columns: readonly Column<api.TrustCheck>[] = [
+  { title: 'CHECK', value: (c) => c.check },
+  { title: 'VERDICT', value: (c) => verdictText(c.verdict) },
+  { title: 'WHEN', value: (c) => (c.madeAt === undefined ? 'never' : `${age(c.madeAt)} ago`) },
+  { title: 'MADE AT', value: (c) => c.source },
+  { title: 'EVIDENCE', value: (c) => c.evidence },
+];
+
+/** Every check of trust, last made. Ends with 0 only when all of them pass: one that was never made proves nothing. */
+export default async function explain(cli: Cli, [reference]: readonly [string]): Promise<number> {
+  const client = await cli.connect();
+  const answer = await client.sandboxes.explain(reference, cli.signal);
+  if (cli.out.json) cli.out.object(messageJson(api.ExplainSandboxResponseSchema, answer));
+  else cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check was made yet');
+  return answer.checks.length > 0 && answer.checks.every(({ verdict }) => verdict === PASS) ? 0 : 1;
+}

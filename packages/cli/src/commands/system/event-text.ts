@@ -1,0 +1,80 @@
+import { formatAge } from '@drover/foundation';
+import type { api } from '@drover/protocol';
+import { oneLine } from '../../output/output.ts';
+import { endOf, failureText, stepText } from '../sandbox/init-text.ts';
+
+/** An event's data: the values that a control plane of this version writes, each perhaps absent in one of another. */
+class Data {
+  readonly #values: Readonly<Record<string, unknown>>;
+
+  constructor(values: Readonly<Record<string, unknown>>) {
+    this.#values = values;
+  }
+
+  text(name: string): string {
+    const value = this.#values[name];
+    return typeof value === 'string' ? value : '';
+  }
+
+  number(name: string): number {
+    const value = this.#values[name];
+    return typeof value === 'number' ? value : 0;
+  }
+
+  is(name: string): boolean {
+    return this.#values[name] === true;
+  }
+
+  /** `: …`, or nothing. */
+  after(name: string): string {
+    const value = endOf(this.text(name));
+    return value === '' ? '' : `: ${value}`;
+  }
+
+  get step(): string {
+    return stepText({ index: this.number('index'), count: this.number('count'), name: this.text('step') });
+  }
+
+  get failure(): string {
+    const { exitCode } = this.#values;
+    return failureText({ reason: this.text('reason'), exitCode: typeof exitCode === 'number' ? exitCode : undefined });
+  }
+
+  get thumbprint(): string {
+    return this.text('thumbprint').slice(0, 16);
+  }
+
+  get duration(): string {
+    const ms = this.number('durationMs');
+    return ms < 1_000 ? `${ms} ms` : formatAge(ms);
+  }
+}
+
+/** What each typed event of sessions, identities and init plans says (I-34). */
+const sentences: Readonly<Record<string, (data: Data) => string>> = {
+  SessionConnecting: (d) => `attempt ${d.number('attempt')}`,
+  SessionConnected: (d) =>
+    `${d.text('peerCommonName') || 'a peer without a certificate'} at ${d.text('address')}, attempt ${d.number('attempts')}, thumbprint ${d.thumbprint || 'none'}`,
+  SessionFailed: (d) => `${d.text('reason')}, after ${d.number('attempts')} attempts${d.after('message')}`,
+  SessionBroken: (d) => d.text('message'),
+  AgentRegistered: (d) => (d.is('ok') ? `thumbprint ${d.thumbprint}, start ${d.number('startCount')}` : `refused${d.after('message')}`),
+  AgentUntrusted: (d) => `${d.text('reason')}${d.after('message')}`,
+  AgentTrusted: (d) => `thumbprint ${d.thumbprint}`,
+  IdentityEvicted: (d) => `${d.text('why')}, thumbprint ${d.thumbprint}`,
+  IdentityRenewed: (d) => `thumbprint ${d.thumbprint}`,
+  ReapDegraded: (d) => `after ${d.number('attempts')} attempts${d.after('message')}`,
+  InitStarted: (d) => `${d.number('count')} steps, start ${d.number('startCount')}`,
+  InitStepStarted: (d) => d.step,
+  InitStepCompleted: (d) => `${d.step}: exit ${d.number('exitCode')} after ${d.duration}`,
+  InitStepFailed: (d) => `${d.step}: ${d.failure}${d.after('stderr') || d.after('message')}`,
+  InitCompleted: (d) => `${d.number('count')} steps in ${d.duration}`,
+  InitFailed: (d) => `${d.text('step') === '' ? '' : `${d.step}: `}${d.failure}${d.after('stderr') || d.after('message')}`,
+};
+
+/** An event's data as a person reads it, on one line: a sentence, or the JSON of an event that has none. */
+export function eventText({ type, dataJson }: api.Event): string {
+  const sentence = Object.hasOwn(sentences, type) ? sentences[type] : undefined;
+  if (dataJson === '' || dataJson === '{}') return '';
+  if (sentence === undefined) return oneLine(dataJson);
+  return oneLine(sentence(new Data(JSON.parse(dataJson) as Readonly<Record<string, unknown>>)));
+}

@@ -1,0 +1,64 @@
+import { Writable } from 'node:stream';
+import { describe, expect, test } from 'vitest';
+import { create } from '@bufbuild/protobuf';
+import { api } from '@drover/protocol';
+import { messageJson, Output } from './output.ts';
+
+/** A pipe whose reader takes what is written when it is told to. */
+class SlowReader extends Writable {
+  readonly taken: string[] = [];
+  #waiting: (() => void)[] = [];
+
+  constructor() {
+    super({ highWaterMark: 1 });
+  }
+
+  override _write(chunk: Buffer, _encoding: string, done: () => void): void {
+    this.#waiting.push(() => {
+      this.taken.push(chunk.toString());
+      done();
+    });
+  }
+
+  read(): void {
+    for (const take of this.#waiting.splice(0)) take();
+  }
+}
+
+const output = (stdout: Writable): Output => new Output({ json: false, stdout, stderr: stdout, interactive: false });
+
+describe('bytes', () => {
+  test('wait while their reader is slow', async () => {
+    const reader = new SlowReader();
+    let written = false;
+    const writing = output(reader)
+      .bytes(Buffer.from('abc'))
+      .then(() => (written = true));
+    await Promise.resolve();
+    expect(written).toBe(false);
+    reader.read();
+    await writing;
+    expect(reader.taken).toEqual(['abc']);
+    expect([reader.listenerCount('drain'), reader.listenerCount('close')]).toEqual([0, 0]);
+  });
+
+  test('are let go when the reader leaves in the middle, which never drains', async () => {
+    const reader = new SlowReader();
+    const writing = output(reader).bytes(Buffer.from('abc'));
+    reader.destroy();
+    await writing;
+    await output(reader).bytes(Buffer.from('more'));
+  });
+
+  test('tell what broke their stream', async () => {
+    const reader = new SlowReader();
+    const writing = output(reader).bytes(Buffer.from('abc'));
+    reader.destroy(new Error('no space left'));
+    await expect(writing).rejects.toThrow('no space left');
+  });
+});
+
+test('R-3: a verdict is the word that people use', () => {
+  const check = create(api.TrustCheckSchema, { check: 'cn', verdict: api.TrustCheck_Verdict.FAIL });
+  expect(messageJson(api.TrustCheckSchema, check)).toMatchObject({ check: 'cn', verdict: 'fail' });
+});

@@ -1,0 +1,176 @@
+import { create } from '@bufbuild/protobuf';
+import type { ServiceImpl } from '@connectrpc/connect';
+import { DroverError, hasCode, isHostId, isSandboxId, sentenceOf, type SandboxId } from '@drover/foundation';
+import { api } from '@drover/protocol';
+import { containLookMs, containWaitMs, killGraceMs } from '../limits.ts';
+import { placeSandbox } from '../placement/index.ts';
+import { Bell } from '../reconcile/bell.ts';
+import { runIsOver } from '../store/index.ts';
+import type { SandboxRow, Tables } from '../store/store.ts';
+import { actionsOf, containmentActions, containProgress, inForce, releaseProgress, type ContainmentAction } from './contained.ts';
+import type { ApiContext } from './context.ts';
+import { describeOne } from './describe.ts';
+import { once } from './idempotency.ts';
+
+type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'containSandbox' | 'releaseSandbox'>;
+const methods = api.SandboxService.method;
+
+/**
+ * Containment (I-4): what is wanted is stored in one transaction, and needs neither a session nor one that is trusted; then the answer
+ * waits, within bounds, for the host to have done it. What has a message in the stored answer was settled there and then. What a
+ * revocation means for the session follows from its event (`Registry.onEvicted`).
+ */
+export function containmentMethods(context: ApiContext): Methods {
+  const { store, sessions } = context;
+
+  async function answer(
+    stored: api.ContainSandboxResponse,
+    progressOf: typeof containProgress,
+    signal: AbortSignal,
+  ): Promise<api.ContainSandboxResponse> {
+    const id = stored.sandbox?.id ?? '';
+    if (!isSandboxId(id)) return stored;
+    const hostId = stored.sandbox?.hostId ?? '';
+    if (isHostId(hostId)) context.reconciler.poke(hostId);
+    const { row, results } = await settle(id, stored.results, progressOf, signal);
+    const sandbox = row === undefined ? stored.sandbox : await describeOne(store, sessions, row);
+    return create(api.ContainSandboxResponseSchema, { ...(sandbox === undefined ? {} : { sandbox }), results });
+  }
+
+  /** Until nothing more is to be expected soon, `containWaitMs` at most. */
+  async function settle(
+    id: SandboxId,
+    stored: readonly api.ContainmentResult[],
+    progressOf: typeof containProgress,
+    signal: AbortSignal,
+  ): Promise<{ readonly row: SandboxRow | undefined; readonly results: api.ContainmentResult[] }> {
+    const { clock } = context;
+    const until = clock.now() + containWaitMs;
+    const bell = new Bell(clock);
+    const off = context.wakes.on(id, () => bell.ring());
+    try {
+      for (;;) {
+        const row = await store.sandboxes.get(id);
+        const host = row?.hostId === undefined ? undefined : await store.hosts.get(row.hostId);
+        let waits = false;
+        const results = stored.map((result) => {
+          if (result.message !== '') return result;
+          if (row === undefined) return create(api.ContainmentResultSchema, { ...result, message: 'the sandbox is gone' });
+          const progress = progressOf(result.action as ContainmentAction, row, host);
+          waits ||= progress.waits;
+          return create(api.ContainmentResultSchema, { action: result.action, done: progress.done, message: progress.message });
+        });
+        const left = until - clock.now();
+        if (!waits || left <= 0) return { row, results };
+        await bell.wait(Math.min(containLookMs, left), signal);
+      }
+    } finally {
+      off();
+    }
+  }
+
+  return {
+    async containSandbox(request, { values, signal }) {
+      const actions = actionsOf(request.actions);
+      if (actions.length === 0) {
+        throw new DroverError('invalid-argument', 'the request names nothing that is to contain the sandbox', {
+          hint: `name at least one of ${containmentActions.join(', ')}`,
+        });
+      }
+      const stored = await once(store, values, methods.containSandbox, request, async (tables) => {
+        const { id } = await findKept(tables, request.sandbox);
+        const results: api.ContainmentResult[] = [];
+        for (const action of actions) results.push(resultOf(action, await contain(tables, id, action, actions)));
+        return create(api.ContainSandboxResponseSchema, { sandbox: await current(tables, id), results });
+      });
+      return await answer(stored, containProgress, signal);
+    },
+
+    async releaseSandbox(request, { values, signal }) {
+      const stored = await once(store, values, methods.releaseSandbox, request, async (tables) => {
+        const row = await findKept(tables, request.sandbox);
+        const named = actionsOf(request.actions);
+        const results: api.ContainmentResult[] = [];
+        for (const action of named.length === 0 ? inForce(row) : named) {
+          results.push(resultOf(action, inForce(row).includes(action) ? await release(tables, row, action) : wasNot));
+        }
+        return create(api.ContainSandboxResponseSchema, { sandbox: await current(tables, row.id), results });
+      });
+      return await answer(stored, releaseProgress, signal);
+    },
+  };
+
+  async function current(tables: Tables, id: SandboxId): Promise<api.Sandbox> {
+    return await describeOne(tables, sessions, await tables.sandboxes.find(id));
+  }
+}
+
+/** What is known of an action as it is stored; undefined: that shows later. */
+type Settled = { readonly done: boolean; readonly message: string } | undefined;
+const wasNot: Settled = { done: true, message: 'it was not in force' };
+
+function resultOf(action: ContainmentAction, settled: Settled): api.ContainmentResult {
+  return create(api.ContainmentResultSchema, { action, ...settled });
+}
+
+async function contain(tables: Tables, id: SandboxId, action: ContainmentAction, all: readonly ContainmentAction[]): Promise<Settled> {
+  switch (action) {
+    case 'cut-network':
+      await tables.sandboxes.setNetworkCut(id, true);
+      return undefined;
+    case 'pause':
+      if (all.includes('kill')) return { done: true, message: 'it is killed, which is more' };
+      return await wanted(async () => await tables.sandboxes.setDesired(id, 'paused'));
+    case 'kill':
+      return await wanted(async () => await tables.sandboxes.setDesired(id, 'stopped', { graceMs: killGraceMs }));
+    case 'revoke':
+      await tables.identities.setRevoked(id, true);
+      return undefined;
+    default:
+      return action satisfies never;
+  }
+}
+
+async function release(tables: Tables, row: SandboxRow, action: ContainmentAction): Promise<Settled> {
+  switch (action) {
+    case 'cut-network':
+      await tables.sandboxes.setNetworkCut(row.id, false);
+      return undefined;
+    case 'pause':
+      if (runIsOver(row)) {
+        // To want it running would be to start it again.
+        await tables.sandboxes.setDesired(row.id, 'stopped');
+        return { done: true, message: 'it has ended meanwhile' };
+      }
+      return await wanted(async () => await tables.sandboxes.setDesired(row.id, 'running'));
+    case 'kill':
+      return await wanted(async () => {
+        // The grace of the kill goes with it.
+        await tables.sandboxes.setDesired(row.id, 'running', { graceMs: row.spec.stopGraceMs });
+        await placeSandbox(tables, row.id);
+      });
+    case 'revoke':
+      await tables.identities.setRevoked(row.id, false);
+      return undefined;
+    default:
+      return action satisfies never;
+  }
+}
+
+/** A wish that the sandbox's state does not allow is said to be so, and keeps no other action from being done. */
+async function wanted(wish: () => Promise<unknown>): Promise<Settled> {
+  try {
+    await wish();
+    return undefined;
+  } catch (error) {
+    if (hasCode(error, 'sandbox-not-running', 'failed-precondition')) return { done: false, message: sentenceOf(error) };
+    throw error;
+  }
+}
+
+/** @throws {DroverError} sandbox-not-found */
+async function findKept({ sandboxes }: Tables, reference: string): Promise<SandboxRow> {
+  const row = await sandboxes.find(reference);
+  if (row.deletedAt === undefined) return row;
+  throw new DroverError('sandbox-not-found', `sandbox ${row.name} was deleted`, { hint: 'nothing of it is left to contain' });
+}

@@ -1,0 +1,31 @@
+import { sentenceOf, DroverError } from '@drover/foundation';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { draft } from '../store/testing/fixtures.ts';
+import { TestStores } from '../store/testing/stores.ts';
+import { endedError } from './ended.ts';
+
+describe('what a caller is told of a sandbox that failed', () => {
+  const stores = new TestStores('sqlite');
+  beforeAll(() => stores.start());
+  afterAll(() => stores.stop());
+
+  it.each([
+    // Nobody is to call again for a sandbox that was given up.
+    ['unavailable', 'sandbox-not-running'],
+    ['host-unavailable', 'sandbox-not-running'],
+    ['image-not-found', 'image-not-found'],
+    ['registry-unreachable', 'registry-unreachable'],
+    ['out-of-memory', 'sandbox-not-running'],
+  ] as const)('L-22: %s is %s', async (reason, code) => {
+    const store = await stores.open();
+    const { id, name } = await store.sandboxes.create(draft());
+    await store.sandboxes.fail(id, reason, sentenceOf(new DroverError('internal', 'it stood in the way', { hint: 'take it away' })));
+    const row = await store.sandboxes.get(id);
+    expect(row === undefined ? undefined : endedError(row)).toMatchObject({
+      code,
+      message: `sandbox ${name} failed: it stood in the way`,
+      hint: 'take it away',
+    });
+    await store.close();
+  });
+});

@@ -1,0 +1,52 @@
+import type { Clock, SandboxId } from '@drover/foundation';
+import { addressPollMs, addressWaitMs, addressWaits } from '../limits.ts';
+import { Bell } from '../reconcile/bell.ts';
+import type { SandboxRow, SandboxStore } from '../store/store.ts';
+
+/** Calls back after each event of a subject. */
+export interface Wakes {
+  on(subject: string, wake: () => void): () => void;
+}
+
+/**
+ * Reads sandboxes' records for Register (I-14). A host tells the address of a start before the start, but on another stream than the one
+ * that carries the sandbox's call, and what it tells waits for the store: a sandbox may come before its address. So a record that does
+ * not show it yet is read again, after each of its events and every `addressPollMs`, for `addressWaitMs` at most.
+ */
+export class AddressWait {
+  readonly #sandboxes: Pick<SandboxStore, 'get'>;
+  readonly #wakes: Wakes | undefined;
+  readonly #clock: Clock;
+  #waiting = 0;
+
+  constructor(sandboxes: Pick<SandboxStore, 'get'>, wakes: Wakes | undefined, clock: Clock) {
+    this.#sandboxes = sandboxes;
+    this.#wakes = wakes;
+    this.#clock = clock;
+  }
+
+  /** The record as soon as `shows` is true of it, or as it stands in the end. @throws what the store throws */
+  async read(id: SandboxId, shows: (row: SandboxRow | undefined) => boolean): Promise<SandboxRow | undefined> {
+    let row = await this.#sandboxes.get(id);
+    if (shows(row) || this.#waiting >= addressWaits) return row;
+    const bell = new Bell(this.#clock);
+    const off = this.#wakes?.on(id, () => bell.ring());
+    const until = this.#clock.now() + addressWaitMs;
+    this.#waiting++;
+    try {
+      for (;;) {
+        // Read after the listener is there: nothing is missed in between.
+        row = await this.#sandboxes.get(id);
+        const left = until - this.#clock.now();
+        if (shows(row) || left <= 0) return row;
+        await bell.wait(Math.min(left, addressPollMs), never);
+      }
+    } finally {
+      this.#waiting--;
+      off?.();
+    }
+  }
+}
+
+/** It ends by itself. */
+const never = new AbortController().signal;

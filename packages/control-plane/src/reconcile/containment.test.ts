@@ -1,0 +1,124 @@
+import { randomBytes } from 'node:crypto';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { DroverError, FakeClock, newHostId, silentLogger } from '@drover/foundation';
+import { Placement } from '../placement/index.ts';
+import { SecretBox } from '../secrets/index.ts';
+import { sandboxState, type SandboxRow, type Store } from '../store/index.ts';
+import { draft } from '../store/testing/fixtures.ts';
+import { TestStores } from '../store/testing/stores.ts';
+import { Reconciler } from './reconciler.ts';
+import { FakeHost, FakeHub } from './testing/fake-hub.ts';
+
+describe('cutting the network of a sandbox (I-4), on a real store and simulated hosts', () => {
+  const stores = new TestStores('sqlite');
+  let clock: FakeClock;
+  let store: Store;
+  let hub: FakeHub;
+  let host: FakeHost;
+  let reconciler: Reconciler;
+  let placement: Placement;
+  beforeAll(() => stores.start());
+  afterAll(() => stores.stop());
+  beforeEach(async () => {
+    clock = new FakeClock(1_000_000);
+    store = await stores.open({ clock });
+    hub = new FakeHub(store);
+    const secrets = new SecretBox(randomBytes(32));
+    const onSandboxGone = (): void => undefined;
+    reconciler = new Reconciler({ store, hub, secrets, clock, logger: silentLogger, random: () => 1, onSandboxGone });
+    reconciler.attach();
+    placement = new Placement({ store, clock, logger: silentLogger });
+    host = new FakeHost(newHostId());
+    await store.hosts.join({ id: host.id, name: 'one', labels: {}, certificateExpiresAt: 1 });
+    await hub.connect(host);
+  });
+  afterEach(async () => {
+    await reconciler.close();
+    await stores.closeAll();
+  });
+
+  const get = async ({ id }: SandboxRow): Promise<SandboxRow> => {
+    const row = await store.sandboxes.get(id);
+    if (row === undefined) throw new Error(`no row ${id}`);
+    return row;
+  };
+  const until = async (condition: () => Promise<boolean> | boolean): Promise<void> => {
+    for (let i = 0; i < 2_000; i++) {
+      if (await condition()) return;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    throw new Error('it did not come to that');
+  };
+  const becomes = async (row: SandboxRow, state: string): Promise<void> =>
+    await until(async () => sandboxState(await get(row)).state === state);
+  const cut = async (row: SandboxRow, is: boolean): Promise<void> => await until(async () => (await get(row)).observedNetworkCut === is);
+  const create = async (): Promise<SandboxRow> => await store.sandboxes.create(draft());
+  const commands = (): (string | undefined)[] => host.commands.map((command) => command.split(' ')[0]);
+
+  it('I-4: is done on the host, and observed; so is lifting it', async () => {
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    await store.sandboxes.setNetworkCut(row.id, true);
+    await cut(row, true);
+    await store.sandboxes.setNetworkCut(row.id, true);
+    await store.sandboxes.setNetworkCut(row.id, false);
+    await cut(row, false);
+    expect(commands()).toEqual(['create', 'setNetworkCut', 'setNetworkCut']);
+    expect(sandboxState(await get(row)).state).toBe('running');
+  });
+
+  it('I-4: comes before the pause that is asked for with it', async () => {
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    await store.together(async (tables) => {
+      await tables.sandboxes.setDesired(row.id, 'paused');
+      await tables.sandboxes.setNetworkCut(row.id, true);
+    });
+    await becomes(row, 'paused');
+    expect(commands()).toEqual(['create', 'setNetworkCut', 'pause']);
+  });
+
+  it('I-4: a sandbox that is contained is made, and started again, without a network', async () => {
+    const row = await create();
+    await store.sandboxes.setNetworkCut(row.id, true);
+    const carried: boolean[] = [];
+    host.before = (operation) => {
+      if (operation.case === 'create' || operation.case === 'start') carried.push(operation.value.networkCut);
+    };
+    await placement.placeNow(row.id);
+    await becomes(row, 'running');
+    await store.sandboxes.setDesired(row.id, 'stopped');
+    await becomes(row, 'stopped');
+    await store.sandboxes.setDesired(row.id, 'running');
+    await becomes(row, 'running');
+    expect([carried, (await get(row)).observedNetworkCut]).toEqual([[true, true], true]);
+    expect(commands()).toEqual(['create', 'stop', 'start']);
+  });
+
+  it('I-4: is tried again until the host has done it, also after the host was away', async () => {
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    await hub.drop(host);
+    await store.sandboxes.setNetworkCut(row.id, true);
+    let refusals = 2;
+    host.before = (operation) => {
+      if (operation.case === 'setNetworkCut' && refusals-- > 0) throw new DroverError('runtime-failed', 'nft failed');
+    };
+    await hub.connect(host);
+    for (let i = 0; i < 100 && !(await get(row)).observedNetworkCut; i++) await clock.advance(500);
+    expect(await get(row)).toMatchObject({ observedNetworkCut: true, observed: 'running' });
+    expect(commands().filter((command) => command === 'setNetworkCut')).toHaveLength(3);
+  });
+
+  it('I-4: a cut that cannot be made does not keep a sandbox from being stopped', async () => {
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    host.before = (operation) => {
+      if (operation.case === 'setNetworkCut') throw new DroverError('runtime-failed', 'nft failed');
+    };
+    await store.sandboxes.setNetworkCut(row.id, true);
+    await until(() => commands().includes('setNetworkCut'));
+    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 1 });
+    await becomes(row, 'stopped');
+  });
+});

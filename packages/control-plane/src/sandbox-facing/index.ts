@@ -1,0 +1,1 @@
+export { SandboxListener, type SandboxListenerOptions } from './listener.ts';

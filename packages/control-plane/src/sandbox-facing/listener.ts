@@ -1,0 +1,255 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { constants } from 'node:crypto';
+import {
+  createSecureServer,
+  Http2ServerRequest,
+  type Http2SecureServer,
+  type Http2ServerResponse,
+  type Http2Session,
+  type SecureServerOptions,
+} from 'node:http2';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type { TLSSocket } from 'node:tls';
+import { createContextValues } from '@connectrpc/connect';
+import { connectNodeAdapter } from '@connectrpc/connect-node';
+import { clip, isSandboxId, silentLogger, systemClock, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import type { Names } from '@drover/pki';
+import { control, type link } from '@drover/protocol';
+import type { InboundHandler } from '../hub/index.ts';
+import type { Registry, RegisterRefusal } from '../identity/registry.ts';
+import {
+  connectionsPerSandbox,
+  sandboxConnections,
+  sandboxHeaderBytes,
+  sandboxRequestBytes,
+  sandboxShutdownMs,
+  sandboxStreamsPerConnection,
+} from '../limits.ts';
+import type { IdentityStore, SandboxStore } from '../store/store.ts';
+import type { Worldview } from '../worldview/worldview.ts';
+import { callerKey, sandboxCertificate } from './caller.ts';
+import { Connection } from './connection.ts';
+import { authentication, edge, identification } from './interceptors.ts';
+import { checkMethods } from './methods.ts';
+import { Refusals } from './refusals.ts';
+import { controlService } from './service.ts';
+
+/** PEM. `certificatePem`: leaf first. */
+interface ServerIdentity {
+  readonly certificatePem: string;
+  readonly keyPem: string;
+}
+
+export interface SandboxListenerOptions {
+  readonly store: { readonly identities: Pick<IdentityStore, 'bearer'>; readonly sandboxes: Pick<SandboxStore, 'get'> };
+  readonly registry: Pick<Registry, 'register' | 'lookup' | 'seen'>;
+  readonly worldview: Pick<Worldview, 'record'>;
+  readonly ca: { readonly names: Names; readonly caPem: string };
+  /** The control plane's own certificate. */
+  readonly identity: ServerIdentity;
+  readonly clock?: Clock;
+  readonly logger?: Logger;
+}
+
+type Request = IncomingMessage | Http2ServerRequest;
+type Response = ServerResponse | Http2ServerResponse;
+
+/**
+ * Serves ControlService to sandboxes, on connections that their hosts carry here (spec 2, I-13 to I-20): TLS 1.3 with a client certificate
+ * that chains to the CA, then the token, then the row in the registry. Connect and gRPC, over HTTP/2 and HTTP/1.1.
+ */
+export class SandboxListener {
+  readonly #options: SandboxListenerOptions;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #server: Http2SecureServer;
+  readonly #handle: (request: Request, response: Response) => void;
+  readonly #refusals: Refusals;
+  readonly #connections = new Set<Connection>();
+  readonly #perSandbox = new Map<string, number>();
+  /** Node's TLS server does not say which connection a socket of its came from; the socket's callbacks run in its context. */
+  readonly #entering = new AsyncLocalStorage<Connection>();
+  readonly #of = new WeakMap<TLSSocket | Http2Session, Connection>();
+  #closed = false;
+
+  /** @throws {DroverError} internal when a method was added without a decision who may call it (I-19) */
+  constructor(options: SandboxListenerOptions) {
+    checkMethods(control.ControlService);
+    const { registry, store } = options;
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#logger = options.logger ?? silentLogger;
+    const refusals = new Refusals(store.sandboxes, options.worldview, this.#logger);
+    this.#refusals = refusals;
+    this.#handle = connectNodeAdapter({
+      // I-18, in this order; TLS comes before all of them.
+      interceptors: [
+        edge({ clock: this.#clock, logger: this.#logger, refusals }),
+        authentication({ identities: store.identities, clock: this.#clock }),
+        identification(registry),
+      ],
+      contextValues: (request) => createContextValues().set(callerKey, this.#connectionOf(request)?.caller),
+      routes: (router) => void router.service(control.ControlService, controlService({ registry, refusals })),
+      grpcWeb: false,
+      // Over TLS, what compresses well tells of what it holds; nothing here is long.
+      acceptCompression: [],
+      readMaxBytes: sandboxRequestBytes,
+    });
+    this.#server = this.#makeServer();
+  }
+
+  #makeServer(): Http2SecureServer {
+    const server = createSecureServer(
+      {
+        ...this.#tls(this.#options.identity),
+        requestCert: true,
+        rejectUnauthorized: true,
+        allowHTTP1: true,
+        maxHeaderSize: sandboxHeaderBytes,
+        settings: { maxConcurrentStreams: sandboxStreamsPerConnection, maxHeaderListSize: sandboxHeaderBytes },
+      } as SecureServerOptions,
+      (request, response) => this.#serve(request, response),
+    );
+    // Before the server's own listener, which begins to read requests.
+    server.prependListener('secureConnection', (socket) => {
+      const connection = this.#entering.getStore();
+      if (connection === undefined) return;
+      this.#of.set(socket, connection);
+      connection.secured(sandboxCertificate(socket.getPeerX509Certificate(), this.#options.ca.names));
+    });
+    server.on('session', (session) => {
+      const connection = this.#entering.getStore();
+      if (connection !== undefined) this.#of.set(session, connection);
+      // A connection that breaks is seen by its streams.
+      session.on('error', ignore);
+    });
+    server.on('tlsClientError', (error, socket) => {
+      const connection = this.#entering.getStore();
+      // The name of the check that failed, where there is one; otherwise the handshake itself did.
+      const why = String(socket.authorizationError ?? error.message);
+      this.#logger.warn({ ...facts(connection), why }, 'a sandbox did not get through the TLS handshake');
+      connection?.stream.destroy();
+    });
+    return server;
+  }
+
+  /** Takes over one connection of a sandbox, for as long as it lives. One that is too many is closed at once. */
+  readonly accept: InboundHandler = (hostId: HostId, inbound: link.SandboxInbound, stream: Duplex): void => {
+    stream.on('error', ignore);
+    const { sandboxId, peerAddress } = inbound;
+    const refuse = (why: string): void => {
+      this.#logger.warn({ hostId, sandboxId: clip(sandboxId), why }, 'a connection of a sandbox was closed');
+      stream.destroy();
+    };
+    if (this.#closed) return refuse('the control plane stops');
+    if (!isSandboxId(sandboxId)) return refuse('its host names no sandbox');
+    if (this.#connections.size >= sandboxConnections) return refuse(`${sandboxConnections} connections of sandboxes are open`);
+    // By host too: a host that makes up names takes no room from sandboxes of another.
+    const key = `${hostId}/${sandboxId}`;
+    const open = this.#perSandbox.get(key) ?? 0;
+    if (open >= connectionsPerSandbox) return refuse(`the sandbox has ${open} connections open`);
+    const origin = { hostId, interface: clip(inbound.interface), networkOf: sandboxId, peerAddress: clip(peerAddress) };
+    const connection = new Connection(stream, origin, this.#clock, (what) => {
+      this.#logger.warn({ ...facts(connection), what }, 'a connection of a sandbox took too long and was cut');
+    });
+    this.#connections.add(connection);
+    this.#perSandbox.set(key, open + 1);
+    stream.once('close', () => {
+      this.#connections.delete(connection);
+      const left = (this.#perSandbox.get(key) ?? 1) - 1;
+      if (left === 0) this.#perSandbox.delete(key);
+      else this.#perSandbox.set(key, left);
+    });
+    this.#entering.run(connection, () => this.#server.emit('connection', stream));
+  };
+
+  get connections(): number {
+    return this.#connections.size;
+  }
+
+  /** Calls under way. */
+  get calls(): number {
+    return [...this.#connections].reduce((sum, connection) => sum + connection.calls, 0);
+  }
+
+  /** Why the sandbox's last Register was refused; undefined when it was not, or only from elsewhere than its own host. */
+  lastRefusal(id: SandboxId): RegisterRefusal | undefined {
+    return this.#refusals.last(id);
+  }
+
+  /** Takes effect for new connections; open ones are left alone. */
+  rotate(identity: ServerIdentity): void {
+    this.#server.setSecureContext(this.#tls(identity));
+  }
+
+  /** Takes nothing new, gives calls a moment to end, then cuts what is left. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    const closing = [...this.#connections].map(async (connection) => {
+      const { stream } = connection;
+      if (connection.calls === 0) stream.destroy();
+      if (!stream.closed) await new Promise((resolve) => stream.once('close', resolve));
+    });
+    const done = new AbortController();
+    const cut = this.#clock.sleep(sandboxShutdownMs, done.signal).then(
+      () => {
+        for (const { stream } of this.#connections) stream.destroy();
+      },
+      // All were closed by then.
+      () => undefined,
+    );
+    await Promise.all(closing);
+    done.abort();
+    await cut;
+  }
+
+  #serve(request: Request, response: Response): void {
+    const connection = this.#connectionOf(request);
+    if (connection === undefined) {
+      // Nothing is served to a connection that nobody knows the origin of.
+      request.destroy();
+      return;
+    }
+    // Answers differ by what they say, not by when they say it (I-16).
+    response.sendDate = false;
+    const over = connection.call();
+    response.once('close', () => {
+      over();
+      if (this.#closed && connection.calls === 0) connection.stream.destroy();
+    });
+    try {
+      this.#handle(request, response);
+    } catch (error) {
+      // A request that is no URL: no host, or a path or header that cannot be one.
+      this.#logger.info({ ...facts(connection), err: error }, 'a request of a sandbox could not be read');
+      response.statusCode = 400;
+      response.end();
+    }
+  }
+
+  #connectionOf(request: Request): Connection | undefined {
+    const at = request instanceof Http2ServerRequest ? request.stream.session : (request.socket as TLSSocket);
+    return at === undefined ? undefined : this.#of.get(at);
+  }
+
+  #tls({ certificatePem, keyPem }: ServerIdentity): SecureServerOptions {
+    return {
+      minVersion: 'TLSv1.3',
+      ca: this.#options.ca.caPem,
+      cert: certificatePem,
+      key: keyPem,
+      // Every connection proves itself anew: a resumed one would skip the certificate.
+      secureOptions: constants.SSL_OP_NO_TICKET,
+      sessionIdContext: 'drover-sandboxes',
+    };
+  }
+}
+
+function facts(connection: Connection | undefined): Record<string, unknown> {
+  if (connection === undefined) return {};
+  const { hostId, networkOf, peerAddress, certificate } = connection.caller;
+  return { hostId, networkOf, peerAddress, sandboxId: certificate?.sandboxId ?? '' };
+}
+
+function ignore(): void {}

@@ -1,0 +1,73 @@
+import { Code, ConnectError } from '@connectrpc/connect';
+import type { Logger, SandboxId } from '@drover/foundation';
+import type { RegisterRefusal } from '../identity/registry.ts';
+import { refusalsKept } from '../limits.ts';
+import type { SandboxStore } from '../store/store.ts';
+import type { TrustCheck, Worldview } from '../worldview/worldview.ts';
+import type { Caller } from './caller.ts';
+
+/**
+ * The caller is not who it would have to be. On the wire every one of these is the same (I-16); `message` is for the log,
+ * `refusal` for whoever asks why a Register failed.
+ */
+export class Refused extends Error {
+  readonly refusal: RegisterRefusal | undefined;
+  readonly checks: readonly TrustCheck[];
+
+  constructor(message: string, refusal?: RegisterRefusal, checks: readonly TrustCheck[] = []) {
+    super(message);
+    this.refusal = refusal;
+    this.checks = checks;
+  }
+}
+
+/** What the wire gets of a Refused. */
+export function refusalOnTheWire(): ConnectError {
+  return new ConnectError('the identity was not accepted', Code.PermissionDenied);
+}
+
+/** What came last of each sandbox's Register, as far as the sandbox itself can have caused it. */
+export class Refusals {
+  readonly #last = new Map<SandboxId, RegisterRefusal>();
+  readonly #sandboxes: Pick<SandboxStore, 'get'>;
+  readonly #worldview: Pick<Worldview, 'record'>;
+  readonly #logger: Logger;
+
+  constructor(sandboxes: Pick<SandboxStore, 'get'>, worldview: Pick<Worldview, 'record'>, logger: Logger) {
+    this.#sandboxes = sandboxes;
+    this.#worldview = worldview;
+    this.#logger = logger;
+  }
+
+  last(id: SandboxId): RegisterRefusal | undefined {
+    return this.#last.get(id);
+  }
+
+  welcomed(id: SandboxId, checks: readonly TrustCheck[]): void {
+    this.#last.delete(id);
+    this.#worldview.record(id, checks);
+  }
+
+  /**
+   * Notes a refused Register, if its certificate is a sandbox's and it came through the host that has this sandbox: a key that was carried
+   * elsewhere says nothing of the sandbox that it was taken from. Never throws.
+   */
+  async note({ certificate, hostId }: Caller, { refusal, checks }: Refused): Promise<void> {
+    if (certificate === undefined || refusal === undefined) return;
+    const { sandboxId } = certificate;
+    try {
+      if ((await this.#sandboxes.get(sandboxId))?.hostId !== hostId) return;
+    } catch (error) {
+      this.#logger.error({ err: error, sandboxId }, 'a refused registration could not be noted');
+      return;
+    }
+    // The newest is last; the oldest goes when there are too many.
+    this.#last.delete(sandboxId);
+    this.#last.set(sandboxId, refusal);
+    for (const oldest of this.#last.keys()) {
+      if (this.#last.size <= refusalsKept) break;
+      this.#last.delete(oldest);
+    }
+    if (checks.length > 0) this.#worldview.record(sandboxId, checks);
+  }
+}

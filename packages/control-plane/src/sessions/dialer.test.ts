@@ -1,0 +1,295 @@
+import { create } from '@bufbuild/protobuf';
+import { createClient, createRouterTransport } from '@connectrpc/connect';
+import { FakeClock, newHostId, newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { namesOf } from '@drover/pki';
+import { init, sandbox } from '@drover/protocol';
+import { createTestAuthority, type TestAuthority } from '@drover/init/testing';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { SandboxEvent } from '../events/typed.ts';
+import type { SandboxRow } from '../store/store.ts';
+import { emptyView } from '../worldview/index.ts';
+import { CloseFailed, type Connection, type Connector } from './connect.ts';
+import { Dialer } from './dialer.ts';
+
+/** A peer without a certificate whose stream breaks at once, or stays without an answer. */
+function connection(options: { readonly close?: () => Promise<void>; readonly silent?: boolean } = {}): Connection {
+  const transport = createRouterTransport(({ service }) => {
+    service(init.InitService, {
+      // oxlint-disable-next-line require-yield -- it has nothing to say
+      async *session(_requests, { signal }) {
+        if (options.silent === true) await new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+        throw new Error('cut');
+      },
+    });
+  });
+  return {
+    client: createClient(init.InitService, transport),
+    shown: { certificate: undefined, authorized: false, authorizationError: '' },
+    lost: new AbortController().signal,
+    close: options.close ?? (() => Promise.resolve()),
+  };
+}
+
+let authority: TestAuthority;
+let clock: FakeClock;
+let rows: Map<SandboxId, SandboxRow>;
+let published: SandboxEvent[];
+let connected: boolean;
+let attempts: { readonly id: SandboxId; readonly at: number }[];
+let connect: Connector;
+let random: () => number;
+let dialer: Dialer;
+
+beforeAll(async () => {
+  authority = await createTestAuthority();
+});
+afterAll(async () => await authority.close());
+
+beforeEach(() => {
+  clock = new FakeClock();
+  rows = new Map();
+  published = [];
+  connected = true;
+  attempts = [];
+  random = () => 1;
+  connect = () => Promise.reject(new Error('nobody answers'));
+  dialer = new Dialer({
+    store: { sandboxes: { get: (id) => Promise.resolve(rows.get(id)) } },
+    hub: { isConnected: () => connected },
+    connect: async (target, signal) => {
+      attempts.push({ id: target.id, at: clock.now() });
+      return await connect(target, signal);
+    },
+    journal: { publish: (event) => void published.push(event), flush: () => Promise.resolve() },
+    // What these connections come to needs no registry: they show no certificate.
+    registry: {
+      standing: () => Promise.reject(new Error('not asked')),
+      secondToken: () => Promise.reject(new Error('not asked')),
+      renewed: () => Promise.reject(new Error('not asked')),
+      seen: () => undefined,
+    },
+    worldview: { get: (id) => Promise.resolve(emptyView(id)), record: () => undefined },
+    ca: authority.authority,
+    plans: () => Promise.resolve([{ name: 'agent-ready' }]),
+    lastRefusal: () => undefined,
+    initFailed: () => Promise.resolve(true),
+    names: namesOf('test.drover'),
+    caPem: authority.authority.caPem,
+    clock,
+    logger: silentLogger,
+    random: () => random(),
+    changed: () => undefined,
+  });
+});
+afterEach(async () => await dialer.close());
+
+function running(change: Partial<SandboxRow> = {}): SandboxId {
+  const id = newSandboxId();
+  const row = {
+    id,
+    project: '',
+    name: 'box',
+    hostId: newHostId(),
+    desired: 'running',
+    observed: 'running',
+    address: '10.0.0.2',
+    startCount: 1,
+    spec: create(sandbox.SandboxSpecSchema),
+    ...change,
+  };
+  rows.set(id, row as SandboxRow);
+  return id;
+}
+
+const told = (id: SandboxId): string[] => published.filter(({ subject }) => subject === id).map(({ type }) => type);
+const failure = (id: SandboxId): unknown => published.find(({ subject, type }) => subject === id && type === 'SessionFailed')?.data;
+const settle = async (): Promise<void> => await clock.advance(0);
+
+describe('a dial', () => {
+  it('I-23: is tried with exponential backoff from 0.5 to 10 s, for 60 s in all', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(attempts.map(({ at }) => at)).toEqual([0, 500, 1_500, 3_500, 7_500, 15_500, 25_500, 35_500, 45_500, 55_500]);
+    expect(failure(id)).toEqual({ attempts: 10, reason: 'unreachable', message: expect.stringContaining('nobody answers') });
+    expect(published.filter(({ type }) => type === 'SessionConnecting').map(({ data }) => data)).toEqual(
+      attempts.map((_, i) => ({ attempt: i + 1 })),
+    );
+  });
+
+  it('I-23: has full jitter', async () => {
+    const draws = [0.5, 0, 0.25];
+    random = () => draws.shift() ?? 1;
+    dialer.dial(running());
+    await clock.advance(2_000);
+    expect(attempts.map(({ at }) => at)).toEqual([0, 250, 250, 750]);
+  });
+
+  it('I-23: an attempt that gets no answer ends in time', async () => {
+    const id = running();
+    connect = () => Promise.resolve(connection({ silent: true }));
+    dialer.dial(id);
+    await clock.advance(60_000);
+    expect(attempts.map(({ at }) => at)).toEqual([0, 20_500, 41_500]);
+    expect(failure(id)).toMatchObject({ message: expect.stringContaining('did not answer in time') });
+  });
+
+  it.each([
+    ['not-running', { observed: 'stopped' }, 'stopped'],
+    ['not-running', { observed: undefined }, 'waiting for a place'],
+    ['not-running', { deletedAt: 1 }, 'removed'],
+    ['no-address', { address: '' }, 'address'],
+  ] as const)('I-23: of a sandbox that is %s ends at once (%j)', async (reason, change, words) => {
+    const id = running(change);
+    dialer.dial(id);
+    await settle();
+    expect(failure(id)).toEqual({ attempts: 0, reason, message: expect.stringContaining(words) });
+    expect(attempts).toEqual([]);
+  });
+
+  it('I-23: looks anew before each attempt', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(600);
+    expect(attempts).toHaveLength(2);
+    connected = false;
+    await clock.advance(1_000);
+    expect(attempts).toHaveLength(2);
+    expect(failure(id)).toMatchObject({ attempts: 2, reason: 'host-not-connected' });
+  });
+
+  it('I-21: returns at once and throws nothing, whatever the sandbox', async () => {
+    const unknown = newSandboxId();
+    expect(dialer.dial(unknown)).toBeUndefined();
+    await settle();
+    expect(failure(unknown)).toMatchObject({ reason: 'not-running' });
+  });
+
+  it('I-22: is one, however often it is asked for at once; over, it can be had again', async () => {
+    const id = running();
+    for (let i = 0; i < 100; i++) dialer.dial(id);
+    await settle();
+    expect(attempts).toHaveLength(1);
+    rows.delete(id);
+    await clock.advance(1_000);
+    expect(dialer.get(id)?.over).toBe(true);
+    const again = running();
+    rows.set(id, { ...(rows.get(again) as SandboxRow), id });
+    dialer.dial(id);
+    await settle();
+    expect(attempts).toHaveLength(2);
+  });
+
+  it('I-22: one that is asked for while the last one is being ended follows it, never beside it', async () => {
+    const id = running();
+    const closing = Promise.withResolvers<void>();
+    let open = 0;
+    connect = () => {
+      expect(++open).toBe(1);
+      return Promise.resolve(connection({ silent: true, close: async () => void (await closing.promise, open--) }));
+    };
+    dialer.dial(id);
+    await settle();
+    const ended = dialer.end(id);
+    dialer.dial(id);
+    await settle();
+    expect(attempts).toHaveLength(1);
+    closing.resolve();
+    await ended;
+    await settle();
+    expect(attempts).toHaveLength(2);
+  });
+
+  it('I-24: that is ended publishes nothing', async () => {
+    const id = running();
+    dialer.dial(id);
+    await settle();
+    await dialer.end(id);
+    await clock.advance(60_000);
+    expect(told(id)).toEqual(['SessionConnecting']);
+    expect(dialer.status(id).state).toBe('none');
+  });
+});
+
+describe('I-25: the ceiling of descriptors', () => {
+  const fails = (): Promise<void> => Promise.reject(new CloseFailed('still open'));
+
+  it('five failures in a row to close a connection end the dial', async () => {
+    const id = running();
+    const other = running();
+    connect = ({ id: target }) => Promise.resolve(connection(target === id ? { close: fails } : {}));
+    dialer.dial(id);
+    dialer.dial(other);
+    await clock.advance(120_000);
+    expect(attempts.filter((attempt) => attempt.id === id)).toHaveLength(5);
+    expect(failure(id)).toMatchObject({ attempts: 5, reason: 'fd-leak-ceiling' });
+    // Another target's loop is none of it.
+    expect(failure(other)).toMatchObject({ attempts: 10, reason: 'unreachable' });
+  });
+
+  it('one success begins the count anew', async () => {
+    const id = running();
+    let n = 0;
+    connect = () => Promise.resolve(connection({ close: ++n === 5 ? () => Promise.resolve() : fails }));
+    dialer.dial(id);
+    await clock.advance(120_000);
+    // Four that fail, one that does not, and five that fail.
+    expect(attempts).toHaveLength(10);
+    expect(failure(id)).toMatchObject({ attempts: 10, reason: 'fd-leak-ceiling' });
+  });
+
+  it('a connection that was given up half made, and did not close, counts too', async () => {
+    const id = running();
+    connect = () => Promise.reject(new CloseFailed('still open'));
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(attempts).toHaveLength(5);
+    expect(failure(id)).toMatchObject({ reason: 'fd-leak-ceiling' });
+  });
+
+  it('a further dial gets no further five', async () => {
+    const id = running();
+    connect = () => Promise.resolve(connection({ close: fails }));
+    dialer.dial(id);
+    await clock.advance(120_000);
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(attempts).toHaveLength(6);
+  });
+});
+
+describe('I-26: an error', () => {
+  it.each([
+    [
+      'of the connector',
+      (): never => {
+        throw new TypeError('x is not a function');
+      },
+      'unreachable',
+    ],
+  ] as const)('%s is caught, published, and touches no other', async (_, panic, reason) => {
+    const id = running();
+    const other = running();
+    connect = ({ id: target }) => (target === id ? panic() : Promise.resolve(connection({ silent: true })));
+    dialer.dial(id);
+    dialer.dial(other);
+    await clock.advance(10_000);
+    expect(dialer.status(other).state).toBe('connected');
+    await clock.advance(60_000);
+    expect(failure(id)).toMatchObject({ reason, message: expect.stringContaining('x is not a function') });
+  });
+
+  it('of the store while it is looked is tried again', async () => {
+    const id = running();
+    const row = rows.get(id);
+    let asked = 0;
+    rows.get = () => {
+      if (++asked <= 2) throw new Error('the disk is away');
+      return row;
+    };
+    connect = () => Promise.resolve(connection({ silent: true }));
+    dialer.dial(id);
+    await clock.advance(2_000);
+    expect(dialer.status(id).state).toBe('connected');
+  });
+});

@@ -1,0 +1,140 @@
+import { DroverError, type Clock, type SandboxId } from '@drover/foundation';
+import type { InitFailure, Journal, StepFailure, StepPlace } from '../events/typed.ts';
+import { answerSlackMs, stderrTailBytes, stepMs } from '../limits.ts';
+import type { CommandStep, PlanStep } from './plan.ts';
+import { StreamLost, type AnswerOf, type SessionStream } from './stream.ts';
+import { Tail } from './tail.ts';
+
+export interface PlanContext {
+  readonly id: SandboxId;
+  readonly startCount: number;
+  readonly stream: SessionStream;
+  readonly journal: Journal;
+  readonly clock: Clock;
+  /** An intended end: nothing is published after it (I-24). */
+  readonly signal: AbortSignal;
+  /** AgentReady, when it was sent already. */
+  readonly ready?: Promise<unknown>;
+}
+
+export type PlanOutcome =
+  | { readonly kind: 'completed' }
+  | { readonly kind: 'failed'; readonly place: StepPlace; readonly failure: StepFailure }
+  /** The session, or the sandbox itself, was ended meanwhile. */
+  | { readonly kind: 'cancelled' };
+
+/** Runs the steps in order, each after the exit of the one before (I-29); the first that fails ends the plan (I-30). Publishes all of it. */
+export async function executePlan(steps: readonly PlanStep[], context: PlanContext): Promise<PlanOutcome> {
+  const { id, startCount, journal, clock, signal } = context;
+  const count = steps.length;
+  const began = clock.now();
+  journal.publish({ kind: 'init', type: 'InitStarted', subject: id, data: { count, startCount } });
+  for (const [i, step] of steps.entries()) {
+    const place: StepPlace = { step: step.name, index: i + 1, count };
+    journal.publish({ kind: 'init', type: 'InitStepStarted', subject: id, data: place });
+    const stepBegan = clock.now();
+    const failure = await (step.name === 'agent-ready' ? startMain(context) : runCommand(step, context));
+    const durationMs = clock.now() - stepBegan;
+    if (signal.aborted || failure === 'sandbox-ended') return { kind: 'cancelled' };
+    if (failure !== undefined) {
+      journal.publish({ kind: 'init', type: 'InitStepFailed', subject: id, data: { ...place, ...failure, durationMs } });
+      journal.publish({ kind: 'init', type: 'InitFailed', subject: id, data: { ...place, ...failure, startCount } });
+      return { kind: 'failed', place, failure };
+    }
+    journal.publish({ kind: 'init', type: 'InitStepCompleted', subject: id, data: { ...place, durationMs, exitCode: 0 } });
+  }
+  journal.publish({ kind: 'init', type: 'InitCompleted', subject: id, data: { count, durationMs: clock.now() - began, startCount } });
+  return { kind: 'completed' };
+}
+
+/** Asks for AgentReady; repeated, it is answered done (I-32). */
+export async function askReady(stream: SessionStream): Promise<void> {
+  await stream.request({ case: 'agentReady', value: {} }, 'agentReadyDone');
+}
+
+async function startMain({ stream, clock, ready }: PlanContext): Promise<StepFailure | undefined> {
+  try {
+    await within(clock, stepMs + answerSlackMs, 'the start of the command', ready ?? askReady(stream));
+    return undefined;
+  } catch (error) {
+    // It was started: its end was told before the answer.
+    if (error instanceof StreamLost && error.mainExited) return undefined;
+    return failureOf(error);
+  }
+}
+
+/** One command in the sandbox. Its stdout is read and let go; of its stderr, the end is kept. */
+async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Promise<StepFailure | 'sandbox-ended' | undefined> {
+  const stderr = new Tail(stderrTailBytes);
+  let exited: AnswerOf<'stepExited'>;
+  try {
+    const { name, argv, stdin, timeoutMs, once } = step;
+    const request = stream.request(
+      { case: 'runStep', value: { name, argv: [...argv], stdin, timeoutMs, once } },
+      'stepExited',
+      ({ case: kind, value }) => {
+        if (kind === 'stepOutput' && value.stderr) stderr.push(value.data);
+      },
+    );
+    // Init ends the step in time; this is for one that does not say so.
+    exited = await within(clock, timeoutMs + answerSlackMs, `the end of the step ${name}`, request);
+  } catch (error) {
+    if (error instanceof StreamLost && error.mainExited) return 'sandbox-ended';
+    return withStderr(failureOf(error), stderr);
+  }
+  const { exit, timedOut } = exited;
+  if (timedOut) {
+    return withStderr({ reason: 'timeout', message: `the step ${step.name} took longer than ${step.timeoutMs / 1000} s` }, stderr);
+  }
+  if (exit === undefined) return { reason: 'protocol-error', message: `the sandbox did not say how the step ${step.name} ended` };
+  if (exit.code === 0) return undefined;
+  const how = exit.signal === '' ? `exited with ${exit.code}` : `was ended by ${exit.signal}`;
+  return withStderr({ reason: 'exit-code', message: `the step ${step.name} ${how}`, exitCode: exit.code }, stderr);
+}
+
+function withStderr(failure: StepFailure, stderr: Tail): StepFailure {
+  const text = stderr.toString();
+  return text === '' ? failure : { ...failure, stderr: text };
+}
+
+function failureOf(error: unknown): StepFailure {
+  const message = error instanceof Error ? error.message : String(error);
+  return { reason: reasonOf(error), message };
+}
+
+function reasonOf(error: unknown): InitFailure {
+  if (error instanceof StreamLost) return 'transport-error';
+  if (!(error instanceof DroverError)) return 'io-error';
+  switch (error.code) {
+    case 'command-not-found':
+    case 'command-not-executable':
+    case 'path-not-found':
+    case 'invalid-argument':
+      return 'spawn-failed';
+    case 'timed-out':
+      return 'timeout';
+    case 'protocol-violation':
+    case 'unimplemented':
+      return 'protocol-error';
+    default:
+      return 'io-error';
+  }
+}
+
+/** What `work` gives, if it does so within `ms`. @throws {DroverError} timed-out */
+export async function within<T>(clock: Pick<Clock, 'sleep'>, ms: number, what: string, work: Promise<T>): Promise<T> {
+  const done = new AbortController();
+  const late = clock.sleep(ms, done.signal).then(
+    () => {
+      throw new DroverError('timed-out', `${what} was not told within ${ms / 1000} s`);
+    },
+    // The work was done first: nobody looks at this any more.
+    async () => await work,
+  );
+  late.catch(() => undefined);
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    done.abort();
+  }
+}

@@ -1,0 +1,105 @@
+import { create, toBinary } from '@bufbuild/protobuf';
+import { DroverError } from '@drover/foundation';
+import { init, type sandbox } from '@drover/protocol';
+import { postInitStepMs, stepMs } from '../limits.ts';
+import type { SecretBox } from '../secrets/index.ts';
+import type { SandboxRow, Store } from '../store/store.ts';
+
+/** One step of the init plan (I-29). The last one has init start the user's command; the others run as commands in the sandbox. */
+export type PlanStep = CommandStep | { readonly name: 'agent-ready' };
+
+export interface CommandStep {
+  readonly name: 'config' | 'git' | 'ssh' | 'post-init';
+  readonly argv: readonly string[];
+  /** All of it; closed behind it. */
+  readonly stdin: Uint8Array<ArrayBuffer>;
+  readonly timeoutMs: number;
+  /** Once per start of the sandbox, not once per session (I-32). */
+  readonly once: boolean;
+}
+
+export type StepName = PlanStep['name'];
+
+/** Values of a sandbox's secrets, by name. */
+export type SecretValues = ReadonlyMap<string, Uint8Array<ArrayBuffer>>;
+
+/** Gives the plan of a sandbox, with its secrets in it. */
+export type PlanSource = (row: SandboxRow) => Promise<readonly PlanStep[]>;
+
+const fileMode = 0o644;
+const secretMode = 0o600;
+
+/** The names of the plan's steps, in order; one that has nothing to do is left out. */
+export function stepNames(setup: sandbox.Setup | undefined): readonly StepName[] {
+  if (setup === undefined) return ['agent-ready'];
+  const { files, git, ssh, postInit } = setup;
+  return [
+    ...(files.length > 0 ? (['config'] as const) : []),
+    ...(git !== undefined && (git.clones.length > 0 || Object.keys(git.config).length > 0) ? (['git'] as const) : []),
+    ...(ssh !== undefined && (ssh.knownHosts.length > 0 || ssh.keys.length > 0 || ssh.config !== '') ? (['ssh'] as const) : []),
+    ...(postInit === '' ? [] : (['post-init'] as const)),
+    'agent-ready',
+  ];
+}
+
+/**
+ * The init plan of a sandbox (I-29).
+ * @param secrets its secrets that `setup` names
+ * @throws {DroverError} failed-precondition for a secret that it does not have
+ */
+export function planOf(setup: sandbox.Setup | undefined, secrets: SecretValues): readonly PlanStep[] {
+  return stepNames(setup).map((name) => {
+    if (name === 'agent-ready' || setup === undefined) return { name: 'agent-ready' };
+    const once = name === 'post-init';
+    return { name, argv: ['drover-step', name], stdin: stdinOf(name, setup, secrets), timeoutMs: once ? postInitStepMs : stepMs, once };
+  });
+}
+
+function stdinOf(name: CommandStep['name'], setup: sandbox.Setup, secrets: SecretValues): Uint8Array<ArrayBuffer> {
+  const secret = (of: string): Uint8Array<ArrayBuffer> => {
+    const value = secrets.get(of);
+    if (value !== undefined) return value;
+    throw new DroverError('failed-precondition', `the setup names the secret ${of}, which the sandbox does not have`, {
+      hint: 'give it with --secret when the sandbox is created',
+    });
+  };
+  switch (name) {
+    case 'config': {
+      const files = setup.files.map(({ path, source, mode }) =>
+        create(init.StepFileSchema, {
+          path,
+          content: source.case === 'secret' ? secret(source.value) : new TextEncoder().encode(source.value ?? ''),
+          mode: mode === 0 ? (source.case === 'secret' ? secretMode : fileMode) : mode,
+        }),
+      );
+      return toBinary(init.ConfigStepSchema, create(init.ConfigStepSchema, { files }));
+    }
+    case 'git': {
+      const clones = (setup.git?.clones ?? []).map(({ url, path, ref }) => ({ url, path, ref }));
+      return toBinary(init.GitStepSchema, create(init.GitStepSchema, { config: setup.git?.config ?? {}, clones }));
+    }
+    case 'ssh': {
+      const { knownHosts = [], keys = [], config = '' } = setup.ssh ?? {};
+      const files = keys.map((key) => create(init.StepFileSchema, { path: `.ssh/${key}`, content: secret(key), mode: secretMode }));
+      return toBinary(init.SshStepSchema, create(init.SshStepSchema, { knownHosts, keys: files, config }));
+    }
+    case 'post-init':
+      return toBinary(init.PostInitStepSchema, create(init.PostInitStepSchema, { script: setup.postInit }));
+    default:
+      return name satisfies never;
+  }
+}
+
+/** Plans with secrets from the store, unsealed for the session that carries them (R-19). */
+export function planSource(store: Pick<Store, 'sandboxes'>, box: Pick<SecretBox, 'unseal'>): PlanSource {
+  return async (row) => {
+    const { setup } = row.spec;
+    const named = new Set([
+      ...(setup?.files ?? []).flatMap(({ source }) => (source.case === 'secret' ? [source.value] : [])),
+      ...(setup?.ssh?.keys ?? []),
+    ]);
+    if (named.size === 0) return planOf(setup, new Map());
+    const sealed = (await store.sandboxes.secrets(row.id)).filter(({ name }) => named.has(name));
+    return planOf(setup, new Map(sealed.map(({ name, sealed: text }) => [name, box.unseal(row.id, name, text)])));
+  };
+}

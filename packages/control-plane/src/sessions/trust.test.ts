@@ -1,0 +1,168 @@
+import { X509Certificate } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { newSandboxId, parseName, parseProject, type SandboxId } from '@drover/foundation';
+import { clientAuth, namesOf, openCertificateAuthority, serverAuth, type CertificateAuthority } from '@drover/pki';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { Identity, Standing } from '../identity/registry.ts';
+import type { TrustCheckName } from '../worldview/worldview.ts';
+import { issue, signByHand, type Credentials } from '../sandbox-facing/testing/certificates.ts';
+import { decide, judge, registryCheck, type PeerVerdict } from './trust.ts';
+
+const checkNames = ['chain', 'validity', 'eku', 'cn', 'san'] as const;
+
+function verdict(failing: readonly TrustCheckName[], thumbprint = 'aa'): PeerVerdict {
+  const checks = checkNames.map((check) => ({
+    check,
+    verdict: failing.includes(check) ? ('fail' as const) : ('pass' as const),
+    evidence: `about ${check}`,
+    at: 0,
+    source: 'session' as const,
+  }));
+  return { thumbprint, commonName: 'red.box', certificate: undefined, checks };
+}
+
+function identity(thumbprint: string, nextThumbprint?: string): Identity {
+  const [project, name] = [parseProject('red'), parseName('box')];
+  return { thumbprint, nextThumbprint, sandboxId: newSandboxId(), project, name, commonName: 'red.box', registeredAt: 0, lastSeenAt: 0 };
+}
+
+/** Every row that a sandbox can have, beside the certificate `aa` that is shown. */
+const rows = { none: undefined, same: identity('aa'), next: identity('bb', 'aa'), other: identity('bb', 'cc') };
+const standings = Object.entries(rows).flatMap(([row, found]) =>
+  [false, true].flatMap((mayRegister) =>
+    [false, true].map((revoked) => ({
+      row: row as keyof typeof rows,
+      standing: { identity: found, mayRegister, revoked } satisfies Standing,
+    })),
+  ),
+);
+const subsets = Array.from({ length: 2 ** checkNames.length }, (_, bits) => checkNames.filter((_name, i) => (bits & (1 << i)) !== 0));
+
+describe('I-27: the decision', () => {
+  it.each(subsets.map((failing) => [failing.join('+') || 'nothing', failing] as const))(
+    'with %s wrong, over every standing',
+    (_, failing) => {
+      const invalid = failing.some((name) => name === 'chain' || name === 'validity' || name === 'eku');
+      const misnamed = failing.includes('cn') || failing.includes('san');
+      for (const { row, standing } of standings) {
+        const { mayRegister, revoked } = standing;
+        const decision = decide(verdict(failing), standing);
+        const said =
+          decision.kind === 'untrusted'
+            ? decision.reason
+            : decision.kind === 'register'
+              ? `register${decision.again ? ' again' : ''}`
+              : 'trusted';
+        // Said the other way round than the function says it: by what each outcome needs.
+        const possible = {
+          revoked,
+          'certificate-invalid': !revoked && (invalid || (failing.includes('san') && !failing.includes('cn') && row !== 'other')),
+          'thumbprint-mismatch': !revoked && !invalid && row === 'other' && (!mayRegister || misnamed),
+          'cn-mismatch': !revoked && !invalid && failing.includes('cn') && row !== 'other',
+          trusted: failing.length === 0 && !revoked && (row === 'same' || row === 'next'),
+          register: failing.length === 0 && !revoked && mayRegister && (row === 'none' || row === 'other'),
+          'register again': failing.length === 0 && !revoked && !mayRegister && row === 'none',
+        };
+        expect({ row, standing, said: [said] }).toEqual({
+          row,
+          standing,
+          said: Object.entries(possible).flatMap(([name, is]) => (is ? [name] : [])),
+        });
+      }
+    },
+  );
+
+  it('without a registry is that it could not be looked up, unless the certificate says enough', () => {
+    expect(decide(verdict([]), undefined)).toMatchObject({ kind: 'untrusted', reason: 'lookup-failed' });
+    expect(decide(verdict(['cn']), undefined)).toMatchObject({ kind: 'untrusted', reason: 'lookup-failed' });
+    expect(decide(verdict(['chain']), undefined)).toMatchObject({ kind: 'untrusted', reason: 'certificate-invalid' });
+  });
+
+  it.each([
+    ['is registered', rows.same, false, 'pass'],
+    ['is registered next', rows.next, false, 'pass'],
+    ['is another than the registered', rows.other, false, 'fail'],
+    ['is another, of a new start', rows.other, true, 'unknown'],
+    ['is not registered yet', rows.none, true, 'unknown'],
+  ] as const)('and the check of the thumbprint, when the certificate %s', (_, found, mayRegister, result) => {
+    expect(registryCheck(verdict([]), { identity: found, mayRegister, revoked: false }, 5)).toMatchObject({
+      check: 'thumbprint',
+      verdict: result,
+      at: 5,
+    });
+  });
+
+  it('and the check of the thumbprint, when it is revoked or the registry cannot be read', () => {
+    expect(registryCheck(verdict([]), { identity: rows.same, mayRegister: true, revoked: true }, 5).verdict).toBe('fail');
+    expect(registryCheck(verdict([]), undefined, 5).verdict).toBe('unknown');
+  });
+});
+
+describe('the checks of a certificate', () => {
+  const names = namesOf('drover.test');
+  let directory: string;
+  let ca: CertificateAuthority;
+  let id: SandboxId;
+
+  beforeAll(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'drover-trust-'));
+    ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
+    id = newSandboxId();
+  });
+  afterAll(async () => await rm(directory, { recursive: true, force: true }));
+
+  function failing({ certificatePem }: Pick<Credentials, 'certificatePem'>, authorizationError = '', now = Date.now()): readonly string[] {
+    const { checks } = judge(
+      { certificate: new X509Certificate(certificatePem), authorized: authorizationError === '', authorizationError },
+      { id, commonName: 'red.box', names, ca: new X509Certificate(ca.caPem), now },
+    );
+    expect(checks.map(({ check }) => check)).toEqual(checkNames);
+    return checks.filter((check) => check.verdict !== 'pass').map(({ check }) => check);
+  }
+  const good = async (): Promise<Credentials> => await issue(async (csr) => await ca.signSandbox(id, 'red.box', csr));
+
+  it('all pass for the one that the CA made', async () => {
+    expect(failing(await good())).toEqual([]);
+  });
+
+  it('say what is wrong, each for itself', async () => {
+    const day = 86_400_000;
+    expect(failing(await good(), 'CERT_HAS_EXPIRED', Date.now() + 2 * day)).toEqual(['validity']);
+    expect(failing(await good(), 'CERT_NOT_YET_VALID', Date.now() - day)).toEqual(['validity']);
+    expect(failing(await issue(async (csr) => await ca.signSandbox(id, 'red.other', csr)))).toEqual(['cn']);
+    expect(failing(await issue(async (csr) => await ca.signSandbox(newSandboxId(), 'red.box', csr)))).toEqual(['san']);
+    const uris = [names.sandbox(id)];
+    expect(failing(await signByHand(ca, directory, { commonNames: ['red.box'], uris, usages: [clientAuth] }), 'INVALID_PURPOSE')).toEqual([
+      'eku',
+    ]);
+    expect(failing(await signByHand(ca, directory, { commonNames: ['red.box'], uris, usages: [serverAuth] }))).toEqual(['eku']);
+    expect(
+      failing(await signByHand(ca, directory, { commonNames: ['red.box', 'red.box'], uris, usages: [serverAuth, clientAuth] })),
+    ).toEqual(['cn']);
+    expect(
+      failing(await signByHand(ca, directory, { commonNames: ['red.box'], uris: [...uris, ...uris], usages: [serverAuth, clientAuth] })),
+    ).toEqual(['san']);
+  });
+
+  it('take no other word of TLS for one about the leaf', async () => {
+    expect(failing(await good(), 'CERT_HAS_EXPIRED')).toEqual(['chain']);
+    expect(failing(await good(), 'CERT_SIGNATURE_FAILURE')).toEqual(['chain']);
+  });
+
+  it('fail on the chain for an authority of the same name with another key', async () => {
+    const other = join(directory, 'other');
+    const foreign = await openCertificateAuthority(other, { trustDomain: 'drover.test' });
+    const certificate = await issue(async (csr) => await foreign.signSandbox(id, 'red.box', csr));
+    expect(failing(certificate, 'UNABLE_TO_VERIFY_LEAF_SIGNATURE')).toEqual(['chain']);
+    expect(failing(certificate)).toEqual(['chain']);
+  });
+
+  it('all fail without a certificate', () => {
+    const shown = { certificate: undefined, authorized: false, authorizationError: '' };
+    const { checks, thumbprint } = judge(shown, { id, commonName: 'red.box', names, ca: new X509Certificate(ca.caPem), now: 0 });
+    expect(checks.map((check) => check.verdict)).toEqual(['fail', 'fail', 'fail', 'fail', 'fail']);
+    expect(thumbprint).toBe('');
+  });
+});

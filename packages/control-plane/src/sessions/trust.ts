@@ -1,0 +1,172 @@
+import type { X509Certificate } from 'node:crypto';
+import { clip, type SandboxId } from '@drover/foundation';
+import { clientAuth, hasKeyUsage, serverAuth, subjectOf, uriNamesOf, type Names } from '@drover/pki';
+import type { UntrustedReason } from '../events/typed.ts';
+import type { Standing } from '../identity/registry.ts';
+import type { TrustCheck, TrustCheckName } from '../worldview/worldview.ts';
+
+/** What a peer showed in the TLS handshake, and what TLS said of it. */
+export interface ShownCertificate {
+  /** Undefined: the peer showed none. */
+  readonly certificate: X509Certificate | undefined;
+  readonly authorized: boolean;
+  /** OpenSSL's word for the first thing that it did not like; empty when authorized. */
+  readonly authorizationError: string;
+}
+
+/** Who ought to have answered. */
+export interface ExpectedPeer {
+  readonly id: SandboxId;
+  /** Canonical (I-5). */
+  readonly commonName: string;
+  readonly names: Names;
+  readonly ca: X509Certificate;
+  /** Milliseconds since the epoch. */
+  readonly now: number;
+}
+
+/** What the peer showed, checked. It decides nothing about the connection (I-1). */
+export interface PeerVerdict {
+  /** SHA-256 of the certificate's DER, lower-case hex; empty without one. */
+  readonly thumbprint: string;
+  /** As the certificate has it; empty without one. */
+  readonly commonName: string;
+  readonly certificate: X509Certificate | undefined;
+  /** chain, validity, eku, cn and san. */
+  readonly checks: readonly TrustCheck[];
+}
+
+/** Makes every check, whatever the others say: a chain that fails does not hide a name that does not match. */
+export function judge(shown: ShownCertificate, expected: ExpectedPeer): PeerVerdict {
+  const { certificate } = shown;
+  const check = (name: TrustCheckName, passes: boolean, evidence: string): TrustCheck => ({
+    check: name,
+    verdict: passes ? 'pass' : 'fail',
+    evidence,
+    at: expected.now,
+    source: 'session',
+  });
+  if (certificate === undefined) {
+    const checks = (['chain', 'validity', 'eku', 'cn', 'san'] as const).map((name) => check(name, false, 'the peer showed no certificate'));
+    return { thumbprint: '', commonName: '', certificate, checks };
+  }
+  const from = certificate.validFromDate;
+  const to = certificate.validToDate;
+  const valid = from.getTime() <= expected.now && expected.now <= to.getTime();
+  const usable = hasKeyUsage(certificate, serverAuth) && hasKeyUsage(certificate, clientAuth);
+  const commonName = commonNameOf(certificate);
+  const subject = subjectOf(certificate, expected.names);
+  const uris = uriNamesOf(certificate);
+  const checks = [
+    check('chain', ...chainOf(shown, certificate, expected.ca, { valid, usable })),
+    check('validity', valid, `valid from ${from.toISOString()} to ${to.toISOString()}`),
+    check(
+      'eku',
+      usable,
+      usable
+        ? 'it may authenticate a server and a client'
+        : `its extended key usages are [${clip((certificate.keyUsage ?? []).join(', '))}]`,
+    ),
+    check('cn', commonName === expected.commonName, `its CN is ${quoted(commonName)}, expected ${quoted(expected.commonName)}`),
+    check(
+      'san',
+      subject?.kind === 'sandbox' && subject.id === expected.id,
+      `its URI names are [${clip(uris.join(', '), 200)}], expected ${expected.names.sandbox(expected.id)}`,
+    ),
+  ];
+  return { thumbprint: certificate.fingerprint256.replaceAll(':', '').toLowerCase(), commonName, certificate, checks };
+}
+
+/** TLS names one problem only: a chain is good as well when what it names is wrong with the leaf's dates or usages, which have checks of their own. */
+function chainOf(
+  { authorized, authorizationError }: ShownCertificate,
+  certificate: X509Certificate,
+  ca: X509Certificate,
+  leaf: { readonly valid: boolean; readonly usable: boolean },
+): readonly [boolean, string] {
+  if (!certificate.checkIssued(ca) || !certificate.verify(ca.publicKey)) {
+    return [false, `it was not issued by the CA of this control plane (${authorizationError || 'unknown issuer'})`];
+  }
+  const ofLeaf =
+    (!leaf.valid && (authorizationError === 'CERT_HAS_EXPIRED' || authorizationError === 'CERT_NOT_YET_VALID')) ||
+    (!leaf.usable && authorizationError === 'INVALID_PURPOSE');
+  if (authorized || ofLeaf) return [true, 'it was issued by the CA of this control plane'];
+  return [false, `it does not verify (${authorizationError})`];
+}
+
+function commonNameOf(certificate: X509Certificate): string {
+  const { CN } = certificate.toLegacyObject().subject as { readonly CN?: string | readonly string[] };
+  // Several are as good as none: nothing of Drover's has more than one.
+  return typeof CN === 'string' ? CN : '';
+}
+
+/** How the certificate stands to the registry. */
+export function registryCheck(verdict: PeerVerdict, standing: Standing | undefined, now: number): TrustCheck {
+  const say = (result: TrustCheck['verdict'], evidence: string): TrustCheck => ({
+    check: 'thumbprint',
+    verdict: result,
+    evidence,
+    at: now,
+    source: 'session',
+  });
+  const shown = verdict.thumbprint === '' ? 'no certificate' : verdict.thumbprint;
+  if (standing === undefined) return say('unknown', `${shown} was shown, and the registry could not be read`);
+  if (standing.revoked) return say('fail', `${shown} was shown; the identity of the sandbox is revoked`);
+  const { identity } = standing;
+  if (identity === undefined) return say('unknown', `${shown} was shown; nothing is registered for the sandbox`);
+  if (isRegistered(verdict, standing)) return say('pass', `${shown} was shown, and is registered`);
+  return say(standing.mayRegister ? 'unknown' : 'fail', `${shown} was shown; ${identity.thumbprint} is registered`);
+}
+
+function isRegistered({ thumbprint }: PeerVerdict, { identity }: Standing): boolean {
+  return thumbprint !== '' && identity !== undefined && (identity.thumbprint === thumbprint || identity.nextThumbprint === thumbprint);
+}
+
+export type Decision =
+  | { readonly kind: 'trusted' }
+  /** A miss: Register is to be driven. `again`: its token is spent, and it needs another (I-13). */
+  | { readonly kind: 'register'; readonly again: boolean }
+  | Untrusted;
+
+export interface Untrusted {
+  readonly kind: 'untrusted';
+  readonly reason: UntrustedReason;
+  /** A sentence for a person. */
+  readonly message: string;
+}
+
+/**
+ * What a peer is taken for (I-27). The session stays open whatever comes of it (I-1).
+ * @param standing undefined when the registry could not be read
+ */
+export function decide(verdict: PeerVerdict, standing: Standing | undefined): Decision {
+  const failed = (...names: readonly TrustCheckName[]): TrustCheck | undefined =>
+    verdict.checks.find(({ check, verdict: result }) => names.includes(check) && result !== 'pass');
+  const untrusted = (reason: UntrustedReason, message: string): Untrusted => ({ kind: 'untrusted', reason, message });
+
+  if (standing?.revoked === true) return untrusted('revoked', 'the identity of the sandbox is revoked');
+  const invalid = failed('chain', 'validity', 'eku');
+  if (invalid !== undefined) return untrusted('certificate-invalid', `the certificate is not valid: ${invalid.evidence}`);
+  if (standing === undefined) return untrusted('lookup-failed', 'the registry of identities could not be read');
+
+  const registered = isRegistered(verdict, standing);
+  const misnamed = failed('san', 'cn');
+  if (standing.identity !== undefined && !registered && (!standing.mayRegister || misnamed !== undefined)) {
+    return untrusted(
+      'thumbprint-mismatch',
+      `the certificate ${verdict.thumbprint} is not the registered one, ${standing.identity.thumbprint}`,
+    );
+  }
+  if (misnamed !== undefined) {
+    return untrusted(
+      misnamed.check === 'cn' ? 'cn-mismatch' : 'certificate-invalid',
+      `the certificate names another than the sandbox: ${misnamed.evidence}`,
+    );
+  }
+  return registered ? { kind: 'trusted' } : { kind: 'register', again: !standing.mayRegister };
+}
+
+/** The certificate may be anybody's, and its names as long as they like. */
+function quoted(text: string): string {
+  return JSON.stringify(clip(text));
+}

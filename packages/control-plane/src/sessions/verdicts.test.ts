@@ -1,0 +1,399 @@
+import { X509Certificate } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer as createTlsServer } from 'node:tls';
+import { once } from 'node:events';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { newSandboxId } from '@drover/foundation';
+import { clientAuth, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { issue, signedBy, type Credentials } from '../sandbox-facing/testing/certificates.ts';
+import type { SandboxRow } from '../store/index.ts';
+import type { SessionManager } from './manager.ts';
+import type { Peer } from './testing/peer.ts';
+import { eventually, World } from './testing/world.ts';
+
+let world: World;
+let sessions: SessionManager;
+const live = new AbortController().signal;
+
+beforeEach(async () => {
+  world = await World.open();
+  sessions = world.sessions();
+});
+afterEach(async () => await world[Symbol.asyncDispose]());
+
+/** What the checks of the last session came to: the ones that did not pass. */
+async function notPassed(id: SandboxRow['id']): Promise<readonly string[]> {
+  await world.worldview.flush();
+  const { checks } = await world.worldview.get(id);
+  return checks
+    .filter(({ source, verdict }) => source === 'session' && verdict !== 'pass')
+    .map(({ check, verdict }) => `${check}: ${verdict}`);
+}
+
+/** Whoever answers for a running sandbox, with these credentials. */
+async function impostor(credentials: (row: SandboxRow) => Promise<Credentials>): Promise<{ row: SandboxRow; peer: Peer }> {
+  const row = await world.sandbox({ name: 'box' });
+  const peer = await world.peer({ id: row.id, credentials: await credentials(row) });
+  sessions.dial(row.id);
+  return { row, peer };
+}
+
+/** I-1 and the rest of what holds for every peer that is not trusted. */
+async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Promise<void> {
+  await eventually(async () => await world.told(row.id)).toContain('InitFailed');
+  const events = await world.events(row.id);
+  expect(events.map(({ type }) => type).filter((type) => type !== 'AgentRegistered')).toEqual([
+    'SessionConnecting',
+    'SessionConnected',
+    'AgentUntrusted',
+    'InitFailed',
+  ]);
+  expect(events.find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({ reason });
+  expect(events.find(({ type }) => type === 'InitFailed')?.data).toMatchObject({
+    reason: 'identity-untrusted',
+    startCount: 1,
+    step: 'agent-ready',
+  });
+  // The session stays, calls go through it, and no step of a plan does.
+  const client = await sessions.client(row.id, live);
+  for await (const { data } of client.logs({})) expect(Buffer.from(data).toString()).toBe('a line');
+  expect(sessions.status(row.id).state).toBe('connected');
+  expect(peer.connections).toBe(1);
+  expect(peer.steps()).toEqual([]);
+  await eventually(async () => await world.row(row.id)).toMatchObject({
+    observed: 'failed',
+    reason: 'init-failed',
+    message: expect.stringContaining('init failed: nothing is prepared for a peer that is not trusted'),
+  });
+}
+
+describe('I-1: a peer is talked to, whatever it shows:', () => {
+  async function foreignAuthority(): Promise<CertificateAuthority> {
+    const directory = await mkdtemp(join(tmpdir(), 'drover-foreign-'));
+    const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
+    await rm(directory, { recursive: true });
+    return ca;
+  }
+
+  it('an untrusted root', async () => {
+    const foreign = await foreignAuthority();
+    const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await foreign.signSandbox(id, 'test.box', csr)));
+    await isKeptAndUsable(row, peer, 'certificate-invalid');
+    expect(await notPassed(row.id)).toEqual(['chain: fail', 'thumbprint: unknown']);
+  });
+
+  it('an expired leaf', async () => {
+    const expired = await world.shortLived(-1_000);
+    const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await expired.signSandbox(id, 'test.box', csr)));
+    await isKeptAndUsable(row, peer, 'certificate-invalid');
+    expect(await notPassed(row.id)).toEqual(['validity: fail', 'thumbprint: unknown']);
+  });
+
+  it('a wrong EKU', async () => {
+    const { row, peer } = await impostor(
+      async ({ id }) =>
+        await signedBy(
+          { certificatePem: world.ca.caPem, keyPem: world.caKeyPem },
+          { commonNames: ['test.box'], uris: [world.ca.names.sandbox(id)], usages: [clientAuth] },
+        ),
+    );
+    await isKeptAndUsable(row, peer, 'certificate-invalid');
+    expect(await notPassed(row.id)).toEqual(['eku: fail', 'thumbprint: unknown']);
+  });
+
+  it('a wrong CN', async () => {
+    const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await world.ca.signSandbox(id, 'test.other', csr)));
+    await isKeptAndUsable(row, peer, 'cn-mismatch');
+    expect(await notPassed(row.id)).toEqual(['cn: fail', 'thumbprint: unknown']);
+  });
+
+  it('the name of another sandbox', async () => {
+    const { row, peer } = await impostor(
+      async () => await issue(async (csr) => await world.ca.signSandbox(newSandboxId(), 'test.box', csr)),
+    );
+    await isKeptAndUsable(row, peer, 'certificate-invalid');
+    expect(await notPassed(row.id)).toEqual(['san: fail', 'thumbprint: unknown']);
+  });
+
+  it('a certificate that was issued for no start of it', async () => {
+    const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await world.ca.signSandbox(id, 'test.box', csr)));
+    await isKeptAndUsable(row, peer, 'register-failed');
+    expect(peer.asked).toEqual(['hello']);
+  });
+
+  it('the registered certificate of another sandbox', async () => {
+    const victim = await world.box({ name: 'victim' });
+    await world.register(victim, victim.token);
+    const { row, peer } = await impostor(() => Promise.resolve(victim.credentials));
+    await isKeptAndUsable(row, peer, 'cn-mismatch');
+    expect(await notPassed(row.id)).toEqual(['cn: fail', 'san: fail', 'thumbprint: unknown']);
+  });
+
+  it('the registered certificate of another sandbox, in place of its own', async () => {
+    const box = await world.box({ name: 'box' });
+    await world.register(box, box.token);
+    const victim = await world.box({ name: 'victim' });
+    await world.register(victim, victim.token);
+    const peer = await world.peer({ id: box.id, credentials: victim.credentials });
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
+      reason: 'thumbprint-mismatch',
+    });
+    expect(await notPassed(box.id)).toEqual(['cn: fail', 'san: fail', 'thumbprint: fail']);
+    expect(peer.steps()).toEqual([]);
+  });
+
+  it('no certificate: TLS 1.3 has no handshake without one, and what remains is to try again', async () => {
+    const server = createTlsServer({ minVersion: 'TLSv1.3' });
+    server.on('tlsClientError', () => undefined);
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const row = await world.sandbox({ name: 'box' });
+    world.hub.ports.set(row.id, (server.address() as AddressInfo).port);
+    sessions.dial(row.id);
+    await eventually(() => sessions.status(row.id).attempts).toBeGreaterThan(2);
+    expect(sessions.status(row.id)).toMatchObject({ state: 'connecting', lastError: expect.stringMatching(/TLS|handshake/i) });
+    sessions.close(row.id);
+    await eventually(() => world.hub.tunnels.filter(({ closed }) => !closed)).toEqual([]);
+    server.close();
+  });
+
+  it('another id in its HelloAck', async () => {
+    const box = await world.box({ name: 'box', hello: { sandboxId: newSandboxId() } });
+    await world.register(box, box.token);
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
+      reason: 'certificate-invalid',
+      message: expect.stringContaining('its init says that it is'),
+    });
+    expect(sessions.status(box.id).state).toBe('connected');
+  });
+});
+
+describe('I-27: at Hello', () => {
+  it('a miss has Register driven, once, and the plan follows', async () => {
+    const box = await world.box();
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    expect(await world.told(box.id)).toEqual([
+      'SessionConnecting',
+      'SessionConnected',
+      'AgentRegistered',
+      'AgentTrusted',
+      'InitStarted',
+      'InitStepStarted',
+      'InitStepCompleted',
+      'InitCompleted',
+    ]);
+    expect(box.peer.asked).toEqual(['hello', 'registerRequired', 'agentReady']);
+    expect(await notPassed(box.id)).toEqual([]);
+    expect(await world.worldview.get(box.id)).toMatchObject({
+      session: {
+        state: 'connected',
+        thumbprint: box.credentials.thumbprint,
+        peerCommonName: 'test.' + box.row.name,
+        address: box.row.address,
+      },
+      identity: { verdict: 'trusted' },
+      init: { state: 'completed', startCount: 1 },
+    });
+  });
+
+  it('a match is nothing: Hello and AgentReady go out together', async () => {
+    const box = await world.box({ behave: { hello: () => undefined } });
+    await world.register(box, box.token);
+    sessions.dial(box.id);
+    await eventually(() => box.peer.asked).toEqual(['hello', 'agentReady']);
+    expect(await world.told(box.id)).not.toContain('SessionConnected');
+  });
+
+  it('what init says of its registration counts for nothing', async () => {
+    const box = await world.box({
+      behave: { registerRequired: ({ id }, session) => session.answer(id, { case: 'registerDone', value: {} }) },
+    });
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    const events = await world.events(box.id);
+    expect(events.filter(({ type }) => type.startsWith('Agent')).map(({ type, data }) => [type, data['ok'] ?? data['reason']])).toEqual([
+      ['AgentRegistered', false],
+      ['AgentUntrusted', 'register-failed'],
+    ]);
+  });
+
+  it('a refusal for the address is said as such', async () => {
+    const box = await world.box();
+    box.peer.behave = {
+      registerRequired: async ({ id }, session) => {
+        await expect(world.register(box, box.token, '10.9.9.9')).rejects.toThrow();
+        session.refuse(id, 'permission-denied', 'refused');
+      },
+    };
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
+      reason: 'peer-address-mismatch',
+    });
+  });
+
+  it('a registration that succeeded counts, whatever became of its answer', async () => {
+    const box = await world.box();
+    box.peer.behave = {
+      registerRequired: async ({ id }, session) => {
+        await world.register(box, box.token);
+        session.refuse(id, 'control-plane-unreachable', 'the answer was lost');
+      },
+    };
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+  });
+
+  it('a registry that cannot be read is asked again, on the session that stands', async () => {
+    let asked = 0;
+    const { registry } = world;
+    const flaky = world.sessions({
+      registry: {
+        standing: async (...which) => {
+          if (++asked <= 2) throw new Error('the store is away');
+          return await registry.standing(...which);
+        },
+        secondToken: async (...which) => await registry.secondToken(...which),
+        renewed: async (...which) => await registry.renewed(...which),
+        seen: (...which) => registry.seen(...which),
+        onEvicted: (listener) => registry.onEvicted(listener),
+      },
+    });
+    const box = await world.box();
+    flaky.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    const told = await world.told(box.id);
+    expect(told.slice(0, 4)).toEqual(['SessionConnecting', 'SessionConnected', 'AgentUntrusted', 'AgentRegistered']);
+    expect(told.filter((type) => type === 'AgentUntrusted' || type === 'SessionConnected')).toHaveLength(2);
+    expect(told).toContain('AgentTrusted');
+  });
+
+  it('I-10: frames of a trusted session refresh when it was last seen', async () => {
+    const box = await world.box();
+    const before = Date.now();
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => (await world.registry.snapshot())[0]?.lastSeenAt ?? 0).toBeGreaterThan(before);
+  });
+});
+
+describe('a registered sandbox', () => {
+  async function prepared(): ReturnType<World['box']> {
+    const box = await world.box();
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    return box;
+  }
+
+  it('I-4, I-11: that is revoked loses its session, and is dialled again as what it is now', async () => {
+    const box = await prepared();
+    await world.registry.revoke(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    const told = await world.told(box.id);
+    expect(told).not.toContain('SessionBroken');
+    // Its plan was completed before: it runs on, and can be reached.
+    expect(told).not.toContain('InitFailed');
+    await sessions.client(box.id, live);
+    expect((await world.worldview.get(box.id)).identity).toMatchObject({ verdict: 'revoked' });
+    expect(box.peer.steps()).toEqual([]);
+  });
+
+  it('I-4: that is reinstated registers again, with a second token', async () => {
+    const box = await prepared();
+    await world.registry.revoke(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    const sessionsBefore = box.peer.sessions.length;
+    await world.registry.reinstate(box.id);
+    await eventually(() => box.peer.sessions.length).toBeGreaterThan(sessionsBefore);
+    await eventually(() => box.peer.steps()).toEqual(['agent-ready']);
+    await eventually(async () => (await world.worldview.get(box.id)).identity.verdict).toBe('trusted');
+    const required = box.peer.sessions.at(-1)?.requests.find(({ payload }) => payload.case === 'registerRequired');
+    expect(required?.payload.value).toMatchObject({ bootstrapToken: expect.stringMatching(/./) });
+  });
+
+  it('I-11: that is destroyed has neither a session nor a row, and nothing is said to be broken', async () => {
+    const box = await prepared();
+    await world.store.sandboxes.setDesired(box.id, 'deleted');
+    await world.store.sandboxes.gone(box.id, world.host.id);
+    await world.registry.evict(box.id, 'destroyed');
+    await eventually(() => box.peer.connections).toBe(0);
+    await eventually(() => sessions.status(box.id).state).toBe('none');
+    const told = await world.told(box.id);
+    expect(told.filter((type) => type === 'SessionBroken' || type === 'SessionFailed')).toEqual([]);
+  });
+
+  it('a row of a destroyed sandbox lets nobody in', async () => {
+    const old = await prepared();
+    // Made anew under the same name; whoever has the old key answers for it.
+    await world.store.sandboxes.setDesired(old.id, 'deleted');
+    await world.store.sandboxes.gone(old.id, world.host.id);
+    const row = await world.sandbox({ name: old.row.name });
+    const peer = await world.peer({ id: row.id, credentials: old.credentials });
+    sessions.dial(row.id);
+    await eventually(async () => await world.told(row.id)).toContain('InitFailed');
+    expect((await world.events(row.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
+      reason: 'certificate-invalid',
+    });
+    expect(await notPassed(row.id)).toEqual(['san: fail', 'thumbprint: unknown']);
+    expect(peer.steps()).toEqual([]);
+  });
+
+  it('I-11: that is started again registers its new certificate', async () => {
+    const box = await prepared();
+    await box.peer[Symbol.asyncDispose]();
+    await world.observe(box.id, 'STOPPED', { startCount: 1n });
+    await world.store.sandboxes.setDesired(box.id, 'stopped');
+    await world.store.sandboxes.setDesired(box.id, 'running');
+    const next = await world.start(await world.row(box.id));
+    const peer = await world.peer({ id: box.id, credentials: next.credentials });
+    peer.behave = {
+      registerRequired: async (request, session) => {
+        await world.register({ ...next, row: await world.row(box.id) }, next.token);
+        peer.good(request, session);
+      },
+    };
+    await world.observe(box.id, 'RUNNING', { startCount: 2n, address: box.row.address });
+    await eventually(() => peer.steps()).toEqual(['agent-ready']);
+    const registered = (await world.events(box.id)).filter(({ type }) => type === 'AgentRegistered').map(({ data }) => data['startCount']);
+    expect(registered).toEqual([1, 2]);
+  });
+});
+
+describe('I-6: renewal', () => {
+  it('two thirds through its life a certificate is renewed, for the same key, and known before it is shown', async () => {
+    // Certificates begin five minutes in the past: it is past two thirds at once, and the next one is not.
+    const box = await world.box({ ca: await world.shortLived(100_000) });
+    const installed = Promise.withResolvers<string>();
+    const known: (string | undefined)[] = [];
+    box.peer.behave = {
+      ...box.peer.behave,
+      installCertificate: async (request, session) => {
+        known.push((await world.registry.snapshot())[0]?.nextThumbprint);
+        if (request.payload.case === 'installCertificate') installed.resolve(request.payload.value.certificatePem);
+        box.peer.good(request, session);
+      },
+    };
+    sessions.dial(box.id);
+    const certificatePem = await installed.promise;
+    const [renewed, old] = [new X509Certificate(certificatePem), new X509Certificate(box.credentials.certificatePem)];
+    expect(renewed.publicKey.equals(old.publicKey)).toBe(true);
+    expect([renewed.subject, renewed.subjectAltName]).toEqual([old.subject, old.subjectAltName]);
+    const thumbprint = renewed.fingerprint256.replaceAll(':', '').toLowerCase();
+    expect(known).toEqual([thumbprint]);
+    // Dialled again, it shows the new one, and is trusted without another word.
+    await box.peer[Symbol.asyncDispose]();
+    const credentials = { certificatePem, keyPem: box.credentials.keyPem };
+    const peer = await world.peer({ id: box.id, credentials });
+    await eventually(() => peer.steps()).toEqual(['agent-ready']);
+    expect(peer.asked).not.toContain('registerRequired');
+    await eventually(async () => (await world.registry.snapshot())[0]?.thumbprint).toBe(thumbprint);
+  });
+});

@@ -1,0 +1,258 @@
+import { sql } from 'kysely';
+import { DroverError, type SandboxId } from '@drover/foundation';
+import type { Identity, TokenScope } from '../identity/registry.ts';
+import * as limits from '../limits.ts';
+import { changeSandbox, lockSandboxes } from './change.ts';
+import { isUniqueViolation, type Database, type Tx } from './database.ts';
+import { evictIdentity } from './evict.ts';
+import { dropBareTokens, dropCertificate, hasOwnToken, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
+import { registerIdentity } from './register-identity.ts';
+import type { StoredIdentity, StoredSandbox } from './schema.ts';
+import type { IdentityStore } from './store.ts';
+
+/**
+ * The registry's rows (I-7). Whatever adds to them holds the sandbox's row locked, as its deletion does: a deleted sandbox has nothing
+ * here (I-11).
+ */
+export class SqlIdentityStore implements IdentityStore {
+  readonly #database: Database;
+
+  constructor(database: Database) {
+    this.#database = database;
+  }
+
+  async issue(token: Parameters<IdentityStore['issue']>[0]): Promise<void> {
+    await this.#database.transact(async (tx) => {
+      const { hash, sandboxId, thumbprint, requestHash, expiresAt } = token;
+      if ((await this.#lockKept(tx, sandboxId)) === undefined) {
+        throw new DroverError('sandbox-not-found', `there is no sandbox ${sandboxId}`);
+      }
+      const registered = await identityOf(tx, sandboxId);
+      const newest = await tx.db
+        .selectFrom('sandbox_certificates')
+        .select((eb) => eb.fn.max('issue').as('issue'))
+        .where('sandbox_id', '=', sandboxId)
+        .executeTakeFirst();
+      const issue = Math.max(registered?.issue ?? 0, newest?.issue ?? 0) + 1;
+      await tx.db
+        .insertInto('sandbox_certificates')
+        .values({ thumbprint, sandbox_id: sandboxId, issue, request_hash: requestHash, issued_at: tx.now, expires_at: expiresAt })
+        .execute();
+      await tx.db
+        .insertInto('sandbox_tokens')
+        .values({
+          hash,
+          scope: 'register',
+          sandbox_id: sandboxId,
+          thumbprint,
+          issued_at: tx.now,
+          expires_at: expiresAt,
+          consumed_at: null,
+        })
+        .execute();
+      await tx.db
+        .deleteFrom('sandbox_certificates')
+        .where('sandbox_id', '=', sandboxId)
+        .where('issue', '<=', issue - limits.certificatesPerSandbox)
+        .where('issue', '<>', registered?.issue ?? 0)
+        .execute();
+      await dropBareTokens(tx, sandboxId);
+    });
+  }
+
+  async issueAgain(token: Parameters<IdentityStore['issueAgain']>[0]): Promise<boolean> {
+    return await this.#database.transact(async (tx) => {
+      const { hash, sandboxId, thumbprint, expiresAt } = token;
+      const row = await this.#lockKept(tx, sandboxId);
+      if (row === undefined || row.revoked_at !== null || (await identityOf(tx, sandboxId)) !== undefined) return false;
+      const certificate = await tx.db
+        .selectFrom('sandbox_certificates')
+        .select('thumbprint')
+        .where('thumbprint', '=', thumbprint)
+        .where('sandbox_id', '=', sandboxId)
+        .where('expires_at', '>', tx.now)
+        .executeTakeFirst();
+      if (certificate === undefined || (await hasOwnToken(tx, sandboxId, thumbprint))) return false;
+      await tx.db.deleteFrom('sandbox_tokens').where('sandbox_id', '=', sandboxId).where('scope', '=', 'again').execute();
+      await tx.db
+        .insertInto('sandbox_tokens')
+        .values({ hash, scope: 'again', sandbox_id: sandboxId, thumbprint, issued_at: tx.now, expires_at: expiresAt, consumed_at: null })
+        .execute();
+      return true;
+    });
+  }
+
+  async register(registration: Parameters<IdentityStore['register']>[0]): ReturnType<IdentityStore['register']> {
+    try {
+      return await this.#database.transact(async (tx) => {
+        const sandbox = await this.#lockKept(tx, registration.sandboxId);
+        if (sandbox === undefined || sandbox.desired === 'deleted') return { kind: 'refused', why: 'unknown-sandbox' };
+        if (sandbox.revoked_at !== null) return { kind: 'refused', why: 'revoked' };
+        return await registerIdentity(tx, sandbox, registration);
+      });
+    } catch (error) {
+      // Another sandbox registered the same certificate between the look and the insert.
+      if (isUniqueViolation(error)) return { kind: 'refused', why: 'collision' };
+      throw error;
+    }
+  }
+
+  async find(thumbprint: string): Promise<Identity | undefined> {
+    const row = await this.#database.db
+      .selectFrom('identities')
+      .selectAll()
+      .where((eb) => eb.or([eb('thumbprint', '=', thumbprint), eb('next_thumbprint', '=', thumbprint)]))
+      .executeTakeFirst();
+    return row === undefined ? undefined : identityRow(row);
+  }
+
+  async findBySandbox(id: SandboxId): Promise<Identity | undefined> {
+    const row = await this.#database.db.selectFrom('identities').selectAll().where('sandbox_id', '=', id).executeTakeFirst();
+    return row === undefined ? undefined : identityRow(row);
+  }
+
+  async findBySandboxes(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>> {
+    const found = new Map<SandboxId, Identity>();
+    for (let i = 0; i < ids.length; i += limits.rowsPerStatement) {
+      const rows = await this.#database.db
+        .selectFrom('identities')
+        .selectAll()
+        .where('sandbox_id', 'in', ids.slice(i, i + limits.rowsPerStatement))
+        .execute();
+      for (const row of rows.map(identityRow)) found.set(row.sandboxId, row);
+    }
+    return found;
+  }
+
+  async bearer(hash: string): ReturnType<IdentityStore['bearer']> {
+    const token = await this.#database.db.selectFrom('sandbox_tokens').selectAll().where('hash', '=', hash).executeTakeFirst();
+    if (token === undefined || (token.expires_at !== null && token.expires_at <= this.#database.clock.now())) return undefined;
+    const scope: TokenScope = token.scope === 'control' ? 'control' : 'register';
+    return { sandboxId: token.sandbox_id as SandboxId, scope, thumbprint: token.thumbprint };
+  }
+
+  async mayRegister(id: SandboxId, thumbprint: string): Promise<boolean> {
+    return await hasOwnToken({ db: this.#database.db, now: this.#database.clock.now() }, id, thumbprint);
+  }
+
+  async setNext(id: SandboxId, thumbprint: string, expiresAt: number): Promise<boolean> {
+    try {
+      return await this.#database.transact(async (tx) => {
+        if ((await this.#lockKept(tx, id)) === undefined) return false;
+        const row = await identityOf(tx, id);
+        if (row === undefined || (await takenElsewhere(tx, id, thumbprint))) return false;
+        // Said before, and perhaps not heard.
+        if (row.thumbprint === thumbprint || row.next_thumbprint === thumbprint) return true;
+        // One that was made before and never seen is not coming any more.
+        if (row.next_thumbprint !== null) await dropCertificate(tx, row.next_thumbprint);
+        await tx.db.updateTable('identities').set({ next_thumbprint: thumbprint }).where('sandbox_id', '=', id).execute();
+        // Of the same issue: it takes the place of the one that it renews.
+        const { issue, request_hash } = row;
+        await tx.db
+          .insertInto('sandbox_certificates')
+          .values({ thumbprint, sandbox_id: id, issue, request_hash, issued_at: tx.now, expires_at: expiresAt })
+          .execute();
+        tx.emit({ kind: 'identity', type: 'IdentityRenewed', subject: id, data: { thumbprint } });
+        return true;
+      });
+    } catch (error) {
+      if (isUniqueViolation(error)) return false;
+      throw error;
+    }
+  }
+
+  async seen(batch: Parameters<IdentityStore['seen']>[0]): Promise<void> {
+    for (let i = 0; i < batch.length; i += limits.rowsPerStatement) await this.#seen(batch.slice(i, i + limits.rowsPerStatement));
+  }
+
+  async list(): Promise<readonly Identity[]> {
+    const rows = await this.#database.db.selectFrom('identities').selectAll().execute();
+    // Compared here: PostgreSQL would sort by its locale. Names are ASCII.
+    const key = (row: StoredIdentity): string => `${row.project}\0${row.name}\0${row.sandbox_id}`;
+    return rows
+      .map((row) => ({ row, key: key(row) }))
+      .sort((a, b) => (a.key < b.key ? -1 : 1))
+      .map(({ row }) => identityRow(row));
+  }
+
+  async evict(id: SandboxId, why: Parameters<IdentityStore['evict']>[1]): Promise<Identity | undefined> {
+    return await this.#database.transact(async (tx) => {
+      await lockSandboxes(this.#database, tx, { ids: [id] });
+      const row = await evictIdentity(tx, id, why);
+      return row === undefined ? undefined : identityRow(row);
+    });
+  }
+
+  async setRevoked(id: SandboxId, revoked: boolean): Promise<boolean> {
+    return await this.#database.transact(async (tx) => {
+      const row = await this.#lockKept(tx, id);
+      if (row === undefined || (row.revoked_at !== null) === revoked) return false;
+      // The reservation does not move, so the host need not be locked.
+      await changeSandbox(tx, row, { revoked_at: revoked ? tx.now : null });
+      const evicted = revoked ? await evictIdentity(tx, id, 'revoked') : undefined;
+      const data = evicted === undefined ? {} : { thumbprint: evicted.thumbprint };
+      tx.emit({ kind: 'identity', type: revoked ? 'IdentityRevoked' : 'IdentityReinstated', subject: id, data });
+      return true;
+    });
+  }
+
+  async orphans(): Promise<readonly SandboxId[]> {
+    const rows = await this.#database.db
+      .selectFrom('identities')
+      .leftJoin('sandboxes', 'sandboxes.id', 'identities.sandbox_id')
+      .select('identities.sandbox_id')
+      .where((eb) => eb.or([eb('sandboxes.id', 'is', null), eb('sandboxes.deleted_at', 'is not', null)]))
+      .orderBy('identities.sandbox_id')
+      .limit(limits.listPageMax)
+      .execute();
+    return rows.map((row) => row.sandbox_id as SandboxId);
+  }
+
+  async trimTokens(expiredBefore: number): Promise<number> {
+    return await this.#database.transact(async (tx) => {
+      const tokens = await tx.db.deleteFrom('sandbox_tokens').where('expires_at', '<', expiredBefore).executeTakeFirst();
+      await tx.db.deleteFrom('sandbox_certificates').where('expires_at', '<', expiredBefore).execute();
+      return Number(tokens.numDeletedRows);
+    });
+  }
+
+  /** The sandbox's row, locked; undefined when there is none that still stands. */
+  async #lockKept(tx: Tx, id: SandboxId): Promise<StoredSandbox | undefined> {
+    const [row] = await lockSandboxes(this.#database, tx, { ids: [id] });
+    return row === undefined || row.deleted_at !== null ? undefined : row;
+  }
+
+  async #seen(batch: Parameters<IdentityStore['seen']>[0]): Promise<void> {
+    if (batch.length === 0) return;
+    const values = sql.join(batch.map((s) => sql`(${s.sandboxId}, ${s.thumbprint}, cast(${s.at} as bigint))`));
+    const saw = sql`with saw (sandbox_id, thumbprint, at) as (values ${values})`;
+    const sameSandbox = sql`identities.sandbox_id = saw.sandbox_id`;
+    await this.#database.transact(async (tx) => {
+      const renewed = await sql<{ sandbox_id: string; was: string; is: string }>`${saw}
+        select identities.sandbox_id, identities.thumbprint as was, saw.thumbprint as "is" from identities, saw
+        where ${sameSandbox} and identities.next_thumbprint = saw.thumbprint`.execute(tx.db);
+      for (const row of renewed.rows) await promote(tx, row);
+      await sql`${saw} update identities set last_seen_at = saw.at from saw
+        where ${sameSandbox} and identities.thumbprint = saw.thumbprint and identities.last_seen_at < saw.at`.execute(tx.db);
+    });
+  }
+}
+
+/** The next certificate was seen: it is the certificate now (I-6). */
+async function promote(tx: Tx, row: { readonly sandbox_id: string; readonly was: string; readonly is: string }): Promise<void> {
+  const promoted = await tx.db
+    .updateTable('identities')
+    .set({ thumbprint: row.is, next_thumbprint: null })
+    .where('sandbox_id', '=', row.sandbox_id)
+    .where('next_thumbprint', '=', row.is)
+    .executeTakeFirst();
+  if (promoted.numUpdatedRows !== 1n) return;
+  // The tokens of the one that it renews go on, for the same sandbox.
+  await tx.db
+    .updateTable('sandbox_tokens')
+    .set({ thumbprint: row.is })
+    .where('sandbox_id', '=', row.sandbox_id)
+    .where('thumbprint', '=', row.was)
+    .execute();
+  await dropCertificate(tx, row.was);
+}

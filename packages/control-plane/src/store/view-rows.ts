@@ -1,0 +1,32 @@
+import type { SandboxId } from '@drover/foundation';
+import type { SandboxEvent } from '../events/typed.ts';
+import { applyEvent, emptyView } from '../worldview/apply.ts';
+import type { SandboxView } from '../worldview/worldview.ts';
+import type { Tx } from './database.ts';
+
+/** What was stored was made here: it is read as it is. */
+export function viewOf({ document }: { readonly document: string }): SandboxView {
+  return JSON.parse(document) as SandboxView;
+}
+
+export async function writeViews(tx: Tx, views: readonly SandboxView[]): Promise<void> {
+  if (views.length === 0) return;
+  await tx.db
+    .insertInto('sandbox_views')
+    .values(views.map((view) => ({ sandbox_id: view.sandboxId, document: JSON.stringify(view), updated_at: tx.now })))
+    .onConflict((conflict) =>
+      conflict.column('sandbox_id').doUpdateSet((eb) => ({
+        document: eb.ref('excluded.document'),
+        updated_at: eb.ref('excluded.updated_at'),
+      })),
+    )
+    .execute();
+}
+
+/** Emits an event that a transaction of the store's own makes, with what it makes of the view of its sandbox, which is locked (I-35). */
+export async function emitViewed(tx: Tx, id: SandboxId, event: SandboxEvent): Promise<void> {
+  const { kind, type, data } = event;
+  tx.emit({ kind, type, subject: id, data: { ...data } });
+  const stored = await tx.db.selectFrom('sandbox_views').select('document').where('sandbox_id', '=', id).executeTakeFirst();
+  await writeViews(tx, [applyEvent(stored === undefined ? emptyView(id) : viewOf(stored), event, tx.now)]);
+}

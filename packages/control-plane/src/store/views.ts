@@ -1,0 +1,62 @@
+import { sql } from 'kysely';
+import type { SandboxId } from '@drover/foundation';
+import type { EventDraft } from '../events/event.ts';
+import * as limits from '../limits.ts';
+import type { SandboxView } from '../worldview/worldview.ts';
+import { lockSandboxes } from './change.ts';
+import type { Database } from './database.ts';
+import type { ViewStore } from './store.ts';
+import { viewOf, writeViews } from './view-rows.ts';
+
+export class SqlViewStore implements ViewStore {
+  readonly #database: Database;
+
+  constructor(database: Database) {
+    this.#database = database;
+  }
+
+  async get(ids: readonly SandboxId[], options: { readonly lock?: boolean } = {}): Promise<ReadonlyMap<SandboxId, SandboxView>> {
+    const views = new Map<SandboxId, SandboxView>();
+    const sorted = [...new Set(ids)].sort();
+    for (let i = 0; i < sorted.length; i += limits.rowsPerStatement) {
+      const batch = sorted.slice(i, i + limits.rowsPerStatement);
+      // A view has no row at first: whoever writes it holds its sandbox.
+      if (options.lock === true) await this.#database.transact(async (tx) => await lockSandboxes(this.#database, tx, { ids: batch }));
+      const rows = await this.#database.db.selectFrom('sandbox_views').select('document').where('sandbox_id', 'in', batch).execute();
+      for (const view of rows.map(viewOf)) views.set(view.sandboxId, view);
+    }
+    return views;
+  }
+
+  async page(after: SandboxId | '', limit: number): Promise<{ readonly atEventId: number; readonly views: readonly SandboxView[] }> {
+    // One statement: both databases answer it from one state, whatever is written meanwhile.
+    const { rows } = await sql<{ last: number; document: string | null }>`select event_counter.last, page.document from event_counter
+      left join (select sandbox_id, document from sandbox_views where sandbox_id > ${after} order by sandbox_id
+        limit ${Math.min(limit, limits.listPageMax)}) page on true
+      where event_counter.id = 1 order by page.sandbox_id`.execute(this.#database.db);
+    return {
+      atEventId: rows[0]?.last ?? 0,
+      views: rows.flatMap(({ document }) => (document === null ? [] : [viewOf({ document })])),
+    };
+  }
+
+  async put(views: readonly SandboxView[], events: readonly EventDraft[]): Promise<void> {
+    await this.#database.transact(async (tx) => {
+      for (const event of events) tx.emit(event);
+      // Of one sandbox the last, in one order on every replica.
+      const newest = [...new Map(views.map((view) => [view.sandboxId, view])).values()].sort((a, b) =>
+        a.sandboxId < b.sandboxId ? -1 : 1,
+      );
+      for (let i = 0; i < newest.length; i += limits.rowsPerStatement) {
+        const batch = newest.slice(i, i + limits.rowsPerStatement);
+        // Locked, so that none is written after its sandbox was deleted (I-11).
+        const rows = await lockSandboxes(this.#database, tx, { ids: batch.map((view) => view.sandboxId) });
+        const kept = new Set(rows.filter((row) => row.deleted_at === null).map((row) => row.id));
+        await writeViews(
+          tx,
+          batch.filter((view) => kept.has(view.sandboxId)),
+        );
+      }
+    });
+  }
+}

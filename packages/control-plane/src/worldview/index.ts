@@ -1,0 +1,3 @@
+export { emptyView } from './apply.ts';
+export { StoredWorldview, type StoredWorldviewOptions } from './stored.ts';
+export type { IdentityView, InitView, SandboxView, SessionView, TrustCheck, TrustCheckName, Worldview } from './worldview.ts';

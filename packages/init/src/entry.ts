@@ -1,0 +1,10 @@
+import { stepFlag } from './plan/own-program.ts';
+
+/** `init.cjs [run directory]` is PID 1; `init.cjs --step NAME` a built-in step. What the other one needs is not loaded. */
+if (process.argv[2] === stepFlag) {
+  void import('./plan/program/index.ts').then(({ runBuiltInStep }) => {
+    process.exitCode = runBuiltInStep(process.argv[3] ?? '');
+  });
+} else {
+  void import('./pid1/main.ts').then(({ main }) => main(process.argv[2] ?? '/.drover/run'));
+}

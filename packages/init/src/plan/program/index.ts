@@ -1,0 +1,32 @@
+import { readFileSync, writeSync } from 'node:fs';
+import { DroverError, sentenceOf } from '@drover/foundation';
+import { userEnvironment } from '../own-program.ts';
+import { placeConfig } from './config.ts';
+import { setUpGit } from './git.ts';
+import { runPostInit } from './post-init.ts';
+import { setUpSsh } from './ssh.ts';
+import type { Surroundings } from './surroundings.ts';
+
+/** Each takes its message as bytes, can be run again at any time (I-32), and gives its exit status. */
+const steps: Readonly<Record<string, (input: Uint8Array, surroundings: Surroundings) => number>> = {
+  config: placeConfig,
+  git: setUpGit,
+  ssh: setUpSsh,
+  'post-init': runPostInit,
+};
+
+/** The process of a built-in step: its message on stdin, one line on stderr when it fails, its status. Blocks: it has nothing else to do. */
+export function runBuiltInStep(name: string): number {
+  try {
+    const step = Object.hasOwn(steps, name) ? steps[name] : undefined;
+    if (step === undefined) {
+      throw new DroverError('unimplemented', 'this init has no such step', { hint: 'the control plane is newer: start the sandbox again' });
+    }
+    const env = userEnvironment(process.env);
+    return step(readFileSync(0), { home: env['HOME'] || '/', env });
+  } catch (thrown) {
+    const error = DroverError.from(thrown);
+    writeSync(2, `drover-step ${name}: ${sentenceOf(error).replaceAll(/\s+/g, ' ')}\n`);
+    return error.code === 'command-not-found' ? error.exitCode : 1;
+  }
+}

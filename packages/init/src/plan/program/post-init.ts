@@ -1,0 +1,63 @@
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { constants, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fromBinary } from '@bufbuild/protobuf';
+import { DroverError, clip, errnoOf } from '@drover/foundation';
+import { init } from '@drover/protocol';
+import { placeError } from './files.ts';
+import type { Surroundings } from './surroundings.ts';
+
+/** Step `post-init`: the user's own script, its output the step's, its status the step's (128 + n for signal n). */
+export function runPostInit(input: Uint8Array, { env }: Surroundings): number {
+  const { script } = fromBinary(init.PostInitStepSchema, input);
+  const directory = privateDirectory();
+  try {
+    const file = join(directory, 'post-init');
+    writeFileSync(file, script, { flag: 'wx', mode: 0o700 });
+    const [interpreter = 'sh', ...args] = interpreterOf(script);
+    // Not by the kernel, from the file's first line: the directory may be on a mount without exec.
+    const { status, signal, error } = spawnSync(interpreter, [...args, file], { stdio: ['ignore', 'inherit', 'inherit'], env });
+    if (error !== undefined) throw interpreterError(interpreter, error);
+    return signal === null ? (status ?? 0) : 128 + constants.signals[signal];
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+function privateDirectory(): string {
+  const parent = tmpdir();
+  try {
+    return mkdtempSync(join(parent, 'drover-post-init-'));
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw placeError(parent, error);
+    throw new DroverError('failed-precondition', `the sandbox has no directory ${clip(parent)} for the post-init script`, {
+      hint: 'add it to the image, or set TMPDIR to one that is there',
+      cause: error,
+    });
+  }
+}
+
+/** `#!` as Linux reads it (execve(2)): the interpreter, and all that follows it as one argument. Without it, sh. */
+function interpreterOf(script: string): readonly string[] {
+  const line = /^#![\t ]*([^\t\n ]+)[\t ]*([^\n]*)/.exec(script);
+  if (line === null) return ['sh'];
+  const [, interpreter = 'sh', argument = ''] = line;
+  return argument.trimEnd() === '' ? [interpreter.trimEnd()] : [interpreter, argument.trimEnd()];
+}
+
+function interpreterError(interpreter: string, error: Error): DroverError {
+  if (errnoOf(error) !== 'ENOENT') {
+    return new DroverError(
+      'command-not-executable',
+      `the script's interpreter ${clip(interpreter)} cannot be run (${errnoOf(error) ?? error.message})`,
+      {
+        cause: error,
+      },
+    );
+  }
+  return new DroverError('command-not-found', `the image has no ${clip(interpreter)} to run the script with`, {
+    hint: "name an interpreter that it has in the script's first line (#!), or use an image with a shell",
+    cause: error,
+  });
+}

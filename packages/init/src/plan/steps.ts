@@ -1,0 +1,135 @@
+import { DroverError, clip } from '@drover/foundation';
+import type { init } from '@drover/protocol';
+import type { MainProcess } from '../config.ts';
+import { endedExecTtlMs, maxOnceSteps, maxRunningSteps, maxStepMs, maxStepNameLength } from '../limits.ts';
+import { ManagedProcess } from '../processes/process.ts';
+import type { ReplayBudget } from '../processes/replay.ts';
+import type { Spawner } from '../processes/spawned.ts';
+import { programOf } from './own-program.ts';
+
+/** One run of a step. It lives under the sandbox: the session that asked for it may go (I-32). */
+export interface Step {
+  readonly process: ManagedProcess;
+  /** It was killed for taking too long. */
+  readonly timedOut: boolean;
+}
+
+export interface StepDefaults {
+  readonly main: Pick<MainProcess, 'workdir' | 'user'>;
+  /** What every process of the sandbox gets; a step's own comes after it. */
+  readonly env: readonly string[];
+  /** Runs work during which the sandbox is not idle. */
+  readonly attached: <T>(work: () => Promise<T>) => Promise<T>;
+}
+
+interface Entry {
+  readonly once: boolean;
+  readonly started: Promise<Step>;
+  ended: boolean;
+}
+
+/**
+ * The steps of the init plan by name (I-29): those that run, and those that run once a start and have ended. A step that runs already is
+ * joined, never started twice; one that ran once is told again (I-32).
+ */
+export class Steps {
+  readonly #spawn: Spawner;
+  readonly #budget: ReplayBudget;
+  readonly #defaults: StepDefaults;
+  readonly #byName = new Map<string, Entry>();
+  readonly #done = new Set<string>();
+  #stopped = false;
+
+  constructor(spawn: Spawner, budget: ReplayBudget, defaults: StepDefaults) {
+    this.#spawn = spawn;
+    this.#budget = budget;
+    this.#defaults = defaults;
+  }
+
+  /** Names of the steps that run once a start and ended well: HelloAck's `steps_done` (I-32). */
+  get done(): readonly string[] {
+    return [...this.#done];
+  }
+
+  /**
+   * Starts the step or joins the run of that name; `joined` says which.
+   * @throws {DroverError} invalid-argument, no-room, sandbox-not-running, and as resolveCommand
+   */
+  async run(request: init.RunStep): Promise<{ readonly step: Step; readonly joined: boolean }> {
+    const { name } = request;
+    const existing = this.#byName.get(name);
+    if (existing !== undefined) return { step: await existing.started, joined: true };
+    if (this.#stopped) throw new DroverError('sandbox-not-running', 'the sandbox is stopping');
+    if (name === '' || name.length > maxStepNameLength) {
+      throw new DroverError('invalid-argument', `${JSON.stringify(clip(name))} cannot be the name of a step`);
+    }
+    const entries = [...this.#byName.values()];
+    if (entries.filter((entry) => !entry.ended).length >= maxRunningSteps) {
+      throw new DroverError('no-room', `${maxRunningSteps} steps are running in the sandbox already`, { hint: 'wait for one to end' });
+    }
+    if (request.once && entries.filter((entry) => entry.once).length >= maxOnceSteps) {
+      throw new DroverError('no-room', `${maxOnceSteps} steps have run in this start of the sandbox`, { hint: 'start it again' });
+    }
+    const entry: Entry = { once: request.once, started: this.#start(request), ended: false };
+    this.#byName.set(name, entry);
+    try {
+      const step = await entry.started;
+      void this.#settle(name, entry, step);
+      return { step, joined: false };
+    } catch (error) {
+      // Nothing ran: it may be tried again.
+      this.#byName.delete(name);
+      throw error;
+    }
+  }
+
+  /** SIGKILL to what runs; no step starts after it. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    for (const { started } of this.#byName.values()) {
+      // One that failed to start has nothing to kill.
+      await started.then((step) => step.process.kill('SIGKILL')).catch(() => undefined);
+    }
+  }
+
+  /** Resolves when every step has told its exit. */
+  async settled(): Promise<void> {
+    await Promise.allSettled([...this.#byName.values()].map(async ({ started }) => (await started).process.finished));
+  }
+
+  async #start(request: init.RunStep): Promise<Step> {
+    const { main, env } = this.#defaults;
+    const spawned = await this.#spawn({
+      ...programOf({ argv: request.argv, env: [...env, ...request.env] }),
+      workdir: request.workdir === '' ? main.workdir : request.workdir,
+      user: request.user === '' ? main.user : request.user,
+      terminal: false,
+      rows: 0,
+      columns: 0,
+      stdin: true,
+      // The main process's is made for it; a step comes before it.
+      makeWorkdir: request.workdir === '',
+    });
+    const process = new ManagedProcess(request.name, spawned, false, this.#budget);
+    const step = { process, timedOut: false };
+    const timeout = (): void => {
+      step.timedOut = true;
+      process.kill('SIGKILL');
+    };
+    const timer = setTimeout(timeout, request.timeoutMs === 0 ? maxStepMs : Math.min(request.timeoutMs, maxStepMs));
+    void spawned.exited.finally(() => clearTimeout(timer));
+    void this.#defaults.attached(async () => await process.finished);
+    // One that does not read it all is its own business; the end of the process ends the writing.
+    void process.write(request.stdin, new AbortController().signal).finally(() => spawned.endStdin());
+    return step;
+  }
+
+  async #settle(name: string, entry: Entry, { process }: Step): Promise<void> {
+    const exit = await process.finished;
+    entry.ended = true;
+    if (!entry.once) this.#byName.delete(name);
+    else if (exit.code === 0) this.#done.add(name);
+    // The end is kept, the output only for a while; whoever reads it now has it long before.
+    setTimeout(() => process.dispose(), endedExecTtlMs).unref();
+  }
+}

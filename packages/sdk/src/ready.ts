@@ -1,0 +1,99 @@
+import type { Client } from '@connectrpc/connect';
+import { DroverError, isErrorCode, splitSentence } from '@drover/foundation';
+import { sandboxStates, type api } from '@drover/protocol';
+import { withSignal, type Calls } from './calls.ts';
+import type { EventsApi } from './events.ts';
+import { planWaitMs } from './limits.ts';
+
+export interface ReadyOptions {
+  /** Told each time the connection broke and is being made again. */
+  readonly onReconnect?: (error: Error) => void;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Waits until a sandbox's init plan is done and its command has begun; one whose command has ended has begun too. What is stored
+ * decides; the events only say when to look.
+ * @param id a sandbox's id
+ */
+export async function waitReady(
+  client: Client<typeof api.SandboxService>,
+  events: EventsApi,
+  calls: Calls,
+  id: string,
+  { onReconnect, signal }: ReadyOptions,
+): Promise<api.Sandbox> {
+  const late = new AbortController();
+  const waiting = new AbortController();
+  const either = AbortSignal.any([late.signal, waiting.signal, ...(signal === undefined ? [] : [signal])]);
+  let timed = false;
+  try {
+    const changes = events.watch({
+      subject: id,
+      kinds: ['sandbox', 'init'],
+      fromStart: true,
+      signal: either,
+      ...(onReconnect !== undefined && { onReconnect }),
+    });
+    for await (const { type } of changes) {
+      // Between its beginning and its end a plan decides nothing.
+      if (type.startsWith('InitStep')) continue;
+      const sandbox = await calls.ask(() => client.getSandbox({ sandbox: id }, withSignal(either)), either);
+      if (hasBegun(sandbox)) return sandbox;
+      if (sandboxStates.name(sandbox.state) !== 'running' || timed) continue;
+      timed = true;
+      void abortAfter(late, waiting.signal, calls);
+    }
+    throw new DroverError('control-plane-unreachable', `the events of sandbox ${id} ended before its command began`);
+  } catch (error) {
+    signal?.throwIfAborted();
+    late.signal.throwIfAborted();
+    throw error;
+  } finally {
+    waiting.abort();
+  }
+}
+
+const over: ReadonlySet<string | undefined> = new Set(['failed', 'stopped', 'deleting', 'deleted']);
+
+/**
+ * Its init plan failed for good (I-30), so that its command never begins. A plan that only lost its session is run again, and of a
+ * command that could not be started its host tells.
+ */
+export function planFailed({ state, reason, init }: api.Sandbox): boolean {
+  const name = sandboxStates.name(state);
+  if (name === 'failed' && reason === 'init-failed') return true;
+  if (init?.state !== 'failed' || init.reason === 'transport-error') return false;
+  if (init.stepName === 'agent-ready') return init.reason !== 'spawn-failed';
+  // It is removed because of it (--rm), or was meanwhile.
+  return name === 'deleting' || name === 'deleted';
+}
+
+/** @throws {DroverError} in the sandbox's own words when it never will */
+function hasBegun(sandbox: api.Sandbox): boolean {
+  const { init, exitCode, message, name, reason } = sandbox;
+  if (init?.state === 'completed') return true;
+  const state = sandboxStates.name(sandbox.state);
+  const failed = planFailed(sandbox);
+  if (!failed && !over.has(state)) return false;
+  // An end that is that of its init alone says nothing of its command.
+  const never = failed || exitCode === undefined || (init?.state === 'failed' && init.reason !== 'transport-error');
+  if (!never) return true;
+  const why = splitSentence(message === '' ? `it is ${state ?? 'gone'}` : message);
+  throw new DroverError(
+    isErrorCode(reason) ? reason : 'runtime-failed',
+    `sandbox ${name} could not be started: ${why.message}`,
+    why.hint === undefined ? {} : { hint: why.hint },
+  );
+}
+
+async function abortAfter(late: AbortController, signal: AbortSignal, { clock }: Calls): Promise<void> {
+  try {
+    await clock.sleep(planWaitMs, signal);
+  } catch {
+    // It was done before.
+    return;
+  }
+  const message = `the sandbox runs, and its init plan is not done after ${planWaitMs / 60_000} minutes`;
+  late.abort(new DroverError('timed-out', message, { hint: 'look at its session with drover sandbox get, and at its host' }));
+}
