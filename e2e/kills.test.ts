@@ -274,7 +274,7 @@ describe('what must not notice a kill', () => {
   });
 
   test('L-20: a create whose answer was lost makes one sandbox, however often it is asked for', async () => {
-    const { server, token, caPem } = await context();
+    const { server, token, caPem } = await drover.connection();
     const { hostname, port } = new URL(server);
     // The first answer of the server is swallowed, with its connection.
     let swallowed = 0;
@@ -340,20 +340,6 @@ test('R-9: when all is removed, nothing is left: no container, no process, no na
   expect(await left()).toEqual([]);
   await drover.up(upArguments);
 });
-
-interface Connection {
-  readonly server: string;
-  readonly token: string;
-  readonly caPem: string;
-}
-
-async function context(): Promise<Connection> {
-  const data = join(drover.data, 'control-plane');
-  const [token = '', caPem = '', state_ = '{}'] = await Promise.all(
-    ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(data, name), 'utf8')),
-  );
-  return { server: `https://127.0.0.1:${(JSON.parse(state_) as { apiPort: number }).apiPort}`, token: token.trim(), caPem };
-}
 
 /** Lets the TLS handshake through; then holds back what the server says, until it has said something substantial, and cuts. */
 function swallowAnswer(near: Socket, far: Socket, swallowed: () => void): void {

@@ -127,6 +127,15 @@ export class TestDrover implements AsyncDisposable {
     return execa(launcher, args, { env: this.environment, reject: false, stdin: 'pipe', stripFinalNewline: false });
   }
 
+  /** What the SDK connects with. */
+  async connection(): Promise<{ readonly server: string; readonly token: string; readonly caPem: string }> {
+    const data = join(this.data, 'control-plane');
+    const [token = '', caPem = '', state = '{}'] = await Promise.all(
+      ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(data, name), 'utf8')),
+    );
+    return { server: `https://127.0.0.1:${(JSON.parse(state) as { apiPort: number }).apiPort}`, token: token.trim(), caPem };
+  }
+
   async log(): Promise<string> {
     return await readFile(join(this.data, 'drover.log'), 'utf8').catch(() => '');
   }
