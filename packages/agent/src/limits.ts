@@ -119,6 +119,8 @@ export const commandsAtOnce = 512;
 export const rememberedResults = 1_000;
 /** Tunnels open at once; one more is answered with queue-full. */
 export const tunnelsAtOnce = 1_024;
+/** How long the last bytes of a tunnel's one end may wait for the other to take them; then it is cut off. Milliseconds. */
+export const tunnelFarewellMs = 30_000;
 /** From the command to the dialled port in the sandbox. Milliseconds. */
 export const tunnelDialMs = 15_000;
 /** Frames that may wait for a slow control plane before observations are held back. */

@@ -92,8 +92,6 @@ export const maxGitConfig = 100;
 export const maxKnownHosts = 100;
 /** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
 export const containWaitMs = 10_000;
-/** API: meanwhile the sandbox is looked at this often, whatever woke it before. Milliseconds. */
-export const containLookMs = 250;
 /** API: the grace of a kill, the least that there is. Milliseconds. */
 export const killGraceMs = 1;
 /** API: sandboxes of one page of a worldview's snapshot. */
@@ -223,9 +221,11 @@ export const answerSlackMs = 10_000;
 export const stderrTailBytes = 4_096;
 /** Characters that are kept of an error in an init's own words; longer ones are cut. */
 export const maxInitErrorLength = 1_000;
+/** How long a host may take to say how a sandbox ended whose init says so; then init's word counts for nothing. Milliseconds. */
+export const endReportMs = 10_000;
 /** Unknown payloads of one session that are logged; further ones are passed over. */
 export const driftsLogged = 10;
-/** Frames waiting to be sent on one session; one more fails its request. */
+/** Frames waiting to be sent on one session, and requests waiting for their answers; one more fails its request. */
 export const sessionQueueFrames = 64;
 /** A certificate that could not be renewed on its session is tried again after this. Milliseconds. */
 export const sandboxRenewalRetryMs = 60_000;
@@ -266,8 +266,9 @@ export const accessTokensPerSandbox = 4;
 export const secondTokenMs = 10 * 60_000;
 /** How long Register waits for the host's word of the address that its caller has; then it is refused (I-14). Milliseconds. */
 export const addressWaitMs = 3_000;
-/** Registrations that wait so at once; one more is decided by the record as it stands. */
+/** Registrations that wait so at once, in all and through one host; one more is decided by the record as it stands. */
 export const addressWaits = 1_024;
+export const addressWaitsPerHost = 128;
 /** The record is read again this often even when no event of its sandbox came. Milliseconds. */
 export const addressPollMs = 250;
 /** Last seen is written this often (I-10). Milliseconds. */
@@ -284,6 +285,8 @@ export const reapBackoffCapMs = 2_000;
 
 /** Connections of sandboxes at once; one more is closed at once. */
 export const sandboxConnections = 4_096;
+/** Of one host's sandboxes, whichever it names: as many as an agent carries. One more is closed at once. */
+export const connectionsPerHost = 1_024;
 /** Connections of one sandbox at once; one more is closed at once. */
 export const connectionsPerSandbox = 8;
 /** A connection of a sandbox whose TLS handshake has not ended by then is cut. Milliseconds. */

@@ -138,7 +138,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     journal: worldview,
     worldview,
     plans: planSource(store, secrets),
-    lastRefusal: (id) => sandboxListener.lastRefusal(id),
+    lastRefusal: (id, thumbprint) => sandboxListener.lastRefusal(id, thumbprint),
     initFailed: async (id, startCount, message) => await store.sandboxes.failInit(id, startCount, message),
     clock,
     logger,

@@ -62,6 +62,12 @@ export interface ExitRecord {
   readonly message: string;
 }
 
+/**
+ * In init's environment: the descriptor that is at its end once the run directory is complete; absent: it is. Init is so started while its
+ * certificate is still being signed.
+ */
+export const gateVariable = 'DROVER_GATE';
+
 /** The port that init listens on inside the sandbox. */
 export const initPort = 9180;
 /** Kept log of the main process: `/.drover/run/log`, then `log.1`; each line a JSON LogLine. */

@@ -45,6 +45,8 @@ export const maxStepMs = 60 * 60_000;
 
 /** Milliseconds for a registration with the control plane, all tries together (I-13). */
 export const registerMs = 25_000;
+/** A connection for it that was made ahead, and does not stand or is not asked for by then, ends. Milliseconds. */
+export const earlyConnectionMs = 5_000;
 /** Milliseconds for one try of it. */
 export const registerTryMs = 10_000;
 /** The wait between two tries: full jitter up to the first, doubled up to the second. Milliseconds. */
@@ -82,3 +84,5 @@ export const maxIdleLookMs = 10_000;
 /** CPU time between two looks that still counts as idle: this share of one CPU, or so many milliseconds where that is more. */
 export const idleCpuShare = 0.02;
 export const idleCpuFloorMs = 50;
+/** Groups of one user beside its own; those that follow in /etc/group are left out. Linux takes 65,536, one argument 128 KiB. */
+export const maxGroups = 1024;

@@ -1,7 +1,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import type { Duplex } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { connect as connectTcp } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ import { createKeyAndRequest, openCertificateAuthority, type CertificateAuthorit
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { buildInitBundle, initNodeFlags, ptyAddonPath } from './bundle.ts';
-import type { InitConfig, MainProcess } from './config.ts';
+import { gateVariable, type InitConfig, type MainProcess } from './config.ts';
 
 /** For tests: the real init as a real process with real certificates, and clients of it. */
 
@@ -72,9 +72,13 @@ export interface StartOptions {
   readonly control?: { readonly host: string; readonly port: number };
   /** The bootstrap token that it is started with. */
   readonly token?: string;
+  /** Init is started before its run directory is made, and this gate opens after it; given up when it rejects. */
+  readonly gate?: Promise<void>;
 }
 
 export async function startInit(test: TestAuthority, options: StartOptions = {}): Promise<TestInit> {
+  // Looked at once init runs.
+  options.gate?.catch(() => undefined);
   const bundle = await buildInitBundle();
   const runDirectory = options.runDirectory ?? (await mkdtemp(join(tmpdir(), 'drover-init-run-')));
   const id = newSandboxId();
@@ -106,26 +110,39 @@ export async function startInit(test: TestAuthority, options: StartOptions = {})
     ...(options.idleStopMs !== undefined && { idleStopMs: options.idleStopMs }),
     startCount: 1,
   };
-  await Promise.all([
-    writeFile(join(runDirectory, 'config.json'), JSON.stringify(config), { mode: 0o400 }),
-    writeFile(join(runDirectory, 'ca.pem'), test.authority.caPem, { mode: 0o400 }),
-    writeFile(join(runDirectory, 'cert.pem'), certificatePem, { mode: 0o400 }),
-    writeFile(join(runDirectory, 'key.pem'), keyPem, { mode: 0o400 }),
-    ...(options.token === undefined ? [] : [writeFile(join(runDirectory, 'token'), options.token, { mode: 0o400 })]),
-  ]);
+  const complete = async (): Promise<void> =>
+    void (await Promise.all([
+      writeFile(join(runDirectory, 'config.json'), JSON.stringify(config), { mode: 0o400 }),
+      writeFile(join(runDirectory, 'ca.pem'), test.authority.caPem, { mode: 0o400 }),
+      writeFile(join(runDirectory, 'cert.pem'), certificatePem, { mode: 0o400 }),
+      writeFile(join(runDirectory, 'key.pem'), keyPem, { mode: 0o400 }),
+      ...(options.token === undefined ? [] : [writeFile(join(runDirectory, 'token'), options.token, { mode: 0o400 })]),
+    ]));
+  if (options.gate === undefined) await complete();
   const command = [...(options.launcher ?? []), process.execPath, ...initNodeFlags, bundle, runDirectory];
   const child = spawn(command[0] ?? '', command.slice(1), {
-    stdio: ['ignore', 'pipe', 'pipe'],
-    env: { DROVER_PTY_ADDON: ptyAddonPath() ?? '' },
+    stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+    env: { DROVER_PTY_ADDON: ptyAddonPath() ?? '', ...(options.gate !== undefined && { [gateVariable]: '3' }) },
   });
+  // Those of the standard streams that were asked for are there.
+  const [, stdout, errors, gate] = child.stdio as unknown as [null, Readable, Readable, Duplex];
+  void (async () => {
+    try {
+      await options.gate;
+      if (options.gate !== undefined) await complete();
+    } catch {
+      // Given up: the gate opens onto nothing.
+    }
+    gate.destroy();
+  })();
   let stderr = '';
-  child.stderr.on('data', (data: Buffer) => {
+  errors.on('data', (data: Buffer) => {
     stderr += data.toString();
   });
   const exited = once(child, 'exit').then(([code, signal]) => (typeof code === 'number' ? code : signal === null ? 0 : 255));
   const port = await new Promise<number>((resolve, reject) => {
     let text = '';
-    child.stdout.on('data', (data: Buffer) => {
+    stdout.on('data', (data: Buffer) => {
       text += data.toString();
       const match = /listening on (\d+)/.exec(text);
       if (match !== null) resolve(Number(match[1]));

@@ -1,4 +1,3 @@
-import { Socket } from 'node:net';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Duplex } from 'node:stream';
 import { DroverError, parseSandboxId, type Clock, type Logger } from '@drover/foundation';
@@ -6,6 +5,7 @@ import { link, methodDefinition, TunnelStream } from '@drover/protocol';
 import type { Client } from '@grpc/grpc-js';
 import { tunnelDialMs, tunnelsAtOnce } from '../limits.ts';
 import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import { joinStreams } from './join-streams.ts';
 
 const method = methodDefinition(link.HostLinkService.method.tunnel);
 
@@ -65,7 +65,7 @@ export class AgentTunnels {
     const cut = (): void => void tunnel.destroy();
     this.#signal.addEventListener('abort', cut, { once: true });
     inside.once('close', () => this.#signal.removeEventListener('abort', cut));
-    joinStreams(tunnel, inside, (error) => this.#logger.debug({ err: error, sandboxId }, 'a tunnel was cut'));
+    joinStreams(tunnel, inside, this.#clock, (error) => this.#logger.debug({ err: error, sandboxId }, 'a tunnel was cut'));
   }
 
   async #dial(id: Parameters<Sandboxes['dial']>[0], port: 'init' | number): ReturnType<Sandboxes['dial']> {
@@ -82,38 +82,6 @@ export class AgentTunnels {
       done.abort();
     }
   }
-}
-
-/**
- * Joins two byte streams: each direction ends by itself (half-close), and an end that breaks off breaks the other one off. One that has
- * said its end and then closes has said all: the other gets it whole, and is closed behind it.
- * `stream.pipeline` does not fit: it destroys a duplex stream whose one direction it has seen to the end.
- */
-function joinStreams(one: Duplex, two: Duplex, onError: (error: Error) => void): void {
-  for (const [from, to] of [
-    [one, two],
-    [two, one],
-  ] as const) {
-    from.on('error', onError);
-    from.once('close', () => {
-      if (!from.readableEnded) cutOff(to);
-      else if (!from.writableFinished) closeBehind(to);
-    });
-    from.pipe(to);
-  }
-}
-
-/** A TCP peer is to see a reset, not an end that looks complete. */
-function cutOff(stream: Duplex): void {
-  if (stream.destroyed) return;
-  if (stream instanceof Socket) stream.resetAndDestroy();
-  else stream.destroy();
-}
-
-/** Its reader gets what is on the way, then an end; what it still sends goes nowhere. */
-function closeBehind(stream: Duplex): void {
-  if (stream instanceof Socket) stream.destroySoon();
-  else stream.end(() => stream.destroy());
 }
 
 function portOf({ target }: link.OpenTunnel): 'init' | number {

@@ -55,6 +55,15 @@ export interface CreateRequest {
   readonly initDirectory: string;
   /** Mounted read-write at /.drover/run, owned by the sandbox's root, mode 0700: config.json, keys, logs, exit.json (I-6). */
   readonly runDirectory: string;
+  /** Init is started while the run directory is still being made, and waits at this gate. Absent: it is complete. */
+  readonly gate?: StartGate;
+}
+
+export interface StartGate {
+  /** Resolves when the run directory is complete. Rejected: the start is given up, and fails with the same. */
+  readonly completed: Promise<void>;
+  /** Called once, when init waits and what it waits for is the sandbox's own: it goes on when this has resolved, or this process is gone. */
+  readonly opening: () => Promise<void>;
 }
 
 export interface NetworkAttachment {

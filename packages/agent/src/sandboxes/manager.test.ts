@@ -46,6 +46,7 @@ class ImagesOnPaper implements Images {
 class NetworkOnPaper implements Network {
   readonly attached = new Map<SandboxId, readonly string[]>();
   readonly cut = new Set<SandboxId>();
+  uncuttable = false;
   /** Thrown when a policy is to be put in force. */
   refusal: DroverError | undefined;
   async start(known: ReadonlySet<SandboxId>): Promise<void> {
@@ -75,6 +76,7 @@ class NetworkOnPaper implements Network {
   }
   async setCut(id: SandboxId, cut: boolean): Promise<void> {
     if (!this.attached.has(id)) throw new DroverError('sandbox-not-found', `${id} has no network`);
+    if (cut && this.uncuttable) throw new DroverError('runtime-failed', 'nft failed');
     if (cut) this.cut.add(id);
     else this.cut.delete(id);
     await Promise.resolve();
@@ -90,6 +92,7 @@ let state: FakeState;
 let images: ImagesOnPaper;
 let network: NetworkOnPaper;
 let signed: number;
+let beforeSigning: (signal: AbortSignal) => Promise<void>;
 const managers: SandboxManager[] = [];
 
 beforeEach(async () => {
@@ -100,6 +103,7 @@ beforeEach(async () => {
   images = new ImagesOnPaper();
   network = new NetworkOnPaper();
   signed = 0;
+  beforeSigning = async () => await Promise.resolve();
 });
 afterEach(async () => {
   life.abort(new DroverError('cancelled', 'the test is over'));
@@ -116,11 +120,14 @@ async function open(runtime: FakeRuntimeOptions = {}, Kind: typeof FakeRuntime =
     network,
     initDirectory: '/nowhere',
     names: namesOf('drover.test'),
-    sign: async (id, csrDer) => ({
-      ...(await ca.signSandbox(id, 'web', csrDer)),
-      caPem: ca.caPem,
-      bootstrapToken: `token ${++signed} of ${id}`,
-    }),
+    sign: async (id, csrDer, signal) => {
+      await beforeSigning(signal);
+      return {
+        ...(await ca.signSandbox(id, 'web', csrDer)),
+        caPem: ca.caPem,
+        bootstrapToken: `token ${++signed} of ${id}`,
+      };
+    },
     gatewayEnvironment: () => ['HTTP_PROXY=http://10.0.0.1:3128'],
     allowedMounts: ['/srv/shared'],
     logger: silentLogger,
@@ -481,6 +488,53 @@ describe('I-4: containment', () => {
     expect(await killed).toMatchObject({ state: SandboxState.STOPPED, generation: 4n });
   });
 
+  test('one that is cut while its image is prepared is cut before anything runs in it; the newest word counts', async () => {
+    const atStart: boolean[] = [];
+    const manager = await open({ behave: ({ id }) => void atStart.push(network.cut.has(id)) });
+    for (const [last, generation] of [
+      [true, 3],
+      [false, 4],
+    ] as const) {
+      const pulled = Promise.withResolvers<void>();
+      images.pull = async () => await pulled.promise;
+      const id = newSandboxId();
+      const made = manager.create(createCommand(id), quiet);
+      await stateOf(manager, id, SandboxState.PREPARING);
+      const words = [manager.setNetworkCut(cut(id, generation, last)), manager.setNetworkCut(cut(id, 2, !last))];
+      pulled.resolve();
+      expect(await made).toMatchObject({ state: SandboxState.RUNNING, networkCut: last });
+      expect(await Promise.all(words)).toMatchObject([{ networkCut: last }, { networkCut: last }]);
+      expect(network.cut.has(id)).toBe(last);
+    }
+    expect(atStart).toEqual([true, false]);
+  });
+
+  test('one that cannot be cut is not started', async () => {
+    const manager = await open();
+    const pulled = Promise.withResolvers<void>();
+    images.pull = async () => await pulled.promise;
+    const id = newSandboxId();
+    const made = manager.create(createCommand(id), quiet);
+    await stateOf(manager, id, SandboxState.PREPARING);
+    network.uncuttable = true;
+    const contained = manager.setNetworkCut(cut(id, 2));
+    pulled.resolve();
+    await expect(made).rejects.toMatchObject({ code: 'runtime-failed' });
+    expect(await contained).toMatchObject({ state: SandboxState.FAILED, networkCut: true });
+    expect(state.sandboxes.has(id)).toBe(false);
+  });
+
+  test('a removal does not wait for the grace of a stop under way', async () => {
+    const manager = await open({}, Stubborn);
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    const stopped = manager.stop(stop(id, 2, 600_000));
+    await stateOf(manager, id, SandboxState.STOPPING);
+    await manager.destroy(destroy(id));
+    expect(await stopped).toMatchObject({ exitCode: 137 });
+    await expectNoTrace(id);
+  });
+
   test('a longer grace does not lengthen a stop under way', async () => {
     const manager = await open({}, Stubborn);
     const id = newSandboxId();
@@ -504,6 +558,45 @@ describe('I-4: containment', () => {
     expect(resumed).toEqual([]);
     await manager.destroy(destroy(destroyed));
     await expectNoTrace(destroyed);
+  });
+});
+
+describe('I-6: the certificate is signed while the sandbox is being started', () => {
+  test('nothing runs in it before, and it is on record as being prepared', async () => {
+    const ran: string[] = [];
+    const manager = await open({ behave: ({ id }) => void ran.push(id) });
+    const signing = Promise.withResolvers<void>();
+    beforeSigning = async () => await signing.promise;
+    const id = newSandboxId();
+    const made = manager.create(createCommand(id), quiet);
+    await vi.waitFor(() => expect(network.attached.has(id)).toBe(true));
+    expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, address: '' });
+    expect(ran).toEqual([]);
+    signing.resolve();
+    expect(await made).toMatchObject({ state: SandboxState.RUNNING });
+    expect(ran).toEqual([id]);
+  });
+
+  test('one that is refused leaves nothing', async () => {
+    const manager = await open();
+    beforeSigning = async () => await Promise.reject(new DroverError('permission-denied', 'not placed on this host'));
+    const id = newSandboxId();
+    await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'permission-denied' });
+    expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.FAILED });
+    await manager.destroy(destroy(id));
+    await expectNoTrace(id);
+  });
+
+  test('one that is removed meanwhile does not wait for it', async () => {
+    const manager = await open();
+    beforeSigning = async (signal) =>
+      await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
+    const id = newSandboxId();
+    const refused = expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'cancelled' });
+    await vi.waitFor(() => expect(network.attached.has(id)).toBe(true));
+    await manager.destroy(destroy(id));
+    await refused;
+    await expectNoTrace(id);
   });
 });
 
@@ -533,7 +626,7 @@ describe('R-9: the next agent', () => {
     const id = newSandboxId();
     const first = await open({ latencyMs: { create: 600_000 } });
     const cut = first.create(createCommand(id), quiet).catch(() => undefined);
-    await vi.waitFor(async () => expect(await first.inspect(id)).toMatchObject({ state: SandboxState.STARTING }));
+    await vi.waitFor(async () => expect(await readdir(join(directory, 'run', id))).toContain('config.json'));
     // The record as it is on disk at this moment is what a killed agent leaves.
     const record = await readFile(join(directory, 'records', `${id}.json`));
     await first.destroy(destroy(id));
@@ -543,6 +636,29 @@ describe('R-9: the next agent', () => {
     expect(second.list()).toEqual([]);
     await expectNoTrace(id);
     expect(await second.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+  });
+
+  test.each([
+    ['first', 0],
+    ['later', 1],
+  ])('takes back a %s start whose init still waited when the agent was killed, though it lives', async (_, startCount) => {
+    const first = await open();
+    const id = newSandboxId();
+    await first.create(createCommand(id), quiet);
+    const path = join(directory, 'records', `${id}.json`);
+    const record = JSON.parse(await readFile(path, 'utf8')) as object;
+    await writeFile(path, JSON.stringify({ ...record, phase: 'preparing', address: '', startCount }));
+    const second = await open();
+    expect(network.attached.has(id)).toBe(false);
+    if (startCount === 0) {
+      expect(second.list()).toEqual([]);
+      await expectNoTrace(id);
+      expect(await second.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+    } else {
+      expect(await second.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
+      expect((await new FakeRuntime({ state }).inspect(id))?.phase).toBe('ended');
+      expect(await second.startAgain(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
+    }
   });
 
   test('L-22: an agent that stops in mid-start fails nothing: the next one is asked to start it again', async () => {

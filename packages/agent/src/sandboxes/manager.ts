@@ -15,7 +15,7 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { link, type sandbox } from '@drover/protocol';
-import { maxOperationsPerSandbox } from '../limits.ts';
+import { maxOperationsPerSandbox, noStopGraceMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
@@ -41,10 +41,9 @@ interface Entry {
   watch: AbortController | undefined;
   /** What is left to it while it is stopped; a further stop may make it shorter. */
   grace: StopGrace | undefined;
+  /** The newest that was said of its network (I-4), also while it is made; the record has what is in force. */
+  wish: { readonly networkCut: boolean; readonly generation: number };
 }
-
-/** What every start is told by its command. */
-type StartCommand = Pick<link.CreateSandbox, 'secrets' | 'networkCut'>;
 
 /** One owner per sandbox: the entry's executor. Everything that changes a record runs in it. */
 export class SandboxManager implements Sandboxes {
@@ -107,23 +106,25 @@ export class SandboxManager implements Sandboxes {
       this.#entries.set(id, entry);
     }
     const own = entry;
+    wishNetwork(own, command);
     return await own.operations.run(async () => {
       this.#mustStillBe(own);
       // L-19: what exists is returned. A sandbox that never came to its first start does not exist yet.
       if (own.record.startCount > 0) return await this.#touch(own, command.sandbox);
-      return await this.#make(own, generationOf(command.sandbox), command, progress);
+      return await this.#make(own, generationOf(command.sandbox), command.secrets, progress);
     });
   }
 
   async startAgain(command: link.StartSandbox): Promise<sandbox.SandboxObservation> {
     const entry = this.#entry(idOf(command.sandbox));
+    wishNetwork(entry, command);
     return await entry.operations.run(async () => {
       this.#mustStillBe(entry);
       const { phase, generation } = entry.record;
       if (phase === 'running' || phase === 'paused') return await this.#touch(entry, command.sandbox);
       // L-19: the run that it asks for has been, and is over.
       if (phase !== 'preparing' && generationOf(command.sandbox) <= generation) return observationOf(entry.record);
-      return await this.#make(entry, generationOf(command.sandbox), command, () => undefined);
+      return await this.#make(entry, generationOf(command.sandbox), command.secrets, () => undefined);
     });
   }
 
@@ -163,14 +164,17 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entry(idOf(command.sandbox));
     const { id } = entry.record;
     const hasNetwork = (): boolean => entry.record.address !== '';
-    // I-4: a cut does not wait for what is under way, such as a stop with a long grace. What fails here is done, and told, below.
+    wishNetwork(entry, { sandbox: command.sandbox, networkCut: command.cut });
+    // I-4: a cut does not wait for what is under way, such as a stop with a long grace. What fails here is done, and told, below. One
+    // that is being made and has no network yet is started with it.
     if (command.cut && entry.operations.waiting > 0 && hasNetwork()) await this.#options.network.setCut(id, true).catch(() => undefined);
     return await entry.operations.run(async () => {
       this.#mustStillBe(entry);
+      const { networkCut } = entry.wish;
       // In force before it is reported; without a network there is nothing to cut until the next start.
-      if (hasNetwork()) await this.#options.network.setCut(id, command.cut);
-      if (entry.record.networkCut === command.cut) return await this.#touch(entry, command.sandbox);
-      await this.#update(entry, { networkCut: command.cut, generation: generationOf(command.sandbox) });
+      if (hasNetwork()) await this.#options.network.setCut(id, networkCut);
+      if (entry.record.networkCut === networkCut) return await this.#touch(entry, command.sandbox);
+      await this.#update(entry, { networkCut, generation: generationOf(command.sandbox) });
       return observationOf(entry.record);
     });
   }
@@ -180,6 +184,7 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entries.get(id);
     if (entry === undefined) return;
     entry.making?.abort(new DroverError('cancelled', 'the sandbox is to be destroyed'));
+    entry.grace?.shorten(noStopGraceMs);
     await entry.operations.run(async () => {
       if (this.#entries.get(id) !== entry) return;
       entry.watch?.abort();
@@ -248,7 +253,7 @@ export class SandboxManager implements Sandboxes {
   async #make(
     entry: Entry,
     generation: number,
-    command: StartCommand,
+    secrets: readonly sandbox.SecretValue[],
     progress: (progress: link.CommandProgress) => void,
   ): Promise<sandbox.SandboxObservation> {
     const making = new AbortController();
@@ -257,6 +262,7 @@ export class SandboxManager implements Sandboxes {
     const { id, spec } = entry.record;
     const runtime = this.#runtime(entry.record.runtime);
     const first = entry.record.startCount === 0;
+    let completed: Promise<void> | undefined;
     try {
       await this.#update(entry, {
         phase: 'preparing',
@@ -266,11 +272,25 @@ export class SandboxManager implements Sandboxes {
         exitCode: undefined,
         outOfMemory: false,
         finishedAt: undefined,
-        networkCut: command.networkCut,
+        networkCut: entry.wish.networkCut,
       });
-      const start = await prepareStart(this.#options, entry.record, command.secrets, progress, signal);
-      await this.#update(entry, { phase: 'starting', message: '', imageDigest: start.imageDigest, address: start.request.network.address });
-      await (first ? runtime.create(start.request, signal) : runtime.start(start.request, signal));
+      const start = await prepareStart(this.#options, entry.record, secrets, progress, signal);
+      const { imageDigest, request } = start;
+      completed = start.completed;
+      const opening = async (): Promise<void> => {
+        let { networkCut } = entry.record;
+        // I-4: what was said of its network while it was prepared is in force before anything runs in it.
+        while (networkCut !== entry.wish.networkCut) {
+          networkCut = entry.wish.networkCut;
+          await this.#options.network.setCut(id, networkCut);
+        }
+        // With its address in the record, at once after that look, a further cut is done by itself. R-9: what is on record as being
+        // prepared has run nothing; from here on there is nothing left to be done for it.
+        const { address } = request.network;
+        await this.#update(entry, { phase: 'starting', message: '', imageDigest, address, networkCut });
+      };
+      const gated = { ...request, gate: { completed, opening } };
+      await (first ? runtime.create(gated, signal) : runtime.start(gated, signal));
       const state = await runtime.inspect(id);
       await this.#update(entry, { phase: 'running', startCount: start.startCount, startedAt: state?.startedAt ?? this.#clock.now() });
       this.#watchExit(entry);
@@ -279,6 +299,8 @@ export class SandboxManager implements Sandboxes {
       const error = DroverError.from(signal.aborted ? (signal.reason ?? thrown) : thrown, 'runtime-failed');
       const cancelled = signal.aborted;
       making.abort(error);
+      // What still writes there would bring back what is taken away.
+      await completed?.catch(() => undefined);
       await this.#takeBack(entry, runtime, first);
       const why = { reason: error.code, message: sentenceOf(error), address: '' };
       // L-22: what may pass does not fail the sandbox. It is still to be made, and the control plane says how often that is tried.
@@ -366,6 +388,14 @@ export class SandboxManager implements Sandboxes {
   async #adopt(entry: Entry): Promise<void> {
     const { id, phase, startCount } = entry.record;
     const runtime = this.#runtime(entry.record.runtime);
+    if (phase === 'preparing') {
+      // Whatever there is of this start, its init was not told to go on. It is taken back, and the control plane asks again.
+      await this.#takeBack(entry, runtime, startCount === 0);
+      if (startCount > 0) return;
+      await this.#records.remove(id);
+      this.#entries.delete(id);
+      return;
+    }
     const state = await runtime.inspect(id);
     if (state !== undefined && state.phase !== 'ended') {
       // Killed between the start and the record of it: it is the start that was under way.
@@ -388,11 +418,6 @@ export class SandboxManager implements Sandboxes {
       await this.#takeBack(entry, runtime, true);
       await this.#records.remove(id);
       this.#entries.delete(id);
-      return;
-    }
-    if (phase === 'preparing') {
-      // Its next run had not begun: the last one's end is told already, and the control plane asks again.
-      await this.#takeBack(entry, runtime, false);
       return;
     }
     if (phase === 'starting' && startCount === 0) await this.#update(entry, { startCount: 1 });
@@ -453,7 +478,21 @@ export class SandboxManager implements Sandboxes {
 }
 
 function newEntry(record: SandboxRecord): Entry {
-  return { record, operations: new SerialExecutor(maxOperationsPerSandbox), making: undefined, watch: undefined, grace: undefined };
+  const { networkCut, generation } = record;
+  return {
+    record,
+    operations: new SerialExecutor(maxOperationsPerSandbox),
+    making: undefined,
+    watch: undefined,
+    grace: undefined,
+    wish: { networkCut, generation },
+  };
+}
+
+/** Takes in what a command says of the network: it counts from when it comes, and not from when its turn does. An older one changes nothing. */
+function wishNetwork(entry: Entry, said: { readonly sandbox?: link.SandboxRef | undefined; readonly networkCut: boolean }): void {
+  const generation = generationOf(said.sandbox);
+  if (generation >= entry.wish.generation) entry.wish = { networkCut: said.networkCut, generation };
 }
 
 /** May the same start succeed later? Not asked for again is what was tried here often enough: a registry has tries of its own. */

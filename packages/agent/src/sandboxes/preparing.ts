@@ -10,7 +10,7 @@ import type { CreateRequest, NetworkAttachment } from '../runtimes/runtime.ts';
 import { stopGraceMs } from './ending.ts';
 import { resolveMain } from './process.ts';
 import type { SandboxRecord } from './record.ts';
-import { writeRunDirectory } from './run-directory.ts';
+import { makeRunDirectory, writeStartMaterial } from './run-directory.ts';
 import type { SignSandboxCertificate } from './sandboxes.ts';
 import { placeSecrets, secretsTmpfsBytes } from './secrets.ts';
 
@@ -33,6 +33,8 @@ export interface PreparedStart {
   readonly request: CreateRequest;
   readonly imageDigest: string;
   readonly startCount: number;
+  /** Resolves when the run directory is complete. Ends with `signal`, rejected; it may be left to itself. */
+  readonly completed: Promise<void>;
 }
 
 export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
@@ -40,8 +42,9 @@ export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
 }
 
 /**
- * Brings together what one start of a sandbox needs: its image, held; an address, with its policy in force; a key and its
- * certificate; and the run directory that says all of it to init. What fails here is taken back by the caller.
+ * Brings together what one start of a sandbox needs: its image, held; an address, with its policy in force; and a run directory. What init
+ * waits for, its key and certificate and the config, is still being made when this resolves: init's own start takes longer than that.
+ * What fails here is taken back by the caller.
  */
 export async function prepareStart(
   options: StartOptions,
@@ -51,35 +54,48 @@ export async function prepareStart(
   signal: AbortSignal,
 ): Promise<PreparedStart> {
   const { id, spec } = record;
-  const [image, network, identity] = await Promise.all([
+  const identity = certify(options.sign, id, signal);
+  // Looked at further down, when there is something to be done with it.
+  identity.catch(() => undefined);
+  const [image, network] = await Promise.all([
     holdImage(options.images, id, spec.image, progress, signal),
-    options.network.acquire(id),
-    certify(options.sign, id, signal),
+    attach(options.network, record),
+    makeRunDirectory(runDirectoryOf(options.stateDirectory, id)),
   ]);
   const request = requestOf(options, record, image, network);
   const startCount = record.startCount + 1;
   const secrets = placeSecrets(spec.secrets, secretValues);
+  const main = resolveMain(spec, image.config, options.gatewayEnvironment(network), secrets.env);
+  const completed = identity.then(
+    async (signed) =>
+      await writeStartMaterial(request.runDirectory, {
+        sandboxId: id,
+        project: record.project,
+        name: record.name,
+        control: { host: network.gatewayAddress, port: network.controlPort },
+        hostname: request.hostname,
+        address: network.address,
+        controlPlaneUri: options.names.controlPlane(),
+        main,
+        secrets: secrets.files,
+        idleStopMs: Number(spec.idleStopSeconds) * 1000,
+        stopGraceMs: stopGraceMs(spec.stopGraceMs),
+        startCount,
+        ...signed,
+      }),
+  );
+  completed.catch(() => undefined);
+  return { request, imageDigest: image.digest, startCount, completed };
+}
+
+async function attach(network: Network, { id, spec, networkCut }: SandboxRecord): Promise<NetworkAttachment> {
+  const attachment = await network.acquire(id);
   await Promise.all([
-    options.network.applyPolicy(id, spec.allow),
+    network.applyPolicy(id, spec.allow),
     // Before anything runs in it: the first packet meets the cut (I-4).
-    options.network.setCut(id, record.networkCut),
-    writeRunDirectory(request.runDirectory, {
-      sandboxId: id,
-      project: record.project,
-      name: record.name,
-      control: { host: network.gatewayAddress, port: network.controlPort },
-      hostname: request.hostname,
-      address: network.address,
-      controlPlaneUri: options.names.controlPlane(),
-      main: resolveMain(spec, image.config, options.gatewayEnvironment(network), secrets.env),
-      secrets: secrets.files,
-      idleStopMs: Number(spec.idleStopSeconds) * 1000,
-      stopGraceMs: stopGraceMs(spec.stopGraceMs),
-      startCount,
-      ...identity,
-    }),
+    network.setCut(id, networkCut),
   ]);
-  return { request, imageDigest: image.digest, startCount };
+  return attachment;
 }
 
 async function holdImage(

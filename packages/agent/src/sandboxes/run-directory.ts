@@ -25,12 +25,18 @@ export interface StartMaterial {
   readonly bootstrapToken: string;
 }
 
-/**
- * Writes the run directory of one start: 0700, files 0400 (I-6). The runtime hands it to the sandbox's root.
- * What an earlier start left is removed, but for its logs.
- */
-export async function writeRunDirectory(directory: string, material: StartMaterial): Promise<void> {
+/** Makes the run directory of one start, 0700, without what an earlier start left in it, but for its logs. */
+export async function makeRunDirectory(directory: string): Promise<void> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
+  await rm(join(directory, 'exit.json'), { force: true });
+  await removeStartMaterial(directory);
+}
+
+/**
+ * Writes what one start is given into its run directory: files 0400 (I-6), the config last, for a start without it is none. The runtime
+ * hands them to the sandbox's root.
+ */
+export async function writeStartMaterial(directory: string, material: StartMaterial): Promise<void> {
   const config: InitConfig = {
     version: 1,
     sandboxId: material.sandboxId,
@@ -46,22 +52,17 @@ export async function writeRunDirectory(directory: string, material: StartMateri
     ...(material.secrets.length > 0 && { secrets: material.secrets }),
     ...(material.idleStopMs > 0 && { idleStopMs: material.idleStopMs }),
   };
-  const files: Record<(typeof materialFiles)[number], string> = {
-    'config.json': JSON.stringify(config),
+  const files: Record<Exclude<(typeof materialFiles)[number], 'config.json'>, string> = {
     'ca.pem': material.caPem,
     'cert.pem': material.certificatePem,
     'key.pem': material.keyPem,
     token: material.bootstrapToken,
   };
-  await rm(join(directory, 'exit.json'), { force: true });
-  await Promise.all(
-    Object.entries(files).map(async ([name, data]) => {
-      const path = join(directory, name);
-      // A file of an earlier start belongs to the sandbox: it is replaced, never written through.
-      await rm(path, { force: true });
-      await writeFile(path, data, { mode: 0o400, flag: 'wx' });
-    }),
-  );
+  // The directory belongs to the sandbox by now: nothing is written through what may be there.
+  const write = async (name: string, data: string): Promise<void> =>
+    await writeFile(join(directory, name), data, { mode: 0o400, flag: 'wx' });
+  await Promise.all(Object.entries(files).map(async ([name, data]) => await write(name, data)));
+  await write('config.json', JSON.stringify(config));
 }
 
 /** Removes what a start that failed was given, its key before all; logs stay. */

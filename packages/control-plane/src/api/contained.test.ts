@@ -13,7 +13,7 @@ const here = { name: 'alpha', connected: true } as HostRow;
 const away = { name: 'alpha', connected: false } as HostRow;
 const running: Partial<SandboxRow> = { hostId, observed: 'running', observedGeneration: 1 };
 const stopped: Partial<SandboxRow> = { hostId, observed: 'stopped', observedGeneration: 9, desired: 'stopped' };
-const killed: Partial<SandboxRow> = { desired: 'stopped', stopGraceMs: killGraceMs };
+const killed: Partial<SandboxRow> = { desired: 'stopped', killed: true };
 
 type Case = readonly [string, ContainmentAction, Partial<SandboxRow>, HostRow | undefined, boolean, boolean, RegExp];
 
@@ -86,6 +86,6 @@ it('I-4: what is in force is read from what is wanted; a stop is no kill', () =>
   expect(inForce(base)).toEqual([]);
   expect(inForce({ ...base, ...all, desired: 'paused' })).toEqual(['cut-network', 'pause', 'revoke']);
   expect(inForce({ ...base, ...all, ...killed })).toEqual(['cut-network', 'kill', 'revoke']);
-  expect(inForce({ ...base, desired: 'stopped' })).toEqual([]);
+  expect(inForce({ ...base, desired: 'stopped', stopGraceMs: killGraceMs })).toEqual([]);
   expect(containmentActions).toEqual(['cut-network', 'pause', 'kill', 'revoke']);
 });

@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError, hasCode, isHostId, isSandboxId, sentenceOf, type SandboxId } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { containLookMs, containWaitMs, killGraceMs } from '../limits.ts';
+import { containWaitMs } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
 import { Bell } from '../reconcile/bell.ts';
 import { runIsOver } from '../store/index.ts';
@@ -48,10 +48,15 @@ export function containmentMethods(context: ApiContext): Methods {
     const until = clock.now() + containWaitMs;
     const bell = new Bell(clock);
     const off = context.wakes.on(id, () => bell.ring());
+    let offHost: (() => void) | undefined;
     try {
       for (;;) {
         const row = await store.sandboxes.get(id);
-        const host = row?.hostId === undefined ? undefined : await store.hosts.get(row.hostId);
+        const hostId = row?.hostId;
+        // Before it is looked at: a host that goes away is not waited for.
+        offHost?.();
+        offHost = hostId === undefined ? undefined : context.wakes.on(hostId, () => bell.ring());
+        const host = hostId === undefined ? undefined : await store.hosts.get(hostId);
         let waits = false;
         const results = stored.map((result) => {
           if (result.message !== '') return result;
@@ -62,10 +67,11 @@ export function containmentMethods(context: ApiContext): Methods {
         });
         const left = until - clock.now();
         if (!waits || left <= 0) return { row, results };
-        await bell.wait(Math.min(containLookMs, left), signal);
+        await bell.wait(left, signal);
       }
     } finally {
       off();
+      offHost?.();
     }
   }
 
@@ -122,7 +128,7 @@ async function contain(tables: Tables, id: SandboxId, action: ContainmentAction,
       if (all.includes('kill')) return { done: true, message: 'it is killed, which is more' };
       return await wanted(async () => await tables.sandboxes.setDesired(id, 'paused'));
     case 'kill':
-      return await wanted(async () => await tables.sandboxes.setDesired(id, 'stopped', { graceMs: killGraceMs }));
+      return await wanted(async () => await tables.sandboxes.setDesired(id, 'stopped', { kill: true }));
     case 'revoke':
       await tables.identities.setRevoked(id, true);
       return undefined;

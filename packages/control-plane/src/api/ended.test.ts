@@ -9,6 +9,20 @@ describe('what a caller is told of a sandbox that failed', () => {
   beforeAll(() => stores.start());
   afterAll(() => stores.stop());
 
+  it('R-2: one that removes itself (--rm) says no less', async () => {
+    const store = await stores.open();
+    const { id, name } = await store.sandboxes.create(draft({ spec: { removeOnExit: true } }));
+    await store.sandboxes.fail(id, 'image-not-found', sentenceOf(new DroverError('internal', 'there is none', { hint: 'name another' })));
+    const row = await store.sandboxes.get(id);
+    expect(row).toMatchObject({ desired: 'deleted' });
+    expect(row === undefined ? undefined : endedError(row)).toMatchObject({
+      code: 'image-not-found',
+      message: `sandbox ${name} failed: there is none`,
+      hint: 'name another',
+    });
+    await store.close();
+  });
+
   it.each([
     // Nobody is to call again for a sandbox that was given up.
     ['unavailable', 'sandbox-not-running'],

@@ -17,9 +17,15 @@ export function ended(row: SandboxRow): boolean {
   return state === 'stopped' || state === 'failed' || state === 'deleted' || (state === 'deleting' && row.finishedAt !== undefined);
 }
 
+/** It failed; one that removes itself (--rm) is on its way out because of that. */
+function failed(row: SandboxRow): boolean {
+  const { state } = sandboxState(row);
+  return row.observed === 'failed' && (state === 'failed' || state === 'deleting' || state === 'deleted');
+}
+
 /** Its init plan failed, so that its command never began (I-30). */
 function initFailed(row: SandboxRow): boolean {
-  return sandboxState(row).state === 'failed' && row.reason === 'init-failed';
+  return failed(row) && row.reason === 'init-failed';
 }
 
 /** A sandbox that ended, in its own words. */
@@ -37,7 +43,7 @@ export function endedError(row: SandboxRow): DroverError {
       hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
     });
   }
-  if (state === 'failed') {
+  if (failed(row)) {
     // It never ran: what stood in its way, as the host said it, with its code.
     const cause = splitSentence(message);
     const text = `sandbox ${labelOf(row)} failed: ${cause.message}`;

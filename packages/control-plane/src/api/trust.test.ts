@@ -5,7 +5,7 @@ import { canonicalCommonName, DroverError, FakeClock, type SandboxId } from '@dr
 import { api as wire, sandbox } from '@drover/protocol';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
-import { containLookMs, containWaitMs, killGraceMs, worldviewPage } from '../limits.ts';
+import { containWaitMs, killGraceMs, worldviewPage } from '../limits.ts';
 import { draft } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
@@ -349,11 +349,39 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       let answer: wire.ContainSandboxResponse | undefined;
       const contained = api.client.sandboxes.contain('box', ['cut-network']).then((got) => (answer = got));
       await until(api, id, (row) => row.networkCut);
-      while (answer === undefined) await clock.advance(containLookMs);
+      while (answer === undefined) await clock.advance(containWaitMs / 40);
       await contained;
       expect(resultsOf(answer)).toEqual([['cut-network', false, expect.stringContaining('host-of-box has not done it yet')]]);
       expect(clock.now() - began).toBeGreaterThanOrEqual(containWaitMs);
       expect((await api.store.sandboxes.get(id))?.networkCut).toBe(true);
+    });
+
+    test('what the host does, and that it goes away, is known when it happens: nobody looks on a clock', async () => {
+      const clock = new FakeClock(Date.now());
+      await using api = await startTestApi({ storeUrl: await stores.newUrl(), clock });
+      const { id, hostId } = await runs(api);
+      const cut = api.client.sandboxes.contain('box', ['cut-network']);
+      await until(api, id, (row) => row.networkCut);
+      await api.observe(hostId, id, { state: RUNNING, networkCut: true });
+      expect(resultsOf(await cut)).toEqual([['cut-network', true, expect.stringContaining('is cut')]]);
+
+      const restored = api.client.sandboxes.release('box');
+      await until(api, id, (row) => !row.networkCut);
+      await api.store.hosts.markDown(hostId, (await api.store.hosts.get(hostId))?.epoch ?? 0, 'the stream dropped');
+      expect(resultsOf(await restored)).toEqual([['cut-network', false, expect.stringContaining('not connected')]]);
+    });
+
+    test('a stop whose own grace is that of a kill is no kill', async () => {
+      await using api = await start();
+      const hostId = await api.addHost('alpha');
+      const { id } = await api.client.sandboxes.create({ name: 'box', spec: { image: 'host', stopGraceMs: killGraceMs } });
+      await api.observe(hostId, id, { state: RUNNING });
+      expect((await api.client.sandboxes.stop('box')).containment?.killed).toBe(false);
+      // It takes its time, and is killed meanwhile.
+      const killing = api.client.sandboxes.contain('box', ['kill']);
+      await until(api, id as SandboxId, (row) => row.killed);
+      await api.observe(hostId, id, { state: STOPPED, exitCode: 137 });
+      expect((await killing).sandbox?.containment?.killed).toBe(true);
     });
 
     test('of one that has stopped, each action says what it is worth', async () => {

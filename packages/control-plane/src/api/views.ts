@@ -2,7 +2,6 @@ import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { api } from '@drover/protocol';
 import type { Identity } from '../identity/registry.ts';
-import { killGraceMs } from '../limits.ts';
 import type { SessionStatus } from '../sessions/sessions.ts';
 import { sandboxState } from '../store/index.ts';
 import type { HostRow, SandboxRow, SandboxStateName } from '../store/store.ts';
@@ -90,12 +89,12 @@ function initStatus({ state, since, place, failure }: InitView): api.InitStatus 
   });
 }
 
-/** What containment is wanted (I-4). A kill is a stop with the least grace. */
+/** What containment is wanted (I-4). */
 export function containmentToWire(row: SandboxRow): api.Containment {
   return create(api.ContainmentSchema, {
     networkCut: row.networkCut,
     paused: row.desired === 'paused',
-    killed: row.desired === 'stopped' && row.stopGraceMs === killGraceMs,
+    killed: row.killed,
     revoked: row.revokedAt !== undefined,
   });
 }

@@ -52,6 +52,8 @@ export interface SandboxEvents {
     /** The dial is over; a new start, or someone who needs it, begins another. */
     readonly SessionFailed: { readonly attempts: number; readonly reason: string; readonly message: string };
     readonly SessionBroken: { readonly message: string };
+    /** The peer took a renewed certificate, for the key that it has proved to have (I-6). */
+    readonly SessionRenewed: { readonly thumbprint: string };
   };
   readonly identity: {
     /** Once per start of the sandbox, ok or not. */

@@ -1,5 +1,5 @@
-import type { Clock, SandboxId } from '@drover/foundation';
-import { addressPollMs, addressWaitMs, addressWaits } from '../limits.ts';
+import type { Clock, HostId, SandboxId } from '@drover/foundation';
+import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost } from '../limits.ts';
 import { Bell } from '../reconcile/bell.ts';
 import type { SandboxRow, SandboxStore } from '../store/store.ts';
 
@@ -18,6 +18,7 @@ export class AddressWait {
   readonly #wakes: Wakes | undefined;
   readonly #clock: Clock;
   #waiting = 0;
+  readonly #ofHost = new Map<HostId, number>();
 
   constructor(sandboxes: Pick<SandboxStore, 'get'>, wakes: Wakes | undefined, clock: Clock) {
     this.#sandboxes = sandboxes;
@@ -25,14 +26,20 @@ export class AddressWait {
     this.#clock = clock;
   }
 
-  /** The record as soon as `shows` is true of it, or as it stands in the end. @throws what the store throws */
-  async read(id: SandboxId, shows: (row: SandboxRow | undefined) => boolean): Promise<SandboxRow | undefined> {
+  /**
+   * The record as soon as `shows` is true of it, or as it stands in the end.
+   * @param hostId whose link carried the call: a host that has many wait leaves room for others
+   * @throws what the store throws
+   */
+  async read(id: SandboxId, hostId: HostId, shows: (row: SandboxRow | undefined) => boolean): Promise<SandboxRow | undefined> {
     let row = await this.#sandboxes.get(id);
-    if (shows(row) || this.#waiting >= addressWaits) return row;
+    const ofHost = this.#ofHost.get(hostId) ?? 0;
+    if (shows(row) || this.#waiting >= addressWaits || ofHost >= addressWaitsPerHost) return row;
     const bell = new Bell(this.#clock);
     const off = this.#wakes?.on(id, () => bell.ring());
     const until = this.#clock.now() + addressWaitMs;
     this.#waiting++;
+    this.#ofHost.set(hostId, ofHost + 1);
     try {
       for (;;) {
         // Read after the listener is there: nothing is missed in between.
@@ -43,6 +50,9 @@ export class AddressWait {
       }
     } finally {
       this.#waiting--;
+      const left = (this.#ofHost.get(hostId) ?? 1) - 1;
+      if (left > 0) this.#ofHost.set(hostId, left);
+      else this.#ofHost.delete(hostId);
       off?.();
     }
   }

@@ -4,7 +4,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { canonicalCommonName, FakeClock, newHostId, newSandboxId, silentLogger, type HostId, type SandboxId } from '@drover/foundation';
 import { hashSecret } from '@drover/pki';
 import type { SandboxEvent } from '../events/typed.ts';
-import { addressPollMs, addressWaitMs, addressWaits, pendingSeen, seenFlushMs } from '../limits.ts';
+import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost, pendingSeen, seenFlushMs } from '../limits.ts';
 import type { IdentityStore, SandboxRow, Store } from '../store/index.ts';
 import { draft, readyHost, seen } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
@@ -275,16 +275,44 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await registry.register({ ...claim, hostId: newHostId() })).toMatchObject({ kind: 'refused', why: 'host-mismatch' });
     });
 
-    it('is refused at once when too many wait already', async () => {
+    /** The registry, with records of sandboxes as they are given. */
+    const knowing = (get: (id: SandboxId) => SandboxRow | undefined): SqlRegistry => {
+      const sandboxes = new Proxy(store.sandboxes, {
+        get: (real, name: keyof Store['sandboxes']) =>
+          name === 'get' ? (id: SandboxId) => Promise.resolve(get(id)) : real[name].bind(real),
+      });
+      return open({ store: { ...store, sandboxes } });
+    };
+
+    it('is refused at once when too many wait already, whichever their hosts', async () => {
+      const row = await placed();
+      const claim = await claimOf(row);
+      const claims = Array.from({ length: addressWaits + 1 }, () => ({ ...claim, sandboxId: newSandboxId(), hostId: newHostId() }));
+      const hosts = new Map(claims.map(({ sandboxId, hostId }) => [sandboxId, hostId]));
+      let known = row;
+      const busy = knowing((id) => ({ ...known, id, hostId: hosts.get(id) }));
+      const waiting = claims.slice(1).map(async (one) => await busy.register(one));
+      await until(() => clock.sleeping === addressWaits);
+      expect(await busy.register(claims[0] ?? claim)).toMatchObject({ kind: 'refused', why: 'peer-address-mismatch' });
+      // The store has heard of none of them.
+      known = { ...row, address };
+      await clock.advance(addressPollMs);
+      expect(new Set((await Promise.all(waiting)).map((outcome) => outcome.kind === 'refused' && outcome.why))).toEqual(
+        new Set(['unknown-sandbox']),
+      );
+      expect(clock.sleeping).toBe(0);
+    });
+
+    it('is refused at once when too many of its host wait already, which leave room for another host’s', async () => {
       const row = await placed();
       const claim = await claimOf(row);
       let known = await store.sandboxes.get(row.id);
-      const sandboxes = new Proxy(store.sandboxes, {
-        get: (real, name: keyof Store['sandboxes']) => (name === 'get' ? () => Promise.resolve(known) : real[name].bind(real)),
-      });
-      const busy = open({ store: { ...store, sandboxes } });
-      const waiting = Array.from({ length: addressWaits }, async () => await busy.register(claim));
-      await until(() => clock.sleeping === addressWaits);
+      const elsewhere = { ...claim, sandboxId: newSandboxId(), hostId: newHostId() };
+      const busy = knowing((id) => (id === row.id ? known : { ...row, id, hostId: elsewhere.hostId }));
+      const waiting = Array.from({ length: addressWaitsPerHost }, async () => await busy.register(claim));
+      await until(() => clock.sleeping === addressWaitsPerHost);
+      const other = busy.register(elsewhere);
+      await until(() => clock.sleeping === addressWaitsPerHost + 1);
       expect(await busy.register(claim)).toMatchObject({ kind: 'refused', why: 'peer-address-mismatch' });
       // Those that wait are let in all the same, and make room.
       known &&= { ...known, address };
@@ -292,6 +320,8 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const outcomes = await Promise.all(waiting);
       expect(outcomes.filter((outcome) => outcome.kind === 'welcome' && !outcome.again)).toHaveLength(1);
       expect(outcomes.every((outcome) => outcome.kind === 'welcome')).toBe(true);
+      await clock.advance(addressWaitMs);
+      expect(await other).toMatchObject({ kind: 'refused', why: 'peer-address-mismatch' });
       expect(clock.sleeping).toBe(0);
     });
   });
@@ -341,7 +371,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
         await expect(registry.standing(row.id, zero)).rejects.toThrow(TypeError);
         await expect(registry.register({ ...claim, thumbprint: zero })).rejects.toThrow(TypeError);
         await expect(registry.issued({ sandboxId: row.id, thumbprint: zero, notAfter: 1 })).rejects.toThrow(TypeError);
-        await expect(registry.renewed(row.id, zero)).rejects.toThrow(TypeError);
+        await expect(registry.renewed(row.id, zero, claim.thumbprint)).rejects.toThrow(TypeError);
       }
       await expect(registry.register({ ...claim, sandboxId: none })).rejects.toThrow(TypeError);
       await expect(registry.lookupBySandbox(none)).rejects.toThrow(TypeError);
@@ -423,8 +453,8 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const { row, claim } = await started();
       await register(claim);
       const next = thumbprint();
-      await registry.renewed(row.id, next);
-      await registry.renewed(row.id, next);
+      await registry.renewed(row.id, next, claim.thumbprint);
+      await registry.renewed(row.id, next, claim.thumbprint);
       for (const either of [claim.thumbprint, next]) {
         expect(await registry.lookup(either, claim.commonName)).toMatchObject({ kind: 'found' });
       }
@@ -436,7 +466,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await registry.lookup(next, claim.commonName)).toMatchObject({ kind: 'found', identity: { nextThumbprint: undefined } });
       const renewals = (await store.events.after(0, 100, { subject: row.id })).filter(({ type }) => type === 'IdentityRenewed');
       expect(renewals).toHaveLength(1);
-      await expect(registry.renewed(newSandboxId(), next)).rejects.toMatchObject({ code: 'conflict' });
+      await expect(registry.renewed(newSandboxId(), next, claim.thumbprint)).rejects.toMatchObject({ code: 'conflict' });
     });
 
     it('I-11: tells every replica whom any of them evicted, so that their sessions end', async () => {

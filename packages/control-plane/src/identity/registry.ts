@@ -93,9 +93,10 @@ export interface Registry {
   /**
    * A renewed certificate was made for a registered sandbox; it counts from now on, and alone once it was seen. Said again, it changes
    * nothing.
+   * @param shown the certificate that it takes the place of, which the sandbox shows until then
    * @throws {DroverError} conflict when the sandbox is not registered (any more), and what the store throws
    */
-  renewed(id: SandboxId, thumbprint: string): Promise<void>;
+  renewed(id: SandboxId, thumbprint: string, shown: string): Promise<void>;
   /** An authenticated call, or frames on the session (I-10). Batched: never waits, never throws. */
   seen(id: SandboxId, thumbprint: string): void;
   /** A copy, sorted by project and name. */

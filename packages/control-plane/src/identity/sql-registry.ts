@@ -94,10 +94,10 @@ export class SqlRegistry implements Registry {
     return { identity: await identities.findBySandbox(id), mayRegister, revoked };
   }
 
-  async renewed(id: SandboxId, thumbprint: string): Promise<void> {
+  async renewed(id: SandboxId, thumbprint: string, shown: string): Promise<void> {
     demand(id, thumbprint);
     const { store, clock } = this.#options;
-    if (await store.identities.setNext(id, thumbprint, clock.now() + sandboxLifetimeMs + clockSkewMs)) return;
+    if (await store.identities.setNext(id, thumbprint, clock.now() + sandboxLifetimeMs + clockSkewMs, shown)) return;
     throw new DroverError('conflict', `sandbox ${id} has no identity that could be renewed`, {
       hint: 'it gets a new one at its next start',
     });
@@ -158,7 +158,7 @@ export class SqlRegistry implements Registry {
       const { refusal } = crossCheck(claim, names, row, 0);
       return refusal !== undefined && refusal !== 'peer-address-mismatch';
     };
-    const row = await this.#records.read(claim.sandboxId, (now) => addressMatches(claim, now) || refusedAlready(now));
+    const row = await this.#records.read(claim.sandboxId, claim.hostId, (now) => addressMatches(claim, now) || refusedAlready(now));
     const { checks, refusal } = crossCheck(claim, names, row, clock.now());
     if (refusal !== undefined || names === undefined) return { kind: 'refused', why: refusal ?? 'malformed-name', checks };
 

@@ -1,6 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { DroverError, FakeClock, newHostId, silentLogger } from '@drover/foundation';
+import type { Operation } from '../hub/hub.ts';
+import { killGraceMs } from '../limits.ts';
 import { Placement } from '../placement/index.ts';
 import { SecretBox } from '../secrets/index.ts';
 import { sandboxState, type SandboxRow, type Store } from '../store/index.ts';
@@ -110,7 +112,72 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     expect(commands().filter((command) => command === 'setNetworkCut')).toHaveLength(3);
   });
 
-  it('I-4: a cut that cannot be made does not keep a sandbox from being stopped', async () => {
+  /** The host does these only when the test lets it; gives how many of them wait. */
+  const holding = (kind: Operation['case']): { readonly waiting: () => number; readonly letGo: () => void } => {
+    const held: (() => void)[] = [];
+    host.before = async (operation) => {
+      if (operation.case === kind) await new Promise<void>((resolve) => held.push(resolve));
+    };
+    return {
+      waiting: () => held.length,
+      letGo: () => {
+        host.before = () => undefined;
+        for (const resolve of held) resolve();
+      },
+    };
+  };
+
+  it('I-4: a kill does not wait for the stop before it, nor does a shorter grace or a removal; a longer one is not sent', async () => {
+    const graces: number[] = [];
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    const { waiting, letGo } = holding('stop');
+    const hold = host.before;
+    host.before = async (operation) => {
+      if (operation.case === 'stop') graces.push(operation.value.graceMs);
+      await hold(operation);
+    };
+    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 600_000 });
+    await until(() => waiting() === 1);
+    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 60_000 });
+    await until(() => waiting() === 2);
+    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 90_000 });
+    await store.sandboxes.setDesired(row.id, 'stopped', { kill: true });
+    await until(() => waiting() === 3);
+    await store.sandboxes.setDesired(row.id, 'deleted');
+    await becomes(row, 'deleted');
+    letGo();
+    expect(graces).toEqual([600_000, 60_000, killGraceMs]);
+    expect(commands()).toEqual(['create', 'stop', 'stop', 'stop', 'destroy']);
+  });
+
+  it('I-4: a cut does not wait for a stop under way, and is not asked for twice', async () => {
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    const { waiting, letGo } = holding('stop');
+    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 600_000 });
+    await until(() => waiting() === 1);
+    await hub.report(host, host.set(row.id, 2n, 'STOPPING'));
+    await store.sandboxes.setNetworkCut(row.id, true);
+    await cut(row, true);
+    letGo();
+    await becomes(row, 'stopped');
+    expect(commands()).toEqual(['create', 'stop', 'setNetworkCut']);
+  });
+
+  it('I-4: the host hears of a cut while it still makes the sandbox', async () => {
+    const { waiting, letGo } = holding('create');
+    const row = await placement.placeNow((await create()).id);
+    await until(() => waiting() === 1);
+    await hub.report(host, host.set(row.id, 1n, 'PREPARING', { startCount: 0n }));
+    await store.sandboxes.setNetworkCut(row.id, true);
+    await until(() => commands().includes('setNetworkCut'));
+    letGo();
+    await becomes(row, 'running');
+    await cut(row, true);
+  });
+
+  it('I-4: a cut that cannot be made keeps a sandbox neither from being paused nor from being stopped', async () => {
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
     host.before = (operation) => {
@@ -118,7 +185,9 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     };
     await store.sandboxes.setNetworkCut(row.id, true);
     await until(() => commands().includes('setNetworkCut'));
-    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 1 });
+    await store.sandboxes.setDesired(row.id, 'paused');
+    await becomes(row, 'paused');
+    await store.sandboxes.setDesired(row.id, 'stopped', { kill: true });
     await becomes(row, 'stopped');
   });
 });

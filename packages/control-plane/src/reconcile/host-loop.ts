@@ -3,10 +3,10 @@ import type { sandbox } from '@drover/protocol';
 import type { Hub } from '../hub/hub.ts';
 import * as limits from '../limits.ts';
 import type { SecretBox } from '../secrets/index.ts';
-import type { Store } from '../store/index.ts';
+import type { SandboxRow, Store } from '../store/index.ts';
 import { Bell } from './bell.ts';
 import { executeStep, stepSubject } from './execute.ts';
-import { planHost, planSandbox, type Step } from './plan.ts';
+import { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
 
 export interface HostLoopOptions {
   readonly store: Store;
@@ -26,6 +26,7 @@ export interface HostLoopOptions {
 
 /** The last step of a sandbox, and when it may be tried again: it failed, or it was done and is planned again all the same. */
 interface Rest {
+  readonly id: SandboxId;
   readonly generation: number;
   readonly kind: Step['kind'];
   readonly backoff: Backoff;
@@ -36,7 +37,7 @@ interface Rest {
 /**
  * Drives one connected host to what is wanted of it (L-22), as long as its stream lives. It is level-triggered: it can plan at any
  * moment from what is stored and seen; being told of a change only says when to look. Steps of different sandboxes run at once,
- * those of one sandbox one after another.
+ * those of one sandbox one after another, but for its network's, which wait for no other (I-4).
  */
 export class HostLoop {
   readonly #options: HostLoopOptions;
@@ -44,8 +45,8 @@ export class HostLoop {
   readonly #seen = new Map<string, sandbox.SandboxObservation>();
   readonly #dirty = new Set<SandboxId>();
   /** What is under way; `superseded` ends the waiting for it (L-21). */
-  readonly #busy = new Map<SandboxId, { readonly step: Step; readonly superseded: AbortController }>();
-  readonly #resting = new Map<SandboxId, Rest>();
+  readonly #busy = new Map<Lane, { readonly step: Step; readonly superseded: AbortController }>();
+  readonly #resting = new Map<Lane, Rest>();
   #everything = true;
 
   constructor(options: HostLoopOptions) {
@@ -96,15 +97,13 @@ export class HostLoop {
 
   async #round(): Promise<void> {
     const now = this.#options.clock.now();
-    for (const [id, rest] of this.#resting) if (rest.until !== undefined && rest.until <= now) this.#dirty.add(id);
+    for (const { id, until } of this.#resting.values()) if (until !== undefined && until <= now) this.#dirty.add(id);
     for (const step of await this.#plan()) {
       if (this.#options.signal.aborted) return;
-      const { id } = stepSubject(step);
-      const underWay = this.#busy.get(id);
+      const underWay = this.#busy.get(laneOf(step));
       if (underWay !== undefined) {
-        // Nobody waits for an image of a sandbox that is not wanted any more: the host is told so, and gives the making up.
-        if (begins(underWay.step) && !begins(step)) underWay.superseded.abort();
-      } else if (this.#busy.size >= limits.stepsPerHost) this.#dirty.add(id);
+        if (supersedes(step, underWay.step)) underWay.superseded.abort();
+      } else if (this.#busy.size >= limits.stepsPerHost) this.#dirty.add(stepSubject(step).id);
       else if (!this.#rests(step, now)) this.#begin(step);
     }
   }
@@ -123,9 +122,11 @@ export class HostLoop {
     for (const id of ids) {
       const row = await store.sandboxes.get(id);
       const here = row?.hostId === hostId && row.deletedAt === undefined ? row : undefined;
-      const step = planSandbox(here, this.#seen.get(id));
-      if (step === undefined) this.#resting.delete(id);
-      else steps.push(step);
+      const copy = this.#seen.get(id);
+      for (const [lane, step] of [[networkLane(id), planNetwork(here, copy)] as const, [id, planSandbox(here, copy)] as const]) {
+        if (step === undefined) this.#resting.delete(lane);
+        else steps.push(step);
+      }
     }
     return steps;
   }
@@ -134,7 +135,7 @@ export class HostLoop {
   #rests(step: Step, now: number): boolean {
     const rest = this.#restOf(step);
     if (rest === undefined) {
-      this.#resting.delete(stepSubject(step).id);
+      this.#resting.delete(laneOf(step));
       return false;
     }
     // The host said that it was done, and it is to be done again: not in a hot loop.
@@ -143,12 +144,12 @@ export class HostLoop {
   }
 
   #begin(step: Step): void {
-    const { id } = stepSubject(step);
+    const lane = laneOf(step);
     const superseded = new AbortController();
-    this.#busy.set(id, { step, superseded });
+    this.#busy.set(lane, { step, superseded });
     void this.#run(step, superseded.signal).finally(() => {
-      this.#busy.delete(id);
-      this.poke(id);
+      this.#busy.delete(lane);
+      this.poke(stepSubject(step).id);
     });
   }
 
@@ -185,7 +186,7 @@ export class HostLoop {
     const final = begins(step) && (!mayPass || tries >= limits.startAttempts);
     logger.warn({ hostId, sandboxId: id, step: step.kind, generation, tries, final, code: error.code, err: error }, 'a step failed');
     if (final) {
-      this.#resting.delete(id);
+      this.#resting.delete(laneOf(step));
       const row = await store.sandboxes.get(id);
       // Asked to start again meanwhile: that start has a try of its own.
       if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, error.code, sentenceOf(error));
@@ -205,8 +206,8 @@ export class HostLoop {
   }
 
   #restOf(step: Step): Rest | undefined {
-    const { id, generation } = stepSubject(step);
-    const rest = this.#resting.get(id);
+    const { generation } = stepSubject(step);
+    const rest = this.#resting.get(laneOf(step));
     return rest?.generation === generation && rest.kind === step.kind ? rest : undefined;
   }
 
@@ -228,18 +229,43 @@ export class HostLoop {
       capMs: limits.stepBackoffCapMs,
       ...(random === undefined ? {} : { random }),
     });
-    const rest: Rest = { generation, kind: step.kind, backoff, until: 0 };
-    this.#resting.set(id, rest);
+    const rest: Rest = { id, generation, kind: step.kind, backoff, until: 0 };
+    this.#resting.set(laneOf(step), rest);
     return rest;
   }
 
   #nextRestEnd(): number {
     let next = Number.POSITIVE_INFINITY;
-    for (const [id, rest] of this.#resting) {
-      if (rest.until !== undefined && !this.#busy.has(id)) next = Math.min(next, rest.until);
+    for (const [lane, rest] of this.#resting) {
+      if (rest.until !== undefined && !this.#busy.has(lane)) next = Math.min(next, rest.until);
     }
     return next;
   }
+}
+
+/** Steps of one lane are done one after another: a sandbox's own, and those of its network. */
+type Lane = SandboxId | `${SandboxId} network`;
+
+function networkLane(id: SandboxId): Lane {
+  return `${id} network`;
+}
+
+function laneOf(step: Step): Lane {
+  const { id } = stepSubject(step);
+  return step.kind === 'cut' ? networkLane(id) : id;
+}
+
+/** Is the one under way no longer waited for, since the host is to hear this one at once? */
+function supersedes(step: Step, underWay: Step): boolean {
+  // Nobody waits for an image of a sandbox that is not wanted any more: the host is told so, and gives the making up.
+  if (begins(underWay)) return !begins(step);
+  // I-4: nor for the grace of a stop that is to be shorter. The stop itself goes on.
+  return underWay.kind === 'stop' && (step.kind === 'destroy' || (step.kind === 'stop' && isShorter(step.row, underWay.row)));
+}
+
+/** 0 is the host's own. */
+function isShorter({ stopGraceMs: a }: SandboxRow, { stopGraceMs: b }: SandboxRow): boolean {
+  return a > 0 && (b === 0 || a < b);
 }
 
 function begins({ kind }: Step): boolean {

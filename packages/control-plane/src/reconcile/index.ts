@@ -1,4 +1,4 @@
 export { drainHost, type DrainOptions, type DrainProgress } from './drain.ts';
-export { planHost, planSandbox, type Step } from './plan.ts';
+export { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
 export { Reconciler, type ReconcilerOptions } from './reconciler.ts';
 export { Upkeep, type UpkeepOptions } from './upkeep.ts';

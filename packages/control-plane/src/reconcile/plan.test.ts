@@ -6,7 +6,7 @@ import { newSandboxId } from '@drover/foundation';
 import { runIsOver, type DesiredState, type ObservedState, type SandboxRow } from '../store/index.ts';
 import { observedState } from '../store/rows.ts';
 import { draft } from '../store/testing/fixtures.ts';
-import { planHost, planSandbox, type Step } from './plan.ts';
+import { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
 
 type StateName = keyof typeof sandbox.SandboxState;
 
@@ -47,6 +47,7 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
     networkCut: false,
     observedNetworkCut: false,
     revokedAt: undefined,
+    killed: false,
     ...change,
   };
 }
@@ -102,29 +103,27 @@ describe('planning one sandbox', () => {
     expect(planSandbox(wanted, seen === undefined ? undefined : copy(...seen, wanted.id))?.kind).toBe(expected);
   });
 
-  const cuts: readonly [string, Partial<SandboxRow>, StateName, boolean, Step['kind'] | undefined][] = [
-    ['I-4: contained, and running', { networkCut: true }, 'RUNNING', false, 'cut'],
-    ['I-4: contained, and paused', { networkCut: true, desired: 'paused' }, 'PAUSED', false, 'cut'],
-    ['I-4: contained, and to be paused as well: the network goes first', { networkCut: true, desired: 'paused' }, 'RUNNING', false, 'cut'],
-    ['I-4: contained as wanted, and to be paused', { networkCut: true, desired: 'paused' }, 'RUNNING', true, 'pause'],
-    ['I-4: contained as wanted', { networkCut: true }, 'RUNNING', true, undefined],
-    ['I-4: released', {}, 'RUNNING', true, 'cut'],
-    ['I-4: contained while it is being made: that carries it', { networkCut: true }, 'PREPARING', false, 'create'],
-    ['I-4: contained while it starts', { networkCut: true }, 'STARTING', false, undefined],
-    ['I-4: contained, and over', { networkCut: true, ...over }, 'STOPPED', false, undefined],
-    [
-      'I-4: contained, and to be stopped: a cut that fails does not keep it running',
-      { networkCut: true, desired: 'stopped' },
-      'RUNNING',
-      false,
-      'stop',
-    ],
-    ['I-4: contained, and given up', { networkCut: true, observed: 'failed', observedGeneration: 1 }, 'RUNNING', false, 'stop'],
-    ['I-4: contained, and to be deleted', { networkCut: true, desired: 'deleted' }, 'RUNNING', false, 'destroy'],
+  const cuts: readonly [string, Partial<SandboxRow>, StateName, boolean, Step['kind'] | undefined, Step['kind'] | undefined][] = [
+    ['contained, and running', { networkCut: true }, 'RUNNING', false, 'cut', undefined],
+    ['contained, and paused', { networkCut: true, desired: 'paused' }, 'PAUSED', false, 'cut', undefined],
+    ['contained, and to be paused as well', { networkCut: true, desired: 'paused' }, 'RUNNING', false, 'cut', 'pause'],
+    ['contained as wanted, and to be paused', { networkCut: true, desired: 'paused' }, 'RUNNING', true, undefined, 'pause'],
+    ['contained as wanted', { networkCut: true }, 'RUNNING', true, undefined, undefined],
+    ['released', {}, 'RUNNING', true, 'cut', undefined],
+    ['contained while it is being made', { networkCut: true }, 'PREPARING', false, 'cut', 'create'],
+    ['contained while it starts', { networkCut: true }, 'STARTING', false, 'cut', undefined],
+    ['contained, and over', { networkCut: true, ...over }, 'STOPPED', false, undefined, undefined],
+    ['contained, and to be stopped', { networkCut: true, desired: 'stopped' }, 'RUNNING', false, 'cut', 'stop'],
+    ['contained while it is being stopped', { networkCut: true, desired: 'stopped' }, 'STOPPING', false, 'cut', 'stop'],
+    ['contained, and given up', { networkCut: true, observed: 'failed', observedGeneration: 1 }, 'RUNNING', false, 'cut', 'stop'],
+    ['contained, and to be deleted', { networkCut: true, desired: 'deleted' }, 'RUNNING', false, undefined, 'destroy'],
+    ['contained, and a copy of an earlier placement', { networkCut: true, placedGeneration: 2 }, 'RUNNING', false, undefined, 'fence'],
   ];
-  it.each(cuts)('%s', (_, change, state, networkCut, expected) => {
+  it.each(cuts)('I-4: its network, beside the rest: %s', (_, change, state, networkCut, network, rest) => {
     const wanted = row(change);
-    expect(planSandbox(wanted, { ...copy(state, 1, wanted.id), networkCut })?.kind).toBe(expected);
+    const held = { ...copy(state, 1, wanted.id), networkCut };
+    expect([planNetwork(wanted, held)?.kind, planSandbox(wanted, held)?.kind]).toEqual([network, rest]);
+    expect(planHost([wanted], [held]).map(({ kind }) => kind)).toEqual([network, rest].filter((kind) => kind !== undefined));
   });
 
   it('L-22: what ran before and is to be tried again is started, not created', () => {
@@ -238,11 +237,11 @@ describe('planning a host, whatever is wanted and seen', () => {
     return made;
   });
 
-  it('never plans two steps for one sandbox, and plans the same again', () => {
+  it('never plans two steps for one sandbox, but for its network, and plans the same again', () => {
     fc.assert(
       fc.property(model, (host) => {
         const steps = host.steps();
-        const ids = steps.map((step) => (step.kind === 'fence' ? step.id : step.row.id));
+        const ids = steps.map((step) => (step.kind === 'fence' ? step.id : step.row.id + (step.kind === 'cut' ? ' network' : '')));
         expect(new Set(ids).size).toBe(ids.length);
         expect(host.steps()).toEqual(steps);
       }),

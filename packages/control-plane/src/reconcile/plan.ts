@@ -20,7 +20,7 @@ export type Step =
   | { readonly kind: 'fence'; readonly id: SandboxId; readonly generation: number; readonly placedHere: boolean };
 
 /**
- * The steps that bring a host from what is seen on it to what is wanted: at most one for each sandbox.
+ * The steps that bring a host from what is seen on it to what is wanted: at most one for each sandbox, and one for its network.
  * @param wanted everything placed on the host and not deleted
  * @param seen everything that the host holds
  */
@@ -28,12 +28,12 @@ export function planHost(wanted: readonly SandboxRow[], seen: readonly sandbox.S
   const copies = new Map(seen.map((copy) => [copy.sandboxId, copy]));
   const here = new Set<string>(wanted.map((row) => row.id));
   return [
-    ...wanted.map((row) => planSandbox(row, copies.get(row.id))),
+    ...wanted.flatMap((row) => [planNetwork(row, copies.get(row.id)), planSandbox(row, copies.get(row.id))]),
     ...seen.filter((copy) => !here.has(copy.sandboxId)).map((copy) => fence(copy, false)),
   ].filter((step) => step !== undefined);
 }
 
-/** One sandbox: what is wanted of it here (undefined: nothing), and the copy that is here. */
+/** One sandbox, but for its network: what is wanted of it here (undefined: nothing), and the copy that is here. */
 export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxObservation | undefined): Step | undefined {
   if (row === undefined) return copy === undefined ? undefined : fence(copy, false);
   if (copy === undefined) return planAbsent(row);
@@ -50,6 +50,16 @@ export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxOb
     default:
       return row.desired satisfies never;
   }
+}
+
+/**
+ * I-4: its network, which is cut and restored beside whatever else is done to it: while it is made, before it is paused, and while a
+ * stop gives it time. What is made or started later carries the wish, from its first packet on.
+ */
+export function planNetwork(row: SandboxRow | undefined, copy: sandbox.SandboxObservation | undefined): CopyStep | undefined {
+  if (row === undefined || copy === undefined || row.desired === 'deleted') return undefined;
+  const belongs = Number(copy.generation) >= row.placedGeneration;
+  return belongs && !isOver(copy.state) && row.networkCut !== copy.networkCut ? { kind: 'cut', row } : undefined;
 }
 
 /** There is no copy here. */
@@ -75,9 +85,6 @@ function planAlive(row: SandboxRow, copy: sandbox.SandboxObservation): Step | un
     // A try that failed for what may pass, or one under way from before this link: asked for again, it is the same one (L-19).
     return runIsOver(row) ? undefined : { kind: copy.startCount === 0n ? 'create' : 'start', row };
   }
-  const runs = copy.state === SandboxState.RUNNING || copy.state === SandboxState.PAUSED;
-  // I-4: before anything else of what goes on. What is made or started is so from its first packet on.
-  if (runs && row.networkCut !== copy.networkCut) return { kind: 'cut', row };
   if (row.desired === 'paused') return copy.state === SandboxState.RUNNING ? { kind: 'pause', row } : undefined;
   return copy.state === SandboxState.PAUSED ? { kind: 'resume', row } : undefined;
 }

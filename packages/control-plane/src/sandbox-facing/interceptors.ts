@@ -5,7 +5,7 @@ import { hashSecret } from '@drover/pki';
 import { control } from '@drover/protocol';
 import type { Registry } from '../identity/registry.ts';
 import { refusalMs, registerRefusalMs } from '../limits.ts';
-import type { IdentityStore } from '../store/store.ts';
+import type { IdentityStore, SandboxStore } from '../store/store.ts';
 import { attachIdentity, callerOf, tokenHashKey, type SandboxCertificate } from './caller.ts';
 import { needsIdentity, scopeOf } from './methods.ts';
 import { refusalOnTheWire, Refused, type Refusals } from './refusals.ts';
@@ -77,14 +77,22 @@ export function authentication(options: { readonly identities: Pick<IdentityStor
   };
 }
 
-/** Finds the row of the certificate's thumbprint and gives it to the handler (I-18, I-19). */
-export function identification(registry: Pick<Registry, 'lookup' | 'seen'>): Interceptor {
+/**
+ * Finds the row of the certificate's thumbprint and gives it to the handler (I-18, I-19). The connection must have come from the sandbox's
+ * own network, which is the word of its host: so that host must be the one that the sandbox is placed on.
+ */
+export function identification(options: {
+  readonly registry: Pick<Registry, 'lookup' | 'seen'>;
+  readonly sandboxes: Pick<SandboxStore, 'get'>;
+}): Interceptor {
+  const { registry, sandboxes } = options;
   return (next) => async (request) => {
     if (!needsIdentity(request.method)) return await next(request);
-    const { certificate, networkOf } = callerOf(request.contextValues);
+    const { certificate, hostId, networkOf } = callerOf(request.contextValues);
     // `authentication` let no other past.
     const { thumbprint, commonName, sandboxId } = certificate as SandboxCertificate;
     if (networkOf !== sandboxId) throw new Refused(`the connection came from the network of ${networkOf}`);
+    if ((await sandboxes.get(sandboxId))?.hostId !== hostId) throw new Refused('the connection came through another host than its own');
     const found = await registry.lookup(thumbprint, commonName);
     if (found.kind === 'unknown' || found.identity.sandboxId !== sandboxId) throw new Refused('the registry does not know the certificate');
     attachIdentity(request.contextValues, found.identity);

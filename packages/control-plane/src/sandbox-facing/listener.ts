@@ -19,6 +19,7 @@ import { control, type link } from '@drover/protocol';
 import type { InboundHandler } from '../hub/index.ts';
 import type { Registry, RegisterRefusal } from '../identity/registry.ts';
 import {
+  connectionsPerHost,
   connectionsPerSandbox,
   sandboxConnections,
   sandboxHeaderBytes,
@@ -67,6 +68,8 @@ export class SandboxListener {
   readonly #handle: (request: Request, response: Response) => void;
   readonly #refusals: Refusals;
   readonly #connections = new Set<Connection>();
+  /** Open connections by host, and by host and sandbox. */
+  readonly #perHost = new Map<string, number>();
   readonly #perSandbox = new Map<string, number>();
   /** Node's TLS server does not say which connection a socket of its came from; the socket's callbacks run in its context. */
   readonly #entering = new AsyncLocalStorage<Connection>();
@@ -87,7 +90,7 @@ export class SandboxListener {
       interceptors: [
         edge({ clock: this.#clock, logger: this.#logger, refusals }),
         authentication({ identities: store.identities, clock: this.#clock }),
-        identification(registry),
+        identification({ registry, sandboxes: store.sandboxes }),
       ],
       contextValues: (request) => createContextValues().set(callerKey, this.#connectionOf(request)?.caller),
       routes: (router) => void router.service(control.ControlService, controlService({ registry, refusals })),
@@ -145,21 +148,23 @@ export class SandboxListener {
     if (this.#closed) return refuse('the control plane stops');
     if (!isSandboxId(sandboxId)) return refuse('its host names no sandbox');
     if (this.#connections.size >= sandboxConnections) return refuse(`${sandboxConnections} connections of sandboxes are open`);
-    // By host too: a host that makes up names takes no room from sandboxes of another.
+    // A host that makes up names takes no room from sandboxes of another.
+    const ofHost = this.#perHost.get(hostId) ?? 0;
+    if (ofHost >= connectionsPerHost) return refuse(`${ofHost} connections of sandboxes of its host are open`);
     const key = `${hostId}/${sandboxId}`;
-    const open = this.#perSandbox.get(key) ?? 0;
-    if (open >= connectionsPerSandbox) return refuse(`the sandbox has ${open} connections open`);
+    const ofSandbox = this.#perSandbox.get(key) ?? 0;
+    if (ofSandbox >= connectionsPerSandbox) return refuse(`the sandbox has ${ofSandbox} connections open`);
     const origin = { hostId, interface: clip(inbound.interface), networkOf: sandboxId, peerAddress: clip(peerAddress) };
     const connection = new Connection(stream, origin, this.#clock, (what) => {
       this.#logger.warn({ ...facts(connection), what }, 'a connection of a sandbox took too long and was cut');
     });
     this.#connections.add(connection);
-    this.#perSandbox.set(key, open + 1);
+    count(this.#perHost, hostId, 1);
+    count(this.#perSandbox, key, 1);
     stream.once('close', () => {
       this.#connections.delete(connection);
-      const left = (this.#perSandbox.get(key) ?? 1) - 1;
-      if (left === 0) this.#perSandbox.delete(key);
-      else this.#perSandbox.set(key, left);
+      count(this.#perHost, hostId, -1);
+      count(this.#perSandbox, key, -1);
     });
     this.#entering.run(connection, () => this.#server.emit('connection', stream));
   };
@@ -173,9 +178,9 @@ export class SandboxListener {
     return [...this.#connections].reduce((sum, connection) => sum + connection.calls, 0);
   }
 
-  /** Why the sandbox's last Register was refused; undefined when it was not, or only from elsewhere than its own host. */
-  lastRefusal(id: SandboxId): RegisterRefusal | undefined {
-    return this.#refusals.last(id);
+  /** Why the sandbox's last Register with this certificate was refused; undefined when it was not, or only from elsewhere than its own host. */
+  lastRefusal(id: SandboxId, thumbprint: string): RegisterRefusal | undefined {
+    return this.#refusals.last(id, thumbprint);
   }
 
   /** Takes effect for new connections; open ones are left alone. */
@@ -250,6 +255,13 @@ function facts(connection: Connection | undefined): Record<string, unknown> {
   if (connection === undefined) return {};
   const { hostId, networkOf, peerAddress, certificate } = connection.caller;
   return { hostId, networkOf, peerAddress, sandboxId: certificate?.sandboxId ?? '' };
+}
+
+/** Without an entry where there are none. */
+function count(counts: Map<string, number>, key: string, change: 1 | -1): void {
+  const now = (counts.get(key) ?? 0) + change;
+  if (now === 0) counts.delete(key);
+  else counts.set(key, now);
 }
 
 function ignore(): void {}

@@ -28,7 +28,7 @@ export function refusalOnTheWire(): ConnectError {
 
 /** What came last of each sandbox's Register, as far as the sandbox itself can have caused it. */
 export class Refusals {
-  readonly #last = new Map<SandboxId, RegisterRefusal>();
+  readonly #last = new Map<SandboxId, { readonly thumbprint: string; readonly refusal: RegisterRefusal }>();
   readonly #sandboxes: Pick<SandboxStore, 'get'>;
   readonly #worldview: Pick<Worldview, 'record'>;
   readonly #logger: Logger;
@@ -39,8 +39,10 @@ export class Refusals {
     this.#logger = logger;
   }
 
-  last(id: SandboxId): RegisterRefusal | undefined {
-    return this.#last.get(id);
+  /** A refusal of another certificate, such as that of an earlier start, says nothing of this one. */
+  last(id: SandboxId, thumbprint: string): RegisterRefusal | undefined {
+    const last = this.#last.get(id);
+    return last?.thumbprint === thumbprint ? last.refusal : undefined;
   }
 
   welcomed(id: SandboxId, checks: readonly TrustCheck[]): void {
@@ -54,7 +56,7 @@ export class Refusals {
    */
   async note({ certificate, hostId }: Caller, { refusal, checks }: Refused): Promise<void> {
     if (certificate === undefined || refusal === undefined) return;
-    const { sandboxId } = certificate;
+    const { sandboxId, thumbprint } = certificate;
     try {
       if ((await this.#sandboxes.get(sandboxId))?.hostId !== hostId) return;
     } catch (error) {
@@ -63,7 +65,7 @@ export class Refusals {
     }
     // The newest is last; the oldest goes when there are too many.
     this.#last.delete(sandboxId);
-    this.#last.set(sandboxId, refusal);
+    this.#last.set(sandboxId, { thumbprint, refusal });
     for (const oldest of this.#last.keys()) {
       if (this.#last.size <= refusalsKept) break;
       this.#last.delete(oldest);

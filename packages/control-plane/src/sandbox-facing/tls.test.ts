@@ -96,7 +96,7 @@ describe('I-18: TLS demands a client certificate that chains to the CA, before a
   });
 
   it('leaves no connection behind', async () => {
-    await expect.poll(() => world.listener.connections).toBe(0);
+    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
   });
 });
 
@@ -133,7 +133,7 @@ describe('a handshake', () => {
     socket.end('GET / HTTP/1.1\r\nHost: control\r\n\r\n');
     socket.resume();
     await once(socket, 'close');
-    await expect.poll(() => world.listener.connections).toBe(0);
+    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
   });
 
   it('from a sandbox that its host does not name is not begun', async () => {

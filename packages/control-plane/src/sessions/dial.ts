@@ -9,8 +9,10 @@ import {
   dialBackoffBaseMs,
   dialBackoffCapMs,
   dialTotalMs,
+  endReportMs,
   farewellMs,
   interruptedPlansMax,
+  maxInitErrorLength,
 } from '../limits.ts';
 import { startOf } from '../store/state.ts';
 import type { SandboxRow } from '../store/store.ts';
@@ -90,7 +92,10 @@ type AttemptEnd = 'sandbox-ended' | 'broken';
 /** The dialling of one sandbox: one loop, from the first attempt until the session is over for good (I-22 to I-24). */
 export class Dial implements DialView {
   readonly #id: SandboxId;
+  /** Its loop has ended. */
   readonly done: Promise<void>;
+  /** And what it had open is closed. */
+  readonly gone: Promise<void>;
   readonly #context: DialContext;
   readonly #ending = new AbortController();
   readonly #backoff: Backoff;
@@ -100,6 +105,8 @@ export class Dial implements DialView {
   #reason: FailureReason | undefined;
   #startCount = 0;
   #over = false;
+  /** The last connection, when the sandbox has ended. */
+  #closing: Promise<void> | undefined;
   #wake: (() => void) | undefined;
   /** What follows when it has been ended. */
   next: (() => void) | undefined;
@@ -111,6 +118,7 @@ export class Dial implements DialView {
     this.#backoff = new Backoff({ baseMs: dialBackoffBaseMs, capMs: dialBackoffCapMs, ...(random === undefined ? {} : { random }) });
     this.#status = { state: 'connecting', since: context.clock.now(), attempts: 0, lastError: '' };
     this.done = this.#run();
+    this.gone = this.done.then(async () => await this.#closing);
   }
 
   get client(): InitClient | undefined {
@@ -179,18 +187,39 @@ export class Dial implements DialView {
 
   /** Dials, and dials again what broke, until the sandbox has ended. @throws {DialFailed} */
   async #loop(): Promise<void> {
-    const { store, journal, logger } = this.#context;
+    const { store, journal, logger, memory } = this.#context;
     for (;;) {
-      if ((await this.#dial()) === 'sandbox-ended') return;
-      const row = await store.sandboxes.get(this.#id);
+      const ended = (await this.#dial()) === 'sandbox-ended';
+      const row = ended ? await this.#afterItsEnd() : await store.sandboxes.get(this.#id);
       this.#ending.signal.throwIfAborted();
       // I-24: a stop, a pause or a removal ends a session as it should.
       if (!isToRun(row)) return;
-      const message = this.#status.lastError;
+      if (ended && startOf(row) !== this.#startCount) continue;
+      const message = ended ? 'its init said that the main process had ended, and its host says that it runs' : this.#status.lastError;
+      if (ended && memory.completedStart !== this.#startCount) memory.interruptedPlans++;
       logger.warn({ sandbox: this.#id, reason: message }, 'SessionBroken');
       journal.publish({ kind: 'session', type: 'SessionBroken', subject: this.#id, data: { message } });
-      if (this.#context.memory.interruptedPlans >= interruptedPlansMax) await this.#planFailed(row, message);
+      if (memory.interruptedPlans >= interruptedPlansMax) await this.#planFailed(row, message);
       await this.#pause(this.#backoff.nextMs());
+    }
+  }
+
+  /**
+   * A sandbox has ended when its host says so: an init that says it only to be rid of its session is dialled again (I-2). Gives the row
+   * when its host has spoken, or as it is after `endReportMs`; undefined when the host is away, whose word begins another dial.
+   */
+  async #afterItsEnd(): Promise<SandboxRow | undefined> {
+    const { store, hub, clock } = this.#context;
+    this.#set('none', '');
+    const until = clock.now() + endReportMs;
+    for (;;) {
+      // Before looking: what is said while the store is read must not be missed.
+      const woken = this.#wakeable();
+      const row = await store.sandboxes.get(this.#id);
+      const left = until - clock.now();
+      if (!isToRun(row) || startOf(row) !== this.#startCount || left <= 0) return row;
+      if (row.hostId === undefined || !hub.isConnected(row.hostId)) return undefined;
+      await this.#pause(left, woken);
     }
   }
 
@@ -212,7 +241,7 @@ export class Dial implements DialView {
       } catch (thrown) {
         signal.throwIfAborted();
         if (thrown instanceof DialFailed) throw thrown;
-        const message = thrown instanceof Error ? thrown.message : String(thrown);
+        const message = clip(thrown instanceof Error ? thrown.message : String(thrown), maxInitErrorLength);
         this.#set(stood ? 'broken' : 'connecting', message);
         if (this.#context.memory.closeFailures >= closeFailuresMax) {
           throw new DialFailed(
@@ -324,7 +353,7 @@ export class Dial implements DialView {
       if (settledAt !== undefined && clock.now() - settledAt >= dialBackoffCapMs) this.#backoff.reset();
       // I-26: nothing of a dial outlives it; but calls that have the end of the main process still to read are given the time to.
       if (connection !== undefined) {
-        if (ended) this.#context.inBackground(this.#closeLater(connection));
+        if (ended) this.#context.inBackground((this.#closing = this.#closeLater(connection)));
         else await this.#close(connection);
       }
     }
@@ -369,11 +398,16 @@ export class Dial implements DialView {
     await this.#close(connection);
   }
 
-  async #pause(ms: number): Promise<void> {
+  /** Aborts at the next `wake`. */
+  #wakeable(): AbortSignal {
     const woken = new AbortController();
     this.#wake = () => woken.abort();
+    return woken.signal;
+  }
+
+  async #pause(ms: number, woken = this.#wakeable()): Promise<void> {
     try {
-      await this.#context.clock.sleep(ms, AbortSignal.any([this.#ending.signal, woken.signal]));
+      await this.#context.clock.sleep(ms, AbortSignal.any([this.#ending.signal, woken]));
     } catch {
       this.#ending.signal.throwIfAborted();
     } finally {

@@ -1,5 +1,5 @@
 import { create } from '@bufbuild/protobuf';
-import { createClient, createRouterTransport } from '@connectrpc/connect';
+import { Code, ConnectError, createClient, createRouterTransport } from '@connectrpc/connect';
 import { FakeClock, newHostId, newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
 import { namesOf } from '@drover/pki';
 import { init, sandbox } from '@drover/protocol';
@@ -11,21 +11,28 @@ import { emptyView } from '../worldview/index.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
 import { Dialer } from './dialer.ts';
 
-/** A peer without a certificate whose stream breaks at once, or stays without an answer. */
-function connection(options: { readonly close?: () => Promise<void>; readonly silent?: boolean } = {}): Connection {
+/** A peer without a certificate whose stream breaks at once, ends with the word that the sandbox has, or stays without an answer. */
+function connection(
+  options: { readonly close?: () => Promise<void>; readonly silent?: boolean; readonly ends?: boolean; readonly says?: string } = {},
+): Connection {
+  const lost = new AbortController();
   const transport = createRouterTransport(({ service }) => {
     service(init.InitService, {
-      // oxlint-disable-next-line require-yield -- it has nothing to say
       async *session(_requests, { signal }) {
-        if (options.silent === true) await new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
-        throw new Error('cut');
+        const left = new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+        left.catch(() => lost.abort());
+        if (options.ends === true) {
+          yield create(init.SessionResponseSchema, { id: 0n, payload: { case: 'mainExited', value: { exit: { code: 0 } } } });
+        }
+        if (options.ends === true || options.silent === true) await left;
+        throw new ConnectError(options.says ?? 'cut', Code.Aborted);
       },
     });
   });
   return {
     client: createClient(init.InitService, transport),
     shown: { certificate: undefined, authorized: false, authorizationError: '' },
-    lost: new AbortController().signal,
+    lost: lost.signal,
     close: options.close ?? (() => Promise.resolve()),
   };
 }
@@ -34,6 +41,7 @@ let authority: TestAuthority;
 let clock: FakeClock;
 let rows: Map<SandboxId, SandboxRow>;
 let published: SandboxEvent[];
+let failed: SandboxId[];
 let connected: boolean;
 let attempts: { readonly id: SandboxId; readonly at: number }[];
 let connect: Connector;
@@ -49,6 +57,7 @@ beforeEach(() => {
   clock = new FakeClock();
   rows = new Map();
   published = [];
+  failed = [];
   connected = true;
   attempts = [];
   random = () => 1;
@@ -72,7 +81,7 @@ beforeEach(() => {
     ca: authority.authority,
     plans: () => Promise.resolve([{ name: 'agent-ready' }]),
     lastRefusal: () => undefined,
-    initFailed: () => Promise.resolve(true),
+    initFailed: (id) => Promise.resolve(failed.push(id) > 0),
     names: namesOf('test.drover'),
     caPem: authority.authority.caPem,
     clock,
@@ -200,6 +209,15 @@ describe('a dial', () => {
     expect(attempts).toHaveLength(2);
   });
 
+  it('keeps no more of why than there is room for: it is in the words of the peer', async () => {
+    const id = running();
+    connect = () => Promise.resolve(connection({ says: 'x'.repeat(50_000) }));
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(JSON.stringify(failure(id)).length).toBeLessThan(1_500);
+    expect(dialer.status(id).lastError.length).toBeLessThan(1_500);
+  });
+
   it('I-24: that is ended publishes nothing', async () => {
     const id = running();
     dialer.dial(id);
@@ -208,6 +226,72 @@ describe('a dial', () => {
     await clock.advance(60_000);
     expect(told(id)).toEqual(['SessionConnecting']);
     expect(dialer.status(id).state).toBe('none');
+  });
+});
+
+describe('I-2: an init that says that its sandbox has ended', () => {
+  beforeEach(() => {
+    connect = () => Promise.resolve(connection({ ends: true }));
+  });
+  const observe = async (id: SandboxId, change: Partial<SandboxRow>): Promise<void> => {
+    rows.set(id, { ...(rows.get(id) as SandboxRow), ...change });
+    dialer.wake(id);
+    await settle();
+  };
+
+  it('has said so when its host says it too, and nothing is kept of it', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(9_000);
+    expect(dialer.status(id).state).toBe('none');
+    await observe(id, { observed: 'stopped' });
+    await clock.advance(120_000);
+    expect(told(id)).toEqual(['SessionConnecting']);
+    await expect.poll(() => dialer.get(id), { timeout: 10_000 }).toBeUndefined();
+  });
+
+  it('and goes on running, has broken its session off: it is dialled again', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(9_000);
+    await observe(id, { message: 'still there' });
+    expect(attempts).toHaveLength(1);
+    await clock.advance(1_500);
+    expect(told(id)).toEqual(['SessionConnecting', 'SessionBroken', 'SessionConnecting']);
+    expect(published.find(({ type }) => type === 'SessionBroken')?.data).toEqual({
+      message: 'its init said that the main process had ended, and its host says that it runs',
+    });
+  });
+
+  it('again and again within its plan, has failed its plan (I-30)', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(attempts).toHaveLength(5);
+    expect(failed).toEqual([id]);
+    expect(failure(id)).toMatchObject({ reason: 'init-interrupted' });
+  });
+
+  it('and is started again, is dialled again as that start', async () => {
+    const id = running();
+    dialer.dial(id);
+    await settle();
+    await observe(id, { startCount: 2 });
+    expect(told(id)).toEqual(['SessionConnecting', 'SessionConnecting']);
+  });
+
+  it('whose host is away, is dialled when the host is back', async () => {
+    const id = running();
+    dialer.dial(id);
+    await settle();
+    connected = false;
+    await observe(id, {});
+    await clock.advance(120_000);
+    expect(told(id)).toEqual(['SessionConnecting']);
+    connected = true;
+    dialer.dial(id);
+    await settle();
+    expect(attempts).toHaveLength(2);
   });
 });
 

@@ -30,8 +30,17 @@ export class Dialer {
   dial(id: SandboxId): void {
     if (this.#closed) return;
     const standing = this.#dials.get(id);
-    if (standing === undefined || standing.over) this.#dials.set(id, new Dial(id, this.#contextOf(id)));
+    if (standing === undefined || standing.over) this.#begin(id);
     else if (standing.ending) standing.next = () => this.dial(id);
+  }
+
+  #begin(id: SandboxId): void {
+    const dial = new Dial(id, this.#contextOf(id));
+    this.#dials.set(id, dial);
+    // Of one that ended as it should there is nothing to tell; why another failed is kept for who asks.
+    void dial.gone.then(() => {
+      if (dial.failure === undefined && this.#dials.get(id) === dial) this.#dials.delete(id);
+    });
   }
 
   /** An intended end (I-24): from now on there is no session. Resolves when nothing of it is left. */
@@ -65,7 +74,7 @@ export class Dialer {
     return this.#dials.get(id)?.client;
   }
 
-  /** The dial that stands or stood last; undefined when none did, or it was ended. */
+  /** The dial that stands, or failed last; undefined when none did. */
   get(id: SandboxId): DialView | undefined {
     return this.#dials.get(id);
   }

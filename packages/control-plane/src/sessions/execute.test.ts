@@ -1,6 +1,8 @@
 import { fromBinary } from '@bufbuild/protobuf';
+import { systemClock, type Clock } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { endReportMs } from '../limits.ts';
 import type { SessionManager } from './manager.ts';
 import type { Behaviour, PeerSession } from './testing/peer.ts';
 import { eventually, World } from './testing/world.ts';
@@ -177,6 +179,22 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     expect(await world.row(box.id)).toMatchObject({ observed: 'running' });
   });
 
+  it('agent-ready, whose end nobody reports: it does not look like a hang', async () => {
+    // The host's time to report it is over at once.
+    const clock: Clock = { now: () => Date.now(), sleep: (ms, signal) => systemClock.sleep(ms === endReportMs ? 0 : ms, signal) };
+    const impatient = world.sessions({ clock });
+    const box = await world.box({
+      ...whole,
+      ...failing('agent-ready', ({ id }, session) => session.refuse(id, 'command-not-found', 'there is no /bin/nope')),
+    });
+    impatient.dial(box.id);
+    await eventually(async () => await world.row(box.id)).toMatchObject({
+      observed: 'failed',
+      reason: 'init-failed',
+      message: 'init failed: there is no /bin/nope',
+    });
+  });
+
   it('with no more of its stderr than its end', async () => {
     const box = await world.box({
       ...whole,
@@ -262,7 +280,7 @@ describe('a session that breaks in mid-plan', () => {
   it('because the sandbox ended is no failure of the plan', async () => {
     const box = await world.box({ ...whole, ...failing('git', (_, session) => session.mainExited(0)) });
     sessions.dial(box.id);
-    await eventually(() => sessions.status(box.id).state).toBe('none');
+    await eventually(async () => (sessions.status(box.id).state === 'none' ? await world.told(box.id) : [])).toContain('InitStepStarted');
     expect(await world.told(box.id)).not.toContain('InitFailed');
   });
 

@@ -10,6 +10,7 @@ import {
   dialBackoffBaseMs,
   dialBackoffCapMs,
   dialTotalMs,
+  endReportMs,
   registerRequiredMs,
   sandboxRenewalRetryMs,
   stepMs,
@@ -32,8 +33,8 @@ export interface SessionContext {
   readonly worldview: Pick<Worldview, 'get' | 'record'>;
   readonly ca: Pick<CertificateAuthority, 'renewSandbox'>;
   readonly plans: PlanSource;
-  /** Why the sandbox's last Register was refused; undefined when none was. */
-  readonly lastRefusal: (id: SandboxId) => RegisterRefusal | undefined;
+  /** Why the last Register with the sandbox's certificate of this thumbprint was refused; undefined when none was. */
+  readonly lastRefusal: (id: SandboxId, thumbprint: string) => RegisterRefusal | undefined;
   /** The plan of this start failed (I-30). False: nothing was written, since the store knows of another start or none. */
   readonly initFailed: (id: SandboxId, startCount: number, message: string) => Promise<boolean>;
   readonly clock: Clock;
@@ -74,6 +75,8 @@ export class Session {
   readonly #ending: AbortSignal;
   readonly #over = new AbortController();
   #trusted = false;
+  /** Of the certificate that the peer showed, or was given since for the same key. */
+  #thumbprint: string;
 
   constructor(context: SessionContext, options: SessionOptions, signal: AbortSignal) {
     this.#context = context;
@@ -81,9 +84,10 @@ export class Session {
     this.#ending = signal;
     this.#id = options.row.id;
     this.#startCount = startOf(options.row);
+    this.#thumbprint = options.verdict.thumbprint;
     this.#stream = new SessionStream(options.connection.client, {
       received: () => {
-        if (this.#trusted) context.registry.seen(this.#id, options.verdict.thumbprint);
+        if (this.#trusted) context.registry.seen(this.#id, this.#thumbprint);
       },
       dropped: options.dropped,
       logger: context.logger.child({ sandbox: this.#id }),
@@ -186,6 +190,7 @@ export class Session {
       said = reason;
       if (reason !== 'lookup-failed' || clock.now() - began >= dialTotalMs) {
         await this.#refusePlan(outcome, signal);
+        if (outcome.expired === true && this.#options.remembered.completedStart === this.#startCount) await this.#keepCertificate(signal);
         return false;
       }
       // The store's trouble is not the sandbox's: it is asked again, for as long as a dial may take.
@@ -221,7 +226,7 @@ export class Session {
     }
     const decision = await this.#assess();
     if (decision.kind !== 'register') return decision;
-    const refusal = lastRefusal(this.#id);
+    const refusal = lastRefusal(this.#id, verdict.thumbprint);
     const why = refusal ?? (problem === '' ? 'it says that it did, and the registry knows nothing of it' : problem);
     const message = `the sandbox did not register: ${why}`;
     if (remembered.refusedStart !== this.#startCount) {
@@ -289,8 +294,8 @@ export class Session {
       return;
     }
     settled();
-    // A command that could not be started ends the sandbox, and its host says so.
-    if (place.step === 'agent-ready') return;
+    // A command that could not be started ends the sandbox, and its host says so; if neither comes, it is as any other step.
+    if (place.step === 'agent-ready') await clock.sleep(endReportMs, signal);
     await this.#giveUp(failure.message + (failure.stderr === undefined ? '' : `: ${failure.stderr.trim()}`), signal);
   }
 
@@ -318,9 +323,12 @@ export class Session {
     }
   }
 
-  /** Renews the certificate that the peer showed, two thirds through its life, for the key that it has (I-6). */
+  /**
+   * Renews the certificate that the peer showed, two thirds through its life, for the key that it has (I-6).
+   * @throws {DroverError} unavailable when it had expired: the peer is trusted when it has shown the new one, on another session
+   */
   async #keepCertificate(signal: AbortSignal): Promise<void> {
-    const { clock, ca, registry, logger } = this.#context;
+    const { clock, ca, registry, journal, logger } = this.#context;
     const { certificate, commonName } = this.#options.verdict;
     if (certificate === undefined) return;
     const key = spkiOf(certificate);
@@ -338,23 +346,27 @@ export class Session {
           issued = await ca.renewSandbox(this.#id, commonName, key);
         }
         // Before it is sent: init may show it at once.
-        await registry.renewed(this.#id, issued.thumbprint);
+        await registry.renewed(this.#id, issued.thumbprint, this.#thumbprint);
         const answer = this.#stream.request(
           { case: 'installCertificate', value: { certificatePem: issued.certificatePem } },
           'certificateInstalled',
         );
         await within(clock, stepMs, 'the installation of the certificate', answer);
         due = Math.max(renewAt(issued.certificatePem), clock.now() + sandboxRenewalRetryMs);
-        logger.info(
-          { sandbox: this.#id, thumbprint: issued.thumbprint, notAfter: issued.notAfter },
-          'the certificate of a sandbox was renewed',
-        );
+        const { thumbprint, notAfter } = issued;
+        // It has the key, which the handshake has proved: from now on that is its certificate, and the one before is over.
+        this.#thumbprint = thumbprint;
+        registry.seen(this.#id, thumbprint);
+        journal.publish({ kind: 'session', type: 'SessionRenewed', subject: this.#id, data: { thumbprint } });
+        logger.info({ sandbox: this.#id, thumbprint, notAfter }, 'the certificate of a sandbox was renewed');
         issued = undefined;
       } catch (error) {
         if (error instanceof StreamLost) throw error;
         logger.warn({ sandbox: this.#id, err: error }, 'the certificate of a sandbox could not be renewed; it is tried again');
         due = clock.now() + sandboxRenewalRetryMs;
+        continue;
       }
+      if (!this.#trusted) throw new DroverError('unavailable', 'the certificate of the sandbox had expired, and was renewed');
     }
   }
 }

@@ -68,6 +68,11 @@ export class SessionStream {
     onPart?: (part: AnswerPayload) => void,
   ): Promise<AnswerOf<Case>> {
     if (this.#end !== undefined) throw new StreamLost(this.#end);
+    if (this.#requests.size >= sessionQueueFrames) {
+      throw new DroverError('queue-full', `${this.#requests.size} requests wait for answers of the sandbox already`, {
+        hint: 'it answers none of them; `drover sandbox get` shows its state',
+      });
+    }
     const id = this.#nextId++;
     const answer = Promise.withResolvers<AnswerPayload['value']>();
     this.#sending.push(create(init.SessionRequestSchema, { id, payload }));
@@ -78,7 +83,7 @@ export class SessionStream {
   }
 
   /**
-   * Sends and reads until the end. @throws {ConnectError} when the stream breaks; what waits for an answer is told first
+   * Sends and reads until the end. @throws {Error} when the stream breaks, with the beginning of why; what waits for an answer is told first
    */
   async run(signal: AbortSignal): Promise<SessionEnd> {
     let end: SessionEnd = { mainExited: false, reason: 'the sandbox ended the session' };
@@ -98,8 +103,9 @@ export class SessionStream {
       }
       return end;
     } catch (error) {
-      end = { mainExited: false, reason: error instanceof Error ? error.message : String(error) };
-      throw error;
+      // It is in the peer's words, which are as many as it likes.
+      end = { mainExited: false, reason: clip(error instanceof Error ? error.message : String(error), maxInitErrorLength) };
+      throw new Error(end.reason, { cause: error });
     } finally {
       this.#end = end;
       this.#sending.end();

@@ -146,6 +146,42 @@ describe('the checks of a certificate', () => {
     ).toEqual(['san']);
   });
 
+  it('I-27: tell one that has only expired from all others, so that it may be given another', async () => {
+    const day = 86_400_000;
+    const offered = async (
+      make: Promise<Credentials>,
+      now: number,
+      more: { readonly revoked?: boolean; readonly other?: boolean } = {},
+    ) => {
+      const { certificatePem, thumbprint } = await make;
+      const verdict = judge(
+        { certificate: new X509Certificate(certificatePem), authorized: false, authorizationError: 'CERT_HAS_EXPIRED' },
+        { id, commonName: 'red.box', names, ca: new X509Certificate(ca.caPem), now },
+      );
+      const identity = { ...rows.same, thumbprint: more.other === true ? 'ff' : thumbprint, nextThumbprint: undefined };
+      const decision = decide(verdict, { identity, mayRegister: false, revoked: more.revoked === true });
+      expect(decision.kind).toBe('untrusted');
+      return decision.kind === 'untrusted' && decision.expired === true;
+    };
+    const late = Date.now() + 2 * day;
+    expect(await offered(good(), late)).toBe(true);
+    expect(await offered(good(), Date.now() - day)).toBe(false);
+    expect(await offered(good(), late, { revoked: true })).toBe(false);
+    expect(await offered(good(), late, { other: true })).toBe(false);
+    expect(
+      await offered(
+        issue(async (csr) => await ca.signSandbox(id, 'red.other', csr)),
+        late,
+      ),
+    ).toBe(false);
+    expect(
+      await offered(
+        issue(async (csr) => await ca.signSandbox(newSandboxId(), 'red.box', csr)),
+        late,
+      ),
+    ).toBe(false);
+  });
+
   it('take no other word of TLS for one about the leaf', async () => {
     expect(failing(await good(), 'CERT_HAS_EXPIRED')).toEqual(['chain']);
     expect(failing(await good(), 'CERT_SIGNATURE_FAILURE')).toEqual(['chain']);

@@ -122,6 +122,12 @@ function isRegistered({ thumbprint }: PeerVerdict, { identity }: Standing): bool
   return thumbprint !== '' && identity !== undefined && (identity.thumbprint === thumbprint || identity.nextThumbprint === thumbprint);
 }
 
+/** All but its age is right; the peer has proven in TLS that it holds the key. */
+function hasOnlyExpired({ certificate, checks }: PeerVerdict): boolean {
+  const [failed, ...more] = checks.filter(({ verdict }) => verdict !== 'pass');
+  return more.length === 0 && failed?.check === 'validity' && certificate !== undefined && certificate.validToDate.getTime() < failed.at;
+}
+
 export type Decision =
   | { readonly kind: 'trusted' }
   /** A miss: Register is to be driven. `again`: its token is spent, and it needs another (I-13). */
@@ -133,6 +139,8 @@ export interface Untrusted {
   readonly reason: UntrustedReason;
   /** A sentence for a person. */
   readonly message: string;
+  /** It is the sandbox but for the age of its certificate, as after a laptop's sleep: another one may be offered to it. */
+  readonly expired?: boolean;
 }
 
 /**
@@ -146,7 +154,10 @@ export function decide(verdict: PeerVerdict, standing: Standing | undefined): De
 
   if (standing?.revoked === true) return untrusted('revoked', 'the identity of the sandbox is revoked');
   const invalid = failed('chain', 'validity', 'eku');
-  if (invalid !== undefined) return untrusted('certificate-invalid', `the certificate is not valid: ${invalid.evidence}`);
+  if (invalid !== undefined) {
+    const refused = untrusted('certificate-invalid', `the certificate is not valid: ${invalid.evidence}`);
+    return { ...refused, expired: standing !== undefined && isRegistered(verdict, standing) && hasOnlyExpired(verdict) };
+  }
   if (standing === undefined) return untrusted('lookup-failed', 'the registry of identities could not be read');
 
   const registered = isRegistered(verdict, standing);

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { newSandboxId } from '@drover/foundation';
+import { canonicalCommonName, newSandboxId } from '@drover/foundation';
 import { clientAuth, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { issue, signedBy, type Credentials } from '../sandbox-facing/testing/certificates.ts';
@@ -388,12 +388,72 @@ describe('I-6: renewal', () => {
     expect([renewed.subject, renewed.subjectAltName]).toEqual([old.subject, old.subjectAltName]);
     const thumbprint = renewed.fingerprint256.replaceAll(':', '').toLowerCase();
     expect(known).toEqual([thumbprint]);
+    // It has the key: that is its certificate from now on, and the session that stands is its own.
+    await eventually(async () => (await world.registry.snapshot())[0]).toMatchObject({ thumbprint, nextThumbprint: undefined });
+    expect((await world.events(box.id)).find(({ type }) => type === 'SessionRenewed')?.data).toEqual({ thumbprint });
+    expect((await world.worldview.get(box.id)).session).toMatchObject({ state: 'connected', thumbprint });
     // Dialled again, it shows the new one, and is trusted without another word.
     await box.peer[Symbol.asyncDispose]();
     const credentials = { certificatePem, keyPem: box.credentials.keyPem };
     const peer = await world.peer({ id: box.id, credentials });
     await eventually(() => peer.steps()).toEqual(['agent-ready']);
     expect(peer.asked).not.toContain('registerRequired');
-    await eventually(async () => (await world.registry.snapshot())[0]?.thumbprint).toBe(thumbprint);
+  });
+
+  /** A sandbox that was registered and prepared, slept too long, and takes what it is told to install. */
+  async function overslept(): Promise<{ id: SandboxRow['id']; credentials: Credentials; peer: Peer }> {
+    const row = await world.sandbox({});
+    const expired = await world.shortLived(-1_000);
+    const credentials = await issue(async (csr) => await expired.signSandbox(row.id, canonicalCommonName(row.project, row.name), csr));
+    await world.admit(row, credentials.thumbprint);
+    const data = { count: 1, durationMs: 1, startCount: 1 };
+    world.worldview.publish({ kind: 'init', type: 'InitCompleted', subject: row.id, data });
+    await world.worldview.flush();
+    const peer = await world.peer({ id: row.id, credentials });
+    peer.behave = {
+      installCertificate: (request, session) => {
+        if (request.payload.case !== 'installCertificate') return;
+        const { certificatePem } = request.payload.value;
+        peer.show({ certificatePem, keyPem: credentials.keyPem });
+        peer.good(request, session);
+      },
+    };
+    return { id: row.id, credentials, peer };
+  }
+
+  it('I-27: one that slept through the life of its certificate is not trusted, is given another, and is when it shows that', async () => {
+    const box = await overslept();
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('AgentTrusted');
+    const told = (await world.told(box.id)).filter((type) => type.startsWith('Session') || type.startsWith('Agent'));
+    expect(told.filter((type) => type !== 'SessionRenewed' && type !== 'AgentRegistered')).toEqual([
+      'SessionConnecting',
+      'SessionConnected',
+      'AgentUntrusted',
+      'SessionBroken',
+      'SessionConnecting',
+      'SessionConnected',
+      'AgentTrusted',
+    ]);
+    expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
+      reason: 'certificate-invalid',
+    });
+    // Nothing of a plan was told to it before.
+    expect(box.peer.sessions.map(({ requests }) => requests.map(({ payload }) => payload.case))).toEqual([
+      ['hello', 'installCertificate'],
+      ['hello', 'agentReady'],
+    ]);
+    expect(await notPassed(box.id)).toEqual([]);
+    await eventually(async () => (await world.registry.snapshot())[0]?.thumbprint).not.toBe(box.credentials.thumbprint);
+  });
+
+  it('I-4: one whose identity was revoked while it slept is given none', async () => {
+    const box = await overslept();
+    await world.registry.revoke(box.id);
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    await sessions.client(box.id, live);
+    expect((await world.worldview.get(box.id)).identity.verdict).toBe('revoked');
+    expect(box.peer.asked).toEqual(['hello']);
   });
 });

@@ -99,6 +99,9 @@ export async function changeSandbox(
       }),
     );
   }
+  if (before.observed_network_cut !== after.observed_network_cut) {
+    tx.emit(sandboxEvent(sandboxRow(after), after.observed_network_cut === 1 ? 'SandboxNetworkCut' : 'SandboxNetworkRestored'));
+  }
   return after;
 }
 

@@ -1,9 +1,10 @@
 import type { Updateable } from 'kysely';
 import { DroverError } from '@drover/foundation';
+import { killGraceMs } from '../limits.ts';
 import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
 import { hasEnded, runIsOver } from './state.ts';
 import { sandboxRow } from './rows.ts';
-import type { DesiredState } from './store.ts';
+import type { DesiredOptions, DesiredState } from './store.ts';
 
 /**
  * What a wish changes; undefined when it is the one that stands already. The row and its host are locked.
@@ -14,16 +15,19 @@ export function desiredPatch(
   host: StoredHost | undefined,
   desired: DesiredState,
   now: number,
-  graceMs: number | undefined,
+  options: DesiredOptions = {},
 ): Updateable<SandboxTable> | undefined {
   const over = runIsOver(sandboxRow(row));
+  const kill = desired === 'stopped' && options.kill === true;
+  const graceMs = kill ? killGraceMs : options.graceMs;
+  if (row.desired === 'stopped' && desired === 'stopped') return hastened(row, kill, graceMs ?? 0);
   // Wanted running and its run is over: to want it running again is a new start.
   if (row.desired === desired && !(desired === 'running' && over)) return undefined;
   if (row.desired === 'deleted') {
     throw new DroverError('failed-precondition', `${row.name} is being deleted`, { hint: 'create a new sandbox' });
   }
   const generation = row.generation + 1;
-  const change = { desired, generation, ...(graceMs === undefined ? {} : { stop_grace_ms: graceMs }) };
+  const change = { desired, generation, killed: kill ? 1 : 0, ...(graceMs === undefined ? {} : { stop_grace_ms: graceMs }) };
   switch (desired) {
     case 'running': {
       const startsAgain = over || row.desired === 'stopped';
@@ -55,6 +59,19 @@ export function desiredPatch(
     default:
       return desired satisfies never;
   }
+}
+
+/** A stop that is wanted already and has not ended: it may become shorter, or a kill (I-4). The agent keeps the shortest in any case. */
+function hastened(row: StoredSandbox, kill: boolean, graceMs: number): Updateable<SandboxTable> | undefined {
+  if (hasEnded(sandboxRow(row).observed)) return undefined;
+  const shorter = graceMs > 0 && (row.stop_grace_ms === 0 || graceMs < row.stop_grace_ms);
+  const becomesKill = kill && row.killed === 0;
+  if (!shorter && !becomesKill) return undefined;
+  return {
+    generation: row.generation + 1,
+    ...(shorter ? { stop_grace_ms: graceMs } : {}),
+    ...(becomesKill ? { killed: 1 } : {}),
+  };
 }
 
 /** It was stopped before any host had begun with it. */

@@ -266,6 +266,18 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await store.identities.setNext(newSandboxId(), hex(), hour)).toBe(false);
   });
 
+  it('I-6: a renewed certificate that is shown is not dropped for the next one', async () => {
+    const { row } = await registered();
+    const [second, third, fourth] = [hex(), hex(), hex()];
+    await store.identities.setNext(row.id, second, hour);
+    expect(await store.identities.setNext(row.id, third, hour, second)).toBe(true);
+    expect(await store.identities.findBySandbox(row.id)).toMatchObject({ thumbprint: second, nextThumbprint: third });
+    // What was offered and is not what it shows was not taken.
+    expect(await store.identities.setNext(row.id, fourth, hour, second)).toBe(true);
+    expect(await store.identities.findBySandbox(row.id)).toMatchObject({ thumbprint: second, nextThumbprint: fourth });
+    expect(await store.identities.find(third)).toBeUndefined();
+  });
+
   it('I-6: a renewed certificate does not stand in the way of the next start', async () => {
     const start = await registered();
     await store.identities.setNext(start.row.id, hex(), hour);
@@ -591,7 +603,9 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     // As the version before left it.
     for (const statement of [
       'drop index sandboxes_to_remove',
-      ...['network_cut', 'observed_network_cut', 'revoked_at', 'remove_on_exit'].map((name) => `alter table sandboxes drop column ${name}`),
+      ...['network_cut', 'observed_network_cut', 'revoked_at', 'killed', 'remove_on_exit'].map(
+        (name) => `alter table sandboxes drop column ${name}`,
+      ),
       ...['identities', 'sandbox_certificates', 'sandbox_tokens', 'sandbox_views'].map((name) => `drop table ${name}`),
       `delete from drover_migrations where name = '004-identities'`,
     ]) {

@@ -135,7 +135,7 @@ export class SqlIdentityStore implements IdentityStore {
     return await hasOwnToken({ db: this.#database.db, now: this.#database.clock.now() }, id, thumbprint);
   }
 
-  async setNext(id: SandboxId, thumbprint: string, expiresAt: number): Promise<boolean> {
+  async setNext(id: SandboxId, thumbprint: string, expiresAt: number, shown = ''): Promise<boolean> {
     try {
       return await this.#database.transact(async (tx) => {
         if ((await this.#lockKept(tx, id)) === undefined) return false;
@@ -143,8 +143,9 @@ export class SqlIdentityStore implements IdentityStore {
         if (row === undefined || (await takenElsewhere(tx, id, thumbprint))) return false;
         // Said before, and perhaps not heard.
         if (row.thumbprint === thumbprint || row.next_thumbprint === thumbprint) return true;
+        if (row.next_thumbprint === shown) await promote(tx, { sandbox_id: id, was: row.thumbprint, is: shown });
         // One that was made before and never seen is not coming any more.
-        if (row.next_thumbprint !== null) await dropCertificate(tx, row.next_thumbprint);
+        else if (row.next_thumbprint !== null) await dropCertificate(tx, row.next_thumbprint);
         await tx.db.updateTable('identities').set({ next_thumbprint: thumbprint }).where('sandbox_id', '=', id).execute();
         // Of the same issue: it takes the place of the one that it renews.
         const { issue, request_hash } = row;

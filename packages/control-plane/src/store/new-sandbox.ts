@@ -45,6 +45,7 @@ export function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
     network_cut: 0,
     observed_network_cut: 0,
     revoked_at: null,
+    killed: 0,
     remove_on_exit: draft.spec.removeOnExit ? 1 : 0,
   };
 }

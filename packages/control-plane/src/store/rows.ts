@@ -71,6 +71,7 @@ export function sandboxRow(row: Selectable<SandboxTable>): SandboxRow {
     networkCut: row.network_cut === 1,
     observedNetworkCut: row.observed_network_cut === 1,
     revokedAt: optional(row.revoked_at),
+    killed: row.desired === 'stopped' && row.killed === 1,
   };
 }
 

@@ -107,7 +107,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
         throw new DroverError('sandbox-not-found', `${row.name} was deleted`, { hint: 'create a new sandbox' });
       }
       if (options.when?.(sandboxRow(row)) === false) return sandboxRow(row);
-      const patch = desiredPatch(row, host, desired, tx.now, options.graceMs);
+      const patch = desiredPatch(row, host, desired, tx.now, options);
       if (patch === undefined) return sandboxRow(row);
       const after = sandboxRow(await changeSandbox(tx, row, patch));
       // For the replica that holds the host's link: what is wanted changed, even where what is seen did not yet.

@@ -96,6 +96,8 @@ export interface SandboxTable {
   network_cut: number;
   observed_network_cut: number;
   revoked_at: number | null;
+  /** The stop that is wanted is a kill (I-4). */
+  killed: number;
   remove_on_exit: number;
 }
 

@@ -120,11 +120,15 @@ export interface SandboxRow {
   readonly observedNetworkCut: boolean;
   /** Contained (I-4): nothing registers for it until this is lifted. */
   readonly revokedAt: number | undefined;
+  /** Contained (I-4): it is wanted stopped by a kill, not by a stop. */
+  readonly killed: boolean;
 }
 
 export interface DesiredOptions {
-  /** Between SIGTERM and SIGKILL, of a stop. Milliseconds. */
+  /** Between SIGTERM and SIGKILL, of a stop. Milliseconds; 0 is the host's own. */
   readonly graceMs?: number;
+  /** Contains it (I-4): the stop has the least grace that there is, and is remembered as a kill. */
+  readonly kill?: boolean;
   /** Asked of the row as it is when it would be changed; false changes nothing. */
   readonly when?: (row: SandboxRow) => boolean;
 }
@@ -176,7 +180,10 @@ export interface SandboxStore {
   setPending(id: SandboxId, reason: string, message: string): Promise<void>;
   /** Takes the sandbox off its host (drain); the host's copy is fenced by the next reconcile. Only while the host still is `from`. */
   unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean>;
-  /** Changes what is wanted; the same state again changes nothing. Deleting a sandbox that is on no host deletes it. */
+  /**
+   * Changes what is wanted; the same state again changes nothing, but for a stop that has not ended: a kill, or a shorter grace, takes
+   * the place of the one under way. Deleting a sandbox that is on no host deletes it.
+   */
   setDesired(id: SandboxId, desired: DesiredState, options?: DesiredOptions): Promise<SandboxRow>;
   /** Applies what a host saw; older sequences, and hosts that it is not placed on, are dropped. Gives the rows that changed. */
   observe(hostId: HostId, epoch: number, observations: readonly sandbox.SandboxObservation[]): Promise<readonly SandboxRow[]>;
@@ -288,8 +295,11 @@ export interface IdentityStore {
   bearer(hash: string): Promise<(Bearer & { readonly thumbprint: string }) | undefined>;
   /** The sandbox has the token that came with the certificate of this thumbprint, unspent. One of `issueAgain` does not count. */
   mayRegister(id: SandboxId, thumbprint: string): Promise<boolean>;
-  /** The certificate takes the place of the registered one when it is seen; emits IdentityRenewed. False: no row, or another's thumbprint. */
-  setNext(id: SandboxId, thumbprint: string, expiresAt: number): Promise<boolean>;
+  /**
+   * The certificate takes the place of the registered one when it is seen; emits IdentityRenewed. False: no row, or another's thumbprint.
+   * @param shown what the sandbox shows meanwhile: a next one that it is counts as seen, and stays
+   */
+  setNext(id: SandboxId, thumbprint: string, expiresAt: number, shown?: string): Promise<boolean>;
   /** Refreshes last seen; a next thumbprint that was seen becomes the thumbprint. */
   seen(batch: readonly { readonly sandboxId: SandboxId; readonly thumbprint: string; readonly at: number }[]): Promise<void>;
   /** Sorted by project and name. */

@@ -49,6 +49,11 @@ describe('I-35: what is true now, of the session', () => {
       { state: 'broken', since: 2, lastError: 'reset', peerCommonName: 'p.box' },
     ],
     [
+      'renewed: the certificate that its peer has now',
+      [session({ SessionConnected: connected }), session({ SessionRenewed: { thumbprint: 'cd' } })],
+      { state: 'connected', since: 1, thumbprint: 'cd', peerCommonName: 'p.box' },
+    ],
+    [
       'dialled after a break: why stays until it stands',
       [session({ SessionBroken: { message: 'reset' } }), session({ SessionConnecting: { attempt: 1 } })],
       { state: 'connecting', since: 2, lastError: 'reset' },
@@ -196,6 +201,7 @@ const anyEvent = fc.oneof(
   ),
   of('session', 'SessionFailed', fc.record({ attempts: fc.nat(), reason: fc.string(), message: anyText })),
   of('session', 'SessionBroken', fc.record({ message: anyText })),
+  of('session', 'SessionRenewed', fc.record({ thumbprint: fc.string() })),
   of('identity', 'AgentRegistered', both(count, fc.record({ ok: fc.boolean(), thumbprint: fc.string(), message: anyText }))),
   of(
     'identity',

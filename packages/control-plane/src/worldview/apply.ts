@@ -55,6 +55,8 @@ function applySession(session: SessionView, event: Of<'session'>, at: number): S
     }
     case 'SessionBroken':
       return { ...session, state: 'broken', since: at, lastError: text(event.data.message) };
+    case 'SessionRenewed':
+      return { ...session, thumbprint: event.data.thumbprint };
     default:
       return event satisfies never;
   }

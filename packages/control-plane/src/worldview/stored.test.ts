@@ -7,7 +7,7 @@ import { journalAttempts, journalBackoffCapMs, journalBatch, journalQueue } from
 import type { Store, Tables } from '../store/index.ts';
 import { draft } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
-import { emptyView, StoredWorldview } from './index.ts';
+import { emptyView, StoredWorldview, type TrustCheck } from './index.ts';
 
 const connecting = (subject: string, attempt: number): SandboxEvent => ({
   kind: 'session',
@@ -167,6 +167,36 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect(lines.filter((line) => line['dropped'] !== undefined)).toMatchObject([{ dropped: 7, limit: journalQueue }]);
     // In batches, not one by one.
     expect(hindered.transactions).toBe(1 + Math.ceil(journalQueue / journalBatch));
+  });
+
+  it('I-36: a sandbox of which the same is checked over and over takes no room from what others have to tell', async () => {
+    const { lines, logger } = logged();
+    const gate = Promise.withResolvers<void>();
+    hindered.held = gate.promise;
+    worldview = open(logger);
+    worldview.publish(connecting(id, 0));
+    await settle();
+    worldview.publish(connecting(id, 1));
+    const check = (source: 'session' | 'register', evidence: string): TrustCheck => ({
+      check: 'cn',
+      verdict: 'fail',
+      evidence,
+      at: 1,
+      source,
+    });
+    for (let i = 0; i <= journalQueue; i++) {
+      worldview.record(id, [check('register', `the ${i}th`)]);
+      worldview.record(id, [check('session', `number ${i}`)]);
+    }
+    gate.resolve();
+    await worldview.flush();
+    expect(await attempts()).toEqual([0, 1]);
+    expect((await worldview.get(id)).checks.map(({ evidence }) => evidence)).toEqual([`the ${journalQueue}th`, `number ${journalQueue}`]);
+    expect(lines).toEqual([]);
+    // What was written makes room: it can be said again.
+    worldview.record(id, [check('register', 'later')]);
+    await worldview.flush();
+    expect((await worldview.get(id)).checks.map(({ evidence }) => evidence)).toContain('later');
   });
 
   it('a store that fails for a while loses nothing, and keeps the order', async () => {

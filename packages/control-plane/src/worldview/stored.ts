@@ -20,7 +20,7 @@ interface Entry {
   readonly at: number;
   readonly what:
     | { readonly kind: 'event'; readonly event: SandboxEvent }
-    | { readonly kind: 'checks'; readonly sandboxId: SandboxId; readonly checks: readonly TrustCheck[] };
+    | { readonly kind: 'checks'; readonly sandboxId: SandboxId; checks: readonly TrustCheck[] };
 }
 
 /**
@@ -33,6 +33,8 @@ interface Entry {
 export class StoredWorldview implements Worldview, Journal {
   readonly #options: StoredWorldviewOptions;
   readonly #queue: Entry[] = [];
+  /** Of them, the checks, by sandbox and source: of what a source says again, only the last counts, and takes no further place. */
+  readonly #queuedChecks = new Map<string, Extract<Entry['what'], { kind: 'checks' }>>();
   readonly #flushes = new Set<{ readonly upTo: number; readonly resolve: () => void }>();
   readonly #closing = new AbortController();
   #next = 1;
@@ -48,7 +50,10 @@ export class StoredWorldview implements Worldview, Journal {
   }
 
   record(sandboxId: SandboxId, checks: readonly TrustCheck[]): void {
-    if (checks.length > 0) this.#push({ kind: 'checks', sandboxId, checks });
+    if (checks.length === 0) return;
+    const queued = this.#queuedChecks.get(keyOf(sandboxId, checks));
+    if (queued === undefined) this.#push({ kind: 'checks', sandboxId, checks });
+    else queued.checks = checks;
   }
 
   async flush(): Promise<void> {
@@ -81,11 +86,19 @@ export class StoredWorldview implements Worldview, Journal {
       return;
     }
     if (this.#queue.length >= journalQueue) {
-      this.#queue.shift();
+      this.#take(1);
       this.#dropped++;
     }
     this.#queue.push({ sequence: this.#next++, at: clock.now(), what });
+    if (what.kind === 'checks') this.#queuedChecks.set(keyOf(what.sandboxId, what.checks), what);
     this.#writing ??= this.#run();
+  }
+
+  /** The oldest, out of the queue. */
+  #take(count: number): readonly Entry[] {
+    const taken = this.#queue.splice(0, count);
+    for (const { what } of taken) if (what.kind === 'checks') this.#queuedChecks.delete(keyOf(what.sandboxId, what.checks));
+    return taken;
   }
 
   /** Until nothing is queued. */
@@ -94,7 +107,7 @@ export class StoredWorldview implements Worldview, Journal {
     await Promise.resolve();
     while (this.#queue.length > 0) {
       this.#tellDropped();
-      await this.#write(this.#queue.splice(0, journalBatch));
+      await this.#write(this.#take(journalBatch));
       const pending = this.#queue[0]?.sequence ?? this.#next;
       for (const flush of this.#flushes) {
         if (flush.upTo >= pending) continue;
@@ -137,6 +150,10 @@ export class StoredWorldview implements Worldview, Journal {
       }
     }
   }
+}
+
+function keyOf(id: SandboxId, checks: readonly TrustCheck[]): string {
+  return [id, ...new Set(checks.map(({ source }) => source))].join(' ');
 }
 
 async function writeBatch(tables: Tables, batch: readonly Entry[]): Promise<void> {

@@ -16,7 +16,7 @@ export interface SessionView {
   readonly since: number;
   readonly attempts: number;
   readonly lastError: string;
-  /** Of the last peer that answered. */
+  /** Of the last peer that answered; the thumbprint is that of the certificate that it has now (I-6). */
   readonly peerCommonName: string;
   readonly thumbprint: string;
   readonly address: string;

@@ -10,6 +10,7 @@ import { newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, thumbprintOf } from '@drover/pki';
 import { control } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { earlyConnectionMs } from '../limits.ts';
 import {
   connectTls,
   createTestAuthority,
@@ -75,12 +76,21 @@ class ControlServer {
       this.#peer = thumbprintOf(`-----BEGIN CERTIFICATE-----\n${raw.toString('base64')}\n-----END CERTIFICATE-----\n`);
       this.connections++;
       this.open++;
-      socket.on('close', () => this.open--);
+      this.#sockets.add(socket);
+      socket.on('close', () => {
+        this.open--;
+        this.#sockets.delete(socket);
+      });
       socket.on('error', () => undefined);
     });
     this.#server.on('sessionError', () => undefined);
   }
   #peer = '';
+  readonly #sockets = new Set<TLSSocket>();
+
+  cut(): void {
+    for (const socket of this.#sockets) socket.destroy();
+  }
 
   async listen(port = 0): Promise<number> {
     this.#server.listen(port, '127.0.0.1');
@@ -121,6 +131,33 @@ describe('I-13: Register', () => {
     const thumbprint = thumbprintOf(await readFile(join(box.runDirectory, 'cert.pem'), 'utf8'));
     expect(server.calls).toEqual([{ project: 'shop', name: 'web', authorization: 'Bearer bootstrap', thumbprint }]);
     await expect.poll(() => server.open).toBe(0);
+  });
+
+  it('goes over the connection that was made when init began to listen', async () => {
+    server = new ControlServer(trusted.controlPlane);
+    await start(await server.listen());
+    await expect.poll(() => server.open).toBe(1);
+    expect(server.calls).toEqual([]);
+    expect(await register()).toBe('registerDone');
+    expect(server.connections).toBe(1);
+  });
+
+  it('goes over another one when that has ended meanwhile', async () => {
+    server = new ControlServer(trusted.controlPlane);
+    await start(await server.listen());
+    await expect.poll(() => server.open).toBe(1);
+    server.cut();
+    await expect.poll(() => server.open).toBe(0);
+    expect(await register()).toBe('registerDone');
+    expect(server.connections).toBe(2);
+  });
+
+  it('one that is not asked for does not keep its connection', async () => {
+    server = new ControlServer(trusted.controlPlane);
+    await start(await server.listen());
+    await expect.poll(() => server.open).toBe(1);
+    await expect.poll(() => server.open, { timeout: 2 * earlyConnectionMs }).toBe(0);
+    expect((await session.ask({ case: 'ping', value: {} })).case).toBe('pong');
   });
 
   it('takes the fresh token that the request carries', async () => {

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { DroverError } from '@drover/foundation';
 import type { InitConfig } from '../config.ts';
 import type { ServerIdentity } from '../server/tls.ts';
+import { EarlyConnection } from './connect.ts';
 
 export interface IdentityOptions {
   readonly config: InitConfig;
@@ -21,6 +22,7 @@ export class Identity {
   readonly #options: IdentityOptions;
   #current: ServerIdentity;
   #registering: Promise<void> | undefined;
+  #early: EarlyConnection | undefined;
   #accessToken: string | undefined;
 
   constructor(options: IdentityOptions) {
@@ -31,6 +33,13 @@ export class Identity {
   /** The bearer token for the control plane's other methods, once registered. */
   get accessToken(): string | undefined {
     return this.#accessToken;
+  }
+
+  /** Makes the connection that Register will need, when it may be asked for. */
+  connectEarly(): void {
+    const { config, bootstrapToken } = this.#options;
+    if (config.control === undefined || bootstrapToken === '') return;
+    this.#early = new EarlyConnection({ ...config, control: config.control, identity: this.#current });
   }
 
   /**
@@ -63,6 +72,9 @@ export class Identity {
       throw refusal('OpenSSL does not take it', error);
     }
     this.#current = renewed;
+    // It would show the old one.
+    this.#early?.end();
+    this.#early = undefined;
     this.#write(certificatePem);
   }
 
@@ -71,8 +83,9 @@ export class Identity {
     if (config.control === undefined) throw new DroverError('failed-precondition', 'the sandbox was given no way to the control plane');
     if (bootstrapToken === '') throw new DroverError('failed-precondition', 'the sandbox was given no token to register with');
     // The client is needed once in most sandboxes' lives.
-    const { register } = await import('./register.ts');
-    const { accessToken } = await register({ ...config, control: config.control, identity: this.#current, bootstrapToken });
+    const [{ register }, early] = await Promise.all([import('./register.ts'), this.#early?.take()]);
+    this.#early = undefined;
+    const { accessToken } = await register({ ...config, control: config.control, identity: this.#current, bootstrapToken, early });
     this.#accessToken = accessToken;
   }
 

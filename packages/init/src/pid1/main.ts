@@ -1,7 +1,7 @@
-import { access, existsSync, readFileSync, rmSync, writeSync } from 'node:fs';
+import { access, closeSync, existsSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
 import { BoundSocket } from 'node:net';
 import { join } from 'node:path';
-import type { InitConfig } from '../config.ts';
+import { gateVariable, type InitConfig } from '../config.ts';
 import { Identity } from '../identity/identity.ts';
 import { farewellMs, killWaitMs } from '../limits.ts';
 import { spawnProcess } from '../processes/spawn.ts';
@@ -17,6 +17,7 @@ const forwarded = ['SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGWINC
 export function main(runDirectory: string): void {
   // Nothing of how init was started is the workload's: its environment comes from the config.
   const addon = process.env['DROVER_PTY_ADDON'];
+  const gate = process.env[gateVariable];
   for (const name of Object.keys(process.env)) delete process.env[name];
   if (addon !== undefined) process.env['DROVER_PTY_ADDON'] = addon;
   // One thread is enough for the log and for copies, and each costs memory; read when the first is started.
@@ -24,6 +25,7 @@ export function main(runDirectory: string): void {
   // Started now: once the workload has used up its processes, libuv could start none and would abort.
   access('/', () => undefined);
 
+  if (gate !== undefined) waitForEnd(Number(gate));
   const { config, certificates, bootstrapToken } = readRunDirectory(runDirectory);
   const idle = new IdleTrim();
   const sandbox = new Sandbox({
@@ -59,6 +61,7 @@ export function main(runDirectory: string): void {
     idle.touch();
     const address = server.address();
     writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
+    identity.connectEarly();
     listening.resolve();
   });
 
@@ -85,6 +88,20 @@ function bind(host: string, port: number, failed: (error: Error) => never): Boun
   } catch (error) {
     return failed(error as Error);
   }
+}
+
+/**
+ * Waits until the host has closed its end: the run directory is complete, or the host has given this start up or died over it, and left no
+ * config. Only SIGKILL ends PID 1 in here.
+ */
+function waitForEnd(descriptor: number): void {
+  try {
+    while (readSync(descriptor, Buffer.alloc(1)) > 0);
+  } catch (error) {
+    warn(`the wait for the host broke: ${String(error)}`);
+  }
+  // It is nothing for the workload.
+  closeSync(descriptor);
 }
 
 interface Startup {

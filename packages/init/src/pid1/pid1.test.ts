@@ -85,6 +85,28 @@ function logged(of: TestInit): string {
     .join('');
 }
 
+describe('the gate of a start', () => {
+  it('init does nothing before the host has completed the run directory, and then what it does without one', async () => {
+    const gate = Promise.withResolvers<void>();
+    let listens = false;
+    const started = startInit(test, { main: { argv: ['sh', '-c', 'test ! -e /proc/$$/fd/3'] }, gate: gate.promise });
+    void started.then(() => (listens = true));
+    // As long as it takes another one to be there.
+    box = await startInit(test);
+    await box.close();
+    expect(listens).toBe(false);
+    gate.resolve();
+    // Nothing of the gate is the command's.
+    box = await started;
+    const session = new Session(await box.client());
+    expect(await session.mainExited).toMatchObject({ code: 0 });
+  });
+
+  it('opened by a host that died, or gave the start up, it ends init', async () => {
+    await expect(startInit(test, { gate: Promise.reject(new Error('refused')) })).rejects.toThrow(/ended with 125: .*config\.json/s);
+  });
+});
+
 describe('I-37: PID 1', () => {
   it('exits with the status of the command, and writes it down', async () => {
     const { box, session } = await run({ argv: ['sh', '-c', 'echo once; exit 42'] });

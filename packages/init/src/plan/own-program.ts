@@ -4,13 +4,15 @@ import { readFileSync } from 'node:fs';
 const ownProgram = 'drover-step';
 /** Tells init's bundle that it is to be a step rather than PID 1: `init.cjs --step NAME`. */
 export const stepFlag = '--step';
+/** Tells it to become another program: `init.cjs --become UID GID GROUP,GROUP FILE ARGV…`. */
+export const becomeFlag = '--become';
 
 /**
  * A built-in step runs in the environment that the user chose for the sandbox, parts of which would act on the Node and the loader that
  * run the step. Those travel under another name, and what the step starts has them back.
  */
 const hidden = 'DROVER_STEP_';
-const actsOnNode = /^(?:NODE_|LD_|UV_|OPENSSL_|SSL_|GLIBC_|MALLOC_|ICU_)/;
+export const actsOnNode = /^(?:NODE_|LD_|UV_|OPENSSL_|SSL_|GLIBC_|MALLOC_|ICU_)/;
 
 interface Program {
   readonly argv: readonly string[];
@@ -39,7 +41,7 @@ export function userEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
 }
 
 /** This process's command as far as the bundle. In /proc, unlike in process.argv, it begins with the loader. */
-function ownCommand(): readonly string[] {
+export function ownCommand(): readonly string[] {
   const words = readFileSync('/proc/self/cmdline', 'utf8').split('\0');
   return words.slice(0, words.indexOf(process.argv[1] ?? '') + 1);
 }

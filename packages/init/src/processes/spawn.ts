@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { workloadOomScoreAdj } from '../limits.ts';
 import { commandNotFound, notExecutable, resolveCommand, type Command } from './command.ts';
+import { withGroups } from './groups.ts';
 import { killGroup, rawExit, type RawExit, type Spawned, type Spawner } from './spawned.ts';
 import { spawnTerminal } from './terminal.ts';
 
@@ -11,7 +12,7 @@ export const ownChildren = new Set<number>();
 
 /** Starts a real process in a session and process group of its own. @throws {DroverError} see resolveCommand; no-room */
 export const spawnProcess: Spawner = async (request) => {
-  const command = resolveCommand(request);
+  const command = withGroups(resolveCommand(request));
   const spawned = request.terminal ? spawnTerminal(command, request.rows, request.columns) : await spawnPiped(command, request.stdin);
   ownChildren.add(spawned.pid);
   // Only once its own waiter has reaped it; until then its number cannot be another's.

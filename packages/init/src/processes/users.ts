@@ -1,9 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { DroverError, clip } from '@drover/foundation';
+import { maxGroups } from '../limits.ts';
 
 export interface User {
   readonly uid: number;
   readonly gid: number;
+  /** The others that /etc/group has the user in; none where a group was named, as with other runtimes. */
+  readonly groups: readonly number[];
   readonly home: string;
   readonly name: string;
 }
@@ -23,9 +26,11 @@ export function resolveUser(text: string, passwd: string, group: string): User {
   if (account === undefined && number === undefined) throw unknown('user', userPart, '/etc/passwd');
   const uid = parseId(account?.[2] ?? '') ?? number;
   if (uid === undefined) throw unknown('user', userPart, '/etc/passwd');
+  const gid = groupPart === '' ? (parseId(account?.[3] ?? '') ?? 0) : resolveGroup(groupPart, group);
   return {
     uid,
-    gid: groupPart === '' ? (parseId(account?.[3] ?? '') ?? 0) : resolveGroup(groupPart, group),
+    gid,
+    groups: groupPart === '' && account?.[0] !== undefined ? groupsOf(account[0], group).filter((id) => id !== gid) : [],
     home: account?.[5] || (uid === 0 ? '/root' : '/'),
     name: account?.[0] ?? '',
   };
@@ -44,6 +49,14 @@ function resolveGroup(text: string, group: string): number {
   const gid = parseId(found?.[2] ?? text);
   if (gid === undefined) throw unknown('group', text, '/etc/group');
   return gid;
+}
+
+function groupsOf(name: string, group: string): number[] {
+  const ids = group
+    .split('\n')
+    .map((line) => line.split(':'))
+    .flatMap(([, , id, members]) => (members?.split(',').includes(name) === true ? (parseId(id ?? '') ?? []) : []));
+  return [...new Set(ids)].slice(0, maxGroups);
 }
 
 function parseId(text: string): number | undefined {

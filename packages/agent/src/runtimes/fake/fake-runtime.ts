@@ -68,6 +68,8 @@ export class FakeRuntime implements Runtime {
     await this.#once(request.id, async () => {
       if (this.#state.sandboxes.has(request.id)) return;
       await this.#perform('create', request.id, signal);
+      await request.gate?.completed;
+      await request.gate?.opening();
       this.#launch(request);
     });
   }
@@ -76,6 +78,8 @@ export class FakeRuntime implements Runtime {
     await this.#once(request.id, async () => {
       if (this.#must(request.id).phase !== 'ended') return;
       await this.#perform('start', request.id, signal);
+      await request.gate?.completed;
+      await request.gate?.opening();
       this.#launch(request);
     });
   }

@@ -286,10 +286,15 @@ export class OciRuntime implements Runtime {
       giveAway(runDirectory, owners?.start ?? 0),
     ]);
     const startedAt = this.#clock.now();
-    await this.#program.run(id, layout.bundle, layout.pidFile, layout.log);
+    // Opens at the end of this, however it ends: where the run directory was not completed, init finds no config and ends.
+    using _gate = await this.#program.run(id, layout.bundle, layout.pidFile, layout.log);
     const pid = Number(await readFile(layout.pidFile, 'utf8'));
     // Ended already: then there is no start time, and the next look records the end.
     await writeRecord(layout.record, { ...emptyRecord(request, slot), phase: 'started', pid, pidStart: processStart(pid), startedAt });
+    if (request.gate === undefined) return;
+    await request.gate.completed;
+    await giveAway(runDirectory, owners?.start ?? 0);
+    await request.gate.opening();
   }
 
   async #destroy(id: SandboxId): Promise<void> {

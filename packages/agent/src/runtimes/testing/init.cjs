@@ -1,10 +1,15 @@
 // A small init for the runtimes' own tests: runs config.json's main.argv, answers on its port, writes exit.json.
 'use strict';
 const { spawn } = require('node:child_process');
-const { readFileSync, writeFileSync, renameSync } = require('node:fs');
+const { closeSync, readFileSync, readSync, renameSync, writeFileSync } = require('node:fs');
 const { createServer } = require('node:net');
 const { constants } = require('node:os');
 
+const gate = process.env.DROVER_GATE;
+if (gate !== undefined) {
+  while (readSync(Number(gate), Buffer.alloc(1)) > 0);
+  closeSync(Number(gate));
+}
 const run = '/.drover/run';
 const config = JSON.parse(readFileSync(`${run}/config.json`, 'utf8'));
 

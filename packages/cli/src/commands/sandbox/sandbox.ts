@@ -103,7 +103,9 @@ export interface StopFlags extends WaitFlags {
   readonly grace?: string;
 }
 
-const grace = (flags: StopFlags): { graceMs?: number } => (flags.grace === undefined ? {} : { graceMs: parseDurationMs(flags.grace) });
+/** On the wire 0 means the sandbox's own grace; none at all is the least there is. */
+const grace = (flags: StopFlags): { graceMs?: number } =>
+  flags.grace === undefined ? {} : { graceMs: Math.max(1, parseDurationMs(flags.grace)) };
 
 export function stop(cli: Cli, [references]: readonly [readonly string[]], flags: StopFlags): Promise<number> {
   const options = grace(flags);

@@ -93,7 +93,7 @@ export class FakeHub implements Hub {
     return this.#hosts.get(hostId)?.stream !== undefined;
   }
 
-  async call(hostId: HostId, operation: Operation, _options?: CallOptions): Promise<ResultValue> {
+  async call(hostId: HostId, operation: Operation, { signal }: CallOptions = {}): Promise<ResultValue> {
     const host = this.#hosts.get(hostId);
     const stream = host?.stream;
     if (host === undefined || stream === undefined) throw new DroverError('host-unavailable', 'not connected');
@@ -104,6 +104,8 @@ export class FakeHub implements Hub {
     host.busy.add(id);
     const dropped = new Promise<never>((_, reject) => {
       stream.signal.addEventListener('abort', () => reject(new DroverError('host-unavailable', 'the stream dropped')), { once: true });
+      // Ends the waiting; the host goes on.
+      signal?.addEventListener('abort', () => reject(new DroverError('cancelled', 'nobody waits for it')), { once: true });
     });
     try {
       return await Promise.race([this.#perform(host, operation, id, target?.generation ?? 0n), dropped]);

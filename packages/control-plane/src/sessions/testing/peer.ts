@@ -93,6 +93,11 @@ export class Peer implements AsyncDisposable {
     return (this.#server.address() as AddressInfo).port;
   }
 
+  /** From the next handshake on. */
+  show({ certificatePem, keyPem }: PeerOptions['credentials']): void {
+    this.#server.setSecureContext({ cert: certificatePem, key: keyPem, minVersion: 'TLSv1.3' });
+  }
+
   /** Requests of every session so far, by kind. */
   get asked(): readonly string[] {
     return this.sessions.flatMap(({ requests }) => requests.map(({ payload }) => payload.case ?? 'unknown'));

@@ -139,7 +139,7 @@ export class World implements AsyncDisposable {
       clock,
       tls: { certPem: identity.certificatePem, keyPem: identity.keyPem, caPem: ca.caPem },
       plans: planSource(store, this.secrets),
-      lastRefusal: (id) => this.listener.lastRefusal(id),
+      lastRefusal: (id, thumbprint) => this.listener.lastRefusal(id, thumbprint),
       initFailed: async (id, startCount, message) => await store.sandboxes.failInit(id, startCount, message),
       random: () => 0,
       ...options,

@@ -24,6 +24,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
   await run('alter table sandboxes add column network_cut bigint not null default 0');
   await run('alter table sandboxes add column observed_network_cut bigint not null default 0');
   await run('alter table sandboxes add column revoked_at bigint');
+  await run('alter table sandboxes add column killed bigint not null default 0');
 
   await run('alter table sandboxes add column remove_on_exit bigint not null default 0');
   // As protobuf's JSON has it; a quotation mark within a text of the spec would be escaped.
