@@ -97,7 +97,6 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await using instance = drover;
-  client.close();
   agent?.kill('SIGINT');
   await agent;
   await instance.up([...pool, '--allow-mount', shared]);
@@ -174,6 +173,7 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
   for (const name of names) expect(lines.filter((line) => line.startsWith(`ran ${name} `)).length).toBeGreaterThan(0);
   // And kills met more than first starts.
   expect(lines.filter((line) => line.startsWith('planned ')).length).toBeGreaterThan(count);
+  client.close();
   server.kill('SIGINT');
   await server;
 });
