@@ -102,7 +102,11 @@ async function asRootOfItsNetwork(sandbox: string, ...argv: readonly string[]): 
 beforeAll(async () => {
   work = await mkdtemp(join(tmpdir(), 'e2e-network-'));
   world = await World.create('10.218.255', work);
-  service = createServer((socket) => socket.end('a service of the host\n')).listen(0, '::');
+  service = createServer((socket) => {
+    // Who probes it hangs up as it likes.
+    socket.on('error', () => undefined);
+    socket.end('a service of the host\n');
+  }).listen(0, '::');
   await once(service, 'listening');
   servicePort = (service.address() as AddressInfo).port;
   drover = await TestDrover.start(['--pool', '10.218.64.0/18', '--listen', '0.0.0.0:0']);

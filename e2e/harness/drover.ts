@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -153,7 +153,10 @@ export class TestDrover implements AsyncDisposable {
       // What a killed part left behind, the gateway for instance.
       await endProcesses(await processesUnder(this.data));
       const [logs, log] = [process.env['DROVER_TEST_LOGS'], await this.log()];
-      if (logs !== undefined && log !== '') await writeFile(join(logs, `${basename(this.directory)}.log`), log);
+      if (logs !== undefined && log !== '') {
+        await mkdir(logs, { recursive: true });
+        await writeFile(join(logs, `${basename(this.directory)}.log`), log);
+      }
       await removeDirectory(this.directory);
     }
   }

@@ -72,7 +72,9 @@ describe('I-29: a step', () => {
   it('that leaves a background process holding its output ends all the same', async () => {
     const step = await session.startStep({ name: 'a', argv: ['sh', '-c', 'sleep 1000 & echo $!; exit 4'] });
     expect(await step.end()).toMatchObject({ code: 4, timedOut: false });
-    process.kill(Number(step.stdout), 'SIGKILL');
+    const pid = Number(step.stdout);
+    expect(pid).toBeGreaterThan(1);
+    process.kill(pid, 'SIGKILL');
   });
 
   it('that does not read its stdin ends all the same', async () => {
