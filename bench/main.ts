@@ -61,9 +61,14 @@ async function main(): Promise<void> {
   held.defer(() => clearTimeout(timer));
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp('interrupted'));
 
-  if (wanted('create') || wanted('memory') || wanted('sessions')) await onOneDrover(held, quick, wanted, add);
-  if (wanted('hub')) add(await measureHub(quick, scratch));
-  if (wanted('hosts')) add(await measureHosts(quick, scratch));
+  try {
+    if (wanted('create') || wanted('memory') || wanted('sessions')) await onOneDrover(held, quick, wanted, add);
+    if (wanted('hub')) add(await measureHub(quick, scratch));
+    if (wanted('hosts')) add(await measureHosts(quick, scratch));
+  } catch (error) {
+    console.error(`bench: what was measured until it failed:\n\n${reportOf(results())}`);
+    throw error;
+  }
 
   const whole = results();
   const report = reportOf(whole);

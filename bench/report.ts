@@ -21,9 +21,11 @@ export function reportOf({ at, quick, tookSeconds, machine, sections }: Results)
     '| --- | --- | --- | --- |',
     ...goals.map(({ what, goal, figure, met }) => `| ${what} | ${goal} | ${figure} | ${met ? 'met' : '**short**'} |`),
     '',
-    short.length === 0
-      ? 'All that was measured in this run is met.'
-      : `Still short: ${short.map(({ what, figure, goal }) => `${what}: ${figure}, and ${goal} is wanted`).join('; ')}.`,
+    goals.length === 0
+      ? 'Nothing that was measured in this run has a goal.'
+      : short.length === 0
+        ? 'All that was measured in this run is met.'
+        : `Still short: ${short.map(({ what, figure, goal }) => `${what}: ${figure}, and ${goal} is wanted`).join('; ')}.`,
   ];
   for (const { title, how, rows, absent } of sections) {
     lines.push(

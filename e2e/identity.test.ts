@@ -376,6 +376,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     await eventually('it ticks', async () => (await lines()) > 3);
     await succeeds(['sandbox', 'contain', 'frozen', '--pause']);
     expect((await sandbox('frozen')).state).toBe('paused');
+    await eventually('the kernel has frozen it', async () => await isFrozen('frozen'));
     const still = await lines();
     expect(await lines()).toBe(still);
     await succeeds(['sandbox', 'release', 'frozen', '--pause']);
@@ -426,6 +427,17 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect((await drover.run(['sandbox', 'contain', 'nowhere', '--kill'])).code).toBe(3);
     expect((await drover.run(['identity', 'get', 'nowhere'])).code).toBe(3);
   });
+
+  /** What the kernel says of its processes: cgroup v1's freezer, or v2's events. */
+  async function isFrozen(name: string): Promise<boolean> {
+    const { id } = await sandbox(name);
+    const pid = (await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim();
+    const groups = await readFile(`/proc/${pid}/cgroup`, 'utf8');
+    const first = /^\d+:freezer:(\S+)$/m.exec(groups)?.[1];
+    if (first !== undefined) return (await readFile(`/sys/fs/cgroup/freezer${first}/freezer.state`, 'utf8')).trim() === 'FROZEN';
+    const second = /^0::(\S+)$/m.exec(groups)?.[1] ?? '';
+    return (await readFile(`/sys/fs/cgroup${second}/cgroup.events`, 'utf8')).includes('frozen 1');
+  }
 
   async function readLog(name: string): Promise<readonly string[]> {
     return (await drover.run(['logs', name])).stdout.split('\n');

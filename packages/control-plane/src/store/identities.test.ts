@@ -469,37 +469,6 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       expect((await store.events.after(0, 100, { kinds: ['session'] })).map((event) => event.subject)).toEqual([a.id, b.id]);
     });
 
-    it('I-35: come in pages, each with the event that it stands at', async () => {
-      const rows = [await box(), await box(), await box()].sort((x, y) => (x.id < y.id ? -1 : 1));
-      expect(await store.views.page('', 10)).toEqual({ atEventId: await store.events.lastId(), views: [] });
-      await store.views.put(
-        rows.map((row) => view(row.id)),
-        [],
-      );
-      const ids = async (after: SandboxId | '', limit: number): Promise<string[]> =>
-        (await store.views.page(after, limit)).views.map((one) => one.sandboxId);
-      const all = rows.map((row) => row.id);
-      expect(await ids('', 10)).toEqual(all);
-      expect(await ids('', 2)).toEqual(all.slice(0, 2));
-      expect(await ids(all[1] ?? '', 2)).toEqual(all.slice(2));
-      expect(await store.views.page(all[2] ?? '', 2)).toEqual({ atEventId: await store.events.lastId(), views: [] });
-    });
-
-    it('I-35: a page stands exactly at its event: each view is as the events up to it made it', async () => {
-      const row = await box();
-      const writing = (async () => {
-        for (let i = 0; i < 40; i++) {
-          const id = (await store.events.lastId()) + 1;
-          await store.views.put([view(row.id, `${id}`)], [{ kind: 'session', type: 'X', subject: row.id, data: {} }]);
-        }
-      })();
-      for (let i = 0; i < 40; i++) {
-        const { atEventId, views } = await store.views.page('', 10);
-        if (views[0] !== undefined) expect(views[0].session.lastError).toBe(`${atEventId}`);
-      }
-      await writing;
-    });
-
     it('I-35: what the registry does is in the view at once', async () => {
       const { row } = await registered();
       const verdict = async (): Promise<string | undefined> => (await store.views.get([row.id])).get(row.id)?.identity.verdict;

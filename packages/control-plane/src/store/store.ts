@@ -318,8 +318,6 @@ export interface IdentityStore {
 export interface ViewStore {
   /** `lock`: within `together`, nothing else changes them until it ends. */
   get(ids: readonly SandboxId[], options?: { readonly lock?: boolean }): Promise<ReadonlyMap<SandboxId, SandboxView>>;
-  /** A page of all, by id, with the event id that they stand at, read in one transaction. */
-  page(after: SandboxId | '', limit: number): Promise<{ readonly atEventId: number; readonly views: readonly SandboxView[] }>;
   /** Writes the views, and the events that made them, in one transaction. */
   put(views: readonly SandboxView[], events: readonly EventDraft[]): Promise<void>;
 }

@@ -1,4 +1,3 @@
-import { sql } from 'kysely';
 import type { SandboxId } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import * as limits from '../limits.ts';
@@ -26,18 +25,6 @@ export class SqlViewStore implements ViewStore {
       for (const view of rows.map(viewOf)) views.set(view.sandboxId, view);
     }
     return views;
-  }
-
-  async page(after: SandboxId | '', limit: number): Promise<{ readonly atEventId: number; readonly views: readonly SandboxView[] }> {
-    // One statement: both databases answer it from one state, whatever is written meanwhile.
-    const { rows } = await sql<{ last: number; document: string | null }>`select event_counter.last, page.document from event_counter
-      left join (select sandbox_id, document from sandbox_views where sandbox_id > ${after} order by sandbox_id
-        limit ${Math.min(limit, limits.listPageMax)}) page on true
-      where event_counter.id = 1 order by page.sandbox_id`.execute(this.#database.db);
-    return {
-      atEventId: rows[0]?.last ?? 0,
-      views: rows.flatMap(({ document }) => (document === null ? [] : [viewOf({ document })])),
-    };
   }
 
   async put(views: readonly SandboxView[], events: readonly EventDraft[]): Promise<void> {

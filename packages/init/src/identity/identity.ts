@@ -23,16 +23,10 @@ export class Identity {
   #current: ServerIdentity;
   #registering: Promise<void> | undefined;
   #early: EarlyConnection | undefined;
-  #accessToken: string | undefined;
 
   constructor(options: IdentityOptions) {
     this.#options = options;
     this.#current = options.identity;
-  }
-
-  /** The bearer token for the control plane's other methods, once registered. */
-  get accessToken(): string | undefined {
-    return this.#accessToken;
   }
 
   /** Makes the connection that Register will need, when it may be asked for. */
@@ -85,8 +79,7 @@ export class Identity {
     // The client is needed once in most sandboxes' lives.
     const [{ register }, early] = await Promise.all([import('./register.ts'), this.#early?.take()]);
     this.#early = undefined;
-    const { accessToken } = await register({ ...config, control: config.control, identity: this.#current, bootstrapToken, early });
-    this.#accessToken = accessToken;
+    await register({ ...config, control: config.control, identity: this.#current, bootstrapToken, early });
   }
 
   /** For who looks into the run directory; init itself has it in memory. */

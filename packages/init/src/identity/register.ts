@@ -32,12 +32,13 @@ const final: Partial<Record<Code, ErrorCode>> = {
  * connection cannot be had or breaks; an answer is final.
  * @throws {DroverError} permission-denied and the other answers, ca-mismatch when somebody else answers, control-plane-unreachable
  */
-export async function register(registration: Registration): Promise<{ readonly accessToken: string }> {
+export async function register(registration: Registration): Promise<void> {
   const signal = AbortSignal.timeout(registerMs);
   const backoff = new Backoff({ baseMs: registerBackoffMs, capMs: maxRegisterBackoffMs });
   for (let { early } = registration; ; early = undefined) {
     try {
-      return await tryRegister({ ...registration, early }, AbortSignal.any([signal, AbortSignal.timeout(registerTryMs)]));
+      await tryRegister({ ...registration, early }, AbortSignal.any([signal, AbortSignal.timeout(registerTryMs)]));
+      return;
     } catch (thrown) {
       const error = toDroverError(thrown, registration);
       if (!hasCode(error, 'control-plane-unreachable') || signal.aborted) throw error;
@@ -50,7 +51,7 @@ export async function register(registration: Registration): Promise<{ readonly a
   }
 }
 
-async function tryRegister(registration: Registration, signal: AbortSignal): Promise<{ readonly accessToken: string }> {
+async function tryRegister(registration: Registration, signal: AbortSignal): Promise<void> {
   const socket = registration.early ?? (await connectToControlPlane(registration, signal));
   const sessions = new ReadableSessionManager('https://control-plane', {}, { createConnection: () => socket });
   try {
@@ -66,7 +67,8 @@ async function tryRegister(registration: Registration, signal: AbortSignal): Pro
       writeMaxBytes: maxMessageBytes,
     });
     const { project, name, bootstrapToken } = registration;
-    return await createClient(control.ControlService, transport).register(
+    // The access token of the answer is for other methods; init calls none.
+    await createClient(control.ControlService, transport).register(
       { project, name },
       { signal, headers: { authorization: `Bearer ${bootstrapToken}` } },
     );

@@ -2275,7 +2275,7 @@ export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
   follow: boolean;
 
   /**
-   * sandbox, host, image, session, …; empty: all.
+   * sandbox, host, session, identity, init; empty: all.
    *
    * @generated from field: repeated string kinds = 4;
    */
@@ -2319,7 +2319,7 @@ export type Event = Message<"drover.api.v1.Event"> & {
   time?: Timestamp | undefined;
 
   /**
-   * sandbox, host, image, session, …
+   * sandbox, host, session, identity, init.
    *
    * @generated from field: string kind = 3;
    */
