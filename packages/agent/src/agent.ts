@@ -28,6 +28,8 @@ export interface AgentOptions {
   readonly slots?: number;
   /** host:port of the link; default: as the join said. */
   readonly linkAddress?: string;
+  /** The longest wait between two tries to reach the control plane (L-12); default 30 s. Milliseconds. */
+  readonly reconnectMaxMs?: number;
   /** Addresses for sandboxes, an IPv4 network; default 10.213.0.0/16. */
   readonly pool?: string;
   /** `runc` (default), `crun`, or a path. */
@@ -131,6 +133,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     info: host,
     logger,
     ...(options.linkAddress !== undefined && { address: options.linkAddress }),
+    ...(options.reconnectMaxMs !== undefined && { reconnectMaxMs: options.reconnectMaxMs }),
   });
   const { carryInbound } = link;
   const control = new ControlListener({

@@ -42,6 +42,9 @@ export const reconnectNoteMs = 30_000;
 export const minHostTtlMs = 3_000;
 export const minLostGraceMs = 1_000;
 export const maxLivenessMs = 24 * 3_600_000;
+/** The shortest and the longest --reconnect-max, ms. Others are refused. */
+export const minReconnectMaxMs = 500;
+export const maxReconnectMaxMs = 600_000;
 
 /** Bytes of one secret; the control plane takes no more. A larger one is refused. */
 export const maxSecretBytes = 64 * 1024;

@@ -132,6 +132,7 @@ function hostFlags(command: Command): Command {
     .option('--pool <network>', 'addresses for its sandboxes (10.213.0.0/16)')
     .option('--runtime-program <program>', 'runc, crun, or a path')
     .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect)
+    .option('--reconnect-max <duration>', 'the longest wait between two tries to reach the control plane (30s)')
     .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP, or prove itself badly (again for more)', collect)
     .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (again for more)', collect)
     .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them');

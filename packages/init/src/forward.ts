@@ -55,11 +55,12 @@ async function dial(port: number, signal: AbortSignal): Promise<Socket> {
   let cause: unknown;
   for (const host of ['127.0.0.1', '::1']) {
     const socket = connect({ host, port, allowHalfOpen: true, noDelay: true });
+    // Stays for the socket's life: a reset that comes before somebody reads it must not end init.
+    socket.on('error', () => undefined);
     try {
       await once(socket, 'connect', { signal: AbortSignal.any([signal, AbortSignal.timeout(forwardConnectMs)]) });
       return socket;
     } catch (error) {
-      socket.on('error', () => undefined);
       socket.destroy();
       signal.throwIfAborted();
       cause ??= error;

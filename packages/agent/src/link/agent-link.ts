@@ -36,6 +36,8 @@ export interface AgentLinkOptions {
   readonly info: HostInfo;
   readonly clock?: Clock;
   readonly logger?: Logger;
+  /** The longest wait between two tries (L-12). Milliseconds. */
+  readonly reconnectMaxMs?: number;
   /** For the jitter of reconnects: [0, 1). */
   readonly random?: () => number;
 }
@@ -85,7 +87,7 @@ export class AgentLink {
    * Never rejects. What the commands do on the host goes on when the stream ends; the next one reports it.
    */
   async run(signal: AbortSignal): Promise<'aborted' | 'removed'> {
-    const { sandboxes, images, info, random } = this.#options;
+    const { sandboxes, images, info, random, reconnectMaxMs = reconnectCapMs } = this.#options;
     const tunnels = new AgentTunnels(sandboxes, this.#clock, this.#logger, signal);
     this.#tunnels = tunnels;
     const commands = new CommandRunner({
@@ -103,7 +105,7 @@ export class AgentLink {
       this.#unsent.add(observation);
       this.#stream?.observed();
     });
-    const backoff = new Backoff({ baseMs: reconnectBaseMs, capMs: reconnectCapMs, ...(random === undefined ? {} : { random }) });
+    const backoff = new Backoff({ baseMs: reconnectBaseMs, capMs: reconnectMaxMs, ...(random === undefined ? {} : { random }) });
     try {
       while (!signal.aborted) {
         const ending = await this.#hold(commands, signal);

@@ -14,10 +14,13 @@ export function joinStreams(one: Duplex, two: Duplex, clock: Pick<Clock, 'sleep'
     [two, one],
   ] as const) {
     from.on('error', onError);
-    from.once('close', () => {
+    const closed = (): void => {
       if (!from.readableEnded) cutOff(to);
       else closeBehind(to, clock);
-    });
+    };
+    // One that broke before it was joined says nothing more.
+    if (from.closed) closed();
+    else from.once('close', closed);
     from.pipe(to);
   }
 }

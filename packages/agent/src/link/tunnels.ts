@@ -38,12 +38,18 @@ export class AgentTunnels {
     this.#open++;
     try {
       const inside = await this.#dial(id, port);
-      const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
-      call.write(
-        create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'tunnelId', value: command.tunnelId } } } }),
-      );
-      this.#open++;
-      inside.once('close', () => this.#open--);
+      let call: ReturnType<typeof callTunnel>;
+      try {
+        call = callTunnel(client, { case: 'tunnelId', value: command.tunnelId });
+      } catch (error) {
+        // The link that asked for it ended during the dial.
+        inside.destroy();
+        throw new DroverError('unavailable', 'the link that asked for the tunnel has ended', { cause: error });
+      }
+      if (!inside.closed) {
+        this.#open++;
+        inside.once('close', () => this.#open--);
+      }
       this.#join(new TunnelStream(call, () => call.cancel()), inside, id);
     } finally {
       this.#open--;
@@ -55,8 +61,7 @@ export class AgentTunnels {
    * When the tunnel breaks, or the control plane does not take it, the connection is reset.
    */
   carry(client: Client, inbound: MessageInitShape<typeof link.SandboxInboundSchema>, connection: Duplex): void {
-    const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
-    call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction: { case: 'inbound', value: inbound } } } }));
+    const call = callTunnel(client, { case: 'inbound', value: inbound });
     this.#join(new TunnelStream(call, () => call.cancel()), connection, inbound.sandboxId);
   }
 
@@ -82,6 +87,13 @@ export class AgentTunnels {
       done.abort();
     }
   }
+}
+
+/** Throws when the client is closed. */
+function callTunnel(client: Client, direction: NonNullable<MessageInitShape<typeof link.TunnelOpenSchema>['direction']>) {
+  const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
+  call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value: { direction } } }));
+  return call;
 }
 
 function portOf({ target }: link.OpenTunnel): 'init' | number {

@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { DroverError, errnoOf, type Clock } from '@drover/foundation';
@@ -44,14 +45,13 @@ export async function dialSandbox(options: DialOptions): Promise<Duplex> {
 
 async function connectOnce(host: string, port: number, signal: AbortSignal): Promise<Socket> {
   const socket = connect({ host, port, allowHalfOpen: true, noDelay: true });
+  // Stays for the socket's life: a reset that comes before somebody reads it must not end the process.
+  socket.on('error', () => undefined);
   const timer = setTimeout(() => socket.destroy(timeout()), sandboxConnectMs);
   const abort = (): void => void socket.destroy(signal.reason as Error);
   signal.addEventListener('abort', abort, { once: true });
   try {
-    await new Promise<void>((resolve, reject) => {
-      socket.once('connect', resolve);
-      socket.once('error', reject);
-    });
+    await once(socket, 'connect');
     return socket;
   } catch (error) {
     socket.destroy();
@@ -59,7 +59,6 @@ async function connectOnce(host: string, port: number, signal: AbortSignal): Pro
   } finally {
     clearTimeout(timer);
     signal.removeEventListener('abort', abort);
-    socket.removeAllListeners('connect').removeAllListeners('error');
   }
 }
 

@@ -2,6 +2,8 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { clip, DroverError, errnoOf, parseLabel, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
+import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
+import { parseWithin } from './settings.ts';
 
 /** What this host was told about itself when it joined. */
 export interface HostSettings {
@@ -14,6 +16,8 @@ export interface HostSettings {
   readonly runtimeProgram?: string;
   /** Directories that sandboxes may mount (R-18). */
   readonly allowedMounts?: readonly string[];
+  /** The longest wait between two tries to reach the control plane (L-12). Milliseconds. */
+  readonly reconnectMaxMs?: number;
   /** What is said about registries (R-11). */
   readonly registries?: RegistrySettings;
 }
@@ -35,6 +39,7 @@ export interface HostFlags {
   readonly pool?: string;
   readonly runtimeProgram?: string;
   readonly allowMount?: readonly string[];
+  readonly reconnectMax?: string;
   readonly insecureRegistry?: readonly string[];
   readonly registryMirror?: readonly string[];
   readonly registryCredentials?: string;
@@ -46,7 +51,14 @@ const file = (stateDirectory: string): string => join(stateDirectory, 'host.json
 export async function checkHostFlags(flags: HostFlags): Promise<void> {
   for (const label of flags.label ?? []) parseLabel(label);
   parseRegistries(flags);
+  parseReconnectMax(flags);
   if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
+}
+
+/** L-12. @throws {DroverError} invalid-argument */
+function parseReconnectMax({ reconnectMax }: HostFlags): { readonly reconnectMaxMs?: number } {
+  if (reconnectMax === undefined) return {};
+  return { reconnectMaxMs: parseWithin('--reconnect-max', reconnectMax, minReconnectMaxMs, maxReconnectMaxMs) };
 }
 
 /** R-11. @throws {DroverError} invalid-argument */
@@ -89,6 +101,7 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
     ...(flags.pool !== undefined && { pool: flags.pool }),
     ...(flags.runtimeProgram !== undefined && { runtimeProgram: flags.runtimeProgram }),
     ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
+    ...parseReconnectMax(flags),
   };
   if (Object.keys(given).length === 0 && Object.keys(registries).length === 0) return;
   const kept = await loadHostSettings(stateDirectory);
@@ -104,6 +117,7 @@ const schema = z.object({
   pool: z.string().optional(),
   runtimeProgram: z.string().optional(),
   allowedMounts: z.array(z.string()).optional(),
+  reconnectMaxMs: z.number().optional(),
   registries: z
     .object({
       insecureRegistries: z.array(z.string()).optional(),

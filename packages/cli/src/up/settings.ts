@@ -41,15 +41,16 @@ export interface LivenessFlags {
 /** L-10, L-26. @throws {DroverError} invalid-argument */
 export function parseLiveness(flags: LivenessFlags): { readonly hostTtlMs?: number; readonly lostGraceMs?: number } {
   return {
-    ...(flags.hostTtl !== undefined && { hostTtlMs: parseWithin('--host-ttl', flags.hostTtl, minHostTtlMs) }),
-    ...(flags.lostGrace !== undefined && { lostGraceMs: parseWithin('--lost-grace', flags.lostGrace, minLostGraceMs) }),
+    ...(flags.hostTtl !== undefined && { hostTtlMs: parseWithin('--host-ttl', flags.hostTtl, minHostTtlMs, maxLivenessMs) }),
+    ...(flags.lostGrace !== undefined && { lostGraceMs: parseWithin('--lost-grace', flags.lostGrace, minLostGraceMs, maxLivenessMs) }),
   };
 }
 
-function parseWithin(flag: string, text: string, leastMs: number): number {
+/** A duration from `leastMs` to `mostMs`. @throws {DroverError} invalid-argument */
+export function parseWithin(flag: string, text: string, leastMs: number, mostMs: number): number {
   const ms = parseDurationMs(text);
-  if (ms >= leastMs && ms <= maxLivenessMs) return ms;
+  if (ms >= leastMs && ms <= mostMs) return ms;
   throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is too ${ms < leastMs ? 'short' : 'long'}`, {
-    hint: `give ${leastMs / 1000}s to ${maxLivenessMs / 3_600_000}h`,
+    hint: `give ${leastMs / 1000}s to ${mostMs % 3_600_000 === 0 ? `${mostMs / 3_600_000}h` : `${mostMs / 1000}s`}`,
   });
 }

@@ -111,13 +111,13 @@ async function dial(address: string, port: number, signal: AbortSignal): Promise
   if (host.kind !== 'address') throw new TypeError(`${address} is not an address`);
   return await new Promise<Socket>((resolve, reject) => {
     const socket = connect({ host: host.address.toString(), port, allowHalfOpen: true, noDelay: true });
+    // Stays for the socket's life: a reset that comes before somebody reads it must not end the gateway.
+    socket.on('error', () => undefined);
     const settle = (error?: Error): void => {
       clearTimeout(timer);
       signal.removeEventListener('abort', abort);
       socket.off('error', settle);
       if (error === undefined) return resolve(socket);
-      // A late error of a socket given up has nobody left to tell.
-      socket.on('error', () => undefined);
       socket.destroy();
       reject(error);
     };
