@@ -207,10 +207,14 @@ describe('R-2: drover run', () => {
       await terminal.shows('33 101');
       expect(terminal.output).toContain('/dev/pts/');
       terminal.resize(120, 40);
-      terminal.type('stty size\r');
-      await terminal.shows('40 120');
-      terminal.type('sleep 1000\r');
-      await terminal.shows('sleep 1000');
+      // The size and the keys come by ways of their own: either may be first.
+      await eventually('the new size is seen inside', () => {
+        terminal.type('stty size\r');
+        return terminal.output.includes('40 120');
+      });
+      // Quoted, so that what is shown is what it printed, and not the echo of what was typed.
+      terminal.type('echo be""gun; sleep 1000\r');
+      await terminal.shows('begun');
       terminal.type('\u0003');
       terminal.type('echo status $?\r');
       await terminal.shows('status 130');
