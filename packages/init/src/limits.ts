@@ -75,6 +75,9 @@ export const farewellMs = 500;
 export const reapIntervalMs = 10_000;
 /** oom_score_adj of what the user runs: the kernel takes it before init. */
 export const workloadOomScoreAdj = 500;
+/** Tries to set it of one process, and the wait after the first, doubled with each; then it keeps init's. Milliseconds. */
+export const oomScoreTries = 8;
+export const oomScoreRetryMs = 5;
 /** Milliseconds without a call before init gives memory back, and the least time between two such efforts. */
 export const idleTrimMs = 1_500;
 export const trimIntervalMs = 30_000;
