@@ -29,6 +29,10 @@ export const maxEndedExecs = 32;
 export const endedExecTtlMs = 10 * 60_000;
 /** Milliseconds that a process's exit waits for the end of its output when something else holds the pipe open. */
 export const outputDrainMs = 500;
+/** The same, when what holds it open goes on writing: what comes later is read and dropped. Milliseconds in which nobody was waited for. */
+export const maxOutputDrainMs = 3_000;
+/** And so many bytes at most, however slowly they are taken: two full pipes (pipe(7), pipe-max-size) and what streams hold. */
+export const maxOutputDrainBytes = 2 * 1024 * 1024 + 256 * 1024;
 /** Characters of an exec id. */
 export const maxExecIdLength = 128;
 
