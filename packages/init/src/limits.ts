@@ -93,3 +93,5 @@ export const idleCpuShare = 0.02;
 export const idleCpuFloorMs = 50;
 /** Groups of one user beside its own; those that follow in /etc/group are left out. Linux takes 65,536, one argument 128 KiB. */
 export const maxGroups = 1024;
+/** Bytes of /etc/passwd or /etc/group; a longer one counts as absent. */
+export const maxAccountBytes = 4 * 1024 * 1024;
