@@ -176,6 +176,22 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     expect(result).toMatchObject({ code: 0, stdout: '1000\nwrote\nlistens\n' });
   });
 
+  test('I-37: the kernel takes what the user runs before init: a command, one with a terminal, one of a user with groups', async () => {
+    const script = 'until grep -q 500 /proc/self/oom_score_adj; do sleep 0.05; done; cat /proc/self/oom_score_adj';
+    await ok('run', '-d', '--name', 'scores', 'host', '--', 'sh', '-c', 'echo friends:x:4242:daemon >> /etc/group; sleep 600');
+    for (const flags of [[], ['-t'], ['--user', 'daemon']]) {
+      expect({ flags, score: (await ok('exec', ...flags, 'scores', '--', 'sh', '-c', script)).trim() }).toEqual({ flags, score: '500' });
+    }
+    // The group is there: that one began as init's own program.
+    expect(await ok('exec', '--user', 'daemon', 'scores', '--', 'id', '-G')).toContain('4242');
+  });
+
+  test('I-6: to root of the sandbox its init is a closed book', async () => {
+    const script =
+      'for name in maps mem environ; do cat /proc/1/$name > /dev/null 2>&1 && echo "read $name"; done; ls /proc/1/fd 2>&1; id -u';
+    expect(await ok('exec', 'scores', '--', 'sh', '-c', script)).toMatch(/^ls: [^\n]*Permission denied\n0\n$/);
+  });
+
   test('init itself is not the workload’s to change: what it needs is read-only', async () => {
     const result = await drover.run([
       'run',

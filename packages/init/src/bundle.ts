@@ -7,13 +7,15 @@ const packageRoot = dirname(import.meta.dirname);
 
 /**
  * How init's Node is started: these before the path of the bundle. No worker threads for V8, and none that parses the public roots.
- * `--disable-sigusr1`: the workload must not open a debugger in PID 1. No flags of V8's own: each of those makes it refuse the code cache
+ * `--disable-sigusr1`: the workload must not open a debugger in PID 1. `--openssl-config`: nor name libraries for it to load, in the
+ * /etc/ssl/openssl.cnf of its image. No flags of V8's own: each of those makes it refuse the code cache
  * that Node carries for its own modules, and start-up twice as long.
  */
 export const initNodeFlags: readonly string[] = [
   '--v8-pool-size=0',
   '--use-openssl-ca',
   '--disable-sigusr1',
+  '--openssl-config=/dev/null',
   '--disable-warning=ExperimentalWarning',
 ];
 

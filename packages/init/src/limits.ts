@@ -29,6 +29,10 @@ export const maxEndedExecs = 32;
 export const endedExecTtlMs = 10 * 60_000;
 /** Milliseconds that a process's exit waits for the end of its output when something else holds the pipe open. */
 export const outputDrainMs = 500;
+/** The same, when what holds it open goes on writing: what comes later is read and dropped. Milliseconds in which nobody was waited for. */
+export const maxOutputDrainMs = 3_000;
+/** And so many bytes at most, however slowly they are taken: two full pipes (pipe(7), pipe-max-size) and what streams hold. */
+export const maxOutputDrainBytes = 2 * 1024 * 1024 + 256 * 1024;
 /** Characters of an exec id. */
 export const maxExecIdLength = 128;
 
@@ -75,6 +79,9 @@ export const farewellMs = 500;
 export const reapIntervalMs = 10_000;
 /** oom_score_adj of what the user runs: the kernel takes it before init. */
 export const workloadOomScoreAdj = 500;
+/** Tries to set it of one process, and the wait after the first, doubled with each; then it keeps init's. Milliseconds. */
+export const oomScoreTries = 8;
+export const oomScoreRetryMs = 5;
 /** Milliseconds without a call before init gives memory back, and the least time between two such efforts. */
 export const idleTrimMs = 1_500;
 export const trimIntervalMs = 30_000;
@@ -86,3 +93,5 @@ export const idleCpuShare = 0.02;
 export const idleCpuFloorMs = 50;
 /** Groups of one user beside its own; those that follow in /etc/group are left out. Linux takes 65,536, one argument 128 KiB. */
 export const maxGroups = 1024;
+/** Bytes of /etc/passwd or /etc/group; a longer one counts as absent. */
+export const maxAccountBytes = 4 * 1024 * 1024;

@@ -1,4 +1,4 @@
-import { writeFileSync, renameSync } from 'node:fs';
+import { renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
@@ -225,7 +225,9 @@ export class Sandbox {
     const record: ExitRecord = { code: end.code, signal: end.signal, at: end.at, reason: end.reason, message: end.message };
     const path = join(this.runDirectory, 'exit.json');
     try {
-      writeFileSync(`${path}.tmp`, JSON.stringify(record), { mode: 0o600 });
+      // The workload may have put something else there, and must not hold its own end up.
+      rmSync(`${path}.tmp`, { recursive: true, force: true });
+      writeFileSync(`${path}.tmp`, JSON.stringify(record), { mode: 0o600, flag: 'wx' });
       renameSync(`${path}.tmp`, path);
     } catch {
       // A full disk: the agent then has init's own exit status.

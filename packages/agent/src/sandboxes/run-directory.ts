@@ -25,10 +25,10 @@ export interface StartMaterial {
   readonly bootstrapToken: string;
 }
 
-/** Makes the run directory of one start, 0700, without what an earlier start left in it, but for its logs. */
+/** Makes the run directory of one start, 0700, without what an earlier start left in it, of whatever kind, but for its logs. */
 export async function makeRunDirectory(directory: string): Promise<void> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
-  await rm(join(directory, 'exit.json'), { force: true });
+  await rm(join(directory, 'exit.json'), { recursive: true, force: true });
   await removeStartMaterial(directory);
 }
 
@@ -67,5 +67,5 @@ export async function writeStartMaterial(directory: string, material: StartMater
 
 /** Removes what a start that failed was given, its key before all; logs stay. */
 export async function removeStartMaterial(directory: string): Promise<void> {
-  await Promise.all(materialFiles.map(async (name) => await rm(join(directory, name), { force: true })));
+  await Promise.all(materialFiles.map(async (name) => await rm(join(directory, name), { recursive: true, force: true })));
 }

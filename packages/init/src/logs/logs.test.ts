@@ -1,4 +1,5 @@
-import { appendFile, mkdtemp, rm, stat } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { appendFile, mkdtemp, rm, stat, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
@@ -68,4 +69,12 @@ it('cuts what is longer than a record, and skips what is none', async () => {
   await write(writer, 'z'.repeat(100_000));
   await writer.close();
   expect(await read()).toBe('z'.repeat(100_000));
+});
+
+it('what is no file in the place of one holds no reader up, and is not followed', async () => {
+  execFileSync('mkfifo', [join(directory, 'log')]);
+  await appendFile(join(directory, 'real'), '{"s":1,"t":1,"d":"YQ=="}\n');
+  await symlink('real', join(directory, 'log.1'));
+  expect(await read()).toBe('');
+  expect(await read({ tailLines: 3 })).toBe('');
 });

@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import { open, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { logFile, type LogLine } from '../config.ts';
@@ -140,13 +141,16 @@ async function countLines(path: string): Promise<number> {
   return lines + (unfinished ? 1 : 0);
 }
 
+/** As in writer.ts: no link, no wait for whoever writes to a pipe, and nothing that is no file. */
 async function openIfThere(path: string): Promise<FileHandle | undefined> {
   try {
-    return await open(path, 'r');
+    const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    if ((await file.stat()).isFile()) return file;
+    await file.close();
   } catch {
     // Nothing was logged yet, or nothing was rotated.
-    return undefined;
   }
+  return undefined;
 }
 
 /** Wakes one reader when the writer has written. */

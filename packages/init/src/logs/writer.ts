@@ -1,8 +1,11 @@
-import { close, closeSync, fstatSync, openSync, renameSync, write } from 'node:fs';
+import { close, closeSync, constants, fstatSync, openSync, renameSync, write } from 'node:fs';
 import { join } from 'node:path';
 import { logFile, maxLogBytes, type LogLine } from '../config.ts';
 import { maxLogPendingBytes, maxLogRecordBytes } from '../limits.ts';
 import type { OutputSink } from '../processes/process.ts';
+
+/** The directory is the workload's too: a link is not followed, and a pipe that nobody reads holds nobody up. */
+const appendOnly = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
 export interface LogOptions {
   readonly directory: string;
@@ -141,7 +144,7 @@ export class LogWriter implements OutputSink {
         this.#generation++;
       }
       if (this.#fd === undefined) {
-        this.#fd = openSync(this.#path, 'a', 0o600);
+        this.#fd = openSync(this.#path, appendOnly, 0o600);
         this.#size = fstatSync(this.#fd).size;
       }
       return this.#fd;

@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -215,6 +215,23 @@ describe('the kept log', () => {
     let text = '';
     for await (const chunk of client.init.logs({ tailLines: 3n })) text += Buffer.from(chunk.data).toString();
     expect(text).toBe('4998\n4999\n5000\n');
+  });
+
+  it('is not held up by what the workload puts in the place of its files', async () => {
+    const runDirectory = await mkdtemp(join(tmpdir(), 'drover-pipes-'));
+    for (const name of ['log', 'exit.json.tmp']) execFileSync('mkfifo', [join(runDirectory, name)]);
+    try {
+      const said = join(runDirectory, 'said');
+      const { box } = await run({ argv: ['sh', '-c', `echo said; : > ${said}; read -r line; exit 6`], stdin: true }, { runDirectory });
+      await expect.poll(() => existsSync(said)).toBe(true);
+      process.kill(initPid(box), 'SIGTERM');
+      expect(await box.exited).toBe(143);
+      expect(exitRecord(box)).toMatchObject({ code: 143, reason: 'stopped' });
+    } finally {
+      await box?.close();
+      box = undefined;
+      await rm(runDirectory, { recursive: true });
+    }
   });
 
   it('a full disk costs records, not the workload', async () => {

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { closedSuffix } from '../config.ts';
 
 /** `argv[0]` of a built-in step. */
 const ownProgram = 'drover-step';
@@ -40,8 +41,12 @@ export function userEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   );
 }
 
-/** This process's command as far as the bundle. In /proc, unlike in process.argv, it begins with the loader. */
+/**
+ * This process's command as far as the bundle. In /proc, unlike in process.argv, it begins with the loader. Init's own is closed to the
+ * sandbox, and would make of what it starts something that has nothing of its own in /proc.
+ */
 export function ownCommand(): readonly string[] {
-  const words = readFileSync('/proc/self/cmdline', 'utf8').split('\0');
-  return words.slice(0, words.indexOf(process.argv[1] ?? '') + 1);
+  const [program = '', ...words] = readFileSync('/proc/self/cmdline', 'utf8').split('\0');
+  const open = program.endsWith(closedSuffix) ? program.slice(0, -closedSuffix.length) : program;
+  return [open, ...words.slice(0, words.indexOf(process.argv[1] ?? '') + 1)];
 }

@@ -1,6 +1,6 @@
 import { once } from 'node:events';
 import type { Readable } from 'node:stream';
-import { maxReaderLagBytes, outputDrainMs } from '../limits.ts';
+import { maxOutputDrainBytes, maxOutputDrainMs, maxReaderLagBytes, outputDrainMs } from '../limits.ts';
 import { ReplayBuffer, type OutputChunk, type ReplayBudget } from './replay.ts';
 import type { RawExit, Spawned } from './spawned.ts';
 
@@ -141,6 +141,8 @@ export class ManagedProcess {
   async #finish(ended: Promise<unknown>): Promise<Exit> {
     const raw = await this.spawned.exited;
     const at = Date.now();
+    // At the end of a child Node resumes its streams, whoever paused them.
+    if (this.#paused) for (const source of this.#sources) source.pause();
     await this.#drained(ended);
     this.#exit = { ...raw, at };
     this.#flow();
@@ -148,14 +150,20 @@ export class ManagedProcess {
     return this.#exit;
   }
 
-  /** The end of the output, or a bounded wait without progress when a background child holds the pipe open. */
+  /**
+   * The end of the output; or, when a background child holds the pipe open, a bounded wait without progress, and a bounded one with it: what
+   * the process itself wrote is in the pipe when it ends. While a reader is waited for the time does not count.
+   */
   async #drained(ended: Promise<unknown>): Promise<void> {
     let over = false;
     const end = ended.then(() => {
       over = true;
     });
-    for (let seen = -1; !over && (seen !== this.#replay.end || this.#paused); ) {
+    let leftMs = maxOutputDrainMs;
+    const endAt = this.#replay.end + maxOutputDrainBytes;
+    for (let seen = -1; !over && this.#replay.end < endAt && (this.#paused || (seen !== this.#replay.end && leftMs > 0)); ) {
       seen = this.#replay.end;
+      if (!this.#paused) leftMs -= outputDrainMs;
       let timer: NodeJS.Timeout | undefined;
       await Promise.race([end, new Promise<void>((resolve) => (timer = setTimeout(resolve, outputDrainMs)))]);
       clearTimeout(timer);

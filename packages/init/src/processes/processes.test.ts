@@ -149,6 +149,15 @@ describe('I-39: exec', () => {
     await sleeper.exit();
   });
 
+  it.each([
+    ['a little', 'while :; do echo noise; sleep 0.1; done'],
+    ['as much as it can', 'exec yes noise'],
+  ])('I-37: ends with its process, though what that left behind goes on writing %s', async (_, noise) => {
+    const exec = await start(['sh', '-c', `(${noise}) & echo said; exit 6`]);
+    expect(await exec.exit()).toMatchObject({ code: 6 });
+    expect(exec.output).toContain('said\n');
+  });
+
   it('keeps a slow reader from filling the memory', async () => {
     const exec = await start(['sh', '-c', 'head -c 200000000 /dev/zero; echo end']);
     await exec.started();

@@ -1,7 +1,7 @@
 import { spawn as spawnChild } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { workloadOomScoreAdj } from '../limits.ts';
+import { oomScoreRetryMs, oomScoreTries, workloadOomScoreAdj } from '../limits.ts';
 import { commandNotFound, notExecutable, resolveCommand, type Command } from './command.ts';
 import { withGroups } from './groups.ts';
 import { killGroup, rawExit, type RawExit, type Spawned, type Spawner } from './spawned.ts';
@@ -17,13 +17,22 @@ export const spawnProcess: Spawner = async (request) => {
   ownChildren.add(spawned.pid);
   // Only once its own waiter has reaped it; until then its number cannot be another's.
   void spawned.exited.finally(() => ownChildren.delete(spawned.pid));
-  try {
-    writeFileSync(`/proc/${spawned.pid}/oom_score_adj`, String(workloadOomScoreAdj));
-  } catch {
-    // Raising it is always permitted; without /proc, or with the process gone, there is nothing to raise.
-  }
+  raiseOomScore(spawned.pid);
   return spawned;
 };
+
+/**
+ * Raising it is always permitted, but of a process that has not become its own program yet: until then it is as closed as init (see the
+ * agent's init-directory.ts). Without /proc, or with the process gone, there is nothing to raise.
+ */
+function raiseOomScore(pid: number, tries = oomScoreTries): void {
+  if (!ownChildren.has(pid)) return;
+  try {
+    writeFileSync(`/proc/${pid}/oom_score_adj`, String(workloadOomScoreAdj));
+  } catch {
+    if (tries > 1) setTimeout(() => raiseOomScore(pid, tries - 1), oomScoreRetryMs * 2 ** (oomScoreTries - tries)).unref();
+  }
+}
 
 async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
   let child;

@@ -1,6 +1,6 @@
-import { readFileSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs';
 import { DroverError, clip } from '@drover/foundation';
-import { maxGroups } from '../limits.ts';
+import { maxAccountBytes, maxGroups } from '../limits.ts';
 
 export interface User {
   readonly uid: number;
@@ -37,8 +37,8 @@ export function resolveUser(text: string, passwd: string, group: string): User {
 }
 
 /** The same, from the sandbox's own files; one that is absent counts as empty. */
-export function lookUpUser(text: string): User {
-  return resolveUser(text, readOr('/etc/passwd'), readOr('/etc/group'));
+export function lookUpUser(text: string, directory = '/etc'): User {
+  return resolveUser(text, readOr(`${directory}/passwd`), readOr(`${directory}/group`));
 }
 
 function resolveGroup(text: string, group: string): number {
@@ -70,9 +70,16 @@ function unknown(kind: string, text: string, file: string): DroverError {
   });
 }
 
+/** The file is the workload's: a pipe or a device in its place would hold PID 1 up, or fill its memory. */
 function readOr(path: string): string {
   try {
-    return readFileSync(path, 'utf8');
+    const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const stats = fstatSync(file);
+      return stats.isFile() && stats.size <= maxAccountBytes ? readFileSync(file, 'utf8') : '';
+    } finally {
+      closeSync(file);
+    }
   } catch {
     // An image without accounts: numbers still work.
     return '';

@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import { ptyAddonPath } from '@drover/init';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { prepareInitDirectory } from './init-directory.ts';
-import { loaderName } from './spec.ts';
+import { initLoaderName, loaderName } from './spec.ts';
 
 const run = promisify(execFile);
 let directory: string;
@@ -27,7 +27,9 @@ async function bundle(text: string): Promise<string> {
 test('I-38: node runs from it with an empty root around it, terminals included', async () => {
   const bundlePath = await bundle('require("/pty.node"); console.log("alive", process.version)');
   const path = await prepareInitDirectory(directory, { nodePath: process.execPath, bundlePath, addonPath: ptyAddonPath() });
-  expect((await readdir(path)).sort()).toEqual(['init.cjs', loaderName(process.arch), 'lib', 'node', 'pty.node', 'run'].sort());
+  expect((await readdir(path)).sort()).toEqual(
+    ['init.cjs', loaderName(process.arch), initLoaderName(process.arch), 'lib', 'node', 'pty.node', 'run'].sort(),
+  );
   const { stdout } = await run('chroot', [path, `/${loaderName(process.arch)}`, '--library-path', '/lib', '/node', '/init.cjs']);
   expect(stdout).toBe(`alive ${process.version}\n`);
 });

@@ -1,11 +1,11 @@
 import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { chmod, copyFile, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { loaderName } from './spec.ts';
+import { initLoaderName, loaderName } from './spec.ts';
 
 const run = promisify(execFile);
 
@@ -19,7 +19,7 @@ export interface InitDirectoryOptions {
 }
 
 /**
- * Lays out what init needs in any image, also those without a C library (I-38): `node`, its loader, `lib/*.so*`, `init.cjs`,
+ * Lays out what init needs in any image, also those without a C library (I-38): `node`, its loaders, `lib/*.so*`, `init.cjs`,
  * `pty.node`, and an empty `run` that each sandbox's run directory is mounted on. The directory is named for its content, made once
  * and whole (temporary name, then rename), and never changed: sandboxes of an earlier release keep theirs.
  *
@@ -35,8 +35,9 @@ export async function prepareInitDirectory(targetDirectory: string, options: Ini
     await mkdir(join(temporary, 'lib'), { recursive: true });
     await mkdir(join(temporary, 'run'), { mode: 0o700 });
     for (const [name, source] of files) {
-      await copyFile(source, join(temporary, name));
-      await chmod(join(temporary, name), 0o755);
+      if (name === loaderName(process.arch) || name === initLoaderName(process.arch)) await copyLoader(source, join(temporary, name));
+      else await copyFile(source, join(temporary, name));
+      await chmod(join(temporary, name), modeOf(name));
     }
     // Whatever this process's umask is, every user of a sandbox may read it.
     for (const directory of [temporary, join(temporary, 'lib')]) await chmod(directory, 0o755);
@@ -50,12 +51,44 @@ export async function prepareInitDirectory(targetDirectory: string, options: Ini
   }
 }
 
+/**
+ * The loader that starts init can be executed and not read. The kernel holds what starts from such a file to be no open book: nobody in the
+ * sandbox, its root included, may trace init or read its memory, environment and descriptors (I-6; ptrace(2), "dumpable"; would_dump in
+ * fs/exec.c). It is the root's of the host, whom the sandbox's root cannot overrule.
+ */
+function modeOf(name: string): number {
+  return name === initLoaderName(process.arch) ? 0o711 : 0o755;
+}
+
+/** Files below /etc that the loader acts on before anything of init runs, and as long ones that there are not in its place. */
+const loaderFiles = [
+  ['/etc/ld.so.preload', '/.drover/nopreload'],
+  ['/etc/ld.so.cache', '/.drover/nocache'],
+] as const;
+
+/**
+ * The loader with other paths in it: those files are the image's, and of the sandbox's root, and what they name would become a part of init
+ * (I-6) or keep it from starting (I-38). glibc has no switch for the first.
+ * @throws {DroverError} missing-component when it has none of them, and so is another loader than it was taken for
+ */
+async function copyLoader(source: string, target: string): Promise<void> {
+  const loader = await readFile(source);
+  for (const [path, instead] of loaderFiles) {
+    const [from, to] = [Buffer.from(`${path}\0`), Buffer.from(`${instead}\0`)];
+    let at = loader.indexOf(from);
+    if (at < 0) throw new DroverError('missing-component', `${source} is no GNU loader that is known: it has no ${path}`);
+    for (; at >= 0; at = loader.indexOf(from, at + to.length)) to.copy(loader, at);
+  }
+  await writeFile(target, loader);
+}
+
 /** Name in the init directory to source on the host, sorted by name. */
 async function filesOf(options: InitDirectoryOptions): Promise<readonly (readonly [string, string])[]> {
   const loader = await loaderPath();
   const files = new Map<string, string>([
     ['node', options.nodePath],
     [loaderName(process.arch), loader],
+    [initLoaderName(process.arch), loader],
     ['init.cjs', options.bundlePath],
   ]);
   const beside = (await readdir(dirname(options.bundlePath))).includes('pty.node');
@@ -106,7 +139,8 @@ async function librariesOf(loader: string, program: string): Promise<string[]> {
 }
 
 async function digestOf(files: readonly (readonly [string, string])[]): Promise<string> {
-  const hash = createHash('sha256');
+  // Of what is made of the files as well: directories of earlier releases stay as they are.
+  const hash = createHash('sha256').update('2\0');
   for (const [name, source] of files) {
     hash.update(`${name}\0${(await stat(source)).size}\0`);
     for await (const chunk of createReadStream(source, { highWaterMark: 1024 * 1024 })) hash.update(chunk as Buffer);

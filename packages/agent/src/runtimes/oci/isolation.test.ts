@@ -1,6 +1,6 @@
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { limitsOf } from '../conformance.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
@@ -83,6 +83,37 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     await harness.runtime.create(request, lifetime());
     await harness.runtime.waitExit(request.id, lifetime());
     expect(await harness.runtime.inspect(request.id)).toMatchObject({ exitCode: 127, startFailure: expect.stringContaining('ENOENT') });
+  });
+
+  test('I-6: init is no open book to root of the sandbox: its memory, environment and descriptors are closed', async () => {
+    const { output } = await inside(
+      'id -u; for name in mem maps environ; do head -c 1 /proc/1/$name > /dev/null && echo "read $name"; done; ls /proc/1/fd && echo "read fd"; cat /proc/1/comm',
+    );
+    expect(output).toMatch(/^0\n/);
+    expect(output).not.toMatch(/read /);
+    expect(output.match(/permission denied/gi)).toHaveLength(4);
+    // What any process may see of another, it sees of init too.
+    expect(output).toMatch(/ld-linux|MainThread|node/);
+  });
+
+  test('I-6: what root of a sandbox, or its image, puts into /etc gets nothing into init', async () => {
+    const layer = join(harness.directory, 'meddling');
+    await mkdir(join(layer, 'etc/ssl'), { recursive: true });
+    await copyFile(join((await harness.requestOf([])).initDirectory, 'lib/libatomic.so.1'), join(layer, 'meddling.so'));
+    await writeFile(join(layer, 'etc/ld.so.preload'), '/meddling.so\n');
+    await writeFile(join(layer, 'etc/ld.so.cache'), 'none');
+    await writeFile(
+      join(layer, 'etc/ssl/openssl.cnf'),
+      'nodejs_conf = meddling\nopenssl_conf = meddling\n[meddling]\nproviders = some\n[some]\nevil = evil\n[evil]\nmodule = /no/such.so\nactivate = 1\n',
+    );
+    const request = await harness.requestOf(['/bin/sh', '-c', ': > /.drover/run/out; sleep 60'], { layers: [harness.busybox, layer] });
+    made.push(request);
+    await harness.runtime.create(request, lifetime());
+    await vi.waitFor(async () => await stat(join(request.runDirectory, 'out')), { timeout: 10_000 });
+    const state = await harness.runtime.inspect(request.id);
+    const maps = await readFile(`/proc/${state?.pid}/maps`, 'utf8');
+    expect(maps).toContain('libc.so.6');
+    expect(maps).not.toContain('meddling');
   });
 
   test('layers lie over one another, the last on top, and none is written to', async () => {

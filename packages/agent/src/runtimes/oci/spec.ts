@@ -1,4 +1,4 @@
-import { gateVariable, initNodeFlags, secretsDirectory } from '@drover/init';
+import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory } from '@drover/init';
 import { initMemoryAllowance, initPidsAllowance, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { seccompProfile } from './seccomp.ts';
@@ -6,6 +6,11 @@ import { seccompProfile } from './seccomp.ts';
 /** The loader's file name in the init directory, as the architecture's ABI names it. `architecture` as in process.arch. */
 export function loaderName(architecture: string): string {
   return architecture === 'arm64' ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2';
+}
+
+/** The same, for init itself (see init-directory.ts). Without the end it is the plain one, which init starts what is not itself with. */
+export function initLoaderName(architecture: string): string {
+  return `${loaderName(architecture)}${closedSuffix}`;
 }
 
 /** Where init finds the gate (see program.ts): the first descriptor after the standard streams. */
@@ -72,7 +77,7 @@ export function buildSpec(options: SpecOptions): object {
       terminal: false,
       user: { uid: 0, gid: 0 },
       args: [
-        `/.drover/${loaderName(options.architecture)}`,
+        `/.drover/${initLoaderName(options.architecture)}`,
         '--library-path',
         '/.drover/lib',
         '/.drover/node',

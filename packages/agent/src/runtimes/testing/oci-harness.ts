@@ -103,7 +103,7 @@ export async function openOciHarness(program: string): Promise<OciHarness> {
       } finally {
         for (const opened of runtimes) await opened.close();
         await network.close();
-        const { stdout } = await run('find', ['/sys/fs/cgroup', '-maxdepth', '2', '-name', cgroupParent.slice(1)]);
+        const { stdout } = await run('find', ['/sys/fs/cgroup', '-maxdepth', '2', '-ignore_readdir_race', '-name', cgroupParent.slice(1)]);
         for (const path of stdout.split('\n').filter((line) => line !== '')) await rmdir(path);
         await rm(directory, { recursive: true, force: true });
       }
@@ -197,7 +197,7 @@ async function batch(options: readonly string[], lines: readonly string[]): Prom
 async function leftoversOf(id: SandboxId, stateDirectory: string): Promise<string[]> {
   const found: string[] = [];
   for (const line of (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')) if (line.includes(id)) found.push(`mount ${line}`);
-  const { stdout } = await run('find', ['/sys/fs/cgroup', '-name', id]);
+  const { stdout } = await run('find', ['/sys/fs/cgroup', '-ignore_readdir_race', '-name', id]);
   found.push(...stdout.split('\n').filter((line) => line !== ''));
   for (const folder of ['sandboxes', 'program']) {
     const names = await readdir(join(stateDirectory, folder)).catch((): string[] => []);
