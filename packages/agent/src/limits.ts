@@ -66,6 +66,10 @@ export const maxLayers = 500;
 export const maxBlobBytes = 16 * 1024 ** 3;
 /** Bytes of a token server's or an error's answer that are read. The rest is not. */
 export const maxRegistryAnswerBytes = 256 * 1024;
+/** How long a credential helper may take to answer; then it is killed and the pull fails with registry-denied. Milliseconds. */
+export const credentialHelperMs = 10_000;
+/** Bytes of a credential helper's answer. Above: registry-denied. */
+export const maxCredentialBytes = 64 * 1024;
 /** Redirects followed for one request. Above: registry-unreachable. */
 export const maxRedirects = 5;
 /** Tries of one registry request or one blob that make no progress. After: registry-unreachable. */
