@@ -59,7 +59,8 @@ const maskedPaths = [
   '/proc/timer_list',
   '/proc/timer_stats',
 ];
-const readonlyPaths = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger'];
+/** /sys/fs/cgroup: on version 1 the runtime program puts the hierarchies on a tmpfs, which it leaves writable and without a bound. */
+const readonlyPaths = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger', '/sys/fs/cgroup'];
 
 /** The OCI runtime configuration of a sandbox. Source: OCI runtime-spec 1.0.2, config.md and config-linux.md. */
 export function buildSpec(options: SpecOptions): object {
@@ -145,6 +146,8 @@ function systemMounts(): object[] {
       source: '/sys/devices/system/cpu',
       options: ['bind', 'ro', 'nosuid', 'noexec', 'nodev'],
     },
+    // its own cgroup, and none above it: there a JVM, Node.js and others see how much they may use.
+    { destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: ['ro', 'nosuid', 'noexec', 'nodev'] },
   ];
 }
 
