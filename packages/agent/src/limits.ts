@@ -17,6 +17,8 @@ export const defaultPids = 4096;
 export const initMemoryAllowance = 96 * 1024 * 1024;
 /** Processes and threads that a sandbox's limit is raised by for its init: Node's main thread, pool and V8 workers. */
 export const initPidsAllowance = 16;
+/** The most processes that a kernel knows, and that a cgroup's limit may say; more is cut to it. Source: PID_MAX_LIMIT, include/linux/threads.h. */
+export const maxKernelPids = 4_194_304;
 /** First uid and gid on the host that sandboxes' user namespaces map to. */
 export const uidRangeBase = 1_000_000_000;
 /** Ids per sandbox; 65,536 hold every id that images use. */

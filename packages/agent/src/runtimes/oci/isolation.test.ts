@@ -85,6 +85,10 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     expect(lines.at(-1)).toBe('/');
   });
 
+  test('R-10: as many processes as a kernel can have is a limit like another', async () => {
+    expect((await inside('true', { limits: limitsOf({ pids: 4_194_304 }) })).state?.exitCode).toBe(0);
+  });
+
   test('R-5: setuid bits are kept, and give nothing', async () => {
     const { output, upper } = await inside('cp /bin/busybox /su; chmod 4755 /su; stat -c %a /su');
     expect(output).toBe('4755\n');

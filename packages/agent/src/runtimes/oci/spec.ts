@@ -1,5 +1,5 @@
 import { gateVariable, initNodeFlags, secretsDirectory } from '@drover/init';
-import { initMemoryAllowance, initPidsAllowance, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
+import { initMemoryAllowance, initPidsAllowance, maxKernelPids, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { seccompProfile } from './seccomp.ts';
 
@@ -183,6 +183,6 @@ function resourcesOf(options: SpecOptions): object {
     ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),
     // Swap as much as memory means none: both count together.
     ...(memory === undefined ? {} : { memory: { limit: memory, ...(options.limitsSwap ? { swap: memory } : {}) } }),
-    ...(limits.pids === 0 ? {} : { pids: { limit: limits.pids + initPidsAllowance } }),
+    ...(limits.pids === 0 ? {} : { pids: { limit: Math.min(limits.pids + initPidsAllowance, maxKernelPids) } }),
   };
 }
