@@ -61,7 +61,9 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     const outOfMemory = await ended({ kind: 'eat-memory' }, { memoryBytes: 32 * 1024 * 1024 });
     const pids = await ended({ kind: 'fork', processes: 60 }, { pids: 20, memoryBytes: 32 * 1024 * 1024 });
 
-    const busy = await harness.request({ kind: 'burn-cpu' }, { cpuMillis: 200 });
+    const busy = await harness.requestOf(['/bin/sh', '-c', `(exec > /.drover/run/out 2>&1; ${look}); while :; do :; done`], {
+      limits: { cpuMillis: 200, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50 },
+    });
     await runtime.create(busy, signal);
     const used = async (): Promise<number> => (await runtime.stats(busy.id))?.cpuUsec ?? Number.NaN;
     // Init's own start is behind it when the loop has used some time.
@@ -74,15 +76,9 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     await delay(1000);
     const pausedCpuUsec = (await used()) - frozen;
     await runtime.resume(busy.id);
+    const view = readFileSync(join(busy.runDirectory, 'out'), 'utf8').trim().split('\n');
     await runtime.destroy(busy.id);
 
-    const looks = await harness.requestOf(['/bin/sh', '-c', `exec > /.drover/run/out 2>&1\n${look}`], {
-      limits: { cpuMillis: 0, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50 },
-    });
-    await runtime.create(looks, signal);
-    await runtime.waitExit(looks.id, signal);
-    const view = readFileSync(join(looks.runDirectory, 'out'), 'utf8').trim().split('\n');
-    await runtime.destroy(looks.id);
     const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })
       .split('\n')
       .filter((line) => line !== '');
