@@ -303,6 +303,7 @@ describe('L-24: placement', () => {
     await succeeds(['run', '-d', '--name', 'stays', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
     const kept = await drover.run(['host', 'drain', 'second']);
     expect(kept.stderr).toMatch(/stays/);
+    expect(kept).toMatchObject({ code: 4, stdout: '' });
     expect((await sandbox('stays')).state).toBe('running');
     expect(await drover.run(['host', 'drain', '--stop', 'second'])).toMatchObject({ code: 0, stdout: 'second: drained\n' });
     expect((await sandbox('stays')).state).toBe('stopped');

@@ -63,6 +63,14 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
       expect(of(layout, program).pausedCpuUsec).toBeLessThan(20_000);
     });
 
+    test('a sandbox sees its own limits, with what init has on top, and can change nothing there', () => {
+      expect(of(layout, program).view).toEqual([
+        String((64 + 96) * 1024 * 1024),
+        String(50 + 16),
+        expect.stringMatching(/Read-only file system|Permission denied/),
+      ]);
+    });
+
     test('no cgroup is left behind', () => {
       expect(of(layout, program).leftover).toEqual([]);
     });

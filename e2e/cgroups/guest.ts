@@ -3,7 +3,7 @@
  * one line of JSON for each: `drover-result {…}`. Bundled into one file; nothing else of the repository is in the machine.
  */
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openOciHarness } from '@drover/agent/runtimes/testing';
@@ -19,10 +19,14 @@ export interface GuestResult {
   readonly cpuShare?: number;
   /** CPU time that a paused sandbox used in a while. Microseconds. */
   readonly pausedCpuUsec?: number;
+  /** What a sandbox with 64 MiB and 50 processes sees of its cgroup: memory, processes, and what a write there says. */
+  readonly view?: readonly string[];
   readonly leftover?: readonly string[];
   readonly error?: string;
 }
 
+const look =
+  'cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max; do [ ! -e $f ] || cat $f; done; mkdir mine';
 const v1Controllers = ['cpu', 'cpuacct', 'cpuset', 'memory', 'pids', 'devices', 'freezer', 'blkio'];
 
 function mountLayout(layout: GuestResult['layout']): void {
@@ -57,7 +61,9 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     const outOfMemory = await ended({ kind: 'eat-memory' }, { memoryBytes: 32 * 1024 * 1024 });
     const pids = await ended({ kind: 'fork', processes: 60 }, { pids: 20, memoryBytes: 32 * 1024 * 1024 });
 
-    const busy = await harness.request({ kind: 'burn-cpu' }, { cpuMillis: 200 });
+    const busy = await harness.requestOf(['/bin/sh', '-c', `(exec > /.drover/run/out 2>&1; ${look}); while :; do :; done`], {
+      limits: { cpuMillis: 200, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50 },
+    });
     await runtime.create(busy, signal);
     const used = async (): Promise<number> => (await runtime.stats(busy.id))?.cpuUsec ?? Number.NaN;
     // Init's own start is behind it when the loop has used some time.
@@ -70,11 +76,13 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     await delay(1000);
     const pausedCpuUsec = (await used()) - frozen;
     await runtime.resume(busy.id);
+    const view = readFileSync(join(busy.runDirectory, 'out'), 'utf8').trim().split('\n');
     await runtime.destroy(busy.id);
+
     const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })
       .split('\n')
       .filter((line) => line !== '');
-    return { layout, program, findings, outOfMemory, pids, cpuShare, pausedCpuUsec, leftover };
+    return { layout, program, findings, outOfMemory, pids, cpuShare, pausedCpuUsec, view, leftover };
   } catch (error) {
     return { layout, program, findings: [], error: error instanceof Error ? (error.stack ?? error.message) : String(error) };
   } finally {

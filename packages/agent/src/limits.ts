@@ -17,6 +17,8 @@ export const defaultPids = 4096;
 export const initMemoryAllowance = 96 * 1024 * 1024;
 /** Processes and threads that a sandbox's limit is raised by for its init: Node's main thread, pool and V8 workers. */
 export const initPidsAllowance = 16;
+/** The most processes that a kernel knows, and that a cgroup's limit may say; more is cut to it. Source: PID_MAX_LIMIT, include/linux/threads.h. */
+export const maxKernelPids = 4_194_304;
 /** First uid and gid on the host that sandboxes' user namespaces map to. */
 export const uidRangeBase = 1_000_000_000;
 /** Ids per sandbox; 65,536 hold every id that images use. */
@@ -66,6 +68,10 @@ export const maxLayers = 500;
 export const maxBlobBytes = 16 * 1024 ** 3;
 /** Bytes of a token server's or an error's answer that are read. The rest is not. */
 export const maxRegistryAnswerBytes = 256 * 1024;
+/** How long a credential helper may take to answer; then it is killed and the pull fails with registry-denied. Milliseconds. */
+export const credentialHelperMs = 10_000;
+/** Bytes of a credential helper's answer. Above: registry-denied. */
+export const maxCredentialBytes = 64 * 1024;
 /** Redirects followed for one request. Above: registry-unreachable. */
 export const maxRedirects = 5;
 /** Tries of one registry request or one blob that make no progress. After: registry-unreachable. */

@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { DroverError } from '@drover/foundation';
 import { parsePlace } from './commands/sandbox/cp.ts';
+import { cannotListen } from './commands/sandbox/forward.ts';
+import { tokenLifeSeconds } from './commands/host/host.ts';
 import { parseServer } from './context/context.ts';
 import { parseAllow, parseCount, parseEnv, parseForward, parseVolume } from './parse.ts';
 import { parseListen } from './up/settings.ts';
@@ -33,6 +35,15 @@ describe('R-2: flags become values, or one sentence', () => {
     expect(parseForward('[::1]:8080:80')).toEqual({ address: '::1', local: 8080, remote: 80 });
   });
 
+  test('a port that is taken says which, and what to write instead', () => {
+    const taken = Object.assign(new Error('listen EADDRINUSE'), { code: 'EADDRINUSE' });
+    expect(cannotListen(taken, '127.0.0.1', 8080, 80)).toMatchObject({
+      code: 'port-in-use',
+      message: '127.0.0.1:8080 is held by another program',
+      hint: 'name another port here, such as 0:80 for any that is free',
+    });
+  });
+
   test('cp knows a sandbox by NAME: before a path, and a path here by its beginning', () => {
     expect(parsePlace('box:/etc/passwd')).toEqual({ sandbox: 'box', path: '/etc/passwd' });
     expect(parsePlace('team/box:file')).toEqual({ sandbox: 'team/box', path: 'file' });
@@ -57,6 +68,7 @@ describe('R-2: flags become values, or one sentence', () => {
   test.each([
     ['--env', () => parseEnv(['1A=x'], {})],
     ['--env', () => parseEnv(['=x'], {})],
+    ['--ttl', () => tokenLifeSeconds('0s')],
     ['--volume', () => parseVolume('/a')],
     ['--volume', () => parseVolume('/a:b')],
     ['--volume', () => parseVolume('/a:/b:rx')],

@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { DroverError, errnoOf } from '@drover/foundation';
+import { askHelper } from './credential-helper.ts';
 
 /** What a registry takes from someone it knows. */
 export interface Credentials {
@@ -10,10 +11,12 @@ export interface Credentials {
 }
 
 /**
- * The credentials for a registry, from a file as `docker login` writes it (`auths`). Read anew for each pull: a login counts at once.
- * @throws {DroverError} invalid-config
+ * The credentials for a registry, from a file as `docker login` writes it. As with docker, the registry's own helper (`credHelpers`)
+ * goes before the one for all (`credsStore`); what that does not know may stand in the file itself (`auths`).
+ * Read anew for each pull: a login counts at once.
+ * @throws {DroverError} invalid-config, registry-denied where a helper fails
  */
-export async function readCredentials(path: string | undefined, registry: string): Promise<Credentials | undefined> {
+export async function readCredentials(path: string | undefined, registry: string, signal: AbortSignal): Promise<Credentials | undefined> {
   if (path === undefined) return undefined;
   const hint = 'write it with `docker login`, or name another file';
   let parsed: unknown;
@@ -23,13 +26,21 @@ export async function readCredentials(path: string | undefined, registry: string
     if (errnoOf(error) === 'ENOENT') return undefined;
     throw new DroverError('invalid-config', `the credentials file ${path} cannot be read`, { hint, cause: error });
   }
-  const auths = (parsed as { auths?: unknown } | null)?.auths;
-  if (typeof auths !== 'object' || auths === null) return undefined;
+  const file = isRecord(parsed) ? parsed : {};
   const names = registry === 'docker.io' ? ['docker.io', 'index.docker.io', 'registry-1.docker.io'] : [registry];
-  for (const [key, value] of Object.entries(auths as Record<string, unknown>)) {
-    const host = key.replace(/^https?:\/\//, '').replace(/\/.*$/, '');
-    if (!names.includes(host) || typeof value !== 'object' || value === null) continue;
-    const fields = value as Record<string, unknown>;
+  const of = (table: unknown): [string, unknown][] =>
+    isRecord(table) ? Object.entries(table).filter(([key]) => names.includes(hostOf(key))) : [];
+
+  const [own] = of(file['credHelpers']);
+  const helper = own?.[1] ?? file['credsStore'];
+  if (typeof helper === 'string' && helper !== '') {
+    // The name that `docker login` stores Docker Hub's under.
+    const server = registry === 'docker.io' ? 'https://index.docker.io/v1/' : registry;
+    const known = await askHelper(helper, server, signal);
+    if (known !== undefined || own !== undefined) return known;
+  }
+  for (const [key, fields] of of(file['auths'])) {
+    if (!isRecord(fields)) continue;
     const identityToken =
       typeof fields['identitytoken'] === 'string' && fields['identitytoken'] !== '' ? fields['identitytoken'] : undefined;
     if (typeof fields['auth'] === 'string' && fields['auth'] !== '') {
@@ -43,4 +54,13 @@ export async function readCredentials(path: string | undefined, registry: string
     }
   }
   return undefined;
+}
+
+/** The host of a key, which may be a URL. */
+function hostOf(key: string): string {
+  return key.replace(/^https?:\/\//, '').replace(/\/.*$/, '');
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -234,11 +234,19 @@ export class RegistryHttp implements AsyncDisposable {
   }
 
   #unreachable(error: unknown): DroverError {
+    if (isPlainHttp(error)) {
+      return new DroverError(
+        'registry-unreachable',
+        `the registry ${this.host} speaks plain HTTP, which anybody on the way can read and change`,
+        {
+          hint: 'if you trust the way there, use drover image pull --insecure, or drover agent --insecure-registry HOST',
+          cause: error,
+        },
+      );
+    }
     const hint = isCertificateProblem(error)
       ? 'give the agent the CA (NODE_EXTRA_CA_CERTS), or permit it with drover image pull --insecure, or drover agent --insecure-registry HOST'
-      : isPlainHttp(error)
-        ? 'it speaks plain HTTP; if you trust the way there, use drover image pull --insecure, or drover agent --insecure-registry HOST'
-        : 'check the name and the network';
+      : 'check the name and the network';
     return new DroverError('registry-unreachable', `the registry ${this.host} cannot be reached: ${reason(error)}`, { hint, cause: error });
   }
 }

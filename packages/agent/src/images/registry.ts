@@ -50,7 +50,7 @@ export class RegistryImage implements AsyncDisposable {
    */
   async find(signal: AbortSignal): Promise<FoundImage> {
     const { reference, platform } = this.#options;
-    this.#endpoints = await this.#connect();
+    this.#endpoints = await this.#connect(signal);
     let { digest, data } = await this.#manifest(reference.digest ?? (reference.tag as string), signal);
     let manifest = parseManifest(data);
     // An index may hold an index; deeper nesting is no image.
@@ -157,12 +157,16 @@ export class RegistryImage implements AsyncDisposable {
     throw last;
   }
 
-  async #connect(): Promise<RegistryHttp[]> {
+  async #connect(signal: AbortSignal): Promise<RegistryHttp[]> {
     const { reference, config, clock } = this.#options;
     const insecure = (host: string): boolean => this.#options.insecure || (config.insecureRegistries ?? []).includes(host);
     const endpoints: RegistryHttp[] = [];
     const add = async (base: string, registry: string, permitted: boolean): Promise<void> => {
-      const endpoint: Endpoint = { base, insecure: permitted, credentials: await readCredentials(config.credentialsFile, registry) };
+      const endpoint: Endpoint = {
+        base,
+        insecure: permitted,
+        credentials: await readCredentials(config.credentialsFile, registry, signal),
+      };
       endpoints.push(new RegistryHttp(endpoint, reference.repository, clock));
     };
     for (const mirror of config.mirrors?.[reference.registry] ?? []) {

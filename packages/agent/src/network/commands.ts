@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { networkCommandMs, networkCommandOutputBytes } from '../limits.ts';
+import { searchPath } from '../search-path.ts';
 
 /** Debian's package of each program that the network needs. */
 const packages: Readonly<Record<string, string>> = { ip: 'iproute2', nft: 'nftables', nsenter: 'util-linux' };
@@ -37,11 +38,6 @@ export async function command(program: 'ip' | 'nft' | 'nsenter', args: readonly 
     });
     child.stdin.end(input);
   });
-}
-
-/** Whoever starts the agent may have no sbin directories in the path; the programs live there. */
-function searchPath(): string {
-  return `${process.env['PATH'] ?? '/usr/bin:/bin'}:/usr/sbin:/sbin`;
 }
 
 function missing(program: string): DroverError {

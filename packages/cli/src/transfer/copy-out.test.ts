@@ -53,6 +53,35 @@ test('the topmost name becomes the one that was asked for', async () => {
   expect(await readFile(join(base, 'copy'), 'utf8')).toBe('x');
 });
 
+test('a directory does not take the place of a file, and says so', async () => {
+  await writeFile(join(base, 'there'), 'mine');
+  await expect(unpack([{ name: 'top/', type: 'directory' }], 'there')).rejects.toMatchObject({
+    code: 'failed-precondition',
+    message: `${join(base, 'there')} is there, and is not a directory`,
+  });
+  expect(await readFile(join(base, 'there'), 'utf8')).toBe('mine');
+});
+
+test('a copy that breaks off leaves no half file', async () => {
+  const half = async function* (): AsyncGenerator<Uint8Array> {
+    yield Buffer.from('the beginning');
+    throw new Error('the link is gone');
+  };
+  const header = { name: 'file', type: 'file', mode: 0o644, size: 100 } as Header;
+  const entry = Object.assign(half(), { header, resume: () => undefined });
+  await expect(new Unpack(base, undefined).entry(entry)).rejects.toThrow('the link is gone');
+  await expect(lstat(join(base, 'file'))).rejects.toThrow('ENOENT');
+});
+
+test('devices and pipes are left out, and counted', async () => {
+  const { leftOut } = await unpack([
+    { name: 'pipe', type: 'fifo' },
+    { name: 'zero', type: 'character-device', devmajor: 1, devminor: 5 },
+  ]);
+  expect(leftOut).toBe(2);
+  await expect(lstat(join(base, 'zero'))).rejects.toThrow('ENOENT');
+});
+
 test('no setuid bit comes along', async () => {
   await unpack([{ name: 'tool', mode: 0o4755, content: 'x' }]);
   expect((await lstat(join(base, 'tool'))).mode & 0o7000).toBe(0);

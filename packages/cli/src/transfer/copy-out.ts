@@ -30,7 +30,8 @@ export async function copyOut(cli: Cli, reference: string, source: string, targe
   stream.pipe(tar);
   for await (const entry of tar) await unpack.entry(entry as unknown as Entry);
   await unpack.finish();
-  return { entries: unpack.entries, bytes: unpack.bytes };
+  if (unpack.leftOut > 0) cli.out.note(`left out, being neither files, directories nor links: ${unpack.leftOut}`);
+  return { entries: unpack.entries - unpack.leftOut, bytes: unpack.bytes };
 }
 
 async function existingDirectory(path: string): Promise<boolean> {
@@ -57,6 +58,8 @@ type Entry = AsyncIterable<Uint8Array> & { readonly header: Header; resume(): un
 export class Unpack {
   entries = 0;
   bytes = 0;
+  /** Devices, pipes and what else is no file, directory or link. */
+  leftOut = 0;
   readonly #base: string;
   readonly #rename: string | undefined;
   /** Modes of directories, set at the end: a read-only one could not be filled. */
@@ -82,6 +85,7 @@ export class Unpack {
       else if (type === 'symlink' && linkname != null) await this.#replace(path, () => symlink(linkname, path));
       else if (type === 'link' && linkname != null) await this.#hardLink(path, linkname);
       // Devices and pipes of a sandbox have no business here.
+      else this.leftOut++;
     }
     entry.resume();
   }
@@ -118,7 +122,12 @@ export class Unpack {
     try {
       await mkdir(path, { mode: mode | 0o700 });
     } catch (error) {
-      if (errnoOf(error) !== 'EEXIST' || !(await lstat(path)).isDirectory()) throw error;
+      if (errnoOf(error) !== 'EEXIST') throw error;
+      if (!(await lstat(path)).isDirectory()) {
+        throw new DroverError('failed-precondition', `${path} is there, and is not a directory`, {
+          hint: 'choose another target, or remove it',
+        });
+      }
     }
     this.#modes.set(path, mode);
   }
@@ -129,6 +138,10 @@ export class Unpack {
       try {
         for await (const chunk of content) await file.writeFile(chunk);
         await file.chmod(mode);
+      } catch (error) {
+        // Nobody takes half a file for the whole one.
+        await rm(path);
+        throw error;
       } finally {
         await file.close();
       }

@@ -9,7 +9,13 @@ import type { HostStore, Room } from '../store/store.ts';
  */
 export async function checkPossible(hosts: HostStore, spec: sandbox.SandboxSpec, room: Room): Promise<void> {
   const host = spec.host === '' ? '' : (await hosts.find(spec.host)).id;
-  const decision = plan(await hosts.list(), { room, runtime: spec.runtime, labels: spec.hostLabels, host });
+  const decision = plan(await hosts.list(), {
+    room,
+    diskBytes: Number(spec.resources?.diskBytes ?? 0n),
+    runtime: spec.runtime,
+    labels: spec.hostLabels,
+    host,
+  });
   if (decision.kind !== 'impossible') return;
   throw new DroverError('unschedulable', `this sandbox can never be placed: ${decision.message}`, {
     hint: 'ask for less, or join a larger host',

@@ -20,7 +20,7 @@ function host(change: Partial<HostRow> = {}): HostRow {
     zone: '',
     capacity: {
       ...room(4e3, 8, 10),
-      diskBytes: 0,
+      diskBytes: 100 * GiB,
     },
     reserved: room(0, 0, 0),
     runtimes: ['oci'],
@@ -41,6 +41,7 @@ function host(change: Partial<HostRow> = {}): HostRow {
 }
 const request = (change: Partial<PlacementRequest> = {}): PlacementRequest => ({
   room: room(1000, 1, 1),
+  diskBytes: 0,
   runtime: '',
   labels: {},
   host: '',
@@ -75,6 +76,11 @@ describe('L-24: planning a place', () => {
     expect(plan([host(), host({ name: 'beta' })], large)).toMatchObject({
       kind: 'impossible',
       message: expect.stringContaining('beta') as string,
+    });
+    expect(plan([host()], request({ diskBytes: 100 * GiB }))).toMatchObject({ kind: 'host' });
+    expect(plan([host()], request({ diskBytes: 101 * GiB }))).toMatchObject({
+      kind: 'impossible',
+      message: 'it is larger than every host (alpha: it has 100 GiB of disk of the 101 GiB wanted)',
     });
     const down = host({ connected: false, capacity: { ...room(16_000, 8, 10), diskBytes: 0 } });
     expect(plan([host(), down], large).kind).toBe('unschedulable');

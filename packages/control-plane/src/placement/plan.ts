@@ -3,6 +3,8 @@ import { hostState, type HostRow, type Room, type SandboxRow } from '../store/in
 
 export interface PlacementRequest {
   readonly room: Room;
+  /** What its disk may grow to. It is not reserved: only a host whose disk is smaller cannot take it. */
+  readonly diskBytes: number;
   /** Empty: any. */
   readonly runtime: string;
   readonly labels: Readonly<Record<string, string>>;
@@ -30,6 +32,7 @@ type Verdict = { readonly kind: 'fits' } | { readonly kind: 'not-now' | 'never';
 export function placementRequest(row: SandboxRow): PlacementRequest {
   return {
     room: row.request,
+    diskBytes: Number(row.spec.resources?.diskBytes ?? 0n),
     runtime: row.spec.runtime,
     labels: row.spec.hostLabels,
     host: row.spec.host,
@@ -68,7 +71,7 @@ function judge(host: HostRow, request: PlacementRequest): Verdict {
   const state = hostState(host);
   // Capacity is what a host says when it registers; before that nothing is known of it.
   if (state === 'joining') return notNow('it has not connected yet');
-  const tooSmall = lacks(request.room, host.capacity, 'has');
+  const tooSmall = lacks(request.room, host.capacity, 'has') ?? lacksDisk(request, host);
   if (tooSmall !== undefined) return { kind: 'never', why: tooSmall };
   if (state !== 'ready' && !(state === 'cordoned' && request.onHost === host.id)) return notNow(`it is ${state}`);
   for (const [key, value] of Object.entries(request.labels)) {
@@ -95,6 +98,11 @@ function lacks(wanted: Room, there: Room, verb: string): string | undefined {
     return `it ${verb} ${formatBytes(there.memoryBytes)} of memory of the ${formatBytes(wanted.memoryBytes)} wanted`;
   }
   return wanted.slots > there.slots ? 'it has no place for another sandbox' : undefined;
+}
+
+function lacksDisk({ diskBytes }: PlacementRequest, { capacity }: HostRow): string | undefined {
+  if (diskBytes <= capacity.diskBytes) return undefined;
+  return `it has ${formatBytes(capacity.diskBytes)} of disk of the ${formatBytes(diskBytes)} wanted`;
 }
 
 /** The reserved fraction of the host's scarcest resource, with the sandbox on it: 0 to 1. */

@@ -36,9 +36,35 @@ export function resolveUser(text: string, passwd: string, group: string): User {
   };
 }
 
-/** The same, from the sandbox's own files; one that is absent counts as empty. */
+/**
+ * The same, from the sandbox's own files; one that is absent counts as empty.
+ * @throws {DroverError} invalid-argument, also for ids that the sandbox's user namespace does not have
+ */
 export function lookUpUser(text: string, directory = '/etc'): User {
-  return resolveUser(text, readOr(`${directory}/passwd`), readOr(`${directory}/group`));
+  const user = resolveUser(text, readOr(`${directory}/passwd`), readOr(`${directory}/group`));
+  mustBeMapped('user', user.uid, readOr('/proc/self/uid_map'));
+  for (const gid of [user.gid, ...user.groups]) mustBeMapped('group', gid, readOr('/proc/self/gid_map'));
+  return user;
+}
+
+/**
+ * setuid(2) and setgroups(2) say only EINVAL of an id without a mapping. Source of the format: user_namespaces(7).
+ * Exported for its tests.
+ */
+export function mustBeMapped(kind: 'user' | 'group', id: number, map: string): void {
+  const ranges = map
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/).map(Number))
+    .flatMap(([first, , count]) => (first === undefined || count === undefined ? [] : [{ first, last: first + count - 1 }]));
+  // Without /proc there is nothing to compare with.
+  if (ranges.length === 0 || ranges.some(({ first, last }) => id >= first && id <= last)) return;
+  throw new DroverError(
+    'invalid-argument',
+    `the sandbox has no ${kind} ${id}: its ids end with ${Math.max(...ranges.map((r) => r.last))}`,
+    {
+      hint: 'use an id in that range',
+    },
+  );
 }
 
 function resolveGroup(text: string, group: string): number {

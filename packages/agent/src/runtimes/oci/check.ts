@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { errnoOf } from '@drover/foundation';
+import { searchPath } from '../../search-path.ts';
 import type { RuntimeFinding } from '../runtime.ts';
 import type { Cgroups } from './cgroup.ts';
 import { mountPoints, type Mounts } from './mounts.ts';
@@ -94,7 +95,7 @@ async function checkPassage(stateDirectory: string): Promise<RuntimeFinding> {
 
 async function checkDisk(): Promise<RuntimeFinding> {
   try {
-    await run('mkfs.ext4', ['-V']);
+    await run('mkfs.ext4', ['-V'], { env: { ...process.env, PATH: searchPath() } });
     return ok('disk limits', 'mkfs.ext4 is there');
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT')

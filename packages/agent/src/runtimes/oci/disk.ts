@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process';
 import { chmod, open, rename, rm, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { DroverError, errnoOf } from '@drover/foundation';
+import { searchPath } from '../../search-path.ts';
 import type { Layout } from './layout.ts';
 import { isMounted, type Mounts } from './mounts.ts';
 
@@ -27,7 +28,7 @@ export async function makeDisk(mounts: Mounts, layout: Layout, bytes: number): P
     // No journal and tables made late: it lives as long as its sandbox, and is made in milliseconds.
     const args = ['-q', '-F', '-m', '0', '-O', '^has_journal', '-E', 'lazy_itable_init=1,nodiscard', temporary];
     try {
-      await run('mkfs.ext4', args);
+      await run('mkfs.ext4', args, { env: { ...process.env, PATH: searchPath() } });
     } catch (error) {
       if (errnoOf(error) === 'ENOENT') {
         throw new DroverError('missing-component', 'mkfs.ext4 is not there, and a disk limit needs it', {

@@ -1,7 +1,7 @@
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { silentLogger } from '@drover/foundation';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
 import { mountPoints, openMounts, spawnedMounts } from './mounts.ts';
@@ -50,6 +50,26 @@ describe('R-5: a host that cannot map owners', () => {
     await harness.runtime.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
+});
+
+test('an agent whose PATH has no directories of the administrator finds its programs, and starts sandboxes', async () => {
+  const harness = await openOciHarness('runc');
+  onTestFinished(async () => {
+    vi.unstubAllEnvs();
+    await harness.close();
+  });
+  vi.stubEnv('PATH', '/usr/bin:/bin');
+  const findings = await harness.runtime.check();
+  expect(findings.filter(({ subject }) => ['runtime program', 'disk limits'].includes(subject))).toMatchObject([
+    { level: 'ok' },
+    { level: 'ok' },
+  ]);
+  const limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 32 * 1024 ** 2, pids: 0 };
+  const request = await harness.requestOf(['/bin/true'], { limits });
+  await harness.runtime.create(request, AbortSignal.timeout(15_000));
+  await harness.runtime.waitExit(request.id, AbortSignal.timeout(15_000));
+  expect(await harness.runtime.inspect(request.id)).toMatchObject({ exitCode: 0 });
+  await harness.runtime.destroy(request.id);
 });
 
 test('a runtime program that is not there is a problem with a remedy, and no sandbox is left of trying', async () => {

@@ -6,7 +6,7 @@ import type { CreateRequest } from '../runtime.ts';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
 import { rangeStart } from './uid-ranges.ts';
-import { uidRangeSize } from '../../limits.ts';
+import { initMemoryAllowance, initPidsAllowance, uidRangeSize } from '../../limits.ts';
 
 describe('what a sandbox of the oci runtime is kept from, and what works in it', () => {
   let harness: OciHarness;
@@ -65,9 +65,28 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     const lines = output.trim().split('\n');
     expect(lines.slice(0, 2)).toEqual(['0', '0']);
     expect(output.match(/Read-only file system|Permission denied/gi)).toHaveLength(2);
-    expect(output).toContain('/sys:\ndevices\n');
+    expect(output).toContain('/sys:\ndevices\nfs\n');
     // init, the shell, ls and grep at most.
     expect(Number(lines.at(-1))).toBeLessThanOrEqual(4);
+  });
+
+  test('R-10: a sandbox sees its own limits, none of the cgroups above it, and changes nothing there', async () => {
+    const limits = limitsOf({ memoryBytes: 64 * 1024 ** 2, pids: 50 });
+    const files = 'memory/memory.limit_in_bytes pids/pids.max memory.max pids.max';
+    const { output } = await inside(
+      `cd /sys/fs/cgroup; for f in ${files}; do [ ! -e $f ] || cat $f; done; for f in ${files}; do [ ! -e $f ] || echo max > $f; done; ` +
+        'find . | grep -c drover-test; touch mine; cut -d: -f3 /proc/self/cgroup | sort -u',
+      { limits },
+    );
+    const lines = output.trim().split('\n');
+    expect(lines.slice(0, 2)).toEqual([String(limits.memoryBytes + initMemoryAllowance), String(limits.pids + initPidsAllowance)]);
+    expect(output.match(/Read-only file system/gi)).toHaveLength(3);
+    expect(lines).toContain('0');
+    expect(lines.at(-1)).toBe('/');
+  });
+
+  test('R-10: as many processes as a kernel can have is a limit like another', async () => {
+    expect((await inside('true', { limits: limitsOf({ pids: 4_194_304 }) })).state?.exitCode).toBe(0);
   });
 
   test('R-5: setuid bits are kept, and give nothing', async () => {

@@ -4,6 +4,7 @@ import type { Socket } from 'node:net';
 import { basename } from 'node:path';
 import { clip, DroverError, errnoOf } from '@drover/foundation';
 import { runtimeProgramMs } from '../../limits.ts';
+import { searchPath } from '../../search-path.ts';
 
 /** An OCI runtime program, driven by its command line, which runc, crun, youki and runsc share. */
 export class Program {
@@ -34,6 +35,7 @@ export class Program {
       stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
       timeout: runtimeProgramMs,
       killSignal: 'SIGKILL',
+      env: environment(),
     });
     const gate = child.stdio[3] as Socket;
     // Init is gone; whoever waits for it sees that.
@@ -62,7 +64,12 @@ export class Program {
   }
 
   async #run(args: readonly string[]): Promise<string> {
-    const child = spawn(this.path, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: runtimeProgramMs, killSignal: 'SIGKILL' });
+    const child = spawn(this.path, args, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: runtimeProgramMs,
+      killSignal: 'SIGKILL',
+      env: environment(),
+    });
     let stdout = '';
     let stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout = clip(stdout + text, 4096)));
@@ -85,11 +92,29 @@ export class Program {
 
   #failure(command: string, code: number | null, said: string): DroverError {
     const how = code === null ? `was ended after ${runtimeProgramMs} ms` : `failed with ${code}`;
-    return new DroverError('runtime-failed', `${this.name} ${command} ${how}: ${said || 'it said nothing'}`);
+    return new DroverError('runtime-failed', `${this.name} ${command} ${how}: ${said || 'it said nothing'}`, {
+      hint: 'see `drover doctor`',
+    });
   }
+}
+
+function environment(): NodeJS.ProcessEnv {
+  return { ...process.env, PATH: searchPath() };
 }
 
 async function lastMessage(log: string): Promise<string> {
   const text = await readFile(log, 'utf8').catch(() => '');
-  return clip(text.trim().split('\n').at(-1) ?? '', 1000);
+  return clip(messageOf(text.trim().split('\n').at(-1) ?? ''), 1000);
+}
+
+/** What a line of runc's log says: `time="…" level=error msg="…"`, the message quoted as Go does. Other lines are taken as they are. */
+export function messageOf(line: string): string {
+  const quoted = /\bmsg=("(?:[^"\\]|\\.)*")/.exec(line)?.[1];
+  if (quoted === undefined) return line;
+  try {
+    return (JSON.parse(quoted) as string).replace(/\s+/g, ' ');
+  } catch {
+    // One of Go's escapes that JSON has not.
+    return line;
+  }
 }

@@ -1,5 +1,5 @@
 import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory } from '@drover/init';
-import { initMemoryAllowance, initPidsAllowance, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
+import { initMemoryAllowance, initPidsAllowance, maxKernelPids, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { seccompProfile } from './seccomp.ts';
 
@@ -64,7 +64,8 @@ const maskedPaths = [
   '/proc/timer_list',
   '/proc/timer_stats',
 ];
-const readonlyPaths = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger'];
+/** /sys/fs/cgroup: on version 1 the runtime program puts the hierarchies on a tmpfs, which it leaves writable and without a bound. */
+const readonlyPaths = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger', '/sys/fs/cgroup'];
 
 /** The OCI runtime configuration of a sandbox. Source: OCI runtime-spec 1.0.2, config.md and config-linux.md. */
 export function buildSpec(options: SpecOptions): object {
@@ -150,6 +151,8 @@ function systemMounts(): object[] {
       source: '/sys/devices/system/cpu',
       options: ['bind', 'ro', 'nosuid', 'noexec', 'nodev'],
     },
+    // its own cgroup, and none above it: there a JVM, Node.js and others see how much they may use.
+    { destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: ['ro', 'nosuid', 'noexec', 'nodev'] },
   ];
 }
 
@@ -185,6 +188,6 @@ function resourcesOf(options: SpecOptions): object {
     ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),
     // Swap as much as memory means none: both count together.
     ...(memory === undefined ? {} : { memory: { limit: memory, ...(options.limitsSwap ? { swap: memory } : {}) } }),
-    ...(limits.pids === 0 ? {} : { pids: { limit: limits.pids + initPidsAllowance } }),
+    ...(limits.pids === 0 ? {} : { pids: { limit: Math.min(limits.pids + initPidsAllowance, maxKernelPids) } }),
   };
 }

@@ -69,7 +69,7 @@ export async function token(
   flags: { readonly ttl?: string; readonly uses?: string; readonly label?: readonly string[] },
 ): Promise<void> {
   const options = {
-    ...(flags.ttl !== undefined && { ttlSeconds: Math.max(1, Math.ceil(parseDurationMs(flags.ttl) / 1000)) }),
+    ...(flags.ttl !== undefined && { ttlSeconds: tokenLifeSeconds(flags.ttl) }),
     ...(flags.uses !== undefined && { uses: parseCount('--uses', flags.uses, maxUses) }),
     labels: parseLabels(flags.label ?? []),
   };
@@ -78,6 +78,15 @@ export async function token(
   if (cli.out.json) return cli.out.object(messageJson(api.JoinTokenSchema, made));
   cli.out.line(made.token);
   if (made.command !== '') cli.out.note(`on the host: ${made.command}`);
+}
+
+/** Exported for its tests. @throws {DroverError} invalid-argument */
+export function tokenLifeSeconds(text: string): number {
+  const seconds = Math.ceil(parseDurationMs(text) / 1000);
+  if (seconds > 0) return seconds;
+  throw new DroverError('invalid-argument', `a token that lives for ${JSON.stringify(text)} lets nobody join`, {
+    hint: 'write how long it can be used, such as --ttl 1h',
+  });
 }
 
 type HostChange = (client: Awaited<ReturnType<Cli['connect']>>, reference: string, signal: AbortSignal) => Promise<api.Host>;
@@ -105,9 +114,10 @@ export async function drain(cli: Cli, [reference]: readonly [string], flags: { r
     if (cli.out.json) cli.out.record(messageJson(api.DrainProgressSchema, progress));
     else cli.out.note(progress.message === '' ? `${progress.remaining} of ${progress.total} sandboxes left` : progress.message);
   }
-  if (last?.done !== true) {
-    throw new DroverError('failed-precondition', `${reference} is not empty: ${last?.remaining ?? 'some'} sandboxes are left`, {
-      hint: 'they end by themselves, or stop them with drover host drain --stop',
+  // Done is a drain that moves nothing more: what no other host has room for may be left.
+  if (last?.done !== true || last.remaining > 0) {
+    throw new DroverError('failed-precondition', `${reference} is not empty: sandboxes that run on it: ${last?.remaining ?? 'some'}`, {
+      hint: `make room on another host and drain again, or stop them with drover host drain --stop ${reference}`,
     });
   }
   if (!cli.out.json) cli.out.line(`${reference}: drained`);

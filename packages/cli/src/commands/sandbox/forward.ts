@@ -1,6 +1,6 @@
 import { createServer, type AddressInfo, type Socket } from 'node:net';
 import { pipeline } from 'node:stream/promises';
-import { DroverError } from '@drover/foundation';
+import { DroverError, errnoOf } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { parseForward } from '../../parse.ts';
 
@@ -26,7 +26,7 @@ export default async function forward(cli: Cli, [reference, pairs]: readonly [st
     for (const [i, server] of servers.entries()) {
       const { address, local, remote } = wanted[i] as (typeof wanted)[number];
       await new Promise<void>((resolve, reject) => {
-        server.once('error', reject);
+        server.once('error', (error) => reject(cannotListen(error, address, local, remote)));
         server.listen(local, address, () => resolve());
       });
       const bound = server.address() as AddressInfo;
@@ -41,4 +41,13 @@ export default async function forward(cli: Cli, [reference, pairs]: readonly [st
     for (const socket of sockets) socket.destroy();
     for (const server of servers) server.close();
   }
+}
+
+/** Exported for its tests. */
+export function cannotListen(error: Error, address: string, local: number, remote: number): DroverError {
+  if (errnoOf(error) !== 'EADDRINUSE') return DroverError.from(error);
+  return new DroverError('port-in-use', `${address}:${local} is held by another program`, {
+    hint: `name another port here, such as 0:${remote} for any that is free`,
+    cause: error,
+  });
 }

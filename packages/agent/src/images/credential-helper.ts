@@ -1,0 +1,101 @@
+import { spawn } from 'node:child_process';
+import { DroverError, errnoOf } from '@drover/foundation';
+import { credentialHelperMs, maxCredentialBytes } from '../limits.ts';
+import type { Credentials } from './credentials.ts';
+
+/** What helpers say of a server that they do not know. Source: docker-credential-helpers, credentials/error.go. */
+const notFound = /credentials not found in native keychain/;
+/** The user name that stands for "the secret is an identity token". Source: docker/cli, config/credentials/native_store.go. */
+const tokenUser = '<token>';
+
+/**
+ * Asks a credential helper of docker's (`docker-credential-NAME get`, the server's name on its stdin) for what it knows of a server.
+ * Source: the docker-credential-helpers protocol.
+ * @throws {DroverError} invalid-config, missing-component, registry-denied
+ */
+export async function askHelper(name: string, server: string, signal: AbortSignal): Promise<Credentials | undefined> {
+  if (!/^[\w.-]+$/.test(name)) {
+    throw new DroverError('invalid-config', `${JSON.stringify(name)} is no name of a credential helper`, {
+      hint: 'in the credentials file, write what follows docker-credential- in the name of the program',
+    });
+  }
+  const program = `docker-credential-${name}`;
+  const { code, answer } = await ask(program, server, signal);
+  // Where it fails, the reason is on its stdout.
+  if (code !== 0) {
+    if (notFound.test(answer)) return undefined;
+    const [reason = ''] = answer.trim().split('\n');
+    throw failed(program, server, reason === '' ? `it ended with status ${code ?? 'unknown'}` : reason.slice(0, 200));
+  }
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(answer);
+  } catch {
+    // No cause: the answer may hold a secret, and so may what the parser says of it.
+    throw failed(program, server, 'its answer is not JSON');
+  }
+  const { Username: username, Secret: secret } = (parsed ?? {}) as { Username?: unknown; Secret?: unknown };
+  if (typeof username !== 'string' || typeof secret !== 'string') throw failed(program, server, 'its answer has no Username and Secret');
+  if (username === tokenUser) return { username: '', password: '', identityToken: secret };
+  return username === '' ? undefined : { username, password: secret, identityToken: undefined };
+}
+
+/** Runs it to its end, bounded in time and output. */
+async function ask(program: string, server: string, signal: AbortSignal): Promise<{ code: number | null; answer: string }> {
+  const limit = AbortSignal.timeout(credentialHelperMs);
+  const { promise, resolve, reject } = Promise.withResolvers<{ code: number | null; answer: string }>();
+  // A group of its own: what it started ends with it.
+  const helper = spawn(program, ['get'], { stdio: ['pipe', 'pipe', 'ignore'], detached: true });
+  const end = (): void => {
+    // Nothing to end where it could not be started, and ESRCH where it has ended.
+    if (helper.pid !== undefined) ignoringGone(() => process.kill(-(helper.pid as number), 'SIGKILL'));
+    reject(signal.aborted ? signal.reason : failed(program, server, `it did not answer in ${credentialHelperMs / 1000} s`));
+  };
+  const chunks: Buffer[] = [];
+  let size = 0;
+  helper.stdout.on('data', (chunk: Buffer) => {
+    size += chunk.length;
+    if (size <= maxCredentialBytes) chunks.push(chunk);
+    else {
+      reject(failed(program, server, `its answer has more than ${maxCredentialBytes} bytes`));
+      end();
+    }
+  });
+  helper.on('error', (cause) => {
+    const missing = errnoOf(cause) === 'ENOENT';
+    const message = missing
+      ? `there is no program ${program} on this host`
+      : `${program} cannot be started (${errnoOf(cause) ?? 'unknown'})`;
+    reject(
+      new DroverError('missing-component', message, {
+        hint: "install it in the agent's PATH, or take its name from the credentials file",
+        cause,
+      }),
+    );
+  });
+  helper.on('close', (code) => resolve({ code, answer: Buffer.concat(chunks).toString('utf8') }));
+  // One that ends without reading its question has said what it had to.
+  helper.stdin.on('error', () => undefined).end(server);
+  const either = AbortSignal.any([limit, signal]);
+  either.addEventListener('abort', end, { once: true });
+  if (either.aborted) end();
+  try {
+    return await promise;
+  } finally {
+    either.removeEventListener('abort', end);
+  }
+}
+
+function ignoringGone(act: () => void): void {
+  try {
+    act();
+  } catch (error) {
+    if (errnoOf(error) !== 'ESRCH') throw error;
+  }
+}
+
+function failed(program: string, server: string, reason: string): DroverError {
+  return new DroverError('registry-denied', `${program} gave no credentials for ${server}: ${reason}`, {
+    hint: `run \`echo ${server} | ${program} get\` as the agent's user, or log in again`,
+  });
+}
