@@ -1,6 +1,6 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, parseLabel, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, parseCpus, parseLabel, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
 
 /** What this host was told about itself when it joined. */
@@ -10,6 +10,8 @@ export interface HostSettings {
   readonly zone?: string;
   /** Addresses for its sandboxes, an IPv4 network. */
   readonly pool?: string;
+  /** CPUs that it offers, in thousandths. */
+  readonly cpuMillis?: number;
   /** runc, crun, or a path. */
   readonly runtimeProgram?: string;
   /** Directories that sandboxes may mount (R-18). */
@@ -33,6 +35,7 @@ export interface HostFlags {
   readonly label?: readonly string[];
   readonly zone?: string;
   readonly pool?: string;
+  readonly cpus?: string;
   readonly runtimeProgram?: string;
   readonly allowMount?: readonly string[];
   readonly insecureRegistry?: readonly string[];
@@ -46,6 +49,7 @@ const file = (stateDirectory: string): string => join(stateDirectory, 'host.json
 export async function checkHostFlags(flags: HostFlags): Promise<void> {
   for (const label of flags.label ?? []) parseLabel(label);
   parseRegistries(flags);
+  if (flags.cpus !== undefined) parseCpus(flags.cpus);
   if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
 }
 
@@ -87,6 +91,7 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
     ...(flags.label !== undefined && { labels: Object.fromEntries(flags.label.map(parseLabel)) }),
     ...(flags.zone !== undefined && { zone: flags.zone }),
     ...(flags.pool !== undefined && { pool: flags.pool }),
+    ...(flags.cpus !== undefined && { cpuMillis: parseCpus(flags.cpus) }),
     ...(flags.runtimeProgram !== undefined && { runtimeProgram: flags.runtimeProgram }),
     ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
   };
@@ -102,6 +107,7 @@ const schema = z.object({
   labels: z.record(z.string(), z.string()).default({}),
   zone: z.string().optional(),
   pool: z.string().optional(),
+  cpuMillis: z.int().positive().optional(),
   runtimeProgram: z.string().optional(),
   allowedMounts: z.array(z.string()).optional(),
   registries: z
