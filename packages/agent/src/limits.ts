@@ -27,6 +27,12 @@ export const uidRangeCount = 16_384;
 export const warmUserNamespaces = 4;
 /** How long a sandbox's cgroups may take to empty after SIGKILL; then they are left to the next sweep. Milliseconds. */
 export const cgroupRemovalMs = 10_000;
+/** How often programs that were started are looked at, beside when the kernel says that one ended. Milliseconds. */
+export const programLookMs = 100;
+/** How long mount, umount and mkfs.ext4 may take, which may wait for a busy disk; then they are killed and the operation fails. Milliseconds. */
+export const mountProgramMs = 120_000;
+/** What these and the OCI runtime program may print; then they are killed. Bytes. */
+export const programOutputBytes = 64 * 1024;
 /** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
 export const runtimeProgramMs = 30_000;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */

@@ -103,7 +103,9 @@ export class OciRuntime implements Runtime {
       if (record === undefined || record.phase === 'creating') throw notFound(request.id);
       if (this.#livePid(request.id, layout, record) !== undefined) return;
       if (record.phase === 'starting') await this.#endProgram(layout);
-      await this.#program.delete(request.id);
+      // Of the run before: its processes have ended.
+      await this.#endCgroups(request.id);
+      await this.#program.forget(request.id);
       signal.throwIfAborted();
       await writeRecord(layout.record, { ...record, phase: 'starting' });
       await this.#launch(layout, request, record.slot, await this.#owners(record.slot));
@@ -305,12 +307,8 @@ export class OciRuntime implements Runtime {
     if (pid !== undefined) signalProcess(pid, 'SIGKILL');
     await this.#cgroups.thaw(id);
     this.#exits.hurry(id);
-    if (await hasEntry(join(programDirectory(this.#stateDirectory), id))) await this.#program.delete(id);
-    const left = await this.#cgroups.remove(id, this.#clock);
-    if (left.length > 0)
-      throw new DroverError('runtime-failed', `processes of ${id} do not end: ${left.join(', ')}`, {
-        hint: 'they hang in the kernel; destroy it again later',
-      });
+    await this.#endCgroups(id);
+    if (await hasEntry(join(programDirectory(this.#stateDirectory), id))) await this.#program.forget(id);
     await unmountAll(this.#mounts, layout);
     // The record goes last with its directory: until then another destroy finds what is left.
     for (const name of await readdir(layout.directory).catch(() => [])) {
@@ -318,6 +316,15 @@ export class OciRuntime implements Runtime {
     }
     await rm(layout.directory, { recursive: true, force: true });
     if (record?.slot !== undefined) (await this.#prepare())?.give(record.slot);
+  }
+
+  /** @throws {DroverError} runtime-failed */
+  async #endCgroups(id: SandboxId): Promise<void> {
+    const left = await this.#cgroups.remove(id, this.#clock);
+    if (left.length === 0) return;
+    throw new DroverError('runtime-failed', `processes of ${id} do not end: ${left.join(', ')}`, {
+      hint: 'they hang in the kernel; try again later',
+    });
   }
 
   /** The program may still be at a create whose agent was killed; it would make the sandbox after it was destroyed. */
