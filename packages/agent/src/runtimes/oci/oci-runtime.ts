@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
@@ -12,7 +13,8 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { maxOpenFiles, runtimeProgramMs } from '../../limits.ts';
+import { maxOpenFiles, runtimeProgramMs, startsPerCpu, startTurnMs } from '../../limits.ts';
+import { configTaken } from '../config-taken.ts';
 import { dialSandbox } from '../dial.ts';
 import { killedExitCode, type CreateRequest, type Runtime, type RuntimeFinding, type RuntimeState, type RuntimeStats } from '../runtime.ts';
 import { Cgroups } from './cgroup.ts';
@@ -26,6 +28,7 @@ import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
 import { giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
 import { buildSpec } from './spec.ts';
+import { Turns } from './turns.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
 
 export interface OciRuntimeOptions {
@@ -54,8 +57,10 @@ export class OciRuntime implements Runtime {
   readonly #cgroups: Cgroups;
   readonly #mounts: Mounts;
   readonly #exits: ExitWatch;
+  readonly #starts = new Turns(Math.ceil(availableParallelism() * startsPerCpu));
   /** One operation at a time on one sandbox. */
   readonly #serial = new Map<SandboxId, SerialExecutor>();
+  readonly #life = new AbortController();
   #prepared: Promise<UidRanges | undefined> | undefined;
 
   constructor(options: OciRuntimeOptions) {
@@ -108,7 +113,7 @@ export class OciRuntime implements Runtime {
       await this.#program.forget(request.id);
       signal.throwIfAborted();
       await writeRecord(layout.record, { ...record, phase: 'starting' });
-      await this.#launch(layout, request, record.slot, await this.#owners(record.slot));
+      await this.#launch(layout, request, record.slot, await this.#owners(record.slot), signal);
     });
   }
 
@@ -201,7 +206,7 @@ export class OciRuntime implements Runtime {
     return await dialSandbox({
       address: record.address,
       port: port === 'init' ? initPort : port,
-      waits: port === 'init',
+      runDirectory: port === 'init' ? record.runDirectory : undefined,
       hasEnded: () => Promise.resolve(this.#livePid(id, layout, record) === undefined),
       clock: this.#clock,
       signal,
@@ -214,6 +219,7 @@ export class OciRuntime implements Runtime {
 
   /** Ends what this object holds; sandboxes run on. */
   async close(): Promise<void> {
+    this.#life.abort();
     await (await this.#prepared)?.close();
     await this.#cgroups.removeParent();
   }
@@ -263,10 +269,36 @@ export class OciRuntime implements Runtime {
     ranges?.warm();
     if (owners !== undefined) await chown(layout.directory, 0, owners.start);
     signal.throwIfAborted();
-    await this.#launch(layout, request, slot, owners);
+    await this.#launch(layout, request, slot, owners, signal);
   }
 
-  async #launch(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
+  async #launch(
+    layout: Layout,
+    request: CreateRequest,
+    slot: number | undefined,
+    owners: Owners | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const endTurn = await this.#starts.take(signal);
+    const late = setTimeout(endTurn, startTurnMs);
+    const over = (): void => {
+      clearTimeout(late);
+      endTurn();
+    };
+    try {
+      await this.#begin(layout, request, slot, owners);
+    } catch (error) {
+      over();
+      throw error;
+    }
+    // The most work of a start is init's own, until it listens.
+    void configTaken(request.runDirectory, startTurnMs, this.#clock, this.#life.signal)
+      // Closed: nobody waits any more.
+      .catch(() => undefined)
+      .then(over);
+  }
+
+  async #begin(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
     const { id, runDirectory } = request;
     await mkdir(layout.bundle, { recursive: true, mode: 0o700 });
     await mountRoot(this.#mounts, layout, request, owners);
