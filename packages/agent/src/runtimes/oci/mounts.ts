@@ -20,8 +20,8 @@ export interface Mounts {
   detach(target: string): Promise<void>;
   /** Mounts a block device or image file with a filesystem on it. */
   loop(image: string, target: string): Promise<void>;
-  /** Takes every mount from `target`, lazily; none: nothing. */
-  unmount(target: string): Promise<void>;
+  /** Takes the uppermost mount from each target, lazily and in this order. */
+  unmount(targets: readonly string[]): Promise<void>;
 }
 
 export interface OverlayOptions {
@@ -182,7 +182,7 @@ function openNative(): Mounts | undefined {
       ),
     loop: (image, target) => spawnedMounts.loop(image, target),
     // Taking an overlay away may write back its filesystem's dirty pages, which takes what it takes: never in this thread.
-    unmount: (target) => spawnedMounts.unmount(target),
+    unmount: (targets) => spawnedMounts.unmount(targets),
   };
 }
 
@@ -211,10 +211,7 @@ export const spawnedMounts: Mounts = {
   },
   detach: (target) => command('umount', ['-l', target]),
   loop: (image, target) => command('mount', ['-o', 'loop,nodev', image, target]),
-  unmount: async (target) => {
-    // Bounded: nobody stacks more than a handful of mounts on one of our directories.
-    for (let i = 0; i < 16 && isMounted(target); i++) await command('umount', ['-l', target]);
-  },
+  unmount: (targets) => command('umount', ['-l', '--', ...targets]),
 };
 
 async function command(program: string, args: readonly string[]): Promise<void> {
