@@ -24,7 +24,7 @@ export const uidRangeSize = 65_536;
 /** Sandboxes with a user namespace on one host; one more is refused with no-room. */
 export const uidRangeCount = 16_384;
 /** User namespaces made ahead of the creates that will use them. */
-export const warmUserNamespaces = 4;
+export const warmUserNamespaces = 16;
 /** How long a sandbox's cgroups may take to empty after SIGKILL; then they are left to the next sweep. Milliseconds. */
 export const cgroupRemovalMs = 10_000;
 /** How often programs that were started are looked at, beside when the kernel says that one ended. Milliseconds. */
@@ -151,9 +151,11 @@ export const joinTimeoutMs = 30_000;
 /** Sandboxes with a network on one host; one more is refused with no-room. The rules name every one of them beforehand. */
 export const networkSlots = 4096;
 /** Namespaces kept ready for the next creates; with none ready a create makes its own, some 10 ms more. */
-export const warmNetworks = 4;
-/** Rest between a create that took a ready namespace and making the next: starting programs holds the create up. Milliseconds. */
-export const warmNetworkDelayMs = 50;
+export const warmNetworks = 16;
+/** Rest between a create that took a ready namespace and making the next: what that takes, the create lacks. Milliseconds. */
+export const warmNetworkDelayMs = 500;
+/** The same when none is left. Milliseconds. */
+export const emptyNetworkDelayMs = 50;
 /** Namespaces being made at once; more wait. */
 export const networkCreatesAtOnce = 4;
 /** How long one call of ip, nft or nsenter may take; then it is killed and the operation fails with timed-out. Milliseconds. */
