@@ -23,6 +23,8 @@ type Name = (typeof names)[number];
 const limitMs = { full: 900_000, quick: 180_000 };
 /** Addresses for the sandboxes of this run: not those of an agent that may run here. */
 const pool = '10.198.0.0/16';
+/** CPUs that the host offers: placement counts a tenth of one for each sandbox, and 50 at once are to be made at once, not to wait for room. */
+const offeredCpus = '16';
 
 async function main(): Promise<void> {
   const { values } = parseArgs({ options: { quick: { type: 'boolean', default: false }, only: { type: 'string' } } });
@@ -104,7 +106,7 @@ async function onOneDrover(
   await cp(needProgram('busybox', 'busybox-static'), join(rootfs, 'bin', 'busybox'));
   await Promise.all(['sh', 'echo'].map(async (name) => await cp(join(rootfs, 'bin', 'busybox'), join(rootfs, 'bin', name))));
 
-  const drover = held.use(await TestDrover.start(['--pool', pool]));
+  const drover = held.use(await TestDrover.start(['--pool', pool, '--cpus', offeredCpus]));
   const context = JSON.parse(await readFile(join(drover.environment['XDG_CONFIG_HOME'] ?? '', 'drover', 'context.json'), 'utf8')) as {
     server: string;
     token: string;

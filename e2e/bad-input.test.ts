@@ -136,6 +136,7 @@ const rows: readonly Row[] = [
   ['up --data /etc/passwd/x --listen 127.0.0.1:0', 2, /data directory \/etc\/passwd\/x cannot be made/, 'invalid-argument'],
   ['up --listen nonsense', 2, /not an address to listen on/, 'invalid-argument'],
   ['up --listen 127.0.0.1:0 --pool 10.0.0.0/99', 2, /no address pool/, 'invalid-config'],
+  ['up --listen 127.0.0.1:0 --cpus none', 2, /not a number of CPUs/, 'invalid-argument'],
   ['up --listen 127.0.0.1:0 --insecure-registry http://x/', 2, /not the host of a registry/, 'invalid-argument'],
 ];
 

@@ -392,6 +392,14 @@ describe('L-4: drover host rm', () => {
     });
   });
 
+  test('it offers the CPUs that --cpus says, and holds sandboxes by them', async () => {
+    await second.ended('SIGINT');
+    await second.start(['--cpus', '64']);
+    await hostIs('second', 'ready');
+    expect(await drover.json(['host', 'get', 'second'])).toMatchObject({ capacity: { cpuMillis: 64_000 } });
+    expect(await succeeds(['run', '--rm', '--host', 'second', '--cpus', '33', 'host', '--', 'echo', 'room'])).toBe('room\n');
+  });
+
   test('an empty host is removed without --force', async () => {
     await succeeds(['host', 'rm', 'second']);
     expect(await second.ended()).toBe(5);

@@ -95,8 +95,8 @@ export async function measureCreate({ quick, ways, bare, absent: given, scratch 
     how:
       'Image in the cache; each way in turn within every round, in one run. The API’s is one SDK client: create, attach to `main`, first byte. ' +
       '`drover run` is the whole program as typed in a shell. The control plane’s share is seen from a host in memory beside the client: it ' +
-      'includes the client, both ways of the network and the host’s decoding, so it is an upper bound. Placement counts a tenth of a CPU for ' +
-      'each sandbox: where that is more than the machine has, the API’s and the shell’s figures hold the wait for room.',
+      'includes the client, both ways of the network and the host’s decoding, so it is an upper bound. The host offers more CPUs than it has, ' +
+      'so that none of them waits for room.',
     rows,
     goals,
     absent,

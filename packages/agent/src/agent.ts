@@ -24,6 +24,8 @@ export interface AgentOptions {
   readonly name?: string;
   readonly labels?: Readonly<Record<string, string>>;
   readonly zone?: string;
+  /** CPUs that it offers to sandboxes, in thousandths: more than there are overcommits them. Default: all there are. */
+  readonly cpuMillis?: number;
   /** Sandboxes at most; default 200. */
   readonly slots?: number;
   /** host:port of the link; default: as the join said. */
@@ -102,6 +104,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     runtimes: [runtime],
     checks: [async () => await checkGateway(stateDirectory, options.pool)],
     ...(options.name !== undefined && { name: options.name }),
+    ...(options.cpuMillis !== undefined && { cpuMillis: options.cpuMillis }),
     ...(options.slots !== undefined && { slots: options.slots }),
   });
   // The link signs certificates for the sandboxes, and the sandboxes answer the link's commands.

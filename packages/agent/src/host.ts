@@ -11,6 +11,8 @@ export interface LinuxHostOptions {
   readonly name?: string;
   readonly labels: Readonly<Record<string, string>>;
   readonly zone: string;
+  /** CPUs offered, in thousandths. Default: all there are. */
+  readonly cpuMillis?: number;
   /** Sandboxes at most. */
   readonly slots?: number;
   readonly runtimes: readonly Runtime[];
@@ -33,7 +35,7 @@ export class LinuxHost implements HostInfo {
       labels: this.#options.labels,
       zone: this.#options.zone,
       capacity: {
-        cpuMillis: availableParallelism() * 1000,
+        cpuMillis: this.#options.cpuMillis ?? availableParallelism() * 1000,
         memoryBytes: totalmem(),
         diskBytes: disk.blocks * disk.bsize,
         slots: this.#options.slots ?? defaultSlots,

@@ -26,13 +26,25 @@ export const uidRangeSize = 65_536;
 /** Sandboxes with a user namespace on one host; one more is refused with no-room. */
 export const uidRangeCount = 16_384;
 /** User namespaces made ahead of the creates that will use them. */
-export const warmUserNamespaces = 4;
+export const warmUserNamespaces = 16;
 /** How long a sandbox's cgroups may take to empty after SIGKILL; then they are left to the next sweep. Milliseconds. */
 export const cgroupRemovalMs = 10_000;
+/** How often programs that were started are looked at, beside when the kernel says that one ended. Milliseconds. */
+export const programLookMs = 100;
+/** How long mount, umount and mkfs.ext4 may take, which may wait for a busy disk; then they are killed and the operation fails. Milliseconds. */
+export const mountProgramMs = 120_000;
+/** What these and the OCI runtime program may print; then they are killed. Bytes. */
+export const programOutputBytes = 64 * 1024;
 /** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
 export const runtimeProgramMs = 30_000;
+/** Sandboxes whose init is starting at the same time, for each CPU of the host; more wait, in the order in which they came. All at once would take as long, and none be early. */
+export const startsPerCpu = 1;
+/** How long a start that does not come to its end keeps others waiting. Milliseconds. */
+export const startTurnMs = 3_000;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */
 export const initDialMs = 10_000;
+/** How long a dial waits for init to take its config, which it does just before it listens, until it tries all the same. Milliseconds. */
+export const initTakesConfigMs = 50;
 /** How long one TCP connect into a sandbox may take. Milliseconds. */
 export const sandboxConnectMs = 5_000;
 /** How often the processes of sandboxes that someone waits for are looked at. Milliseconds. */
@@ -145,9 +157,11 @@ export const joinTimeoutMs = 30_000;
 /** Sandboxes with a network on one host; one more is refused with no-room. The rules name every one of them beforehand. */
 export const networkSlots = 4096;
 /** Namespaces kept ready for the next creates; with none ready a create makes its own, some 10 ms more. */
-export const warmNetworks = 4;
-/** Rest between a create that took a ready namespace and making the next: starting programs holds the create up. Milliseconds. */
-export const warmNetworkDelayMs = 50;
+export const warmNetworks = 16;
+/** Rest between a create that took a ready namespace and making the next: what that takes, the create lacks. Milliseconds. */
+export const warmNetworkDelayMs = 500;
+/** The same when none is left. Milliseconds. */
+export const emptyNetworkDelayMs = 50;
 /** Namespaces being made at once; more wait. */
 export const networkCreatesAtOnce = 4;
 /** How long one call of ip, nft or nsenter may take; then it is killed and the operation fails with timed-out. Milliseconds. */

@@ -130,6 +130,7 @@ function hostFlags(command: Command): Command {
     .option('--label <key=value>', "one of the host's labels (again for more)", collect)
     .option('--zone <zone>', 'where the host stands')
     .option('--pool <network>', 'addresses for its sandboxes (10.213.0.0/16)')
+    .option('--cpus <number>', 'CPUs that it offers to sandboxes, more or fewer than it has: 64, 1.5 (all it has)')
     .option('--runtime-program <program>', 'runc, crun, or a path')
     .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect)
     .option('--reconnect-max <duration>', 'the longest wait between two tries to reach the control plane (30s)')

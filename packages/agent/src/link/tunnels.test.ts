@@ -23,7 +23,6 @@ async function dial(): ReturnType<typeof dialSandbox> {
   return await dialSandbox({
     address: '127.0.0.1',
     port: (server.address() as AddressInfo).port,
-    waits: true,
     hasEnded: () => Promise.resolve(false),
     clock: systemClock,
     signal: AbortSignal.timeout(10_000),

@@ -1,6 +1,6 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DroverError, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
+import { DroverError, hasCode, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
 import { GatewayClient, type GatewayHealth, type SandboxPolicy } from '@drover/gateway';
 import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
 import { gatewayAdoptMs, gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs } from '../limits.ts';
@@ -41,6 +41,8 @@ export class GatewayProcess {
   #adoptedPid = 0;
   #process: SupervisedProcess | undefined;
   #policies: readonly SandboxPolicy[] | undefined;
+  /** Of the table that this agent put in force last; undefined: the gateway is asked. */
+  #version: bigint | undefined;
   #watching: Promise<void> | undefined;
   #reapplying = false;
   /** Why it cannot run, in its own words; undefined once it does. */
@@ -105,8 +107,19 @@ export class GatewayProcess {
   }
 
   async #push(policies: readonly SandboxPolicy[]): Promise<void> {
-    const { version } = await this.#client.health();
-    await this.#client.applyPolicies(version + 1n, policies);
+    const version = (this.#version ?? (await this.#client.health()).version) + 1n;
+    // Whatever becomes of this one, the next asks again.
+    this.#version = undefined;
+    try {
+      await this.#client.applyPolicies(version, policies);
+      this.#version = version;
+    } catch (error) {
+      if (!hasCode(error, 'conflict')) throw error;
+      // Not the gateway that took the last one.
+      const newer = (await this.#client.health()).version + 1n;
+      await this.#client.applyPolicies(newer, policies);
+      this.#version = newer;
+    }
   }
 
   async #ensureUp(): Promise<void> {

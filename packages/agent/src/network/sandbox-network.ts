@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { DroverError, SerialExecutor, systemClock, type Logger, type SandboxId } from '@drover/foundation';
 import { compilePolicy, type SandboxPolicy } from '@drover/gateway';
 import pLimit from 'p-limit';
-import { networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
+import { emptyNetworkDelayMs, networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { addressSlot, defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
 import { setSlotCut, setUpHost, tearDownHost } from './host-side.ts';
@@ -25,7 +25,7 @@ export interface SandboxNetworkOptions {
   /** Where the way to the control plane begins, on the gateway's address. */
   readonly controlPort: number;
   readonly logger: Logger;
-  /** Namespaces kept ready. Default 4. */
+  /** Namespaces kept ready. Default 16. */
   readonly warm?: number;
 }
 
@@ -49,7 +49,10 @@ export class SandboxNetwork implements Network {
   readonly #ready: number[] = [];
   /** Slots taken away from a sandbox whose address the gateway may still know. */
   readonly #quarantine = new Set<number>();
+  /** When a sandbox last got one. */
+  #acquired = Number.NEGATIVE_INFINITY;
   #refilling: Promise<void> | undefined;
+  readonly #life = new AbortController();
   #open = false;
 
   /** @throws {DroverError} invalid-config */
@@ -106,6 +109,7 @@ export class SandboxNetwork implements Network {
         throw DroverError.from(error);
       }
       this.#records.set(id, record);
+      this.#acquired = performance.now();
       this.#refill();
       return this.#attachment(slot);
     });
@@ -159,6 +163,7 @@ export class SandboxNetwork implements Network {
 
   async close(): Promise<void> {
     this.#open = false;
+    this.#life.abort();
     await this.#refilling;
     await removeSlots(this.#plan, this.#ready.splice(0));
     // Sandboxes that run on keep their rules; without any, nothing stays.
@@ -231,11 +236,14 @@ export class SandboxNetwork implements Network {
   async #fill(): Promise<void> {
     const wanted = this.#options.warm ?? warmNetworks;
     try {
-      await systemClock.sleep(warmNetworkDelayMs);
       while (this.#open && this.#ready.length < wanted && this.#free.length > 0) {
-        this.#ready.push(await this.#createCold());
+        // While sandboxes are being made, only when they lack it.
+        const left = this.#acquired + (this.#ready.length > 0 ? warmNetworkDelayMs : emptyNetworkDelayMs) - performance.now();
+        if (left > 0) await systemClock.sleep(left, this.#life.signal);
+        else this.#ready.push(await this.#createCold());
       }
     } catch (error) {
+      if (this.#life.signal.aborted) return;
       // The next create tries again, and its caller is told.
       this.#logger.warn({ err: String(error) }, 'no network could be made in advance');
     }

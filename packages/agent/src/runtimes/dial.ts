@@ -2,13 +2,14 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { DroverError, errnoOf, type Clock } from '@drover/foundation';
-import { initDialMs, sandboxConnectMs } from '../limits.ts';
+import { initDialMs, initTakesConfigMs, sandboxConnectMs } from '../limits.ts';
+import { configTaken } from './config-taken.ts';
 
 export interface DialOptions {
   readonly address: string;
   readonly port: number;
-  /** Try again while nothing listens yet: init is starting. */
-  readonly waits: boolean;
+  /** Init's run directory: try again while nothing listens yet, for it is starting. Undefined: one try. */
+  readonly runDirectory: string | undefined;
   /** Has the sandbox ended? Then waiting is over. */
   readonly hasEnded: () => Promise<boolean>;
   readonly clock: Clock;
@@ -20,17 +21,19 @@ const notYet = new Set(['ECONNREFUSED', 'EHOSTUNREACH', 'ENETUNREACH', 'ETIMEDOU
 
 /** A connection into a sandbox, half-open allowed: each side ends for itself. @throws {DroverError} sandbox-not-running, unavailable */
 export async function dialSandbox(options: DialOptions): Promise<Duplex> {
-  const { clock, signal } = options;
+  const { clock, signal, runDirectory } = options;
   const deadline = clock.now() + initDialMs;
   for (let delay = 2; ; delay = Math.min(10, delay * 2)) {
     signal.throwIfAborted();
+    // A try before init has its config is in vain, and costs what much else of a start costs.
+    if (runDirectory !== undefined) await configTaken(runDirectory, initTakesConfigMs, clock, signal);
     try {
       return await connectOnce(options.address, options.port, signal);
     } catch (error) {
       signal.throwIfAborted();
       const where = `${options.address}:${options.port}`;
       if (await options.hasEnded()) throw new DroverError('sandbox-not-running', 'the sandbox has ended', { cause: error });
-      if (!options.waits || !notYet.has(errnoOf(error) ?? '')) {
+      if (runDirectory === undefined || !notYet.has(errnoOf(error) ?? '')) {
         throw new DroverError('unavailable', `nothing answers at ${where} in the sandbox`, {
           hint: 'is the program in the sandbox listening on that port?',
           cause: error,

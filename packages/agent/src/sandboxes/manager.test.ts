@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
@@ -194,6 +194,18 @@ describe('create', () => {
     expect(config.main.env).toContain('HTTP_PROXY=http://10.0.0.1:3128');
     for (const file of await readdir(run)) expect([file, (await stat(join(run, file))).mode & 0o777]).toEqual([file, 0o400]);
     expect((await stat(run)).mode & 0o777).toBe(0o700);
+  });
+
+  test('R-9: a sandbox that makes directories of what it was given is stopped and started like any other', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    const run = join(directory, 'run', id);
+    await rm(join(run, 'token'));
+    for (const name of ['token', 'exit.json']) await mkdir(join(run, name, 'deep', 'down'), { recursive: true });
+    expect(await manager.stop(stop(id, 2))).toMatchObject({ state: SandboxState.STOPPED });
+    await manager.startAgain(start(id, 3));
+    expect(await readFile(join(run, 'token'), 'utf8')).toBe(`token 2 of ${id}`);
   });
 
   test('I-13: init is told where it registers, as whom, and with which token; what it left of that goes with the start', async () => {

@@ -262,7 +262,7 @@ export class SandboxManager implements Sandboxes {
     const { id, spec } = entry.record;
     const runtime = this.#runtime(entry.record.runtime);
     const first = entry.record.startCount === 0;
-    let completed: Promise<void> | undefined;
+    let settled: Promise<void> | undefined;
     try {
       await this.#update(entry, {
         phase: 'preparing',
@@ -275,8 +275,8 @@ export class SandboxManager implements Sandboxes {
         networkCut: entry.wish.networkCut,
       });
       const start = await prepareStart(this.#options, entry.record, secrets, progress, signal);
-      const { imageDigest, request } = start;
-      completed = start.completed;
+      const { imageDigest, request, completed } = start;
+      settled = start.settled;
       const opening = async (): Promise<void> => {
         let { networkCut } = entry.record;
         // I-4: what was said of its network while it was prepared is in force before anything runs in it.
@@ -300,7 +300,7 @@ export class SandboxManager implements Sandboxes {
       const cancelled = signal.aborted;
       making.abort(error);
       // What still writes there would bring back what is taken away.
-      await completed?.catch(() => undefined);
+      await settled;
       await this.#takeBack(entry, runtime, first);
       const why = { reason: error.code, message: sentenceOf(error), address: '' };
       // L-22: what may pass does not fail the sandbox. It is still to be made, and the control plane says how often that is tried.

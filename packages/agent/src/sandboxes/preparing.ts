@@ -33,8 +33,10 @@ export interface PreparedStart {
   readonly request: CreateRequest;
   readonly imageDigest: string;
   readonly startCount: number;
-  /** Resolves when the run directory is complete. Ends with `signal`, rejected; it may be left to itself. */
+  /** Resolves when the run directory is complete and the policy in force. Ends with `signal`, rejected; it may be left to itself. */
   readonly completed: Promise<void>;
+  /** Resolves when nothing is being done for that any more, whatever became of it. */
+  readonly settled: Promise<void>;
 }
 
 export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
@@ -42,8 +44,8 @@ export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
 }
 
 /**
- * Brings together what one start of a sandbox needs: its image, held; an address, with its policy in force; and a run directory. What init
- * waits for, its key and certificate and the config, is still being made when this resolves: init's own start takes longer than that.
+ * Brings together what one start of a sandbox needs: its image, held; an address; and a run directory. What init waits for, its key and
+ * certificate, the config, and its policy in force, is still being made when this resolves: init's own start takes longer than that.
  * What fails here is taken back by the caller.
  */
 export async function prepareStart(
@@ -59,14 +61,14 @@ export async function prepareStart(
   identity.catch(() => undefined);
   const [image, network] = await Promise.all([
     holdImage(options.images, id, spec.image, progress, signal),
-    attach(options.network, record),
+    options.network.acquire(id),
     makeRunDirectory(runDirectoryOf(options.stateDirectory, id)),
   ]);
   const request = requestOf(options, record, image, network);
   const startCount = record.startCount + 1;
   const secrets = placeSecrets(spec.secrets, secretValues);
   const main = resolveMain(spec, image.config, options.gatewayEnvironment(network), secrets.env);
-  const completed = identity.then(
+  const written = identity.then(
     async (signed) =>
       await writeStartMaterial(request.runDirectory, {
         sandboxId: id,
@@ -84,18 +86,16 @@ export async function prepareStart(
         ...signed,
       }),
   );
+  const inForce = putInForce(options.network, record);
+  const completed = Promise.all([written, inForce]).then(() => undefined);
   completed.catch(() => undefined);
-  return { request, imageDigest: image.digest, startCount, completed };
+  const settled = Promise.allSettled([written, inForce]).then(() => undefined);
+  return { request, imageDigest: image.digest, startCount, completed, settled };
 }
 
-async function attach(network: Network, { id, spec, networkCut }: SandboxRecord): Promise<NetworkAttachment> {
-  const attachment = await network.acquire(id);
-  await Promise.all([
-    network.applyPolicy(id, spec.allow),
-    // Before anything runs in it: the first packet meets the cut (I-4).
-    network.setCut(id, networkCut),
-  ]);
-  return attachment;
+/** Before anything of the user's runs in it: the first packet meets the cut (I-4), and what it may reach it reaches. Until then, nothing. */
+async function putInForce(network: Network, { id, spec, networkCut }: SandboxRecord): Promise<void> {
+  await Promise.all([network.applyPolicy(id, spec.allow), network.setCut(id, networkCut)]);
 }
 
 async function holdImage(

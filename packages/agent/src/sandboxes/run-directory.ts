@@ -1,5 +1,6 @@
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rm, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { errnoOf } from '@drover/foundation';
 import { initPort, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
 
 const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token'] as const;
@@ -27,9 +28,8 @@ export interface StartMaterial {
 
 /** Makes the run directory of one start, 0700, without what an earlier start left in it, of whatever kind, but for its logs. */
 export async function makeRunDirectory(directory: string): Promise<void> {
-  await mkdir(directory, { recursive: true, mode: 0o700 });
-  await rm(join(directory, 'exit.json'), { recursive: true, force: true });
-  await removeStartMaterial(directory);
+  const made = await mkdir(directory, { recursive: true, mode: 0o700 });
+  if (made === undefined) await removeFiles(directory, [...materialFiles, 'exit.json']);
 }
 
 /**
@@ -67,5 +67,17 @@ export async function writeStartMaterial(directory: string, material: StartMater
 
 /** Removes what a start that failed was given, its key before all; logs stay. */
 export async function removeStartMaterial(directory: string): Promise<void> {
-  await Promise.all(materialFiles.map(async (name) => await rm(join(directory, name), { recursive: true, force: true })));
+  await removeFiles(directory, materialFiles);
+}
+
+/** Whatever the sandbox has made of them, which owns the directory. */
+async function removeFiles(directory: string, names: readonly string[]): Promise<void> {
+  const remove = async (path: string): Promise<void> => {
+    try {
+      await unlink(path);
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT') await rm(path, { recursive: true, force: true });
+    }
+  };
+  await Promise.all(names.map(async (name) => await remove(join(directory, name))));
 }

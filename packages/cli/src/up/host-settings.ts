@@ -1,6 +1,6 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, parseLabel, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, parseCpus, parseLabel, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
 import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
 import { parseWithin } from './settings.ts';
@@ -12,6 +12,8 @@ export interface HostSettings {
   readonly zone?: string;
   /** Addresses for its sandboxes, an IPv4 network. */
   readonly pool?: string;
+  /** CPUs that it offers, in thousandths. */
+  readonly cpuMillis?: number;
   /** runc, crun, or a path. */
   readonly runtimeProgram?: string;
   /** Directories that sandboxes may mount. */
@@ -37,6 +39,7 @@ export interface HostFlags {
   readonly label?: readonly string[];
   readonly zone?: string;
   readonly pool?: string;
+  readonly cpus?: string;
   readonly runtimeProgram?: string;
   readonly allowMount?: readonly string[];
   readonly reconnectMax?: string;
@@ -52,6 +55,7 @@ export async function checkHostFlags(flags: HostFlags): Promise<void> {
   for (const label of flags.label ?? []) parseLabel(label);
   parseRegistries(flags);
   parseReconnectMax(flags);
+  if (flags.cpus !== undefined) parseCpus(flags.cpus);
   if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
 }
 
@@ -99,6 +103,7 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
     ...(flags.label !== undefined && { labels: Object.fromEntries(flags.label.map(parseLabel)) }),
     ...(flags.zone !== undefined && { zone: flags.zone }),
     ...(flags.pool !== undefined && { pool: flags.pool }),
+    ...(flags.cpus !== undefined && { cpuMillis: parseCpus(flags.cpus) }),
     ...(flags.runtimeProgram !== undefined && { runtimeProgram: flags.runtimeProgram }),
     ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
     ...parseReconnectMax(flags),
@@ -115,6 +120,7 @@ const schema = z.object({
   labels: z.record(z.string(), z.string()).default({}),
   zone: z.string().optional(),
   pool: z.string().optional(),
+  cpuMillis: z.int().positive().optional(),
   runtimeProgram: z.string().optional(),
   allowedMounts: z.array(z.string()).optional(),
   reconnectMaxMs: z.number().optional(),

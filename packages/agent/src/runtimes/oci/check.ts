@@ -135,7 +135,8 @@ export async function removeProbes(mounts: Mounts, stateDirectory: string): Prom
   const names = await readdir(stateDirectory).catch((): string[] => []);
   for (const name of names.filter((entry) => entry.startsWith(probePrefix))) {
     const directory = join(stateDirectory, name);
-    for (const path of mountPoints().toReversed()) if (path.startsWith(`${directory}/`)) await mounts.unmount(path);
+    const mounted = mountPoints().filter((path) => path.startsWith(`${directory}/`));
+    if (mounted.length > 0) await mounts.unmount(mounted.toReversed());
     await rm(directory, { recursive: true, force: true });
   }
 }

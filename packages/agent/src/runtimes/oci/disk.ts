@@ -1,12 +1,9 @@
-import { execFile } from 'node:child_process';
 import { chmod, open, rename, rm, stat } from 'node:fs/promises';
-import { promisify } from 'node:util';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { searchPath } from '../../search-path.ts';
+import { mountProgramMs, programOutputBytes } from '../../limits.ts';
+import { runProgram } from '../../programs/index.ts';
 import type { Layout } from './layout.ts';
 import { isMounted, type Mounts } from './mounts.ts';
-
-const run = promisify(execFile);
 
 /**
  * A disk of the sandbox's own, of `bytes` (R-10): a sparse file with ext4 on it, mounted where its writable layers will be. Full, writes inside
@@ -28,7 +25,8 @@ export async function makeDisk(mounts: Mounts, layout: Layout, bytes: number): P
     // No journal and tables made late: it lives as long as its sandbox, and is made in milliseconds.
     const args = ['-q', '-F', '-m', '0', '-O', '^has_journal', '-E', 'lazy_itable_init=1,nodiscard', temporary];
     try {
-      await run('mkfs.ext4', args, { env: { ...process.env, PATH: searchPath() } });
+      const { code, stderr } = await runProgram('mkfs.ext4', args, { timeoutMs: mountProgramMs, maxOutputBytes: programOutputBytes });
+      if (code !== 0) throw new Error(stderr.trim() || `it ended with ${code}`);
     } catch (error) {
       if (errnoOf(error) === 'ENOENT') {
         throw new DroverError('missing-component', 'mkfs.ext4 is not there, and a disk limit needs it', {

@@ -1,7 +1,7 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { FakeClock, newSandboxId, systemClock } from '@drover/foundation';
+import { FakeClock, newSandboxId, systemClock, type SandboxId } from '@drover/foundation';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ExitWatch } from './exit-watch.ts';
 
@@ -44,6 +44,30 @@ test('an exit record makes it look at once, though the time for the next look is
   await writeFile(join(directory, 'exit.json'), '{}');
   // The clock stands still: only the file can have said it.
   await waiting;
+});
+
+test('one that was killed, or wrote its record, before anybody waited is looked at often; one that has just begun is not', async () => {
+  const rarely = await mkdtemp(join(directory, 'rarely-'));
+  const recorded = await mkdtemp(join(directory, 'recorded-'));
+  await writeFile(join(recorded, 'exit.json'), '{}');
+  const looksIn100ms = async (where: string, before: (exits: ExitWatch, id: SandboxId) => void): Promise<number> => {
+    const clock = new FakeClock(1_000_000);
+    const exits = new ExitWatch(clock);
+    const id = newSandboxId();
+    let looks = 0;
+    let alive = true;
+    before(exits, id);
+    const waiting = exits.wait(id, where, () => (++looks, !alive), never);
+    await clock.advance(100);
+    const seen = looks;
+    alive = false;
+    await clock.advance(2_000);
+    await waiting;
+    return seen;
+  };
+  expect(await looksIn100ms(rarely, () => undefined)).toBe(2);
+  expect(await looksIn100ms(rarely, (exits, id) => exits.hurry(id))).toBeGreaterThan(20);
+  expect(await looksIn100ms(recorded, () => undefined)).toBeGreaterThan(20);
 });
 
 test('a directory that is not there is no reason not to wait', async () => {

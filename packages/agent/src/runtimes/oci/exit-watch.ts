@@ -1,4 +1,5 @@
-import { watch, type FSWatcher } from 'node:fs';
+import { existsSync, watch, type FSWatcher } from 'node:fs';
+import { join } from 'node:path';
 import type { Clock, SandboxId } from '@drover/foundation';
 import { exitPollMs } from '../../limits.ts';
 
@@ -14,6 +15,8 @@ interface Watched {
 const hurryMs = 1_000;
 /** How often that is. */
 const hurriedPollMs = 3;
+/** What init writes just before it ends. */
+const exitRecord = 'exit.json';
 
 /**
  * Says when sandboxes end. Their first process is nobody's child (the runtime program detached from it, and the agent that
@@ -23,6 +26,8 @@ const hurriedPollMs = 3;
 export class ExitWatch {
   readonly #clock: Clock;
   readonly #watched = new Map<SandboxId, Watched>();
+  /** Those that nobody waits for yet, and until when they are in a hurry. */
+  readonly #hurried = new Map<SandboxId, number>();
   #loop: AbortController | undefined;
   /** When all were looked at, not only those in a hurry. */
   #lastRound = 0;
@@ -55,9 +60,14 @@ export class ExitWatch {
 
   /** Looks often for a second: the sandbox is about to end. */
   hurry(id: SandboxId): void {
+    const now = this.#clock.now();
     const watched = this.#watched.get(id);
-    if (watched === undefined) return;
-    watched.hurryUntil = this.#clock.now() + hurryMs;
+    if (watched === undefined) {
+      for (const [other, until] of this.#hurried) if (until < now) this.#hurried.delete(other);
+      this.#hurried.set(id, now + hurryMs);
+      return;
+    }
+    watched.hurryUntil = now + hurryMs;
     this.#restart();
   }
 
@@ -65,14 +75,18 @@ export class ExitWatch {
     let watcher: FSWatcher | undefined;
     try {
       watcher = watch(runDirectory, { persistent: false }, (_, name) => {
-        if (name === 'exit.json') this.hurry(id);
+        if (name === exitRecord) this.hurry(id);
       });
       // The directory went away, or the host has no more inotify watches: the poll goes on.
       watcher.on('error', () => watcher?.close());
     } catch {
       // The same, at once.
     }
-    const watched: Watched = { hasEnded, watcher, waiters: new Set(), hurryUntil: this.#clock.now() + hurryMs };
+    // What comes before the end may have come before the watch. A sandbox that has only just begun is looked at as rarely as all others.
+    const late = watcher === undefined || existsSync(join(runDirectory, exitRecord));
+    const hurryUntil = Math.max(this.#hurried.get(id) ?? 0, late ? this.#clock.now() + hurryMs : 0);
+    this.#hurried.delete(id);
+    const watched: Watched = { hasEnded, watcher, waiters: new Set(), hurryUntil };
     this.#watched.set(id, watched);
     return watched;
   }

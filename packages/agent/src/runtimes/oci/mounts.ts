@@ -1,8 +1,8 @@
-import { execFile } from 'node:child_process';
 import { closeSync, readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import { promisify } from 'node:util';
 import { DroverError } from '@drover/foundation';
+import { openFfi } from '../../ffi.ts';
+import { mountProgramMs, programOutputBytes } from '../../limits.ts';
+import { runProgram } from '../../programs/index.ts';
 
 /**
  * The mounts that the runtime makes on the host, in one place.
@@ -20,8 +20,8 @@ export interface Mounts {
   detach(target: string): Promise<void>;
   /** Mounts a block device or image file with a filesystem on it. */
   loop(image: string, target: string): Promise<void>;
-  /** Takes every mount from `target`, lazily; none: nothing. */
-  unmount(target: string): Promise<void>;
+  /** Takes the uppermost mount from each target, lazily and in this order. */
+  unmount(targets: readonly string[]): Promise<void>;
 }
 
 export interface OverlayOptions {
@@ -51,8 +51,6 @@ const FSMOUNT_CLOEXEC = 1n;
 const FSCONFIG_SET_STRING = 1n;
 const FSCONFIG_CMD_CREATE = 6n;
 
-const run = promisify(execFile);
-
 /** The best that this process has. */
 export function openMounts(): Mounts {
   const native = openNative();
@@ -69,53 +67,25 @@ interface Native {
 }
 
 function loadNative(): Native | undefined {
-  let ffi: FfiModule;
-  try {
-    ffi = withoutFfiWarning(() => createRequire(import.meta.url)('node:ffi') as FfiModule);
-  } catch {
-    // A Node without node:ffi, or one started with --no-experimental-ffi: mount(8) does it.
-    return undefined;
-  }
+  const ffi = openFfi();
+  // mount(8) does it.
+  if (ffi === undefined) return undefined;
   try {
     const { functions } = ffi.dlopen('libc.so.6', {
       syscall: { arguments: ['i64', 'i64', 'i64', 'i64', 'i64', 'i64'], return: 'i64' },
       umount2: { arguments: ['pointer', 'i32'], return: 'i32' },
       __errno_location: { arguments: [], return: 'pointer' },
     });
-    const call = functions['syscall'] as (...args: bigint[]) => bigint;
-    const umount2 = functions['umount2'] as (target: bigint, flags: number) => number;
-    const location = functions['__errno_location'] as () => bigint;
+    const call = functions.syscall as Syscall;
     return {
       syscall: (number, ...args) => call(number, ...args, ...Array<bigint>(5 - args.length).fill(0n)),
-      umount2,
-      errno: () => ffi.getInt32(location()),
+      umount2: functions.umount2,
+      errno: () => ffi.getInt32(functions.__errno_location()),
       pointer: (buffer) => ffi.getRawPointer(buffer),
     };
   } catch {
     // Another C library (musl) or an FFI whose interface changed: mount(8) does it.
     return undefined;
-  }
-}
-
-/** What this module uses of node:ffi. */
-interface FfiModule {
-  dlopen(
-    path: string,
-    definitions: Record<string, { arguments: string[]; return: string }>,
-  ): { readonly functions: Record<string, unknown> };
-  getInt32(pointer: bigint): number;
-  getRawPointer(buffer: Buffer): bigint;
-}
-
-/** node:ffi warns once that it is experimental; that is known here, and the warning would stand in every command's stderr. */
-function withoutFfiWarning<T>(load: () => T): T {
-  const original = Object.getOwnPropertyDescriptor(process, 'emitWarning');
-  if (original === undefined) return load();
-  Object.defineProperty(process, 'emitWarning', { ...original, value: () => undefined });
-  try {
-    return load();
-  } finally {
-    Object.defineProperty(process, 'emitWarning', original);
   }
 }
 
@@ -212,7 +182,7 @@ function openNative(): Mounts | undefined {
       ),
     loop: (image, target) => spawnedMounts.loop(image, target),
     // Taking an overlay away may write back its filesystem's dirty pages, which takes what it takes: never in this thread.
-    unmount: (target) => spawnedMounts.unmount(target),
+    unmount: (targets) => spawnedMounts.unmount(targets),
   };
 }
 
@@ -241,19 +211,20 @@ export const spawnedMounts: Mounts = {
   },
   detach: (target) => command('umount', ['-l', target]),
   loop: (image, target) => command('mount', ['-o', 'loop,nodev', image, target]),
-  unmount: async (target) => {
-    // Bounded: nobody stacks more than a handful of mounts on one of our directories.
-    for (let i = 0; i < 16 && isMounted(target); i++) await command('umount', ['-l', target]);
-  },
+  unmount: (targets) => command('umount', ['-l', '--', ...targets]),
 };
 
 async function command(program: string, args: readonly string[]): Promise<void> {
+  const limits = { timeoutMs: mountProgramMs, maxOutputBytes: programOutputBytes };
+  let said: string;
   try {
-    await run(program, args);
+    const { code, stderr } = await runProgram(program, args, limits);
+    if (code === 0) return;
+    said = stderr.trim() || (code === null ? 'it was killed' : `it ended with ${code}`);
   } catch (error) {
-    const stderr = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : '';
-    throw new DroverError('runtime-failed', `${program} failed: ${stderr || String(error)}`, { cause: error });
+    throw new DroverError('runtime-failed', `${program} cannot be started: ${String(error)}`, { cause: error });
   }
+  throw new DroverError('runtime-failed', `${program} failed: ${said}`);
 }
 
 /** Where something is mounted, deepest last: /proc/self/mountinfo, fifth field, octal escapes undone (proc(5)). */

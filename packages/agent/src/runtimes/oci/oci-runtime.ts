@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
@@ -12,7 +13,8 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { maxOpenFiles, runtimeProgramMs } from '../../limits.ts';
+import { maxOpenFiles, runtimeProgramMs, startsPerCpu, startTurnMs } from '../../limits.ts';
+import { configTaken } from '../config-taken.ts';
 import { dialSandbox } from '../dial.ts';
 import { killedExitCode, type CreateRequest, type Runtime, type RuntimeFinding, type RuntimeState, type RuntimeStats } from '../runtime.ts';
 import { Cgroups } from './cgroup.ts';
@@ -26,6 +28,7 @@ import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
 import { giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
 import { buildSpec } from './spec.ts';
+import { Turns } from './turns.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
 
 export interface OciRuntimeOptions {
@@ -54,8 +57,10 @@ export class OciRuntime implements Runtime {
   readonly #cgroups: Cgroups;
   readonly #mounts: Mounts;
   readonly #exits: ExitWatch;
+  readonly #starts = new Turns(Math.ceil(availableParallelism() * startsPerCpu));
   /** One operation at a time on one sandbox. */
   readonly #serial = new Map<SandboxId, SerialExecutor>();
+  readonly #life = new AbortController();
   #prepared: Promise<UidRanges | undefined> | undefined;
 
   constructor(options: OciRuntimeOptions) {
@@ -103,10 +108,12 @@ export class OciRuntime implements Runtime {
       if (record === undefined || record.phase === 'creating') throw notFound(request.id);
       if (this.#livePid(request.id, layout, record) !== undefined) return;
       if (record.phase === 'starting') await this.#endProgram(layout);
-      await this.#program.delete(request.id);
+      // Of the run before: its processes have ended.
+      await this.#endCgroups(request.id);
+      await this.#program.forget(request.id);
       signal.throwIfAborted();
       await writeRecord(layout.record, { ...record, phase: 'starting' });
-      await this.#launch(layout, request, record.slot, await this.#owners(record.slot));
+      await this.#launch(layout, request, record.slot, await this.#owners(record.slot), signal);
     });
   }
 
@@ -199,7 +206,7 @@ export class OciRuntime implements Runtime {
     return await dialSandbox({
       address: record.address,
       port: port === 'init' ? initPort : port,
-      waits: port === 'init',
+      runDirectory: port === 'init' ? record.runDirectory : undefined,
       hasEnded: () => Promise.resolve(this.#livePid(id, layout, record) === undefined),
       clock: this.#clock,
       signal,
@@ -212,6 +219,7 @@ export class OciRuntime implements Runtime {
 
   /** Ends what this object holds; sandboxes run on. */
   async close(): Promise<void> {
+    this.#life.abort();
     await (await this.#prepared)?.close();
     await this.#cgroups.removeParent();
   }
@@ -261,10 +269,36 @@ export class OciRuntime implements Runtime {
     ranges?.warm();
     if (owners !== undefined) await chown(layout.directory, 0, owners.start);
     signal.throwIfAborted();
-    await this.#launch(layout, request, slot, owners);
+    await this.#launch(layout, request, slot, owners, signal);
   }
 
-  async #launch(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
+  async #launch(
+    layout: Layout,
+    request: CreateRequest,
+    slot: number | undefined,
+    owners: Owners | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const endTurn = await this.#starts.take(signal);
+    const late = setTimeout(endTurn, startTurnMs);
+    const over = (): void => {
+      clearTimeout(late);
+      endTurn();
+    };
+    try {
+      await this.#begin(layout, request, slot, owners);
+    } catch (error) {
+      over();
+      throw error;
+    }
+    // The most work of a start is init's own, until it listens.
+    void configTaken(request.runDirectory, startTurnMs, this.#clock, this.#life.signal)
+      // Closed: nobody waits any more.
+      .catch(() => undefined)
+      .then(over);
+  }
+
+  async #begin(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
     const { id, runDirectory } = request;
     await mkdir(layout.bundle, { recursive: true, mode: 0o700 });
     await mountRoot(this.#mounts, layout, request, owners);
@@ -305,12 +339,8 @@ export class OciRuntime implements Runtime {
     if (pid !== undefined) signalProcess(pid, 'SIGKILL');
     await this.#cgroups.thaw(id);
     this.#exits.hurry(id);
-    if (await hasEntry(join(programDirectory(this.#stateDirectory), id))) await this.#program.delete(id);
-    const left = await this.#cgroups.remove(id, this.#clock);
-    if (left.length > 0)
-      throw new DroverError('runtime-failed', `processes of ${id} do not end: ${left.join(', ')}`, {
-        hint: 'they hang in the kernel; destroy it again later',
-      });
+    await this.#endCgroups(id);
+    if (await hasEntry(join(programDirectory(this.#stateDirectory), id))) await this.#program.forget(id);
     await unmountAll(this.#mounts, layout);
     // The record goes last with its directory: until then another destroy finds what is left.
     for (const name of await readdir(layout.directory).catch(() => [])) {
@@ -318,6 +348,15 @@ export class OciRuntime implements Runtime {
     }
     await rm(layout.directory, { recursive: true, force: true });
     if (record?.slot !== undefined) (await this.#prepare())?.give(record.slot);
+  }
+
+  /** @throws {DroverError} runtime-failed */
+  async #endCgroups(id: SandboxId): Promise<void> {
+    const left = await this.#cgroups.remove(id, this.#clock);
+    if (left.length === 0) return;
+    throw new DroverError('runtime-failed', `processes of ${id} do not end: ${left.join(', ')}`, {
+      hint: 'they hang in the kernel; try again later',
+    });
   }
 
   /** The program may still be at a create whose agent was killed; it would make the sandbox after it was destroyed. */

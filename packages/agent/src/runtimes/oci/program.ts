@@ -1,10 +1,8 @@
-import { spawn, type ChildProcess } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
-import type { Socket } from 'node:net';
-import { basename } from 'node:path';
+import { readFile, rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { clip, DroverError, errnoOf } from '@drover/foundation';
-import { runtimeProgramMs } from '../../limits.ts';
-import { searchPath } from '../../search-path.ts';
+import { programOutputBytes, runtimeProgramMs } from '../../limits.ts';
+import { launch, runProgram, type Finished, type Launched } from '../../programs/index.ts';
 
 /** An OCI runtime program, driven by its command line, which runc, crun, youki and runsc share. */
 export class Program {
@@ -30,23 +28,22 @@ export class Program {
    */
   async run(id: string, bundle: string, pidFile: string, log: string): Promise<Disposable> {
     const args = ['--root', this.#root, '--log', log, 'run', '--detach', '--preserve-fds', '1'];
-    // Not its standard streams: Node closes those when the program itself ends.
-    const child = spawn(this.path, [...args, '--bundle', bundle, '--pid-file', pidFile, id], {
-      stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
-      timeout: runtimeProgramMs,
-      killSignal: 'SIGKILL',
-      env: environment(),
-    });
-    const gate = child.stdio[3] as Socket;
+    const child = await this.#start(
+      async () => await launch(this.path, [...args, '--bundle', bundle, '--pid-file', pidFile, id], { channel: true }),
+    );
+    const { channel: gate } = child;
     // Init is gone; whoever waits for it sees that.
-    gate.on('error', () => undefined);
+    gate?.on('error', () => undefined);
+    const timer = setTimeout(() => child.kill(), runtimeProgramMs);
     try {
-      const code = await this.#ended(child, 'exit');
+      const code = await child.ended;
       if (code !== 0) throw this.#failure('run', code, await lastMessage(log));
-      return { [Symbol.dispose]: () => void gate.destroy() };
+      return { [Symbol.dispose]: () => void gate?.destroy() };
     } catch (error) {
-      gate.destroy();
+      gate?.destroy();
       throw error;
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -58,36 +55,28 @@ export class Program {
     await this.#run(['--root', this.#root, 'resume', id]);
   }
 
-  /** Kills what runs and forgets the container; none: nothing. */
-  async delete(id: string): Promise<void> {
-    await this.#run(['--root', this.#root, 'delete', '--force', id]);
+  /** Forgets a container none of whose processes is left; none: nothing. */
+  async forget(id: string): Promise<void> {
+    // All that these two keep of it; starting them to remove a directory takes longer than that.
+    if (this.name === 'runc' || this.name === 'crun') await rm(join(this.#root, id), { recursive: true, force: true });
+    else await this.#run(['--root', this.#root, 'delete', '--force', id]);
   }
 
   async #run(args: readonly string[]): Promise<string> {
-    const child = spawn(this.path, args, {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: runtimeProgramMs,
-      killSignal: 'SIGKILL',
-      env: environment(),
-    });
-    let stdout = '';
-    let stderr = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout = clip(stdout + text, 4096)));
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr = clip(stderr + text, 4096)));
-    const code = await this.#ended(child, 'close');
+    const limits = { timeoutMs: runtimeProgramMs, maxOutputBytes: programOutputBytes };
+    const { code, stdout, stderr } = await this.#start(async () => await runProgram(this.path, args, limits));
     if (code === 0) return stdout;
-    throw this.#failure(args.find((arg) => !arg.startsWith('-') && !arg.startsWith('/')) ?? '', code, stderr.trim());
+    throw this.#failure(args.find((arg) => !arg.startsWith('-') && !arg.startsWith('/')) ?? '', code, clip(stderr.trim(), 4096));
   }
 
-  /** Its exit code; null: it was killed. @throws {DroverError} missing-component */
-  async #ended(child: ChildProcess, by: 'exit' | 'close'): Promise<number | null> {
-    return await new Promise<number | null>((resolve, reject) => {
-      child.once('error', reject);
-      child.once(by, resolve);
-    }).catch((error: unknown) => {
+  /** @throws {DroverError} missing-component */
+  async #start<T extends Launched | Finished>(start: () => Promise<T>): Promise<T> {
+    try {
+      return await start();
+    } catch (error) {
       if (errnoOf(error) !== 'ENOENT') throw error;
       throw new DroverError('missing-component', `${this.path} is not there`, { hint: 'apt-get install runc', cause: error });
-    });
+    }
   }
 
   #failure(command: string, code: number | null, said: string): DroverError {
@@ -96,10 +85,6 @@ export class Program {
       hint: 'see `drover doctor`',
     });
   }
-}
-
-function environment(): NodeJS.ProcessEnv {
-  return { ...process.env, PATH: searchPath() };
 }
 
 async function lastMessage(log: string): Promise<string> {

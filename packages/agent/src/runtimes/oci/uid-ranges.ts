@@ -1,9 +1,9 @@
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { DroverError } from '@drover/foundation';
 import { uidRangeBase, uidRangeCount, uidRangeSize, warmUserNamespaces } from '../../limits.ts';
+import { launch } from '../../programs/index.ts';
 
 /** The first uid (and gid) on the host of a slot's range; 0 inside. */
 export const rangeStart = (slot: number): number => uidRangeBase + slot * uidRangeSize;
@@ -76,18 +76,19 @@ export class UidRanges {
 /** unshare(1) makes it, this process (which has the privilege) writes the mapping and keeps a descriptor, and the helper ends. */
 async function makeUserNamespace(start: number): Promise<number> {
   // The shell says when unshare(2) is done; it ends with its stdin, so with this process at the latest.
-  const helper = spawn('unshare', ['--user', 'sh', '-c', 'echo; read -r _'], { stdio: ['pipe', 'pipe', 'ignore'] });
-  const ended = once(helper, 'close');
-  ended.catch(() => undefined);
+  const helper = await launch('unshare', ['--user', 'sh', '-c', 'echo; read -r _'], { streams: ['stdin', 'stdout'] });
+  const { stdin, stdout } = helper;
   try {
-    const ready = await Promise.race([once(helper.stdout, 'data').then(() => true), ended.then(() => false)]);
+    if (stdin === undefined || stdout === undefined) throw new DroverError('internal', 'the helper has no streams');
+    const ready = await Promise.race([once(stdout, 'data').then(() => true), helper.ended.then(() => false)]);
     if (!ready) throw new DroverError('runtime-failed', 'this host makes no user namespaces');
     const mapping = `0 ${start} ${uidRangeSize}\n`;
     await writeFile(`/proc/${helper.pid}/uid_map`, mapping);
     await writeFile(`/proc/${helper.pid}/gid_map`, mapping);
     return openSync(`/proc/${helper.pid}/ns/user`, 'r');
   } finally {
-    helper.stdin.destroy();
-    await ended.catch(() => undefined);
+    stdin?.destroy();
+    await helper.ended;
+    stdout?.destroy();
   }
 }

@@ -1,7 +1,7 @@
 // A small init for the runtimes' own tests: runs config.json's main.argv, answers on its port, writes exit.json.
 'use strict';
 const { spawn } = require('node:child_process');
-const { closeSync, readFileSync, readSync, renameSync, writeFileSync } = require('node:fs');
+const { closeSync, readFileSync, readSync, renameSync, rmSync, writeFileSync } = require('node:fs');
 const { createServer } = require('node:net');
 const { constants } = require('node:os');
 
@@ -12,6 +12,8 @@ if (gate !== undefined) {
 }
 const run = '/.drover/run';
 const config = JSON.parse(readFileSync(`${run}/config.json`, 'utf8'));
+// As init does: who waits for it is told so.
+rmSync(`${run}/config.json`);
 
 function end(code, signal, reason, message) {
   const record = { code, signal, at: Date.now(), reason, message };

@@ -1,0 +1,2 @@
+export { launch, type Launched } from './launch.ts';
+export { runProgram, type Finished } from './run.ts';

@@ -1,0 +1,127 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { open, readdir, readlink } from 'node:fs/promises';
+import { describe, expect, test } from 'vitest';
+import { launchByNode } from './by-node.ts';
+import { runProgram } from './index.ts';
+import type { Launched, LaunchOptions, Launcher } from './launch.ts';
+import { openPosixSpawn } from './posix-spawn.ts';
+
+const native = openPosixSpawn();
+const env = { PATH: '/usr/bin:/bin' };
+
+test('this Node has posix_spawn', () => {
+  expect(native).toBeDefined();
+});
+
+describe.each<[string, Launcher]>([
+  ['posix_spawn', native ?? launchByNode],
+  ['node:child_process', launchByNode],
+])('a program that is started by %s', (_, launcher) => {
+  const shell = async (script: string, options: LaunchOptions = {}): Promise<Launched> =>
+    await launcher('/bin/sh', ['-c', script, 'sh', 'two words', '', 'ä'], { env, ...options });
+  const text = async (stream: Launched['stdout']): Promise<string> => {
+    let said = '';
+    stream?.setEncoding('utf8').on('data', (data: string) => (said += data));
+    await once(stream ?? process, 'close');
+    return said;
+  };
+
+  test('gets its arguments and its environment, and nothing else of either', async () => {
+    const child = await shell('printf "%s|" "$@"; exec env', { streams: ['stdout'], env: { NAME: 'a value' } });
+    const [said, code] = await Promise.all([text(child.stdout), child.ended]);
+    expect(code).toBe(0);
+    const [args, variables = ''] = said.split('||ä|');
+    expect(args).toBe('two words');
+    expect(
+      variables
+        .trim()
+        .split('\n')
+        .filter((line) => !/^(?:PWD|SHLVL|_|OLDPWD)=/.test(line)),
+    ).toEqual(['NAME=a value']);
+  });
+
+  test('its exit code comes, and null for a signal', async () => {
+    expect(await (await shell('exit 7')).ended).toBe(7);
+    expect(await (await shell('kill -9 $$')).ended).toBeNull();
+    const sleeper = await shell('exec sleep 60');
+    sleeper.kill();
+    expect(await sleeper.ended).toBeNull();
+    // Nobody else is hit.
+    sleeper.kill();
+  });
+
+  test('what does not lead here is /dev/null, and what is open here is not open there', async () => {
+    const file = await open('/etc/hostname');
+    const child = await shell('exec ls -l /proc/self/fd', { streams: ['stdout'] });
+    const said = await text(child.stdout);
+    await file.close();
+    const there = [...said.matchAll(/ (\d+) -> (\S+)/g)].map(([, fd, target]) => `${fd} ${target?.replace(/\d+/, 'N')}`);
+    expect(there.slice(0, 3)).toEqual(['0 /dev/null', expect.stringMatching(/^1 (?:pipe|socket):/), '2 /dev/null']);
+    expect(said).not.toContain('/etc/hostname');
+  });
+
+  test('its streams lead here', async () => {
+    const child = await shell('cat; echo said >&2', { streams: ['stdin', 'stdout', 'stderr'] });
+    child.stdin?.end('through');
+    expect(await Promise.all([text(child.stdout), text(child.stderr), child.ended])).toEqual(['through', 'said\n', 0]);
+  });
+
+  test('its channel is at its end once closed here', async () => {
+    const child = await shell('cat <&3; exit 3', { channel: true });
+    child.channel?.destroy();
+    expect(await child.ended).toBe(3);
+  });
+
+  test('signals that are ignored or blocked here are not there', async () => {
+    const child = await shell('exec cat /proc/self/status', { streams: ['stdout'] });
+    const status = await text(child.stdout);
+    expect(/^SigBlk:\s+0+$/m.test(status)).toBe(true);
+    // All but the two that the C library keeps to itself.
+    expect(Number(`0x${/^SigIgn:\s+(\S+)$/m.exec(status)?.[1]}`) & ~0x180000000 & 0x7fffffff).toBe(0);
+  });
+
+  test('one that is not there is said not to be', async () => {
+    await expect(launcher('/nowhere/program', [], { env })).rejects.toMatchObject({ code: 'ENOENT' });
+    await expect(launcher('/etc/passwd', [], { env })).rejects.toMatchObject({ code: 'EACCES' });
+  });
+
+  test('many at once end each with their own code, beside children of Node’s own, and leave no descriptor and no zombie', async () => {
+    const descriptors = async (): Promise<number> => (await readdir('/proc/self/fd')).length;
+    const before = await descriptors();
+    const codes = Array.from({ length: 20 }, (_value, code) => code);
+    const own = codes.map(async (code) => (await once(spawn('/bin/sh', ['-c', `exit ${code}`]), 'exit'))[0] as number);
+    const children = await Promise.all(
+      codes.map(async (code) => await shell(`sleep 0.0${code % 3}; exit ${code}`, { streams: ['stdout'] })),
+    );
+    const closed = children.map(async ({ stdout }) => await text(stdout));
+    expect(await Promise.all(children.map(async ({ ended }) => await ended))).toEqual(codes);
+    expect(await Promise.all(own)).toEqual(codes);
+    await Promise.all(closed);
+    for (const { pid } of children) await expect(readlink(`/proc/${pid}/exe`)).rejects.toThrow('ENOENT');
+    expect(await descriptors()).toBeLessThanOrEqual(before);
+  });
+});
+
+describe('running a program to its end', () => {
+  const limits = { timeoutMs: 10_000, maxOutputBytes: 1_000_000 };
+
+  test('gives what it printed', async () => {
+    const input = 'x'.repeat(500_000);
+    const finished = await runProgram('sh', ['-c', 'cat; echo oh >&2; exit 4'], { ...limits, input });
+    expect(finished).toEqual({ code: 4, stdout: input, stderr: 'oh\n' });
+  });
+
+  test('one that takes too long or says too much is killed', async () => {
+    expect((await runProgram('sleep', ['60'], { ...limits, timeoutMs: 20 })).code).toBeNull();
+    expect((await runProgram('yes', [], { ...limits, maxOutputBytes: 1000 })).code).toBeNull();
+  });
+
+  test('is looked for in the path of its environment', async () => {
+    await expect(runProgram('sh', ['-c', ':'], { ...limits, env: { PATH: '/nowhere:/proc' } })).rejects.toMatchObject({ code: 'ENOENT' });
+  });
+
+  test('one that reads no input is no error', async () => {
+    expect((await runProgram('true', [], { ...limits, input: 'y'.repeat(200_000) })).code).toBe(0);
+  });
+});
