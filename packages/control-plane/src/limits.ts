@@ -29,6 +29,8 @@ export const registrationsPerSecond = 400;
 export const registrationBurst = 400;
 /** Registrations in one transaction on SQLite; more go into the next one. */
 export const registrationBatch = 64;
+/** Between the beginnings of two such transactions, unless one is full; a registration waits for the next. Milliseconds. */
+export const registrationGatherMs = 20;
 /** The longest wait that the ramp tells a host. Milliseconds; beyond it hosts share the last turn, spread by their own jitter. */
 export const rampMaxDelayMs = 30_000;
 /** Connections whose TLS handshake is under way; the others wait unread (L-12). */
