@@ -29,6 +29,8 @@ export const registrationsPerSecond = 400;
 export const registrationBurst = 400;
 /** Registrations in one transaction on SQLite; more go into the next one. */
 export const registrationBatch = 64;
+/** Between the beginnings of two such transactions, unless one is full; a registration waits for the next. Milliseconds. */
+export const registrationGatherMs = 20;
 /** The longest wait that the ramp tells a host. Milliseconds; beyond it hosts share the last turn, spread by their own jitter. */
 export const rampMaxDelayMs = 30_000;
 /** Connections whose TLS handshake is under way; the others wait unread (L-12). */
@@ -232,6 +234,8 @@ export const sandboxRenewalRetryMs = 60_000;
 /** A session that hears nothing for the first of these sends a ping, and is broken when no answer comes within the second. Milliseconds. */
 export const sessionPingMs = 15_000;
 export const sessionPingTimeoutMs = 10_000;
+/** Sessions compared with the registry at each look of upkeep (I-11); the others at the next. */
+export const sessionsCompared = 1_000;
 /** How often those who wait for a session look at the store while events are being written. Milliseconds. */
 export const sessionLookMs = 50;
 /** How long the other calls of a session may go on after the main process has ended. Milliseconds. */

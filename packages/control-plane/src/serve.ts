@@ -159,6 +159,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     store,
     clock,
     logger,
+    compareSessions: async () => await sessions.compare(),
     ...(options.lostGraceMs !== undefined && { lostGraceMs: options.lostGraceMs }),
     ...(options.hostTtlMs !== undefined && { orphanedHostMs: options.hostTtlMs * 3 }),
   });

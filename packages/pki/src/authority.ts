@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, systemClock, writeFileAtomic, type Clock, type SandboxId } from '@drover/foundation';
@@ -49,28 +49,30 @@ export async function openCertificateAuthority(directory: string, options: Autho
     });
   }
 
+  // What every certificate has alike is encoded once: to encode and parse is most of what one costs.
+  const issuer = caCertificate.subjectName;
+  const ofEveryLeaf = [
+    new x509.BasicConstraintsExtension(false, undefined, true),
+    new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
+    await x509.AuthorityKeyIdentifierExtension.create(caCertificate),
+  ];
+
   async function issue(leaf: LeafOptions): Promise<IssuedCertificate> {
     const now = clock.now();
     const notAfter = now + leaf.lifetimeMs;
     const certificate = await x509.X509CertificateGenerator.create({
       serialNumber: newSerialNumber(),
       subject: [{ CN: [leaf.commonName] }],
-      issuer: caCertificate.subject,
+      issuer,
       notBefore: new Date(now - clockSkewMs),
       notAfter: new Date(notAfter),
       signingKey: caKey,
       publicKey: leaf.publicKey,
       signingAlgorithm: keyAlgorithm,
-      extensions: [
-        new x509.BasicConstraintsExtension(false, undefined, true),
-        new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-        new x509.ExtendedKeyUsageExtension([...leaf.usages]),
-        new x509.SubjectAlternativeNameExtension([...leaf.names]),
-        await x509.AuthorityKeyIdentifierExtension.create(caCertificate),
-      ],
+      extensions: [...ofEveryLeaf, leaf.usages, new x509.SubjectAlternativeNameExtension([...leaf.names])],
     });
-    const pem = certificate.toString('pem');
-    return { certificatePem: `${pem}\n`, notAfter, thumbprint: thumbprintOf(pem) };
+    const thumbprint = createHash('sha256').update(new Uint8Array(certificate.rawData)).digest('hex');
+    return { certificatePem: `${certificate.toString('pem')}\n`, notAfter, thumbprint };
   }
 
   const issueSandbox = async (id: SandboxId, commonName: string, publicKey: x509.PublicKey): Promise<IssuedCertificate> =>
@@ -78,7 +80,7 @@ export async function openCertificateAuthority(directory: string, options: Autho
       commonName,
       publicKey,
       lifetimeMs: options.lifetimes?.sandboxMs ?? sandboxLifetimeMs,
-      usages: [serverAuth, clientAuth],
+      usages: serverAndClient,
       names: [{ type: 'url', value: names.sandbox(id) }],
     });
 
@@ -92,7 +94,7 @@ export async function openCertificateAuthority(directory: string, options: Autho
         commonName: 'control-plane',
         publicKey: keys.publicKey,
         lifetimeMs: options.lifetimes?.controlPlaneMs ?? controlPlaneLifetimeMs,
-        usages: [serverAuth, clientAuth],
+        usages: serverAndClient,
         names: [
           { type: 'url', value: names.controlPlane() },
           ...dnsNames.map((value) => ({ type: 'dns' as const, value })),
@@ -107,7 +109,7 @@ export async function openCertificateAuthority(directory: string, options: Autho
         commonName: id,
         publicKey: await publicKeyOfRequest(csrDer),
         lifetimeMs: options.lifetimes?.hostMs ?? hostLifetimeMs,
-        usages: [clientAuth],
+        usages: clientOnly,
         names: [{ type: 'url', value: names.host(id) }],
       });
     },
@@ -120,11 +122,14 @@ export async function openCertificateAuthority(directory: string, options: Autho
   };
 }
 
+const serverAndClient = new x509.ExtendedKeyUsageExtension([serverAuth, clientAuth]);
+const clientOnly = new x509.ExtendedKeyUsageExtension([clientAuth]);
+
 interface LeafOptions {
   readonly commonName: string;
   readonly publicKey: x509.PublicKeyType;
   readonly lifetimeMs: number;
-  readonly usages: readonly string[];
+  readonly usages: x509.ExtendedKeyUsageExtension;
   readonly names: readonly { readonly type: 'url' | 'dns' | 'ip'; readonly value: string }[];
 }
 

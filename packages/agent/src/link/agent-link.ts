@@ -58,6 +58,7 @@ export class AgentLink {
   #reconnects = 0;
   #renewing = false;
   #renewNotBefore = 0;
+  #due = { certificatePem: '', at: 0 };
 
   constructor(options: AgentLinkOptions) {
     this.#options = options;
@@ -210,11 +211,18 @@ export class AgentLink {
   /** L-2: at two thirds of its life the certificate is renewed on the open stream; new connections use the new one. */
   #maybeRenew(signal: AbortSignal): void {
     const now = this.#clock.now();
-    if (this.#renewing || now < this.#renewNotBefore || now < renewAt(this.#options.credentials.current.certificatePem)) return;
+    if (this.#renewing || now < this.#renewNotBefore || now < this.#renewalDue()) return;
     this.#renewing = true;
     void this.#renew(signal).finally(() => {
       this.#renewing = false;
     });
+  }
+
+  /** Read out of each certificate once, not with every beat. */
+  #renewalDue(): number {
+    const { certificatePem } = this.#options.credentials.current;
+    if (this.#due.certificatePem !== certificatePem) this.#due = { certificatePem, at: renewAt(certificatePem) };
+    return this.#due.at;
   }
 
   async #renew(signal: AbortSignal): Promise<void> {

@@ -23,6 +23,7 @@ async function dial(): ReturnType<typeof dialSandbox> {
   return await dialSandbox({
     address: '127.0.0.1',
     port: (server.address() as AddressInfo).port,
+    runDirectory: undefined,
     hasEnded: () => Promise.resolve(false),
     clock: systemClock,
     signal: AbortSignal.timeout(10_000),

@@ -31,7 +31,7 @@ export function containmentMethods(context: ApiContext): Methods {
     const id = stored.sandbox?.id ?? '';
     if (!isSandboxId(id)) return stored;
     const hostId = stored.sandbox?.hostId ?? '';
-    if (isHostId(hostId)) context.reconciler.poke(hostId);
+    if (isHostId(hostId)) context.reconciler.poke(hostId, id);
     const { row, results } = await settle(id, stored.results, progressOf, signal);
     const sandbox = row === undefined ? stored.sandbox : await describeOne(store, sessions, row);
     return create(api.ContainSandboxResponseSchema, { ...(sandbox === undefined ? {} : { sandbox }), results });
@@ -152,8 +152,8 @@ async function release(tables: Tables, row: SandboxRow, action: ContainmentActio
     case 'kill':
       return await wanted(async () => {
         // The grace of the kill goes with it.
-        await tables.sandboxes.setDesired(row.id, 'running', { graceMs: row.spec.stopGraceMs });
-        await placeSandbox(tables, row.id);
+        const asked = await tables.sandboxes.setDesired(row.id, 'running', { graceMs: row.spec.stopGraceMs });
+        await placeSandbox(tables, asked);
       });
     case 'revoke':
       await tables.identities.setRevoked(row.id, false);

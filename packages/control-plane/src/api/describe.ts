@@ -35,6 +35,12 @@ export async function describeOne(tables: Sources, sessions: Sessions, row: Sand
   return sandboxToWire(row, (await factsOf(tables, sessions, [row]))(row));
 }
 
+/** Of one that was made just now: nothing is known of it but its row. */
+export function describeNew(sessions: Sessions, row: SandboxRow, hosts: readonly HostRow[]): api.Sandbox {
+  const host = hosts.find(({ id }) => id === row.hostId);
+  return sandboxToWire(row, { host, view: emptyView(row.id), identity: undefined, live: sessions.status(row.id) });
+}
+
 async function hostsOf({ hosts }: Sources, rows: readonly SandboxRow[]): Promise<ReadonlyMap<HostId | undefined, HostRow>> {
   const ids = new Set(rows.flatMap(({ hostId }) => (hostId === undefined ? [] : [hostId])));
   const [first] = ids;

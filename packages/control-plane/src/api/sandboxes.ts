@@ -1,6 +1,6 @@
 import { clone, create } from '@bufbuild/protobuf';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
-import { DroverError, isHostId, isSandboxId, makeUpName, newSandboxId } from '@drover/foundation';
+import { DroverError, isHostId, isSandboxId, makeUpName, newSandboxId, type SandboxId } from '@drover/foundation';
 import { api, desiredStates, sandbox, sandboxStates } from '@drover/protocol';
 import { defaultPageSize, maxPageSize, maxStopGraceMs } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
@@ -8,7 +8,7 @@ import { checkSecrets } from '../secrets/index.ts';
 import { sandboxState } from '../store/index.ts';
 import type { SandboxFilter, SandboxRow, SandboxStateName, Tables } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
-import { describe, describeOne } from './describe.ts';
+import { describe, describeNew, describeOne } from './describe.ts';
 import { endedError, labelOf } from './ended.ts';
 import { once } from './idempotency.ts';
 import { checkSpec, parseIdentity, parseLabels, requestOf } from './parse.ts';
@@ -28,7 +28,7 @@ export function sandboxMethods(context: ApiContext): Methods {
 
   /** Its host may have something to do. The event of the change says the same, to the other replicas too; this one is sooner. */
   function poke<T extends api.Sandbox>(answer: T): T {
-    if (isHostId(answer.hostId)) context.reconciler.poke(answer.hostId);
+    if (isHostId(answer.hostId)) context.reconciler.poke(answer.hostId, answer.id as SandboxId);
     return answer;
   }
 
@@ -49,9 +49,9 @@ export function sandboxMethods(context: ApiContext): Methods {
       for (const secret of asked.secrets) secret.value = new Uint8Array(secrets.digest(secret.value));
       return poke(
         await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
-          await checkPossible(tables.hosts, spec, draft.request);
-          await tables.sandboxes.create(draft);
-          return await toWire(tables, await placeSandbox(tables, draft.id));
+          const hosts = await checkPossible(tables.hosts, spec, draft.request);
+          const row = await placeSandbox(tables, await tables.sandboxes.create(draft), hosts);
+          return describeNew(sessions, row, hosts);
         }),
       );
     },
@@ -97,7 +97,7 @@ export function sandboxMethods(context: ApiContext): Methods {
           const found = await tables.sandboxes.find(request.sandbox);
           // The grace of an earlier stop, or of a kill, is not this one's.
           const row = await tables.sandboxes.setDesired(found.id, desired, { graceMs: request.graceMs || found.spec.stopGraceMs });
-          return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row.id) : row);
+          return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row) : row);
         }),
       );
     },

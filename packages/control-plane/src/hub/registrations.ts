@@ -1,6 +1,7 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { hasCode, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
-import { registrationBatch } from '../limits.ts';
+import { registrationBatch, registrationGatherMs } from '../limits.ts';
 import type { Store, Tables } from '../store/store.ts';
 
 interface Waiting {
@@ -10,8 +11,9 @@ interface Waiting {
 }
 
 /**
- * Takes registrations to the store. SQLite commits one transaction at a time and each waits for the disk, so those that arrive
- * while one commits go into the next together (L-12). PostgreSQL commits side by side, and has each in its own.
+ * Takes registrations to the store. SQLite commits one transaction at a time, and nothing else of the process runs while one waits for
+ * the disk: the first after a pause is written at once, and those that follow it within `registrationGatherMs` together (L-12).
+ * PostgreSQL commits side by side, and has each in its own.
  */
 export class Registrations {
   readonly #store: Store;
@@ -19,6 +21,8 @@ export class Registrations {
   readonly #logger: Logger;
   #waiting: Waiting[] = [];
   #running = false;
+  /** When the last batch was begun. */
+  #begunAt = Number.NEGATIVE_INFINITY;
 
   constructor(store: Store, owner: string, logger: Logger) {
     this.#store = store;
@@ -38,6 +42,9 @@ export class Registrations {
   async #run(): Promise<void> {
     this.#running = true;
     while (this.#waiting.length > 0) {
+      const early = this.#begunAt + registrationGatherMs - performance.now();
+      if (early > 0 && this.#waiting.length < registrationBatch) await sleep(early);
+      this.#begunAt = performance.now();
       const batch = this.#waiting.splice(0, registrationBatch);
       try {
         const answers = await this.#store.together(async (tables) => {

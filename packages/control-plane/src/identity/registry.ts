@@ -88,6 +88,8 @@ export interface Registry {
   lookup(thumbprint: string, commonName: string): Promise<Lookup>;
   /** No CN gate: a mismatch is the caller's typed outcome. */
   lookupBySandbox(id: SandboxId): Promise<Lookup>;
+  /** The rows of these sandboxes, of those that have one. @throws {DroverError} what the store throws */
+  findAll(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>>;
   /** @throws {DroverError} what the store throws: the dialer tells a lookup that fails from one that finds nothing */
   standing(id: SandboxId, thumbprint: string): Promise<Standing>;
   /**

@@ -84,6 +84,10 @@ export class SqlRegistry implements Registry {
     return identity === undefined ? unknown : { kind: 'found', identity };
   }
 
+  async findAll(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>> {
+    return await this.#options.store.identities.findBySandboxes(ids);
+  }
+
   async standing(id: SandboxId, thumbprint: string): Promise<Standing> {
     demand(id, thumbprint);
     const { identities, sandboxes } = this.#options.store;

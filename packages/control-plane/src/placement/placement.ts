@@ -1,6 +1,6 @@
 import { clip, DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { hasEnded, runIsOver, type SandboxRow, type Store, type Tables } from '../store/index.ts';
+import { hasEnded, runIsOver, type HostRow, type SandboxRow, type Store, type Tables } from '../store/index.ts';
 import { Bell } from '../reconcile/bell.ts';
 import { placementRequest, plan } from './plan.ts';
 
@@ -20,9 +20,9 @@ export class Placement {
     this.#bell = new Bell(options.clock);
   }
 
-  /** As `placeSandbox`. */
+  /** As `placeSandbox`. @throws {DroverError} sandbox-not-found */
   async placeNow(id: SandboxId): Promise<SandboxRow> {
-    return await placeSandbox(this.#options.store, id);
+    return await placeSandbox(this.#options.store, await mustGet(this.#options.store, id));
   }
 
   /** Places what waits, each time that something changed, and at least every `placementIntervalMs`; until the signal aborts. */
@@ -61,24 +61,37 @@ export class Placement {
 
 /**
  * Places one sandbox if it waits for a place; gives the row as it is then, placed or `unschedulable` with why.
+ * @param row as it was read last; what has changed since shows when the place is taken
+ * @param snapshot the hosts, where they have been read just now
  * @throws {DroverError} sandbox-not-found
  */
-export async function placeSandbox(store: Pick<Tables, 'hosts' | 'sandboxes'>, id: SandboxId): Promise<SandboxRow> {
-  for (let attempt = 1; ; attempt++) {
-    const row = await store.sandboxes.get(id);
-    if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id}`);
-    if (!waitsForPlace(row)) return row;
-    const decision = plan(await store.hosts.list(), placementRequest(row));
-    if (decision.kind === 'host') {
-      const placed = await store.sandboxes.place(id, decision.hostId);
-      // A lost race: the room went to another one, or the row changed. The next snapshot shows which.
-      if (!placed && attempt < limits.placementAttempts) continue;
-      if (!placed) await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');
-    } else {
-      await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, 2_000));
+export async function placeSandbox(
+  store: Pick<Tables, 'hosts' | 'sandboxes'>,
+  row: SandboxRow,
+  snapshot?: readonly HostRow[],
+): Promise<SandboxRow> {
+  const { id } = row;
+  let [now, hosts] = [row, snapshot];
+  for (let attempt = 1; waitsForPlace(now); attempt++) {
+    const decision = plan(hosts ?? (await store.hosts.list()), placementRequest(now));
+    if (decision.kind !== 'host') await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, 2_000));
+    else if (!(await store.sandboxes.place(id, decision.hostId))) {
+      if (attempt < limits.placementAttempts) {
+        // A lost race: the room went to another one, or the row changed. The next snapshot shows which.
+        [now, hosts] = [await mustGet(store, id), undefined];
+        continue;
+      }
+      await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');
     }
-    return (await store.sandboxes.get(id)) ?? row;
+    return (await store.sandboxes.get(id)) ?? now;
   }
+  return now;
+}
+
+async function mustGet({ sandboxes }: Pick<Tables, 'sandboxes'>, id: SandboxId): Promise<SandboxRow> {
+  const row = await sandboxes.get(id);
+  if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id}`);
+  return row;
 }
 
 function waitsForPlace(row: SandboxRow): boolean {

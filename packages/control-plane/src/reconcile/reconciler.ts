@@ -1,4 +1,4 @@
-import { isHostId, SerialExecutor, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import { SerialExecutor, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import type { Hub } from '../hub/hub.ts';
 import * as limits from '../limits.ts';
@@ -51,10 +51,9 @@ export class Reconciler {
     return () => this.#detach?.();
   }
 
-  /** Looks at one sandbox, or at all of a host, again. Nothing when its stream is elsewhere: the event of the change wakes its owner. */
-  poke(id: HostId | SandboxId): void {
-    if (isHostId(id)) this.#loops.get(id)?.loop.poke();
-    else for (const { loop } of this.#loops.values()) loop.poke(id);
+  /** Looks at one sandbox, or at all, of a host again. Nothing when its stream is elsewhere: the event of the change wakes its owner. */
+  poke(hostId: HostId, id?: SandboxId): void {
+    this.#loops.get(hostId)?.loop.poke(id);
   }
 
   /** Stops; commands under way go on on their hosts (L-21). */
@@ -115,8 +114,8 @@ export class Reconciler {
       for (const event of page) {
         const id = event.subject as SandboxId;
         const hostId = event.data['hostId'];
-        if (typeof hostId === 'string') this.#loops.get(hostId as HostId)?.loop.poke(id);
-        else this.poke(id);
+        if (typeof hostId === 'string') this.poke(hostId as HostId, id);
+        else for (const { loop } of this.#loops.values()) loop.poke(id);
         this.#lastEvent = event.id;
       }
       if (page.length < limits.eventPage || this.#closing.signal.aborted) return;

@@ -98,6 +98,21 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect((await store.hosts.get(id))?.connected).toBe(true);
   });
 
+  it('I-11: compares the sessions with the registry at every round; a failure holds up nothing else', async () => {
+    const clock = new FakeClock(1_000_000);
+    const store = await stores.open({ clock });
+    const { id } = await readyHost(store);
+    let compared = 0;
+    const compareSessions = async (): Promise<void> => {
+      compared++;
+      return await Promise.reject(new Error('the store is away'));
+    };
+    await using _ = running(store, clock, { compareSessions });
+    await pass(clock, orphanedHostMs + upkeepMs);
+    expect(compared).toBeGreaterThanOrEqual(orphanedHostMs / upkeepMs);
+    expect((await store.hosts.get(id))?.connected).toBe(false);
+  });
+
   it('R-2: --rm removes what has ended, and not what was started again while it was looked at', async () => {
     const clock = new FakeClock(1_000_000);
     const store = await stores.open({ clock });

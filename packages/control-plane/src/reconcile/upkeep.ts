@@ -6,6 +6,8 @@ export interface UpkeepOptions {
   readonly store: Store;
   readonly clock: Clock;
   readonly logger: Logger;
+  /** Compares the sessions of this replica with the registry (I-11). */
+  readonly compareSessions?: () => Promise<void>;
   /** How long a host may be down before its sandboxes are lost (L-26). Milliseconds; default 60 s. */
   readonly lostGraceMs?: number;
   /** How long a host that no replica hears of stays ready. Milliseconds; default 90 s. */
@@ -16,7 +18,7 @@ export interface UpkeepOptions {
   readonly deletedKept?: number;
 }
 
-/** What only time brings about: sandboxes of silent hosts become lost, those past their ttl stop, old rows go. */
+/** What only time brings about: sessions of evicted identities end, sandboxes of silent hosts become lost, those past their ttl stop, old rows go. */
 export class Upkeep {
   readonly #options: UpkeepOptions;
 
@@ -26,9 +28,17 @@ export class Upkeep {
 
   /** Until the signal aborts. Any number of replicas may run it: each change is conditional. */
   async run(signal: AbortSignal): Promise<void> {
-    const { clock, logger } = this.#options;
+    const { clock, logger, compareSessions = async () => undefined } = this.#options;
+    const tasks = [
+      compareSessions,
+      () => this.#silent(),
+      () => this.#lost(),
+      () => this.#expired(),
+      () => this.#finished(),
+      () => this.#trim(),
+    ];
     while (!signal.aborted) {
-      for (const task of [() => this.#silent(), () => this.#lost(), () => this.#expired(), () => this.#finished(), () => this.#trim()]) {
+      for (const task of tasks) {
         try {
           await task();
         } catch (error) {

@@ -17,7 +17,7 @@ import {
 import { startOf } from '../store/state.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
-import { Session, type Remembered, type SessionContext } from './session.ts';
+import { failedUnbegun, Session, type Remembered, type SessionContext } from './session.ts';
 import type { InitClient, SessionStatus } from './sessions.ts';
 import { isDialable, isToRun } from './target.ts';
 import { judge, type PeerVerdict } from './trust.ts';
@@ -74,6 +74,8 @@ export interface DialContext extends DialerOptions {
 export interface DialView {
   readonly status: SessionStatus;
   readonly client: InitClient | undefined;
+  /** The thumbprint under which its peer is trusted now; undefined when none is. */
+  readonly trustedAs: string | undefined;
   /** Its loop has ended: nothing more comes of it. */
   readonly over: boolean;
   /** Why the loop ended without a session, when that was not intended. */
@@ -100,6 +102,7 @@ export class Dial implements DialView {
   readonly #ending = new AbortController();
   readonly #backoff: Backoff;
   #client: InitClient | undefined;
+  #session: Session | undefined;
   #status: SessionStatus;
   #failure: DroverError | undefined;
   #reason: FailureReason | undefined;
@@ -123,6 +126,10 @@ export class Dial implements DialView {
 
   get client(): InitClient | undefined {
     return this.ending ? undefined : this.#client;
+  }
+
+  get trustedAs(): string | undefined {
+    return this.ending ? undefined : this.#session?.trustedAs;
   }
 
   get status(): SessionStatus {
@@ -227,7 +234,8 @@ export class Dial implements DialView {
   async #dial(): Promise<AttemptEnd> {
     const { clock, logger, store } = this.#context;
     const signal = this.#ending.signal;
-    const until = clock.now() + dialTotalMs;
+    let until = clock.now() + dialTotalMs;
+    let runs = false;
     this.#status = { ...this.#status, attempts: 0 };
     for (;;) {
       let stood = false;
@@ -235,6 +243,11 @@ export class Dial implements DialView {
       try {
         row = this.#mustBeReachable(await store.sandboxes.get(this.#id));
         signal.throwIfAborted();
+        // How long it takes to start is its host's business (L-23): the time for an answer begins when it runs.
+        if (!runs && row.observed === 'running') {
+          runs = true;
+          until = clock.now() + dialTotalMs;
+        }
         return await this.#attempt(row, Math.min(dialAttemptMs, until - clock.now()), () => {
           stood = true;
         });
@@ -256,6 +269,7 @@ export class Dial implements DialView {
         const delayMs = this.#backoff.nextMs();
         if (clock.now() + delayMs >= until) {
           if (row !== undefined && this.#context.memory.interruptedPlans > 0) await this.#planFailed(row, message);
+          if (row !== undefined && (await this.#neverBegan(row))) await this.#failUnbegun(row, message);
           throw new DialFailed(
             'unreachable',
             `no session with the sandbox could be had: ${message}`,
@@ -282,6 +296,35 @@ export class Dial implements DialView {
       throw new DialFailed('host-not-connected', 'the host of the sandbox is not connected', 'see `drover host ls`');
     }
     return { ...row, hostId };
+  }
+
+  /**
+   * The sandbox runs, and its user's command does not: nobody came through to start it. Where that is not certain, the command may be
+   * at work, and the sandbox is left alone.
+   */
+  async #neverBegan(row: Reachable): Promise<boolean> {
+    const { memory, worldview, logger } = this.#context;
+    const start = startOf(row);
+    if (row.observed !== 'running' || memory.completedStart === start || memory.readyAsked === start) return false;
+    try {
+      const { init: view } = await worldview.get(this.#id);
+      return view.startCount !== start || (view.state === 'running' && view.place?.step !== 'agent-ready');
+    } catch (error) {
+      logger.error({ sandbox: this.#id, err: error }, 'the view of a sandbox that does not answer could not be read');
+      return false;
+    }
+  }
+
+  /** I-30: what never began must not look as if it ran, nor as if it were about to. */
+  async #failUnbegun(row: Reachable, message: string): Promise<void> {
+    const { initFailed, journal, logger } = this.#context;
+    const said = `its command was never started, since its init could not be reached for ${dialTotalMs / 1000} s: ${message}`;
+    try {
+      if (!(await initFailed(this.#id, startOf(row), `init failed: ${said}`))) return;
+      journal.publish(failedUnbegun(row, startOf(row), { reason: 'transport-error', message: said }));
+    } catch (error) {
+      logger.error({ sandbox: this.#id, err: error }, 'a failed init could not be written down');
+    }
   }
 
   /** The plan was begun, and no session lasts for it: that is its failure (I-30). @throws {DialFailed} */
@@ -339,7 +382,8 @@ export class Dial implements DialView {
         memory.interruptedPlans = 0;
       };
       const options = { row, connection, verdict, remembered: memory, greeted, dropped, settled };
-      const end = await new Session(this.#context, options, signal).run();
+      this.#session = new Session(this.#context, options, signal);
+      const end = await this.#session.run();
       if (!end.mainExited) throw new Error(end.reason);
       ended = true;
       return 'sandbox-ended';
@@ -349,6 +393,7 @@ export class Dial implements DialView {
     } finally {
       answered.abort();
       this.#client = undefined;
+      this.#session = undefined;
       // A peer that breaks off as soon as it was prepared is dialled ever more slowly.
       if (settledAt !== undefined && clock.now() - settledAt >= dialBackoffCapMs) this.#backoff.reset();
       // I-26: nothing of a dial outlives it; but calls that have the end of the main process still to read are given the time to.

@@ -7,7 +7,7 @@ import { createTestAuthority, type TestAuthority } from '@drover/init/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
 import type { SandboxRow } from '../store/store.ts';
-import { emptyView } from '../worldview/index.ts';
+import { emptyView, type InitView, type SandboxView } from '../worldview/index.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
 import { Dialer } from './dialer.ts';
 
@@ -42,6 +42,7 @@ let clock: FakeClock;
 let rows: Map<SandboxId, SandboxRow>;
 let published: SandboxEvent[];
 let failed: SandboxId[];
+let views: Map<SandboxId, SandboxView>;
 let connected: boolean;
 let attempts: { readonly id: SandboxId; readonly at: number }[];
 let connect: Connector;
@@ -58,6 +59,7 @@ beforeEach(() => {
   rows = new Map();
   published = [];
   failed = [];
+  views = new Map();
   connected = true;
   attempts = [];
   random = () => 1;
@@ -77,7 +79,7 @@ beforeEach(() => {
       renewed: () => Promise.reject(new Error('not asked')),
       seen: () => undefined,
     },
-    worldview: { get: (id) => Promise.resolve(emptyView(id)), record: () => undefined },
+    worldview: { get: (id) => Promise.resolve(views.get(id) ?? emptyView(id)), record: () => undefined },
     ca: authority.authority,
     plans: () => Promise.resolve([{ name: 'agent-ready' }]),
     lastRefusal: () => undefined,
@@ -292,6 +294,83 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     dialer.dial(id);
     await settle();
     expect(attempts).toHaveLength(2);
+  });
+});
+
+describe('I-30: a sandbox that runs and whose init never answers', () => {
+  const initFailed = (id: SandboxId): unknown => published.find(({ subject, type }) => subject === id && type === 'InitFailed')?.data;
+  const ofPlan = (id: SandboxId, change: Partial<InitView>): void => {
+    const view = emptyView(id);
+    views.set(id, { ...view, init: { ...view.init, startCount: 1, state: 'running', ...change } });
+  };
+
+  it('has failed when the dial is given up: its command never began', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(50_000);
+    expect(failed).toEqual([]);
+    await clock.advance(70_000);
+    expect(failed).toEqual([id]);
+    expect(initFailed(id)).toEqual({
+      step: 'agent-ready',
+      index: 1,
+      count: 1,
+      startCount: 1,
+      reason: 'transport-error',
+      message: 'its command was never started, since its init could not be reached for 60 s: nobody answers',
+    });
+    expect(told(id).slice(-2)).toEqual(['InitFailed', 'SessionFailed']);
+  });
+
+  it('has its time from when it runs: how long it starts is its host’s business', async () => {
+    const id = running({ observed: 'starting', startCount: 0 });
+    dialer.dial(id);
+    await clock.advance(50_000);
+    rows.set(id, { ...rows.get(id), observed: 'running', startCount: 1 } as SandboxRow);
+    dialer.wake(id);
+    await clock.advance(45_000);
+    expect(failed).toEqual([]);
+    await clock.advance(30_000);
+    expect(failed).toEqual([id]);
+  });
+
+  it('has not failed while it starts: it is dialled again when it runs', async () => {
+    const id = running({ observed: 'starting', startCount: 0 });
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(failed).toEqual([]);
+    expect(failure(id)).toMatchObject({ reason: 'unreachable' });
+  });
+
+  it('is given up in the middle of a plan that an earlier control plane began', async () => {
+    const id = running();
+    ofPlan(id, { place: { step: 'git', index: 1, count: 2 } });
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(failed).toEqual([id]);
+  });
+
+  it.each([
+    ['was started', { state: 'completed', place: undefined }],
+    ['may have been started', { place: { step: 'agent-ready', index: 2, count: 2 } }],
+  ] as const)('is left alone when its command %s', async (_, view) => {
+    const id = running();
+    ofPlan(id, view);
+    dialer.dial(id);
+    await clock.advance(120_000);
+    expect(failed).toEqual([]);
+    expect(initFailed(id)).toBeUndefined();
+    expect(failure(id)).toMatchObject({ reason: 'unreachable' });
+  });
+
+  it('can be dialled again', async () => {
+    const id = running();
+    dialer.dial(id);
+    await clock.advance(120_000);
+    connect = () => Promise.resolve(connection({ silent: true }));
+    dialer.dial(id);
+    await settle();
+    expect(dialer.status(id).state).toBe('connected');
   });
 });
 

@@ -79,6 +79,11 @@ export class Dialer {
     return this.#dials.get(id);
   }
 
+  /** The sandboxes whose peers are trusted now, and as what. */
+  *trusted(): Generator<readonly [SandboxId, string]> {
+    for (const [id, { trustedAs }] of this.#dials) if (trustedAs !== undefined) yield [id, trustedAs];
+  }
+
   stats(): DialerStats {
     const states = [...this.#dials.values()].map(({ status }) => status.state);
     return {
@@ -98,7 +103,7 @@ export class Dialer {
   #contextOf(id: SandboxId): DialContext {
     let memory = this.#memories.get(id);
     if (memory === undefined) {
-      this.#memories.set(id, (memory = { completedStart: 0, refusedStart: 0, interruptedPlans: 0, start: 0, closeFailures: 0 }));
+      this.#memories.set(id, (memory = { completedStart: 0, refusedStart: 0, readyAsked: 0, interruptedPlans: 0, start: 0, closeFailures: 0 }));
     }
     return {
       ...this.#options,

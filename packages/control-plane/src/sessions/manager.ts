@@ -4,7 +4,7 @@ import { DroverError, silentLogger, systemClock, type Clock, type Logger, type S
 import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/hub.ts';
 import type { Registry } from '../identity/registry.ts';
-import { listPage, sessionLookMs } from '../limits.ts';
+import { listPage, sessionLookMs, sessionsCompared } from '../limits.ts';
 import { sandboxState, startOf } from '../store/state.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import { tunnelConnector, type SessionCredentials } from './connect.ts';
@@ -19,7 +19,7 @@ export interface SessionManagerOptions extends Omit<SessionContext, 'store' | 'c
   readonly hub: Pick<Hub, 'on' | 'openTunnel' | 'isConnected'>;
   /** The control plane's client credentials; a function is called for each attempt and gives the same object as long as they are the same. */
   readonly tls: SessionCredentials | (() => SessionCredentials);
-  readonly registry: SessionContext['registry'] & Pick<Registry, 'onEvicted'>;
+  readonly registry: SessionContext['registry'] & Pick<Registry, 'onEvicted' | 'findAll'>;
   readonly ca: Pick<CertificateAuthority, 'renewSandbox' | 'names'>;
   readonly clock?: Clock;
   readonly logger?: Logger;
@@ -31,6 +31,7 @@ export class SessionManager implements Sessions {
   readonly #logger: Logger;
   readonly #dialer: Dialer;
   readonly #waiters = new Map<SandboxId, Set<() => void>>();
+  #comparedLast: SandboxId | undefined;
   #looking = false;
   #closed = false;
   #detach: (() => void) | undefined;
@@ -127,6 +128,32 @@ export class SessionManager implements Sessions {
         if (asked?.client !== undefined) return asked.client;
       }
       await change.wait(signal);
+    }
+  }
+
+  /**
+   * I-11 as a level: a session whose peer was trusted as somebody whom the registry does not know any more is dialled anew, whether or not
+   * the event of the eviction came through. `sessionsCompared` at most; the next call goes on with the others.
+   */
+  async compare(): Promise<void> {
+    const trusted: (readonly [SandboxId, string])[] = [];
+    // After those of the last time, from the beginning when these were the last ones.
+    let passed = this.#comparedLast === undefined;
+    for (const entry of this.#dialer.trusted()) {
+      if (passed) trusted.push(entry);
+      else passed = entry[0] === this.#comparedLast;
+      if (trusted.length >= sessionsCompared) break;
+    }
+    this.#comparedLast = trusted.length < sessionsCompared ? undefined : trusted.at(-1)?.[0];
+    if (trusted.length === 0) return;
+    const identities = await this.#options.registry.findAll(trusted.map(([id]) => id));
+    for (const [id, thumbprint] of trusted) {
+      const identity = identities.get(id);
+      if (identity?.thumbprint === thumbprint || identity?.nextThumbprint === thumbprint) continue;
+      // Ended, greeted anew or renewed while the registry was read: the next time tells.
+      if (this.#dialer.get(id)?.trustedAs !== thumbprint) continue;
+      this.#logger.warn({ sandbox: id, thumbprint }, 'a session stood with an identity that was evicted; it is dialled anew');
+      this.redial(id);
     }
   }
 

@@ -3,7 +3,7 @@ import type { X509Certificate } from 'node:crypto';
 import { Backoff, clip, DroverError, version, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { renewAt, type CertificateAuthority, type IssuedCertificate } from '@drover/pki';
 import type { init } from '@drover/protocol';
-import type { Journal, SandboxEvents, StepFailure, StepPlace, UntrustedReason } from '../events/typed.ts';
+import type { Journal, SandboxEvent, StepFailure, UntrustedReason } from '../events/typed.ts';
 import type { Registry, RegisterRefusal } from '../identity/registry.ts';
 import {
   certificateCheckMs,
@@ -47,8 +47,17 @@ export interface Remembered {
   /** The start whose plan was completed, and the one whose Register was published as refused; 0: none. */
   completedStart: number;
   refusedStart: number;
+  /** The start whose command may have begun without an answer that says so; 0: none. */
+  readyAsked: number;
   /** Sessions in a row that broke in mid-plan. */
   interruptedPlans: number;
+}
+
+/** A plan of which no step was begun. */
+export function failedUnbegun(row: SandboxRow, startCount: number, failure: StepFailure): SandboxEvent {
+  const names = stepNames(row.spec.setup);
+  const data = { step: names[0] ?? '', index: 1, count: names.length, ...failure, startCount };
+  return { kind: 'init', type: 'InitFailed', subject: row.id, data };
 }
 
 export interface SessionOptions {
@@ -94,6 +103,11 @@ export class Session {
     });
   }
 
+  /** The thumbprint under which the peer is trusted; undefined while, or because, it is not. */
+  get trustedAs(): string | undefined {
+    return this.#trusted ? this.#thumbprint : undefined;
+  }
+
   /** @throws whatever broke it: the stream's end, or an error of this side's (I-26) */
   async run(): Promise<SessionEnd> {
     const signal = AbortSignal.any([this.#ending, this.#over.signal, this.#options.connection.lost]);
@@ -134,6 +148,7 @@ export class Session {
     );
     // What Hello's answer does not change goes out with it: a round trip less is what the user waits less for the first byte.
     const only = first.kind === 'trusted' && !(steps instanceof DroverError) && steps[0]?.name === 'agent-ready';
+    if (only) this.#options.remembered.readyAsked = this.#startCount;
     const early = {
       ready: only ? askReady(this.#stream) : undefined,
       registered: first.kind === 'register' && !first.again ? this.#askRegister('') : undefined,
@@ -251,10 +266,7 @@ export class Session {
 
   /** Before its first step. */
   async #failPlan(failure: StepFailure, signal: AbortSignal): Promise<void> {
-    const names = stepNames(this.#options.row.spec.setup);
-    const place: StepPlace = { step: names[0] ?? '', index: 1, count: names.length };
-    const data: SandboxEvents['init']['InitFailed'] = { ...place, ...failure, startCount: this.#startCount };
-    this.#context.journal.publish({ kind: 'init', type: 'InitFailed', subject: this.#id, data });
+    this.#context.journal.publish(failedUnbegun(this.#options.row, this.#startCount, failure));
     this.#options.settled();
     await this.#giveUp(failure.message, signal);
   }

@@ -265,6 +265,7 @@ describe('I-27: at Hello', () => {
         renewed: async (...which) => await registry.renewed(...which),
         seen: (...which) => registry.seen(...which),
         onEvicted: (listener) => registry.onEvicted(listener),
+        findAll: async (...which) => await registry.findAll(...which),
       },
     });
     const box = await world.box();
@@ -304,6 +305,36 @@ describe('a registered sandbox', () => {
     await sessions.client(box.id, live);
     expect((await world.worldview.get(box.id)).identity).toMatchObject({ verdict: 'revoked' });
     expect(box.peer.steps()).toEqual([]);
+  });
+
+  it('I-11: that was evicted without a word of it loses its session when it is compared with the registry', async () => {
+    const { registry } = world;
+    await sessions.closeAll();
+    const deaf = world.sessions({
+      registry: {
+        standing: async (...which) => await registry.standing(...which),
+        secondToken: async (...which) => await registry.secondToken(...which),
+        renewed: async (...which) => await registry.renewed(...which),
+        seen: (...which) => registry.seen(...which),
+        findAll: async (...which) => await registry.findAll(...which),
+        onEvicted: () => () => undefined,
+      },
+    });
+    const [box, other] = [await world.box(), await world.box()];
+    for (const { id } of [box, other]) {
+      deaf.dial(id);
+      await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    }
+    await deaf.compare();
+    await world.registry.evict(box.id, 'evicted');
+    await deaf.compare();
+    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    await deaf.client(box.id, live);
+    expect([box.peer.sessions.length, other.peer.sessions.length]).toEqual([2, 1]);
+    // It is not trusted any more: there is nothing to compare it with.
+    await deaf.compare();
+    await deaf.client(box.id, live);
+    expect(box.peer.sessions).toHaveLength(2);
   });
 
   it('I-4: that is reinstated registers again, with a second token', async () => {

@@ -34,6 +34,7 @@ export class OpenDatabase implements Database {
   /** Set in what runs within `together`. */
   readonly #together = new AsyncLocalStorage<true>();
   readonly #listeners = new Set<() => void>();
+  #waking: NodeJS.Immediate | undefined;
   readonly #remote: PostgresListener | undefined;
 
   constructor(options: {
@@ -61,7 +62,7 @@ export class OpenDatabase implements Database {
   }
 
   /**
-   * Runs `work` as one transaction and writes its events with it; listeners are called after the commit.
+   * Runs `work` as one transaction and writes its events with it; listeners are called in a turn after the commit.
    *
    * Locks are taken in one order everywhere (a host, then its sandboxes by id, then the event counter), and a transaction that
    * the database gives up for another's sake (deadlock, serialization) is run again, at most `transactionAttempts` times:
@@ -107,6 +108,7 @@ export class OpenDatabase implements Database {
   }
 
   async close(): Promise<void> {
+    clearImmediate(this.#waking);
     await this.#remote?.close();
     await this.#db.destroy();
   }
@@ -142,7 +144,18 @@ export class OpenDatabase implements Database {
     if (this.kind === 'postgres') await sql`select pg_notify(${eventChannel}, '')`.execute(tx.db);
   }
 
+  /**
+   * In the next turn of the event loop, once for all that was committed in this one: what follows from a commit directly (an
+   * answer, a command to a host) goes out before those look who only want to know that something changed.
+   */
   #woken(): void {
+    this.#waking ??= setImmediate(() => {
+      this.#waking = undefined;
+      this.#tell();
+    });
+  }
+
+  #tell(): void {
     for (const listener of this.#listeners) {
       try {
         listener();

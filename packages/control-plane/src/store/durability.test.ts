@@ -125,7 +125,7 @@ describe('several replicas on PostgreSQL', () => {
     const create = async (store: Store, before: () => Promise<void> = () => Promise.resolve()): Promise<string> =>
       Buffer.from(
         await store.idempotency.once('key', 'CreateSandbox', request, async (tables) => {
-          const row = await placeSandbox(tables, (await tables.sandboxes.create(draft({ name: 'once' }))).id);
+          const row = await placeSandbox(tables, await tables.sandboxes.create(draft({ name: 'once' })));
           await before();
           return Buffer.from(row.id);
         }),

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { FakeClock, hasCode, newHostId, newSandboxId } from '@drover/foundation';
 import { hostState, sandboxState } from './state.ts';
 import { killGraceMs } from '../limits.ts';
@@ -533,7 +533,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       });
       const off = store.events.onAppend(() => heard.push(1));
       await store.events.append([{ kind: 'test', type: 'Tick', subject: 'x', data: { n: 1 } }]);
-      expect(heard.length).toBeGreaterThan(0);
+      await vi.waitFor(() => expect(heard.length).toBeGreaterThan(0));
       off();
     });
   });

@@ -1,4 +1,5 @@
 import { DatabaseSync } from 'node:sqlite';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { DroverError, FakeClock, newHostId } from '@drover/foundation';
@@ -25,6 +26,8 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     it('are all there after it, with their events, and tell listeners once', async () => {
       const host = await readyHost(store);
       const before = await store.events.lastId();
+      // What was committed until here has been told.
+      await nextTurn();
       let woken = 0;
       store.events.onAppend(() => woken++);
       const row = await store.together(async (tables) => {
@@ -35,6 +38,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
         return await tables.sandboxes.find('one');
       });
       expect(row.hostId).toBe(host.id);
+      await nextTurn();
       if (kind === 'sqlite') expect(woken).toBe(1);
       expect((await store.events.after(before, 10)).map((event) => event.type)).toEqual([
         'SandboxCreated',

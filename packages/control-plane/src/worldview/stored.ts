@@ -103,8 +103,9 @@ export class StoredWorldview implements Worldview, Journal {
 
   /** Until nothing is queued. */
   async #run(): Promise<void> {
-    // What is published together is written together.
-    await Promise.resolve();
+    // What is published together is written together, and after what was sent in the same turn has gone out: a commit waits for
+    // the disk, and a dial's first frame does not have to.
+    await new Promise((resolve) => setImmediate(resolve));
     while (this.#queue.length > 0) {
       this.#tellDropped();
       await this.#write(this.#take(journalBatch));

@@ -24,7 +24,7 @@ for (const method of ['all', 'run', 'iterate'] as const) {
 
 await store.idempotency.once('key', 'CreateSandbox', new Uint8Array([1]), async (tables) => {
   const row = await tables.sandboxes.create(draft({ name: 'once' }));
-  return new TextEncoder().encode((await placeSandbox(tables, row.id)).id);
+  return new TextEncoder().encode((await placeSandbox(tables, row)).id);
 });
 if (Number(dieBefore) > 0) process.kill(process.pid, 'SIGKILL');
 process.stdout.write(String(statements));
