@@ -144,7 +144,7 @@ function hostFlags(command: Command): Command {
     .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect)
     .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP, or prove itself badly (again for more)', collect)
     .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (again for more)', collect)
-    .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them');
+    .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them, its credential helpers included');
 }
 
 function specFlags(command: Command): Command {
