@@ -282,6 +282,17 @@ describe('R-3: what one does with sandboxes', () => {
       expect(here.code).not.toBe(0);
       expect(here.stderr).toMatch(/^drover: \/nowhere\/at-all cannot be read/);
     });
+
+    test('a device is nothing to copy, and both ways say so', async () => {
+      for (const argv of [
+        ['cp', 'work:/dev/zero', join(drover.directory, 'zero')],
+        ['cp', '/dev/zero', 'work:/tmp/zero'],
+      ]) {
+        const { code, stderr } = await drover.run(argv);
+        expect(code).toBe(4);
+        expect(stderr).toContain('/dev/zero is neither a file, a directory nor a link');
+      }
+    });
   });
 
   test('forward: many connections at once, each to its end, half-closed by the caller', async () => {

@@ -66,8 +66,11 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     });
     await runtime.create(busy, signal);
     const used = async (): Promise<number> => (await runtime.stats(busy.id))?.cpuUsec ?? Number.NaN;
-    // Init's own start is behind it when the loop has used some time.
-    while (!((await used()) > 1_000_000)) await delay(200, undefined, { signal });
+    // Init's own start is behind it when the command has begun; the loop follows what it looked at.
+    const out = join(busy.runDirectory, 'out');
+    const seen = (): string[] => (existsSync(out) ? readFileSync(out, 'utf8') : '').split('\n').slice(0, -1);
+    while (seen().length < 3) await delay(200, undefined, { signal });
+    const view = seen();
     const [from, began] = [await used(), performance.now()];
     await delay(2000);
     const cpuShare = ((await used()) - from) / 1000 / (performance.now() - began);
@@ -76,7 +79,6 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     await delay(1000);
     const pausedCpuUsec = (await used()) - frozen;
     await runtime.resume(busy.id);
-    const view = readFileSync(join(busy.runDirectory, 'out'), 'utf8').trim().split('\n');
     await runtime.destroy(busy.id);
 
     const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })

@@ -24,7 +24,17 @@ export function buildProgram(run: Run, settings: { readonly completionStub: bool
     .showSuggestionAfterError(true)
     // What follows `agent join` is join's, though `agent` knows --state, --token and others too; inherited by all commands.
     .enablePositionalOptions()
-    .addHelpText('after', '\nFirst:   drover up\nThen:    drover run host -- sh\n');
+    .addHelpText(
+      'after',
+      `
+First:   drover up
+Then:    drover run host -- sh
+
+Ends with 0 when all is well, 2: wrong input, 3: not found, 4: conflict, 5: denied, 6: unavailable, 7: no room, 8: timed out, 130: interrupted, 1: the rest.
+run, exec, attach and sandbox wait end with the command's own status; for run, exec and attach 125: Drover failed, 126: the command
+cannot be executed, 127: there is no such command.
+`,
+    );
 
   /** Ends a definition: flags that every command has, and the handler's module. */
   const does = <A extends readonly unknown[], O>(command: Command, load: () => Promise<Handler<A, O>>): Command =>
@@ -136,7 +146,7 @@ function hostFlags(command: Command): Command {
     .option('--reconnect-max <duration>', 'the longest wait between two tries to reach the control plane (30s)')
     .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP, or prove itself badly (again for more)', collect)
     .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (again for more)', collect)
-    .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them');
+    .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them, its credential helpers included');
 }
 
 function specFlags(command: Command): Command {

@@ -4,7 +4,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { version } from '@drover/foundation';
+import { errorCodes, version } from '@drover/foundation';
 
 const main = join(import.meta.dirname, 'main.ts');
 const flags = ['--conditions=development', '--disable-warning=ExperimentalWarning'];
@@ -136,6 +136,13 @@ describe.concurrent('what needs no control plane', () => {
       const { code, stdout, stderr } = await drover(args);
       expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
       expect(stdout).toContain('Usage: drover');
+    }
+  });
+
+  test('R-3: help lists every exit status that an error can have', async () => {
+    for (const args of [[], ['--help']]) {
+      const { stdout } = await drover(args);
+      for (const { exit } of Object.values(errorCodes)) expect(stdout).toContain(` ${exit}: `);
     }
   });
 

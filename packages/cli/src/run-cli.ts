@@ -40,7 +40,7 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
       command.configureOutput({ outputError: () => undefined, writeErr: () => undefined });
     }
     if (argv.length === 0) {
-      process.stdout.write(program.helpInformation());
+      program.outputHelp();
       return 0;
     }
     await program.parseAsync([...argv], { from: 'user' });

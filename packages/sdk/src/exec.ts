@@ -260,8 +260,9 @@ class Exec implements ExecHandle {
   /** What was on its way may be lost. On a terminal a person sees that and types it again; a pipe does not. */
   #refuseLostInput(error: DroverError): void {
     if (this.#options.terminal === true || this.#calls.clock.now() - this.#inputAt > stdinSettledMs) return;
+    // Not control-plane-unreachable: it may be back already, and to call again would not bring the input back.
     throw new DroverError(
-      'control-plane-unreachable',
+      'session-unavailable',
       `the connection broke while input was being sent, and some of it may be lost: ${error.message}`,
       {
         hint: `the process runs on as ${this.execId}; look at what it has read before sending more`,

@@ -1,7 +1,14 @@
 import { spawn } from 'node:child_process';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { credentialHelperMs, maxCredentialBytes } from '../limits.ts';
-import type { Credentials } from './credentials.ts';
+
+/** What a registry takes from someone it knows. */
+export interface Credentials {
+  readonly username: string;
+  readonly password: string;
+  /** A refresh token of an OAuth2 token server, instead of a password. */
+  readonly identityToken: string | undefined;
+}
 
 /** What helpers say of a server that they do not know. Source: docker-credential-helpers, credentials/error.go. */
 const notFound = /credentials not found in native keychain/;

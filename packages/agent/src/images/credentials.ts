@@ -1,14 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { askHelper } from './credential-helper.ts';
-
-/** What a registry takes from someone it knows. */
-export interface Credentials {
-  readonly username: string;
-  readonly password: string;
-  /** A refresh token of an OAuth2 token server, instead of a password. */
-  readonly identityToken: string | undefined;
-}
+import { askHelper, type Credentials } from './credential-helper.ts';
 
 /**
  * The credentials for a registry, from a file as `docker login` writes it. As with docker, the registry's own helper (`credHelpers`)

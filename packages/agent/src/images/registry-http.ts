@@ -9,7 +9,7 @@ import {
   registrySilenceMs,
 } from '../limits.ts';
 import { parseChallenges } from './challenge.ts';
-import type { Credentials } from './credentials.ts';
+import type { Credentials } from './credential-helper.ts';
 
 /** One address of a registry: the registry itself or a mirror of it. */
 export interface Endpoint {

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import type { Writable } from 'node:stream';
 import { toJson, type DescMessage, type JsonValue, type MessageShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
+import { lineEnd } from '../terminal/raw.ts';
 import { table, type Column } from './table.ts';
 
 /** How a command says things: results on stdout, progress and errors on stderr; JSON or text. */
@@ -26,7 +27,7 @@ export class Output {
 
   /** A line about the work, for people; on stderr, in both formats. */
   note(text: string): void {
-    this.stderr.write(`drover: ${text}\n`);
+    this.stderr.write(`drover: ${text}${lineEnd()}`);
   }
 
   /** One JSON document. */

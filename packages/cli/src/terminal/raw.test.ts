@@ -14,7 +14,7 @@ async function underTerminal(code: string): Promise<{ printed: string; cooked: b
   const settings = stdout.slice(stdout.lastIndexOf('speed'));
   return {
     printed: stdout,
-    cooked: ['icanon', 'echo', 'isig'].every((name) => new RegExp(`(?:^|\\s)${name}(?:\\s|$)`, 'm').test(settings)),
+    cooked: ['icanon', 'echo', 'isig', 'opost'].every((name) => new RegExp(`(?:^|\\s)${name}(?:\\s|$)`, 'm').test(settings)),
   };
 }
 
@@ -22,6 +22,12 @@ test('the terminal is raw while it is entered (what follows could not fail other
   const { printed } = await underTerminal(`const { execFileSync } = await import('node:child_process');
     console.log('during' + execFileSync('stty', ['-a'], { stdio: ['inherit', 'pipe', 'inherit'] }));`);
   expect(printed.slice(printed.indexOf('during'), printed.lastIndexOf('speed'))).toMatch(/ -icanon/);
+});
+
+test('what a program draws reaches the terminal as it is, and a line of ours ends at its beginning', async () => {
+  const { printed } = await underTerminal(`process.stdout.write('a\\nb\\r\\nc');
+    const { lineEnd } = await import('${raw}'); process.stdout.write(JSON.stringify(lineEnd()));`);
+  expect(printed).toContain('a\nb\r\nc"\\r\\n"');
 });
 
 test.each([

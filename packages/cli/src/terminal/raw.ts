@@ -1,8 +1,16 @@
+import { spawnSync } from 'node:child_process';
 import type { ReadStream, WriteStream } from 'node:tty';
 import type { TerminalSize } from '@drover/sdk';
 
 /** Undoes what a program may have left on: alternate screen, hidden cursor, bracketed paste, mouse reports, colours. */
 const sane = '\u001b[?1049l\u001b[?25h\u001b[?2004l\u001b[?1000l\u001b[?1002l\u001b[?1003l\u001b[?1006l\u001b[0m';
+
+let rawTerminals = 0;
+
+/** What ends a line of ours on the caller's terminal: a raw one goes back to the first column only when it is told to. */
+export function lineEnd(): '\n' | '\r\n' {
+  return rawTerminals > 0 ? '\r\n' : '\n';
+}
 
 /** The caller's terminal in raw mode, given back whatever happens (only SIGKILL cannot be seen). */
 export class RawTerminal implements Disposable {
@@ -23,6 +31,9 @@ export class RawTerminal implements Disposable {
     // Runs for process.exit and for uncaught errors; the signals are the caller's, who then exits.
     process.on('exit', this.#restore);
     this.#input.setRawMode(true);
+    // libuv's raw mode leaves a carriage return before each line feed, which a full-screen program does not want. Without stty(1) it stays.
+    spawnSync('stty', ['-opost'], { stdio: ['inherit', 'ignore', 'ignore'] });
+    rawTerminals++;
   }
 
   size(): TerminalSize {
@@ -45,6 +56,7 @@ export class RawTerminal implements Disposable {
     if (!this.#raw) return;
     this.#raw = false;
     process.off('exit', this.#restore);
+    rawTerminals--;
     if (!this.#input.destroyed) this.#input.setRawMode(false);
   }
 }

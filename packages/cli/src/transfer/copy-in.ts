@@ -7,6 +7,7 @@ import type { api } from '@drover/protocol';
 import type { DroverClient } from '@drover/sdk';
 import { extract, pack, type Header, type Pack } from 'tar-stream';
 import type { Cli } from '../cli.ts';
+import { notCopied } from './copy-out.ts';
 
 /**
  * As cp -R: onto a directory in the sandbox (or a path that ends in `/`) it goes into it under its own name,
@@ -18,11 +19,13 @@ export async function copyIn(cli: Cli, source: string, reference: string, target
     return client.sandboxes.copyIn(reference, target, process.stdin as AsyncIterable<Uint8Array>, cli.signal);
   }
   const path = resolve(source);
-  try {
-    await lstat(path);
-  } catch (error) {
-    throw new DroverError('path-not-found', `${source} cannot be read (${errnoOf(error) ?? 'unreadable'})`, { cause: error });
-  }
+  const stats = await lstat(path).catch((error: unknown) => {
+    throw new DroverError('path-not-found', `${source} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+      hint: 'check the path here; one in a sandbox is written SANDBOX:PATH',
+      cause: error,
+    });
+  });
+  if (!stats.isFile() && !stats.isDirectory() && !stats.isSymbolicLink()) throw notCopied(source);
   const client = await cli.connect();
   const into = target.endsWith('/') || target === '.' || (await isDirectory(client, reference, target, cli.signal));
   const directory = into ? target : posix.dirname(target);

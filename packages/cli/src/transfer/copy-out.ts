@@ -30,8 +30,16 @@ export async function copyOut(cli: Cli, reference: string, source: string, targe
   stream.pipe(tar);
   for await (const entry of tar) await unpack.entry(entry as unknown as Entry);
   await unpack.finish();
-  if (unpack.leftOut > 0) cli.out.note(`left out, being neither files, directories nor links: ${unpack.leftOut}`);
-  return { entries: unpack.entries - unpack.leftOut, bytes: unpack.bytes };
+  // The sandbox leaves out what means nothing elsewhere.
+  if (unpack.entries === 0) throw notCopied(source);
+  return { entries: unpack.entries, bytes: unpack.bytes };
+}
+
+/** Sockets, pipes and devices are left out of a directory; asked for by name, somebody waits for them. */
+export function notCopied(path: string): DroverError {
+  return new DroverError('failed-precondition', `${path} is neither a file, a directory nor a link: there is nothing to copy`, {
+    hint: 'read it in the sandbox, with `drover exec`, or here, and copy what it gives',
+  });
 }
 
 async function existingDirectory(path: string): Promise<boolean> {
@@ -58,8 +66,6 @@ type Entry = AsyncIterable<Uint8Array> & { readonly header: Header; resume(): un
 export class Unpack {
   entries = 0;
   bytes = 0;
-  /** Devices, pipes and what else is no file, directory or link. */
-  leftOut = 0;
   readonly #base: string;
   readonly #rename: string | undefined;
   /** Modes of directories, set at the end: a read-only one could not be filled. */
@@ -85,7 +91,6 @@ export class Unpack {
       else if (type === 'symlink' && linkname != null) await this.#replace(path, () => symlink(linkname, path));
       else if (type === 'link' && linkname != null) await this.#hardLink(path, linkname);
       // Devices and pipes of a sandbox have no business here.
-      else this.leftOut++;
     }
     entry.resume();
   }

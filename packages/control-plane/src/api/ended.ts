@@ -57,6 +57,17 @@ export function endedError(row: SandboxRow): DroverError {
   });
 }
 
+/**
+ * What is asked of a paused sandbox would wait, without a word, for somebody to resume it.
+ * @throws {DroverError} sandbox-not-running
+ */
+export function refusePaused(row: SandboxRow): void {
+  if (sandboxState(row).state !== 'paused') return;
+  throw new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} is paused`, {
+    hint: `\`drover sandbox resume ${labelOf(row)}\` lets it go on`,
+  });
+}
+
 /** Output of the main process as its host keeps it, oldest first. @throws {DroverError} host-unavailable, … */
 export async function hostLogs(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly link.LogRecord[]> {
   if (row.hostId === undefined) return [];

@@ -104,6 +104,38 @@ describe('exec', () => {
     expect(breaks.length).toBeGreaterThan(0);
   });
 
+  test('I-40: input that was on its way when the server went away is an error that says so', async () => {
+    await using api = await startTestApi();
+    await running(api);
+    const process = new FakeProcess();
+    api.sessions.serve({ exec: process.exec });
+    const exec = api.client.sandboxes.exec('box', { argv: ['cat'], stdin: true });
+    const result = all(exec).catch((error: unknown) => error);
+    await exec.started;
+    exec.stdin.write('typed');
+    await process.until(() => process.input.length > 0);
+    await api.stop();
+    expect(await result).toMatchObject({
+      code: 'session-unavailable',
+      message: expect.stringContaining('the connection broke while input was being sent') as string,
+      hint: expect.stringContaining(exec.execId) as string,
+    });
+  });
+
+  test('R-20: what is asked of a paused sandbox is refused with how to resume it, instead of waiting without a word', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    await api.client.sandboxes.pause('box');
+    await api.observe(hostId, id, { state: SandboxState.PAUSED });
+    const refusal = { code: 'sandbox-not-running', message: 'sandbox box is paused', hint: '`drover sandbox resume box` lets it go on' };
+    const exec = api.client.sandboxes.exec('box', { argv: ['true'] });
+    exec.started.catch(() => undefined);
+    await expect(exec.exit).rejects.toMatchObject(refusal);
+    await expect(text(api.client.sandboxes.copyOut('box', '/etc/hosts') as AsyncIterable<Uint8Array>)).rejects.toMatchObject(refusal);
+    await expect(api.client.sandboxes.copyIn('box', '/tmp', (async function* () {})())).rejects.toMatchObject(refusal);
+    await expect(text(api.client.sandboxes.forward('box', 80) as AsyncIterable<Uint8Array>)).rejects.toMatchObject(refusal);
+  });
+
   test('input that a break may have swallowed is an error, not silence', async () => {
     await using api = await startTestApi();
     await running(api);

@@ -6,7 +6,7 @@ import { inputSettledMs, reattachBaseMs, reattachCapMs, reattachMs } from '../li
 import type { SandboxRow } from '../store/store.ts';
 import { sandboxState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
-import { ended, replayMain } from './ended.ts';
+import { ended, refusePaused, replayMain } from './ended.ts';
 import { connectionBroke, fromConnectError } from './errors.ts';
 import { StreamInput } from './input.ts';
 import { checkArgv, checkEnv, checkUser, checkWorkdir } from './parse.ts';
@@ -25,6 +25,8 @@ export function execMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
     if (first.payload.case !== 'open') throw new DroverError('protocol-violation', 'the first message of an exec must be open');
     const open = parseOpen(first.payload.value);
     const row = await context.store.sandboxes.find(open.sandbox);
+    // What runs already may be attached to: it goes on when it is resumed.
+    if (open.argv.length > 0) refusePaused(row);
     yield* new ExecRelay(context, row, open, input, signal).run();
   };
 }

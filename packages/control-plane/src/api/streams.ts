@@ -3,6 +3,7 @@ import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, init } from '@drover/protocol';
 import type { ApiContext } from './context.ts';
+import { refusePaused } from './ended.ts';
 import { StreamInput } from './input.ts';
 import { isPort } from './parse.ts';
 
@@ -18,6 +19,7 @@ export function streamMethods(context: ApiContext): Methods {
       const { sandbox, path } = first.payload.value;
       checkPath(path);
       const row = await context.store.sandboxes.find(sandbox);
+      refusePaused(row);
       const client = await context.sessions.client(row.id, signal);
       const answer = await client.copyIn(tarOf(input, path, signal), { signal });
       return create(api.CopyInResponseSchema, { entries: answer.entries, bytes: answer.bytes });
@@ -26,6 +28,7 @@ export function streamMethods(context: ApiContext): Methods {
     async *copyOut(request, { signal }) {
       checkPath(request.path);
       const row = await context.store.sandboxes.find(request.sandbox);
+      refusePaused(row);
       const client = await context.sessions.client(row.id, signal);
       for await (const { tar } of client.copyOut({ path: request.path }, { signal })) yield create(api.CopyOutResponseSchema, { tar });
     },
@@ -37,6 +40,7 @@ export function streamMethods(context: ApiContext): Methods {
       const { sandbox, port } = first.payload.value;
       if (!isPort(port)) throw new DroverError('invalid-argument', `${port} is not a port`, { hint: 'use a number from 1 to 65535' });
       const row = await context.store.sandboxes.find(sandbox);
+      refusePaused(row);
       const client = await context.sessions.client(row.id, signal);
       for await (const { payload } of client.forward(bytesOf(input, port, signal), { signal })) {
         if (payload.case === 'data' || payload.case === 'eof') yield create(api.ForwardFrameSchema, { payload });

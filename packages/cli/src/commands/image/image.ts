@@ -5,6 +5,7 @@ import { Listr, type ListrTask } from 'listr2';
 import type { Cli } from '../../cli.ts';
 import { tellFailures } from '../failures.ts';
 import { messageJson } from '../../output/output.ts';
+import { atTerminal } from '../../terminal/attach.ts';
 
 interface PullFlags {
   readonly host?: string;
@@ -20,20 +21,20 @@ export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlag
     signal: cli.signal,
   });
   const failures: DroverError[] = [];
-  const show = cli.out.interactive && !cli.out.json ? new Board(cli) : undefined;
+  const results: string[] = [];
+  // The board is drawn on stdout, which in a pipe has the result alone.
+  const show = cli.out.interactive && atTerminal() && !cli.out.json ? new Board(cli) : undefined;
   const last = new Map<string, string>();
   for await (const answer of answers) {
     const where = answer.hostName === '' ? answer.hostId : answer.hostName;
     if (cli.out.json) cli.out.record(messageJson(api.PullImageResponseSchema, answer));
     if (answer.error !== undefined) {
       const error = errorFromWire(answer.error);
-      failures.push(error);
+      failures.push(new DroverError(error.code, `${where}: ${error.message}`, error.hint === undefined ? {} : { hint: error.hint }));
       show?.end(where, error);
-      if (show === undefined)
-        cli.out.error(new DroverError(error.code, `${where}: ${error.message}`, error.hint === undefined ? {} : { hint: error.hint }));
     } else if (answer.image !== undefined) {
       show?.end(where);
-      if (!cli.out.json && show === undefined) cli.out.line(`${where}: ${answer.image.digest}`);
+      if (!cli.out.json) results.push(`${where}: ${answer.image.digest}`);
     } else {
       const text = answer.message;
       show?.update(where, answer.total > 0n ? `${text} ${percent(answer)}` : text);
@@ -41,7 +42,10 @@ export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlag
       last.set(where, text);
     }
   }
+  // What lasts is said below the board, which is redrawn until it is closed.
   await show?.close();
+  for (const line of results) cli.out.line(line);
+  for (const failure of failures) cli.out.error(failure);
   return failures[0]?.exitCode ?? 0;
 }
 

@@ -162,7 +162,17 @@ describe('I-34: an event is one line', () => {
     ],
     ['InitCompleted', { count: 5, durationMs: 65_000, startCount: 1 }, '5 steps in 65s'],
     ['InitFailed', { step: '', index: 0, count: 0, reason: 'identity-untrusted', message: 'no' }, 'its identity is not trusted: no'],
-    ['SandboxCreated', { image: 'host' }, '{"image":"host"}'],
+    ['SandboxCreated', { project: 'lab', name: 'web', image: 'host', labels: {} }, 'lab/web, of host'],
+    ['SandboxStateChanged', { project: '', name: 'web', from: 'starting', to: 'running', message: '' }, 'web: starting to running'],
+    [
+      'SandboxStateChanged',
+      { project: '', name: 'web', from: 'running', to: 'stopped', message: 'the command ended with status 9', exitCode: 9 },
+      'web: running to stopped: the command ended with status 9',
+    ],
+    ['SandboxDesiredChanged', { project: '', name: 'web', desired: 'deleted', generation: 2 }, 'web: deleted'],
+    ['SandboxDesiredChanged', { project: '', name: 'web', networkCut: true, generation: 2 }, 'web: its network cut'],
+    ['HostReady', { name: 'vm', epoch: 1, agentVersion: '0.1.0', bootId: 'b' }, 'vm, agent 0.1.0'],
+    ['HostDown', { name: 'vm', reason: 'its stream ended', epoch: 1 }, 'vm: its stream ended'],
     ['IdentityRevoked', {}, ''],
     // Another version may say other things: shown as far as it goes.
     ['InitStepStarted', { step: 'git' }, 'step 0 of 0, git'],

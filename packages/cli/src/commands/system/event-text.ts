@@ -31,6 +31,12 @@ class Data {
     return value === '' ? '' : `: ${value}`;
   }
 
+  /** The sandbox's label, or the host's name. */
+  get who(): string {
+    const project = this.text('project');
+    return project === '' ? this.text('name') : `${project}/${this.text('name')}`;
+  }
+
   get step(): string {
     return stepText({ index: this.number('index'), count: this.number('count'), name: this.text('step') });
   }
@@ -50,8 +56,25 @@ class Data {
   }
 }
 
-/** What each typed event of sessions, identities and init plans says (I-34). */
+/** What each event says: of sandboxes and hosts, and the typed ones of sessions, identities and init plans (I-34). */
 const sentences: Readonly<Record<string, (data: Data) => string>> = {
+  SandboxCreated: (d) => `${d.who}, of ${d.text('image')}`,
+  SandboxScheduled: (d) => `${d.who}, on ${d.text('hostId')}`,
+  SandboxUnschedulable: (d) => `${d.who}${d.after('message')}`,
+  SandboxDesiredChanged: (d) => `${d.who}: ${d.text('desired') || (d.is('networkCut') ? 'its network cut' : 'its network open')}`,
+  SandboxStateChanged: (d) => `${d.who}: ${d.text('from')} to ${d.text('to')}${d.after('message')}`,
+  SandboxNetworkCut: (d) => d.who,
+  SandboxNetworkRestored: (d) => d.who,
+  SandboxLost: (d) => `${d.who}: ${d.text('reason')}`,
+  SandboxAdopted: (d) => d.who,
+  SandboxDeleted: (d) => d.who,
+  HostJoined: (d) => d.who,
+  HostReady: (d) => `${d.who}${d.text('agentVersion') === '' ? '' : `, agent ${d.text('agentVersion')}`}`,
+  HostDown: (d) => `${d.who}${d.after('reason')}`,
+  HostCordoned: (d) => d.who,
+  HostUncordoned: (d) => d.who,
+  HostDraining: (d) => d.who,
+  HostRemoved: (d) => d.who,
   SessionConnecting: (d) => `attempt ${d.number('attempt')}`,
   SessionConnected: (d) =>
     `${d.text('peerCommonName') || 'a peer without a certificate'} at ${d.text('address')}, attempt ${d.number('attempts')}, thumbprint ${d.thumbprint || 'none'}`,
