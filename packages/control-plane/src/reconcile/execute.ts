@@ -88,7 +88,7 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
           ...target,
           project: row.project,
           name: row.name,
-          spec: row.spec,
+          spec: hostSpec(row.spec),
           secrets: await secretsOf(row, context),
           networkCut: row.networkCut,
         }),
@@ -109,6 +109,12 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
     default:
       return step.kind satisfies never;
   }
+}
+
+/** What a sandbox is prepared with is told to its init alone, by the session (spec 2.7): no host needs to know, or to keep it. */
+function hostSpec(spec: sandbox.SandboxSpec): sandbox.SandboxSpec {
+  const { setup: _, ...rest } = spec;
+  return create(sandbox.SandboxSpecSchema, rest);
 }
 
 /** they are decrypted for the command that carries them, each start anew. @throws {DroverError} failed-precondition */

@@ -96,6 +96,20 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await store.hosts.get(host.id))?.reserved).toEqual({ cpuMillis: 0, memoryBytes: 0, slots: 0 });
   });
 
+  it('what a sandbox is prepared with is for its init alone: its host is not told', async () => {
+    const host = await joined();
+    const carried: unknown[] = [];
+    host.before = (operation) => {
+      if (operation.case === 'create') carried.push(operation.value.spec);
+    };
+    const setup = { postInit: 'make', files: [{ path: 'a', source: { case: 'content' as const, value: 'text' } }] };
+    const plan = draft({ spec: { image: 'host', allow: ['a.example'], setup } });
+    const row = await placement.placeNow((await store.sandboxes.create(plan)).id);
+    await becomes(row, 'running');
+    expect(carried).toEqual([{ ...row.spec, setup: undefined }]);
+    expect((await store.sandboxes.get(row.id))?.spec.setup?.postInit).toBe('make');
+  });
+
   it('R-19: each start carries the secrets, and no secret that cannot be decrypted is sent', async () => {
     const host = await joined();
     const carried: string[][] = [];

@@ -195,6 +195,32 @@ describe('the checks of a certificate', () => {
     expect(failing(certificate)).toEqual(['chain']);
   });
 
+  it('are made of whatever a peer may show: none of it keeps a verdict from being given (I-1)', async () => {
+    const { raw } = new X509Certificate((await good()).certificatePem);
+    const authority = new X509Certificate(ca.caPem);
+    let shown = 0;
+    for (let at = 0; at < raw.length; at++) {
+      for (const byte of [0, 0xff, 0x20, 0x0c, (raw[at] ?? 0) ^ 1, (raw[at] ?? 0) ^ 0x80]) {
+        const der = Buffer.from(raw);
+        der[at] = byte;
+        let certificate: X509Certificate;
+        try {
+          certificate = new X509Certificate(der);
+        } catch {
+          // No handshake gets as far as here with it.
+          continue;
+        }
+        shown++;
+        const { checks } = judge(
+          { certificate, authorized: false, authorizationError: 'UNABLE_TO_VERIFY_LEAF_SIGNATURE' },
+          { id, commonName: 'red.box', names, ca: authority, now: Date.now() },
+        );
+        expect(checks.map(({ check }) => check)).toEqual(checkNames);
+      }
+    }
+    expect(shown).toBeGreaterThan(500);
+  });
+
   it('all fail without a certificate', () => {
     const shown = { certificate: undefined, authorized: false, authorizationError: '' };
     const { checks, thumbprint } = judge(shown, { id, commonName: 'red.box', names, ca: new X509Certificate(ca.caPem), now: 0 });

@@ -59,7 +59,7 @@ export function judge(shown: ShownCertificate, expected: ExpectedPeer): PeerVerd
   const uris = uriNamesOf(certificate);
   const checks = [
     check('chain', ...chainOf(shown, certificate, expected.ca, { valid, usable })),
-    check('validity', valid, `valid from ${from.toISOString()} to ${to.toISOString()}`),
+    check('validity', valid, `valid from ${dateText(from)} to ${dateText(to)}`),
     check(
       'eku',
       usable,
@@ -92,6 +92,11 @@ function chainOf(
     (!leaf.usable && authorizationError === 'INVALID_PURPOSE');
   if (authorized || ofLeaf) return [true, 'it was issued by the CA of this control plane'];
   return [false, `it does not verify (${authorizationError})`];
+}
+
+/** A peer's certificate may have a date that is none: it is said as that, and is no reason to give up (I-1). */
+function dateText(date: Date): string {
+  return Number.isNaN(date.getTime()) ? 'a date that cannot be read' : date.toISOString();
 }
 
 function commonNameOf(certificate: X509Certificate): string {

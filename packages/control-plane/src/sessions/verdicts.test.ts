@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { canonicalCommonName, newSandboxId } from '@drover/foundation';
 import { clientAuth, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { issue, signedBy, type Credentials } from '../sandbox-facing/testing/certificates.ts';
+import { issue, selfSigned, signedBy, type Credentials } from '../sandbox-facing/testing/certificates.ts';
 import type { SandboxRow } from '../store/index.ts';
 import type { SessionManager } from './manager.ts';
 import type { Peer } from './testing/peer.ts';
@@ -70,6 +70,15 @@ async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Pro
   });
 }
 
+/** The certificate with another text for its first or second date (RFC 5280, section 4.1.2.5.1: tag 0x17, 13 characters). */
+function withoutDate(certificatePem: string, which: number): string {
+  const der = Buffer.from(new X509Certificate(certificatePem).raw);
+  const tag = Buffer.from([0x17, 13]);
+  const first = der.indexOf(tag);
+  der.write('no date at al', which === 0 ? first + 2 : der.indexOf(tag, first + 15) + 2, 'latin1');
+  return `-----BEGIN CERTIFICATE-----\n${der.toString('base64')}\n-----END CERTIFICATE-----\n`;
+}
+
 describe('I-1: a peer is talked to, whatever it shows:', () => {
   async function foreignAuthority(): Promise<CertificateAuthority> {
     const directory = await mkdtemp(join(tmpdir(), 'drover-foreign-'));
@@ -90,6 +99,15 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await expired.signSandbox(id, 'test.box', csr)));
     await isKeptAndUsable(row, peer, 'certificate-invalid');
     expect(await notPassed(row.id)).toEqual(['validity: fail', 'thumbprint: unknown']);
+  });
+
+  it.each([0, 1])('a date that is none', async (which) => {
+    const { row, peer } = await impostor(async ({ id }) => {
+      const credentials = await selfSigned({ commonNames: ['test.box'], uris: [world.ca.names.sandbox(id)] });
+      return { ...credentials, certificatePem: withoutDate(credentials.certificatePem, which) };
+    });
+    await isKeptAndUsable(row, peer, 'certificate-invalid');
+    expect(await notPassed(row.id)).toEqual(['chain: fail', 'validity: fail', 'eku: fail', 'thumbprint: unknown']);
   });
 
   it('a wrong EKU', async () => {

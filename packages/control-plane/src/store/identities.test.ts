@@ -175,6 +175,17 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect([await mayRegister(start), await mayRegister(other)]).toEqual([false, true]);
   });
 
+  it('I-17: the token of one start registers no other of the same sandbox', async () => {
+    const row = await box();
+    const [first, second] = [await issue(row), await issue(row)];
+    expect(await register(second, { hash: first.hash })).toEqual(refused('token'));
+    expect(await register(first, { hash: second.hash })).toEqual(refused('token'));
+    expect(await register(first)).toMatchObject({ kind: 'welcome' });
+    // Registered, another start's own is a replay all the same.
+    expect(await register(second, { hash: first.hash })).toEqual(refused('replay'));
+    expect(await register(second)).toMatchObject({ kind: 'welcome', again: false });
+  });
+
   it('I-17: of two calls at once with one token one writes the row, and both are welcome', async () => {
     const start = await issue(await box());
     const outcomes = await Promise.all([register(start), register(start), register(start)]);
