@@ -197,7 +197,8 @@ async function batch(options: readonly string[], lines: readonly string[]): Prom
 async function leftoversOf(id: SandboxId, stateDirectory: string): Promise<string[]> {
   const found: string[] = [];
   for (const line of (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')) if (line.includes(id)) found.push(`mount ${line}`);
-  const { stdout } = await run('find', ['/sys/fs/cgroup', '-name', id]);
+  // 1: cgroups of others went away while it looked.
+  const { stdout } = await run('find', ['/sys/fs/cgroup', '-name', id]).catch((error: unknown) => error as { stdout: string });
   found.push(...stdout.split('\n').filter((line) => line !== ''));
   for (const folder of ['sandboxes', 'program']) {
     const names = await readdir(join(stateDirectory, folder)).catch((): string[] => []);
