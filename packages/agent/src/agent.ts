@@ -78,6 +78,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
   });
   // The gateway listens on an address that the network makes; the network applies its policies to the gateway.
   let gateway: GatewayProcess | undefined;
+  let control: ControlListener | undefined;
   const network = new SandboxNetwork({
     stateDirectory,
     instance,
@@ -85,6 +86,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     controlPort,
     logger,
     applyGateway: async (policies) => await gateway?.apply(policies),
+    onRelease: (id) => control?.released(id),
     ...(options.pool !== undefined && { pool: options.pool }),
   });
   gateway = new GatewayProcess({
@@ -136,7 +138,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     ...(options.linkAddress !== undefined && { address: options.linkAddress }),
   });
   const { carryInbound } = link;
-  const control = new ControlListener({
+  control = new ControlListener({
     host: network.gatewayAddress,
     port: controlPort,
     holderOf: (address) => network.holderOf(address),
