@@ -1,5 +1,6 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { DroverError, errnoOf, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
 import { openArchive } from './archives.ts';
@@ -392,6 +393,10 @@ export class ImageStore implements Images {
   /** The image is whole: from here on it is believed. */
   async #register(name: string, record: ImageRecord): Promise<ImageRecord> {
     return this.#serial.run(async () => {
+      // What is looked at for each create is so on the disk already, and the create does not wait for the disk.
+      const known = this.#references.get(name);
+      const same = known?.digest === record.digest && isDeepStrictEqual(this.#images.get(record.digest), record);
+      if (same && !this.#isStale(known)) return record;
       await this.#images.put(record);
       const now = this.#clock.now();
       await this.#references.put({ reference: name, digest: record.digest, pulledAt: now, lastUsedAt: now });
