@@ -80,6 +80,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
   });
   // The gateway listens on an address that the network makes; the network applies its policies to the gateway.
   let gateway: GatewayProcess | undefined;
+  let control: ControlListener | undefined;
   const network = new SandboxNetwork({
     stateDirectory,
     instance,
@@ -87,6 +88,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     controlPort,
     logger,
     applyGateway: async (policies) => await gateway?.apply(policies),
+    onRelease: (id) => control?.released(id),
     ...(options.pool !== undefined && { pool: options.pool }),
   });
   gateway = new GatewayProcess({
@@ -139,7 +141,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     ...(options.reconnectMaxMs !== undefined && { reconnectMaxMs: options.reconnectMaxMs }),
   });
   const { carryInbound } = link;
-  const control = new ControlListener({
+  control = new ControlListener({
     host: network.gatewayAddress,
     port: controlPort,
     holderOf: (address) => network.holderOf(address),

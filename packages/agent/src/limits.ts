@@ -37,10 +37,15 @@ export const mountProgramMs = 120_000;
 export const programOutputBytes = 64 * 1024;
 /** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
 export const runtimeProgramMs = 30_000;
-/** Sandboxes whose init is starting at the same time, for each CPU of the host; more wait, in the order in which they came. All at once would take as long, and none be early. */
-export const startsPerCpu = 1;
-/** How long a start that does not come to its end keeps others waiting. Milliseconds. */
-export const startTurnMs = 3_000;
+/**
+ * Sandboxes that are between the start of their init and that of their command at the same time, for each CPU of the host. More wait, in
+ * the order in which they came: all at once would take as long, and none be early.
+ */
+export const startsPerCpu = 1.5;
+/** How long a start that does not get to its command keeps others waiting. Milliseconds. */
+export const startTurnMs = 5_000;
+/** How often it is looked whether it has. Milliseconds. */
+export const startLookMs = 10;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */
 export const initDialMs = 10_000;
 /** How long a dial waits for init to take its config, which it does just before it listens, until it tries all the same. Milliseconds. */

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { appendFileSync, existsSync, readFileSync } from 'node:fs';
-import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { pack } from 'tar-stream';
@@ -505,6 +505,34 @@ describe('R-4: images without a registry', () => {
     });
     await expect(store.ensure(`oci-archive:${directory}/none.tar`, patient())).rejects.toMatchObject({ code: 'image-not-found' });
     await expect(store.ensure(`oci-archive:${layout}/index.json`, patient())).rejects.toMatchObject({ code: 'corrupt-image' });
+  });
+
+  test('what is the same as before is written down no more than once a minute, nor is the end of each sandbox that used it', async () => {
+    const where = join(directory, 'written');
+    const clock = new FakeClock(1_000_000);
+    const store = await openStore({ directory: where, clock });
+    const files = async (): Promise<readonly number[]> => {
+      const names = await Promise.all(
+        ['images', 'references'].map(async (folder) => (await readdir(join(where, folder))).map((file) => join(where, folder, file))),
+      );
+      // A file that is written again is another file.
+      return await Promise.all(names.flat().map(async (path) => (await stat(path)).ino));
+    };
+    const use = async (holder: string): Promise<void> => {
+      const { digest } = await store.ensure(`dir:${layout}`, patient());
+      await store.hold(digest, holder);
+      await store.release(holder);
+    };
+    await use('sb_one');
+    const before = await files();
+    expect(before).toHaveLength(2);
+    await clock.advance(59_000);
+    await use('sb_two');
+    expect(await files()).toEqual(before);
+    await clock.advance(1_001);
+    await use('sb_three');
+    expect(await files()).not.toEqual(before);
+    expect(await store.list()).toMatchObject([{ lastUsedAt: clock.now() }]);
   });
 
   test('dir: is the directory itself', async () => {

@@ -1,5 +1,6 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { DroverError, errnoOf, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
 import { openArchive } from './archives.ts';
@@ -223,7 +224,8 @@ export class ImageStore implements Images {
     await this.#holds.delete(holder);
     // Its age counts from the last sandbox's end.
     for (const record of this.#references.all()) {
-      if (held.digests.includes(record.digest)) await this.#references.put({ ...record, lastUsedAt: this.#clock.now() });
+      if (held.digests.includes(record.digest) && this.#isStale(record))
+        await this.#references.put({ ...record, lastUsedAt: this.#clock.now() });
     }
   }
 
@@ -256,14 +258,18 @@ export class ImageStore implements Images {
     return this.#isComplete(record) ? record : undefined;
   }
 
+  /** Each is a write that waits for the disk, and on the way of every create and destroy. */
+  #isStale({ lastUsedAt }: ReferenceRecord): boolean {
+    return this.#clock.now() - lastUsedAt >= lastUsedResolutionMs;
+  }
+
   #touch(name: string): void {
     const record = this.#references.get(name);
-    const now = this.#clock.now();
-    if (record === undefined || now - record.lastUsedAt < lastUsedResolutionMs) return;
+    if (record === undefined || !this.#isStale(record)) return;
     this.#serial
       .run(async () => {
         const current = this.#references.get(name);
-        if (current !== undefined) await this.#references.put({ ...current, lastUsedAt: now });
+        if (current !== undefined && this.#isStale(current)) await this.#references.put({ ...current, lastUsedAt: this.#clock.now() });
       })
       // Only the age for pruning is lost.
       .catch((error: unknown) => this.#logger.warn({ image: name, err: error }, 'the last use of an image could not be written'));
@@ -387,6 +393,10 @@ export class ImageStore implements Images {
   /** The image is whole: from here on it is believed. */
   async #register(name: string, record: ImageRecord): Promise<ImageRecord> {
     return this.#serial.run(async () => {
+      // What is looked at for each create is so on the disk already, and the create does not wait for the disk.
+      const known = this.#references.get(name);
+      const same = known?.digest === record.digest && isDeepStrictEqual(this.#images.get(record.digest), record);
+      if (same && !this.#isStale(known)) return record;
       await this.#images.put(record);
       const now = this.#clock.now();
       await this.#references.put({ reference: name, digest: record.digest, pulledAt: now, lastUsedAt: now });

@@ -93,6 +93,16 @@ describe('the control listener', () => {
     expect(carried).toEqual([]);
   });
 
+  test('R-9: those of a sandbox whose address was taken back are closed, those of others are not', async () => {
+    const listener = await listen();
+    const [mine, others] = [dial('127.0.0.2'), dial('127.0.0.3')];
+    expect(await Promise.all([answer(mine), answer(others)])).toEqual(['x', 'x']);
+    listener.released(here);
+    await vi.waitFor(() => expect(mine.destroyed).toBe(true));
+    await vi.waitFor(() => expect(carried.map(({ connection }) => connection.destroyed)).toEqual([true, false]));
+    expect(await answer(others)).toBe('x');
+  });
+
   test('I-13: without a way to the control plane it is closed at once, and the next one finds the way', async () => {
     let stands = false;
     await listen({

@@ -26,7 +26,7 @@ export class ControlListener {
   readonly #server: Server;
   /** Open connections, and ended ones whose place rests. */
   readonly #taken = new Map<SandboxId, number>();
-  readonly #open = new Set<Socket>();
+  readonly #open = new Map<Socket, SandboxId>();
   readonly #life = new AbortController();
   #total = 0;
 
@@ -56,11 +56,16 @@ export class ControlListener {
     );
   }
 
+  /** Ends the connections of a sandbox whose address is taken back: nobody answers there any more, so nothing else would end them. */
+  released(id: SandboxId): void {
+    for (const [socket, of] of this.#open) if (of === id) socket.resetAndDestroy();
+  }
+
   /** Ends the listening and every connection. */
   async close(): Promise<void> {
     if (this.#life.signal.aborted) return;
     this.#life.abort();
-    for (const socket of this.#open) socket.resetAndDestroy();
+    for (const socket of this.#open.keys()) socket.resetAndDestroy();
     if (!this.#server.listening) return;
     this.#server.close();
     await once(this.#server, 'close');
@@ -80,7 +85,7 @@ export class ControlListener {
     }
     this.#taken.set(from.id, taken + 1);
     this.#total++;
-    this.#open.add(socket);
+    this.#open.set(socket, from.id);
     socket.once('close', () => void this.#ended(from.id, socket));
     try {
       this.#options.carry(from, address, socket);

@@ -24,6 +24,8 @@ export interface SandboxNetworkOptions {
   readonly proxyPort: number;
   /** Where the way to the control plane begins, on the gateway's address. */
   readonly controlPort: number;
+  /** Told when a sandbox's address is nobody's any more. */
+  readonly onRelease?: (id: SandboxId) => void;
   readonly logger: Logger;
   /** Namespaces kept ready. Default 16. */
   readonly warm?: number;
@@ -123,6 +125,7 @@ export class SandboxNetwork implements Network {
       if (record.cut) await setSlotCut(this.#plan, record.slot, false);
       await this.#disk.remove(id);
       this.#records.delete(id);
+      this.#options.onRelease?.(id);
       // The next sandbox on this address must not inherit what this one was allowed: the slot is free once the gateway forgot it.
       this.#quarantine.add(record.slot);
       await this.#publish().catch((error: unknown) => {

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Socket } from 'node:net';
-import type { Launcher } from './launch.ts';
+import type { Launcher } from './launcher.ts';
 
 /** Through node:child_process, which forks: everything in this process waits while its page tables are copied. */
 export const launchByNode: Launcher = async (path, args, { env, streams = [], channel = false }) => {

@@ -1,2 +1,3 @@
-export { launch, type Launched } from './launch.ts';
+export { launch } from './launch.ts';
+export type { Launched } from './launcher.ts';
 export { runProgram, type Finished } from './run.ts';

@@ -3,7 +3,7 @@ import { Socket } from 'node:net';
 import { getSystemErrorName } from 'node:util';
 import { openFfi } from '../ffi.ts';
 import { programLookMs } from '../limits.ts';
-import type { Launcher } from './launch.ts';
+import type { Launcher } from './launcher.ts';
 
 // Source: Linux, include/uapi/asm-generic/fcntl.h, linux/socket.h, linux/net.h, linux/wait.h; glibc and musl, spawn.h.
 const O_RDWR = 2;

@@ -4,7 +4,7 @@ import { open, readdir, readlink } from 'node:fs/promises';
 import { describe, expect, test } from 'vitest';
 import { launchByNode } from './by-node.ts';
 import { runProgram } from './index.ts';
-import type { Launched, LaunchOptions, Launcher } from './launch.ts';
+import type { Launched, Launcher, LaunchOptions } from './launcher.ts';
 import { openPosixSpawn } from './posix-spawn.ts';
 
 const native = openPosixSpawn();

@@ -1,4 +1,5 @@
-import { launch, type LaunchOptions } from './launch.ts';
+import { launch } from './launch.ts';
+import type { LaunchOptions } from './launcher.ts';
 
 export interface RunOptions extends Pick<LaunchOptions, 'env'> {
   /** For its stdin; absent: that is /dev/null. */

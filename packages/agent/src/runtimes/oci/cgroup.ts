@@ -51,6 +51,12 @@ export class Cgroups {
     return Number(/^oom_kill (\d+)$/m.exec(readText(file) ?? '')?.[1] ?? 0);
   }
 
+  /** How many processes are in the sandbox's own cgroup; 0 when it is gone. */
+  processes(id: SandboxId): number {
+    const text = readText(this.#file(this.kind === 'v2' ? 'unified' : 'pids', this.pathOf(id), 'cgroup.procs'));
+    return text?.match(/\n/g)?.length ?? 0;
+  }
+
   isFrozen(id: SandboxId): boolean {
     if (this.kind === 'v2') return readText(this.#file('unified', this.pathOf(id), 'cgroup.freeze'))?.trim() === '1';
     const state = readText(this.#file('freezer', this.pathOf(id), 'freezer.state'))?.trim();

@@ -13,8 +13,7 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { maxOpenFiles, runtimeProgramMs, startsPerCpu, startTurnMs } from '../../limits.ts';
-import { configTaken } from '../config-taken.ts';
+import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
 import { killedExitCode, type CreateRequest, type Runtime, type RuntimeFinding, type RuntimeState, type RuntimeStats } from '../runtime.ts';
 import { Cgroups } from './cgroup.ts';
@@ -28,6 +27,7 @@ import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
 import { giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
 import { buildSpec } from './spec.ts';
+import { together } from './together.ts';
 import { Turns } from './turns.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
 
@@ -281,27 +281,41 @@ export class OciRuntime implements Runtime {
   ): Promise<void> {
     const endTurn = await this.#starts.take(signal);
     const late = setTimeout(endTurn, startTurnMs);
-    const over = (): void => {
-      clearTimeout(late);
-      endTurn();
-    };
     try {
       await this.#begin(layout, request, slot, owners);
     } catch (error) {
-      over();
+      endTurn();
       throw error;
+    } finally {
+      clearTimeout(late);
     }
-    // The most work of a start is init's own, until it listens.
-    void configTaken(request.runDirectory, startTurnMs, this.#clock, this.#life.signal)
-      // Closed: nobody waits any more.
-      .catch(() => undefined)
-      .then(over);
+    // Most of the work of a start is init's own.
+    void this.#commandBegun(request.id).then(endTurn);
+  }
+
+  /** Resolves when init has started something, or has ended, or takes long about it. */
+  async #commandBegun(id: SandboxId): Promise<void> {
+    const deadline = this.#clock.now() + startTurnMs;
+    while (this.#cgroups.processes(id) === 1 && this.#clock.now() < deadline) {
+      // Closed: nobody waits for a turn any more.
+      await this.#clock.sleep(startLookMs, this.#life.signal).catch(() => undefined);
+      if (this.#life.signal.aborted) return;
+    }
   }
 
   async #begin(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
     const { id, runDirectory } = request;
-    await mkdir(layout.bundle, { recursive: true, mode: 0o700 });
-    await mountRoot(this.#mounts, layout, request, owners);
+    const emptyRunDirectory = async (): Promise<void> => {
+      // Before the directory is given away with all that is in it.
+      await rm(join(runDirectory, 'exit.json'), { force: true, recursive: true });
+      await giveAway(runDirectory, owners?.start ?? 0);
+    };
+    await together(
+      mountRoot(this.#mounts, layout, request, owners),
+      mkdir(layout.bundle, { recursive: true, mode: 0o700 }),
+      rm(layout.pidFile, { force: true }),
+      emptyRunDirectory(),
+    );
     const spec = buildSpec({
       request,
       root: layout.root,
@@ -312,13 +326,7 @@ export class OciRuntime implements Runtime {
       openFiles: Math.min(maxOpenFiles, ownOpenFiles()),
       mountSources: await mapVolumes(this.#mounts, layout, request, owners),
     });
-    // Before the directory is given away with all that is in it.
-    await rm(join(runDirectory, 'exit.json'), { force: true, recursive: true });
-    await Promise.all([
-      writeFile(join(layout.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 }),
-      rm(layout.pidFile, { force: true }),
-      giveAway(runDirectory, owners?.start ?? 0),
-    ]);
+    await writeFile(join(layout.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
     const startedAt = this.#clock.now();
     // Opens at the end of this, however it ends: where the run directory was not completed, init finds no config and ends.
     using _gate = await this.#program.run(id, layout.bundle, layout.pidFile, layout.log);

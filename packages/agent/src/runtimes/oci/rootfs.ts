@@ -5,6 +5,7 @@ import type { CreateRequest } from '../runtime.ts';
 import { makeDisk } from './disk.ts';
 import type { Layout } from './layout.ts';
 import { isMounted, mountPoints, type Mounts } from './mounts.ts';
+import { together } from './together.ts';
 
 /** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
 export interface Owners {
@@ -18,8 +19,7 @@ export interface Owners {
  */
 export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateRequest, owners: Owners | undefined): Promise<void> {
   const uid = owners?.start ?? 0;
-  await mkdir(layout.mapped, { recursive: true, mode: 0o700 });
-  await mkdir(layout.writable, { recursive: true, mode: 0o700 });
+  await together(...[layout.mapped, layout.writable].map(async (path) => await mkdir(path, { recursive: true, mode: 0o700 })));
   if (request.limits.diskBytes > 0) await makeDisk(mounts, layout, request.limits.diskBytes);
   const upper = join(layout.writable, 'upper');
   if ((await mkdirOnce(upper, uid)) === 'new') await fillUpper(upper, request, uid);
@@ -85,11 +85,16 @@ async function overlayOn(
   const upper = join(own, 'upper');
   const work = join(own, 'work');
   const source = layers.at(-1);
-  // The merged directory shows its uppermost layer's owner and mode.
-  if ((await mkdirOnce(upper, owners?.start ?? 0)) === 'new' && source !== undefined) await copyOwner(source, upper, owners?.start ?? 0);
-  await rm(work, { recursive: true, force: true });
-  await mkdir(work, { mode: 0o700 });
-  if (name === 'root') await mkdir(target, { recursive: true, mode: 0o755 });
+  const makeUpper = async (): Promise<void> => {
+    const start = owners?.start ?? 0;
+    // The merged directory shows its uppermost layer's owner and mode.
+    if ((await mkdirOnce(upper, start)) === 'new' && source !== undefined) await copyOwner(source, upper, start);
+  };
+  const makeWork = async (): Promise<void> => {
+    await rm(work, { recursive: true, force: true });
+    await mkdir(work, { mode: 0o700 });
+  };
+  await together(makeUpper(), makeWork(), ...(name === 'root' ? [mkdir(target, { recursive: true, mode: 0o755 })] : []));
   const mapped: string[] = [];
   try {
     const lower: string[] = [];
@@ -150,14 +155,17 @@ async function fillUpper(upper: string, request: CreateRequest, uid: number): Pr
   };
   const etc = join(upper, 'etc');
   await mkdirOnce(etc, uid);
-  for (const [name, content] of Object.entries(files)) {
+  const write = async (name: string, content: string): Promise<void> => {
     const path = join(etc, name);
     await writeFile(path, content, { mode: 0o644, flag: 'wx' });
     await chown(path, uid, uid);
-  }
-  if (await hasTemporary(request.layers)) return;
-  await mkdirOnce(join(upper, 'tmp'), uid);
-  await chmod(join(upper, 'tmp'), 0o1777);
+  };
+  const makeTemporary = async (): Promise<void> => {
+    if (await hasTemporary(request.layers)) return;
+    await mkdirOnce(join(upper, 'tmp'), uid);
+    await chmod(join(upper, 'tmp'), 0o1777);
+  };
+  await together(makeTemporary(), ...Object.entries(files).map(async ([name, content]) => await write(name, content)));
 }
 
 async function hasTemporary(layers: readonly string[]): Promise<boolean> {
