@@ -20,7 +20,9 @@ export class Child implements AsyncDisposable {
   /** @param file below bench/ */
   constructor(file: string, args: readonly string[] = []) {
     this.#process = fork(join(import.meta.dirname, file), args, {
-      execArgv: [...process.execArgv, '--expose-gc'],
+      // As the launcher starts Drover's own processes.
+      execArgv: [...process.execArgv, '--max-semi-space-size=8', '--expose-gc'],
+      env: { ...process.env, NODE_COMPILE_CACHE: join(import.meta.dirname, '..', '.cache', 'compile') },
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
     });
     this.#process.on('message', (message) => {

@@ -103,7 +103,10 @@ export class Dialer {
   #contextOf(id: SandboxId): DialContext {
     let memory = this.#memories.get(id);
     if (memory === undefined) {
-      this.#memories.set(id, (memory = { completedStart: 0, refusedStart: 0, readyAsked: 0, interruptedPlans: 0, start: 0, closeFailures: 0 }));
+      this.#memories.set(
+        id,
+        (memory = { completedStart: 0, refusedStart: 0, readyAsked: 0, interruptedPlans: 0, start: 0, closeFailures: 0 }),
+      );
     }
     return {
       ...this.#options,
