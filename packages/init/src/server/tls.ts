@@ -31,6 +31,8 @@ export function createStrictServer(
     requestCert: true,
     rejectUnauthorized: true,
     ALPNProtocols: ['h2'],
+    // Nothing is resumed. Without one, Node hashes its command line for it at every start.
+    sessionIdContext: 'drover-init',
     handshakeTimeout: handshakeTimeoutMs,
   });
   server.maxConnections = maxConnections;
