@@ -1,6 +1,7 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { idleTrimMs, trimIntervalMs } from '../limits.ts';
+import { loadLibc } from './libc.ts';
 
 /**
  * Gives memory back when init falls idle: start-up and TLS leave garbage and compiled code that V8 would keep for as long as nothing
@@ -25,19 +26,18 @@ export class IdleTrim {
   #trim(): void {
     this.#timer = undefined;
     this.#last = Date.now();
-    const collect = collector();
-    // Each round ages compiled functions that were not called since the last; old ones are flushed.
-    for (let round = 0; round < 6; round++) collect({ type: 'major', execution: 'sync', flavor: 'last-resort' });
+    collect();
+    loadLibc()?.trim();
   }
 }
 
-let gc: ((options: object) => void) | undefined;
-
-/** V8's gc() without --expose-gc on the command line, which would cost every start 20 ms (see initNodeFlags). */
-function collector(): (options: object) => void {
-  if (gc === undefined) {
-    setFlagsFromString('--expose-gc');
-    gc = runInNewContext('gc') as (options: object) => void;
-  }
-  return gc;
+/**
+ * V8's gc() without --expose-gc on the command line, which would cost every start 20 ms (see initNodeFlags). The flag goes away again: as
+ * long as it stands, V8 takes no compiled code of what is loaded later. The function does not stay either: it holds a whole context.
+ */
+function collect(): void {
+  setFlagsFromString('--expose-gc');
+  const gc = runInNewContext('gc') as (options: object) => void;
+  setFlagsFromString('--no-expose-gc');
+  gc({ type: 'major', execution: 'sync', flavor: 'last-resort' });
 }
