@@ -142,10 +142,15 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
     resume: (reference, signal) => want(reference, sandbox.DesiredState.RUNNING, { signal }),
     remove: (reference, options) => want(reference, sandbox.DesiredState.DELETED, options),
     waitFor: (reference, states, { timeoutMs = 0, signal } = {}) =>
-      calls.ask(
-        () =>
+      calls.wait(
+        (passedMs) =>
           client.waitSandbox(
-            { sandbox: reference, states: states.map(sandboxStateValue), timeoutMs: BigInt(timeoutMs) },
+            {
+              sandbox: reference,
+              states: states.map(sandboxStateValue),
+              // 0 is no end; what has passed before a break counts.
+              timeoutMs: BigInt(timeoutMs === 0 ? 0 : Math.max(1, Math.round(timeoutMs - passedMs))),
+            },
             withSignal(signal),
           ),
         signal,
