@@ -43,7 +43,11 @@ export async function complete(argv: readonly string[], env: NodeJS.ProcessEnv):
     if (shell === undefined || argv.length > 2 || !shells.includes(shell)) {
       throw new DroverError(
         'invalid-argument',
-        shell === undefined ? 'no shell is named' : `there is no completion for ${JSON.stringify(shell)}`,
+        shell === undefined
+          ? 'no shell is named'
+          : argv.length > 2
+            ? 'there is more than one shell'
+            : `there is no completion for ${JSON.stringify(shell)}`,
         {
           hint: `drover completion ${shells.join('|')}`,
         },

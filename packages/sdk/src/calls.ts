@@ -1,6 +1,6 @@
 import { Backoff, newId, systemClock, type Clock } from '@drover/foundation';
 import { fromApiError, Reach } from './errors.ts';
-import { callTries, retryBaseMs, retryCapMs } from './limits.ts';
+import { callTries, retryBaseMs, retryCapMs, watchReconnectMs } from './limits.ts';
 
 /** How this client calls: errors converted once, calls repeated when their answer was lost (L-20). */
 export class Calls {
@@ -26,6 +26,34 @@ export class Calls {
       } catch (thrown) {
         const error = fromApiError(thrown, this.server);
         if (attempt >= callTries || !reach.mayTryAgain(error) || signal?.aborted === true) throw error;
+        await this.clock.sleep(backoff.nextMs(), signal);
+      }
+    }
+  }
+
+  /**
+   * A call that waits, for hours perhaps, and may be repeated: it outlives any number of broken connections, each of which is given
+   * `watchReconnectMs`. `call` is told how long the whole has taken so far.
+   */
+  async wait<T>(call: (passedMs: number) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const backoff = new Backoff({ baseMs: retryBaseMs, capMs: retryCapMs });
+    const reach = new Reach();
+    const start = this.clock.now();
+    let brokenSince: number | undefined;
+    for (;;) {
+      const began = this.clock.now();
+      try {
+        return await call(began - start);
+      } catch (thrown) {
+        const error = fromApiError(thrown, this.server);
+        if (signal?.aborted === true || !reach.mayTryAgain(error)) throw error;
+        // One that lasted had been taken up.
+        if (this.clock.now() - began > retryCapMs) {
+          brokenSince = undefined;
+          backoff.reset();
+        }
+        brokenSince ??= this.clock.now();
+        if (this.clock.now() - brokenSince > watchReconnectMs) throw error;
         await this.clock.sleep(backoff.nextMs(), signal);
       }
     }

@@ -8,11 +8,11 @@ export type { ForwardOptions } from './forward.ts';
 export type { DrainOptions, HostsApi, JoinTokenOptions } from './hosts.ts';
 export type { IdentitiesApi } from './identities.ts';
 export type { ImagesApi, PruneOptions, PullOptions } from './images.ts';
+export type { LogsOptions } from './logs.ts';
 export { planFailed, type ReadyOptions } from './ready.ts';
 export type {
   CreateOptions,
   ListOptions,
-  LogsOptions,
   SandboxesApi,
   SandboxStateName,
   Secret,

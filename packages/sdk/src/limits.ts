@@ -10,7 +10,7 @@ export const execInputQueue = 64;
 export const execReattachMs = 60_000;
 /** Input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */
 export const stdinSettledMs = 10_000;
-/** How long a watch looks for the server again without an answer, ms. Then it fails with the connection's error. */
+/** How long a watch or a wait looks for the server again without an answer, ms. Then it fails with the connection's error. */
 export const watchReconnectMs = 300_000;
 /**
  * How long `waitReady` waits from the start of a sandbox for the end of its init plan, ms. The plan's steps, the dial and the

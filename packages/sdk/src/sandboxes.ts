@@ -9,6 +9,7 @@ import type { EventsApi } from './events.ts';
 import { startExec, type ExecHandle, type ExecOptions } from './exec.ts';
 import { openForward, type ForwardOptions } from './forward.ts';
 import { chunkBytes } from './limits.ts';
+import { readLogs, type LogsOptions } from './logs.ts';
 import { chunksOf } from './streams.ts';
 import { waitReady, type ReadyOptions } from './ready.ts';
 import { sandboxStateValue, type SandboxStateName } from './states.ts';
@@ -55,13 +56,6 @@ export interface ListOptions {
 export interface WaitOptions {
   /** ms; absent waits as long as it takes. Over: DroverError timed-out. */
   readonly timeoutMs?: number;
-  readonly signal?: AbortSignal;
-}
-
-export interface LogsOptions {
-  readonly follow?: boolean;
-  /** Last lines only; absent or 0 is all that is kept. */
-  readonly tailLines?: number;
   readonly signal?: AbortSignal;
 }
 
@@ -148,10 +142,15 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
     resume: (reference, signal) => want(reference, sandbox.DesiredState.RUNNING, { signal }),
     remove: (reference, options) => want(reference, sandbox.DesiredState.DELETED, options),
     waitFor: (reference, states, { timeoutMs = 0, signal } = {}) =>
-      calls.ask(
-        () =>
+      calls.wait(
+        (passedMs) =>
           client.waitSandbox(
-            { sandbox: reference, states: states.map(sandboxStateValue), timeoutMs: BigInt(timeoutMs) },
+            {
+              sandbox: reference,
+              states: states.map(sandboxStateValue),
+              // 0 is no end; what has passed before a break counts.
+              timeoutMs: BigInt(timeoutMs === 0 ? 0 : Math.max(1, Math.round(timeoutMs - passedMs))),
+            },
             withSignal(signal),
           ),
         signal,
@@ -165,8 +164,7 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
       return await waitReady(client, events, calls, id, options);
     },
     exec: (reference, options) => startExec(client, calls, reference, options),
-    logs: (reference, { follow = false, tailLines = 0, signal } = {}) =>
-      calls.stream(client.logs({ sandbox: reference, follow, tailLines: BigInt(tailLines) }, withSignal(signal))),
+    logs: (reference, options = {}) => readLogs(client, calls, reference, options),
     copyIn: (reference, path, tar, signal) => calls.single(() => client.copyIn(tarMessages(reference, path, tar), withSignal(signal))),
     copyOut: (reference, path, signal) =>
       Readable.from(bytesOfTar(calls.stream(client.copyOut({ sandbox: reference, path }, withSignal(signal)))), {

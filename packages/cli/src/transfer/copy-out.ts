@@ -59,6 +59,9 @@ async function parentMustExist(path: string, said: string): Promise<void> {
   }
 }
 
+const inParts = 'copy it in parts, or pack it in the sandbox first';
+const notToBeTrusted = 'what runs in the sandbox may have changed its init: trust nothing that was copied, and see drover sandbox contain';
+
 /** What tar-stream gives for an entry; its stream must be read or resumed. */
 type Entry = AsyncIterable<Uint8Array> & { readonly header: Header; resume(): unknown };
 
@@ -79,9 +82,10 @@ export class Unpack {
 
   async entry(entry: Entry): Promise<void> {
     const { name, type, mode, size, linkname } = entry.header;
-    if (++this.entries > maxCopyEntries) throw new DroverError('too-large', `the copy has more than ${maxCopyEntries} entries`);
+    if (++this.entries > maxCopyEntries)
+      throw new DroverError('too-large', `the copy has more than ${maxCopyEntries} entries`, { hint: inParts });
     if ((this.bytes += type === 'file' ? size : 0) > maxCopyBytes)
-      throw new DroverError('too-large', `the copy has more than ${maxCopyBytes} bytes`);
+      throw new DroverError('too-large', `the copy has more than ${maxCopyBytes} bytes`, { hint: inParts });
     const parts = this.#parts(name);
     if (parts.length > 0) {
       const path = join(this.#base, ...parts);
@@ -102,7 +106,9 @@ export class Unpack {
   #parts(name: string): string[] {
     const parts = name.split('/').filter((part) => part !== '' && part !== '.');
     if (name.startsWith('/') || parts.includes('..') || name.includes('\0')) {
-      throw new DroverError('unsafe-archive', `the sandbox sent a path that leaves the target: ${JSON.stringify(name.slice(0, 100))}`);
+      throw new DroverError('unsafe-archive', `the sandbox sent a path that leaves the target: ${JSON.stringify(name.slice(0, 100))}`, {
+        hint: notToBeTrusted,
+      });
     }
     if (this.#rename !== undefined && parts.length > 0) parts[0] = this.#rename;
     return parts;
@@ -119,7 +125,7 @@ export class Unpack {
         await mkdir(path);
         continue;
       }
-      throw new DroverError('unsafe-archive', `${path} is not a directory, and the copy has something below it`);
+      throw new DroverError('unsafe-archive', `${path} is not a directory, and the copy has something below it`, { hint: notToBeTrusted });
     }
   }
 
@@ -171,7 +177,8 @@ export class Unpack {
       await make();
     } catch (error) {
       if (errnoOf(error) !== 'EEXIST') throw error;
-      if ((await lstat(path)).isDirectory()) throw new DroverError('failed-precondition', `${path} is a directory`);
+      if ((await lstat(path)).isDirectory())
+        throw new DroverError('failed-precondition', `${path} is a directory`, { hint: 'choose another target, or remove it' });
       await rm(path);
       await make();
     }

@@ -7,6 +7,7 @@ export class LogFile {
   #fd: number;
   #size: number;
   #lastError: string | undefined;
+  #lastHint: string | undefined;
 
   constructor(path: string) {
     this.path = path;
@@ -19,12 +20,20 @@ export class LogFile {
     return this.#lastError;
   }
 
+  /** What that line's hint said to do; it comes in a line of its own. */
+  get lastHint(): string | undefined {
+    return this.#lastHint;
+  }
+
   write(line: string): void {
     this.#size += Buffer.byteLength(line);
     if (this.#size > upLogBytes) this.#rotate();
     writeSync(this.#fd, line);
-    const said = /"(?:msg|line)":"drover: ((?:[^"\\]|\\.)*)"/.exec(line)?.[1];
-    if (said !== undefined) this.#lastError = JSON.parse(`"${said}"`) as string;
+    const [, kind, said] = /"(?:msg|line)":"(drover| {2}hint): ((?:[^"\\]|\\.)*)"/.exec(line) ?? [];
+    if (said === undefined) return;
+    const text = JSON.parse(`"${said}"`) as string;
+    if (kind === 'drover') [this.#lastError, this.#lastHint] = [text, undefined];
+    else this.#lastHint = text;
   }
 
   #rotate(): void {

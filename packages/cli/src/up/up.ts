@@ -203,7 +203,7 @@ async function running(cli: Cli, child: SupervisedProcess, log: LogFile, timeout
   throw new DroverError(
     'unavailable',
     `the ${child.spec.name} did not start: ${log.lastError ?? child.status().lastError ?? 'it does not answer'}`,
-    { hint: `see ${log.path}` },
+    { hint: log.lastHint === undefined ? `see ${log.path}` : `${log.lastHint}; its log is ${log.path}` },
   );
 }
 

@@ -295,6 +295,37 @@ describe('logs', () => {
   });
 });
 
+describe('logs of a server that goes away', () => {
+  test('followed, they go on where they were, each line once, to the end of the process', async () => {
+    await using api = await startTestApi();
+    const { id, hostId } = await running(api);
+    const records = logRecords('a\nb\n', 'c\n', 'd\n');
+    let tries = 0;
+    const tails: bigint[] = [];
+    api.sessions.serve({
+      async *logs({ tailLines }) {
+        tries++;
+        tails.push(tailLines);
+        for (const { data, time } of records.slice(0, tries + 1)) yield { stderr: false, data, ...(time === undefined ? {} : { time }) };
+        if (tries === 1) await new Promise(() => undefined);
+        await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 0 });
+      },
+    });
+    let out = '';
+    let breaks = 0;
+    for await (const { data } of api.client.sandboxes.logs('box', { follow: true, tailLines: 5, onReconnect: () => breaks++ })) {
+      out += Buffer.from(data).toString();
+      if (out === 'a\nb\nc\n') {
+        await api.stop();
+        await api.restart();
+      }
+    }
+    expect(out).toBe('a\nb\nc\nd\n');
+    expect(breaks).toBeGreaterThan(0);
+    expect(tails).toEqual([5n, 0n]);
+  });
+});
+
 describe('bytes', () => {
   test('are copied in and out', async () => {
     await using api = await startTestApi();

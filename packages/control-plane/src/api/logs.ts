@@ -1,20 +1,12 @@
-import { create } from '@bufbuild/protobuf';
-import { timestampMs, type Timestamp } from '@bufbuild/protobuf/wkt';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode } from '@drover/foundation';
-import { api, link } from '@drover/protocol';
+import { link, LogPosition, type api, type KeptOutput } from '@drover/protocol';
 import { reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
 import { sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { ended, hostLogs } from './ended.ts';
 import { fromConnectError } from './errors.ts';
-
-interface Chunk {
-  readonly stderr: boolean;
-  readonly data: Uint8Array;
-  readonly time: Timestamp | undefined;
-}
 
 /**
  * Output of the main process: from init while it runs, from the host when it does not or cannot be reached. Following goes on
@@ -23,7 +15,7 @@ interface Chunk {
 export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxService>['logs'] {
   return async function* logs(request, { signal }) {
     const first = await context.store.sandboxes.find(request.sandbox);
-    const position = new Position();
+    const position = new LogPosition();
     const backoff = new Backoff({ baseMs: reattachBaseMs, capMs: reattachCapMs });
     let brokenSince: number | undefined;
     let tail = Number(request.tailLines);
@@ -76,48 +68,13 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
   };
 }
 
-async function fromHost(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly Chunk[]> {
+async function fromHost(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly KeptOutput[]> {
   const records = await hostLogs(context, row, signal);
   return records.map(({ stream, data, time }) => ({ stderr: stream === link.LogRecord_Stream.STDERR, data, time }));
 }
 
-/** Where a reader of the kept log is: the time of the last byte, and how many bytes of that very time it has. */
-class Position {
-  #time = Number.NEGATIVE_INFINITY;
-  #bytes = 0;
-  /** Bytes at `#time` met again in this round. */
-  #met = 0;
-
-  get atStart(): boolean {
-    return this.#time === Number.NEGATIVE_INFINITY;
-  }
-
-  /** A reader begins anew: what it had is going to come again. */
-  begin(): void {
-    this.#met = 0;
-  }
-
-  /** What of `chunks` was not handed out before. */
-  *fresh(chunks: Iterable<Chunk>): Generator<api.LogChunk> {
-    for (const { stderr, data, time } of chunks) {
-      const at = time === undefined ? this.#time : timestampMs(time);
-      if (at < this.#time) continue;
-      if (at > this.#time) {
-        this.#time = at;
-        this.#bytes = 0;
-        this.#met = 0;
-      }
-      const known = Math.min(Math.max(0, this.#bytes - this.#met), data.byteLength);
-      this.#met += data.byteLength;
-      this.#bytes = Math.max(this.#bytes, this.#met);
-      const rest = data.subarray(known);
-      if (rest.byteLength > 0) yield create(api.LogChunkSchema, { stderr, data: rest, ...(time === undefined ? {} : { time }) });
-    }
-  }
-}
-
 /** The chunks that hold the last `lines` lines of all of them; 0 is all. A last line without its end counts. */
-export function lastLines(chunks: readonly Chunk[], lines: number): readonly Chunk[] {
+export function lastLines(chunks: readonly KeptOutput[], lines: number): readonly KeptOutput[] {
   if (lines <= 0) return chunks;
   let left = lines;
   for (let i = chunks.length - 1; i >= 0; i--) {

@@ -59,6 +59,8 @@ export function checkImage(image: string): void {
     return;
   }
   if (!reference.test(image)) throw refuse('it has no valid name');
+  // Without a slash the first part is no registry, which alone may have capitals.
+  if (/^[^/:@]*[A-Z][^/]*$/.test(image)) throw refuse('names of images are in lower case');
 }
 
 /** @throws {DroverError} invalid-argument */

@@ -121,6 +121,10 @@ async function writeData(path: string, data: AsyncIterable<Buffer>): Promise<voi
   const file = await open(path, 'wx', 0o600);
   try {
     for await (const chunk of data) await file.writeFile(chunk);
+  } catch (error) {
+    // The caller went away, or the disk is full: nobody takes half a file for the whole one.
+    await rm(path, { force: true });
+    throw error;
   } finally {
     await file.close();
   }

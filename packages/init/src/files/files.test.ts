@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import {
+  existsSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
@@ -95,6 +96,21 @@ describe('I-39: copy', () => {
     expect(Math.round(lstatSync(join(directory, 'back/from/large')).mtimeMs / 1000)).toBe(
       Math.floor(lstatSync(join(from, 'large')).mtimeMs / 1000),
     );
+  });
+
+  it('a copy in whose caller goes away leaves no half file', async () => {
+    const target = join(directory, 'in');
+    const tar = await archive([{ name: 'file' }, 'x'.repeat(500_000)]);
+    const away = new AbortController();
+    const begins = async function* (): AsyncGenerator<init.CopyInRequest> {
+      yield* copyInRequests(target, tar.subarray(0, 240_000));
+      await expect
+        .poll(() => existsSync(join(target, 'file')) && lstatSync(join(target, 'file')).size, { timeout: 10_000 })
+        .toBeGreaterThan(0);
+      away.abort();
+    };
+    await expect(client.init.copyIn(begins(), { signal: away.signal })).rejects.toThrow();
+    await expect.poll(() => existsSync(join(target, 'file')), { timeout: 10_000 }).toBe(false);
   });
 
   it('a path that is not there is path-not-found', async () => {

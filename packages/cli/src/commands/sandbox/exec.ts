@@ -24,7 +24,9 @@ export default async function exec(cli: Cli, [reference, argv]: readonly [string
     throw new DroverError('invalid-argument', 'there is no command to run', { hint: `drover exec ${reference} -- sh` });
   }
   if (flags.attach !== undefined && argv.length > 0) {
-    throw new DroverError('invalid-argument', '--attach connects with a process that runs already; it takes no command');
+    throw new DroverError('invalid-argument', '--attach connects with a process that runs already; it takes no command', {
+      hint: 'leave out one of the two',
+    });
   }
   const terminal = flags.tty ?? (flags.detach !== true && atTerminal() && flags.stdin !== false);
   const stdin = flags.detach === true ? flags.interactive === true : flags.stdin !== false;

@@ -1,6 +1,7 @@
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import type { Cli } from '../../cli.ts';
 import { parseCount } from '../../parse.ts';
+import { sayBroken } from './reconnect.ts';
 
 export interface LogsFlags {
   readonly follow?: boolean;
@@ -15,6 +16,7 @@ export default async function logs(cli: Cli, [reference]: readonly [string], fla
   const client = await cli.connect();
   const chunks = client.sandboxes.logs(reference, {
     follow: flags.follow === true,
+    onReconnect: sayBroken(cli),
     ...(tailLines !== undefined && { tailLines }),
     signal: cli.signal,
   });

@@ -48,6 +48,9 @@ describe('R-19: --secret and --secret-file', () => {
     ["stdin that is the command's", { secret: ['A=-'] }, { stdinTaken: true }, /stdin cannot be/],
     ['what is too large', { secret: ['A=-'] }, { input: 'x'.repeat(maxSecretBytes + 1) }, /larger than 65536 bytes/],
   ])('refuse %s', async (_, flags, given, message) => {
-    await expect(read(flags, given)).rejects.toThrow(message);
+    await expect(read(flags, given)).rejects.toMatchObject({
+      message: expect.stringMatching(message) as string,
+      hint: expect.any(String) as string,
+    });
   });
 });

@@ -83,12 +83,16 @@ async function readBounded(name: string, stream: NodeJS.ReadableStream, source: 
     for await (const chunk of stream) {
       chunks.push(Buffer.from(chunk));
       size += chunk.length;
-      if (size > maxSecretBytes) throw new DroverError('too-large', `the secret ${name} is larger than ${maxSecretBytes} bytes`);
+      if (size > maxSecretBytes)
+        throw new DroverError('too-large', `the secret ${name} is larger than ${maxSecretBytes} bytes`, {
+          hint: 'bring what is large into the sandbox with drover cp',
+        });
     }
   } catch (error) {
     if (error instanceof DroverError) throw error;
     const from = source === '-' ? 'stdin' : source.slice(1);
     throw new DroverError('invalid-argument', `the secret ${name} cannot be read from ${from} (${errnoOf(error) ?? 'unreadable'})`, {
+      hint: 'name a file that there is, or use NAME=- for stdin',
       cause: error,
     });
   }

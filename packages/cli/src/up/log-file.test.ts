@@ -1,0 +1,22 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { LogFile } from './log-file.ts';
+
+test('the log of up remembers what a process said last, and what it said to do about it', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'drover-log-'));
+  onTestFinished(() => rm(directory, { recursive: true }));
+  const log = new LogFile(join(directory, 'drover.log'));
+  const says = (msg: string): void => log.write(`${JSON.stringify({ level: 30, msg })}\n`);
+  says('ready');
+  expect([log.lastError, log.lastHint]).toEqual([undefined, undefined]);
+  says('drover: port 7444 is "taken"');
+  says('  hint: choose another with --link-listen');
+  says('stopped');
+  expect([log.lastError, log.lastHint]).toEqual(['port 7444 is "taken"', 'choose another with --link-listen']);
+  // Not the hint of the one before.
+  says('drover: something else');
+  expect([log.lastError, log.lastHint]).toEqual(['something else', undefined]);
+  expect((await readFile(log.path, 'utf8')).split('\n')).toHaveLength(6);
+});
