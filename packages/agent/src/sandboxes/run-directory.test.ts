@@ -41,6 +41,7 @@ test('I-6: what an earlier start of the sandbox put in the way is gone, and noth
   await symlink(victim, join(run, 'token'));
   await symlink(victims, join(run, 'exit.json/link'));
   await writeFile(join(run, 'log'), 'kept');
+  for (let i = 0; i < 500; i++) await writeFile(join(run, `more-${i}`), '');
 
   await makeRunDirectory(run);
   expect(await readdir(run)).toEqual(['log']);

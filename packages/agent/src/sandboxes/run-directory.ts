@@ -1,7 +1,7 @@
-import { mkdir, rm, unlink, writeFile } from 'node:fs/promises';
+import { mkdir, opendir, rm, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errnoOf } from '@drover/foundation';
-import { initPort, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
+import { initPort, logFile, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
 
 const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token'] as const;
 
@@ -26,10 +26,19 @@ export interface StartMaterial {
   readonly bootstrapToken: string;
 }
 
-/** Makes the run directory of one start, 0700, without what an earlier start left in it, of whatever kind, but for its logs. */
+/** What stays from one start to the next. */
+const kept: ReadonlySet<string> = new Set([logFile, `${logFile}.1`]);
+
+/**
+ * Makes the run directory of one start, 0700, without what an earlier start left in it, but for its logs. The workload may have put anything
+ * there, and as much of it as it liked: it is read and removed piece by piece.
+ */
 export async function makeRunDirectory(directory: string): Promise<void> {
   const made = await mkdir(directory, { recursive: true, mode: 0o700 });
-  if (made === undefined) await removeFiles(directory, [...materialFiles, 'exit.json']);
+  if (made !== undefined) return;
+  for await (const { name } of await opendir(directory)) {
+    if (!kept.has(name)) await rm(join(directory, name), { recursive: true, force: true });
+  }
 }
 
 /**

@@ -5,6 +5,7 @@ import { api } from '@drover/protocol';
 import { eventKinds, watchEvents } from '../events/index.ts';
 import type { ApiContext } from './context.ts';
 import { eventToWire } from './convert.ts';
+import { eventPosition } from './event-position.ts';
 import { worldviewMethod } from './worldview.ts';
 
 export function eventService(context: ApiContext): ServiceImpl<typeof api.EventService> {
@@ -14,7 +15,7 @@ export function eventService(context: ApiContext): ServiceImpl<typeof api.EventS
     async *watchEvents(request, { signal }) {
       const { store, clock } = context;
       checkKinds(request.kinds);
-      const position = request.fromStart ? 0 : Number(request.afterId) || (await store.events.lastId());
+      const position = request.fromStart ? 0 : await eventPosition(store.events, request.afterId);
       // Said before anything is waited for: a stream that breaks before its first event leaves its watcher with a place to go on from.
       if (request.announce) yield create(api.EventSchema, { id: BigInt(position), kind: 'watch', type: 'Began' });
       const options = {

@@ -145,7 +145,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       });
     });
 
-    test('what has ended, or is cut off with its host, has no session that stands', async () => {
+    test('what has ended or is paused, or is cut off with its host, has no session that stands', async () => {
       await using api = await start();
       const { id, hostId } = await runs(api);
       const { epoch } = await api.store.hosts.find(hostId);
@@ -154,6 +154,9 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
         state: 'broken',
         lastError: 'its host host-of-box is not connected',
       });
+      const { id: frozen, hostId: host } = await runs(api, 'frozen');
+      await api.observe(host, frozen, { state: PAUSED });
+      expect(await api.client.sandboxes.get(frozen)).toMatchObject({ session: { state: 'none' }, identity: { verdict: 'trusted' } });
       const { id: ended, hostId: itsHost } = await runs(api, 'ended');
       await api.observe(itsHost, ended, { state: STOPPED, exitCode: 0 });
       expect(await api.client.sandboxes.get(ended)).toMatchObject({ session: { state: 'none' }, identity: { verdict: 'trusted' } });
@@ -532,6 +535,16 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
     const error = await errorOf(watching.next());
     expect(error.code).toBe('invalid-argument');
     expect(error.hint).toContain('sandbox, host, session, identity, init');
+  });
+
+  test('I-35: a watcher that has seen what is not there is told so, and not left to wait for it', async () => {
+    await using api = await start();
+    await runs(api);
+    const last = await api.store.events.lastId();
+    const next = async (afterId: number) => await api.client.events.watch({ afterId, follow: false })[Symbol.asyncIterator]().next();
+    expect(await next(last)).toMatchObject({ done: true });
+    const error = await errorOf(next(last + 1));
+    expect([error.code, error.message]).toEqual(['invalid-argument', `there is no event ${last + 1}: the newest is ${last}`]);
   });
 
   test('I-29: a setup that cannot be is refused when the sandbox is asked for', async () => {

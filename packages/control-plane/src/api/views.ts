@@ -17,8 +17,8 @@ export interface SandboxFacts {
   readonly live: SessionStatus;
 }
 
-/** The states in which there is an init that can be talked to. */
-const hasInit: ReadonlySet<SandboxStateName> = new Set<SandboxStateName>(['starting', 'running', 'paused', 'stopping']);
+/** The states in which there is an init that can be talked to. The end that a pause makes of a session is no event (I-24). */
+const hasInit: ReadonlySet<SandboxStateName> = new Set<SandboxStateName>(['starting', 'running', 'stopping']);
 
 export function sessionToWire(row: SandboxRow, { host, view: { session }, live }: SandboxFacts): api.SessionStatus {
   if (!hasInit.has(sandboxState(row).state)) return create(api.SessionStatusSchema, { state: 'none' });

@@ -7,6 +7,7 @@ import { worldviewPage } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { eventToWire } from './convert.ts';
+import { eventPosition } from './event-position.ts';
 import { factsOf } from './describe.ts';
 import { identityStatusToWire, initToWire, sessionToWire, type SandboxFacts } from './views.ts';
 
@@ -43,9 +44,8 @@ export function worldviewMethod(context: ApiContext): Pick<ServiceImpl<typeof ap
     async *watchWorldview(request, { signal }) {
       const { sandbox } = request;
       const subject = sandbox === '' || isSandboxId(sandbox) ? sandbox : (await store.sandboxes.find(sandbox)).id;
-      let position = Number(request.afterId);
+      const position = await eventPosition(store.events, request.afterId);
       if (request.afterId === 0n) {
-        position = await store.events.lastId();
         for await (const page of snapshot(subject, BigInt(position))) {
           yield create(api.WorldviewUpdateSchema, { update: { case: 'page', value: page } });
         }
