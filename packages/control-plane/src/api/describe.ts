@@ -35,9 +35,9 @@ export async function describeOne(tables: Sources, sessions: Sessions, row: Sand
   return sandboxToWire(row, (await factsOf(tables, sessions, [row]))(row));
 }
 
-/** Of one that was made just now: nothing is known of it but its row. */
-export function describeNew(sessions: Sessions, row: SandboxRow, hosts: readonly HostRow[]): api.Sandbox {
-  const host = hosts.find(({ id }) => id === row.hostId);
+/** Of one that was made just now: nothing is known of it but its row. @param hosts those that have been read already */
+export async function describeNew(tables: Sources, sessions: Sessions, row: SandboxRow, hosts: readonly HostRow[]): Promise<api.Sandbox> {
+  const host = hosts.find(({ id }) => id === row.hostId) ?? (await hostsOf(tables, [row])).get(row.hostId);
   return sandboxToWire(row, { host, view: emptyView(row.id), identity: undefined, live: sessions.status(row.id) });
 }
 

@@ -51,7 +51,7 @@ export function sandboxMethods(context: ApiContext): Methods {
         await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
           const hosts = await checkPossible(tables.hosts, spec, draft.request);
           const row = await placeSandbox(tables, await tables.sandboxes.create(draft), hosts);
-          return describeNew(sessions, row, hosts);
+          return await describeNew(tables, sessions, row, hosts);
         }),
       );
     },
