@@ -540,11 +540,11 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
   test('I-35: a watcher that has seen what is not there is told so, and not left to wait for it', async () => {
     await using api = await start();
     await runs(api);
-    const last = await api.store.events.lastId();
-    const next = async (afterId: number) => await api.client.events.watch({ afterId, follow: false })[Symbol.asyncIterator]().next();
+    const last = BigInt(await api.store.events.lastId());
+    const next = async (afterId: bigint) => await api.client.events.watch({ afterId, follow: false })[Symbol.asyncIterator]().next();
     expect(await next(last)).toMatchObject({ done: true });
-    const error = await errorOf(next(last + 1));
-    expect([error.code, error.message]).toEqual(['invalid-argument', `there is no event ${last + 1}: the newest is ${last}`]);
+    const error = await errorOf(next(last + 1n));
+    expect([error.code, error.message]).toEqual(['invalid-argument', `there is no event ${last + 1n}: the newest is ${last}`]);
   });
 
   test('I-29: a setup that cannot be is refused when the sandbox is asked for', async () => {
