@@ -202,7 +202,10 @@ export const certificateCheckMs = 3_600_000;
 /** Between tries of one dial: first ceiling and longest; drawn with full jitter (I-23). Milliseconds. */
 export const dialBackoffBaseMs = 500;
 export const dialBackoffCapMs = 10_000;
-/** How long a dial is tried in all (I-23); then SessionFailed, until something is observed or someone asks. Milliseconds. */
+/**
+ * How long a dial is tried in all (I-23), anew from when the host says that the sandbox runs; then SessionFailed, and the start has failed
+ * if its command cannot have begun. Milliseconds.
+ */
 export const dialTotalMs = 60_000;
 /** One attempt, from the tunnel to HelloAck; a longer one has failed. Milliseconds. */
 export const dialAttemptMs = 20_000;
