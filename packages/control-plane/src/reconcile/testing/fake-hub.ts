@@ -107,8 +107,17 @@ export class FakeHub implements Hub {
       // Ends the waiting; the host goes on.
       signal?.addEventListener('abort', () => reject(new DroverError('cancelled', 'nobody waits for it')), { once: true });
     });
+    const performed = this.#perform(host, operation, id, target?.generation ?? 0n);
+    // L-16: an agent goes on when the stream ends, and tells the next one what it has done since.
+    performed.then(
+      async (result) => {
+        if (stream.signal.aborted && result.case === 'sandbox') await this.report(host, result.value);
+      },
+      // Told by #couldNot.
+      () => undefined,
+    );
     try {
-      return await Promise.race([this.#perform(host, operation, id, target?.generation ?? 0n), dropped]);
+      return await Promise.race([performed, dropped]);
     } finally {
       host.busy.delete(id);
     }
