@@ -45,7 +45,7 @@ export const startsPerCpu = 1.5;
 /** How long a start that does not get to its command keeps others waiting. Milliseconds. */
 export const startTurnMs = 5_000;
 /** How often it is looked whether it has. Milliseconds. */
-export const startLookMs = 10;
+export const startLookMs = 25;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */
 export const initDialMs = 10_000;
 /** How long a dial waits for init to take its config, which it does just before it listens, until it tries all the same. Milliseconds. */

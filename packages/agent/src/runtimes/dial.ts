@@ -23,7 +23,7 @@ const notYet = new Set(['ECONNREFUSED', 'EHOSTUNREACH', 'ENETUNREACH', 'ETIMEDOU
 export async function dialSandbox(options: DialOptions): Promise<Duplex> {
   const { clock, signal, runDirectory } = options;
   const deadline = clock.now() + initDialMs;
-  for (let delay = 2; ; delay = Math.min(10, delay * 2)) {
+  for (let delay = 4; ; delay = Math.min(16, delay * 2)) {
     signal.throwIfAborted();
     // A try before init has its config is in vain, and costs what much else of a start costs.
     if (runDirectory !== undefined) await configTaken(runDirectory, initTakesConfigMs, clock, signal);

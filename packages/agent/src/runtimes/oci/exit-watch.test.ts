@@ -66,8 +66,8 @@ test('one that was killed, or wrote its record, before anybody waited is looked 
     return seen;
   };
   expect(await looksIn100ms(rarely, () => undefined)).toBe(2);
-  expect(await looksIn100ms(rarely, (exits, id) => exits.hurry(id))).toBeGreaterThan(20);
-  expect(await looksIn100ms(recorded, () => undefined)).toBeGreaterThan(20);
+  expect(await looksIn100ms(rarely, (exits, id) => exits.hurry(id))).toBeGreaterThan(10);
+  expect(await looksIn100ms(recorded, () => undefined)).toBeGreaterThan(10);
 });
 
 test('a directory that is not there is no reason not to wait', async () => {

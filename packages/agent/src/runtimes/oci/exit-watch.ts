@@ -13,7 +13,7 @@ interface Watched {
 
 /** How long to look often after something that usually comes before the end. */
 const hurryMs = 1_000;
-/** How often that is. */
+/** How often that is at first, and less often the longer it takes. */
 const hurriedPollMs = 3;
 /** What init writes just before it ends. */
 const exitRecord = 'exit.json';
@@ -116,9 +116,10 @@ export class ExitWatch {
         this.#remove(id, watched);
         for (const done of watched.waiters) done();
       }
-      const hurried = this.#watched.values().some((watched) => watched.hurryUntil > now);
+      const left = Math.max(0, ...this.#watched.values().map(({ hurryUntil }) => hurryUntil - now));
+      const nextMs = left === 0 ? exitPollMs : Math.max(hurriedPollMs, (hurryMs - left) / 8);
       // Aborted when another loop took over or nothing is watched.
-      await this.#clock.sleep(hurried ? hurriedPollMs : exitPollMs, loop.signal).catch(() => undefined);
+      await this.#clock.sleep(nextMs, loop.signal).catch(() => undefined);
     }
     if (this.#loop === loop) this.#loop = undefined;
   }
