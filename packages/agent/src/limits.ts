@@ -4,6 +4,8 @@ export const maxLogAnswerBytes = 2 * 1024 * 1024;
 export const maxLogReadBytes = 16 * 1024 * 1024;
 /** Time between SIGTERM and SIGKILL when nobody says otherwise. Milliseconds. */
 export const defaultStopGraceMs = 10_000;
+/** How long the network of a sandbox that has ended waits for the last bytes of its connections to be read. Milliseconds; then they are lost. */
+export const lastBytesMs = 2_000;
 /** A stop grace longer than this is cut to it. Milliseconds. */
 export const maxStopGraceMs = 600_000;
 /** A stop grace up to this is none: SIGKILL at once, so that a paused sandbox that is to be killed does not run again (I-4). Milliseconds. */

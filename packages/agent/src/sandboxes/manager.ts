@@ -15,7 +15,7 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { link, type sandbox } from '@drover/protocol';
-import { maxOperationsPerSandbox, noStopGraceMs } from '../limits.ts';
+import { lastBytesMs, maxOperationsPerSandbox, noStopGraceMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
@@ -39,6 +39,8 @@ interface Entry {
   making: AbortController | undefined;
   /** Ends the wait for this start's exit. */
   watch: AbortController | undefined;
+  /** Connections into it that have not been read to their end. */
+  readonly dialled: Set<Duplex>;
   /** What is left to it while it is stopped; a further stop may make it shorter. */
   grace: StopGrace | undefined;
   /** The newest that was said of its network (I-4), also while it is made; the record has what is in force. */
@@ -235,7 +237,10 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entry(id);
     // The control plane dials as soon as it hears of a start: the one under way is waited for.
     if (port === 'init' && entry.making !== undefined) await entry.operations.run(() => Promise.resolve());
-    return await this.#runtime(entry.record.runtime).dial(id, port, signal);
+    const stream = await this.#runtime(entry.record.runtime).dial(id, port, signal);
+    entry.dialled.add(stream);
+    for (const event of ['end', 'close']) stream.once(event, () => entry.dialled.delete(stream));
+    return stream;
   }
 
   onObserved(listener: (observation: sandbox.SandboxObservation) => void): () => void {
@@ -355,7 +360,9 @@ export class SandboxManager implements Sandboxes {
 
   async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: 'stopped' | 'exited'): Promise<void> {
     entry.watch?.abort();
-    const { id, spec } = entry.record;
+    const { id, spec, networkCut } = entry.record;
+    // What its processes had written is still on its way, and goes with the interface.
+    if (!networkCut) await readToEnd(entry.dialled);
     await this.#options.network.release(id);
     // R-19: init reads and removes it; one that was killed before it could has left it.
     await removeStartMaterial(this.#runDirectory(id));
@@ -484,9 +491,25 @@ function newEntry(record: SandboxRecord): Entry {
     operations: new SerialExecutor(maxOperationsPerSandbox),
     making: undefined,
     watch: undefined,
+    dialled: new Set(),
     grace: undefined,
     wish: { networkCut, generation },
   };
+}
+
+/** Waits until each of them is at its end, and no longer than `lastBytesMs`. */
+async function readToEnd(streams: ReadonlySet<Duplex>): Promise<void> {
+  if (streams.size === 0) return;
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, lastBytesMs)));
+  const ended = [...streams].map(
+    async (stream) =>
+      await new Promise<void>((resolve) => {
+        for (const event of ['end', 'close']) stream.once(event, resolve);
+      }),
+  );
+  await Promise.race([Promise.all(ended), late]);
+  clearTimeout(timer);
 }
 
 /** Takes in what a command says of the network: it counts from when it comes, and not from when its turn does. An older one changes nothing. */
