@@ -117,6 +117,8 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await using instance = drover;
+  // Else the setting up has failed, and says why.
+  if (agent === undefined) return;
   client.close();
   for (const running of [agent, server]) {
     running?.kill('SIGINT');
