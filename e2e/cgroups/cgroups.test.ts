@@ -17,10 +17,10 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   beforeAll(async () => {
     directory = await mkdtemp(join(tmpdir(), 'drover-vm-'));
     const kernel = await fetchKernel(join(repository, '.cache'));
-    const console_ = await runMachine(kernel.image, await buildInitramfs(directory, kernel.modules), 280_000);
+    const console_ = await runMachine(kernel.image, await buildInitramfs(directory, kernel.modules), 540_000);
     results = [...console_.matchAll(/^drover-result (\{.*\})\r?$/gm)].map(([, json = '']) => JSON.parse(json) as GuestResult);
     if (results.length !== 4) throw new Error(`not every combination has a result: ${console_.slice(-4000)}`);
-  }, 300_000);
+  }, 600_000);
   afterAll(async () => {
     await rm(directory, { recursive: true, force: true });
   });

@@ -27,7 +27,7 @@ export async function connectToControlPlane(
     cert: identity.certificatePem,
     key: identity.keyPem,
     minVersion: 'TLSv1.3',
-    ALPNProtocols: ['h2'],
+    ALPNProtocols: ['http/1.1'],
     rejectUnauthorized: true,
     checkServerIdentity: (_name, peer) => mismatch(peer, controlPlaneUri),
   });

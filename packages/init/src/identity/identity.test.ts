@@ -68,6 +68,7 @@ class ControlServer {
       ca: trusted.authority.caPem,
       requestCert: true,
       rejectUnauthorized: true,
+      allowHTTP1: true,
       ...options,
     });
     this.#server.on('request', handler);

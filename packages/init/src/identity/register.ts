@@ -1,13 +1,14 @@
+import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
-import { Code, ConnectError, createClient } from '@connectrpc/connect';
-import { createTransport } from '@connectrpc/connect/protocol-grpc';
-import { createNodeHttpClient } from '@connectrpc/connect-node';
-import { Backoff, DroverError, hasCode, type ErrorCode } from '@drover/foundation';
-import { control } from '@drover/protocol';
-import { ReadableSessionManager } from '@drover/protocol/http2-client';
+import type { MessageInitShape } from '@bufbuild/protobuf';
+import { Backoff, clip, DroverError, hasCode, type ErrorCode } from '@drover/foundation';
+import type { control } from '@drover/protocol';
 import { maxMessageBytes, maxRegisterBackoffMs, registerBackoffMs, registerMs, registerTryMs } from '../limits.ts';
 import { connectToControlPlane, type ControlPlaneAddress } from './connect.ts';
+
+/** ControlService.Register by the Connect protocol: a call of one answer is a POST of JSON (connectrpc.com/docs/protocol). */
+const registerPath = '/drover.control.v1.ControlService/Register';
 
 export interface Registration extends ControlPlaneAddress {
   readonly project: string;
@@ -18,13 +19,13 @@ export interface Registration extends ControlPlaneAddress {
 }
 
 /** Connect's codes for an answer that will not change; anything else is tried again. */
-const final: Partial<Record<Code, ErrorCode>> = {
-  [Code.PermissionDenied]: 'permission-denied',
-  [Code.Unauthenticated]: 'unauthenticated',
-  [Code.InvalidArgument]: 'invalid-argument',
-  [Code.FailedPrecondition]: 'failed-precondition',
-  [Code.ResourceExhausted]: 'queue-full',
-  [Code.Unimplemented]: 'unimplemented',
+const final: Readonly<Partial<Record<string, ErrorCode>>> = {
+  permission_denied: 'permission-denied',
+  unauthenticated: 'unauthenticated',
+  invalid_argument: 'invalid-argument',
+  failed_precondition: 'failed-precondition',
+  resource_exhausted: 'queue-full',
+  unimplemented: 'unimplemented',
 };
 
 /**
@@ -52,37 +53,69 @@ export async function register(registration: Registration): Promise<void> {
 }
 
 async function tryRegister(registration: Registration, signal: AbortSignal): Promise<void> {
-  const socket = registration.early ?? (await connectToControlPlane(registration, signal));
-  const sessions = new ReadableSessionManager('https://control-plane', {}, { createConnection: () => socket });
+  const { project, name, bootstrapToken, early } = registration;
+  const socket = early ?? (await connectToControlPlane(registration, signal));
   try {
-    const transport = createTransport({
-      baseUrl: 'https://control-plane',
-      httpClient: createNodeHttpClient({ httpVersion: '2', sessionProvider: () => sessions }),
-      useBinaryFormat: true,
-      interceptors: [],
-      acceptCompression: [],
-      sendCompression: null,
-      compressMinBytes: 0,
-      readMaxBytes: maxMessageBytes,
-      writeMaxBytes: maxMessageBytes,
-    });
-    const { project, name, bootstrapToken } = registration;
+    const { status, body } = await post(socket, { project, name }, bootstrapToken, signal);
     // The access token of the answer is for other methods; init calls none.
-    await createClient(control.ControlService, transport).register(
-      { project, name },
-      { signal, headers: { authorization: `Bearer ${bootstrapToken}` } },
-    );
+    if (status !== 200) throw refusal(status, body);
   } finally {
-    sessions.abort();
     socket.destroy();
   }
 }
 
+/** One request, and its whole answer. Plain HTTP/1.1: a client library for this one call would cost each start as much as its TLS does. */
+async function post(
+  socket: TLSSocket,
+  message: MessageInitShape<typeof control.RegisterRequestSchema>,
+  token: string,
+  signal: AbortSignal,
+): Promise<{ readonly status: number; readonly body: string }> {
+  const body = JSON.stringify(message);
+  const answer = await new Promise<IncomingMessage>((resolve, reject) => {
+    const request = httpRequest({
+      createConnection: () => socket,
+      method: 'POST',
+      path: registerPath,
+      headers: {
+        host: 'control-plane',
+        authorization: `Bearer ${token}`,
+        'content-type': 'application/json',
+        'content-length': Buffer.byteLength(body),
+        connection: 'close',
+      },
+      signal,
+    });
+    request.on('response', resolve);
+    request.on('error', reject);
+    request.end(body);
+  });
+  const parts: Buffer[] = [];
+  let bytes = 0;
+  for await (const part of answer as AsyncIterable<Buffer>) {
+    bytes += part.length;
+    if (bytes > maxMessageBytes) throw new Error(`the answer has more than ${maxMessageBytes} bytes`);
+    parts.push(part);
+  }
+  return { status: answer.statusCode ?? 0, body: Buffer.concat(parts).toString() };
+}
+
+/** A final answer as what it says; anything else as what may pass. */
+function refusal(status: number, body: string): Error {
+  let said: { readonly code?: unknown; readonly message?: unknown } = {};
+  try {
+    said = (JSON.parse(body) ?? {}) as typeof said;
+  } catch {
+    // Not of Connect: somebody in between answered.
+  }
+  const code = typeof said.code === 'string' ? final[said.code] : undefined;
+  const message = typeof said.message === 'string' ? clip(said.message) : `it answered with status ${status}`;
+  return code === undefined ? new Error(message) : new DroverError(code, message);
+}
+
 function toDroverError(thrown: unknown, { control: { host, port } }: Registration): DroverError {
   if (thrown instanceof DroverError) return thrown;
-  const code = thrown instanceof ConnectError ? final[thrown.code] : undefined;
-  if (code !== undefined && thrown instanceof ConnectError) return new DroverError(code, thrown.rawMessage, { cause: thrown });
-  const why = thrown instanceof ConnectError ? thrown.rawMessage : thrown instanceof Error ? thrown.message : String(thrown);
+  const why = thrown instanceof Error ? thrown.message : String(thrown);
   return new DroverError('control-plane-unreachable', `the control plane cannot be reached at ${host}:${port}: ${why}`, {
     hint: "check the host's link to the control plane",
     cause: thrown,

@@ -159,14 +159,17 @@ describe('I-39: exec', () => {
   });
 
   it('keeps a slow reader from filling the memory', async () => {
-    const exec = await start(['sh', '-c', 'head -c 200000000 /dev/zero; echo end']);
-    await exec.started();
+    const exec = await start(['sh', '-c', 'echo $$; exec head -c 200000000 /dev/zero']);
+    await exec.until('\n');
+    const [pid = ''] = exec.output.split('\n');
     const memory = (): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${box.pid}/status`, 'utf8'))?.[1]);
+    const written = (): number => Number(/wchar: (\d+)/.exec(readFileSync(`/proc/${pid}/io`, 'utf8'))?.[1]);
     const before = memory();
-    await exec.next();
-    // Nothing is read here while the process could write 200 MB.
-    await new Promise((resolve) => setTimeout(resolve, 500));
-    expect(memory() - before).toBeLessThan(30_000);
+    // Nothing is read here from now on: in the end the process waits, with most of it unwritten.
+    let last = -1;
+    await expect.poll(() => last === (last = written()), { interval: 200, timeout: 20_000 }).toBe(true);
+    expect(last).toBeLessThan(50_000_000);
+    expect(memory() - before).toBeLessThan(100_000);
     exec.cut();
   });
 });
