@@ -1,7 +1,7 @@
 import { randomBytes, X509Certificate } from 'node:crypto';
+import { readdirSync, readFileSync } from 'node:fs';
 import { chmod, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { initPort } from '@drover/init';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, HostNetwork, isAlive, SecondHost, TestDrover, tool, tracesOf } from './harness/index.ts';
@@ -109,48 +109,65 @@ async function tryAttack(from: string, attempt: Attempt): Promise<Outcome> {
   return JSON.parse(stdout) as Outcome;
 }
 
+interface Theft extends Stolen {
+  release(): Promise<void>;
+}
+
 /**
- * Starts a sandbox and copies what its run directory holds before init has read it: what root of a host can do. With `hold`, init is
- * stopped (SIGSTOP) before it can register, until `release`.
+ * Starts a sandbox and copies what its run directory holds before init has read it: what root of a host can do, who stops init (SIGSTOP)
+ * for so long; with `hold`, until `release`, so that it does not register. A thief who comes too late lets it start anew.
  */
-async function startAndSteal(
-  name: string,
-  state: string,
-  args: readonly string[],
-  hold = false,
-): Promise<Stolen & { release(): Promise<void> }> {
+async function startAndSteal(name: string, state: string, args: readonly string[], hold = false): Promise<Theft> {
+  for (let tries = 1; ; tries++) {
+    const theft = await trySteal(name, state, args, hold);
+    if (theft !== undefined) return theft;
+    if (tries === 10) throw new Error(`${tries} times what ${name} was given was gone before it could be stolen`);
+    expect((await drover.run(['sandbox', 'rm', '--force', name])).code).toBe(0);
+  }
+}
+
+async function trySteal(name: string, state: string, args: readonly string[], hold: boolean): Promise<Theft | undefined> {
   const run = join(state, 'run');
   await mkdir(run, { recursive: true });
   const before = new Set(await readdir(run));
   const directory = `stolen-${name}`;
   await mkdir(join(loot, directory), { recursive: true });
   const wanted = ['cert.pem', 'key.pem', 'ca.pem', 'token', 'config.json'];
-  const creating = drover.run(['sandbox', 'create', '--name', name, ...args, 'host', 'sleep', '600']);
+  let made: Awaited<ReturnType<typeof drover.run>> | undefined;
+  const creating = drover.run(['sandbox', 'create', '--name', name, ...args, 'host', 'sleep', '600']).then((result) => (made = result));
   const stolen = new Map<string, Buffer>();
+  const end = Date.now() + 30_000;
   let id: string | undefined;
   let pid: number | undefined;
-  const end = Date.now() + 30_000;
+  // Without a pause: init is at its files a moment after it was started.
   while (stolen.size < wanted.length || (hold && pid === undefined)) {
+    // It was over before all of it was seen: init had taken some of it away already.
+    if (made !== undefined && readIfThere(join(run, id ?? '', 'token')) === undefined) break;
     if (Date.now() > end) throw new Error(`only ${[...stolen.keys()].join()} of ${name} could be stolen`);
-    id ??= (await readdir(run)).find((entry) => !before.has(entry));
+    id ??= readdirSync(run).find((entry) => !before.has(entry));
     if (id !== undefined) {
       for (const file of wanted) {
-        if (stolen.has(file)) continue;
-        const data = await readFile(join(run, id, file)).catch(() => undefined);
+        const data = stolen.has(file) ? undefined : readIfThere(join(run, id, file));
         if (data !== undefined && data.length > 0) stolen.set(file, data);
       }
-      if (hold && pid === undefined) {
-        const text = await readFile(join(state, 'sandboxes', id, 'init.pid'), 'utf8').catch(() => '');
+      if (pid === undefined) {
+        const text = String(readIfThere(join(state, 'sandboxes', id, 'init.pid')) ?? '');
         if (/^\d+\s*$/.test(text)) {
           pid = Number(text);
           process.kill(pid, 'SIGSTOP');
         }
       }
     }
-    await delay(1);
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
   }
-  const made = await creating;
-  expect({ code: made.code, stderr: made.code === 0 ? '' : made.stderr }).toEqual({ code: 0, stderr: '' });
+  // One that is stopped in time has not read its token: it is there still.
+  const inTime = stolen.size === wanted.length && (!hold || readIfThere(join(run, id ?? '', 'token')) !== undefined);
+  if (pid !== undefined && !(hold && inTime)) process.kill(pid, 'SIGCONT');
+  await creating;
+  expect({ code: made?.code, stderr: made?.code === 0 ? '' : made?.stderr }).toEqual({ code: 0, stderr: '' });
+  if (!inTime) return undefined;
   for (const [file, data] of stolen) {
     await writeFile(join(loot, directory, file), data);
     await chmod(join(loot, directory, file), 0o644);
@@ -169,6 +186,15 @@ async function startAndSteal(
   };
 }
 
+function readIfThere(path: string): Buffer | undefined {
+  try {
+    return readFileSync(path);
+  } catch {
+    // Not yet, or not any more.
+    return undefined;
+  }
+}
+
 async function registered(name: string): Promise<string> {
   return await eventually(`${name} is registered`, async () => {
     const { identity } = await drover.json<{ identity: { verdict: string; thumbprint: string } }>(['sandbox', 'get', name]);
@@ -178,11 +204,11 @@ async function registered(name: string): Promise<string> {
 
 const asCaller = (who: Stolen): Pick<Attempt, 'cert' | 'key'> => ({ cert: `${who.directory}/cert.pem`, key: `${who.directory}/key.pem` });
 
-let victim: Stolen & { release(): Promise<void> };
-let mallory: Stolen & { release(): Promise<void> };
-let remote: Stolen & { release(): Promise<void> };
+let victim: Theft;
+let mallory: Theft;
+let remote: Theft;
 /** Its init was stopped before it could register: its bootstrap token is unspent. */
-let held: Stolen & { release(): Promise<void> };
+let held: Theft;
 
 beforeAll(async () => {
   network = await HostNetwork.create('10.223.255');

@@ -82,6 +82,15 @@ async function hostIsBack(): Promise<void> {
   });
 }
 
+const plansDone = async (): Promise<number> =>
+  (await readFile(join(shared, 'said'), 'utf8').catch(() => '')).split('\n').filter((line) => line.startsWith('planned ')).length;
+
+/** Until another plan is done, or for so long: kills are to meet sandboxes at work, and not only a control plane that starts. */
+async function aPlanIsDone(withinMs: number): Promise<void> {
+  const [before, end] = [await plansDone(), Date.now() + withinMs];
+  while (Date.now() < end && (await plansDone()) === before) await delay(50);
+}
+
 async function create(name: string): Promise<void> {
   // A plan that takes its time, so that kills meet it at every step; each time another one.
   const script = `#!/bin/sh\necho "begun ${name} ${start}" >> /shared/said\nsleep 0.$(($$ % 8 + 1))\necho "planned ${name} ${start}" >> /shared/said\n`;
@@ -143,9 +152,11 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
     while (killed < kills) {
       // Mostly while it is at work with the host; now and then before that, or before it even serves.
       const when = random();
-      if (when < 0.7) await hostIsBack();
-      else if (when < 0.9) await answers();
-      await delay(random() * 2500);
+      if (when < 0.7) {
+        await hostIsBack();
+        await aPlanIsDone(3000);
+      } else if (when < 0.9) await answers();
+      await delay(random() * 1500);
       const pid = await drover.pidOf('serve');
       process.kill(pid, 'SIGKILL');
       killed++;
@@ -201,7 +212,7 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
   // The last start of each has run its command: it is in the log that it began.
   for (const name of names) expect(lines.filter((line) => line.startsWith(`ran ${name} `)).length).toBeGreaterThan(0);
   // And kills met more than first starts.
-  expect(lines.filter((line) => line.startsWith('planned ')).length).toBeGreaterThan(2 * count);
+  expect(lines.filter((line) => line.startsWith('planned ')).length).toBeGreaterThan(count);
 });
 
 function randomFrom(from: number): () => number {
