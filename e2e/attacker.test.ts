@@ -253,7 +253,8 @@ beforeAll(async () => {
   await Promise.all([victim, mallory, remote].map(async ({ name }) => await registered(name)));
   held = await startAndSteal('held', first, ['--host', 'first'], true);
   await forge();
-});
+  // Thieves may need more than one try.
+}, 480_000);
 
 afterAll(async () => {
   const names = (await drover.json<{ id: string }[]>(['sandbox', 'ls'])).map(({ id }) => id);
