@@ -48,6 +48,8 @@ export const startsPerCpu = 1.5;
 export const startTurnMs = 5_000;
 /** How often it is looked whether it has. Milliseconds. */
 export const startLookMs = 25;
+/** Sandboxes that may wait to be given their root; one more is refused with queue-full. */
+export const bindingsWaiting = 512;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */
 export const initDialMs = 10_000;
 /** How long a dial waits for init to take its config, which it does just before it listens, until it tries all the same. Milliseconds. */

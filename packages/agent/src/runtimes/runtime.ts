@@ -12,6 +12,11 @@ export interface Runtime {
   check(): Promise<readonly RuntimeFinding[]>;
   /** Makes the sandbox's root, namespaces and cgroup, and starts its init. Existing and alive: does nothing. */
   create(request: CreateRequest, signal: AbortSignal): Promise<void>;
+  /**
+   * Starts an init ahead, in a root of its own with nothing in it, which waits for a sandbox to be of (`CreateRequest.standby`). It ends with
+   * this process, or by `destroy`. Undefined: this runtime cannot.
+   */
+  readonly standBy: ((request: StandbyRequest, signal: AbortSignal) => Promise<void>) | undefined;
   /** Starts init again in a sandbox that has ended, with its writable layer as it was left. Running: nothing. @throws {DroverError} sandbox-not-found */
   start(request: CreateRequest, signal: AbortSignal): Promise<void>;
   /** Signals init; gone or ended: nothing. */
@@ -57,7 +62,11 @@ export interface CreateRequest {
   readonly runDirectory: string;
   /** Init is started while the run directory is still being made, and waits at this gate. Absent: it is complete. */
   readonly gate?: StartGate;
+  /** Made of what stands by under this id, with this request's network, where that is possible; it is gone afterwards in any case. */
+  readonly standby?: SandboxId;
 }
+
+export type StandbyRequest = Pick<CreateRequest, 'id' | 'network' | 'initDirectory' | 'runDirectory'>;
 
 export interface StartGate {
   /** Resolves when the run directory is complete. Rejected: the start is given up, and fails with the same. */

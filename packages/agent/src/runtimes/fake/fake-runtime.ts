@@ -48,6 +48,7 @@ export class FakeState {
 /** Sandboxes in memory: for tests, and for fleets that no machine could hold. */
 export class FakeRuntime implements Runtime {
   readonly name = 'fake';
+  readonly standBy = undefined;
   readonly #options: FakeRuntimeOptions;
   readonly #state: FakeState;
   readonly #clock: Clock;

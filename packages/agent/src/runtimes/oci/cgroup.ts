@@ -1,14 +1,15 @@
 import { readFileSync } from 'node:fs';
 import { readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errnoOf, isSandboxId, type Clock, type SandboxId } from '@drover/foundation';
+import { DroverError, errnoOf, isSandboxId, type Clock, type SandboxId } from '@drover/foundation';
 import { cgroupRemovalMs } from '../../limits.ts';
 import type { RuntimeStats } from '../runtime.ts';
+import type { Resources } from './spec.ts';
 
 /** Source: Linux, Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst. */
 export type CgroupKind = 'v1' | 'hybrid' | 'v2';
 
-/** The cgroups of this host's sandboxes: where they are, what they count, and their end. Limits are set by the runtime program. */
+/** The cgroups of this host's sandboxes: where they are, what they count, and their end. The runtime program makes them, with their limits. */
 export class Cgroups {
   readonly kind: CgroupKind;
   /** Below each hierarchy, `/drover`. */
@@ -71,6 +72,28 @@ export class Cgroups {
         : [this.#file('freezer', this.pathOf(id), 'freezer.state'), 'THAWED'];
     if (file === undefined) return;
     await writeFile(file, value, { flag: 'r+' }).catch(ignoreGone);
+  }
+
+  /** Sets the limits of one that was made without. Source: Linux, as above; what OCI runtime programs make of these (R-10). */
+  async limit(id: SandboxId, { cpu, memory, pids }: Resources): Promise<void> {
+    const path = this.pathOf(id);
+    const set = async (controller: string, name: string, value: number | string): Promise<void> => {
+      const file = this.#file(this.kind === 'v2' ? 'unified' : controller, path, name);
+      if (file === undefined) throw new DroverError('runtime-failed', `this host has no cgroup controller ${controller}`);
+      await writeFile(file, String(value), { flag: 'r+' });
+    };
+    if (this.kind === 'v2') {
+      if (cpu !== undefined) await set('cpu', 'cpu.max', `${cpu.quota} ${cpu.period}`);
+      if (memory !== undefined) await set('memory', 'memory.max', memory.limit);
+      if (memory?.swap !== undefined) await set('memory', 'memory.swap.max', memory.swap - memory.limit);
+    } else {
+      if (cpu !== undefined) await set('cpu', 'cpu.cfs_period_us', cpu.period);
+      if (cpu !== undefined) await set('cpu', 'cpu.cfs_quota_us', cpu.quota);
+      // In this order: the second may not be below the first.
+      if (memory !== undefined) await set('memory', 'memory.limit_in_bytes', memory.limit);
+      if (memory?.swap !== undefined) await set('memory', 'memory.memsw.limit_in_bytes', memory.swap);
+    }
+    if (pids !== undefined) await set('pids', 'pids.max', pids.limit);
   }
 
   stats(id: SandboxId): RuntimeStats | undefined {

@@ -1,8 +1,8 @@
 import { closeSync, readFileSync } from 'node:fs';
 import { DroverError } from '@drover/foundation';
-import { openFfi } from '../../ffi.ts';
 import { mountProgramMs, programOutputBytes } from '../../limits.ts';
 import { runProgram } from '../../programs/index.ts';
+import { openSystemCalls } from './system-calls.ts';
 
 /**
  * The mounts that the runtime makes on the host, in one place.
@@ -16,6 +16,15 @@ export interface Mounts {
   overlay(options: OverlayOptions): Promise<void>;
   /** Binds a clone of `source`, whose files' owners go through the user namespace's mapping, on `target`. */
   readonly idmap: ((source: string, target: string, userNamespaceFd: number, access: 'read-only' | 'read-write') => void) | undefined;
+  /** Mounts that are attached nowhere yet, as descriptors, which are the caller's; `attributes`: MOUNT_ATTR_… */
+  readonly detached:
+    | {
+        /** Of `source` and all that is mounted below it; nothing that is mounted in one is seen in the other. */
+        clone(source: string, attributes: bigint): number;
+        /** `mode`: octal digits. */
+        tmpfs(options: { readonly bytes: number; readonly mode: string; readonly uid: number }, attributes: bigint): number;
+      }
+    | undefined;
   /** Takes a bind mount from `target`, lazily and at once. */
   detach(target: string): Promise<void>;
   /** Mounts a block device or image file with a filesystem on it. */
@@ -33,19 +42,24 @@ export interface OverlayOptions {
 
 /** Source: include/uapi/linux/mount.h, fcntl.h; syscall numbers are the same on every architecture since 5.0 (asm-generic/unistd.h). */
 const SYS_open_tree = 428n;
-const SYS_move_mount = 429n;
+export const SYS_move_mount = 429n;
 const SYS_mount_setattr = 442n;
 const SYS_fsopen = 430n;
 const SYS_fsconfig = 431n;
 const SYS_fsmount = 432n;
-const AT_FDCWD = -100n;
+export const AT_FDCWD = -100n;
 const AT_EMPTY_PATH = 0x1000n;
+const AT_RECURSIVE = 0x8000n;
 const OPEN_TREE_CLONE = 1n;
 const OPEN_TREE_CLOEXEC = 0o2000000n;
-const MOVE_MOUNT_F_EMPTY_PATH = 4n;
+export const MOVE_MOUNT_F_EMPTY_PATH = 4n;
 const MOUNT_ATTR_RDONLY = 1n;
+export const MOUNT_ATTR_NOSUID = 2n;
+export const MOUNT_ATTR_NODEV = 4n;
+export const MOUNT_ATTR_NOEXEC = 8n;
 const MOUNT_ATTR_IDMAP = 0x00100000n;
-const MNT_DETACH = 2;
+const MS_PRIVATE = 1n << 18n;
+export const MNT_DETACH = 2;
 const FSOPEN_CLOEXEC = 1n;
 const FSMOUNT_CLOEXEC = 1n;
 const FSCONFIG_SET_STRING = 1n;
@@ -57,133 +71,97 @@ export function openMounts(): Mounts {
   return native ?? spawnedMounts;
 }
 
-type Syscall = (number: bigint, ...args: bigint[]) => bigint;
-
-interface Native {
-  readonly syscall: Syscall;
-  readonly umount2: (target: bigint, flags: number) => number;
-  readonly errno: () => number;
-  readonly pointer: (buffer: Buffer) => bigint;
-}
-
-function loadNative(): Native | undefined {
-  const ffi = openFfi();
-  // mount(8) does it.
-  if (ffi === undefined) return undefined;
-  try {
-    const { functions } = ffi.dlopen('libc.so.6', {
-      syscall: { arguments: ['i64', 'i64', 'i64', 'i64', 'i64', 'i64'], return: 'i64' },
-      umount2: { arguments: ['pointer', 'i32'], return: 'i32' },
-      __errno_location: { arguments: [], return: 'pointer' },
-    });
-    const call = functions.syscall as Syscall;
-    return {
-      syscall: (number, ...args) => call(number, ...args, ...Array<bigint>(5 - args.length).fill(0n)),
-      umount2: functions.umount2,
-      errno: () => ffi.getInt32(functions.__errno_location()),
-      pointer: (buffer) => ffi.getRawPointer(buffer),
-    };
-  } catch {
-    // Another C library (musl) or an FFI whose interface changed: mount(8) does it.
-    return undefined;
-  }
-}
-
-const errnoNames: Record<number, string> = { 1: 'EPERM', 2: 'ENOENT', 12: 'ENOMEM', 16: 'EBUSY', 22: 'EINVAL', 28: 'ENOSPC', 38: 'ENOSYS' };
-
 function openNative(): Mounts | undefined {
-  const native = loadNative();
-  if (native === undefined) return undefined;
-  const keep: Buffer[] = [];
-  const text = (value: string): bigint => {
-    const buffer = Buffer.from(`${value}\0`);
-    keep.push(buffer);
-    return native.pointer(buffer);
-  };
-  const call = (what: string, number: bigint, ...args: bigint[]): number => {
-    const result = native.syscall(number, ...args);
-    if (result < 0n) {
-      const errno = native.errno();
-      throw new DroverError('runtime-failed', `${what}: ${errnoNames[errno] ?? `errno ${errno}`}`);
-    }
-    return Number(result);
-  };
-  /** Strings handed to the kernel must live until the call is over, and not longer. */
-  const scope = <T>(body: () => T): T => {
-    try {
-      return body();
-    } finally {
-      keep.length = 0;
-    }
-  };
+  const calls = openSystemCalls();
+  // mount(8) does it.
+  if (calls === undefined) return undefined;
+  const { call } = calls;
   const attach = (fd: number, target: string): void => {
-    call(`mounting on ${target}`, SYS_move_mount, BigInt(fd), text(''), AT_FDCWD, text(target), MOVE_MOUNT_F_EMPTY_PATH);
+    call(`mounting on ${target}`, SYS_move_mount, BigInt(fd), '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH);
+  };
+  const cloneOf = (source: string, flags = 0n): number =>
+    call(`cloning ${source}`, SYS_open_tree, AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | flags);
+  const setAttributes = (what: string, tree: number, flags: bigint, attributes: Partial<MountAttributes>): void => {
+    // struct mount_attr, all u64.
+    const bytes = Buffer.alloc(32);
+    const { set = 0n, propagation = 0n, userNamespaceFd = 0 } = attributes;
+    for (const [index, value] of [set, 0n, propagation, BigInt(userNamespaceFd)].entries()) bytes.writeBigUInt64LE(value, index * 8);
+    call(what, SYS_mount_setattr, BigInt(tree), '', AT_EMPTY_PATH | flags, bytes, BigInt(bytes.length));
+  };
+  /** A mount of a new filesystem, attached nowhere. */
+  const mountOf = (type: string, settings: readonly (readonly [string, string])[], attributes = 0n): number => {
+    const context = call(`opening ${type}`, SYS_fsopen, type, FSOPEN_CLOEXEC);
+    try {
+      for (const [key, value] of settings)
+        call(`${type} ${key}=${value}`, SYS_fsconfig, BigInt(context), FSCONFIG_SET_STRING, key, value, 0n);
+      call(`making the ${type}`, SYS_fsconfig, BigInt(context), FSCONFIG_CMD_CREATE, 0n, 0n, 0n);
+      return call(`mounting the ${type}`, SYS_fsmount, BigInt(context), FSMOUNT_CLOEXEC, attributes);
+    } finally {
+      closeSync(context);
+    }
   };
   return {
     kind: 'native',
     overlay: (options) =>
-      Promise.try(() =>
-        scope(() => {
-          const context = call('opening overlayfs', SYS_fsopen, text('overlay'), FSOPEN_CLOEXEC);
-          try {
-            const set = (key: string, value: string): void => {
-              call(`overlay ${key}=${value}`, SYS_fsconfig, BigInt(context), FSCONFIG_SET_STRING, text(key), text(value), 0n);
-            };
-            set('source', 'drover');
-            // One call a layer, so that many layers do not run into the page that a mount's options must fit in.
-            const top = options.lower.toReversed();
-            if (appendableLayers()) for (const layer of top) set('lowerdir+', layer);
-            else set('lowerdir', top.map(escapeLayer).join(':'));
-            set('upperdir', options.upper);
-            set('workdir', options.work);
-            call('making the overlay', SYS_fsconfig, BigInt(context), FSCONFIG_CMD_CREATE, 0n, 0n, 0n);
-            const mount = call('mounting the overlay', SYS_fsmount, BigInt(context), FSMOUNT_CLOEXEC, 0n);
-            try {
-              attach(mount, options.target);
-            } finally {
-              closeSync(mount);
-            }
-          } finally {
-            closeSync(context);
-          }
-        }),
-      ),
-    idmap: (source, target, userNamespaceFd, access) => {
-      scope(() => {
-        const tree = call(`cloning ${source}`, SYS_open_tree, AT_FDCWD, text(source), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+      Promise.try(() => {
+        // One setting a layer, so that many layers do not run into the page that a mount's options must fit in.
+        const top = options.lower.toReversed();
+        const layers: (readonly [string, string])[] = appendableLayers()
+          ? top.map((layer) => ['lowerdir+', layer])
+          : [['lowerdir', top.map(escapeLayer).join(':')]];
+        const mount = mountOf('overlay', [['source', 'drover'], ...layers, ['upperdir', options.upper], ['workdir', options.work]]);
         try {
-          // struct mount_attr { attr_set, attr_clr, propagation, userns_fd }, all u64.
-          const attributes = Buffer.alloc(32);
-          attributes.writeBigUInt64LE(access === 'read-only' ? MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY : MOUNT_ATTR_IDMAP, 0);
-          attributes.writeBigUInt64LE(BigInt(userNamespaceFd), 24);
-          keep.push(attributes);
-          call(
-            `mapping the owners of ${source}`,
-            SYS_mount_setattr,
-            BigInt(tree),
-            text(''),
-            AT_EMPTY_PATH,
-            native.pointer(attributes),
-            BigInt(attributes.length),
-          );
-          attach(tree, target);
+          attach(mount, options.target);
         } finally {
-          closeSync(tree);
+          closeSync(mount);
         }
-      });
+      }),
+    idmap: (source, target, userNamespaceFd, access) => {
+      const tree = cloneOf(source);
+      try {
+        const set = access === 'read-only' ? MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY : MOUNT_ATTR_IDMAP;
+        setAttributes(`mapping the owners of ${source}`, tree, 0n, { set, userNamespaceFd });
+        attach(tree, target);
+      } finally {
+        closeSync(tree);
+      }
     },
-    detach: (target) =>
-      Promise.try(() =>
-        scope(() => {
-          if (native.umount2(text(target), MNT_DETACH) === 0) return;
-          const errno = native.errno();
-          throw new DroverError('runtime-failed', `taking the mount from ${target}: ${errnoNames[errno] ?? `errno ${errno}`}`);
-        }),
-      ),
+    detached: {
+      clone: (source, attributes) => {
+        const tree = cloneOf(source, AT_RECURSIVE);
+        try {
+          setAttributes(`setting up a clone of ${source}`, tree, AT_RECURSIVE, { set: attributes, propagation: MS_PRIVATE });
+          return tree;
+        } catch (error) {
+          closeSync(tree);
+          throw error;
+        }
+      },
+      tmpfs: ({ bytes, mode, uid }, attributes) =>
+        mountOf(
+          'tmpfs',
+          [
+            ['source', 'drover'],
+            ['size', String(bytes)],
+            ['mode', mode],
+            ['uid', String(uid)],
+            ['gid', String(uid)],
+          ],
+          attributes,
+        ),
+    },
+    detach: (target) => Promise.try(() => calls.unmount(`taking the mount from ${target}`, target, MNT_DETACH)),
     loop: (image, target) => spawnedMounts.loop(image, target),
     // Taking an overlay away may write back its filesystem's dirty pages, which takes what it takes: never in this thread.
     unmount: (targets) => spawnedMounts.unmount(targets),
   };
+}
+
+/** Source: struct mount_attr of include/uapi/linux/mount.h, without what is cleared. */
+interface MountAttributes {
+  readonly set: bigint;
+  readonly propagation: bigint;
+  readonly userNamespaceFd: number;
 }
 
 /** `lowerdir+` came with Linux 6.8 (6.5 had it with fewer layers). */
@@ -201,6 +179,7 @@ function escapeLayer(path: string): string {
 export const spawnedMounts: Mounts = {
   kind: 'spawned',
   idmap: undefined,
+  detached: undefined,
   overlay: async (options) => {
     const paths = [...options.lower, options.upper, options.work];
     const odd = paths.find((path) => path.includes(','));

@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
-import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { closeSync } from 'node:fs';
+import { chmod, chown, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import {
@@ -12,10 +13,19 @@ import {
   type Logger,
   type SandboxId,
 } from '@drover/foundation';
-import { initPort } from '@drover/init';
+import { initPort, secretsDirectory } from '@drover/init';
 import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
-import { killedExitCode, type CreateRequest, type Runtime, type RuntimeFinding, type RuntimeState, type RuntimeStats } from '../runtime.ts';
+import {
+  killedExitCode,
+  type CreateRequest,
+  type Runtime,
+  type RuntimeFinding,
+  type RuntimeState,
+  type RuntimeStats,
+  type StandbyRequest,
+} from '../runtime.ts';
+import { Bindings } from './binding.ts';
 import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
@@ -25,8 +35,9 @@ import { mountPoints, openMounts, type Mounts } from './mounts.ts';
 import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
 import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
-import { giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
-import { buildSpec } from './spec.ts';
+import { emptyRunDirectory, giveAway, makeMountPoints, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
+import { buildSpec, resourcesOf, type SpecOptions } from './spec.ts';
+import { closedMount, makeStandbyRoot, noLimits, runMount, standbyKept, standbyMounts, standbyPlace, standbyRoot } from './standby.ts';
 import { together } from './together.ts';
 import { Turns } from './turns.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
@@ -56,6 +67,10 @@ export class OciRuntime implements Runtime {
   readonly #program: Program;
   readonly #cgroups: Cgroups;
   readonly #mounts: Mounts;
+  readonly #bindings = new Bindings();
+  /** What standbys wait at. */
+  readonly #gates = new Map<SandboxId, Disposable>();
+  readonly standBy: ((request: StandbyRequest, signal: AbortSignal) => Promise<void>) | undefined;
   readonly #exits: ExitWatch;
   readonly #starts = new Turns(Math.ceil(availableParallelism() * startsPerCpu));
   /** One operation at a time on one sandbox. */
@@ -71,6 +86,7 @@ export class OciRuntime implements Runtime {
     this.#program = new Program(options.program ?? 'runc', programDirectory(options.stateDirectory));
     this.#cgroups = new Cgroups(options.cgroupParent);
     this.#exits = new ExitWatch(this.#clock);
+    if (this.#mounts.detached !== undefined) this.standBy = async (request, signal) => await this.#standBy(request, signal);
   }
 
   async check(): Promise<readonly RuntimeFinding[]> {
@@ -79,26 +95,34 @@ export class OciRuntime implements Runtime {
   }
 
   async create(request: CreateRequest, signal: AbortSignal): Promise<void> {
-    await this.#alone(request.id, async () => {
-      const layout = layoutOf(this.#stateDirectory, request.id);
-      const record = await readRecord(layout.record);
-      if (record !== undefined && this.#livePid(request.id, layout, record) !== undefined) return;
-      if (record !== undefined && record.phase !== 'creating') return;
-      // What a crash in the middle of a create left.
-      if (await this.#exists(request.id)) await this.#destroy(request.id);
-      signal.throwIfAborted();
-      try {
-        await this.#make(layout, request, signal);
-      } catch (error) {
-        await this.#destroy(request.id).catch((failure: unknown) => {
-          this.#logger.warn(
-            { sandbox: request.id, error: String(failure) },
-            'removing a sandbox that could not be made failed; the next sweep tries again',
-          );
-        });
-        throw error;
-      }
-    });
+    const { id, standby } = request;
+    try {
+      await this.#alone(id, async () => await this.#create(request, signal));
+    } finally {
+      // Not needed after all.
+      if (standby !== undefined && this.#gates.has(standby)) await this.destroy(standby);
+    }
+  }
+
+  async #create(request: CreateRequest, signal: AbortSignal): Promise<void> {
+    const layout = layoutOf(this.#stateDirectory, request.id);
+    const record = await readRecord(layout.record);
+    if (record !== undefined && this.#livePid(request.id, layout, record) !== undefined) return;
+    if (record !== undefined && record.phase !== 'creating') return;
+    // What a crash in the middle of a create left.
+    if (await this.#exists(request.id)) await this.#destroy(request.id);
+    signal.throwIfAborted();
+    try {
+      await this.#make(layout, request, signal);
+    } catch (error) {
+      await this.#destroy(request.id).catch((failure: unknown) => {
+        this.#logger.warn(
+          { sandbox: request.id, error: String(failure) },
+          'removing a sandbox that could not be made failed; the next sweep tries again',
+        );
+      });
+      throw error;
+    }
   }
 
   async start(request: CreateRequest, signal: AbortSignal): Promise<void> {
@@ -109,11 +133,13 @@ export class OciRuntime implements Runtime {
       if (this.#livePid(request.id, layout, record) !== undefined) return;
       if (record.phase === 'starting') await this.#endProgram(layout);
       // Of the run before: its processes have ended.
-      await this.#endCgroups(request.id);
-      await this.#program.forget(request.id);
+      const { container = request.id, ...rest } = record;
+      await this.#endCgroups(container);
+      await this.#program.forget(container);
       signal.throwIfAborted();
-      await writeRecord(layout.record, { ...record, phase: 'starting' });
-      await this.#launch(layout, request, record.slot, await this.#owners(record.slot), signal);
+      await writeRecord(layout.record, { ...rest, phase: 'starting' });
+      const { slot } = record;
+      await this.#launch(layout, request, async () => await this.#run(layout, request, slot, await this.#owners(slot)), signal);
     });
   }
 
@@ -124,22 +150,22 @@ export class OciRuntime implements Runtime {
     if (pid === undefined) return;
     signalProcess(pid, signal);
     if (signal === 'SIGKILL') {
-      await this.#cgroups.thaw(id);
+      await this.#cgroups.thaw(record?.container ?? id);
       this.#exits.hurry(id);
     }
   }
 
   async pause(id: SandboxId): Promise<void> {
     await this.#alone(id, async () => {
-      await this.#mustRun(id);
-      if (!this.#cgroups.isFrozen(id)) await this.#program.pause(id);
+      const { container = id } = await this.#mustRun(id);
+      if (!this.#cgroups.isFrozen(container)) await this.#program.pause(container);
     });
   }
 
   async resume(id: SandboxId): Promise<void> {
     await this.#alone(id, async () => {
-      await this.#mustRun(id);
-      if (this.#cgroups.isFrozen(id)) await this.#program.resume(id);
+      const { container = id } = await this.#mustRun(id);
+      if (this.#cgroups.isFrozen(container)) await this.#program.resume(container);
     });
   }
 
@@ -182,10 +208,12 @@ export class OciRuntime implements Runtime {
     const mounted = mountPoints().flatMap((path) => idInPath(path, sandboxesDirectory(this.#stateDirectory)) ?? []);
     const started = (await readdir(programDirectory(this.#stateDirectory)).catch((): string[] => [])).filter(isSandboxId);
     const found = new Set([...(await this.list()), ...(await this.#cgroups.list()), ...mounted, ...started]);
+    const records = await Promise.all([...known].map(async (id) => await readRecord(layoutOf(this.#stateDirectory, id).record)));
+    const kept = new Set([...known, ...records.map((record) => record?.container)]);
     const swept: string[] = [];
     await removeProbes(this.#mounts, this.#stateDirectory);
     for (const id of found) {
-      if (known.has(id)) continue;
+      if (kept.has(id)) continue;
       await this.destroy(id);
       swept.push(id);
     }
@@ -214,12 +242,14 @@ export class OciRuntime implements Runtime {
   }
 
   async stats(id: SandboxId): Promise<RuntimeStats | undefined> {
-    return await Promise.resolve(this.#cgroups.stats(id));
+    const record = await readRecord(layoutOf(this.#stateDirectory, id).record);
+    return this.#cgroups.stats(record?.container ?? id);
   }
 
   /** Ends what this object holds; sandboxes run on. */
   async close(): Promise<void> {
     this.#life.abort();
+    await this.#bindings.close();
     await (await this.#prepared)?.close();
     await this.#cgroups.removeParent();
   }
@@ -237,6 +267,7 @@ export class OciRuntime implements Runtime {
     await mkdir(programDirectory(this.#stateDirectory), { recursive: true, mode: 0o700 });
     // The program looks at the root as the sandbox's own root does, so it must be able to pass, and no more.
     for (const path of [this.#stateDirectory, sandboxes]) await chmod(path, 0o711);
+    await makeStandbyRoot(this.#stateDirectory);
     const slots = await Promise.all(
       (await this.list()).map(async (id) => (await readRecord(layoutOf(this.#stateDirectory, id).record))?.slot),
     );
@@ -260,29 +291,35 @@ export class OciRuntime implements Runtime {
   }
 
   async #make(layout: Layout, request: CreateRequest, signal: AbortSignal): Promise<void> {
+    const begin = async (): Promise<Begun> => {
+      const ahead = await this.#fromStandby(layout, request);
+      if (ahead !== undefined) return ahead;
+      const { slot, owners } = await this.#take(layout, emptyRecord(request, undefined));
+      signal.throwIfAborted();
+      return await this.#run(layout, request, slot, owners);
+    };
+    await this.#launch(layout, request, begin, signal);
+  }
+
+  /** A sandbox's directory, and its uid range: on disk before anything has its owner. */
+  async #take(layout: Layout, record: SandboxRecord): Promise<{ slot: number | undefined; owners: Owners | undefined }> {
     const ranges = await this.#prepare();
     const slot = ranges?.take();
     await mkdir(layout.directory, { mode: 0o710 });
-    // The slot is on disk before anything has its owner.
-    await writeRecord(layout.record, emptyRecord(request, slot));
+    await writeRecord(layout.record, { ...record, slot });
     const owners = await this.#owners(slot);
     ranges?.warm();
     if (owners !== undefined) await chown(layout.directory, 0, owners.start);
-    signal.throwIfAborted();
-    await this.#launch(layout, request, slot, owners, signal);
+    return { slot, owners };
   }
 
-  async #launch(
-    layout: Layout,
-    request: CreateRequest,
-    slot: number | undefined,
-    owners: Owners | undefined,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async #launch(layout: Layout, request: CreateRequest, begin: () => Promise<Begun>, signal: AbortSignal): Promise<void> {
     const endTurn = await this.#starts.take(signal);
     const late = setTimeout(endTurn, startTurnMs);
+    let begun: Begun;
     try {
-      await this.#begin(layout, request, slot, owners);
+      begun = await begin();
+      await this.#complete(layout, request, begun);
     } catch (error) {
       endTurn();
       throw error;
@@ -290,65 +327,150 @@ export class OciRuntime implements Runtime {
       clearTimeout(late);
     }
     // Most of the work of a start is init's own.
-    void this.#commandBegun(request.id).then(endTurn);
+    void this.#commandBegun(begun.record.container ?? request.id).then(endTurn);
   }
 
   /** Resolves when init has started something, or has ended, or takes long about it. */
-  async #commandBegun(id: SandboxId): Promise<void> {
+  async #commandBegun(container: SandboxId): Promise<void> {
     const deadline = this.#clock.now() + startTurnMs;
-    while (this.#cgroups.processes(id) === 1 && this.#clock.now() < deadline) {
+    while (this.#cgroups.processes(container) === 1 && this.#clock.now() < deadline) {
       // Closed: nobody waits for a turn any more.
       await this.#clock.sleep(startLookMs, this.#life.signal).catch(() => undefined);
       if (this.#life.signal.aborted) return;
     }
   }
 
-  async #begin(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<void> {
-    const { id, runDirectory } = request;
-    const emptyRunDirectory = async (): Promise<void> => {
-      // Before the directory is given away with all that is in it.
-      await rm(join(runDirectory, 'exit.json'), { force: true, recursive: true });
-      await giveAway(runDirectory, owners?.start ?? 0);
-    };
+  /** Puts the sandbox's root together and starts its init in it. */
+  async #run(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<Begun> {
+    const uid = owners?.start ?? 0;
     await together(
       mountRoot(this.#mounts, layout, request, owners),
-      mkdir(layout.bundle, { recursive: true, mode: 0o700 }),
       rm(layout.pidFile, { force: true }),
-      emptyRunDirectory(),
+      emptyRunDirectory(request.runDirectory, uid),
     );
+    const mountSources = await mapVolumes(this.#mounts, layout, request, owners);
+    const startedAt = this.#clock.now();
+    const { pid, gate } = await this.#start(layout, { request, root: layout.root, rangeStart: owners?.start, mountSources });
+    // Ended already: then there is no start time, and the next look records the end.
+    return { record: { ...emptyRecord(request, slot), phase: 'started', pid, pidStart: processStart(pid), startedAt }, gate, uid };
+  }
+
+  async #start(
+    layout: Layout,
+    options: Pick<SpecOptions, 'request' | 'root' | 'rangeStart' | 'mountSources' | 'standby'>,
+  ): Promise<{ pid: number; gate: Disposable }> {
+    const { id } = options.request;
     const spec = buildSpec({
-      request,
-      root: layout.root,
+      ...options,
       cgroupsPath: this.#cgroups.pathOf(id),
-      rangeStart: owners?.start,
       limitsSwap: this.#cgroups.limitsSwap,
       architecture: process.arch,
       openFiles: Math.min(maxOpenFiles, ownOpenFiles()),
-      mountSources: await mapVolumes(this.#mounts, layout, request, owners),
     });
+    await mkdir(layout.bundle, { recursive: true, mode: 0o700 });
     await writeFile(join(layout.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
-    const startedAt = this.#clock.now();
-    // Opens at the end of this, however it ends: where the run directory was not completed, init finds no config and ends.
-    using _gate = await this.#program.run(id, layout.bundle, layout.pidFile, layout.log);
-    const pid = Number(await readFile(layout.pidFile, 'utf8'));
-    // Ended already: then there is no start time, and the next look records the end.
-    await writeRecord(layout.record, { ...emptyRecord(request, slot), phase: 'started', pid, pidStart: processStart(pid), startedAt });
+    const gate = await this.#program.run(id, layout.bundle, layout.pidFile, layout.log);
+    return { pid: Number(await readFile(layout.pidFile, 'utf8')), gate };
+  }
+
+  /** The gate opens at the end of this, however it ends: where the run directory was not completed, init finds no config and ends. */
+  async #complete(layout: Layout, request: CreateRequest, begun: Begun): Promise<void> {
+    using _gate = begun.gate;
+    await writeRecord(layout.record, begun.record);
     if (request.gate === undefined) return;
     await request.gate.completed;
-    await giveAway(runDirectory, owners?.start ?? 0);
+    await giveAway(request.runDirectory, begun.uid);
     await request.gate.opening();
+  }
+
+  async #standBy(given: StandbyRequest, signal: AbortSignal): Promise<void> {
+    const { id } = given;
+    const gate = { completed: Promise.resolve(), opening: async () => await Promise.resolve() };
+    const request: CreateRequest = { ...given, hostname: 'standby', layers: [], mounts: [], limits: noLimits, gate };
+    await this.#alone(id, async () => {
+      const layout = layoutOf(this.#stateDirectory, id);
+      try {
+        const record: SandboxRecord = { ...emptyRecord(request, undefined), container: id };
+        const { slot, owners } = await this.#take(layout, record);
+        signal.throwIfAborted();
+        await giveAway(given.runDirectory, owners?.start ?? 0);
+        const root = standbyRoot(this.#stateDirectory);
+        const { pid, gate: held } = await this.#start(layout, { request, root, rangeStart: owners?.start, mountSources: [], standby: true });
+        this.#gates.set(id, held);
+        await writeRecord(layout.record, { ...record, slot, pid, pidStart: processStart(pid) });
+      } catch (error) {
+        await this.#destroy(id).catch((failure: unknown) => this.#logger.warn({ err: failure, standby: id }, 'removing a standby that failed'));
+        throw error;
+      }
+    });
+  }
+
+  /** Makes the sandbox of its standby; undefined when that cannot be, and nothing is left of either. */
+  async #fromStandby(layout: Layout, request: CreateRequest): Promise<Begun | undefined> {
+    const { id, standby } = request;
+    if (standby === undefined) return undefined;
+    const gate = this.#gates.get(standby);
+    this.#gates.delete(standby);
+    try {
+      const begun = gate === undefined ? undefined : await this.#moveIn(layout, request, standby, gate);
+      if (begun !== undefined) return begun;
+    } catch (error) {
+      this.#logger.warn({ err: error, sandbox: id }, 'a standby could not become a sandbox; it is made without');
+    }
+    gate?.[Symbol.dispose]();
+    await this.#destroy(standby);
+    await this.#destroy(id);
+    return undefined;
+  }
+
+  /** Gives a standby the sandbox's root, limits and name. Until its gate opens, no process but its init runs in it. */
+  async #moveIn(layout: Layout, request: CreateRequest, standby: SandboxId, gate: Disposable): Promise<Begun | undefined> {
+    const { detached } = this.#mounts;
+    const from = layoutOf(this.#stateDirectory, standby);
+    const waiting = await readRecord(from.record);
+    if (detached === undefined || waiting === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
+    // Volumes have places anywhere in the root, which may lead through links: the runtime program knows how to mount there.
+    if (request.mounts.length > 0) return undefined;
+    await rename(from.directory, layout.directory);
+    const { slot, pid } = waiting;
+    const record = { ...waiting, address: request.network.address, runDirectory: request.runDirectory };
+    await writeRecord(layout.record, record);
+    const owners = await this.#owners(slot);
+    const uid = owners?.start ?? 0;
+    await together(
+      mountRoot(this.#mounts, layout, request, owners),
+      emptyRunDirectory(request.runDirectory, uid),
+      this.#cgroups.limit(standby, resourcesOf(request.limits, this.#cgroups.limitsSwap)),
+    );
+    if (!(await makeMountPoints(layout.root, standbyMounts(request), uid))) return undefined;
+    const attached: [string, number][] = [];
+    try {
+      attached.push(['/', detached.clone(layout.root, 0n)]);
+      attached.push([runMount, detached.clone(request.runDirectory, closedMount)]);
+      if (request.secretsBytes !== undefined)
+        attached.push([secretsDirectory, detached.tmpfs({ bytes: request.secretsBytes, mode: '755', uid }, closedMount)]);
+      await this.#bindings.bind({ pid, hostname: request.hostname, place: standbyPlace, kept: standbyKept, dropped: [runMount], attached });
+    } finally {
+      for (const [, mount] of attached) closeSync(mount);
+    }
+    return { record: { ...record, phase: 'started', startedAt: this.#clock.now() }, gate, uid };
   }
 
   async #destroy(id: SandboxId): Promise<void> {
     const layout = layoutOf(this.#stateDirectory, id);
     const record = await readRecord(layout.record);
     const pid = record === undefined ? undefined : this.#livePid(id, layout, record);
-    if (record === undefined || isUnderWay(record)) await this.#endProgram(layout);
+    const container = record?.container ?? id;
+    // Of one that stands by the program has done its part.
+    const stoodBy = record?.container !== undefined && record.pid !== undefined;
+    if (record === undefined || (isUnderWay(record) && !stoodBy)) await this.#endProgram(layout);
     if (pid !== undefined) signalProcess(pid, 'SIGKILL');
-    await this.#cgroups.thaw(id);
+    this.#gates.get(id)?.[Symbol.dispose]();
+    this.#gates.delete(id);
+    await this.#cgroups.thaw(container);
     this.#exits.hurry(id);
-    await this.#endCgroups(id);
-    if (await hasEntry(join(programDirectory(this.#stateDirectory), id))) await this.#program.forget(id);
+    await this.#endCgroups(container);
+    if (await hasEntry(join(programDirectory(this.#stateDirectory), container))) await this.#program.forget(container);
     await unmountAll(this.#mounts, layout);
     // The record goes last with its directory: until then another destroy finds what is left.
     for (const name of await readdir(layout.directory).catch(() => [])) {
@@ -390,19 +512,22 @@ export class OciRuntime implements Runtime {
   /** Init's pid while it lives. Synchronous, so that what is decided on it still holds. */
   #livePid(id: SandboxId, layout: Layout, record: SandboxRecord): number | undefined {
     if (record.phase === 'ended') return undefined;
+    // A standby is no sandbox before its record says that it has started, and its gate opens after that.
+    if (record.phase === 'creating' && record.container !== undefined) return undefined;
     if (isSameProcess(record.pid, record.pidStart)) return record.pid;
     if (!isUnderWay(record)) return undefined;
     // The agent died while the program was at it: the program may have finished.
     const pid = readPid(layout.pidFile);
-    return pid !== undefined && processStart(pid) !== undefined && isInCgroup(pid, id) ? pid : undefined;
+    return pid !== undefined && processStart(pid) !== undefined && isInCgroup(pid, record.container ?? id) ? pid : undefined;
   }
 
   #running(id: SandboxId, record: SandboxRecord, pid: number): RuntimeState {
+    const { container = id } = record;
     return {
-      phase: this.#cgroups.isFrozen(id) ? 'paused' : 'running',
+      phase: this.#cgroups.isFrozen(container) ? 'paused' : 'running',
       pid,
       exitCode: undefined,
-      outOfMemory: this.#cgroups.oomKills(id) > 0,
+      outOfMemory: this.#cgroups.oomKills(container) > 0,
       startedAt: record.startedAt,
       finishedAt: undefined,
     };
@@ -417,7 +542,7 @@ export class OciRuntime implements Runtime {
       ...record,
       phase: 'ended',
       exitCode: exit?.code ?? killedExitCode,
-      outOfMemory: this.#cgroups.oomKills(id) > 0,
+      outOfMemory: this.#cgroups.oomKills(record.container ?? id) > 0,
       startFailure: exit?.reason === 'start-failed' ? exit.message : undefined,
       idle: exit?.reason === 'idle',
       // The sandbox's own clock readings are taken only where they are possible.
@@ -447,6 +572,14 @@ export class OciRuntime implements Runtime {
       if (serial.waiting === 0 && this.#serial.get(id) === serial) this.#serial.delete(id);
     }
   }
+}
+
+/** An init that waits at its gate, and what is to be on record of it. */
+interface Begun {
+  readonly record: SandboxRecord;
+  readonly gate: Disposable;
+  /** The sandbox's root's on the host. */
+  readonly uid: number;
 }
 
 function notFound(id: SandboxId): DroverError {

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { errnoOf } from '@drover/foundation';
+import { errnoOf, type SandboxId } from '@drover/foundation';
 import type { CreateRequest, RuntimeState } from '../runtime.ts';
 
 /** What is kept on disk of a sandbox, so that the next agent knows what this one knew (R-9). */
@@ -10,6 +10,8 @@ export interface SandboxRecord {
   readonly phase: 'creating' | 'starting' | 'started' | 'ended';
   /** The uid range; undefined without a user namespace. */
   readonly slot: number | undefined;
+  /** Under which id the runtime program and the cgroups know it, where it is another than its own: it was a standby before. */
+  readonly container?: SandboxId;
   readonly pid: number | undefined;
   /** Start time of `pid` in clock ticks since boot (proc(5), stat field 22): a pid alone may come back as another process. */
   readonly pidStart: string | undefined;

@@ -185,6 +185,24 @@ async function plainTarget(root: string, target: string): Promise<string> {
   });
 }
 
+/** Takes what an earlier start said of its end, and gives the directory away with all that is in it. */
+export async function emptyRunDirectory(directory: string, uid: number): Promise<void> {
+  await rm(join(directory, 'exit.json'), { force: true, recursive: true });
+  await giveAway(directory, uid);
+}
+
+/**
+ * Makes directories in a root that nothing runs in yet, each after the one that it is in; those that are there stay as they are.
+ * @returns false when one of them is something else, such as a link
+ */
+export async function makeMountPoints(root: string, paths: readonly string[], uid: number): Promise<boolean> {
+  for (const path of paths) {
+    const point = join(root, path);
+    if ((await mkdirOnce(point, uid)) === 'old' && !(await lstat(point)).isDirectory()) return false;
+  }
+  return true;
+}
+
 /** The run directory and what the agent put there become the sandbox's root's. Links are changed, not followed. */
 export async function giveAway(directory: string, uid: number): Promise<void> {
   const names = await readdir(directory);

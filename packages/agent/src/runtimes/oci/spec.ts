@@ -1,6 +1,6 @@
-import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory } from '@drover/init';
+import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory, standbyVariable } from '@drover/init';
 import { initMemoryAllowance, initPidsAllowance, maxKernelPids, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
-import type { CreateRequest } from '../runtime.ts';
+import type { CreateRequest, Limits } from '../runtime.ts';
 import { seccompProfile } from './seccomp.ts';
 
 /** The loader's file name in the init directory, as the architecture's ABI names it. `architecture` as in process.arch. */
@@ -28,6 +28,8 @@ export interface SpecOptions {
   readonly openFiles: number;
   /** Where each of `request.mounts` is to be bound from, in their order. */
   readonly mountSources: readonly string[];
+  /** It is to wait for a sandbox to be of: its root stays as it is, and its init gets ready for one. */
+  readonly standby?: boolean;
 }
 
 /**
@@ -90,6 +92,7 @@ export function buildSpec(options: SpecOptions): object {
         // Init has few threads; an arena for each costs 0.7 MB a sandbox (mallopt(3)).
         'MALLOC_ARENA_MAX=1',
         ...(request.gate === undefined ? [] : [`${gateVariable}=${gateDescriptor}`]),
+        ...(options.standby === true ? [`${standbyVariable}=1`] : []),
       ],
       cwd: '/',
       noNewPrivileges: true,
@@ -101,7 +104,7 @@ export function buildSpec(options: SpecOptions): object {
       // Init raises it for what it starts, so that the workload dies first; it must not be worth more than the host's own services.
       oomScoreAdj: 0,
     },
-    root: { path: options.root, readonly: false },
+    root: { path: options.root, readonly: options.standby === true },
     hostname: request.hostname,
     mounts: [...systemMounts(), ...droverMounts(request), ...boundMounts(options), ...secretsMounts(request)],
     linux: {
@@ -116,7 +119,7 @@ export function buildSpec(options: SpecOptions): object {
         path === '' ? { type: 'network' } : { type: 'network', path },
       ],
       cgroupsPath: options.cgroupsPath,
-      resources: resourcesOf(options),
+      resources: resourcesOf(request.limits, options.limitsSwap),
       rootfsPropagation: 'rprivate',
       seccomp: seccompProfile(options.architecture),
       maskedPaths,
@@ -177,17 +180,25 @@ function boundMounts(options: SpecOptions): object[] {
 function secretsMounts({ secretsBytes }: CreateRequest): object[] {
   if (secretsBytes === undefined) return [];
   const options = ['nosuid', 'noexec', 'nodev', 'mode=755', `size=${secretsBytes}`];
-  return [{ destination: secretsDirectory, type: 'tmpfs', source: 'secrets', options }];
+  return [{ destination: secretsDirectory, type: 'tmpfs', source: 'drover', options }];
+}
+
+/** Source: OCI runtime-spec 1.0.2, config-linux.md, "Control groups": what of it is used here. */
+export interface Resources {
+  /** Microseconds. */
+  readonly cpu?: { readonly period: number; readonly quota: number };
+  /** Bytes; `swap` counts both. */
+  readonly memory?: { readonly limit: number; readonly swap?: number };
+  readonly pids?: { readonly limit: number };
 }
 
 /** R-10. Init's own share comes on top of what the workload was promised. */
-function resourcesOf(options: SpecOptions): object {
-  const { limits } = options.request;
+export function resourcesOf(limits: Limits, limitsSwap: boolean): Resources {
   const memory = limits.memoryBytes === 0 ? undefined : limits.memoryBytes + initMemoryAllowance;
   return {
     ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),
     // Swap as much as memory means none: both count together.
-    ...(memory === undefined ? {} : { memory: { limit: memory, ...(options.limitsSwap ? { swap: memory } : {}) } }),
+    ...(memory === undefined ? {} : { memory: { limit: memory, ...(limitsSwap ? { swap: memory } : {}) } }),
     ...(limits.pids === 0 ? {} : { pids: { limit: Math.min(limits.pids + initPidsAllowance, maxKernelPids) } }),
   };
 }

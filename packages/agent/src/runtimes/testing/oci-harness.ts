@@ -11,6 +11,7 @@ import { limitsOf, type Behaviour, type Harness } from '../conformance.ts';
 import { OciRuntime, prepareInitDirectory } from '../oci/index.ts';
 import { processStart } from '../oci/process.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
+import { RuntimeOfStandbys } from './standbys.ts';
 
 const run = promisify(execFile);
 /** Of this process alone, so that test files side by side do not sweep each other's. */
@@ -25,10 +26,15 @@ export interface OciHarness extends Harness {
   /** A root with busybox in it. */
   readonly busybox: string;
   requestOf(argv: readonly string[], overrides?: Partial<CreateRequest>): Promise<CreateRequest>;
+  /** Makes a standby under the request's id in another process, which is killed. */
+  standByAndCrash(request: CreateRequest): Promise<void>;
 }
 
-/** A real host for the OCI runtime: busybox as root, a network namespace behind a veth pair, the small init of this directory. */
-export async function openOciHarness(program: string): Promise<OciHarness> {
+/**
+ * A real host for the OCI runtime: busybox as root, a network namespace behind a veth pair, the small init of this directory.
+ * With `standby`, every sandbox is made of one.
+ */
+export async function openOciHarness(program: string, ahead: 'standby' | 'nothing' = 'nothing'): Promise<OciHarness> {
   const directory = await mkdtemp(join(tmpdir(), 'drover-oci-'));
   await chmod(directory, 0o711);
   const network = await openNetwork();
@@ -39,7 +45,7 @@ export async function openOciHarness(program: string): Promise<OciHarness> {
   const options = { stateDirectory, cgroupParent, program, logger: silentLogger };
   const runtimes: OciRuntime[] = [];
   const open = (): OciRuntime => {
-    const runtime = new OciRuntime(options);
+    const runtime = ahead === 'nothing' ? new OciRuntime(options) : new RuntimeOfStandbys(options);
     runtimes.push(runtime);
     return runtime;
   };
@@ -69,6 +75,21 @@ export async function openOciHarness(program: string): Promise<OciHarness> {
     };
   };
 
+  const crash = async (act: 'create' | 'create of standby' | 'stand by', request: CreateRequest, midwayMs?: number): Promise<void> => {
+    const { logger: _, ...plain } = options;
+    const args = ['--conditions=development', join(here, 'create-child.ts'), JSON.stringify(plain), JSON.stringify(request), act];
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    const closed = once(child, 'close');
+    let said = '';
+    child.stdout.on('data', (data: Buffer) => (said += data.toString()));
+    const word = midwayMs === undefined ? 'done' : 'begin';
+    while (!said.includes(word))
+      await Promise.race([once(child.stdout, 'data'), closed.then(() => Promise.reject(new Error('the child ended')))]);
+    if (midwayMs !== undefined) await new Promise((resolve) => setTimeout(resolve, midwayMs));
+    child.kill('SIGKILL');
+    await closed;
+  };
+
   return {
     runtime,
     directory,
@@ -82,20 +103,8 @@ export async function openOciHarness(program: string): Promise<OciHarness> {
       await configure(request.runDirectory, request.network.address, argvOf(behaviour));
       return request;
     },
-    createAndCrash: async (request, midwayMs) => {
-      const { logger: _, ...plain } = options;
-      const args = ['--conditions=development', join(here, 'create-child.ts'), JSON.stringify(plain), JSON.stringify(request)];
-      const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
-      const closed = once(child, 'close');
-      let said = '';
-      child.stdout.on('data', (data: Buffer) => (said += data.toString()));
-      const word = midwayMs === undefined ? 'done' : 'begin';
-      while (!said.includes(word))
-        await Promise.race([once(child.stdout, 'data'), closed.then(() => Promise.reject(new Error('the child ended')))]);
-      if (midwayMs !== undefined) await new Promise((resolve) => setTimeout(resolve, midwayMs));
-      child.kill('SIGKILL');
-      await closed;
-    },
+    createAndCrash: async (request, midwayMs) => await crash(ahead === 'nothing' ? 'create' : 'create of standby', request, midwayMs),
+    standByAndCrash: async (request) => await crash('stand by', request),
     leftovers: (id) => leftoversOf(id, stateDirectory),
     close: async () => {
       try {

@@ -1,0 +1,148 @@
+import { mkdir, readFile, rm, symlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { SandboxId } from '@drover/foundation';
+import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import { standByFor } from '../testing/standbys.ts';
+import type { CreateRequest } from '../runtime.ts';
+import { layoutOf } from './layout.ts';
+import { isSameProcess } from './process.ts';
+import { readRecord, type SandboxRecord } from './record.ts';
+
+/** What any sandbox does, one made of a standby does too: that is the conformance suite's (oci-runtime.test.ts). */
+describe('a sandbox that is made of a standby', () => {
+  let harness: OciHarness;
+  const made: SandboxId[] = [];
+  const lifetime = (): AbortSignal => AbortSignal.timeout(20_000);
+
+  beforeAll(async () => {
+    harness = await openOciHarness('runc');
+  });
+  afterEach(async () => {
+    for (const id of made.splice(0)) await harness.runtime.destroy(id);
+  });
+  afterAll(async () => {
+    await harness.close();
+  });
+
+  const recordOf = async (id: SandboxId): Promise<SandboxRecord | undefined> =>
+    await readRecord(layoutOf(harness.stateDirectory, id).record);
+  /** One that leaves in /out what the script says. */
+  const requestOf = async (script: string, overrides: Partial<CreateRequest> = {}): Promise<CreateRequest> => {
+    const request = await harness.requestOf(['/bin/sh', '-c', `( ${script} ) > /out 2>&1`], overrides);
+    made.push(request.id);
+    return request;
+  };
+  const ended = async (request: CreateRequest): Promise<string> => {
+    await harness.runtime.waitExit(request.id, lifetime());
+    return await readFile(join(layoutOf(harness.stateDirectory, request.id).root, 'out'), 'utf8');
+  };
+
+  test('is the process that stood by, and has the root, the name, the mounts and the limits that any other has', async () => {
+    const script = [
+      'hostname; cat /etc/hostname; ls -a / /.drover/run; id; readlink /proc/1/cwd; readlink /proc/1/root',
+      'cut -d" " -f5- /proc/self/mountinfo | sort',
+      'cd /sys/fs/cgroup && cat */memory.limit_in_bytes */memory.memsw.limit_in_bytes */cpu.cfs_quota_us */cpu.cfs_period_us */pids.max *.max',
+      'cat /proc/self/status | grep -E "Cap|Seccomp|NoNewPrivs"; ulimit -a',
+    ].join('; ');
+    const settings = {
+      hostname: 'chosen',
+      secretsBytes: 65_536,
+      limits: { cpuMillis: 500, memoryBytes: 64 * 1024 ** 2, diskBytes: 0, pids: 50 },
+    };
+    const request = await requestOf(script, settings);
+    const standby = await standByFor(harness.runtime, request);
+    const { pid } = (await recordOf(standby)) ?? {};
+    await harness.runtime.create({ ...request, standby }, lifetime());
+    expect(await recordOf(request.id)).toMatchObject({ pid, container: standby });
+    const plain = await requestOf(script, settings);
+    await harness.runtime.create(plain, lifetime());
+    // Each has a range of uids of its own.
+    const alike = (text: string, { id }: CreateRequest): string => text.replaceAll(id, 'ID').replaceAll(/([ug]id=)1000\d+/g, '$1N');
+    const [text, expected] = [alike(await ended(request), request), alike(await ended(plain), plain)];
+    expect(text).toBe(expected);
+    expect(text).toContain('chosen');
+    expect(text).toContain(String((64 + 96) * 1024 ** 2));
+    for (const { id } of [request, plain]) {
+      await harness.runtime.destroy(id);
+      expect(await harness.leftovers(id)).toEqual([]);
+    }
+  });
+
+  test('of one that has ended meanwhile, it is made as without', async () => {
+    const request = await requestOf('echo made');
+    const standby = await standByFor(harness.runtime, request);
+    const { pid, pidStart } = (await recordOf(standby)) ?? {};
+    if (pid === undefined) throw new Error('the standby has no process');
+    process.kill(pid, 'SIGKILL');
+    while (isSameProcess(pid, pidStart)) await new Promise((resolve) => setImmediate(resolve));
+    await harness.runtime.create({ ...request, standby }, lifetime());
+    expect(await ended(request)).toBe('made\n');
+    expect((await recordOf(request.id))?.container).toBeUndefined();
+    await harness.runtime.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+
+  test('in a root whose /dev is a link, it is made as without, and nothing is mounted where the link leads', async () => {
+    const layer = join(harness.directory, 'linked');
+    await mkdir(layer);
+    await symlink('/tmp', join(layer, 'dev'));
+    const request = await requestOf('echo made', { layers: [harness.busybox, layer] });
+    const standby = await standByFor(harness.runtime, request);
+    await harness.runtime.create({ ...request, standby }, lifetime());
+    expect(await ended(request)).toBe('made\n');
+    await harness.runtime.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+    await rm(layer, { recursive: true });
+  });
+
+  test('R-18: with a volume, it is made as without', async () => {
+    const volume = join(harness.directory, 'volume');
+    await mkdir(volume);
+    const request = await requestOf('ls -d /data/here', { mounts: [{ source: volume, target: '/data/here', readOnly: true }] });
+    const standby = await standByFor(harness.runtime, request);
+    await harness.runtime.create({ ...request, standby }, lifetime());
+    expect(await ended(request)).toBe('/data/here\n');
+  });
+
+  test('R-9: a sandbox of a standby is known to the next agent, and started again; a standby is not kept', async () => {
+    const request = await harness.requestOf(['/bin/sleep', '600']);
+    made.push(request.id);
+    const standby = await standByFor(harness.runtime, request);
+    await harness.runtime.create({ ...request, standby }, lifetime());
+    const other = await standByFor(harness.runtime, await harness.requestOf(['/bin/true']));
+    const next = harness.restarted();
+    expect(await next.sweep(new Set([request.id]))).toEqual([other]);
+    expect(await harness.leftovers(other)).toEqual([]);
+    expect(await next.inspect(request.id)).toMatchObject({ phase: 'running', pid: (await recordOf(request.id))?.pid });
+    await next.kill(request.id, 'SIGKILL');
+    await next.waitExit(request.id, lifetime());
+    expect(await next.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 137 });
+    await next.start(await harness.again(request, { kind: 'run' }), lifetime());
+    expect(await next.inspect(request.id)).toMatchObject({ phase: 'running' });
+    await next.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+
+  test('one that exists needs none: what came with the request goes', async () => {
+    const request = await harness.requestOf(['/bin/sleep', '600']);
+    made.push(request.id);
+    await harness.runtime.create(request, lifetime());
+    const standby = await standByFor(harness.runtime, request);
+    await harness.runtime.create({ ...request, standby }, lifetime());
+    expect(await recordOf(standby)).toBeUndefined();
+    await harness.runtime.destroy(request.id);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+
+  test('R-9: ends with its agent', async () => {
+    const request = await harness.requestOf(['/bin/true']);
+    await rm(join(request.runDirectory, 'config.json'));
+    await harness.standByAndCrash(request);
+    const { pid, pidStart } = (await recordOf(request.id)) ?? {};
+    expect(pid).toBeTypeOf('number');
+    while (isSameProcess(pid, pidStart)) await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(await harness.restarted().sweep(new Set())).toEqual([request.id]);
+    expect(await harness.leftovers(request.id)).toEqual([]);
+  });
+});
