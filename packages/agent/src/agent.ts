@@ -11,7 +11,7 @@ import { controlPort, proxyPort } from './limits.ts';
 import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
 import { checkGateway, ControlListener, GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
 import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
-import { SandboxManager } from './sandboxes/index.ts';
+import { defaultStandbys, SandboxManager } from './sandboxes/index.ts';
 import { keepImagesTidy } from './upkeep.ts';
 
 export interface AgentOptions {
@@ -39,6 +39,8 @@ export interface AgentOptions {
   readonly registries?: RegistryConfig;
   /** Directories of the host that sandboxes may mount (R-18). */
   readonly allowedMounts?: readonly string[];
+  /** Sandboxes that are kept ready ahead of creates; default: by the memory of the host, 0 to 16. */
+  readonly standbys?: number;
   /** Starts `drover gateway`, its arguments to follow. Default: this program again, with `gateway`. */
   readonly gatewayCommand?: readonly [string, ...string[]];
 }
@@ -128,6 +130,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     },
     gatewayEnvironment: (attachment) => Object.entries(proxyEnvironment(attachment)).map(([name, value]) => `${name}=${value}`),
     allowedMounts: options.allowedMounts ?? [],
+    standbys: options.standbys ?? defaultStandbys(),
     logger,
     signal,
   });

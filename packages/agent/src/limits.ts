@@ -48,6 +48,17 @@ export const startsPerCpu = 1.5;
 export const startTurnMs = 5_000;
 /** How often it is looked whether it has. Milliseconds. */
 export const startLookMs = 25;
+/** Standbys of a host that says nothing about it: one for so many bytes of its memory, of which each takes some 20 MB, and no more than `maxDefaultStandbys`. */
+export const memoryPerStandby = 2 * 1024 ** 3;
+export const maxDefaultStandbys = 16;
+/** Rest between the last start of a sandbox and making the next standby: what that takes, the start lacks. Milliseconds. */
+export const standbyRestMs = 500;
+/** How long a standby may take until it is ready; then it is taken away. Milliseconds. */
+export const standbyReadyMs = 20_000;
+/** How often it is looked whether it is. Milliseconds. */
+export const standbyLookMs = 25;
+/** Failures in a row after which no standby is made any more until the agent starts again. */
+export const standbyFailures = 3;
 /** Sandboxes that may wait to be given their root; one more is refused with queue-full. */
 export const bindingsWaiting = 512;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */

@@ -45,6 +45,8 @@ export const maxLivenessMs = 24 * 3_600_000;
 /** The shortest and the longest --reconnect-max, ms. Others are refused. */
 export const minReconnectMaxMs = 500;
 export const maxReconnectMaxMs = 600_000;
+/** The largest --standbys: sandboxes that a host keeps ready, each with some 20 MB. More are refused. */
+export const maxStandbys = 256;
 
 /** Bytes of one secret; the control plane takes no more. A larger one is refused. */
 export const maxSecretBytes = 64 * 1024;

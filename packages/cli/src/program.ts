@@ -144,6 +144,7 @@ function hostFlags(command: Command): Command {
     .option('--runtime-program <program>', 'runc, crun, or a path')
     .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect)
     .option('--reconnect-max <duration>', 'the longest wait between two tries to reach the control plane (30s)')
+    .option('--standbys <number>', 'sandboxes kept ready so that the next start at once, 20 MB each (one for 2 GB of memory, at most 16)')
     .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP, or prove itself badly (again for more)', collect)
     .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (again for more)', collect)
     .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them, its credential helpers included');

@@ -68,6 +68,8 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['completion', 'tcsh'], 2, /there is no completion for "tcsh"/, /bash\|zsh\|fish/],
     [['up', '--listen', 'here'], 2, /"here" is not an address to listen on/, /HOST:PORT/],
     [['agent', 'join', 'https://a'], 2, /there is no join token/, /drover host token/],
+    [['agent', '--standbys', '-1'], 2, /--standbys "-1" is not a number of sandboxes/, /give 0 to 256/],
+    [['agent', '--standbys', '257'], 2, /--standbys "257" is not a number of sandboxes/, /give 0 to 256/],
     [['agent', '--reconnect-max', '1ms'], 2, /--reconnect-max "1ms" is too short/, /0\.5s to 600s/],
     [['sandbox', 'ls', '--server', 'http://a', '--token', 'x'], 2, /not the address of a control plane/, /https:/],
     [['sandbox', 'ls'], 4, /no control plane is known/, /drover up/],

@@ -14,8 +14,15 @@ export interface AddressHolder {
 export interface Network {
   /** Sets up the host's side (bridge-less veths, nftables table, pool) and removes leftovers of an earlier life. */
   start(known: ReadonlySet<SandboxId>): Promise<void>;
-  /** The sandbox's attachment, made if it has none. The same id gets the same one (R-17). @throws {DroverError} no-room */
-  acquire(id: SandboxId): Promise<NetworkAttachment>;
+  /**
+   * The sandbox's attachment, made if it has none: `reserved`, where that is given. The same id gets the same one (R-17).
+   * @throws {DroverError} no-room
+   */
+  acquire(id: SandboxId, reserved?: NetworkAttachment): Promise<NetworkAttachment>;
+  /** An attachment for a sandbox that is to come, nobody's as yet; undefined when sandboxes need what is left. */
+  reserve(): Promise<NetworkAttachment | undefined>;
+  /** Takes back what was reserved and no sandbox has; again: nothing. */
+  unreserve(reserved: NetworkAttachment): Promise<void>;
   /** Takes everything back; none there: nothing. */
   release(id: SandboxId): Promise<void>;
   /** Replaces what the sandbox may reach, in force when it resolves. */

@@ -49,6 +49,8 @@ export class SandboxNetwork implements Network {
   readonly #free: number[] = [];
   /** Slots whose namespace stands ready. */
   readonly #ready: number[] = [];
+  /** Reserved slots, by the paths of their namespaces. */
+  readonly #reserved = new Map<string, number>();
   /** Slots taken away from a sandbox whose address the gateway may still know. */
   readonly #quarantine = new Set<number>();
   /** When a sandbox last got one. */
@@ -98,11 +100,11 @@ export class SandboxNetwork implements Network {
     this.#refill();
   }
 
-  async acquire(id: SandboxId): Promise<NetworkAttachment> {
+  async acquire(id: SandboxId, reserved?: NetworkAttachment): Promise<NetworkAttachment> {
     return await this.#exclusively(id, async () => {
       const existing = this.#records.get(id);
       if (existing !== undefined) return await this.#restore(existing);
-      const slot = this.#ready.shift() ?? (await this.#createCold());
+      const slot = this.#takeReserved(reserved) ?? this.#ready.shift() ?? (await this.#createCold());
       const record: NetworkRecord = { id, slot, pool: this.#plan.pool, allow: [], cut: false };
       try {
         await this.#disk.save(record);
@@ -115,6 +117,24 @@ export class SandboxNetwork implements Network {
       this.#refill();
       return this.#attachment(slot);
     });
+  }
+
+  async reserve(): Promise<NetworkAttachment | undefined> {
+    if (!this.#open) throw new DroverError('unavailable', "the host's network is not ready");
+    // Half of all addresses are left to sandboxes that are not made of what is ready.
+    if (this.#ready.length + this.#free.length <= this.#plan.slots / 2) return undefined;
+    const slot = this.#ready.shift() ?? (await this.#createCold());
+    const attachment = this.#attachment(slot);
+    this.#reserved.set(attachment.namespacePath, slot);
+    this.#refill();
+    return attachment;
+  }
+
+  async unreserve(reserved: NetworkAttachment): Promise<void> {
+    const slot = this.#takeReserved(reserved);
+    if (slot === undefined) return;
+    await removeSlots(this.#plan, [slot]);
+    this.#free.push(slot);
   }
 
   async release(id: SandboxId): Promise<void> {
@@ -168,7 +188,8 @@ export class SandboxNetwork implements Network {
     this.#open = false;
     this.#life.abort();
     await this.#refilling;
-    await removeSlots(this.#plan, this.#ready.splice(0));
+    await removeSlots(this.#plan, [...this.#ready.splice(0), ...this.#reserved.values()]);
+    this.#reserved.clear();
     // Sandboxes that run on keep their rules; without any, nothing stays.
     if (this.#records.size === 0) await tearDownHost(this.#plan);
   }
@@ -178,6 +199,13 @@ export class SandboxNetwork implements Network {
     let serial = this.#serial.get(id);
     if (serial === undefined) this.#serial.set(id, (serial = new SerialExecutor(networkOperationsPerSandbox)));
     return await serial.run(task);
+  }
+
+  #takeReserved(attachment: NetworkAttachment | undefined): number | undefined {
+    const path = attachment?.namespacePath ?? '';
+    const slot = this.#reserved.get(path);
+    this.#reserved.delete(path);
+    return slot;
   }
 
   #record(id: SandboxId): NetworkRecord {

@@ -64,6 +64,8 @@ class NetworkOnPaper implements Network {
       interface: 'x',
     });
   }
+  reserve = async (): Promise<undefined> => await Promise.resolve(undefined);
+  unreserve = async (): Promise<void> => await Promise.resolve();
   async release(id: SandboxId): Promise<void> {
     this.attached.delete(id);
     this.cut.delete(id);

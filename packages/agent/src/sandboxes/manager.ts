@@ -23,11 +23,14 @@ import { prepareStart, runDirectoryOf, type StartOptions } from './preparing.ts'
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
 import { removeStartMaterial } from './run-directory.ts';
 import type { Sandboxes } from './sandboxes.ts';
+import { Standbys } from './standbys.ts';
 
 export interface SandboxManagerOptions extends StartOptions {
   readonly runtimes: readonly Runtime[];
   readonly logger: Logger;
   readonly clock?: Clock;
+  /** Sandboxes that are kept ready ahead of creates; default: none. */
+  readonly standbys?: number;
   /** The agent's lifetime: work on sandboxes lives under it, never under a command's (L-21, L-23). */
   readonly signal: AbortSignal;
 }
@@ -53,6 +56,7 @@ export class SandboxManager implements Sandboxes {
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #records: RecordStore;
+  readonly #standbys: Standbys | undefined;
   readonly #entries = new Map<SandboxId, Entry>();
   readonly #listeners = new Set<(observation: sandbox.SandboxObservation) => void>();
 
@@ -61,6 +65,9 @@ export class SandboxManager implements Sandboxes {
     this.#clock = options.clock ?? systemClock;
     this.#logger = options.logger;
     this.#records = new RecordStore(join(options.stateDirectory, 'records'), options.logger);
+    const { standbys: count = 0, runtimes } = options;
+    const [runtime] = runtimes;
+    if (runtime !== undefined && count > 0) this.#standbys = new Standbys({ ...options, clock: this.#clock, runtime, count });
   }
 
   async start(): Promise<void> {
@@ -76,6 +83,7 @@ export class SandboxManager implements Sandboxes {
     }
     await this.#options.images.retain(kept);
     await this.#sweepRunDirectories(kept);
+    this.#standbys?.fill();
   }
 
   async create(command: link.CreateSandbox, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation> {
@@ -250,6 +258,7 @@ export class SandboxManager implements Sandboxes {
 
   async close(): Promise<void> {
     for (const entry of this.#entries.values()) entry.watch?.abort();
+    await this.#standbys?.close();
     await Promise.all([...this.#entries.values()].map(async (entry) => await entry.operations.idle()));
     await this.#options.network.close();
   }
@@ -268,6 +277,9 @@ export class SandboxManager implements Sandboxes {
     const runtime = this.#runtime(entry.record.runtime);
     const first = entry.record.startCount === 0;
     let settled: Promise<void> | undefined;
+    using _underWay = this.#standbys?.startUnderWay();
+    // A sandbox that has been before has a root and a range of uids of its own.
+    let standby = first ? this.#standbys?.take(runtime) : undefined;
     try {
       await this.#update(entry, {
         phase: 'preparing',
@@ -279,7 +291,7 @@ export class SandboxManager implements Sandboxes {
         finishedAt: undefined,
         networkCut: entry.wish.networkCut,
       });
-      const start = await prepareStart(this.#options, entry.record, secrets, progress, signal);
+      const start = await prepareStart(this.#options, entry.record, secrets, progress, standby, signal);
       const { imageDigest, request, completed } = start;
       settled = start.settled;
       const opening = async (): Promise<void> => {
@@ -295,6 +307,8 @@ export class SandboxManager implements Sandboxes {
         await this.#update(entry, { phase: 'starting', message: '', imageDigest, address, networkCut });
       };
       const gated = { ...request, gate: { completed, opening } };
+      // The runtime's from here on.
+      if (request.standby !== undefined) standby = undefined;
       await (first ? runtime.create(gated, signal) : runtime.start(gated, signal));
       const state = await runtime.inspect(id);
       await this.#update(entry, { phase: 'running', startCount: start.startCount, startedAt: state?.startedAt ?? this.#clock.now() });
@@ -314,6 +328,7 @@ export class SandboxManager implements Sandboxes {
       throw error;
     } finally {
       entry.making = undefined;
+      if (standby !== undefined) await this.#standbys?.discard(standby);
     }
   }
 

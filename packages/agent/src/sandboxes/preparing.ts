@@ -46,13 +46,14 @@ export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
 /**
  * Brings together what one start of a sandbox needs: its image, held; an address; and a run directory. What init waits for, its key and
  * certificate, the config, and its policy in force, is still being made when this resolves: init's own start takes longer than that.
- * What fails here is taken back by the caller.
+ * What fails here is taken back by the caller. The request has the standby when the sandbox can be made of it.
  */
 export async function prepareStart(
   options: StartOptions,
   record: SandboxRecord,
   secretValues: readonly sandbox.SecretValue[],
   progress: (progress: link.CommandProgress) => void,
+  standby: { readonly id: SandboxId; readonly network: NetworkAttachment } | undefined,
   signal: AbortSignal,
 ): Promise<PreparedStart> {
   const { id, spec } = record;
@@ -61,10 +62,14 @@ export async function prepareStart(
   identity.catch(() => undefined);
   const [image, network] = await Promise.all([
     holdImage(options.images, id, spec.image, progress, signal),
-    options.network.acquire(id),
+    options.network.acquire(id, standby?.network),
     makeRunDirectory(runDirectoryOf(options.stateDirectory, id)),
   ]);
-  const request = requestOf(options, record, image, network);
+  const request: CreateRequest = {
+    ...requestOf(options, record, image, network),
+    // It cannot leave its network; the sandbox may have had one of its own before.
+    ...(standby?.network.namespacePath === network.namespacePath && { standby: standby.id }),
+  };
   const startCount = record.startCount + 1;
   const secrets = placeSecrets(spec.secrets, secretValues);
   const main = resolveMain(spec, image.config, options.gatewayEnvironment(network), secrets.env);

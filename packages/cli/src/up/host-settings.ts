@@ -2,7 +2,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { clip, DroverError, errnoOf, parseCpus, parseLabel, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
-import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
+import { maxReconnectMaxMs, maxStandbys, minReconnectMaxMs } from '../limits.ts';
 import { parseWithin } from './settings.ts';
 
 /** What this host was told about itself when it joined. */
@@ -20,6 +20,8 @@ export interface HostSettings {
   readonly allowedMounts?: readonly string[];
   /** The longest wait between two tries to reach the control plane (L-12). Milliseconds. */
   readonly reconnectMaxMs?: number;
+  /** Sandboxes that are kept ready ahead of creates. */
+  readonly standbys?: number;
   /** What is said about registries (R-11). */
   readonly registries?: RegistrySettings;
 }
@@ -43,6 +45,7 @@ export interface HostFlags {
   readonly runtimeProgram?: string;
   readonly allowMount?: readonly string[];
   readonly reconnectMax?: string;
+  readonly standbys?: string;
   readonly insecureRegistry?: readonly string[];
   readonly registryMirror?: readonly string[];
   readonly registryCredentials?: string;
@@ -55,6 +58,7 @@ export async function checkHostFlags(flags: HostFlags): Promise<void> {
   for (const label of flags.label ?? []) parseLabel(label);
   parseRegistries(flags);
   parseReconnectMax(flags);
+  parseStandbys(flags);
   if (flags.cpus !== undefined) parseCpus(flags.cpus);
   if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
 }
@@ -63,6 +67,16 @@ export async function checkHostFlags(flags: HostFlags): Promise<void> {
 function parseReconnectMax({ reconnectMax }: HostFlags): { readonly reconnectMaxMs?: number } {
   if (reconnectMax === undefined) return {};
   return { reconnectMaxMs: parseWithin('--reconnect-max', reconnectMax, minReconnectMaxMs, maxReconnectMaxMs) };
+}
+
+/** @throws {DroverError} invalid-argument */
+function parseStandbys({ standbys }: HostFlags): { readonly standbys?: number } {
+  if (standbys === undefined) return {};
+  const count = Number(standbys);
+  if (/^\d{1,4}$/.test(standbys) && count <= maxStandbys) return { standbys: count };
+  throw new DroverError('invalid-argument', `--standbys ${JSON.stringify(clip(standbys))} is not a number of sandboxes to keep ready`, {
+    hint: `give 0 to ${maxStandbys}`,
+  });
 }
 
 /** R-11. @throws {DroverError} invalid-argument */
@@ -107,6 +121,7 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
     ...(flags.runtimeProgram !== undefined && { runtimeProgram: flags.runtimeProgram }),
     ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
     ...parseReconnectMax(flags),
+    ...parseStandbys(flags),
   };
   if (Object.keys(given).length === 0 && Object.keys(registries).length === 0) return;
   const kept = await loadHostSettings(stateDirectory);
@@ -124,6 +139,7 @@ const schema = z.object({
   runtimeProgram: z.string().optional(),
   allowedMounts: z.array(z.string()).optional(),
   reconnectMaxMs: z.number().optional(),
+  standbys: z.int().nonnegative().optional(),
   registries: z
     .object({
       insecureRegistries: z.array(z.string()).optional(),

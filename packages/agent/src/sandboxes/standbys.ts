@@ -1,0 +1,154 @@
+import { mkdir, rm, stat } from 'node:fs/promises';
+import { totalmem } from 'node:os';
+import { join } from 'node:path';
+import { DroverError, errnoOf, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { standbyFile } from '@drover/init';
+import { maxDefaultStandbys, memoryPerStandby, standbyFailures, standbyLookMs, standbyReadyMs, standbyRestMs } from '../limits.ts';
+import type { Network } from '../network/network.ts';
+import type { NetworkAttachment, Runtime } from '../runtimes/runtime.ts';
+import { runDirectoryOf } from './preparing.ts';
+
+/** An init that has started and waits for a sandbox to be of (`Runtime.standBy`). */
+export interface Standby {
+  readonly id: SandboxId;
+  readonly runtime: Runtime;
+  readonly network: NetworkAttachment;
+}
+
+export interface StandbysOptions {
+  readonly stateDirectory: string;
+  readonly initDirectory: string;
+  readonly runtime: Runtime;
+  readonly network: Network;
+  readonly logger: Logger;
+  readonly clock: Clock;
+  /** How many wait; 0: none. */
+  readonly count: number;
+  /** No more are made once it is aborted. */
+  readonly signal: AbortSignal;
+}
+
+/** How many a host of this size keeps. */
+export function defaultStandbys(memoryBytes = totalmem()): number {
+  return Math.min(maxDefaultStandbys, Math.floor(memoryBytes / memoryPerStandby));
+}
+
+/**
+ * Keeps standbys ready, so that a create finds most of its work done. They are made one at a time and only while no sandbox is being
+ * started. What is left of them at the end of this process is swept by the next (R-9), as their inits end with it.
+ */
+export class Standbys {
+  readonly #options: StandbysOptions;
+  readonly #ready: Standby[] = [];
+  #starts = 0;
+  #lastStart = Number.NEGATIVE_INFINITY;
+  #failures = 0;
+  #filling: Promise<void> | undefined;
+
+  constructor(options: StandbysOptions) {
+    this.#options = options;
+  }
+
+  /** One that is ready, from now on the caller's; undefined when there is none. */
+  take(runtime: Runtime): Standby | undefined {
+    if (runtime !== this.#options.runtime) return undefined;
+    const standby = this.#ready.shift();
+    if (standby !== undefined) void this.#removeRunDirectory(standby.id);
+    this.fill();
+    return standby;
+  }
+
+  /** Until that is disposed of, a start is under way. */
+  startUnderWay(): Disposable {
+    this.#starts++;
+    return {
+      [Symbol.dispose]: () => {
+        this.#starts--;
+        this.#lastStart = this.#options.clock.now();
+      },
+    };
+  }
+
+  /** Takes one away that was not given to the runtime. */
+  async discard({ id, runtime, network }: Standby): Promise<void> {
+    try {
+      await runtime.destroy(id);
+      await this.#options.network.unreserve(network);
+      await this.#removeRunDirectory(id);
+    } catch (error) {
+      // Nobody waits for it, and the next start of the agent sweeps it.
+      this.#options.logger.warn({ err: error, standby: id }, 'a standby could not be taken away');
+    }
+  }
+
+  /** Makes what is missing, in the background. */
+  fill(): void {
+    this.#filling ??= this.#fill().finally(() => (this.#filling = undefined));
+  }
+
+  /** Takes all of them away. */
+  async close(): Promise<void> {
+    await this.#filling;
+    await Promise.all(this.#ready.splice(0).map(async (standby) => await this.discard(standby)));
+  }
+
+  async #fill(): Promise<void> {
+    const { count, signal, clock, runtime, logger } = this.#options;
+    while (!signal.aborted && this.#ready.length < count && this.#failures < standbyFailures && runtime.standBy !== undefined) {
+      const rest = this.#starts > 0 ? standbyRestMs : this.#lastStart + standbyRestMs - clock.now();
+      try {
+        if (rest > 0) await clock.sleep(rest, signal);
+        else if (!(await this.#make(runtime.standBy))) return;
+        else this.#failures = 0;
+      } catch (error) {
+        if (signal.aborted) return;
+        this.#failures++;
+        logger.warn({ err: error, failures: this.#failures }, 'no sandbox could be made ahead');
+      }
+    }
+  }
+
+  /** @returns false when there is no room for one */
+  async #make(standBy: NonNullable<Runtime['standBy']>): Promise<boolean> {
+    const { network, runtime, stateDirectory, initDirectory, signal } = this.#options;
+    const attachment = await network.reserve();
+    if (attachment === undefined) return false;
+    const standby: Standby = { id: newSandboxId(), runtime, network: attachment };
+    const runDirectory = runDirectoryOf(stateDirectory, standby.id);
+    try {
+      await mkdir(runDirectory, { recursive: true, mode: 0o700 });
+      await standBy({ id: standby.id, network: attachment, initDirectory, runDirectory }, signal);
+      await this.#untilReady(join(runDirectory, standbyFile));
+    } catch (error) {
+      await this.discard(standby);
+      throw error;
+    }
+    this.#ready.push(standby);
+    return true;
+  }
+
+  async #untilReady(path: string): Promise<void> {
+    const { clock, signal } = this.#options;
+    const deadline = clock.now() + standbyReadyMs;
+    while (!(await isThere(path))) {
+      if (clock.now() >= deadline) throw new DroverError('timed-out', `a standby was not ready after ${standbyReadyMs} ms`);
+      await clock.sleep(standbyLookMs, signal);
+    }
+  }
+
+  async #removeRunDirectory(id: SandboxId): Promise<void> {
+    await rm(runDirectoryOf(this.#options.stateDirectory, id), { recursive: true, force: true }).catch((error: unknown) => {
+      this.#options.logger.warn({ err: error, standby: id }, 'the run directory of a standby stays until the agent starts again');
+    });
+  }
+}
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}
