@@ -1,7 +1,7 @@
-import { closeSync, openSync } from 'node:fs';
+import { chownSync, closeSync, mkdirSync, openSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
-import { DroverError } from '@drover/foundation';
-import { AT_FDCWD, MNT_DETACH, MOVE_MOUNT_F_EMPTY_PATH, SYS_move_mount } from './mounts.ts';
+import { DroverError, errnoOf } from '@drover/foundation';
+import { AT_FDCWD, MNT_DETACH, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS, SYS_move_mount } from './mounts.ts';
 import { openSystemCalls, type SystemCalls } from './system-calls.ts';
 
 /**
@@ -13,14 +13,26 @@ export interface BindingTask {
   readonly mountNamespace: number;
   readonly utsNamespace: number;
   readonly hostname: string;
+  /** The new root: a descriptor of a mount that is attached nowhere. */
+  readonly root: number;
   /** Where, in the root that the sandbox waits with, the new one is put together: an absolute path. */
   readonly place: string;
   /** What moves from the old root to the new one, as it is mounted: absolute paths, which are directories in both. */
   readonly kept: readonly string[];
   /** What of that goes, in the new root: absolute paths. */
   readonly dropped: readonly string[];
-  /** Paths in the new root, and the mounts for them (descriptors; detached); the first is for the root itself. */
-  readonly attached: readonly (readonly [path: string, mount: number])[];
+  /** What is mounted in the new root then, in this order. */
+  readonly attached: readonly Attached[];
+  /** The owner of the places that are made for that: a uid, and the gid. */
+  readonly owner: number;
+}
+
+export interface Attached {
+  /** Absolute, as the sandbox sees it: links lead to where they lead in there. */
+  readonly path: string;
+  /** A descriptor of a mount that is attached nowhere. */
+  readonly mount: number;
+  readonly kind: 'directory' | 'file';
 }
 
 export type BindingAnswer = { readonly error: string | undefined };
@@ -60,17 +72,15 @@ function bind(calls: SystemCalls, number: Numbers, home: Home, task: BindingTask
   }
 }
 
-function changeRoot(calls: SystemCalls, number: Numbers, { place, kept, dropped, attached }: BindingTask): void {
-  const [root, ...others] = attached;
-  if (root === undefined) throw new DroverError('internal', 'there is no root to bind');
-  // A path that ends in a link is not followed (move_mount(2)), and what comes before its end is no link.
-  const attach = (path: string, mount: number): void => {
-    calls.call(`mounting ${path}`, SYS_move_mount, BigInt(mount), '', AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH);
+function changeRoot(calls: SystemCalls, number: Numbers, task: BindingTask): void {
+  const { root, place, kept, dropped, attached, owner } = task;
+  const attach = (path: string, mount: number, flags: bigint): void => {
+    calls.call(`mounting ${path}`, SYS_move_mount, BigInt(mount), '', AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH | flags);
   };
-  attach(place, root[1]);
+  attach(place, root, 0n);
+  // A path that ends in a link is not followed without a flag (move_mount(2)); what comes before its end is no link.
   for (const path of kept) calls.call(`moving ${path}`, SYS_move_mount, AT_FDCWD, path, AT_FDCWD, `${place}${path}`, 0n);
   for (const path of dropped) calls.unmount(`dropping ${path}`, `${place}${path}`, MNT_DETACH);
-  for (const [path, mount] of others) attach(`${place}${path}`, mount);
   const old = openSync('/', 'r');
   try {
     const next = openSync(place, 'r');
@@ -85,6 +95,26 @@ function changeRoot(calls: SystemCalls, number: Numbers, { place, kept, dropped,
     calls.unmount('leaving the old root', '.', MNT_DETACH);
   } finally {
     closeSync(old);
+  }
+  // This thread's root is the sandbox's too by now: no path leads out of it.
+  for (const { path, mount, kind } of attached) {
+    makePlace(path, kind, owner);
+    attach(path, mount, MOVE_MOUNT_T_SYMLINKS);
+  }
+}
+
+/** Makes what is missing of a path. Nothing of the sandbox's own runs yet that could be in the way. */
+function makePlace(path: string, kind: Attached['kind'], owner: number): void {
+  const parts = path.split('/').slice(1);
+  for (let count = 1; count <= parts.length; count++) {
+    const part = `/${parts.slice(0, count).join('/')}`;
+    try {
+      if (count === parts.length && kind === 'file') closeSync(openSync(part, 'wx', 0o644));
+      else mkdirSync(part, 0o755);
+      chownSync(part, owner, owner);
+    } catch (error) {
+      if (errnoOf(error) !== 'EEXIST') throw error;
+    }
   }
 }
 

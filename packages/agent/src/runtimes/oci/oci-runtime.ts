@@ -13,7 +13,7 @@ import {
   type Logger,
   type SandboxId,
 } from '@drover/foundation';
-import { initPort, secretsDirectory } from '@drover/init';
+import { initPort } from '@drover/init';
 import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
 import {
@@ -26,6 +26,7 @@ import {
   type StandbyRequest,
 } from '../runtime.ts';
 import { Bindings } from './binding.ts';
+import type { Attached } from './binding-thread.ts';
 import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
@@ -37,7 +38,7 @@ import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
 import { emptyRunDirectory, giveAway, makeMountPoints, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
 import { buildSpec, resourcesOf, type SpecOptions } from './spec.ts';
-import { closedMount, makeStandbyRoot, noLimits, runMount, standbyKept, standbyMounts, standbyPlace, standbyRoot } from './standby.ts';
+import { makeStandbyRoot, noLimits, runMount, sandboxMounts, standbyKept, standbyPlace, standbyRoot } from './standby.ts';
 import { together } from './together.ts';
 import { Turns } from './turns.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
@@ -429,8 +430,6 @@ export class OciRuntime implements Runtime {
     const from = layoutOf(this.#stateDirectory, standby);
     const waiting = await readRecord(from.record);
     if (detached === undefined || waiting === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
-    // Volumes have places anywhere in the root, which may lead through links: the runtime program knows how to mount there.
-    if (request.mounts.length > 0) return undefined;
     await rename(from.directory, layout.directory);
     const { slot, pid } = waiting;
     const record = { ...waiting, address: request.network.address, runDirectory: request.runDirectory };
@@ -442,16 +441,24 @@ export class OciRuntime implements Runtime {
       emptyRunDirectory(request.runDirectory, uid),
       this.#cgroups.limit(standby, resourcesOf(request.limits, this.#cgroups.limitsSwap)),
     );
-    if (!(await makeMountPoints(layout.root, standbyMounts(request), uid))) return undefined;
-    const attached: [string, number][] = [];
+    if (!(await makeMountPoints(layout.root, standbyKept, uid))) return undefined;
+    const sources = await mapVolumes(this.#mounts, layout, request, owners);
+    const root = detached.clone(layout.root, 0n);
+    const attached: Attached[] = [];
     try {
-      attached.push(['/', detached.clone(layout.root, 0n)]);
-      attached.push([runMount, detached.clone(request.runDirectory, closedMount)]);
-      if (request.secretsBytes !== undefined)
-        attached.push([secretsDirectory, detached.tmpfs({ bytes: request.secretsBytes, mode: '755', uid }, closedMount)]);
-      await this.#bindings.bind({ pid, hostname: request.hostname, place: standbyPlace, kept: standbyKept, dropped: [runMount], attached });
+      for (const make of sandboxMounts(request, sources, detached, uid)) attached.push(await make());
+      await this.#bindings.bind({
+        pid,
+        hostname: request.hostname,
+        root,
+        place: standbyPlace,
+        kept: standbyKept,
+        dropped: [runMount],
+        attached,
+        owner: uid,
+      });
     } finally {
-      for (const [, mount] of attached) closeSync(mount);
+      for (const mount of [root, ...attached.map((each) => each.mount)]) closeSync(mount);
     }
     return { record: { ...record, phase: 'started', startedAt: this.#clock.now() }, gate, uid };
   }

@@ -1,4 +1,4 @@
-import { mkdir, readFile, rm, symlink } from 'node:fs/promises';
+import { mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { SandboxId } from '@drover/foundation';
@@ -96,13 +96,43 @@ describe('a sandbox that is made of a standby', () => {
     await rm(layer, { recursive: true });
   });
 
-  test('R-18: with a volume, it is made as without', async () => {
+  test('R-18: has volumes where links of its image lead, and nowhere else', async () => {
+    const layer = join(harness.directory, 'links');
+    await mkdir(join(layer, 'real'), { recursive: true });
+    // From the root of the host these would lead elsewhere, or nowhere.
+    await symlink('/real', join(layer, 'link'));
+    await symlink('../../../../real', join(layer, 'far'));
     const volume = join(harness.directory, 'volume');
     await mkdir(volume);
-    const request = await requestOf('ls -d /data/here', { mounts: [{ source: volume, target: '/data/here', readOnly: true }] });
+    await writeFile(join(volume, 'file'), 'of the host');
+    const script = [
+      'for d in data/here real/a real/b; do touch /$d/w && rm /$d/w; ls -n /$d; done; cat /etc/one; ls -ldn /data /real/a; touch /data/here/x',
+      'grep -E " (/data|/real|/etc)" /proc/self/mountinfo | cut -d" " -f5-',
+    ].join('; ');
+    const settings = {
+      layers: [harness.busybox, layer],
+      mounts: [
+        { source: volume, target: '/data/here', readOnly: true },
+        { source: volume, target: '/link/a', readOnly: false },
+        { source: volume, target: '/far/b', readOnly: false },
+        { source: join(volume, 'file'), target: '/etc/one', readOnly: true },
+      ],
+    };
+    const request = await requestOf(script, settings);
     const standby = await standByFor(harness.runtime, request);
     await harness.runtime.create({ ...request, standby }, lifetime());
-    expect(await ended(request)).toBe('/data/here\n');
+    expect((await recordOf(request.id))?.container).toBe(standby);
+    const plain = await requestOf(script, settings);
+    await harness.runtime.create(plain, lifetime());
+    const alike = (text: string): string => text.replaceAll(/\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) .{9}/g, 'WHEN');
+    const text = alike(await ended(request));
+    expect(text).toContain('of the host');
+    expect(text).toContain('Read-only file system');
+    expect(text).toBe(alike(await ended(plain)));
+    for (const { id } of [request, plain]) {
+      await harness.runtime.destroy(id);
+      expect(await harness.leftovers(id)).toEqual([]);
+    }
   });
 
   test('R-9: a sandbox of a standby is known to the next agent, and started again; a standby is not kept', async () => {
