@@ -3,8 +3,9 @@ import { chmod, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/prom
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { defaultStandbys } from '@drover/agent';
 import { connectDrover } from '@drover/sdk';
-import { repository, TestDrover } from '../e2e/harness/index.ts';
+import { eventually, readyStandbys, repository, TestDrover } from '../e2e/harness/index.ts';
 import { measureCreate } from './create/create.ts';
 import { Docker } from './create/docker.ts';
 import { commandLine, throughApi } from './create/first-byte.ts';
@@ -23,6 +24,7 @@ type Name = (typeof names)[number];
 const limitMs = { full: 900_000, quick: 180_000 };
 /** Addresses for the sandboxes of this run: not those of an agent that may run here. */
 const pool = '10.198.0.0/16';
+const plainPool = '10.199.0.0/16';
 /** CPUs that the host offers: placement counts a tenth of one for each sandbox, and 50 at once are to be made at once, not to wait for room. */
 const offeredCpus = '16';
 
@@ -107,12 +109,7 @@ async function onOneDrover(
   await Promise.all(['sh', 'echo'].map(async (name) => await cp(join(rootfs, 'bin', 'busybox'), join(rootfs, 'bin', name))));
 
   const drover = held.use(await TestDrover.start(['--pool', pool, '--cpus', offeredCpus]));
-  const context = JSON.parse(await readFile(join(drover.environment['XDG_CONFIG_HOME'] ?? '', 'drover', 'context.json'), 'utf8')) as {
-    server: string;
-    token: string;
-    caPem: string;
-  };
-  const client = await connectDrover(context);
+  const client = await connectDrover(await drover.connection());
   held.defer(() => client.close());
   const started = await Docker.start(directory);
   const docker = 'docker' in started ? held.use(started.docker) : undefined;
@@ -129,12 +126,19 @@ async function onOneDrover(
         env,
         async () => undefined,
       );
+    await using plain = await TestDrover.start(['--pool', plainPool, '--cpus', offeredCpus, '--standbys', '0']);
+    const plainClient = await connectDrover(await plain.connection());
+    held.defer(() => plainClient.close());
     add(
       await measureCreate({
         quick,
         scratch: directory,
+        quiet: async () => {
+          await eventually('the standbys are ready', async () => (await readyStandbys(drover.data)) === defaultStandbys());
+        },
         ways: [
           throughApi('API, busybox', client, image),
+          throughApi('API, busybox, without standbys', plainClient, image),
           throughApi('API, `host`', client, 'host'),
           typed('`drover run`, busybox', image, ['/bin/busybox', 'echo', 'first']),
           await bareRunc(needProgram('runc', 'runc'), rootfs, directory),

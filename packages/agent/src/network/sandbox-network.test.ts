@@ -455,6 +455,35 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     expect(await readdir(join(state, 'networks'))).toEqual([]);
   });
 
+  test("R-17: what is reserved is nobody's until a sandbox takes it, and half of the addresses are kept for others", async () => {
+    // Five addresses.
+    const network = await start({ pool: '10.252.64.0/29' });
+    const [first, second, third] = [await network.reserve(), await network.reserve(), await network.reserve()];
+    if (first === undefined || second === undefined) throw new Error('nothing was reserved');
+    expect(third).toBeDefined();
+    expect(await network.reserve()).toBeUndefined();
+    expect(network.holderOf(first.address)).toBeUndefined();
+    const [sandbox, other, more] = [id(), id(), id()];
+    expect(await network.acquire(sandbox, first)).toEqual(first);
+    expect(network.holderOf(first.address)?.id).toBe(sandbox);
+    // One that has a network keeps it, and what was reserved stays so.
+    expect(await network.acquire(sandbox, second)).toEqual(first);
+    // Taken, given back: it is nobody's any more.
+    await network.unreserve(first);
+    expect(network.holderOf(first.address)?.id).toBe(sandbox);
+    expect(await leftovers()).toContain(second.interface);
+    await network.unreserve(second);
+    await network.unreserve(second);
+    expect(await leftovers()).not.toContain(second.interface);
+    expect((await network.acquire(other, second)).address).not.toBe(first.address);
+    await network.acquire(more);
+    for (const each of [sandbox, other, more]) await network.release(each);
+    await network.close();
+    opened.length = 0;
+    // The third that was reserved too.
+    expect(await leftovers()).toEqual([]);
+  });
+
   test('R-17: an address is not given out again before the gateway has forgotten it', async () => {
     let fail = false;
     const network = await start({

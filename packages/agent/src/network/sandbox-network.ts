@@ -122,7 +122,7 @@ export class SandboxNetwork implements Network {
   async reserve(): Promise<NetworkAttachment | undefined> {
     if (!this.#open) throw new DroverError('unavailable', "the host's network is not ready");
     // Half of all addresses are left to sandboxes that are not made of what is ready.
-    if (this.#ready.length + this.#free.length <= this.#plan.slots / 2) return undefined;
+    if (this.#records.size + this.#reserved.size + this.#quarantine.size >= this.#plan.slots / 2) return undefined;
     const slot = this.#ready.shift() ?? (await this.#createCold());
     const attachment = this.#attachment(slot);
     this.#reserved.set(attachment.namespacePath, slot);

@@ -1,0 +1,102 @@
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventually, isAlive, readyStandbys, TestDrover, tracesOf } from './harness/index.ts';
+
+interface HostRecord {
+  readonly container?: string;
+  readonly pid?: number;
+}
+
+describe('a host that keeps sandboxes ready', () => {
+  let drover: TestDrover;
+  let shared: string;
+
+  beforeAll(async () => {
+    shared = await mkdtemp(join(tmpdir(), 'drover-shared-'));
+    drover = await TestDrover.start(['--pool', '10.214.64.0/24', '--standbys', '2', '--allow-mount', shared]);
+  });
+  afterAll(async () => {
+    const left = drover === undefined ? undefined : await tracesOf(drover);
+    await drover[Symbol.asyncDispose]();
+    await rm(shared, { recursive: true, force: true });
+    expect(await left?.()).toEqual([]);
+  });
+
+  const allReady = async (): Promise<void> =>
+    void (await eventually('two sandboxes are ready', async () => (await readyStandbys(drover.data)) === 2));
+  /** The host's own records, of sandboxes and standbys. */
+  const records = async (): Promise<ReadonlyMap<string, HostRecord>> => {
+    const directory = join(drover.data, 'host', 'sandboxes');
+    const found = new Map<string, HostRecord>();
+    for (const id of await readdir(directory)) {
+      const text = await readFile(join(directory, id, 'record.json'), 'utf8').catch(() => undefined);
+      if (text !== undefined) found.set(id, JSON.parse(text) as HostRecord);
+    }
+    return found;
+  };
+  const recordOf = async (name: string): Promise<HostRecord | undefined> => {
+    const { id } = await drover.json<{ id: string }>(['sandbox', 'get', name]);
+    return (await records()).get(id);
+  };
+  const ok = async (...args: readonly string[]): Promise<string> => {
+    const { code, stdout, stderr } = await drover.run(args);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    return stdout;
+  };
+
+  test('gives one to the next sandbox, which has its image, name, limits, volume and secret, and every command on it works', async () => {
+    await allReady();
+    const waiting = await records();
+    await writeFile(join(shared, 'note'), 'from the host\n');
+    const secret = ['--secret-file', 'token=-'];
+    const limits = ['--memory', '64M', '--pids', '100', '--cpus', '0.5', '--disk', '64M'];
+    const script = 'hostname; cat /data/note /run/secrets/token; id -u; echo ready; exec sleep 600';
+    const created = await drover.run(
+      ['run', '-d', '--name', 'ahead', '--volume', `${shared}:/data:ro`, ...secret, ...limits, 'host', '--', 'sh', '-c', `${script}`],
+      { input: 'sesame\n' },
+    );
+    expect(created).toMatchObject({ code: 0, stderr: '' });
+    await eventually('it said so', async () => (await drover.run(['logs', 'ahead'])).stdout.includes('ready'));
+    expect(await ok('logs', 'ahead')).toBe('ahead\nfrom the host\nsesame\n0\nready\n');
+    const { container, pid } = (await recordOf('ahead')) ?? {};
+    expect(waiting.get(container ?? '')?.pid).toBe(pid);
+    expect(pid).toBeTypeOf('number');
+
+    expect(await ok('exec', 'ahead', '--', 'sh', '-c', 'echo $$ > /tmp/x && cat /proc/1/comm')).not.toBe('');
+    await ok('cp', `ahead:/tmp/x`, join(shared, 'x'));
+    expect(await readFile(join(shared, 'x'), 'utf8')).toMatch(/^\d+\n$/);
+    await ok('sandbox', 'stop', 'ahead');
+    await ok('sandbox', 'start', 'ahead');
+    expect(await ok('exec', 'ahead', '--', 'cat', '/tmp/x')).toMatch(/^\d+\n$/);
+    await ok('sandbox', 'rm', '--force', 'ahead');
+  });
+
+  test('has others ready afterwards', async () => {
+    await allReady();
+    expect(await ok('run', '--rm', 'host', '--', 'echo', 'at once')).toBe('at once\n');
+    await allReady();
+  });
+
+  test('R-9: kill -9 of its agent ends those that wait, keeps the sandbox that was one, and has new ones ready', async () => {
+    await allReady();
+    await ok('run', '-d', '--name', 'stays', 'host', '--', 'sleep', '600');
+    const kept = await recordOf('stays');
+    expect(kept?.container).toBeTypeOf('string');
+    await allReady();
+    const before = await records();
+    const waiting = [...before].filter(([, { pid }]) => pid !== kept?.pid);
+    expect(waiting).toHaveLength(2);
+    const agent = await drover.pidOf('agent');
+    process.kill(agent, 'SIGKILL');
+    for (const [, { pid }] of waiting) await eventually(`${pid} has ended`, () => !isAlive(pid ?? 0));
+    await eventually('the host has other ones ready', async () => {
+      const now = await records();
+      return (await readyStandbys(drover.data)) === 2 && waiting.every(([id]) => !now.has(id));
+    });
+    expect(await ok('exec', 'stays', '--', 'echo', 'still here')).toBe('still here\n');
+    expect((await recordOf('stays'))?.pid).toBe(kept?.pid);
+    await ok('sandbox', 'rm', '--force', 'stays');
+  });
+});
