@@ -54,7 +54,7 @@ describe('a host that keeps sandboxes ready', () => {
     const limits = ['--memory', '64M', '--pids', '100', '--cpus', '0.5', '--disk', '64M'];
     const script = 'hostname; cat /data/note /run/secrets/token; id -u; echo ready; exec sleep 600';
     const created = await drover.run(
-      ['run', '-d', '--name', 'ahead', '--volume', `${shared}:/data:ro`, ...secret, ...limits, 'host', '--', 'sh', '-c', `${script}`],
+      ['run', '-d', '--name', 'ahead', '--volume', `${shared}:/data:ro`, ...secret, ...limits, 'host', '--', 'sh', '-c', script],
       { input: 'sesame\n' },
     );
     expect(created).toMatchObject({ code: 0, stderr: '' });

@@ -19,9 +19,9 @@ import { lastBytesMs, maxOperationsPerSandbox, noStopGraceMs } from '../limits.t
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
-import { prepareStart, runDirectoryOf, type StartOptions } from './preparing.ts';
+import { prepareStart, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
-import { removeStartMaterial } from './run-directory.ts';
+import { removeStartMaterial, runDirectoryOf } from './run-directory.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import { Standbys } from './standbys.ts';
 

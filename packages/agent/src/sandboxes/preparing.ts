@@ -1,7 +1,6 @@
-import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
 import { DroverError, parseName, type SandboxId } from '@drover/foundation';
-import { createKeyAndRequest, type Names } from '@drover/pki';
+import { createKeyAndRequest, type KeyAndRequest, type Names } from '@drover/pki';
 import { link, type sandbox } from '@drover/protocol';
 import type { ImageHandle, Images } from '../images/images.ts';
 import { defaultPids } from '../limits.ts';
@@ -10,9 +9,10 @@ import type { CreateRequest, NetworkAttachment } from '../runtimes/runtime.ts';
 import { stopGraceMs } from './ending.ts';
 import { resolveMain } from './process.ts';
 import type { SandboxRecord } from './record.ts';
-import { makeRunDirectory, writeStartMaterial } from './run-directory.ts';
+import { makeRunDirectory, runDirectoryOf, writeStartMaterial } from './run-directory.ts';
 import type { SignSandboxCertificate } from './sandboxes.ts';
 import { placeSecrets, secretsTmpfsBytes } from './secrets.ts';
+import type { Standby } from './standbys.ts';
 
 /** What a start is made of. */
 export interface StartOptions {
@@ -39,10 +39,6 @@ export interface PreparedStart {
   readonly settled: Promise<void>;
 }
 
-export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
-  return join(stateDirectory, 'run', id);
-}
-
 /**
  * Brings together what one start of a sandbox needs: its image, held; an address; and a run directory. What init waits for, its key and
  * certificate, the config, and its policy in force, is still being made when this resolves: init's own start takes longer than that.
@@ -53,11 +49,11 @@ export async function prepareStart(
   record: SandboxRecord,
   secretValues: readonly sandbox.SecretValue[],
   progress: (progress: link.CommandProgress) => void,
-  standby: { readonly id: SandboxId; readonly network: NetworkAttachment } | undefined,
+  standby: Pick<Standby, 'id' | 'network' | 'key'> | undefined,
   signal: AbortSignal,
 ): Promise<PreparedStart> {
   const { id, spec } = record;
-  const identity = certify(options.sign, id, signal);
+  const identity = certify(options.sign, id, standby?.key, signal);
   // Looked at further down, when there is something to be done with it.
   identity.catch(() => undefined);
   const [image, network] = await Promise.all([
@@ -123,9 +119,10 @@ async function holdImage(
 async function certify(
   sign: SignSandboxCertificate,
   id: SandboxId,
+  key: KeyAndRequest | undefined,
   signal: AbortSignal,
 ): Promise<{ certificatePem: string; caPem: string; keyPem: string; bootstrapToken: string }> {
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = key ?? (await createKeyAndRequest());
   const { certificatePem, caPem, bootstrapToken } = await sign(id, csrDer, signal);
   return { certificatePem, caPem, keyPem, bootstrapToken };
 }

@@ -1,7 +1,11 @@
 import { mkdir, opendir, rm, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errnoOf } from '@drover/foundation';
+import { errnoOf, type SandboxId } from '@drover/foundation';
 import { initPort, logFile, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
+
+export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
+  return join(stateDirectory, 'run', id);
+}
 
 const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token'] as const;
 

@@ -40,7 +40,15 @@ function open(count: number): Standbys {
       await Promise.resolve();
     },
   };
-  const options = { stateDirectory: directory, initDirectory: '/nowhere', runtime, logger: silentLogger, clock, count, signal: life.signal };
+  const options = {
+    stateDirectory: directory,
+    initDirectory: '/nowhere',
+    runtime,
+    logger: silentLogger,
+    clock,
+    count,
+    signal: life.signal,
+  };
   standbys = new Standbys({ ...options, network: network as Network });
   standbys.fill();
   return standbys;
@@ -144,7 +152,9 @@ describe('sandboxes that are kept ready', () => {
   test('are of one runtime', async () => {
     open(1);
     await vi.waitFor(() => expect(begun).toBe(1));
-    await vi.waitFor(async () => expect(existsSync(join(directory, 'run', (await readdir(join(directory, 'run')))[0] ?? '', standbyFile))).toBe(true));
+    await vi.waitFor(async () =>
+      expect(existsSync(join(directory, 'run', (await readdir(join(directory, 'run')))[0] ?? '', standbyFile))).toBe(true),
+    );
     expect(standbys.take(new FakeRuntime({ state: new FakeState() }))).toBeUndefined();
   });
 

@@ -3,16 +3,19 @@ import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { DroverError, errnoOf, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { standbyFile } from '@drover/init';
+import { createKeyAndRequest, type KeyAndRequest } from '@drover/pki';
 import { maxDefaultStandbys, memoryPerStandby, standbyFailures, standbyLookMs, standbyReadyMs, standbyRestMs } from '../limits.ts';
 import type { Network } from '../network/network.ts';
 import type { NetworkAttachment, Runtime } from '../runtimes/runtime.ts';
-import { runDirectoryOf } from './preparing.ts';
+import { runDirectoryOf } from './run-directory.ts';
 
 /** An init that has started and waits for a sandbox to be of (`Runtime.standBy`). */
 export interface Standby {
   readonly id: SandboxId;
   readonly runtime: Runtime;
   readonly network: NetworkAttachment;
+  /** For the certificate of whatever sandbox it becomes (I-6). */
+  readonly key: KeyAndRequest;
 }
 
 export interface StandbysOptions {
@@ -70,7 +73,7 @@ export class Standbys {
   }
 
   /** Takes one away that was not given to the runtime. */
-  async discard({ id, runtime, network }: Standby): Promise<void> {
+  async discard({ id, runtime, network }: Pick<Standby, 'id' | 'runtime' | 'network'>): Promise<void> {
     try {
       await runtime.destroy(id);
       await this.#options.network.unreserve(network);
@@ -113,18 +116,19 @@ export class Standbys {
     const { network, runtime, stateDirectory, initDirectory, signal } = this.#options;
     const attachment = await network.reserve();
     if (attachment === undefined) return false;
-    const standby: Standby = { id: newSandboxId(), runtime, network: attachment };
+    const standby = { id: newSandboxId(), runtime, network: attachment };
     const runDirectory = runDirectoryOf(stateDirectory, standby.id);
     try {
       await mkdir(runDirectory, { recursive: true, mode: 0o700 });
       await standBy({ id: standby.id, network: attachment, initDirectory, runDirectory }, signal);
+      const key = await createKeyAndRequest();
       await this.#untilReady(join(runDirectory, standbyFile));
+      this.#ready.push({ ...standby, key });
+      return true;
     } catch (error) {
       await this.discard(standby);
       throw error;
     }
-    this.#ready.push(standby);
-    return true;
   }
 
   async #untilReady(path: string): Promise<void> {

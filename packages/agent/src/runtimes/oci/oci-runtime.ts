@@ -396,11 +396,19 @@ export class OciRuntime implements Runtime {
         signal.throwIfAborted();
         await giveAway(given.runDirectory, owners?.start ?? 0);
         const root = standbyRoot(this.#stateDirectory);
-        const { pid, gate: held } = await this.#start(layout, { request, root, rangeStart: owners?.start, mountSources: [], standby: true });
+        const { pid, gate: held } = await this.#start(layout, {
+          request,
+          root,
+          rangeStart: owners?.start,
+          mountSources: [],
+          standby: true,
+        });
         this.#gates.set(id, held);
         await writeRecord(layout.record, { ...record, slot, pid, pidStart: processStart(pid) });
       } catch (error) {
-        await this.#destroy(id).catch((failure: unknown) => this.#logger.warn({ err: failure, standby: id }, 'removing a standby that failed'));
+        await this.#destroy(id).catch((failure: unknown) =>
+          this.#logger.warn({ err: failure, standby: id }, 'removing a standby that failed'),
+        );
         throw error;
       }
     });

@@ -8,9 +8,9 @@ export interface SystemCalls {
    * @param what goes before the error's name in the message
    * @throws {DroverError} runtime-failed
    */
-  call(what: string, number: bigint, ...args: readonly Argument[]): number;
+  readonly call: (what: string, number: bigint, ...args: readonly Argument[]) => number;
   /** umount2(2). @throws {DroverError} runtime-failed */
-  unmount(what: string, target: string, flags: number): void;
+  readonly unmount: (what: string, target: string, flags: number) => void;
 }
 
 /** A number or descriptor; a string, given as the address of a C string; bytes, given as their address. */
@@ -41,18 +41,20 @@ export function openSystemCalls(): SystemCalls | undefined {
     const syscall = functions.syscall as (...args: readonly bigint[]) => bigint;
     const umount2 = functions.umount2 as (target: bigint, flags: number) => number;
     const failure = (what: string): DroverError => {
-      const errno = ffi.getInt32(functions.__errno_location() as bigint);
+      const errno = ffi.getInt32(functions.__errno_location());
       return new DroverError('runtime-failed', `${what}: ${errnoNames[errno] ?? `errno ${errno}`}`);
     };
-    const bytesOf = (argument: Argument): Argument => (typeof argument === 'string' ? Buffer.from(`${argument}\0`) : argument);
+    const bytesOf = (argument: Argument): bigint | Buffer => (typeof argument === 'string' ? Buffer.from(`${argument}\0`) : argument);
     return {
       call: (what, number, ...args) => {
         // Held until the call is over: the kernel gets addresses.
         const held = args.map(bytesOf);
-        const values = held.map((value) => (typeof value === 'bigint' ? value : ffi.getRawPointer(value as Buffer)));
+        const values = held.map((value) => (typeof value === 'bigint' ? value : ffi.getRawPointer(value)));
         const result = syscall(number, ...values, ...Array<bigint>(5 - args.length).fill(0n));
-        if (result < 0n) throw failure(what);
-        return held.length === args.length ? Number(result) : 0;
+        const error = result < 0n ? failure(what) : undefined;
+        held.length = 0;
+        if (error !== undefined) throw error;
+        return Number(result);
       },
       unmount: (what, target, flags) => {
         const path = Buffer.from(`${target}\0`);
