@@ -68,6 +68,14 @@ export interface ExitRecord {
  */
 export const gateVariable = 'DROVER_GATE';
 
+/**
+ * In init's environment, beside the gate: init is a standby, started before anybody asked for its sandbox. While it waits it rehearses a start
+ * (see rehearsal.ts), and says by `standbyFile` in the run directory that it has.
+ */
+export const standbyVariable = 'DROVER_STANDBY';
+/** Empty. A standby writes it once its gate may open; the host takes it away. */
+export const standbyFile = 'standby';
+
 /** What the name of the loader that starts init ends with, and that of the one beside it, for what init itself starts, does not. */
 export const closedSuffix = '.init';
 
