@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
+import { writeFileAtomic } from '@drover/foundation';
 
 const packageRoot = dirname(import.meta.dirname);
 
@@ -40,9 +41,10 @@ export function ptyAddonPath(): string | undefined {
 export async function buildInitBundle(outfile: string = initBundlePath()): Promise<string> {
   const { build } = await import('esbuild');
   await mkdir(dirname(outfile), { recursive: true });
-  await build({
+  const { outputFiles } = await build({
     entryPoints: [join(packageRoot, 'src', 'entry.ts')],
     outfile,
+    write: false,
     bundle: true,
     platform: 'node',
     target: 'node26',
@@ -54,5 +56,7 @@ export async function buildInitBundle(outfile: string = initBundlePath()): Promi
     // In place of the platform's global, wherever a library uses it.
     inject: [join(packageRoot, 'src', 'server', 'headers.ts')],
   });
+  // Replaced whole: another process may be starting init from it.
+  await writeFileAtomic(outfile, outputFiles[0]?.contents ?? '', { mode: 0o644, sync: false });
   return outfile;
 }

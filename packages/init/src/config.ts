@@ -73,7 +73,7 @@ export const gateVariable = 'DROVER_GATE';
  * (see rehearsal.ts), and says by `standbyFile` in the run directory that it has.
  */
 export const standbyVariable = 'DROVER_STANDBY';
-/** Empty; written by a standby whose gate may open, whoever made the run directory takes it away. */
+/** Empty. A standby writes it once its gate may open; the host takes it away. */
 export const standbyFile = 'standby';
 
 /** What the name of the loader that starts init ends with, and that of the one beside it, for what init itself starts, does not. */

@@ -82,6 +82,8 @@ export const workloadOomScoreAdj = 500;
 /** Tries to set it of one process, and the wait after the first, doubled with each; then it keeps init's. Milliseconds. */
 export const oomScoreTries = 8;
 export const oomScoreRetryMs = 5;
+/** The rehearsal of a standby. Milliseconds; one that takes longer is given up, and init is no standby then. */
+export const rehearsalMs = 10_000;
 /** Milliseconds without a call before init gives memory back, and the least time between two such efforts. */
 export const idleTrimMs = 1_500;
 export const trimIntervalMs = 30_000;

@@ -1,10 +1,12 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import type { Duplex, Readable } from 'node:stream';
 import { connect as connectTcp } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { createClient, type Client } from '@connectrpc/connect';
@@ -14,7 +16,7 @@ import { createKeyAndRequest, openCertificateAuthority, type CertificateAuthorit
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { buildInitBundle, initNodeFlags, ptyAddonPath } from './bundle.ts';
-import { gateVariable, type InitConfig, type MainProcess } from './config.ts';
+import { gateVariable, standbyFile, standbyVariable, type InitConfig, type MainProcess } from './config.ts';
 
 /** For tests: the real init as a real process with real certificates, and clients of it. */
 
@@ -74,9 +76,12 @@ export interface StartOptions {
   readonly token?: string;
   /** Init is started before its run directory is made, and this gate opens after it; given up when it rejects. */
   readonly gate?: Promise<void>;
+  /** Init is a standby: called once it says that it is ready; its gate, which need not be given, opens after it. `unheard`: `gate` alone does. */
+  readonly standby?: 'unheard' | ((standby: { readonly pid: number; readonly runDirectory: string }) => Promise<void>);
 }
 
 export async function startInit(test: TestAuthority, options: StartOptions = {}): Promise<TestInit> {
+  const waits = options.gate !== undefined || options.standby !== undefined;
   // Looked at once init runs.
   options.gate?.catch(() => undefined);
   const bundle = await buildInitBundle();
@@ -118,18 +123,26 @@ export async function startInit(test: TestAuthority, options: StartOptions = {})
       writeFile(join(runDirectory, 'key.pem'), keyPem, { mode: 0o400 }),
       ...(options.token === undefined ? [] : [writeFile(join(runDirectory, 'token'), options.token, { mode: 0o400 })]),
     ]));
-  if (options.gate === undefined) await complete();
+  if (!waits) await complete();
   const command = [...(options.launcher ?? []), process.execPath, ...initNodeFlags, bundle, runDirectory];
   const child = spawn(command[0] ?? '', command.slice(1), {
     stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
-    env: { DROVER_PTY_ADDON: ptyAddonPath() ?? '', ...(options.gate !== undefined && { [gateVariable]: '3' }) },
+    env: {
+      DROVER_PTY_ADDON: ptyAddonPath() ?? '',
+      ...(waits && { [gateVariable]: '3' }),
+      ...(options.standby !== undefined && { [standbyVariable]: '1' }),
+    },
   });
   // Those of the standard streams that were asked for are there.
   const [, stdout, errors, gate] = child.stdio as unknown as [null, Readable, Readable, Duplex];
   void (async () => {
     try {
       await options.gate;
-      if (options.gate !== undefined) await complete();
+      if (typeof options.standby === 'function') {
+        while (!existsSync(join(runDirectory, standbyFile)) && child.exitCode === null) await sleep(10);
+        await options.standby({ pid: child.pid ?? 0, runDirectory });
+      }
+      if (waits) await complete();
     } catch {
       // Given up: the gate opens onto nothing.
     }

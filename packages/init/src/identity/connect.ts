@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import type { Duplex } from 'node:stream';
 import { connect, type PeerCertificate, type TLSSocket } from 'node:tls';
 import { DroverError } from '@drover/foundation';
 import { earlyConnectionMs } from '../limits.ts';
@@ -10,6 +11,8 @@ export interface ControlPlaneAddress {
   /** URI SAN of the one server that is asked. */
   readonly controlPlaneUri: string;
   readonly identity: ServerIdentity;
+  /** What the connection goes over; undefined: TCP. */
+  readonly transport: (() => Duplex) | undefined;
 }
 
 /** id-kp-serverAuth, RFC 5280 section 4.2.1.12. */
@@ -17,12 +20,11 @@ const serverAuth = '1.3.6.1.5.5.7.3.1';
 
 /** A connection whose other end has proved to be the control plane. @throws {DroverError} ca-mismatch; whatever kept it from being made */
 export async function connectToControlPlane(
-  { control: { host, port }, controlPlaneUri, identity }: ControlPlaneAddress,
+  { control: { host, port }, controlPlaneUri, identity, transport }: ControlPlaneAddress,
   signal: AbortSignal,
 ): Promise<TLSSocket> {
   const socket = connect({
-    host,
-    port,
+    ...(transport === undefined ? { host, port } : { socket: transport() }),
     ca: identity.caPem,
     cert: identity.certificatePem,
     key: identity.keyPem,

@@ -1,6 +1,7 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
 import { DroverError } from '@drover/foundation';
 import type { InitConfig } from '../config.ts';
 import type { ServerIdentity } from '../server/tls.ts';
@@ -15,6 +16,8 @@ export interface IdentityOptions {
   readonly bootstrapToken: string;
   /** Has new connections answered with the new certificate. */
   readonly renewed: (identity: ServerIdentity) => void;
+  /** What to reach the control plane over; default: TCP, to the config's `control`. */
+  readonly transport?: (() => Duplex) | undefined;
 }
 
 /** What this sandbox proves who it is with: its certificate, which is renewed (I-6), and what registering gave it (I-13). */
@@ -31,9 +34,9 @@ export class Identity {
 
   /** Makes the connection that Register will need, when it may be asked for. */
   connectEarly(): void {
-    const { config, bootstrapToken } = this.#options;
+    const { config, bootstrapToken, transport } = this.#options;
     if (config.control === undefined || bootstrapToken === '') return;
-    this.#early = new EarlyConnection({ ...config, control: config.control, identity: this.#current });
+    this.#early = new EarlyConnection({ ...config, control: config.control, identity: this.#current, transport });
   }
 
   /**
@@ -73,13 +76,13 @@ export class Identity {
   }
 
   async #register(bootstrapToken: string): Promise<void> {
-    const { config } = this.#options;
+    const { config, transport } = this.#options;
     if (config.control === undefined) throw new DroverError('failed-precondition', 'the sandbox was given no way to the control plane');
     if (bootstrapToken === '') throw new DroverError('failed-precondition', 'the sandbox was given no token to register with');
     // The client is needed once in most sandboxes' lives.
     const [{ register }, early] = await Promise.all([import('./register.ts'), this.#early?.take()]);
     this.#early = undefined;
-    await register({ ...config, control: config.control, identity: this.#current, bootstrapToken, early });
+    await register({ ...config, control: config.control, identity: this.#current, bootstrapToken, early, transport });
   }
 
   /** For who looks into the run directory; init itself has it in memory. */

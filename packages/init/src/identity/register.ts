@@ -34,21 +34,30 @@ const final: Readonly<Partial<Record<string, ErrorCode>>> = {
  * @throws {DroverError} permission-denied and the other answers, ca-mismatch when somebody else answers, control-plane-unreachable
  */
 export async function register(registration: Registration): Promise<void> {
-  const signal = AbortSignal.timeout(registerMs);
+  const deadline = performance.now() + registerMs;
   const backoff = new Backoff({ baseMs: registerBackoffMs, capMs: maxRegisterBackoffMs });
   for (let { early } = registration; ; early = undefined) {
     try {
-      await tryRegister({ ...registration, early }, AbortSignal.any([signal, AbortSignal.timeout(registerTryMs)]));
+      const left = deadline - performance.now();
+      await within(Math.min(registerTryMs, left), (signal) => tryRegister({ ...registration, early }, signal));
       return;
     } catch (thrown) {
       const error = toDroverError(thrown, registration);
-      if (!hasCode(error, 'control-plane-unreachable') || signal.aborted) throw error;
-      try {
-        await sleep(backoff.nextMs(), undefined, { signal });
-      } catch {
-        throw error;
-      }
+      const waitMs = backoff.nextMs();
+      if (!hasCode(error, 'control-plane-unreachable') || performance.now() + waitMs >= deadline) throw error;
+      await sleep(waitMs);
     }
+  }
+}
+
+/** Unlike AbortSignal.timeout, it leaves no timer behind. */
+async function within(ms: number, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
+  const late = new AbortController();
+  const timer = setTimeout(() => late.abort(new Error(`no answer within ${Math.round(ms)} ms`)), ms);
+  try {
+    await work(late.signal);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

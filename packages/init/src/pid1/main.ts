@@ -1,7 +1,7 @@
-import { access, closeSync, existsSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
+import { access, closeSync, existsSync, readFileSync, readSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { BoundSocket } from 'node:net';
 import { join } from 'node:path';
-import { gateVariable, type InitConfig } from '../config.ts';
+import { gateVariable, standbyFile, standbyVariable, type InitConfig } from '../config.ts';
 import { Identity } from '../identity/identity.ts';
 import { farewellMs, killWaitMs } from '../limits.ts';
 import { spawnProcess } from '../processes/spawn.ts';
@@ -14,10 +14,11 @@ import { Reaper } from './reaper.ts';
 const forwarded = ['SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGWINCH', 'SIGCONT'] as const;
 
 /** drover-init as PID 1 of a sandbox. */
-export function main(runDirectory: string): void {
+export async function main(runDirectory: string): Promise<void> {
   // Nothing of how init was started is the workload's: its environment comes from the config.
   const addon = process.env['DROVER_PTY_ADDON'];
   const gate = process.env[gateVariable];
+  const isStandby = process.env[standbyVariable] === '1';
   for (const name of Object.keys(process.env)) delete process.env[name];
   if (addon !== undefined) process.env['DROVER_PTY_ADDON'] = addon;
   // One thread is enough for the log and for copies, and each costs memory; read when the first is started.
@@ -25,7 +26,10 @@ export function main(runDirectory: string): void {
   // Started now: once the workload has used up its processes, libuv could start none and would abort.
   access('/', () => undefined);
 
-  if (gate !== undefined) waitForEnd(Number(gate));
+  if (gate !== undefined) {
+    if (isStandby) await standBy(runDirectory);
+    waitForEnd(Number(gate));
+  }
   const { config, certificates, bootstrapToken } = readRunDirectory(runDirectory);
   const idle = new IdleTrim();
   const sandbox = new Sandbox({
@@ -79,6 +83,17 @@ export function main(runDirectory: string): void {
     await (await service).close(farewellMs);
     process.exit(end.code);
   });
+}
+
+/** Rehearses, and says that it has. An init that could not waits at its gate all the same, and starts as any other; nobody is to use it. */
+async function standBy(runDirectory: string): Promise<void> {
+  try {
+    const { rehearse } = await import('../rehearsal/rehearsal.ts');
+    await rehearse(runDirectory);
+    writeFileSync(join(runDirectory, standbyFile), '', { mode: 0o400 });
+  } catch (error) {
+    warn(`the rehearsal failed: ${String(error)}`);
+  }
 }
 
 /** The host is an address. Through a name lookup, as `listen(port, host)` does it, Node would compile its pattern of IPv6: 6 ms and 0.7 MB. */

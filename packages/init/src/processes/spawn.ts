@@ -17,7 +17,7 @@ export const spawnProcess: Spawner = async (request) => {
   ownChildren.add(spawned.pid);
   // Only once its own waiter has reaped it; until then its number cannot be another's.
   void spawned.exited.finally(() => ownChildren.delete(spawned.pid));
-  raiseOomScore(spawned.pid);
+  raiseOomScore(spawned);
   return spawned;
 };
 
@@ -25,13 +25,18 @@ export const spawnProcess: Spawner = async (request) => {
  * Raising it is always permitted, but of a process that has not become its own program yet: until then it is as closed as init (see the
  * agent's init-directory.ts). Without /proc, or with the process gone, there is nothing to raise.
  */
-function raiseOomScore(pid: number, tries = oomScoreTries): void {
-  if (!ownChildren.has(pid)) return;
-  try {
-    writeFileSync(`/proc/${pid}/oom_score_adj`, String(workloadOomScoreAdj));
-  } catch {
-    if (tries > 1) setTimeout(() => raiseOomScore(pid, tries - 1), oomScoreRetryMs * 2 ** (oomScoreTries - tries)).unref();
-  }
+function raiseOomScore({ pid, exited }: Spawned): void {
+  let timer: NodeJS.Timeout | undefined;
+  const raise = (tries: number): void => {
+    try {
+      writeFileSync(`/proc/${pid}/oom_score_adj`, String(workloadOomScoreAdj));
+    } catch {
+      if (tries > 1) timer = setTimeout(() => raise(tries - 1), oomScoreRetryMs * 2 ** (oomScoreTries - tries)).unref();
+    }
+  };
+  raise(oomScoreTries);
+  // Its number may be another's afterwards.
+  void exited.finally(() => clearTimeout(timer));
 }
 
 async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
