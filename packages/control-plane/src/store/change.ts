@@ -84,25 +84,29 @@ export async function changeSandbox(
     // I-11: destroyed, and only then.
     await evictIdentity(tx, before.id as SandboxId, 'destroyed');
   }
-  const [was, is] = [sandboxState(sandboxRow(before)), sandboxState(sandboxRow(after))];
+  emitChange(tx, sandboxRow(before), sandboxRow(after));
+  return after;
+}
+
+/** Emits what people see change. */
+export function emitChange(tx: Tx, before: SandboxRow, after: SandboxRow): void {
+  const [was, is] = [sandboxState(before), sandboxState(after)];
   if (was.state !== is.state) {
-    const row = sandboxRow(after);
-    const host = row.hostId ?? before.host_id ?? undefined;
+    const host = after.hostId ?? before.hostId;
     tx.emit(
-      sandboxEvent(row, 'SandboxStateChanged', {
+      sandboxEvent(after, 'SandboxStateChanged', {
         from: was.state,
         to: is.state,
         reason: is.reason,
         message: is.message,
         ...(host === undefined ? {} : { hostId: host }),
-        ...(row.exitCode === undefined ? {} : { exitCode: row.exitCode }),
+        ...(after.exitCode === undefined ? {} : { exitCode: after.exitCode }),
       }),
     );
   }
-  if (before.observed_network_cut !== after.observed_network_cut) {
-    tx.emit(sandboxEvent(sandboxRow(after), after.observed_network_cut === 1 ? 'SandboxNetworkCut' : 'SandboxNetworkRestored'));
+  if (before.observedNetworkCut !== after.observedNetworkCut) {
+    tx.emit(sandboxEvent(after, after.observedNetworkCut ? 'SandboxNetworkCut' : 'SandboxNetworkRestored'));
   }
-  return after;
 }
 
 export async function readHost(tx: Tx, id: HostId): Promise<HostRow> {

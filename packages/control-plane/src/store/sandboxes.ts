@@ -1,7 +1,7 @@
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
-import { changeSandbox, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
+import { changeSandbox, emitChange, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
 import { isUniqueViolation, type Tx } from './database.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
@@ -15,17 +15,23 @@ import { hasEnded, runIsOver, startOf } from './state.ts';
 import type { DesiredOptions, DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
 
 export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
-  async create(draft: SandboxDraft): Promise<SandboxRow> {
+  async create(draft: SandboxDraft, hostId?: HostId): Promise<SandboxRow> {
     try {
       return await this.database.transact(async (tx) => {
-        const stored = newSandbox(draft, tx.now);
+        const unplaced = newSandbox(draft, tx.now);
+        const placed = hostId !== undefined && (await reserve(tx, unplaced, hostId, false));
+        const stored: StoredSandbox = placed ? { ...unplaced, host_id: hostId, hold: 'all' } : unplaced;
         await tx.db.insertInto('sandboxes').values(stored).execute();
         const labels = Object.entries(draft.labels).map(([key, value]) => ({ sandbox_id: draft.id, key, value }));
         if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
         const secrets = (draft.secrets ?? []).map(({ name, sealed }) => ({ sandbox_id: draft.id, name, sealed }));
         if (secrets.length > 0) await tx.db.insertInto('sandbox_secrets').values(secrets).execute();
+        const made = sandboxRow(unplaced);
+        tx.emit(sandboxEvent(made, 'SandboxCreated', { image: draft.spec.image, labels: draft.labels }));
+        if (!placed) return made;
         const row = sandboxRow(stored);
-        tx.emit(sandboxEvent(row, 'SandboxCreated', { image: row.spec.image, labels: row.labels }));
+        emitChange(tx, made, row);
+        tx.emit(sandboxEvent(row, 'SandboxScheduled'));
         return row;
       });
     } catch (error) {
