@@ -6,13 +6,16 @@ import { isUniqueViolation, type Tx } from './database.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
-import { newSandbox } from './new-sandbox.ts';
+import { newSandbox, sandboxColumns } from './new-sandbox.ts';
+import { prepared } from './prepared.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
 import { sandboxRow } from './rows.ts';
 import type { StoredSandbox } from './schema.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
 import { hasEnded, runIsOver, startOf } from './state.ts';
 import type { DesiredOptions, DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
+
+const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
 
 export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
   async create(draft: SandboxDraft, hostId?: HostId): Promise<SandboxRow> {
@@ -21,7 +24,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
         const unplaced = newSandbox(draft, tx.now);
         const placed = hostId !== undefined && (await reserve(tx, unplaced, hostId, false));
         const stored: StoredSandbox = placed ? { ...unplaced, host_id: hostId, hold: 'all' } : unplaced;
-        await tx.db.insertInto('sandboxes').values(stored).execute();
+        await insertSandbox(tx.db, stored);
         const labels = Object.entries(draft.labels).map(([key, value]) => ({ sandbox_id: draft.id, key, value }));
         if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
         const secrets = (draft.secrets ?? []).map(({ name, sealed }) => ({ sandbox_id: draft.id, name, sealed }));
