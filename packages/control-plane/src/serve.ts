@@ -144,7 +144,15 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     logger,
   });
   const placement = new Placement({ store, clock, logger });
-  const reconciler = new Reconciler({ store, hub, secrets, clock, logger, onSandboxGone: (id) => sessions.close(id) });
+  const reconciler = new Reconciler({
+    store,
+    hub,
+    secrets,
+    clock,
+    logger,
+    onSandboxSeen: (id) => sessions.observed([id]),
+    onSandboxGone: (id) => sessions.close(id),
+  });
 
   // They listen to the hub before it takes the first host.
   opened.defer(reconciler.attach());

@@ -45,12 +45,12 @@ export function sandboxMethods(context: ApiContext): Methods {
       const sealed = request.secrets.map((secret) => ({ name: secret.name, sealed: secrets.seal(id, secret.name, secret.value) }));
       const draft = { id, project, name, spec, labels, request: requestOf(spec), secrets: sealed };
       // What is remembered of the request (L-20) must not help to guess a secret.
-      const asked = clone(api.CreateSandboxRequestSchema, request);
+      const asked = request.secrets.length === 0 ? request : clone(api.CreateSandboxRequestSchema, request);
       for (const secret of asked.secrets) secret.value = new Uint8Array(secrets.digest(secret.value));
       return poke(
         await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
-          const hosts = await checkPossible(tables.hosts, spec, draft.request);
-          const row = await placeSandbox(tables, await tables.sandboxes.create(draft), hosts);
+          const { hosts, hostId } = await checkPossible(tables.hosts, spec, draft.request);
+          const row = await placeSandbox(tables, await tables.sandboxes.create(draft, hostId), hosts);
           return await describeNew(tables, sessions, row, hosts);
         }),
       );

@@ -1,5 +1,8 @@
 import type { Clock } from '@drover/foundation';
 
+/** Why a wait was cut short. One for all: an error of its own for each wake-up would cost more than what is woken. */
+const rang = new Error('the bell was rung');
+
 /** A wake-up that is never missed: rung while nobody waits, the next wait ends at once. Ringing twice is ringing once. */
 export class Bell {
   readonly #clock: Clock;
@@ -19,15 +22,17 @@ export class Bell {
   async wait(ms: number, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
     if (!this.#rung) {
-      const timer = new AbortController();
-      const rung = new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
+      const over = new AbortController();
+      const abort = (): void => over.abort(signal.reason);
+      signal.addEventListener('abort', abort, { once: true });
+      this.#wake = () => over.abort(rang);
       try {
-        await Promise.race([rung, this.#clock.sleep(ms, AbortSignal.any([signal, timer.signal]))]);
+        await this.#clock.sleep(ms, over.signal);
+      } catch (error) {
+        if (error !== rang) throw error;
       } finally {
         this.#wake = undefined;
-        timer.abort();
+        signal.removeEventListener('abort', abort);
       }
     }
     this.#rung = false;

@@ -21,6 +21,8 @@ export interface HostLoopOptions {
   readonly signal: AbortSignal;
   readonly seen: readonly sandbox.SandboxObservation[];
   readonly random?: () => number;
+  /** The store holds what the host answered of it. */
+  readonly onSeen: (id: SandboxId) => void;
   readonly onGone: (id: SandboxId) => void;
 }
 
@@ -161,8 +163,10 @@ export class HostLoop {
     const began = clock.now();
     try {
       const outcome = await executeStep(step, { store, hub, secrets, hostId, epoch, signal });
-      if (outcome.kind === 'seen') this.observed([outcome.copy]);
-      else this.#absent(id);
+      if (outcome.kind === 'seen') {
+        this.observed([outcome.copy]);
+        this.#options.onSeen(id);
+      } else this.#absent(id);
       this.#restFor(step).until = undefined;
       logger.debug({ hostId, sandboxId: id, step: step.kind, generation, tookMs: clock.now() - began }, 'reconciled');
     } catch (thrown) {

@@ -13,6 +13,8 @@ export interface ReconcilerOptions {
   readonly secrets: SecretBox;
   readonly clock: Clock;
   readonly logger: Logger;
+  /** A host said what it sees of a sandbox, in the answer to a step; what it says by itself comes from the hub. */
+  readonly onSandboxSeen?: (id: SandboxId) => void;
   /** A host's copy of a sandbox is no more: its session is over. */
   readonly onSandboxGone?: (id: SandboxId) => void;
   /** For the jitter of retries; tests give their own. */
@@ -68,7 +70,7 @@ export class Reconciler {
     const known = this.#loops.get(hostId);
     // L-11: the newer epoch wins, in whatever order they are told.
     if (known !== undefined && known.epoch > epoch) return;
-    const { store, hub, secrets, clock, logger, onSandboxGone, random } = this.#options;
+    const { store, hub, secrets, clock, logger, onSandboxSeen, onSandboxGone, random } = this.#options;
     const loop = new HostLoop({
       store,
       hub,
@@ -79,6 +81,7 @@ export class Reconciler {
       epoch,
       signal: AbortSignal.any([stream, this.#closing.signal]),
       seen,
+      onSeen: (id) => onSandboxSeen?.(id),
       onGone: (id) => onSandboxGone?.(id),
       ...(random === undefined ? {} : { random }),
     });

@@ -58,8 +58,8 @@ export class SessionManager implements Sessions {
   attach(): () => void {
     const off = [
       this.#options.hub.on({
-        hostConnected: (_host, _epoch, _signal, seen) => this.#observed(seen.map((o) => o.sandboxId as SandboxId)),
-        observed: (_host, observations) => this.#observed(observations.map((o) => o.sandboxId as SandboxId)),
+        hostConnected: (_host, _epoch, _signal, seen) => this.observed(seen.map((o) => o.sandboxId as SandboxId)),
+        observed: (_host, observations) => this.observed(observations.map((o) => o.sandboxId as SandboxId)),
       }),
       this.#options.store.events.onAppend(() => this.#lookSoon()),
       // I-11: evicting ends the session. One that goes on running is dialled as what it is now.
@@ -98,7 +98,7 @@ export class SessionManager implements Sessions {
 
   redial(sandboxId: SandboxId): void {
     void this.#dialer.end(sandboxId);
-    this.#observed([sandboxId]);
+    this.observed([sandboxId]);
   }
 
   status(sandboxId: SandboxId): SessionStatus {
@@ -164,7 +164,7 @@ export class SessionManager implements Sessions {
   }
 
   /** A host said something of these: the store holds it already. */
-  #observed(ids: readonly SandboxId[]): void {
+  observed(ids: readonly SandboxId[]): void {
     for (const id of ids) {
       void this.#look(id).catch((error: unknown) =>
         this.#logger.error({ sandbox: id, err: error }, 'a sandbox could not be looked at for its session'),

@@ -3,16 +3,23 @@ import type { HostId, SandboxId } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import type { Database, Tx } from './database.ts';
 import { evictIdentity } from './evict.ts';
+import { prepared } from './prepared.ts';
 import { moveReservation } from './reservations.ts';
 import { hostRow, sandboxRow } from './rows.ts';
 import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
 import { sandboxState } from './state.ts';
 import type { HostRow, SandboxRow } from './store.ts';
 
+type ById = { readonly id: string };
+
+const hostById = prepared(['id'], (db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id));
+const hostByIdLocked = prepared(['id'], (db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id).forUpdate());
+const sandboxByIdLocked = prepared(['id'], (db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id).forUpdate());
+export const sandboxById = prepared(['id'], (db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id));
+
 /** A host's row, locked until the transaction ends (SQLite holds its one write lock anyway). */
 export async function lockHost(database: Database, tx: Tx, id: string): Promise<StoredHost | undefined> {
-  const query = tx.db.selectFrom('hosts').selectAll().where('id', '=', id);
-  return await (database.kind === 'postgres' ? query.forUpdate() : query).executeTakeFirst();
+  return (await (database.kind === 'postgres' ? hostByIdLocked : hostById)(tx.db, { id })).rows[0];
 }
 
 /** Sandboxes' rows, locked in the order of their ids. */
@@ -21,6 +28,10 @@ export async function lockSandboxes(
   tx: Tx,
   which: { readonly ids: readonly string[] } | { readonly hostId: string },
 ): Promise<readonly StoredSandbox[]> {
+  if ('ids' in which && which.ids.length === 1) {
+    const [id = ''] = which.ids;
+    return (await (database.kind === 'postgres' ? sandboxByIdLocked : sandboxById)(tx.db, { id })).rows;
+  }
   const all = tx.db.selectFrom('sandboxes').selectAll().orderBy('id');
   const query = 'ids' in which ? all.where('id', 'in', which.ids) : all.where('host_id', '=', which.hostId).where('deleted_at', 'is', null);
   return await (database.kind === 'postgres' ? query.forUpdate() : query).execute();
@@ -71,11 +82,7 @@ export async function changeSandbox(
   options: { readonly alreadyReserved?: boolean } = {},
 ): Promise<StoredSandbox> {
   const after = { ...before, ...patch, updated_at: tx.now } as StoredSandbox;
-  await tx.db
-    .updateTable('sandboxes')
-    .set({ ...patch, updated_at: tx.now })
-    .where('id', '=', before.id)
-    .execute();
+  await updateSandbox(tx, before.id, { ...patch, updated_at: tx.now });
   if (options.alreadyReserved !== true) await moveReservation(tx, before, after);
   // R-19: a secret is kept no longer than it can be needed.
   if (before.deleted_at === null && after.deleted_at !== null) {
@@ -84,25 +91,46 @@ export async function changeSandbox(
     // I-11: destroyed, and only then.
     await evictIdentity(tx, before.id as SandboxId, 'destroyed');
   }
-  const [was, is] = [sandboxState(sandboxRow(before)), sandboxState(sandboxRow(after))];
+  emitChange(tx, sandboxRow(before), sandboxRow(after));
+  return after;
+}
+
+/** By the columns that are set: as many as there are kinds of change in the code. */
+const updates = new Map<string, ReturnType<typeof updateOf>>();
+
+function updateOf(columns: readonly (keyof SandboxTable)[]) {
+  return prepared([...columns, 'rowId'], (db, { rowId, ...values }: Updateable<SandboxTable> & { readonly rowId: string }) =>
+    db.updateTable('sandboxes').set(values).where('id', '=', rowId),
+  );
+}
+
+async function updateSandbox(tx: Tx, id: string, values: Updateable<SandboxTable>): Promise<void> {
+  const columns = Object.keys(values) as (keyof SandboxTable)[];
+  const key = columns.join();
+  let update = updates.get(key);
+  if (update === undefined) updates.set(key, (update = updateOf(columns)));
+  await update(tx.db, { ...values, rowId: id });
+}
+
+/** Emits what people see change. */
+export function emitChange(tx: Tx, before: SandboxRow, after: SandboxRow): void {
+  const [was, is] = [sandboxState(before), sandboxState(after)];
   if (was.state !== is.state) {
-    const row = sandboxRow(after);
-    const host = row.hostId ?? before.host_id ?? undefined;
+    const host = after.hostId ?? before.hostId;
     tx.emit(
-      sandboxEvent(row, 'SandboxStateChanged', {
+      sandboxEvent(after, 'SandboxStateChanged', {
         from: was.state,
         to: is.state,
         reason: is.reason,
         message: is.message,
         ...(host === undefined ? {} : { hostId: host }),
-        ...(row.exitCode === undefined ? {} : { exitCode: row.exitCode }),
+        ...(after.exitCode === undefined ? {} : { exitCode: after.exitCode }),
       }),
     );
   }
-  if (before.observed_network_cut !== after.observed_network_cut) {
-    tx.emit(sandboxEvent(sandboxRow(after), after.observed_network_cut === 1 ? 'SandboxNetworkCut' : 'SandboxNetworkRestored'));
+  if (before.observedNetworkCut !== after.observedNetworkCut) {
+    tx.emit(sandboxEvent(after, after.observedNetworkCut ? 'SandboxNetworkCut' : 'SandboxNetworkRestored'));
   }
-  return after;
 }
 
 export async function readHost(tx: Tx, id: HostId): Promise<HostRow> {

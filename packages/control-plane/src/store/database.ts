@@ -4,7 +4,8 @@ import { DroverError, type Clock, type Logger } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import * as limits from '../limits.ts';
 import { eventChannel, PostgresListener, postgresDialect } from './postgres.ts';
-import type { Schema } from './schema.ts';
+import { prepared } from './prepared.ts';
+import type { EventTable, Schema } from './schema.ts';
 import { sqliteDialect } from './sqlite.ts';
 
 /** One transaction: its queries, and the events that it will have caused. */
@@ -24,6 +25,18 @@ export interface Database {
   transact<T>(work: (tx: Tx) => Promise<T>): Promise<T>;
   onAppend(listener: () => void): () => void;
 }
+
+const count = prepared(['more'], (db, { more }: { readonly more: number }) =>
+  db
+    .updateTable('event_counter')
+    .set((eb) => ({ last: eb('last', '+', more) }))
+    .where('id', '=', 1)
+    .returning('last'),
+);
+
+const insertEvent = prepared(['id', 'time', 'kind', 'type', 'subject', 'data'], (db, row: EventTable) =>
+  db.insertInto('events').values(row),
+);
 
 /** Where the data is, and how a transaction is made. */
 export class OpenDatabase implements Database {
@@ -121,12 +134,9 @@ export class OpenDatabase implements Database {
    */
   async #write(tx: Tx, events: readonly EventDraft[]): Promise<void> {
     if (events.length === 0) return;
-    const { last } = await tx.db
-      .updateTable('event_counter')
-      .set((eb) => ({ last: eb('last', '+', events.length) }))
-      .where('id', '=', 1)
-      .returning('last')
-      .executeTakeFirstOrThrow();
+    const [counted] = (await count(tx.db, { more: events.length })).rows;
+    if (counted === undefined) throw new DroverError('internal', 'the counter of the events is gone');
+    const { last } = counted;
     const rows = events.map((event, i) => ({
       id: last - events.length + 1 + i,
       time: tx.now,
@@ -135,13 +145,18 @@ export class OpenDatabase implements Database {
       subject: event.subject,
       data: JSON.stringify(event.data),
     }));
+    if (this.kind === 'sqlite') {
+      // One by one: there is no network in between, and the statement is always the same.
+      for (const row of rows) await insertEvent(tx.db, row);
+      return;
+    }
     for (let i = 0; i < rows.length; i += limits.rowsPerStatement) {
       await tx.db
         .insertInto('events')
         .values(rows.slice(i, i + limits.rowsPerStatement))
         .execute();
     }
-    if (this.kind === 'postgres') await sql`select pg_notify(${eventChannel}, '')`.execute(tx.db);
+    await sql`select pg_notify(${eventChannel}, '')`.execute(tx.db);
   }
 
   /**

@@ -1,7 +1,10 @@
 import type { EventDraft, StoredEvent } from '../events/event.ts';
 import * as limits from '../limits.ts';
 import type { Database } from './database.ts';
+import { prepared } from './prepared.ts';
 import type { EventStore } from './store.ts';
+
+const counter = prepared([], (db) => db.selectFrom('event_counter').select('last').where('id', '=', 1));
 
 export class SqlEventStore implements EventStore {
   readonly #database: Database;
@@ -36,8 +39,7 @@ export class SqlEventStore implements EventStore {
   }
 
   async lastId(): Promise<number> {
-    const { last } = await this.#database.db.selectFrom('event_counter').select('last').where('id', '=', 1).executeTakeFirstOrThrow();
-    return last;
+    return (await counter(this.#database.db, {})).rows[0]?.last ?? 0;
   }
 
   async trim(keep: number): Promise<number> {

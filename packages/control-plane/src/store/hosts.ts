@@ -4,6 +4,7 @@ import type { link } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
 import type { Database, Tx } from './database.ts';
+import { prepared } from './prepared.ts';
 import { register } from './register.ts';
 import { hostRow, sandboxRow } from './rows.ts';
 import type { HostRow, HostStore } from './store.ts';
@@ -14,6 +15,9 @@ export function hostNotFound(reference: string): DroverError {
     hint: '`drover host ls` lists the hosts',
   });
 }
+
+const everyHost = prepared([], (db) => db.selectFrom('hosts').selectAll().orderBy('name').orderBy('id'));
+const keptHosts = prepared([], (db) => db.selectFrom('hosts').selectAll().where('removed_at', 'is', null).orderBy('name').orderBy('id'));
 
 export class SqlHostStore implements HostStore {
   readonly #database: Database;
@@ -121,9 +125,7 @@ export class SqlHostStore implements HostStore {
   }
 
   async list(options: { readonly includeRemoved?: boolean } = {}): Promise<readonly HostRow[]> {
-    let query = this.#database.db.selectFrom('hosts').selectAll().orderBy('name').orderBy('id');
-    if (options.includeRemoved !== true) query = query.where('removed_at', 'is', null);
-    return (await query.execute()).map(hostRow);
+    return (await (options.includeRemoved === true ? everyHost : keptHosts)(this.#database.db, {})).rows.map(hostRow);
   }
 
   async setScheduling(id: HostId, scheduling: HostRow['scheduling']): Promise<HostRow> {

@@ -1,7 +1,20 @@
 import { createHash } from 'node:crypto';
 import { clip, DroverError } from '@drover/foundation';
 import type { Database, OpenDatabase } from './database.ts';
+import { prepared } from './prepared.ts';
+import type { IdempotencyTable } from './schema.ts';
 import type { IdempotencyStore, Tables } from './store.ts';
+
+const insertKey = prepared(['key', 'method', 'request_hash', 'response', 'created_at'], (db, row: IdempotencyTable) =>
+  db
+    .insertInto('idempotency')
+    .values(row)
+    .onConflict((conflict) => conflict.column('key').doNothing())
+    .returning('key'),
+);
+const keepAnswer = prepared(['key', 'response'], (db, { key, response }: { readonly key: string; readonly response: string }) =>
+  db.updateTable('idempotency').set({ response }).where('key', '=', key),
+);
 
 /**
  * L-20. The key, what the action changes and its answer are one transaction: whenever the process dies, either all of it is there
@@ -22,19 +35,10 @@ export class SqlIdempotencyStore implements IdempotencyStore {
     return await this.#database.together(async (within) => {
       const row = { key, method, request_hash: hash, response: null, created_at: within.clock.now() };
       // PostgreSQL waits here for another transaction that has written the key; SQLite has one writer at a time anyway.
-      const inserted = await within.db
-        .insertInto('idempotency')
-        .values(row)
-        .onConflict((conflict) => conflict.column('key').doNothing())
-        .returning('key')
-        .executeTakeFirst();
-      if (inserted === undefined) return await this.#answer(within, key, method, hash);
+      const inserted = await insertKey(within.db, row);
+      if (inserted.rows.length === 0) return await this.#answer(within, key, method, hash);
       const answer = await action(this.#tablesOf(within));
-      await within.db
-        .updateTable('idempotency')
-        .set({ response: Buffer.from(answer).toString('base64') })
-        .where('key', '=', key)
-        .execute();
+      await keepAnswer(within.db, { key, response: Buffer.from(answer).toString('base64') });
       return answer;
     });
   }

@@ -1,6 +1,7 @@
 import { sql } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
 import type { Tx } from './database.ts';
+import { prepared } from './prepared.ts';
 import type { Hold, StoredSandbox } from './schema.ts';
 import type { Room } from './store.ts';
 
@@ -40,22 +41,32 @@ async function addReservation(tx: Tx, id: HostId, room: Room, sign: 1 | -1): Pro
 /** L-24: takes the room in one conditional update, or nothing. `again`: it is on the host already, and starts there once more. */
 export async function reserve(tx: Tx, row: StoredSandbox, hostId: HostId, again: boolean): Promise<boolean> {
   const slots = again && row.hold === 'slot' ? 0 : row.slots;
-  const update = tx.db
-    .updateTable('hosts')
-    .set((eb) => ({
-      reserved_cpu_millis: eb('reserved_cpu_millis', '+', row.cpu_millis),
-      reserved_memory_bytes: eb('reserved_memory_bytes', '+', row.memory_bytes),
-      reserved_slots: eb('reserved_slots', '+', slots),
-    }))
-    .where('id', '=', hostId)
-    .where('connected', '=', 1)
-    .where('removed_at', 'is', null)
-    // What is on a cordoned host already may start there again; a cordon keeps new ones away (L-27).
-    .where('scheduling', 'in', again ? ['open', 'cordoned'] : ['open'])
-    .where((eb) => eb(eb('reserved_cpu_millis', '+', row.cpu_millis), '<=', eb.ref('cpu_millis')))
-    .where((eb) => eb(eb('reserved_memory_bytes', '+', row.memory_bytes), '<=', eb.ref('memory_bytes')))
-    .where((eb) => eb(eb('reserved_slots', '+', slots), '<=', eb.ref('slots')));
-  return (await update.executeTakeFirst()).numUpdatedRows === 1n;
+  const result = await (again ? takeAgain : take)(tx.db, { hostId, cpu: row.cpu_millis, memory: row.memory_bytes, slots });
+  return result.numAffectedRows === 1n;
+}
+
+const take = taking(['open']);
+// What is on a cordoned host already may start there again; a cordon keeps new ones away (L-27).
+const takeAgain = taking(['open', 'cordoned']);
+
+function taking(scheduling: readonly string[]) {
+  type Taken = { readonly hostId: string; readonly cpu: number; readonly memory: number; readonly slots: number };
+  return prepared(['hostId', 'cpu', 'memory', 'slots'], (db, { hostId, cpu, memory, slots }: Taken) =>
+    db
+      .updateTable('hosts')
+      .set((eb) => ({
+        reserved_cpu_millis: eb('reserved_cpu_millis', '+', cpu),
+        reserved_memory_bytes: eb('reserved_memory_bytes', '+', memory),
+        reserved_slots: eb('reserved_slots', '+', slots),
+      }))
+      .where('id', '=', hostId)
+      .where('connected', '=', 1)
+      .where('removed_at', 'is', null)
+      .where('scheduling', 'in', scheduling)
+      .where((eb) => eb(eb('reserved_cpu_millis', '+', cpu), '<=', eb.ref('cpu_millis')))
+      .where((eb) => eb(eb('reserved_memory_bytes', '+', memory), '<=', eb.ref('memory_bytes')))
+      .where((eb) => eb(eb('reserved_slots', '+', slots), '<=', eb.ref('slots'))),
+  );
 }
 
 /** The copy that stays on a host after its sandbox was taken off it: counted until it is fenced. */

@@ -36,11 +36,19 @@ export function hostRow(row: Selectable<HostTable>): HostRow {
 }
 
 export function sandboxRow(row: Selectable<SandboxTable>): SandboxRow {
+  return rowWithSpec(row, undefined);
+}
+
+/** @param spec the row's, where it is at hand */
+export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.SandboxSpec | undefined): SandboxRow {
   return {
     id: row.id as SandboxId,
     project: row.project as Project,
     name: row.name as Name,
-    spec: fromJsonString(sandbox.SandboxSpecSchema, row.spec, { ignoreUnknownFields: true }),
+    // Most who read a row do not look at its spec, and it is the longest part to read.
+    get spec() {
+      return (spec ??= fromJsonString(sandbox.SandboxSpecSchema, row.spec, { ignoreUnknownFields: true }));
+    },
     labels: parseMap(row.labels),
     desired: row.desired as DesiredState,
     generation: row.generation,

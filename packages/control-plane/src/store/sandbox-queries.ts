@@ -1,6 +1,7 @@
 import { sql } from 'kysely';
 import { clip, DroverError, isSandboxId, type HostId, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
+import { sandboxById } from './change.ts';
 import type { Database } from './database.ts';
 import { sandboxRow } from './rows.ts';
 import type { SandboxFilter, SandboxRow, SealedSecret } from './store.ts';
@@ -20,7 +21,7 @@ export class SandboxQueries {
   }
 
   async get(id: SandboxId): Promise<SandboxRow | undefined> {
-    const row = await this.database.db.selectFrom('sandboxes').selectAll().where('id', '=', id).executeTakeFirst();
+    const [row] = (await sandboxById(this.database.db, { id })).rows;
     return row === undefined ? undefined : sandboxRow(row);
   }
 

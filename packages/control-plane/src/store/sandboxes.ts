@@ -1,31 +1,40 @@
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
-import { changeSandbox, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
+import { changeSandbox, emitChange, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
 import { isUniqueViolation, type Tx } from './database.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
-import { newSandbox } from './new-sandbox.ts';
+import { newSandbox, sandboxColumns } from './new-sandbox.ts';
+import { prepared } from './prepared.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
-import { sandboxRow } from './rows.ts';
+import { rowWithSpec, sandboxRow } from './rows.ts';
 import type { StoredSandbox } from './schema.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
 import { hasEnded, runIsOver, startOf } from './state.ts';
 import type { DesiredOptions, DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
 
+const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
+
 export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
-  async create(draft: SandboxDraft): Promise<SandboxRow> {
+  async create(draft: SandboxDraft, hostId?: HostId): Promise<SandboxRow> {
     try {
       return await this.database.transact(async (tx) => {
-        const stored = newSandbox(draft, tx.now);
-        await tx.db.insertInto('sandboxes').values(stored).execute();
+        const unplaced = newSandbox(draft, tx.now);
+        const placed = hostId !== undefined && (await reserve(tx, unplaced, hostId, false));
+        const stored: StoredSandbox = placed ? { ...unplaced, host_id: hostId, hold: 'all' } : unplaced;
+        await insertSandbox(tx.db, stored);
         const labels = Object.entries(draft.labels).map(([key, value]) => ({ sandbox_id: draft.id, key, value }));
         if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
         const secrets = (draft.secrets ?? []).map(({ name, sealed }) => ({ sandbox_id: draft.id, name, sealed }));
         if (secrets.length > 0) await tx.db.insertInto('sandbox_secrets').values(secrets).execute();
-        const row = sandboxRow(stored);
-        tx.emit(sandboxEvent(row, 'SandboxCreated', { image: row.spec.image, labels: row.labels }));
+        const made = rowWithSpec(unplaced, draft.spec);
+        tx.emit(sandboxEvent(made, 'SandboxCreated', { image: draft.spec.image, labels: draft.labels }));
+        if (!placed) return made;
+        const row = rowWithSpec(stored, draft.spec);
+        emitChange(tx, made, row);
+        tx.emit(sandboxEvent(row, 'SandboxScheduled'));
         return row;
       });
     } catch (error) {

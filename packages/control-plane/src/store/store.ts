@@ -173,8 +173,11 @@ export interface HostStore {
 }
 
 export interface SandboxStore {
-  /** @throws {DroverError} name-taken */
-  create(draft: SandboxDraft): Promise<SandboxRow>;
+  /**
+   * Places it on the host with the same condition and effect as `place`, or, when that has no room any more, nowhere.
+   * @throws {DroverError} name-taken
+   */
+  create(draft: SandboxDraft, hostId?: HostId): Promise<SandboxRow>;
   /** Reserves room on the host and sets host_id in one conditional update (L-24); false when the room is gone or the row is placed or deleted. */
   place(id: SandboxId, hostId: HostId): Promise<boolean>;
   setPending(id: SandboxId, reason: string, message: string): Promise<void>;

@@ -1,7 +1,12 @@
 import type { HostId } from '@drover/foundation';
 import type { Database } from './database.ts';
+import { prepared } from './prepared.ts';
 import { parseMap } from './rows.ts';
 import type { TokenStore } from './store.ts';
+
+const apiToken = prepared(['hash'], (db, { hash }: { readonly hash: string }) =>
+  db.selectFrom('api_tokens').select('name').where('hash', '=', hash),
+);
 
 export class SqlTokenStore implements TokenStore {
   readonly #database: Database;
@@ -66,6 +71,6 @@ export class SqlTokenStore implements TokenStore {
   }
 
   async findApi(hash: string): Promise<{ readonly name: string } | undefined> {
-    return await this.#database.db.selectFrom('api_tokens').select('name').where('hash', '=', hash).executeTakeFirst();
+    return (await apiToken(this.#database.db, { hash })).rows[0];
   }
 }
