@@ -1,26 +1,25 @@
-/** Builds what runs as few files: init, which runs in every sandbox, and the commands that people wait for. */
+/** Builds what runs as few files: init, which runs in every sandbox, and the program itself. */
 import { createHash } from 'node:crypto';
 import { chmod, glob, mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { build } from 'esbuild';
-import { buildInitBundle } from '../packages/init/src/bundle.ts';
+import { buildInitBundle, initBundlePath } from '../packages/init/src/bundle.ts';
 
 const root = join(import.meta.dirname, '..');
+const cache = join(root, '.cache');
 /** How long a bundle stays after it was replaced, longer while a command that was started from it still runs. Milliseconds. */
 const keepMs = 24 * 3_600_000;
 
 /**
- * `.cache/cli/main.js`: the CLI in a few files, which start in half the time of some 300 sources. The launcher takes it as long as
+ * `.cache/cli/main.js`: the program in a few files, which start in half the time of some 300 sources. The launcher takes it as long as
  * nothing in the sources is newer. A link is replaced, so that a command that starts meanwhile finds the old files or the new ones,
  * and what it links to is named by its content and never changed: a command that runs loads parts of its own bundle later on.
  */
-async function buildCliBundle(): Promise<void> {
-  const cache = join(root, '.cache');
-  await mkdir(cache, { recursive: true });
-  if (await isFresh(join(cache, 'cli', 'main.js'))) return;
-  const began = new Date();
+async function buildCliBundle(began: Date): Promise<void> {
   const { outputFiles } = await build({
-    entryPoints: [join(root, 'packages/cli/src/main.ts')],
+    // A thread of the agent's is started from its own file, beside.
+    entryPoints: ['cli/src/main.ts', 'agent/src/images/unpack-thread.ts'].map((path) => join(root, 'packages', path)),
+    entryNames: '[name]',
     // Only for the names of the files.
     outdir: cache,
     write: false,
@@ -32,10 +31,8 @@ async function buildCliBundle(): Promise<void> {
     conditions: ['development'],
     minifyWhitespace: true,
     legalComments: 'none',
-    // They find files of theirs beside their sources, and no command that is bundled for needs them.
-    external: ['@drover/agent', '@drover/control-plane', '@drover/gateway', '@drover/init'],
-    // What reads --allow is bundled all the same: its errors are to be of the CLI's own class.
-    alias: { '@drover/gateway/policy': join(root, 'packages/gateway/src/policy/index.ts') },
+    // It finds its bundle beside its sources.
+    external: ['@drover/init'],
     // Packages in CommonJS ask for Node's own modules with it.
     banner: { js: "import { createRequire as bundleRequire } from 'node:module'; const require = bundleRequire(import.meta.url);" },
   });
@@ -82,14 +79,23 @@ async function isRunning(directory: string): Promise<boolean> {
 }
 
 /** The same question as the launcher's. */
-async function isFresh(bundle: string): Promise<boolean> {
-  const made = await stat(bundle).catch(() => undefined);
-  if (made === undefined) return false;
-  for await (const path of glob('packages/*/src/**', { cwd: root })) {
-    const { mtimeMs } = await stat(join(root, path)).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
-    if (mtimeMs > made.mtimeMs) return false;
-  }
+async function isFresh(): Promise<boolean> {
+  const times = await Promise.all([join(cache, 'cli', 'main.js'), initBundlePath()].map(timeOf));
+  const made = Math.min(...times.map((time) => time ?? 0));
+  for await (const path of glob(['packages/*/src', 'packages/*/src/**', 'package-lock.json', 'scripts/bundles.ts'], { cwd: root }))
+    if (((await timeOf(join(root, path))) ?? Number.POSITIVE_INFINITY) > made) return false;
   return true;
 }
 
-await Promise.all([buildInitBundle(), buildCliBundle()]);
+async function timeOf(path: string): Promise<number | undefined> {
+  return (await stat(path).catch(() => undefined))?.mtimeMs;
+}
+
+if (!(await isFresh())) {
+  const began = new Date();
+  await mkdir(cache, { recursive: true });
+  await buildInitBundle();
+  // What is touched while it is read counts as newer.
+  await utimes(initBundlePath(), began, began);
+  await buildCliBundle(began);
+}

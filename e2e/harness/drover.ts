@@ -91,7 +91,7 @@ export class TestDrover implements AsyncDisposable {
     return await eventually(`${part} runs`, async () => {
       for (const pid of await processesUnder(this.data)) {
         const argv = await commandLine(pid);
-        if (argv.some((word) => word.endsWith('/main.ts')) && argv.includes(part)) return pid;
+        if (argv.some((word) => /\/main\.[jt]s$/.test(word)) && argv.includes(part)) return pid;
       }
       return undefined;
     });
