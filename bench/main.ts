@@ -108,7 +108,8 @@ async function onOneDrover(
   await cp(needProgram('busybox', 'busybox-static'), join(rootfs, 'bin', 'busybox'));
   await Promise.all(['sh', 'echo'].map(async (name) => await cp(join(rootfs, 'bin', 'busybox'), join(rootfs, 'bin', name))));
 
-  const drover = held.use(await TestDrover.start(['--pool', pool, '--cpus', offeredCpus]));
+  const standbys = quick ? 4 : defaultStandbys();
+  const drover = held.use(await TestDrover.start(['--pool', pool, '--cpus', offeredCpus, '--standbys', String(standbys)]));
   const client = await connectDrover(await drover.connection());
   held.defer(() => client.close());
   const started = await Docker.start(directory);
@@ -134,7 +135,7 @@ async function onOneDrover(
         quick,
         scratch: directory,
         quiet: async () => {
-          await eventually('the standbys are ready', async () => (await readyStandbys(drover.data)) === defaultStandbys());
+          await eventually('the standbys are ready', async () => (await readyStandbys(drover.data)) === standbys);
         },
         ways: [
           throughApi('API, busybox', client, image),

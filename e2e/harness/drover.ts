@@ -61,7 +61,8 @@ export class TestDrover implements AsyncDisposable {
   /** Starts `up` (again) on the same data directory. */
   async up(args: readonly string[] = []): Promise<void> {
     this.#output = '';
-    const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', ...args], this.environment);
+    // One that is ready: the next sandbox is made of it, and those that come right after are not. What is said of it in `args` counts.
+    const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '1', ...args], this.environment);
     this.#up = up;
     for (const stream of [up.stdout, up.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
     let ended: number | undefined;
