@@ -27,8 +27,9 @@ export async function once<I extends DescMessage, O extends DescMessage>(
   }
   // Scoped to the caller, so that nobody gets another caller's answer.
   const scoped = `${callerOf(values).name}/${key}`;
+  let made: MessageShape<O> | undefined;
   const answer = await store.idempotency.once(scoped, method.name, toBinary(method.input, request), async (tables) =>
-    toBinary(method.output, await action(tables)),
+    toBinary(method.output, (made = await action(tables))),
   );
-  return fromBinary(method.output, answer);
+  return made ?? fromBinary(method.output, answer);
 }

@@ -8,6 +8,9 @@ import type { CallOptions, Operation, ResultValue } from './hub.ts';
 /** The server's side of Connect: frames in, serialized frames out (so that what waits can be counted in bytes). */
 export type ConnectCall = ServerDuplexStream<link.HostFrame, Buffer>;
 
+/** Ends the waiting of a caller that has its result. */
+const answered = new Error('the command was answered');
+
 interface Pending {
   readonly result: Promise<ResultValue>;
   readonly resolve: (value: ResultValue) => void;
@@ -117,32 +120,29 @@ export class HostLink {
     }
     entry.waiters++;
     if (options.signal === undefined && options.deadline === undefined) return await entry.result;
-    const stop = new AbortController();
-    const gone = options.signal === undefined ? stop.signal : AbortSignal.any([options.signal, stop.signal]);
+    const over = new AbortController();
+    const { signal } = options;
+    const gone = (): void => over.abort(DroverError.from(signal?.reason, 'cancelled'));
+    signal?.addEventListener('abort', gone, { once: true });
     try {
-      return await Promise.race([entry.result, this.#patience(options, clock, gone)]);
+      return await Promise.race([entry.result, this.#patience(options, clock, over.signal)]);
     } finally {
-      stop.abort();
+      signal?.removeEventListener('abort', gone);
+      over.abort(answered);
       // A result that comes after its caller has gone is counted as late and dropped (L-14).
       if (--entry.waiters === 0 && pending.get(id) === entry) pending.delete(id);
     }
   }
 
-  /** Rejects when the caller's deadline or signal comes. */
-  async #patience({ signal, deadline }: CallOptions, clock: Clock, gone: AbortSignal): Promise<never> {
+  /** Rejects when the caller's deadline comes, or with the reason of `over`. */
+  async #patience({ deadline }: CallOptions, clock: Clock, over: AbortSignal): Promise<never> {
     if (deadline === undefined) {
-      await new Promise<void>((resolve) => gone.addEventListener('abort', () => resolve(), { once: true }));
-    } else {
-      try {
-        await clock.sleep(Math.max(0, deadline.getTime() - clock.now()), gone);
-        throw new DroverError('timed-out', `host ${this.hostId} did not answer in time`, {
-          hint: 'the work goes on there; ask again for its outcome',
-        });
-      } catch (error) {
-        if (error instanceof DroverError) throw error;
-      }
+      return await new Promise<never>((_, reject) => over.addEventListener('abort', () => reject(over.reason as Error), { once: true }));
     }
-    throw DroverError.from(signal?.reason ?? new DroverError('cancelled', 'the call was cancelled'), 'cancelled');
+    await clock.sleep(Math.max(0, deadline.getTime() - clock.now()), over);
+    throw new DroverError('timed-out', `host ${this.hostId} did not answer in time`, {
+      hint: 'the work goes on there; ask again for its outcome',
+    });
   }
 
   /** Says whether somebody waited for it; a duplicate, late or unknown result finds nobody (L-14). */

@@ -295,7 +295,8 @@ export class Dial implements DialView {
     if (!this.#context.hub.isConnected(hostId)) {
       throw new DialFailed('host-not-connected', 'the host of the sandbox is not connected', 'see `drover host ls`');
     }
-    return { ...row, hostId };
+    // Not a copy: that would read its spec.
+    return row as Reachable;
   }
 
   /**

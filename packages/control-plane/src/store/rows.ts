@@ -36,7 +36,11 @@ export function hostRow(row: Selectable<HostTable>): HostRow {
 }
 
 export function sandboxRow(row: Selectable<SandboxTable>): SandboxRow {
-  let spec: sandbox.SandboxSpec | undefined;
+  return rowWithSpec(row, undefined);
+}
+
+/** @param spec the row's, where it is at hand */
+export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.SandboxSpec | undefined): SandboxRow {
   return {
     id: row.id as SandboxId,
     project: row.project as Project,

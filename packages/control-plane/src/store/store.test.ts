@@ -426,6 +426,23 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.unplaced(100)).toHaveLength(28);
     });
 
+    it('L-24: made with a place, it is as if it were made and then placed; never more than fits, and what does not waits', async () => {
+      const hosts = [await readyHost(store, { slots: 7 }), await readyHost(store, { slots: 7 })] as const;
+      const room = { ...smallRoom, cpuMillis: 1 };
+      const made = await Promise.all(Array.from({ length: 20 }, () => store.sandboxes.create(draft({ room }), hosts[0].id)));
+      const there = made.filter((row) => row.hostId === hosts[0].id);
+      expect(there).toHaveLength(7);
+      expect(await store.sandboxes.unplaced(100)).toHaveLength(13);
+      const [one] = there;
+      if (one === undefined) throw new Error('none was placed');
+      const other = await placed(hosts[1].id, { room });
+      expect(await get(one)).toEqual({ ...other, id: one.id, name: one.name, hostId: hosts[0].id });
+      expect(await get(one)).toEqual(one);
+      expect(await types(one.id)).toEqual(await types(other.id));
+      const [first, second] = await store.hosts.list();
+      expect([first?.reserved.slots, second?.reserved.slots].sort()).toEqual([1, 7]);
+    });
+
     it('L-27: nothing new is placed on a host that is cordoned, draining or down', async () => {
       const host = await readyHost(store);
       const row = await store.sandboxes.create(draft());
