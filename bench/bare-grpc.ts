@@ -49,8 +49,12 @@ export class BareServer {
   }
 }
 
-/** A client that answers each command with an empty result, as a host does that has nothing to do. */
-export function bareClient(port: number, { caPem, certificatePem, keyPem }: Pems): { readonly client: Client; readonly call: BareCall } {
+/** A client that does this with each command; by default it answers with an empty result, as a host does that has nothing to do. */
+export function bareClient(
+  port: number,
+  { caPem, certificatePem, keyPem }: Pems,
+  onCommand: (command: link.Command, call: BareCall) => void = answerEmpty,
+): { readonly client: Client; readonly call: BareCall } {
   const tls = credentials.createSsl(Buffer.from(caPem), Buffer.from(keyPem), Buffer.from(certificatePem), {
     checkServerIdentity: () => undefined,
   });
@@ -58,11 +62,14 @@ export function bareClient(port: number, { caPem, certificatePem, keyPem }: Pems
   const call = client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
   call.on('error', () => undefined);
   call.on('data', ({ frame }: link.ControlFrame) => {
-    if (frame.case !== 'command') return;
-    const value = create(link.CommandResultSchema, { commandId: frame.value.id });
-    call.write(create(link.HostFrameSchema, { frame: { case: 'result', value } }));
+    if (frame.case === 'command') onCommand(frame.value, call);
   });
   return { client, call };
 }
 
-type BareCall = ClientDuplexStream<link.HostFrame, link.ControlFrame>;
+function answerEmpty({ id }: link.Command, call: BareCall): void {
+  const value = create(link.CommandResultSchema, { commandId: id });
+  call.write(create(link.HostFrameSchema, { frame: { case: 'result', value } }));
+}
+
+export type BareCall = ClientDuplexStream<link.HostFrame, link.ControlFrame>;

@@ -2,7 +2,7 @@ import { availableMemory } from '../machine.ts';
 import type { Goal, Row, Section } from '../result.ts';
 import { round, summarize } from '../stats.ts';
 import type { Way } from './first-byte.ts';
-import { controlPlaneShare } from './share.ts';
+import { controlPlaneShare, type Ways } from './share.ts';
 
 /** The longest that a round of every way may be expected to take, ms: on a machine that is busier it is left out, and said to be. */
 const longestRoundMs = 150_000;
@@ -83,19 +83,34 @@ export async function measureCreate({ quick, ways, bare, absent: given, scratch 
     }
   }
   const share = await controlPlaneShare(quick ? 40 : 150, scratch);
-  rows.push(
-    { what: 'control plane: request sent → command at the host', at: 1, unit: 'ms', summary: share.toCommand },
-    { what: 'control plane: host’s report → tunnel asked for at the host', at: 1, unit: 'ms', summary: share.toTunnel },
-  );
-  const sum = round(share.toCommand.p50 + share.toTunnel.p50);
-  goals.push({ what: 'control plane’s share of a create (P50, both parts)', goal: '≤ 5 ms', figure: `${sum} ms`, met: sum <= 5 });
+  const { whole, bare: transports } = share;
+  for (const [what, ours, theirs] of [
+    ['request sent → command at the host', whole.toCommand, transports.toCommand],
+    ['host’s report → tunnel asked for at the host', whole.toTunnel, transports.toTunnel],
+  ] as const) {
+    const ratio = { to: 'bare transports', value: round(ours.p50 / theirs.p50) };
+    rows.push(
+      { what: `control plane: ${what}`, at: 1, unit: 'ms', summary: ours, ratio },
+      { what: `bare transports: ${what}`, at: 1, unit: 'ms', summary: theirs },
+    );
+  }
+  const sum = (ways: Ways): number => ways.toCommand.p50 + ways.toTunnel.p50;
+  const own = round(sum(whole) - sum(transports));
+  goals.push({
+    what: 'control plane’s share of a create (P50, both parts, without the transports)',
+    goal: '≤ 5 ms',
+    figure: `${own} ms (whole ${round(sum(whole))} ms, bare transports ${round(sum(transports))} ms)`,
+    met: own <= 5,
+  });
   return {
     name: 'create',
     title: 'Create → first byte of the user’s program',
     how:
       'Image in the cache; each way in turn within every round, in one run. The API’s is one SDK client: create, attach to `main`, first byte. ' +
-      '`drover run` is the whole program as typed in a shell. The control plane’s share is seen from a host in memory beside the client: it ' +
-      'includes the client, both ways of the network and the host’s decoding, so it is an upper bound. The host offers more CPUs than it has, ' +
+      '`drover run` is the whole program as typed in a shell. The control plane’s share is seen from a host in memory beside the client, so ' +
+      'the whole also holds the client’s and the host’s own work and the ways between the processes. The bare transports have all of these too: ' +
+      'in turn with it, the same messages over a Connect call whose handler writes to a bare grpc-js stream, with mutual TLS, and no store and no ' +
+      'logic. The goal is about what the control plane adds, and so is compared with the difference of the two. The host offers more CPUs than it has, ' +
       'so that none of them waits for room.',
     rows,
     goals,

@@ -2,20 +2,28 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { connectDrover, type DroverClient } from '@drover/sdk';
 import { DroverError } from '@drover/foundation';
+import { openCertificateAuthority } from '@drover/pki';
 import type { FakeSandboxes } from '@drover/agent/link/testing';
 import { Child } from '../children.ts';
 import type { Address } from '../control-plane-child.ts';
-import { joinFakeHosts, signFakeHosts, startFakeHost } from '../fake-hosts.ts';
+import { joinFakeHosts, signFakeHosts, startFakeHost, trustDomain } from '../fake-hosts.ts';
 import { summarize, type Summary } from '../stats.ts';
+import { BareShare, type Parts } from './bare-share.ts';
 
 export interface Share {
+  readonly whole: Ways;
+  /** The same two ways over bare transports. */
+  readonly bare: Ways;
+}
+
+export interface Ways {
   /** From the client's call to the command at the host. */
   readonly toCommand: Summary;
   /** From the host's report of the start to the request for the session's tunnel at the host. */
   readonly toTunnel: Summary;
 }
 
-/** A real control plane on SQLite with one host in memory: what is left of a create when the host takes no time. */
+/** A real control plane on SQLite with one host in memory: what is left of a create when the host takes no time. Beside it, in turn, bare transports. */
 export async function controlPlaneShare(count: number, scratch: string): Promise<Share> {
   const directory = await mkdtemp(join(scratch, 'share-'));
   const life = new AbortController();
@@ -32,13 +40,20 @@ export async function controlPlaneShare(count: number, scratch: string): Promise
     const host = startFakeHost(identity, address.link, life.signal);
     while (!host.link.connected) await new Promise((resolve) => setTimeout(resolve, 5));
     const client = await connectDrover(address);
-    const commands: number[] = [];
-    const tunnels: number[] = [];
+    const ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain });
+    await using bareParts = new BareShare();
+    const oneBare = await bareParts.start(
+      { ...(await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1'] })), caPem: ca.caPem },
+      identity,
+    );
+    const whole: Parts[] = [];
+    const bare: Parts[] = [];
     for (let i = 0; i < count + warmUps; i++) {
-      const { id, command, tunnel } = await one(host.sandboxes, client);
+      const ofBare = await oneBare();
+      const { id, ...parts } = await one(host.sandboxes, client);
       if (i >= warmUps) {
-        commands.push(command);
-        tunnels.push(tunnel);
+        bare.push(ofBare);
+        whole.push(parts);
       }
       await client.sandboxes.remove(id);
       await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: 20_000 });
@@ -46,7 +61,7 @@ export async function controlPlaneShare(count: number, scratch: string): Promise
     client.close();
     life.abort();
     await host.ended;
-    return { toCommand: summarize(commands), toTunnel: summarize(tunnels) };
+    return { whole: waysOf(whole), bare: waysOf(bare) };
   } finally {
     life.abort();
     await rm(directory, { recursive: true, force: true });
@@ -56,10 +71,11 @@ export async function controlPlaneShare(count: number, scratch: string): Promise
 /** The first ones compile and fill caches. */
 const warmUps = 20;
 
-async function one(
-  sandboxes: FakeSandboxes,
-  client: DroverClient,
-): Promise<{ readonly id: string; readonly command: number; readonly tunnel: number }> {
+function waysOf(parts: readonly Parts[]): Ways {
+  return { toCommand: summarize(parts.map(({ command }) => command)), toTunnel: summarize(parts.map(({ tunnel }) => tunnel)) };
+}
+
+async function one(sandboxes: FakeSandboxes, client: DroverClient): Promise<Parts & { readonly id: string }> {
   const asked = Promise.withResolvers<number>();
   const dialled = Promise.withResolvers<number>();
   const make = sandboxes.create.bind(sandboxes);
