@@ -197,7 +197,7 @@ function readIfThere(path: string): Buffer | undefined {
 
 async function registered(name: string): Promise<string> {
   return await eventually(`${name} is registered`, async () => {
-    const { identity } = await drover.json<{ identity: { verdict: string; thumbprint: string } }>(['sandbox', 'get', name]);
+    const { identity } = await drover.sandbox<{ identity: { verdict: string; thumbprint: string } }>(name);
     return identity.verdict === 'trusted' && identity.thumbprint;
   });
 }
@@ -240,10 +240,7 @@ beforeAll(async () => {
   const { token } = await drover.json<{ token: string }>(['host', 'token']);
   expect((await second.join(server, token, ['--name', 'second', '--pool', '10.222.128.0/18'])).code).toBe(0);
   await second.start(['--allow-mount', loot]);
-  await eventually(
-    'the second host is ready',
-    async () => (await drover.json<{ state: string }>(['host', 'get', 'second'])).state === 'ready',
-  );
+  await eventually('the second host is ready', async () => (await drover.host<{ state: string }>('second')).state === 'ready');
 
   const first = join(drover.data, 'host');
   const seesLoot = ['--volume', `${loot}:/loot:ro`];
@@ -257,7 +254,7 @@ beforeAll(async () => {
 }, 480_000);
 
 afterAll(async () => {
-  const names = (await drover.json<{ id: string }[]>(['sandbox', 'ls'])).map(({ id }) => id);
+  const names = (await drover.sandboxes<{ id: string }>()).map(({ id }) => id);
   if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
   const left = await tracesOf(drover);
   await second[Symbol.asyncDispose]();
@@ -453,7 +450,7 @@ describe('I-3: reaching an init', () => {
   const hello = 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n';
 
   test("another sandbox's init cannot be reached at all", async () => {
-    const { address } = await drover.json<{ address: string }>(['sandbox', 'get', 'victim']);
+    const { address } = await drover.sandbox<{ address: string }>('victim');
     const outcome = await attack('mallory', { host: address, port: initPort, ...asCaller(mallory), alpn: 'h2', send: hello });
     expect(outcome).toMatchObject({ stage: 'tcp', answer: '' });
   });
@@ -465,7 +462,7 @@ describe('I-3: reaching an init', () => {
     ['one of its own making', () => ({ cert: 'self.crt', key: 'self.key' })],
     ['TLS 1.2', () => ({ ...asCaller(mallory), maxTls: '1.2' })],
   ])('its own init takes nobody but the control plane: %s', async (_, how) => {
-    const { address } = await drover.json<{ address: string }>(['sandbox', 'get', 'mallory']);
+    const { address } = await drover.sandbox<{ address: string }>('mallory');
     const { stage, answer } = await attack('mallory', { host: address, port: initPort, alpn: 'h2', ...how(), send: hello });
     // It is reached; and an HTTP/2 server that would talk to it begins with its settings.
     expect(stage).not.toBe('tcp');

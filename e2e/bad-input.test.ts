@@ -21,7 +21,7 @@ let takenPort: number;
 
 /** Nothing half made: no sandbox, no image but `host`, no unfinished download. */
 async function nothingIsLeft(): Promise<void> {
-  expect(await drover.json(['sandbox', 'ls'])).toEqual([]);
+  expect(await drover.sandboxes()).toEqual([]);
   const images = join(drover.data, 'host', 'images');
   for (const name of ['staging', 'scratch', 'partial', 'blobs'])
     expect({ name, files: await readdir(join(images, name)) }).toEqual({ name, files: [] });
@@ -222,7 +222,7 @@ describe('registries', () => {
     } finally {
       proxy.intercept = () => false;
     }
-    expect(await drover.json(['sandbox', 'ls'])).toEqual([]);
+    expect(await drover.sandboxes()).toEqual([]);
     expect((await drover.run(['run', '--rm', '-n', `${proxy.host}/demo:1`, '--', '/bin/busybox', 'true'])).code).toBe(0);
     await drover.run(['image', 'rm', `${proxy.host}/demo:1`]);
     await nothingIsLeft();
@@ -303,7 +303,7 @@ describe("a full disk under the control plane's store", () => {
         );
         refused(outcome, 7, /the disk that the control plane keeps its data on is full\n {2}hint: make room/);
         // What it knows, it still tells, and what runs is still reached.
-        const names = async (): Promise<string[]> => (await drover.json<{ name: string }[]>(['sandbox', 'ls'])).map(({ name }) => name);
+        const names = async (): Promise<string[]> => (await drover.sandboxes<{ name: string }>()).map(({ name }) => name);
         expect((await names()).toSorted()).toEqual(['before', ...made].toSorted());
         expect(await drover.run(['exec', 'before', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
 

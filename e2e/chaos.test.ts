@@ -51,7 +51,7 @@ function serve(): ReturnType<typeof part> {
   return part('serve', '--data', join(drover.data, 'control-plane'), '--listen', '127.0.0.1:0');
 }
 
-const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.json<SandboxJson[]>(['sandbox', 'ls']);
+const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.sandboxes<SandboxJson>();
 
 /** What a kill cuts off is tried again until it is through; anything else is a defect. */
 async function insist(action: () => Promise<unknown>): Promise<void> {

@@ -34,8 +34,8 @@ let network: HostNetwork;
 let second: SecondHost;
 let server: string;
 
-const host = async (name: string): Promise<HostJson> => await drover.json<HostJson>(['host', 'get', name]);
-const sandbox = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+const host = async (name: string): Promise<HostJson> => await drover.host<HostJson>(name);
+const sandbox = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
 const token = async (...args: readonly string[]): Promise<string> =>
   (await drover.json<{ token: string }>(['host', 'token', ...args])).token;
 
@@ -75,7 +75,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  const names = (await drover.json<SandboxJson[]>(['sandbox', 'ls'])).map(({ id }) => id);
+  const names = (await drover.sandboxes<SandboxJson>()).map(({ id }) => id);
   if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
   const left = await tracesOf(drover);
   await second[Symbol.asyncDispose]();
@@ -347,7 +347,7 @@ describe('L-10, L-26: a link that is cut', () => {
     await succeeds(['sandbox', 'rm', '--force', '--no-wait', 'gone']);
     await second.start();
     await eventually('its container is gone', async () => (await containers(second.state)).length === 0);
-    await eventually('its row is gone', async () => (await drover.run(['sandbox', 'get', 'gone'])).code === 3);
+    await eventually('its row is gone', async () => !(await drover.sandboxes()).some(({ name }) => name === 'gone'));
   });
 });
 
@@ -396,7 +396,7 @@ describe('L-4: drover host rm', () => {
     await second.ended('SIGINT');
     await second.start(['--cpus', '64']);
     await hostIs('second', 'ready');
-    expect(await drover.json(['host', 'get', 'second'])).toMatchObject({ capacity: { cpuMillis: 64_000 } });
+    expect(await drover.host('second')).toMatchObject({ capacity: { cpuMillis: 64_000 } });
     expect(await succeeds(['run', '--rm', '--host', 'second', '--cpus', '33', 'host', '--', 'echo', 'room'])).toBe('room\n');
   });
 

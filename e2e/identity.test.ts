@@ -50,7 +50,7 @@ let drover: TestDrover;
 let world: HostNetwork;
 let shared: string;
 
-const sandbox = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+const sandbox = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
 
 async function succeeds(args: readonly string[], timeoutMs?: number): Promise<string> {
   const { code, stdout, stderr } = await drover.run(args, timeoutMs === undefined ? {} : { timeoutMs });
@@ -102,7 +102,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await using _world = world;
-  const names = (await drover.json<SandboxJson[]>(['sandbox', 'ls'])).map(({ id }) => id);
+  const names = (await drover.sandboxes<SandboxJson>()).map(({ id }) => id);
   if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
   const left = await tracesOf(drover);
   await drover[Symbol.asyncDispose]();
@@ -311,13 +311,13 @@ postInit: |
 
   test('bad setup files are refused with one sentence, and nothing is made', async () => {
     const file = join(drover.directory, 'bad.yaml');
-    const before = (await drover.json<SandboxJson[]>(['sandbox', 'ls'])).length;
+    const before = (await drover.sandboxes<SandboxJson>()).length;
     for (const text of ['files: 3\n', 'nonsense: true\n', 'files:\n  - path: x\n', 'files:\n  - path: a\n    secret: NOT_THERE\n', '{']) {
       await writeFile(file, text);
       const { code, stderr } = await drover.run(['run', '--setup', file, 'host', '--', 'true']);
       expect({ text, code, stderr }).toEqual({ text, code: 125, stderr: expect.stringMatching(/^drover: [^\n]+\n {2}hint: [^\n]+\n$/) });
     }
-    expect((await drover.json<SandboxJson[]>(['sandbox', 'ls'])).length).toBe(before);
+    expect((await drover.sandboxes<SandboxJson>()).length).toBe(before);
   });
 });
 

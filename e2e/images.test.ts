@@ -206,7 +206,7 @@ describe('R-13: a build has its own lifetime', () => {
     await succeeds(['sandbox', 'rm', '--force', 'first']);
     const second = run(reference('big'), '/bin/busybox', 'sh', '-c', '/bin/busybox wc -c < /big');
     await eventually('the second one waits for the image', async () =>
-      (await drover.json<{ message: string }[]>(['sandbox', 'ls'])).some(({ message }) => message.includes('/demo:big')),
+      (await drover.sandboxes<{ message: string }>()).some(({ message }) => message.includes('/demo:big')),
     );
     release();
     expect(await second).toMatchObject({ code: 0, stdout: `${bigBytes}\n` });

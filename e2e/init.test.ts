@@ -48,7 +48,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
   let tag: string;
   const images = new Map<string, string>();
 
-  const get = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+  const get = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
   const ok = async (...args: readonly string[]): Promise<string> => {
     const { code, stdout, stderr } = await drover.run(args);
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
@@ -156,10 +156,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     await ok('run', '-d', '--name', 'survivor', 'host', '--', 'sh', '-c', script);
     await eventually('it has begun', async () => (await ok('logs', 'survivor')).includes('\n10\n'));
     process.kill(await drover.pidOf('serve'), 'SIGKILL');
-    await eventually('its end is known', async () => {
-      const { code, stdout } = await drover.run(['sandbox', 'get', 'survivor', '-o', 'json']);
-      return code === 0 && (JSON.parse(stdout) as SandboxJson).state === 'stopped';
-    });
+    await eventually('its end is known', async () => (await get('survivor').catch(() => undefined))?.state === 'stopped');
     expect((await get('survivor')).exitCode).toBe(14);
     expect(await ok('logs', 'survivor')).toBe(Array.from({ length: 300 }, (_, i) => `${i + 1}\n`).join(''));
   });

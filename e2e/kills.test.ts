@@ -32,8 +32,8 @@ let world: HostNetwork;
 let shared: string;
 let state: string;
 
-const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.json<SandboxJson[]>(['sandbox', 'ls']);
-const sandbox = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.sandboxes<SandboxJson>();
+const sandbox = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
 const mount = (): readonly string[] => ['--volume', `${shared}:/shared`];
 
 /** Says `run NAME`, once for all to see and once to its log, works for some time, says `end NAME`, and ends with the status. */
@@ -60,8 +60,8 @@ async function backAgain(): Promise<void> {
   await eventually(
     'the host is ready again',
     async () => {
-      const { code, stdout } = await drover.run(['host', 'ls', '-o', 'json']);
-      return code === 0 && (JSON.parse(stdout) as { state: string }[]).every((host) => host.state === 'ready');
+      const hosts = await drover.hosts().catch(() => undefined);
+      return hosts?.every(({ state: now }) => now === 'ready');
     },
     60_000,
   );

@@ -80,7 +80,7 @@ async function start(name: string, ...args: readonly string[]): Promise<string> 
     'cd /tmp; exec /usr/bin/python3 -m http.server 8000',
   ]);
   expect({ code: outcome.code, stderr: outcome.code === 0 ? '' : outcome.stderr }).toEqual({ code: 0, stderr: '' });
-  const { address } = await drover.json<{ address: string }>(['sandbox', 'get', name]);
+  const { address } = await drover.sandbox<{ address: string }>(name);
   return address;
 }
 
@@ -94,7 +94,7 @@ async function curl(
 
 /** A command in a sandbox's network with all of this machine's privileges: more than root in the sandbox has. */
 async function asRootOfItsNetwork(sandbox: string, ...argv: readonly string[]): Promise<string> {
-  const { id } = await drover.json<{ id: string }>(['sandbox', 'get', sandbox]);
+  const { id } = await drover.sandbox<{ id: string }>(sandbox);
   const pid = (await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim();
   return await tool('nsenter', '-t', pid, '-n', '--', ...argv);
 }

@@ -18,7 +18,7 @@ describe('R-2: drover run', () => {
   let drover: TestDrover;
   let tag: string;
 
-  const get = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+  const get = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
   const reaches = async (name: string, state: string): Promise<SandboxJson> =>
     await eventually(`${name} is ${state}`, async () => {
       const sandbox = await get(name);
@@ -93,7 +93,7 @@ describe('R-2: drover run', () => {
     const { code } = await drover.run(['sandbox', 'wait', 'shortly']);
     expect(code).toBe(3);
     expect((await drover.run(['logs', 'shortly'])).stdout).toBe('done\n');
-    await eventually('it is removed', async () => (await drover.run(['sandbox', 'get', 'shortly'])).code !== 0);
+    await eventually('it is removed', async () => !(await drover.sandboxes()).some(({ name }) => name === 'shortly'));
   });
 
   test('--env, --env-file and a variable of the caller reach the command', async () => {
@@ -254,8 +254,7 @@ describe('R-2: drover run', () => {
     await drover.run(['run', '-d', '--name', 'mortal', '--ttl', '3s', 'host', '--', 'sleep', '600']);
     process.kill(await drover.pidOf('serve'), 'SIGKILL');
     const ended = await eventually('it has ended', async () => {
-      const { code, stdout } = await drover.run(['sandbox', 'get', 'mortal', '-o', 'json']);
-      const sandbox = code === 0 ? (JSON.parse(stdout) as SandboxJson) : undefined;
+      const sandbox = await get('mortal').catch(() => undefined);
       return sandbox?.state === 'stopped' ? sandbox : undefined;
     });
     expect(ended.exitCode).toBe(143);

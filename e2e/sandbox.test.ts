@@ -37,7 +37,7 @@ describe('R-3: what one does with sandboxes', () => {
   let drover: TestDrover;
   let tag: string;
 
-  const get = async (name: string): Promise<SandboxJson> => await drover.json<SandboxJson>(['sandbox', 'get', name]);
+  const get = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
   const ok = async (...args: readonly string[]): Promise<string> => {
     const { code, stdout, stderr } = await drover.run(args);
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
@@ -200,7 +200,7 @@ describe('R-3: what one does with sandboxes', () => {
       const { exitCode } = await exec;
       expect(seen).toBe(lines(600));
       expect(exitCode).toBe(12);
-      await eventually('the API is back', async () => (await drover.run(['sandbox', 'ls'])).code === 0);
+      await eventually('the API is back', async () => await drover.answers());
     });
   });
 
@@ -355,10 +355,8 @@ describe('R-3: what one does with sandboxes', () => {
       };
       await removed('before');
       process.kill(await drover.pidOf('serve'), 'SIGKILL');
-      await eventually('the API is back', async () => (await drover.run(['sandbox', 'ls'])).code === 0);
-      await eventually('the host is back', async () =>
-        (await drover.json<{ state: string }[]>(['host', 'ls'])).every(({ state }) => state === 'ready'),
-      );
+      await eventually('the API is back', async () => await drover.answers());
+      await eventually('the host is back', async () => (await drover.hosts<{ state: string }>()).every(({ state }) => state === 'ready'));
       await removed('after');
       following.kill('SIGINT');
       await following;

@@ -21,8 +21,7 @@ afterAll(async () => await drover[Symbol.asyncDispose]());
 const run = async (...args: readonly string[]): Promise<Awaited<ReturnType<TestDrover['run']>>> =>
   await drover.run(args, { env: { TOKEN: canary } });
 const inside = async (name: string, script: string): Promise<string> => (await run('exec', name, '--', 'sh', '-c', script)).stdout;
-const get = async (name: string): Promise<{ state: string; reason: string; exitCode?: number }> =>
-  await drover.json(['sandbox', 'get', name]);
+const get = async (name: string): Promise<{ state: string; reason: string; exitCode?: number }> => await drover.sandbox(name);
 
 describe('R-19: secrets', () => {
   const flags = (): string[] => ['--secret', 'TOKEN', '--secret-file', `KEY=@${join(drover.directory, 'config', 'key')}`];
@@ -136,13 +135,13 @@ describe('R-20: --idle-stop', () => {
 
   test('holds while neither the control plane nor the agent runs, and begins anew with a start', async () => {
     await run('run', '-d', '--name', 'alone', ...idleStop, 'host', '--', 'sleep', '1000');
-    const { startedAt } = await drover.json<{ startedAt: string }>(['sandbox', 'get', 'alone']);
+    const { startedAt } = await drover.sandbox<{ startedAt: string }>('alone');
     await drover.interrupt();
     // Longer than its idle time, with nobody there to count it.
     await eventually('its time is over', () => Date.now() - Date.parse(startedAt) > 8_000);
     await drover.up(up);
     const ended = await eventually('it is known to have stopped', async () => {
-      const seen = await drover.json<{ state: string; reason: string; finishedAt: string }>(['sandbox', 'get', 'alone']);
+      const seen = await drover.sandbox<{ state: string; reason: string; finishedAt: string }>('alone');
       return seen.state === 'stopped' ? seen : undefined;
     });
     expect(ended.reason).toBe('idle');

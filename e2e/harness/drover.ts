@@ -2,6 +2,9 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { api } from '@drover/protocol';
+import { connectDrover, type DroverClient } from '@drover/sdk';
+import { messageJson } from 'drover';
 import { execa } from 'execa';
 import { commandLine, endProcesses, processesUnder } from './processes.ts';
 
@@ -123,6 +126,48 @@ export class TestDrover implements AsyncDisposable {
     return JSON.parse(stdout) as T;
   }
 
+  // What is asked again and again is asked through the SDK: a command of its own costs many times what it asks for.
+
+  /** What `drover sandbox get NAME -o json` shows. */
+  async sandbox<T = Record<string, unknown>>(name: string): Promise<T> {
+    return await this.#ask(async (client) => messageJson(api.SandboxSchema, await client.sandboxes.get(name)));
+  }
+
+  /** What `drover sandbox ls -o json` shows. */
+  async sandboxes<T = Record<string, unknown>>(): Promise<T[]> {
+    return await this.#ask(async (client) => (await client.sandboxes.list()).map((sandbox) => messageJson(api.SandboxSchema, sandbox)));
+  }
+
+  /** What `drover host get NAME -o json` shows. */
+  async host<T = Record<string, unknown>>(name: string): Promise<T> {
+    return await this.#ask(async (client) => messageJson(api.HostSchema, await client.hosts.get(name)));
+  }
+
+  /** What `drover host ls --all -o json` shows. */
+  async hosts<T = Record<string, unknown>>(): Promise<T[]> {
+    return await this.#ask(async (client) =>
+      (await client.hosts.list({ includeRemoved: true })).map((host) => messageJson(api.HostSchema, host)),
+    );
+  }
+
+  /** Whether the control plane answers. */
+  async answers(): Promise<boolean> {
+    return await this.sandboxes().then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /** Each time on a connection of its own, as a command would. */
+  async #ask<T>(question: (client: DroverClient) => Promise<unknown>): Promise<T> {
+    const client = await connectDrover(await this.connection());
+    try {
+      return (await question(client)) as T;
+    } finally {
+      client.close();
+    }
+  }
+
   /** Starts `drover ARGS…` and lets it run; its output is kept and can be read as it comes. */
   spawn(args: readonly string[]) {
     return execa(launcher, args, { env: this.environment, reject: false, stdin: 'pipe', stripFinalNewline: false });
@@ -147,7 +192,7 @@ export class TestDrover implements AsyncDisposable {
    */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      const sandboxes = await this.json<{ id: string }[]>(['sandbox', 'ls']).catch(() => []);
+      const sandboxes = await this.sandboxes<{ id: string }>().catch(() => []);
       if (sandboxes.length > 0) await this.run(['sandbox', 'rm', '--force', ...sandboxes.map(({ id }) => id)]);
       await this.interrupt();
     } finally {

@@ -172,7 +172,7 @@ function startAgent([file, ...args]: readonly [string, ...string[]]) {
 
 /** The traces (see `traces`) of one instance's hosts; those of others on this machine come and go. Ask before it is stopped, look after. */
 export async function tracesOf(drover: TestDrover): Promise<() => Promise<readonly string[]>> {
-  const hosts = await drover.json<{ id: string }[]>(['host', 'ls', '--all']);
+  const hosts = await drover.hosts<{ id: string }>();
   // As the agent derives the names of its interfaces from its id.
   const tags = hosts.map(({ id }) => createHash('sha256').update(id).digest('hex').slice(0, 8));
   return async () =>

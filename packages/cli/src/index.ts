@@ -1,1 +1,2 @@
 export { runCli } from './run-cli.ts';
+export { messageJson } from './output/output.ts';
