@@ -22,7 +22,7 @@ export class Child implements AsyncDisposable {
     this.#process = fork(join(import.meta.dirname, file), args, {
       // As the launcher starts Drover's own processes.
       execArgv: [...process.execArgv, '--max-semi-space-size=8', '--expose-gc'],
-      env: { ...process.env, NODE_COMPILE_CACHE: join(import.meta.dirname, '..', '.cache', 'compile') },
+      env: { ...process.env, MALLOC_ARENA_MAX: '1', NODE_COMPILE_CACHE: join(import.meta.dirname, '..', '.cache', 'compile') },
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
     });
     this.#process.on('message', (message) => {

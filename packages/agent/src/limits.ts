@@ -57,8 +57,9 @@ export const standbyRestMs = 500;
 export const standbyReadyMs = 20_000;
 /** How often it is looked whether it is. Milliseconds. */
 export const standbyLookMs = 25;
-/** Failures in a row after which no standby is made any more until the agent starts again. */
-export const standbyFailures = 3;
+/** Rest after a standby that could not be made, with full jitter: at first, and at most. Milliseconds. */
+export const standbyRetryMs = 2_000;
+export const standbyRetryCapMs = 300_000;
 /** Sandboxes that may wait to be given their root; one more is refused with queue-full. */
 export const bindingsWaiting = 512;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */

@@ -1,10 +1,10 @@
 import { mkdir, rm, stat } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
-import { DroverError, errnoOf, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { Backoff, DroverError, errnoOf, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { standbyFile } from '@drover/init';
 import { createKeyAndRequest, type KeyAndRequest } from '@drover/pki';
-import { maxDefaultStandbys, memoryPerStandby, standbyFailures, standbyLookMs, standbyReadyMs, standbyRestMs } from '../limits.ts';
+import { maxDefaultStandbys, memoryPerStandby, standbyLookMs, standbyReadyMs, standbyRestMs, standbyRetryCapMs, standbyRetryMs } from '../limits.ts';
 import type { Network } from '../network/network.ts';
 import type { NetworkAttachment, Runtime } from '../runtimes/runtime.ts';
 import { runDirectoryOf } from './run-directory.ts';
@@ -45,7 +45,7 @@ export class Standbys {
   readonly #ready: Standby[] = [];
   #starts = 0;
   #lastStart = Number.NEGATIVE_INFINITY;
-  #failures = 0;
+  readonly #retry = new Backoff({ baseMs: standbyRetryMs, capMs: standbyRetryCapMs });
   #filling: Promise<void> | undefined;
 
   constructor(options: StandbysOptions) {
@@ -97,16 +97,17 @@ export class Standbys {
 
   async #fill(): Promise<void> {
     const { count, signal, clock, runtime, logger } = this.#options;
-    while (!signal.aborted && this.#ready.length < count && this.#failures < standbyFailures && runtime.standBy !== undefined) {
+    while (!signal.aborted && this.#ready.length < count && runtime.standBy !== undefined) {
       const rest = this.#starts > 0 ? standbyRestMs : this.#lastStart + standbyRestMs - clock.now();
       try {
         if (rest > 0) await clock.sleep(rest, signal);
         else if (!(await this.#make(runtime.standBy))) return;
-        else this.#failures = 0;
+        else this.#retry.reset();
       } catch (error) {
         if (signal.aborted) return;
-        this.#failures++;
-        logger.warn({ err: error, failures: this.#failures }, 'no sandbox could be made ahead');
+        const againInMs = standbyRestMs + this.#retry.nextMs();
+        logger.warn({ err: error, againInMs }, 'no sandbox could be made ahead');
+        await clock.sleep(againInMs, signal).catch(() => undefined);
       }
     }
   }

@@ -439,8 +439,8 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await get(one)).toEqual({ ...other, id: one.id, name: one.name, hostId: hosts[0].id });
       expect(await get(one)).toEqual(one);
       expect(await types(one.id)).toEqual(await types(other.id));
-      const [first, second] = await store.hosts.list();
-      expect([first?.reserved.slots, second?.reserved.slots].sort()).toEqual([1, 7]);
+      expect(await reserved(hosts[0].id)).toEqual([7, 7]);
+      expect(await reserved(hosts[1].id)).toEqual([1, 1]);
     });
 
     it('L-27: nothing new is placed on a host that is cordoned, draining or down', async () => {
