@@ -1,4 +1,32 @@
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
+
+/** The e2e files that take longest, longest first: none of them is alone at the end. */
+const slow = [
+  'chaos',
+  'bad-input',
+  'hosts',
+  'attacker',
+  'kills',
+  'identity',
+  'sandbox',
+  'cgroups',
+  'run',
+  'launcher',
+  'secrets',
+  'images',
+  'pack',
+];
+
+class SlowFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const rank = ({ moduleId }: TestSpecification): number => {
+      const at = slow.findIndex((name) => moduleId.endsWith(`/${name}.test.ts`) && moduleId.includes('/e2e/'));
+      return at === -1 ? slow.length : at;
+    };
+    return (await super.sort(files)).toSorted((a, b) => rank(a) - rank(b));
+  }
+}
 
 export default defineConfig({
   resolve: { conditions: ['development'] },
@@ -7,6 +35,7 @@ export default defineConfig({
     // A test that passes on its second try is named at the end of the run (scripts/count-reporter.ts), not hidden: it is a defect to find,
     // of the test or of what it tests, and does not keep everything else from landing.
     retry: process.env['CI'] === undefined ? 0 : 2,
+    sequence: { sequencer: SlowFirst },
     projects: [
       {
         extends: true,

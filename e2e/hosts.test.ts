@@ -294,6 +294,8 @@ describe('L-24: placement', () => {
     expect(stderr).toMatch(/d1 moves to another host/);
     for (const name of ['d1', 'd2']) expect((await sandboxIs(name, 'running')).hostName).toBe('first');
     await eventually('its containers are gone', async () => (await containers(second.state)).length === 0);
+    // What its host has reported follows what it has done.
+    await eventually('it is known to be empty', async () => (await host('second')).sandboxes === 0);
     expect(await host('second')).toMatchObject({ state: 'draining', sandboxes: 0 });
     await succeeds(['sandbox', 'rm', '--force', 'd1', 'd2']);
     expect(await succeeds(['host', 'uncordon', 'second'])).toBe('second: ready\n');

@@ -179,7 +179,9 @@ export class TestDrover implements AsyncDisposable {
     const [token = '', caPem = '', state = '{}'] = await Promise.all(
       ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(data, name), 'utf8')),
     );
-    return { server: `https://127.0.0.1:${(JSON.parse(state) as { apiPort: number }).apiPort}`, token: token.trim(), caPem };
+    // It keeps its port, whoever starts it.
+    const host = /ready on https:\/\/(\S+):\d+/.exec(this.#output)?.[1] ?? '127.0.0.1';
+    return { server: `https://${host}:${(JSON.parse(state) as { apiPort: number }).apiPort}`, token: token.trim(), caPem };
   }
 
   async log(): Promise<string> {
