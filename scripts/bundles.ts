@@ -18,7 +18,9 @@ const keepMs = 24 * 3_600_000;
 async function buildCliBundle(began: Date): Promise<void> {
   const { outputFiles } = await build({
     // Threads of the agent's are started from their own files, beside.
-    entryPoints: ['cli/src/main.ts', 'agent/src/images/unpack-thread.ts', 'agent/src/runtimes/oci/binding-thread.ts'].map((path) => join(root, 'packages', path)),
+    entryPoints: ['cli/src/main.ts', 'agent/src/images/unpack-thread.ts', 'agent/src/runtimes/oci/binding-thread.ts'].map((path) =>
+      join(root, 'packages', path),
+    ),
     entryNames: '[name]',
     // Only for the names of the files.
     outdir: cache,

@@ -4,7 +4,15 @@ import { join } from 'node:path';
 import { Backoff, DroverError, errnoOf, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { standbyFile } from '@drover/init';
 import { createKeyAndRequest, type KeyAndRequest } from '@drover/pki';
-import { maxDefaultStandbys, memoryPerStandby, standbyLookMs, standbyReadyMs, standbyRestMs, standbyRetryCapMs, standbyRetryMs } from '../limits.ts';
+import {
+  maxDefaultStandbys,
+  memoryPerStandby,
+  standbyLookMs,
+  standbyReadyMs,
+  standbyRestMs,
+  standbyRetryCapMs,
+  standbyRetryMs,
+} from '../limits.ts';
 import type { Network } from '../network/network.ts';
 import type { NetworkAttachment, Runtime } from '../runtimes/runtime.ts';
 import { runDirectoryOf } from './run-directory.ts';
