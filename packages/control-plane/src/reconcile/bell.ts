@@ -19,12 +19,12 @@ export class Bell {
   }
 
   /** Resolves when rung, or after `ms`; rejects with the signal's reason when it aborts. One waiter at a time. */
-  async wait(ms: number, signal: AbortSignal): Promise<void> {
-    signal.throwIfAborted();
+  async wait(ms: number, signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted();
     if (!this.#rung) {
       const over = new AbortController();
-      const abort = (): void => over.abort(signal.reason);
-      signal.addEventListener('abort', abort, { once: true });
+      const abort = (): void => over.abort(signal?.reason);
+      signal?.addEventListener('abort', abort, { once: true });
       this.#wake = () => over.abort(rang);
       try {
         await this.#clock.sleep(ms, over.signal);
@@ -32,7 +32,7 @@ export class Bell {
         if (error !== rang) throw error;
       } finally {
         this.#wake = undefined;
-        signal.removeEventListener('abort', abort);
+        signal?.removeEventListener('abort', abort);
       }
     }
     this.#rung = false;

@@ -50,10 +50,14 @@ export class HostLoop {
   readonly #busy = new Map<Lane, { readonly step: Step; readonly superseded: AbortController }>();
   readonly #resting = new Map<Lane, Rest>();
   #everything = true;
+  #over = false;
 
   constructor(options: HostLoopOptions) {
     this.#options = options;
     this.#bell = new Bell(options.clock);
+    // In place of a signal that each wait listens to: thousands of hosts have nothing to do, and wait.
+    options.signal.addEventListener('abort', () => this.end(), { once: true });
+    if (options.signal.aborted) this.end();
     this.observed(options.seen);
   }
 
@@ -75,20 +79,27 @@ export class HostLoop {
     this.#bell.ring();
   }
 
-  /** Runs until the stream ends. Steps under way then end by themselves: their calls fail with the stream (L-16). */
+  /** Ends the loop, and the waiting for what is under way; the steps themselves go on on the host (L-21). Again: nothing. */
+  end(): void {
+    this.#over = true;
+    for (const { superseded } of this.#busy.values()) superseded.abort();
+    this.#bell.ring();
+  }
+
+  /** Runs until the stream ends (L-16), or `end`. */
   async run(): Promise<void> {
     const { signal, clock, logger, hostId } = this.#options;
     let resyncAt = clock.now() + limits.resyncMs;
-    while (!signal.aborted) {
+    while (!this.#over) {
       try {
-        await this.#bell.wait(Math.max(0, Math.min(resyncAt, this.#nextRestEnd()) - clock.now()), signal);
+        await this.#bell.wait(Math.max(0, Math.min(resyncAt, this.#nextRestEnd()) - clock.now()));
         if (clock.now() >= resyncAt) {
           this.#everything = true;
           resyncAt = clock.now() + limits.resyncMs;
         }
         await this.#round();
       } catch (error) {
-        if (signal.aborted) return;
+        if (this.#over) return;
         logger.error({ err: error, hostId }, 'a reconcile round failed; all of the host is looked at again');
         this.#everything = true;
         // Only the stream's end rejects it, and the loop looks at that.
@@ -101,7 +112,7 @@ export class HostLoop {
     const now = this.#options.clock.now();
     for (const { id, until } of this.#resting.values()) if (until !== undefined && until <= now) this.#dirty.add(id);
     for (const step of await this.#plan()) {
-      if (this.#options.signal.aborted) return;
+      if (this.#over) return;
       const underWay = this.#busy.get(laneOf(step));
       if (underWay !== undefined) {
         if (supersedes(step, underWay.step)) underWay.superseded.abort();
@@ -156,9 +167,8 @@ export class HostLoop {
   }
 
   /** Never rejects. */
-  async #run(step: Step, superseded: AbortSignal): Promise<void> {
+  async #run(step: Step, signal: AbortSignal): Promise<void> {
     const { store, hub, secrets, clock, logger, hostId, epoch } = this.#options;
-    const signal = AbortSignal.any([this.#options.signal, superseded]);
     const { id, generation } = stepSubject(step);
     const began = clock.now();
     try {

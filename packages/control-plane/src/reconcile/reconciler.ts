@@ -28,8 +28,9 @@ export interface ReconcilerOptions {
 export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #loops = new Map<HostId, { readonly loop: HostLoop; readonly epoch: number }>();
-  readonly #running = new Set<Promise<void>>();
-  readonly #closing = new AbortController();
+  /** Every loop that has not ended, also those that a newer stream of their host has replaced. */
+  readonly #running = new Map<HostLoop, Promise<void>>();
+  #closed = false;
   readonly #reading = new SerialExecutor();
   #detach: (() => void) | undefined;
   #lastEvent: number | undefined;
@@ -61,9 +62,10 @@ export class Reconciler {
   /** Stops; commands under way go on on their hosts (L-21). */
   async close(): Promise<void> {
     this.#detach?.();
-    this.#closing.abort();
+    this.#closed = true;
+    for (const loop of this.#running.keys()) loop.end();
     await this.#reading.idle();
-    await Promise.all(this.#running);
+    await Promise.all(this.#running.values());
   }
 
   #connected(hostId: HostId, epoch: number, stream: AbortSignal, seen: readonly sandbox.SandboxObservation[]): void {
@@ -79,7 +81,7 @@ export class Reconciler {
       logger,
       hostId,
       epoch,
-      signal: AbortSignal.any([stream, this.#closing.signal]),
+      signal: stream,
       seen,
       onSeen: (id) => onSandboxSeen?.(id),
       onGone: (id) => onSandboxGone?.(id),
@@ -87,15 +89,15 @@ export class Reconciler {
     });
     const done = loop.run().finally(() => {
       if (this.#loops.get(hostId)?.loop === loop) this.#loops.delete(hostId);
-      this.#running.delete(done);
+      this.#running.delete(loop);
     });
-    this.#running.add(done);
+    this.#running.set(loop, done);
     this.#loops.set(hostId, { loop, epoch });
   }
 
   /** Reads which sandboxes changed since the last look, in any replica, and pokes the loops that may hold them. */
   #follow(): void {
-    if (this.#closing.signal.aborted || this.#reading.waiting > 1) return;
+    if (this.#closed || this.#reading.waiting > 1) return;
     this.#reading
       .run(() => this.#readEvents())
       .catch((error: unknown) => {
@@ -121,7 +123,7 @@ export class Reconciler {
         else for (const { loop } of this.#loops.values()) loop.poke(id);
         this.#lastEvent = event.id;
       }
-      if (page.length < limits.eventPage || this.#closing.signal.aborted) return;
+      if (page.length < limits.eventPage || this.#closed) return;
     }
   }
 }

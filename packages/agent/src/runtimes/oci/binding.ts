@@ -1,7 +1,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { DroverError, SerialExecutor } from '@drover/foundation';
-import { bindingsWaiting } from '../../limits.ts';
+import { bindingMs, bindingsWaiting } from '../../limits.ts';
 import type { BindingAnswer, BindingTask } from './binding-thread.ts';
 
 export type Binding = Omit<BindingTask, 'mountNamespace' | 'utsNamespace'> & {
@@ -24,7 +24,7 @@ export class Bindings {
 
   /**
    * The mounts stay the caller's to close, whatever becomes of them. When it fails, the sandbox is of no more use.
-   * @throws {DroverError} runtime-failed
+   * @throws {DroverError} runtime-failed, timed-out
    */
   async bind({ pid, ...task }: Binding): Promise<void> {
     await this.#turns.run(async () => {
@@ -49,6 +49,12 @@ export class Bindings {
     const thread = (this.#thread ??= this.#start());
     const { promise, resolve, reject } = Promise.withResolvers<BindingAnswer>();
     const ended = (): void => reject(new DroverError('runtime-failed', 'the thread for namespaces ended'));
+    // It hangs in the kernel, in a file system that does not answer: the next one gets another thread.
+    const late = setTimeout(() => {
+      this.#thread = undefined;
+      void thread.terminate();
+      reject(new DroverError('timed-out', `a sandbox could not be given its root within ${bindingMs} ms`));
+    }, bindingMs);
     thread.on('message', resolve);
     thread.on('error', reject);
     thread.on('exit', ended);
@@ -59,6 +65,7 @@ export class Bindings {
       thread.postMessage(task);
       return await promise;
     } finally {
+      clearTimeout(late);
       thread.unref();
       thread.off('message', resolve);
       thread.off('error', reject);
