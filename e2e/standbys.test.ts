@@ -15,7 +15,7 @@ describe('a host that keeps sandboxes ready', () => {
 
   beforeAll(async () => {
     shared = await mkdtemp(join(tmpdir(), 'drover-shared-'));
-    drover = await TestDrover.start(['--pool', '10.214.64.0/24', '--standbys', '2', '--allow-mount', shared]);
+    drover = await TestDrover.start(['--pool', '10.220.0.0/16', '--standbys', '2', '--allow-mount', shared]);
   });
   afterAll(async () => {
     const left = drover === undefined ? undefined : await tracesOf(drover);

@@ -180,14 +180,30 @@ export async function tracesOf(drover: TestDrover): Promise<() => Promise<readon
 }
 
 /** Containers that the OCI runtime program knows of in a host's state directory. */
+async function allContainers(state: string): Promise<readonly string[]> {
+  const names = await readdir(join(state, 'program')).catch(() => []);
+  return names.filter((name) => name.startsWith('sb-')).toSorted();
+}
+
+/** The same without those that only stand by: each by its sandbox, or by its own id where it has none. */
 export async function containers(state: string): Promise<readonly string[]> {
-  const program = join(state, 'program');
-  return (await readdir(program).catch(() => [])).filter((name) => name.startsWith('sb-')).toSorted();
+  const owners = new Map<string, { readonly id: string; readonly phase: string }>();
+  for (const id of await readdir(join(state, 'sandboxes')).catch(() => [])) {
+    const text = await readFile(join(state, 'sandboxes', id, 'record.json'), 'utf8').catch(() => '{}');
+    const { container = id, phase = '' } = JSON.parse(text) as { readonly container?: string; readonly phase?: string };
+    owners.set(container, { id, phase });
+  }
+  const found = await allContainers(state);
+  const standsBy = (container: string): boolean => owners.get(container)?.id === container && owners.get(container)?.phase === 'creating';
+  return found
+    .filter((container) => !standsBy(container))
+    .map((container) => owners.get(container)?.id ?? container)
+    .toSorted();
 }
 
 /** Ends the containers of a host's state directory without its agent, with their cgroups and network namespaces. */
 export async function removeContainers(state: string): Promise<void> {
-  const ids = await containers(state);
+  const ids = await allContainers(state);
   if (ids.length === 0) return;
   const cgroups = new Set<string>();
   for (const id of ids) {
