@@ -259,6 +259,7 @@ afterAll(async () => {
   const left = await tracesOf(drover);
   await second[Symbol.asyncDispose]();
   await drover[Symbol.asyncDispose]();
+  await network[Symbol.asyncDispose]();
   expect(await left()).toEqual([]);
 });
 

@@ -80,6 +80,7 @@ afterAll(async () => {
   const left = await tracesOf(drover);
   await second[Symbol.asyncDispose]();
   await drover[Symbol.asyncDispose]();
+  await network[Symbol.asyncDispose]();
   // nothing of a sandbox outlives its removal.
   expect(await left()).toEqual([]);
 });

@@ -154,14 +154,13 @@ export class SecondHost implements AsyncDisposable {
     return this.#code ?? -1;
   }
 
-  /** Ends it, and takes away what a host that went wrong may have left behind. */
+  /** Ends it, and takes away what a host that went wrong may have left behind. Its network stays: the control plane may listen there. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.ended('SIGINT');
     } finally {
       await endProcesses(await processesUnder(this.state));
       await removeContainers(this.state);
-      await this.network[Symbol.asyncDispose]();
     }
   }
 }
