@@ -21,7 +21,7 @@ import type { Results, Section } from './result.ts';
 const names = ['create', 'memory', 'sessions', 'hub', 'hosts'] as const;
 type Name = (typeof names)[number];
 /** The longest that a run may take, ms. Then it is ended, and what it started with it. */
-const limitMs = { full: 900_000, quick: 180_000 };
+const limitMs = { full: 1_200_000, quick: 180_000 };
 /** Addresses for the sandboxes of this run: not those of an agent that may run here. */
 const pool = '10.198.0.0/16';
 const plainPool = '10.199.0.0/16';

@@ -14,8 +14,8 @@ interface Plan {
   readonly ms: number;
 }
 const full: readonly Plan[] = [
-  { at: 1, rounds: 25, ms: 60_000 },
-  { at: 10, rounds: 4, ms: 40_000 },
+  { at: 1, rounds: 16, ms: 60_000 },
+  { at: 10, rounds: 3, ms: 40_000 },
   { at: 50, rounds: 1, ms: 1 },
 ];
 const quickly: readonly Plan[] = [
