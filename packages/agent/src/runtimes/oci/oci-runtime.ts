@@ -374,14 +374,19 @@ export class OciRuntime implements Runtime {
     return { pid: Number(await readFile(layout.pidFile, 'utf8')), gate };
   }
 
-  /** The gate opens at the end of this, however it ends: where the run directory was not completed, init finds no config and ends. */
-  async #complete(layout: Layout, request: CreateRequest, begun: Begun): Promise<void> {
-    using _gate = begun.gate;
-    await writeRecord(layout.record, begun.record);
-    if (request.gate === undefined) return;
-    await request.gate.completed;
-    await giveAway(request.runDirectory, begun.uid);
-    await request.gate.opening();
+  /** The gate opens at the end of this, however it ends. When it fails, init is killed before: its command has not run, and will not. */
+  async #complete(layout: Layout, request: CreateRequest, { record, gate, uid }: Begun): Promise<void> {
+    using _gate = gate;
+    try {
+      await writeRecord(layout.record, record);
+      if (request.gate === undefined) return;
+      await request.gate.completed;
+      await giveAway(request.runDirectory, uid);
+      await request.gate.opening();
+    } catch (error) {
+      if (isSameProcess(record.pid, record.pidStart)) signalProcess(record.pid, 'SIGKILL');
+      throw error;
+    }
   }
 
   async #standBy(given: StandbyRequest, signal: AbortSignal): Promise<void> {
@@ -426,9 +431,13 @@ export class OciRuntime implements Runtime {
     } catch (error) {
       this.#logger.warn({ err: error, sandbox: id }, 'a standby could not become a sandbox; it is made without');
     }
-    gate?.[Symbol.dispose]();
-    await this.#destroy(standby);
-    await this.#destroy(id);
+    try {
+      // Ended before its gate opens: it may have its config already, and only a part of its mounts.
+      await this.#destroy(standby);
+      await this.#destroy(id);
+    } finally {
+      gate?.[Symbol.dispose]();
+    }
     return undefined;
   }
 

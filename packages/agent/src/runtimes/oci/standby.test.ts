@@ -1,4 +1,4 @@
-import { mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { SandboxId } from '@drover/foundation';
@@ -133,6 +133,24 @@ describe('a sandbox that is made of a standby', () => {
       await harness.runtime.destroy(id);
       expect(await harness.leftovers(id)).toEqual([]);
     }
+  });
+
+  test('R-9: one that cannot have all of its mounts runs nothing before it is made as without', async () => {
+    const volume = join(harness.directory, 'once');
+    await mkdir(volume);
+    const layer = join(harness.directory, 'file');
+    await mkdir(layer);
+    await writeFile(join(layer, 'data'), 'no directory');
+    // Where a directory of it should be the image has a file: neither a standby nor the runtime program can mount there.
+    const mounts = [
+      { source: volume, target: '/seen', readOnly: false },
+      { source: volume, target: '/data/here', readOnly: false },
+    ];
+    const request = await harness.requestOf(['/bin/sh', '-c', 'echo ran >> /seen/ran'], { layers: [harness.busybox, layer], mounts });
+    const standby = await standByFor(harness.runtime, request);
+    await expect(harness.runtime.create({ ...request, standby }, lifetime())).rejects.toThrow(/runc run/);
+    expect(await readdir(volume)).toEqual([]);
+    for (const id of [request.id, standby]) expect(await harness.leftovers(id)).toEqual([]);
   });
 
   test('R-9: a sandbox of a standby is known to the next agent, and started again; a standby is not kept', async () => {
