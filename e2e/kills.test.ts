@@ -7,7 +7,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { connectDrover } from '@drover/sdk';
 import { execa } from 'execa';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { containers, eventually, HostNetwork, isAlive, TestDrover, tracesOf } from './harness/index.ts';
+import { containers, eventually, HostNetwork, isAlive, sandboxesOf, TestDrover, tracesOf } from './harness/index.ts';
 
 interface SandboxJson {
   readonly id: string;
@@ -67,13 +67,16 @@ async function backAgain(): Promise<void> {
   );
 }
 
-/** Containers that run, as the OCI runtime program itself sees them. */
+/** Sandboxes whose containers run, as the OCI runtime program itself sees them. */
 async function running(): Promise<readonly string[]> {
   const program = join(state, 'program');
   const { stdout } = await execa('runc', ['--root', program, 'list', '--format', 'json']);
   const list = (JSON.parse(stdout) ?? []) as { id: string; status: string }[];
   expect(new Set(list.map(({ id }) => id)).size).toBe(list.length);
-  return list.filter(({ status }) => status === 'running').map(({ id }) => id);
+  return await sandboxesOf(
+    state,
+    list.filter(({ status }) => status === 'running').map(({ id }) => id),
+  );
 }
 
 /** L-22, R-9: the store, the runtime and the kernel agree on what runs. */

@@ -1,6 +1,6 @@
 export { eventually, networkTag, repository, TestDrover, traces, type Finished, type RunOptions } from './drover.ts';
 export { commandLine, endProcesses, isAlive, processesUnder } from './processes.ts';
-export { containers, HostNetwork, removeContainers, SecondHost, tracesOf } from './second-host.ts';
+export { containers, HostNetwork, removeContainers, sandboxesOf, SecondHost, tracesOf } from './second-host.ts';
 export { readyStandbys } from './standbys.ts';
 export { Terminal } from './terminal.ts';
 export { addLayer, busyboxRoot, digestInRegistry, Docker, largestLayer, pushImage, tool } from './images.ts';

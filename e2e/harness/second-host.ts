@@ -186,15 +186,19 @@ async function allContainers(state: string): Promise<readonly string[]> {
 
 /** The same without those that only stand by: each by its sandbox, or by its own id where it has none. */
 export async function containers(state: string): Promise<readonly string[]> {
+  return await sandboxesOf(state, await allContainers(state));
+}
+
+/** The sandboxes that containers of these ids are; one that only stands by is none, and one without a record keeps its own id. */
+export async function sandboxesOf(state: string, ids: readonly string[]): Promise<readonly string[]> {
   const owners = new Map<string, { readonly id: string; readonly phase: string }>();
   for (const id of await readdir(join(state, 'sandboxes')).catch(() => [])) {
     const text = await readFile(join(state, 'sandboxes', id, 'record.json'), 'utf8').catch(() => '{}');
     const { container = id, phase = '' } = JSON.parse(text) as { readonly container?: string; readonly phase?: string };
     owners.set(container, { id, phase });
   }
-  const found = await allContainers(state);
   const standsBy = (container: string): boolean => owners.get(container)?.id === container && owners.get(container)?.phase === 'creating';
-  return found
+  return ids
     .filter((container) => !standsBy(container))
     .map((container) => owners.get(container)?.id ?? container)
     .toSorted();
