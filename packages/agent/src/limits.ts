@@ -60,7 +60,7 @@ export const standbyLookMs = 25;
 /** Rest after a standby that could not be made, with full jitter: at first, and at most. Milliseconds. */
 export const standbyRetryMs = 2_000;
 export const standbyRetryCapMs = 300_000;
-/** How long that may take, which touches the file systems of volumes; then the sandbox is made without a standby. Milliseconds. */
+/** How long a standby may take to be given its root, which touches the file systems of volumes; then the sandbox is made without it. Milliseconds. */
 export const bindingMs = 30_000;
 /** Sandboxes that may wait to be given their root; one more is refused with queue-full. */
 export const bindingsWaiting = 512;

@@ -1,7 +1,8 @@
-import { mkdir, rm, stat } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, rm } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
-import { Backoff, DroverError, errnoOf, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { Backoff, DroverError, newSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { standbyFile } from '@drover/init';
 import { createKeyAndRequest, type KeyAndRequest } from '@drover/pki';
 import {
@@ -143,7 +144,7 @@ export class Standbys {
   async #untilReady(path: string): Promise<void> {
     const { clock, signal } = this.#options;
     const deadline = clock.now() + standbyReadyMs;
-    while (!(await isThere(path))) {
+    while (!existsSync(path)) {
       if (clock.now() >= deadline) throw new DroverError('timed-out', `a standby was not ready after ${standbyReadyMs} ms`);
       await clock.sleep(standbyLookMs, signal);
     }
@@ -153,15 +154,5 @@ export class Standbys {
     await rm(runDirectoryOf(this.#options.stateDirectory, id), { recursive: true, force: true }).catch((error: unknown) => {
       this.#options.logger.warn({ err: error, standby: id }, 'the run directory of a standby stays until the agent starts again');
     });
-  }
-}
-
-async function isThere(path: string): Promise<boolean> {
-  try {
-    await stat(path);
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return false;
-    throw error;
   }
 }

@@ -1,4 +1,4 @@
-import { lstat, mkdir } from 'node:fs/promises';
+import { chmod, lstat, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { secretsDirectory } from '@drover/init';
 import type { CreateRequest, Limits } from '../runtime.ts';
@@ -22,7 +22,11 @@ export function standbyRoot(stateDirectory: string): string {
 
 export async function makeStandbyRoot(stateDirectory: string): Promise<void> {
   const root = standbyRoot(stateDirectory);
-  for (const path of ['/', standbyPlace, ...standbyKept]) await mkdir(join(root, path), { recursive: true, mode: 0o755 });
+  for (const path of ['/', standbyPlace, ...standbyKept]) {
+    await mkdir(join(root, path), { recursive: true });
+    // Whatever this process's umask is: the root of a sandbox is nobody to the host.
+    await chmod(join(root, path), 0o755);
+  }
 }
 
 const apart = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;

@@ -44,21 +44,23 @@ export function openSystemCalls(): SystemCalls | undefined {
       const errno = ffi.getInt32(functions.__errno_location());
       return new DroverError('runtime-failed', `${what}: ${errnoNames[errno] ?? `errno ${errno}`}`);
     };
-    const bytesOf = (argument: Argument): bigint | Buffer => (typeof argument === 'string' ? Buffer.from(`${argument}\0`) : argument);
+    /** Calls with the addresses of what is given, which is held until the call is over. */
+    const withAddresses = (args: readonly Argument[], body: (...values: readonly bigint[]) => bigint): bigint => {
+      const held = args.map((argument) => (typeof argument === 'string' ? Buffer.from(`${argument}\0`) : argument));
+      try {
+        return body(...held.map((value) => (typeof value === 'bigint' ? value : ffi.getRawPointer(value))));
+      } finally {
+        held.length = 0;
+      }
+    };
     return {
       call: (what, number, ...args) => {
-        // Held until the call is over: the kernel gets addresses.
-        const held = args.map(bytesOf);
-        const values = held.map((value) => (typeof value === 'bigint' ? value : ffi.getRawPointer(value)));
-        const result = syscall(number, ...values, ...Array<bigint>(5 - args.length).fill(0n));
-        const error = result < 0n ? failure(what) : undefined;
-        held.length = 0;
-        if (error !== undefined) throw error;
+        const result = withAddresses(args, (...values) => syscall(number, ...values, ...Array<bigint>(5 - values.length).fill(0n)));
+        if (result < 0n) throw failure(what);
         return Number(result);
       },
       unmount: (what, target, flags) => {
-        const path = Buffer.from(`${target}\0`);
-        if (umount2(ffi.getRawPointer(path), flags) !== 0) throw failure(what);
+        if (withAddresses([target], (path = 0n) => BigInt(umount2(path, flags))) !== 0n) throw failure(what);
       },
     };
   } catch {
