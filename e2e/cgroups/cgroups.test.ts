@@ -16,54 +16,53 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   beforeAll(async () => {
     directory = await mkdtemp(join(tmpdir(), 'drover-vm-'));
     await buildGuest(directory);
-    const console_ = await runMachine(directory, 220_000);
+    const console_ = await runMachine(directory, 340_000);
     results = [...console_.matchAll(/^drover-result (\{.*\})\r?$/gm)].map(([, json = '']) => JSON.parse(json) as GuestResult);
-    if (results.length !== 4) throw new Error(`not every combination has a result: ${console_.slice(-4000)}`);
-  });
+    if (results.length !== 8) throw new Error(`not every combination has a result: ${console_.slice(-4000)}`);
+  }, 360_000);
   afterAll(async () => {
     await rm(directory, { recursive: true, force: true });
   });
 
-  const of = (layout: string, program: string): GuestResult => {
-    const result = results.find((one) => one.layout === layout && one.program === program);
-    if (result === undefined) throw new Error(`no result for ${program} on ${layout}`);
+  const of = (layout: string, program: string, madeOf: string): GuestResult => {
+    const result = results.find((one) => one.layout === layout && one.program === program && one.madeOf === madeOf);
+    if (result === undefined) throw new Error(`no result for ${program} on ${layout}, made of ${madeOf}`);
     return result;
   };
 
-  describe.each([
-    ['v2', 'runc'],
-    ['v2', 'crun'],
-    ['v1', 'runc'],
-    ['v1', 'crun'],
-  ])('cgroup %s with %s', (layout, program) => {
+  describe.each(
+    ['v2', 'v1'].flatMap((layout) =>
+      ['runc', 'crun'].flatMap((program) => ['nothing', 'standby'].map((ahead) => [layout, program, ahead] as const)),
+    ),
+  )('cgroup %s with %s, made of %s', (layout, program, madeOf) => {
     test('the host can run sandboxes, and says which layout it has', () => {
-      const { findings, error } = of(layout, program);
+      const { findings, error } = of(layout, program, madeOf);
       expect(error).toBeUndefined();
       expect(findings.filter(({ level }) => level === 'problem')).toEqual([]);
       expect(findings.find(({ subject }) => subject === 'cgroups')?.message).toMatch(new RegExp(`^${layout}, `));
     });
 
     test('want of memory ends the sandbox and is reported as that', () => {
-      expect(of(layout, program).outOfMemory).toEqual({ phase: 'ended', outOfMemory: true, exitCode: 137 });
+      expect(of(layout, program, madeOf).outOfMemory).toEqual({ phase: 'ended', outOfMemory: true, exitCode: 137 });
     });
 
     test('processes are limited, which is the command’s own failure', () => {
-      expect(of(layout, program).pids).toMatchObject({ outOfMemory: false, exitCode: 2 });
+      expect(of(layout, program, madeOf).pids).toMatchObject({ outOfMemory: false, exitCode: 2 });
     });
 
     test('a fifth of a CPU is what a busy loop gets', () => {
-      const share = of(layout, program).cpuShare ?? 0;
+      const share = of(layout, program, madeOf).cpuShare ?? 0;
       expect(share).toBeGreaterThan(0.1);
       expect(share).toBeLessThan(0.3);
     });
 
     test('a paused sandbox uses no CPU', () => {
       // What was under way when the freezer closed is still counted.
-      expect(of(layout, program).pausedCpuUsec).toBeLessThan(20_000);
+      expect(of(layout, program, madeOf).pausedCpuUsec).toBeLessThan(20_000);
     });
 
     test('a sandbox sees its own limits, with what init has on top, and can change nothing there', () => {
-      expect(of(layout, program).view).toEqual([
+      expect(of(layout, program, madeOf).view).toEqual([
         String((64 + 96) * 1024 * 1024),
         String(50 + 16),
         expect.stringMatching(/Read-only file system|Permission denied/),
@@ -71,7 +70,7 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
     });
 
     test('no cgroup is left behind', () => {
-      expect(of(layout, program).leftover).toEqual([]);
+      expect(of(layout, program, madeOf).leftover).toEqual([]);
     });
   });
 });

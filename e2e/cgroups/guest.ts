@@ -1,6 +1,6 @@
 /**
  * Runs inside the virtual machine: mounts a cgroup layout, runs real sandboxes in it with each OCI runtime program, and prints
- * one line of JSON for each: `drover-result {…}`. Bundled into one file; the files of the machine that it is on are there to be read.
+ * one line of JSON for each: `drover-result {…}`. Bundled; the files of the machine that it is on are there to be read.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -11,6 +11,8 @@ import { openOciHarness } from '@drover/agent/runtimes/testing';
 export interface GuestResult {
   readonly layout: 'v2' | 'v1';
   readonly program: string;
+  /** What each sandbox was made of: then its limits are set by the agent, and not by the program. */
+  readonly madeOf: 'nothing' | 'standby';
   readonly findings: readonly { readonly level: string; readonly subject: string; readonly message: string }[];
   readonly outOfMemory?: { readonly phase: string; readonly outOfMemory: boolean; readonly exitCode: number | undefined };
   /** A shell that may have 20 processes and wants 60, with memory enough: its own failure, not one of memory. */
@@ -44,13 +46,13 @@ function mountLayout(layout: GuestResult['layout']): void {
   }
 }
 
-async function probe(layout: GuestResult['layout'], program: string): Promise<GuestResult> {
-  const harness = await openOciHarness(program);
+async function probe(layout: GuestResult['layout'], program: string, madeOf: GuestResult['madeOf']): Promise<GuestResult> {
+  const harness = await openOciHarness(program, madeOf);
   const { runtime } = harness;
   const signal = AbortSignal.timeout(240_000);
   try {
     const findings = await runtime.check();
-    if (findings.some(({ level }) => level === 'problem')) return { layout, program, findings };
+    if (findings.some(({ level }) => level === 'problem')) return { layout, program, madeOf, findings };
     const ended = async (behaviour: Parameters<typeof harness.request>[0], limits: Parameters<typeof harness.request>[1]) => {
       const request = await harness.request(behaviour, limits);
       await runtime.create(request, signal);
@@ -66,6 +68,8 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
       limits: { cpuMillis: 200, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50 },
     });
     await runtime.create(busy, signal);
+    const record = JSON.parse(readFileSync(join(harness.stateDirectory, 'sandboxes', busy.id, 'record.json'), 'utf8')) as object;
+    if ('container' in record !== (madeOf === 'standby')) throw new Error(`it was not made of ${madeOf}`);
     const used = async (): Promise<number> => (await runtime.stats(busy.id))?.cpuUsec ?? Number.NaN;
     // Init's own start is behind it when the command has begun; the loop follows what it looked at.
     const out = join(busy.runDirectory, 'out');
@@ -85,9 +89,9 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
     const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })
       .split('\n')
       .filter((line) => line !== '');
-    return { layout, program, findings, outOfMemory, pids, cpuShare, pausedCpuUsec, view, leftover };
+    return { layout, program, madeOf, findings, outOfMemory, pids, cpuShare, pausedCpuUsec, view, leftover };
   } catch (error) {
-    return { layout, program, findings: [], error: error instanceof Error ? (error.stack ?? error.message) : String(error) };
+    return { layout, program, madeOf, findings: [], error: error instanceof Error ? (error.stack ?? error.message) : String(error) };
   } finally {
     await harness.close();
   }
@@ -96,7 +100,9 @@ async function probe(layout: GuestResult['layout'], program: string): Promise<Gu
 for (const layout of ['v2', 'v1'] as const) {
   mountLayout(layout);
   for (const program of ['runc', 'crun']) {
-    if (existsSync(`/usr/bin/${program}`)) console.log(`drover-result ${JSON.stringify(await probe(layout, program))}`);
+    if (!existsSync(`/usr/bin/${program}`)) continue;
+    for (const madeOf of ['nothing', 'standby'] as const)
+      console.log(`drover-result ${JSON.stringify(await probe(layout, program, madeOf))}`);
   }
 }
 console.log('drover-end');

@@ -11,7 +11,7 @@ const modules = ['overlay', 'veth', 'loop'];
 const kernel = '/usr/bin/linux.uml';
 const kernelModules = '/usr/lib/uml/modules';
 
-/** Puts the guest's program, in one file, and the kernel's modules into a directory. */
+/** Puts the guest's program, in one file and that of its thread, and the kernel's modules into a directory. */
 export async function buildGuest(directory: string): Promise<void> {
   const names = await readdir(kernelModules, { recursive: true });
   for (const name of modules) {
@@ -20,14 +20,19 @@ export async function buildGuest(directory: string): Promise<void> {
     await cp(join(kernelModules, path), join(directory, `${name}.ko`));
   }
   await build({
-    entryPoints: [join(import.meta.dirname, 'guest.ts')],
-    outfile: join(directory, 'guest.mjs'),
+    // A thread of the agent's is started from its own file, beside.
+    entryPoints: {
+      guest: join(import.meta.dirname, 'guest.ts'),
+      'binding-thread': join(repository, 'packages/agent/src/runtimes/oci/binding-thread.ts'),
+    },
+    outdir: directory,
     bundle: true,
     platform: 'node',
     format: 'esm',
     conditions: ['development'],
     banner: { js: "import { createRequire as requireOf } from 'node:module'; const require = requireOf(import.meta.url);" },
   });
+  await writeFile(join(directory, 'package.json'), JSON.stringify({ type: 'module' }));
   await cp(join(repository, 'packages/agent/src/runtimes/testing/init.cjs'), join(directory, 'init.cjs'));
   await writeFile(join(directory, 'init'), initScript(directory, join(repository, 'node_modules/.bin/node')), { mode: 0o755 });
 }
@@ -44,7 +49,7 @@ mkdir -m 1777 /run/tmp
 mkdir /run/netns
 for module in ${modules.join(' ')}; do /bin/busybox insmod ${directory}/$module.ko; done
 ip link set lo up
-${node} --disable-warning=ExperimentalWarning ${directory}/guest.mjs 2>&1
+${node} --disable-warning=ExperimentalWarning ${directory}/guest.js 2>&1
 /bin/busybox poweroff -f
 `;
 
