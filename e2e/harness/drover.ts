@@ -23,6 +23,9 @@ export interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
 }
 
+/** How long the control plane may take to answer a question. Milliseconds; longer fails. */
+const answerMs = 30_000;
+
 type Up = ReturnType<typeof startUp>;
 
 function startUp(args: readonly string[], env: Readonly<Record<string, string>>) {
@@ -161,9 +164,12 @@ export class TestDrover implements AsyncDisposable {
   /** Each time on a connection of its own, as a command would. */
   async #ask<T>(question: (client: DroverClient) => Promise<unknown>): Promise<T> {
     const client = await connectDrover(await this.connection());
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(() => late.reject(new Error(`the control plane did not answer within ${answerMs} ms`)), answerMs);
     try {
-      return (await question(client)) as T;
+      return (await Promise.race([question(client), late.promise])) as T;
     } finally {
+      clearTimeout(timer);
       client.close();
     }
   }

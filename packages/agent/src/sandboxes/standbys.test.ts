@@ -115,7 +115,6 @@ describe('sandboxes that are kept ready', () => {
       if (taken === undefined) throw new Error('none is ready');
       return taken;
     });
-    life.abort(new DroverError('cancelled', 'the agent ends'));
     await standbys.close();
     expect([...made]).toEqual([given.id]);
     await standbys.discard(given);

@@ -56,9 +56,12 @@ export class Standbys {
   #lastStart = Number.NEGATIVE_INFINITY;
   readonly #retry = new Backoff({ baseMs: standbyRetryMs, capMs: standbyRetryCapMs });
   #filling: Promise<void> | undefined;
+  readonly #closing = new AbortController();
+  readonly #signal: AbortSignal;
 
   constructor(options: StandbysOptions) {
     this.#options = options;
+    this.#signal = AbortSignal.any([options.signal, this.#closing.signal]);
   }
 
   /** One that is ready, from now on the caller's; undefined when there is none. */
@@ -100,12 +103,14 @@ export class Standbys {
 
   /** Takes all of them away. */
   async close(): Promise<void> {
+    this.#closing.abort(new DroverError('cancelled', 'the host agent ends'));
     await this.#filling;
     await Promise.all(this.#ready.splice(0).map(async (standby) => await this.discard(standby)));
   }
 
   async #fill(): Promise<void> {
-    const { count, signal, clock, runtime, logger } = this.#options;
+    const { count, clock, runtime, logger } = this.#options;
+    const signal = this.#signal;
     while (!signal.aborted && this.#ready.length < count && runtime.standBy !== undefined) {
       const rest = this.#starts > 0 ? standbyRestMs : this.#lastStart + standbyRestMs - clock.now();
       try {
@@ -123,14 +128,14 @@ export class Standbys {
 
   /** @returns false when there is no room for one */
   async #make(standBy: NonNullable<Runtime['standBy']>): Promise<boolean> {
-    const { network, runtime, stateDirectory, initDirectory, signal } = this.#options;
+    const { network, runtime, stateDirectory, initDirectory } = this.#options;
     const attachment = await network.reserve();
     if (attachment === undefined) return false;
     const standby = { id: newSandboxId(), runtime, network: attachment };
     const runDirectory = runDirectoryOf(stateDirectory, standby.id);
     try {
       await mkdir(runDirectory, { recursive: true, mode: 0o700 });
-      await standBy({ id: standby.id, network: attachment, initDirectory, runDirectory }, signal);
+      await standBy({ id: standby.id, network: attachment, initDirectory, runDirectory }, this.#signal);
       const key = await createKeyAndRequest();
       await this.#untilReady(join(runDirectory, standbyFile));
       this.#ready.push({ ...standby, key });
@@ -142,11 +147,11 @@ export class Standbys {
   }
 
   async #untilReady(path: string): Promise<void> {
-    const { clock, signal } = this.#options;
+    const { clock } = this.#options;
     const deadline = clock.now() + standbyReadyMs;
     while (!existsSync(path)) {
       if (clock.now() >= deadline) throw new DroverError('timed-out', `a standby was not ready after ${standbyReadyMs} ms`);
-      await clock.sleep(standbyLookMs, signal);
+      await clock.sleep(standbyLookMs, this.#signal);
     }
   }
 

@@ -85,7 +85,8 @@ export class Cgroups {
     if (this.kind === 'v2') {
       if (cpu !== undefined) await set('cpu', 'cpu.max', `${cpu.quota} ${cpu.period}`);
       if (memory !== undefined) await set('memory', 'memory.max', memory.limit);
-      if (memory?.swap !== undefined) await set('memory', 'memory.swap.max', memory.swap - memory.limit);
+      // Without swap accounting the kernel has no such file, and needs none when there is no swap.
+      if (memory?.swap !== undefined) await set('memory', 'memory.swap.max', memory.swap - memory.limit).catch(ignoreGone);
     } else {
       if (cpu !== undefined) await set('cpu', 'cpu.cfs_period_us', cpu.period);
       if (cpu !== undefined) await set('cpu', 'cpu.cfs_quota_us', cpu.quota);

@@ -1,6 +1,5 @@
 import { availableParallelism } from 'node:os';
-import { closeSync } from 'node:fs';
-import { chmod, chown, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import {
@@ -26,7 +25,6 @@ import {
   type StandbyRequest,
 } from '../runtime.ts';
 import { Bindings } from './binding.ts';
-import type { Attached } from './binding-thread.ts';
 import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
@@ -36,9 +34,9 @@ import { mountPoints, openMounts, type Mounts } from './mounts.ts';
 import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
 import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
-import { emptyRunDirectory, giveAway, makeMountPoints, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
-import { buildSpec, resourcesOf, type SpecOptions } from './spec.ts';
-import { makeStandbyRoot, noLimits, runMount, sandboxMounts, standbyKept, standbyPlace, standbyRoot } from './standby.ts';
+import { emptyRunDirectory, giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
+import { buildSpec, type SpecOptions } from './spec.ts';
+import { makeStandbyRoot, moveIn, noLimits, standbyRoot, type StandbyHost } from './standby.ts';
 import { together } from './together.ts';
 import { Turns } from './turns.ts';
 import { rangeStart, UidRanges } from './uid-ranges.ts';
@@ -419,6 +417,11 @@ export class OciRuntime implements Runtime {
     });
   }
 
+  #standbyHost(): StandbyHost {
+    const [mounts, cgroups, bindings] = [this.#mounts, this.#cgroups, this.#bindings];
+    return { mounts, cgroups, bindings, owners: async (slot) => await this.#owners(slot) };
+  }
+
   /** Makes the sandbox of its standby; undefined when that cannot be, and nothing is left of either. */
   async #fromStandby(layout: Layout, request: CreateRequest): Promise<Begun | undefined> {
     const { id, standby } = request;
@@ -426,8 +429,12 @@ export class OciRuntime implements Runtime {
     const gate = this.#gates.get(standby);
     this.#gates.delete(standby);
     try {
-      const begun = gate === undefined ? undefined : await this.#moveIn(layout, request, standby, gate);
-      if (begun !== undefined) return begun;
+      const moved =
+        gate === undefined ? undefined : await moveIn(this.#standbyHost(), layoutOf(this.#stateDirectory, standby), layout, request);
+      if (gate !== undefined && moved !== undefined) {
+        const { record, uid } = moved;
+        return { record: { ...record, phase: 'started', startedAt: this.#clock.now() }, gate, uid };
+      }
     } catch (error) {
       this.#logger.warn({ err: error, sandbox: id }, 'a standby could not become a sandbox; it is made without');
     }
@@ -439,45 +446,6 @@ export class OciRuntime implements Runtime {
       gate?.[Symbol.dispose]();
     }
     return undefined;
-  }
-
-  /** Gives a standby the sandbox's root, limits and name. Until its gate opens, no process but its init runs in it. */
-  async #moveIn(layout: Layout, request: CreateRequest, standby: SandboxId, gate: Disposable): Promise<Begun | undefined> {
-    const { detached } = this.#mounts;
-    const from = layoutOf(this.#stateDirectory, standby);
-    const waiting = await readRecord(from.record);
-    if (detached === undefined || waiting === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
-    await rename(from.directory, layout.directory);
-    const { slot, pid } = waiting;
-    const record = { ...waiting, address: request.network.address, runDirectory: request.runDirectory };
-    await writeRecord(layout.record, record);
-    const owners = await this.#owners(slot);
-    const uid = owners?.start ?? 0;
-    await together(
-      mountRoot(this.#mounts, layout, request, owners),
-      emptyRunDirectory(request.runDirectory, uid),
-      this.#cgroups.limit(standby, resourcesOf(request.limits, this.#cgroups.limitsSwap)),
-    );
-    if (!(await makeMountPoints(layout.root, standbyKept, uid))) return undefined;
-    const sources = await mapVolumes(this.#mounts, layout, request, owners);
-    const root = detached.clone(layout.root, 0n);
-    const attached: Attached[] = [];
-    try {
-      for (const make of sandboxMounts(request, sources, detached, uid)) attached.push(await make());
-      await this.#bindings.bind({
-        pid,
-        hostname: request.hostname,
-        root,
-        place: standbyPlace,
-        kept: standbyKept,
-        dropped: [runMount],
-        attached,
-        owner: uid,
-      });
-    } finally {
-      for (const mount of [root, ...attached.map((each) => each.mount)]) closeSync(mount);
-    }
-    return { record: { ...record, phase: 'started', startedAt: this.#clock.now() }, gate, uid };
   }
 
   async #destroy(id: SandboxId): Promise<void> {

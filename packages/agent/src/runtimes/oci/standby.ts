@@ -1,19 +1,28 @@
-import { chmod, lstat, mkdir } from 'node:fs/promises';
+import { closeSync } from 'node:fs';
+import { chmod, lstat, mkdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { secretsDirectory } from '@drover/init';
 import type { CreateRequest, Limits } from '../runtime.ts';
+import type { Bindings } from './binding.ts';
 import type { Attached } from './binding-thread.ts';
+import type { Cgroups } from './cgroup.ts';
+import type { Layout } from './layout.ts';
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, type Mounts } from './mounts.ts';
+import { isSameProcess } from './process.ts';
+import { readRecord, writeRecord, type SandboxRecord } from './record.ts';
+import { emptyRunDirectory, makeMountPoints, mapVolumes, mountRoot, type Owners } from './rootfs.ts';
+import { resourcesOf } from './spec.ts';
+import { together } from './together.ts';
 
 /** What a standby's root has, and what it is given to be a sandbox: see binding.ts. */
 
 /** It has no limits before it is somebody's. */
 export const noLimits: Limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, pids: 0 };
-export const runMount = '/.drover/run';
+const runMount = '/.drover/run';
 /** What the runtime program mounted, and stays. */
-export const standbyKept = ['/proc', '/sys', '/dev', '/.drover'] as const;
+const standbyKept = ['/proc', '/sys', '/dev', '/.drover'] as const;
 /** Where the next root is put together. */
-export const standbyPlace = '/next';
+const standbyPlace = '/next';
 
 /** The root of all standbys, which none of them can write to. */
 export function standbyRoot(stateDirectory: string): string {
@@ -31,12 +40,61 @@ export async function makeStandbyRoot(stateDirectory: string): Promise<void> {
 
 const apart = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
 
+/** What of the host it takes to make a sandbox of a standby. */
+export interface StandbyHost {
+  readonly mounts: Mounts;
+  readonly cgroups: Cgroups;
+  readonly bindings: Bindings;
+  readonly owners: (slot: number | undefined) => Promise<Owners | undefined>;
+}
+
+/**
+ * Gives a standby the sandbox's directory, root, limits and name. Until its gate opens, no process but its init runs in it.
+ * @param from the standby's layout, which becomes `layout`
+ * @returns its record and the sandbox's root's uid on the host; undefined when it has ended, or cannot be this sandbox
+ * @throws {DroverError} runtime-failed, timed-out: then it is of no more use, and may have a part of it
+ */
+export async function moveIn(
+  host: StandbyHost,
+  from: Layout,
+  layout: Layout,
+  request: CreateRequest,
+): Promise<{ readonly record: SandboxRecord; readonly uid: number } | undefined> {
+  const { mounts, cgroups, bindings } = host;
+  const { detached } = mounts;
+  const waiting = await readRecord(from.record);
+  if (detached === undefined || waiting?.container === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
+  await rename(from.directory, layout.directory);
+  const { slot, pid, container } = waiting;
+  const record = { ...waiting, address: request.network.address, runDirectory: request.runDirectory };
+  await writeRecord(layout.record, record);
+  const owners = await host.owners(slot);
+  const uid = owners?.start ?? 0;
+  await together(
+    mountRoot(mounts, layout, request, owners),
+    emptyRunDirectory(request.runDirectory, uid),
+    cgroups.limit(container, resourcesOf(request.limits, cgroups.limitsSwap)),
+  );
+  if (!(await makeMountPoints(layout.root, standbyKept, uid))) return undefined;
+  const volumes = await mapVolumes(mounts, layout, request, owners);
+  const root = detached.clone(layout.root, 0n);
+  const attached: Attached[] = [];
+  try {
+    for (const make of sandboxMounts(request, volumes, detached, uid)) attached.push(await make());
+    const { hostname } = request;
+    await bindings.bind({ pid, hostname, root, place: standbyPlace, kept: standbyKept, dropped: [runMount], attached, owner: uid });
+  } finally {
+    for (const mount of [root, ...attached.map((each) => each.mount)]) closeSync(mount);
+  }
+  return { record, uid };
+}
+
 /**
  * Makes, one after another, the mounts of a sandbox that the runtime program would have made beside those that every one has, with the same
  * options (spec.ts). The descriptors are the caller's.
  * @param volumes where each of `request.mounts` is to be cloned from
  */
-export function sandboxMounts(
+function sandboxMounts(
   request: CreateRequest,
   volumes: readonly string[],
   detached: NonNullable<Mounts['detached']>,
