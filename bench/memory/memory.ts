@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { DroverClient } from '@drover/sdk';
@@ -44,10 +44,13 @@ export async function measureMemory({ client, image, stateDirectory, docker }: M
   try {
     await using idle = await docker?.idle(sandboxes);
     await delay(quietMs);
-    const inits = (await initPids(stateDirectory)).map(privateOf);
-    if (inits.length < sandboxes) throw new Error(`${inits.length} inits were found for ${sandboxes} sandboxes`);
+    const pids = await initPids(stateDirectory, made);
+    const inits = pids.idle.map(privateOf);
+    if (inits.length !== sandboxes) throw new Error(`${inits.length} inits were found for ${sandboxes} sandboxes`);
     const nodes = bare.map((child) => privateOf(child.pid ?? 0));
     const rows: Row[] = [...rowsOf('drover-init', inits), ...rowsOf('bare `node -e setInterval`', nodes)];
+    // A host may keep none.
+    if (pids.standbys.length > 0) rows.push(...rowsOf('standby that waits', pids.standbys.map(privateOf)));
     const absent: string[] = [];
     if (docker === undefined || idle === undefined) absent.push('Docker: not here');
     else {
@@ -73,7 +76,7 @@ export async function measureMemory({ client, image, stateDirectory, docker }: M
       how:
         `${sandboxes} sandboxes that sleep, looked at ${quietMs / 1000} s after the last call, each init’s /proc/PID/smaps_rollup. What counts is ` +
         'private and dirty: it is there for this sandbox alone and cannot be dropped. Private clean pages are of files (node’s own text, mapped ' +
-        'by one process alone at that moment); the kernel drops them when it needs to, and they are shown beside it.',
+        'by one process alone at that moment); the kernel drops them when it needs to, and they are shown beside it. Standbys are what the host keeps ready for the next creates.',
       rows,
       goals: [goal],
       absent,
@@ -102,22 +105,19 @@ async function initDirectory(stateDirectory: string): Promise<string> {
   return join(root, name);
 }
 
-/** The first processes of this agent's sandboxes: they run from `/.drover`, and their cgroup is of this instance. */
-async function initPids(stateDirectory: string): Promise<number[]> {
-  const ids = new Set(await readdir(join(stateDirectory, 'sandboxes')));
-  const pids: number[] = [];
-  for (const name of await readdir('/proc')) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      const words = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');
-      if (!words.includes('/.drover/init.cjs')) continue;
-      const groups = readFileSync(`/proc/${name}/cgroup`, 'utf8').split(/[/\n]/);
-      if (groups.some((group) => ids.has(group))) pids.push(Number(name));
-    } catch {
-      // It ended while it was looked at.
-    }
+/** The first processes of these sandboxes, and of what only stands by, by the host's own records. */
+async function initPids(stateDirectory: string, ids: readonly string[]): Promise<{ readonly idle: number[]; readonly standbys: number[] }> {
+  const root = join(stateDirectory, 'sandboxes');
+  const [idle, standbys]: [number[], number[]] = [[], []];
+  for (const id of await readdir(root)) {
+    // One that comes or goes at this moment has none.
+    const text = await readFile(join(root, id, 'record.json'), 'utf8').catch(() => '{}');
+    const { pid, phase } = JSON.parse(text) as { readonly pid?: number; readonly phase?: string };
+    if (pid === undefined) continue;
+    if (ids.includes(id)) idle.push(pid);
+    else if (phase === 'creating') standbys.push(pid);
   }
-  return pids;
+  return { idle, standbys };
 }
 
 function privateOf(pid: number): Private {
