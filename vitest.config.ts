@@ -41,7 +41,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: 'unit',
-          include: ['packages/*/src/**/*.test.ts'],
+          include: ['packages/*/src/**/*.test.ts', 'scripts/*.test.ts'],
           pool: 'forks',
           // Before e2e, which needs the machine to itself: its instances have networks and processes of their own, and time limits.
           sequence: { groupOrder: 0 },
@@ -59,7 +59,7 @@ export default defineConfig({
           pool: 'forks',
           sequence: { groupOrder: 1 },
           // Files share nothing (each has its own address pool); much of their time is waiting.
-          maxWorkers: 2,
+          maxWorkers: 3,
           testTimeout: 120_000,
           hookTimeout: 240_000,
         },

@@ -23,7 +23,7 @@ type Victim = 'serve' | 'agent' | 'gateway' | 'up';
 
 const seed = Number(process.env['DROVER_TEST_SEED'] ?? randomInt(2 ** 31));
 const random = randomFrom(seed);
-const upArguments = ['--pool', '10.214.128.0/17'];
+const upArguments = ['--standbys', '1', '--pool', '10.214.128.0/17'];
 /** Every run of a command leaves a line with its name in `ran`, outside of the sandbox: a second run would be seen, however it came about. */
 const steady = ['c1', 'c2', 'c3', 'c4', 'c5', 'c6'] as const;
 

@@ -30,7 +30,7 @@ describe('R-2: drover run', () => {
     (await readFile(join(drover.data, 'host', 'sandboxes', (await get(name)).id, 'init.pid'), 'utf8')).trim();
 
   beforeAll(async () => {
-    drover = await TestDrover.start(['--pool', '10.216.0.0/16', '--allow-mount', '/tmp/drover-e2e-run-shared']);
+    drover = await TestDrover.start(['--pool', '10.216.0.0/16', '--standbys', '1', '--allow-mount', '/tmp/drover-e2e-run-shared']);
     tag = await networkTag('10.216.0.1');
   });
   afterAll(async () => {
@@ -67,9 +67,9 @@ describe('R-2: drover run', () => {
     expect(result.stderr).toMatch(/^aside$/m);
   });
 
-  test('50 MB go in and come out again, byte for byte', async () => {
+  test('20 MB go in and come out again, byte for byte', async () => {
     const file = join(drover.directory, 'large');
-    await execa('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=50', 'status=none']);
+    await execa('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=20', 'status=none']);
     const script = 'sha256sum < "$2"; "$1" run --rm host -- cat < "$2" | sha256sum';
     const { stdout, stderr } = await execa('sh', ['-c', script, 'sh', join(repository, 'drover'), file], { env: drover.environment });
     const [sent, received] = stdout.split('\n');
@@ -78,7 +78,7 @@ describe('R-2: drover run', () => {
   });
 
   test('--rm: the output of a command that ends at once is complete, and the sandbox is gone when run returns', async () => {
-    for (let i = 0; i < 10; i++) {
+    for (let i = 0; i < 5; i++) {
       const result = await drover.run(['run', '--rm', '--name', 'brief', 'host', '--', 'echo', `hi ${i}`]);
       expect(result).toMatchObject({ code: 0, stdout: `hi ${i}\n` });
     }

@@ -1,14 +1,51 @@
 /** Builds what runs as few files: init, which runs in every sandbox, and the program itself. */
 import { createHash } from 'node:crypto';
 import { chmod, glob, mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
-import { basename, join } from 'node:path';
-import { build } from 'esbuild';
+import { builtinModules } from 'node:module';
+import { basename, join, relative } from 'node:path';
+import { build, type Plugin } from 'esbuild';
 import { buildInitBundle, initBundlePath } from '../packages/init/src/bundle.ts';
 
 const root = join(import.meta.dirname, '..');
 const cache = join(root, '.cache');
 /** How long a bundle stays after it was replaced, longer while a command that was started from it still runs. Milliseconds. */
 const keepMs = 24 * 3_600_000;
+
+/**
+ * Node's own modules as CommonJS has them. As a module of the language each is read to its last property when it is loaded, and
+ * `node:http` has one that loads an HTTP client and a WebSocket: 50 ms of every command.
+ */
+const builtins: Plugin = {
+  name: 'builtins',
+  setup(made) {
+    const known = new Set(builtinModules);
+    made.onResolve({ filter: /^(?:node:)?[a-z0-9_/]+$/ }, ({ path, kind }) => {
+      const name = path.replace(/^node:/, '');
+      if (kind !== 'import-statement' || !(path.startsWith('node:') || known.has(name))) return undefined;
+      return { path: name, namespace: 'builtin', sideEffects: false };
+    });
+    made.onLoad({ filter: /.*/, namespace: 'builtin' }, ({ path }) => ({
+      contents: `module.exports = process.getBuiltinModule('node:${path}')`,
+      loader: 'js',
+    }));
+  },
+};
+
+/** Init's own bundle is found beside its sources, wherever the code that looks for it is. */
+const initPlace: Plugin = {
+  name: 'init-place',
+  setup(made) {
+    const source = join(root, 'packages', 'init', 'src');
+    made.onLoad({ filter: /\/packages\/init\/src\/bundle\.ts$/ }, async ({ path }) => ({
+      contents: (await readFile(path, 'utf8')).replaceAll(
+        'import.meta.dirname',
+        // From the bundle's directory, so that a clone that is moved has not lost it.
+        `(import.meta.dirname + ${JSON.stringify(`/${relative(join(cache, 'cli-'), source)}`)})`,
+      ),
+      loader: 'ts',
+    }));
+  },
+};
 
 /**
  * `.cache/cli/main.js`: the program in a few files, which start in half the time of some 300 sources. The launcher takes it as long as
@@ -33,8 +70,11 @@ async function buildCliBundle(began: Date): Promise<void> {
     conditions: ['development'],
     minifyWhitespace: true,
     legalComments: 'none',
-    // It finds its bundle beside its sources.
-    external: ['@drover/init'],
+    // Only what is published builds init's bundle.
+    external: ['esbuild'],
+    plugins: [builtins, initPlace],
+    // As in init's bundle: without it each process loads all of fetch for the headers of gRPC.
+    inject: [join(root, 'packages', 'init', 'src', 'server', 'headers.ts')],
     // Packages in CommonJS ask for Node's own modules with it.
     banner: { js: "import { createRequire as bundleRequire } from 'node:module'; const require = bundleRequire(import.meta.url);" },
   });

@@ -27,6 +27,20 @@ export interface GuestResult {
   readonly error?: string;
 }
 
+/** Every layout with every program; of a standby, for which the program sets no limits, every layout and every program once. */
+const combinations: Record<GuestResult['layout'], readonly (readonly [string, GuestResult['madeOf']])[]> = {
+  v2: [
+    ['runc', 'nothing'],
+    ['crun', 'nothing'],
+    ['runc', 'standby'],
+  ],
+  v1: [
+    ['runc', 'nothing'],
+    ['crun', 'nothing'],
+    ['crun', 'standby'],
+  ],
+};
+
 const look =
   'cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max; do [ ! -e $f ] || cat $f; done; mkdir mine';
 /** All that this kernel has. cpuset, which it has not, is for machines with several CPUs; Drover sets nothing there. */
@@ -99,10 +113,7 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
 
 for (const layout of ['v2', 'v1'] as const) {
   mountLayout(layout);
-  for (const program of ['runc', 'crun']) {
-    if (!existsSync(`/usr/bin/${program}`)) continue;
-    for (const madeOf of ['nothing', 'standby'] as const)
-      console.log(`drover-result ${JSON.stringify(await probe(layout, program, madeOf))}`);
-  }
+  for (const [program, madeOf] of combinations[layout])
+    console.log(`drover-result ${JSON.stringify(await probe(layout, program, madeOf))}`);
 }
 console.log('drover-end');

@@ -39,6 +39,7 @@ export class TestDrover implements AsyncDisposable {
   readonly data: string;
   #up: Up | undefined;
   #output = '';
+  #client: DroverClient | undefined;
 
   private constructor(directory: string) {
     this.directory = directory;
@@ -67,8 +68,8 @@ export class TestDrover implements AsyncDisposable {
   /** Starts `up` (again) on the same data directory. */
   async up(args: readonly string[] = []): Promise<void> {
     this.#output = '';
-    // One that is ready: the next sandbox is made of it, and those that come right after are not. What is said of it in `args` counts.
-    const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '1', ...args], this.environment);
+    // Making sandboxes ahead takes time from the others here: who wants them says so in `args`.
+    const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '0', ...args], this.environment);
     this.#up = up;
     for (const stream of [up.stdout, up.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
     let ended: number | undefined;
@@ -161,17 +162,24 @@ export class TestDrover implements AsyncDisposable {
     );
   }
 
-  /** Each time on a connection of its own, as a command would. */
+  /** On a connection that is kept until a question on it fails. */
   async #ask<T>(question: (client: DroverClient) => Promise<unknown>): Promise<T> {
-    const client = await connectDrover(await this.connection());
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(() => late.reject(new Error(`the control plane did not answer within ${answerMs} ms`)), answerMs);
     try {
-      return (await Promise.race([question(client), late.promise])) as T;
+      this.#client ??= await connectDrover(await this.connection());
+      return (await Promise.race([question(this.#client), late.promise])) as T;
+    } catch (error) {
+      this.#closeClient();
+      throw error;
     } finally {
       clearTimeout(timer);
-      client.close();
     }
+  }
+
+  #closeClient(): void {
+    this.#client?.close();
+    this.#client = undefined;
   }
 
   /** Starts `drover ARGS…` and lets it run; its output is kept and can be read as it comes. */
@@ -204,6 +212,7 @@ export class TestDrover implements AsyncDisposable {
       if (sandboxes.length > 0) await this.run(['sandbox', 'rm', '--force', ...sandboxes.map(({ id }) => id)]);
       await this.interrupt();
     } finally {
+      this.#closeClient();
       // What a killed part left behind, the gateway for instance.
       await endProcesses(await processesUnder(this.data));
       const [logs, log] = [process.env['DROVER_TEST_LOGS'], await this.log()];

@@ -114,7 +114,7 @@ export class SecondHost implements AsyncDisposable {
 
   /** `drover agent join URL --token TOKEN ARGS…`, without running the agent. */
   async join(url: string, token: string, args: readonly string[] = []): Promise<Finished> {
-    return await this.run(['agent', 'join', url, '--token', token, '--state', this.state, '--no-run', '--standbys', '1', ...args]);
+    return await this.run(['agent', 'join', url, '--token', token, '--state', this.state, '--no-run', '--standbys', '0', ...args]);
   }
 
   /** Starts the agent, and waits until its link stands. */

@@ -176,6 +176,8 @@ function absent(error: unknown): undefined {
 class Copier {
   readonly #from: string;
   readonly #to: string;
+  /** Directories that are there already. */
+  readonly #made = new Set<string>();
   #files = 0;
 
   constructor(from: string, to: string) {
@@ -196,35 +198,50 @@ class Copier {
   }
 
   async #copy(path: string): Promise<void> {
-    if (secretName.test(basename(path)) || ++this.#files > maxHostFiles) return;
     const source = join(this.#from, path);
     const target = join(this.#to, path);
     const status = await lstat(source).catch(absent);
-    if (status === undefined) return;
-    if (status.isSymbolicLink()) {
-      await this.#parents(path);
-      await symlink(await readlink(source), target);
+    if (status?.isSymbolicLink() === true) {
+      await this.#link(path);
       return;
     }
+    if (status === undefined || !this.#mayHave(path)) return;
     if (status.isDirectory()) {
       // What not everybody may list is not shown.
       if ((status.mode & 0o005) !== 0o005) return;
-      await this.#parents(path);
-      await mkdir(target, { recursive: true });
-      await Promise.all((await readdir(source)).map((entry) => this.#copy(join(path, entry))));
+      await this.#directory(path);
+      await Promise.all(
+        (await readdir(source, { withFileTypes: true })).map(async (entry) => {
+          // Most of /etc is links: certificates, alternatives.
+          if (entry.isSymbolicLink()) await this.#link(join(path, entry.name));
+          else await this.#copy(join(path, entry.name));
+        }),
+      );
       return;
     }
     if (!status.isFile() || (status.mode & 0o004) === 0 || status.size > maxHostFileBytes) return;
     const isText = !contentFree.test(path) && status.size < 1024 * 1024;
     if (isText && secretContent.test(withoutComments(await readFile(source, 'latin1')))) return;
     if (!isText && status.size < 1024 * 1024 && (await readFile(source, 'latin1')).includes('PRIVATE KEY-----')) return;
-    await this.#parents(path);
+    await this.#directory(dirname(path));
     await copyFile(source, target);
     await chmod(target, status.mode & 0o755);
   }
 
-  async #parents(path: string): Promise<void> {
-    await mkdir(dirname(join(this.#to, path)), { recursive: true });
+  #mayHave(path: string): boolean {
+    return !secretName.test(basename(path)) && ++this.#files <= maxHostFiles;
+  }
+
+  async #link(path: string): Promise<void> {
+    if (!this.#mayHave(path)) return;
+    await this.#directory(dirname(path));
+    await symlink(await readlink(join(this.#from, path)), join(this.#to, path));
+  }
+
+  async #directory(path: string): Promise<void> {
+    if (this.#made.has(path)) return;
+    await mkdir(join(this.#to, path), { recursive: true });
+    this.#made.add(path);
   }
 }
 
@@ -276,17 +293,24 @@ async function writeAccounts(from: string, to: string): Promise<void> {
 }
 
 async function digestOfTree(root: string, submounts: readonly Submount[]): Promise<string> {
-  const describe = async (path: string): Promise<readonly string[]> => {
+  const describe = async (path: string, isLink: boolean): Promise<readonly string[]> => {
+    const name = relative(root, path);
+    // Its mode and owner are of no use to anybody.
+    if (isLink) return [`${name}\0link\0${await readlink(path)}`];
     const status = await lstat(path);
-    const line = `${relative(root, path)}\0${status.mode}\0${status.uid}:${status.gid}`;
+    const line = `${name}\0${status.mode}\0${status.uid}:${status.gid}`;
     if (status.isDirectory()) {
-      const below = await Promise.all((await readdir(path)).sort().map((entry) => describe(join(path, entry))));
+      const entries = (await readdir(path, { withFileTypes: true })).sort((a, b) => (a.name < b.name ? -1 : 1));
+      const below = await Promise.all(entries.map((entry) => describe(join(path, entry.name), entry.isSymbolicLink())));
       return [line, ...below.flat()];
     }
-    const content = status.isSymbolicLink() ? await readlink(path) : await readFile(path);
-    return [`${line}\0${createHash('sha256').update(content).digest('hex')}`];
+    return [
+      `${line}\0${createHash('sha256')
+        .update(await readFile(path))
+        .digest('hex')}`,
+    ];
   };
-  const lines = await describe(root);
+  const lines = await describe(root, false);
   return `sha256:${createHash('sha256')
     .update(JSON.stringify([submounts, lines]))
     .digest('hex')}`;

@@ -28,7 +28,7 @@ import {
   type ImageReference,
   type RegistryReference,
 } from './reference.ts';
-import { RegistryImage, type RegistryConfig } from './registry.ts';
+import type { RegistryConfig } from './registry.ts';
 import type { FoundImage } from './source.ts';
 
 export interface ImageStoreOptions {
@@ -334,6 +334,8 @@ export class ImageStore implements Images {
     progress: ProgressReport,
     signal: AbortSignal,
   ): Promise<ImageRecord> {
+    // With the HTTP client, which no start of an agent waits for.
+    const { RegistryImage } = await import('./registry.ts');
     await using source = new RegistryImage({
       reference,
       config: this.#config,

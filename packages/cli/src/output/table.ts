@@ -25,18 +25,16 @@ function cell(text: string): string {
   return clean === '' ? '-' : clean;
 }
 
-const segmenter = new Intl.Segmenter();
+let segmenter: Intl.Segmenter | undefined;
+const plain = /^[ -~]*$/;
+const wide = /\p{Extended_Pictographic}|[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]/u;
 
 /** Cells that the text takes on a terminal: East Asian wide characters and emoji take two (Unicode, UAX #11). */
 function width(text: string): number {
+  if (plain.test(text)) return text.length;
+  // Making one takes longer than all else that a short command does.
+  segmenter ??= new Intl.Segmenter();
   let cells = 0;
-  for (const { segment } of segmenter.segment(text)) {
-    cells +=
-      /\p{Extended_Pictographic}|[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]/u.test(
-        segment,
-      )
-        ? 2
-        : 1;
-  }
+  for (const { segment } of segmenter.segment(text)) cells += wide.test(segment) ? 2 : 1;
   return cells;
 }

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -62,6 +62,22 @@ test('I-38: named for its content: made once, also by many at once, and anew for
   await bundle('2');
   expect(await prepareInitDirectory(directory, options)).not.toBe(made[0]);
   expect((await readdir(directory)).filter((name) => name.endsWith('.tmp'))).toEqual([]);
+});
+
+test('I-38: what is remembered of the files does not outlive them, and is not needed', async () => {
+  const options = { nodePath: process.execPath, bundlePath: await bundle('3') };
+  const made = await prepareInitDirectory(directory, options);
+  const remembered = join(directory, 'digests.json');
+  expect(await readFile(remembered, 'utf8')).toMatch(/"[0-9a-f]{64}"/);
+  // Another file of the same size and time, moved into its place.
+  const { atime, mtime } = await stat(options.bundlePath);
+  await writeFile(join(directory, 'other.cjs'), '4');
+  await utimes(join(directory, 'other.cjs'), atime, mtime);
+  await rename(join(directory, 'other.cjs'), options.bundlePath);
+  expect(await prepareInitDirectory(directory, options)).not.toBe(made);
+  await bundle('3');
+  await writeFile(remembered, '{"half');
+  expect(await prepareInitDirectory(directory, options)).toBe(made);
 });
 
 test('a program that is not there is said to be missing', async () => {

@@ -3,8 +3,9 @@ import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { chmod, copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { promisify } from 'node:util';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { isDeepStrictEqual, promisify } from 'node:util';
+import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
+import { z } from 'zod';
 import { initLoaderName, loaderName } from './spec.ts';
 
 const run = promisify(execFile);
@@ -27,8 +28,9 @@ export interface InitDirectoryOptions {
  * @throws {DroverError} missing-component, when a file or library is not there
  */
 export async function prepareInitDirectory(targetDirectory: string, options: InitDirectoryOptions): Promise<string> {
+  await mkdir(targetDirectory, { recursive: true });
   const files = await filesOf(options);
-  const path = join(targetDirectory, `init-${await digestOf(files)}`);
+  const path = join(targetDirectory, `init-${await digestOf(files, join(targetDirectory, 'digests.json'))}`);
   if (await isDirectory(path)) return path;
   const temporary = join(targetDirectory, `.init-${randomBytes(6).toString('hex')}.tmp`);
   try {
@@ -138,14 +140,37 @@ async function librariesOf(loader: string, program: string): Promise<string[]> {
   });
 }
 
-async function digestOf(files: readonly (readonly [string, string])[]): Promise<string> {
+/** @param remembered keeps the digests of files by what tells their versions apart: else 140 MB are read at each start of the agent */
+async function digestOf(files: readonly (readonly [string, string])[], remembered: string): Promise<string> {
+  const before = await readDigests(remembered);
+  const now: Record<string, string> = {};
   // Of what is made of the files as well: directories of earlier releases stay as they are.
-  const hash = createHash('sha256').update('2\0');
+  const hash = createHash('sha256').update('3\0');
   for (const [name, source] of files) {
-    hash.update(`${name}\0${(await stat(source)).size}\0`);
-    for await (const chunk of createReadStream(source, { highWaterMark: 1024 * 1024 })) hash.update(chunk as Buffer);
+    const { dev, ino, size, mtimeNs, ctimeNs } = await stat(source, { bigint: true });
+    const version = [dev, ino, size, mtimeNs, ctimeNs].join(' ');
+    const sha256 = before[version] ?? (await sha256Of(source));
+    // One that has just been written may be written again without another time: the kernel's clock for files ticks.
+    if (Date.now() - Number(ctimeNs / 1_000_000n) > 1000) now[version] = sha256;
+    hash.update(`${name}\0${sha256}\0`);
   }
+  if (!isDeepStrictEqual(now, before)) await writeFileAtomic(remembered, JSON.stringify(now), { mode: 0o600 });
   return hash.digest('hex').slice(0, 24);
+}
+
+/** Whatever is wrong with it, the files themselves have what it says. */
+async function readDigests(path: string): Promise<Readonly<Record<string, string>>> {
+  try {
+    return z.record(z.string(), z.string().length(64)).parse(JSON.parse(await readFile(path, 'utf8')));
+  } catch {
+    return {};
+  }
+}
+
+async function sha256Of(path: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(path, { highWaterMark: 1024 * 1024 })) hash.update(chunk as Buffer);
+  return hash.digest('hex');
 }
 
 async function isDirectory(path: string): Promise<boolean> {
