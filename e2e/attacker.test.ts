@@ -248,7 +248,6 @@ beforeAll(async () => {
   mallory = await startAndSteal('mallory', first, ['--host', 'first', ...seesLoot]);
   remote = await startAndSteal('remote', second.state, ['--host', 'second', ...seesLoot]);
   await Promise.all([victim, mallory, remote].map(async ({ name }) => await registered(name)));
-  held = await startAndSteal('held', first, ['--host', 'first'], true);
   await forge();
   // Thieves may need more than one try.
 }, 480_000);
@@ -331,7 +330,25 @@ describe('I-14 to I-16: registering as another sandbox', () => {
   /** Every refusal that an application gives. All must be the same bytes. */
   const refusals = new Map<string, string>();
 
-  const attempts: readonly (readonly [what: string, from: () => string, attempt: () => Omit<Attempt, 'host' | 'port'>])[] = [
+  type Row = readonly [what: string, from: () => string, attempt: () => Omit<Attempt, 'host' | 'port'>];
+  const attemptsOfUnspent: readonly Row[] = [
+    [
+      'a right certificate with its unspent token, from the wrong address',
+      () => 'mallory',
+      () => ({ ...asCaller(held), send: register(held.token, { name: 'held' }) }),
+    ],
+    [
+      'a right certificate with its unspent token, from the wrong host',
+      () => 'remote',
+      () => ({ ...asCaller(held), send: register(held.token, { name: 'held' }) }),
+    ],
+    [
+      "its own certificate with another's unspent token",
+      () => 'mallory',
+      () => ({ ...asCaller(mallory), send: register(held.token, { name: 'mallory' }) }),
+    ],
+  ];
+  const attempts: readonly Row[] = [
     [
       'the certificate of a sandbox of the same host, from another address',
       () => 'mallory',
@@ -348,24 +365,9 @@ describe('I-14 to I-16: registering as another sandbox', () => {
       () => ({ ...asCaller(remote), send: register(remote.token, { name: 'remote' }) }),
     ],
     [
-      'a right certificate with its unspent token, from the wrong address',
-      () => 'mallory',
-      () => ({ ...asCaller(held), send: register(held.token, { name: 'held' }) }),
-    ],
-    [
-      'a right certificate with its unspent token, from the wrong host',
-      () => 'remote',
-      () => ({ ...asCaller(held), send: register(held.token, { name: 'held' }) }),
-    ],
-    [
       "its own certificate with another's spent token",
       () => 'mallory',
       () => ({ ...asCaller(mallory), send: register(victim.token, { name: 'mallory' }) }),
-    ],
-    [
-      "its own certificate with another's unspent token",
-      () => 'mallory',
-      () => ({ ...asCaller(mallory), send: register(held.token, { name: 'mallory' }) }),
     ],
     [
       "its own certificate and token with another's name",
@@ -390,16 +392,33 @@ describe('I-14 to I-16: registering as another sandbox', () => {
     ],
   ];
 
-  test.each(attempts)('%s: refused', async (what, from, attempt) => {
+  const isRefused = async (...[what, from, attempt]: Row): Promise<void> => {
     const { host, port } = from() === 'remote' ? remote.control : mallory.control;
     const { answer } = await attack(from(), { host, port, ...attempt() });
     const text = Buffer.from(answer, 'hex').toString();
     expect(text).toMatch(/permission_denied/);
     refusals.set(what, answer);
+  };
+
+  // One whose init is held for a minute fails: these come first, and at once.
+  beforeAll(async () => {
+    held = await startAndSteal('held', join(drover.data, 'host'), ['--host', 'first'], true);
+  }, 240_000);
+
+  test.each(attemptsOfUnspent)('%s: refused', isRefused);
+
+  test('I-17: after that the one whose token was stolen unspent registers with it', async () => {
+    await held.release();
+    const thumbprint = new X509Certificate(await readFile(join(loot, held.directory, 'cert.pem'))).fingerprint256
+      .replaceAll(':', '')
+      .toLowerCase();
+    expect(await registered('held')).toBe(thumbprint);
   });
 
+  test.each(attempts)('%s: refused', isRefused);
+
   test('I-16: all of them are the same bytes', () => {
-    expect(refusals.size).toBe(attempts.length);
+    expect(refusals.size).toBe(attemptsOfUnspent.length + attempts.length);
     expect([...new Set(refusals.values())]).toHaveLength(1);
     const text = Buffer.from([...refusals.values()][0] ?? '', 'hex').toString();
     for (const word of ['token', 'address', 'host mismatch', 'thumbprint', 'replay']) expect(text.toLowerCase()).not.toContain(word);
@@ -424,14 +443,6 @@ describe('I-14 to I-16: registering as another sandbox', () => {
     expect(answer).toBe('');
     // In TLS 1.3 the client's side is done before the server has looked at its certificate.
     if (stage === 'handshake') expect(error).toMatch(/PROTOCOL_VERSION/);
-  });
-
-  test('I-17: after all this the one whose token was stolen unspent registers with it', async () => {
-    await held.release();
-    const thumbprint = new X509Certificate(await readFile(join(loot, held.directory, 'cert.pem'))).fingerprint256
-      .replaceAll(':', '')
-      .toLowerCase();
-    expect(await registered('held')).toBe(thumbprint);
   });
 
   test('I-7: everybody is registered once, under their own thumbprint', async () => {

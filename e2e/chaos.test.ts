@@ -175,7 +175,7 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
     // By turns, and without waiting for either: what it meets is any state that there is. So seldom that the machine has time left for the
     // control plane's starts: kills are to meet a host at work.
     for (let wanted = false; !over.signal.aborted; wanted = !wanted) {
-      await delay(4000 + random() * 16_000, undefined, { signal: over.signal }).catch(() => undefined);
+      await delay(6000 + random() * 20_000, undefined, { signal: over.signal }).catch(() => undefined);
       await insist(async () => await (wanted ? client.sandboxes.start(name) : client.sandboxes.stop(name, { graceMs: 1000 })));
     }
   });

@@ -46,7 +46,7 @@ describe('R-3: what one does with sandboxes', () => {
   const local = (name: string): string => join(drover.directory, name);
 
   beforeAll(async () => {
-    drover = await TestDrover.start(['--pool', '10.217.0.0/16', '--standbys', '1']);
+    drover = await TestDrover.start(['--pool', '10.217.0.0/16']);
     tag = await networkTag('10.217.0.1');
     await ok('run', '-d', '--name', 'work', 'host', '--', 'sleep', 'infinity');
   });

@@ -20,6 +20,7 @@ const out = resolve(process.argv[2] ?? join(root, '.cache', 'pack'));
 mkdirSync(out, { recursive: true });
 
 const scratch = mkdtempSync(join(tmpdir(), 'drover-pack-'));
+const packages: string[] = [];
 try {
   for (const path of globSync('packages/*/package.json', { cwd: root }).sort()) {
     const from = join(root, dirname(path));
@@ -35,11 +36,11 @@ try {
         .map(([name, { default: code }]) => [name, { types: code.replace(/\.js$/, '.d.ts'), default: code }]),
     );
     writeFileSync(join(to, 'package.json'), `${JSON.stringify({ ...manifest, exports, files: ['dist', 'bin'] }, undefined, 2)}\n`);
-    execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', out], {
-      cwd: to,
-      stdio: ['ignore', 'inherit', 'inherit'],
-    });
+    packages.push(to);
   }
+  execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', out, ...packages], {
+    stdio: ['ignore', 'inherit', 'inherit'],
+  });
 } finally {
   rmSync(scratch, { recursive: true });
 }

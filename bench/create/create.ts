@@ -45,7 +45,12 @@ export async function measureCreate({ quick, ways, bare, absent: given, scratch,
   let lastRoundMs = 0;
   let lastAt = 1;
   // Not counted: files come into the cache, code is compiled, pools fill.
-  for (const way of ways) for (let i = 0; i < (quick ? 1 : 2); i++) await (await way.start()).tidy();
+  for (const way of ways) {
+    for (let i = 0; i < way.warmUps; i++) {
+      await quiet();
+      await (await way.start()).tidy();
+    }
+  }
   for (const { at, rounds, ms: budget } of quick ? quickly : full) {
     if (availableMemory() < at * bytesEach) {
       absent.push(`${at} at once: not enough memory`);

@@ -9,9 +9,8 @@ const combinations = [
   ['v2', 'runc', 'nothing'],
   ['v2', 'crun', 'nothing'],
   ['v2', 'runc', 'standby'],
-  ['v1', 'runc', 'nothing'],
   ['v1', 'crun', 'nothing'],
-  ['v1', 'crun', 'standby'],
+  ['v1', 'runc', 'standby'],
 ] as const;
 
 /**

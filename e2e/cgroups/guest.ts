@@ -27,7 +27,10 @@ export interface GuestResult {
   readonly error?: string;
 }
 
-/** Every layout with every program; of a standby, for which the program sets no limits, every layout and every program once. */
+/**
+ * Every layout with every program, and in both ways: the program sets the limits, or the agent does, of a standby. What is not here, limits
+ * set by runc on v1, the runtime's own tests show on a hybrid host.
+ */
 const combinations: Record<GuestResult['layout'], readonly (readonly [string, GuestResult['madeOf']])[]> = {
   v2: [
     ['runc', 'nothing'],
@@ -35,9 +38,8 @@ const combinations: Record<GuestResult['layout'], readonly (readonly [string, Gu
     ['runc', 'standby'],
   ],
   v1: [
-    ['runc', 'nothing'],
     ['crun', 'nothing'],
-    ['crun', 'standby'],
+    ['runc', 'standby'],
   ],
 };
 
