@@ -3,19 +3,22 @@ import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /** The e2e files that take longest, longest first: none of them is alone at the end. */
 const slow = [
-  'chaos',
   'bad-input',
+  'chaos',
+  'kills',
+  'cgroups',
+  'sandbox',
+  'identity',
   'hosts',
   'attacker',
-  'kills',
-  'identity',
-  'sandbox',
-  'cgroups',
   'run',
+  'images',
   'launcher',
   'secrets',
-  'images',
   'pack',
+  'init',
+  'network',
+  'standbys',
 ];
 
 class SlowFirst extends BaseSequencer {
