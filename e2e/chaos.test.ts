@@ -23,7 +23,7 @@ const seed = Number(process.env['DROVER_TEST_SEED'] ?? randomInt(2 ** 31));
 const random = randomFrom(seed);
 const kills = 50;
 const count = 20;
-const pool = ['--pool', '10.222.192.0/18'];
+const pool = ['--pool', '10.222.192.0/19'];
 const names = Array.from({ length: count }, (_, index) => `c${index}`);
 
 let drover: TestDrover;

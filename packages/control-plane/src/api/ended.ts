@@ -28,6 +28,11 @@ function initFailed(row: SandboxRow): boolean {
   return failed(row) && row.reason === 'init-failed';
 }
 
+/** Init could not start its command, which so never began; the exit code is that of a shell that could not either. */
+function startFailed(row: SandboxRow): boolean {
+  return failed(row) && row.reason === 'start-failed';
+}
+
 /** A sandbox that ended, in its own words. */
 export function endedError(row: SandboxRow): DroverError {
   const { state, message } = sandboxState(row);
@@ -37,6 +42,11 @@ export function endedError(row: SandboxRow): DroverError {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} failed: ${message}`, {
       hint: `correct its setup and create it again; \`drover sandbox get ${labelOf(row)}\` shows more`,
     });
+  }
+  if (startFailed(row)) {
+    // What somebody hears who is attached in time.
+    const code = row.exitCode === 127 ? 'command-not-found' : row.exitCode === 126 ? 'command-not-executable' : 'sandbox-not-running';
+    return new DroverError(code, message, { hint: 'check the command: its spelling, its mode and format, and that the image has it' });
   }
   if (row.exitCode !== undefined) {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
@@ -95,7 +105,7 @@ export async function* replayMain(
 ): AsyncGenerator<api.ExecResponse> {
   const row = await reportedEnd(context, id, signal);
   const { exitCode } = row;
-  if (exitCode === undefined || initFailed(row)) throw endedError(row);
+  if (exitCode === undefined || initFailed(row) || startFailed(row)) throw endedError(row);
   let records: readonly link.LogRecord[] = [];
   try {
     records = await hostLogs(context, row, signal);
