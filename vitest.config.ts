@@ -61,7 +61,7 @@ export default defineConfig({
           include: ['e2e/**/*.test.ts'],
           pool: 'forks',
           sequence: { groupOrder: 1 },
-          // Files share nothing (each has its own address pool); much of their time is waiting.
+          // Files share nothing: each has address pools of its own, which must not overlap with another's. Three keep two CPUs busy.
           maxWorkers: 3,
           testTimeout: 120_000,
           hookTimeout: 240_000,

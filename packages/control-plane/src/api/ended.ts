@@ -43,12 +43,12 @@ export function endedError(row: SandboxRow): DroverError {
       hint: `correct its setup and create it again; \`drover sandbox get ${labelOf(row)}\` shows more`,
     });
   }
-  if (startFailed(row)) {
+  if (startFailed(row) && (row.exitCode === 126 || row.exitCode === 127)) {
     // What somebody hears who is attached in time.
-    const code = row.exitCode === 127 ? 'command-not-found' : row.exitCode === 126 ? 'command-not-executable' : 'sandbox-not-running';
+    const code = row.exitCode === 127 ? 'command-not-found' : 'command-not-executable';
     return new DroverError(code, message, { hint: 'check the command: its spelling, its mode and format, and that the image has it' });
   }
-  if (row.exitCode !== undefined) {
+  if (row.exitCode !== undefined && !startFailed(row)) {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
       hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
     });

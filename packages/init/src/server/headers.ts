@@ -1,7 +1,8 @@
 /**
  * The part of the platform's `Headers` that Connect's gRPC handlers and client use, put in its place when init is bundled (bundle.ts) and
- * when the program is (scripts/bundles.ts): for its own, Node loads the whole of fetch (undici, zlib, web streams), into PID 1 of every sandbox. Names are lower-cased and sorted, values of
- * one name joined by commas, `set-cookie` apart, as the Fetch standard, section 2.2.2, has it; bad names and values are refused with a TypeError.
+ * when the program is (scripts/bundles.ts): for its own, Node loads the whole of fetch (undici, zlib, web streams), into PID 1 of every
+ * sandbox and into every command. Names are lower-cased and sorted, values of one name joined by commas, `set-cookie` apart, as the Fetch
+ * standard, section 2.2.2, has it; bad names and values are refused with a TypeError.
  */
 export class Headers {
   readonly #lists = new Map<string, string[]>();
