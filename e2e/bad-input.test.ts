@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, isAlive, largestLayer, pushImage, repository, TestDrover, tool, tracesOf, type Finished } from './harness/index.ts';
 
 /** One error, one hint, behind lines of progress of a wait: nothing else on stderr. */
-const oneSentence = /^(?:drover: (?:preparing|pending|scheduled): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
+const oneSentence = /^(?:drover: (?:preparing|pending|scheduled|init): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 
 let drover: TestDrover;
 let work: string;
@@ -142,8 +142,8 @@ const rows: readonly Row[] = [
 
 describe('bad input: one sentence, what to do, an exit code', () => {
   beforeAll(async () => {
-    await drover.run(['run', '-d', '--name', 'idle', 'host', '--', 'sleep', '1000']);
-    await drover.run(['sandbox', 'stop', '--grace', '1ms', 'idle']);
+    await drover.begin('idle', ['sleep', '1000']);
+    await drover.stop('idle', 1);
   });
 
   test.each(rows)('drover %s → %i', async (line, code, sentence) => {
@@ -166,7 +166,7 @@ describe('bad input: one sentence, what to do, an exit code', () => {
   });
 
   test('and nothing half made is left', async () => {
-    await drover.run(['sandbox', 'rm', '--force', 'idle']);
+    await drover.remove('idle');
     await nothingIsLeft();
   });
 
@@ -293,7 +293,7 @@ describe("a full disk under the control plane's store", () => {
       await tool('mount', '--bind', disk, data);
       try {
         await drover.up();
-        expect((await drover.run(['run', '-d', '--name', 'before', 'host', '--', 'sleep', '600'])).code).toBe(0);
+        await drover.begin('before', ['sleep', '600']);
         await tool('sh', '-c', `dd if=/dev/zero of=${disk}/filler bs=4k 2>/dev/null || true`);
         // A few writes may still find room in the pages that the log has.
         const made: string[] = [];
@@ -312,14 +312,13 @@ describe("a full disk under the control plane's store", () => {
         // What it knows, it still tells, and what runs is still reached.
         const names = async (): Promise<string[]> => (await drover.sandboxes<{ name: string }>()).map(({ name }) => name);
         expect((await names()).toSorted()).toEqual(['before', ...made].toSorted());
-        expect(await drover.run(['exec', 'before', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+        expect(await drover.exec('before', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
 
         await rm(join(disk, 'filler'));
-        expect((await drover.run(['run', '-d', '--name', 'after', 'host', '--', 'sleep', '600'])).code).toBe(0);
-        for (const name of made)
-          expect((await drover.run(['sandbox', 'wait', '--for', 'running', name], { timeoutMs: 90_000 })).code).toBe(0);
-        expect(await drover.json(['sandbox', 'get', 'before'])).toMatchObject({ state: 'running', startCount: '1' });
-        expect((await drover.run(['sandbox', 'rm', '--force', 'before', 'after', ...made])).code).toBe(0);
+        await drover.begin('after', ['sleep', '600']);
+        for (const name of made) await eventually(`${name} runs`, async () => (await drover.sandbox(name))['state'] === 'running', 90_000);
+        expect(await drover.sandbox('before')).toMatchObject({ state: 'running', startCount: '1' });
+        await drover.remove('before', 'after', ...made);
         await nothingIsLeft();
       } finally {
         await drover.interrupt();

@@ -1,5 +1,5 @@
 import { randomInt } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DroverError } from '@drover/foundation';
@@ -7,7 +7,7 @@ import { api } from '@drover/protocol';
 import { connectDrover, type DroverClient } from '@drover/sdk';
 import { execa } from 'execa';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { eventually, repository, TestDrover, tracesOf } from './harness/index.ts';
+import { eventually, repository, sharedDirectory, TestDrover, tracesOf } from './harness/index.ts';
 
 interface SandboxJson {
   readonly id: string;
@@ -115,13 +115,11 @@ const start = "$(cut -d' ' -f22 /proc/1/stat)";
 
 beforeAll(async () => {
   console.info(`chaos: DROVER_TEST_SEED=${seed}`);
-  drover = await TestDrover.start(pool);
-  shared = join(drover.directory, 'shared');
-  await mkdir(shared);
-  await execa('chmod', ['777', shared]);
-  await drover.interrupt();
   // So that kills meet a host at work, and not one that waits for its next try.
-  await drover.up([...pool, '--allow-mount', shared, '--reconnect-max', '1s']);
+  drover = await TestDrover.start([...pool, '--reconnect-max', '1s'], async (directory) => {
+    shared = await sharedDirectory(directory);
+    return ['--allow-mount', shared];
+  });
   await drover.interrupt();
   client = await connectDrover(await drover.connection());
   agent = part('agent', '--state', join(drover.data, 'host'));

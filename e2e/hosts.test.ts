@@ -27,6 +27,7 @@ interface SandboxJson {
 /** One error, one hint: nothing else on stderr. */
 const oneSentence = /^drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 /** Something to look at afterwards: when it began, and that it goes on. */
+const forever = ['sleep', 'infinity'];
 const clock = ['sh', '-c', 'echo began $$; while :; do date +%s.%N; sleep 0.2; done'];
 
 let drover: TestDrover;
@@ -75,8 +76,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  const names = (await drover.sandboxes<SandboxJson>()).map(({ id }) => id);
-  if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
+  await drover.remove(...(await drover.sandboxes<SandboxJson>()).map(({ id }) => id));
   const left = await tracesOf(drover);
   await second[Symbol.asyncDispose]();
   await drover[Symbol.asyncDispose]();
@@ -176,7 +176,7 @@ describe('a host that can only dial out', () => {
   });
 
   test('exec, stdin, logs, cp both ways, attach and forward reach it through the link', async () => {
-    await succeeds(['run', '-d', '--name', 'far', '--host', 'second', 'host', '--', ...clock]);
+    await drover.begin('far', clock, { host: 'second' });
     expect((await sandbox('far')).hostName).toBe('second');
     expect(await drover.run(['exec', 'far', '--', 'cat'], { input: 'through\n' })).toMatchObject({ code: 0, stdout: 'through\n' });
     expect((await drover.run(['exec', 'far', '--', 'sh', '-c', 'exit 3'])).code).toBe(3);
@@ -226,7 +226,7 @@ describe('a host that can only dial out', () => {
       expect(said).toBe('that was all');
       second?.end('said after its end');
       await eventually('the program has heard it', async () => {
-        const { stdout } = await drover.run(['exec', 'far', '--', 'cat', '/tmp/heard']);
+        const { stdout } = await drover.exec('far', ['cat', '/tmp/heard']);
         return stdout === 'said after its end';
       });
     } finally {
@@ -237,12 +237,12 @@ describe('a host that can only dial out', () => {
 
   test('what it may reach is enforced there too: default deny, and its own gateway answers', async () => {
     const url = `http://${network.controlPlaneAddress}/`;
-    expect(await succeeds(['exec', 'far', '--', 'curl', '-s', url])).toContain('egress-denied');
-    const past = await drover.run(['exec', 'far', '--', 'curl', '-s', '-m', '1', '--noproxy', '*', url]);
+    expect((await drover.exec('far', ['curl', '-s', url])).stdout).toContain('egress-denied');
+    const past = await drover.exec('far', ['curl', '-s', '-m', '1', '--noproxy', '*', url]);
     // 28: nothing answers; 7: no way there.
     expect([7, 28]).toContain(past.code);
-    const env = await succeeds(['exec', 'far', '--', 'printenv', 'HTTP_PROXY']);
-    expect(env).toContain('10.215.0.1');
+    const env = await drover.exec('far', ['printenv', 'HTTP_PROXY']);
+    expect(env.stdout).toContain('10.215.0.1');
   });
 });
 
@@ -250,11 +250,11 @@ describe('L-24: placement', () => {
   const placed = ['p1', 'p2', 'p3', 'p4'];
 
   test('sandboxes spread over the hosts', async () => {
-    await succeeds(['sandbox', 'rm', '--force', 'far']);
-    for (const name of placed) await succeeds(['sandbox', 'create', '--name', name, 'host', 'sleep', 'infinity']);
+    await drover.remove('far');
+    for (const name of placed) await drover.create(name, forever);
     const where = await Promise.all(placed.map(async (name) => (await sandbox(name)).hostName));
     expect(where.toSorted()).toEqual(['first', 'first', 'second', 'second']);
-    await succeeds(['sandbox', 'rm', '--force', ...placed]);
+    await drover.remove(...placed);
   });
 
   test('a label of a host chooses it, that of its join token too', async () => {
@@ -262,7 +262,7 @@ describe('L-24: placement', () => {
       const name = `at-${label.split('=')[0]}`;
       await succeeds(['run', '-d', '--name', name, '--host-label', label, 'host', '--', 'sleep', 'infinity']);
       expect((await sandbox(name)).hostName).toBe('second');
-      await succeeds(['sandbox', 'rm', '--force', name]);
+      await drover.remove(name);
     }
   });
 
@@ -275,19 +275,19 @@ describe('L-24: placement', () => {
   test('L-27: cordon keeps new ones away, and what waits for the host is told why; uncordon lets it come', async () => {
     expect(await succeeds(['host', 'cordon', 'second'])).toBe('second: cordoned\n');
     for (const name of ['c1', 'c2']) {
-      await succeeds(['sandbox', 'create', '--name', name, 'host', 'sleep', 'infinity']);
+      await drover.create(name, forever);
       expect((await sandbox(name)).hostName).toBe('first');
     }
-    await succeeds(['sandbox', 'create', '--name', 'c3', '--host', 'second', 'host', 'sleep', 'infinity']);
+    await drover.create('c3', forever, { host: 'second' });
     expect(await sandbox('c3')).toMatchObject({ state: 'pending', message: expect.stringContaining('second: it is cordoned') as string });
     await succeeds(['host', 'uncordon', 'second']);
     await sandboxIs('c3', 'running');
-    await succeeds(['sandbox', 'rm', '--force', 'c1', 'c2', 'c3']);
+    await drover.remove('c1', 'c2', 'c3');
   });
 
   test('L-27: drain moves what runs to the other host, says how far it is, and leaves the host empty', async () => {
     await succeeds(['host', 'cordon', 'first']);
-    for (const name of ['d1', 'd2']) await succeeds(['run', '-d', '--name', name, 'host', '--', 'sleep', 'infinity']);
+    for (const name of ['d1', 'd2']) await drover.begin(name, forever);
     await succeeds(['host', 'uncordon', 'first']);
     const { code, stdout, stderr } = await drover.run(['host', 'drain', 'second']);
     expect({ code, stdout }).toEqual({ code: 0, stdout: 'second: drained\n' });
@@ -298,27 +298,27 @@ describe('L-24: placement', () => {
     // What its host has reported follows what it has done.
     await eventually('it is known to be empty', async () => (await host('second')).sandboxes === 0);
     expect(await host('second')).toMatchObject({ state: 'draining', sandboxes: 0 });
-    await succeeds(['sandbox', 'rm', '--force', 'd1', 'd2']);
+    await drover.remove('d1', 'd2');
     expect(await succeeds(['host', 'uncordon', 'second'])).toBe('second: ready\n');
   });
 
   test('L-27: what cannot move is named and stays; with --stop it is stopped', async () => {
-    await succeeds(['run', '-d', '--name', 'stays', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
+    await drover.begin('stays', forever, { host: 'second' });
     const kept = await drover.run(['host', 'drain', 'second']);
     expect(kept.stderr).toMatch(/stays/);
     expect(kept).toMatchObject({ code: 4, stdout: '' });
     expect((await sandbox('stays')).state).toBe('running');
     expect(await drover.run(['host', 'drain', '--stop', 'second'])).toMatchObject({ code: 0, stdout: 'second: drained\n' });
     expect((await sandbox('stays')).state).toBe('stopped');
-    await succeeds(['sandbox', 'rm', 'stays']);
+    await drover.remove('stays');
     await succeeds(['host', 'uncordon', 'second']);
   });
 });
 
 describe('L-10, L-26: a link that is cut', () => {
   test('the host goes down, its sandboxes are lost after the grace, and are adopted when it comes back, not restarted', async () => {
-    await succeeds(['run', '-d', '--name', 'cut', '--host', 'second', 'host', '--', ...clock]);
-    const began = (await succeeds(['logs', 'cut'])).split('\n')[0];
+    await drover.begin('cut', clock, { host: 'second' });
+    const began = await eventually('it has begun', async () => /^began .*$/m.exec(await drover.logs('cut'))?.[0]);
     await network.cut();
     try {
       expect((await hostIs('second', 'down')).reason).toMatch(/nothing was heard of it/);
@@ -331,19 +331,19 @@ describe('L-10, L-26: a link that is cut', () => {
     }
     await hostIs('second', 'ready');
     expect((await sandboxIs('cut', 'running')).startCount).toBe('1');
-    const log = await succeeds(['logs', 'cut']);
+    const log = await drover.logs('cut');
     expect(log.match(/began/g)).toHaveLength(1);
     expect(log.split('\n')[0]).toBe(began);
     // It wrote all the while.
     const times = log.split('\n').slice(1, -1).map(Number);
     const gaps = times.slice(1).map((time, index) => time - (times[index] ?? 0));
     expect(Math.max(...gaps)).toBeLessThan(3);
-    expect(await drover.run(['exec', 'cut', '--', 'echo', 'here'])).toMatchObject({ code: 0, stdout: 'here\n' });
-    await succeeds(['sandbox', 'rm', '--force', 'cut']);
+    expect(await drover.exec('cut', ['echo', 'here'])).toMatchObject({ code: 0, stdout: 'here\n' });
+    await drover.remove('cut');
   });
 
   test('a sandbox that is removed while the host is away is gone when it comes back', async () => {
-    await succeeds(['run', '-d', '--name', 'gone', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
+    await drover.begin('gone', forever, { host: 'second' });
     expect(await second.ended('SIGINT')).toBe(0);
     await hostIs('second', 'down');
     expect(await containers(second.state)).toHaveLength(1);
@@ -358,7 +358,7 @@ describe('L-4: drover host rm', () => {
   let identity: string;
 
   test('is refused while the host holds sandboxes', async () => {
-    await succeeds(['run', '-d', '--name', 'held', '--host', 'second', 'host', '--', 'sleep', 'infinity']);
+    await drover.begin('held', forever, { host: 'second' });
     const { code, stderr } = await drover.run(['host', 'rm', 'second']);
     expect(code).toBe(4);
     expect(stderr).toMatch(oneSentence);
@@ -375,7 +375,7 @@ describe('L-4: drover host rm', () => {
     expect(await containers(second.state)).toEqual([]);
     expect((await drover.run(['host', 'get', 'second'])).code).toBe(3);
     expect((await sandbox('held')).state).toBe('lost');
-    await succeeds(['sandbox', 'rm', '--force', 'held']);
+    await drover.remove('held');
   });
 
   test('its certificate is refused from then on, and the agent does not try for ever', async () => {

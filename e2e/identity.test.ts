@@ -2,7 +2,7 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { eventually, HostNetwork, isAlive, TestDrover, tracesOf } from './harness/index.ts';
+import { eventually, HostNetwork, isAlive, sharedDirectory, TestDrover, tracesOf } from './harness/index.ts';
 
 interface SandboxJson {
   readonly id: string;
@@ -58,11 +58,6 @@ async function succeeds(args: readonly string[], timeoutMs?: number): Promise<st
   return stdout;
 }
 
-async function start(name: string, ...args: readonly string[]): Promise<SandboxJson> {
-  await succeeds(['run', '-d', '--name', name, ...args, 'host', '--', ...idle]);
-  return await sandbox(name);
-}
-
 /** Polls until the sandbox is as wanted; a failure shows how it is instead. */
 async function sandboxIs(name: string, what: string, wanted: (row: SandboxJson) => boolean): Promise<SandboxJson> {
   let row: SandboxJson | undefined;
@@ -91,19 +86,14 @@ function linesOf(text: string): readonly EventJson[] {
 
 beforeAll(async () => {
   world = await HostNetwork.create('10.222.255', { firewall: false });
-  drover = await TestDrover.start(['--pool', '10.222.0.0/18']);
-  shared = join(drover.directory, 'shared');
-  await mkdir(shared);
-  // Root of a sandbox is nobody's id here.
-  await execa('chmod', ['777', shared]);
-  await drover.interrupt();
-  await drover.up(['--pool', '10.222.0.0/18', '--allow-mount', shared]);
+  drover = await TestDrover.start(['--pool', '10.222.0.0/18'], async (directory) => {
+    shared = await sharedDirectory(directory);
+    return ['--allow-mount', shared];
+  });
 });
 
 afterAll(async () => {
   await using _world = world;
-  const names = (await drover.sandboxes<SandboxJson>()).map(({ id }) => id);
-  if (names.length > 0) await drover.run(['sandbox', 'rm', '--force', ...names]);
   const left = await tracesOf(drover);
   await drover[Symbol.asyncDispose]();
   expect(await left()).toEqual([]);
@@ -111,7 +101,7 @@ afterAll(async () => {
 
 describe('what a person sees of an identity', () => {
   test('I-5, I-7, I-13: a sandbox is registered under its canonical name, and its session is trusted', async () => {
-    const row = await start('seen', '--project', 'lab');
+    const row = await drover.begin<SandboxJson>('seen', idle, {}, 'lab');
     expect(row).toMatchObject({
       identity: { commonName: 'lab.seen', verdict: 'trusted' },
       session: { state: 'connected' },
@@ -141,24 +131,24 @@ describe('what a person sees of an identity', () => {
       readonly commonName: string;
     }
     const all = async (): Promise<readonly IdentityJson[]> => await drover.json<IdentityJson[]>(['identity', 'ls']);
-    const first = await start('comes-and-goes');
+    const first = await drover.begin<SandboxJson>('comes-and-goes', idle);
     const mine = async (): Promise<readonly IdentityJson[]> => (await all()).filter(({ sandboxId }) => sandboxId === first.id);
     expect(await mine()).toMatchObject([{ thumbprint: first.identity.thumbprint, commonName: 'comes-and-goes' }]);
     expect(await drover.json(['identity', 'get', first.identity.thumbprint])).toMatchObject({ sandboxId: first.id });
 
-    await succeeds(['sandbox', 'stop', 'comes-and-goes']);
+    await drover.stop('comes-and-goes');
     expect(await mine()).toMatchObject([{ thumbprint: first.identity.thumbprint }]);
-    await succeeds(['sandbox', 'start', 'comes-and-goes']);
+    await drover.restart('comes-and-goes');
     const again = await sandboxIs('comes-and-goes', 'trusted anew', (row) => row.startCount === '2' && row.init.state === 'completed');
     expect(again.identity.thumbprint).not.toBe(first.identity.thumbprint);
     expect(await mine()).toMatchObject([{ thumbprint: again.identity.thumbprint }]);
 
-    await succeeds(['sandbox', 'rm', '--force', 'comes-and-goes']);
+    await drover.remove('comes-and-goes');
     expect(await mine()).toEqual([]);
   });
 
   test('I-11: an evicted identity ends its session; the peer is reached again, and not trusted', async () => {
-    const { identity } = await start('evicted');
+    const { identity } = await drover.begin<SandboxJson>('evicted', idle);
     await succeeds(['identity', 'evict', 'evicted']);
     const row = await sandboxIs('evicted', 'untrusted', (now) => now.identity.verdict === 'untrusted' && now.session.state === 'connected');
     expect(row.identity.thumbprint).toBe('');
@@ -168,10 +158,10 @@ describe('what a person sees of an identity', () => {
       checks: expect.arrayContaining([expect.objectContaining({ check: 'registry', verdict: expect.stringMatching(/fail/i) })]),
     });
     // I-1: whatever is thought of it, it can be reached; and the command that was started goes on.
-    expect(await drover.run(['exec', 'evicted', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+    expect(await drover.exec('evicted', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
     // A new start is a new certificate.
-    await succeeds(['sandbox', 'stop', 'evicted']);
-    await succeeds(['sandbox', 'start', 'evicted']);
+    await drover.stop('evicted');
+    await drover.restart('evicted');
     const anew = await sandboxIs('evicted', 'trusted', (now) => now.identity.verdict === 'trusted');
     expect(anew.identity.thumbprint).not.toBe(identity.thumbprint);
   });
@@ -239,11 +229,8 @@ postInit: |
       'example.org ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGNoYWxsZW5nZQ',
       '1',
     ];
-    await eventually(
-      'the command has looked',
-      async () => (await drover.run(['logs', 'planned'])).stdout.split('\n').length > expected.length,
-    );
-    expect((await drover.run(['logs', 'planned'])).stdout.trimEnd().split('\n')).toEqual(expected);
+    await eventually('the command has looked', async () => (await drover.logs('planned')).split('\n').length > expected.length);
+    expect((await drover.logs('planned')).trimEnd().split('\n')).toEqual(expected);
     const types = (await eventsOf((await sandbox('planned')).id)).map(({ type, data }) =>
       type.startsWith('InitStep') ? `${type} ${String(data['index'])}/${String(data['count'])} ${String(data['step'])}` : type,
     );
@@ -260,22 +247,19 @@ postInit: |
     const before = await planned();
     expect(before).toHaveLength(1);
     const { id } = await sandbox('planned');
-    const log = (await drover.run(['logs', 'planned'])).stdout;
+    const log = await drover.logs('planned');
     const pid = await drover.pidOf('serve');
     process.kill(pid, 'SIGKILL');
     await eventually('serve is dead', () => !isAlive(pid));
-    await eventually('the plan has run again', async () => {
-      const { code, stdout } = await drover.run(['events', '--since', '0', '--subject', id, '--kind', 'init', '-o', 'json']);
-      return code === 0 && linesOf(stdout).filter(({ type }) => type === 'InitCompleted').length === 2;
-    });
+    await drover.saw(id, ['init'], (types) => types.filter((type) => type === 'InitCompleted').length === 2);
     expect(await planned()).toEqual(before);
-    expect((await drover.run(['logs', 'planned'])).stdout).toBe(log);
+    expect(await drover.logs('planned')).toBe(log);
     expect(await sandbox('planned')).toMatchObject({ init: { state: 'completed' }, startCount: '1' });
   });
 
   test('I-32: a new start runs post-init again', async () => {
-    await succeeds(['sandbox', 'stop', 'planned']);
-    await succeeds(['sandbox', 'start', 'planned']);
+    await drover.stop('planned');
+    await drover.restart('planned');
     await sandboxIs('planned', 'ready', (row) => row.init.state === 'completed' && row.startCount === '2');
     const ran = await planned();
     expect(ran).toHaveLength(2);
@@ -297,7 +281,7 @@ postInit: |
     expect(await succeeds(['sandbox', 'get', 'fails'])).toMatch(/failed at post-init, exit 3/);
     const types = (await eventsOf(row.id, 'init')).map(({ type }) => type);
     expect(types.slice(-2)).toEqual(['InitStepFailed', 'InitFailed']);
-    expect((await drover.run(['logs', 'fails'])).stdout).toBe('');
+    expect(await drover.logs('fails')).toBe('');
   });
 
   test('I-38: the built-in steps need nothing of the image', async () => {
@@ -347,23 +331,22 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     };
   });
 
-  const outside = async (name: string): Promise<string> =>
-    (await drover.run(['exec', '-n', name, '--', 'curl', '-s', '-m', '3', `http://${target}/`])).stdout;
+  const outside = async (name: string): Promise<string> => (await drover.exec(name, ['curl', '-s', '-m', '3', `http://${target}/`])).stdout;
 
   test('--cut-network: nothing of it reaches the world any more, the control plane still reaches it; and back', async () => {
-    await start('cut', '--allow', `${world.hostAddress}:8080`);
+    await drover.begin('cut', idle, { allow: [target] });
     expect(await outside('cut')).toBe('outside\n');
     await succeeds(['sandbox', 'contain', 'cut', '--cut-network']);
     expect(await outside('cut')).toBe('');
-    expect(await drover.run(['exec', 'cut', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+    expect(await drover.exec('cut', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
     expect(await sandbox('cut')).toMatchObject({ containment: { networkCut: true } });
     // It is kept: by the agent, and over a new start.
     const pid = await drover.pidOf('agent');
     process.kill(pid, 'SIGKILL');
-    await eventually('the agent is back', async () => (await drover.run(['exec', 'cut', '--', 'true'])).code === 0);
+    await eventually('the agent is back', async () => (await drover.exec('cut', ['true']).catch(() => undefined))?.code === 0);
     expect(await outside('cut')).toBe('');
-    await succeeds(['sandbox', 'stop', 'cut']);
-    await succeeds(['sandbox', 'start', 'cut']);
+    await drover.stop('cut');
+    await drover.restart('cut');
     await sandboxIs('cut', 'trusted', (row) => row.identity.verdict === 'trusted' && row.init.state === 'completed');
     expect(await outside('cut')).toBe('');
     await succeeds(['sandbox', 'release', 'cut', '--cut-network']);
@@ -371,7 +354,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
   });
 
   test('--pause freezes it, release lets it go on where it was', async () => {
-    await succeeds(['run', '-d', '--name', 'frozen', 'host', '--', 'sh', '-c', 'while :; do echo tick; sleep 0.1; done']);
+    await drover.begin('frozen', ['sh', '-c', 'while :; do echo tick; sleep 0.1; done']);
     const lines = async (): Promise<number> => (await readLog('frozen')).length;
     await eventually('it ticks', async () => (await lines()) > 3);
     await succeeds(['sandbox', 'contain', 'frozen', '--pause']);
@@ -395,11 +378,11 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
   });
 
   test('--revoke takes its identity away for good, until it is released', async () => {
-    const { identity, id } = await start('revoked');
+    const { identity, id } = await drover.begin<SandboxJson>('revoked', idle);
     await succeeds(['sandbox', 'contain', 'revoked', '--revoke']);
     const row = await sandboxIs('revoked', 'revoked', (now) => now.identity.verdict === 'revoked' && now.session.state === 'connected');
     expect(row).toMatchObject({ identity: { thumbprint: '' }, containment: { revoked: true } });
-    expect(await drover.run(['exec', 'revoked', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+    expect(await drover.exec('revoked', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
     expect((await eventsOf(id, 'identity')).map(({ type }) => type)).toContain('IdentityEvicted');
     await succeeds(['sandbox', 'release', 'revoked', '--revoke']);
     const back = await sandboxIs('revoked', 'trusted again', (now) => now.identity.verdict === 'trusted');
@@ -408,7 +391,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
   });
 
   test('a sandbox that does not answer is contained through its host', async () => {
-    const { id } = await start('deaf', '--allow', target);
+    const { id } = await drover.begin<SandboxJson>('deaf', idle, { allow: [target] });
     const pid = Number((await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim());
     // Its init hears nothing any more; its other processes do.
     process.kill(pid, 'SIGSTOP');
@@ -440,13 +423,13 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
   }
 
   async function readLog(name: string): Promise<readonly string[]> {
-    return (await drover.run(['logs', name])).stdout.split('\n');
+    return (await drover.logs(name)).split('\n');
   }
 });
 
 describe('I-34 to I-36: events', () => {
   test('I-35: a watcher that goes on from an id sees every event once, over a kill of the control plane', async () => {
-    const { id } = await start('watched');
+    const { id } = await drover.begin<SandboxJson>('watched', idle);
     const all = await eventsOf(id);
     const ids = all.map((event) => Number(event.id));
     expect(ids).toEqual(ids.toSorted((a, b) => a - b));

@@ -113,7 +113,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     test('exec, logs, cp both ways, stop and rm', async () => {
       const name = `in-${kind}`;
       await ok('run', '-d', '--name', name, image(), '--', '/program', 'serve');
-      await eventually('it is up', async () => (await ok('logs', name)) === 'up\n');
+      await eventually('it is up', async () => (await drover.logs(name)) === 'up\n');
       const exec = await drover.run(['exec', name, '--', '/program', '9'], { input: 'by exec\n' });
       expect(exec).toMatchObject({ code: 9, stdout: 'pid other, by exec\n' });
       expect((await drover.run(['exec', name, '--', 'sh-of-nobody'])).code).toBe(127);
@@ -134,31 +134,31 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
   });
 
   test('I-37: every orphan is reaped', async () => {
-    await ok('run', '-d', '--name', 'storm', 'host', '--', 'python3', '-c', storm);
-    await eventually('the storm is over', async () => (await ok('logs', 'storm')) === 'done\n');
+    await drover.begin('storm', ['python3', '-c', storm]);
+    await eventually('the storm is over', async () => (await drover.logs('storm')) === 'done\n');
     const zombies = async (): Promise<string> =>
-      await ok('exec', 'storm', '--', 'sh', '-c', "cat /proc/[0-9]*/stat | grep -c ') Z ' || true");
+      (await drover.exec('storm', ['sh', '-c', "cat /proc/[0-9]*/stat | grep -c ') Z ' || true"])).stdout;
     await eventually('no zombie is left', async () => (await zombies()) === '0\n');
   });
 
   test('I-37: SIGTERM goes to the whole process group', async () => {
     const child = "trap 'echo child; exit 0' TERM; while :; do sleep 0.05; done";
     const script = `sh -c "${child}" & trap 'wait; echo parent; exit 8' TERM; echo ready; while :; do sleep 0.05; done`;
-    await ok('run', '-d', '--name', 'group', 'host', '--', 'sh', '-c', script);
-    await eventually('it runs', async () => (await ok('logs', 'group')) === 'ready\n');
-    await ok('sandbox', 'stop', 'group');
-    expect(await ok('logs', 'group')).toBe('ready\nchild\nparent\n');
+    await drover.begin('group', ['sh', '-c', script]);
+    await eventually('it runs', async () => (await drover.logs('group')) === 'ready\n');
+    await drover.stop('group');
+    expect(await drover.logs('group')).toBe('ready\nchild\nparent\n');
     expect(await get('group')).toMatchObject({ state: 'stopped', exitCode: 8 });
   });
 
   test('I-37: the command survives the loss of the control plane, and its output is complete afterwards', async () => {
     const script = 'i=1; while [ $i -le 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 14';
-    await ok('run', '-d', '--name', 'survivor', 'host', '--', 'sh', '-c', script);
-    await eventually('it has begun', async () => (await ok('logs', 'survivor')).includes('\n10\n'));
+    await drover.begin('survivor', ['sh', '-c', script]);
+    await eventually('it has begun', async () => (await drover.logs('survivor')).includes('\n10\n'));
     process.kill(await drover.pidOf('serve'), 'SIGKILL');
     await eventually('its end is known', async () => (await get('survivor').catch(() => undefined))?.state === 'stopped');
     expect((await get('survivor')).exitCode).toBe(14);
-    expect(await ok('logs', 'survivor')).toBe(Array.from({ length: 300 }, (_, i) => `${i + 1}\n`).join(''));
+    expect(await drover.logs('survivor')).toBe(Array.from({ length: 300 }, (_, i) => `${i + 1}\n`).join(''));
   });
 
   test('a user who is not root: /tmp is its to write, port 80 its to listen on, and nothing makes it root', async () => {
@@ -175,18 +175,18 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
 
   test('I-37: the kernel takes what the user runs before init: a command, one with a terminal, one of a user with groups', async () => {
     const script = 'until grep -q 500 /proc/self/oom_score_adj; do sleep 0.05; done; cat /proc/self/oom_score_adj';
-    await ok('run', '-d', '--name', 'scores', 'host', '--', 'sh', '-c', 'echo friends:x:4242:daemon >> /etc/group; sleep 600');
+    await drover.begin('scores', ['sh', '-c', 'echo friends:x:4242:daemon >> /etc/group; sleep 600']);
     for (const flags of [[], ['-t'], ['--user', 'daemon']]) {
       expect({ flags, score: (await ok('exec', ...flags, 'scores', '--', 'sh', '-c', script)).trim() }).toEqual({ flags, score: '500' });
     }
     // The group is there: that one began as init's own program.
-    expect(await ok('exec', '--user', 'daemon', 'scores', '--', 'id', '-G')).toContain('4242');
+    expect((await drover.exec('scores', ['id', '-G'], { user: 'daemon' })).stdout).toContain('4242');
   });
 
   test('I-6: to root of the sandbox its init is a closed book', async () => {
     const script =
       'for name in maps mem environ; do cat /proc/1/$name > /dev/null 2>&1 && echo "read $name"; done; ls /proc/1/fd 2>&1; id -u';
-    expect(await ok('exec', 'scores', '--', 'sh', '-c', script)).toMatch(/^ls: [^\n]*Permission denied\n0\n$/);
+    expect((await drover.exec('scores', ['sh', '-c', script])).stdout).toMatch(/^ls: [^\n]*Permission denied\n0\n$/);
   });
 
   test('init itself is not the workload’s to change: what it needs is read-only', async () => {

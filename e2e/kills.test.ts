@@ -1,13 +1,13 @@
 import { createHash, randomInt } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, readFile, rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { createServer, connect, type AddressInfo, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { connectDrover } from '@drover/sdk';
 import { execa } from 'execa';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { containers, eventually, HostNetwork, isAlive, sandboxesOf, TestDrover, tracesOf } from './harness/index.ts';
+import { containers, eventually, HostNetwork, isAlive, sandboxesOf, sharedDirectory, TestDrover, tracesOf } from './harness/index.ts';
 
 interface SandboxJson {
   readonly id: string;
@@ -34,7 +34,7 @@ let state: string;
 
 const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.sandboxes<SandboxJson>();
 const sandbox = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
-const mount = (): readonly string[] => ['--volume', `${shared}:/shared`];
+const mounts = () => ({ mounts: [{ source: shared, target: '/shared' }] });
 
 /** Says `run NAME`, once for all to see and once to its log, works for some time, says `end NAME`, and ends with the status. */
 const command = (name: string, seconds: number, status: number): readonly string[] => {
@@ -107,14 +107,11 @@ async function agreed(): Promise<void> {
 beforeAll(async () => {
   console.info(`kills: DROVER_TEST_SEED=${seed}`);
   world = await HostNetwork.create('10.215.254', { firewall: false });
-  drover = await TestDrover.start(upArguments);
+  drover = await TestDrover.start(upArguments, async (directory) => {
+    shared = await sharedDirectory(directory);
+    return ['--allow-mount', shared];
+  });
   state = join(drover.data, 'host');
-  shared = join(drover.directory, 'shared');
-  await mkdir(shared);
-  // Root of a sandbox is nobody's id here.
-  await execa('chmod', ['777', shared]);
-  await drover.interrupt();
-  await drover.up([...upArguments, '--allow-mount', shared]);
 });
 
 /** What the tests before have left is as it should be. After one that failed, the next one (or its next try) begins anew. */
@@ -125,13 +122,9 @@ beforeEach(async () => {
   if (!isAlive(drover.upPid)) await drover.up([...upArguments, '--allow-mount', shared]);
   await backAgain();
   const left = (await sandboxes()).map(({ id }) => id);
-  if (left.length > 0) await drover.run(['sandbox', 'rm', '--force', ...left]);
+  await drover.remove(...left);
   await rm(join(shared, 'ran'), { force: true });
-  for (const [index, name] of steady.entries()) {
-    const { code, stderr } = await drover.run(['run', '-d', '--name', name, ...mount(), 'host', '--', ...command(name, 600, index)]);
-    // A slow start says on stderr how far it is.
-    expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
-  }
+  for (const [index, name] of steady.entries()) await drover.begin(name, command(name, 600, index), mounts());
 });
 
 afterEach(({ task }) => {
@@ -159,9 +152,12 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     const creating = names.map(async (name, index) => {
       await delay(random() * 400);
       const verb = index % 2 === 0 ? ['run', '-d'] : ['sandbox', 'create'];
-      const made = await drover.run([...verb, '--name', name, ...mount(), 'host', '--', ...command(name, 2 + index / 2, 10 + index)], {
-        timeoutMs: 100_000,
-      });
+      const made = await drover.run(
+        [...verb, '--name', name, '--volume', `${shared}:/shared`, 'host', '--', ...command(name, 2 + index / 2, 10 + index)],
+        {
+          timeoutMs: 100_000,
+        },
+      );
       return { name, status: 10 + index, ...made };
     });
     // From the first request to the last one that runs: what is killed is in the middle of something else in each round.
@@ -193,7 +189,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     await Promise.all(
       kept.map(async ({ name, status }) => {
         expect(rows.get(name)).toMatchObject({ exitCode: status, startCount: '1' });
-        expect((await drover.run(['logs', name])).stdout).toBe(`run ${name}\nend ${name}\n`);
+        expect(await drover.logs(name)).toBe(`run ${name}\nend ${name}\n`);
         expect(counts.get(name)).toBe(1);
       }),
     );
@@ -202,14 +198,13 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     await Promise.all(
       steady.map(async (name) => {
         expect(rows.get(name)).toMatchObject({ state: 'running', startCount: '1' });
-        expect((await drover.run(['logs', name])).stdout).toBe(`run ${name}\n`);
+        expect(await drover.logs(name)).toBe(`run ${name}\n`);
         expect(counts.get(name)).toBe(1);
       }),
     );
-    expect(await drover.run(['exec', 'c1', '--', 'echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
+    expect(await drover.exec('c1', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
 
-    const mine = [...rows.values()].filter(({ name }) => name.startsWith(`r${round}-`)).map(({ id }) => id);
-    if (mine.length > 0) expect((await drover.run(['sandbox', 'rm', '--force', ...mine])).code).toBe(0);
+    await drover.remove(...[...rows.values()].filter(({ name }) => name.startsWith(`r${round}-`)).map(({ id }) => id));
   });
 
   test('the rounds above have shown something: most creates got through the kills around them', () => {
@@ -218,8 +213,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
 
   test('what ended while nobody looked has its exit code and all of its log', async () => {
     const name = 'alone';
-    expect((await drover.run(['run', '-d', '--name', name, ...mount(), 'host', '--', ...command(name, 2, 42)])).code).toBe(0);
-    // Init begins with the command when the control plane has greeted it.
+    await drover.begin(name, command(name, 2, 42), mounts());
     await eventually('its command has begun', async () => (await ran()).has(name));
     await drover.interrupt();
     const pid = Number((await readFile(join(state, 'sandboxes', await idOnDisk(name), 'init.pid'), 'utf8')).trim());
@@ -232,8 +226,8 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
       return now.state === 'stopped' ? now : undefined;
     });
     expect(row).toMatchObject({ exitCode: 42, startCount: '1' });
-    expect((await drover.run(['logs', name])).stdout).toBe(`run ${name}\nend ${name}\n`);
-    expect((await drover.run(['sandbox', 'rm', name])).code).toBe(0);
+    expect(await drover.logs(name)).toBe(`run ${name}\nend ${name}\n`);
+    await drover.remove(name);
   });
 
   async function idOnDisk(name: string): Promise<string> {
@@ -255,8 +249,8 @@ describe('what must not notice a kill', () => {
       await once(server.stdout, 'data');
       const target = `${world.hostAddress}:8080`;
       const stream = ['sh', '-c', `curl -sN http://${target}/`];
-      expect((await drover.run(['run', '-d', '--name', 'out', '--allow', target, 'host', '--', ...stream])).code).toBe(0);
-      const lines = async (): Promise<number> => (await drover.run(['logs', 'out'])).stdout.split('\n').length;
+      await drover.begin('out', stream, { allow: [target] });
+      const lines = async (): Promise<number> => (await drover.logs('out')).split('\n').length;
       await eventually('it streams', async () => (await lines()) > 3);
       const gateway = await drover.pidOf('gateway');
       await kill('agent');
@@ -264,12 +258,12 @@ describe('what must not notice a kill', () => {
       const before = await lines();
       await eventually('it still streams', async () => (await lines()) > before + 10);
       expect(await drover.pidOf('gateway')).toBe(gateway);
-      const numbers = (await drover.run(['logs', 'out'])).stdout.split('\n').flatMap((line) => /^line (\d+)$/.exec(line)?.[1] ?? []);
+      const numbers = (await drover.logs('out')).split('\n').flatMap((line) => /^line (\d+)$/.exec(line)?.[1] ?? []);
       expect(numbers.map(Number)).toEqual(numbers.map((_, index) => index));
       // The new agent's policies are in force: what is not allowed is refused as before.
-      const refused = await drover.run(['exec', 'out', '--', 'curl', '-s', `http://${world.hostAddress}:8081/`]);
+      const refused = await drover.exec('out', ['curl', '-s', `http://${world.hostAddress}:8081/`]);
       expect(refused.stdout).toContain('egress-denied');
-      expect((await drover.run(['sandbox', 'rm', '--force', 'out'])).code).toBe(0);
+      await drover.remove('out');
     } finally {
       server.kill('SIGKILL');
       await server;

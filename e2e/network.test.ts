@@ -66,22 +66,9 @@ print(json.dumps(sorted(heard)))
 const python = (targets: readonly Target[]): string[] => ['/usr/bin/python3', '-c', probe, JSON.stringify(targets)];
 const heardIn = (stdout: string): unknown => JSON.parse(stdout.trim().split('\n').at(-1) ?? '') as unknown;
 
-async function start(name: string, ...args: readonly string[]): Promise<string> {
-  const outcome = await drover.run([
-    'run',
-    '-d',
-    '--name',
-    name,
-    ...args,
-    'host',
-    '--',
-    'sh',
-    '-c',
-    'cd /tmp; exec /usr/bin/python3 -m http.server 8000',
-  ]);
-  expect({ code: outcome.code, stderr: outcome.code === 0 ? '' : outcome.stderr }).toEqual({ code: 0, stderr: '' });
-  const { address } = await drover.sandbox<{ address: string }>(name);
-  return address;
+async function start(name: string, ...allow: string[]): Promise<string> {
+  const server = ['sh', '-c', 'cd /tmp; exec /usr/bin/python3 -m http.server 8000'];
+  return (await drover.begin<{ address: string }>(name, server, { allow })).address;
 }
 
 /** Body and status of a request as curl in the sandbox makes it, by way of what its environment says. */
@@ -89,7 +76,7 @@ async function curl(
   sandbox: string,
   ...args: readonly string[]
 ): Promise<{ readonly code: number; readonly stdout: string; readonly stderr: string }> {
-  return await drover.run(['exec', '-n', sandbox, '--', 'curl', '-sS', '-m', '10', '-w', '%{http_code}', ...args]);
+  return await drover.exec(sandbox, ['curl', '-sS', '-m', '10', '-w', '%{http_code}', ...args]);
 }
 
 /** A command in a sandbox's network with all of this machine's privileges: more than root in the sandbox has. */
@@ -175,22 +162,14 @@ describe('R-16: default deny', () => {
     expect(heardIn(await inside(...python(everything)))).toEqual([]);
     expect(world.heard()).toEqual([]);
     // The one who was imitated has lost nothing, and got nothing.
-    expect(await drover.run(['exec', '-n', 'victim', '--', 'curl', '-s', '--noproxy', '*', 'http://127.0.0.1:8000/'])).toMatchObject({
-      code: 0,
-    });
-    await drover.run(['sandbox', 'rm', '--force', 'forger']);
+    expect(await drover.exec('victim', ['curl', '-s', '--noproxy', '*', 'http://127.0.0.1:8000/'])).toMatchObject({ code: 0 });
+    await drover.remove('forger');
   });
 
   test('root in the sandbox may not even try', async () => {
-    const { stdout } = await drover.run([
-      'exec',
-      '-n',
-      'victim',
-      '--',
-      'sh',
-      '-c',
-      `ip route add 10.0.0.0/8 dev eth0; echo $?; ip link add x type dummy; echo $?`,
-    ]);
+    const script = 'ip route add 10.0.0.0/8 dev eth0; echo $?; ip link add x type dummy; echo $?';
+    const { stdout } = await drover.exec('victim', ['sh', '-c', script]);
+    expect(stdout).toMatch(/^\d+\n\d+\n$/);
     expect(stdout).not.toMatch(/^0$/m);
   });
 
@@ -204,7 +183,7 @@ context.set_alpn_protocols(["h2"])
 s = context.wrap_socket(socket.create_connection(("${victim}", ${initPort}), timeout=5))
 s.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\0\\0\\0\\4\\0\\0\\0\\0\\0")
 print("answered", s.recv(100))`;
-    const { code, stdout, stderr } = await drover.run(['exec', '-n', 'victim', '--', '/usr/bin/python3', '-c', script]);
+    const { code, stdout, stderr } = await drover.exec('victim', ['/usr/bin/python3', '-c', script]);
     expect(code).toBe(1);
     expect(stdout).toBe('');
     expect(stderr).toMatch(/CERTIFICATE_REQUIRED|certificate required|HANDSHAKE_FAILURE|ConnectionResetError/i);
@@ -215,7 +194,7 @@ describe('R-16: --allow', () => {
   const page = (path: string): string => `http://${world.address}:8080${path}`;
 
   beforeAll(async () => {
-    await start('allowed', '--allow', `${world.address}:8080`, '--allow', `${world.address}:8443`);
+    await start('allowed', `${world.address}:8080`, `${world.address}:8443`);
   });
 
   test('HTTP and TLS go through the gateway to what was named', async () => {
@@ -249,9 +228,9 @@ describe('R-16: --allow', () => {
 
   test('another port of an allowed address, and an address without its port, stay closed', async () => {
     expect((await curl('allowed', `http://${world.address}:8000/`)).stdout).toMatch(/egress-denied[^]*403$/);
-    await start('portless', '--allow', world.address);
+    await start('portless', world.address);
     expect((await curl('portless', page('/'))).stdout).toMatch(/egress-denied[^]*403$/);
-    await drover.run(['sandbox', 'rm', '--force', 'portless']);
+    await drover.remove('portless');
     expect(world.heard()).toEqual([]);
   });
 
@@ -266,7 +245,7 @@ describe('R-16: --allow', () => {
     await writeFile(hosts, `${await readFile('/etc/hosts', 'utf8')}\n${names.join('\n')}\n`);
     await tool('mount', '--bind', hosts, '/etc/hosts');
     try {
-      await start('below', '--allow', '*.world.test:8080');
+      await start('below', '*.world.test:8080');
       expect(await curl('below', 'http://www.world.test:8080/c')).toMatchObject({
         code: 0,
         stdout: 'hello from the world: www.world.test:8080/c\n200',
@@ -275,11 +254,13 @@ describe('R-16: --allow', () => {
       const inner = await curl('below', 'http://inner.world.test:8080/');
       expect(inner.stdout).toMatch(/egress-denied[^]*403$/);
       expect(inner.stdout).toMatch(/private/);
-      await start('named', '--allow', '*.world.test:8080', '--allow', `${world.address}:8080`);
+      await start('named', '*.world.test:8080', `${world.address}:8080`);
       expect((await curl('named', 'http://inner.world.test:8080/')).stdout).toMatch(/^hello[^]*200$/);
     } finally {
       await execa('umount', ['/etc/hosts'], { reject: false });
-      await drover.run(['sandbox', 'rm', '--force', 'below', 'named']);
+      await drover.remove(
+        ...(await drover.sandboxes<{ name: string }>()).map(({ name }) => name).filter((name) => /^(below|named)$/.test(name)),
+      );
       world.heard();
     }
   });
@@ -287,7 +268,7 @@ describe('R-16: --allow', () => {
   test('kill -9 of the gateway: nothing opens meanwhile, and it comes back with everybody’s policy', async () => {
     const pid = await drover.pidOf('gateway');
     process.kill(pid, 'SIGKILL');
-    const closed = await drover.run(['exec', '-n', 'victim', '--', ...python(everything.filter(([, to]) => to !== victim))]);
+    const closed = await drover.exec('victim', python(everything.filter(([, to]) => to !== victim)));
     expect(heardIn(closed.stdout)).toEqual([]);
     await eventually('the old one is gone', () => !isAlive(pid));
     await eventually('the allowed one reaches it again', async () =>

@@ -61,6 +61,19 @@ describe('R-2: drover run', () => {
     });
   });
 
+  test.each<readonly [what: string, program: string, user: string, status: number, sentence: RegExp]>([
+    ['is not there', 'no-such-program', '', 127, /^drover: no-such-program: command not found in the sandbox\n {2}hint: [^\n]+\n$/],
+    ['cannot be run', '/etc/passwd', '', 126, /^drover: \/etc\/passwd: cannot be executed [^\n]+\n {2}hint: [^\n]+\n$/],
+    ['has no user', 'true', 'nobody-at-all', 125, /^drover: [^\n]*nobody-at-all[^\n]*\n {2}hint: [^\n]+\n$/],
+  ])('who attaches after a command that %s could not be started is told so as well', async (_, program, user, status, sentence) => {
+    const name = `late-${status}`;
+    await drover.create(name, [program], { user });
+    await eventually(`${name} has ended`, async () => ['failed', 'stopped'].includes((await get(name)).state));
+    const { code, stdout, stderr } = await drover.run(['attach', '-n', name]);
+    expect(stderr).toMatch(sentence);
+    expect({ code, stdout }).toEqual({ code: status, stdout: '' });
+  });
+
   test('stdin goes in to its end, stdout and stderr come out apart', async () => {
     const result = await drover.run(['run', '--rm', 'host', '--', 'sh', '-c', 'cat; echo end; echo aside >&2'], { input: 'one\ntwo\n' });
     expect(result).toMatchObject({ code: 0, stdout: 'one\ntwo\nend\n' });
@@ -82,7 +95,7 @@ describe('R-2: drover run', () => {
       const result = await drover.run(['run', '--rm', '--name', 'brief', 'host', '--', 'echo', `hi ${i}`]);
       expect(result).toMatchObject({ code: 0, stdout: `hi ${i}\n` });
     }
-    expect((await drover.run(['sandbox', 'get', 'brief'])).code).not.toBe(0);
+    await expect(get('brief')).rejects.toMatchObject({ code: 'sandbox-not-found' });
   });
 
   test('-d prints the name and leaves it running; -d --rm stays until its output could be read, and then goes', async () => {
@@ -92,7 +105,7 @@ describe('R-2: drover run', () => {
     await drover.run(['run', '-d', '--rm', '--name', 'shortly', 'host', '--', 'sh', '-c', 'echo done; exit 3']);
     const { code } = await drover.run(['sandbox', 'wait', 'shortly']);
     expect(code).toBe(3);
-    expect((await drover.run(['logs', 'shortly'])).stdout).toBe('done\n');
+    expect(await drover.logs('shortly')).toBe('done\n');
     await eventually('it is removed', async () => !(await drover.sandboxes()).some(({ name }) => name === 'shortly'));
   });
 
@@ -180,7 +193,7 @@ describe('R-2: drover run', () => {
       const refused = await shell('true', '--name', 'refused', '--volume', '/etc:/mnt/etc');
       expect(refused.code).toBe(125);
       expect(refused.stderr).toMatch(/the directory \/etc may not be mounted on this host.*--allow-mount/s);
-      expect((await drover.run(['sandbox', 'get', 'refused'])).code).not.toBe(0);
+      await expect(get('refused')).rejects.toMatchObject({ code: 'sandbox-not-found' });
     } finally {
       await execa('rm', ['-rf', shared]);
     }
@@ -242,7 +255,7 @@ describe('R-2: drover run', () => {
 
   test('an init that is killed from outside ends the run as well, and nothing else', async () => {
     const run = drover.spawn(['run', '--name', 'struck', 'host', '--', 'sh', '-c', 'echo here; sleep 600']);
-    await eventually('it runs', async () => (await drover.run(['logs', 'struck'])).stdout === 'here\n');
+    await eventually('it runs', async () => (await drover.logs('struck').catch(() => '')) === 'here\n');
     const serve = await drover.pidOf('serve');
     process.kill(Number(await initPid('struck')), 'SIGKILL');
     const { exitCode, stdout } = await run;

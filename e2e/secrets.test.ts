@@ -8,7 +8,6 @@ import { eventually, TestDrover } from './harness/index.ts';
 const canary = 'canary-3f1c9a7be2d04856';
 const spellings = [canary, Buffer.from(canary).toString('base64').slice(0, 24), Buffer.from(canary).toString('hex')];
 const file = `-----BEGIN KEY-----\n${canary}\n-----END KEY-----\n`;
-const idleStop = ['--idle-stop', '4s'];
 const up = ['--pool', '10.219.0.0/16'];
 
 let drover: TestDrover;
@@ -20,7 +19,7 @@ afterAll(async () => await drover[Symbol.asyncDispose]());
 
 const run = async (...args: readonly string[]): Promise<Awaited<ReturnType<TestDrover['run']>>> =>
   await drover.run(args, { env: { TOKEN: canary } });
-const inside = async (name: string, script: string): Promise<string> => (await run('exec', name, '--', 'sh', '-c', script)).stdout;
+const inside = async (name: string, script: string): Promise<string> => (await drover.exec(name, ['sh', '-c', script])).stdout;
 const get = async (name: string): Promise<{ state: string; reason: string; exitCode?: number }> => await drover.sandbox(name);
 
 describe('R-19: secrets', () => {
@@ -34,15 +33,19 @@ describe('R-19: secrets', () => {
   test('reach the main process and execs, as variables and as files on a tmpfs that are its user’s', async () => {
     const { code, stdout } = await run('run', '--rm', '--user', '1000:1000', ...flags(), 'host', '--', 'sh', '-c', look);
     expect({ code, stdout }).toEqual({ code: 0, stdout: await wanted('1000 1000') });
-    await run('run', '-d', '--name', 'keeper', ...flags(), 'host', '--', 'sleep', '1000');
+    const script = join(drover.directory, 'post-init');
+    await writeFile(script, `#!/bin/sh\n{ ${look}; } > /var/tmp/prepared\n`);
+    await run('run', '-d', '--name', 'keeper', ...flags(), '--post-init', script, 'host', '--', 'sleep', '1000');
     expect(await inside('keeper', look)).toBe(await wanted('0 0'));
+    // What prepares it has them too.
+    expect(await inside('keeper', 'cat /var/tmp/prepared')).toBe(await wanted('0 0'));
   });
 
   test('come again with each start, after every part of Drover was ended in between', async () => {
-    expect((await run('sandbox', 'stop', 'keeper')).code).toBe(0);
+    await drover.stop('keeper');
     await drover.interrupt();
     await drover.up(up);
-    expect((await run('sandbox', 'start', 'keeper')).code).toBe(0);
+    await drover.restart('keeper');
     expect(await inside('keeper', look)).toBe(await wanted('0 0'));
   });
 
@@ -91,7 +94,7 @@ describe('R-19: secrets', () => {
 
 describe('R-3: drover top', () => {
   test('says what each sandbox uses; the busy one is busy', async () => {
-    await run('run', '-d', '--name', 'busy', '--memory', '256m', 'host', '--', 'sh', '-c', 'while :; do :; done');
+    await drover.begin('busy', ['sh', '-c', 'while :; do :; done'], { resources: { memoryBytes: 256n << 20n } });
     const usage = await drover.json<{ name: string; cpuPercent: number; memoryBytes: number; memoryLimitBytes: number; pids: number }[]>([
       'top',
     ]);
@@ -106,7 +109,7 @@ describe('R-3: drover top', () => {
   });
 
   test('of a sandbox that does not run it says so', async () => {
-    await run('sandbox', 'stop', '--grace', '1ms', 'busy');
+    await drover.stop('busy', 1);
     const { code, stdout, stderr } = await run('top', 'busy', '-o', 'json');
     expect({ code, stdout }).toEqual({ code: 0, stdout: '[]\n' });
     expect(stderr).toContain('busy does not run');
@@ -122,7 +125,7 @@ describe('R-20: --idle-stop', () => {
       used: 'exec sleep 1000',
     };
     for (const [name, script] of Object.entries(sandboxes))
-      await run('run', '-d', '--name', name, ...idleStop, 'host', '--', 'sh', '-c', script);
+      await run('run', '-d', '--name', name, '--idle-stop', '4s', 'host', '--', 'sh', '-c', script);
     const user = drover.spawn(['exec', 'used', '--', 'sleep', '1000']);
     await eventually('the idle one is stopped', async () => (await get('idle')).state === 'stopped');
     expect(await get('idle')).toMatchObject({ reason: 'idle', exitCode: 143 });
@@ -130,11 +133,11 @@ describe('R-20: --idle-stop', () => {
     user.kill('SIGKILL');
     await eventually('the one that nobody uses any more is stopped', async () => (await get('used')).reason === 'idle');
     expect(await Promise.all(['works', 'speaks'].map(async (name) => (await get(name)).state))).toEqual(Array(2).fill('running'));
-    await run('sandbox', 'rm', '--force', 'idle', 'works', 'speaks', 'used');
+    await drover.remove('idle', 'works', 'speaks', 'used');
   });
 
   test('holds while neither the control plane nor the agent runs, and begins anew with a start', async () => {
-    await run('run', '-d', '--name', 'alone', ...idleStop, 'host', '--', 'sleep', '1000');
+    await drover.begin('alone', ['sleep', '1000'], { idleStopSeconds: 4n });
     const { startedAt } = await drover.sandbox<{ startedAt: string }>('alone');
     await drover.interrupt();
     // Longer than its idle time, with nobody there to count it.
@@ -146,7 +149,7 @@ describe('R-20: --idle-stop', () => {
     });
     expect(ended.reason).toBe('idle');
     expect(Date.parse(ended.finishedAt) - Date.parse(startedAt)).toBeLessThan(8_000);
-    await run('sandbox', 'start', 'alone');
+    await drover.restart('alone');
     await eventually('it is stopped again', async () => (await get('alone')).reason === 'idle');
   });
 });

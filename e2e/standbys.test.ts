@@ -37,7 +37,7 @@ describe('a host that keeps sandboxes ready', () => {
     return found;
   };
   const recordOf = async (name: string): Promise<HostRecord | undefined> => {
-    const { id } = await drover.json<{ id: string }>(['sandbox', 'get', name]);
+    const { id } = await drover.sandbox<{ id: string }>(name);
     return (await records()).get(id);
   };
   const ok = async (...args: readonly string[]): Promise<string> => {
@@ -58,7 +58,7 @@ describe('a host that keeps sandboxes ready', () => {
       { input: 'sesame\n' },
     );
     expect(created).toMatchObject({ code: 0, stderr: '' });
-    await eventually('it said so', async () => (await drover.run(['logs', 'ahead'])).stdout.includes('ready'));
+    await eventually('it said so', async () => (await drover.logs('ahead')).includes('ready'));
     expect(await ok('logs', 'ahead')).toBe('ahead\nfrom the host\nsesame\n0\nready\n');
     const { container, pid } = (await recordOf('ahead')) ?? {};
     expect(waiting.get(container ?? '')?.pid).toBe(pid);
@@ -67,10 +67,10 @@ describe('a host that keeps sandboxes ready', () => {
     expect(await ok('exec', 'ahead', '--', 'sh', '-c', 'echo $$ > /tmp/x && cat /proc/1/comm')).not.toBe('');
     await ok('cp', `ahead:/tmp/x`, join(shared, 'x'));
     expect(await readFile(join(shared, 'x'), 'utf8')).toMatch(/^\d+\n$/);
-    await ok('sandbox', 'stop', 'ahead');
-    await ok('sandbox', 'start', 'ahead');
-    expect(await ok('exec', 'ahead', '--', 'cat', '/tmp/x')).toMatch(/^\d+\n$/);
-    await ok('sandbox', 'rm', '--force', 'ahead');
+    await drover.stop('ahead');
+    await drover.restart('ahead');
+    expect((await drover.exec('ahead', ['cat', '/tmp/x'])).stdout).toMatch(/^\d+\n$/);
+    await drover.remove('ahead');
   });
 
   test('has others ready afterwards', async () => {
@@ -81,7 +81,7 @@ describe('a host that keeps sandboxes ready', () => {
 
   test('R-9: kill -9 of its agent ends those that wait, keeps the sandbox that was one, and has new ones ready', async () => {
     await allReady();
-    await ok('run', '-d', '--name', 'stays', 'host', '--', 'sleep', '600');
+    await drover.begin('stays', ['sleep', '600']);
     const kept = await recordOf('stays');
     expect(kept?.container).toBeTypeOf('string');
     await allReady();
@@ -98,6 +98,6 @@ describe('a host that keeps sandboxes ready', () => {
     // It may say that its connection broke with the agent, and was made again.
     expect(await drover.run(['exec', 'stays', '--', 'echo', 'still here'])).toMatchObject({ code: 0, stdout: 'still here\n' });
     expect((await recordOf('stays'))?.pid).toBe(kept?.pid);
-    await ok('sandbox', 'rm', '--force', 'stays');
+    await drover.remove('stays');
   });
 });

@@ -1,9 +1,11 @@
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
+import { buffer } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
+import { DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { connectDrover, type DroverClient } from '@drover/sdk';
+import { connectDrover, type CreateOptions, type DroverClient, type SandboxStateName } from '@drover/sdk';
 import { messageJson } from 'drover';
 import { execa } from 'execa';
 import { commandLine, endProcesses, processesUnder } from './processes.ts';
@@ -23,8 +25,18 @@ export interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
 }
 
-/** How long the control plane may take to answer a question. Milliseconds; longer fails. */
-const answerMs = 30_000;
+export interface ExecOptions {
+  readonly input?: string;
+  readonly user?: string;
+}
+
+/** What a sandbox gets beside its name and command. */
+export type Spec = Omit<CreateOptions['spec'], '$typeName' | 'command'>;
+
+/** How long the control plane may take to answer a question, and to do what it is asked for. Milliseconds; longer fails. */
+const answerMs = 60_000;
+/** What removed and stopped sandboxes come to. */
+const over: readonly SandboxStateName[] = ['stopped', 'failed', 'deleting', 'deleted'];
 
 type Up = ReturnType<typeof startUp>;
 
@@ -46,13 +58,16 @@ export class TestDrover implements AsyncDisposable {
     this.data = join(directory, 'data');
   }
 
-  /** Starts `drover up ARGS…` and waits until it says that it is ready. */
-  static async start(args: readonly string[] = []): Promise<TestDrover> {
+  /**
+   * Starts `drover up ARGS…` and waits until it says that it is ready.
+   * @param prepare what is to be in its directory before, for instance what sandboxes may mount; gives more arguments
+   */
+  static async start(args: readonly string[] = [], prepare?: (directory: string) => Promise<readonly string[]>): Promise<TestDrover> {
     const drover = new TestDrover(await mkdtemp(join(tmpdir(), 'drover-e2e-')));
     // The image store and the roots of sandboxes are below; their owners are not root.
     await execa('chmod', ['711', drover.directory]);
     try {
-      await drover.up(args);
+      await drover.up([...args, ...((await prepare?.(drover.directory)) ?? [])]);
       return drover;
     } catch (error) {
       await drover[Symbol.asyncDispose]();
@@ -130,7 +145,7 @@ export class TestDrover implements AsyncDisposable {
     return JSON.parse(stdout) as T;
   }
 
-  // What is asked again and again is asked through the SDK: a command of its own costs many times what it asks for.
+  // What only prepares, clears away or looks goes through the SDK: a command of its own costs many times what it asks for.
 
   /** What `drover sandbox get NAME -o json` shows. */
   async sandbox<T = Record<string, unknown>>(name: string): Promise<T> {
@@ -162,24 +177,92 @@ export class TestDrover implements AsyncDisposable {
     );
   }
 
+  /** `drover run -d --name NAME host -- COMMAND`: resolves when the command has begun. */
+  async begin<T = Record<string, unknown>>(name: string, command: readonly string[], spec: Spec = {}, project = ''): Promise<T> {
+    return await this.#ask(async (client) => {
+      const { id } = await client.sandboxes.create({ name, project, spec: { image: 'host', ...spec, command: [...command] } });
+      return messageJson(api.SandboxSchema, await client.sandboxes.waitReady(id));
+    });
+  }
+
+  /** `drover sandbox create --name NAME host -- COMMAND`. */
+  async create(name: string, command: readonly string[], spec: Spec = {}): Promise<void> {
+    await this.#ask(async ({ sandboxes }) => await sandboxes.create({ name, spec: { image: 'host', ...spec, command: [...command] } }));
+  }
+
+  /** `drover sandbox start NAME`. */
+  async restart(name: string): Promise<void> {
+    await this.#ask(async ({ sandboxes }) => await sandboxes.waitFor((await sandboxes.start(name)).id, ['running']));
+  }
+
+  /** `drover sandbox stop NAME`. @param graceMs absent takes the sandbox's own */
+  async stop(name: string, graceMs?: number): Promise<void> {
+    const options = graceMs === undefined ? {} : { graceMs };
+    await this.#ask(async ({ sandboxes }) => await sandboxes.waitFor((await sandboxes.stop(name, options)).id, over));
+  }
+
+  /** `drover sandbox rm --force NAMES…`. */
+  async remove(...names: readonly string[]): Promise<void> {
+    await this.#ask(
+      async ({ sandboxes }) =>
+        await Promise.all(
+          names.map(async (name) => await sandboxes.waitFor((await sandboxes.remove(name, { graceMs: 1 })).id, ['deleted'])),
+        ),
+    );
+  }
+
+  /** `drover exec NAME -- ARGV`. */
+  async exec(name: string, argv: readonly string[], { input, user = '' }: ExecOptions = {}): Promise<Finished> {
+    return await this.#ask(async ({ sandboxes }) => {
+      const handle = sandboxes.exec(name, { argv, user, stdin: input !== undefined });
+      if (input !== undefined) handle.stdin.end(input);
+      const [stdout, stderr, { code }] = await Promise.all([buffer(handle.stdout), buffer(handle.stderr), handle.exit]);
+      return { code, stdout: stdout.toString(), stderr: stderr.toString() };
+    });
+  }
+
+  /** The standard output that `drover logs NAME` shows. */
+  async logs(name: string): Promise<string> {
+    return await this.#ask(async ({ sandboxes }) => {
+      const chunks: Uint8Array[] = [];
+      for await (const { stderr, data } of sandboxes.logs(name)) if (!stderr) chunks.push(data);
+      return Buffer.concat(chunks).toString();
+    });
+  }
+
+  /** Waits until the events of a sandbox or host, from the first one on, are as wanted: by their types. */
+  async saw(subject: string, kinds: readonly string[], wanted: (types: readonly string[]) => boolean): Promise<void> {
+    await eventually('the control plane answers', async () => await this.answers());
+    await this.#ask(async ({ events }) => {
+      const types: string[] = [];
+      for await (const { type } of events.watch({ subject, kinds, fromStart: true })) {
+        types.push(type);
+        if (wanted(types)) return;
+      }
+      throw new Error(`the events of ${subject} ended with ${types.join()}`);
+    });
+  }
+
   /** On a connection that is kept until a question on it fails. */
   async #ask<T>(question: (client: DroverClient) => Promise<unknown>): Promise<T> {
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(() => late.reject(new Error(`the control plane did not answer within ${answerMs} ms`)), answerMs);
+    let client: DroverClient | undefined;
     try {
-      this.#client ??= await connectDrover(await this.connection());
-      return (await Promise.race([question(this.#client), late.promise])) as T;
+      client = this.#client ??= await connectDrover(await this.connection());
+      return (await Promise.race([question(client), late.promise])) as T;
     } catch (error) {
-      this.#closeClient();
+      // A refusal is an answer; others may be waiting for theirs on the same connection.
+      if (!(error instanceof DroverError) || error.transient) this.#closeClient(client);
       throw error;
     } finally {
       clearTimeout(timer);
     }
   }
 
-  #closeClient(): void {
-    this.#client?.close();
-    this.#client = undefined;
+  #closeClient(client = this.#client): void {
+    client?.close();
+    if (this.#client === client) this.#client = undefined;
   }
 
   /** Starts `drover ARGS…` and lets it run; its output is kept and can be read as it comes. */
@@ -209,7 +292,7 @@ export class TestDrover implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       const sandboxes = await this.sandboxes<{ id: string }>().catch(() => []);
-      if (sandboxes.length > 0) await this.run(['sandbox', 'rm', '--force', ...sandboxes.map(({ id }) => id)]);
+      await this.remove(...sandboxes.map(({ id }) => id));
       await this.interrupt();
     } finally {
       this.#closeClient();
@@ -223,6 +306,14 @@ export class TestDrover implements AsyncDisposable {
       await removeDirectory(this.directory);
     }
   }
+}
+
+/** Makes a directory that sandboxes may write to: root of a sandbox is nobody's id here. Gives its path. */
+export async function sharedDirectory(directory: string): Promise<string> {
+  const shared = join(directory, 'shared');
+  await mkdir(shared);
+  await execa('chmod', ['777', shared]);
+  return shared;
 }
 
 /** What follows `--` is the sandbox's command. */

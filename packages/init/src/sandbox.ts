@@ -46,6 +46,7 @@ export class Sandbox {
   #stopping: 'stopped' | 'idle' | undefined;
   #attached = 0;
   #calls = 0;
+  #secretsPlaced = false;
 
   constructor(options: SandboxOptions) {
     this.config = options.config;
@@ -67,6 +68,11 @@ export class Sandbox {
     this.#started_ = started;
     // Whoever waits for the start gets the failure; nobody needs to.
     this.#started.catch(() => undefined);
+    try {
+      this.#placeSecrets();
+    } catch {
+      // The main process's start tries again and says what is wrong; its user may be one that a step makes.
+    }
   }
 
   /** The main process, once started. */
@@ -152,7 +158,7 @@ export class Sandbox {
   async #start(): Promise<ManagedProcess> {
     const { main } = this.config;
     try {
-      writeSecrets(this.config.secrets ?? [], main.user);
+      this.#placeSecrets();
       const spawned = await this.#spawn({
         argv: main.argv,
         env: this.#environment(),
@@ -175,6 +181,13 @@ export class Sandbox {
       this.#finish({ code: error.exitCode, signal: '', at: Date.now(), reason: 'start-failed', message: error.message });
       throw error;
     }
+  }
+
+  /** before the first step and exec, which read them too. */
+  #placeSecrets(): void {
+    if (this.#secretsPlaced) return;
+    writeSecrets(this.config.secrets ?? [], this.config.main.user);
+    this.#secretsPlaced = true;
   }
 
   /** Runs what somebody does with the sandbox: as long as it lasts, the sandbox is not idle. */

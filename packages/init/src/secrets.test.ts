@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -27,4 +27,15 @@ test("R-19: secrets are files that the main process's user alone can read", () =
 
 test('R-19: where there is no tmpfs, none is written and the start fails', () => {
   expect(() => writeSecrets([secret], '', '/proc')).toThrow('/proc is no tmpfs');
+});
+
+test('R-19: all of them or none: where they do not fit, nothing is left of them', () => {
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8k', 'tmpfs', directory]);
+  try {
+    const large = { name: 'LARGE', value: Buffer.alloc(64 * 1024, 1).toString('base64') };
+    expect(() => writeSecrets([secret, large], '0:0', directory)).toThrow(/cannot be put into .*ENOSPC/);
+    expect(readdirSync(directory)).toEqual([]);
+  } finally {
+    execFileSync('umount', [directory]);
+  }
 });

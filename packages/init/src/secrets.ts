@@ -1,4 +1,4 @@
-import { closeSync, fchownSync, openSync, statfsSync, writeFileSync } from 'node:fs';
+import { closeSync, fchownSync, openSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { secretsDirectory, type SecretFile } from './config.ts';
@@ -8,7 +8,7 @@ import { lookUpUser } from './processes/users.ts';
 const TMPFS_MAGIC = 0x01021994;
 
 /**
- * Puts the secrets where the workload reads them (R-19): one file each, mode 0400, the main process's user's.
+ * Puts the secrets where the workload reads them (R-19): one file each, mode 0400, the main process's user's. All of them or none.
  * @throws {DroverError} runtime-failed when the directory is no tmpfs, so that none is ever written to a disk
  */
 export function writeSecrets(secrets: readonly SecretFile[], user: string, directory = secretsDirectory): void {
@@ -29,6 +29,7 @@ export function writeSecrets(secrets: readonly SecretFile[], user: string, direc
     }
   } catch (error) {
     if (error instanceof DroverError) throw error;
+    for (const { name } of secrets) rmSync(join(directory, name), { force: true });
     throw new DroverError('runtime-failed', `the secrets cannot be put into ${directory} (${errnoOf(error) ?? 'unknown'})`, {
       cause: error,
     });
