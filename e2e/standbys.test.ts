@@ -1,5 +1,5 @@
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, isAlive, readyStandbys, TestDrover, tracesOf } from './harness/index.ts';
@@ -71,6 +71,11 @@ describe('a host that keeps sandboxes ready', () => {
     await drover.restart('ahead');
     expect((await drover.exec('ahead', ['cat', '/tmp/x'])).stdout).toMatch(/^\d+\n$/);
     await drover.remove('ahead');
+  });
+
+  test('R-10: offers its memory without that of those that wait', async () => {
+    const [host] = await drover.hosts<{ capacity: { memoryBytes: string } }>();
+    expect(Number(host?.capacity.memoryBytes)).toBe(totalmem() - 2 * 20 * 1024 ** 2);
   });
 
   test('has others ready afterwards', async () => {

@@ -292,7 +292,7 @@ export class TestDrover implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       const sandboxes = await this.sandboxes<{ id: string }>().catch(() => []);
-      await this.remove(...sandboxes.map(({ id }) => id));
+      if (sandboxes.length > 0) await this.remove(...sandboxes.map(({ id }) => id));
       await this.interrupt();
     } finally {
       this.#closeClient();

@@ -7,7 +7,7 @@ import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
 import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
-import { controlPort, proxyPort } from './limits.ts';
+import { controlPort, proxyPort, standbyMemoryBytes } from './limits.ts';
 import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
 import { checkGateway, ControlListener, GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
 import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
@@ -101,8 +101,10 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     logger,
   });
 
+  const standbys = options.standbys ?? defaultStandbys();
   const host = new LinuxHost({
     stateDirectory,
+    reservedMemoryBytes: standbys * standbyMemoryBytes,
     labels: options.labels ?? {},
     zone: options.zone ?? '',
     runtimes: [runtime],
@@ -130,7 +132,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     },
     gatewayEnvironment: (attachment) => Object.entries(proxyEnvironment(attachment)).map(([name, value]) => `${name}=${value}`),
     allowedMounts: options.allowedMounts ?? [],
-    standbys: options.standbys ?? defaultStandbys(),
+    standbys,
     logger,
     signal,
   });

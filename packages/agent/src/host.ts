@@ -13,6 +13,8 @@ export interface LinuxHostOptions {
   readonly zone: string;
   /** CPUs offered, in thousandths. Default: all there are. */
   readonly cpuMillis?: number;
+  /** Memory that is not offered to sandboxes. Bytes; default 0. */
+  readonly reservedMemoryBytes?: number;
   /** Sandboxes at most. */
   readonly slots?: number;
   readonly runtimes: readonly Runtime[];
@@ -36,7 +38,7 @@ export class LinuxHost implements HostInfo {
       zone: this.#options.zone,
       capacity: {
         cpuMillis: this.#options.cpuMillis ?? availableParallelism() * 1000,
-        memoryBytes: totalmem(),
+        memoryBytes: totalmem() - (this.#options.reservedMemoryBytes ?? 0),
         diskBytes: disk.blocks * disk.bsize,
         slots: this.#options.slots ?? defaultSlots,
       },

@@ -48,9 +48,11 @@ export const startsPerCpu = 1.5;
 export const startTurnMs = 5_000;
 /** How often it is looked whether it has. Milliseconds. */
 export const startLookMs = 25;
-/** Standbys of a host that says nothing about it: one for so many bytes of its memory, of which each takes some 20 MB, and no more than `maxDefaultStandbys`. */
+/** Standbys of a host that says nothing about it: one for so many bytes of its memory, and no more than `maxDefaultStandbys`. */
 export const memoryPerStandby = 2 * 1024 ** 3;
 export const maxDefaultStandbys = 16;
+/** What a standby has for itself, which its host does not offer to sandboxes. Bytes; measured (docs/benchmarks.md). */
+export const standbyMemoryBytes = 20 * 1024 ** 2;
 /** Rest between the last start of a sandbox and making the next standby: what that takes, the start lacks. Milliseconds. */
 export const standbyRestMs = 500;
 /** How long a standby may take until it is ready; then it is taken away. Milliseconds. */
