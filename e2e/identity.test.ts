@@ -101,7 +101,8 @@ afterAll(async () => {
 
 describe('what a person sees of an identity', () => {
   test('I-5, I-7, I-13: a sandbox is registered under its canonical name, and its session is trusted', async () => {
-    const row = await drover.begin<SandboxJson>('seen', idle, {}, 'lab');
+    await succeeds(['run', '-d', '--name', 'seen', '--project', 'lab', 'host', '--', ...idle]);
+    const row = await sandbox('lab/seen');
     expect(row).toMatchObject({
       identity: { commonName: 'lab.seen', verdict: 'trusted' },
       session: { state: 'connected' },

@@ -61,6 +61,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(await ok('sandbox', 'create', '--name', 'life', 'host', '--', 'sh', '-c', 'echo run >> /var/tmp/runs; sleep 600')).toBe(
         'life\n',
       );
+      expect(await ok('sandbox', 'wait', '--for', 'running', 'life')).toMatch(/^running/);
       const runs = async (): Promise<string> => (await drover.exec('life', ['cat', '/var/tmp/runs'])).stdout;
       await eventually('it has run once', async () => (await runs()) === 'run\n');
       expect((await drover.json<SandboxJson[]>(['sandbox', 'ls'])).map(({ name }) => name)).toContain('life');

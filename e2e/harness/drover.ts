@@ -178,9 +178,9 @@ export class TestDrover implements AsyncDisposable {
   }
 
   /** `drover run -d --name NAME host -- COMMAND`: resolves when the command has begun. */
-  async begin<T = Record<string, unknown>>(name: string, command: readonly string[], spec: Spec = {}, project = ''): Promise<T> {
+  async begin<T = Record<string, unknown>>(name: string, command: readonly string[], spec: Spec = {}): Promise<T> {
     return await this.#ask(async (client) => {
-      const { id } = await client.sandboxes.create({ name, project, spec: { image: 'host', ...spec, command: [...command] } });
+      const { id } = await client.sandboxes.create({ name, spec: { image: 'host', ...spec, command: [...command] } });
       return messageJson(api.SandboxSchema, await client.sandboxes.waitReady(id));
     });
   }
