@@ -1,7 +1,7 @@
 /** A whole control plane in a process of its own, so that it can be measured, and killed. Argument: its data directory. */
 import { flushCompileCache } from 'node:module';
 import { startControlPlane } from '@drover/control-plane';
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { answerParent, memoryAfterGc } from './children.ts';
 
 export interface Address {

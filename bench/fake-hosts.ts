@@ -3,7 +3,7 @@ import { FakeSandboxes, noImages } from '@drover/agent/link/testing';
 import { newHostId, type HostId } from '@drover/foundation';
 import { createKeyAndRequest, openCertificateAuthority } from '@drover/pki';
 import { openStore } from '@drover/control-plane/store';
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { join } from 'node:path';
 
 const gib = 2 ** 30;

@@ -4,7 +4,7 @@ import { create } from '@bufbuild/protobuf';
 import { LinkServer } from '@drover/control-plane/hub';
 import { openStore } from '@drover/control-plane/store';
 import type { HostId } from '@drover/foundation';
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { answerParent } from '../children.ts';

@@ -8,7 +8,8 @@ import { AgentLink, CredentialsStore, saveIdentity, type AgentLinkOptions, type 
 import { FakeSandboxes, noImages } from '@drover/agent/link/testing';
 import { LinkServer, type LinkServerOptions } from '@drover/control-plane/hub';
 import { openStore, type HostRow, type SandboxRow, type Store } from '@drover/control-plane/store';
-import { newHostId, newSandboxId, parseName, parseProject, silentLogger, type HostId } from '@drover/foundation';
+import { newHostId, newSandboxId, parseName, parseProject, type HostId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { createKeyAndRequest, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, methodDefinition, sandbox } from '@drover/protocol';
 import { Client, credentials, type ClientDuplexStream, type StatusObject } from '@grpc/grpc-js';

@@ -1,4 +1,5 @@
-import { FakeClock, silentLogger } from '@drover/foundation';
+import { FakeClock } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { expect, test, vi } from 'vitest';
 import { imageKeptFullDiskMs, imageKeptMs, imageUpkeepMs } from './limits.ts';
 import { imageAge, keepImagesTidy } from './upkeep.ts';

@@ -27,7 +27,8 @@ export {
   type SandboxId,
 } from './ids.ts';
 export { lockDirectory } from './lock.ts';
-export { createLogger, silentLogger, type Logger, type LogOptions } from './log.ts';
+// What makes one is @drover/foundation/log: a command that logs nothing does not load it.
+export type { Logger, LogOptions } from './log.ts';
 export {
   canonicalCommonName,
   checkLabel,

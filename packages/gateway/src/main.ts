@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
-import { createLogger, DroverError, type Logger } from '@drover/foundation';
+import { DroverError, type Logger } from '@drover/foundation';
+import { createLogger } from '@drover/foundation/log';
 import type { ListenOn } from './egress/index.ts';
 import { runGateway } from './gateway.ts';
 import { formatHost, parseAuthority, parsePort } from './policy/index.ts';

@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { PassThrough } from 'node:stream';
-import { FakeClock, silentLogger } from '@drover/foundation';
+import { FakeClock } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { afterEach, describe, expect, test } from 'vitest';
 import { limits } from './limits.ts';
 import { logLines } from './output.ts';

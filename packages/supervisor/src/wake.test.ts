@@ -1,4 +1,5 @@
-import { silentLogger, systemClock, type Clock } from '@drover/foundation';
+import { systemClock, type Clock } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { expect, test } from 'vitest';
 import { SupervisedProcess } from './index.ts';
 

@@ -1,6 +1,7 @@
 import type { Duplex } from 'node:stream';
 import type { MessageInitShape } from '@bufbuild/protobuf';
-import { Backoff, DroverError, newId, silentLogger, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { Backoff, DroverError, newId, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { createKeyAndRequest, renewAt } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { Client } from '@grpc/grpc-js';

@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { create } from '@bufbuild/protobuf';
-import { silentLogger, systemClock } from '@drover/foundation';
+import { systemClock } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { link } from '@drover/protocol';
 import { Client, credentials } from '@grpc/grpc-js';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';

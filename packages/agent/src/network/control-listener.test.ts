@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
-import { FakeClock, newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { FakeClock, newSandboxId, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { controlConnectionRestMs, controlConnections, controlConnectionsPerSandbox } from '../limits.ts';
 import { ControlListener, type ControlListenerOptions } from './control-listener.ts';

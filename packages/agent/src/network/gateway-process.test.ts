@@ -5,7 +5,7 @@ import { createServer as createHttp, request, type Server } from 'node:http';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
 
@@ -105,7 +105,7 @@ describe('the gateway process', () => {
   test('R-9: serves on when the agent is killed; the next agent takes it over, and replaces it when it dies later', async () => {
     const agent = `
       import { GatewayProcess } from ${JSON.stringify(new URL('./gateway-process.ts', import.meta.url).href)};
-      import { silentLogger } from '@drover/foundation';
+      import { silentLogger } from '@drover/foundation/log';
       const gateway = new GatewayProcess({ stateDirectory: ${JSON.stringify(state)}, command: ${JSON.stringify(command)}, address: '127.0.0.1', port: ${port}, logger: silentLogger });
       await gateway.apply(${JSON.stringify(policies())});
       console.log((await gateway.status()).pid);

@@ -6,7 +6,8 @@ import { connect } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { newSandboxId, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
 import { initPort } from '@drover/init';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
@@ -509,7 +510,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     const [kept, gone] = [id(), id()];
     const program = `
       import { SandboxNetwork } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
-      import { silentLogger } from '@drover/foundation';
+      import { silentLogger } from '@drover/foundation/log';
       const network = new SandboxNetwork({ stateDirectory: ${JSON.stringify(state)}, instance: ${JSON.stringify(instance)}, pool: ${JSON.stringify(pool)},
         proxyPort: ${proxyPort}, controlPort: ${controlPort}, logger: silentLogger, warm: 2, applyGateway: async () => undefined });
       await network.start(new Set());
@@ -608,7 +609,8 @@ test('R-16: the host reaches a port inside, as it must reach init', async () => 
 test('R-9: in a network namespace that was joined without a /sys of its own, nothing stays either', async () => {
   const name = `drover-test-${process.pid}`;
   const script = `
-    import { silentLogger, newSandboxId } from '@drover/foundation';
+    import { newSandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
     import { SandboxNetwork } from ${JSON.stringify(join(import.meta.dirname, 'sandbox-network.ts'))};
     const network = new SandboxNetwork({ stateDirectory: process.argv[1], instance: 'nsenter1', pool: ${JSON.stringify(pool)}, proxyPort: ${proxyPort}, controlPort: ${controlPort},
       logger: silentLogger, warm: 1, applyGateway: async () => {} });

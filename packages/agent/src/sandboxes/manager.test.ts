@@ -3,7 +3,8 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
-import { DroverError, newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { DroverError, newSandboxId, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { namesOf, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, sandbox } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';

@@ -1,5 +1,6 @@
 import { join } from 'node:path';
-import { DroverError, silentLogger } from '@drover/foundation';
+import { DroverError } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { link } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
 import { loadContext } from '../context/context.ts';

@@ -1,4 +1,5 @@
-import { FakeClock, silentLogger } from '@drover/foundation';
+import { FakeClock } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { subscribeBackoffCapMs } from '../limits.ts';
 import type { EventStore, Store } from '../store/index.ts';

@@ -1,5 +1,6 @@
 import { type MessageInitShape } from '@bufbuild/protobuf';
-import { DroverError, silentLogger, systemClock, version, type Clock, type HostId, type Logger } from '@drover/foundation';
+import { DroverError, systemClock, version, type Clock, type HostId, type Logger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { renewAt, type CertificateAuthority } from '@drover/pki';
 import { link, methodDefinition } from '@drover/protocol';
 import { Server, status, type ConnectionInjector } from '@grpc/grpc-js';

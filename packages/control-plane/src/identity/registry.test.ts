@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { canonicalCommonName, FakeClock, newHostId, newSandboxId, silentLogger, type HostId, type SandboxId } from '@drover/foundation';
+import { canonicalCommonName, FakeClock, newHostId, newSandboxId, type HostId, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { hashSecret } from '@drover/pki';
 import type { SandboxEvent } from '../events/typed.ts';
 import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost, pendingSeen, seenFlushMs } from '../limits.ts';

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { FakeClock, newHostId, silentLogger, type HostId } from '@drover/foundation';
+import { FakeClock, newHostId, type HostId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import type { HostRow, Store } from '../store/index.ts';
 import { draft, readyHost, smallRoom } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { DroverError, FakeClock, newHostId, silentLogger } from '@drover/foundation';
+import { DroverError, FakeClock, newHostId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import type { Operation } from '../hub/hub.ts';
 import { killGraceMs } from '../limits.ts';
 import { Placement } from '../placement/index.ts';

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { DroverError, FakeClock, newHostId, newSandboxId, sentenceOf, silentLogger } from '@drover/foundation';
+import { DroverError, FakeClock, newHostId, newSandboxId, sentenceOf } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { removeOnExitMs, upkeepMs } from '../limits.ts';
 import { Placement } from '../placement/index.ts';
 import { SecretBox } from '../secrets/index.ts';

@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
-import { FakeClock, newHostId, silentLogger } from '@drover/foundation';
+import { FakeClock, newHostId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { eventsKept, lostGraceMs, orphanedHostMs, removeOnExitMs, upkeepMs } from '../limits.ts';
 import { sandboxState, type Store } from '../store/index.ts';
 import { draft, readyHost, registration, seen } from '../store/testing/fixtures.ts';

@@ -1,6 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import { Code, ConnectError, createClient, createRouterTransport } from '@connectrpc/connect';
-import { FakeClock, newHostId, newSandboxId, silentLogger, type SandboxId } from '@drover/foundation';
+import { FakeClock, newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { namesOf } from '@drover/pki';
 import { init, sandbox } from '@drover/protocol';
 import { createTestAuthority, type TestAuthority } from '@drover/init/testing';

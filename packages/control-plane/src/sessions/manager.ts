@@ -1,6 +1,7 @@
 import { X509Certificate } from 'node:crypto';
 import { createSecureContext } from 'node:tls';
-import { DroverError, silentLogger, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { DroverError, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/hub.ts';
 import type { Registry } from '../identity/registry.ts';

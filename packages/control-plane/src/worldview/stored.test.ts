@@ -1,5 +1,6 @@
 import { Writable } from 'node:stream';
-import { FakeClock, silentLogger, type Logger, type SandboxId } from '@drover/foundation';
+import { FakeClock, type Logger, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';

@@ -177,9 +177,12 @@ describe('I-39: exec', () => {
 describe('I-40: an exec outlives its connection', () => {
   it('gives what was missed, then what follows, then the exit, with nothing lost or repeated', async () => {
     const first = await start(['sh', '-c', 'for i in $(seq 1 40); do echo line $i; sleep 0.02; done; exit 5'], { execId: 'again' });
+    const { pid } = await first.started();
     await first.until('line 3\n');
     client.socket.destroy();
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    const written = (): number => Number(/wchar: (\d+)/.exec(readFileSync(`/proc/${pid}/io`, 'utf8'))?.[1]);
+    const before = written();
+    await expect.poll(written, { timeout: 20_000 }).toBeGreaterThan(before + 50);
     client = await box.client();
     const second = new Exec(client, { case: 'attach', value: { execId: 'again', afterOffset: first.offset } });
     second.offset = first.offset;

@@ -1,6 +1,6 @@
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';

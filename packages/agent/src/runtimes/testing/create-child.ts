@@ -1,6 +1,6 @@
 // Creates a sandbox, or a standby, and waits to be killed: the agent that crashes. Arguments: the runtime's options and the request, as JSON,
 // and what to do.
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { OciRuntime, type OciRuntimeOptions } from '../oci/index.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { RuntimeOfStandbys, standByFor } from './standbys.ts';

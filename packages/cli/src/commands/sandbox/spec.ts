@@ -2,7 +2,7 @@ import { DroverError, parseBytes, parseCpus, parseDurationMs, parseName, parsePr
 import type { CreateOptions, SpecInit } from '@drover/sdk';
 import { parseAllow, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
-import { readSetup, type SetupFlags } from './setup.ts';
+import type { SetupFlags } from './setup.ts';
 import { terminalSize } from '../../terminal/attach.ts';
 
 /** The flags that `run` and `sandbox create` share. */
@@ -55,7 +55,10 @@ export async function createOptions(
   }
   const fromFiles = (await Promise.all((flags.envFile ?? []).map(readEnvFile))).flat();
   const env = parseEnv([...fromFiles, ...(flags.env ?? [])], process.env);
-  const setup = readSetup(flags, secretNames(flags));
+  const secretsNamed = secretNames(flags);
+  const asksForSetup = flags.setup !== undefined || flags.postInit !== undefined;
+  // Loaded by who needs it: what reads YAML and checks it is half of what this command would load.
+  const setup = asksForSetup ? (await import('./setup.ts')).readSetup(flags, secretsNamed) : undefined;
   const size = terminalSize();
   const spec: SpecInit = {
     image: absoluteImage(image),

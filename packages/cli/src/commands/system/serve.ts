@@ -1,5 +1,5 @@
 import { resolve } from 'node:path';
-import { createLogger } from '@drover/foundation';
+import { createLogger } from '@drover/foundation/log';
 import { startControlPlane } from '@drover/control-plane';
 import type { Cli } from '../../cli.ts';
 import { makeDataDirectory } from '../../doctor/checks.ts';

@@ -6,17 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls';
 import { create } from '@bufbuild/protobuf';
-import {
-  canonicalCommonName,
-  createLogger,
-  parseName,
-  parseProject,
-  silentLogger,
-  systemClock,
-  type Clock,
-  type HostId,
-  type SandboxId,
-} from '@drover/foundation';
+import { canonicalCommonName, parseName, parseProject, systemClock, type Clock, type HostId, type SandboxId } from '@drover/foundation';
+import { createLogger, silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { SubjectWakes } from '../../api/index.ts';

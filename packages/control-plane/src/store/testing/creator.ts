@@ -1,5 +1,5 @@
 import { StatementSync } from 'node:sqlite';
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { placeSandbox } from '../../placement/index.ts';
 import { openStore } from '../open.ts';
 import { draft } from './fixtures.ts';

@@ -1,4 +1,4 @@
-import { silentLogger } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { openStore } from '../open.ts';
 import { draft, readyHost, seen } from './fixtures.ts';
 
