@@ -19,10 +19,11 @@ const builtins: Plugin = {
   name: 'builtins',
   setup(made) {
     const known = new Set(builtinModules);
-    made.onResolve({ filter: /^(?:node:)?[a-z0-9_/]+$/ }, ({ path, kind }) => {
+    made.onResolve({ filter: /^(?:node:)?[a-z0-9_/]+$/ }, ({ path, kind, importer }) => {
       const name = path.replace(/^node:/, '');
       if (kind !== 'import-statement' || !(path.startsWith('node:') || known.has(name))) return undefined;
-      return { path: name, namespace: 'builtin', sideEffects: false };
+      // One for each importer stays in its file; one for all would be a file of its own, which costs a start a millisecond.
+      return { path: name, suffix: `?${relative(root, importer)}`, namespace: 'builtin', sideEffects: false };
     });
     made.onLoad({ filter: /.*/, namespace: 'builtin' }, ({ path }) => ({
       contents: `module.exports = process.getBuiltinModule('node:${path}')`,
