@@ -411,7 +411,7 @@ describe('R-13: one build, under the agent’s lifetime', () => {
     await writeFile(
       script,
       `import { ImageStore } from ${JSON.stringify(join(import.meta.dirname, 'store.ts'))};
-       import { silentLogger } from ${JSON.stringify(import.meta.resolve('@drover/foundation'))};
+       import { silentLogger } from ${JSON.stringify(import.meta.resolve('@drover/foundation/log'))};
        const signal = new AbortController().signal;
        const store = new ImageStore({ directory: ${JSON.stringify(where)}, config: { insecureRegistries: [${JSON.stringify(proxy.host)}] }, logger: silentLogger, signal });
        await store.start();
