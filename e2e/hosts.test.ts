@@ -26,8 +26,8 @@ interface SandboxJson {
 
 /** One error, one hint: nothing else on stderr. */
 const oneSentence = /^drover: [^\n]+\n {2}hint: [^\n]+\n$/;
-/** Something to look at afterwards: when it began, and that it goes on. */
 const forever = ['sleep', 'infinity'];
+/** Something to look at afterwards: when it began, and that it goes on. */
 const clock = ['sh', '-c', 'echo began $$; while :; do date +%s.%N; sleep 0.2; done'];
 
 let drover: TestDrover;

@@ -194,7 +194,9 @@ describe('R-16: --allow', () => {
   const page = (path: string): string => `http://${world.address}:8080${path}`;
 
   beforeAll(async () => {
-    await start('allowed', `${world.address}:8080`, `${world.address}:8443`);
+    // As a person says it.
+    const allow = [8080, 8443].flatMap((port) => ['--allow', `${world.address}:${port}`]);
+    expect((await drover.run(['run', '-d', '--name', 'allowed', ...allow, 'host', '--', 'sleep', '600'])).code).toBe(0);
   });
 
   test('HTTP and TLS go through the gateway to what was named', async () => {

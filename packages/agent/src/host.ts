@@ -38,7 +38,8 @@ export class LinuxHost implements HostInfo {
       zone: this.#options.zone,
       capacity: {
         cpuMillis: this.#options.cpuMillis ?? availableParallelism() * 1000,
-        memoryBytes: totalmem() - (this.#options.reservedMemoryBytes ?? 0),
+        // Somebody may keep more than there is.
+        memoryBytes: Math.max(0, totalmem() - (this.#options.reservedMemoryBytes ?? 0)),
         diskBytes: disk.blocks * disk.bsize,
         slots: this.#options.slots ?? defaultSlots,
       },

@@ -46,7 +46,8 @@ export class Sandbox {
   #stopping: 'stopped' | 'idle' | undefined;
   #attached = 0;
   #calls = 0;
-  #secretsPlaced = false;
+  /** What kept the secrets from their place; the main process's start says so. */
+  readonly #secretsError: unknown;
 
   constructor(options: SandboxOptions) {
     this.config = options.config;
@@ -69,9 +70,10 @@ export class Sandbox {
     // Whoever waits for the start gets the failure; nobody needs to.
     this.#started.catch(() => undefined);
     try {
-      this.#placeSecrets();
-    } catch {
-      // The main process's start tries again and says what is wrong; its user may be one that a step makes.
+      // before the first step and exec, which read them too, and have the same user.
+      writeSecrets(this.config.secrets ?? [], this.config.main.user);
+    } catch (error) {
+      this.#secretsError = error;
     }
   }
 
@@ -158,7 +160,7 @@ export class Sandbox {
   async #start(): Promise<ManagedProcess> {
     const { main } = this.config;
     try {
-      this.#placeSecrets();
+      if (this.#secretsError !== undefined) throw this.#secretsError;
       const spawned = await this.#spawn({
         argv: main.argv,
         env: this.#environment(),
@@ -181,13 +183,6 @@ export class Sandbox {
       this.#finish({ code: error.exitCode, signal: '', at: Date.now(), reason: 'start-failed', message: error.message });
       throw error;
     }
-  }
-
-  /** before the first step and exec, which read them too. */
-  #placeSecrets(): void {
-    if (this.#secretsPlaced) return;
-    writeSecrets(this.config.secrets ?? [], this.config.main.user);
-    this.#secretsPlaced = true;
   }
 
   /** Runs what somebody does with the sandbox: as long as it lasts, the sandbox is not idle. */
