@@ -13,6 +13,7 @@ export {
   type ErrorCode,
 } from './errors.ts';
 export { writeFileAtomic } from './files.ts';
+export { limitHandshakes } from './handshakes.ts';
 export {
   clip,
   isHostId,

@@ -14,7 +14,12 @@ export interface InitConfig {
   readonly project: string;
   readonly name: string;
   /** PEM files beside the config: `ca.pem`, `cert.pem`, `key.pem`; and `token`, the single-use bootstrap token. */
-  readonly listen: { readonly host: string; readonly port: number };
+  readonly listen: {
+    readonly host: string;
+    readonly port: number;
+    /** The host's address: connections from any other are closed. */
+    readonly peer: string;
+  };
   readonly main: MainProcess;
   /** Milliseconds between SIGTERM and SIGKILL at stop. */
   readonly stopGraceMs: number;

@@ -1,8 +1,8 @@
 /** Every bound of drover-init: what the workload or a peer can make it hold, wait for or write. */
 
-/** Connections to the session port at once; more are closed at once. The workload itself can reach the port. */
+/** Open connections to the session port, all from the host; one more is closed immediately. */
 export const maxConnections = 64;
-/** Milliseconds for a TLS handshake; then the connection is closed. */
+/** From a connection to the session port to the end of its TLS handshake; then it is closed. Milliseconds. */
 export const handshakeTimeoutMs = 10_000;
 /** Streams (calls) at once on one connection; more are refused by HTTP/2. */
 export const maxConcurrentCalls = 256;

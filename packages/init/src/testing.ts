@@ -98,7 +98,7 @@ export async function startInit(test: TestAuthority, options: StartOptions = {})
     ...(options.control !== undefined && { control: options.control }),
     project: options.project ?? 'test',
     name: options.name ?? 'box',
-    listen: { host: '127.0.0.1', port: 0 },
+    listen: { host: '127.0.0.1', port: 0, peer: '127.0.0.1' },
     main: {
       argv: ['sleep', '1000'],
       env: [],

@@ -88,6 +88,8 @@ table inet ${plan.table} {
     type filter hook output priority raw; policy accept;
     oifname != ${sandboxes} accept
     meta nfproto != ipv4 drop
+    # I-3: the agent's tunnels reach init, the gateway's user does not, whatever a policy allows it.
+    tcp dport ${initPort} meta skuid != 0 drop
     ip saddr ${plan.gatewayAddress} tcp sport ${controlPort} notrack accept
     oifname @cut goto to_cut
     ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} notrack
@@ -99,4 +101,17 @@ table inet ${plan.table} {
   }
 }
 `;
+}
+
+/**
+ * The rules inside a sandbox's namespace: only the host reaches init's port. The workload's own connections to it never leave the namespace,
+ * so the host's table does not see them. Nothing in the sandbox has a capability over the namespace, which the host made.
+ */
+export function initPortRules(address: string): string {
+  return `table inet drover {
+  chain input {
+    type filter hook input priority raw; policy accept;
+    iifname "lo" ip daddr ${address} tcp dport ${initPort} reject with tcp reset
+  }
+}`;
 }

@@ -236,6 +236,23 @@ describe('R-16: a sandbox reaches the gateway and nothing else', () => {
     expect(await connects(a, a.gatewayAddress, proxyPort, a.address)).toBe(true);
   });
 
+  test("I-3: root of the host reaches init's port; the workload, root inside and the gateway's user do not", async () => {
+    const network = await start();
+    const at = await network.acquire(id());
+    const server = await echoes(at, initPort, 7007);
+    try {
+      const fromHost = async (port: number, uid: number): Promise<string> => {
+        const program = `require('node:net').connect(${port}, '${at.address}', () => { console.log('connected'); process.exit() }).on('error', (e) => console.log(e.code)); setTimeout(() => process.exit(), 400)`;
+        return (await run(process.execPath, ['-e', program], { uid })).stdout.trim();
+      };
+      expect([await fromHost(initPort, 0), await fromHost(7007, 0)]).toEqual(['connected', 'connected']);
+      expect([await fromHost(initPort, 64_213), await fromHost(7007, 64_213)]).toEqual(['', 'connected']);
+      expect([await connects(at, at.address, initPort), await connects(at, at.address, 7007)]).toEqual([false, true]);
+    } finally {
+      server.kill('SIGKILL');
+    }
+  });
+
   test('R-16: nothing but TCP to the proxy gets past the host end: no DNS, no ICMP, no IPv6, nothing forwarded', async () => {
     const network = await start();
     const at = await network.acquire(id());

@@ -58,7 +58,7 @@ export async function writeStartMaterial(directory: string, material: StartMater
     control: material.control,
     project: material.project,
     name: material.name,
-    listen: { host: material.address, port: initPort },
+    listen: { host: material.address, port: initPort, peer: material.control.host },
     main: material.main,
     stopGraceMs: material.stopGraceMs,
     startCount: material.startCount,

@@ -6,7 +6,7 @@ import { Identity } from '../identity/identity.ts';
 import { farewellMs, killWaitMs } from '../limits.ts';
 import { spawnProcess } from '../processes/spawn.ts';
 import { Sandbox } from '../sandbox.ts';
-import { createStrictServer, renewCertificate, type ServerIdentity } from '../server/tls.ts';
+import { createStrictServer, type ServerIdentity } from '../server/tls.ts';
 import { IdleTrim } from './memory.ts';
 import { Reaper } from './reaper.ts';
 
@@ -43,7 +43,7 @@ export async function main(runDirectory: string): Promise<void> {
     runDirectory,
     identity: certificates,
     bootstrapToken,
-    renewed: (renewed) => renewCertificate(server, renewed),
+    renewed: (renewed) => server.renew(renewed),
   });
   // gRPC and protobuf cost as much CPU time as the rest of the start: they are loaded while the control plane is on its way here.
   const listening = Promise.withResolvers<void>();
@@ -51,19 +51,21 @@ export async function main(runDirectory: string): Promise<void> {
     (await import('../service.ts')).createInitService(sandbox, identity, () => idle.touch()),
   );
   service.catch((error: unknown) => fail(`cannot serve: ${String(error)}`));
-  const server = createStrictServer(
-    certificates,
-    config.controlPlaneUri,
+  const server = createStrictServer({
+    identity: certificates,
+    controlPlaneUri: config.controlPlaneUri,
+    peerAddress: config.listen.peer,
     // Loaded by then, and the first to see the socket's errors: it has listened since the turn in which the server began to.
-    (socket) => void service.then((grpc) => grpc.accept(socket)),
-    (reason) => warn(`refused a connection: ${reason}`),
-  );
+    accept: (socket) => void service.then((grpc) => grpc.accept(socket)),
+    refused: (reason) => warn(`refused a connection: ${reason}`),
+  });
+  const { listener } = server;
   const { host, port } = config.listen;
   const cannotListen = (error: Error): never => fail(`cannot listen on ${host}:${port}: ${error.message}`);
-  server.on('error', cannotListen);
-  server.listen(bind(host, port, cannotListen), () => {
+  listener.on('error', cannotListen);
+  listener.listen(bind(host, port, cannotListen), () => {
     idle.touch();
-    const address = server.address();
+    const address = listener.address();
     writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
     identity.connectEarly();
     listening.resolve();
@@ -77,7 +79,7 @@ export async function main(runDirectory: string): Promise<void> {
     await killEverything(sandbox);
     reaper.stop();
     idle.stop();
-    server.close();
+    listener.close();
     // A sandbox that ends before it listens has a service to wait for too.
     listening.resolve();
     await (await service).close(farewellMs);

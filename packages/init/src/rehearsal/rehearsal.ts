@@ -1,9 +1,8 @@
 import { once } from 'node:events';
 import { mkdirSync, rmSync } from 'node:fs';
-import { connect } from 'node:net';
+import { connect, type Server } from 'node:net';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
-import type { Server } from 'node:tls';
 import type { InitConfig } from '../config.ts';
 import { Identity } from '../identity/identity.ts';
 import { farewellMs, rehearsalMs } from '../limits.ts';
@@ -41,12 +40,13 @@ export async function rehearse(runDirectory: string): Promise<void> {
     transport: () => connect(paths.control),
   });
   const service = createInitService(sandbox, identity, () => undefined);
-  const server = createStrictServer(
-    rehearsalIdentity,
-    rehearsalUri,
-    (socket) => service.accept(socket),
-    () => undefined,
-  );
+  const { listener } = createStrictServer({
+    identity: rehearsalIdentity,
+    controlPlaneUri: rehearsalUri,
+    peerAddress: undefined,
+    accept: (socket) => service.accept(socket),
+    refused: () => undefined,
+  });
   const control = listenForRegister();
   const deadline = new AbortController();
   const timer = setTimeout(() => {
@@ -54,14 +54,14 @@ export async function rehearse(runDirectory: string): Promise<void> {
     sandbox.stop(0);
   }, rehearsalMs);
   try {
-    await Promise.all([listen(control, paths.control), listen(server, paths.session)]);
+    await Promise.all([listen(control, paths.control), listen(listener, paths.session)]);
     identity.connectEarly();
     await playSession(connect(paths.session), deadline.signal);
     await sandbox.end;
   } finally {
     clearTimeout(timer);
     control.close();
-    server.close();
+    listener.close();
     await service.close(farewellMs);
     rmSync(directory, { recursive: true, force: true });
   }
@@ -85,7 +85,7 @@ function rehearsalConfig(): InitConfig {
     control: { host: 'rehearsal', port: 0 },
     project: 'rehearsal',
     name: 'rehearsal',
-    listen: { host: '', port: 0 },
+    listen: { host: '', port: 0, peer: '' },
     main: {
       argv: [program, '--version'],
       env: [],

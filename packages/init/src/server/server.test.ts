@@ -2,13 +2,14 @@ import 'reflect-metadata';
 import { once } from 'node:events';
 import { connect as connectHttp2, constants, type ClientHttp2Session, type ClientHttp2Stream } from 'node:http2';
 import { readdir } from 'node:fs/promises';
+import { connect as connectTcp } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
 import * as x509 from '@peculiar/x509';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createKeyAndRequest } from '@drover/pki';
 import { newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
 import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing.ts';
-import { maxMessageBytes } from '../limits.ts';
+import { handshakeTimeoutMs, maxConnections, maxMessageBytes } from '../limits.ts';
 import { uriNames } from './tls.ts';
 
 let trusted: TestAuthority;
@@ -130,6 +131,42 @@ describe('I-3: init takes one peer only', () => {
     expect(await bytesReceived(await options())).toBe(0);
     await expect.poll(() => box.stderr().slice(seen)).toMatch(/refused a connection/);
     expect(box.stderr().slice(seen)).toMatch(reason);
+  });
+});
+
+/** A connection that sends nothing of its own accord; with `drip`, a TLS record header and then a byte at a time. */
+function silent(localAddress = '127.0.0.1', drip = false): Promise<number> {
+  const began = performance.now();
+  const socket = connectTcp({ port: box.port, host: '127.0.0.1', localAddress });
+  socket.on('error', () => undefined).resume();
+  if (drip) {
+    socket.write(Buffer.from('16030300ff', 'hex'));
+    const timer = setInterval(() => socket.write(Buffer.alloc(1)), 200);
+    socket.once('close', () => clearInterval(timer));
+  }
+  return once(socket, 'close').then(() => performance.now() - began);
+}
+
+describe("init's port", () => {
+  it('closes the connection of a silent and of a dripping peer at the limit, and takes the control plane meanwhile', async () => {
+    const cut = Promise.all([silent(), silent('127.0.0.1', true)]);
+    expect(await bytesReceived({})).toBeGreaterThan(0);
+    for (const ms of await cut) expect(ms).toBeGreaterThan(handshakeTimeoutMs - 500);
+  });
+
+  it('holds so many connections of the host, closes the next one immediately, and accepts one for each that ends', async () => {
+    const sockets = Array.from({ length: maxConnections }, () => connectTcp(box.port, '127.0.0.1'));
+    await Promise.all(sockets.map(async (socket) => await once(socket, 'connect')));
+    expect(await silent()).toBeLessThan(handshakeTimeoutMs / 2);
+    for (const socket of sockets) socket.destroy();
+    await expect.poll(async () => await bytesReceived({})).toBeGreaterThan(0);
+  });
+
+  it('closes connections from another address than the host’s immediately, and they take no place', async () => {
+    const foreign = Array.from({ length: maxConnections * 2 }, async () => await silent('127.0.0.2'));
+    expect(await bytesReceived({})).toBeGreaterThan(0);
+    for (const ms of await Promise.all(foreign)) expect(ms).toBeLessThan(handshakeTimeoutMs / 2);
+    expect(box.stderr().match(/not from the host/g)).toHaveLength(1);
   });
 });
 

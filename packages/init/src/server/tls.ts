@@ -1,4 +1,6 @@
-import { createServer, setDefaultCACertificates, type SecureContextOptions, type Server, type TLSSocket } from 'node:tls';
+import { createServer as createListener, type Server } from 'node:net';
+import { createServer, setDefaultCACertificates, type SecureContextOptions, type TLSSocket } from 'node:tls';
+import { limitHandshakes, systemClock } from '@drover/foundation';
 import { handshakeTimeoutMs, maxConnections } from '../limits.ts';
 
 /** SSL_OP_NO_TICKET of openssl/ssl.h; node:crypto has it as a constant, and costs memory to load. */
@@ -14,16 +16,32 @@ export interface ServerIdentity {
 /** id-kp-clientAuth, RFC 5280 section 4.2.1.12. */
 const clientAuth = '1.3.6.1.5.5.7.3.2';
 
+/** Init's listener: one peer only, from one address only. */
+export interface StrictServer {
+  /** Accepts the connections; listens where its owner says. */
+  readonly listener: Server;
+  /** New connections are answered with this certificate; open ones keep theirs (I-6). @throws {Error} when OpenSSL rejects it */
+  renew(identity: ServerIdentity): void;
+}
+
+export interface StrictServerOptions {
+  readonly identity: ServerIdentity;
+  readonly controlPlaneUri: string;
+  /** The host's address: the workload, which can reach the port too, has another. Undefined: a Unix socket, which its directory protects. */
+  readonly peerAddress: string | undefined;
+  readonly accept: (socket: TLSSocket) => void;
+  readonly refused: (reason: string) => void;
+}
+
 /**
  * The sandbox's strict side of the session (I-3): TLS 1.3, and one peer only. `accept` gets a socket whose peer chains to the CA,
  * may act as a client and carries the pinned URI SAN; any other connection is closed before a byte of it is read or written.
+ *
+ * Connections from another address than the host's are closed before they count: otherwise any process in the sandbox could hold every
+ * connection that init accepts, and lock the control plane out.
  */
-export function createStrictServer(
-  identity: ServerIdentity,
-  controlPlaneUri: string,
-  accept: (socket: TLSSocket) => void,
-  refused: (reason: string) => void,
-): Server {
+export function createStrictServer(options: StrictServerOptions): StrictServer {
+  const { identity, controlPlaneUri, peerAddress, accept, refused } = options;
   // Without this OpenSSL's side would parse the whole bundled list of public roots for its default store: 2 MB that nothing uses.
   setDefaultCACertificates([identity.caPem]);
   const server = createServer({
@@ -33,9 +51,8 @@ export function createStrictServer(
     ALPNProtocols: ['h2'],
     // Nothing is resumed. Without one, Node hashes its command line for it at every start.
     sessionIdContext: 'drover-init',
-    handshakeTimeout: handshakeTimeoutMs,
   });
-  server.maxConnections = maxConnections;
+  limitHandshakes(server, handshakeTimeoutMs, systemClock, () => refused('the TLS handshake took too long'));
   server.on('secureConnection', (socket) => {
     const reason = refusal(socket, controlPlaneUri);
     if (reason !== undefined) {
@@ -51,13 +68,30 @@ export function createStrictServer(
     // Node hangs up on a certificate that does not verify, and says why in a property, as OpenSSL's code.
     const verdict = socket.authorizationError as unknown;
     refused(typeof verdict === 'string' ? `the certificate is not accepted (${verdict})` : (error.message.split('\n')[0] ?? ''));
+    socket.destroy();
   });
-  return server;
-}
 
-/** Has new connections answered with this certificate; those that stand keep theirs (I-6). @throws {Error} when OpenSSL does not take it */
-export function renewCertificate(server: Server, identity: ServerIdentity): void {
-  server.setSecureContext(contextOf(identity));
+  let open = 0;
+  let foreign = 0;
+  const listener = createListener((socket) => {
+    // A connection that breaks before TLS reads it must not end init.
+    socket.on('error', () => undefined);
+    if (peerAddress !== undefined && socket.remoteAddress !== peerAddress) {
+      // The workload can connect as often as it likes: the log gets one line.
+      if (++foreign === 1) refused(`it comes from ${socket.remoteAddress}, not from the host; further ones are not logged`);
+      socket.destroy();
+      return;
+    }
+    if (open >= maxConnections) {
+      refused(`${open} connections are open`);
+      socket.destroy();
+      return;
+    }
+    open++;
+    socket.once('close', () => open--);
+    server.emit('connection', socket);
+  });
+  return { listener, renew: (renewed) => server.setSecureContext(contextOf(renewed)) };
 }
 
 function contextOf(identity: ServerIdentity): SecureContextOptions {
