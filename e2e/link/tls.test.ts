@@ -4,8 +4,10 @@ import { connect as connectTcp } from 'node:net';
 import { join } from 'node:path';
 import { connect } from 'node:tls';
 import { create } from '@bufbuild/protobuf';
-import { FakeClock } from '@drover/foundation';
+import { FakeClock, newSandboxId } from '@drover/foundation';
+import { createKeyAndRequest } from '@drover/pki';
 import { link } from '@drover/protocol';
+import { status } from '@grpc/grpc-js';
 import { describe, expect, it } from 'vitest';
 import { until, World } from './harness.ts';
 
@@ -87,8 +89,41 @@ describe('the TLS of the link', () => {
     await until('all are there', () => world.server.stats().connections === silent.length);
     const host = await world.host();
     await world.connected(host);
-    await clock.advance(16_000);
+    await clock.advance(14_000);
+    expect(world.server.stats().connections).toBe(silent.length + 1);
+    await clock.advance(2_000);
     await Promise.all(silent.map(({ closed }) => closed));
+    expect(world.server.isConnected(host.id)).toBe(true);
+  });
+
+  it('L-12: a handshake in drops, a host that makes no call, one that does not register, and a sandbox are cut at the limits', async () => {
+    const clock = new FakeClock(Date.now());
+    await using world = await World.open(sqlite, { clock });
+    const host = await world.host();
+    await world.connected(host);
+    const identity = await world.identity();
+
+    const dripping = connectTcp(world.port, '127.0.0.1');
+    dripping.on('error', () => undefined).resume();
+    dripping.write(Buffer.from('16030300ff01', 'hex'));
+    const { caPem, keyPem, certificatePem } = identity;
+    const options = { ca: caPem, key: keyPem, cert: certificatePem, ALPNProtocols: ['h2'], checkServerIdentity: () => undefined };
+    const callless = connect({ port: world.port, host: '127.0.0.1', ...options });
+    callless.on('error', () => undefined).resume();
+    const unregistered = await world.raw(identity);
+    const own = await createKeyAndRequest();
+    const ofSandbox = await world.ca.signSandbox(newSandboxId(), 'box', own.csrDer);
+    const posing = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
+    expect(await posing.status).toMatchObject({ code: status.PERMISSION_DENIED });
+    await until('all are there', () => world.server.stats().connections === 5);
+
+    // The longest of the limits, with the grace of a connection that is cut.
+    for (let passed = 0; passed < 18_000; passed += 1_000) {
+      dripping.write(Buffer.alloc(1));
+      await clock.advance(1_000);
+    }
+    expect(await unregistered.status).toMatchObject({ code: status.DEADLINE_EXCEEDED });
+    await until('only the host is left', () => world.server.stats().connections === 1);
     expect(world.server.isConnected(host.id)).toBe(true);
   });
 });

@@ -56,8 +56,12 @@ export const maxStreamsPerConnection = 1_000;
 /** API: HTTP/2 window of a stream and of a connection, bytes. A reader that is slower stops the writer there. */
 export const apiStreamWindowBytes = 1024 * 1024;
 export const apiConnectionWindowBytes = 4 * 1024 * 1024;
-/** API: how long a TLS handshake may take, ms. Then the connection is closed. */
+/** API: from a connection to the end of its TLS handshake; then it is closed. Milliseconds. */
 export const apiHandshakeTimeoutMs = 10_000;
+/** API: a connection on which no call is under way for this long is closed. Milliseconds. */
+export const apiIdleMs = 60_000;
+/** API: a request that has not arrived whole by then is reset; those of streams, whose caller goes on sending, are not. Milliseconds. */
+export const apiRequestMs = 30_000;
 /** API: connections at once. Further ones are closed at once. */
 export const apiMaxConnections = 10_000;
 /** API: how long calls may go on after the server began to stop, ms. Then they are cut. */

@@ -7,13 +7,13 @@ import { api } from '@drover/protocol';
 import { fastify } from 'fastify';
 import {
   apiConnectionWindowBytes,
-  apiHandshakeTimeoutMs,
   apiMaxConnections,
   apiShutdownGraceMs,
   apiStreamWindowBytes,
   maxRequestBytes,
   maxStreamsPerConnection,
 } from '../limits.ts';
+import { limitConnections } from './connections.ts';
 import type { ApiContext } from './context.ts';
 import { containmentMethods } from './containment.ts';
 import { eventService } from './events.ts';
@@ -58,7 +58,6 @@ export async function startApi(
       allowHTTP1: true,
       minVersion: 'TLSv1.3',
       ...tlsOf(options.identity),
-      handshakeTimeout: apiHandshakeTimeoutMs,
       settings: { maxConcurrentStreams: maxStreamsPerConnection, initialWindowSize: apiStreamWindowBytes },
     },
     bodyLimit: maxRequestBytes,
@@ -66,6 +65,7 @@ export async function startApi(
   });
   const server = app.server;
   server.maxConnections = apiMaxConnections;
+  limitConnections(server, context.clock);
   const sessions = new Set<ServerHttp2Session>();
   server.on('session', (session) => {
     session.setLocalWindowSize(apiConnectionWindowBytes);

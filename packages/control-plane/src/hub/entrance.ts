@@ -53,7 +53,11 @@ export class Entrance {
     const peer = call.getPeer();
     doorway.called(peer);
     const certified = hostOf(call, names, clock.now());
-    if (certified === undefined) return endWith(call, status.PERMISSION_DENIED, 'the certificate names no host');
+    if (certified === undefined) {
+      endWith(call, status.PERMISSION_DENIED, 'the certificate names no host');
+      // A sandbox's certificate is of the same CA: its call must not make the connection one that may stay.
+      return doorway.cut(peer, goAwayGraceMs);
+    }
     if (signal.aborted) return endWith(call, status.UNAVAILABLE, 'the control plane stops');
     this.#strangers.set(call, clock.now());
     let held: HostLink | undefined;
@@ -122,6 +126,7 @@ export class Entrance {
       if (now - since < firstFrameMs) continue;
       this.#strangers.delete(call);
       endWith(call, status.DEADLINE_EXCEEDED, 'Register did not come in time');
+      this.#options.doorway.cut(call.getPeer(), goAwayGraceMs);
     }
   }
 
