@@ -130,7 +130,8 @@ export async function runAgent(options: AgentOptions): Promise<void> {
       if (link === undefined) throw new DroverError('unavailable', 'the agent has no link yet');
       return await link.signSandboxCertificate(id, csrDer, signSignal);
     },
-    gatewayEnvironment: (attachment) => Object.entries(proxyEnvironment(attachment)).map(([name, value]) => `${name}=${value}`),
+    gatewayEnvironment: (attachment, name) =>
+      Object.entries(proxyEnvironment(attachment, name)).map(([variable, value]) => `${variable}=${value}`),
     allowedMounts: options.allowedMounts ?? [],
     standbys,
     logger,

@@ -24,16 +24,26 @@ export const limits = {
   resolveTimeoutMs: 5000,
   /** Names of one sandbox being resolved at once; one more is answered 503. */
   lookupsPerSandbox: 16,
-  /** Milliseconds for one address to accept a connection; then the next is tried, or 504. */
+  /** Milliseconds for one address to accept a connection; then its attempt has failed. */
   dialTimeoutMs: 10_000,
-  /** Addresses of one name that are tried, in order. */
-  dialAddresses: 4,
+  /** Milliseconds before the next address is tried beside one that has not connected yet. Source: RFC 8305, section 8. */
+  attemptDelayMs: 250,
+  /** Addresses of one name that are tried; further ones are ignored. */
+  dialAddresses: 16,
   /** Milliseconds without a byte in either direction; then the connection is closed. Long polls and idle tunnels live under it. */
   idleMs: 60 * 60_000,
   /** Milliseconds that one direction of a tunnel may go on without a byte after the other has ended. */
   halfOpenIdleMs: 5 * 60_000,
   /** Milliseconds that the host's own addresses are remembered. */
   ownAddressesMs: 2000,
+  /** Characters of the reason phrase of a refusal; longer ones are cut. */
+  reasonPhraseLength: 256,
+  /** Refused destinations of one sandbox that are reported as events within `refusalQuietMs`; further ones are in the log only. */
+  refusalsReportedPerSandbox: 32,
+  /** Milliseconds in which repeated refusals of one destination are counted into one report. */
+  refusalQuietMs: 60_000,
+  /** Reports that wait for an agent; the oldest are dropped. */
+  refusalsWaiting: 1024,
   /** Refusals of one sandbox that are logged in a second; the rest is counted in the next line. */
   refusalsLoggedPerSecond: 10,
   /** Milliseconds that connections get to end when the gateway stops. */

@@ -1,12 +1,16 @@
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 
 /**
- * The environment that leads programs to the egress proxy: both spellings, since curl reads only the lower-case http_proxy
- * and others only the upper-case ones. Names on the sandbox itself bypass it.
+ * The environment that leads programs to the egress proxy (G-30). Both spellings: curl reads only the lower-case http_proxy, others only
+ * the upper-case ones. Node.js reads them with NODE_USE_ENV_PROXY (from 22.21 and 24.5 on).
+ * The sandbox itself is excluded by each form that a client may know: loopback as names, addresses and network, its own name and address.
  */
-export function proxyEnvironment(attachment: Pick<NetworkAttachment, 'gatewayAddress' | 'proxyPort'>): Readonly<Record<string, string>> {
-  const proxy = `http://${attachment.gatewayAddress}:${attachment.proxyPort}`;
-  const direct = 'localhost,127.0.0.1,::1';
+export function proxyEnvironment(
+  { gatewayAddress, proxyPort, address }: Pick<NetworkAttachment, 'gatewayAddress' | 'proxyPort' | 'address'>,
+  hostname: string,
+): Readonly<Record<string, string>> {
+  const proxy = `http://${gatewayAddress}:${proxyPort}`;
+  const direct = ['localhost', '127.0.0.1', '127.0.0.0/8', '::1', '[::1]', hostname, address].join(',');
   return {
     HTTP_PROXY: proxy,
     http_proxy: proxy,
@@ -16,5 +20,6 @@ export function proxyEnvironment(attachment: Pick<NetworkAttachment, 'gatewayAdd
     all_proxy: proxy,
     NO_PROXY: direct,
     no_proxy: direct,
+    NODE_USE_ENV_PROXY: '1',
   };
 }

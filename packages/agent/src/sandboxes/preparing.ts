@@ -24,7 +24,7 @@ export interface StartOptions {
   readonly names: Names;
   readonly sign: SignSandboxCertificate;
   /** How programs in the sandbox find the egress proxy: `HTTP_PROXY=…`. */
-  readonly gatewayEnvironment: (attachment: NetworkAttachment) => readonly string[];
+  readonly gatewayEnvironment: (attachment: NetworkAttachment, hostname: string) => readonly string[];
   /** Source directories that sandboxes may mount (R-18); nothing else may. */
   readonly allowedMounts: readonly string[];
 }
@@ -68,7 +68,7 @@ export async function prepareStart(
   };
   const startCount = record.startCount + 1;
   const secrets = placeSecrets(spec.secrets, secretValues);
-  const main = resolveMain(spec, image.config, options.gatewayEnvironment(network), secrets.env);
+  const main = resolveMain(spec, image.config, options.gatewayEnvironment(network, request.hostname), secrets.env);
   const written = identity.then(
     async (signed) =>
       await writeStartMaterial(request.runDirectory, {

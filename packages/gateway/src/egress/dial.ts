@@ -1,5 +1,5 @@
 import { lookup } from 'node:dns/promises';
-import { connect, type Socket } from 'node:net';
+import { connect, isIP, type Socket } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import { limits } from '../limits.ts';
@@ -42,7 +42,7 @@ export async function permittedAddresses(
   const found = host.kind === 'address' ? [host.address] : (await resolveInTime(host.name, resolve)).map((text) => parseAddress(text));
   const verdicts = found.map((address) => ({ address: address.toString(), verdict: judgeAddress(policy, address, port, own) }));
   const permitted = verdicts.filter((v) => v.verdict.allowed).map((v) => v.address);
-  if (permitted.length > 0) return permitted.slice(0, limits.dialAddresses);
+  if (permitted.length > 0) return alternateFamilies(permitted).slice(0, limits.dialAddresses);
   const [first] = verdicts;
   if (first === undefined) throw unresolved(name, undefined);
   throw denied(first.verdict.rule, name, port);
@@ -76,33 +76,64 @@ function unresolved(name: string, cause: unknown): RefusedError {
 }
 
 /**
- * Connects to the first of `addresses` that accepts, trying each in its turn.
+ * Puts the first address of the other family second, then lets the families alternate (RFC 8305, section 4): a network without a
+ * working IPv6 route costs one attempt, not one for each IPv6 address of the name.
+ */
+export function alternateFamilies(addresses: readonly string[]): readonly string[] {
+  const first = addresses.filter((address) => isIP(address) === isIP(addresses[0] ?? ''));
+  const second = addresses.filter((address) => isIP(address) !== isIP(addresses[0] ?? ''));
+  return first.flatMap((address, i) => [address, ...second.slice(i, i + 1)]).concat(second.slice(first.length));
+}
+
+/**
+ * Connects to one of `addresses` (RFC 8305, section 5): an attempt that fails, or has not succeeded after `attemptDelayMs`, starts the
+ * next one beside it. The first connection wins, and the other attempts are destroyed.
  * @throws {RefusedError} 502 or 504
  */
 export async function dialFirst(addresses: readonly string[], port: number, name: string, signal: AbortSignal): Promise<Socket> {
-  let last: unknown;
-  for (const address of addresses) {
-    try {
-      return await dial(address, port, signal);
-    } catch (error) {
-      signal.throwIfAborted();
-      last = error;
+  const stop = new AbortController();
+  const running = AbortSignal.any([signal, stop.signal]);
+  const attempts: Promise<Socket>[] = [];
+  let winner: Socket | undefined;
+  try {
+    for (const address of addresses) {
+      const attempt = dial(address, port, running);
+      attempts.push(attempt);
+      const failed = attempt.then(
+        async () => await new Promise<never>(() => undefined),
+        () => undefined,
+      );
+      const connected = Promise.any(attempts).catch(() => undefined);
+      winner = await Promise.race([connected, failed, delay(limits.attemptDelayMs, undefined, { signal: running })]);
+      if (winner !== undefined) return winner;
     }
+    winner = await Promise.any(attempts);
+    return winner;
+  } catch (error) {
+    signal.throwIfAborted();
+    throw unreachable(error instanceof AggregateError ? error.errors.at(-1) : error, `${name}:${port}`);
+  } finally {
+    stop.abort();
+    // Two attempts can succeed in the same turn of the event loop.
+    for (const attempt of attempts) void attempt.then((socket) => void (socket === winner || socket.destroy())).catch(() => undefined);
   }
+}
+
+function unreachable(last: unknown, target: string): RefusedError {
   const late = last instanceof Error && last.message === lateMessage;
-  throw new RefusedError(
+  return new RefusedError(
     {
       status: late ? 504 : 502,
       error: late ? 'timed-out' : 'upstream-unreachable',
       rule: 'no rule',
-      hint: 'the rule allows it; the server does not answer',
+      hint: 'a rule allows it, but the server does not accept the connection',
     },
-    `${name}:${port} cannot be reached (${last instanceof Error ? last.message : 'no address'})`,
+    `${target} cannot be reached (${last instanceof Error ? last.message : 'no address'})`,
     last,
   );
 }
 
-const lateMessage = 'it does not answer';
+const lateMessage = 'no response';
 
 async function dial(address: string, port: number, signal: AbortSignal): Promise<Socket> {
   signal.throwIfAborted();

@@ -4,14 +4,25 @@ import { limits } from '../limits.ts';
 import { formatHost } from '../policy/index.ts';
 import { endToEndHeaders, requestFraming } from './headers.ts';
 import type { Target } from './target.ts';
+import { tunnel } from './tunnel.ts';
 
-/** Sends a request on and its answer back. Rejects when the server breaks off before its answer began. */
+/** The client's connection of a request that asks for another protocol, and the bytes that followed the request's head. */
+export interface UpgradeStream {
+  readonly socket: Socket;
+  readonly head: Buffer;
+}
+
+/**
+ * Forwards a request, and its response back. With `upgrade`, the server may switch protocols; the connections are joined then.
+ * Rejects when the server breaks off before its response begins.
+ */
 export async function exchange(
   request: IncomingMessage,
   response: ServerResponse,
   target: Target,
   socket: Socket,
   signal: AbortSignal,
+  upgrade?: UpgradeStream,
 ): Promise<void> {
   const framing = requestFraming(request.rawHeaders);
   const method = request.method ?? 'GET';
@@ -20,6 +31,8 @@ export async function exchange(
   const headers = ['Host', host, ...endToEndHeaders(request.rawHeaders, ['host', 'expect']), 'Via', '1.1 drover'];
   if (framing.kind === 'chunked') headers.push('Transfer-Encoding', 'chunked');
   if (framing.kind === 'none' && ['POST', 'PUT', 'PATCH'].includes(method)) headers.push('Content-Length', '0');
+  const protocol = request.headers.upgrade;
+  if (upgrade !== undefined && protocol !== undefined) headers.push('Connection', 'Upgrade', 'Upgrade', protocol);
   await new Promise<void>((resolve, reject) => {
     const upstream: ClientRequest = httpRequest({
       createConnection: () => socket,
@@ -44,8 +57,26 @@ export async function exchange(
       answer.on('error', () => response.destroy());
       answer.pipe(response);
     });
+    upstream.once('upgrade', (answer, server, head) => {
+      if (upgrade === undefined) {
+        server.destroy();
+        reject(new Error('the server switched protocols without being asked to'));
+        return;
+      }
+      response.detachSocket(upgrade.socket);
+      upgrade.socket.write(switchingProtocols(answer));
+      if (head.length > 0) upgrade.socket.write(head);
+      void tunnel(upgrade.socket, server as Socket, upgrade.head).then(() => resolve());
+    });
     response.once('close', resolve);
     request.on('error', () => upstream.destroy());
     request.pipe(upstream);
   });
+}
+
+/** The head of a 101 response: the server's end-to-end fields, and the hop-by-hop ones of this connection. */
+function switchingProtocols(answer: IncomingMessage): string {
+  const fields = [...endToEndHeaders(answer.rawHeaders), 'Connection', 'Upgrade', 'Upgrade', answer.headers.upgrade ?? ''];
+  const lines = fields.flatMap((name, i) => (i % 2 === 0 ? [`${name}: ${fields[i + 1] ?? ''}`] : []));
+  return `HTTP/1.1 101 Switching Protocols\r\n${lines.join('\r\n')}\r\n\r\n`;
 }

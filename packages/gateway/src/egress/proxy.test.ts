@@ -1,16 +1,23 @@
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import { connect, createServer as createTcpServer, type AddressInfo, type Server as TcpServer, type Socket } from 'node:net';
 import { silentLogger } from '@drover/foundation/log';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { limits } from '../limits.ts';
 import { PolicyTable } from '../policy/index.ts';
 import type { Decision } from './decisions.ts';
+import { alternateFamilies } from './dial.ts';
 import { EgressProxy } from './proxy.ts';
 
 /** The client's source address tells sandboxes apart: all of 127/8 is this host's. */
 const sandboxA = '127.0.0.2';
 const sandboxB = '127.0.0.3';
+
+/** The address of the servers: private, and nobody else's on this machine. No rule opens loopback (G-16). */
+const origin = `10.254.${(process.pid >> 8) & 255}.${(process.pid & 253) + 1}`;
+beforeAll(() => execFileSync('ip', ['address', 'add', `${origin}/32`, 'dev', 'lo']));
+afterAll(() => execFileSync('ip', ['address', 'del', `${origin}/32`, 'dev', 'lo']));
 
 let table: PolicyTable;
 let proxy: EgressProxy;
@@ -27,7 +34,7 @@ const sockets: Socket[] = [];
 
 beforeEach(async () => {
   seen = [];
-  names = new Map([['web.test', ['127.0.0.1']]]);
+  names = new Map([['web.test', [origin]]]);
   lookups = [];
   decisions = [];
   web = createServer((request, response) => {
@@ -46,11 +53,11 @@ beforeEach(async () => {
       response.writeHead(200, { 'x-answer': '42', connection: 'close, x-private', 'x-private': 'secret', 'keep-alive': 'timeout=9' });
       response.end(`${request.method} ${request.url}`);
     });
-  }).listen(0, '127.0.0.1');
+  }).listen(0, origin);
   echo = createTcpServer({ allowHalfOpen: true }, (socket) => {
     socket.on('error', () => undefined);
     socket.pipe(socket);
-  }).listen(0, '127.0.0.1');
+  }).listen(0, origin);
   await Promise.all([once(web, 'listening'), once(echo, 'listening')]);
   webPort = (web.address() as AddressInfo).port;
   echoPort = (echo.address() as AddressInfo).port;
@@ -83,8 +90,8 @@ function allow(a: readonly string[], b: readonly string[] = []): void {
     { sandboxId: 'sb-b', address: sandboxB, allow: b },
   ]);
 }
-/** Allows web.test to be what it is in these tests: a server on loopback. */
-const allowWeb = () => allow([`web.test:${webPort}`, `127.0.0.1:${webPort}`]);
+/** Allows web.test, and the private address that it has in these tests. */
+const allowWeb = () => allow([`web.test:${webPort}`, `${origin}:${webPort}`]);
 
 async function dial(from = sandboxA): Promise<Socket> {
   const socket = connect({ host: '127.0.0.1', port, localAddress: from, allowHalfOpen: true });
@@ -201,7 +208,7 @@ describe('G-17: what two servers could read in two ways is refused, and nothing 
     ['two Hosts', () => `${line()}Host: evil.test\r\nContent-Length: 0\r\n\r\n`],
     ['another Host (G-16)', () => `GET http://web.test:${webPort}/ HTTP/1.1\r\nHost: evil.test\r\n\r\n`],
     ['no Host', () => `GET http://web.test:${webPort}/ HTTP/1.1\r\n\r\n`],
-    ['a user in the URL', () => `GET http://web.test@127.0.0.1:${webPort}/ HTTP/1.1\r\nHost: 127.0.0.1:${webPort}\r\n\r\n`],
+    ['a user in the URL', () => `GET http://web.test@${origin}:${webPort}/ HTTP/1.1\r\nHost: ${origin}:${webPort}\r\n\r\n`],
     ['a backslash', () => `GET http://web.test:${webPort}\\@evil.test/ HTTP/1.1\r\nHost: web.test:${webPort}\r\n\r\n`],
     ['another scheme', () => `GET ftp://web.test/ HTTP/1.1\r\nHost: web.test\r\n\r\n`],
     ['origin-form', () => `GET / HTTP/1.1\r\nHost: web.test:${webPort}\r\n\r\n`],
@@ -224,8 +231,8 @@ describe('G-17: what two servers could read in two ways is refused, and nothing 
 });
 
 describe('CONNECT', () => {
-  const allowEcho = () => allow([`echo.test:${echoPort}`, `127.0.0.1:${echoPort}`]);
-  beforeEach(() => void names.set('echo.test', ['127.0.0.1']));
+  const allowEcho = () => allow([`echo.test:${echoPort}`, `${origin}:${echoPort}`]);
+  beforeEach(() => void names.set('echo.test', [origin]));
 
   test('carries bytes both ways, also those sent along with the request, and half-closes', async () => {
     allowEcho();
@@ -238,11 +245,11 @@ describe('CONNECT', () => {
 
   test('holds a fast sender back when the other side does not read', async () => {
     let upstream: Socket | undefined;
-    const slow = createTcpServer((s) => void (upstream = s.pause())).listen(0, '127.0.0.1');
+    const slow = createTcpServer((s) => void (upstream = s.pause())).listen(0, origin);
     await once(slow, 'listening');
     const slowPort = (slow.address() as AddressInfo).port;
-    allow([`127.0.0.1:${slowPort}`]);
-    const { socket } = await tunnelTo(`127.0.0.1:${slowPort}`);
+    allow([`${origin}:${slowPort}`]);
+    const { socket } = await tunnelTo(`${origin}:${slowPort}`);
     const chunk = Buffer.alloc(1 << 20);
     let accepted = 0;
     while (accepted < 64 && socket.write(chunk)) accepted++;
@@ -282,15 +289,15 @@ describe('CONNECT', () => {
   });
 
   test('G-14: a new table closes the tunnels that it forbids, and leaves the others', async () => {
-    allow([`127.0.0.1:${echoPort}`, `127.0.0.1:${webPort}`], [`127.0.0.1:${echoPort}`]);
+    allow([`${origin}:${echoPort}`, `${origin}:${webPort}`], [`${origin}:${echoPort}`]);
     const [forbidden, kept, neighbour] = await Promise.all([
-      tunnelTo(`127.0.0.1:${echoPort}`),
-      tunnelTo(`127.0.0.1:${webPort}`),
-      tunnelTo(`127.0.0.1:${echoPort}`, sandboxB),
+      tunnelTo(`${origin}:${echoPort}`),
+      tunnelTo(`${origin}:${webPort}`),
+      tunnelTo(`${origin}:${echoPort}`, sandboxB),
     ]);
     const closed = once(forbidden.socket, 'close');
     forbidden.socket.resume();
-    allow([`127.0.0.1:${webPort}`], [`127.0.0.1:${echoPort}`]);
+    allow([`${origin}:${webPort}`], [`${origin}:${echoPort}`]);
     forbidden.socket.end();
     await closed;
     neighbour.socket.write('still here');
@@ -304,8 +311,66 @@ describe('CONNECT', () => {
     const { socket } = await tunnelTo(`echo.test:${echoPort}`);
     socket.resume();
     const ended = once(socket, 'end');
-    table.replace(++version, [{ sandboxId: 'sb-new', address: sandboxA, allow: [`echo.test:${echoPort}`, `127.0.0.1:${echoPort}`] }]);
+    table.replace(++version, [{ sandboxId: 'sb-new', address: sandboxA, allow: [`echo.test:${echoPort}`, `${origin}:${echoPort}`] }]);
     await ended;
+  });
+});
+
+test('G-18: the status line of a refused CONNECT says what was refused and what to do, for clients that show nothing else', async () => {
+  allow([]);
+  const answer = await exchange('CONNECT web.test:8443 HTTP/1.1\r\nHost: web.test:8443\r\n\r\n');
+  expect(answer.split('\r\n')[0]).toBe(
+    'HTTP/1.1 403 this sandbox may not reach web.test:8443 (no rule); ask the person who runs this sandbox to allow it: --allow web.test:8443',
+  );
+});
+
+describe('G-17: upgrades', () => {
+  const handshake = (path: string, protocol = 'websocket'): string =>
+    `GET http://web.test:${webPort}${path} HTTP/1.1\r\nHost: web.test:${webPort}\r\nConnection: Upgrade, X-Hop\r\nX-Hop: 1\r\nUpgrade: ${protocol}\r\n\r\n`;
+
+  beforeEach(() => {
+    allowWeb();
+    web.on('upgrade', (request, socket) => {
+      socket.on('error', () => undefined);
+      if (request.url === '/no') {
+        socket.end('HTTP/1.1 426 Upgrade Required\r\nContent-Length: 4\r\n\r\nnope');
+        return;
+      }
+      seen.push({ method: request.method ?? '', url: request.url ?? '', raw: request.rawHeaders, body: '' });
+      socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Answer: 42\r\n\r\nhello ');
+      socket.pipe(socket);
+    });
+  });
+
+  test('a WebSocket in absolute form is carried both ways, with bytes that follow the heads', async () => {
+    const socket = await dial();
+    socket.write(`${handshake('/chat')}early `);
+    const text = await until(socket, (t) => t.includes('early '));
+    expect(text).toMatch(/^HTTP\/1\.1 101 [^]*x-answer: 42[^]*upgrade: websocket[^]*\r\n\r\nhello early $/i);
+    socket.write('later');
+    expect(await until(socket, (t) => t.includes('later'))).toBe('later');
+    expect(seen[0]?.raw.join(' ')).toContain('Upgrade websocket');
+    expect(seen[0]?.raw.join(' ')).not.toContain('X-Hop');
+    const ended = once(socket.resume(), 'end');
+    allow([]);
+    await ended;
+  });
+
+  test('a server that does not switch answers in HTTP', async () => {
+    const answer = await exchange(handshake('/no'));
+    expect(status(answer)).toBe(426);
+    expect(answer).toMatch(/nope/);
+  });
+
+  test('HTTP/2 in clear text is not offered to the server', async () => {
+    const answer = await exchange(handshake('/h2', 'h2c').replace('Upgrade, X-Hop', 'Upgrade, HTTP2-Settings, close'));
+    expect(status(answer)).toBe(200);
+    expect(seen[0]?.raw.join(' ').toLowerCase()).not.toContain('upgrade');
+  });
+
+  test('a refused one gets its reason', async () => {
+    allow([]);
+    expect(body(await exchange(handshake('/chat')))).toMatchObject({ error: 'egress-denied', rule: 'no rule' });
   });
 });
 
@@ -324,21 +389,53 @@ describe('G-16: names are resolved once, and what was checked is dialled', () =>
     expect(lookups).toEqual(['web.test']);
   });
 
+  test('RFC 8305: silent addresses cost a fraction of a second each, however many come before the one that answers', async () => {
+    // Neighbours that are known and do not exist: packets to them leave, and no response comes.
+    const [device, prefix] = [`gwt${process.pid}`, `fd5d:${process.pid.toString(16)}:`];
+    const silent = Array.from({ length: 6 }, (_, i) => `${prefix}:${i + 16}`);
+    const ip = (...args: string[]) => execFileSync('ip', args);
+    ip('link', 'add', device, 'type', 'veth', 'peer', 'name', `${device}p`);
+    try {
+      for (const end of [device, `${device}p`]) ip('link', 'set', end, 'up');
+      ip('-6', 'address', 'add', `${prefix}:1/64`, 'dev', device, 'nodad');
+      for (const address of silent) ip('-6', 'neighbour', 'add', address, 'lladdr', '02:00:00:00:00:99', 'dev', device);
+      names.set('half.test', [...silent, origin]);
+      allow([`half.test:${webPort}`, `${origin}:${webPort}`, `[${prefix}:/64]:${webPort}`]);
+      const begun = performance.now();
+      expect(status(await exchange(get(`http://half.test:${webPort}/`)))).toBe(200);
+      // Far below one connect timeout, on any machine.
+      expect(performance.now() - begun).toBeLessThan(limits.dialTimeoutMs / 2);
+    } finally {
+      execFileSync('ip', ['link', 'delete', device]);
+    }
+  });
+
+  test.each([
+    [['6a', '6b', '6c', '4a'], ['6a', '4a', '6b', '6c']],
+    [['4a', '4b', '6a'], ['4a', '6a', '4b']],
+    [['4a', '6a', '6b', '6c'], ['4a', '6a', '6b', '6c']],
+    [['4a'], ['4a']],
+    [[], []],
+  ])('RFC 8305: the families of %j alternate', (given, expected) => {
+    const address = (name: string): string => (name.startsWith('6') ? `2001:db8::${name.slice(1)}` : `192.0.2.${name.charCodeAt(1)}`);
+    expect(alternateFamilies(given.map(address))).toEqual(expected.map(address));
+  });
+
   test('of several addresses only those that may be reached are dialled', async () => {
-    names.set('mixed.test', ['10.255.255.1', '127.0.0.1']);
-    allow([`mixed.test:${webPort}`, `127.0.0.1:${webPort}`]);
+    names.set('mixed.test', ['10.255.255.1', origin]);
+    allow([`mixed.test:${webPort}`, `${origin}:${webPort}`]);
     expect(status(await exchange(get(`http://mixed.test:${webPort}/`)))).toBe(200);
   });
 
   test('a name without an address is a 502 that says so; a server that is not there as well', async () => {
-    allow(['nowhere.test', '127.0.0.1:9']);
+    allow(['nowhere.test', `${origin}:9`]);
     expect(body(await exchange(get('http://nowhere.test/')))).toMatchObject({ error: 'name-not-resolved' });
-    expect(body(await exchange(get('http://127.0.0.1:9/')))).toMatchObject({ error: 'upstream-unreachable' });
+    expect(body(await exchange(get(`http://${origin}:9/`)))).toMatchObject({ error: 'upstream-unreachable' });
   });
 
   test('a policy that changes while a name is resolved is the one that counts', async () => {
-    names.set('slow.test', ['127.0.0.1']);
-    allow([`slow.test:${webPort}`, `127.0.0.1:${webPort}`]);
+    names.set('slow.test', [origin]);
+    allow([`slow.test:${webPort}`, `${origin}:${webPort}`]);
     const socket = await dial();
     const answer = until(socket, () => false);
     // The resolver runs when the request has been judged; the table changes before it has answered.

@@ -1,4 +1,4 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { createServer, ServerResponse, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { DroverError, type Logger } from '@drover/foundation';
@@ -7,9 +7,10 @@ import { formatHost, judgeHost, type PolicyTable } from '../policy/index.ts';
 import { Clients, type Client, type Flow } from './clients.ts';
 import { DecisionLog, type Decision } from './decisions.ts';
 import { dialFirst, ownAddresses, permittedAddresses, systemResolve, type Resolve } from './dial.ts';
-import { exchange } from './exchange.ts';
+import { exchange, type UpgradeStream } from './exchange.ts';
 import { requestFraming } from './headers.ts';
 import { badRequest, denied, RefusedError, refusalBody, refusalBytes, refusalHeaders, type Refusal } from './refusal.ts';
+import { RefusalReports } from './refusal-reports.ts';
 import { parseAbsoluteTarget, parseConnectTarget, type Target } from './target.ts';
 import { tunnel } from './tunnel.ts';
 
@@ -47,6 +48,9 @@ export class EgressProxy {
   readonly #servers: Server[] = [];
   readonly #lookups = new Map<string, number>();
   readonly #unsubscribe: () => void;
+  /** Refusals, grouped for people. */
+  readonly refusals = new RefusalReports();
+  readonly #sweeping = setInterval(() => this.refusals.sweep(), limits.refusalQuietMs / 4).unref();
   #allowed = 0;
   #denied = 0;
 
@@ -58,6 +62,7 @@ export class EgressProxy {
     const log = new DecisionLog(options.logger);
     this.#onDecision = (decision) => {
       log.record(decision);
+      this.refusals.record(decision);
       options.onDecision?.(decision);
     };
     this.#clients = new Clients(options.table, this.#own);
@@ -83,6 +88,9 @@ export class EgressProxy {
       insecureHTTPParser: false,
       requireHostHeader: true,
       noDelay: true,
+      // HTTP/2 in clear text could carry requests past the checks of this proxy: such an upgrade is ignored (RFC 9110, 7.8), and the
+      // client gets its response over HTTP/1.1.
+      shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() !== 'h2c',
     });
     server.timeout = limits.idleMs;
     // One more than is allowed, so that too many are seen rather than cut off.
@@ -90,6 +98,7 @@ export class EgressProxy {
     server.maxConnections = limits.connections;
     server.on('connection', (socket) => this.#onConnection(socket));
     server.on('request', (request, response) => void this.#onRequest(request, response));
+    server.on('upgrade', (request, stream, head) => this.#onUpgrade(request, stream as Socket, head));
     server.on('connect', (request, socket, head) => void this.#onConnect(request, socket, head));
     server.on('clientError', (error, socket) => this.#onClientError(error, socket));
     await new Promise<void>((resolve, reject) => {
@@ -103,6 +112,7 @@ export class EgressProxy {
   /** Stops listening and closes every connection. */
   async close(): Promise<void> {
     this.#unsubscribe();
+    clearInterval(this.#sweeping);
     const closed = this.#servers.map((server) => new Promise((resolve) => server.close(resolve)));
     this.#clients.destroyAll();
     for (const server of this.#servers) server.closeAllConnections();
@@ -115,7 +125,17 @@ export class EgressProxy {
     if (this.#clients.add(socket) === undefined) socket.destroy();
   }
 
-  async #onRequest(request: IncomingMessage, response: ServerResponse): Promise<void> {
+  /** The HTTP server lets go of the connection; the response gets it back for servers that do not switch protocols, and for refusals. */
+  #onUpgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
+    socket.on('error', () => undefined);
+    const response = new ServerResponse(request);
+    response.shouldKeepAlive = false;
+    response.assignSocket(socket);
+    response.once('finish', () => socket.end());
+    void this.#onRequest(request, response, { socket, head });
+  }
+
+  async #onRequest(request: IncomingMessage, response: ServerResponse, upgrade?: UpgradeStream): Promise<void> {
     const client = this.#clients.get(request.socket);
     if (client === undefined) {
       request.socket.destroy();
@@ -124,9 +144,10 @@ export class EgressProxy {
     let target: Target | undefined;
     try {
       if (request.rawHeaders.length / 2 > limits.headerLines) throw tooManyHeaders();
-      requestFraming(request.rawHeaders);
+      const { kind } = requestFraming(request.rawHeaders);
+      if (upgrade !== undefined && kind !== 'none') throw badRequest('a request that asks for another protocol carries no body');
       target = parseAbsoluteTarget(request.url ?? '', headerValues(request.rawHeaders, 'host'));
-      await this.#forward(client, request, response, target);
+      await this.#forward(client, request, response, target, upgrade);
     } catch (error) {
       const refusal = this.#refusal(client, request.method ?? '', target, error);
       if (response.headersSent || response.destroyed) {
@@ -140,14 +161,21 @@ export class EgressProxy {
     }
   }
 
-  async #forward(client: Client, request: IncomingMessage, response: ServerResponse, target: Target): Promise<void> {
+  async #forward(
+    client: Client,
+    request: IncomingMessage,
+    response: ServerResponse,
+    target: Target,
+    upgrade: UpgradeStream | undefined,
+  ): Promise<void> {
     const aborter = new AbortController();
-    response.once('close', () => aborter.abort(new DroverError('cancelled', 'the client went away')));
-    const flow: Flow = { host: target.host, port: target.port, address: undefined, close: () => response.destroy() };
+    const connection = upgrade?.socket ?? response;
+    connection.once('close', () => aborter.abort(new DroverError('cancelled', 'the client disconnected')));
+    const flow: Flow = { host: target.host, port: target.port, address: undefined, close: () => connection.destroy() };
     client.flows.add(flow);
     try {
       const socket = await this.#open(client, flow, request.method ?? '', aborter.signal);
-      await exchange(request, response, target, socket, aborter.signal);
+      await exchange(request, response, target, socket, aborter.signal, upgrade);
     } finally {
       client.flows.delete(flow);
     }

@@ -1,4 +1,5 @@
 import { STATUS_CODES } from 'node:http';
+import { limits } from '../limits.ts';
 
 /** What a client gets instead of its answer: readable by a program and by a person (G-18). */
 export interface Refusal {
@@ -37,7 +38,7 @@ export function denied(rule: string, host: string, port: number): RefusedError {
   const hint =
     rule === 'no rule'
       ? `ask the person who runs this sandbox to allow it: --allow ${target}`
-      : `this address opens only by a rule that names it: ask the person who runs this sandbox for --allow ADDRESS:${port}`;
+      : 'private addresses open only by a rule that names them, such as --allow 10.1.2.3:8080; the host itself never opens';
   return new RefusedError({ status: 403, error: 'egress-denied', rule, hint }, `this sandbox may not reach ${host}:${port} (${rule})`);
 }
 
@@ -48,15 +49,25 @@ export function badRequest(message: string): RefusedError {
   );
 }
 
-/** The whole answer as bytes, for a client whose connection Node's HTTP server has let go of; the connection ends with it. */
+/**
+ * The whole response as bytes, for a client whose connection Node's HTTP server has let go of; the connection ends with it.
+ * The reason phrase carries the message, because it is all that most clients show of a refused CONNECT.
+ */
 export function refusalBytes(refusal: Refusal): Buffer {
   const body = refusalBody(refusal);
   const head = [
-    `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status] ?? 'Refused'}`,
+    `HTTP/1.1 ${refusal.status} ${reasonPhrase(refusal)}`,
     ...Object.entries(refusalHeaders(body)).map(([name, value]) => `${name}: ${value}`),
     'connection: close',
   ];
   return Buffer.concat([Buffer.from(`${head.join('\r\n')}\r\n\r\n`), body]);
+}
+
+/** Visible ASCII on one line (RFC 9112, 4), bounded: the host in the message comes from the client. */
+function reasonPhrase({ status, message, hint }: Refusal): string {
+  const text = status === 403 ? `${message}; ${hint}` : message;
+  const phrase = text.replaceAll(/[^\u0020-\u007e]+/g, ' ').slice(0, limits.reasonPhraseLength);
+  return phrase === '' ? (STATUS_CODES[status] ?? 'Refused') : phrase;
 }
 
 export function refusalBody(refusal: Refusal): Buffer {

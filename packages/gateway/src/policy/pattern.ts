@@ -10,19 +10,22 @@ export type Pattern = { readonly text: string; readonly ports: readonly number[]
   /** `*.name`: one label or more in front of it, not the name itself. */
   | { readonly kind: 'below'; readonly name: string }
   | { readonly kind: 'network'; readonly network: Address; readonly prefix: number }
+  /** `internet`: every name and address, as far as the address is public. */
+  | { readonly kind: 'internet' }
 );
 
 /** Without a port, a pattern stands for HTTP and HTTPS. */
 export const defaultPorts: readonly number[] = [80, 443];
 
 /**
- * Parses `host`, `*.host`, `192.0.2.7`, `[2001:db8::1]`, `10.0.0.0/8`, each with `:port` behind it or not
+ * Parses `host`, `*.host`, `192.0.2.7`, `[2001:db8::1]`, `10.0.0.0/8`, `internet`, each with `:port` behind it or not
  * (an IPv6 address or network with a port needs the brackets: `[fd00::/8]:443`).
  * @throws {DroverError} invalid-argument
  */
 export function parsePattern(text: string): Pattern {
   try {
     const { host, ports } = splitPort(text.trim());
+    if (host.toLowerCase() === 'internet') return { text, ports, kind: 'internet' };
     if (host.includes('/')) return { text, ports, kind: 'network', ...parseNetwork(host) };
     if (host.startsWith('*.')) {
       const below = parseHostOfPerson(host.slice(2));
@@ -68,9 +71,10 @@ function bits(address: Address): number {
   return address.kind() === 'ipv4' ? 32 : 128;
 }
 
-/** Does the pattern name what was asked for? An address is matched by patterns that are addresses or networks only. */
+/** Reports whether the pattern covers the requested host. An address is covered by addresses, networks and `internet` only. */
 export function matchesHost(pattern: Pattern, host: Host, port: number): boolean {
   if (!pattern.ports.includes(port)) return false;
+  if (pattern.kind === 'internet') return true;
   if (host.kind === 'address') return containsAddress(pattern, host.address);
   switch (pattern.kind) {
     case 'name':
@@ -83,7 +87,27 @@ export function matchesHost(pattern: Pattern, host: Host, port: number): boolean
   return false;
 }
 
-/** Does the pattern name this very address, or a network that it is in? */
+/** Reports whether the pattern is for one address. */
+export function isSingle(pattern: Pattern): boolean {
+  return pattern.kind === 'network' && pattern.prefix === bits(pattern.network);
+}
+
+/** The first and the last address of a pattern for a network. @throws {TypeError} for another pattern */
+export function networkEnds(pattern: Pattern): readonly [Address, Address] {
+  if (pattern.kind !== 'network') throw new TypeError(`${pattern.text} is not a network`);
+  const first = pattern.network.toByteArray();
+  const last = [...first];
+  for (let bit = 0; bit < first.length * 8; bit++) {
+    if (bit < pattern.prefix) continue;
+    const mask = 0x80 >> (bit % 8);
+    const at = Math.floor(bit / 8);
+    first[at] = (first[at] ?? 0) & ~mask;
+    last[at] = (last[at] ?? 0) | mask;
+  }
+  return [ipaddr.fromByteArray(first), ipaddr.fromByteArray(last)];
+}
+
+/** Reports whether the pattern is this address, or a network that contains it. */
 export function containsAddress(pattern: Pattern, address: Address): boolean {
   if (pattern.kind !== 'network') return false;
   const plain = unmapped(address);

@@ -159,8 +159,79 @@ describe('G-16: forbidden addresses', () => {
   test("the host's own addresses are forbidden, public or not, mapped or not", () => {
     const own = new Set(['203.0.114.9', '2606:4700::9']);
     for (const text of ['203.0.114.9', '::ffff:203.0.114.9', '64:ff9b::203.0.114.9', '2606:4700::9']) {
-      expect(forbiddenRange(parseAddress(text), own), text).toContain('own address');
+      expect(forbiddenRange(parseAddress(text), own)?.range, text).toContain('own address');
     }
+  });
+
+  const hostsOwn = new Set(['10.9.0.1', '203.0.114.9']);
+  test.each([
+    ['0.0.0.0/0', '8.8.8.8', true],
+    ['0.0.0.0/0', '169.254.169.254', false],
+    ['0.0.0.0/0', '127.0.0.1', false],
+    ['0.0.0.0/0', '10.1.2.3', false],
+    ['0.0.0.0/0', '203.0.114.9', false],
+    ['::/0', '2606:4700::1111', true],
+    ['::/0', '::1', false],
+    ['::/0', 'fe80::1', false],
+    ['::/0', 'fd00:ec2::254', false],
+    ['::/0', 'fd12::1', false],
+    ['0.0.0.0/0', '168.63.129.16', false],
+    ['168.63.129.0/24', '168.63.129.16', false],
+    ['168.63.129.16', '168.63.129.16', true],
+    ['169.254.0.0/16', '169.254.169.254', false],
+    ['169.254.0.0/16', '169.254.1.1', false],
+    ['169.254.169.254', '169.254.169.254', true],
+    ['fe80::/10', 'fe80::1', false],
+    ['127.0.0.0/8', '127.0.0.1', false],
+    ['127.0.0.1', '127.0.0.1', false],
+    ['0.0.0.0', '0.0.0.0', false],
+    ['[::1]:443', '::1', false],
+    ['10.0.0.0/8', '10.1.2.3', true],
+    ['10.0.0.0/8', '10.9.0.1', false],
+    ['10.9.0.1', '10.9.0.1', false],
+    ['10.9.0.1', '::ffff:10.9.0.1', false],
+    ['203.0.114.9', '203.0.114.9', false],
+    ['172.0.0.0/8', '172.16.0.1', false],
+    ['172.16.0.0/12', '172.16.0.1', true],
+    ['8.0.0.0/6', '10.1.2.3', false],
+    ['fc00::/7', 'fd12::1', true],
+    ['100.64.0.0/10', '100.64.1.1', true],
+    ['100.64.0.0/10', '100.100.100.200', false],
+    ['224.0.0.0/4', '224.0.0.1', false],
+    ['64:ff9b::/96', '64:ff9b::169.254.169.254', false],
+    ['internet', '8.8.8.8', true],
+    ['internet', '2606:4700::1111', true],
+    ['internet', '10.1.2.3', false],
+    ['internet', '169.254.169.254', false],
+    ['internet', '127.0.0.1', false],
+    ['internet', '203.0.114.9', false],
+  ])('G-16: --allow %s and the address %s: %s', (allow, address, expected) => {
+    expect(judgeAddress(policy(allow), parseAddress(address), 443, hostsOwn).allowed).toBe(expected);
+  });
+
+  test('G-16: no rule opens loopback or the address of the host, and no network opens link-local', () => {
+    const networks = fc.tuple(fc.ipV4(), fc.integer({ min: 0, max: 31 })).map(([address, prefix]) => `${address}/${prefix}`);
+    const rules = fc.oneof(networks, fc.ipV4(), fc.constant('internet'));
+    fc.assert(
+      fc.property(rules, fc.integer({ min: 0, max: 2 ** 24 - 1 }), (allow, rest) => {
+        const loopback = [127, rest >> 16, (rest >> 8) & 255, rest & 255].join('.');
+        const linkLocal = `169.254.${(rest >> 8) & 255}.${rest & 255}`;
+        const rule = policy(allow);
+        expect(judgeAddress(rule, parseAddress(loopback), 443, hostsOwn).allowed).toBe(false);
+        expect(judgeAddress(rule, parseAddress('10.9.0.1'), 443, hostsOwn).allowed).toBe(false);
+        if (allow !== linkLocal) expect(judgeAddress(rule, parseAddress(linkLocal), 443, hostsOwn).allowed).toBe(false);
+      }),
+    );
+  });
+
+  test.each([
+    ['internet', 'example.org', 443, true],
+    ['internet', '192.0.2.7', 80, true],
+    ['internet', 'example.org', 22, false],
+    ['internet:22', 'example.org', 22, true],
+    ['internet:22', 'example.org', 443, false],
+  ])('%s covers %s at port %i: %s, and its addresses are judged after', (allow, host, port, expected) => {
+    expect(allows(allow, host, port)).toBe(expected);
   });
 
   test('opened by a rule that names the address or its network, at its port only', () => {

@@ -1,11 +1,11 @@
 import { DroverError } from '@drover/foundation';
 import type ipaddr from 'ipaddr.js';
 import { limits } from '../limits.ts';
-import { forbiddenRange } from './forbidden.ts';
+import { forbiddenRange, type Forbidden } from './forbidden.ts';
 import type { Host } from './host.ts';
-import { containsAddress, matchesHost, parsePattern, type Pattern } from './pattern.ts';
+import { containsAddress, isSingle, matchesHost, networkEnds, parsePattern, type Pattern } from './pattern.ts';
 
-/** What one sandbox may reach; default deny. */
+/** The destinations of one sandbox; the default is deny. */
 export interface Policy {
   readonly sandboxId: string;
   /** The version of the table that it came with. */
@@ -32,15 +32,16 @@ export function compilePolicy(sandboxId: string, allow: readonly string[], versi
   return { sandboxId, version, patterns: allow.map(parsePattern) };
 }
 
-/** Does a rule name the destination that was asked for? Nothing is resolved yet. */
+/** Finds the rule that names the requested destination, before its name is resolved. */
 export function judgeHost(policy: Policy | undefined, host: Host, port: number): Verdict {
   const pattern = policy?.patterns.find((p) => matchesHost(p, host, port));
   return pattern === undefined ? { allowed: false, rule: 'no rule' } : { allowed: true, rule: pattern.text };
 }
 
 /**
- * May this address be dialled for a destination that a rule names? An address in a forbidden range opens only by a rule
- * that names it, or a network around it, together with the port (G-16).
+ * Decides whether an address may be dialled for a destination that a rule names (G-16). A public address may. An address in a
+ * forbidden range opens only by a rule for addresses, at its port, as `Forbidden` says; a network opens a range only when the whole
+ * network lies in it, so that 0.0.0.0/0 means the public addresses.
  */
 export function judgeAddress(
   policy: Policy | undefined,
@@ -48,8 +49,22 @@ export function judgeAddress(
   port: number,
   own: ReadonlySet<string>,
 ): Verdict {
-  const explicit = policy?.patterns.find((p) => p.ports.includes(port) && containsAddress(p, address));
+  const forbidden = forbiddenRange(address, own);
+  const explicit = policy?.patterns.find((p) => p.ports.includes(port) && opens(p, address, forbidden, own));
   if (explicit !== undefined) return { allowed: true, rule: explicit.text };
-  const range = forbiddenRange(address, own);
-  return range === undefined ? { allowed: true, rule: 'public address' } : { allowed: false, rule: `forbidden address (${range})` };
+  if (forbidden === undefined) return { allowed: true, rule: 'public address' };
+  return { allowed: false, rule: `forbidden address (${forbidden.range})` };
+}
+
+function opens(pattern: Pattern, address: ipaddr.IPv4 | ipaddr.IPv6, forbidden: Forbidden | undefined, own: ReadonlySet<string>): boolean {
+  if (!containsAddress(pattern, address)) return false;
+  if (forbidden === undefined) return true;
+  switch (forbidden.opensBy) {
+    case 'never':
+      return false;
+    case 'single':
+      return isSingle(pattern);
+    case 'range':
+      return isSingle(pattern) || networkEnds(pattern).every((end) => forbiddenRange(end, own)?.range === forbidden.range);
+  }
 }

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file drover/gateway/v1/gateway.proto.
  */
 export const file_drover_gateway_v1_gateway: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kcm92ZXIvZ2F0ZXdheS92MS9nYXRld2F5LnByb3RvEhFkcm92ZXIuZ2F0ZXdheS52MSJbChRBcHBseVBvbGljaWVzUmVxdWVzdBIPCgd2ZXJzaW9uGAEgASgEEjIKCHBvbGljaWVzGAIgAygLMiAuZHJvdmVyLmdhdGV3YXkudjEuU2FuZGJveFBvbGljeSJDCg1TYW5kYm94UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgVhbGxvdxgDIAMoCSIoChVBcHBseVBvbGljaWVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBCIPCg1IZWFsdGhSZXF1ZXN0IpABCg5IZWFsdGhSZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgEEhMKC2Nvbm5lY3Rpb25zGAIgASgEEg8KB2FsbG93ZWQYAyABKAQSDgoGZGVuaWVkGAQgASgEEgsKA3BpZBgFIAEoDRIXCg9wcm9ncmFtX3ZlcnNpb24YBiABKAkSEQoJbGlzdGVuaW5nGAcgAygJMsMBCg5HYXRld2F5U2VydmljZRJiCg1BcHBseVBvbGljaWVzEicuZHJvdmVyLmdhdGV3YXkudjEuQXBwbHlQb2xpY2llc1JlcXVlc3QaKC5kcm92ZXIuZ2F0ZXdheS52MS5BcHBseVBvbGljaWVzUmVzcG9uc2USTQoGSGVhbHRoEiAuZHJvdmVyLmdhdGV3YXkudjEuSGVhbHRoUmVxdWVzdBohLmRyb3Zlci5nYXRld2F5LnYxLkhlYWx0aFJlc3BvbnNlYgZwcm90bzM");
+  fileDesc("Ch9kcm92ZXIvZ2F0ZXdheS92MS9nYXRld2F5LnByb3RvEhFkcm92ZXIuZ2F0ZXdheS52MSJbChRBcHBseVBvbGljaWVzUmVxdWVzdBIPCgd2ZXJzaW9uGAEgASgEEjIKCHBvbGljaWVzGAIgAygLMiAuZHJvdmVyLmdhdGV3YXkudjEuU2FuZGJveFBvbGljeSJDCg1TYW5kYm94UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgVhbGxvdxgDIAMoCSIoChVBcHBseVBvbGljaWVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBCIPCg1IZWFsdGhSZXF1ZXN0IpABCg5IZWFsdGhSZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgEEhMKC2Nvbm5lY3Rpb25zGAIgASgEEg8KB2FsbG93ZWQYAyABKAQSDgoGZGVuaWVkGAQgASgEEgsKA3BpZBgFIAEoDRIXCg9wcm9ncmFtX3ZlcnNpb24YBiABKAkSEQoJbGlzdGVuaW5nGAcgAygJIhYKFFdhdGNoUmVmdXNhbHNSZXF1ZXN0InUKB1JlZnVzYWwSEgoKc2FuZGJveF9pZBgBIAEoCRIOCgZtZXRob2QYAiABKAkSDAoEaG9zdBgDIAEoCRIMCgRwb3J0GAQgASgNEgwKBHJ1bGUYBSABKAkSDQoFY291bnQYBiABKA0SDQoFYXRfbXMYByABKAQymwIKDkdhdGV3YXlTZXJ2aWNlEmIKDUFwcGx5UG9saWNpZXMSJy5kcm92ZXIuZ2F0ZXdheS52MS5BcHBseVBvbGljaWVzUmVxdWVzdBooLmRyb3Zlci5nYXRld2F5LnYxLkFwcGx5UG9saWNpZXNSZXNwb25zZRJNCgZIZWFsdGgSIC5kcm92ZXIuZ2F0ZXdheS52MS5IZWFsdGhSZXF1ZXN0GiEuZHJvdmVyLmdhdGV3YXkudjEuSGVhbHRoUmVzcG9uc2USVgoNV2F0Y2hSZWZ1c2FscxInLmRyb3Zlci5nYXRld2F5LnYxLldhdGNoUmVmdXNhbHNSZXF1ZXN0GhouZHJvdmVyLmdhdGV3YXkudjEuUmVmdXNhbDABYgZwcm90bzM");
 
 /**
  * @generated from message drover.gateway.v1.ApplyPoliciesRequest
@@ -153,6 +153,72 @@ export const HealthResponseSchema: GenMessage<HealthResponse> = /*@__PURE__*/
   messageDesc(file_drover_gateway_v1_gateway, 4);
 
 /**
+ * @generated from message drover.gateway.v1.WatchRefusalsRequest
+ */
+export type WatchRefusalsRequest = Message<"drover.gateway.v1.WatchRefusalsRequest"> & {
+};
+
+/**
+ * Describes the message drover.gateway.v1.WatchRefusalsRequest.
+ * Use `create(WatchRefusalsRequestSchema)` to create a new message.
+ */
+export const WatchRefusalsRequestSchema: GenMessage<WatchRefusalsRequest> = /*@__PURE__*/
+  messageDesc(file_drover_gateway_v1_gateway, 5);
+
+/**
+ * @generated from message drover.gateway.v1.Refusal
+ */
+export type Refusal = Message<"drover.gateway.v1.Refusal"> & {
+  /**
+   * @generated from field: string sandbox_id = 1;
+   */
+  sandboxId: string;
+
+  /**
+   * @generated from field: string method = 2;
+   */
+  method: string;
+
+  /**
+   * @generated from field: string host = 3;
+   */
+  host: string;
+
+  /**
+   * @generated from field: uint32 port = 4;
+   */
+  port: number;
+
+  /**
+   * What decided; "no rule" when no rule names the destination.
+   *
+   * @generated from field: string rule = 5;
+   */
+  rule: string;
+
+  /**
+   * Attempts since the message before for this destination.
+   *
+   * @generated from field: uint32 count = 6;
+   */
+  count: number;
+
+  /**
+   * Of the last of them. Milliseconds since the epoch.
+   *
+   * @generated from field: uint64 at_ms = 7;
+   */
+  atMs: bigint;
+};
+
+/**
+ * Describes the message drover.gateway.v1.Refusal.
+ * Use `create(RefusalSchema)` to create a new message.
+ */
+export const RefusalSchema: GenMessage<Refusal> = /*@__PURE__*/
+  messageDesc(file_drover_gateway_v1_gateway, 6);
+
+/**
  * @generated from service drover.gateway.v1.GatewayService
  */
 export const GatewayService: GenService<{
@@ -173,6 +239,16 @@ export const GatewayService: GenService<{
     methodKind: "unary";
     input: typeof HealthRequestSchema;
     output: typeof HealthResponseSchema;
+  },
+  /**
+   * Refused attempts as they happen, grouped by destination. One watcher: a newer call takes over from an older one.
+   *
+   * @generated from rpc drover.gateway.v1.GatewayService.WatchRefusals
+   */
+  watchRefusals: {
+    methodKind: "server_streaming";
+    input: typeof WatchRefusalsRequestSchema;
+    output: typeof RefusalSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_drover_gateway_v1_gateway, 0);

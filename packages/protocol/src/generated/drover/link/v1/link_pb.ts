@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSLJAgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAQgcKBWZyYW1lItcBCgxDb250cm9sRnJhbWUSKgoHd2VsY29tZRgBIAEoCzIXLmRyb3Zlci5saW5rLnYxLldlbGNvbWVIABIqCgdjb21tYW5kGAIgASgLMhcuZHJvdmVyLmxpbmsudjEuQ29tbWFuZEgAEjsKEHNpZ25pbmdfcmVzcG9uc2UYAyABKAsyHy5kcm92ZXIubGluay52MS5TaWduaW5nUmVzcG9uc2VIABIpCgdnb19hd2F5GAQgASgLMhYuZHJvdmVyLmxpbmsudjEuR29Bd2F5SABCBwoFZnJhbWUi2AIKCFJlZ2lzdGVyEg8KB2hvc3RfaWQYASABKAkSEAoIaG9zdG5hbWUYAiABKAkSNAoGbGFiZWxzGAMgAygLMiQuZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXIuTGFiZWxzRW50cnkSDAoEem9uZRgEIAEoCRIqCghjYXBhY2l0eRgFIAEoCzIYLmRyb3Zlci5saW5rLnYxLkNhcGFjaXR5EhAKCHJ1bnRpbWVzGAYgAygJEhUKDWFnZW50X3ZlcnNpb24YByABKAkSDwoHYm9vdF9pZBgIIAEoCRI4CglzYW5kYm94ZXMYCSADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24SFgoOYWdlbnRfaW5zdGFuY2UYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJXCghDYXBhY2l0eRISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEg0KBXNsb3RzGAQgASgNIrcBCglIZWFydGJlYXQSEAoIc2VxdWVuY2UYASABKAQSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKbG9hZF9taWxsaRgDIAEoDRIeChZtZW1vcnlfYXZhaWxhYmxlX2J5dGVzGAQgASgEEhwKFGRpc2tfYXZhaWxhYmxlX2J5dGVzGAUgASgEEhkKEXNhbmRib3hlc19ydW5uaW5nGAYgASgNIkgKDE9ic2VydmF0aW9ucxI4CglzYW5kYm94ZXMYASADKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb24igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUioAgKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSAASNQoNY29sbGVjdF9zdGF0cxgbIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNvbGxlY3RTdGF0c0gAEjgKD3NldF9uZXR3b3JrX2N1dBgcIAEoCzIdLmRyb3Zlci5saW5rLnYxLlNldE5ldHdvcmtDdXRIAEILCglvcGVyYXRpb24iNAoKU2FuZGJveFJlZhISCgpzYW5kYm94X2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAQizwEKDUNyZWF0ZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxIvCgdzZWNyZXRzGAUgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYBiABKAgigQEKDFN0YXJ0U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIvCgdzZWNyZXRzGAIgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYAyABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiSQoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgiJAoOSW5zcGVjdFNhbmRib3gSEgoKc2FuZGJveF9pZBgBIAEoCSIPCg1MaXN0U2FuZGJveGVzIiwKCVB1bGxJbWFnZRINCgVpbWFnZRgBIAEoCRIQCghpbnNlY3VyZRgCIAEoCCIMCgpMaXN0SW1hZ2VzIhwKC1JlbW92ZUltYWdlEg0KBWltYWdlGAEgASgJIikKC1BydW5lSW1hZ2VzEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgBIAEoBCJdCgpPcGVuVHVubmVsEhEKCXR1bm5lbF9pZBgBIAEoCRISCgpzYW5kYm94X2lkGAIgASgJEg4KBGluaXQYAyABKAhIABIOCgRwb3J0GAQgASgNSABCCAoGdGFyZ2V0IkEKC0FwcGx5UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDQoFYWxsb3cYAiADKAkSDwoHdmVyc2lvbhgDIAEoBCINCgtBcHBseUFkZG9ucyIUChJDb2xsZWN0RGlhZ25vc3RpY3MiMgoIUmVhZExvZ3MSEgoKc2FuZGJveF9pZBgBIAEoCRISCgp0YWlsX2J5dGVzGAIgASgEIiMKDENvbGxlY3RTdGF0cxITCgtzYW5kYm94X2lkcxgBIAMoCSKAAQoMU2FuZGJveFN0YXRzEhIKCnNhbmRib3hfaWQYASABKAkSEAoIY3B1X3VzZWMYAiABKAQSFAoMbWVtb3J5X2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SJgoCYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKBVN0YXRzEi8KCXNhbmRib3hlcxgBIAMoCzIcLmRyb3Zlci5saW5rLnYxLlNhbmRib3hTdGF0cyLFAwoNQ29tbWFuZFJlc3VsdBISCgpjb21tYW5kX2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISOAoHc2FuZGJveBgDIAEoCzIlLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hPYnNlcnZhdGlvbkgAEjEKCXNhbmRib3hlcxgEIAEoCzIcLmRyb3Zlci5saW5rLnYxLk9ic2VydmF0aW9uc0gAEiYKBWltYWdlGAUgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2VIABIoCgZpbWFnZXMYBiABKAsyFi5kcm92ZXIubGluay52MS5JbWFnZXNIABIyCgtkaWFnbm9zdGljcxgHIAEoCzIbLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzSAASJwoEbG9ncxgIIAEoCzIXLmRyb3Zlci5saW5rLnYxLkxvZ0RhdGFIABItCgZwcnVuZWQYCSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZVJlcG9ydEgAEiYKBXN0YXRzGAogASgLMhUuZHJvdmVyLmxpbmsudjEuU3RhdHNIAEIHCgV2YWx1ZSJTCg9Db21tYW5kUHJvZ3Jlc3MSEgoKY29tbWFuZF9pZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGRvbmUYAyABKAQSDQoFdG90YWwYBCABKAQiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMiNQoHTG9nRGF0YRIqCgdyZWNvcmRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkIr0BCglMb2dSZWNvcmQSMAoGc3RyZWFtGAEgASgOMiAuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkLlN0cmVhbRIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIkYKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIRCg1TVFJFQU1fU1RET1VUEAESEQoNU1RSRUFNX1NUREVSUhACImYKDlNpZ25pbmdSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDwoHY3NyX2RlchgCIAEoDBIOCgRob3N0GAMgASgISAASFAoKc2FuZGJveF9pZBgEIAEoCUgAQgkKB3N1YmplY3QikgEKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCRIcCg9ib290c3RyYXBfdG9rZW4YBSABKAlCA4ABASJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0ihwEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSKDAQoHV2VsY29tZRINCgVlcG9jaBgBIAEoBBIUCgxoZWFydGJlYXRfbXMYAiABKA0SDgoGdHRsX21zGAMgASgNEh0KFWNvbnRyb2xfcGxhbmVfdmVyc2lvbhgEIAEoCRIOCgZjYV9wZW0YBSABKAkSFAoMdHJ1c3RfZG9tYWluGAYgASgJIusBCgZHb0F3YXkSLQoGcmVhc29uGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuR29Bd2F5LlJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEhoKEnJlY29ubmVjdF9hZnRlcl9tcxgDIAEoDSKEAQoGUmVhc29uEhYKElJFQVNPTl9VTlNQRUNJRklFRBAAEhMKD1JFQVNPTl9TSFVURE9XThABEhUKEVJFQVNPTl9TVVBFUlNFREVEEAISEgoOUkVBU09OX1JFTU9WRUQQAxIPCgtSRUFTT05fQlVTWRAEEhEKDVJFQVNPTl9TSUxFTlQQBSKgCAoHQ29tbWFuZBIKCgJpZBgBIAEoCRIsCghkZWFkbGluZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoGY3JlYXRlGAogASgLMh0uZHJvdmVyLmxpbmsudjEuQ3JlYXRlU2FuZGJveEgAEi0KBXN0YXJ0GAsgASgLMhwuZHJvdmVyLmxpbmsudjEuU3RhcnRTYW5kYm94SAASKwoEc3RvcBgMIAEoCzIbLmRyb3Zlci5saW5rLnYxLlN0b3BTYW5kYm94SAASLQoFcGF1c2UYDSABKAsyHC5kcm92ZXIubGluay52MS5QYXVzZVNhbmRib3hIABIvCgZyZXN1bWUYDiABKAsyHS5kcm92ZXIubGluay52MS5SZXN1bWVTYW5kYm94SAASMQoHZGVzdHJveRgPIAEoCzIeLmRyb3Zlci5saW5rLnYxLkRlc3Ryb3lTYW5kYm94SAASMQoHaW5zcGVjdBgQIAEoCzIeLmRyb3Zlci5saW5rLnYxLkluc3BlY3RTYW5kYm94SAASLQoEbGlzdBgRIAEoCzIdLmRyb3Zlci5saW5rLnYxLkxpc3RTYW5kYm94ZXNIABIvCgpwdWxsX2ltYWdlGBIgASgLMhkuZHJvdmVyLmxpbmsudjEuUHVsbEltYWdlSAASMQoLb3Blbl90dW5uZWwYEyABKAsyGi5kcm92ZXIubGluay52MS5PcGVuVHVubmVsSAASMwoMYXBwbHlfcG9saWN5GBQgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlQb2xpY3lIABIzCgxhcHBseV9hZGRvbnMYFSABKAsyGy5kcm92ZXIubGluay52MS5BcHBseUFkZG9uc0gAEkEKE2NvbGxlY3RfZGlhZ25vc3RpY3MYFiABKAsyIi5kcm92ZXIubGluay52MS5Db2xsZWN0RGlhZ25vc3RpY3NIABIxCgtsaXN0X2ltYWdlcxgXIAEoCzIaLmRyb3Zlci5saW5rLnYxLkxpc3RJbWFnZXNIABIzCgxyZW1vdmVfaW1hZ2UYGCABKAsyGy5kcm92ZXIubGluay52MS5SZW1vdmVJbWFnZUgAEjMKDHBydW5lX2ltYWdlcxgZIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lSW1hZ2VzSAASLQoJcmVhZF9sb2dzGBogASgLMhguZHJvdmVyLmxpbmsudjEuUmVhZExvZ3NIABI1Cg1jb2xsZWN0X3N0YXRzGBsgASgLMhwuZHJvdmVyLmxpbmsudjEuQ29sbGVjdFN0YXRzSAASOAoPc2V0X25ldHdvcmtfY3V0GBwgASgLMh0uZHJvdmVyLmxpbmsudjEuU2V0TmV0d29ya0N1dEgAQgsKCW9wZXJhdGlvbiI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCLPAQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgGIAEoCCKBAQoMU3RhcnRTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEi8KB3NlY3JldHMYAiADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgDIAEoCCJMCgtTdG9wU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIQCghncmFjZV9tcxgCIAEoDSI7CgxQYXVzZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPAoNUmVzdW1lU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI9Cg5EZXN0cm95U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiJJCg1TZXROZXR3b3JrQ3V0EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEgsKA2N1dBgCIAEoCCIkCg5JbnNwZWN0U2FuZGJveBISCgpzYW5kYm94X2lkGAEgASgJIg8KDUxpc3RTYW5kYm94ZXMiLAoJUHVsbEltYWdlEg0KBWltYWdlGAEgASgJEhAKCGluc2VjdXJlGAIgASgIIgwKCkxpc3RJbWFnZXMiHAoLUmVtb3ZlSW1hZ2USDQoFaW1hZ2UYASABKAkiKQoLUHJ1bmVJbWFnZXMSGgoSb2xkZXJfdGhhbl9zZWNvbmRzGAEgASgEIl0KCk9wZW5UdW5uZWwSEQoJdHVubmVsX2lkGAEgASgJEhIKCnNhbmRib3hfaWQYAiABKAkSDgoEaW5pdBgDIAEoCEgAEg4KBHBvcnQYBCABKA1IAEIICgZ0YXJnZXQiQQoLQXBwbHlQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRINCgVhbGxvdxgCIAMoCRIPCgd2ZXJzaW9uGAMgASgEIg0KC0FwcGx5QWRkb25zIhQKEkNvbGxlY3REaWFnbm9zdGljcyIyCghSZWFkTG9ncxISCgpzYW5kYm94X2lkGAEgASgJEhIKCnRhaWxfYnl0ZXMYAiABKAQiIwoMQ29sbGVjdFN0YXRzEhMKC3NhbmRib3hfaWRzGAEgAygJIoABCgxTYW5kYm94U3RhdHMSEgoKc2FuZGJveF9pZBgBIAEoCRIQCghjcHVfdXNlYxgCIAEoBBIUCgxtZW1vcnlfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDRImCgJhdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOAoFU3RhdHMSLwoJc2FuZGJveGVzGAEgAygLMhwuZHJvdmVyLmxpbmsudjEuU2FuZGJveFN0YXRzIsUDCg1Db21tYW5kUmVzdWx0EhIKCmNvbW1hbmRfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchI4CgdzYW5kYm94GAMgASgLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uSAASMQoJc2FuZGJveGVzGAQgASgLMhwuZHJvdmVyLmxpbmsudjEuT2JzZXJ2YXRpb25zSAASJgoFaW1hZ2UYBSABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZUgAEigKBmltYWdlcxgGIAEoCzIWLmRyb3Zlci5saW5rLnYxLkltYWdlc0gAEjIKC2RpYWdub3N0aWNzGAcgASgLMhsuZHJvdmVyLmxpbmsudjEuRGlhZ25vc3RpY3NIABInCgRsb2dzGAggASgLMhcuZHJvdmVyLmxpbmsudjEuTG9nRGF0YUgAEi0KBnBydW5lZBgJIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lUmVwb3J0SAASJgoFc3RhdHMYCiABKAsyFS5kcm92ZXIubGluay52MS5TdGF0c0gAQgcKBXZhbHVlIlMKD0NvbW1hbmRQcm9ncmVzcxISCgpjb21tYW5kX2lkGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEZG9uZRgDIAEoBBINCgV0b3RhbBgEIAEoBCI0CgVFcnJvchIMCgRjb2RlGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEaGludBgDIAEoCSKyAQoFSW1hZ2USEQoJcmVmZXJlbmNlGAEgASgJEg4KBmRpZ2VzdBgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgEEi0KCXB1bGxlZF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMAoMbGFzdF91c2VkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglzYW5kYm94ZXMYBiABKA0iLwoGSW1hZ2VzEiUKBmltYWdlcxgBIAMoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlIjMKC1BydW5lUmVwb3J0Eg8KB3JlbW92ZWQYASADKAkSEwoLZnJlZWRfYnl0ZXMYAiABKAQiOAoLRGlhZ25vc3RpY3MSKQoIZmluZGluZ3MYASADKAsyFy5kcm92ZXIubGluay52MS5GaW5kaW5nIrsBCgdGaW5kaW5nEiwKBWxldmVsGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuRmluZGluZy5MZXZlbBIPCgdzdWJqZWN0GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSDAoEaGludBgEIAEoCSJSCgVMZXZlbBIVChFMRVZFTF9VTlNQRUNJRklFRBAAEgwKCExFVkVMX09LEAESEQoNTEVWRUxfV0FSTklORxACEhEKDUxFVkVMX1BST0JMRU0QAyI1CgdMb2dEYXRhEioKB3JlY29yZHMYASADKAsyGS5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQivQEKCUxvZ1JlY29yZBIwCgZzdHJlYW0YASABKA4yIC5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQuU3RyZWFtEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiRgoGU3RyZWFtEhYKElNUUkVBTV9VTlNQRUNJRklFRBAAEhEKDVNUUkVBTV9TVERPVVQQARIRCg1TVFJFQU1fU1RERVJSEAIiZgoOU2lnbmluZ1JlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIPCgdjc3JfZGVyGAIgASgMEg4KBGhvc3QYAyABKAhIABIUCgpzYW5kYm94X2lkGAQgASgJSABCCQoHc3ViamVjdCKSAQoPU2lnbmluZ1Jlc3BvbnNlEhIKCnJlcXVlc3RfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchIXCg9jZXJ0aWZpY2F0ZV9wZW0YAyABKAkSDgoGY2FfcGVtGAQgASgJEhwKD2Jvb3RzdHJhcF90b2tlbhgFIAEoCUIDgAEBImEKC1R1bm5lbEZyYW1lEioKBG9wZW4YASABKAsyGi5kcm92ZXIubGluay52MS5UdW5uZWxPcGVuSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VuZBgDIAEoCEgAQgcKBWZyYW1lIocBCgpUdW5uZWxPcGVuEhMKCXR1bm5lbF9pZBgBIAEoCUgAEjEKB2luYm91bmQYAiABKAsyHi5kcm92ZXIubGluay52MS5TYW5kYm94SW5ib3VuZEgAEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3JCCwoJZGlyZWN0aW9uIk0KDlNhbmRib3hJbmJvdW5kEhIKCnNhbmRib3hfaWQYASABKAkSEQoJaW50ZXJmYWNlGAIgASgJEhQKDHBlZXJfYWRkcmVzcxgDIAEoCTKhAQoPSG9zdExpbmtTZXJ2aWNlEkYKB0Nvbm5lY3QSGS5kcm92ZXIubGluay52MS5Ib3N0RnJhbWUaHC5kcm92ZXIubGluay52MS5Db250cm9sRnJhbWUoATABEkYKBlR1bm5lbBIbLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lGhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUoATABYgZwcm90bzM", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -65,6 +65,14 @@ export type HostFrame = Message<"drover.link.v1.HostFrame"> & {
      */
     value: SigningRequest;
     case: "signingRequest";
+  } | {
+    /**
+     * What happened to sandboxes on the host. Each becomes an event of its sandbox.
+     *
+     * @generated from field: drover.link.v1.HostEvents events = 7;
+     */
+    value: HostEvents;
+    case: "events";
   } | { case: undefined; value?: undefined };
 };
 
@@ -280,6 +288,110 @@ export const ObservationsSchema: GenMessage<Observations> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 5);
 
 /**
+ * @generated from message drover.link.v1.HostEvents
+ */
+export type HostEvents = Message<"drover.link.v1.HostEvents"> & {
+  /**
+   * @generated from field: repeated drover.link.v1.HostEvent events = 1;
+   */
+  events: HostEvent[];
+
+  /**
+   * Events that the agent had to drop before these, because the link did not take them.
+   *
+   * @generated from field: uint32 dropped = 2;
+   */
+  dropped: number;
+};
+
+/**
+ * Describes the message drover.link.v1.HostEvents.
+ * Use `create(HostEventsSchema)` to create a new message.
+ */
+export const HostEventsSchema: GenMessage<HostEvents> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 6);
+
+/**
+ * @generated from message drover.link.v1.HostEvent
+ */
+export type HostEvent = Message<"drover.link.v1.HostEvent"> & {
+  /**
+   * @generated from field: string sandbox_id = 1;
+   */
+  sandboxId: string;
+
+  /**
+   * The host's clock.
+   *
+   * @generated from field: google.protobuf.Timestamp at = 2;
+   */
+  at?: Timestamp | undefined;
+
+  /**
+   * @generated from oneof drover.link.v1.HostEvent.event
+   */
+  event: {
+    /**
+     * @generated from field: drover.link.v1.EgressDenied egress_denied = 3;
+     */
+    value: EgressDenied;
+    case: "egressDenied";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message drover.link.v1.HostEvent.
+ * Use `create(HostEventSchema)` to create a new message.
+ */
+export const HostEventSchema: GenMessage<HostEvent> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 7);
+
+/**
+ * The gateway refused attempts of the sandbox to reach a destination (G-18).
+ *
+ * @generated from message drover.link.v1.EgressDenied
+ */
+export type EgressDenied = Message<"drover.link.v1.EgressDenied"> & {
+  /**
+   * @generated from field: string host = 1;
+   */
+  host: string;
+
+  /**
+   * @generated from field: uint32 port = 2;
+   */
+  port: number;
+
+  /**
+   * CONNECT, or the method of a request.
+   *
+   * @generated from field: string method = 3;
+   */
+  method: string;
+
+  /**
+   * What decided; "no rule" when no rule names the destination.
+   *
+   * @generated from field: string rule = 4;
+   */
+  rule: string;
+
+  /**
+   * Attempts since the event before for this destination.
+   *
+   * @generated from field: uint32 count = 5;
+   */
+  count: number;
+};
+
+/**
+ * Describes the message drover.link.v1.EgressDenied.
+ * Use `create(EgressDeniedSchema)` to create a new message.
+ */
+export const EgressDeniedSchema: GenMessage<EgressDenied> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 8);
+
+/**
  * @generated from message drover.link.v1.Welcome
  */
 export type Welcome = Message<"drover.link.v1.Welcome"> & {
@@ -323,7 +435,7 @@ export type Welcome = Message<"drover.link.v1.Welcome"> & {
  * Use `create(WelcomeSchema)` to create a new message.
  */
 export const WelcomeSchema: GenMessage<Welcome> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 6);
+  messageDesc(file_drover_link_v1_link, 9);
 
 /**
  * @generated from message drover.link.v1.GoAway
@@ -352,7 +464,7 @@ export type GoAway = Message<"drover.link.v1.GoAway"> & {
  * Use `create(GoAwaySchema)` to create a new message.
  */
 export const GoAwaySchema: GenMessage<GoAway> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 7);
+  messageDesc(file_drover_link_v1_link, 10);
 
 /**
  * @generated from enum drover.link.v1.GoAway.Reason
@@ -408,7 +520,7 @@ export type GoAway_Reason = (typeof GoAway_Reason)[keyof typeof GoAway_Reason] |
  * Describes the enum drover.link.v1.GoAway.Reason.
  */
 export const GoAway_ReasonSchema: GenEnum<GoAway_Reason> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 7, 0);
+  enumDesc(file_drover_link_v1_link, 10, 0);
 
 /**
  * @generated from message drover.link.v1.Command
@@ -553,7 +665,7 @@ export type Command = Message<"drover.link.v1.Command"> & {
  * Use `create(CommandSchema)` to create a new message.
  */
 export const CommandSchema: GenMessage<Command> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 8);
+  messageDesc(file_drover_link_v1_link, 11);
 
 /**
  * @generated from message drover.link.v1.SandboxRef
@@ -575,7 +687,7 @@ export type SandboxRef = Message<"drover.link.v1.SandboxRef"> & {
  * Use `create(SandboxRefSchema)` to create a new message.
  */
 export const SandboxRefSchema: GenMessage<SandboxRef> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 9);
+  messageDesc(file_drover_link_v1_link, 12);
 
 /**
  * Makes and starts the sandbox: init is up, the user's program is not begun until the session says so.
@@ -623,7 +735,7 @@ export type CreateSandbox = Message<"drover.link.v1.CreateSandbox"> & {
  * Use `create(CreateSandboxSchema)` to create a new message.
  */
 export const CreateSandboxSchema: GenMessage<CreateSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 10);
+  messageDesc(file_drover_link_v1_link, 13);
 
 /**
  * Starts a stopped sandbox again, with its root filesystem as it was left.
@@ -654,7 +766,7 @@ export type StartSandbox = Message<"drover.link.v1.StartSandbox"> & {
  * Use `create(StartSandboxSchema)` to create a new message.
  */
 export const StartSandboxSchema: GenMessage<StartSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 11);
+  messageDesc(file_drover_link_v1_link, 14);
 
 /**
  * @generated from message drover.link.v1.StopSandbox
@@ -678,7 +790,7 @@ export type StopSandbox = Message<"drover.link.v1.StopSandbox"> & {
  * Use `create(StopSandboxSchema)` to create a new message.
  */
 export const StopSandboxSchema: GenMessage<StopSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 12);
+  messageDesc(file_drover_link_v1_link, 15);
 
 /**
  * @generated from message drover.link.v1.PauseSandbox
@@ -695,7 +807,7 @@ export type PauseSandbox = Message<"drover.link.v1.PauseSandbox"> & {
  * Use `create(PauseSandboxSchema)` to create a new message.
  */
 export const PauseSandboxSchema: GenMessage<PauseSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 13);
+  messageDesc(file_drover_link_v1_link, 16);
 
 /**
  * @generated from message drover.link.v1.ResumeSandbox
@@ -712,7 +824,7 @@ export type ResumeSandbox = Message<"drover.link.v1.ResumeSandbox"> & {
  * Use `create(ResumeSandboxSchema)` to create a new message.
  */
 export const ResumeSandboxSchema: GenMessage<ResumeSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 14);
+  messageDesc(file_drover_link_v1_link, 17);
 
 /**
  * @generated from message drover.link.v1.DestroySandbox
@@ -729,7 +841,7 @@ export type DestroySandbox = Message<"drover.link.v1.DestroySandbox"> & {
  * Use `create(DestroySandboxSchema)` to create a new message.
  */
 export const DestroySandboxSchema: GenMessage<DestroySandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 15);
+  messageDesc(file_drover_link_v1_link, 18);
 
 /**
  * Cuts every packet of a sandbox but those of the control plane's own session, or restores them (I-4). Kept by the host until it is undone.
@@ -753,7 +865,7 @@ export type SetNetworkCut = Message<"drover.link.v1.SetNetworkCut"> & {
  * Use `create(SetNetworkCutSchema)` to create a new message.
  */
 export const SetNetworkCutSchema: GenMessage<SetNetworkCut> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 16);
+  messageDesc(file_drover_link_v1_link, 19);
 
 /**
  * @generated from message drover.link.v1.InspectSandbox
@@ -770,7 +882,7 @@ export type InspectSandbox = Message<"drover.link.v1.InspectSandbox"> & {
  * Use `create(InspectSandboxSchema)` to create a new message.
  */
 export const InspectSandboxSchema: GenMessage<InspectSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 17);
+  messageDesc(file_drover_link_v1_link, 20);
 
 /**
  * @generated from message drover.link.v1.ListSandboxes
@@ -783,7 +895,7 @@ export type ListSandboxes = Message<"drover.link.v1.ListSandboxes"> & {
  * Use `create(ListSandboxesSchema)` to create a new message.
  */
 export const ListSandboxesSchema: GenMessage<ListSandboxes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 18);
+  messageDesc(file_drover_link_v1_link, 21);
 
 /**
  * @generated from message drover.link.v1.PullImage
@@ -805,7 +917,7 @@ export type PullImage = Message<"drover.link.v1.PullImage"> & {
  * Use `create(PullImageSchema)` to create a new message.
  */
 export const PullImageSchema: GenMessage<PullImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 19);
+  messageDesc(file_drover_link_v1_link, 22);
 
 /**
  * @generated from message drover.link.v1.ListImages
@@ -818,7 +930,7 @@ export type ListImages = Message<"drover.link.v1.ListImages"> & {
  * Use `create(ListImagesSchema)` to create a new message.
  */
 export const ListImagesSchema: GenMessage<ListImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 20);
+  messageDesc(file_drover_link_v1_link, 23);
 
 /**
  * @generated from message drover.link.v1.RemoveImage
@@ -835,7 +947,7 @@ export type RemoveImage = Message<"drover.link.v1.RemoveImage"> & {
  * Use `create(RemoveImageSchema)` to create a new message.
  */
 export const RemoveImageSchema: GenMessage<RemoveImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 21);
+  messageDesc(file_drover_link_v1_link, 24);
 
 /**
  * @generated from message drover.link.v1.PruneImages
@@ -854,7 +966,7 @@ export type PruneImages = Message<"drover.link.v1.PruneImages"> & {
  * Use `create(PruneImagesSchema)` to create a new message.
  */
 export const PruneImagesSchema: GenMessage<PruneImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 22);
+  messageDesc(file_drover_link_v1_link, 25);
 
 /**
  * @generated from message drover.link.v1.OpenTunnel
@@ -899,7 +1011,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
  * Use `create(OpenTunnelSchema)` to create a new message.
  */
 export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 23);
+  messageDesc(file_drover_link_v1_link, 26);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -926,7 +1038,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 24);
+  messageDesc(file_drover_link_v1_link, 27);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -941,7 +1053,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 25);
+  messageDesc(file_drover_link_v1_link, 28);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -954,7 +1066,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 26);
+  messageDesc(file_drover_link_v1_link, 29);
 
 /**
  * @generated from message drover.link.v1.ReadLogs
@@ -978,7 +1090,7 @@ export type ReadLogs = Message<"drover.link.v1.ReadLogs"> & {
  * Use `create(ReadLogsSchema)` to create a new message.
  */
 export const ReadLogsSchema: GenMessage<ReadLogs> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 27);
+  messageDesc(file_drover_link_v1_link, 30);
 
 /**
  * What sandboxes use now.
@@ -999,7 +1111,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 28);
+  messageDesc(file_drover_link_v1_link, 31);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1042,7 +1154,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 29);
+  messageDesc(file_drover_link_v1_link, 32);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1059,7 +1171,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 30);
+  messageDesc(file_drover_link_v1_link, 33);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1136,7 +1248,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 31);
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1170,7 +1282,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 32);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1203,7 +1315,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1247,7 +1359,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1264,7 +1376,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1286,7 +1398,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1303,7 +1415,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1337,7 +1449,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1373,7 +1485,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 38, 0);
+  enumDesc(file_drover_link_v1_link, 41, 0);
 
 /**
  * @generated from message drover.link.v1.LogData
@@ -1390,7 +1502,7 @@ export type LogData = Message<"drover.link.v1.LogData"> & {
  * Use `create(LogDataSchema)` to create a new message.
  */
 export const LogDataSchema: GenMessage<LogData> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1417,7 +1529,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1448,7 +1560,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 40, 0);
+  enumDesc(file_drover_link_v1_link, 43, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1493,7 +1605,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1536,7 +1648,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1573,7 +1685,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 46);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -1613,7 +1725,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 47);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -1644,7 +1756,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 45);
+  messageDesc(file_drover_link_v1_link, 48);
 
 /**
  * @generated from service drover.link.v1.HostLinkService
