@@ -13,7 +13,7 @@ export class World implements AsyncDisposable {
   readonly hostAddress: string;
   readonly address: string;
   /** Nobody's in particular: an address that is public by its range, of a network that is announced nowhere. */
-  readonly publicAddress = '11.254.218.2';
+  readonly publicAddress: string;
   readonly #namespace = `e2ew-${process.pid}`;
   readonly #servers: ReturnType<typeof startServers>;
   #said = '';
@@ -22,6 +22,7 @@ export class World implements AsyncDisposable {
   private constructor(prefix: string, directory: string) {
     this.hostAddress = `${prefix}.1`;
     this.address = `${prefix}.2`;
+    this.publicAddress = publicAddress(prefix);
     this.#servers = startServers(this.#namespace, directory);
     void this.#servers.then(() => (this.#ended = true));
     this.#servers.stdout.setEncoding('utf8').on('data', (text: string) => (this.#said += text));
@@ -37,10 +38,10 @@ export class World implements AsyncDisposable {
       await tool('ip', 'link', 'set', namespace, 'up');
       const inside = ['-n', namespace];
       await tool('ip', ...inside, 'address', 'add', `${prefix}.2/30`, 'dev', 'uplink');
-      await tool('ip', ...inside, 'address', 'add', '11.254.218.2/32', 'dev', 'uplink');
+      await tool('ip', ...inside, 'address', 'add', `${publicAddress(prefix)}/32`, 'dev', 'uplink');
       for (const link of ['lo', 'uplink']) await tool('ip', ...inside, 'link', 'set', link, 'up');
       await tool('ip', ...inside, 'route', 'add', 'default', 'via', `${prefix}.1`);
-      await tool('ip', 'route', 'add', '11.254.218.2/32', 'via', `${prefix}.2`);
+      await tool('ip', 'route', 'add', `${publicAddress(prefix)}/32`, 'via', `${prefix}.2`);
       const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', join(directory, 'world.key')];
       await tool('openssl', 'req', '-x509', ...key, '-out', join(directory, 'world.crt'), '-days', '2', '-subj', '/CN=world');
       await writeFile(join(directory, 'world.mjs'), servers);
@@ -71,6 +72,11 @@ export class World implements AsyncDisposable {
     await execa('ip', ['link', 'delete', this.#namespace], { reject: false });
     await execa('ip', ['netns', 'delete', this.#namespace], { reject: false });
   }
+}
+
+/** In 11.0.0.0/8, which is assigned and announced nowhere; a network of its own for each prefix. */
+function publicAddress(prefix: string): string {
+  return prefix.replace(/^10\./, '11.').concat('.2');
 }
 
 function startServers(namespace: string, directory: string) {

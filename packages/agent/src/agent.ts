@@ -1,6 +1,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { DroverError, lockDirectory, type Logger } from '@drover/foundation';
 import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
@@ -80,6 +81,8 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     signal,
     ...(options.registries !== undefined && { config: options.registries }),
   });
+  // The link signs certificates for the sandboxes, and the sandboxes carry out the link's commands.
+  let link: AgentLink | undefined;
   // The gateway listens on an address that the network makes; the network applies its policies to the gateway.
   let gateway: GatewayProcess | undefined;
   let control: ControlListener | undefined;
@@ -98,6 +101,12 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     command: options.gatewayCommand ?? ownGatewayCommand(),
     address: network.gatewayAddress,
     port: proxyPort,
+    onRefusal: ({ sandboxId, host: destination, port, method, rule, count, atMs }) =>
+      link?.report({
+        sandboxId,
+        at: timestampFromMs(Number(atMs)),
+        event: { case: 'egressDenied', value: { host: destination, port, method, rule, count } },
+      }),
     logger,
   });
 
@@ -113,8 +122,6 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     ...(options.cpuMillis !== undefined && { cpuMillis: options.cpuMillis }),
     ...(options.slots !== undefined && { slots: options.slots }),
   });
-  // The link signs certificates for the sandboxes, and the sandboxes answer the link's commands.
-  let link: AgentLink | undefined;
   const sandboxes = new SandboxManager({
     stateDirectory,
     runtimes: [runtime],

@@ -1,3 +1,5 @@
+/** Events of sandboxes that wait for the link; beyond it the oldest are dropped, and their number is sent with the next. */
+export const unsentEvents = 1024;
 /** Kept output that one readLogs answers with; older output is left out. Bytes; below grpc's 4 MB message limit. */
 export const maxLogAnswerBytes = 2 * 1024 * 1024;
 /** Bytes of a log file that are read for one answer; the file's older part is left out. */

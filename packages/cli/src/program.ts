@@ -112,7 +112,7 @@ cannot be executed, 127: there is no such command.
     add(program, 'events', 'what happened')
       .option('-f, --follow', 'go on with what happens')
       .option('--since <id>', 'after this event; 0 begins with the first that is kept')
-      .option('--kind <kinds>', 'sandbox, host, session, identity, init; with commas, or again, for more', collect)
+      .option('--kind <kinds>', 'sandbox, host, session, identity, init, network; with commas, or again, for more', collect)
       .option('--subject <id>', 'of one sandbox or host'),
     async () => (await import('./commands/system/events.ts')).default,
   );
@@ -162,7 +162,11 @@ function specFlags(command: Command): Command {
     .option('-m, --memory <size>', 'at most this much memory: 512m, 2g')
     .option('--pids <number>', 'at most this many processes')
     .option('--disk <size>', 'at most this much written')
-    .option('--allow <host>', 'let it reach example.com, *.example.com, example.com:8080 or 10.0.0.0/8 (again for more)', collect)
+    .option(
+      '--allow <host>',
+      'let it reach HOST, *.HOST, an address, a network or internet (all public addresses), each with :PORT, or on ports 80 and 443 (repeatable)',
+      collect,
+    )
     .option('-w, --workdir <path>', 'the directory that the command starts in')
     .option('-u, --user <user>', 'uid[:gid], or names of the image')
     .option('-l, --label <key=value>', 'a label (again for more)', collect)

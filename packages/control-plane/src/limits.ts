@@ -24,6 +24,10 @@ export const pendingCommandsPerHost = 1_024;
 export const signingsPerHost = 256;
 /** Sandboxes of one host whose observations wait for the store; beyond them the stream is not read until it caught up. */
 export const pendingObservations = 4_096;
+/** Events of one host that wait for the store; beyond it the oldest are dropped and logged. */
+export const pendingHostEvents = 4_096;
+/** Events that are taken from one frame of a host; the newest ones. An agent sends at most 1,024. */
+export const hostEventsPerFrame = 1_024;
 /** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */
 export const registrationsPerSecond = 400;
 export const registrationBurst = 400;

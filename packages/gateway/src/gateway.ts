@@ -37,6 +37,7 @@ export async function runGateway(options: GatewayOptions): Promise<void> {
       socket: options.controlSocket,
       table,
       stats: () => proxy.stats(),
+      refusals: proxy.refusals,
       listening: listening.map((l) => `${l.family === 'IPv6' ? `[${l.address}]` : l.address}:${l.port}`),
       logger,
     });

@@ -23,6 +23,7 @@ import { CommandRunner } from './commands.ts';
 import { HostChannelCredentials, HostTls } from './credentials.ts';
 import type { HostInfo } from './host-info.ts';
 import type { CredentialsStore } from './identity.ts';
+import { UnsentEvents, type HostEventInit } from './host-events.ts';
 import { UnsentObservations } from './observations.ts';
 import { Signer, type Signed } from './signer.ts';
 import { AgentStream, type Ending } from './stream.ts';
@@ -51,6 +52,7 @@ export class AgentLink {
   readonly #signer: Signer;
   readonly #tls: HostTls;
   readonly #unsent = new UnsentObservations();
+  readonly #events = new UnsentEvents();
   #tunnels: AgentTunnels | undefined;
   #client: Client | undefined;
   #channel: HostChannelCredentials | undefined;
@@ -145,6 +147,7 @@ export class AgentLink {
       commands,
       signer: this.#signer,
       unsent: this.#unsent,
+      events: this.#events,
       sandboxes: () => sandboxes.list(),
       agentInstance: this.#instance,
       clock: this.#clock,
@@ -193,6 +196,12 @@ export class AgentLink {
     this.#client = undefined;
     this.#channel = undefined;
   }
+
+  /** Reports what happened to a sandbox; it becomes an event. Waits for the link, bounded. */
+  readonly report = (event: HostEventInit): void => {
+    this.#events.add(event);
+    this.#stream?.observed();
+  };
 
   /** Asks the control plane for a sandbox's certificate (I-6); waits over a reconnect, bounded. */
   readonly signSandboxCertificate = async (id: SandboxId, csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> =>

@@ -6,6 +6,7 @@ import type { Client, ClientDuplexStream, StatusObject } from '@grpc/grpc-js';
 import { outgoingFrames, welcomeTimeoutMs } from '../limits.ts';
 import type { CommandRunner, Replies } from './commands.ts';
 import type { HostInfo } from './host-info.ts';
+import type { UnsentEvents } from './host-events.ts';
 import type { UnsentObservations } from './observations.ts';
 import type { Signer } from './signer.ts';
 
@@ -25,6 +26,7 @@ export interface StreamDependencies {
   readonly commands: CommandRunner;
   readonly signer: Signer;
   readonly unsent: UnsentObservations;
+  readonly events: UnsentEvents;
   readonly sandboxes: () => readonly sandbox.SandboxObservation[];
   readonly agentInstance: string;
   readonly clock: Clock;
@@ -175,15 +177,17 @@ export class AgentStream implements Replies {
     }
   }
 
-  /** Sends what waits, as soon as the stream takes it. */
+  /** Sends the observations and events that wait, as soon as the stream takes them. */
   observed(): void {
-    if (this.#flushing || this.#since === undefined || this.#dependencies.unsent.size === 0) return;
+    const { unsent, events } = this.#dependencies;
+    if (this.#flushing || this.#since === undefined || unsent.size + events.size === 0) return;
     this.#flushing = true;
     // What is observed in the same turn goes in one frame.
     setImmediate(() => {
       this.#flushing = false;
       if (this.#life.signal.aborted || this.#call.writableNeedDrain) return; // kept; the next Register or `drain` sends it
-      this.#send({ case: 'observations', value: { sandboxes: [...this.#dependencies.unsent.take()] } });
+      if (unsent.size > 0) this.#send({ case: 'observations', value: { sandboxes: [...unsent.take()] } });
+      if (events.size > 0) this.#send({ case: 'events', value: events.take() });
     });
   }
 

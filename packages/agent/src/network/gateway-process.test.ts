@@ -1,28 +1,30 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
-import { createServer as createHttp, request, type Server } from 'node:http';
+import { request } from 'node:http';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { silentLogger } from '@drover/foundation/log';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
+import { startOutside, type Outside } from './testing/outside.ts';
 
 const program = new URL('../../../gateway/src/bin.ts', import.meta.url).pathname;
 const command: GatewayProcessOptions['command'] = [process.execPath, '--conditions=development', program];
 
 let state: string;
 let port: number;
-let web: Server;
-let webPort: number;
+let web: Outside;
 const opened: GatewayProcess[] = [];
+
+beforeAll(async () => {
+  web = await startOutside('10.252.66');
+});
+afterAll(async () => await web[Symbol.asyncDispose]());
 
 beforeEach(async () => {
   state = await mkdtemp(join(tmpdir(), 'drover-gateway-'));
-  web = createHttp((_, response) => response.end('hello')).listen(0, '127.0.0.1');
-  await once(web, 'listening');
-  webPort = (web.address() as AddressInfo).port;
   const reserved = createServer().listen(0, '127.0.0.1');
   await once(reserved, 'listening');
   ({ port } = reserved.address() as AddressInfo);
@@ -35,8 +37,6 @@ afterEach(async () => {
   const left = await readFile(join(state, 'gateway/process.json'), 'utf8').catch(() => '{}');
   const { pid } = JSON.parse(left) as { pid?: number };
   if (pid !== undefined && (await isAlive(pid))) process.kill(pid, 'SIGKILL');
-  web.closeAllConnections();
-  await new Promise((resolve) => web.close(resolve));
   await rm(state, { recursive: true, force: true });
 });
 
@@ -46,18 +46,15 @@ function gateway(): GatewayProcess {
   return made;
 }
 
-const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', allow: [`127.0.0.1:${webPort}`] }];
+const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', allow: [web.origin] }];
 
 /** Asks for the test's page through the gateway: the status, or undefined when nobody listens. */
 async function ask(): Promise<number | undefined> {
   return await new Promise((resolve) => {
-    request(
-      { host: '127.0.0.1', port, path: `http://127.0.0.1:${webPort}/`, headers: { host: `127.0.0.1:${webPort}` }, agent: false },
-      (answer) => {
-        answer.resume();
-        resolve(answer.statusCode);
-      },
-    )
+    request({ host: '127.0.0.1', port, path: `http://${web.origin}/`, headers: { host: web.origin }, agent: false }, (answer) => {
+      answer.resume();
+      resolve(answer.statusCode);
+    })
       .on('error', () => resolve(undefined))
       .end();
   });

@@ -1,7 +1,7 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, hasCode, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
-import { GatewayClient, type GatewayHealth, type SandboxPolicy } from '@drover/gateway';
+import { GatewayClient, type GatewayHealth, type GatewayRefusal, type SandboxPolicy } from '@drover/gateway';
 import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
 import { gatewayAdoptMs, gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs } from '../limits.ts';
 import { endProcess, processStartTime } from './process-identity.ts';
@@ -18,6 +18,8 @@ export interface GatewayProcessOptions {
   readonly port: number;
   /** Whom the gateway becomes. Default, for root: 64213, an id that nobody else has. */
   readonly runAs?: { readonly uid: number; readonly gid: number };
+  /** Called for each report of refused attempts, while the gateway runs. */
+  readonly onRefusal?: (refusal: GatewayRefusal) => void;
   readonly logger: Logger;
 }
 
@@ -44,6 +46,7 @@ export class GatewayProcess {
   /** Of the table that this agent put in force last; undefined: the gateway is asked. */
   #version: bigint | undefined;
   #watching: Promise<void> | undefined;
+  #refusals: Promise<void> | undefined;
   #reapplying = false;
   /** Why it cannot run, in its own words; undefined once it does. */
   #complaint: { readonly message: string; readonly hint: string | undefined } | undefined;
@@ -67,6 +70,7 @@ export class GatewayProcess {
         const state = this.#process?.status().state;
         if (this.#complaint !== undefined && (state === 'restarting' || state === 'circuit-open')) this.#process?.restart();
         await this.#ensureUp();
+        this.#refusals ??= this.#watchRefusals();
         await this.#push(policies);
       });
     } catch (error) {
@@ -90,7 +94,7 @@ export class GatewayProcess {
   async close(options: { readonly leaveRunning: boolean }): Promise<void> {
     if (this.#life.signal.aborted) return;
     this.#life.abort();
-    await this.#watching;
+    await Promise.all([this.#watching, this.#refusals]);
     await this.#serial.idle();
     if (options.leaveRunning) this.#process?.letGo();
     else if (this.#mode === 'adopted') await this.#endRecorded();
@@ -153,6 +157,18 @@ export class GatewayProcess {
       if (this.#process?.status().state === 'running') return;
       if (this.#complaint !== undefined) throw new DroverError('unavailable', this.#complaint.message);
       await this.#process?.waitFor(['running', 'starting'], signal);
+    }
+  }
+
+  /** The gateway may end and be replaced: the call is made again for as long as this agent looks after it. */
+  async #watchRefusals(): Promise<void> {
+    const { onRefusal } = this.#options;
+    const { signal } = this.#life;
+    if (onRefusal === undefined) return;
+    while (!signal.aborted) {
+      await this.#client.watchRefusals(onRefusal, signal);
+      // Rejects only when the agent lets go of the gateway.
+      await systemClock.sleep(gatewayProbeMs, signal).catch(() => undefined);
     }
   }
 

@@ -14,6 +14,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vite
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { ControlListener, SandboxNetwork, type AddressHolder, type SandboxNetworkOptions } from './index.ts';
 import { interfaceNames } from './interfaces.ts';
+import { startOutside, type Outside } from './testing/outside.ts';
 
 const run = promisify(execFile);
 const proxyPort = 31_281;
@@ -22,24 +23,25 @@ const pool = '10.252.64.0/24';
 const instance = `t${process.pid.toString(36)}`.slice(0, 8);
 
 let state: string;
-let web: Server;
-let webPort: number;
+let web: Outside;
+/** A service of the host, on all its addresses. */
+let hostService: Server;
+let hostPort: number;
 const opened: SandboxNetwork[] = [];
 let proxy: EgressProxy | undefined;
 let table: PolicyTable;
 let applied: SandboxPolicy[] = [];
 
 beforeAll(async () => {
-  web = createServer((request, response) => {
-    if (request.url === '/endless') {
-      const more = setInterval(() => response.write('another line\n'), 2);
-      response.once('close', () => clearInterval(more));
-    } else response.end(`hello ${request.url}\n`);
-  }).listen(0, '0.0.0.0');
-  await new Promise((resolve) => web.once('listening', resolve));
-  webPort = (web.address() as { port: number }).port;
+  web = await startOutside('10.252.65');
+  hostService = createServer((_, response) => response.end('host')).listen(0, '0.0.0.0');
+  await new Promise((resolve) => hostService.once('listening', resolve));
+  hostPort = (hostService.address() as { port: number }).port;
 });
-afterAll(() => web.close());
+afterAll(async () => {
+  hostService.close();
+  await web[Symbol.asyncDispose]();
+});
 
 afterEach(async () => {
   await proxy?.close();
@@ -191,10 +193,10 @@ describe('R-16: a sandbox reaches the gateway and nothing else', () => {
     const network = await start();
     const sandbox = id();
     const at = await network.acquire(sandbox);
-    await network.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+    await network.applyPolicy(sandbox, [web.origin]);
 
-    expect(await viaProxy(at, `http://127.0.0.1:${webPort}/a`)).toEqual({ code: 0, out: 'hello /a\n' });
-    expect(await viaProxy(at, '-p', `http://127.0.0.1:${webPort}/b`)).toEqual({ code: 0, out: 'hello /b\n' });
+    expect(await viaProxy(at, `http://${web.origin}/a`)).toEqual({ code: 0, out: 'hello /a\n' });
+    expect(await viaProxy(at, '-p', `http://${web.origin}/b`)).toEqual({ code: 0, out: 'hello /b\n' });
     const refused = JSON.parse((await viaProxy(at, 'http://192.0.2.200/')).out) as Record<string, unknown>;
     expect(refused).toMatchObject({ error: 'egress-denied', sandbox, host: '192.0.2.200', port: 80, method: 'GET', rule: 'no rule' });
   });
@@ -227,7 +229,7 @@ describe('R-16: a sandbox reaches the gateway and nothing else', () => {
       .flatMap((l) => l ?? [])
       .filter((i) => i.family === 'IPv4' && i.address !== '127.0.0.1');
     expect(hostAddresses.map((i) => i.address)).toContain(a.gatewayAddress);
-    for (const { address } of hostAddresses) expect(await connects(a, address, webPort), address).toBe(false);
+    for (const { address } of hostAddresses) expect(await connects(a, address, hostPort), address).toBe(false);
     expect(await connects(a, '169.254.169.254', 80)).toBe(false);
     expect(await connects(a, a.gatewayAddress, proxyPort)).toBe(true);
     // Its own source address, or none: the neighbour's is refused even towards the proxy.
@@ -303,7 +305,7 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
   test('R-16: before any policy, and at an address that the gateway does not know, everything is refused', async () => {
     const network = await start();
     const at = await network.acquire(id());
-    const answer = JSON.parse((await viaProxy(at, `http://127.0.0.1:${webPort}/`)).out) as Record<string, unknown>;
+    const answer = JSON.parse((await viaProxy(at, `http://${web.origin}/`)).out) as Record<string, unknown>;
     expect(answer).toMatchObject({ error: 'egress-denied', rule: 'no rule' });
   });
 
@@ -332,12 +334,12 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
     const network = await start();
     const sandbox = id();
     const at = await network.acquire(sandbox);
-    await network.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+    await network.applyPolicy(sandbox, [web.origin]);
     const control = await listen(network);
     const servers = await echoes(at, initPort, 7007);
     const [session, forward] = [dialIn(at, initPort), dialIn(at, 7007)];
     const proxyUrl = `http://${at.gatewayAddress}:${at.proxyPort}`;
-    const download = spawn('nsenter', [`--net=${at.namespacePath}`, 'curl', '-sSN', '-x', proxyUrl, `http://127.0.0.1:${webPort}/endless`]);
+    const download = spawn('nsenter', [`--net=${at.namespacePath}`, 'curl', '-sSN', '-x', proxyUrl, `http://${web.origin}/endless`]);
     try {
       let received = 0;
       download.stdout.on('data', (data: Buffer) => (received += data.length));
@@ -375,7 +377,7 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
       await network.setCut(sandbox, true);
       for (const localPort of [0, initPort, controlPort, proxyPort]) {
         expect(await connects(at, at.gatewayAddress, proxyPort, '', localPort), `from ${localPort}`).toBe(false);
-        expect(await connects(at, at.gatewayAddress, webPort, '', localPort), `from ${localPort}`).toBe(false);
+        expect(await connects(at, at.gatewayAddress, hostPort, '', localPort), `from ${localPort}`).toBe(false);
       }
       expect(await connects(at, at.gatewayAddress, controlPort)).toBe(true);
       await network.setCut(sandbox, false);
@@ -532,7 +534,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
         proxyPort: ${proxyPort}, controlPort: ${controlPort}, logger: silentLogger, warm: 2, applyGateway: async () => undefined });
       await network.start(new Set());
       const a = await network.acquire(${JSON.stringify(kept)});
-      await network.applyPolicy(${JSON.stringify(kept)}, ['127.0.0.1:${webPort}']);
+      await network.applyPolicy(${JSON.stringify(kept)}, ['${web.origin}']);
       await network.acquire(${JSON.stringify(gone)});
       console.log(JSON.stringify(a));
       setInterval(() => {}, 1000);`;
@@ -549,9 +551,9 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     const network = await start({ stateDirectory: state, warm: 0 }, new Set([kept]));
     expect(await leftovers()).toEqual(expect.arrayContaining([before.interface]));
     expect((await leftovers()).filter((n) => n.includes('-'))).toHaveLength(2);
-    expect(applied).toEqual([{ sandboxId: kept, address: before.address, allow: [`127.0.0.1:${webPort}`] }]);
+    expect(applied).toEqual([{ sandboxId: kept, address: before.address, allow: [web.origin] }]);
     expect(await network.acquire(kept)).toEqual(before);
-    expect((await viaProxy(before, `http://127.0.0.1:${webPort}/`)).out).toBe('hello /\n');
+    expect((await viaProxy(before, `http://${web.origin}/`)).out).toBe('hello /\n');
   });
 
   test('R-17: with the machine restarted under it, a known sandbox gets its place again', async () => {
@@ -568,8 +570,8 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
 
     const after = await start({ stateDirectory: state, warm: 0 }, new Set([sandbox]));
     expect(await after.acquire(sandbox)).toEqual(before);
-    await after.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
-    expect((await viaProxy(before, `http://127.0.0.1:${webPort}/`)).out).toBe('hello /\n');
+    await after.applyPolicy(sandbox, [web.origin]);
+    expect((await viaProxy(before, `http://${web.origin}/`)).out).toBe('hello /\n');
   });
 
   test("R-17: an unreadable record is nobody's", async () => {
@@ -590,7 +592,7 @@ test('G-14: a policy that cannot be read is refused, and the one before stays in
   const network = await start();
   const sandbox = id();
   const at = await network.acquire(sandbox);
-  await network.applyPolicy(sandbox, [`127.0.0.1:${webPort}`]);
+  await network.applyPolicy(sandbox, [web.origin]);
   await expect(network.applyPolicy(sandbox, ['http://x/'])).rejects.toMatchObject({ code: 'invalid-argument' });
   await expect(
     network.applyPolicy(
@@ -598,7 +600,7 @@ test('G-14: a policy that cannot be read is refused, and the one before stays in
       Array.from({ length: 2000 }, (_, i) => `h${i}.test`),
     ),
   ).rejects.toMatchObject({ code: 'invalid-argument' });
-  expect((await viaProxy(at, `http://127.0.0.1:${webPort}/`)).out).toBe('hello /\n');
+  expect((await viaProxy(at, `http://${web.origin}/`)).out).toBe('hello /\n');
 });
 
 test('R-16: the host reaches a port inside, as it must reach init', async () => {

@@ -1,5 +1,5 @@
 /** Every kind of event that there is. */
-export const eventKinds = ['sandbox', 'host', 'session', 'identity', 'init'] as const;
+export const eventKinds = ['sandbox', 'host', 'session', 'identity', 'init', 'network'] as const;
 
 /** What happened, with its subject: written in the transaction that made it happen. */
 export interface EventDraft {

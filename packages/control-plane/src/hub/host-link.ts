@@ -33,6 +33,9 @@ export class HostLink {
   /** Latest observations that the store has not taken yet, by sandbox. */
   observed: Map<string, sandbox.SandboxObservation> | undefined;
   storing = false;
+  /** Events that the store has not taken yet, and the loop that stores them. */
+  readonly hostEvents: link.HostEvent[] = [];
+  storingEvents: Promise<void> | undefined;
   signings = 0;
   readonly #call: ConnectCall;
   readonly #life = new AbortController();

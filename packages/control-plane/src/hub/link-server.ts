@@ -23,6 +23,7 @@ import { audit } from './audit.ts';
 import { LinkServerCredentials } from './credentials.ts';
 import { Doorway } from './doorway.ts';
 import { Entrance, type Registered } from './entrance.ts';
+import { takeHostEvents } from './host-events.ts';
 import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
 import type { CallOptions, Hub, HubListener, Operation, ResultValue, TunnelTarget } from './hub.ts';
 import { Liveness } from './liveness.ts';
@@ -293,6 +294,8 @@ export class LinkServer implements Hub {
         return held.progress(frame.value);
       case 'observations':
         return takeObservations({ store: this.#options.store, logger: this.#logger, tell: this.#tellObserved }, held, frame.value);
+      case 'events':
+        return takeHostEvents({ store: this.#options.store, logger: this.#logger }, held, frame.value);
       case 'signingRequest':
         void sign(this.#options, this.#logger, held, frame.value);
         return;

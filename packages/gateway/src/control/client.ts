@@ -5,6 +5,7 @@ import { Client, credentials, type MethodDefinition, type ServiceError } from '@
 import { limits } from '../limits.ts';
 import type { SandboxPolicy } from '../policy/index.ts';
 
+export type GatewayRefusal = MessageShape<typeof gatewayv1.RefusalSchema>;
 export type GatewayHealth = MessageShape<typeof gatewayv1.HealthResponseSchema>;
 
 /** The agent's end of the gateway's control socket. */
@@ -37,6 +38,21 @@ export class GatewayClient {
   /** @throws {DroverError} unavailable */
   async health(timeoutMs = 2000): Promise<GatewayHealth> {
     return await this.#call(methodDefinition(gatewayv1.GatewayService.method.health), create(gatewayv1.HealthRequestSchema), timeoutMs);
+  }
+
+  /** Calls `onRefusal` for each report until the call ends; resolves then, whatever ended it. */
+  async watchRefusals(onRefusal: (refusal: GatewayRefusal) => void, signal: AbortSignal): Promise<void> {
+    const method = methodDefinition(gatewayv1.GatewayService.method.watchRefusals);
+    const request = create(gatewayv1.WatchRefusalsRequestSchema);
+    const call = this.#client.makeServerStreamRequest(method.path, method.requestSerialize, method.responseDeserialize, request);
+    const cancel = (): void => call.cancel();
+    signal.addEventListener('abort', cancel, { once: true });
+    if (signal.aborted) cancel();
+    call.on('data', onRefusal);
+    // The status event follows every end, with the same reason.
+    call.on('error', () => undefined);
+    await new Promise<void>((resolve) => call.once('status', () => resolve()));
+    signal.removeEventListener('abort', cancel);
   }
 
   close(): void {

@@ -1,2 +1,2 @@
-export { GatewayClient, type GatewayHealth } from './client.ts';
+export { GatewayClient, type GatewayHealth, type GatewayRefusal } from './client.ts';
 export { serveControl, type ControlServiceOptions } from './service.ts';

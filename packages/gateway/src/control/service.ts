@@ -3,8 +3,16 @@ import { dirname } from 'node:path';
 import { create, type MessageShape } from '@bufbuild/protobuf';
 import { DroverError, type Logger, version } from '@drover/foundation';
 import { gatewayv1, serviceDefinition } from '@drover/protocol';
-import { Metadata, Server, ServerCredentials, status, type handleUnaryCall, type UntypedServiceImplementation } from '@grpc/grpc-js';
-import type { EgressStats } from '../egress/index.ts';
+import {
+  Metadata,
+  Server,
+  ServerCredentials,
+  status,
+  type handleServerStreamingCall,
+  type handleUnaryCall,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js';
+import type { EgressStats, RefusalReports } from '../egress/index.ts';
 import { limits } from '../limits.ts';
 import type { PolicyTable } from '../policy/index.ts';
 
@@ -13,6 +21,7 @@ export interface ControlServiceOptions {
   readonly socket: string;
   readonly table: PolicyTable;
   readonly stats: () => EgressStats;
+  readonly refusals: RefusalReports;
   /** Where the proxy listens, `address:port`. */
   readonly listening: readonly string[];
   readonly logger: Logger;
@@ -20,6 +29,8 @@ export interface ControlServiceOptions {
 
 type Apply = MessageShape<typeof gatewayv1.ApplyPoliciesRequestSchema>;
 type Applied = MessageShape<typeof gatewayv1.ApplyPoliciesResponseSchema>;
+type WatchAsk = MessageShape<typeof gatewayv1.WatchRefusalsRequestSchema>;
+type Refusal = MessageShape<typeof gatewayv1.RefusalSchema>;
 type HealthAsk = MessageShape<typeof gatewayv1.HealthRequestSchema>;
 type Health = MessageShape<typeof gatewayv1.HealthResponseSchema>;
 
@@ -52,8 +63,19 @@ export async function serveControl(options: ControlServiceOptions): Promise<() =
       }),
     );
   };
+  const watchRefusals: handleServerStreamingCall<WatchAsk, Refusal> = (call) => {
+    const stop = options.refusals.listen(({ sandbox, method, host, port, rule, count, at }) => {
+      // An agent that does not read loses reports, not memory: they are in the log as well.
+      if (call.writableLength >= limits.refusalsWaiting) return;
+      call.write(create(gatewayv1.RefusalSchema, { sandboxId: sandbox, method, host, port, rule, count, atMs: BigInt(at) }));
+    });
+    call.on('cancelled', () => {
+      stop();
+      call.end();
+    });
+  };
   const server = new Server({ 'grpc.max_receive_message_length': limits.controlMessageBytes });
-  const handlers: UntypedServiceImplementation = { applyPolicies, health };
+  const handlers: UntypedServiceImplementation = { applyPolicies, health, watchRefusals };
   server.addService(serviceDefinition(gatewayv1.GatewayService), handlers);
   await mkdir(dirname(socket), { recursive: true, mode: 0o700 });
   await rm(socket, { force: true });

@@ -66,7 +66,7 @@ export async function exchange(
       response.detachSocket(upgrade.socket);
       upgrade.socket.write(switchingProtocols(answer));
       if (head.length > 0) upgrade.socket.write(head);
-      void tunnel(upgrade.socket, server as Socket, upgrade.head).then(() => resolve());
+      void tunnel(upgrade.socket, server, upgrade.head).then(() => resolve());
     });
     response.once('close', resolve);
     request.on('error', () => upstream.destroy());

@@ -411,9 +411,18 @@ describe('G-16: names are resolved once, and what was checked is dialled', () =>
   });
 
   test.each([
-    [['6a', '6b', '6c', '4a'], ['6a', '4a', '6b', '6c']],
-    [['4a', '4b', '6a'], ['4a', '6a', '4b']],
-    [['4a', '6a', '6b', '6c'], ['4a', '6a', '6b', '6c']],
+    [
+      ['6a', '6b', '6c', '4a'],
+      ['6a', '4a', '6b', '6c'],
+    ],
+    [
+      ['4a', '4b', '6a'],
+      ['4a', '6a', '4b'],
+    ],
+    [
+      ['4a', '6a', '6b', '6c'],
+      ['4a', '6a', '6b', '6c'],
+    ],
     [['4a'], ['4a']],
     [[], []],
   ])('RFC 8305: the families of %j alternate', (given, expected) => {

@@ -59,12 +59,6 @@ export function judgeAddress(
 function opens(pattern: Pattern, address: ipaddr.IPv4 | ipaddr.IPv6, forbidden: Forbidden | undefined, own: ReadonlySet<string>): boolean {
   if (!containsAddress(pattern, address)) return false;
   if (forbidden === undefined) return true;
-  switch (forbidden.opensBy) {
-    case 'never':
-      return false;
-    case 'single':
-      return isSingle(pattern);
-    case 'range':
-      return isSingle(pattern) || networkEnds(pattern).every((end) => forbiddenRange(end, own)?.range === forbidden.range);
-  }
+  if (isSingle(pattern)) return forbidden.opensBy !== 'never';
+  return forbidden.opensBy === 'range' && networkEnds(pattern).every((end) => forbiddenRange(end, own)?.range === forbidden.range);
 }

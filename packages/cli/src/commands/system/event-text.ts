@@ -87,6 +87,8 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   IdentityEvicted: (d) => `${d.text('why')}, thumbprint ${d.thumbprint}`,
   IdentityRenewed: (d) => `thumbprint ${d.thumbprint}`,
   ReapDegraded: (d) => `after ${d.number('attempts')} attempts${d.after('message')}`,
+  EgressDenied: (d) =>
+    `${d.who}: ${d.text('method')} ${d.text('host')}:${d.number('port')} refused${times(d.number('count'))}, ${d.text('rule')}`,
   InitStarted: (d) => `${d.number('count')} steps, start ${d.number('startCount')}`,
   InitStepStarted: (d) => d.step,
   InitStepCompleted: (d) => `${d.step}: exit ${d.number('exitCode')} after ${d.duration}`,
@@ -94,6 +96,8 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   InitCompleted: (d) => `${d.number('count')} steps in ${d.duration}`,
   InitFailed: (d) => `${d.text('step') === '' ? '' : `${d.step}: `}${d.failure}${d.after('stderr') || d.after('message')}`,
 };
+
+const times = (count: number): string => (count > 1 ? ` ${count} times` : '');
 
 /** An event's data as a person reads it, on one line: a sentence, or the JSON of an event that has none. */
 export function eventText({ type, dataJson }: api.Event): string {

@@ -1,0 +1,61 @@
+import { timestampMs } from '@bufbuild/protobuf/wkt';
+import { isSandboxId, type Logger } from '@drover/foundation';
+import type { link } from '@drover/protocol';
+import type { EventDraft } from '../events/event.ts';
+import { hostEventsPerFrame, pendingHostEvents } from '../limits.ts';
+import type { SandboxRow, Store } from '../store/store.ts';
+import type { HostLink } from './host-link.ts';
+
+/** The stored form of each event that a host reports; undefined for one of a newer agent. */
+function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEvent): EventDraft | undefined {
+  const common = { project, name, ...(at !== undefined && { at: timestampMs(at) }) };
+  switch (event.case) {
+    case 'egressDenied': {
+      const { host, port, method, rule, count } = event.value;
+      return { kind: 'network', type: 'EgressDenied', subject: id, data: { ...common, host, port, method, rule, count } };
+    }
+    default:
+      return undefined;
+  }
+}
+
+/**
+ * Stores the events that a host reports of its own sandboxes; those of others are dropped. What comes while the store is busy waits,
+ * bounded: beyond the limit the oldest are dropped, so that a host that reports without end costs neither memory nor other hosts.
+ */
+export function takeHostEvents(
+  to: { readonly store: Pick<Store, 'sandboxes' | 'events'>; readonly logger: Logger },
+  from: HostLink,
+  { events, dropped }: link.HostEvents,
+): void {
+  const waiting = from.hostEvents;
+  waiting.push(...events.slice(-hostEventsPerFrame));
+  const excess = Math.max(0, waiting.length - pendingHostEvents);
+  waiting.splice(0, excess);
+  const lost = dropped + excess + Math.max(0, events.length - hostEventsPerFrame);
+  if (lost > 0) to.logger.warn({ hostId: from.hostId, lost }, 'events of a host were dropped: there were too many');
+  from.storingEvents ??= storeAll(to, from);
+}
+
+async function storeAll({ store, logger }: Parameters<typeof takeHostEvents>[0], from: HostLink): Promise<void> {
+  while (from.hostEvents.length > 0) {
+    const batch = from.hostEvents.splice(0);
+    try {
+      const rows = new Map<string, SandboxRow | undefined>();
+      for (const { sandboxId } of batch) {
+        if (rows.has(sandboxId) || !isSandboxId(sandboxId)) continue;
+        const row = await store.sandboxes.get(sandboxId);
+        rows.set(sandboxId, row?.hostId === from.hostId ? row : undefined);
+      }
+      const drafts = batch.flatMap((event) => {
+        const row = rows.get(event.sandboxId);
+        const draft = row === undefined ? undefined : eventOf(row, event);
+        return draft === undefined ? [] : [draft];
+      });
+      await store.events.append(drafts);
+    } catch (error) {
+      logger.error({ err: error, hostId: from.hostId, lost: batch.length }, 'events of a host could not be stored');
+    }
+  }
+  from.storingEvents = undefined;
+}
