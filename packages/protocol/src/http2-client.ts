@@ -1,6 +1,7 @@
 import { constants, type ClientHttp2Stream } from 'node:http2';
 import { PassThrough } from 'node:stream';
 import { Http2SessionManager } from '@connectrpc/connect-node';
+import './http2-lifetime.ts';
 
 /**
  * The HTTP/2 connection of a Connect client, whose answers can be read whenever the client comes to it.

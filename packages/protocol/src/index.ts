@@ -2,6 +2,9 @@
  * The APIs between Drover's processes: the generated code, one namespace a proto package,
  * and the few helpers on it. Message names repeat between packages, so they are not flattened.
  */
+// Before any connection: each process that speaks one of these APIs loads this package.
+import './http2-lifetime.ts';
+
 export * as api from './generated/drover/api/v1/api_pb.ts';
 export * as control from './generated/drover/control/v1/control_pb.ts';
 export * as gatewayv1 from './generated/drover/gateway/v1/gateway_pb.ts';

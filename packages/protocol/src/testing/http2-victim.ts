@@ -1,0 +1,69 @@
+/**
+ * One HTTP/2 session whose peer sends the bytes of argv[3] (base64) while a write to it is under way, then the end of the session and
+ * garbage collections. Run with --expose-gc; exits with 0, unless the process aborts.
+ */
+import { connect, createServer, type ClientHttp2Session, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
+import { Duplex } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
+import '../http2-lifetime.ts';
+
+const [, , side, bytes = ''] = process.argv;
+const collect = (globalThis as unknown as { readonly gc: () => void }).gc;
+
+/** Takes everything that is written to it until `stall`, and then nothing more. */
+class Connection extends Duplex {
+  #stalled = false;
+
+  stall(): void {
+    this.#stalled = true;
+  }
+
+  override _read(): void {}
+
+  override _write(_chunk: Buffer, _encoding: BufferEncoding, done: () => void): void {
+    if (!this.#stalled) done();
+  }
+}
+
+async function attack(): Promise<void> {
+  const connection = new Connection();
+  let session: ClientHttp2Session | ServerHttp2Session | undefined;
+  if (side === 'client') {
+    session = connect('http://peer', { createConnection: () => connection });
+    const stream = session.request({ ':method': 'POST', ':path': '/' });
+    stream.on('error', () => undefined);
+    await sleep(10);
+    connection.stall();
+    stream.write('under way');
+  } else {
+    const server = createServer().on('session', (made) => (session = made));
+    server.on('stream', (stream: ServerHttp2Stream) => {
+      stream.on('error', () => undefined);
+      stream.respond();
+      setTimeout(() => {
+        connection.stall();
+        stream.write('under way');
+      }, 10);
+    });
+    server.emit('connection', connection);
+  }
+  session?.on('error', () => undefined);
+  const peer = Buffer.from(bytes, 'base64');
+  // The request comes first; what follows it comes while the answer is under way.
+  const first = Number(process.argv[4] ?? 0);
+  connection.push(peer.subarray(0, first));
+  await sleep(30);
+  connection.push(peer.subarray(first));
+  await sleep(10);
+  session?.destroy();
+  connection.destroy();
+}
+
+for (let round = 0; round < 3; round++) {
+  await attack();
+  for (let times = 0; times < 3; times++) {
+    collect();
+    await sleep(5);
+  }
+}
+process.exit(0);
