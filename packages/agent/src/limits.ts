@@ -89,8 +89,8 @@ export const maxLayerBytes = 16 * 1024 ** 3;
 export const maxLayerEntries = 1_000_000;
 /** Times that a layer may grow when decompressed, once past `expansionFreeBytes` (R-14). Above: unsafe-archive. DEFLATE's own limit is 1032. */
 export const maxLayerExpansion = 250;
-/** Bytes of a decompressed layer before its expansion is looked at: small layers of zeros are common. */
-export const expansionFreeBytes = 64 * 1024 ** 2;
+/** Bytes that any layer may unpack to, however small it is (R-14): a disk image or a database of zeros is common, and does no harm. */
+export const expansionFreeBytes = 1024 ** 3;
 /** Bytes of one extended tar header (long names, PAX records). Above: unsafe-archive. */
 export const maxTarHeaderBytes = 1024 ** 2;
 /** Segments of one sparse file. Above: unsafe-archive. */

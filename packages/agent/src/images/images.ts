@@ -40,6 +40,8 @@ export interface ImageHandle {
   readonly digest: string;
   /** Unpacked layers, lowest first: overlayfs lower directories. */
   readonly layers: readonly string[];
+  /** The one of them whose owner and mode the root has; absent: the uppermost. */
+  readonly rootLayer?: string;
   /** More overlays over the root, for `host`: the runtime shows `lower` read-only under a writable layer at `target`. Empty for others. */
   readonly submounts: readonly Submount[];
   readonly config: ImageConfig;

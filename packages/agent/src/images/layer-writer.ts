@@ -11,6 +11,7 @@ import {
   lutimesSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readlinkSync,
   rmSync,
   symlinkSync,
@@ -18,15 +19,27 @@ import {
   futimesSync,
   type Stats,
 } from 'node:fs';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
 import { maxLayerBytes, maxLayerEntries, maxLinksFollowed } from '../limits.ts';
+import { copyMetadata, copyUp } from './copy-up.ts';
+import { fsPath } from './fs-path.ts';
+import { isWhiteout, LowerLayers, NeedsLowerLayers, opaqueAttribute, type LowerEntry } from './lower-layers.ts';
 import { systemCalls } from './system-calls.ts';
 import type { TarEntry, TarHandler } from './tar.ts';
 
+export interface LayerWriterOptions {
+  /** The layers below, lowest first. Absent: they are not unpacked yet, and a layer that depends on them throws NeedsLowerLayers. */
+  readonly lower?: readonly string[] | undefined;
+  /** Bytes that the layer's files may have in the archive (R-14). Above: unsafe-archive. */
+  readonly dataLimit?: number;
+}
+
 /**
- * Writes a layer's entries into an empty directory that nobody else writes to, as root, in the form that overlayfs
+ * Writes a layer's entries into an empty directory that no other process writes to, as root, in the form that overlayfs
  * takes for a lower directory: whiteouts become character devices 0/0, opaque markers an attribute (R-11;
- * image-spec layer.md; kernel Documentation/filesystems/overlayfs.rst).
+ * image-spec layer.md; kernel Documentation/filesystems/overlayfs.rst). Over the layers below it, the tree is the one that
+ * unpacking all of them into one directory would make: an entry follows a link of a lower layer on its way, a directory that has no
+ * entry keeps the lower one's owner and mode, and a hard link may name a lower file, which is copied up.
  *
  * No path leaves the root (R-14): every directory on the way to an entry is looked at with lstat, a symbolic link
  * among them is resolved as if the root were `/`, and the last component is never followed. Since only this writer
@@ -40,14 +53,38 @@ export class LayerWriter implements TarHandler {
   #resolved = new Map<string, string>();
   /** Times of directories are set last: writing into them changes them. */
   readonly #directoryTimes = new Map<string, number>();
+  readonly #lower: LowerLayers | undefined;
+  readonly #dataLimit: number;
+  /** Directories of this layer that hide the ones below. */
+  readonly #opaque = new Set<string>();
+  #relative = false;
+  #rootEntry = false;
   #entries = 0;
   #bytes = 0;
+  #dataBytes = 0;
   #file: OpenFile | undefined;
 
   /** @param root an absolute path to an empty directory */
-  constructor(root: string) {
+  constructor(root: string, options: LayerWriterOptions = {}) {
     this.#root = Buffer.from(root, 'utf8').toString('latin1');
+    this.#lower = options.lower === undefined ? undefined : new LowerLayers(options.lower);
+    this.#dataLimit = options.dataLimit ?? Number.POSITIVE_INFINITY;
     this.#resolved.set('', this.#root);
+  }
+
+  /** What was written depends on the layers below: over others it would be wrong. */
+  get relative(): boolean {
+    return this.#relative;
+  }
+
+  /** The layer says what owner and mode the root has. */
+  get rootEntry(): boolean {
+    return this.#rootEntry;
+  }
+
+  /** The layer hides everything below it. Overlayfs does not look at the attribute of a layer's root. */
+  get opaqueRoot(): boolean {
+    return this.#opaque.has(this.#root);
   }
 
   get entries(): number {
@@ -63,7 +100,9 @@ export class LayerWriter implements TarHandler {
     const components = split(entry.path);
     const last = components.pop();
     if (last === undefined) {
-      if (entry.type === 'directory') this.#finishDirectory(this.#root, entry);
+      if (entry.type !== 'directory') return;
+      this.#rootEntry = true;
+      this.#finishDirectory(this.#root, entry);
       return;
     }
     const parent = this.#directory(components, 0);
@@ -85,7 +124,7 @@ export class LayerWriter implements TarHandler {
 
   /** Sets what can only be set at the end. */
   finish(): void {
-    for (const [path, mtime] of this.#directoryTimes) lutimesSync(name(path), mtime, mtime);
+    for (const [path, mtime] of this.#directoryTimes) lutimesSync(fsPath(path), mtime, mtime);
   }
 
   /** Closes what a failure left open. */
@@ -97,10 +136,17 @@ export class LayerWriter implements TarHandler {
   /** R-14: counts and sizes are refused from the header, before a byte is written. */
   #count(entry: TarEntry): void {
     this.#entries++;
-    this.#bytes += Math.max(entry.type === 'file' ? entry.size : 0, entry.sparse?.realSize ?? 0);
+    const dataBytes = entry.type === 'file' ? entry.size : 0;
+    this.#dataBytes += dataBytes;
+    if (this.#dataBytes > this.#dataLimit) throw bomb(this.#dataBytes);
+    this.#grow(Math.max(dataBytes, entry.sparse?.realSize ?? 0));
     if (this.#entries > maxLayerEntries) {
       throw new DroverError('too-large', `a layer of the image has more than ${maxLayerEntries} entries`, { hint: 'use a smaller image' });
     }
+  }
+
+  #grow(bytes: number): void {
+    this.#bytes += bytes;
     if (this.#bytes > maxLayerBytes) {
       throw new DroverError('too-large', `a layer of the image unpacks to more than ${maxLayerBytes / 1024 ** 3} GiB`, {
         hint: 'use a smaller image',
@@ -116,17 +162,17 @@ export class LayerWriter implements TarHandler {
         return;
       case 'file':
         this.#file = new OpenFile(
-          this.#create(path, () => openSync(name(path), createFlags, 0o600)),
+          this.#create(path, () => openSync(fsPath(path), createFlags, 0o600)),
           path,
           entry,
         );
         return;
       case 'symlink':
         if (entry.linkPath === '') throw unsafe(entry.path, 'a symbolic link to nothing');
-        this.#create(path, () => symlinkSync(name(entry.linkPath), name(path)));
+        this.#create(path, () => symlinkSync(fsPath(entry.linkPath), fsPath(path)));
         setOwner(path, entry);
         setAttributes(path, entry);
-        lutimesSync(name(path), entry.mtime, entry.mtime);
+        lutimesSync(fsPath(path), entry.mtime, entry.mtime);
         return;
       case 'hardlink': {
         const components = split(entry.linkPath);
@@ -134,15 +180,13 @@ export class LayerWriter implements TarHandler {
         if (last === undefined) throw unsafe(entry.path, 'a hard link to the root');
         const target = `${this.#directory(components, 0)}/${last}`;
         if (target === path) return;
+        this.#bringUp(target, entry.linkPath);
         // link(2) does not follow a symbolic link: it links the link itself.
         try {
-          this.#create(path, () => linkSync(name(target), name(path)));
+          this.#create(path, () => linkSync(fsPath(target), fsPath(path)));
         } catch (error) {
           if (errnoOf(error) === 'ENOENT' || errnoOf(error) === 'EPERM') {
-            throw new DroverError('corrupt-image', `the layer has a hard link to ${show(entry.linkPath)}, which is no file of it`, {
-              hint: 'pull or build the image again',
-              cause: error,
-            });
+            throw noSuchFile(entry.linkPath, error);
           }
           throw error;
         }
@@ -154,9 +198,9 @@ export class LayerWriter implements TarHandler {
         const { type } = entry;
         this.#create(path, () => systemCalls().makeNode(path, type, entry.deviceMajor, entry.deviceMinor));
         setOwner(path, entry);
-        chmodSync(name(path), entry.mode);
+        chmodSync(fsPath(path), entry.mode);
         setAttributes(path, entry);
-        lutimesSync(name(path), entry.mtime, entry.mtime);
+        lutimesSync(fsPath(path), entry.mtime, entry.mtime);
         return;
       }
     }
@@ -164,18 +208,50 @@ export class LayerWriter implements TarHandler {
 
   #makeDirectory(path: string): void {
     try {
-      mkdirSync(name(path), 0o755);
+      mkdirSync(fsPath(path), 0o755);
     } catch (error) {
       if (errnoOf(error) !== 'EEXIST') throw error;
-      if (lstatSync(name(path)).isDirectory()) return;
-      this.#remove(path);
-      mkdirSync(name(path), 0o755);
+      if (lstatSync(fsPath(path)).isDirectory()) return;
+      this.#replaceByDirectory(path);
     }
+  }
+
+  /** What was here hid a lower directory of this name; the new directory must hide it too. */
+  #replaceByDirectory(path: string): void {
+    this.#remove(path);
+    mkdirSync(fsPath(path), 0o755);
+    this.#hideLower(path);
+  }
+
+  #hideLower(directory: string): void {
+    systemCalls().setAttribute(directory, opaqueAttribute, Buffer.from('y'));
+    this.#opaque.add(directory);
+  }
+
+  /** The entry of the layers below at a path of this layer, whose parent is a real directory. @throws {NeedsLowerLayers} */
+  #below(path: string): LowerEntry | undefined {
+    for (const directory of this.#opaque) if (path.startsWith(`${directory}/`)) return undefined;
+    this.#relative = true;
+    if (this.#lower === undefined) throw new NeedsLowerLayers();
+    return this.#lower.find(path.slice(this.#root.length + 1).split('/'));
+  }
+
+  /** Copies a lower file to its place in this layer, so that a hard link can name it. @throws {DroverError} corrupt-image */
+  #bringUp(path: string, linkPath: string): void {
+    const own = lstat(path);
+    if (own !== undefined) {
+      if (isWhiteout(own)) throw noSuchFile(linkPath);
+      return;
+    }
+    const below = this.#below(path);
+    if (below === undefined || below.status.isDirectory()) throw noSuchFile(linkPath);
+    if (below.status.isFile()) this.#grow(below.status.size);
+    copyUp(below, path);
   }
 
   #finishDirectory(path: string, entry: TarEntry): void {
     setOwner(path, entry);
-    chmodSync(name(path), entry.mode);
+    chmodSync(fsPath(path), entry.mode);
     setAttributes(path, entry);
     this.#directoryTimes.set(path, entry.mtime);
   }
@@ -193,17 +269,23 @@ export class LayerWriter implements TarHandler {
 
   #remove(path: string): void {
     // rm does not follow symbolic links.
-    rmSync(name(path), { recursive: true, force: true });
+    rmSync(fsPath(path), { recursive: true, force: true });
     this.#resolved = new Map([['', this.#root]]);
     for (const known of this.#directoryTimes.keys()) {
       if (known === path || known.startsWith(`${path}/`)) this.#directoryTimes.delete(known);
     }
+    for (const known of this.#opaque) if (known === path || known.startsWith(`${path}/`)) this.#opaque.delete(known);
   }
 
   /** image-spec layer.md, "Whiteouts": they hide what lower layers have, not what this one has. */
   #whiteout(parent: string, marker: string): void {
     if (marker === '.wh..wh..opq') {
-      systemCalls().setAttribute(parent, 'trusted.overlay.opaque', Buffer.from('y'));
+      this.#hideLower(parent);
+      // In a directory that is not merged with a lower one, readdir would show them.
+      for (const entry of readdirSync(fsPath(parent), { encoding: 'latin1' })) {
+        const status = lstat(`${parent}/${entry}`);
+        if (status !== undefined && isWhiteout(status)) rmSync(fsPath(`${parent}/${entry}`));
+      }
       return;
     }
     // Bookkeeping of AUFS, which old images carry (.wh..wh.aufs, .wh..wh.plnk, .wh..wh.orph): it means nothing here.
@@ -211,16 +293,22 @@ export class LayerWriter implements TarHandler {
     const hidden = marker.slice('.wh.'.length);
     if (hidden === '' || hidden === '.' || hidden === '..') throw unsafe(marker, 'a whiteout of a directory above it');
     const path = `${parent}/${hidden}`;
-    try {
-      systemCalls().makeNode(path, 'character', 0, 0);
-    } catch (error) {
-      if (errnoOf(error) !== 'EEXIST') throw error;
+    const own = lstat(path);
+    // This layer's own entry stays, and what lies below it is hidden: by any file, and by a directory that is opaque.
+    if (own !== undefined) {
+      if (own.isDirectory()) this.#hideLower(path);
+      return;
     }
+    // Where there is nothing to hide, a directory without a lower one would show the marker.
+    if (this.#opaque.has(parent) || (this.#lower !== undefined && this.#below(path) === undefined)) return;
+    systemCalls().makeNode(path, 'character', 0, 0);
   }
 
   /**
-   * The real directory for components below the root, made where it is missing. Links are resolved inside the root (R-14).
+   * The real directory for components below the root, made where it is missing. Links are resolved inside the root (R-14), those of lower
+   * layers too.
    * @throws {DroverError} unsafe-archive
+   * @throws {NeedsLowerLayers}
    */
   #directory(components: readonly string[], followed: number): string {
     const key = components.join('/');
@@ -240,10 +328,12 @@ export class LayerWriter implements TarHandler {
       }
       const next = `${current}/${component}`;
       const status = lstat(next);
-      if (status?.isSymbolicLink() === true) {
+      const below = status === undefined ? this.#below(next) : undefined;
+      const found = status ?? below?.status;
+      if (found?.isSymbolicLink() === true) {
         links++;
         if (links > maxLinksFollowed) throw unsafe(key, 'too many symbolic links on the way');
-        const target = readlinkSync(name(next), 'latin1');
+        const target = readlinkSync(fsPath(below?.path ?? next), 'latin1');
         if (target.startsWith('/')) {
           depth = [];
           current = this.#root;
@@ -251,17 +341,22 @@ export class LayerWriter implements TarHandler {
         waiting.unshift(...target.split('/').filter((part) => part !== '' && part !== '.'));
         continue;
       }
-      if (status === undefined) mkdirSync(name(next), 0o755);
-      else if (!status.isDirectory()) {
-        // A file where a directory is needed: the later entry wins, as in any tar.
-        this.#remove(next);
-        mkdirSync(name(next), 0o755);
-      }
+      if (status === undefined) this.#makeImplied(next, below);
+      // A file where a directory is needed: the later entry wins, as in any tar.
+      else if (!status.isDirectory()) this.#replaceByDirectory(next);
       depth.push(component);
       current = next;
     }
     this.#resolved.set(key, current);
     return current;
+  }
+
+  /** A directory that has no entry: the lower one's owner, mode and time stay in force. */
+  #makeImplied(path: string, below: LowerEntry | undefined): void {
+    mkdirSync(fsPath(path), 0o755);
+    if (below?.status.isDirectory() !== true) return;
+    copyMetadata(below, path);
+    this.#directoryTimes.set(path, below.status.mtimeMs / 1000);
   }
 }
 
@@ -307,7 +402,7 @@ class OpenFile {
     const { uid, gid, mode, mtime, sparse, attributes } = this.#entry;
     if (sparse !== undefined) ftruncateSync(this.#fd, sparse.realSize);
     // chown clears setuid bits and capabilities, so it comes first.
-    if (uid !== 0 || gid !== 0) fchownSync(this.#fd, uid, gid);
+    fchownSync(this.#fd, uid, gid);
     fchmodSync(this.#fd, mode);
     if (attributes.size > 0) setAttributes(this.#path, this.#entry);
     futimesSync(this.#fd, mtime, mtime);
@@ -337,18 +432,13 @@ function split(path: string): string[] {
   return components;
 }
 
-/** What fs takes: the string itself when it is ASCII, else its bytes. */
-function name(path: string): string | Buffer {
-  // oxlint-disable-next-line no-control-regex
-  return /^[\0-\x7f]*$/.test(path) ? path : Buffer.from(path, 'latin1');
-}
-
 function lstat(path: string): Stats | undefined {
-  return lstatSync(name(path), { throwIfNoEntry: false });
+  return lstatSync(fsPath(path), { throwIfNoEntry: false });
 }
 
+/** Also for root's: what is made in a directory with the setgid bit has that directory's group. */
 function setOwner(path: string, entry: TarEntry): void {
-  if (entry.uid !== 0 || entry.gid !== 0) lchownSync(name(path), entry.uid, entry.gid);
+  lchownSync(fsPath(path), entry.uid, entry.gid);
 }
 
 /**
@@ -370,6 +460,19 @@ function setAttributes(path: string, entry: TarEntry): void {
 }
 
 const carriedAttributes = new Set(['security.capability', 'system.posix_acl_access', 'system.posix_acl_default']);
+
+const noSuchFile = (linkPath: string, cause?: unknown): DroverError =>
+  new DroverError('corrupt-image', `the layer has a hard link to ${show(linkPath)}, which is no file of the image`, {
+    hint: 'pull or build the image again',
+    cause,
+  });
+
+/** R-14: the layer would grow more than an honest one does. */
+export function bomb(bytes: number): DroverError {
+  return new DroverError('unsafe-archive', `the layer is refused: it unpacks to more than ${formatBytes(bytes)}, out of far fewer bytes`, {
+    hint: 'do not trust where this image comes from',
+  });
+}
 
 const show = (path: string): string => JSON.stringify(Buffer.from(path.slice(0, 200), 'latin1').toString('utf8'));
 

@@ -6,15 +6,41 @@ import pLimit from 'p-limit';
 import { hasCode, type Logger } from '@drover/foundation';
 import { maxDownloads, maxUnpacks } from '../limits.ts';
 import { syncDirectory } from './blobs.ts';
-import { fileNameOf } from './digest.ts';
+import { digestOf, fileNameOf } from './digest.ts';
 import { layerRecords, type LayerRecord, type Records } from './records.ts';
 import type { FoundLayer } from './source.ts';
 import { syncInThread, unpackInThread } from './threads.ts';
+import type { UnpackedLayer } from './unpack.ts';
 
 interface LayerTask {
   readonly done: Promise<void>;
   readonly listeners: Set<(doneBytes: number) => void>;
 }
+
+/** Where a layer stands in an image. */
+export interface LayerPlace {
+  /** The layer over exactly these lower ones: `placeName`. Equal to the layer's own name for the lowest. */
+  readonly name: string;
+  /** The unpacked layers below it, lowest first; resolves when all are there. */
+  readonly lower: () => Promise<readonly string[]>;
+}
+
+/**
+ * Names layers by what lies below them: the ChainID of image-spec config.md, "Layer ChainID".
+ * @param diffIds lowest first
+ */
+export function placeNames(diffIds: readonly string[]): readonly string[] {
+  let chain = '';
+  return diffIds.map((diffId, index) => {
+    chain = index === 0 ? diffId : digestOf(`${chain} ${diffId}`);
+    return index === 0 ? fileNameOf(diffId) : `${placePrefix}${fileNameOf(chain)}`;
+  });
+}
+
+const placePrefix = 'chain-';
+const isPlaceName = (name: string): boolean => name.startsWith(placePrefix);
+
+export type AdoptedLayer = Omit<UnpackedLayer, 'diffId'>;
 
 /**
  * Unpacked layers, `layers/<algorithm>-<hex of the diff id>/`, shared by all images. A directory counts only with its
@@ -69,6 +95,15 @@ export class LayerStore {
     return this.#records.get(name)?.bytes ?? 0;
   }
 
+  /** The lower layers that an image's uppermost ones leave visible, and the layer that decides its root's owner and mode. Lowest first. */
+  visible(names: readonly string[]): { readonly layers: readonly string[]; readonly rootLayer: string | undefined } {
+    const hiding = names.findLastIndex((name) => this.#records.get(name)?.opaqueRoot === true);
+    return {
+      layers: names.slice(Math.max(0, hiding)),
+      rootLayer: names.findLast((name) => this.#records.get(name)?.rootEntry !== false),
+    };
+  }
+
   names(): readonly string[] {
     return this.#records.all().map((record) => record.name);
   }
@@ -92,7 +127,7 @@ export class LayerStore {
   }
 
   /** Makes a staged directory a layer; when there is one of that name already, that one stays. */
-  async adopt(staged: string, name: string, size: { readonly bytes: number; readonly entries: number }): Promise<void> {
+  async adopt(staged: string, name: string, unpacked: AdoptedLayer): Promise<void> {
     if (this.has(name)) {
       await rm(staged, { recursive: true, force: true });
       return;
@@ -100,49 +135,81 @@ export class LayerStore {
     await rm(this.path(name), { recursive: true, force: true });
     await rename(staged, this.path(name));
     await syncDirectory(this.#directory);
-    await this.#records.put({ name, ...size, boot: this.#boot, durable: false });
+    const { bytes, entries, relative, rootEntry, opaqueRoot } = unpacked;
+    // Under the name of its place it is only ever used there.
+    await this.#records.put({
+      name,
+      bytes,
+      entries,
+      relative: relative && !isPlaceName(name),
+      rootEntry,
+      opaqueRoot,
+      boot: this.#boot,
+      durable: false,
+    });
     this.#makeDurable();
   }
 
   /**
-   * Downloads and unpacks a layer unless it is there; whoever else wants the same one meanwhile waits with the first (R-13).
+   * Downloads and unpacks a layer unless it is there; a second caller for the same layer waits with the first (R-13).
    * Whether the other's way to it fails does not matter: then it is tried on this one's.
+   * @returns its name, by which `path` finds it
    */
-  async ensure(layer: FoundLayer, onBytes: (doneBytes: number) => void, signal: AbortSignal): Promise<void> {
-    const name = fileNameOf(layer.diffId);
+  async ensure(layer: FoundLayer, place: LayerPlace, onBytes: (doneBytes: number) => void, signal: AbortSignal): Promise<string> {
+    const alone = fileNameOf(layer.diffId);
+    // Most layers are the same over any other. One that is not is unpacked again, over the layers of this image, under their name.
+    let relative = false;
     for (;;) {
       signal.throwIfAborted();
-      if (this.has(name)) {
+      const isRight = place.name === alone || this.#records.get(alone)?.relative !== true;
+      const found = [...(isRight ? [alone] : []), place.name].find((name) => this.has(name));
+      if (found !== undefined) {
         onBytes(layer.size);
-        return;
+        return found;
       }
+      relative ||= !isRight;
+      const name = relative ? place.name : alone;
+      const lower = name === place.name ? await waitFor(place.lower(), signal) : undefined;
       const running = this.#tasks.get(name);
-      if (running === undefined) break;
-      running.listeners.add(onBytes);
-      try {
-        await waitFor(running.done, signal);
-      } catch (error) {
-        signal.throwIfAborted();
-        this.#logger.debug({ layer: name, err: error }, 'a layer that another image shares failed there');
-      } finally {
-        running.listeners.delete(onBytes);
+      if (running !== undefined) {
+        running.listeners.add(onBytes);
+        try {
+          await waitFor(running.done, signal);
+        } catch (error) {
+          signal.throwIfAborted();
+          this.#logger.debug({ layer: name, err: error }, 'a layer that another image shares failed there');
+        } finally {
+          running.listeners.delete(onBytes);
+        }
+        continue;
       }
+      const listeners = new Set([onBytes]);
+      const building = this.#build(layer, name, lower, (bytes) => listeners.forEach((listener) => listener(bytes)), signal);
+      const done = building.then(() => undefined).finally(() => this.#tasks.delete(name));
+      this.#tasks.set(name, { done, listeners });
+      await done;
+      relative ||= (await building) === 'needs-lower-layers';
     }
-    const listeners = new Set([onBytes]);
-    const done = this.#build(layer, name, (bytes) => listeners.forEach((listener) => listener(bytes)), signal).finally(() => {
-      this.#tasks.delete(name);
-    });
-    this.#tasks.set(name, { done, listeners });
-    await done;
   }
 
-  async #build(layer: FoundLayer, name: string, onBytes: (doneBytes: number) => void, signal: AbortSignal): Promise<void> {
+  async #build(
+    layer: FoundLayer,
+    name: string,
+    lower: readonly string[] | undefined,
+    onBytes: (doneBytes: number) => void,
+    signal: AbortSignal,
+  ): Promise<'adopted' | 'needs-lower-layers'> {
     const file = await this.#downloads(() => layer.fetch(onBytes, signal));
-    await this.#unpacks(async () => {
+    const outcome = await this.#unpacks(async () => {
       const staged = await this.stage();
       try {
-        const unpacked = await unpackInThread(file, staged, layer.diffId, signal);
+        const unpacked = await unpackInThread(file, staged, layer.diffId, lower, signal);
+        if (unpacked === 'needs-lower-layers') {
+          await rm(staged, { recursive: true, force: true });
+          return unpacked;
+        }
         await this.adopt(staged, name, unpacked);
+        return 'adopted';
       } catch (error) {
         await rm(staged, { recursive: true, force: true });
         // What is wrong with these bytes stays wrong; a full disk is not kept full by them.
@@ -150,7 +217,8 @@ export class LayerStore {
         throw error;
       }
     });
-    await layer.discard();
+    if (outcome === 'adopted') await layer.discard();
+    return outcome;
   }
 
   /** After a write-back of the file system, what was unpacked before it is safe from a power cut. One at a time. */

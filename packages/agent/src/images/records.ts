@@ -12,6 +12,8 @@ export interface ImageRecord {
   readonly layers: readonly string[];
   readonly submounts: readonly Submount[];
   readonly config: ImageConfig;
+  /** The layer whose entry for the root decides the root's owner and mode. Absent: the uppermost, as in records of earlier agents. */
+  readonly rootLayer?: string;
 }
 
 /** What a person calls an image. */
@@ -37,6 +39,11 @@ export interface LayerRecord {
   /** The boot it was unpacked in; what is not yet `durable` is not believed after another boot (R-12). */
   readonly boot: string;
   readonly durable: boolean;
+  /** It was unpacked as a lowest layer, and is right as that only. Absent in records of earlier agents, as the next two. */
+  readonly relative?: boolean;
+  readonly rootEntry?: boolean;
+  /** It hides every layer below it. */
+  readonly opaqueRoot?: boolean;
 }
 
 /**

@@ -8,7 +8,7 @@ import { BlobStore } from './blobs.ts';
 import { digestOf, fileNameOf, isDigest } from './digest.ts';
 import { buildHostTree, hostSignature } from './host.ts';
 import type { EnsureOptions, ImageConfig, ImageHandle, ImageInfo, Images } from './images.ts';
-import { LayerStore, waitFor } from './layers.ts';
+import { LayerStore, placeNames, waitFor } from './layers.ts';
 import { hostPlatform, type Platform } from './manifest.ts';
 import { ProgressReport } from './progress.ts';
 import {
@@ -241,6 +241,7 @@ export class ImageStore implements Images {
     return {
       digest: record.digest,
       layers: record.layers.map((layer) => this.#layers.path(layer)),
+      ...(record.rootLayer !== undefined && { rootLayer: this.#layers.path(record.rootLayer) }),
       submounts: record.submounts,
       config: record.config,
     };
@@ -358,19 +359,28 @@ export class ImageStore implements Images {
   async #fill(name: string, found: FoundImage, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
     // overlayfs takes a directory once. Of a layer that an image lists twice the uppermost counts: it covers all that lies below.
     const layers = found.layers.filter((layer, i) => !found.layers.slice(i + 1).some((later) => later.diffId === layer.diffId));
-    const names = layers.map((layer) => fileNameOf(layer.diffId));
-    this.#pin(names, 1);
+    const places = placeNames(layers.map((layer) => layer.diffId));
+    const pinned = [...new Set([...layers.map((layer) => fileNameOf(layer.diffId)), ...places])];
+    this.#pin(pinned, 1);
     try {
       progress.total(layers.reduce((sum, layer) => sum + layer.size, 0));
       progress.step(`pulling ${name}`);
-      const outcomes = await Promise.allSettled(
-        layers.map((layer) => this.#layers.ensure(layer, (bytes) => progress.bytes(layer.diffId, bytes), signal)),
-      );
+      const ensured: Promise<string>[] = [];
+      for (const [index, layer] of layers.entries()) {
+        const place = {
+          name: places[index] as string,
+          lower: async () => (await Promise.all(ensured.slice(0, index))).map((lower) => this.#layers.path(lower)),
+        };
+        ensured.push(this.#layers.ensure(layer, place, (bytes) => progress.bytes(layer.diffId, bytes), signal));
+      }
       // All have settled: what the others got is kept for the next try, and nothing runs on behind the error.
-      for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
-      return await this.#register(name, { digest: found.digest, layers: names, submounts: [], config: found.config });
+      await Promise.allSettled(ensured);
+      const names = await Promise.all(ensured);
+      const { layers: visible, rootLayer } = this.#layers.visible(names);
+      const record = { digest: found.digest, layers: visible, submounts: [], config: found.config };
+      return await this.#register(name, rootLayer === undefined ? record : { ...record, rootLayer });
     } finally {
-      this.#pin(names, -1);
+      this.#pin(pinned, -1);
     }
   }
 
@@ -382,7 +392,7 @@ export class ImageStore implements Images {
       const { digest, submounts } = await buildHostTree(staged, this.#hostRoot);
       layer = `host-${digest.slice('sha256:'.length)}`;
       this.#pin([layer], 1);
-      await this.#layers.adopt(staged, layer, { bytes: 0, entries: 0 });
+      await this.#layers.adopt(staged, layer, { bytes: 0, entries: 0, relative: false, rootEntry: true, opaqueRoot: false });
       const record = await this.#register(name, { digest, layers: [layer], submounts, config: plainConfig });
       this.#host = { signature, record };
       return record;
@@ -420,7 +430,9 @@ export class ImageStore implements Images {
     for (const image of this.#images.all()) {
       if (!named.has(image.digest) && this.#holders(image.digest) === 0) await this.#images.delete(image.digest);
     }
-    const needed = new Set(this.#images.all().flatMap((image) => image.layers));
+    const needed = new Set(
+      this.#images.all().flatMap(({ layers, rootLayer }) => (rootLayer === undefined ? layers : [...layers, rootLayer])),
+    );
     let freedBytes = 0;
     for (const layer of this.#layers.names()) {
       if (!needed.has(layer) && !this.#pinned.has(layer)) freedBytes += await this.#layers.remove(layer);

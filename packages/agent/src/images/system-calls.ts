@@ -3,8 +3,8 @@ import { createRequire } from 'node:module';
 import { fstatSync } from 'node:fs';
 
 /**
- * The system calls that Node lacks and unpacking needs: mknod(2), lsetxattr(2), syncfs(2).
- * They go through `node:ffi`; where that is missing or refused, through the tools mknod(1), setfattr(1) and sync(1).
+ * The system calls that Node lacks and unpacking needs: mknod(2), extended attributes, syncfs(2).
+ * They go through `node:ffi`; where that is missing or refused, through the tools mknod(1), setfattr(1), getfattr(1) and sync(1).
  * Paths are byte strings in latin1 (see tar.ts): a file name need not be UTF-8.
  */
 export interface SystemCalls {
@@ -12,6 +12,8 @@ export interface SystemCalls {
   makeNode(path: string, type: NodeType, major: number, minor: number): void;
   /** Sets an extended attribute; a symbolic link is not followed. @throws {Error} with `code` */
   setAttribute(path: string, name: string, value: Buffer): void;
+  /** The extended attributes of a path; a symbolic link is not followed. @throws {Error} with `code` */
+  attributes(path: string): ReadonlyMap<string, Buffer>;
   /** Writes back everything of the file system that `fd` lies in. */
   syncFileSystem(fd: number): void;
 }
@@ -72,10 +74,18 @@ export function viaFfi(): SystemCalls | undefined {
     const { functions } = ffi.dlopen(null, {
       mknod: { arguments: ['buffer', 'u32', 'u64'], return: 'i32' },
       lsetxattr: { arguments: ['buffer', 'buffer', 'buffer', 'u64', 'i32'], return: 'i32' },
+      llistxattr: { arguments: ['buffer', 'buffer', 'u64'], return: 'i64' },
+      lgetxattr: { arguments: ['buffer', 'buffer', 'buffer', 'u64'], return: 'i64' },
       syncfs: { arguments: ['i32'], return: 'i32' },
       __errno_location: { arguments: [], return: 'pointer' },
     });
     const errno = (): number => ffi.getInt32(functions.__errno_location());
+    // As long as the kernel lets a list or a value be (XATTR_LIST_MAX, XATTR_SIZE_MAX; include/uapi/linux/limits.h).
+    const scratch = Buffer.alloc(65_536);
+    const read = (call: string, path: string, size: bigint): Buffer => {
+      if (size < 0n) throw failure(call, path, errno());
+      return Buffer.from(scratch.subarray(0, Number(size)));
+    };
     return {
       makeNode(path, type, major, minor) {
         // The mode is 0 until chmod, so that the umask does not matter.
@@ -85,6 +95,17 @@ export function viaFfi(): SystemCalls | undefined {
         if (functions.lsetxattr(terminated(path), terminated(name), value, BigInt(value.length), 0) !== 0) {
           throw failure('lsetxattr', path, errno());
         }
+      },
+      attributes(path) {
+        const room = BigInt(scratch.length);
+        const names = read('llistxattr', path, functions.llistxattr(terminated(path), scratch, room))
+          .toString('latin1')
+          .split('\0');
+        return new Map(
+          names
+            .filter((name) => name !== '')
+            .map((name) => [name, read('lgetxattr', path, functions.lgetxattr(terminated(path), terminated(name), scratch, room))]),
+        );
       },
       syncFileSystem(fd) {
         if (functions.syncfs(fd) !== 0) throw failure('syncfs', String(fd), errno());
@@ -105,6 +126,10 @@ export const viaTools: SystemCalls = {
   setAttribute(path, name, value) {
     run('setfattr', ['-h', '-n', name, '-v', `0x${value.toString('hex')}`, '--', utf8(path)]);
   },
+  attributes(path) {
+    const dump = run('getfattr', ['-h', '-d', '-m', '-', '-e', 'hex', '--absolute-names', '--', utf8(path)]);
+    return new Map([...dump.matchAll(/^([^=#\n]+)=0x([0-9a-f]*)$/gm)].map(([, name = '', hex = '']) => [name, Buffer.from(hex, 'hex')]));
+  },
   syncFileSystem(fd) {
     fstatSync(fd);
     run('sync', ['-f', `/proc/${process.pid}/fd/${fd}`]);
@@ -119,10 +144,10 @@ function utf8(path: string): string {
   return text;
 }
 
-function run(tool: string, args: readonly string[]): void {
-  const result = spawnSync(tool, args, { stdio: ['ignore', 'ignore', 'pipe'], encoding: 'utf8', timeout: 10_000 });
+function run(tool: string, args: readonly string[]): string {
+  const result = spawnSync(tool, args, { stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8', timeout: 10_000 });
   if (result.error !== undefined) throw result.error;
-  if (result.status === 0) return;
+  if (result.status === 0) return result.stdout;
   const message = result.stderr.trim();
   const code = message.includes('File exists')
     ? 'EEXIST'

@@ -235,9 +235,18 @@ export class TarParser {
     this.#endData();
   }
 
-  /** Says that the archive is over. @throws {DroverError} corrupt-image when it ends in the middle of something */
+  /**
+   * The archive has ended. Its trailer may be missing, and the padding after its last file, as in what `umoci insert` writes; Go's
+   * archive/tar, which containerd, Docker and umoci read with, takes both.
+   * @throws {DroverError} corrupt-image when it ends in the middle of a header or of data
+   */
   end(): void {
-    if (this.#state === 'end' || (this.#state === 'header' && this.#heldBytes === 0 && this.#raw === undefined)) return;
+    if (
+      this.#state === 'end' ||
+      this.#state === 'padding' ||
+      (this.#state === 'header' && this.#heldBytes === 0 && this.#raw === undefined)
+    )
+      return;
     throw corrupt('it ends in the middle');
   }
 

@@ -12,9 +12,10 @@ export async function unpackInThread(
   file: LayerFile,
   directory: string,
   diffId: string | undefined,
+  lower: readonly string[] | undefined,
   signal: AbortSignal,
-): Promise<UnpackedLayer> {
-  const layer = await run({ kind: 'unpack', file, directory, diffId }, signal);
+): Promise<UnpackedLayer | 'needs-lower-layers'> {
+  const layer = await run({ kind: 'unpack', file, directory, diffId, lower }, signal);
   if (layer === undefined) throw new DroverError('internal', 'the unpacking thread gave no layer');
   return layer;
 }
@@ -58,7 +59,7 @@ function park(worker: Worker): void {
   timer.unref();
 }
 
-async function run(task: ThreadTask, signal: AbortSignal): Promise<UnpackedLayer | undefined> {
+async function run(task: ThreadTask, signal: AbortSignal): Promise<UnpackedLayer | 'needs-lower-layers' | undefined> {
   signal.throwIfAborted();
   const worker = idle.pop() ?? start();
   worker.ref();

@@ -3,10 +3,11 @@ import { createReadStream, type ReadStream } from 'node:fs';
 import { open } from 'node:fs/promises';
 import type { Duplex } from 'node:stream';
 import { constants as zlibConstants, createGunzip, createZstdDecompress } from 'node:zlib';
-import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
+import { DroverError, errnoOf } from '@drover/foundation';
 import { expansionFreeBytes, maxLayerExpansion } from '../limits.ts';
 import { parseDigest } from './digest.ts';
-import { LayerWriter } from './layer-writer.ts';
+import { bomb, LayerWriter } from './layer-writer.ts';
+import { NeedsLowerLayers } from './lower-layers.ts';
 import { TarParser } from './tar.ts';
 
 /** Where a layer's bytes are: a file, or a part of one (an archive's entry). */
@@ -23,6 +24,10 @@ export interface UnpackedLayer {
   /** Sum of the files' sizes. */
   readonly bytes: number;
   readonly entries: number;
+  /** See LayerWriter: it is right over these lower layers only. */
+  readonly relative: boolean;
+  readonly rootEntry: boolean;
+  readonly opaqueRoot: boolean;
 }
 
 const chunkBytes = 512 * 1024;
@@ -31,20 +36,23 @@ const chunkBytes = 512 * 1024;
  * Unpacks a layer into an empty directory and verifies it while reading (R-11, R-14): plain, gzip or zstd tar, known by its
  * first bytes, since media types in the wild are not always true.
  * @param diffId the digest that the uncompressed layer must have (image-spec config.md)
+ * @param lower the layers below, unpacked, lowest first; absent: not there yet
  * @throws {DroverError} corrupt-image, unsafe-archive, too-large, disk-full
+ * @throws {NeedsLowerLayers} without `lower`, when the layer depends on it
  */
 export async function unpackLayer(
   file: LayerFile,
   directory: string,
   diffId: string | undefined,
-  signal?: AbortSignal,
+  lower?: readonly string[],
 ): Promise<UnpackedLayer> {
-  const writer = new LayerWriter(directory);
+  // R-14: one rule for every codec, since they differ by orders of magnitude in how small they make a run of zeros.
+  const dataLimit = Math.max(expansionFreeBytes, file.size * maxLayerExpansion);
+  const writer = new LayerWriter(directory, { lower, dataLimit });
   const parser = new TarParser(writer);
   const unpacked = createHash(diffId === undefined ? 'sha256' : parseDigest(diffId).algorithm);
   const packed = file.digest === undefined ? undefined : createHash(parseDigest(file.digest).algorithm);
   const format = await formatOf(file);
-  let packedBytes = 0;
   let unpackedBytes = 0;
   const source = createReadStream(file.path, {
     start: file.offset,
@@ -52,21 +60,13 @@ export async function unpackLayer(
     highWaterMark: chunkBytes,
   });
   const count = (chunk: Buffer): void => {
-    packedBytes += chunk.length;
     packed?.update(chunk);
   };
   try {
     for await (const chunk of decompress(file.size === 0 ? undefined : source, format, count)) {
-      signal?.throwIfAborted();
       unpackedBytes += chunk.length;
-      // R-14: a bomb is refused while it is still small.
-      if (unpackedBytes > expansionFreeBytes && unpackedBytes > Math.max(packedBytes, 1) * maxLayerExpansion) {
-        throw new DroverError(
-          'unsafe-archive',
-          `the layer is refused: ${formatBytes(packedBytes)} of it unpack to more than ${formatBytes(unpackedBytes)}`,
-          { hint: 'do not trust where this image comes from' },
-        );
-      }
+      // Files are refused by their headers, before a byte of them is written; this bounds what is no file.
+      if (unpackedBytes > dataLimit) throw bomb(unpackedBytes);
       unpacked.update(chunk);
       parser.write(chunk);
     }
@@ -81,7 +81,8 @@ export async function unpackLayer(
   if (packed !== undefined) expectDigest(`${parseDigest(file.digest as string).algorithm}:${packed.digest('hex')}`, file.digest as string);
   const found = `${diffId === undefined ? 'sha256' : parseDigest(diffId).algorithm}:${unpacked.digest('hex')}`;
   if (diffId !== undefined) expectDigest(found, diffId);
-  return { diffId: found, bytes: writer.bytes, entries: writer.entries };
+  const { bytes, entries, relative, rootEntry, opaqueRoot } = writer;
+  return { diffId: found, bytes, entries, relative, rootEntry, opaqueRoot };
 }
 
 function expectDigest(found: string, expected: string): void {
@@ -139,7 +140,7 @@ async function* decompress(source: ReadStream | undefined, format: Format, count
 
 /** Errors of zlib and of the file system, as what they mean for an image. */
 function readable(error: unknown): unknown {
-  if (error instanceof DroverError || !(error instanceof Error)) return error;
+  if (error instanceof DroverError || error instanceof NeedsLowerLayers || !(error instanceof Error)) return error;
   const code = 'code' in error ? String(error.code) : '';
   if (/^Z_|^ZSTD_|ERR_.*(ZLIB|ZSTD)/.test(code)) {
     return new DroverError('corrupt-image', `a layer of the image cannot be decompressed: ${error.message}`, {

@@ -49,6 +49,8 @@ export interface CreateRequest {
   readonly hostname: string;
   /** Read-only layers, lowest first; each a directory that the image store keeps while it is held. */
   readonly layers: readonly string[];
+  /** The one of them whose owner and mode the root has; absent: the uppermost. */
+  readonly rootLayer?: string;
   /** More overlays over the root (image `host`): `lower` read-only under a writable directory of the sandbox, at `target`. */
   readonly submounts?: readonly { readonly lower: string; readonly target: string }[];
   readonly network: NetworkAttachment;

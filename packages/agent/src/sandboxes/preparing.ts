@@ -133,6 +133,7 @@ function requestOf(options: StartOptions, record: SandboxRecord, image: ImageHan
     id,
     hostname: spec.hostname === '' ? parseName(record.name) : spec.hostname,
     layers: image.layers,
+    ...(image.rootLayer !== undefined && { rootLayer: image.rootLayer }),
     submounts: image.submounts,
     network,
     limits: {

@@ -23,7 +23,7 @@ export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateR
   if (request.limits.diskBytes > 0) await makeDisk(mounts, layout, request.limits.diskBytes);
   const upper = join(layout.writable, 'upper');
   if ((await mkdirOnce(upper, uid)) === 'new') await fillUpper(upper, request, uid);
-  await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners);
+  await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners, request.rootLayer);
   for (const [index, submount] of (request.submounts ?? []).entries()) {
     const target = await plainTarget(layout.root, submount.target);
     const own = join(layout.writable, `sub${index}`);
@@ -79,15 +79,16 @@ async function overlayOn(
   target: string,
   layers: readonly string[],
   owners: Owners | undefined,
+  rootLayer?: string,
 ): Promise<void> {
   if (isMounted(target)) return;
   const own = name === 'root' ? layout.writable : join(layout.writable, name);
   const upper = join(own, 'upper');
   const work = join(own, 'work');
-  const source = layers.at(-1);
+  const source = rootLayer ?? layers.at(-1);
   const makeUpper = async (): Promise<void> => {
     const start = owners?.start ?? 0;
-    // The merged directory shows its uppermost layer's owner and mode.
+    // The merged directory shows its upper's owner and mode.
     if ((await mkdirOnce(upper, start)) === 'new' && source !== undefined) await copyOwner(source, upper, start);
   };
   const makeWork = async (): Promise<void> => {
