@@ -1,5 +1,7 @@
-import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { chmod, copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { limitsOf } from '../conformance.ts';
 import type { CreateRequest } from '../runtime.ts';
@@ -151,6 +153,22 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     expect(output).toBe('high\nhigh\nhostname\nhosts\nlow\nresolv.conf\nwhich\n');
     expect(await readFile(join(high, 'etc/which'), 'utf8')).toBe('high');
     expect(await stat(join(low, 'etc/low'))).toBeDefined();
+  });
+
+  test('names and /tmp are put where the links of the image lead, never out of it', async () => {
+    const [links, whiteout] = [join(harness.directory, 'links'), join(harness.directory, 'whiteout')];
+    await mkdir(join(links, 'opt/config'), { recursive: true });
+    await mkdir(join(links, 'tmp'));
+    await chmod(join(links, 'opt/config'), 0o751);
+    await writeFile(join(links, 'opt/config/passwd'), 'user:x:7:7::/:/bin/sh\n');
+    await symlink('/run/systemd/resolve/stub-resolv.conf', join(links, 'opt/config/resolv.conf'));
+    await symlink('../../../opt/config', join(links, 'etc'));
+    await mkdir(whiteout);
+    await promisify(execFile)('mknod', [join(whiteout, 'tmp'), 'c', '0', '0']);
+    const { output } = await inside('cat /etc/passwd /etc/hostname; grep -c timeout /etc/resolv.conf; stat -c "%a %u" /tmp/. /opt/config', {
+      layers: [harness.busybox, links, whiteout],
+    });
+    expect(output).toBe('user:x:7:7::/:/bin/sh\nbox\n1\n1777 0\n751 0\n');
   });
 
   test("R-4: the host's own directories, read-only under a writable layer", async () => {

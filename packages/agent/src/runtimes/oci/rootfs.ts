@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
 import type { CreateRequest } from '../runtime.ts';
 import { makeDisk } from './disk.ts';
+import { fillRoot } from './fill-root.ts';
 import type { Layout } from './layout.ts';
 import { isMounted, mountPoints, type Mounts } from './mounts.ts';
 import { together } from './together.ts';
@@ -21,9 +22,8 @@ export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateR
   const uid = owners?.start ?? 0;
   await together(...[layout.mapped, layout.writable].map(async (path) => await mkdir(path, { recursive: true, mode: 0o700 })));
   if (request.limits.diskBytes > 0) await makeDisk(mounts, layout, request.limits.diskBytes);
-  const upper = join(layout.writable, 'upper');
-  if ((await mkdirOnce(upper, uid)) === 'new') await fillUpper(upper, request, uid);
-  await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners, request.rootLayer);
+  const fresh = await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners, request.rootLayer);
+  if (fresh) await fillRoot(layout.root, { hostname: request.hostname, address: request.network.address, uid });
   for (const [index, submount] of (request.submounts ?? []).entries()) {
     const target = await plainTarget(layout.root, submount.target);
     const own = join(layout.writable, `sub${index}`);
@@ -72,6 +72,7 @@ export async function mapVolumes(mounts: Mounts, layout: Layout, request: Create
   return sources;
 }
 
+/** @returns nothing has been written to it yet */
 async function overlayOn(
   mounts: Mounts,
   layout: Layout,
@@ -80,22 +81,25 @@ async function overlayOn(
   layers: readonly string[],
   owners: Owners | undefined,
   rootLayer?: string,
-): Promise<void> {
-  if (isMounted(target)) return;
+): Promise<boolean> {
+  if (isMounted(target)) return false;
   const own = name === 'root' ? layout.writable : join(layout.writable, name);
   const upper = join(own, 'upper');
   const work = join(own, 'work');
   const source = rootLayer ?? layers.at(-1);
-  const makeUpper = async (): Promise<void> => {
+  const makeUpper = async (): Promise<boolean> => {
     const start = owners?.start ?? 0;
+    const fresh = (await mkdirOnce(upper, start)) === 'new';
     // The merged directory shows its upper's owner and mode.
-    if ((await mkdirOnce(upper, start)) === 'new' && source !== undefined) await copyOwner(source, upper, start);
+    if (fresh && source !== undefined) await copyOwner(source, upper, start);
+    return fresh;
   };
   const makeWork = async (): Promise<void> => {
     await rm(work, { recursive: true, force: true });
     await mkdir(work, { mode: 0o700 });
   };
-  await together(makeUpper(), makeWork(), ...(name === 'root' ? [mkdir(target, { recursive: true, mode: 0o755 })] : []));
+  const upperMade = makeUpper();
+  await together(upperMade, makeWork(), ...(name === 'root' ? [mkdir(target, { recursive: true, mode: 0o755 })] : []));
   const mapped: string[] = [];
   try {
     const lower: string[] = [];
@@ -113,6 +117,7 @@ async function overlayOn(
       lower.push(point);
     }
     await mounts.overlay({ target, lower, upper, work });
+    return await upperMade;
   } finally {
     // The overlay keeps clones of its own.
     for (const point of mapped) await mounts.detach(point);
@@ -140,41 +145,6 @@ async function copyOwner(source: string, upper: string, start: number): Promise<
   const { uid, gid, mode } = await lstat(source);
   await chown(upper, start + uid, start + gid);
   await chmod(upper, mode & 0o7777);
-}
-
-/**
- * What a sandbox finds in a fresh root beside its image: names, and no name server, since names are resolved by the egress proxy.
- * Only ever written before the sandbox first runs: later, a link in there could lead anywhere on the host.
- */
-async function fillUpper(upper: string, request: CreateRequest, uid: number): Promise<void> {
-  const { hostname, network } = request;
-  const files: Record<string, string> = {
-    hostname: `${hostname}\n`,
-    hosts: `127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n${network.address === '' ? '127.0.1.1' : network.address}\t${hostname}\n`,
-    'resolv.conf':
-      '# There is no name server in here: the egress proxy resolves names (see the proxy variables).\noptions timeout:1 attempts:1\n',
-  };
-  const etc = join(upper, 'etc');
-  await mkdirOnce(etc, uid);
-  const write = async (name: string, content: string): Promise<void> => {
-    const path = join(etc, name);
-    await writeFile(path, content, { mode: 0o644, flag: 'wx' });
-    await chown(path, uid, uid);
-  };
-  const makeTemporary = async (): Promise<void> => {
-    if (await hasTemporary(request.layers)) return;
-    await mkdirOnce(join(upper, 'tmp'), uid);
-    await chmod(join(upper, 'tmp'), 0o1777);
-  };
-  await together(makeTemporary(), ...Object.entries(files).map(async ([name, content]) => await write(name, content)));
-}
-
-async function hasTemporary(layers: readonly string[]): Promise<boolean> {
-  for (const layer of layers) {
-    const names = await readdir(layer);
-    if (names.includes('tmp')) return true;
-  }
-  return false;
 }
 
 /** The place of a submount in the root, which must not have become a link in an earlier life of the sandbox. @throws {DroverError} runtime-failed */
