@@ -1,0 +1,53 @@
+import { chmod, mkdir, rm, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { addLayer, busyboxRoot, TestDrover, tool } from '../harness/index.ts';
+
+// Which tree an image becomes is compared with umoci's in packages/agent/src/images/corpus.test.ts. Here is what only a sandbox shows.
+
+let drover: TestDrover;
+let work: string;
+let layout: string;
+
+beforeAll(async () => {
+  work = await tool('mktemp', '-d', '/tmp/e2e-field-images-XXXXXX');
+  await chmod(work, 0o711);
+  layout = join(work, 'layout');
+  await tool('umoci', 'init', '--layout', layout);
+  await tool('umoci', 'new', '--image', `${layout}:empty`);
+  await addLayer(layout, 'empty', 'base', async (root) => {
+    await busyboxRoot(root);
+    await symlink('busybox', join(root, 'bin/stat'));
+    await mkdir(join(root, 'tmp'));
+    await rm(join(root, 'etc'), { recursive: true });
+    const config = join(root, 'usr/config');
+    await mkdir(join(config, 'ssl/certs'), { recursive: true });
+    await writeFile(join(config, 'passwd'), 'root:x:0:0::/:/bin/sh\napp:x:1234:1234::/:/bin/sh\n');
+    await writeFile(join(config, 'group'), 'root:x:0:\napp:x:1234:\n');
+    await writeFile(join(config, 'ssl/certs/ca-certificates.crt'), 'certificates of the image\n');
+    await symlink('/usr/config', join(root, 'etc'));
+  });
+  await addLayer(layout, 'base', 'linked', async (root) => await rm(join(root, 'tmp'), { recursive: true }));
+  await tool('umoci', 'config', '--image', `${layout}:linked`, '--config.user', 'app');
+  drover = await TestDrover.start(['--pool', '10.235.0.0/18']);
+});
+
+afterAll(async () => {
+  await drover?.[Symbol.asyncDispose]();
+  await rm(work, { recursive: true, force: true });
+});
+
+describe('R-11: an image whose /etc is a link', () => {
+  test('keeps its users and certificates, gets its host name and resolver, and has a /tmp', async () => {
+    const script = [
+      'echo "$(busybox id -u):$(busybox id -g)"',
+      'cat /etc/ssl/certs/ca-certificates.crt /etc/hostname',
+      'echo "$(cat /etc/resolv.conf)" "$(cat /etc/hosts)"',
+      'echo written > /tmp/mine; stat -c "%a" /tmp',
+    ].join('\n');
+    const { stdout, stderr } = await drover.run(['run', '--rm', '--name', 'linked', `oci:${layout}:linked`, '--', '/bin/sh', '-c', script]);
+    expect(stderr.replaceAll(/^drover: .*\n/gm, '')).toBe('');
+    expect(stdout).toMatch(/^1234:1234\ncertificates of the image\nlinked\n/);
+    expect(stdout).toMatch(/name server[^]*127\.0\.0\.1\tlocalhost[^]*\tlinked\n1777\n$/);
+  });
+});
