@@ -183,3 +183,14 @@ function fromSystemError(error: Error): DroverError | undefined {
       return undefined;
   }
 }
+
+/**
+ * The error of a command that could not be started, by the exit status that its sandbox ended with: a shell's 127 or 126.
+ * @param message why, in the words of the sandbox's init
+ */
+export function startFailure(exitCode: number | undefined, message: string): DroverError | undefined {
+  if (exitCode !== 126 && exitCode !== 127) return undefined;
+  return new DroverError(exitCode === 127 ? 'command-not-found' : 'command-not-executable', message, {
+    hint: 'check the command: its spelling, its mode and format, and that the image has it',
+  });
+}

@@ -9,6 +9,7 @@ export {
   isErrorCode,
   sentenceOf,
   splitSentence,
+  startFailure,
   type DroverErrorOptions,
   type ErrorCode,
 } from './errors.ts';
@@ -44,5 +45,6 @@ export {
 } from './names.ts';
 export { BoundedQueue } from './queue.ts';
 export { SerialExecutor } from './serial.ts';
+export { parseSignal, signalExitCode, signalName } from './signals.ts';
 export { formatAge, formatBytes, parseBytes, parseCpus, parseDurationMs } from './units.ts';
 export { version } from './version.ts';

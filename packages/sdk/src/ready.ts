@@ -1,5 +1,5 @@
 import type { Client } from '@connectrpc/connect';
-import { DroverError, isErrorCode, splitSentence } from '@drover/foundation';
+import { DroverError, isErrorCode, splitSentence, startFailure } from '@drover/foundation';
 import { sandboxStates, type api } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
 import type { EventsApi } from './events.ts';
@@ -79,6 +79,8 @@ function hasBegun(sandbox: api.Sandbox): boolean {
   // An end that is that of its init alone says nothing of its command.
   const never = failed || exitCode === undefined || (init?.state === 'failed' && init.reason !== 'transport-error');
   if (!never) return true;
+  const unstarted = reason === 'start-failed' ? startFailure(exitCode, message) : undefined;
+  if (unstarted !== undefined) throw unstarted;
   const why = splitSentence(message === '' ? `it is ${state ?? 'gone'}` : message);
   throw new DroverError(
     isErrorCode(reason) ? reason : 'runtime-failed',

@@ -40,9 +40,14 @@ describe('the main process of a sandbox (image-spec, config.md)', () => {
   });
 
   test('user, directory and stop signal are the image’s unless the spec says otherwise', () => {
-    expect(resolve({})).toMatchObject({ user: 'app', workdir: '/srv', stopSignal: 'SIGINT' });
+    expect(resolve({})).toMatchObject({ user: 'app', workdir: '/srv', stopSignal: 2 });
     expect(resolve({ user: '1000:1000', workdir: '/tmp' })).toMatchObject({ user: '1000:1000', workdir: '/tmp' });
-    expect(resolve({}, { ...image, workdir: '', stopSignal: '' })).toMatchObject({ workdir: '/', stopSignal: 'SIGTERM' });
+    expect(resolve({}, { ...image, workdir: '', stopSignal: '' })).toMatchObject({ workdir: '/', stopSignal: 15 });
+  });
+
+  test('a stop signal is read once, and one that does not exist is refused by its name', () => {
+    expect(resolve({}, { ...image, stopSignal: 'RTMIN+3' }).stopSignal).toBe(37);
+    expect(() => resolve({}, { ...image, stopSignal: 'SIGFOO' })).toThrow('the image x names an unknown STOPSIGNAL: "SIGFOO"');
   });
 
   test('one value a name, in the order in which the names came', () => {

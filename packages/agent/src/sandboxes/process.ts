@@ -1,4 +1,4 @@
-import { DroverError } from '@drover/foundation';
+import { clip, DroverError, parseSignal } from '@drover/foundation';
 import type { MainProcess } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
 import type { ImageConfig } from '../images/images.ts';
@@ -10,7 +10,7 @@ const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
  * (image-spec, config.md: Entrypoint and Cmd; replacing the Entrypoint drops the image's Cmd).
  * @param gatewayEnv how programs find the egress proxy; the image's and the spec's own values win
  * @param secretEnv the secrets that are variables; they win over all others
- * @throws {DroverError} invalid-argument when neither names a command
+ * @throws {DroverError} invalid-argument when neither names a command, or the image a signal that does not exist
  */
 export function resolveMain(
   spec: sandbox.SandboxSpec,
@@ -37,8 +37,19 @@ export function resolveMain(
     rows: spec.terminalRows || 24,
     columns: spec.terminalColumns || 80,
     stdin: spec.stdin,
-    stopSignal: image.stopSignal || 'SIGTERM',
+    stopSignal: parseStopSignal(spec.image, image.stopSignal || 'SIGTERM'),
   };
+}
+
+function parseStopSignal(image: string, text: string): number {
+  try {
+    return parseSignal(text);
+  } catch (error) {
+    throw new DroverError('invalid-argument', `the image ${image} names an unknown STOPSIGNAL: ${JSON.stringify(clip(text))}`, {
+      hint: DroverError.from(error).hint ?? 'correct the image',
+      cause: error,
+    });
+  }
 }
 
 /** One value a name, the last one given; in the order in which the names first came. */

@@ -18,7 +18,7 @@ const material: StartMaterial = {
   control: { host: '10.0.0.1', port: 1 },
   address: '10.0.0.2',
   controlPlaneUri: 'spiffe://test/control-plane',
-  main: { argv: ['sh'], env: [], workdir: '', user: '', terminal: false, rows: 0, columns: 0, stdin: false, stopSignal: '' },
+  main: { argv: ['sh'], env: [], workdir: '', user: '', terminal: false, rows: 0, columns: 0, stdin: false, stopSignal: 15 },
   secrets: [],
   stopGraceMs: 0,
   idleStopMs: 0,

@@ -1,5 +1,5 @@
 import { create } from '@bufbuild/protobuf';
-import { DroverError, isErrorCode, splitSentence, type SandboxId } from '@drover/foundation';
+import { DroverError, isErrorCode, splitSentence, startFailure, type SandboxId } from '@drover/foundation';
 import { api, link } from '@drover/protocol';
 import { exitReportMs, hostCallTimeoutMs } from '../limits.ts';
 import { sandboxState } from '../store/index.ts';
@@ -43,11 +43,9 @@ export function endedError(row: SandboxRow): DroverError {
       hint: `correct its setup and create it again; \`drover sandbox get ${labelOf(row)}\` shows more`,
     });
   }
-  if (startFailed(row) && (row.exitCode === 126 || row.exitCode === 127)) {
-    // What somebody hears who is attached in time.
-    const code = row.exitCode === 127 ? 'command-not-found' : 'command-not-executable';
-    return new DroverError(code, message, { hint: 'check the command: its spelling, its mode and format, and that the image has it' });
-  }
+  // The same as for a caller who is attached in time.
+  const unstarted = startFailed(row) ? startFailure(row.exitCode, message) : undefined;
+  if (unstarted !== undefined) return unstarted;
   if (row.exitCode !== undefined && !startFailed(row)) {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
       hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
