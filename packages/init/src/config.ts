@@ -52,7 +52,8 @@ export interface MainProcess {
   readonly columns: number;
   /** False closes the main process's stdin at once. */
   readonly stdin: boolean;
-  readonly stopSignal: string;
+  /** The number of the signal that asks it to end. */
+  readonly stopSignal: number;
 }
 
 /** What init writes just before it exits: `/.drover/run/exit.json`. Written by the sandbox, so read with care. */

@@ -21,6 +21,9 @@ export const maxReplayBytesTotal = 16 * 1024 * 1024;
 export const minReplayBytes = 192 * 1024;
 /** Bytes that the slowest attached reader may lag behind before the process's output is no longer read (I-39). */
 export const maxReaderLagBytes = 64 * 1024;
+/** The wait before input is written again to a terminal that took none: doubled from the first up to the second. Milliseconds. */
+export const terminalRetryMs = 1;
+export const maxTerminalRetryMs = 50;
 /** Exec processes running at once; one more is refused with no-room. */
 export const maxRunningExecs = 64;
 /** Ended execs kept for who asks for their status; the oldest go first. */

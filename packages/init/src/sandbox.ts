@@ -116,7 +116,7 @@ export class Sandbox {
   }
 
   /** @throws {DroverError} failed-precondition */
-  signalMain(signal: NodeJS.Signals): void {
+  signalMain(signal: number): void {
     if (this.#main === undefined) throw new DroverError('failed-precondition', 'the command of the sandbox has not been started');
     this.#main.kill(signal);
   }
@@ -140,7 +140,7 @@ export class Sandbox {
         return;
       }
       const main = await this.#starting;
-      main.kill((stopSignal === '' ? 'SIGTERM' : stopSignal) as NodeJS.Signals);
+      main.kill(stopSignal);
       const timer = setTimeout(() => main.kill('SIGKILL'), Math.min(graceMs, maxStopGraceMs));
       await main.finished;
       clearTimeout(timer);

@@ -108,7 +108,7 @@ export async function startInit(test: TestAuthority, options: StartOptions = {})
       rows: 24,
       columns: 80,
       stdin: false,
-      stopSignal: 'SIGTERM',
+      stopSignal: 15,
       ...options.main,
     },
     stopGraceMs: options.stopGraceMs ?? 5_000,

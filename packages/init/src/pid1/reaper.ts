@@ -1,12 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { reapIntervalMs } from '../limits.ts';
-import { ownChildren } from '../processes/spawn.ts';
-import { loadLibc } from './libc.ts';
+import { collectExits, ownChildren } from '../processes/children.ts';
+import { loadLibc } from '../processes/libc.ts';
 
 /**
- * Reaps orphans: what a process that has gone leaves behind becomes init's child, and libuv waits for its own children only (I-37).
- * Works on what /proc says (the level); SIGCHLD and a slow timer say when to look. Each zombie is reaped by its number, and never one
- * that libuv or the terminal addon waits for: those are in `ownChildren` from before this thread can run again after the fork.
+ * Reaps orphans: the children of a process that has exited become init's (I-37). Works on what /proc shows (the level); SIGCHLD and a slow
+ * timer say when to look. Each zombie is reaped by its number, and never a child that init started itself: those are in `ownChildren` from
+ * before this thread can run again after the fork.
  */
 export class Reaper {
   readonly #timer: NodeJS.Timeout;
@@ -40,9 +40,10 @@ export class Reaper {
   }
 
   reap(): void {
+    collectExits();
     for (const pid of children()) {
       if (ownChildren.has(pid) || !isZombie(pid)) continue;
-      if (loadLibc()?.reap(pid) === true) this.#reaped++;
+      if (loadLibc()?.reap(pid) !== undefined) this.#reaped++;
     }
   }
 }

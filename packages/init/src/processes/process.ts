@@ -106,7 +106,7 @@ export class ManagedProcess {
     }
   }
 
-  kill(signal: NodeJS.Signals): void {
+  kill(signal: NodeJS.Signals | number): void {
     if (this.#exit === undefined) this.spawned.kill(signal);
   }
 
@@ -141,8 +141,6 @@ export class ManagedProcess {
   async #finish(ended: Promise<unknown>): Promise<Exit> {
     const raw = await this.spawned.exited;
     const at = Date.now();
-    // At the end of a child Node resumes its streams, whoever paused them.
-    if (this.#paused) for (const source of this.#sources) source.pause();
     await this.#drained(ended);
     this.#exit = { ...raw, at };
     this.#flow();

@@ -1,22 +1,19 @@
-import { spawn as spawnChild } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { spawn as spawnChild, type ChildProcess } from 'node:child_process';
+import { closeSync, writeFileSync } from 'node:fs';
+import type { Readable, Writable } from 'node:stream';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { oomScoreRetryMs, oomScoreTries, workloadOomScoreAdj } from '../limits.ts';
+import { exitOf } from './children.ts';
 import { commandNotFound, notExecutable, resolveCommand, type Command } from './command.ts';
 import { withGroups } from './groups.ts';
-import { killGroup, rawExit, type RawExit, type Spawned, type Spawner } from './spawned.ts';
+import { killGroup, type RawExit, type Spawned, type Spawner } from './spawned.ts';
+import { openStandardStream } from './streams.ts';
 import { spawnTerminal } from './terminal.ts';
-
-/** Pids that somebody else waits for (libuv, the terminal addon): the reaper leaves them alone. */
-export const ownChildren = new Set<number>();
 
 /** Starts a real process in a session and process group of its own. @throws {DroverError} see resolveCommand; no-room */
 export const spawnProcess: Spawner = async (request) => {
-  const command = withGroups(resolveCommand(request));
+  const command = resolveCommand(request);
   const spawned = request.terminal ? spawnTerminal(command, request.rows, request.columns) : await spawnPiped(command, request.stdin);
-  ownChildren.add(spawned.pid);
-  // Only once its own waiter has reaped it; until then its number cannot be another's.
-  void spawned.exited.finally(() => ownChildren.delete(spawned.pid));
   raiseOomScore(spawned);
   return spawned;
 };
@@ -40,52 +37,88 @@ function raiseOomScore({ pid, exited }: Spawned): void {
 }
 
 async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
-  let child;
+  const { user } = command;
+  const { file, argv, workdir, env, user: start } = withGroups(command);
+  const input = stdin ? openStandardStream(true, user) : undefined;
+  const output = openStandardStream(false, user);
+  const errors = openStandardStream(false, user);
+  let child: ChildProcess;
+  let spawned: Spawned | undefined;
   try {
-    child = spawnChild(command.file, command.argv.slice(1), {
-      argv0: command.argv[0] ?? command.file,
-      cwd: command.workdir,
-      env: command.env,
-      uid: command.user.uid,
-      gid: command.user.gid,
+    child = spawnChild(file, argv.slice(1), {
+      argv0: argv[0] ?? file,
+      cwd: workdir,
+      env,
+      uid: start.uid,
+      gid: start.gid,
       detached: true,
-      stdio: [stdin ? 'pipe' : 'ignore', 'pipe', 'pipe'],
+      stdio: [stdin ? (input?.theirs ?? 'pipe') : 'ignore', output?.theirs ?? 'pipe', errors?.theirs ?? 'pipe'],
     });
+    const stdout = output?.ours ?? child.stdout;
+    const stderr = errors?.ours ?? child.stderr;
+    const { pid } = child;
+    if (pid !== undefined && stdout !== null && stderr !== null) {
+      spawned = pipedProcess(pid, exitOf(child, pid), input?.ours ?? child.stdin ?? undefined, stdout, stderr);
+    }
   } catch (error) {
     throw spawnError(command, error);
+  } finally {
+    for (const stream of [input, output, errors]) {
+      if (stream === undefined) continue;
+      closeSync(stream.theirs);
+      if (spawned === undefined) stream.ours.destroy();
+    }
   }
-  const { pid, stdout, stderr } = child;
-  if (pid === undefined || stdout === null || stderr === null) {
-    throw spawnError(command, await new Promise((resolve) => child.once('error', resolve)));
-  }
+  if (spawned === undefined) throw spawnError(command, await new Promise((resolve) => child.once('error', resolve)));
+  return spawned;
+}
+
+function pipedProcess(pid: number, exited: Promise<RawExit>, stdin: Writable | undefined, stdout: Readable, stderr: Readable): Spawned {
   // EPIPE when the process no longer reads: its business, not ours.
-  child.stdin?.on('error', () => undefined);
-  const exited = new Promise<RawExit>((resolve) => child.once('exit', (code, signal) => resolve(rawExit(code, signal))));
+  stdin?.on('error', () => undefined);
   return {
     pid,
-    stdin: child.stdin ?? undefined,
+    stdin,
     stdout,
     stderr,
     exited,
-    endStdin: () => child.stdin?.end(),
+    endStdin: () => stdin?.end(),
     resize: () => undefined,
     kill: (signal) => killGroup(pid, signal),
   };
 }
 
-/** What execve(2) refused, in the codes that shells use. */
-function spawnError(command: Command, error: unknown): DroverError {
+/**
+ * What execve(2) refused, in the codes that shells use: everything but a missing program is "cannot be executed".
+ * Exported for its tests.
+ */
+export function spawnError(command: Pick<Command, 'file' | 'argv'>, error: unknown): DroverError {
   const name = command.argv[0] ?? command.file;
-  switch (errnoOf(error)) {
+  const errno = errnoOf(error);
+  switch (errno) {
     case 'ENOENT':
       return commandNotFound(name);
-    case 'EACCES':
-      return notExecutable(name, 'permission denied');
-    case 'ENOEXEC':
-      return notExecutable(name, 'not a program for this machine');
     case 'EAGAIN':
       return new DroverError('no-room', `${name}: the sandbox may not start more processes`, { hint: 'raise --pids', cause: error });
-    default:
+    // Of init itself: they say nothing of the command.
+    case undefined:
+    case 'ENOMEM':
+    case 'EMFILE':
+    case 'ENFILE':
       return DroverError.from(error, 'runtime-failed');
+    default:
+      return notExecutable(name, refusals[errno] ?? errno);
   }
 }
+
+const refusals: Readonly<Record<string, string>> = {
+  EACCES: 'permission denied',
+  ENOEXEC: 'not a program for this machine',
+  // execve(2): the file has capabilities outside of the bounding set and insists on them.
+  EPERM: 'its file carries capabilities that a sandbox does not have; `setcap -r` takes them from it',
+  E2BIG: 'its arguments and environment are too long',
+  ETXTBSY: 'its file is open for writing',
+  EISDIR: 'its interpreter is a directory',
+  ELIBBAD: 'its interpreter is not a program',
+  ELOOP: 'too many links or interpreters',
+};

@@ -1,4 +1,3 @@
-import { constants } from 'node:os';
 import type { Readable, Writable } from 'node:stream';
 import { errnoOf } from '@drover/foundation';
 import type { CommandRequest } from './command.ts';
@@ -12,6 +11,7 @@ export interface SpawnRequest extends CommandRequest {
 export interface RawExit {
   /** 0 to 255; 128 + n for signal n. */
   readonly code: number;
+  /** The name of the signal that ended it; empty: none did. */
   readonly signal: string;
 }
 
@@ -29,17 +29,12 @@ export interface Spawned {
   endStdin(): void;
   resize(rows: number, columns: number): void;
   /** To the whole process group; gone: nothing. */
-  kill(signal: NodeJS.Signals): void;
+  kill(signal: NodeJS.Signals | number): void;
 }
 
 export type Spawner = (request: SpawnRequest) => Promise<Spawned>;
 
-export function rawExit(code: number | null, signal: NodeJS.Signals | null): RawExit {
-  if (signal !== null) return { code: 128 + constants.signals[signal], signal };
-  return { code: code ?? 0, signal: '' };
-}
-
-export function killGroup(pid: number, signal: NodeJS.Signals): void {
+export function killGroup(pid: number, signal: NodeJS.Signals | number): void {
   try {
     process.kill(-pid, signal);
   } catch (error) {

@@ -1,8 +1,13 @@
+import { writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { constants } from 'node:os';
+import { Writable } from 'node:stream';
 import { ReadStream } from 'node:tty';
-import { DroverError } from '@drover/foundation';
+import { DroverError, errnoOf } from '@drover/foundation';
+import { maxTerminalRetryMs, terminalRetryMs } from '../limits.ts';
+import { endedBy, exited as exitedWith, ownChildren } from './children.ts';
 import type { Command } from './command.ts';
+import { withGroups } from './groups.ts';
+import { loadLibc } from './libc.ts';
 import { killGroup, type RawExit, type Spawned } from './spawned.ts';
 
 /** The native half of @lydell/node-pty 1.1.0, used directly: its JavaScript half knows no backpressure for stdin. */
@@ -39,46 +44,90 @@ function addon(): PtyAddon {
   return loaded;
 }
 
+/**
+ * What is typed into a terminal. Neither Node nor libuv can wait until a terminal's own end takes more: they would write in a busy loop, on
+ * the only thread. This writes without blocking and tries again after a wait, so that a program that does not read holds up its writer alone.
+ */
+class TerminalInput extends Writable {
+  readonly #terminal: ReadStream;
+  readonly #fd: number;
+  #retry: NodeJS.Timeout | undefined;
+
+  /** @param terminal the owner of `fd` */
+  constructor(terminal: ReadStream, fd: number) {
+    super();
+    this.#terminal = terminal;
+    this.#fd = fd;
+    // The descriptor is closed, and its number may be another file's.
+    terminal.once('close', () => this.destroy());
+  }
+
+  override _write(data: Buffer, _encoding: BufferEncoding, done: () => void): void {
+    this.#write(data, terminalRetryMs, done);
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    clearTimeout(this.#retry);
+    done(error);
+  }
+
+  #write(data: Buffer, waitMs: number, done: () => void): void {
+    if (this.destroyed || this.#terminal.destroyed) return done();
+    let written = 0;
+    try {
+      written = writeSync(this.#fd, data);
+    } catch (error) {
+      // EIO and the like: no process has the terminal any more.
+      if (errnoOf(error) !== 'EAGAIN') return done();
+    }
+    if (written === data.length) return done();
+    const nextMs = written > 0 ? terminalRetryMs : Math.min(2 * waitMs, maxTerminalRetryMs);
+    this.#retry = setTimeout(() => this.#write(data.subarray(written), nextMs, done), nextMs);
+  }
+}
+
 /** Starts a process with a terminal of its own as stdin, stdout and stderr. @throws {DroverError} missing-component, runtime-failed */
-export function spawnTerminal(command: Command, rows: number, columns: number): Spawned {
+export function spawnTerminal(resolved: Command, rows: number, columns: number): Spawned {
   const pty = addon();
   const size = { rows: clampSize(rows, 24), columns: clampSize(columns, 80) };
-  let settle: (exit: RawExit) => void = () => undefined;
-  const exited = new Promise<RawExit>((resolve) => {
-    settle = resolve;
-  });
-  const { fd, pid } = pty.fork(
-    command.file,
-    command.argv.slice(1),
-    Object.entries(command.env).map(([name, value]) => `${name}=${value}`),
-    command.workdir,
-    size.columns,
-    size.rows,
-    command.user.uid,
-    command.user.gid,
-    true,
-    '',
-    (code, signal) => settle(signal === 0 ? { code, signal: '' } : { code: 128 + signal, signal: signalName(signal) }),
-  );
+  const { promise: exited, resolve: settle } = Promise.withResolvers<RawExit>();
+  const command = withGroups(resolved);
+  const fork = () =>
+    pty.fork(
+      command.file,
+      command.argv.slice(1),
+      Object.entries(command.env).map(([name, value]) => `${name}=${value}`),
+      command.workdir,
+      size.columns,
+      size.rows,
+      command.user.uid,
+      command.user.gid,
+      true,
+      '',
+      (code, signal) => settle(signal === 0 ? exitedWith(code) : endedBy(signal)),
+    );
+  // devpts gives a terminal to the user who opens it: it is the command's user who opens it again, as /dev/stdout or by its name.
+  const { fd, pid } = loadLibc()?.asFileOwner(resolved.user.uid, fork) ?? fork();
+  ownChildren.add(pid);
+  // Only once the addon has reaped it; until then its number cannot be another's.
+  void exited.finally(() => ownChildren.delete(pid));
   const stream = new ReadStream(fd);
   // EIO is how a terminal says that its last process has gone.
   stream.on('error', () => stream.destroy());
-  let open = true;
-  stream.once('close', () => {
-    open = false;
-  });
+  const stdin = new TerminalInput(stream, fd);
+  void exited.then(() => stdin.destroy());
   return {
     pid,
-    stdin: stream,
+    stdin,
     stdout: stream,
     stderr: undefined,
     exited,
     // Ctrl-D: a terminal has no other end of file.
     endStdin: () => {
-      if (open) stream.write('\x04');
+      if (stdin.writable) stdin.write('\x04');
     },
     resize: (newRows, newColumns) => {
-      if (open) pty.resize(fd, clampSize(newColumns, 80), clampSize(newRows, 24));
+      if (!stream.destroyed) pty.resize(fd, clampSize(newColumns, 80), clampSize(newRows, 24));
     },
     kill: (signal) => killGroup(pid, signal),
   };
@@ -86,8 +135,4 @@ export function spawnTerminal(command: Command, rows: number, columns: number): 
 
 function clampSize(value: number, fallback: number): number {
   return value > 0 && value < 65_536 ? value : fallback;
-}
-
-function signalName(number: number): string {
-  return Object.entries(constants.signals).find(([, value]) => value === number)?.[0] ?? '';
 }

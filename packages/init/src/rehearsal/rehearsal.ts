@@ -95,7 +95,7 @@ function rehearsalConfig(): InitConfig {
       rows: 0,
       columns: 0,
       stdin: false,
-      stopSignal: '',
+      stopSignal: 15,
     },
     stopGraceMs: 0,
     startCount: 0,

@@ -1,7 +1,6 @@
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, clip } from '@drover/foundation';
+import { DroverError, parseSignal } from '@drover/foundation';
 import type { init } from '@drover/protocol';
-import { constants } from 'node:os';
 import { maxChunkBytes } from '../limits.ts';
 import type { Exit, ManagedProcess } from '../processes/process.ts';
 import type { Call, Reply } from '../server/call.ts';
@@ -60,14 +59,19 @@ async function open(
   }
 }
 
+/** A process that does not read holds up its input alone: resizes and signals still reach it, until the next chunk of input. */
 async function feed(requests: AsyncIterator<init.ExecRequest>, process: ManagedProcess, signal: AbortSignal): Promise<void> {
+  let writing: Promise<void> = Promise.resolve();
   for (;;) {
     const next = await requests.next();
     if (next.done === true) return;
     const { payload } = next.value;
     switch (payload.case) {
       case 'stdin':
-        await process.write(payload.value, signal);
+        await writing;
+        writing = process.write(payload.value, signal);
+        // It rejects only when the call has ended; the next chunk, if there is one, sees it.
+        writing.catch(() => undefined);
         break;
       case 'stdinEof':
         if (payload.value) process.spawned.endStdin();
@@ -91,11 +95,4 @@ function respond(payload: NonNullable<Reply<'exec'>['payload']>): Reply<'exec'> 
 /** ExitStatus, as it is sent. */
 export function exitStatus(exit: Exit): { code: number; signal: string; at: ReturnType<typeof timestampFromMs> } {
   return { code: exit.code, signal: exit.signal, at: timestampFromMs(exit.at) };
-}
-
-/** `SIGTERM` or `TERM`. @throws {DroverError} invalid-argument */
-export function parseSignal(text: string): NodeJS.Signals {
-  const name = text.startsWith('SIG') ? text : `SIG${text}`;
-  if (Object.hasOwn(constants.signals, name)) return name as NodeJS.Signals;
-  throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a signal`, { hint: 'use a name such as SIGTERM' });
 }

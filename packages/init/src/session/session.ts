@@ -1,10 +1,10 @@
-import { DroverError, version } from '@drover/foundation';
+import { DroverError, parseSignal, version } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import type { Identity } from '../identity/identity.ts';
 import { maxSessionRequests } from '../limits.ts';
 import type { Call, Reply } from '../server/call.ts';
 import type { Sandbox } from '../sandbox.ts';
-import { exitStatus, parseSignal } from './exec.ts';
+import { exitStatus } from './exec.ts';
 import { runStep, type Answer, type Payload } from './step.ts';
 
 type SessionCall = Call<init.SessionRequest, Reply<'session'>>;

@@ -8,22 +8,22 @@ import { setUpSsh } from './ssh.ts';
 import type { Surroundings } from './surroundings.ts';
 
 /** Each takes its message as bytes, can be run again at any time (I-32), and gives its exit status. */
-const steps: Readonly<Record<string, (input: Uint8Array, surroundings: Surroundings) => number>> = {
+const steps: Readonly<Record<string, (input: Uint8Array, surroundings: Surroundings) => number | Promise<number>>> = {
   config: placeConfig,
   git: setUpGit,
   ssh: setUpSsh,
   'post-init': runPostInit,
 };
 
-/** The process of a built-in step: its message on stdin, one line on stderr when it fails, its status. Blocks: it has nothing else to do. */
-export function runBuiltInStep(name: string): number {
+/** The process of a built-in step: its message on stdin, one line on stderr when it fails, its status. */
+export async function runBuiltInStep(name: string): Promise<number> {
   try {
     const step = Object.hasOwn(steps, name) ? steps[name] : undefined;
     if (step === undefined) {
       throw new DroverError('unimplemented', 'this init has no such step', { hint: 'the control plane is newer: start the sandbox again' });
     }
     const env = userEnvironment(process.env);
-    return step(readFileSync(0), { home: env['HOME'] || '/', env });
+    return await step(readFileSync(0), { home: env['HOME'] || '/', env });
   } catch (thrown) {
     const error = DroverError.from(thrown);
     writeSync(2, `drover-step ${name}: ${sentenceOf(error).replaceAll(/\s+/g, ' ')}\n`);

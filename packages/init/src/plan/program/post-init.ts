@@ -1,15 +1,17 @@
-import { spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
 import { DroverError, clip, errnoOf } from '@drover/foundation';
 import { init } from '@drover/protocol';
+import { exitOf } from '../../processes/children.ts';
 import { placeError } from './files.ts';
 import type { Surroundings } from './surroundings.ts';
 
 /** Step `post-init`: the user's own script, its output the step's, its status the step's (128 + n for signal n). */
-export function runPostInit(input: Uint8Array, { env }: Surroundings): number {
+export async function runPostInit(input: Uint8Array, { env }: Surroundings): Promise<number> {
   const { script } = fromBinary(init.PostInitStepSchema, input);
   const directory = privateDirectory();
   try {
@@ -17,9 +19,9 @@ export function runPostInit(input: Uint8Array, { env }: Surroundings): number {
     writeFileSync(file, script, { flag: 'wx', mode: 0o700 });
     const [interpreter = 'sh', ...args] = interpreterOf(script);
     // Not by the kernel, from the file's first line: the directory may be on a mount without exec.
-    const { status, signal, error } = spawnSync(interpreter, [...args, file], { stdio: ['ignore', 'inherit', 'inherit'], env });
-    if (error !== undefined) throw interpreterError(interpreter, error);
-    return signal === null ? (status ?? 0) : 128 + constants.signals[signal];
+    const child = spawn(interpreter, [...args, file], { stdio: ['ignore', 'inherit', 'inherit'], env });
+    if (child.pid === undefined) throw interpreterError(interpreter, ((await once(child, 'error')) as [Error])[0]);
+    return (await exitOf(child, child.pid)).code;
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }

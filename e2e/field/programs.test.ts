@@ -1,0 +1,157 @@
+import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { connectDrover, type DroverClient, type ExecOptions } from '@drover/sdk';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { busyboxRoot, eventually, TestDrover, tool } from '../harness/index.ts';
+
+/** Issue "Faults found in use and under attack", heading 4: programs as they are in the world. */
+
+interface SandboxJson {
+  readonly state: string;
+  readonly reason: string;
+  readonly message: string;
+  readonly exitCode?: number;
+  readonly init?: { readonly exitCode?: number };
+}
+
+let drover: TestDrover;
+let client: DroverClient;
+let directory: string;
+let layout: string;
+
+const get = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
+
+/** Runs a shell script in the sandbox `web`. */
+async function exec(script: string, options: ExecOptions = {}, input?: string) {
+  const handle = client.sandboxes.exec('web', { argv: ['sh', '-c', script], stdin: input !== undefined, ...options });
+  if (input !== undefined) handle.stdin.write(input);
+  const [stdout, stderr, exit] = await Promise.all([text(handle.stdout), text(handle.stderr), handle.exit]);
+  return { stdout: stdout.replaceAll('\r', ''), stderr, exit };
+}
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'drover-programs-'));
+  await tool('chmod', '711', directory);
+  layout = join(directory, 'layout');
+  const root = await busyboxRoot(join(directory, 'root'));
+  // The program carries a capability that a sandbox does not have, as ping does in many images: capability.h, CAP_NET_RAW, effective.
+  await copyFile('/bin/busybox', join(root, 'bin/ping'));
+  const capability = '0100000200200000000000000000000000000000';
+  await tool('python3', '-c', `import os; os.setxattr('${root}/bin/ping', 'security.capability', bytes.fromhex('${capability}'))`);
+  await tool('umoci', 'init', '--layout', layout);
+  await tool('umoci', 'new', '--image', `${layout}:empty`);
+  await mkdir(join(directory, 'bundle'));
+  await tool('umoci', 'insert', '--image', `${layout}:empty`, '--tag', 'base', root, '/');
+  drover = await TestDrover.start(['--pool', '10.234.0.0/18']);
+  client = await connectDrover(await drover.connection());
+  await drover.begin('web', ['sleep', '1d']);
+});
+
+afterAll(async () => {
+  client?.close();
+  await drover?.[Symbol.asyncDispose]();
+  await rm(directory, { recursive: true, force: true });
+});
+
+describe('a program opens /dev/stdout, /dev/stderr and /dev/stdin again', () => {
+  const reopen = 'echo to-out >> /dev/stdout && echo to-err >> /dev/stderr';
+  const users = ['', '65534', '65534:100'];
+  const kinds = users.flatMap((user) => [true, false].map((terminal) => ({ user, terminal })));
+
+  test.each(kinds)('in an exec: %o', async ({ user, terminal }) => {
+    const script = `${reopen} && read line < /dev/stdin && echo "got $line"`;
+    const { stdout, stderr, exit } = await exec(script, { user, terminal }, 'a line\n');
+    expect({ exit, text: stdout + stderr }).toMatchObject({ exit: { code: 0 } });
+    expect(stdout).toMatch(/to-out\n/);
+    expect(stdout).toMatch(/got a line\n$/);
+    expect(terminal ? stdout : stderr).toMatch(/to-err\n/);
+  });
+
+  test('as the command of a sandbox', async () => {
+    const name = ({ user, terminal }: (typeof kinds)[number]): string => `main-${user.replace(':', '-')}-${terminal ? 't' : 'p'}`;
+    await Promise.all(kinds.map(async (kind) => await drover.create(name(kind), ['sh', '-c', reopen], kind)));
+    for (const kind of kinds) {
+      await eventually(`${name(kind)} has ended`, async () => (await get(name(kind))).state === 'stopped');
+      expect([kind, (await get(name(kind))).exitCode]).toEqual([kind, 0]);
+      expect(await drover.logs(name(kind))).toMatch(/to-out\r?\n/);
+    }
+  });
+
+  test.each(['0', '65534'])('in a post-init script of user %s', async (user) => {
+    await drover.begin(`post-init-${user}`, ['true'], { user, setup: { postInit: `${reopen}\n` } });
+  });
+});
+
+describe('signals', () => {
+  test.each([
+    ['TERM', 15],
+    ['quit', 3],
+    ['15', 15],
+    ['37', 37],
+    ['SIGRTMIN+3', 37],
+    ['RTMIN+3', 37],
+  ])('STOPSIGNAL %s is sent as signal %i', async (signal, number) => {
+    const tag = `stop-${signal.replace('+', '-')}`;
+    await tool('umoci', 'config', '--image', `${layout}:base`, '--tag', tag, '--config.stopsignal', signal);
+    const script = 'for s in 3 15 37; do trap "exit $s" $s; done; echo ready; sleep 1000 & wait';
+    await drover.begin(tag.toLowerCase(), ['/bin/sh', '-c', script], { image: `oci:${layout}:${tag}`, stopGraceMs: 20_000 });
+    await eventually('the traps are set', async () => (await drover.logs(tag.toLowerCase())).includes('ready'));
+    await drover.stop(tag.toLowerCase());
+    expect(await get(tag.toLowerCase())).toMatchObject({ exitCode: number });
+  });
+
+  test('a STOPSIGNAL that does not exist fails the create with one sentence', async () => {
+    await tool('umoci', 'config', '--image', `${layout}:base`, '--tag', 'bad-stop', '--config.stopsignal', 'SIGFOO');
+    const { code, stderr } = await drover.run(['run', '--rm', '-n', `oci:${layout}:bad-stop`, '--', '/bin/true']);
+    expect(stderr).toMatch(/names an unknown STOPSIGNAL: "SIGFOO"\n {2}hint: use a name such as SIGTERM [^\n]*\n$/);
+    expect(code).toBe(125);
+  });
+
+  test.each([34, 37, 64])('a process that signal %i ends has status 128 and that number, and the signal’s name', async (number) => {
+    for (const terminal of [false, true]) {
+      const { exit } = await exec(`kill -${number} $$`, { terminal });
+      expect(exit).toMatchObject({ code: 128 + number, signal: number === 34 ? 'SIGRTMIN' : `SIGRTMIN+${number - 34}` });
+    }
+  });
+
+  test('so it is for the command of a sandbox, and for a post-init script', async () => {
+    expect(await drover.run(['run', '--rm', '-n', 'host', '--', 'sh', '-c', 'kill -37 $$'])).toMatchObject({ code: 165 });
+    await drover.create('bad-init', ['true'], { setup: { postInit: 'kill -37 $$\n' } });
+    const failed = await eventually('the plan has failed', async () => {
+      const sandbox = await get('bad-init');
+      return sandbox.state === 'failed' ? sandbox : undefined;
+    });
+    expect(failed).toMatchObject({ init: { exitCode: 165 } });
+    expect(failed.message).not.toContain('NaN');
+  });
+
+  test('a signal is sent by any of its names', async () => {
+    const handle = client.sandboxes.exec('web', { argv: ['sh', '-c', 'trap "exit 9" 37; echo ready; sleep 1000 & wait'] });
+    handle.stdout.once('data', () => handle.kill('rtmin+3'));
+    handle.stderr.resume();
+    expect(await handle.exit).toMatchObject({ code: 9 });
+  });
+});
+
+describe('a command that cannot be started', () => {
+  const capable = (): string => `oci:${layout}:base`;
+
+  test('whose file carries capabilities that a sandbox does not have: 126, and why', async () => {
+    const { code, stderr } = await drover.run(['run', '--rm', '-n', capable(), '--', '/bin/ping']);
+    expect(stderr).toMatch(
+      /^drover: \/bin\/ping: cannot be executed in the sandbox \(its file carries capabilities [^\n]*\n {2}hint: [^\n]*\n$/m,
+    );
+    expect(code).toBe(126);
+  });
+
+  test('that run -d starts: the same status as in the foreground', async () => {
+    for (const [program, status] of [
+      ['no-such-program', 127],
+      ['/etc/passwd', 126],
+    ] as const) {
+      expect(await drover.run(['run', '-d', 'host', '--', program])).toMatchObject({ code: status, stdout: '' });
+    }
+  });
+});
