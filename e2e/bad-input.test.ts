@@ -156,9 +156,7 @@ describe('bad input: one sentence, what to do, an exit code', () => {
 
   test.each(oneOfEach)('drover %s → %i, as JSON', async (line, code, _, error) => {
     const [command = '', ...rest] = line.split(' ');
-    const end = rest.indexOf('--');
-    const own = end < 0 ? rest : rest.slice(0, end);
-    const json = await drover.run([command, ...own, '-o', 'json', ...rest.slice(own.length)]);
+    const json = await drover.run(['-o', 'json', command, ...rest]);
     expect(json.code).toBe(code);
     expect(JSON.parse(json.stderr.trimEnd().split('\n').at(-1) ?? '')).toMatchObject({
       error: { code: error, message: expect.any(String) as string, hint: expect.any(String) as string },

@@ -369,26 +369,6 @@ describe('R-3: what one does with sandboxes', () => {
     });
   });
 
-  test('completion: bash completes commands, flags and the names that there are', async () => {
-    const complete = async (line: string): Promise<string[]> => {
-      const script = `
-        PATH="$1:$PATH"; source <("$1/drover" completion bash)
-        COMP_LINE="$2"; COMP_POINT=\${#COMP_LINE}; read -ra COMP_WORDS <<< "$COMP_LINE"
-        [[ "$COMP_LINE" == *' ' ]] && COMP_WORDS+=('')
-        COMP_CWORD=$(( \${#COMP_WORDS[@]} - 1 )); COMPREPLY=()
-        function_name=$(complete -p drover | sed -n 's/.*-F \\([^ ]*\\).*/\\1/p')
-        compopt() { :; }
-        "$function_name" drover "\${COMP_WORDS[COMP_CWORD]}" "\${COMP_WORDS[COMP_CWORD-1]}"
-        printf '%s\\n' "\${COMPREPLY[@]}"`;
-      const { stdout } = await execa('bash', ['-c', script, 'bash', repository, line], { env: drover.environment });
-      return stdout.split('\n').map((word) => word.trim().split(/[\s\t]/)[0] ?? '');
-    };
-    expect(await complete('drover sand')).toEqual(['sandbox']);
-    expect(await complete('drover sandbox stop wor')).toEqual(['work']);
-    expect(await complete('drover exec wor')).toEqual(['work']);
-    expect(await complete('drover run --mem')).toEqual(['--memory']);
-  });
-
   test('-o json parses everywhere, with names that stay', async () => {
     const sandbox = [
       'address containment createdAt desiredState exitCode finishedAt generation hostId hostName id identity imageDigest init labels message name outOfMemory',

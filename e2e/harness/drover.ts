@@ -138,9 +138,9 @@ export class TestDrover implements AsyncDisposable {
     return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
   }
 
-  /** Runs `drover ARGS… -o json` and gives what it printed; rejects when it fails. */
+  /** Runs `drover -o json ARGS…` and gives what it printed; rejects when it fails. */
   async json<T = Record<string, unknown>>(args: readonly string[]): Promise<T> {
-    const { code, stdout, stderr } = await this.run(withJson(args));
+    const { code, stdout, stderr } = await this.run(['-o', 'json', ...args]);
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
     return JSON.parse(stdout) as T;
   }
@@ -314,12 +314,6 @@ export async function sharedDirectory(directory: string): Promise<string> {
   await mkdir(shared);
   await execa('chmod', ['777', shared]);
   return shared;
-}
-
-/** What follows `--` is the sandbox's command. */
-function withJson(args: readonly string[]): readonly string[] {
-  const end = args.includes('--') ? args.indexOf('--') : args.length;
-  return args.toSpliced(end, 0, '-o', 'json');
 }
 
 /** Polls a condition until it gives something truthy; an error that it throws ends the wait. `seen` tells a failure what there was instead. */

@@ -1,19 +1,33 @@
 import { spawn, type IPty } from '@lydell/node-pty';
 import { join } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 import { eventually, repository, type TestDrover } from './drover.ts';
 
-/** `drover ARGS…` at a real terminal, as a person has it. */
+export interface TerminalOptions {
+  /** Instead of `drover`. */
+  readonly program?: string;
+  readonly cwd?: string;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+/** `drover ARGS…`, or another program, at a real terminal, as a person has it. */
 export class Terminal implements Disposable {
   readonly #pty: IPty;
   #output = '';
   #code: number | undefined;
 
-  constructor(drover: TestDrover, args: readonly string[], size: { readonly columns: number; readonly rows: number }) {
-    this.#pty = spawn(join(repository, 'drover'), [...args], {
+  constructor(
+    drover: TestDrover,
+    args: readonly string[],
+    size: { readonly columns: number; readonly rows: number },
+    { program = join(repository, 'drover'), cwd, env }: TerminalOptions = {},
+  ) {
+    this.#pty = spawn(program, [...args], {
       cols: size.columns,
       rows: size.rows,
       name: 'xterm',
-      env: { ...process.env, ...drover.environment },
+      ...(cwd !== undefined && { cwd }),
+      env: { ...process.env, ...drover.environment, ...env },
     });
     this.#pty.onData((data) => (this.#output += data));
     this.#pty.onExit(({ exitCode }) => (this.#code = exitCode));
@@ -27,15 +41,21 @@ export class Terminal implements Disposable {
     this.#pty.write(keys);
   }
 
+  /** Ends the program. */
+  kill(signal: string): void {
+    this.#pty.kill(signal);
+  }
+
   resize(columns: number, rows: number): void {
     this.#pty.resize(columns, rows);
   }
 
-  /** Waits until the screen has shown the text. */
-  async shows(text: string | RegExp): Promise<void> {
-    await this.#until(`the terminal shows ${String(text)}`, () =>
-      typeof text === 'string' ? this.#output.includes(text) : text.test(this.#output),
-    );
+  /** Waits until the screen has shown the text. @param since leaves out what it had shown before, characters of `output` */
+  async shows(text: string | RegExp, since = 0): Promise<void> {
+    await this.#until(`the terminal shows ${String(text)}`, () => {
+      const shown = stripVTControlCharacters(this.#output.slice(since));
+      return typeof text === 'string' ? shown.includes(text) : text.test(shown);
+    });
   }
 
   /** Waits for the program's end; gives its exit code. */

@@ -5,7 +5,7 @@ import type { Output } from './output/output.ts';
 export interface Cli {
   readonly out: Output;
   readonly env: NodeJS.ProcessEnv;
-  /** Aborted by SIGINT and SIGTERM, unless the command takes the signals for itself. */
+  /** Aborted by SIGINT, SIGTERM and SIGHUP, unless the command takes the signals for itself. */
   readonly signal: AbortSignal;
   /** Stops the signals from aborting `signal`: from now on the command handles them. */
   takeSignals(): void;

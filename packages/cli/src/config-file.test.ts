@@ -18,7 +18,7 @@ async function flagsOf(file: string, ...argv: readonly string[]): Promise<Record
   const path = join(directory, 'drover.yaml');
   await writeFile(path, file);
   let seen: Record<string, unknown> = {};
-  const program = buildProgram(async (flags) => await Promise.resolve(void (seen = { ...flags })), { completionStub: true });
+  const program = buildProgram(async (_, flags) => await Promise.resolve(void (seen = { ...flags })));
   const quiet = (command: Command): void => {
     command.exitOverride().configureOutput({ outputError: () => undefined, writeErr: () => undefined });
     command.commands.forEach(quiet);

@@ -10,6 +10,12 @@ export const progressAfterMs = 700;
 export const progressIntervalMs = 500;
 /** Characters of a failed step's stderr in the sentence that `run` ends with, the last ones; `sandbox get` shows all that is kept. */
 export const maxStderrShown = 500;
+/** How often the line with that is redrawn on a terminal, ms. */
+export const statusFrameMs = 100;
+/** How long an interrupted `run` or `sandbox create` waits for the answer to its create, to remove what it made, and then for the removal, ms. */
+export const interruptGraceMs = 10_000;
+/** How long an interrupted `exec` waits for the end of the process that it has just asked for and killed, ms. */
+export const interruptKillMs = 2_000;
 /** How long `run` waits, after an exit with 137, for the host to say whether memory ran out, ms. */
 export const outOfMemoryWaitMs = 2_000;
 /** How long `run --rm` waits for the host to tell of the end, and then for the removal, ms. Then it leaves that to the control plane. */

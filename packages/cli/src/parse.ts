@@ -8,6 +8,21 @@ export function collect(value: string, before: readonly string[] | undefined): r
   return [...(before ?? []), value];
 }
 
+/**
+ * The command to run in a sandbox, from the words behind IMAGE or SANDBOX: a leading `--` is left out.
+ * @param before what flags of Drover's own stand before, for the hint
+ * @param hasEntrypoint an image may have a program that takes flags as its arguments
+ * @throws {DroverError} invalid-argument when it begins with a flag and nothing could take it
+ */
+export function parseCommand(words: readonly string[], before: 'IMAGE' | 'SANDBOX', hasEntrypoint: boolean): readonly string[] {
+  const [first] = words;
+  if (first === '--') return words.slice(1);
+  if (first?.startsWith('-') !== true || hasEntrypoint) return words;
+  throw new DroverError('invalid-argument', `the command begins with ${JSON.stringify(clip(first))}, which is no program`, {
+    hint: `flags of drover itself stand before ${before}; what follows ${before} is the command to run`,
+  });
+}
+
 const envName = /^[A-Za-z_][A-Za-z0-9_]*$/;
 
 /** `NAME=value`, or `NAME` to take the caller's own. Unset, a bare NAME is left out. @throws {DroverError} invalid-argument */

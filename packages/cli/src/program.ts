@@ -3,18 +3,34 @@ import { version } from '@drover/foundation';
 import type { Cli, ConnectionFlags, Handler } from './cli.ts';
 import { collect } from './parse.ts';
 
-/** Runs a handler with what the command line said. */
-export type Run = (flags: CommonFlags, work: (cli: Cli) => Promise<number | void>) => Promise<void>;
+/** Runs a handler with the flags of the command line. */
+export type Run = (command: Command, flags: CommonFlags, work: (cli: Cli) => Promise<number | void>) => Promise<void>;
 
 export interface CommonFlags extends ConnectionFlags {
   readonly output?: string;
+}
+
+/** Flags that every command has. They can also stand before the command, as in `drover -o json sandbox ls`. */
+function commonFlags(command: Command): Command {
+  return command
+    .optionsGroup('Output and connection:')
+    .addOption(new Option('-o, --output <format>', 'how to print').choices(['text', 'json']))
+    .addOption(new Option('--server <url>', 'the control plane (DROVER_SERVER)'))
+    .addOption(new Option('--token <token>', 'what lets you in (DROVER_TOKEN)'))
+    .addOption(new Option('--ca <file>', "the control plane's CA, PEM (DROVER_CA)"))
+    .optionsGroup('Options:');
+}
+
+/** Whether the last argument of a command is the command to run in a sandbox, which may have flags of its own. */
+export function takesCommand(command: Command): boolean {
+  return command.registeredArguments.at(-1)?.name() === 'command';
 }
 
 /**
  * The command line: names, flags and help. The work is in modules that are loaded when they are needed, so that the start
  * stays quick whatever the program grows to.
  */
-export function buildProgram(run: Run, settings: { readonly completionStub: boolean }): Command {
+export function buildProgram(run: Run): Command {
   const program = new Command('drover')
     .description('Runs fleets of sandboxes on machines that you own.')
     .version(version, '-V, --version', 'show the version of this program')
@@ -35,24 +51,24 @@ run, exec, attach and sandbox wait end with the command's own status; for run, e
 cannot be executed, 127: there is no such command.
 `,
     );
+  commonFlags(program);
 
   /** Ends a definition: flags that every command has, and the handler's module. */
   const does = <A extends readonly unknown[], O>(command: Command, load: () => Promise<Handler<A, O>>): Command =>
-    command
-      .addOption(new Option('-o, --output <format>', 'how to print').choices(['text', 'json']))
-      .addOption(new Option('--server <url>', 'the control plane (DROVER_SERVER)'))
-      .addOption(new Option('--token <token>', 'what lets you in (DROVER_TOKEN)'))
-      .addOption(new Option('--ca <file>', "the control plane's CA, PEM (DROVER_CA)"))
+    commonFlags(command)
+      // What follows IMAGE or SANDBOX belongs to the command to run, flags included, as with docker.
+      .passThroughOptions(takesCommand(command))
       .action(async (...all: unknown[]) => {
         const { config } = command.opts<{ config?: string }>();
         if (config !== undefined) await (await import('./config-file.ts')).applyConfigFile(command, config);
-        const flags = command.opts<CommonFlags>();
+        const flags: CommonFlags = { ...program.opts<CommonFlags>(), ...command.opts<CommonFlags>() };
         const values = all.slice(0, command.registeredArguments.length) as unknown as A;
-        await run(flags, async (cli) => (await load())(cli, values, flags as O));
+        await run(command, flags, async (cli) => (await load())(cli, values, flags as O));
       });
   const add = (parent: Command, nameAndArguments: string, description: string, options?: CommandOptions): Command =>
     parent.command(nameAndArguments, options ?? {}).description(description);
 
+  program.commandsGroup('This machine:');
   // R-1
   does(
     hostFlags(add(program, 'up', 'start a control plane and a host on this machine'))
@@ -91,6 +107,29 @@ cannot be executed, 127: there is no such command.
       .option('--no-run', 'join only'),
     async () => (await import('./commands/system/agent.ts')).join,
   );
+  does(
+    add(program, 'doctor', 'find what is missing or wrong, and say what to do')
+      .option('--host <host>', 'ask a host instead of this machine')
+      .option('--data <directory>', 'the data directory to look at')
+      .option('--listen <address>', 'HOST:PORT that up would take', '127.0.0.1:7443'),
+    async () => (await import('./doctor/command.ts')).default,
+  );
+  does(
+    add(program, 'version', 'the versions of this program and of the control plane'),
+    async () => (await import('./commands/system/version.ts')).default,
+  );
+  does(
+    add(program, 'completion <shell>', 'print the completion script of bash, zsh or fish').addHelpText(
+      'after',
+      `
+bash:  source <(drover completion bash)                                     in ~/.bashrc
+zsh:   source <(drover completion zsh)                                      in ~/.zshrc
+fish:  drover completion fish > ~/.config/fish/completions/drover.fish
+`,
+    ),
+    async () => (await import('./completion/script.ts')).default,
+  );
+  program.commandsGroup('Sandboxes:');
   // R-2
   does(
     specFlags(add(program, 'run <image> [command...]', 'create a sandbox, run a command in it, and end with its status'))
@@ -104,10 +143,10 @@ cannot be executed, 127: there is no such command.
     async () => (await import('./commands/sandbox/run.ts')).default,
   );
   sandboxCommands(program, add, does);
-  identityCommands(program, add, does);
+  program.commandsGroup('Fleet:');
   hostCommands(program, add, does);
   imageCommands(program, add, does);
-
+  identityCommands(program, add, does);
   does(
     add(program, 'events', 'what happened')
       .option('-f, --follow', 'go on with what happens')
@@ -116,18 +155,8 @@ cannot be executed, 127: there is no such command.
       .option('--subject <id>', 'of one sandbox or host'),
     async () => (await import('./commands/system/events.ts')).default,
   );
-  does(
-    add(program, 'doctor', 'find what is missing or wrong, and say what to do')
-      .option('--host <host>', 'ask a host instead of this machine')
-      .option('--data <directory>', 'the data directory to look at')
-      .option('--listen <address>', 'HOST:PORT that up would take', '127.0.0.1:7443'),
-    async () => (await import('./doctor/command.ts')).default,
-  );
-  does(
-    add(program, 'version', 'the versions of this program and of the control plane'),
-    async () => (await import('./commands/system/version.ts')).default,
-  );
-  if (settings.completionStub) add(program, 'completion <shell>', 'print the completion script of bash, zsh or fish');
+  program.commandsGroup('As with docker:');
+  dockerCommands(program, add, does);
   return program;
 }
 
@@ -193,43 +222,17 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
       .option('--rm', 'remove it when the command has ended'),
     async () => (await load()).create,
   );
-  does(
-    add(sandbox, 'ls', 'list sandboxes')
-      .alias('list')
-      .option('--project <project>', 'of one project')
-      .option('-l, --label <key=value>', 'with this label (again for more)', collect)
-      .option('--host <host>', 'on this host')
-      .option('-a, --all', 'removed ones too')
-      .option('-q, --quiet', 'names only'),
-    async () => (await load()).ls,
-  );
+  does(listFlags(add(sandbox, 'ls', 'list sandboxes').alias('list')), async () => (await load()).ls);
   does(add(sandbox, 'get <sandbox>', 'show one sandbox'), async () => (await load()).get);
+  does(noWaitFlag(add(sandbox, 'start <sandbox...>', 'start stopped sandboxes')), async () => (await load()).start);
+  does(stopFlags(add(sandbox, 'stop <sandbox...>', 'stop sandboxes')), async () => (await load()).stop);
   does(
-    add(sandbox, 'start <sandbox...>', 'start again what has stopped').option('--no-wait', 'do not wait for it'),
-    async () => (await load()).start,
+    noWaitFlag(add(sandbox, 'kill <sandbox...>', 'stop sandboxes with SIGKILL, without the grace of stop')),
+    async () => (await load()).kill,
   );
-  does(
-    add(sandbox, 'stop <sandbox...>', 'end what runs in it')
-      .option('--grace <duration>', 'between SIGTERM and SIGKILL')
-      .option('--no-wait', 'do not wait for it'),
-    async () => (await load()).stop,
-  );
-  does(
-    add(sandbox, 'pause <sandbox...>', 'freeze what runs in it').option('--no-wait', 'do not wait for it'),
-    async () => (await load()).pause,
-  );
-  does(
-    add(sandbox, 'resume <sandbox...>', 'go on after a pause').option('--no-wait', 'do not wait for it'),
-    async () => (await load()).resume,
-  );
-  does(
-    add(sandbox, 'rm <sandbox...>', 'remove it, with all that it wrote')
-      .alias('remove')
-      .option('-f, --force', 'even while it runs, without grace')
-      .option('--grace <duration>', 'even while it runs; between SIGTERM and SIGKILL')
-      .option('--no-wait', 'do not wait for it'),
-    async () => (await load()).rm,
-  );
+  does(noWaitFlag(add(sandbox, 'pause <sandbox...>', 'freeze what runs in it')), async () => (await load()).pause);
+  does(noWaitFlag(add(sandbox, 'resume <sandbox...>', 'go on after a pause')), async () => (await load()).resume);
+  does(removeFlags(add(sandbox, 'rm <sandbox...>', 'remove sandboxes and their files').alias('remove')), async () => (await load()).rm);
   does(
     add(sandbox, 'wait <sandbox>', "wait until it has stopped, and end with its command's status")
       .option('--for <state>', 'wait for this state instead, and end with 0 (again for more)', collect)
@@ -305,6 +308,49 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
   );
 }
 
+function listFlags(command: Command): Command {
+  return command
+    .option('--project <project>', 'of one project')
+    .option('-l, --label <key=value>', 'with this label (again for more)', collect)
+    .option('--host <host>', 'on this host')
+    .option('-a, --all', 'removed ones too')
+    .option('-q, --quiet', 'names only');
+}
+
+function noWaitFlag(command: Command): Command {
+  return command.option('--no-wait', 'do not wait for it');
+}
+
+function stopFlags(command: Command): Command {
+  return noWaitFlag(command.option('--grace <duration>', 'between SIGTERM and SIGKILL'));
+}
+
+function removeFlags(command: Command): Command {
+  return noWaitFlag(
+    command
+      .option('-f, --force', 'even while it runs, without grace')
+      .option('--grace <duration>', 'even while it runs; between SIGTERM and SIGKILL'),
+  );
+}
+
+/** The names that docker has for what `drover sandbox` and `drover image` do. */
+function dockerCommands(program: Command, add: Add, does: Does): void {
+  const sandbox = () => import('./commands/sandbox/sandbox.ts');
+  const image = () => import('./commands/image/image.ts');
+  does(listFlags(add(program, 'ps', 'list sandboxes, stopped ones too (sandbox ls)')), async () => (await sandbox()).ls);
+  does(noWaitFlag(add(program, 'start <sandbox...>', 'start stopped sandboxes (sandbox start)')), async () => (await sandbox()).start);
+  does(stopFlags(add(program, 'stop <sandbox...>', 'stop sandboxes (sandbox stop)')), async () => (await sandbox()).stop);
+  does(noWaitFlag(add(program, 'kill <sandbox...>', 'stop sandboxes with SIGKILL (sandbox kill)')), async () => (await sandbox()).kill);
+  does(removeFlags(add(program, 'rm <sandbox...>', 'remove sandboxes and their files (sandbox rm)')), async () => (await sandbox()).rm);
+  does(
+    add(program, 'inspect <sandbox>', 'show one sandbox as JSON (sandbox get)'),
+    async () => (await sandbox()).get,
+  ).setOptionValueWithSource('output', 'json', 'default');
+  does(imageListFlags(add(program, 'images', 'list images (image ls)')), async () => (await image()).ls);
+  does(pullFlags(add(program, 'pull <image>', 'pull an image on every host (image pull)')), async () => (await image()).pull);
+  does(imageRemoveFlags(add(program, 'rmi <image...>', 'remove images (image rm)')), async () => (await image()).rm);
+}
+
 function identityCommands(program: Command, add: Add, does: Does): void {
   const identity = add(program, 'identity', 'list, show and evict identities of sandboxes').alias('id');
   const load = () => import('./commands/identity/identity.ts');
@@ -343,18 +389,25 @@ function hostCommands(program: Command, add: Add, does: Does): void {
 function imageCommands(program: Command, add: Add, does: Does): void {
   const image = add(program, 'image', 'pull, list and remove images');
   const load = () => import('./commands/image/image.ts');
-  does(
-    add(image, 'pull <image>', 'pull it on every host')
-      .option('--host <host>', 'on this host')
-      .option('--insecure', 'allow plain HTTP and certificates that do not verify'),
-    async () => (await load()).pull,
-  );
-  does(add(image, 'ls', 'list images').alias('list').option('--host <host>', 'on this host'), async () => (await load()).ls);
-  does(add(image, 'rm <image...>', 'remove it').alias('remove').option('--host <host>', 'on this host'), async () => (await load()).rm);
+  does(pullFlags(add(image, 'pull <image>', 'pull an image on every host')), async () => (await load()).pull);
+  does(imageListFlags(add(image, 'ls', 'list images').alias('list')), async () => (await load()).ls);
+  does(imageRemoveFlags(add(image, 'rm <image...>', 'remove images').alias('remove')), async () => (await load()).rm);
   does(
     add(image, 'prune', 'remove what no sandbox uses')
       .option('--host <host>', 'on this host')
       .option('--older-than <duration>', 'and nobody used for so long'),
     async () => (await load()).prune,
   );
+}
+
+function pullFlags(command: Command): Command {
+  return command.option('--host <host>', 'on this host').option('--insecure', 'allow plain HTTP and certificates that do not verify');
+}
+
+function imageListFlags(command: Command): Command {
+  return command.option('--host <host>', 'on this host');
+}
+
+function imageRemoveFlags(command: Command): Command {
+  return command.option('--host <host>', 'on this host');
 }

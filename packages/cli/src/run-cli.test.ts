@@ -43,7 +43,8 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['sandbox', 'ls', '-o', 'yaml'], 2, /argument 'yaml' is invalid/, /./],
     [['run'], 125, /missing required argument 'image'/, /drover run --help/],
     [['run', '--memroy', '1g', 'host'], 125, /unknown option '--memroy'/, /--memory/],
-    [['run', 'host', 'ls', '--all'], 125, /unknown option '--all'/, /behind --/],
+    [['run', 'host', '--all'], 125, /the command begins with "--all"/, /flags of drover itself stand before IMAGE/],
+    [['exec', 'box', '-t', 'sh'], 125, /the command begins with "-t"/, /before SANDBOX/],
     [['run', '--memory', 'lots', 'host'], 125, /"lots" is not a size/, /512m/],
     [['run', '--cpus', '-1', 'host'], 125, /not a number of CPUs|argument missing/, /./],
     [['run', '--pids', 'x', 'host'], 125, /--pids "x" is not a number/, undefined],
@@ -149,19 +150,14 @@ describe.concurrent('what needs no control plane', () => {
     }
   });
 
-  test.each(['bash', 'zsh', 'fish'])('R-3: completion %s is a script that asks drover', async (shell) => {
-    const { code, stdout } = await drover(['completion', shell]);
-    expect(code).toBe(0);
-    expect(stdout).toContain('drover complete --');
-  });
-
-  test('R-3: completion knows commands, their commands and their flags', async () => {
-    expect((await drover(['complete', '--', 'san'])).stdout).toContain('sandbox');
-    expect((await drover(['complete', '--', 'sandbox', ''])).stdout).toContain('pause');
-    expect((await drover(['complete', '--', 'run', '--mem'])).stdout).toContain('--memory');
-    expect((await drover(['complete', '--', 'sandbox', 'con'])).stdout).toContain('contain');
-    expect((await drover(['complete', '--', 'sandbox', 'release', '--rev'])).stdout).toContain('--revoke');
-    expect((await drover(['complete', '--', 'identity', ''])).stdout).toContain('evict');
+  test.each([
+    [['-o', 'json', 'pss'], /Did you mean ps/],
+    [['drover', 'ps'], /drover --help lists/],
+    [['sandbox', '-o', 'json', 'ls'], /drover sandbox --help lists/],
+    [['--server', 'a', 'image', 'pull'], /drover image pull --help lists/],
+    [['run', '--wrong-flag', '--', 'x'], /drover run --help lists/],
+  ])('a usage error of %j names the help of the command that was meant', async (args, hint) => {
+    expect((await drover(args)).stderr).toMatch(hint);
   });
 
   test('nothing is loaded that the command does not need: --version leaves the SDK, the agent and the server alone', async () => {

@@ -1,19 +1,20 @@
+import { constants } from 'node:os';
 import { isatty } from 'node:tty';
-import { CommanderError } from 'commander';
+import { CommanderError, type Command } from 'commander';
 import { DroverError, hasCode } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import type { Cli } from './cli.ts';
+import { commandPath, locate, ownWords } from './command-line.ts';
 import { Output } from './output/output.ts';
-import { buildProgram, type CommonFlags } from './program.ts';
+import { buildProgram, type CommonFlags, type Run } from './program.ts';
 
-/** Commands whose status is the command's own: what Drover could not do is 125 there, as with docker. */
+/** Commands that end with the status of the command that they ran. */
 const wrappers = new Set(['run', 'exec', 'attach']);
-const interrupted = 130;
 
 /** Runs one command line and gives the exit status. Everything that goes wrong is said here, in one place. */
 export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> {
   let status: number | undefined;
-  const state: { server?: string } = {};
+  const state: State = {};
   const out = (json: boolean): Output =>
     new Output({
       json,
@@ -21,21 +22,22 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
       stderr: process.stderr,
       interactive: isatty(2) && env['CI'] === undefined,
     });
-  const json = wantsJson(argv);
-
-  const run = async (flags: CommonFlags, work: (cli: Cli) => Promise<number | void>): Promise<void> => {
-    await using cli = new RunningCli(out(flags.output === 'json'), env, flags, state);
+  const run: Run = async (command, flags, work) => {
+    state.command = command;
+    state.json = flags.output === 'json';
+    await using cli = new RunningCli(out(state.json), env, flags, state);
     status = (await work(cli)) ?? 0;
   };
+  const program = buildProgram(run);
   try {
-    if (argv[0] === 'complete' || argv[0] === 'completion') {
-      return await (await import('./completion.ts')).complete(argv, env);
-    }
+    if (argv[0] === 'complete') return await (await import('./completion/complete.ts')).complete(program, argv.slice(1), env);
     // Internal: its arguments are between the agent and the gateway.
     if (argv[0] === 'gateway') return await (await import('@drover/gateway')).gatewayMain(argv.slice(1));
-    const program = buildProgram(run, { completionStub: true });
     for (const command of [program, ...walk(program)]) {
-      command.exitOverride();
+      command.exitOverride((error) => {
+        state.command = command;
+        throw error;
+      });
       // Errors are said by us, in one place.
       command.configureOutput({ outputError: () => undefined, writeErr: () => undefined });
     }
@@ -47,14 +49,36 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     return status ?? Number(process.exitCode ?? 0);
   } catch (thrown) {
     if (thrown instanceof CommanderError && thrown.exitCode === 0) return 0;
-    const error = explain(thrown, argv, state.server);
-    out(json).error(error);
-    if (wrappers.has(argv[0] ?? '')) return (await import('./terminal/attach.ts')).wrapperStatus(error);
+    const own = ownWords(program, argv);
+    const command = state.command ?? program;
+    const error = explain(thrown, command, state.server);
+    out(state.json ?? wantsJson(own)).error(error);
+    if (isInterrupted(error) && state.signal !== undefined) return 128 + constants.signals[state.signal];
+    // Of a line that could not be parsed, too: the words name the command.
+    if (isWrapper(command) || isWrapper(locate(program, own).command)) return (await import('./terminal/attach.ts')).wrapperStatus(error);
     return error.exitCode;
   }
 }
 
-function* walk(command: import('commander').Command): Generator<import('commander').Command> {
+/** What became known of a command line while it was run. */
+interface State {
+  command?: Command;
+  json?: boolean;
+  server?: string;
+  /** The signal that interrupted it. */
+  signal?: NodeJS.Signals;
+}
+
+/** Whether a command's status is that of a command in a sandbox: what Drover could not do is 125 there, as with docker. */
+function isWrapper(command: Command): boolean {
+  return wrappers.has(commandPath(command));
+}
+
+function isInterrupted(error: DroverError): boolean {
+  return hasCode(error, 'cancelled');
+}
+
+function* walk(command: Command): Generator<Command> {
   for (const inner of command.commands) {
     yield inner;
     yield* walk(inner);
@@ -62,17 +86,15 @@ function* walk(command: import('commander').Command): Generator<import('commande
 }
 
 /** An error before the flags are parsed has a format too. */
-function wantsJson(argv: readonly string[]): boolean {
-  const end = argv.indexOf('--');
-  const own = end < 0 ? argv : argv.slice(0, end);
-  return own.some(
-    (arg, i) => arg === '-ojson' || arg === '--output=json' || ((arg === '-o' || arg === '--output') && own[i + 1] === 'json'),
+function wantsJson(words: readonly string[]): boolean {
+  return words.some(
+    (word, i) => word === '-ojson' || word === '--output=json' || ((word === '-o' || word === '--output') && words[i + 1] === 'json'),
   );
 }
 
 /** The sentence for a person. */
-function explain(thrown: unknown, argv: readonly string[], server: string | undefined): DroverError {
-  if (thrown instanceof CommanderError) return usageError(thrown, argv);
+function explain(thrown: unknown, command: Command, server: string | undefined): DroverError {
+  if (thrown instanceof CommanderError) return usageError(thrown, command);
   const error = DroverError.from(thrown);
   // Without a client of the CLI's own, as in a join, the error says itself where and why.
   if (hasCode(error, 'control-plane-unreachable') && server !== undefined) {
@@ -82,31 +104,22 @@ function explain(thrown: unknown, argv: readonly string[], server: string | unde
 }
 
 /** Commander's `error: unknown option '--x'\n(Did you mean --y?)` as a sentence and a hint. */
-function usageError(error: CommanderError, argv: readonly string[]): DroverError {
+function usageError(error: CommanderError, command: Command): DroverError {
+  const path = commandPath(command);
+  const called = path === '' ? 'drover' : `drover ${path}`;
   if (error.code === 'commander.help') {
-    const names = argv.filter((arg) => !arg.startsWith('-')).join(' ');
-    return new DroverError('invalid-argument', `drover ${names} needs a command of its own`, {
-      hint: `drover ${names} --help lists them`,
+    return new DroverError('invalid-argument', `${called} needs a command of its own`, {
+      hint: `${called} --help lists them`,
       cause: error,
     });
   }
   const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n');
   const suggestion = /\(?(Did you mean .*\?)\)?/.exec(rest.join(' '))?.[1];
-  const command = argv.find((arg) => !arg.startsWith('-'));
-  const theirs = wrappers.has(command ?? '') && error.code === 'commander.unknownOption' && !argv.includes('--');
-  const hints = [
-    ...(suggestion === undefined ? [] : [suggestion]),
-    ...(theirs ? [`flags of the command to run go behind --: drover ${command} NAME -- CMD --flag`] : []),
-  ];
-  return new DroverError('invalid-argument', first, {
-    hint: hints.join(' ') || `drover ${known(command)}--help lists what there is`,
-    cause: error,
-  });
+  const hint = suggestion ?? `${called} --help lists what there is`;
+  return new DroverError('invalid-argument', first, { hint, cause: error });
 }
 
-function known(command: string | undefined): string {
-  return command === undefined || !/^[a-z]+$/.test(command) ? '' : `${command} `;
-}
+const endingSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /** One command's life: its signals and its connection. */
 class RunningCli implements Cli, AsyncDisposable {
@@ -114,21 +127,21 @@ class RunningCli implements Cli, AsyncDisposable {
   readonly env: NodeJS.ProcessEnv;
   readonly connection: CommonFlags;
   readonly #abort = new AbortController();
-  readonly #state: { server?: string };
+  readonly #state: State;
   #client: Promise<DroverClient> | undefined;
   readonly #onSignal = (signal: NodeJS.Signals): void => {
-    // The second one does not wait for anything to be tidy.
-    if (this.#abort.signal.aborted) process.exit(interrupted);
-    this.#abort.abort(new DroverError('cancelled', signal === 'SIGINT' ? 'interrupted' : 'terminated'));
+    this.#state.signal = signal;
+    // The second one does not wait for the cleanup.
+    if (this.#abort.signal.aborted) process.exit(128 + constants.signals[signal]);
+    this.#abort.abort(new DroverError('cancelled', signal === 'SIGINT' ? 'interrupted' : `ended by ${signal}`));
   };
 
-  constructor(out: Output, env: NodeJS.ProcessEnv, flags: CommonFlags, state: { server?: string }) {
+  constructor(out: Output, env: NodeJS.ProcessEnv, flags: CommonFlags, state: State) {
     this.out = out;
     this.env = env;
     this.connection = flags;
     this.#state = state;
-    process.on('SIGINT', this.#onSignal);
-    process.on('SIGTERM', this.#onSignal);
+    for (const signal of endingSignals) process.on(signal, this.#onSignal);
     // Whoever read our output has gone, as `head` does: no more to say.
     for (const stream of [process.stdout, process.stderr]) {
       stream.on('error', (error: NodeJS.ErrnoException) => {
@@ -142,8 +155,7 @@ class RunningCli implements Cli, AsyncDisposable {
   }
 
   takeSignals(): void {
-    process.off('SIGINT', this.#onSignal);
-    process.off('SIGTERM', this.#onSignal);
+    for (const signal of endingSignals) process.off(signal, this.#onSignal);
   }
 
   connect(): Promise<DroverClient> {

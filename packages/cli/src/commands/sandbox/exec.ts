@@ -1,8 +1,9 @@
 import { DroverError } from '@drover/foundation';
-import type { ExecOptions } from '@drover/sdk';
+import type { ExecHandle, ExecOptions, ExecStarted } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
+import { interruptKillMs } from '../../limits.ts';
 import { sayBroken } from './reconnect.ts';
-import { parseEnv, readEnvFile } from '../../parse.ts';
+import { parseCommand, parseEnv, readEnvFile } from '../../parse.ts';
 import { atTerminal, attach as attachTo, terminalSize } from '../../terminal/attach.ts';
 
 export interface ExecFlags {
@@ -19,7 +20,8 @@ export interface ExecFlags {
 }
 
 /** R-3: a process in a running sandbox; ends with its status. */
-export default async function exec(cli: Cli, [reference, argv]: readonly [string, readonly string[]], flags: ExecFlags): Promise<number> {
+export default async function exec(cli: Cli, [reference, words]: readonly [string, readonly string[]], flags: ExecFlags): Promise<number> {
+  const argv = parseCommand(words, 'SANDBOX', false);
   if (flags.attach === undefined && argv.length === 0) {
     throw new DroverError('invalid-argument', 'there is no command to run', { hint: `drover exec ${reference} -- sh` });
   }
@@ -59,6 +61,32 @@ export async function attach(
   return execute(cli, sandbox.id, { execId: 'main', terminal, stdin, replay: flags.replay !== false }, false);
 }
 
+/**
+ * Interrupted before its start is reported, a new process is killed: the request to start it may be under way already. One that was
+ * there before runs on.
+ */
+async function startedUnlessInterrupted(cli: Cli, handle: ExecHandle, isNew: boolean): Promise<ExecStarted> {
+  let timer: NodeJS.Timeout | undefined;
+  const onInterrupt = (): void => {
+    if (isNew) handle.kill('SIGKILL');
+    timer = setTimeout(() => handle.detach(), isNew ? interruptKillMs : 0);
+    const letGo = (): void => handle.detach();
+    handle.exit.then(letGo, letGo);
+  };
+  cli.signal.addEventListener('abort', onInterrupt, { once: true });
+  try {
+    const started = await handle.started;
+    if (!cli.signal.aborted) return started;
+    await handle.exit;
+    throw cli.signal.reason;
+  } catch (error) {
+    throw cli.signal.aborted ? cli.signal.reason : error;
+  } finally {
+    clearTimeout(timer);
+    cli.signal.removeEventListener('abort', onInterrupt);
+  }
+}
+
 async function execute(
   cli: Cli,
   reference: string,
@@ -72,10 +100,7 @@ async function execute(
     onReconnect: sayBroken(cli),
   });
   handle.exit.catch(() => undefined);
-  const abort = (): void => handle.detach();
-  cli.signal.addEventListener('abort', abort, { once: true });
-  const started = await handle.started;
-  cli.signal.removeEventListener('abort', abort);
+  const started = await startedUnlessInterrupted(cli, handle, options.argv !== undefined);
   if (detached) {
     handle.detach();
     if (cli.out.json) cli.out.object({ execId: started.execId, pid: started.pid });

@@ -1,7 +1,7 @@
-import type { spinner as makeSpinner } from '@clack/prompts';
 import type { DroverClient } from '@drover/sdk';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Cli } from '../../cli.ts';
+import { StatusLine } from '../../terminal/status-line.ts';
 import { initText } from './init-text.ts';
 import { progressAfterMs, progressIntervalMs } from '../../limits.ts';
 
@@ -21,12 +21,12 @@ export async function withProgress<T>(cli: Cli, client: DroverClient, reference:
 }
 
 async function show(cli: Cli, client: DroverClient, reference: string, done: AbortSignal): Promise<void> {
-  let spin: ReturnType<typeof makeSpinner> | undefined;
+  let status: StatusLine | undefined;
   let last = '';
   try {
     await delay(progressAfterMs, undefined, { signal: done });
     // Only now: most commands are done before.
-    const [{ sandboxStateName }, { spinner }] = await Promise.all([import('@drover/sdk'), import('@clack/prompts')]);
+    const { sandboxStateName } = await import('@drover/sdk');
     for (;;) {
       const { state, message, init } = await client.sandboxes.get(reference, done);
       const name = sandboxStateName(state);
@@ -36,8 +36,7 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
       // A failure is told by the work that waits.
       if (text !== last && text !== '' && name !== 'failed' && !cli.out.json) {
         if (!cli.out.interactive) cli.out.note(text);
-        else if (spin === undefined) (spin = spinner({ output: cli.out.stderr, indicator: 'timer' })).start(text);
-        else spin.message(text);
+        else (status ??= new StatusLine(cli.out.stderr)).show(text);
       }
       last = text;
       await delay(progressIntervalMs, undefined, { signal: done });
@@ -45,6 +44,6 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
   } catch {
     // Ended, or the control plane did not answer: the work itself says what is wrong.
   } finally {
-    spin?.clear();
+    status?.[Symbol.dispose]();
   }
 }

@@ -3,6 +3,7 @@ import type { api } from '@drover/protocol';
 import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { planFailure } from './init-text.ts';
+import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
 import { sayBroken } from './reconnect.ts';
 import { outOfMemoryWaitMs, removalWaitMs } from '../../limits.ts';
 import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
@@ -26,10 +27,11 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   const stdin = detached ? flags.interactive === true : flags.stdin !== false;
   const options = await createOptions(image, command, flags, { terminal, stdin, stdinTaken: !detached && stdin });
   const client = await cli.connect();
-  const sandbox = await client.sandboxes.create({ ...options, signal: cli.signal });
+  const sandbox = await createSandbox(cli, client, options);
   if (detached) {
     const ready = client.sandboxes.waitReady(sandbox.id, { onReconnect: sayBroken(cli), signal: cli.signal });
     const running = await orRemove(cli, client, sandbox.id, flags.rm === true, ready);
+    if (cli.signal.aborted) await removeInterrupted(cli, client, sandbox.id);
     if (cli.out.json) cli.out.object(sandboxJson(running));
     else cli.out.line(sandboxLabel(running));
     return 0;
@@ -45,6 +47,8 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   handle.exit.catch(() => undefined);
   const started = orAborted(cli.signal, handle.started);
   await orRemove(cli, client, sandbox.id, flags.rm === true, started, () => handle.detach());
+  // Interrupted in the moment of the start: from here on, signals go to the command.
+  if (cli.signal.aborted) await removeInterrupted(cli, client, sandbox.id);
   const outcome = await attach(cli, handle, { terminal, stdin });
   if (outcome.kind === 'detached') {
     cli.out.note(`detached; ${sandboxLabel(sandbox)} runs on: drover attach ${sandboxLabel(sandbox)}`);
@@ -83,16 +87,11 @@ async function orRemove<T>(
     return await withProgress(cli, client, id, work);
   } catch (error) {
     before?.();
-    const sandbox = hasCode(error, 'cancelled', 'control-plane-unreachable') ? undefined : await lastSeen(client, id);
+    if (cli.signal.aborted) await removeInterrupted(cli, client, id);
+    const sandbox = hasCode(error, 'control-plane-unreachable') ? undefined : await lastSeen(client, id);
     const failure = sandbox === undefined ? undefined : planFailure(sandbox, !removed);
     if (failure !== undefined && !removed) throw failure;
-    try {
-      await client.sandboxes.remove(id);
-    } catch (removal) {
-      if (!hasCode(removal, 'sandbox-not-found', 'control-plane-unreachable', 'unavailable')) {
-        cli.out.note(`sandbox ${id} could not be removed: ${DroverError.from(removal).message}`);
-      }
-    }
+    await removeFailed(cli, client, id);
     throw failure ?? reasonOf(sandbox, error);
   }
 }

@@ -3,6 +3,7 @@ import type { api } from '@drover/protocol';
 import { sandboxStateName, sandboxStateValue, type SandboxStateName } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { parseLabels } from '../../parse.ts';
+import { createSandbox } from './create.ts';
 import { details } from './details.ts';
 import { withProgress } from './progress.ts';
 import { answer, listColumns, sandboxJson, sandboxLabel, stateText } from './show.ts';
@@ -15,7 +16,7 @@ export async function create(
 ): Promise<void> {
   const options = await createOptions(image, command, flags, { terminal: flags.tty === true, stdin: flags.interactive === true });
   const client = await cli.connect();
-  answer(cli, await client.sandboxes.create({ ...options, signal: cli.signal }));
+  answer(cli, await createSandbox(cli, client, options));
 }
 
 export interface ListFlags {
@@ -79,11 +80,8 @@ async function each(
       }
     }),
   );
-  if (cli.out.json) {
-    const [only] = done;
-    if (references.length === 1 && only !== undefined) cli.out.object(sandboxJson(only));
-    else cli.out.object(done.map(sandboxJson));
-  }
+  // An array for one name too, so that a program that reads it need not count the names.
+  if (cli.out.json) cli.out.object(done.map(sandboxJson));
   return status;
 }
 
@@ -115,6 +113,11 @@ export function stop(cli: Cli, [references]: readonly [readonly string[]], flags
     (client, reference, signal) => client.sandboxes.stop(reference, { ...options, signal }),
     unless(flags, ['stopped', 'failed', 'deleting', 'deleted']),
   );
+}
+
+/** As `stop`, with the least grace that there is. */
+export function kill(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
+  return stop(cli, [references], { ...flags, grace: '0s' });
 }
 
 export function pause(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {

@@ -1,6 +1,6 @@
 import { DroverError, parseBytes, parseCpus, parseDurationMs, parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
-import { parseAllow, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
+import { parseAllow, parseCommand, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
 import { terminalSize } from '../../terminal/attach.ts';
@@ -62,7 +62,7 @@ export async function createOptions(
   const size = terminalSize();
   const spec: SpecInit = {
     image: absoluteImage(image),
-    command: [...command],
+    command: [...parseCommand(command, 'IMAGE', image !== 'host' || flags.entrypoint !== undefined)],
     ...(flags.entrypoint !== undefined && { setEntrypoint: true, entrypoint: flags.entrypoint === '' ? [] : [flags.entrypoint] }),
     env: Object.entries(env).map(([name, value]) => ({ name, value })),
     workdir: flags.workdir ?? '',

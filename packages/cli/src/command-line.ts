@@ -1,0 +1,71 @@
+import type { Command, Option } from 'commander';
+import { takesCommand } from './program.ts';
+
+/** Where a command line stands after some of its words, by the rules that the parser follows. */
+export interface Position {
+  /** The innermost command that the words name. */
+  readonly command: Command;
+  /** The flag that the next word is the value of. */
+  readonly option: Option | undefined;
+  /** Arguments of `command` so far. */
+  readonly operands: readonly string[];
+  /** `--` has ended the flags. */
+  readonly flagsEnded: boolean;
+  /** The next word belongs to the command to run in a sandbox. */
+  readonly isTheirs: boolean;
+}
+
+/** Reads words as the parser would, without running anything; unknown flags are taken for switches. */
+export function locate(program: Command, words: readonly string[]): Position {
+  let command = program;
+  let option: Option | undefined;
+  let operands: readonly string[] = [];
+  let flagsEnded = false;
+  const isTheirs = (): boolean => takesCommand(command) && operands.length >= command.registeredArguments.length - 1;
+  for (const word of words) {
+    if (isTheirs()) break;
+    if (option !== undefined) {
+      option = undefined;
+    } else if (!flagsEnded && word === '--') {
+      flagsEnded = true;
+    } else if (!flagsEnded && word.startsWith('-') && word.length > 1) {
+      option = flagAwaitingValue(command, word);
+    } else {
+      const inner = operands.length === 0 && !flagsEnded ? subcommand(command, word) : undefined;
+      if (inner === undefined) operands = [...operands, word];
+      else command = inner;
+    }
+  }
+  return { command, option, operands, flagsEnded, isTheirs: isTheirs() };
+}
+
+/** The words of the line that are Drover's own: all but those of the command to run in a sandbox. */
+export function ownWords(program: Command, words: readonly string[]): readonly string[] {
+  const end = words.findIndex((_, count) => locate(program, words.slice(0, count)).isTheirs);
+  return end < 0 ? words : words.slice(0, end);
+}
+
+/** `sandbox ls`, as it is typed behind `drover`; empty for the program itself. */
+export function commandPath(command: Command): string {
+  const outer = command.parent === null ? '' : commandPath(command.parent);
+  return command.parent === null ? '' : `${outer} ${command.name()}`.trim();
+}
+
+export function subcommand(command: Command, name: string): Command | undefined {
+  return command.commands.find((inner) => inner.name() === name || inner.aliases().includes(name));
+}
+
+/** The flag that takes the next word as its value: of `--name`, `-n` or a group such as `-dn`. */
+function flagAwaitingValue(command: Command, word: string): Option | undefined {
+  if (word.startsWith('--')) {
+    const option = command.options.find(({ long }) => long === word);
+    return option?.required === true ? option : undefined;
+  }
+  for (let at = 1; at < word.length; at++) {
+    const option = command.options.find(({ short }) => short === `-${word[at]}`);
+    // The rest of the word is the value of a flag that takes one.
+    if (option?.required === true) return at === word.length - 1 ? option : undefined;
+    if (option === undefined) return undefined;
+  }
+  return undefined;
+}

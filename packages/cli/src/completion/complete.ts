@@ -1,0 +1,109 @@
+import type { Argument, Command, Option } from 'commander';
+import { commandPath, locate, type Position } from '../command-line.ts';
+import { splitBashLine } from './bash-line.ts';
+import { namesOf, type Candidate, type NameKind } from './names.ts';
+
+/** What can stand at the cursor: words, perhaps names of files, and whether a space follows the word. */
+interface Offer {
+  readonly candidates: readonly Candidate[];
+  readonly files?: boolean;
+  readonly noSpace?: boolean;
+}
+
+/**
+ * `drover complete bash LINE BREAKS` and `drover complete words WORD…`, called by the scripts of `drover completion`. The last word is
+ * the one at the cursor. Prints `value TAB description` lines, `:files` where the shell is to offer files, and `:nospace` where no
+ * space follows the value.
+ */
+export async function complete(program: Command, [mode, ...args]: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
+  const line =
+    mode === 'bash' ? splitBashLine(args[0] ?? '', args[1] ?? '') : { words: args.slice(0, -1), current: args.at(-1) ?? '', kept: 0 };
+  const offer = await offerAt(locate(program, line.words), line.current, env);
+  const lines = offer.candidates
+    .filter(({ value }) => value.startsWith(line.current) && isPlain(value))
+    .map(({ value, description }) => `${value.slice(line.kept)}\t${printable(description)}`);
+  if (offer.files === true) lines.push(':files');
+  if (offer.noSpace === true) lines.push(':nospace');
+  if (lines.length > 0) process.stdout.write(`${lines.join('\n')}\n`);
+  return 0;
+}
+
+/** A value goes into the command line as it is; one that a shell would have to quote is not offered. */
+function isPlain(value: string): boolean {
+  return /^[A-Za-z0-9@%_+=:,./-]+$/.test(value);
+}
+
+function printable(description: string): string {
+  return description.replace(/\p{Cc}+/gu, ' ').trim();
+}
+
+async function offerAt(position: Position, current: string, env: NodeJS.ProcessEnv): Promise<Offer> {
+  const { command, option, operands, flagsEnded, isTheirs } = position;
+  if (isTheirs) return { candidates: [] };
+  if (option !== undefined) return await valuesOf(option, env);
+  if (!flagsEnded && current.startsWith('-')) {
+    const [, name, value] = /^(--[^=]+)=(.*)$/s.exec(current) ?? [];
+    const named = name === undefined ? undefined : command.options.find(({ long }) => long === name);
+    if (named === undefined || value === undefined) return { candidates: flagsOf(command) };
+    const offer = await valuesOf(named, env);
+    return { ...offer, candidates: offer.candidates.map((candidate) => ({ ...candidate, value: `${name}=${candidate.value}` })) };
+  }
+  const commands = operands.length === 0 ? command.commands : [];
+  const own = commands.map((inner) => ({ value: inner.name(), description: inner.description() }));
+  if (command.parent === null) own.push({ value: 'help', description: 'show the help of a command' });
+  const argument = argumentAt(command, operands.length);
+  if (argument === undefined) return { candidates: own };
+  const offer = await argumentValues(command, argument, current, env);
+  return { ...offer, candidates: [...own, ...offer.candidates] };
+}
+
+function argumentAt(command: Command, index: number): Argument | undefined {
+  const last = command.registeredArguments.at(-1);
+  return command.registeredArguments[index] ?? (last?.variadic === true ? last : undefined);
+}
+
+function flagsOf(command: Command): Candidate[] {
+  return command
+    .createHelp()
+    .visibleOptions(command)
+    .flatMap((option) => (option.long === undefined ? [] : [{ value: option.long, description: option.description }]));
+}
+
+/** What the placeholders of arguments and flags stand for. */
+const namesByPlaceholder: Readonly<Record<string, NameKind>> = {
+  sandbox: 'sandboxes',
+  host: 'hosts',
+  identity: 'identities',
+  image: 'images',
+  context: 'contexts',
+};
+const filePlaceholders = new Set(['file', 'directory', 'path', 'program', 'source:target[:ro]']);
+
+async function valuesOf(option: Option, env: NodeJS.ProcessEnv): Promise<Offer> {
+  const choices = option.argChoices ?? [];
+  if (choices.length > 0) return { candidates: choices.map((value) => ({ value, description: '' })) };
+  const placeholder = /[<[](.+)[\]>]$/.exec(option.flags)?.[1] ?? '';
+  if (filePlaceholders.has(placeholder)) return { candidates: [], files: true };
+  const kind = option.long === '--network' || option.long === '--allow' ? undefined : namesByPlaceholder[placeholder];
+  return { candidates: kind === undefined ? [] : await namesOf(kind, env) };
+}
+
+async function argumentValues(command: Command, argument: Argument, current: string, env: NodeJS.ProcessEnv): Promise<Offer> {
+  const path = commandPath(command);
+  if (path === 'cp') return await placesOf(current, env);
+  if (path === 'completion') return { candidates: ['bash', 'zsh', 'fish'].map((value) => ({ value, description: '' })) };
+  const kind = namesByPlaceholder[argument.name()];
+  if (kind === undefined) return { candidates: [] };
+  const candidates = await namesOf(kind, env);
+  // Archives and directories can be images too: `oci-archive:PATH`.
+  return kind === 'images' && /^[./]/.test(current) ? { candidates, files: true } : { candidates };
+}
+
+/** For cp: `SANDBOX:`, or a file here. */
+async function placesOf(current: string, env: NodeJS.ProcessEnv): Promise<Offer> {
+  if (/^\.{0,2}\//.test(current)) return { candidates: [], files: true };
+  const sandboxes = await namesOf('sandboxes', env);
+  const places = sandboxes.map(({ value, description }) => ({ value: `${value}:`, description }));
+  const matches = places.some(({ value }) => value.startsWith(current));
+  return { candidates: places, files: true, noSpace: matches };
+}

@@ -1,0 +1,45 @@
+import type { DroverClient } from '@drover/sdk';
+import { connect } from '../context/connect.ts';
+import { completionTimeoutMs } from '../limits.ts';
+import { sandboxLabel } from '../commands/sandbox/show.ts';
+
+export interface Candidate {
+  readonly value: string;
+  readonly description: string;
+}
+
+type Source = (client: DroverClient, signal: AbortSignal) => Promise<readonly Candidate[]>;
+
+/** How names are found: with one call to the control plane each. */
+const sources = {
+  sandboxes: async ({ sandboxes }, signal) =>
+    (await sandboxes.list({ signal })).map((sandbox) => ({ value: sandboxLabel(sandbox), description: sandbox.spec?.image ?? '' })),
+  hosts: async ({ hosts }, signal) => (await hosts.list({ signal })).map(({ name, id }) => ({ value: name, description: id })),
+  identities: async ({ identities }, signal) =>
+    (await identities.list(signal)).map(({ commonName, sandboxId }) => ({ value: commonName, description: sandboxId })),
+  images: async ({ images }, signal) => {
+    const references = (await images.list({ signal })).images.map(({ image }) => image?.reference ?? '');
+    const pulled = [...new Set(references)].filter((value) => value !== '' && value !== 'host');
+    return [{ value: 'host', description: "the host's own system" }, ...pulled.map((value) => ({ value, description: '' }))];
+  },
+} as const satisfies Readonly<Record<string, Source>>;
+
+export type NameKind = keyof typeof sources | 'contexts';
+
+/** Names that exist now; none when the control plane does not respond in time, since a shell must not hang at a key. */
+export async function namesOf(kind: NameKind, env: NodeJS.ProcessEnv): Promise<readonly Candidate[]> {
+  if (kind === 'contexts') return [];
+  let client: DroverClient | undefined;
+  const late = Promise.withResolvers<readonly Candidate[]>();
+  const timer = setTimeout(() => late.resolve([]), completionTimeoutMs);
+  try {
+    ({ client } = await connect(env, {}));
+    return await Promise.race([sources[kind](client, AbortSignal.timeout(completionTimeoutMs)), late.promise]);
+  } catch {
+    // Completing commands and flags needs no control plane.
+    return [];
+  } finally {
+    clearTimeout(timer);
+    client?.close();
+  }
+}
