@@ -80,6 +80,16 @@ export const exitPollMs = 1_000;
 export const maxExitRecordBytes = 64 * 1024;
 /** Memory of /dev/shm; more fails inside with ENOSPC. Bytes. */
 export const sharedMemoryBytes = 64 * 1024 * 1024;
+/** Files that /dev and /dev/shm may each have; more fail inside with ENOSPC. A file without content takes kernel memory too. */
+export const tmpfsInodes = 16_384;
+/** Memory of /dev; more fails inside with ENOSPC. Bytes. */
+export const devicesBytes = 64 * 1024 * 1024;
+/** Terminals open in a sandbox; one more fails inside with ENOSPC. The kernel has 4096 for the whole host (kernel.pty.max). */
+export const maxTerminals = 256;
+/** POSIX message queues of one user in a sandbox; more fail inside with EMFILE. Bytes; the kernel's own default. */
+export const messageQueueBytes = 819_200;
+/** /.drover/run of a sandbox with a disk limit; more fails inside with ENOSPC. Bytes: init's two logs of 8 MiB, and as much again. */
+export const runDiskBytes = 32 * 1024 * 1024;
 /** Open files of a process in a sandbox. */
 export const maxOpenFiles = 1_048_576;
 
@@ -231,3 +241,5 @@ export const imageKeptFullDiskMs = 3_600_000;
 export const fullDiskShare = 0.9;
 /** The tmpfs of a sandbox's secrets; the control plane takes 64 of 256 KiB together. Bytes; a page for each file's end. */
 export const secretsTmpfsSize = 1024 * 1024;
+/** Files on that tmpfs; more fail inside with ENOSPC. */
+export const secretsInodes = 1024;

@@ -1,11 +1,10 @@
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   DroverError,
-  isSandboxId,
   parseSandboxId,
   sentenceOf,
   SerialExecutor,
@@ -21,7 +20,7 @@ import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
 import { prepareStart, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
-import { removeStartMaterial, runDirectoryOf } from './run-directory.ts';
+import { removeRunDirectory, removeStartMaterial, restoreRunDirectory, runDirectoryOf, sweepRunDirectories } from './run-directory.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import { Standbys } from './standbys.ts';
 
@@ -74,6 +73,7 @@ export class SandboxManager implements Sandboxes {
     await mkdir(join(this.#options.stateDirectory, 'run'), { recursive: true, mode: 0o711 });
     for (const record of await this.#records.load()) this.#entries.set(record.id, newEntry(record));
     const known = new Set(this.#entries.keys());
+    await Promise.all([...known].map(async (id) => await restoreRunDirectory(this.#options.stateDirectory, id)));
     await this.#options.network.start(known);
     await Promise.all([...this.#entries.values()].map((entry) => entry.operations.run(() => this.#adopt(entry))));
     const kept = new Set(this.#entries.keys());
@@ -82,7 +82,7 @@ export class SandboxManager implements Sandboxes {
       if (swept.length > 0) this.#logger.warn({ runtime: runtime.name, swept }, 'removed what an earlier life left behind');
     }
     await this.#options.images.retain(kept);
-    await this.#sweepRunDirectories(kept);
+    await sweepRunDirectories(this.#options.stateDirectory, kept);
     this.#standbys?.fill();
   }
 
@@ -201,7 +201,7 @@ export class SandboxManager implements Sandboxes {
       await this.#runtime(entry.record.runtime).destroy(id);
       await this.#options.network.release(id);
       await this.#options.images.release(id);
-      await rm(this.#runDirectory(id), { recursive: true, force: true });
+      await removeRunDirectory(this.#options.stateDirectory, id);
       await this.#records.remove(id);
       this.#entries.delete(id);
     });
@@ -340,7 +340,7 @@ export class SandboxManager implements Sandboxes {
           () => runtime.destroy(id),
           () => this.#options.network.release(id),
           () => this.#options.images.release(id),
-          () => rm(this.#runDirectory(id), { recursive: true, force: true }),
+          () => removeRunDirectory(this.#options.stateDirectory, id),
         ]
       : [() => runtime.kill(id, 'SIGKILL'), () => this.#options.network.release(id), () => removeStartMaterial(this.#runDirectory(id))];
     for (const step of steps) {
@@ -444,14 +444,6 @@ export class SandboxManager implements Sandboxes {
     }
     if (phase === 'starting' && startCount === 0) await this.#update(entry, { startCount: 1 });
     await this.#recordEnd(entry, state, phase === 'stopping' ? 'stopped' : 'exited');
-  }
-
-  async #sweepRunDirectories(known: ReadonlySet<SandboxId>): Promise<void> {
-    const root = join(this.#options.stateDirectory, 'run');
-    for (const name of await readdir(root)) {
-      if (isSandboxId(name) && known.has(name)) continue;
-      await rm(join(root, name), { recursive: true, force: true });
-    }
   }
 
   /** Takes note of a generation that asks for what is already so. */

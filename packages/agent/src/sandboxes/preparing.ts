@@ -59,7 +59,7 @@ export async function prepareStart(
   const [image, network] = await Promise.all([
     holdImage(options.images, id, spec.image, progress, signal),
     options.network.acquire(id, standby?.network),
-    makeRunDirectory(runDirectoryOf(options.stateDirectory, id)),
+    makeRunDirectory(options.stateDirectory, id, Number(spec.resources?.diskBytes ?? 0n)),
   ]);
   const request: CreateRequest = {
     ...requestOf(options, record, image, network),

@@ -2,8 +2,10 @@ import { lstat, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { makeRunDirectory, writeStartMaterial, type StartMaterial } from './run-directory.ts';
+import { newSandboxId } from '@drover/foundation';
+import { makeRunDirectory, runDirectoryOf, writeStartMaterial, type StartMaterial } from './run-directory.ts';
 
+const id = newSandboxId();
 let directory: string;
 beforeEach(async () => {
   directory = await mkdtemp(join(tmpdir(), 'drover-run-directory-'));
@@ -30,7 +32,8 @@ const material: StartMaterial = {
 };
 
 test('I-6: what an earlier start of the sandbox put in the way is gone, and nothing is written or removed through it', async () => {
-  const run = join(directory, 'run');
+  const run = runDirectoryOf(directory, id);
+  await mkdir(run, { recursive: true });
   const [victim, victims] = [join(directory, 'victim'), join(directory, 'victims')];
   await writeFile(victim, 'mine');
   await mkdir(victims);
@@ -43,7 +46,7 @@ test('I-6: what an earlier start of the sandbox put in the way is gone, and noth
   await writeFile(join(run, 'log'), 'kept');
   for (let i = 0; i < 500; i++) await writeFile(join(run, `more-${i}`), '');
 
-  await makeRunDirectory(run);
+  await makeRunDirectory(directory, id, 0);
   expect(await readdir(run)).toEqual(['log']);
   await writeStartMaterial(run, material);
   for (const name of ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token']) {
@@ -55,8 +58,8 @@ test('I-6: what an earlier start of the sandbox put in the way is gone, and noth
 });
 
 test('I-6: what appears in the place of a file while the start is made is not written through', async () => {
-  const run = join(directory, 'run');
-  await makeRunDirectory(run);
+  const run = runDirectoryOf(directory, id);
+  await makeRunDirectory(directory, id, 0);
   expect((await stat(run)).mode & 0o777).toBe(0o700);
   await symlink(join(directory, 'elsewhere'), join(run, 'key.pem'));
   await expect(writeStartMaterial(run, material)).rejects.toThrow('EEXIST');

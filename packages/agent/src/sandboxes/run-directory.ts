@@ -1,11 +1,18 @@
-import { mkdir, opendir, rm, unlink, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, opendir, readdir, rm, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errnoOf, type SandboxId } from '@drover/foundation';
+import { errnoOf, isSandboxId, type SandboxId } from '@drover/foundation';
 import { initPort, logFile, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
+import { makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
+import { runDiskBytes } from '../limits.ts';
 
 export function runDirectoryOf(stateDirectory: string, id: SandboxId): string {
   return join(stateDirectory, 'run', id);
 }
+
+const runDiskOf = (stateDirectory: string, id: SandboxId): Disk => ({
+  image: join(stateDirectory, 'run-disks', `${id}.img`),
+  mountPoint: runDirectoryOf(stateDirectory, id),
+});
 
 const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token'] as const;
 
@@ -35,14 +42,48 @@ const kept: ReadonlySet<string> = new Set([logFile, `${logFile}.1`]);
 
 /**
  * Makes the run directory of one start, 0700, without what an earlier start left in it, but for its logs. The workload may have put anything
- * there, and as much of it as it liked: it is read and removed piece by piece.
+ * there: it is read and removed piece by piece. With a disk limit it is a disk of its own, so that the limit cannot be evaded through it (R-10).
  */
-export async function makeRunDirectory(directory: string): Promise<void> {
+export async function makeRunDirectory(stateDirectory: string, id: SandboxId, diskBytes: number): Promise<void> {
+  const directory = runDirectoryOf(stateDirectory, id);
   const made = await mkdir(directory, { recursive: true, mode: 0o700 });
-  if (made !== undefined) return;
+  if (diskBytes > 0) {
+    await mkdir(join(stateDirectory, 'run-disks'), { recursive: true, mode: 0o700 });
+    await makeDisk(runDiskOf(stateDirectory, id), runDiskBytes, 'no-journal');
+    await chmod(directory, 0o700);
+  } else if (made !== undefined) return;
   for await (const { name } of await opendir(directory)) {
     if (!kept.has(name)) await rm(join(directory, name), { recursive: true, force: true });
   }
+}
+
+/** After a boot of the host: what was in it is there again. */
+export async function restoreRunDirectory(stateDirectory: string, id: SandboxId): Promise<void> {
+  await mountDisk(runDiskOf(stateDirectory, id));
+}
+
+export async function removeRunDirectory(stateDirectory: string, id: SandboxId): Promise<void> {
+  const { image, mountPoint } = runDiskOf(stateDirectory, id);
+  await unmountDisk({ mountPoint });
+  await rm(mountPoint, { recursive: true, force: true });
+  await rm(image, { force: true });
+}
+
+/** Removes the run directories of all but `known`. */
+export async function sweepRunDirectories(stateDirectory: string, known: ReadonlySet<SandboxId>): Promise<void> {
+  const names = await Promise.all(['run', 'run-disks'].map((name) => namesIn(join(stateDirectory, name))));
+  for (const name of new Set(names.flat().map((file) => file.replace(/\.img(\.new)?$/, '')))) {
+    if (isSandboxId(name) && known.has(name)) continue;
+    if (isSandboxId(name)) await removeRunDirectory(stateDirectory, name);
+    else await rm(join(stateDirectory, 'run', name), { recursive: true, force: true });
+  }
+}
+
+async function namesIn(directory: string): Promise<readonly string[]> {
+  return await readdir(directory).catch((error: unknown): string[] => {
+    if (errnoOf(error) === 'ENOENT') return [];
+    throw error;
+  });
 }
 
 /**

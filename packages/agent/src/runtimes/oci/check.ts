@@ -3,10 +3,11 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { errnoOf } from '@drover/foundation';
+import { mountPoints } from '../../disks/index.ts';
 import { searchPath } from '../../search-path.ts';
 import type { RuntimeFinding } from '../runtime.ts';
 import type { Cgroups } from './cgroup.ts';
-import { mountPoints, type Mounts } from './mounts.ts';
+import type { Mounts } from './mounts.ts';
 import type { Program } from './program.ts';
 import { UidRanges } from './uid-ranges.ts';
 

@@ -2,9 +2,10 @@ import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { silentLogger } from '@drover/foundation/log';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { mountPoints } from '../../disks/index.ts';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
-import { mountPoints, openMounts, spawnedMounts } from './mounts.ts';
+import { openMounts, spawnedMounts } from './mounts.ts';
 import { OciRuntime } from './oci-runtime.ts';
 
 describe('R-5: a host that cannot map owners', () => {

@@ -1,7 +1,6 @@
 import { closeSync, readFileSync } from 'node:fs';
 import { DroverError } from '@drover/foundation';
-import { mountProgramMs, programOutputBytes } from '../../limits.ts';
-import { runProgram } from '../../programs/index.ts';
+import { mountProgram } from '../../disks/index.ts';
 import { openSystemCalls } from './system-calls.ts';
 
 /**
@@ -22,13 +21,14 @@ export interface Mounts {
         /** Of `source` and all that is mounted below it; nothing that is mounted in one is seen in the other. */
         clone(source: string, attributes: bigint): number;
         /** `mode`: octal digits. */
-        tmpfs(options: { readonly bytes: number; readonly mode: string; readonly uid: number }, attributes: bigint): number;
+        tmpfs(
+          options: { readonly bytes: number; readonly inodes: number; readonly mode: string; readonly uid: number },
+          attributes: bigint,
+        ): number;
       }
     | undefined;
   /** Takes a bind mount from `target`, lazily and at once. */
   detach(target: string): Promise<void>;
-  /** Mounts a block device or image file with a filesystem on it. */
-  loop(image: string, target: string): Promise<void>;
   /** Takes the uppermost mount from each target, lazily and in this order. */
   unmount(targets: readonly string[]): Promise<void>;
 }
@@ -138,12 +138,13 @@ function openNative(): Mounts | undefined {
           throw error;
         }
       },
-      tmpfs: ({ bytes, mode, uid }, attributes) =>
+      tmpfs: ({ bytes, inodes, mode, uid }, attributes) =>
         mountOf(
           'tmpfs',
           [
             ['source', 'drover'],
             ['size', String(bytes)],
+            ['nr_inodes', String(inodes)],
             ['mode', mode],
             ['uid', String(uid)],
             ['gid', String(uid)],
@@ -152,7 +153,6 @@ function openNative(): Mounts | undefined {
         ),
     },
     detach: (target) => Promise.try(() => calls.unmount(`taking the mount from ${target}`, target, MNT_DETACH)),
-    loop: (image, target) => spawnedMounts.loop(image, target),
     // Taking an overlay away may write back its filesystem's dirty pages, which takes what it takes: never in this thread.
     unmount: (targets) => spawnedMounts.unmount(targets),
   };
@@ -187,34 +187,8 @@ export const spawnedMounts: Mounts = {
     if (odd !== undefined) throw new DroverError('runtime-failed', `mount(8) cannot take a path with a comma: ${odd}`);
     const lower = options.lower.toReversed().map(escapeLayer).join(':');
     const settings = `lowerdir=${lower},upperdir=${options.upper},workdir=${options.work}`;
-    await command('mount', ['-t', 'overlay', 'drover', '-o', settings, options.target]);
+    await mountProgram('mount', ['-t', 'overlay', 'drover', '-o', settings, options.target]);
   },
-  detach: (target) => command('umount', ['-l', target]),
-  loop: (image, target) => command('mount', ['-o', 'loop,nodev', image, target]),
-  unmount: (targets) => command('umount', ['-l', '--', ...targets]),
+  detach: (target) => mountProgram('umount', ['-l', target]),
+  unmount: (targets) => mountProgram('umount', ['-l', '--', ...targets]),
 };
-
-async function command(program: string, args: readonly string[]): Promise<void> {
-  const limits = { timeoutMs: mountProgramMs, maxOutputBytes: programOutputBytes };
-  let said: string;
-  try {
-    const { code, stderr } = await runProgram(program, args, limits);
-    if (code === 0) return;
-    said = stderr.trim() || (code === null ? 'it was killed' : `it ended with ${code}`);
-  } catch (error) {
-    throw new DroverError('runtime-failed', `${program} cannot be started: ${String(error)}`, { cause: error });
-  }
-  throw new DroverError('runtime-failed', `${program} failed: ${said}`);
-}
-
-/** Where something is mounted, deepest last: /proc/self/mountinfo, fifth field, octal escapes undone (proc(5)). */
-export function mountPoints(): string[] {
-  return readFileSync('/proc/self/mountinfo', 'utf8')
-    .split('\n')
-    .flatMap((line) => line.split(' ')[4] ?? [])
-    .map((path) => path.replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))));
-}
-
-export function isMounted(path: string): boolean {
-  return mountPoints().includes(path);
-}

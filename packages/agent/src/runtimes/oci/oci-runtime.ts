@@ -13,6 +13,7 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
+import { mountPoints } from '../../disks/index.ts';
 import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
 import {
@@ -30,7 +31,7 @@ import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
 import { hasEntry, idInPath, layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
-import { mountPoints, openMounts, type Mounts } from './mounts.ts';
+import { openMounts, type Mounts } from './mounts.ts';
 import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
 import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';

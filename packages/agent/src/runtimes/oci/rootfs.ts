@@ -1,11 +1,11 @@
 import { chmod, chown, lchown, lstat, mkdir, readdir, realpath, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
+import { isMounted, makeDisk, mountPoints } from '../../disks/index.ts';
 import type { CreateRequest } from '../runtime.ts';
-import { makeDisk } from './disk.ts';
 import { fillRoot } from './fill-root.ts';
 import type { Layout } from './layout.ts';
-import { isMounted, mountPoints, type Mounts } from './mounts.ts';
+import type { Mounts } from './mounts.ts';
 import { together } from './together.ts';
 
 /** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
@@ -21,7 +21,10 @@ export interface Owners {
 export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateRequest, owners: Owners | undefined): Promise<void> {
   const uid = owners?.start ?? 0;
   await together(...[layout.mapped, layout.writable].map(async (path) => await mkdir(path, { recursive: true, mode: 0o700 })));
-  if (request.limits.diskBytes > 0) await makeDisk(mounts, layout, request.limits.diskBytes);
+  if (request.limits.diskBytes > 0) {
+    await makeDisk({ image: layout.diskImage, mountPoint: layout.writable }, request.limits.diskBytes, 'no-journal');
+    await chmod(layout.writable, 0o700);
+  }
   const fresh = await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners, request.rootLayer);
   if (fresh) await fillRoot(layout.root, { hostname: request.hostname, address: request.network.address, uid });
   for (const [index, submount] of (request.submounts ?? []).entries()) {

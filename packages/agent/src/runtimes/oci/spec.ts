@@ -1,5 +1,16 @@
 import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory, standbyVariable } from '@drover/init';
-import { initMemoryAllowance, initPidsAllowance, maxKernelPids, sharedMemoryBytes, uidRangeSize } from '../../limits.ts';
+import {
+  devicesBytes,
+  initMemoryAllowance,
+  initPidsAllowance,
+  maxKernelPids,
+  maxTerminals,
+  messageQueueBytes,
+  secretsInodes,
+  sharedMemoryBytes,
+  tmpfsInodes,
+  uidRangeSize,
+} from '../../limits.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
 import { seccompProfile } from './seccomp.ts';
 
@@ -100,6 +111,7 @@ export function buildSpec(options: SpecOptions): object {
       rlimits: [
         { type: 'RLIMIT_NOFILE', hard: options.openFiles, soft: Math.min(1024, options.openFiles) },
         { type: 'RLIMIT_CORE', hard: 0, soft: 0 },
+        { type: 'RLIMIT_MSGQUEUE', hard: messageQueueBytes, soft: messageQueueBytes },
       ],
       // Init raises it for what it starts, so that the workload dies first; it must not be worth more than the host's own services.
       oomScoreAdj: 0,
@@ -128,26 +140,32 @@ export function buildSpec(options: SpecOptions): object {
   };
 }
 
+/** Every mount that a sandbox can write to is bounded, in bytes and in files (e2e/field/disks.test.ts has the table of them). */
 function systemMounts(): object[] {
   return [
     { destination: '/proc', type: 'proc', source: 'proc', options: ['nosuid', 'noexec', 'nodev'] },
-    { destination: '/dev', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'strictatime', 'mode=755', 'size=65536k'] },
+    {
+      destination: '/dev',
+      type: 'tmpfs',
+      source: 'tmpfs',
+      options: ['nosuid', 'strictatime', 'mode=755', `size=${devicesBytes}`, `nr_inodes=${tmpfsInodes}`],
+    },
     {
       destination: '/dev/pts',
       type: 'devpts',
       source: 'devpts',
-      options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5'],
+      options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5', `max=${maxTerminals}`],
     },
     {
       destination: '/dev/shm',
       type: 'tmpfs',
       source: 'shm',
-      options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${sharedMemoryBytes}`],
+      options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${sharedMemoryBytes}`, `nr_inodes=${tmpfsInodes}`],
     },
     { destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: ['nosuid', 'noexec', 'nodev'] },
     // The host's /sys is not for sandboxes (and the network namespace, which belongs to the host, lets none be mounted):
     // an empty one, with what programs count CPUs by.
-    { destination: '/sys', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'noexec', 'nodev', 'mode=755', 'size=64k'] },
+    { destination: '/sys', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'noexec', 'nodev', 'mode=755', 'size=64k', 'nr_inodes=64'] },
     {
       destination: '/sys/devices/system/cpu',
       type: 'bind',
@@ -179,7 +197,7 @@ function boundMounts(options: SpecOptions): object[] {
 /** R-19: a tmpfs of the sandbox's own, gone with its mount namespace. */
 function secretsMounts({ secretsBytes }: CreateRequest): object[] {
   if (secretsBytes === undefined) return [];
-  const options = ['nosuid', 'noexec', 'nodev', 'mode=755', `size=${secretsBytes}`];
+  const options = ['nosuid', 'noexec', 'nodev', 'mode=755', `size=${secretsBytes}`, `nr_inodes=${secretsInodes}`];
   return [{ destination: secretsDirectory, type: 'tmpfs', source: 'drover', options }];
 }
 

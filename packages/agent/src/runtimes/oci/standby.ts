@@ -2,6 +2,7 @@ import { closeSync } from 'node:fs';
 import { chmod, lstat, mkdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { secretsDirectory } from '@drover/init';
+import { secretsInodes } from '../../limits.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
 import type { Bindings } from './binding.ts';
 import type { Attached } from './binding-thread.ts';
@@ -104,7 +105,7 @@ function sandboxMounts(
   const run = async (): Promise<Attached> =>
     await Promise.resolve({ path: runMount, mount: detached.clone(runDirectory, apart | MOUNT_ATTR_NOEXEC), kind: 'directory' });
   const secrets = async (): Promise<Attached> => {
-    const mount = detached.tmpfs({ bytes: bytes ?? 0, mode: '755', uid }, apart | MOUNT_ATTR_NOEXEC);
+    const mount = detached.tmpfs({ bytes: bytes ?? 0, inodes: secretsInodes, mode: '755', uid }, apart | MOUNT_ATTR_NOEXEC);
     return await Promise.resolve({ path: secretsDirectory, mount, kind: 'directory' });
   };
   const bound = request.mounts.map(({ target: path, source, readOnly }, index) => async (): Promise<Attached> => {

@@ -1,0 +1,79 @@
+import { open, rename, rm } from 'node:fs/promises';
+import { DroverError, errnoOf } from '@drover/foundation';
+import { mountProgramMs, programOutputBytes } from '../limits.ts';
+import { runProgram } from '../programs/index.ts';
+import { isMounted, mountProgram } from './mounted.ts';
+
+export interface Disk {
+  /** The file that holds it. */
+  readonly image: string;
+  readonly mountPoint: string;
+}
+
+/**
+ * A file system of its own size: a sparse file with ext4 on it, mounted. Full, writes to it fail with ENOSPC; it takes of the host's disk what is
+ * written to it. Made once, mounted when it is not.
+ *
+ * @param keep `journal`: it outlives a power cut; `no-journal`: it is as short-lived as its sandbox, and made in milliseconds
+ * @throws {DroverError} missing-component without mkfs.ext4, runtime-failed
+ */
+export async function makeDisk({ image, mountPoint }: Disk, bytes: number, keep: 'journal' | 'no-journal'): Promise<void> {
+  if (isMounted(mountPoint)) return;
+  await format(image, bytes, keep);
+  await mountDisk({ image, mountPoint });
+}
+
+/** Mounts a disk that was made before; false when there is none. @throws {DroverError} runtime-failed */
+export async function mountDisk({ image, mountPoint }: Disk): Promise<boolean> {
+  if (isMounted(mountPoint)) return true;
+  if (!(await exists(image))) return false;
+  await mountProgram('mount', ['-o', 'loop,nodev', '--', image, mountPoint]);
+  return true;
+}
+
+/** Unmounts it, if it is mounted. @throws {DroverError} runtime-failed */
+export async function unmountDisk({ mountPoint }: Pick<Disk, 'mountPoint'>): Promise<void> {
+  if (isMounted(mountPoint)) await mountProgram('umount', ['-l', '--', mountPoint]);
+}
+
+async function format(image: string, bytes: number, keep: 'journal' | 'no-journal'): Promise<void> {
+  if (await exists(image)) return;
+  const temporary = `${image}.new`;
+  await rm(temporary, { force: true });
+  const file = await open(temporary, 'wx', 0o600);
+  try {
+    await file.truncate(Math.max(bytes, minDiskBytes));
+  } finally {
+    await file.close();
+  }
+  // No reserved blocks; the tables are made while it is in use.
+  const journal = keep === 'journal' ? [] : ['-O', '^has_journal'];
+  const args = ['-q', '-F', '-m', '0', ...journal, '-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard', temporary];
+  try {
+    const { code, stderr } = await runProgram('mkfs.ext4', args, { timeoutMs: mountProgramMs, maxOutputBytes: programOutputBytes });
+    if (code !== 0) throw new Error(stderr.trim() || `it ended with ${code}`);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    if (errnoOf(error) === 'ENOENT') {
+      throw new DroverError('missing-component', 'mkfs.ext4 is not installed, and a disk limit or a volume needs it', {
+        hint: 'apt-get install e2fsprogs',
+        cause: error,
+      });
+    }
+    throw new DroverError('runtime-failed', `making a disk failed: ${String(error)}`, { cause: error });
+  }
+  await rename(temporary, image);
+}
+
+/** ext4 needs some room for itself. */
+const minDiskBytes = 16 * 1024 * 1024;
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await (await open(path, 'r')).close();
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}
