@@ -1,4 +1,5 @@
 import { pino, type Logger as PinoLogger } from 'pino';
+import { openLogOutput, type LogOutput } from './log-output.ts';
 
 /** The structured log: JSON lines on stderr, one canonical line an operation. */
 export type Logger = PinoLogger;
@@ -27,10 +28,10 @@ export interface LogOptions {
   /** Which process this is: `control-plane`, `agent`, … */
   readonly name: string;
   /** Where the lines go instead of stderr. */
-  readonly destination?: { write(line: string): void };
+  readonly destination?: LogOutput;
 }
 
-/** A logger that writes synchronously, to stderr unless told otherwise, so that a crash loses no line. */
+/** A logger that writes to stderr by default, and never waits for the reader of the log (`openLogOutput`). */
 export function createLogger(options: LogOptions): Logger {
   return pino(
     {
@@ -39,9 +40,11 @@ export function createLogger(options: LogOptions): Logger {
       base: { pid: process.pid },
       redact: { paths: secretPaths, censor: '[redacted]' },
     },
-    options.destination ?? pino.destination({ dest: 2, sync: true }),
+    options.destination ?? openLogOutput(2),
   );
 }
+
+export { DescriptorOutput, openLogOutput, type LogOutput } from './log-output.ts';
 
 /** For tests and libraries that are given none. */
 export const silentLogger: Logger = pino({ level: 'silent' });

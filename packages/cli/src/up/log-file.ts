@@ -1,18 +1,20 @@
-import { closeSync, fstatSync, openSync, renameSync, writeSync } from 'node:fs';
+import { fstatSync, openSync, renameSync } from 'node:fs';
+import { DescriptorOutput } from '@drover/foundation/log';
 import { upLogBytes } from '../limits.ts';
 
-/** The log of `up` and of its processes, bounded; it remembers what a process last said about why it ended. */
+/** The log of `up` and of its processes, bounded. It remembers the last error line of a process, and survives a full disk. */
 export class LogFile {
   readonly path: string;
-  #fd: number;
+  #output: DescriptorOutput;
   #size: number;
   #lastError: string | undefined;
   #lastHint: string | undefined;
 
   constructor(path: string) {
     this.path = path;
-    this.#fd = openSync(path, 'a', 0o600);
-    this.#size = fstatSync(this.#fd).size;
+    const fd = openSync(path, 'a', 0o600);
+    this.#output = new DescriptorOutput(fd);
+    this.#size = fstatSync(fd).size;
   }
 
   /** The last line of a process that was an error for people, without `drover: `. */
@@ -28,7 +30,7 @@ export class LogFile {
   write(line: string): void {
     this.#size += Buffer.byteLength(line);
     if (this.#size > upLogBytes) this.#rotate();
-    writeSync(this.#fd, line);
+    this.#output.write(line);
     const [, kind, said] = /"(?:msg|line)":"(drover| {2}hint): ((?:[^"\\]|\\.)*)"/.exec(line) ?? [];
     if (said === undefined) return;
     const text = JSON.parse(`"${said}"`) as string;
@@ -37,9 +39,9 @@ export class LogFile {
   }
 
   #rotate(): void {
-    closeSync(this.#fd);
+    this.#output.close();
     renameSync(this.path, `${this.path}.1`);
-    this.#fd = openSync(this.path, 'a', 0o600);
+    this.#output = new DescriptorOutput(openSync(this.path, 'a', 0o600));
     this.#size = 0;
   }
 }

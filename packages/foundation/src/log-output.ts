@@ -1,0 +1,122 @@
+import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs';
+import { Socket } from 'node:net';
+import { errnoOf } from './errors.ts';
+import { logOutputBytes, logOutputRetryMs } from './limits.ts';
+
+/** A place for log lines. Its writer never waits for its reader, and never fails. */
+export interface LogOutput {
+  write(line: string): void;
+}
+
+/**
+ * Log lines to an inherited descriptor, usually stderr. A line is written before `write` returns when the reader keeps up, so that a crash
+ * loses none. A reader that does not read (a stopped pager, a paused terminal, a pipe without a reader's interest) costs lines instead of
+ * the server: `logOutputBytes` wait, further lines are dropped, and a line with their number follows when the reader goes on.
+ */
+export function openLogOutput(fd: number): LogOutput {
+  const stat = fstatSync(fd);
+  // A socket cannot be opened again, and its writer shares it with no other program: journald passes one per service.
+  if (stat.isSocket()) return new SocketOutput(new Socket({ fd, readable: false, writable: true }));
+  if (stat.isFIFO() || stat.isCharacterDevice()) return new DescriptorOutput(reopened(fd));
+  return new DescriptorOutput(fd);
+}
+
+/**
+ * A description of the open file of our own: O_NONBLOCK on the inherited one would also be set for every program that shares it.
+ * Where that is not allowed (another user's terminal), the inherited one has to do.
+ */
+function reopened(fd: number): number {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+  } catch {
+    return fd;
+  }
+}
+
+const droppedLine = (count: number): string =>
+  `${JSON.stringify({ level: 40, time: Date.now(), msg: `${count} log lines were dropped: their reader was too slow, or their disk full` })}\n`;
+
+/** Writes directly, and keeps a bounded rest for later when the descriptor takes no more. */
+export class DescriptorOutput implements LogOutput {
+  readonly #fd: number;
+  #rest: Buffer = Buffer.alloc(0);
+  #dropped = 0;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  write(line: string): void {
+    if (this.#rest.length > 0) this.#flush();
+    if (this.#rest.length > 0 || this.#dropped > 0) {
+      this.#keep(Buffer.from(line));
+      return;
+    }
+    this.#rest = this.#put(Buffer.from(line));
+    if (this.#rest.length > 0) this.#retry();
+  }
+
+  close(): void {
+    clearTimeout(this.#timer);
+    this.#flush();
+    closeSync(this.#fd);
+  }
+
+  #keep(line: Buffer): void {
+    if (this.#rest.length + line.length > logOutputBytes) this.#dropped++;
+    else this.#rest = Buffer.concat([this.#rest, line]);
+    this.#retry();
+  }
+
+  #retry(): void {
+    // Does not hold the process: a log is no reason to live.
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      this.#flush();
+      if (this.#rest.length > 0) this.#retry();
+    }, logOutputRetryMs).unref();
+  }
+
+  #flush(): void {
+    this.#rest = this.#put(this.#rest);
+    if (this.#rest.length > 0 || this.#dropped === 0) return;
+    const line = droppedLine(this.#dropped);
+    this.#dropped = 0;
+    this.#rest = this.#put(Buffer.from(line));
+  }
+
+  /** Returns the bytes that were not taken. */
+  #put(bytes: Buffer): Buffer {
+    let at = 0;
+    try {
+      while (at < bytes.length) at += writeSync(this.#fd, bytes, at);
+    } catch (error) {
+      // A reader that is gone for good (EPIPE, EIO of a closed terminal) or a full disk must not end the server either.
+      const later = ['EAGAIN', 'EINTR', 'ENOSPC', 'EDQUOT'].includes(errnoOf(error) ?? '');
+      return later ? bytes.subarray(at) : Buffer.alloc(0);
+    }
+    return Buffer.alloc(0);
+  }
+}
+
+class SocketOutput implements LogOutput {
+  readonly #socket: Socket;
+  #dropped = 0;
+
+  constructor(socket: Socket) {
+    this.#socket = socket;
+    socket.on('error', () => undefined);
+    socket.unref();
+  }
+
+  write(line: string): void {
+    if (this.#socket.writableLength > logOutputBytes) {
+      this.#dropped++;
+      return;
+    }
+    if (this.#dropped > 0) this.#socket.write(droppedLine(this.#dropped));
+    this.#dropped = 0;
+    this.#socket.write(line);
+  }
+}
