@@ -83,6 +83,8 @@ export class TestDrover implements AsyncDisposable {
   /** Starts `up` (again) on the same data directory. */
   async up(args: readonly string[] = []): Promise<void> {
     this.#output = '';
+    // It may listen elsewhere than before.
+    this.#closeClient();
     // Making sandboxes ahead takes time from the others here: who wants them says so in `args`.
     const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '0', ...args], this.environment);
     this.#up = up;

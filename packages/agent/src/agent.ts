@@ -221,7 +221,8 @@ export async function agentDoctor(options: {
   return [...findings, await checkGateway(options.stateDirectory, options.pool)];
 }
 
-function refuseProblems(findings: readonly RuntimeFinding[], logger: Logger): void {
+/** Logs the warnings. @throws {DroverError} missing-privilege, missing-component, when there is a problem */
+export function refuseProblems(findings: readonly RuntimeFinding[], logger: Logger): void {
   for (const finding of findings)
     if (finding.level === 'warning') logger.warn({ subject: finding.subject, hint: finding.hint }, finding.message);
   const problems = findings.filter((finding) => finding.level === 'problem');

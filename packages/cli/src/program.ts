@@ -98,7 +98,8 @@ cannot be executed, 127: there is no such command.
   const agent = does(
     hostFlags(add(program, 'agent', 'run the host agent'))
       .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
-      .option('--state <directory>', 'where the host keeps its state'),
+      .option('--state <directory>', 'where the host keeps its state')
+      .option('--link <address>', "HOST:PORT of the control plane's link, when it moved since the join"),
     async () => (await import('./commands/system/agent.ts')).default,
   );
   does(

@@ -237,6 +237,7 @@ function certificateNames(options: ControlPlaneOptions): CertificateNames {
     hostname(),
     ...(options.publicHost === undefined ? [] : [options.publicHost]),
     options.listen.host,
+    options.linkListen.host,
     ...(options.dnsNames ?? []),
     ...(options.ipAddresses ?? []),
   ];

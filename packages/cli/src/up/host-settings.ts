@@ -22,6 +22,8 @@ export interface HostSettings {
   readonly reconnectMaxMs?: number;
   /** Sandboxes that are kept ready ahead of creates. */
   readonly standbys?: number;
+  /** HOST:PORT of the control plane's link, where it is not the one of the join any more. */
+  readonly linkAddress?: string;
   /** What is said about registries (R-11). */
   readonly registries?: RegistrySettings;
 }
@@ -46,6 +48,7 @@ export interface HostFlags {
   readonly allowMount?: readonly string[];
   readonly reconnectMax?: string;
   readonly standbys?: string;
+  readonly link?: string;
   readonly insecureRegistry?: readonly string[];
   readonly registryMirror?: readonly string[];
   readonly registryCredentials?: string;
@@ -59,6 +62,7 @@ export async function checkHostFlags(flags: HostFlags): Promise<void> {
   parseRegistries(flags);
   parseReconnectMax(flags);
   parseStandbys(flags);
+  parseLink(flags);
   if (flags.cpus !== undefined) parseCpus(flags.cpus);
   if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
 }
@@ -76,6 +80,16 @@ function parseStandbys({ standbys }: HostFlags): { readonly standbys?: number } 
   if (/^\d{1,4}$/.test(standbys) && count <= maxStandbys) return { standbys: count };
   throw new DroverError('invalid-argument', `--standbys ${JSON.stringify(clip(standbys))} is not a number of sandboxes to keep ready`, {
     hint: `give 0 to ${maxStandbys}`,
+  });
+}
+
+/** @throws {DroverError} invalid-argument */
+function parseLink({ link }: HostFlags): { readonly linkAddress?: string } {
+  if (link === undefined) return {};
+  if (/^(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[1-9]\d{0,4}$/.test(link) && Number(link.replace(/^.*:/, '')) <= 65_535)
+    return { linkAddress: link };
+  throw new DroverError('invalid-argument', `--link ${JSON.stringify(clip(link))} is not the address of a host link`, {
+    hint: 'write HOST:PORT, such as control-plane.example.com:7444',
   });
 }
 
@@ -122,6 +136,7 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
     ...(flags.allowMount !== undefined && { allowedMounts: flags.allowMount.map((path) => resolve(path)) }),
     ...parseReconnectMax(flags),
     ...parseStandbys(flags),
+    ...parseLink(flags),
   };
   if (Object.keys(given).length === 0 && Object.keys(registries).length === 0) return;
   const kept = await loadHostSettings(stateDirectory);
@@ -140,6 +155,7 @@ const schema = z.object({
   allowedMounts: z.array(z.string()).optional(),
   reconnectMaxMs: z.number().optional(),
   standbys: z.int().nonnegative().optional(),
+  linkAddress: z.string().optional(),
   registries: z
     .object({
       insecureRegistries: z.array(z.string()).optional(),

@@ -10,13 +10,14 @@ import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/su
 import type { Cli } from '../cli.ts';
 import { hostStateName } from '../commands/host/state.ts';
 import { saveContext, type Context } from '../context/context.ts';
-import { makeDataDirectory, runChecks, tryListen, type Finding } from '../doctor/checks.ts';
+import { makeDataDirectory, tryListen } from '../doctor/checks.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
 import { checkHostFlags, saveHostSettings, type HostFlags } from './host-settings.ts';
 import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
+import { checkMachine, hostChecks } from './machine-check.ts';
 import { parentVariable } from './parent.ts';
-import { defaultDataDirectory, parseListen, parseLiveness, type LivenessFlags } from './settings.ts';
+import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from './settings.ts';
 
 interface UpFlags extends HostFlags, LivenessFlags {
   readonly data?: string;
@@ -27,9 +28,6 @@ interface UpFlags extends HostFlags, LivenessFlags {
   readonly agent?: boolean;
   readonly stopSandboxes?: boolean;
 }
-
-/** Without these there is no host here. */
-const hostChecks = ['operating system', 'container runtime', 'nftables', 'ip command', 'cgroups', 'overlayfs', 'user namespaces'];
 
 /**
  * R-1: a control plane and a host on this machine, each a process of its own under supervision, until interrupted.
@@ -76,20 +74,8 @@ async function check(
   const until = Date.now() + (orphaned ? upTakeOverMs : 0);
   while (Date.now() < until && (await tryListen(settings.host, settings.port)) === 'EADDRINUSE')
     await delay(100, undefined, { signal: cli.signal });
-  const findings = await runChecks(settings, ['Node.js', 'disk', 'port', 'clock', ...(withAgent ? hostChecks : [])]);
-  const problems = findings.filter(({ level }) => level === 'problem');
-  for (const { name, message, hint } of findings.filter(({ level }) => level === 'warning')) cli.out.note(`${name}: ${message} (${hint})`);
-  const [first, ...others] = problems;
-  if (first === undefined) return;
-  for (const { name, message, hint } of others) cli.out.note(`${name}: ${message} (${hint})`);
-  throw new DroverError(codeOf(first), `${first.name}: ${first.message}`, {
-    hint: hostChecks.includes(first.name) ? `${first.hint}; or start the control plane alone with --no-agent` : first.hint,
-  });
-}
-
-function codeOf({ name }: Finding): 'port-in-use' | 'missing-component' | 'failed-precondition' {
-  if (name === 'port') return 'port-in-use';
-  return hostChecks.includes(name) ? 'missing-component' : 'failed-precondition';
+  const names = ['Node.js', 'disk', 'port', 'clock', ...(withAgent ? hostChecks : [])];
+  await checkMachine(cli, settings, names, '; or start the control plane alone with --no-agent');
 }
 
 interface ListenOn {
@@ -240,7 +226,8 @@ async function startHost(
   await saveHostSettings(stateDir, settings);
   const id = hostId;
   const agent = supervisor.start(
-    own(cli, 'agent', ['agent', '--state', stateDir], async (signal) => {
+    // The address of the join is that of an earlier start: this one may listen elsewhere.
+    own(cli, 'agent', ['agent', '--state', stateDir, '--link', await linkAddressOf(settings)], async (signal) => {
       const host = await client.hosts.get(id, signal);
       const state = hostStateName(host.state);
       if (!['ready', 'cordoned', 'draining'].includes(state)) {
@@ -249,6 +236,13 @@ async function startHost(
     }),
   );
   await running(cli, agent, log, upHostMs);
+}
+
+/** Where the control plane of this `up` takes hosts. */
+async function linkAddressOf({ data, listenOn, linkListen: flag }: Settings): Promise<string> {
+  const { host } = linkListen(listenOn, flag);
+  const { linkPort } = JSON.parse(await readFile(join(controlPlaneData(data), 'server.json'), 'utf8')) as { linkPort: number };
+  return `${urlHost(host)}:${linkPort}`;
 }
 
 async function isKnown(client: DroverClient, hostId: string, signal: AbortSignal): Promise<boolean> {

@@ -1,12 +1,15 @@
+import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join as joinPath, resolve } from 'node:path';
-import { runAgent } from '@drover/agent';
-import { joinHost } from '@drover/agent/link';
+import { agentDoctor, refuseProblems, runAgent } from '@drover/agent';
+import { joinHost, loadIdentity } from '@drover/agent/link';
 import { DroverError } from '@drover/foundation';
-import { createLogger } from '@drover/foundation/log';
+import { createLogger, silentLogger } from '@drover/foundation/log';
+import { parseJoinToken, thumbprintOf } from '@drover/pki';
 import type { Cli } from '../../cli.ts';
 import { parseServer } from '../../context/context.ts';
 import { checkHostFlags, loadHostSettings, saveHostSettings, type HostFlags } from '../../up/host-settings.ts';
+import { checkMachine, hostChecks } from '../../up/machine-check.ts';
 import { whileParentLives } from '../../up/parent.ts';
 import { defaultDataDirectory } from '../../up/settings.ts';
 
@@ -34,7 +37,28 @@ interface JoinFlags extends AgentFlags {
   readonly run?: boolean;
 }
 
-/** L-1, L-2: trades the token for this host's certificate, then runs the agent. A host that has joined already just runs. */
+/** What the agent itself requires of the machine. @throws {DroverError} missing-privilege, missing-component */
+async function checkAgent(options: Parameters<typeof agentDoctor>[0]): Promise<void> {
+  // The checks look at the directory; an agent makes it this way, too.
+  await mkdir(options.stateDirectory, { recursive: true, mode: 0o711 });
+  refuseProblems(await agentDoctor(options), options.logger);
+}
+
+const hostOptions = ({ pool, runtimeProgram }: HostFlags): { readonly pool?: string; readonly runtimeProgram?: string } => ({
+  ...(pool !== undefined && { pool }),
+  ...(runtimeProgram !== undefined && { runtimeProgram }),
+});
+
+/** A state directory is one host of one control plane: its sandboxes would be unknown to another, and would end. @throws {DroverError} failed-precondition */
+async function checkOtherControlPlane(stateDirectory: string, token: string): Promise<void> {
+  const known = await loadIdentity(stateDirectory);
+  if (known === undefined || thumbprintOf(known.caPem) === parseJoinToken(token).caFingerprint) return;
+  throw new DroverError('failed-precondition', `${stateDirectory} belongs to a host of another control plane (${known.linkAddress})`, {
+    hint: 'give this host a directory of its own with --state, or remove the host there with drover host rm and then the directory',
+  });
+}
+
+/** L-1, L-2: trades the token for this host's certificate, then runs the agent. */
 export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags): Promise<void> {
   const { token } = cli.connection;
   if (token === undefined) {
@@ -45,6 +69,11 @@ export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags)
   await checkHostFlags(flags);
   const server = parseServer(url);
   const stateDir = stateOf(cli, flags);
+  await checkOtherControlPlane(stateDir, token);
+  // Before the token is used: it lets one host join, and this machine must be able to be it.
+  const settings = { data: stateDir, host: '', port: 0 };
+  await checkMachine(cli, settings, ['Node.js', 'disk', 'clock', ...hostChecks]);
+  await checkAgent({ stateDirectory: stateDir, logger: silentLogger, ...hostOptions(flags) });
   const { hostId } = await joinHost({ url: server, token, stateDir, hostname: flags.name ?? hostname(), signal: cli.signal });
   await saveHostSettings(stateDir, flags);
   if (cli.out.json) cli.out.record({ hostId, server, state: stateDir });
