@@ -7,7 +7,7 @@ import { createKeyAndRequest, parseJoinToken, thumbprintOf } from '@drover/pki';
 import { api } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { joinTimeoutMs } from '../limits.ts';
-import { ensureHostId, saveIdentity, type HostIdentity } from './identity.ts';
+import { ensureHostId, loadIdentity, saveIdentity, type HostIdentity } from './identity.ts';
 import { controlPlaneIdentityError } from './trust.ts';
 
 export interface JoinOptions {
@@ -76,6 +76,15 @@ export async function joinHost(options: JoinOptions): Promise<HostIdentity> {
   };
   await saveIdentity(options.stateDir, identity);
   return identity;
+}
+
+/** A state directory is one host of one control plane: its sandboxes would be unknown to another, and would end. @throws {DroverError} failed-precondition */
+export async function checkOtherControlPlane(stateDirectory: string, token: string): Promise<void> {
+  const known = await loadIdentity(stateDirectory);
+  if (known === undefined || thumbprintOf(known.caPem) === parseJoinToken(token).caFingerprint) return;
+  throw new DroverError('failed-precondition', `${stateDirectory} belongs to a host of another control plane (${known.linkAddress})`, {
+    hint: 'give this host a directory of its own with --state, or remove the host there with drover host rm and then the directory',
+  });
 }
 
 function parseUrl(text: string): URL {

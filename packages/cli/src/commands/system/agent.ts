@@ -2,10 +2,9 @@ import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join as joinPath, resolve } from 'node:path';
 import { agentDoctor, refuseProblems, runAgent } from '@drover/agent';
-import { joinHost, loadIdentity } from '@drover/agent/link';
+import { checkOtherControlPlane, joinHost } from '@drover/agent/link';
 import { DroverError } from '@drover/foundation';
 import { createLogger, silentLogger } from '@drover/foundation/log';
-import { parseJoinToken, thumbprintOf } from '@drover/pki';
 import type { Cli } from '../../cli.ts';
 import { parseServer } from '../../context/context.ts';
 import { checkHostFlags, loadHostSettings, saveHostSettings, type HostFlags } from '../../up/host-settings.ts';
@@ -48,15 +47,6 @@ const hostOptions = ({ pool, runtimeProgram }: HostFlags): { readonly pool?: str
   ...(pool !== undefined && { pool }),
   ...(runtimeProgram !== undefined && { runtimeProgram }),
 });
-
-/** A state directory is one host of one control plane: its sandboxes would be unknown to another, and would end. @throws {DroverError} failed-precondition */
-async function checkOtherControlPlane(stateDirectory: string, token: string): Promise<void> {
-  const known = await loadIdentity(stateDirectory);
-  if (known === undefined || thumbprintOf(known.caPem) === parseJoinToken(token).caFingerprint) return;
-  throw new DroverError('failed-precondition', `${stateDirectory} belongs to a host of another control plane (${known.linkAddress})`, {
-    hint: 'give this host a directory of its own with --state, or remove the host there with drover host rm and then the directory',
-  });
-}
 
 /** L-1, L-2: trades the token for this host's certificate, then runs the agent. */
 export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags): Promise<void> {
