@@ -1,9 +1,11 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { connectDrover, type DroverClient } from '@drover/sdk';
-import { afterAll, beforeAll, expect, test } from 'vitest';
-import { TestDrover } from '../harness/index.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { execa } from 'execa';
+import { eventually, repository, TestDrover } from '../harness/index.ts';
 
 /** Issue "Faults found in use and under attack", heading 6: execs, forwards and terminals of one sandbox. */
 
@@ -33,4 +35,82 @@ test('a paste into a terminal whose program does not read holds up nothing else,
   await drover.exec('web', ['touch', '/tmp/go']);
   expect(await text(handle.stdout)).toContain(createHash('sha256').update(paste).digest('hex'));
   expect(await handle.exit).toMatchObject({ code: 0 });
+});
+
+interface ExecJson {
+  readonly execId: string;
+  readonly argv: readonly string[];
+  readonly clients: number;
+  readonly exit?: { readonly code: number; readonly signal: string };
+}
+
+const execs = async (sandbox: string): Promise<ExecJson[]> => await drover.json<ExecJson[]>(['exec', 'ls', sandbox]);
+
+describe('execs that were left behind', () => {
+  test('exec ls lists them, exec kill ends one, by its id and with a signal of choice', async () => {
+    const { stdout } = await drover.run(['exec', '-d', 'web', '--', 'sh', '-c', 'trap "exit 7" USR1; while :; do sleep 0.1; done']);
+    const id = stdout.trim();
+    expect(await execs('web')).toContainEqual(expect.objectContaining({ execId: id, clients: 0, argv: expect.arrayContaining(['sh']) }));
+    expect((await drover.run(['exec', 'ls', 'web'])).stdout).toMatch(new RegExp(`^${id} +running +\\d+ .* sh -c trap`, 'm'));
+    await drover.json(['exec', 'kill', '--signal', 'usr1', 'web', id]);
+    await eventually('it ends', async () => (await execs('web')).some(({ execId, exit }) => execId === id && exit?.code === 7));
+    expect(await drover.json(['exec', 'kill', 'web', id])).toMatchObject({ signalled: false });
+    expect(await drover.run(['exec', 'kill', 'web', 'never'])).toMatchObject({ code: 3, stderr: expect.stringContaining('"never"') });
+  });
+
+  test('64 of them refuse the next one with what to do, and killing one makes room', async () => {
+    await drover.begin('full', ['sleep', '1d']);
+    const start = () => client.sandboxes.exec('full', { argv: ['sleep', '1000'], lingerSeconds: 0 });
+    const started = await Promise.all(Array.from({ length: 64 }, async () => await start().started));
+    await expect(start().started).rejects.toMatchObject({ code: 'no-room', hint: expect.stringContaining('drover exec ls') });
+    expect(await client.sandboxes.killExec('full', started[0]?.execId ?? '', 'KILL')).toBe(true);
+    await eventually('one has ended', async () => (await client.sandboxes.execs('full')).some(({ exit }) => exit?.signal === 'SIGKILL'));
+    await start().started;
+    await drover.remove('full');
+  });
+
+  test('an exec whose client is gone ends after its linger time, one that was told to stay does not', async () => {
+    const argv = ['sleep', '1000'];
+    const [left, kept] = [1, 0].map((lingerSeconds) => client.sandboxes.exec('web', { argv, lingerSeconds }));
+    const [leftId, keptId] = [(await left?.started)?.execId, (await kept?.started)?.execId];
+    left?.detach();
+    kept?.detach();
+    const find = async (id: string | undefined) => (await client.sandboxes.execs('web')).find(({ execId }) => execId === id);
+    await eventually('the first ends', async () => (await find(leftId))?.exit?.signal === 'SIGHUP');
+    expect((await find(keptId))?.exit).toBeUndefined();
+    await client.sandboxes.killExec('web', keptId ?? '');
+  });
+});
+
+test('exec runs a command in a sandbox that is named as one of its own commands', async () => {
+  await drover.begin('ls', ['sleep', '1d']);
+  expect(await drover.run(['exec', '-n', 'ls', '--', 'echo', 'inside'])).toMatchObject({ code: 0, stdout: 'inside\n' });
+  expect(await drover.json(['exec', 'ls', 'ls'])).toHaveLength(1);
+});
+
+test('with -n a loop over lines runs exec for each of them', async () => {
+  const script = `printf '1\\n2\\n' | while read x; do '${join(repository, 'drover')}' exec -n web echo "line $x"; done`;
+  const { stdout } = await execa('sh', ['-c', script], { env: drover.environment });
+  expect(stdout).toBe('line 1\nline 2');
+});
+
+test('forwards have a bound of their own: an exec does not wait for them', async () => {
+  const server =
+    'import socket; s = socket.create_server(("127.0.0.1", 7777), backlog=512); print("ready", flush=True); a = []\nwhile True: a.append(s.accept())';
+  const listener = client.sandboxes.exec('web', { argv: ['python3', '-c', server] });
+  listener.stderr.resume();
+  await once(listener.stdout, 'data');
+  const forwards = Array.from({ length: 300 }, () => client.sandboxes.forward('web', 7777));
+  const refusals: string[] = [];
+  for (const forward of forwards) {
+    forward.on('error', (error) => refusals.push(error.message));
+    forward.resume();
+    forward.write('hello');
+  }
+  await eventually('those above the bound are refused', () => refusals.length >= 300 - 128);
+  expect(refusals.every((message) => message.includes('128 connections are forwarded into the sandbox already'))).toBe(true);
+  expect(await drover.exec('web', ['true'])).toMatchObject({ code: 0 });
+  for (const forward of forwards) forward.destroy();
+  listener.kill('SIGKILL');
+  await listener.exit;
 });

@@ -29,8 +29,9 @@ export function takesCommand(command: Command): boolean {
 /**
  * The command line: names, flags and help. The work is in modules that are loaded when they are needed, so that the start
  * stays quick whatever the program grows to.
+ * @param argv the command line that it is to read
  */
-export function buildProgram(run: Run): Command {
+export function buildProgram(run: Run, argv: readonly string[] = []): Command {
   const program = new Command('drover')
     .description('Runs fleets of sandboxes on machines that you own.')
     .version(version, '-V, --version', 'show the version of this program')
@@ -138,12 +139,15 @@ fish:  drover completion fish > ~/.config/fish/completions/drover.fish
       .option('-t, --tty', 'give the command a terminal (the default at a terminal)')
       .option('-T, --no-tty', 'give it none')
       .option('-i, --interactive', 'with -d: keep stdin open for attach')
-      .option('-n, --no-stdin', 'the command reads nothing of yours')
+      .option('-n, --no-stdin', 'do not read your stdin; in a loop over lines, which run would read')
       .option('--rm', 'remove the sandbox when the command has ended')
-      .addHelpText('after', '\nIMAGE is registry/name:tag, oci-archive:PATH, docker-archive:PATH, oci:PATH, dir:PATH, or host.\n'),
+      .addHelpText(
+        'after',
+        `\nIMAGE is registry/name:tag, oci-archive:PATH, docker-archive:PATH, oci:PATH, dir:PATH, or host.\n${stdinHelp('run --rm -n host')}`,
+      ),
     async () => (await import('./commands/sandbox/run.ts')).default,
   );
-  sandboxCommands(program, add, does);
+  sandboxCommands(program, add, does, argv);
   program.commandsGroup('Fleet:');
   hostCommands(program, add, does);
   imageCommands(program, add, does);
@@ -213,7 +217,22 @@ function specFlags(command: Command): Command {
     .option('--post-init <file>', 'a script of yours that runs in it before its command, once a start');
 }
 
-function sandboxCommands(program: Command, add: Add, does: Does): void {
+const loadExecs = () => import('./commands/sandbox/execs.ts');
+
+/** `exec ls -- COMMAND` runs a command in a sandbox that is named as the subcommand. */
+function namesSandbox(argv: readonly string[]): boolean {
+  const after = argv.slice(argv.indexOf('exec') + 1);
+  return argv.includes('exec') && after.some((word, i) => ['ls', 'list', 'kill'].includes(word) && after[i + 1] === '--');
+}
+
+function stdinHelp(command: string): string {
+  return `
+The command's stdin is yours, to its end, also in a pipe or a loop. So that this loop runs for each line, -n is needed:
+  printf '1\\n2\\n' | while read x; do drover ${command} echo "$x"; done
+`;
+}
+
+function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly string[]): void {
   const sandbox = add(program, 'sandbox', 'make, list and change sandboxes').alias('sb');
   const load = () => import('./commands/sandbox/sandbox.ts');
   does(
@@ -267,20 +286,35 @@ function sandboxCommands(program: Command, add: Add, does: Does): void {
       .option('--revoke', 'it may register again'),
     async () => (await import('./commands/sandbox/contain.ts')).release,
   );
-  does(
+  const exec = does(
     add(program, 'exec <sandbox> [command...]', 'run a command in a sandbox, and end with its status')
       .option('-t, --tty', 'give the command a terminal (the default at a terminal)')
       .option('-T, --no-tty', 'give it none')
       .option('-i, --interactive', 'with -d: keep stdin open for --attach')
-      .option('-n, --no-stdin', 'the command reads nothing of yours')
+      .option('-n, --no-stdin', 'do not read your stdin; in a loop over lines, which exec would read')
       .option('-d, --detach', "print the command's id and leave it running")
       .option('--attach <id>', 'connect with a command that runs already')
+      .option('--linger <duration>', 'end it when it had no client and wrote nothing for so long; 0s: never (1h; with -d never)')
       .option('-u, --user <user>', 'uid[:gid], or names of the image')
       .option('-w, --workdir <path>', 'the directory that the command starts in')
       .option('-e, --env <name=value>', 'an environment variable (again for more)', collect)
-      .option('--env-file <file>', 'NAME=value lines (again for more)', collect),
+      .option('--env-file <file>', 'NAME=value lines (again for more)', collect)
+      .addHelpText('after', `${stdinHelp('exec -n web')}\nA sandbox that is named ls or kill: drover exec ls -- COMMAND\n`),
     async () => (await import('./commands/sandbox/exec.ts')).default,
   );
+  if (!namesSandbox(argv)) {
+    does(
+      add(exec, 'ls <sandbox>', 'list its execs: those that run, and those that ended lately').alias('list'),
+      async () => (await loadExecs()).ls,
+    );
+    does(
+      add(exec, 'kill <sandbox> <exec>', 'send a signal to an exec and to what it started in its process group').option(
+        '-s, --signal <signal>',
+        'a name or number: KILL, SIGRTMIN+3, 15 (SIGTERM)',
+      ),
+      async () => (await loadExecs()).kill,
+    );
+  }
   does(
     add(program, 'attach <sandbox>', "connect with a sandbox's command; Ctrl-P Ctrl-Q lets go of it")
       .option('-n, --no-stdin', 'the command reads nothing of yours')

@@ -28,7 +28,7 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     await using cli = new RunningCli(out(state.json), env, flags, state);
     status = (await work(cli)) ?? 0;
   };
-  const program = buildProgram(run);
+  const program = buildProgram(run, argv);
   try {
     if (argv[0] === 'complete') return await (await import('./completion/complete.ts')).complete(program, argv.slice(1), env);
     // Internal: its arguments are between the agent and the gateway.

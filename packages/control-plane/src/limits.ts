@@ -66,6 +66,15 @@ export const apiHandshakeTimeoutMs = 10_000;
 export const apiIdleMs = 60_000;
 /** API: a request that has not arrived whole by then is reset; those of streams, whose caller goes on sending, are not. Milliseconds. */
 export const apiRequestMs = 30_000;
+/** API: HTTP/2 pings on a connection with a call, and how long the answer may take: so a client that vanished is noticed. Milliseconds. */
+export const apiPingMs = 30_000;
+export const apiPingTimeoutMs = 15_000;
+/** API: how long a sandbox's init may take to answer a call that is no stream. Milliseconds. */
+export const initCallMs = 10_000;
+/** API: how long an exec runs without a client and without output where its start says nothing else. Seconds. */
+export const defaultLingerSeconds = 3_600;
+/** API: the longest such time. Seconds; in milliseconds it fits into 32 bits. */
+export const maxLingerSeconds = 30 * 24 * 3_600;
 /** API: connections at once. Further ones are closed at once. */
 export const apiMaxConnections = 10_000;
 /** API: how long calls may go on after the server began to stop, ms. Then they are cut. */

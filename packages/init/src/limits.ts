@@ -4,8 +4,17 @@
 export const maxConnections = 64;
 /** From a connection to the session port to the end of its TLS handshake; then it is closed. Milliseconds. */
 export const handshakeTimeoutMs = 10_000;
-/** Streams (calls) at once on one connection; more are refused by HTTP/2. */
-export const maxConcurrentCalls = 256;
+/**
+ * Calls of each kind at the same time; one more is refused with no-room. All kinds together stay below the streams of a connection, so that no
+ * kind keeps another waiting: a client would wait for a free stream without a word.
+ */
+export const maxForwardCalls = 128;
+export const maxExecCalls = 192;
+export const maxCopyCalls = 32;
+export const maxLogCalls = 64;
+export const maxListCalls = 32;
+/** Streams on one connection; further ones wait at the client (HTTP/2, SETTINGS_MAX_CONCURRENT_STREAMS). */
+export const maxConcurrentCalls = 512;
 /** Milliseconds that a client may go on sending after it has had the whole answer; then its stream is closed. */
 export const lingerMs = 2_000;
 /** Bytes of one received gRPC message; a larger one ends the call with RESOURCE_EXHAUSTED. */
@@ -26,6 +35,8 @@ export const terminalRetryMs = 1;
 export const maxTerminalRetryMs = 50;
 /** Exec processes running at once; one more is refused with no-room. */
 export const maxRunningExecs = 64;
+/** Milliseconds from SIGHUP to SIGKILL for an exec that is ended because it has no client. */
+export const lingerGraceMs = 10_000;
 /** Ended execs kept for who asks for their status; the oldest go first. */
 export const maxEndedExecs = 32;
 /** Milliseconds that an ended exec is kept. */
@@ -36,6 +47,8 @@ export const outputDrainMs = 500;
 export const maxOutputDrainMs = 3_000;
 /** And so many bytes at most, however slowly they are taken: two full pipes (pipe(7), pipe-max-size) and what streams hold. */
 export const maxOutputDrainBytes = 2 * 1024 * 1024 + 256 * 1024;
+/** Characters of a command, all arguments together, in the list of execs. */
+export const maxListedCommandLength = 2_000;
 /** Characters of an exec id. */
 export const maxExecIdLength = 128;
 

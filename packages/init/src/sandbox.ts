@@ -102,17 +102,21 @@ export class Sandbox {
 
   async startExec(start: init.ExecStart): Promise<ManagedProcess> {
     const { main } = this.config;
-    return await this.execs.start(start.execId, {
-      argv: start.argv,
-      env: [...this.#environment(), ...start.env],
-      workdir: start.workdir === '' ? main.workdir : start.workdir,
-      user: start.user === '' ? main.user : start.user,
-      terminal: start.terminal,
-      rows: start.size?.rows ?? 0,
-      columns: start.size?.columns ?? 0,
-      stdin: start.stdin,
-      makeWorkdir: false,
-    });
+    return await this.execs.start(
+      start.execId,
+      {
+        argv: start.argv,
+        env: [...this.#environment(), ...start.env],
+        workdir: start.workdir === '' ? main.workdir : start.workdir,
+        user: start.user === '' ? main.user : start.user,
+        terminal: start.terminal,
+        rows: start.size?.rows ?? 0,
+        columns: start.size?.columns ?? 0,
+        stdin: start.stdin,
+        makeWorkdir: false,
+      },
+      start.lingerMs,
+    );
   }
 
   /** @throws {DroverError} failed-precondition */

@@ -1,28 +1,65 @@
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { Identity } from './identity/identity.ts';
+import { maxCopyCalls, maxExecCalls, maxForwardCalls, maxListCalls, maxLogCalls } from './limits.ts';
 import { readLog } from './logs/reader.ts';
 import type { Sandbox } from './sandbox.ts';
 import type { Call, Reply } from './server/call.ts';
 import { GrpcServer } from './server/grpc.ts';
-import { exec } from './session/exec.ts';
+import { exec, listExecs, signalExec } from './session/exec.ts';
 import { session } from './session/session.ts';
 
 /** InitService over one sandbox. Give it connections with `accept`; who may connect is decided before (I-3). */
 export function createInitService(sandbox: Sandbox, identity: Identity, onCall: () => void): GrpcServer {
   const workdir = sandbox.config.main.workdir === '' ? '/' : sandbox.config.main.workdir;
+  const [forwards, execs, copies, logReaders, lists] = [
+    new CallLimit('connections are forwarded into the sandbox', maxForwardCalls),
+    new CallLimit('clients are attached to commands of the sandbox', maxExecCalls),
+    new CallLimit('copies to and from the sandbox are under way', maxCopyCalls),
+    new CallLimit('clients read the logs of the sandbox', maxLogCalls),
+    new CallLimit('questions about the execs of the sandbox are being answered', maxListCalls),
+  ];
   return new GrpcServer(
     {
       session: (call) => session(call, sandbox, identity, onCall),
-      exec: (call) => sandbox.attached(() => exec(call, sandbox)),
-      logs: (call) => logs(call, sandbox),
+      exec: (call) => execs.run(() => sandbox.attached(() => exec(call, sandbox))),
+      listExecs: (call) => lists.run(() => listExecs(call, sandbox)),
+      signalExec: (call) => lists.run(() => signalExec(call, sandbox)),
+      logs: (call) => logReaders.run(() => logs(call, sandbox)),
       // The three below are loaded when first used: an idle sandbox does not pay for them.
-      copyIn: (call) => sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir)),
-      copyOut: (call) => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir)),
-      forward: (call) => sandbox.attached(async () => (await import('./forward.ts')).forward(call)),
+      copyIn: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir))),
+      copyOut: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir))),
+      forward: (call) => forwards.run(() => sandbox.attached(async () => (await import('./forward.ts')).forward(call))),
     },
     onCall,
   );
+}
+
+/** Bounds the calls of one kind. */
+class CallLimit {
+  readonly #what: string;
+  readonly #limit: number;
+  #running = 0;
+
+  /** @param what completes "N … already" */
+  constructor(what: string, limit: number) {
+    this.#what = what;
+    this.#limit = limit;
+  }
+
+  /** @throws {DroverError} no-room */
+  async run(call: () => Promise<void>): Promise<void> {
+    if (this.#running >= this.#limit) {
+      throw new DroverError('no-room', `${this.#limit} ${this.#what} already`, { hint: 'end some of them, or try again later' });
+    }
+    this.#running++;
+    try {
+      await call();
+    } finally {
+      this.#running--;
+    }
+  }
 }
 
 async function logs(call: Call<init.LogsRequest, Reply<'logs'>>, sandbox: Sandbox): Promise<void> {

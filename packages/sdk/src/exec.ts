@@ -25,6 +25,8 @@ export interface ExecOptions {
   readonly size?: TerminalSize;
   /** Keeps the process's stdin open for `ExecHandle.stdin`; otherwise it reads an end at once. */
   readonly stdin?: boolean;
+  /** It is ended after it had no client and wrote nothing for so long, seconds; default: an hour; 0: it is not. */
+  readonly lingerSeconds?: number;
   /** Output already seen, bytes over both streams. */
   readonly afterOffset?: bigint;
   /** Begins with everything that is kept of the output. */
@@ -47,8 +49,10 @@ export interface ExecStarted {
 export interface ExecExit {
   /** 0 to 255; 128 + n for signal n. */
   readonly code: number;
-  /** `SIGKILL`, …; empty when the process ended by itself. */
+  /** `SIGKILL`, `SIGRTMIN+3`, …; empty when no signal ended it. */
   readonly signal: string;
+  /** The kernel killed it, or its last child, because the sandbox had no memory left. */
+  readonly outOfMemory: boolean;
 }
 
 /**
@@ -208,7 +212,8 @@ class Exec implements ExecHandle {
           await this.#take(payload.value);
         } else if (payload.case === 'exit') {
           this.#started.resolve({ execId: this.execId, pid: 0, truncatedBytes: 0n });
-          return { code: payload.value.code, signal: payload.value.signal };
+          const { code, signal: name, outOfMemory } = payload.value;
+          return { code, signal: name, outOfMemory };
         }
       }
       return undefined;
@@ -239,6 +244,7 @@ class Exec implements ExecHandle {
         user,
         terminal,
         stdin,
+        ...(this.#options.lingerSeconds !== undefined && { lingerSeconds: this.#options.lingerSeconds }),
         replay: replay && !this.#isStarted,
         afterOffset: this.#seen,
         ...(this.#size === undefined ? {} : { size: create(api.TerminalSizeSchema, this.#size) }),

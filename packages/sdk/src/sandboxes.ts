@@ -82,6 +82,10 @@ export interface SandboxesApi {
   waitReady(reference: string, options?: ReadyOptions): Promise<api.Sandbox>;
   /** Starts a process, or attaches to one (`execId`, `main` is the main process). Returns at once. */
   exec(reference: string, options: ExecOptions): ExecHandle;
+  /** The execs that run in it, and those that ended lately. */
+  execs(reference: string, signal?: AbortSignal): Promise<api.ExecInfo[]>;
+  /** Sends a signal to an exec's process group. Resolves with false when the exec has ended already. @param name default: SIGTERM */
+  killExec(reference: string, execId: string, name?: string, signal?: AbortSignal): Promise<boolean>;
   logs(reference: string, options?: LogsOptions): AsyncIterable<api.LogChunk>;
   /** Unpacks a tar stream below `path` in the sandbox. */
   copyIn(reference: string, path: string, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<api.CopyInResponse>;
@@ -164,6 +168,9 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
       return await waitReady(client, events, calls, id, options);
     },
     exec: (reference, options) => startExec(client, calls, reference, options),
+    execs: async (reference, signal) => (await calls.ask(() => client.listExecs({ sandbox: reference }, withSignal(signal)), signal)).execs,
+    killExec: async (reference, execId, name = '', signal) =>
+      (await calls.single(() => client.killExec({ sandbox: reference, execId, signal: name }, withSignal(signal)))).signalled,
     logs: (reference, options = {}) => readLogs(client, calls, reference, options),
     copyIn: (reference, path, tar, signal) => calls.single(() => client.copyIn(tarMessages(reference, path, tar), withSignal(signal))),
     copyOut: (reference, path, signal) =>

@@ -1,10 +1,10 @@
 import { once } from 'node:events';
 import { connect as connectHttp2 } from 'node:http2';
-import { connect as connectTcp, type Socket } from 'node:net';
+import { connect as connectTcp, createServer, type AddressInfo, type Socket } from 'node:net';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { FakeClock } from '@drover/foundation';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { apiHandshakeTimeoutMs, apiIdleMs, apiRequestMs } from '../limits.ts';
+import { apiHandshakeTimeoutMs, apiIdleMs, apiPingMs, apiPingTimeoutMs, apiRequestMs } from '../limits.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
 
 const clock = new FakeClock(Date.now());
@@ -79,11 +79,57 @@ it('resets a request that comes in drops, at the limit', async () => {
   await isCutAt(socket, apiRequestMs, ' ');
 });
 
+/** Moves time on, and lets this client answer each ping: both ends have read all that was sent before the second call. */
+async function advanceWithPings(ms: number): Promise<void> {
+  for (let passed = 0; passed < ms; passed += apiPingTimeoutMs / 2) {
+    await clock.advance(apiPingTimeoutMs / 2);
+    for (let call = 0; call < 2; call++) await api.client.sandboxes.list();
+  }
+}
+
 it('leaves a call alone for as long as it lasts', async () => {
   const events = api.client.events.watch({ fromStart: true })[Symbol.asyncIterator]();
   const next = events.next();
-  await clock.advance(apiIdleMs * 3);
+  await advanceWithPings(apiIdleMs * 3);
   await api.addHost('north');
   expect((await next).done).toBe(false);
   await events.return?.(undefined);
+});
+
+it('ends the calls of a client that vanished without a reset', async () => {
+  let server: Socket | undefined;
+  let client: Socket | undefined;
+  const relay = createServer((socket) => {
+    client = socket;
+    server = connectTcp(port, '127.0.0.1');
+    for (const [from, to] of [
+      [socket, server],
+      [server, socket],
+    ] as const) {
+      from.on('error', () => undefined);
+      from.on('data', (data) => to.write(data));
+    }
+  });
+  await once(relay.listen(0, '127.0.0.1'), 'listening');
+  const session = connectHttp2(`https://127.0.0.1:${(relay.address() as AddressInfo).port}`, { ca: api.ca.caPem });
+  session.on('error', () => undefined);
+  const call = session.request({
+    ':method': 'POST',
+    ':path': '/drover.api.v1.EventService/WatchEvents',
+    authorization: `Bearer ${api.token}`,
+    'content-type': 'application/connect+json',
+  });
+  call.on('error', () => undefined);
+  const request = Buffer.from('{"fromStart":true,"follow":true}');
+  call.end(Buffer.concat([Buffer.from([0, 0, 0, 0, request.length]), request]));
+  await once(call, 'response');
+  client?.pause();
+  server?.pause();
+  await clock.advance(apiPingMs + apiPingTimeoutMs);
+  server?.removeAllListeners('data').resume();
+  if (server !== undefined) await once(server, 'end');
+  client?.destroy();
+  server?.destroy();
+  session.destroy();
+  relay.close();
 });

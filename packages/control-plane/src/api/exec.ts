@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode, newId } from '@drover/foundation';
 import { api, init } from '@drover/protocol';
-import { inputSettledMs, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
+import { defaultLingerSeconds, inputSettledMs, maxLingerSeconds, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { sandboxState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
@@ -41,6 +41,11 @@ function parseOpen(open: api.ExecOpen): api.ExecOpen {
   checkEnv(open.env);
   checkWorkdir(open.workdir);
   checkUser(open.user);
+  if ((open.lingerSeconds ?? 0) > maxLingerSeconds) {
+    throw new DroverError('invalid-argument', `an exec cannot linger for ${open.lingerSeconds} s`, {
+      hint: `use at most ${maxLingerSeconds} s, or 0 for as long as it runs`,
+    });
+  }
   if (open.argv.length === 0 && open.execId === '') {
     throw new DroverError('invalid-argument', 'there is no command to run', {
       hint: 'give a command, or the id of a process to attach to',
@@ -162,6 +167,7 @@ class ExecRelay {
         user: open.user,
         terminal: open.terminal,
         stdin: open.stdin,
+        lingerMs: (open.lingerSeconds ?? defaultLingerSeconds) * 1000,
         ...size,
       });
       return create(init.ExecRequestSchema, { payload: { case: 'start', value } });
@@ -204,7 +210,7 @@ class ExecRelay {
       }
       case 'exit':
         return create(api.ExecResponseSchema, {
-          payload: { case: 'exit', value: create(api.ExecExitSchema, { code: payload.value.code, signal: payload.value.signal }) },
+          payload: { case: 'exit', value: exitToCaller(payload.value) },
         });
       case undefined:
         break;
@@ -244,6 +250,10 @@ class ExecRelay {
       },
     );
   }
+}
+
+function exitToCaller({ code, signal, outOfMemory }: init.ExitStatus): api.ExecExit {
+  return create(api.ExecExitSchema, { code, signal, outOfMemory });
 }
 
 function toInit(message: api.ExecRequest): init.ExecRequest {

@@ -18,6 +18,7 @@ import type { ApiContext } from './context.ts';
 import { containmentMethods } from './containment.ts';
 import { eventService } from './events.ts';
 import { execMethod } from './exec.ts';
+import { execsMethods } from './execs.ts';
 import { explainMethod } from './explain.ts';
 import { hostService } from './hosts.ts';
 import { identityService } from './identities.ts';
@@ -88,6 +89,7 @@ export async function startApi(
         ...sandboxMethods(context),
         ...streamMethods(context),
         exec: execMethod(context),
+        ...execsMethods(context),
         logs: logsMethod(context),
         ...statsMethod(context),
         ...explainMethod(context),

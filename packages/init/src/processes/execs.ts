@@ -1,15 +1,25 @@
 import { DroverError, clip } from '@drover/foundation';
-import { endedExecTtlMs, maxEndedExecs, maxExecIdLength, maxRunningExecs } from '../limits.ts';
+import { IdleWatch, idleLookMs } from '../idle.ts';
+import { endedExecTtlMs, lingerGraceMs, maxEndedExecs, maxExecIdLength, maxRunningExecs } from '../limits.ts';
 import { ManagedProcess } from './process.ts';
 import type { ReplayBudget } from './replay.ts';
 import type { Spawner, SpawnRequest } from './spawned.ts';
+
+/** What is shown of an exec. */
+export interface ExecInfo {
+  readonly process: ManagedProcess;
+  readonly argv: readonly string[];
+  readonly user: string;
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number;
+}
 
 /** The exec processes of this sandbox by id (I-40): running ones, and for a while those that have ended. */
 export class Execs {
   readonly #spawn: Spawner;
   readonly #budget: ReplayBudget;
   /** A promise while it starts: a second start with the same id attaches to the first. */
-  readonly #byId = new Map<string, Promise<ManagedProcess>>();
+  readonly #byId = new Map<string, Promise<ExecInfo>>();
   readonly #ended: { readonly id: string; readonly at: number }[] = [];
 
   constructor(spawn: Spawner, budget: ReplayBudget) {
@@ -17,21 +27,27 @@ export class Execs {
     this.#budget = budget;
   }
 
-  /** Starts, or finds what an earlier start with this id started. @throws {DroverError} no-room, invalid-argument, and as resolveCommand */
-  async start(id: string, request: SpawnRequest): Promise<ManagedProcess> {
+  /**
+   * Starts, or finds what an earlier start with this id started.
+   * @param lingerMs how long it runs without a client and without output; 0: for as long as it likes
+   * @throws {DroverError} no-room, invalid-argument, and as resolveCommand
+   */
+  async start(id: string, request: SpawnRequest, lingerMs: number): Promise<ManagedProcess> {
     this.#expire();
     const existing = this.#byId.get(id);
-    if (existing !== undefined) return existing;
+    if (existing !== undefined) return (await existing).process;
     if (id === '' || id === 'main' || id.length > maxExecIdLength) {
       throw new DroverError('invalid-argument', `${JSON.stringify(clip(id))} cannot be the id of an exec`);
     }
     if (this.#byId.size - this.#ended.length >= maxRunningExecs) {
-      throw new DroverError('no-room', `${maxRunningExecs} execs are running in the sandbox already`, { hint: 'wait for one to end' });
+      throw new DroverError('no-room', `${maxRunningExecs} execs are running in the sandbox already`, {
+        hint: '`drover exec ls SANDBOX` lists them, `drover exec kill SANDBOX ID` ends one',
+      });
     }
-    const started = this.#start(id, request);
+    const started = this.#start(id, request, lingerMs);
     this.#byId.set(id, started);
     try {
-      return await started;
+      return (await started).process;
     } catch (error) {
       this.#byId.delete(id);
       throw error;
@@ -44,31 +60,39 @@ export class Execs {
     const found = this.#byId.get(id);
     if (found === undefined) {
       throw new DroverError('exec-not-found', `the sandbox has no exec ${JSON.stringify(clip(id))}`, {
-        hint: 'it never was, or it ended a while ago, or the sandbox was started again',
+        hint: 'it never was, or it ended a while ago, or the sandbox was started again; `drover exec ls SANDBOX` lists what there is',
       });
     }
-    return found;
+    return (await found).process;
+  }
+
+  /** In the order of their starts. */
+  async list(): Promise<readonly ExecInfo[]> {
+    this.#expire();
+    const all = await Promise.allSettled(this.#byId.values());
+    return all.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
   }
 
   async killAll(): Promise<void> {
     for (const started of this.#byId.values()) {
       // One that failed to start has nothing to kill.
-      await started.then((p) => p.kill('SIGKILL')).catch(() => undefined);
+      await started.then(({ process }) => process.kill('SIGKILL')).catch(() => undefined);
     }
   }
 
   /** Resolves when every exec has told its exit. */
   async settled(): Promise<void> {
-    await Promise.allSettled([...this.#byId.values()].map(async (started) => (await started).finished));
+    await Promise.allSettled([...this.#byId.values()].map(async (started) => (await started).process.finished));
   }
 
-  async #start(id: string, request: SpawnRequest): Promise<ManagedProcess> {
+  async #start(id: string, request: SpawnRequest, lingerMs: number): Promise<ExecInfo> {
     const process = new ManagedProcess(id, await this.#spawn(request), request.terminal, this.#budget);
     void process.finished.then((exit) => {
       this.#ended.push({ id, at: exit.at });
       this.#expire();
     });
-    return process;
+    if (lingerMs > 0) endUnattended(process, lingerMs);
+    return { process, argv: request.argv, user: request.user, startedAt: Date.now() };
   }
 
   #expire(): void {
@@ -78,7 +102,24 @@ export class Execs {
       if (oldest === undefined) return;
       const started = this.#byId.get(oldest.id);
       this.#byId.delete(oldest.id);
-      void started?.then((p) => p.dispose());
+      void started?.then(({ process }) => process.dispose());
     }
   }
+}
+
+/** Ends a process that nothing reads and that writes nothing: first as a closed terminal does, then for certain. */
+function endUnattended(process: ManagedProcess, lingerMs: number): void {
+  const activity = () => ({ attached: process.readers, calls: process.attachments, outputBytes: process.outputEnd, cpuMs: 0 });
+  const watch = new IdleWatch(lingerMs, performance.now(), activity());
+  let kill: NodeJS.Timeout | undefined;
+  const look = setInterval(() => {
+    if (!watch.look(performance.now(), activity())) return;
+    clearInterval(look);
+    process.kill('SIGHUP');
+    kill = setTimeout(() => process.kill('SIGKILL'), lingerGraceMs);
+  }, idleLookMs(lingerMs));
+  void process.finished.then(() => {
+    clearInterval(look);
+    clearTimeout(kill);
+  });
 }

@@ -29,6 +29,7 @@ export class ManagedProcess {
   #exit: Exit | undefined;
   readonly #replay: ReplayBuffer;
   readonly #readers = new Set<{ offset: number }>();
+  #attachments = 0;
   #waiters: (() => void)[] = [];
   readonly #sources: Readable[];
   readonly #sink: OutputSink | undefined;
@@ -44,6 +45,16 @@ export class ManagedProcess {
     this.#sources = [spawned.stdout, ...(spawned.stderr === undefined ? [] : [spawned.stderr])];
     const ends = this.#sources.map((source) => this.#follow(source, source === spawned.stderr));
     this.finished = this.#finish(Promise.all(ends));
+  }
+
+  /** Clients that read its output now. */
+  get readers(): number {
+    return this.#readers.size;
+  }
+
+  /** How often a client began to. */
+  get attachments(): number {
+    return this.#attachments;
   }
 
   get exit(): Exit | undefined {
@@ -67,6 +78,7 @@ export class ManagedProcess {
   async *output(offset: number, signal: AbortSignal): AsyncGenerator<OutputChunk, void, undefined> {
     const reader = { offset: Math.min(offset, this.#replay.end) };
     this.#readers.add(reader);
+    this.#attachments++;
     try {
       while (!signal.aborted) {
         const chunk = this.#replay.read(reader.offset);

@@ -1,7 +1,7 @@
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, parseSignal } from '@drover/foundation';
+import { clip, DroverError, parseSignal } from '@drover/foundation';
 import type { init } from '@drover/protocol';
-import { maxChunkBytes } from '../limits.ts';
+import { maxChunkBytes, maxListedCommandLength } from '../limits.ts';
 import type { Exit, ManagedProcess } from '../processes/process.ts';
 import type { Call, Reply } from '../server/call.ts';
 import type { Sandbox } from '../sandbox.ts';
@@ -86,6 +86,41 @@ async function feed(requests: AsyncIterator<init.ExecRequest>, process: ManagedP
         throw new DroverError('protocol-violation', 'an exec is started once, by the first message');
     }
   }
+}
+
+export async function listExecs(call: Call<init.ListExecsRequest, Reply<'listExecs'>>, sandbox: Sandbox): Promise<void> {
+  const execs = (await sandbox.execs.list()).map(({ process, argv, user, startedAt }) => ({
+    execId: process.id,
+    argv: shortened(argv),
+    user,
+    pid: process.spawned.pid,
+    terminal: process.terminal,
+    startedAt: timestampFromMs(startedAt),
+    clients: process.readers,
+    ...(process.exit !== undefined && { exit: exitStatus(process.exit) }),
+  }));
+  await call.send({ execs });
+}
+
+/** As much of a command as a list shows: all of them together must fit into one message. */
+function shortened(argv: readonly string[]): string[] {
+  let left = maxListedCommandLength;
+  return argv.flatMap((argument) => {
+    if (left <= 0) return [];
+    const shown = clip(argument, left);
+    left -= shown.length + 1;
+    return [shown];
+  });
+}
+
+export async function signalExec(call: Call<init.SignalExecRequest, Reply<'signalExec'>>, sandbox: Sandbox): Promise<void> {
+  let request: init.SignalExecRequest | undefined;
+  for await (const message of call.requests) request = message;
+  const signal = parseSignal(request?.signal ?? '');
+  const process = await sandbox.execs.get(request?.execId ?? '');
+  const signalled = process.exit === undefined;
+  process.kill(signal);
+  await call.send({ signalled });
 }
 
 function respond(payload: NonNullable<Reply<'exec'>['payload']>): Reply<'exec'> {

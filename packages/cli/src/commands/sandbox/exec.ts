@@ -1,4 +1,4 @@
-import { DroverError } from '@drover/foundation';
+import { DroverError, parseDurationMs } from '@drover/foundation';
 import type { ExecHandle, ExecOptions, ExecStarted } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
@@ -11,6 +11,7 @@ export interface ExecFlags {
   readonly interactive?: boolean;
   readonly stdin?: boolean;
   readonly detach?: boolean;
+  readonly linger?: string;
   readonly user?: string;
   readonly workdir?: string;
   readonly env?: readonly string[];
@@ -43,9 +44,16 @@ export default async function exec(cli: Cli, [reference, words]: readonly [strin
       ...(flags.user !== undefined && { user: flags.user }),
       terminal,
       stdin,
+      ...lingerOf(flags),
     },
     flags.detach === true,
   );
+}
+
+/** A command that is left running on purpose runs for as long as it likes. */
+function lingerOf({ linger, detach }: ExecFlags): { readonly lingerSeconds?: number } {
+  if (linger !== undefined) return { lingerSeconds: Math.ceil(parseDurationMs(linger) / 1000) };
+  return detach === true ? { lingerSeconds: 0 } : {};
 }
 
 /** the main process, with what is kept of its output first. */

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/init/v1/init.proto.
  */
 export const file_drover_init_v1_init: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvaW5pdC92MS9pbml0LnByb3RvEg5kcm92ZXIuaW5pdC52MSK4AwoOU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAQSJgoFaGVsbG8YAiABKAsyFS5kcm92ZXIuaW5pdC52MS5IZWxsb0gAEjEKC2FnZW50X3JlYWR5GAMgASgLMhouZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeUgAEiwKCHNodXRkb3duGAQgASgLMhguZHJvdmVyLmluaXQudjEuU2h1dGRvd25IABIxCgtzaWduYWxfbWFpbhgFIAEoCzIaLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5IABIkCgRwaW5nGAYgASgLMhQuZHJvdmVyLmluaXQudjEuUGluZ0gAEj0KEXJlZ2lzdGVyX3JlcXVpcmVkGAcgASgLMiAuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJSZXF1aXJlZEgAEisKCHJ1bl9zdGVwGAggASgLMhcuZHJvdmVyLmluaXQudjEuUnVuU3RlcEgAEkEKE2luc3RhbGxfY2VydGlmaWNhdGUYCSABKAsyIi5kcm92ZXIuaW5pdC52MS5JbnN0YWxsQ2VydGlmaWNhdGVIAEIJCgdwYXlsb2FkIqgFCg9TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKAQSKAoFZXJyb3IYAiABKAsyGS5kcm92ZXIuaW5pdC52MS5Jbml0RXJyb3ISLQoJaGVsbG9fYWNrGAMgASgLMhguZHJvdmVyLmluaXQudjEuSGVsbG9BY2tIABI6ChBhZ2VudF9yZWFkeV9kb25lGAQgASgLMh4uZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeURvbmVIABI7ChBzaHV0ZG93bl9zdGFydGVkGAUgASgLMh8uZHJvdmVyLmluaXQudjEuU2h1dGRvd25TdGFydGVkSAASOgoQc2lnbmFsX21haW5fZG9uZRgGIAEoCzIeLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5Eb25lSAASJAoEcG9uZxgHIAEoCzIULmRyb3Zlci5pbml0LnYxLlBvbmdIABIxCgttYWluX2V4aXRlZBgIIAEoCzIaLmRyb3Zlci5pbml0LnYxLk1haW5FeGl0ZWRIABI1Cg1yZWdpc3Rlcl9kb25lGAkgASgLMhwuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJEb25lSAASMwoMc3RlcF9zdGFydGVkGAogASgLMhsuZHJvdmVyLmluaXQudjEuU3RlcFN0YXJ0ZWRIABIxCgtzdGVwX291dHB1dBgLIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBPdXRwdXRIABIxCgtzdGVwX2V4aXRlZBgMIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBFeGl0ZWRIABJFChVjZXJ0aWZpY2F0ZV9pbnN0YWxsZWQYDSABKAsyJC5kcm92ZXIuaW5pdC52MS5DZXJ0aWZpY2F0ZUluc3RhbGxlZEgAQgkKB3BheWxvYWQiKgoJSW5pdEVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgVIZWxsbxIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YASABKAkSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKCEhlbGxvQWNrEhIKCnNhbmRib3hfaWQYASABKAkSFAoMaW5pdF92ZXJzaW9uGAIgASgJEg8KB2Jvb3RfaWQYAyABKAkSJwoEbWFpbhgEIAEoCzIZLmRyb3Zlci5pbml0LnYxLk1haW5TdGF0ZRISCgpzdGVwc19kb25lGAUgAygJIs4BCglNYWluU3RhdGUSLgoFcGhhc2UYASABKA4yHy5kcm92ZXIuaW5pdC52MS5NYWluU3RhdGUuUGhhc2USCwoDcGlkGAIgASgNEigKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIloKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfTk9UX1NUQVJURUQQARIRCg1QSEFTRV9SVU5OSU5HEAISEAoMUEhBU0VfRVhJVEVEEAMiDAoKQWdlbnRSZWFkeSJSCg5BZ2VudFJlYWR5RG9uZRInCgRtYWluGAEgASgLMhkuZHJvdmVyLmluaXQudjEuTWFpblN0YXRlEhcKD2FscmVhZHlfc3RhcnRlZBgCIAEoCCIcCghTaHV0ZG93bhIQCghncmFjZV9tcxgBIAEoDSIRCg9TaHV0ZG93blN0YXJ0ZWQiHAoKU2lnbmFsTWFpbhIOCgZzaWduYWwYASABKAkiEAoOU2lnbmFsTWFpbkRvbmUiBgoEUGluZyIGCgRQb25nIjAKEFJlZ2lzdGVyUmVxdWlyZWQSHAoPYm9vdHN0cmFwX3Rva2VuGAEgASgJQgOAAQEiDgoMUmVnaXN0ZXJEb25lIocBCgdSdW5TdGVwEgwKBG5hbWUYASABKAkSDAoEYXJndhgCIAMoCRIMCgR1c2VyGAMgASgJEg8KB3dvcmtkaXIYBCABKAkSCwoDZW52GAUgAygJEhIKBXN0ZGluGAYgASgMQgOAAQESEgoKdGltZW91dF9tcxgHIAEoDRIMCgRvbmNlGAggASgIIjUKCkNvbmZpZ1N0ZXASJwoFZmlsZXMYASADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZSI8CghTdGVwRmlsZRIMCgRwYXRoGAEgASgJEhQKB2NvbnRlbnQYAiABKAxCA4ABARIMCgRtb2RlGAMgASgNIpsBCgdHaXRTdGVwEjMKBmNvbmZpZxgBIAMoCzIjLmRyb3Zlci5pbml0LnYxLkdpdFN0ZXAuQ29uZmlnRW50cnkSLAoGY2xvbmVzGAIgAygLMhwuZHJvdmVyLmluaXQudjEuR2l0Q2xvbmVTdGVwGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiNgoMR2l0Q2xvbmVTdGVwEgsKA3VybBgBIAEoCRIMCgRwYXRoGAIgASgJEgsKA3JlZhgDIAEoCSJWCgdTc2hTdGVwEhMKC2tub3duX2hvc3RzGAEgAygJEiYKBGtleXMYAiADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZRIOCgZjb25maWcYAyABKAkiHgoMUG9zdEluaXRTdGVwEg4KBnNjcmlwdBgBIAEoCSIqCgtTdGVwU3RhcnRlZBILCgNwaWQYASABKA0SDgoGam9pbmVkGAIgASgIIioKClN0ZXBPdXRwdXQSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwiSQoKU3RlcEV4aXRlZBIoCgRleGl0GAEgASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cxIRCgl0aW1lZF9vdXQYAiABKAgiLQoSSW5zdGFsbENlcnRpZmljYXRlEhcKD2NlcnRpZmljYXRlX3BlbRgBIAEoCSIWChRDZXJ0aWZpY2F0ZUluc3RhbGxlZCI2CgpNYWluRXhpdGVkEigKBGV4aXQYASABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIlIKCkV4aXRTdGF0dXMSDAoEY29kZRgBIAEoBRIOCgZzaWduYWwYAiABKAkSJgoCYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wItQBCgtFeGVjUmVxdWVzdBIqCgVzdGFydBgBIAEoCzIZLmRyb3Zlci5pbml0LnYxLkV4ZWNTdGFydEgAEiwKBmF0dGFjaBgCIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4ZWNBdHRhY2hIABIPCgVzdGRpbhgDIAEoDEgAEhMKCXN0ZGluX2VvZhgEIAEoCEgAEigKBnJlc2l6ZRgFIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZUgAEhAKBnNpZ25hbBgGIAEoCUgAQgkKB3BheWxvYWQinQEKCUV4ZWNTdGFydBIPCgdleGVjX2lkGAEgASgJEgwKBGFyZ3YYAiADKAkSCwoDZW52GAMgAygJEg8KB3dvcmtkaXIYBCABKAkSDAoEdXNlchgFIAEoCRIQCgh0ZXJtaW5hbBgGIAEoCBIkCgRzaXplGAcgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplEg0KBXN0ZGluGAggASgIImkKCkV4ZWNBdHRhY2gSDwoHZXhlY19pZBgBIAEoCRIUCgxhZnRlcl9vZmZzZXQYAiABKAQSDgoGcmVwbGF5GAMgASgIEiQKBHNpemUYBCABKAsyFi5kcm92ZXIuaW5pdC52MS5SZXNpemUiJwoGUmVzaXplEgwKBHJvd3MYASABKA0SDwoHY29sdW1ucxgCIAEoDSKjAQoMRXhlY1Jlc3BvbnNlEi4KB3N0YXJ0ZWQYASABKAsyGy5kcm92ZXIuaW5pdC52MS5FeGVjU3RhcnRlZEgAEiwKBm91dHB1dBgCIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4ZWNPdXRwdXRIABIqCgRleGl0GAMgASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1c0gAQgkKB3BheWxvYWQiRAoLRXhlY1N0YXJ0ZWQSDwoHZXhlY19pZBgBIAEoCRILCgNwaWQYAiABKA0SFwoPdHJ1bmNhdGVkX2J5dGVzGAMgASgEIjoKCkV4ZWNPdXRwdXQSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSDgoGb2Zmc2V0GAMgASgEIjEKC0xvZ3NSZXF1ZXN0Eg4KBmZvbGxvdxgBIAEoCBISCgp0YWlsX2xpbmVzGAIgASgEIlIKCExvZ0NodW5rEg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjkKDUNvcHlJblJlcXVlc3QSDgoEcGF0aBgBIAEoCUgAEg0KA3RhchgCIAEoDEgAQgkKB3BheWxvYWQiMAoOQ29weUluUmVzcG9uc2USDwoHZW50cmllcxgBIAEoBBINCgVieXRlcxgCIAEoBCIeCg5Db3B5T3V0UmVxdWVzdBIMCgRwYXRoGAEgASgJIh4KD0NvcHlPdXRSZXNwb25zZRILCgN0YXIYASABKAwiSAoMRm9yd2FyZEZyYW1lEg4KBHBvcnQYASABKA1IABIOCgRkYXRhGAIgASgMSAASDQoDZW9mGAMgASgISABCCQoHcGF5bG9hZDLJAwoLSW5pdFNlcnZpY2USTgoHU2Vzc2lvbhIeLmRyb3Zlci5pbml0LnYxLlNlc3Npb25SZXF1ZXN0Gh8uZHJvdmVyLmluaXQudjEuU2Vzc2lvblJlc3BvbnNlKAEwARJFCgRFeGVjEhsuZHJvdmVyLmluaXQudjEuRXhlY1JlcXVlc3QaHC5kcm92ZXIuaW5pdC52MS5FeGVjUmVzcG9uc2UoATABEj8KBExvZ3MSGy5kcm92ZXIuaW5pdC52MS5Mb2dzUmVxdWVzdBoYLmRyb3Zlci5pbml0LnYxLkxvZ0NodW5rMAESSQoGQ29weUluEh0uZHJvdmVyLmluaXQudjEuQ29weUluUmVxdWVzdBoeLmRyb3Zlci5pbml0LnYxLkNvcHlJblJlc3BvbnNlKAESTAoHQ29weU91dBIeLmRyb3Zlci5pbml0LnYxLkNvcHlPdXRSZXF1ZXN0Gh8uZHJvdmVyLmluaXQudjEuQ29weU91dFJlc3BvbnNlMAESSQoHRm9yd2FyZBIcLmRyb3Zlci5pbml0LnYxLkZvcndhcmRGcmFtZRocLmRyb3Zlci5pbml0LnYxLkZvcndhcmRGcmFtZSgBMAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvaW5pdC92MS9pbml0LnByb3RvEg5kcm92ZXIuaW5pdC52MSK4AwoOU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAQSJgoFaGVsbG8YAiABKAsyFS5kcm92ZXIuaW5pdC52MS5IZWxsb0gAEjEKC2FnZW50X3JlYWR5GAMgASgLMhouZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeUgAEiwKCHNodXRkb3duGAQgASgLMhguZHJvdmVyLmluaXQudjEuU2h1dGRvd25IABIxCgtzaWduYWxfbWFpbhgFIAEoCzIaLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5IABIkCgRwaW5nGAYgASgLMhQuZHJvdmVyLmluaXQudjEuUGluZ0gAEj0KEXJlZ2lzdGVyX3JlcXVpcmVkGAcgASgLMiAuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJSZXF1aXJlZEgAEisKCHJ1bl9zdGVwGAggASgLMhcuZHJvdmVyLmluaXQudjEuUnVuU3RlcEgAEkEKE2luc3RhbGxfY2VydGlmaWNhdGUYCSABKAsyIi5kcm92ZXIuaW5pdC52MS5JbnN0YWxsQ2VydGlmaWNhdGVIAEIJCgdwYXlsb2FkIqgFCg9TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKAQSKAoFZXJyb3IYAiABKAsyGS5kcm92ZXIuaW5pdC52MS5Jbml0RXJyb3ISLQoJaGVsbG9fYWNrGAMgASgLMhguZHJvdmVyLmluaXQudjEuSGVsbG9BY2tIABI6ChBhZ2VudF9yZWFkeV9kb25lGAQgASgLMh4uZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeURvbmVIABI7ChBzaHV0ZG93bl9zdGFydGVkGAUgASgLMh8uZHJvdmVyLmluaXQudjEuU2h1dGRvd25TdGFydGVkSAASOgoQc2lnbmFsX21haW5fZG9uZRgGIAEoCzIeLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5Eb25lSAASJAoEcG9uZxgHIAEoCzIULmRyb3Zlci5pbml0LnYxLlBvbmdIABIxCgttYWluX2V4aXRlZBgIIAEoCzIaLmRyb3Zlci5pbml0LnYxLk1haW5FeGl0ZWRIABI1Cg1yZWdpc3Rlcl9kb25lGAkgASgLMhwuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJEb25lSAASMwoMc3RlcF9zdGFydGVkGAogASgLMhsuZHJvdmVyLmluaXQudjEuU3RlcFN0YXJ0ZWRIABIxCgtzdGVwX291dHB1dBgLIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBPdXRwdXRIABIxCgtzdGVwX2V4aXRlZBgMIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBFeGl0ZWRIABJFChVjZXJ0aWZpY2F0ZV9pbnN0YWxsZWQYDSABKAsyJC5kcm92ZXIuaW5pdC52MS5DZXJ0aWZpY2F0ZUluc3RhbGxlZEgAQgkKB3BheWxvYWQiKgoJSW5pdEVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgVIZWxsbxIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YASABKAkSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKCEhlbGxvQWNrEhIKCnNhbmRib3hfaWQYASABKAkSFAoMaW5pdF92ZXJzaW9uGAIgASgJEg8KB2Jvb3RfaWQYAyABKAkSJwoEbWFpbhgEIAEoCzIZLmRyb3Zlci5pbml0LnYxLk1haW5TdGF0ZRISCgpzdGVwc19kb25lGAUgAygJIs4BCglNYWluU3RhdGUSLgoFcGhhc2UYASABKA4yHy5kcm92ZXIuaW5pdC52MS5NYWluU3RhdGUuUGhhc2USCwoDcGlkGAIgASgNEigKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIloKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfTk9UX1NUQVJURUQQARIRCg1QSEFTRV9SVU5OSU5HEAISEAoMUEhBU0VfRVhJVEVEEAMiDAoKQWdlbnRSZWFkeSJSCg5BZ2VudFJlYWR5RG9uZRInCgRtYWluGAEgASgLMhkuZHJvdmVyLmluaXQudjEuTWFpblN0YXRlEhcKD2FscmVhZHlfc3RhcnRlZBgCIAEoCCIcCghTaHV0ZG93bhIQCghncmFjZV9tcxgBIAEoDSIRCg9TaHV0ZG93blN0YXJ0ZWQiHAoKU2lnbmFsTWFpbhIOCgZzaWduYWwYASABKAkiEAoOU2lnbmFsTWFpbkRvbmUiBgoEUGluZyIGCgRQb25nIjAKEFJlZ2lzdGVyUmVxdWlyZWQSHAoPYm9vdHN0cmFwX3Rva2VuGAEgASgJQgOAAQEiDgoMUmVnaXN0ZXJEb25lIocBCgdSdW5TdGVwEgwKBG5hbWUYASABKAkSDAoEYXJndhgCIAMoCRIMCgR1c2VyGAMgASgJEg8KB3dvcmtkaXIYBCABKAkSCwoDZW52GAUgAygJEhIKBXN0ZGluGAYgASgMQgOAAQESEgoKdGltZW91dF9tcxgHIAEoDRIMCgRvbmNlGAggASgIIjUKCkNvbmZpZ1N0ZXASJwoFZmlsZXMYASADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZSI8CghTdGVwRmlsZRIMCgRwYXRoGAEgASgJEhQKB2NvbnRlbnQYAiABKAxCA4ABARIMCgRtb2RlGAMgASgNIpsBCgdHaXRTdGVwEjMKBmNvbmZpZxgBIAMoCzIjLmRyb3Zlci5pbml0LnYxLkdpdFN0ZXAuQ29uZmlnRW50cnkSLAoGY2xvbmVzGAIgAygLMhwuZHJvdmVyLmluaXQudjEuR2l0Q2xvbmVTdGVwGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiNgoMR2l0Q2xvbmVTdGVwEgsKA3VybBgBIAEoCRIMCgRwYXRoGAIgASgJEgsKA3JlZhgDIAEoCSJWCgdTc2hTdGVwEhMKC2tub3duX2hvc3RzGAEgAygJEiYKBGtleXMYAiADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZRIOCgZjb25maWcYAyABKAkiHgoMUG9zdEluaXRTdGVwEg4KBnNjcmlwdBgBIAEoCSIqCgtTdGVwU3RhcnRlZBILCgNwaWQYASABKA0SDgoGam9pbmVkGAIgASgIIioKClN0ZXBPdXRwdXQSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwiSQoKU3RlcEV4aXRlZBIoCgRleGl0GAEgASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cxIRCgl0aW1lZF9vdXQYAiABKAgiLQoSSW5zdGFsbENlcnRpZmljYXRlEhcKD2NlcnRpZmljYXRlX3BlbRgBIAEoCSIWChRDZXJ0aWZpY2F0ZUluc3RhbGxlZCI2CgpNYWluRXhpdGVkEigKBGV4aXQYASABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzImkKCkV4aXRTdGF0dXMSDAoEY29kZRgBIAEoBRIOCgZzaWduYWwYAiABKAkSJgoCYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDW91dF9vZl9tZW1vcnkYBCABKAgiEgoQTGlzdEV4ZWNzUmVxdWVzdCI8ChFMaXN0RXhlY3NSZXNwb25zZRInCgVleGVjcxgBIAMoCzIYLmRyb3Zlci5pbml0LnYxLkV4ZWNJbmZvIsEBCghFeGVjSW5mbxIPCgdleGVjX2lkGAEgASgJEgwKBGFyZ3YYAiADKAkSDAoEdXNlchgDIAEoCRILCgNwaWQYBCABKA0SEAoIdGVybWluYWwYBSABKAgSLgoKc3RhcnRlZF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDwoHY2xpZW50cxgHIAEoDRIoCgRleGl0GAggASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cyI0ChFTaWduYWxFeGVjUmVxdWVzdBIPCgdleGVjX2lkGAEgASgJEg4KBnNpZ25hbBgCIAEoCSInChJTaWduYWxFeGVjUmVzcG9uc2USEQoJc2lnbmFsbGVkGAEgASgIItQBCgtFeGVjUmVxdWVzdBIqCgVzdGFydBgBIAEoCzIZLmRyb3Zlci5pbml0LnYxLkV4ZWNTdGFydEgAEiwKBmF0dGFjaBgCIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4ZWNBdHRhY2hIABIPCgVzdGRpbhgDIAEoDEgAEhMKCXN0ZGluX2VvZhgEIAEoCEgAEigKBnJlc2l6ZRgFIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZUgAEhAKBnNpZ25hbBgGIAEoCUgAQgkKB3BheWxvYWQisAEKCUV4ZWNTdGFydBIPCgdleGVjX2lkGAEgASgJEgwKBGFyZ3YYAiADKAkSCwoDZW52GAMgAygJEg8KB3dvcmtkaXIYBCABKAkSDAoEdXNlchgFIAEoCRIQCgh0ZXJtaW5hbBgGIAEoCBIkCgRzaXplGAcgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplEg0KBXN0ZGluGAggASgIEhEKCWxpbmdlcl9tcxgJIAEoDSJpCgpFeGVjQXR0YWNoEg8KB2V4ZWNfaWQYASABKAkSFAoMYWZ0ZXJfb2Zmc2V0GAIgASgEEg4KBnJlcGxheRgDIAEoCBIkCgRzaXplGAQgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplIicKBlJlc2l6ZRIMCgRyb3dzGAEgASgNEg8KB2NvbHVtbnMYAiABKA0iowEKDEV4ZWNSZXNwb25zZRIuCgdzdGFydGVkGAEgASgLMhsuZHJvdmVyLmluaXQudjEuRXhlY1N0YXJ0ZWRIABIsCgZvdXRwdXQYAiABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGVjT3V0cHV0SAASKgoEZXhpdBgDIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXNIAEIJCgdwYXlsb2FkIkQKC0V4ZWNTdGFydGVkEg8KB2V4ZWNfaWQYASABKAkSCwoDcGlkGAIgASgNEhcKD3RydW5jYXRlZF9ieXRlcxgDIAEoBCI6CgpFeGVjT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEg4KBm9mZnNldBgDIAEoBCIxCgtMb2dzUmVxdWVzdBIOCgZmb2xsb3cYASABKAgSEgoKdGFpbF9saW5lcxgCIAEoBCJSCghMb2dDaHVuaxIOCgZzdGRlcnIYASABKAgSDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI5Cg1Db3B5SW5SZXF1ZXN0Eg4KBHBhdGgYASABKAlIABINCgN0YXIYAiABKAxIAEIJCgdwYXlsb2FkIjAKDkNvcHlJblJlc3BvbnNlEg8KB2VudHJpZXMYASABKAQSDQoFYnl0ZXMYAiABKAQiHgoOQ29weU91dFJlcXVlc3QSDAoEcGF0aBgBIAEoCSIeCg9Db3B5T3V0UmVzcG9uc2USCwoDdGFyGAEgASgMIkgKDEZvcndhcmRGcmFtZRIOCgRwb3J0GAEgASgNSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VvZhgDIAEoCEgAQgkKB3BheWxvYWQy8AQKC0luaXRTZXJ2aWNlEk4KB1Nlc3Npb24SHi5kcm92ZXIuaW5pdC52MS5TZXNzaW9uUmVxdWVzdBofLmRyb3Zlci5pbml0LnYxLlNlc3Npb25SZXNwb25zZSgBMAESRQoERXhlYxIbLmRyb3Zlci5pbml0LnYxLkV4ZWNSZXF1ZXN0GhwuZHJvdmVyLmluaXQudjEuRXhlY1Jlc3BvbnNlKAEwARJQCglMaXN0RXhlY3MSIC5kcm92ZXIuaW5pdC52MS5MaXN0RXhlY3NSZXF1ZXN0GiEuZHJvdmVyLmluaXQudjEuTGlzdEV4ZWNzUmVzcG9uc2USUwoKU2lnbmFsRXhlYxIhLmRyb3Zlci5pbml0LnYxLlNpZ25hbEV4ZWNSZXF1ZXN0GiIuZHJvdmVyLmluaXQudjEuU2lnbmFsRXhlY1Jlc3BvbnNlEj8KBExvZ3MSGy5kcm92ZXIuaW5pdC52MS5Mb2dzUmVxdWVzdBoYLmRyb3Zlci5pbml0LnYxLkxvZ0NodW5rMAESSQoGQ29weUluEh0uZHJvdmVyLmluaXQudjEuQ29weUluUmVxdWVzdBoeLmRyb3Zlci5pbml0LnYxLkNvcHlJblJlc3BvbnNlKAESTAoHQ29weU91dBIeLmRyb3Zlci5pbml0LnYxLkNvcHlPdXRSZXF1ZXN0Gh8uZHJvdmVyLmluaXQudjEuQ29weU91dFJlc3BvbnNlMAESSQoHRm9yd2FyZBIcLmRyb3Zlci5pbml0LnYxLkZvcndhcmRGcmFtZRocLmRyb3Zlci5pbml0LnYxLkZvcndhcmRGcmFtZSgBMAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.init.v1.SessionRequest
@@ -848,6 +848,13 @@ export type ExitStatus = Message<"drover.init.v1.ExitStatus"> & {
    * @generated from field: google.protobuf.Timestamp at = 3;
    */
   at?: Timestamp | undefined;
+
+  /**
+   * The kernel killed it, or its last child, because the sandbox had no memory left.
+   *
+   * @generated from field: bool out_of_memory = 4;
+   */
+  outOfMemory: boolean;
 };
 
 /**
@@ -856,6 +863,137 @@ export type ExitStatus = Message<"drover.init.v1.ExitStatus"> & {
  */
 export const ExitStatusSchema: GenMessage<ExitStatus> = /*@__PURE__*/
   messageDesc(file_drover_init_v1_init, 29);
+
+/**
+ * @generated from message drover.init.v1.ListExecsRequest
+ */
+export type ListExecsRequest = Message<"drover.init.v1.ListExecsRequest"> & {
+};
+
+/**
+ * Describes the message drover.init.v1.ListExecsRequest.
+ * Use `create(ListExecsRequestSchema)` to create a new message.
+ */
+export const ListExecsRequestSchema: GenMessage<ListExecsRequest> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 30);
+
+/**
+ * @generated from message drover.init.v1.ListExecsResponse
+ */
+export type ListExecsResponse = Message<"drover.init.v1.ListExecsResponse"> & {
+  /**
+   * In the order of their starts.
+   *
+   * @generated from field: repeated drover.init.v1.ExecInfo execs = 1;
+   */
+  execs: ExecInfo[];
+};
+
+/**
+ * Describes the message drover.init.v1.ListExecsResponse.
+ * Use `create(ListExecsResponseSchema)` to create a new message.
+ */
+export const ListExecsResponseSchema: GenMessage<ListExecsResponse> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 31);
+
+/**
+ * @generated from message drover.init.v1.ExecInfo
+ */
+export type ExecInfo = Message<"drover.init.v1.ExecInfo"> & {
+  /**
+   * @generated from field: string exec_id = 1;
+   */
+  execId: string;
+
+  /**
+   * @generated from field: repeated string argv = 2;
+   */
+  argv: string[];
+
+  /**
+   * @generated from field: string user = 3;
+   */
+  user: string;
+
+  /**
+   * @generated from field: uint32 pid = 4;
+   */
+  pid: number;
+
+  /**
+   * @generated from field: bool terminal = 5;
+   */
+  terminal: boolean;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp started_at = 6;
+   */
+  startedAt?: Timestamp | undefined;
+
+  /**
+   * Clients that read its output.
+   *
+   * @generated from field: uint32 clients = 7;
+   */
+  clients: number;
+
+  /**
+   * Set once it has ended.
+   *
+   * @generated from field: drover.init.v1.ExitStatus exit = 8;
+   */
+  exit?: ExitStatus | undefined;
+};
+
+/**
+ * Describes the message drover.init.v1.ExecInfo.
+ * Use `create(ExecInfoSchema)` to create a new message.
+ */
+export const ExecInfoSchema: GenMessage<ExecInfo> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 32);
+
+/**
+ * @generated from message drover.init.v1.SignalExecRequest
+ */
+export type SignalExecRequest = Message<"drover.init.v1.SignalExecRequest"> & {
+  /**
+   * @generated from field: string exec_id = 1;
+   */
+  execId: string;
+
+  /**
+   * A name or a number: `SIGTERM`, `RTMIN+3`, `15`.
+   *
+   * @generated from field: string signal = 2;
+   */
+  signal: string;
+};
+
+/**
+ * Describes the message drover.init.v1.SignalExecRequest.
+ * Use `create(SignalExecRequestSchema)` to create a new message.
+ */
+export const SignalExecRequestSchema: GenMessage<SignalExecRequest> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 33);
+
+/**
+ * @generated from message drover.init.v1.SignalExecResponse
+ */
+export type SignalExecResponse = Message<"drover.init.v1.SignalExecResponse"> & {
+  /**
+   * False: it had ended already.
+   *
+   * @generated from field: bool signalled = 1;
+   */
+  signalled: boolean;
+};
+
+/**
+ * Describes the message drover.init.v1.SignalExecResponse.
+ * Use `create(SignalExecResponseSchema)` to create a new message.
+ */
+export const SignalExecResponseSchema: GenMessage<SignalExecResponse> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 34);
 
 /**
  * @generated from message drover.init.v1.ExecRequest
@@ -910,7 +1048,7 @@ export type ExecRequest = Message<"drover.init.v1.ExecRequest"> & {
  * Use `create(ExecRequestSchema)` to create a new message.
  */
 export const ExecRequestSchema: GenMessage<ExecRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 30);
+  messageDesc(file_drover_init_v1_init, 35);
 
 /**
  * @generated from message drover.init.v1.ExecStart
@@ -959,6 +1097,13 @@ export type ExecStart = Message<"drover.init.v1.ExecStart"> & {
    * @generated from field: bool stdin = 8;
    */
   stdin: boolean;
+
+  /**
+   * The exec is ended after it had no client and wrote nothing for this long; 0: it is not. Milliseconds.
+   *
+   * @generated from field: uint32 linger_ms = 9;
+   */
+  lingerMs: number;
 };
 
 /**
@@ -966,7 +1111,7 @@ export type ExecStart = Message<"drover.init.v1.ExecStart"> & {
  * Use `create(ExecStartSchema)` to create a new message.
  */
 export const ExecStartSchema: GenMessage<ExecStart> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 31);
+  messageDesc(file_drover_init_v1_init, 36);
 
 /**
  * @generated from message drover.init.v1.ExecAttach
@@ -1002,7 +1147,7 @@ export type ExecAttach = Message<"drover.init.v1.ExecAttach"> & {
  * Use `create(ExecAttachSchema)` to create a new message.
  */
 export const ExecAttachSchema: GenMessage<ExecAttach> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 32);
+  messageDesc(file_drover_init_v1_init, 37);
 
 /**
  * @generated from message drover.init.v1.Resize
@@ -1024,7 +1169,7 @@ export type Resize = Message<"drover.init.v1.Resize"> & {
  * Use `create(ResizeSchema)` to create a new message.
  */
 export const ResizeSchema: GenMessage<Resize> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 33);
+  messageDesc(file_drover_init_v1_init, 38);
 
 /**
  * @generated from message drover.init.v1.ExecResponse
@@ -1059,7 +1204,7 @@ export type ExecResponse = Message<"drover.init.v1.ExecResponse"> & {
  * Use `create(ExecResponseSchema)` to create a new message.
  */
 export const ExecResponseSchema: GenMessage<ExecResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 34);
+  messageDesc(file_drover_init_v1_init, 39);
 
 /**
  * @generated from message drover.init.v1.ExecStarted
@@ -1088,7 +1233,7 @@ export type ExecStarted = Message<"drover.init.v1.ExecStarted"> & {
  * Use `create(ExecStartedSchema)` to create a new message.
  */
 export const ExecStartedSchema: GenMessage<ExecStarted> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 35);
+  messageDesc(file_drover_init_v1_init, 40);
 
 /**
  * @generated from message drover.init.v1.ExecOutput
@@ -1117,7 +1262,7 @@ export type ExecOutput = Message<"drover.init.v1.ExecOutput"> & {
  * Use `create(ExecOutputSchema)` to create a new message.
  */
 export const ExecOutputSchema: GenMessage<ExecOutput> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 36);
+  messageDesc(file_drover_init_v1_init, 41);
 
 /**
  * @generated from message drover.init.v1.LogsRequest
@@ -1141,7 +1286,7 @@ export type LogsRequest = Message<"drover.init.v1.LogsRequest"> & {
  * Use `create(LogsRequestSchema)` to create a new message.
  */
 export const LogsRequestSchema: GenMessage<LogsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 37);
+  messageDesc(file_drover_init_v1_init, 42);
 
 /**
  * @generated from message drover.init.v1.LogChunk
@@ -1168,7 +1313,7 @@ export type LogChunk = Message<"drover.init.v1.LogChunk"> & {
  * Use `create(LogChunkSchema)` to create a new message.
  */
 export const LogChunkSchema: GenMessage<LogChunk> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 38);
+  messageDesc(file_drover_init_v1_init, 43);
 
 /**
  * @generated from message drover.init.v1.CopyInRequest
@@ -1199,7 +1344,7 @@ export type CopyInRequest = Message<"drover.init.v1.CopyInRequest"> & {
  * Use `create(CopyInRequestSchema)` to create a new message.
  */
 export const CopyInRequestSchema: GenMessage<CopyInRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 39);
+  messageDesc(file_drover_init_v1_init, 44);
 
 /**
  * @generated from message drover.init.v1.CopyInResponse
@@ -1221,7 +1366,7 @@ export type CopyInResponse = Message<"drover.init.v1.CopyInResponse"> & {
  * Use `create(CopyInResponseSchema)` to create a new message.
  */
 export const CopyInResponseSchema: GenMessage<CopyInResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 40);
+  messageDesc(file_drover_init_v1_init, 45);
 
 /**
  * @generated from message drover.init.v1.CopyOutRequest
@@ -1238,7 +1383,7 @@ export type CopyOutRequest = Message<"drover.init.v1.CopyOutRequest"> & {
  * Use `create(CopyOutRequestSchema)` to create a new message.
  */
 export const CopyOutRequestSchema: GenMessage<CopyOutRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 41);
+  messageDesc(file_drover_init_v1_init, 46);
 
 /**
  * @generated from message drover.init.v1.CopyOutResponse
@@ -1255,7 +1400,7 @@ export type CopyOutResponse = Message<"drover.init.v1.CopyOutResponse"> & {
  * Use `create(CopyOutResponseSchema)` to create a new message.
  */
 export const CopyOutResponseSchema: GenMessage<CopyOutResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 42);
+  messageDesc(file_drover_init_v1_init, 47);
 
 /**
  * @generated from message drover.init.v1.ForwardFrame
@@ -1292,7 +1437,7 @@ export type ForwardFrame = Message<"drover.init.v1.ForwardFrame"> & {
  * Use `create(ForwardFrameSchema)` to create a new message.
  */
 export const ForwardFrameSchema: GenMessage<ForwardFrame> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 43);
+  messageDesc(file_drover_init_v1_init, 48);
 
 /**
  * @generated from service drover.init.v1.InitService
@@ -1318,6 +1463,24 @@ export const InitService: GenService<{
     methodKind: "bidi_streaming";
     input: typeof ExecRequestSchema;
     output: typeof ExecResponseSchema;
+  },
+  /**
+   * The execs that run, and those that ended lately.
+   *
+   * @generated from rpc drover.init.v1.InitService.ListExecs
+   */
+  listExecs: {
+    methodKind: "unary";
+    input: typeof ListExecsRequestSchema;
+    output: typeof ListExecsResponseSchema;
+  },
+  /**
+   * @generated from rpc drover.init.v1.InitService.SignalExec
+   */
+  signalExec: {
+    methodKind: "unary";
+    input: typeof SignalExecRequestSchema;
+    output: typeof SignalExecResponseSchema;
   },
   /**
    * Output of the main process, from the kept log on.
