@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, hasCode, lockDirectory, newId, writeFileAtomic } from '@drover/foundation';
+import type { Store } from './store/store.ts';
 
 /** What node:tls takes as ticketKeys. */
 const ticketKeyBytes = 48;
@@ -12,6 +13,8 @@ export interface ServerState {
   readonly replica: string;
   readonly apiPort: number;
   readonly linkPort: number;
+  /** Where the state was at the last start; undefined at the first, and after servers that did not write it down. */
+  readonly store?: Store['kind'];
 }
 
 /** The server's directory, held for one server alone. */
@@ -52,9 +55,9 @@ export class DataDirectory {
       return { replica: newId('cp'), apiPort: 0, linkPort: 0 };
     }
     try {
-      const { replica, apiPort, linkPort } = JSON.parse(text) as Record<string, unknown>;
+      const { replica, apiPort, linkPort, store } = JSON.parse(text) as Record<string, unknown>;
       if (typeof replica === 'string' && replica !== '' && isPortOrZero(apiPort) && isPortOrZero(linkPort)) {
-        return { replica, apiPort, linkPort };
+        return { replica, apiPort, linkPort, ...((store === 'sqlite' || store === 'postgres') && { store }) };
       }
     } catch {
       // Said below.

@@ -97,6 +97,16 @@ describe('startControlPlane', () => {
     expect((await stat(directory)).mode & 0o077).toBe(0);
   });
 
+  test('13.5: state that was in another store is not taken for an empty fleet', async () => {
+    await (await start()).close();
+    const path = join(directory, 'server.json');
+    await writeFile(path, (await readFile(path, 'utf8')).replace('"sqlite"', '"postgres"'));
+    await expect(start()).rejects.toMatchObject({
+      code: 'failed-precondition',
+      message: expect.stringContaining('PostgreSQL, not in SQLite'),
+    });
+  });
+
   test('comes back after a stop with the same ports, CA, token and sandboxes', async () => {
     const first = await start();
     const client = await connectDrover({ server: first.address, token: first.adminToken, caPem: first.caPem });

@@ -14,6 +14,7 @@ import { planSource, SessionManager, type SessionCredentials } from './sessions/
 import { certificateCheckMs } from './limits.ts';
 import { SecretBox } from './secrets/index.ts';
 import { openStore } from './store/index.ts';
+import type { Store } from './store/store.ts';
 import { StoredWorldview } from './worldview/index.ts';
 
 export interface ControlPlaneOptions {
@@ -103,6 +104,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
 
   const store = await openStore(options.store ?? join(directory.path, 'drover.db'), { logger, clock });
   opened.defer(async () => await store.close());
+  checkSameStore(state.store, store.kind, directory.path);
   const adminToken = await openAdminToken(directory.path, store.tokens);
 
   const wakes = await SubjectWakes.open(store.events, logger);
@@ -203,10 +205,22 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     await renewal;
   });
 
-  await directory.writeState({ replica: state.replica, apiPort: api.port, linkPort });
+  await directory.writeState({ replica: state.replica, apiPort: api.port, linkPort, store: store.kind });
   const linkAddress = `${publicHost}:${linkPort}`;
   logger.info({ address, linkAddress, store: store.kind, ms: clock.now() - startedAt }, 'control plane is ready');
   return { address, linkAddress, caPem: ca.caPem, caFingerprint: ca.fingerprint, adminToken };
+}
+
+/**
+ * A server without its own state looks like an empty fleet, and refuses every host that it should know.
+ * @throws {DroverError} failed-precondition
+ */
+function checkSameStore(before: Store['kind'] | undefined, now: Store['kind'], path: string): void {
+  if (before === undefined || before === now) return;
+  const [then, today] = [before, now].map((kind) => (kind === 'sqlite' ? 'SQLite' : 'PostgreSQL'));
+  throw new DroverError('failed-precondition', `the server of ${path} has its state in ${then}, not in ${today}`, {
+    hint: before === 'postgres' ? 'give the same --store as before' : 'start it without --store, or give another server another --data',
+  });
 }
 
 /** Listens on the port that is asked for; for port 0 on the one of the last start, so that hosts and clients find it again. */

@@ -3,7 +3,7 @@ import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DroverError, hasCode, version } from '@drover/foundation';
-import { createLogger } from '@drover/foundation/log';
+import { createLogger, openLogOutput } from '@drover/foundation/log';
 import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
 import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
@@ -95,12 +95,14 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   const logger = createLogger({ name: 'up', destination: log });
   logger.info({ version, data }, 'up');
   let quiet = true;
+  // Supervision must not wait for whoever reads these.
+  const notices = openLogOutput(2);
   const supervisor = new Supervisor({
     logger,
     onChange: ({ name, lastError }, announced) => {
       if (quiet || announced === undefined || announced === 'running' || announced === 'stopped') return;
       const why = log.lastError ?? lastError;
-      cli.out.note(`${name}: ${announced}${why === undefined ? '' : ` (${why})`}; see ${log.path}`);
+      notices.write(`drover: ${name}: ${announced}${why === undefined ? '' : ` (${why})`}; see ${log.path}\n`);
     },
   });
   let client: DroverClient | undefined;
