@@ -368,13 +368,13 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect(await sandbox('frozen')).toMatchObject({ state: 'running', startCount: '1' });
   });
 
-  test('--kill ends it at once, also paused, also on an untrusted session; start brings it back', async () => {
+  test('--kill ends it, also paused, also on an untrusted session; a release of both starts it', async () => {
     await succeeds(['identity', 'evict', 'frozen']);
     await sandboxIs('frozen', 'untrusted', (row) => row.identity.verdict === 'untrusted');
     await succeeds(['sandbox', 'contain', 'frozen', '--pause']);
     await succeeds(['sandbox', 'contain', 'frozen', '--kill']);
     expect((await sandbox('frozen')).state).toBe('stopped');
-    await succeeds(['sandbox', 'release', 'frozen', '--kill']);
+    await succeeds(['sandbox', 'release', 'frozen']);
     await sandboxIs('frozen', 'trusted', (row) => row.state === 'running' && row.identity.verdict === 'trusted');
   });
 

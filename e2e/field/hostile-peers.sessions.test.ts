@@ -3,14 +3,17 @@ import { readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { initPort } from '@drover/init';
-import { afterAll, beforeAll, expect, test } from 'vitest';
-import { TestDrover, tracesOf } from '../harness/index.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventually, TestDrover, tracesOf } from '../harness/index.ts';
+
+/** The gateway's address is the first of the pool. */
+const [pool, gateway] = ['10.232.0.0/20', '10.232.0.1'];
 
 let drover: TestDrover;
 let box: { readonly id: string; readonly address: string };
 
 beforeAll(async () => {
-  drover = await TestDrover.start(['--pool', '10.232.0.0/20']);
+  drover = await TestDrover.start(['--pool', pool]);
   await drover.begin('box', ['sleep', '1d']);
   box = await drover.sandbox('box');
 });
@@ -21,9 +24,9 @@ afterAll(async () => {
   expect(await left()).toEqual([]);
 });
 
-/** Runs a Python program in `box`, as an ordinary user of it, and reads the JSON that it prints. */
-async function inBox<T>(program: string, ...args: readonly string[]): Promise<T> {
-  const { code, stdout, stderr } = await drover.exec('box', ['/usr/bin/python3', '-c', program, ...args], { user: '65534' });
+/** Runs a Python program in a sandbox, as an ordinary user of it, and reads the JSON that it prints. */
+async function inSandbox<T>(name: string, program: string, ...args: readonly string[]): Promise<T> {
+  const { code, stdout, stderr } = await drover.exec(name, ['/usr/bin/python3', '-c', program, ...args], { user: '65534' });
   if (code !== 0) throw new Error(`the program in the sandbox ended with ${code}: ${stderr}`);
   return JSON.parse(stdout) as T;
 }
@@ -43,7 +46,7 @@ print(json.dumps({"held": len(held), "refused": refused}))
 `;
 
 test("I-3: a user of the sandbox reaches init's port with none of 400 connections", async () => {
-  expect(await inBox(refill, box.address, String(initPort))).toEqual({ held: 0, refused: 400 });
+  expect(await inSandbox('box', refill, box.address, String(initPort))).toEqual({ held: 0, refused: 400 });
   expect((await drover.exec('box', ['echo', 'here'])).stdout).toBe('here\n');
 });
 
@@ -79,11 +82,11 @@ test('every listener cuts a silent and a dripping peer at its limit, and takes o
     apiPort: number;
     linkPort: number;
   };
-  const gateway = '10.232.0.1';
   const silence = Buffer.alloc(0);
   // The head of a ClientHello that does not end, and of a request.
   const [hello, head] = [Buffer.from('16030300ff01', 'hex'), Buffer.from('GET / HTTP/1.1\r\n')];
-  const inside = async (port: number, first: Buffer): Promise<number> => await inBox(hold, gateway, String(port), first.toString('hex'));
+  const inside = async (port: number, first: Buffer): Promise<number> =>
+    await inSandbox('box', hold, gateway, String(port), first.toString('hex'));
   /** Listener, limit in seconds as docs/limits.md has it, and its peers. */
   const peers: readonly (readonly [string, number, Promise<number>])[] = [silence, hello].flatMap((first) => [
     ['the API', 10, holdFromHost('127.0.0.1', apiPort, first)],
@@ -99,4 +102,65 @@ test('every listener cuts a silent and a dripping peer at its limit, and takes o
     expect(await held, listener).toBeGreaterThan(limit - 1);
     expect(await held, listener).toBeLessThan(limit + 10);
   }
+});
+
+const reaches = `
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2)
+    print("true")
+except OSError:
+    print("false")
+`;
+
+describe('I-4: containment', () => {
+  const registrationPort = async (): Promise<boolean> => await inSandbox('culprit', reaches, gateway, '9181');
+
+  test('a revoked sandbox does not reach the registration port, and is trusted again after a release', async () => {
+    await drover.begin('culprit', ['sleep', '1d']);
+    expect(await registrationPort()).toBe(true);
+    expect((await drover.run(['sandbox', 'contain', 'culprit', '--revoke', '--cut-network', '--reason', 'phones home'])).code).toBe(0);
+    // Over the session, which stands: a contained sandbox can be looked into.
+    expect(await registrationPort()).toBe(false);
+    expect((await drover.run(['sandbox', 'release', 'culprit'])).code).toBe(0);
+    await eventually('it has registered again', async () => {
+      const { identity } = await drover.sandbox<{ identity: { verdict: string } }>('culprit');
+      return identity.verdict === 'trusted';
+    });
+    expect(await registrationPort()).toBe(true);
+  });
+
+  test('only a release undoes it, over restarts of everything, and every refusal says who contained it, and why', async () => {
+    const said = /contained: it is (paused|killed), by admin at 20.*"sends spam"/;
+    const refused = async (...args: readonly string[]): Promise<void> => {
+      const { code, stderr } = await drover.run(args);
+      expect({ code, stderr }).toEqual({ code: expect.any(Number), stderr: expect.stringMatching(said) });
+      expect(code, args.join(' ')).not.toBe(0);
+    };
+    expect((await drover.run(['sandbox', 'contain', 'culprit', '--pause', '--reason', 'sends spam'])).code).toBe(0);
+    await refused('sandbox', 'resume', 'culprit');
+    await refused('sandbox', 'start', 'culprit');
+    await refused('exec', 'culprit', '--', 'true');
+    for (const part of ['serve', 'agent'] as const) process.kill(await drover.pidOf(part), 'SIGKILL');
+    await eventually('the control plane and the host are back', async () => {
+      return (await drover.answers()) && (await drover.hosts<{ state: string }>())[0]?.state === 'ready';
+    });
+    await refused('sandbox', 'resume', 'culprit');
+    const { id, state, containment } = await drover.sandbox<{ id: string; state: string; containment: unknown }>('culprit');
+    expect({ state, containment }).toMatchObject({
+      state: 'paused',
+      containment: { paused: true, records: [{ action: 'pause', by: 'admin', reason: 'sends spam' }] },
+    });
+    for (const command of ['get', 'explain']) {
+      expect((await drover.run(['sandbox', command, 'culprit'])).stdout).toMatch(/contained: +paused by admin .*sends spam/);
+    }
+
+    expect((await drover.run(['sandbox', 'contain', 'culprit', '--kill', '--reason', 'sends spam'])).code).toBe(0);
+    await refused('sandbox', 'start', 'culprit');
+    expect((await drover.run(['sandbox', 'release', 'culprit', '--pause'])).code).toBe(0);
+    await refused('sandbox', 'start', 'culprit');
+    expect((await drover.run(['sandbox', 'release', 'culprit'])).code).toBe(0);
+    expect((await drover.exec('culprit', ['echo', 'here'])).stdout).toBe('here\n');
+    await drover.saw(id, ['sandbox'], (types) => types.filter((type) => type === 'SandboxReleased').length === 4);
+  });
 });

@@ -272,9 +272,10 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
       .option('--pause', 'freeze what runs in it')
       .option('--kill', 'end what runs in it, without grace')
       .option('--revoke', 'take its identity away, and register it no more')
+      .option('--reason <text>', 'why; shown to everyone whom the containment stops')
       .addHelpText(
         'after',
-        '\nNeeds nothing of the sandbox: works on one that is not trusted, and on one that does not answer.\nEnds with 0 when all is done, with 6 when something is stored and not done yet.\n',
+        '\nNeeds nothing of the sandbox: works on one that is not trusted, and on one that does not answer.\nNothing but release lifts it: start and resume are refused.\nEnds with 0 when all is done, with 6 when something is stored and not done yet.\n',
       ),
     async () => (await import('./commands/sandbox/contain.ts')).contain,
   );

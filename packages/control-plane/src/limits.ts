@@ -111,6 +111,8 @@ export const maxGitConfig = 100;
 export const maxKnownHosts = 100;
 /** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
 export const containWaitMs = 10_000;
+/** API: characters of the reason that is given for a containment. A longer one is refused. */
+export const maxContainReasonLength = 500;
 /** API: the grace of a kill, the least that there is. Milliseconds. */
 export const killGraceMs = 1;
 /** API: sandboxes of one page of a worldview's snapshot. */

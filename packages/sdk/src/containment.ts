@@ -6,10 +6,15 @@ import type { api } from '@drover/protocol';
 export const containmentActions = ['cut-network', 'pause', 'kill', 'revoke'] as const;
 export type ContainmentAction = (typeof containmentActions)[number];
 
-export interface ContainOptions {
+export interface ReleaseOptions {
   /** Made up when absent; give one to repeat the call over a restart of your own program (L-20). */
   readonly idempotencyKey?: string;
   readonly signal?: AbortSignal;
+}
+
+export interface ContainOptions extends ReleaseOptions {
+  /** Shown to everyone whom the containment stops. At most 500 characters. */
+  readonly reason?: string;
 }
 
 /** The actions that are in force, or on their way. */

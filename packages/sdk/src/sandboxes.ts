@@ -4,7 +4,7 @@ import type { Client } from '@connectrpc/connect';
 import { isSandboxId } from '@drover/foundation';
 import { api, sandbox } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
-import { containmentOf, requireActions, type ContainmentAction, type ContainOptions } from './containment.ts';
+import { containmentOf, requireActions, type ContainmentAction, type ContainOptions, type ReleaseOptions } from './containment.ts';
 import type { EventsApi } from './events.ts';
 import { startExec, type ExecHandle, type ExecOptions } from './exec.ts';
 import { openForward, type ForwardOptions } from './forward.ts';
@@ -103,7 +103,7 @@ export interface SandboxesApi {
    */
   contain(reference: string, actions: readonly ContainmentAction[], options?: ContainOptions): Promise<api.ContainSandboxResponse>;
   /** Undoes containment. @param actions absent or empty: everything that is in force */
-  release(reference: string, actions?: readonly ContainmentAction[], options?: ContainOptions): Promise<api.ContainSandboxResponse>;
+  release(reference: string, actions?: readonly ContainmentAction[], options?: ReleaseOptions): Promise<api.ContainSandboxResponse>;
 }
 
 export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: Calls, events: EventsApi): SandboxesApi {
@@ -182,9 +182,9 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
       calls.ask(() => client.getStats({ sandboxes: [...references], project }, withSignal(signal)), signal),
     forward: (reference, port, options) => openForward(client, calls, reference, port, options),
     explain: (reference, signal) => calls.ask(() => client.explainSandbox({ sandbox: reference }, withSignal(signal)), signal),
-    async contain(reference, actions, { idempotencyKey: key, signal } = {}) {
+    async contain(reference, actions, { reason = '', idempotencyKey: key, signal } = {}) {
       requireActions(actions);
-      const request = { sandbox: reference, actions: containmentOf(actions) };
+      const request = { sandbox: reference, actions: containmentOf(actions), reason };
       return await calls.mutate((idempotencyKey) => client.containSandbox({ ...request, idempotencyKey }, withSignal(signal)), signal, key);
     },
     release(reference, actions = [], { idempotencyKey: key, signal } = {}) {

@@ -10,10 +10,10 @@ import { ruleset, type HostPorts } from './ruleset.ts';
  * Puts the rules in force, then makes the interface that carries the gateway's address, unless an earlier agent left it.
  * @throws {DroverError} invalid-config when somebody else uses the pool; missing-component; missing-privilege
  */
-export async function setUpHost(plan: AddressPlan, ports: HostPorts, cutSlots: readonly number[]): Promise<void> {
+export async function setUpHost(plan: AddressPlan, ports: HostPorts, slots: Readonly<Record<SlotSet, readonly number[]>>): Promise<void> {
   checkPoolIsFree(plan);
-  const cut = cutSlots.map((slot) => slotInterface(plan, slot));
-  await command('nft', ['-f', '-'], ruleset(plan, ports, cut));
+  const interfaces = (set: SlotSet): readonly string[] => slots[set].map((slot) => slotInterface(plan, slot));
+  await command('nft', ['-f', '-'], ruleset(plan, ports, interfaces('cut'), interfaces('unregistered')));
   if (networkInterfaces()[plan.gatewayInterface]?.some((a) => a.address === plan.gatewayAddress)) return;
   if (await exists(plan)) await command('ip', ['link', 'del', plan.gatewayInterface]);
   await command(
@@ -33,11 +33,14 @@ export async function tearDownHost(plan: AddressPlan): Promise<void> {
   await command('nft', ['-f', '-'], `table inet ${plan.table} {}\ndelete table inet ${plan.table}\n`);
 }
 
-/** Cuts a slot off or lets it through again; either may be repeated. In force when it resolves (I-4). */
-export async function setSlotCut(plan: AddressPlan, slot: number, cut: boolean): Promise<void> {
-  const element = `element inet ${plan.table} cut { "${slotInterface(plan, slot)}" }`;
+/** The sets of interfaces that a containment fills (I-4). */
+export type SlotSet = 'cut' | 'unregistered';
+
+/** Adds a slot to a set or removes it; either may be repeated. In force when it resolves (I-4). */
+export async function setSlot(plan: AddressPlan, set: SlotSet, slot: number, member: boolean): Promise<void> {
+  const element = `element inet ${plan.table} ${set} { "${slotInterface(plan, slot)}" }`;
   // Deleting what is not there is an error, adding what is there is none: add, then delete, in one transaction.
-  await command('nft', ['-f', '-'], cut ? `add ${element}\n` : `add ${element}\ndelete ${element}\n`);
+  await command('nft', ['-f', '-'], member ? `add ${element}\n` : `add ${element}\ndelete ${element}\n`);
 }
 
 async function exists(plan: AddressPlan): Promise<boolean> {

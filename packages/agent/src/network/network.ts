@@ -32,6 +32,11 @@ export interface Network {
    * the way to the control plane. In force when it resolves. @throws {DroverError} sandbox-not-found when it has no network
    */
   setCut(id: SandboxId, cut: boolean): Promise<void>;
+  /**
+   * Closes the way to the control plane, or opens it (I-4), for open connections too. In force when it resolves.
+   * @throws {DroverError} sandbox-not-found when it has no network
+   */
+  setRegistrationClosed(id: SandboxId, closed: boolean): Promise<void>;
   /** Whose address is it, and behind which interface? Each interface speaks for its own address only. Undefined: nobody's. */
   holderOf(address: string): AddressHolder | undefined;
   close(): Promise<void>;

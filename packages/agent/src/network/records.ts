@@ -9,6 +9,8 @@ export interface NetworkRecord {
   readonly pool: string;
   readonly allow: readonly string[];
   readonly cut: boolean;
+  /** It does not reach the control listener. */
+  readonly unregistered: boolean;
 }
 
 /**
@@ -53,7 +55,8 @@ export class NetworkRecords {
 }
 
 function parse(value: unknown, name: string): NetworkRecord {
-  const { id, slot, pool, allow, cut } = value as Partial<Record<keyof NetworkRecord, unknown>>;
+  // Records of earlier agents lack the last one.
+  const { id, slot, pool, allow, cut, unregistered = false } = value as Partial<Record<keyof NetworkRecord, unknown>>;
   if (
     typeof id !== 'string' ||
     !isSandboxId(id) ||
@@ -63,9 +66,10 @@ function parse(value: unknown, name: string): NetworkRecord {
     typeof pool !== 'string' ||
     !Array.isArray(allow) ||
     !allow.every((a): a is string => typeof a === 'string') ||
-    typeof cut !== 'boolean'
+    typeof cut !== 'boolean' ||
+    typeof unregistered !== 'boolean'
   ) {
     throw new TypeError('not a network record');
   }
-  return { id, slot: slot as number, pool, allow, cut };
+  return { id, slot: slot as number, pool, allow, cut, unregistered };
 }

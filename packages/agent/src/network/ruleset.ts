@@ -20,8 +20,14 @@ export interface HostPorts {
  * One that is cut keeps the control listener and the replies from init's port, so that the control plane still has it in hand
  * (I-4). The rules look at each packet and not at its connection, so what stood before the cut stops with it, tracked or not.
  * @param cut interfaces that are cut off, both ways
+ * @param unregistered interfaces whose sandbox does not reach the control listener: its identity is revoked
  */
-export function ruleset(plan: AddressPlan, { proxyPort, controlPort }: HostPorts, cut: readonly string[]): string {
+export function ruleset(
+  plan: AddressPlan,
+  { proxyPort, controlPort }: HostPorts,
+  cut: readonly string[],
+  unregistered: readonly string[],
+): string {
   const sandboxes = `"${plan.interfacePrefix}*"`;
   const members = Array.from({ length: plan.slots }, (_, slot) => `"${slotInterface(plan, slot)}" . ${slotAddress(plan, slot)}`);
   const toProxy = `ip daddr ${plan.gatewayAddress} tcp dport ${proxyPort}`;
@@ -36,7 +42,11 @@ table inet ${plan.table} {
   }
   set cut {
     type ifname
-    ${cut.length === 0 ? '' : `elements = { ${cut.map((name) => `"${name}"`).join(', ')} }`}
+    ${elements(cut)}
+  }
+  set unregistered {
+    type ifname
+    ${elements(unregistered)}
   }
   chain raw {
     type filter hook prerouting priority raw; policy accept;
@@ -49,6 +59,7 @@ table inet ${plan.table} {
     # Each interface speaks for its own address only.
     iifname . ip saddr != @members drop
     ip daddr != ${plan.gatewayAddress} drop
+    iifname @unregistered ${toControl} drop
     ${toControl} notrack accept
     iifname @cut goto from_cut
     ${toProxy} notrack accept
@@ -101,6 +112,10 @@ table inet ${plan.table} {
   }
 }
 `;
+}
+
+function elements(interfaces: readonly string[]): string {
+  return interfaces.length === 0 ? '' : `elements = { ${interfaces.map((name) => `"${name}"`).join(', ')} }`;
 }
 
 /**

@@ -388,6 +388,29 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
     }
   });
 
+  test('I-4: a revoked sandbox does not reach the control listener, cut or not, and the next agent keeps that', async () => {
+    const first = await start({ warm: 0 });
+    const sandbox = id();
+    const at = await first.acquire(sandbox);
+    let control = await listen(first);
+    expect(await talks(at)).toBe(true);
+    for (const cut of [false, true]) {
+      await first.setCut(sandbox, cut);
+      await first.setRegistrationClosed(sandbox, true);
+      expect(await talks(at)).toBe(false);
+      await first.setRegistrationClosed(sandbox, false);
+      expect(await talks(at)).toBe(true);
+    }
+    await first.setRegistrationClosed(sandbox, true);
+    await control.close();
+    await first.close();
+    opened.length = 0;
+    const second = await start({ stateDirectory: state, warm: 0 }, new Set([sandbox]));
+    control = await listen(second);
+    expect(await talks(at)).toBe(false);
+    await control.close();
+  });
+
   test('I-4, R-9: a cut is in force from the first packet of the next network too, and does not go to whom the address goes later', async () => {
     const first = await start({ warm: 0 });
     const sandbox = id();

@@ -5,7 +5,7 @@ import pLimit from 'p-limit';
 import { emptyNetworkDelayMs, networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { addressSlot, defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
-import { setSlotCut, setUpHost, tearDownHost } from './host-side.ts';
+import { setSlot, setUpHost, tearDownHost, type SlotSet } from './host-side.ts';
 import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots } from './namespaces.ts';
 import type { AddressHolder, Network } from './network.ts';
 import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
@@ -87,8 +87,8 @@ export class SandboxNetwork implements Network {
       }
     }
     const owned = new Set([...this.#records.values()].map((r) => r.slot));
-    const cut = [...this.#records.values()].filter((r) => r.cut).map((r) => r.slot);
-    await setUpHost(this.#plan, this.#options, cut);
+    const slotsWith = (set: SlotSet): readonly number[] => [...this.#records.values()].filter((r) => r[set]).map((r) => r.slot);
+    await setUpHost(this.#plan, this.#options, { cut: slotsWith('cut'), unregistered: slotsWith('unregistered') });
     const present = await presentSlots(this.#plan);
     const swept = [...new Set([...present.interfaces, ...present.names])].filter((slot) => !owned.has(slot));
     await removeSlots(this.#plan, swept);
@@ -105,7 +105,7 @@ export class SandboxNetwork implements Network {
       const existing = this.#records.get(id);
       if (existing !== undefined) return await this.#restore(existing);
       const slot = this.#takeReserved(reserved) ?? this.#ready.shift() ?? (await this.#createCold());
-      const record: NetworkRecord = { id, slot, pool: this.#plan.pool, allow: [], cut: false };
+      const record: NetworkRecord = { id, slot, pool: this.#plan.pool, allow: [], cut: false, unregistered: false };
       try {
         await this.#disk.save(record);
       } catch (error) {
@@ -142,7 +142,7 @@ export class SandboxNetwork implements Network {
       const record = this.#records.get(id);
       if (record === undefined) return;
       await removeSlots(this.#plan, [record.slot]);
-      if (record.cut) await setSlotCut(this.#plan, record.slot, false);
+      for (const set of ['cut', 'unregistered'] as const) if (record[set]) await setSlot(this.#plan, set, record.slot, false);
       await this.#disk.remove(id);
       this.#records.delete(id);
       this.#options.onRelease?.(id);
@@ -166,13 +166,21 @@ export class SandboxNetwork implements Network {
   }
 
   async setCut(id: SandboxId, cut: boolean): Promise<void> {
+    await this.#setMember(id, 'cut', cut);
+  }
+
+  async setRegistrationClosed(id: SandboxId, closed: boolean): Promise<void> {
+    await this.#setMember(id, 'unregistered', closed);
+  }
+
+  async #setMember(id: SandboxId, set: SlotSet, member: boolean): Promise<void> {
     await this.#exclusively(id, async () => {
       const record = this.#record(id);
-      if (!cut && !record.cut) return;
-      // Counted as cut from before the first try until all of the last is done: what fails in between is undone by a repetition, or a release.
-      if (cut) this.#records.set(id, { ...record, cut: true });
-      await setSlotCut(this.#plan, record.slot, cut);
-      await this.#change(id, { cut });
+      if (!member && !record[set]) return;
+      // Counted as a member from before the first try until all of the last is done: a failure is undone by a repetition, or a release.
+      if (member) this.#records.set(id, { ...record, [set]: true });
+      await setSlot(this.#plan, set, record.slot, member);
+      await this.#change(id, { [set]: member });
     });
   }
 
@@ -214,7 +222,7 @@ export class SandboxNetwork implements Network {
     return record;
   }
 
-  async #change(id: SandboxId, change: Partial<Pick<NetworkRecord, 'allow' | 'cut'>>): Promise<void> {
+  async #change(id: SandboxId, change: Partial<Pick<NetworkRecord, 'allow' | SlotSet>>): Promise<void> {
     const record = { ...this.#record(id), ...change };
     await this.#disk.save(record);
     this.#records.set(id, record);

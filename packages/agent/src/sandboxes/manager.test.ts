@@ -47,6 +47,7 @@ class ImagesOnPaper implements Images {
 class NetworkOnPaper implements Network {
   readonly attached = new Map<SandboxId, readonly string[]>();
   readonly cut = new Set<SandboxId>();
+  readonly unregistered = new Set<SandboxId>();
   uncuttable = false;
   /** Thrown when a policy is to be put in force. */
   refusal: DroverError | undefined;
@@ -70,6 +71,7 @@ class NetworkOnPaper implements Network {
   async release(id: SandboxId): Promise<void> {
     this.attached.delete(id);
     this.cut.delete(id);
+    this.unregistered.delete(id);
     await Promise.resolve();
   }
   async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
@@ -82,6 +84,12 @@ class NetworkOnPaper implements Network {
     if (cut && this.uncuttable) throw new DroverError('runtime-failed', 'nft failed');
     if (cut) this.cut.add(id);
     else this.cut.delete(id);
+    await Promise.resolve();
+  }
+  async setRegistrationClosed(id: SandboxId, closed: boolean): Promise<void> {
+    if (!this.attached.has(id)) throw new DroverError('sandbox-not-found', `${id} has no network`);
+    if (closed) this.unregistered.add(id);
+    else this.unregistered.delete(id);
     await Promise.resolve();
   }
   holderOf = (): undefined => undefined;
@@ -427,6 +435,21 @@ describe('I-4: containment', () => {
       expect(network.cut.has(id)).toBe(wanted);
     }
     await expect(manager.setNetworkCut(cut(newSandboxId(), 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+  });
+
+  test('the registration port is closed and opened beside a cut, at a start too', async () => {
+    const manager = await open();
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    const say = (generation: number, registrationClosed: boolean): link.SetNetworkCut =>
+      create(link.SetNetworkCutSchema, { sandbox: ref(id, generation), cut: true, registrationClosed });
+    expect(await manager.setNetworkCut(say(2, true))).toMatchObject({ networkCut: true, registrationClosed: true });
+    expect([network.cut.has(id), network.unregistered.has(id)]).toEqual([true, true]);
+    expect(await manager.setNetworkCut(say(3, false))).toMatchObject({ networkCut: true, registrationClosed: false });
+    expect([network.cut.has(id), network.unregistered.has(id)]).toEqual([true, false]);
+    await manager.stop(stop(id, 4));
+    await manager.startAgain(create(link.StartSandboxSchema, { sandbox: ref(id, 5), registrationClosed: true }));
+    expect([network.cut.has(id), network.unregistered.has(id)]).toEqual([false, true]);
   });
 
   test('what could not be cut is not reported as cut', async () => {

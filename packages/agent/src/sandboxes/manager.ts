@@ -34,6 +34,9 @@ export interface SandboxManagerOptions extends StartOptions {
   readonly signal: AbortSignal;
 }
 
+/** What of a sandbox's network is closed by containment (I-4). */
+type Closed = Pick<SandboxRecord, 'networkCut' | 'registrationClosed'>;
+
 interface Entry {
   record: SandboxRecord;
   readonly operations: SerialExecutor;
@@ -46,7 +49,7 @@ interface Entry {
   /** What is left to it while it is stopped; a further stop may make it shorter. */
   grace: StopGrace | undefined;
   /** The newest that was said of its network (I-4), also while it is made; the record has what is in force. */
-  wish: { readonly networkCut: boolean; readonly generation: number };
+  wish: Closed & { readonly generation: number };
 }
 
 /** One owner per sandbox: the entry's executor. Everything that changes a record runs in it. */
@@ -111,6 +114,7 @@ export class SandboxManager implements Sandboxes {
         imageDigest: '',
         address: '',
         networkCut: command.networkCut,
+        registrationClosed: command.registrationClosed,
         sequence: 0,
       });
       this.#entries.set(id, entry);
@@ -174,17 +178,21 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entry(idOf(command.sandbox));
     const { id } = entry.record;
     const hasNetwork = (): boolean => entry.record.address !== '';
-    wishNetwork(entry, { sandbox: command.sandbox, networkCut: command.cut });
+    wishNetwork(entry, { sandbox: command.sandbox, networkCut: command.cut, registrationClosed: command.registrationClosed });
     // I-4: a cut does not wait for what is under way, such as a stop with a long grace. What fails here is done, and told, below. One
     // that is being made and has no network yet is started with it.
-    if (command.cut && entry.operations.waiting > 0 && hasNetwork()) await this.#options.network.setCut(id, true).catch(() => undefined);
+    if (entry.operations.waiting > 0 && hasNetwork()) {
+      const { network } = this.#options;
+      if (command.cut) await network.setCut(id, true).catch(() => undefined);
+      if (command.registrationClosed) await network.setRegistrationClosed(id, true).catch(() => undefined);
+    }
     return await entry.operations.run(async () => {
       this.#mustStillBe(entry);
-      const { networkCut } = entry.wish;
+      const closed = closedOf(entry.wish);
       // In force before it is reported; without a network there is nothing to cut until the next start.
-      if (hasNetwork()) await this.#options.network.setCut(id, networkCut);
-      if (entry.record.networkCut === networkCut) return await this.#touch(entry, command.sandbox);
-      await this.#update(entry, { networkCut, generation: generationOf(command.sandbox) });
+      if (hasNetwork()) await this.#close(id, closed);
+      if (isSame(entry.record, closed)) return await this.#touch(entry, command.sandbox);
+      await this.#update(entry, { ...closed, generation: generationOf(command.sandbox) });
       return observationOf(entry.record);
     });
   }
@@ -289,22 +297,22 @@ export class SandboxManager implements Sandboxes {
         exitCode: undefined,
         outOfMemory: false,
         finishedAt: undefined,
-        networkCut: entry.wish.networkCut,
+        ...closedOf(entry.wish),
       });
       const start = await prepareStart(this.#options, entry.record, secrets, progress, standby, signal);
       const { imageDigest, request, completed } = start;
       settled = start.settled;
       const opening = async (): Promise<void> => {
-        let { networkCut } = entry.record;
+        let closed = closedOf(entry.record);
         // I-4: what was said of its network while it was prepared is in force before anything runs in it.
-        while (networkCut !== entry.wish.networkCut) {
-          networkCut = entry.wish.networkCut;
-          await this.#options.network.setCut(id, networkCut);
+        while (!isSame(closed, entry.wish)) {
+          closed = closedOf(entry.wish);
+          await this.#close(id, closed);
         }
         // With its address in the record, at once after that look, a further cut is done by itself. R-9: what is on record as being
         // prepared has run nothing; from here on there is nothing left to be done for it.
         const { address } = request.network;
-        await this.#update(entry, { phase: 'starting', message: '', imageDigest, address, networkCut });
+        await this.#update(entry, { phase: 'starting', message: '', imageDigest, address, ...closed });
       };
       const gated = { ...request, gate: { completed, opening } };
       // The runtime's from here on.
@@ -423,7 +431,7 @@ export class SandboxManager implements Sandboxes {
       // Killed between the start and the record of it: it is the start that was under way.
       const counted = phase === 'starting' ? startCount + 1 : startCount;
       await this.#update(entry, { phase: state.phase, startCount: counted, startedAt: state.startedAt ?? entry.record.startedAt });
-      await this.#options.network.setCut(id, entry.record.networkCut).catch((error: unknown) => {
+      await this.#close(id, entry.record).catch((error: unknown) => {
         this.#logger.error({ sandbox: id, err: String(error) }, 'the network cut of an adopted sandbox could not be set');
       });
       // Without the gateway nothing leaves the sandbox; the gateway gets the table when it is up.
@@ -444,6 +452,14 @@ export class SandboxManager implements Sandboxes {
     }
     if (phase === 'starting' && startCount === 0) await this.#update(entry, { startCount: 1 });
     await this.#recordEnd(entry, state, phase === 'stopping' ? 'stopped' : 'exited');
+  }
+
+  async #close(id: SandboxId, { networkCut, registrationClosed }: Closed): Promise<void> {
+    const { network } = this.#options;
+    // A cut comes first: a failure of the rest must not leave the network open.
+    if (networkCut) await network.setCut(id, true);
+    await network.setRegistrationClosed(id, registrationClosed);
+    if (!networkCut) await network.setCut(id, false);
   }
 
   /** Takes note of a generation that asks for what is already so. */
@@ -492,7 +508,7 @@ export class SandboxManager implements Sandboxes {
 }
 
 function newEntry(record: SandboxRecord): Entry {
-  const { networkCut, generation } = record;
+  const { generation } = record;
   return {
     record,
     operations: new SerialExecutor(maxOperationsPerSandbox),
@@ -500,7 +516,7 @@ function newEntry(record: SandboxRecord): Entry {
     watch: undefined,
     dialled: new Set(),
     grace: undefined,
-    wish: { networkCut, generation },
+    wish: { ...closedOf(record), generation },
   };
 }
 
@@ -520,9 +536,17 @@ async function readToEnd(streams: ReadonlySet<Duplex>): Promise<void> {
 }
 
 /** Takes in what a command says of the network: it counts from when it comes, and not from when its turn does. An older one changes nothing. */
-function wishNetwork(entry: Entry, said: { readonly sandbox?: link.SandboxRef | undefined; readonly networkCut: boolean }): void {
+function wishNetwork(entry: Entry, said: Closed & { readonly sandbox?: link.SandboxRef | undefined }): void {
   const generation = generationOf(said.sandbox);
-  if (generation >= entry.wish.generation) entry.wish = { networkCut: said.networkCut, generation };
+  if (generation >= entry.wish.generation) entry.wish = { ...closedOf(said), generation };
+}
+
+function closedOf({ networkCut, registrationClosed }: Closed): Closed {
+  return { networkCut, registrationClosed };
+}
+
+function isSame(a: Closed, b: Closed): boolean {
+  return a.networkCut === b.networkCut && a.registrationClosed === b.registrationClosed;
 }
 
 /** May the same start succeed later? Not asked for again is what was tried here often enough: a registry has tries of its own. */

@@ -95,8 +95,12 @@ export async function prepareStart(
 }
 
 /** Before anything of the user's runs in it: the first packet meets the cut (I-4), and what it may reach it reaches. Until then, nothing. */
-async function putInForce(network: Network, { id, spec, networkCut }: SandboxRecord): Promise<void> {
-  await Promise.all([network.applyPolicy(id, spec.allow), network.setCut(id, networkCut)]);
+async function putInForce(network: Network, { id, spec, networkCut, registrationClosed }: SandboxRecord): Promise<void> {
+  await Promise.all([
+    network.applyPolicy(id, spec.allow),
+    network.setCut(id, networkCut),
+    network.setRegistrationClosed(id, registrationClosed),
+  ]);
 }
 
 async function holdImage(

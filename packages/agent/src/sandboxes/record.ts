@@ -30,6 +30,8 @@ export interface SandboxRecord {
   readonly address: string;
   /** Its network is to be cut, and is while it runs (I-4). */
   readonly networkCut: boolean;
+  /** The registration port is to be closed to it, and is while it runs (I-4). */
+  readonly registrationClosed: boolean;
   readonly sequence: number;
 }
 
@@ -51,8 +53,9 @@ const recordFile = z.object({
   startCount: z.number(),
   imageDigest: z.string(),
   address: z.string(),
-  // Records of earlier agents lack it.
+  // Records of earlier agents lack them.
   networkCut: z.boolean().default(false),
+  registrationClosed: z.boolean().default(false),
   sequence: z.number(),
 });
 
@@ -121,6 +124,7 @@ export function observationOf(record: SandboxRecord): sandbox.SandboxObservation
     outOfMemory: record.outOfMemory,
     address: record.address,
     networkCut: record.networkCut,
+    registrationClosed: record.registrationClosed,
     startCount: BigInt(record.startCount),
     imageDigest: record.imageDigest,
     runtime: record.runtime,

@@ -1,11 +1,11 @@
 import { newHostId } from '@drover/foundation';
 import { describe, expect, it } from 'vitest';
-import { killGraceMs } from '../limits.ts';
 import { newSandbox } from '../store/new-sandbox.ts';
 import { sandboxRow } from '../store/rows.ts';
-import type { HostRow, SandboxRow } from '../store/store.ts';
+import { containmentsOf } from '../store/index.ts';
+import type { ContainmentAction, HostRow, SandboxRow } from '../store/store.ts';
 import { draft } from '../store/testing/fixtures.ts';
-import { containmentActions, containProgress, inForce, releaseProgress, type ContainmentAction } from './contained.ts';
+import { containProgress, releaseProgress } from './contained.ts';
 
 const hostId = newHostId();
 const base = sandboxRow(newSandbox(draft(), 0));
@@ -13,30 +13,45 @@ const here = { name: 'alpha', connected: true } as HostRow;
 const away = { name: 'alpha', connected: false } as HostRow;
 const running: Partial<SandboxRow> = { hostId, observed: 'running', observedGeneration: 1 };
 const stopped: Partial<SandboxRow> = { hostId, observed: 'stopped', observedGeneration: 9, desired: 'stopped' };
-const killed: Partial<SandboxRow> = { desired: 'stopped', killed: true };
+const by = { by: 'admin', at: 0, reason: '' };
+const cut: Partial<SandboxRow> = { networkCut: true, containment: { 'cut-network': by } };
+const paused: Partial<SandboxRow> = { desired: 'paused', containment: { pause: by } };
+const killed: Partial<SandboxRow> = { desired: 'stopped', containment: { kill: by } };
+const revoked: Partial<SandboxRow> = { revokedAt: 1, containment: { revoke: by } };
 
 type Case = readonly [string, ContainmentAction, Partial<SandboxRow>, HostRow | undefined, boolean, boolean, RegExp];
 
 describe('I-4: how far containment has come', () => {
   const cases: readonly Case[] = [
-    ['the host has cut it', 'cut-network', { ...running, networkCut: true, observedNetworkCut: true }, here, true, false, /is cut/],
-    ['the host has not cut it yet', 'cut-network', { ...running, networkCut: true }, here, false, true, /alpha has not done it/],
-    ['the host is away', 'cut-network', { ...running, networkCut: true }, away, false, false, /alpha is not connected/],
-    ['it does not run', 'cut-network', { ...stopped, networkCut: true }, here, true, false, /first packet/],
-    ['no host has it yet', 'cut-network', { networkCut: true }, undefined, true, false, /first packet/],
+    ['the host has cut it', 'cut-network', { ...running, ...cut, observedNetworkCut: true }, here, true, false, /is cut/],
+    ['the host has not cut it yet', 'cut-network', { ...running, ...cut }, here, false, true, /alpha has not done it/],
+    ['the host is away', 'cut-network', { ...running, ...cut }, away, false, false, /alpha is not connected/],
+    ['it does not run', 'cut-network', { ...stopped, ...cut }, here, true, false, /first packet/],
+    ['no host has it yet', 'cut-network', cut, undefined, true, false, /first packet/],
     ['somebody undid it', 'cut-network', running, here, false, false, /undone/],
-    ['it is paused', 'pause', { ...running, desired: 'paused', observed: 'paused' }, here, true, false, /paused/],
-    ['it is not paused yet', 'pause', { ...running, desired: 'paused' }, here, false, true, /not done/],
-    ['the host to pause it is away', 'pause', { ...running, desired: 'paused' }, away, false, false, /not connected/],
-    ['it has no host to be paused on', 'pause', { desired: 'paused' }, undefined, false, false, /as soon as it runs/],
-    ['it ended before it was paused', 'pause', { ...stopped, desired: 'paused' }, here, false, false, /ended/],
+    ['it is paused', 'pause', { ...running, ...paused, observed: 'paused' }, here, true, false, /paused/],
+    ['it is not paused yet', 'pause', { ...running, ...paused }, here, false, true, /not done/],
+    ['the host to pause it is away', 'pause', { ...running, ...paused }, away, false, false, /not connected/],
+    ['it does not run yet', 'pause', paused, undefined, true, false, /until it is released/],
+    ['it ended before it was paused', 'pause', { ...stopped, ...paused }, here, false, false, /ended/],
     ['it is dead', 'kill', { ...stopped, ...killed }, here, true, false, /stopped/],
     ['it dies', 'kill', { ...running, ...killed }, here, false, true, /not done/],
     ['the host to kill it is away', 'kill', { ...running, ...killed }, away, false, false, /not connected/],
     ['it failed by itself', 'kill', { ...stopped, ...killed, observed: 'failed' }, here, true, false, /stopped/],
     ['it is removed, and not gone yet', 'kill', { ...running, desired: 'deleted' }, here, false, true, /not done/],
-    ['somebody started it again', 'kill', { ...running, desired: 'running' }, here, false, false, /started again/],
-    ['its identity is revoked', 'revoke', { ...running, revokedAt: 1 }, away, true, false, /revoked/],
+    ['somebody released it', 'kill', running, here, false, false, /undone/],
+    [
+      'its identity is revoked and the port closed',
+      'revoke',
+      { ...running, ...revoked, observedRegistrationClosed: true },
+      here,
+      true,
+      false,
+      /revoked/,
+    ],
+    ['the port is not closed yet', 'revoke', { ...running, ...revoked }, here, false, true, /not done/],
+    ['the host to close the port is away', 'revoke', { ...running, ...revoked }, away, false, false, /not connected/],
+    ['it is revoked and does not run', 'revoke', { ...stopped, ...revoked }, here, true, false, /revoked/],
     ['its identity was reinstated', 'revoke', running, here, false, false, /undone/],
   ];
   it.each(cases)('%s', (_what, action, columns, host, done, waits, words) => {
@@ -53,7 +68,7 @@ describe('I-4: how far the undoing has come', () => {
     ['the host has restored it', 'cut-network', running, here, true, false, /policy/],
     ['the host has not restored it yet', 'cut-network', { ...running, observedNetworkCut: true }, here, false, true, /not done/],
     ['it does not run', 'cut-network', { ...stopped, observedNetworkCut: true }, here, true, false, /does not run/],
-    ['somebody cut it again', 'cut-network', { ...running, networkCut: true }, here, false, false, /again/],
+    ['somebody cut it again', 'cut-network', { ...running, ...cut }, here, false, false, /again/],
     ['it goes on', 'pause', running, here, true, false, /runs/],
     ['it does not go on yet', 'pause', { ...running, observed: 'paused' }, here, false, true, /not done/],
     ['the host to let it go on is away', 'pause', { ...running, observed: 'paused' }, away, false, false, /not connected/],
@@ -71,6 +86,7 @@ describe('I-4: how far the undoing has come', () => {
     ['it could not start', 'kill', { ...running, observed: 'failed', message: 'no such file' }, here, false, false, /no such file/],
     ['somebody killed it again', 'kill', { ...stopped, ...killed }, here, false, false, /again/],
     ['its identity is reinstated', 'revoke', running, away, true, false, /register again/],
+    ['the port is not open yet', 'revoke', { ...running, observedRegistrationClosed: true }, here, false, true, /not done/],
   ];
   it.each(cases)('%s', (_what, action, columns, host, done, waits, words) => {
     expect(releaseProgress(action, { ...base, ...columns }, host)).toEqual({
@@ -81,11 +97,12 @@ describe('I-4: how far the undoing has come', () => {
   });
 });
 
-it('I-4: what is in force is read from what is wanted; a stop is no kill', () => {
-  const all = { networkCut: true, revokedAt: 1 };
-  expect(inForce(base)).toEqual([]);
-  expect(inForce({ ...base, ...all, desired: 'paused' })).toEqual(['cut-network', 'pause', 'revoke']);
-  expect(inForce({ ...base, ...all, ...killed })).toEqual(['cut-network', 'kill', 'revoke']);
-  expect(inForce({ ...base, desired: 'stopped', stopGraceMs: killGraceMs })).toEqual([]);
-  expect(containmentActions).toEqual(['cut-network', 'pause', 'kill', 'revoke']);
+it('I-4: what is in force is what was contained, in the order in which it is done', () => {
+  expect(containmentsOf(base)).toEqual([]);
+  expect(containmentsOf({ containment: { revoke: by, pause: by, kill: by, 'cut-network': by } })).toEqual([
+    'cut-network',
+    'pause',
+    'kill',
+    'revoke',
+  ]);
 });

@@ -1,22 +1,12 @@
 import { api } from '@drover/protocol';
-import { hasEnded, runIsOver, sandboxState } from '../store/index.ts';
-import type { HostRow, SandboxRow } from '../store/store.ts';
-import { containmentToWire } from './views.ts';
-
-/** What contains a sandbox (I-4), in the order in which it is done. */
-export const containmentActions = ['cut-network', 'pause', 'kill', 'revoke'] as const;
-export type ContainmentAction = (typeof containmentActions)[number];
+import { containmentActions, containmentsOf, hasEnded, runIsOver, sandboxState } from '../store/index.ts';
+import type { ContainmentAction, HostRow, SandboxRow } from '../store/store.ts';
 
 const fields = { 'cut-network': 'networkCut', pause: 'paused', kill: 'killed', revoke: 'revoked' } as const;
 
 /** Those that a message names. */
 export function actionsOf(containment: api.Containment | undefined): readonly ContainmentAction[] {
   return containmentActions.filter((action) => containment?.[fields[action]] === true);
-}
-
-/** Those that are wanted of a sandbox. */
-export function inForce(row: SandboxRow): readonly ContainmentAction[] {
-  return actionsOf(containmentToWire(row));
 }
 
 /** How far an action, or its undoing, has come. `waits`: more may come of it soon. */
@@ -31,8 +21,7 @@ const never = (message: string): Progress => ({ done: false, message, waits: fal
 
 /** How far an action has come, from what is wanted and what its host last said. */
 export function containProgress(action: ContainmentAction, row: SandboxRow, host: HostRow | undefined): Progress {
-  // A kill is over when nothing of it runs, whatever is wanted of it later.
-  if (row.desired !== 'deleted' && action !== 'kill' && !inForce(row).includes(action)) return never('it was undone meanwhile');
+  if (row.desired !== 'deleted' && !containmentsOf(row).includes(action)) return never('it was undone meanwhile');
   switch (action) {
     case 'cut-network':
       if (row.observed === undefined || hasEnded(row.observed)) {
@@ -41,14 +30,17 @@ export function containProgress(action: ContainmentAction, row: SandboxRow, host
       return row.observedNetworkCut ? done('its network is cut, but for the control plane’s own session') : atHost(host);
     case 'pause':
       if (row.observed === 'paused') return done('it is paused');
-      if (runIsOver(row)) return never('it has ended, and cannot be paused');
-      return row.hostId === undefined ? never('it is on no host yet; it is paused as soon as it runs') : atHost(host);
+      if (row.observed === undefined) return done('it does not run yet, and does not until it is released');
+      return runIsOver(row) ? never('it has ended, and cannot be paused') : atHost(host);
     case 'kill':
       if (hasEnded(row.observed) && (row.desired === 'stopped' || runIsOver(row))) return done('it is stopped');
-      if (row.desired !== 'stopped' && row.desired !== 'deleted') return never('it was started again meanwhile');
       return row.hostId === undefined ? done('it runs nowhere') : atHost(host);
     case 'revoke':
-      return done('its identity is revoked, and nothing registers as this sandbox');
+      if (row.observed === undefined || hasEnded(row.observed) || row.observedRegistrationClosed) {
+        return done('its identity is revoked, and it does not reach the registration port');
+      }
+      // Nothing registers as this sandbox from now on; the port is a second lock.
+      return { ...atHost(host), message: `its identity is revoked; closing the registration port: ${atHost(host).message}` };
     default:
       return action satisfies never;
   }
@@ -56,7 +48,7 @@ export function containProgress(action: ContainmentAction, row: SandboxRow, host
 
 /** How far the undoing of an action has come. */
 export function releaseProgress(action: ContainmentAction, row: SandboxRow, host: HostRow | undefined): Progress {
-  if (inForce(row).includes(action)) return never('it was contained again meanwhile');
+  if (containmentsOf(row).includes(action)) return never('it was contained again meanwhile');
   const { state, message } = sandboxState(row);
   switch (action) {
     case 'cut-network':
@@ -68,7 +60,7 @@ export function releaseProgress(action: ContainmentAction, row: SandboxRow, host
       if (state === 'failed' || state === 'stopped') return never(message === '' ? `it is ${state}` : `it is ${state}: ${message}`);
       return state === 'pending' ? never(message) : atHost(host);
     case 'revoke':
-      return done('it may register again');
+      return row.observedRegistrationClosed && !hasEnded(row.observed) ? atHost(host) : done('it may register again');
     default:
       return action satisfies never;
   }

@@ -2,12 +2,13 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError, hasCode, isHostId, isSandboxId, sentenceOf, type SandboxId } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { containWaitMs } from '../limits.ts';
+import { containWaitMs, maxContainReasonLength } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
 import { Bell } from '../reconcile/bell.ts';
-import { runIsOver } from '../store/index.ts';
-import type { SandboxRow, Tables } from '../store/store.ts';
-import { actionsOf, containmentActions, containProgress, inForce, releaseProgress, type ContainmentAction } from './contained.ts';
+import { containmentActions, containmentsOf, runIsOver } from '../store/index.ts';
+import type { ContainmentAction, ContainmentRecord, SandboxRow, Tables } from '../store/store.ts';
+import { callerOf } from './auth.ts';
+import { actionsOf, containProgress, releaseProgress } from './contained.ts';
 import type { ApiContext } from './context.ts';
 import { describeOne } from './describe.ts';
 import { once } from './idempotency.ts';
@@ -83,10 +84,16 @@ export function containmentMethods(context: ApiContext): Methods {
           hint: `name at least one of ${containmentActions.join(', ')}`,
         });
       }
+      if (request.reason.length > maxContainReasonLength) {
+        throw new DroverError('invalid-argument', `the reason has ${request.reason.length} characters`, {
+          hint: `use at most ${maxContainReasonLength}`,
+        });
+      }
+      const by = { by: callerOf(values).name, at: context.clock.now(), reason: request.reason };
       const stored = await once(store, values, methods.containSandbox, request, async (tables) => {
         const { id } = await findKept(tables, request.sandbox);
         const results: api.ContainmentResult[] = [];
-        for (const action of actions) results.push(resultOf(action, await contain(tables, id, action, actions)));
+        for (const action of actions) results.push(resultOf(action, await contain(tables, id, action, actions, by)));
         return create(api.ContainSandboxResponseSchema, { sandbox: await current(tables, id), results });
       });
       return await answer(stored, containProgress, signal);
@@ -97,8 +104,9 @@ export function containmentMethods(context: ApiContext): Methods {
         const row = await findKept(tables, request.sandbox);
         const named = actionsOf(request.actions);
         const results: api.ContainmentResult[] = [];
-        for (const action of named.length === 0 ? inForce(row) : named) {
-          results.push(resultOf(action, inForce(row).includes(action) ? await release(tables, row, action) : wasNot));
+        const inForce = containmentsOf(row);
+        for (const action of named.length === 0 ? inForce : named) {
+          results.push(resultOf(action, inForce.includes(action) ? await release(tables, row.id, action) : wasNot));
         }
         return create(api.ContainSandboxResponseSchema, { sandbox: await current(tables, row.id), results });
       });
@@ -119,13 +127,26 @@ function resultOf(action: ContainmentAction, settled: Settled): api.ContainmentR
   return create(api.ContainmentResultSchema, { action, ...settled });
 }
 
-async function contain(tables: Tables, id: SandboxId, action: ContainmentAction, all: readonly ContainmentAction[]): Promise<Settled> {
+async function contain(
+  tables: Tables,
+  id: SandboxId,
+  action: ContainmentAction,
+  all: readonly ContainmentAction[],
+  by: ContainmentRecord,
+): Promise<Settled> {
+  if (action === 'pause' && all.includes('kill')) return { done: true, message: 'it is killed, which is more' };
+  const settled = await apply(tables, id, action);
+  // Who did it is recorded of what is in force only.
+  if (settled === undefined) await tables.sandboxes.setContainment(id, action, by);
+  return settled;
+}
+
+async function apply(tables: Tables, id: SandboxId, action: ContainmentAction): Promise<Settled> {
   switch (action) {
     case 'cut-network':
       await tables.sandboxes.setNetworkCut(id, true);
       return undefined;
     case 'pause':
-      if (all.includes('kill')) return { done: true, message: 'it is killed, which is more' };
       return await wanted(async () => await tables.sandboxes.setDesired(id, 'paused'));
     case 'kill':
       return await wanted(async () => await tables.sandboxes.setDesired(id, 'stopped', { kill: true }));
@@ -137,26 +158,31 @@ async function contain(tables: Tables, id: SandboxId, action: ContainmentAction,
   }
 }
 
-async function release(tables: Tables, row: SandboxRow, action: ContainmentAction): Promise<Settled> {
+async function release(tables: Tables, id: SandboxId, action: ContainmentAction): Promise<Settled> {
+  // First: what it keeps from running is to run.
+  const row = await tables.sandboxes.setContainment(id, action, undefined);
   switch (action) {
     case 'cut-network':
-      await tables.sandboxes.setNetworkCut(row.id, false);
+      await tables.sandboxes.setNetworkCut(id, false);
       return undefined;
     case 'pause':
+      if (row.containment.kill !== undefined) return { done: true, message: 'it is killed too' };
+      if (row.desired === 'stopped') return { done: true, message: 'it was stopped meanwhile' };
       if (runIsOver(row)) {
         // To want it running would be to start it again.
-        await tables.sandboxes.setDesired(row.id, 'stopped');
+        await tables.sandboxes.setDesired(id, 'stopped');
         return { done: true, message: 'it has ended meanwhile' };
       }
-      return await wanted(async () => await tables.sandboxes.setDesired(row.id, 'running'));
+      return await wanted(async () => await placeSandbox(tables, await tables.sandboxes.setDesired(id, 'running')));
     case 'kill':
+      if (row.containment.pause !== undefined) return { done: true, message: 'it stays stopped: a pause contains it too' };
       return await wanted(async () => {
         // The grace of the kill goes with it.
-        const asked = await tables.sandboxes.setDesired(row.id, 'running', { graceMs: row.spec.stopGraceMs });
+        const asked = await tables.sandboxes.setDesired(id, 'running', { graceMs: row.spec.stopGraceMs });
         await placeSandbox(tables, asked);
       });
     case 'revoke':
-      await tables.identities.setRevoked(row.id, false);
+      await tables.identities.setRevoked(id, false);
       return undefined;
     default:
       return action satisfies never;

@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import { DroverError, isErrorCode, splitSentence, startFailure, type SandboxId } from '@drover/foundation';
 import { api, link } from '@drover/protocol';
 import { exitReportMs, hostCallTimeoutMs } from '../limits.ts';
-import { sandboxState } from '../store/index.ts';
+import { refuseContained, sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { connectionBroke } from './errors.ts';
@@ -67,10 +67,11 @@ export function endedError(row: SandboxRow): DroverError {
 
 /**
  * What is asked of a paused sandbox would wait, without a word, for somebody to resume it.
- * @throws {DroverError} sandbox-not-running
+ * @throws {DroverError} sandbox-not-running; failed-precondition when a containment has paused it
  */
 export function refusePaused(row: SandboxRow): void {
   if (sandboxState(row).state !== 'paused') return;
+  refuseContained(row);
   throw new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} is paused`, {
     hint: `\`drover sandbox resume ${labelOf(row)}\` lets it go on`,
   });

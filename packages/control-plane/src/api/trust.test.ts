@@ -303,8 +303,11 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
 
     test('revoked: nothing registers any more, and its session is greeted anew; so again when that is lifted', async () => {
       await using api = await start();
-      const { id } = await runs(api);
-      const answer = await api.client.sandboxes.contain('box', ['revoke']);
+      const { id, hostId } = await runs(api);
+      const revoking = api.client.sandboxes.contain('box', ['revoke']);
+      await until(api, id, (row) => row.revokedAt !== undefined);
+      await api.observe(hostId, id, { state: RUNNING, registrationClosed: true });
+      const answer = await revoking;
       expect(resultsOf(answer)).toEqual([['revoke', true, expect.stringContaining('revoked')]]);
       expect(answer.sandbox).toMatchObject({ identity: { verdict: 'revoked', thumbprint: '' }, containment: { revoked: true } });
       expect(await api.client.identities.list()).toEqual([]);
@@ -325,7 +328,10 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       };
       expect(await api.store.identities.register(claim)).toMatchObject({ kind: 'refused', why: 'revoked' });
 
-      expect(resultsOf(await api.client.sandboxes.release('box', ['revoke']))).toEqual([['revoke', true, 'it may register again']]);
+      const releasing = api.client.sandboxes.release('box', ['revoke']);
+      await until(api, id, (row) => row.revokedAt === undefined);
+      await api.observe(hostId, id, { state: RUNNING });
+      expect(resultsOf(await releasing)).toEqual([['revoke', true, 'it may register again']]);
       await vi.waitFor(() => expect(api.sessions.redialled).toEqual([id, id]));
       expect(await api.store.identities.register(claim)).toMatchObject({ kind: 'welcome' });
     });
@@ -339,7 +345,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect(resultsOf(answer)).toEqual([
         ['cut-network', false, expect.stringMatching(/host-of-box is not connected.*as soon as the host is back/)],
         ['pause', false, expect.stringContaining('not connected')],
-        ['revoke', true, expect.stringContaining('revoked')],
+        ['revoke', false, expect.stringMatching(/identity is revoked.*not connected/)],
       ]);
       expect(await api.store.sandboxes.get(id)).toMatchObject({ networkCut: true, desired: 'paused', revokedAt: expect.any(Number) });
     });
@@ -382,7 +388,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect((await api.client.sandboxes.stop('box')).containment?.killed).toBe(false);
       // It takes its time, and is killed meanwhile.
       const killing = api.client.sandboxes.contain('box', ['kill']);
-      await until(api, id as SandboxId, (row) => row.killed);
+      await until(api, id as SandboxId, (row) => row.containment.kill !== undefined);
       await api.observe(hostId, id, { state: STOPPED, exitCode: 137 });
       expect((await killing).sandbox?.containment?.killed).toBe(true);
     });
@@ -423,15 +429,18 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
         ['kill', true, 'it was not in force'],
       ]);
       expect((await api.store.sandboxes.get(id))?.generation).toBe(before?.generation);
-      await api.store.sandboxes.setDesired(id, 'paused');
+      const pausing = api.client.sandboxes.contain('box', ['pause']);
+      await until(api, id, (row) => row.desired === 'paused');
       await api.observe(hostId, id, { state: STOPPED, exitCode: 1 });
+      await pausing;
       expect(resultsOf(await api.client.sandboxes.release('box'))).toEqual([['pause', true, 'it has ended meanwhile']]);
       expect(await api.store.sandboxes.get(id)).toMatchObject({ desired: 'stopped', observed: 'stopped' });
     });
 
     test('L-20: repeated with its key, it undoes nothing that was done in between', async () => {
       await using api = await start();
-      const { id } = await runs(api);
+      const { id, hostId } = await runs(api);
+      await api.observe(hostId, id, { state: STOPPED });
       const client = raw(api);
       const contain = { idempotencyKey: 'contain', sandbox: 'box', actions: { revoked: true } };
       expect((await client.containSandbox(contain)).results).toMatchObject([{ action: 'revoke', done: true }]);
@@ -441,6 +450,56 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect((await api.store.sandboxes.get(id))?.revokedAt).toBe(undefined);
     });
 
+    test('nothing but a release lets it run again, and the refusal says who contained it, when and why', async () => {
+      const clock = new FakeClock(Date.parse('2026-01-02T03:04:05Z'));
+      await using api = await startTestApi({ storeUrl: await stores.newUrl(), clock });
+      const { id, hostId } = await runs(api);
+      const pausing = api.client.sandboxes.contain('box', ['pause'], { reason: 'phones home' });
+      await until(api, id, (row) => row.desired === 'paused');
+      await api.observe(hostId, id, { state: PAUSED });
+      expect((await pausing).sandbox?.containment?.records).toMatchObject([{ action: 'pause', by: 'admin', reason: 'phones home' }]);
+      const refusal = {
+        code: 'failed-precondition',
+        message: 'sandbox box is contained: it is paused, by admin at 2026-01-02T03:04:05.000Z: "phones home"',
+        hint: '`drover sandbox release box` lifts that',
+      };
+      expect(await errorOf(api.client.sandboxes.resume('box'))).toMatchObject(refusal);
+      expect(await errorOf(api.client.sandboxes.exec('box', { argv: ['ls'] }).exit)).toMatchObject(refusal);
+      // The first containment stands; a later reason is added to it.
+      await api.client.sandboxes.contain('box', ['pause'], { reason: 'sends spam' });
+      await api.client.sandboxes.contain('box', ['pause']);
+      expect((await api.store.sandboxes.get(id))?.containment.pause).toMatchObject({ at: clock.now(), reason: 'sends spam' });
+
+      await api.client.sandboxes.stop('box');
+      expect((await errorOf(api.client.sandboxes.start('box'))).message).toContain('it is paused');
+      await api.observe(hostId, id, { state: STOPPED });
+      expect((await errorOf(api.client.sandboxes.start('box'))).message).toContain('it is paused');
+      await api.client.sandboxes.contain('box', ['kill'], { reason: 'again' });
+      expect((await errorOf(api.client.sandboxes.start('box'))).message).toMatch(/it is paused.*; it is killed, .*"again"/);
+
+      expect(resultsOf(await api.client.sandboxes.release('box', ['kill']))).toEqual([['kill', true, expect.stringContaining('a pause')]]);
+      expect(resultsOf(await api.client.sandboxes.release('box'))).toEqual([['pause', true, 'it was stopped meanwhile']]);
+      expect((await api.client.sandboxes.get('box')).containment?.records).toEqual([]);
+      expect(await api.client.sandboxes.start('box')).toMatchObject({ containment: { killed: false, paused: false } });
+      const events = (await api.store.events.after(0, 100, { subject: id })).filter(({ type }) => /Contained|Released/.test(type));
+      expect(events.map(({ type, data }) => [type, data['action'], data['reason']])).toEqual([
+        ['SandboxContained', 'pause', 'phones home'],
+        ['SandboxContained', 'pause', 'sends spam'],
+        ['SandboxContained', 'kill', 'again'],
+        ['SandboxReleased', 'kill', undefined],
+        ['SandboxReleased', 'pause', undefined],
+      ]);
+    });
+
+    test('an ordinary pause and an ordinary stop are no containment', async () => {
+      await using api = await start();
+      const { id, hostId } = await runs(api);
+      await api.client.sandboxes.pause('box');
+      await api.observe(hostId, id, { state: PAUSED });
+      expect(resultsOf(await api.client.sandboxes.release('box'))).toEqual([]);
+      expect((await api.client.sandboxes.resume('box')).containment?.records).toEqual([]);
+    });
+
     test('the grace of a kill does not stay for the stops that follow', async () => {
       await using api = await start();
       const { id, hostId } = await runs(api);
@@ -448,8 +507,10 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       await until(api, id, (row) => row.desired === 'stopped');
       await api.observe(hostId, id, { state: STOPPED });
       await killing;
-      await api.client.sandboxes.start('box');
+      const releasing = api.client.sandboxes.release('box');
+      await until(api, id, (row) => row.desired === 'running');
       await api.observe(hostId, id, { state: RUNNING, startCount: 2n });
+      await releasing;
       await api.client.sandboxes.stop('box');
       const { stopGraceMs, spec } = await api.store.sandboxes.find('box');
       expect(stopGraceMs).toBe(spec.stopGraceMs);

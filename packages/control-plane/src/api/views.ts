@@ -3,7 +3,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { api } from '@drover/protocol';
 import type { Identity } from '../identity/registry.ts';
 import type { SessionStatus } from '../sessions/sessions.ts';
-import { sandboxState } from '../store/index.ts';
+import { containmentActions, sandboxState } from '../store/index.ts';
 import type { HostRow, SandboxRow, SandboxStateName } from '../store/store.ts';
 import type { InitView, SandboxView, TrustCheck } from '../worldview/index.ts';
 
@@ -89,13 +89,17 @@ function initStatus({ state, since, place, failure }: InitView): api.InitStatus 
   });
 }
 
-/** What containment is wanted (I-4). */
+/** The containments that are in force (I-4), with who asked for each. */
 export function containmentToWire(row: SandboxRow): api.Containment {
   return create(api.ContainmentSchema, {
-    networkCut: row.networkCut,
-    paused: row.desired === 'paused',
-    killed: row.killed,
-    revoked: row.revokedAt !== undefined,
+    networkCut: row.containment['cut-network'] !== undefined,
+    paused: row.containment.pause !== undefined,
+    killed: row.containment.kill !== undefined,
+    revoked: row.containment.revoke !== undefined,
+    records: containmentActions.flatMap((action) => {
+      const record = row.containment[action];
+      return record === undefined ? [] : [{ action, by: record.by, at: timestampFromMs(record.at), reason: record.reason }];
+    }),
   });
 }
 

@@ -191,4 +191,34 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     await store.sandboxes.setDesired(row.id, 'stopped', { kill: true });
     await becomes(row, 'stopped');
   });
+
+  it('I-4: a stop of a sandbox that a pause contains has no grace in which it would run again', async () => {
+    const graces: number[] = [];
+    host.before = (operation) => {
+      if (operation.case === 'stop') graces.push(operation.value.graceMs);
+    };
+    const row = await placement.placeNow((await create()).id);
+    await becomes(row, 'running');
+    await store.together(async (tables) => {
+      await tables.sandboxes.setDesired(row.id, 'paused');
+      await tables.sandboxes.setContainment(row.id, 'pause', { by: 'admin', at: 0, reason: '' });
+    });
+    await becomes(row, 'paused');
+    await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 60_000 });
+    await becomes(row, 'stopped');
+    expect(graces).toEqual([killGraceMs]);
+  });
+
+  it('I-4: a revoked sandbox is made, and kept, without the way to register, until it is reinstated', async () => {
+    const row = await create();
+    await store.identities.setRevoked(row.id, true);
+    await placement.placeNow(row.id);
+    await becomes(row, 'running');
+    expect((await get(row)).observedRegistrationClosed).toBe(true);
+    await store.identities.setRevoked(row.id, false);
+    // The event of the release is a sandbox's; that of the identity is not followed.
+    await store.sandboxes.setContainment(row.id, 'revoke', { by: 'admin', at: 0, reason: '' });
+    await until(async () => !(await get(row)).observedRegistrationClosed);
+    expect(commands()).toEqual(['create', 'setNetworkCut']);
+  });
 });

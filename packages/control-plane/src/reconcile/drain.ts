@@ -1,7 +1,7 @@
 import type { Clock, HostId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import { placementRequest, plan, type Placement } from '../placement/index.ts';
-import { hasEnded, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { hasEnded, mayNotRun, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
 
 export interface DrainOptions {
   readonly store: Store;
@@ -53,7 +53,8 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
     for (const row of (await store.sandboxes.onHost(hostId)).filter(runs)) {
       // Already asked to end: its host reports when it has.
       if (row.desired === 'stopped' || row.desired === 'deleted') continue;
-      const moved = await move(options, row);
+      // I-4: what is contained by a pause is not made anew elsewhere, where it would lose what there is to look into.
+      const moved = !mayNotRun(row) && (await move(options, row));
       if (moved) yield* progress(await remainingOn(store, hostId), `${row.name} moves to another host`, false);
       else if (stop) await store.sandboxes.setDesired(row.id, 'stopped');
       else left.push(row);
@@ -62,7 +63,11 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
     const remaining = await remainingOn(store, hostId);
     if (remaining === left.length) {
       const names = left.map((row) => row.name).join(', ');
-      yield* progress(remaining, remaining === 0 ? 'nothing runs on it any more' : `no other host has room for ${names}`, true);
+      yield* progress(
+        remaining,
+        remaining === 0 ? 'nothing runs on it any more' : `no other host takes ${names}: there is no room, or it is contained`,
+        true,
+      );
       return;
     }
     yield* progress(remaining, 'waiting for what is stopping', false);

@@ -3,7 +3,8 @@ import { DroverError, hasCode, type HostId, type SandboxId } from '@drover/found
 import { link, sandbox } from '@drover/protocol';
 import type { Hub, Operation } from '../hub/hub.ts';
 import type { SecretBox } from '../secrets/index.ts';
-import type { SandboxRow, Store } from '../store/index.ts';
+import { killGraceMs } from '../limits.ts';
+import { mayNotRun, type SandboxRow, type Store } from '../store/index.ts';
 import type { CopyStep, Step } from './plan.ts';
 
 /** What a step did to the host's copy. */
@@ -91,21 +92,34 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
           spec: hostSpec(row.spec),
           secrets: await secretsOf(row, context),
           networkCut: row.networkCut,
+          registrationClosed: row.revokedAt !== undefined,
         }),
       };
     case 'start':
       return {
         case: 'start',
-        value: create(link.StartSandboxSchema, { ...target, secrets: await secretsOf(row, context), networkCut: row.networkCut }),
+        value: create(link.StartSandboxSchema, {
+          ...target,
+          secrets: await secretsOf(row, context),
+          networkCut: row.networkCut,
+          registrationClosed: row.revokedAt !== undefined,
+        }),
       };
     case 'stop':
-      return { case: 'stop', value: create(link.StopSandboxSchema, { ...target, graceMs: row.stopGraceMs }) };
+      // I-4: a grace would let a sandbox that is contained by a pause run again.
+      return {
+        case: 'stop',
+        value: create(link.StopSandboxSchema, { ...target, graceMs: mayNotRun(row) ? killGraceMs : row.stopGraceMs }),
+      };
     case 'pause':
       return { case: 'pause', value: create(link.PauseSandboxSchema, target) };
     case 'resume':
       return { case: 'resume', value: create(link.ResumeSandboxSchema, target) };
     case 'cut':
-      return { case: 'setNetworkCut', value: create(link.SetNetworkCutSchema, { ...target, cut: row.networkCut }) };
+      return {
+        case: 'setNetworkCut',
+        value: create(link.SetNetworkCutSchema, { ...target, cut: row.networkCut, registrationClosed: row.revokedAt !== undefined }),
+      };
     default:
       return step.kind satisfies never;
   }

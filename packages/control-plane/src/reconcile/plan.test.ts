@@ -47,7 +47,8 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
     networkCut: false,
     observedNetworkCut: false,
     revokedAt: undefined,
-    killed: false,
+    observedRegistrationClosed: false,
+    containment: {},
     ...change,
   };
 }
@@ -58,6 +59,7 @@ function copy(state: StateName, generation = 1, id: string = newSandboxId()): sa
 
 describe('planning one sandbox', () => {
   const over = { observed: 'stopped', observedGeneration: 1 } as const;
+  const by = { by: 'admin', at: 0, reason: '' };
   const cases: readonly [string, Partial<SandboxRow>, [StateName, number] | undefined, Step['kind'] | undefined][] = [
     ['L-22: placed and not made yet', {}, undefined, 'create'],
     ['begun, and its host has no trace of it', { observed: 'preparing', observedGeneration: 1 }, undefined, 'create'],
@@ -97,6 +99,14 @@ describe('planning one sandbox', () => {
     ['wanted deleted, and gone', { desired: 'deleted', generation: 2 }, undefined, 'gone'],
     ['L-26: a copy from an earlier placement', { generation: 3, startGeneration: 3, placedGeneration: 3 }, ['RUNNING', 1], 'fence'],
     ['given up by the control plane, and running', { observed: 'failed', observedGeneration: 1 }, ['RUNNING', 1], 'stop'],
+    ['I-4: contained by a pause before it was made', { desired: 'paused', containment: { pause: by } }, undefined, undefined],
+    ['I-4: contained by a pause while it is prepared', { desired: 'paused', containment: { pause: by } }, ['PREPARING', 1], undefined],
+    [
+      'I-4: contained by a pause, and to be started again',
+      { ...over, desired: 'paused', generation: 2, startGeneration: 2, containment: { pause: by } },
+      ['STOPPED', 1],
+      undefined,
+    ],
   ];
   it.each(cases)('%s', (_, change, seen, expected) => {
     const wanted = row(change);
@@ -124,6 +134,16 @@ describe('planning one sandbox', () => {
     const held = { ...copy(state, 1, wanted.id), networkCut };
     expect([planNetwork(wanted, held)?.kind, planSandbox(wanted, held)?.kind]).toEqual([network, rest]);
     expect(planHost([wanted], [held]).map(({ kind }) => kind)).toEqual([network, rest].filter((kind) => kind !== undefined));
+  });
+
+  it.each([
+    [1, false, 'cut'],
+    [1, true, undefined],
+    [undefined, true, 'cut'],
+    [undefined, false, undefined],
+  ])('I-4: the registration port is closed to what is revoked: revoked at %j, closed %j', (revokedAt, registrationClosed, step) => {
+    const wanted = row({ revokedAt });
+    expect(planNetwork(wanted, { ...copy('RUNNING', 1, wanted.id), registrationClosed })?.kind).toBe(step);
   });
 
   it('L-22: what ran before and is to be tried again is started, not created', () => {

@@ -1,6 +1,6 @@
 import type { SandboxId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import { runIsOver, type SandboxRow } from '../store/index.ts';
+import { mayNotRun, runIsOver, type SandboxRow } from '../store/index.ts';
 
 const { SandboxState } = sandbox;
 
@@ -59,7 +59,8 @@ export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxOb
 export function planNetwork(row: SandboxRow | undefined, copy: sandbox.SandboxObservation | undefined): CopyStep | undefined {
   if (row === undefined || copy === undefined || row.desired === 'deleted') return undefined;
   const belongs = Number(copy.generation) >= row.placedGeneration;
-  return belongs && !isOver(copy.state) && row.networkCut !== copy.networkCut ? { kind: 'cut', row } : undefined;
+  const isAsWanted = row.networkCut === copy.networkCut && (row.revokedAt !== undefined) === copy.registrationClosed;
+  return belongs && !isOver(copy.state) && !isAsWanted ? { kind: 'cut', row } : undefined;
 }
 
 /** There is no copy here. */
@@ -69,7 +70,8 @@ function planAbsent(row: SandboxRow): Step | undefined {
   // A creation that failed left nothing behind that a new start could lose.
   const wantsCopy = row.desired !== 'stopped' && !runIsOver(row) && !everRan;
   if (!wantsCopy) return { kind: 'gone', row };
-  return row.pendingReason === '' ? { kind: 'create', row } : undefined;
+  // I-4: a pause of a sandbox that does not run yet keeps it from running at all.
+  return row.pendingReason === '' && !mayNotRun(row) ? { kind: 'create', row } : undefined;
 }
 
 /** Wanted running or paused, and there is a copy. */
@@ -77,13 +79,13 @@ function planAlive(row: SandboxRow, copy: sandbox.SandboxObservation): Step | un
   if (isOver(copy.state)) {
     // Its run is over: it is begun again only for a wish that came after (`drover run` ends with its command).
     if (runIsOver(row) || Number(copy.generation) >= row.startGeneration) return undefined;
-    return row.pendingReason === '' ? { kind: 'start', row } : undefined;
+    return row.pendingReason === '' && !mayNotRun(row) ? { kind: 'start', row } : undefined;
   }
   // The control plane gave it up (its init plan failed, for instance): nothing of it is to go on running.
   if (runIsOver(row) && row.observed === 'failed') return { kind: 'stop', row };
   if (copy.state === SandboxState.PREPARING) {
     // A try that failed for what may pass, or one under way from before this link: asked for again, it is the same one (L-19).
-    return runIsOver(row) ? undefined : { kind: copy.startCount === 0n ? 'create' : 'start', row };
+    return runIsOver(row) || mayNotRun(row) ? undefined : { kind: copy.startCount === 0n ? 'create' : 'start', row };
   }
   if (row.desired === 'paused') return copy.state === SandboxState.RUNNING ? { kind: 'pause', row } : undefined;
   return copy.state === SandboxState.PAUSED ? { kind: 'resume', row } : undefined;

@@ -1,6 +1,6 @@
 import type { Clock, Logger, SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { containmentsOf, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
 
 export interface UpkeepOptions {
   readonly store: Store;
@@ -84,7 +84,7 @@ export class Upkeep {
     const before = clock.now() - limits.removeOnExitMs;
     for (const { id } of await store.sandboxes.finished(before)) {
       // Started again since, it is not removed in mid-run.
-      const when = (row: SandboxRow): boolean => runIsOver(row) && row.updatedAt <= before;
+      const when = (row: SandboxRow): boolean => runIsOver(row) && row.updatedAt <= before && containmentsOf(row).length === 0;
       const { desired } = await store.sandboxes.setDesired(id, 'deleted', { when });
       if (desired === 'deleted') logger.info({ sandboxId: id }, 'removed: its command has ended (--rm)');
     }

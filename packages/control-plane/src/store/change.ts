@@ -131,6 +131,9 @@ export function emitChange(tx: Tx, before: SandboxRow, after: SandboxRow): void 
   if (before.observedNetworkCut !== after.observedNetworkCut) {
     tx.emit(sandboxEvent(after, after.observedNetworkCut ? 'SandboxNetworkCut' : 'SandboxNetworkRestored'));
   }
+  if (before.observedRegistrationClosed !== after.observedRegistrationClosed) {
+    tx.emit(sandboxEvent(after, after.observedRegistrationClosed ? 'SandboxRegistrationClosed' : 'SandboxRegistrationOpened'));
+  }
 }
 
 export async function readHost(tx: Tx, id: HostId): Promise<HostRow> {

@@ -18,16 +18,15 @@ export function desiredPatch(
   options: DesiredOptions = {},
 ): Updateable<SandboxTable> | undefined {
   const over = runIsOver(sandboxRow(row));
-  const kill = desired === 'stopped' && options.kill === true;
-  const graceMs = kill ? killGraceMs : options.graceMs;
-  if (row.desired === 'stopped' && desired === 'stopped') return hastened(row, kill, graceMs ?? 0);
+  const graceMs = desired === 'stopped' && options.kill === true ? killGraceMs : options.graceMs;
+  if (row.desired === 'stopped' && desired === 'stopped') return hastened(row, graceMs ?? 0);
   // Wanted running and its run is over: to want it running again is a new start.
   if (row.desired === desired && !(desired === 'running' && over)) return undefined;
   if (row.desired === 'deleted') {
     throw new DroverError('failed-precondition', `${row.name} is being deleted`, { hint: 'create a new sandbox' });
   }
   const generation = row.generation + 1;
-  const change = { desired, generation, killed: kill ? 1 : 0, ...(graceMs === undefined ? {} : { stop_grace_ms: graceMs }) };
+  const change = { desired, generation, ...(graceMs === undefined ? {} : { stop_grace_ms: graceMs }) };
   switch (desired) {
     case 'running': {
       const startsAgain = over || row.desired === 'stopped';
@@ -61,17 +60,11 @@ export function desiredPatch(
   }
 }
 
-/** A stop that is wanted already and has not ended: it may become shorter, or a kill (I-4). The agent keeps the shortest in any case. */
-function hastened(row: StoredSandbox, kill: boolean, graceMs: number): Updateable<SandboxTable> | undefined {
+/** A stop that is wanted already and has not ended: it may become shorter. The agent keeps the shortest in any case. */
+function hastened(row: StoredSandbox, graceMs: number): Updateable<SandboxTable> | undefined {
   if (hasEnded(sandboxRow(row).observed)) return undefined;
   const shorter = graceMs > 0 && (row.stop_grace_ms === 0 || graceMs < row.stop_grace_ms);
-  const becomesKill = kill && row.killed === 0;
-  if (!shorter && !becomesKill) return undefined;
-  return {
-    generation: row.generation + 1,
-    ...(shorter ? { stop_grace_ms: graceMs } : {}),
-    ...(becomesKill ? { killed: 1 } : {}),
-  };
+  return shorter ? { generation: row.generation + 1, stop_grace_ms: graceMs } : undefined;
 }
 
 /** It was stopped before any host had begun with it. */

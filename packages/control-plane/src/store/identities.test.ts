@@ -583,11 +583,11 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     // As the version before left it.
     for (const statement of [
       'drop index sandboxes_to_remove',
-      ...['network_cut', 'observed_network_cut', 'revoked_at', 'killed', 'remove_on_exit'].map(
+      ...['network_cut', 'observed_network_cut', 'revoked_at', 'containment', 'observed_registration_closed', 'remove_on_exit'].map(
         (name) => `alter table sandboxes drop column ${name}`,
       ),
       ...['identities', 'sandbox_certificates', 'sandbox_tokens', 'sandbox_views'].map((name) => `drop table ${name}`),
-      `delete from drover_migrations where name = '004-identities'`,
+      `delete from drover_migrations where name in ('004-identities', '005-containment')`,
     ]) {
       await stores.run(url, statement);
     }

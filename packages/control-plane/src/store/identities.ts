@@ -189,7 +189,8 @@ export class SqlIdentityStore implements IdentityStore {
       const row = await this.#lockKept(tx, id);
       if (row === undefined || (row.revoked_at !== null) === revoked) return false;
       // The reservation does not move, so the host need not be locked.
-      await changeSandbox(tx, row, { revoked_at: revoked ? tx.now : null });
+      // A new generation: its host closes the registration port to it, or opens it.
+      await changeSandbox(tx, row, { revoked_at: revoked ? tx.now : null, generation: row.generation + 1 });
       const evicted = revoked ? await evictIdentity(tx, id, 'revoked') : undefined;
       const data = evicted === undefined ? {} : { thumbprint: evicted.thumbprint };
       tx.emit({ kind: 'identity', type: revoked ? 'IdentityRevoked' : 'IdentityReinstated', subject: id, data });

@@ -42,7 +42,8 @@ const columns = {
   network_cut: true,
   observed_network_cut: true,
   revoked_at: true,
-  killed: true,
+  containment: true,
+  observed_registration_closed: true,
   remove_on_exit: true,
 } satisfies Record<keyof StoredSandbox, true>;
 
@@ -91,7 +92,8 @@ export function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
     network_cut: 0,
     observed_network_cut: 0,
     revoked_at: null,
-    killed: 0,
+    containment: '{}',
+    observed_registration_closed: 0,
     remove_on_exit: draft.spec.removeOnExit ? 1 : 0,
   };
 }

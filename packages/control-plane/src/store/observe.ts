@@ -46,6 +46,7 @@ export function observationPatch(
     runtime: seen.runtime,
     image_digest: seen.imageDigest,
     observed_network_cut: seen.networkCut ? 1 : 0,
+    observed_registration_closed: seen.registrationClosed ? 1 : 0,
     start_count: Number(seen.startCount),
     started_at: milliseconds(seen.startedAt),
     lost_since: null,
@@ -86,7 +87,8 @@ export async function applyObservations(
 }
 
 export function removesItself(row: StoredSandbox): boolean {
-  return row.desired !== 'deleted' && row.remove_on_exit === 1;
+  // What is contained is kept for whoever looks into it.
+  return row.desired !== 'deleted' && row.remove_on_exit === 1 && row.containment === '{}';
 }
 
 function milliseconds(time: Timestamp | undefined): number | null {

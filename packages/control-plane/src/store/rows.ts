@@ -79,7 +79,8 @@ export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.Sandbox
     networkCut: row.network_cut === 1,
     observedNetworkCut: row.observed_network_cut === 1,
     revokedAt: optional(row.revoked_at),
-    killed: row.desired === 'stopped' && row.killed === 1,
+    observedRegistrationClosed: row.observed_registration_closed === 1,
+    containment: row.containment === '{}' ? {} : (JSON.parse(row.containment) as SandboxRow['containment']),
   };
 }
 

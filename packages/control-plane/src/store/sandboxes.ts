@@ -3,6 +3,7 @@ import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, emitChange, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
 import { isUniqueViolation, type Tx } from './database.ts';
+import { refuseContained } from './containment.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
@@ -13,7 +14,15 @@ import { rowWithSpec, sandboxRow } from './rows.ts';
 import type { StoredSandbox } from './schema.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
 import { hasEnded, runIsOver, startOf } from './state.ts';
-import type { DesiredOptions, DesiredState, SandboxDraft, SandboxRow, SandboxStore } from './store.ts';
+import type {
+  ContainmentAction,
+  ContainmentRecord,
+  DesiredOptions,
+  DesiredState,
+  SandboxDraft,
+  SandboxRow,
+  SandboxStore,
+} from './store.ts';
 
 const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
 
@@ -116,6 +125,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
         throw new DroverError('sandbox-not-found', `${row.name} was deleted`, { hint: 'create a new sandbox' });
       }
       if (options.when?.(sandboxRow(row)) === false) return sandboxRow(row);
+      if (desired === 'running') refuseContained(sandboxRow(row));
       const patch = desiredPatch(row, host, desired, tx.now, options);
       if (patch === undefined) return sandboxRow(row);
       const after = sandboxRow(await changeSandbox(tx, row, patch));
@@ -179,6 +189,24 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       // The reservation does not move, so the host need not be locked.
       const after = sandboxRow(await changeSandbox(tx, row, { network_cut: cut ? 1 : 0, generation: row.generation + 1 }));
       tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', { networkCut: cut, generation: after.generation }));
+      return after;
+    });
+  }
+
+  async setContainment(id: SandboxId, action: ContainmentAction, by: ContainmentRecord | undefined): Promise<SandboxRow> {
+    return await this.database.transact(async (tx) => {
+      const [stored] = await lockSandboxes(this.database, tx, { ids: [id] });
+      if (stored === undefined || stored.deleted_at !== null) throw sandboxNotFound(id);
+      const row = sandboxRow(stored);
+      const before = row.containment[action];
+      const { [action]: _, ...others } = row.containment;
+      const record = by === undefined || before === undefined ? by : { ...before, reason: by.reason === '' ? before.reason : by.reason };
+      if (record?.reason === before?.reason && (record === undefined) === (before === undefined)) return row;
+      const containment = JSON.stringify(record === undefined ? others : { ...others, [action]: record });
+      // A new generation: the host's loop plans by it.
+      const after = sandboxRow(await changeSandbox(tx, stored, { containment, generation: stored.generation + 1 }));
+      const data = record === undefined ? { action } : { action, by: record.by, reason: record.reason };
+      tx.emit(sandboxEvent(after, record === undefined ? 'SandboxReleased' : 'SandboxContained', data));
       return after;
     });
   }

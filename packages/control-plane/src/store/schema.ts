@@ -96,8 +96,9 @@ export interface SandboxTable {
   network_cut: number;
   observed_network_cut: number;
   revoked_at: number | null;
-  /** The stop that is wanted is a kill (I-4). */
-  killed: number;
+  /** JSON: a ContainmentRecord by ContainmentAction. */
+  containment: string;
+  observed_registration_closed: number;
   remove_on_exit: number;
 }
 

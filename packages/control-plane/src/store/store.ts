@@ -120,14 +120,29 @@ export interface SandboxRow {
   readonly observedNetworkCut: boolean;
   /** Contained (I-4): nothing registers for it until this is lifted. */
   readonly revokedAt: number | undefined;
-  /** Contained (I-4): it is wanted stopped by a kill, not by a stop. */
-  readonly killed: boolean;
+  /** Whether its host reports that the registration port is closed to it. */
+  readonly observedRegistrationClosed: boolean;
+  /** The containments that are in force (I-4), each with who asked for it. */
+  readonly containment: Readonly<Partial<Record<ContainmentAction, ContainmentRecord>>>;
+}
+
+/** The ways to contain a sandbox (I-4), in the order in which they are done. */
+export const containmentActions = ['cut-network', 'pause', 'kill', 'revoke'] as const;
+export type ContainmentAction = (typeof containmentActions)[number];
+
+/** Who contained a sandbox, when and why. */
+export interface ContainmentRecord {
+  /** The name of the caller's token; empty for a containment of an earlier version. */
+  readonly by: string;
+  /** Milliseconds since the epoch. */
+  readonly at: number;
+  readonly reason: string;
 }
 
 export interface DesiredOptions {
   /** Between SIGTERM and SIGKILL, of a stop. Milliseconds; 0 is the host's own. */
   readonly graceMs?: number;
-  /** Contains it (I-4): the stop has the least grace that there is, and is remembered as a kill. */
+  /** The stop has the least grace that there is (I-4). */
   readonly kill?: boolean;
   /** Asked of the row as it is when it would be changed; false changes nothing. */
   readonly when?: (row: SandboxRow) => boolean;
@@ -186,6 +201,7 @@ export interface SandboxStore {
   /**
    * Changes what is wanted; the same state again changes nothing, but for a stop that has not ended: a kill, or a shorter grace, takes
    * the place of the one under way. Deleting a sandbox that is on no host deletes it.
+   * @throws {DroverError} failed-precondition for `running` while a pause or a kill contains it (I-4)
    */
   setDesired(id: SandboxId, desired: DesiredState, options?: DesiredOptions): Promise<SandboxRow>;
   /** Applies what a host saw; older sequences, and hosts that it is not placed on, are dropped. Gives the rows that changed. */
@@ -212,6 +228,11 @@ export interface SandboxStore {
   finished(before: number): Promise<readonly SandboxRow[]>;
   /** Wants its network cut, or not any more (I-4); raises the generation. The same again changes nothing. */
   setNetworkCut(id: SandboxId, cut: boolean): Promise<SandboxRow>;
+  /**
+   * Records that a containment is in force, and by whom, or with undefined that it is not any more; emits SandboxContained or
+   * SandboxReleased. A record that is there stays, but for the reason, which a later one that has a reason replaces.
+   */
+  setContainment(id: SandboxId, action: ContainmentAction, by: ContainmentRecord | undefined): Promise<SandboxRow>;
   /**
    * As `fail`, reason `init-failed`, for the start (`startOf`) whose init plan failed. False, and nothing done, when that is not the start
    * that its host said last, when another is asked for, or when the host has said how it ended.

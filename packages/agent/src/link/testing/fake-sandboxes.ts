@@ -66,7 +66,7 @@ export class FakeSandboxes implements Sandboxes {
   async setNetworkCut(command: link.SetNetworkCut): Promise<sandbox.SandboxObservation> {
     const { sandboxId, generation } = refOf(command.sandbox);
     this.#get(sandboxId);
-    return this.set(sandboxId, { generation, networkCut: command.cut });
+    return this.set(sandboxId, { generation, networkCut: command.cut, registrationClosed: command.registrationClosed });
   }
 
   async destroy(command: link.DestroySandbox): Promise<void> {

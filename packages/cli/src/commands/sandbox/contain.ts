@@ -11,8 +11,12 @@ export interface ContainFlags {
   readonly revoke?: boolean;
 }
 
+interface ReasonFlag {
+  readonly reason?: string;
+}
+
 /** I-4: whatever its session is, and without one. Ends with 0 when all is done, and with 6 when something has to wait for the host. */
-export async function contain(cli: Cli, [reference]: readonly [string], flags: ContainFlags): Promise<number> {
+export async function contain(cli: Cli, [reference]: readonly [string], flags: ContainFlags & ReasonFlag): Promise<number> {
   const actions = actionsIn(flags);
   if (actions.length === 0) {
     throw new DroverError('invalid-argument', 'contain needs at least one of --cut-network, --pause, --kill and --revoke', {
@@ -20,7 +24,7 @@ export async function contain(cli: Cli, [reference]: readonly [string], flags: C
     });
   }
   const client = await cli.connect();
-  return tell(cli, await client.sandboxes.contain(reference, actions, { signal: cli.signal }));
+  return tell(cli, await client.sandboxes.contain(reference, actions, { reason: flags.reason ?? '', signal: cli.signal }));
 }
 
 /** Undoes it: what the flags name, or all that is in force; ends as `contain` does. */

@@ -70,7 +70,14 @@ describe('sandbox get shows', () => {
   });
 
   test('what containment is in force', () => {
-    expect(rows(box({ containment: { networkCut: true, revoked: true } }))).toMatchObject({ contained: 'network cut, identity revoked' });
+    const at = timestampFromMs(Date.now() - 180_000);
+    const records = [
+      { action: 'cut-network', by: 'admin', at, reason: 'phones home' },
+      { action: 'revoke', by: '', at },
+    ];
+    expect(
+      details(box({ containment: { networkCut: true, revoked: true, records } })).filter((line) => line.startsWith('contained:')),
+    ).toEqual(['contained:   network cut by admin 3m ago: phones home', 'contained:   identity revoked 3m ago']);
     expect(rows(box({ containment: {} }))).not.toHaveProperty('contained');
   });
 });

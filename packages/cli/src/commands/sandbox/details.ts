@@ -1,5 +1,4 @@
 import type { api } from '@drover/protocol';
-import { actionsOf, type ContainmentAction } from '@drover/sdk';
 import { oneLine } from '../../output/output.ts';
 import { initText } from './init-text.ts';
 import { age, sandboxLabel, stateText } from './show.ts';
@@ -12,12 +11,7 @@ export function details(sandbox: api.Sandbox): readonly string[] {
     ['id', sandbox.id],
     ['state', stateText(sandbox)],
     ['message', sandbox.message],
-    [
-      'contained',
-      actionsOf(sandbox.containment)
-        .map((action) => inForce[action])
-        .join(', '),
-    ],
+    ...(sandbox.containment?.records ?? []).map((record) => ['contained', containmentText(record)] as const),
     ['image', sandbox.spec?.image ?? ''],
     ['digest', sandbox.imageDigest],
     ['command', (sandbox.spec?.command ?? []).join(' ')],
@@ -46,12 +40,17 @@ export function details(sandbox: api.Sandbox): readonly string[] {
   });
 }
 
-const inForce: Readonly<Record<ContainmentAction, string>> = {
+const effects: Readonly<Record<string, string>> = {
   'cut-network': 'network cut',
   pause: 'paused',
   kill: 'killed',
   revoke: 'identity revoked',
 };
+
+/** `killed by admin 3m ago: phones home`. */
+export function containmentText({ action, by, at, reason }: api.ContainmentRecord): string {
+  return `${effects[action] ?? action}${by === '' ? '' : ` by ${by}`} ${ago(age(at))}${reason === '' ? '' : `: ${reason}`}`;
+}
 
 /** `lab.web, trusted`; `lab.web, untrusted (cn-mismatch): why`. */
 function identityText(identity: api.IdentityStatus | undefined): string {

@@ -1,7 +1,8 @@
 import { api } from '@drover/protocol';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
+import { messageJson, oneLine } from '../../output/output.ts';
 import type { Column } from '../../output/table.ts';
+import { containmentText } from './details.ts';
 import { age } from './show.ts';
 
 const { PASS, FAIL } = api.TrustCheck_Verdict;
@@ -23,6 +24,9 @@ export default async function explain(cli: Cli, [reference]: readonly [string]):
   const client = await cli.connect();
   const answer = await client.sandboxes.explain(reference, cli.signal);
   if (cli.out.json) cli.out.object(messageJson(api.ExplainSandboxResponseSchema, answer));
-  else cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check was made yet');
+  else {
+    for (const record of answer.sandbox?.containment?.records ?? []) cli.out.line(`contained: ${oneLine(containmentText(record))}`);
+    cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check was made yet');
+  }
   return answer.checks.length > 0 && answer.checks.every(({ verdict }) => verdict === PASS) ? 0 : 1;
 }

@@ -29,10 +29,10 @@ export function stateText(sandbox: api.Sandbox): string {
   return sandbox.reason !== '' && (name === 'failed' || name === 'pending' || name === 'lost') ? `${name} (${sandbox.reason})` : name;
 }
 
-/** What makes a sandbox one to look at: `contained`, `untrusted`. That it is paused, its state says. */
+/** What makes a sandbox one to look at: `contained`, `untrusted`. */
 export function marks({ containment, identity }: api.Sandbox): readonly string[] {
   return [
-    ...(actionsOf(containment).some((action) => action !== 'pause') ? ['contained'] : []),
+    ...(actionsOf(containment).length > 0 ? ['contained'] : []),
     // What was revoked is contained.
     ...(identity?.verdict === 'untrusted' ? ['untrusted'] : []),
   ];

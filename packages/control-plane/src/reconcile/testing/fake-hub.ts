@@ -38,7 +38,13 @@ export class FakeHost {
     id: string,
     generation: bigint,
     state: StateName,
-    more: { readonly exitCode?: number; readonly reason?: string; readonly startCount?: bigint; readonly networkCut?: boolean } = {},
+    more: {
+      readonly exitCode?: number;
+      readonly reason?: string;
+      readonly startCount?: bigint;
+      readonly networkCut?: boolean;
+      readonly registrationClosed?: boolean;
+    } = {},
   ): sandbox.SandboxObservation {
     const copy = create(sandbox.SandboxObservationSchema, {
       sandboxId: id,
@@ -48,6 +54,7 @@ export class FakeHost {
       startCount: 1n,
       runtime: 'fake',
       networkCut: this.copies.get(id)?.networkCut ?? false,
+      registrationClosed: this.copies.get(id)?.registrationClosed ?? false,
       ...more,
     });
     this.copies.set(id, copy);
@@ -160,7 +167,8 @@ export class FakeHub implements Hub {
       case: 'sandbox',
       value: host.set(id, generation, state, more),
     });
-    const cut = operation.case === 'create' || operation.case === 'start' ? { networkCut: operation.value.networkCut } : {};
+    const { networkCut, registrationClosed } = operation.case === 'create' || operation.case === 'start' ? operation.value : {};
+    const cut = networkCut === undefined || registrationClosed === undefined ? {} : { networkCut, registrationClosed };
     const need = (): void => {
       if (existing === undefined) throw new DroverError('sandbox-not-found', `no ${id} here`);
     };
@@ -176,7 +184,10 @@ export class FakeHub implements Hub {
         return answer('PAUSED');
       case 'setNetworkCut':
         need();
-        return answer(host.has(id) ?? 'RUNNING', { networkCut: operation.value.cut });
+        return answer(host.has(id) ?? 'RUNNING', {
+          networkCut: operation.value.cut,
+          registrationClosed: operation.value.registrationClosed,
+        });
       case 'stop':
         return existing === undefined ? { case: undefined } : answer('STOPPED');
       case 'destroy':

@@ -1,0 +1,43 @@
+import { DroverError } from '@drover/foundation';
+import { containmentActions, type ContainmentAction, type ContainmentRecord, type SandboxRow } from './store.ts';
+
+type Contained = Pick<SandboxRow, 'containment'>;
+
+const effects: Readonly<Record<ContainmentAction, string>> = {
+  'cut-network': 'its network is cut',
+  pause: 'it is paused',
+  kill: 'it is killed',
+  revoke: 'its identity is revoked',
+};
+
+/** The containments that are in force, in the order in which they are done. */
+export function containmentsOf(row: Contained): readonly ContainmentAction[] {
+  return containmentActions.filter((action) => row.containment[action] !== undefined);
+}
+
+/** Whether something keeps it from running until it is released. */
+export function mayNotRun({ containment }: Contained): boolean {
+  return containment.pause !== undefined || containment.kill !== undefined;
+}
+
+/** `it is killed, by admin at 2026-01-01T00:00:00.000Z: "phones home"`. */
+export function containmentText(action: ContainmentAction, { by, at, reason }: ContainmentRecord): string {
+  const who = by === '' ? '' : ` by ${by}`;
+  return `${effects[action]},${who} at ${new Date(at).toISOString()}${reason === '' ? '' : `: ${JSON.stringify(reason)}`}`;
+}
+
+/**
+ * I-4: only a release undoes a containment. Anything else that would let the sandbox run again is refused.
+ * @throws {DroverError} failed-precondition while a pause or a kill contains it
+ */
+export function refuseContained(row: Pick<SandboxRow, 'name' | 'project' | 'containment'>): void {
+  const inForce = (['pause', 'kill'] as const).flatMap((action) => {
+    const record = row.containment[action];
+    return record === undefined ? [] : [containmentText(action, record)];
+  });
+  if (inForce.length === 0) return;
+  const label = row.project === '' ? row.name : `${row.project}/${row.name}`;
+  throw new DroverError('failed-precondition', `sandbox ${label} is contained: ${inForce.join('; ')}`, {
+    hint: `\`drover sandbox release ${label}\` lifts that`,
+  });
+}
