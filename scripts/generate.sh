@@ -2,8 +2,10 @@
 # Generates packages/protocol/src/generated from proto/, and docs/limits.md from the packages' limits. Needs no network.
 # With --check it changes nothing, and fails when what is there differs.
 set -eu
-cd "$(dirname "$0")/../proto"
-PATH="$PWD/../node_modules/.bin:$PATH"
+root=$(cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/node.sh"
+cd "$root/proto"
+PATH=$node_directory:$root/node_modules/.bin:$PATH
 export PATH
 target=../packages/protocol/src/generated
 buf lint

@@ -7,7 +7,8 @@ cd -- "$(dirname -- "$0")/.."
 root=$PWD
 
 sh scripts/bootstrap.sh test
-PATH=$root/node_modules/.bin:$PATH
+. "$root/scripts/node.sh"
+PATH=$node_directory:$root/node_modules/.bin:$PATH
 export PATH
 NODE_COMPILE_CACHE=$root/.cache/compile
 export NODE_COMPILE_CACHE

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Runs a command with the pinned Node.js and the packages' programs in PATH: `with-node.sh COMMAND…`. `npm run` alone finds the machine's Node.js.
+set -eu
+root=$(cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/node.sh"
+PATH=$node_directory:$root/node_modules/.bin:$PATH
+export PATH
+exec "$@"
