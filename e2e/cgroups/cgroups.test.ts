@@ -14,8 +14,8 @@ const combinations = [
 ] as const;
 
 /**
- * The cgroup layouts, whichever this machine has. The layout belongs to the whole kernel, so a kernel of its own runs as a
- * program (User-mode Linux) and has real sandboxes in it, with each OCI runtime program that Debian has.
+ * Real sandboxes on each cgroup layout, with each OCI runtime program of Debian, whatever layout this machine has. The layout belongs to
+ * the whole kernel, so they run under a kernel of their own, in a virtual machine.
  */
 describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   let directory: string;
@@ -24,7 +24,7 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   beforeAll(async () => {
     directory = await mkdtemp(join(tmpdir(), 'drover-vm-'));
     await buildGuest(directory);
-    const console_ = await runMachine(directory, 340_000);
+    const console_ = await runMachine(directory, 340);
     results = [...console_.matchAll(/^drover-result (\{.*\})\r?$/gm)].map(([, json = '']) => JSON.parse(json) as GuestResult);
     if (results.length !== combinations.length) throw new Error(`not every combination has a result: ${console_.slice(-4000)}`);
   }, 360_000);

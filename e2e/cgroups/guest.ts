@@ -1,6 +1,6 @@
 /**
  * Runs inside the virtual machine: mounts a cgroup layout, runs real sandboxes in it with each OCI runtime program, and prints
- * one line of JSON for each: `drover-result {…}`. Bundled; the files of the machine that it is on are there to be read.
+ * one line of JSON for each: `drover-result {…}`.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -45,8 +45,7 @@ const combinations: Record<GuestResult['layout'], readonly (readonly [string, Gu
 
 const look =
   'cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max; do [ ! -e $f ] || cat $f; done; mkdir mine';
-/** All that this kernel has. cpuset, which it has not, is for machines with several CPUs; Drover sets nothing there. */
-const v1Controllers = ['cpu', 'cpuacct', 'memory', 'pids', 'devices', 'freezer', 'blkio'];
+const v1Controllers = ['cpu', 'cpuacct', 'cpuset', 'memory', 'pids', 'devices', 'freezer', 'blkio'];
 
 function mountLayout(layout: GuestResult['layout']): void {
   if (layout === 'v2') {

@@ -1,74 +1,115 @@
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cp, readdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { createWriteStream } from 'node:fs';
+import { cp, mkdir, readdir, realpath, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { promisify } from 'node:util';
 import { build } from 'esbuild';
+import { repository } from '../harness/index.ts';
 
-const repository = join(import.meta.dirname, '..', '..');
-/** Kernel modules that a sandbox needs; a disk with a file system of its own is a loop device. */
-const modules = ['overlay', 'veth', 'loop'];
+const run = promisify(execFile);
+/** Debian's cloud kernel and the modules that a sandbox needs, unpacked by scripts/bootstrap.sh. */
+const kernelDirectory = join(repository, '.cache', 'kernel');
+/** What the guest runs: the OCI runtime programs, and the programs that the agent and its test harness call. */
+const programs = ['runc', 'crun', 'ip', 'mount', 'umount', 'find', 'newuidmap'];
+const busybox = '/bin/busybox';
 
-const kernel = '/usr/bin/linux.uml';
-const kernelModules = '/usr/lib/uml/modules';
+/**
+ * The machine that QEMU emulates, and its console. q35 has the timers by which the kernel measures the CPU's clock; the smaller microvm has
+ * none, and there the kernel does not boot while this machine is busy.
+ */
+const machines: Partial<Record<NodeJS.Architecture, { readonly emulator: string; readonly type: string; readonly console: string }>> = {
+  x64: { emulator: 'qemu-system-x86_64', type: 'q35', console: 'ttyS0' },
+  arm64: { emulator: 'qemu-system-aarch64', type: 'virt', console: 'ttyAMA0' },
+};
 
-/** Puts the guest's program, in one file and that of its thread, and the kernel's modules into a directory. */
+/**
+ * Makes the guest's file system, `initramfs`, in a directory: its program and the programs that it runs, with their libraries. The kernel
+ * unpacks it into memory, so the guest needs no disk and no driver.
+ */
 export async function buildGuest(directory: string): Promise<void> {
-  const names = await readdir(kernelModules, { recursive: true });
-  for (const name of modules) {
-    const path = names.find((one) => one.endsWith(`/${name}.ko`));
-    if (path === undefined) throw new Error(`the kernel has no module ${name}`);
-    await cp(join(kernelModules, path), join(directory, `${name}.ko`));
-  }
+  const root = join(directory, 'root');
+  for (const name of ['bin', 'dev', 'etc', 'proc', 'run', 'sys', 'tmp']) await mkdir(join(root, name), { recursive: true });
   await build({
-    // A thread of the agent's is started from its own file, beside.
+    // The agent starts a thread from a file beside its own.
     entryPoints: {
       guest: join(import.meta.dirname, 'guest.ts'),
       'binding-thread': join(repository, 'packages/agent/src/runtimes/oci/binding-thread.ts'),
     },
-    outdir: directory,
+    outdir: join(root, 'guest'),
     bundle: true,
     platform: 'node',
     format: 'esm',
     conditions: ['development'],
     banner: { js: "import { createRequire as requireOf } from 'node:module'; const require = requireOf(import.meta.url);" },
   });
-  await writeFile(join(directory, 'package.json'), JSON.stringify({ type: 'module' }));
-  await cp(join(repository, 'packages/agent/src/runtimes/testing/init.cjs'), join(directory, 'init.cjs'));
-  await writeFile(join(directory, 'init'), initScript(directory, join(repository, 'node_modules/.bin/node')), { mode: 0o755 });
+  await writeFile(join(root, 'guest/package.json'), JSON.stringify({ type: 'module' }));
+  await cp(join(repository, 'packages/agent/src/runtimes/testing/init.cjs'), join(root, 'guest/init.cjs'));
+  await cp(process.execPath, join(root, 'bin/node'));
+  const located = await Promise.all(programs.map(async (name) => (await run('which', [name])).stdout.trim()));
+  for (const path of [busybox, ...located]) await cp(path, join(root, path), { dereference: true });
+  for (const library of await librariesOf([process.execPath, ...located])) {
+    await mkdir(dirname(join(root, library)), { recursive: true });
+    await cp(library, join(root, library), { dereference: true });
+  }
+  const modules = (await readdir(kernelDirectory)).filter((name) => name.endsWith('.ko'));
+  for (const name of modules) await cp(join(kernelDirectory, name), join(root, 'guest', name));
+  await writeFile(join(root, 'etc/passwd'), 'root:x:0:0:root:/root:/bin/sh\n');
+  await writeFile(join(root, 'init'), initScript(modules), { mode: 0o755 });
+  const pack = spawn(busybox, ['sh', '-c', 'find . | cpio -o -H newc'], { cwd: root, stdio: ['ignore', 'pipe', 'ignore'] });
+  await pipeline(pack.stdout, createWriteStream(join(directory, 'initramfs')));
 }
 
-/** The kernel's first program. The root is this machine's, which cannot be written to; what is written is in the guest's memory. */
-const initScript = (directory: string, node: string): string => `#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run/tmp
+/** The shared libraries that programs load, by the path under which each is looked for. */
+async function librariesOf(files: readonly string[]): Promise<ReadonlySet<string>> {
+  const lists = await Promise.all(files.map(async (file) => (await run('ldd', [await realpath(file)])).stdout));
+  return new Set(lists.flatMap((list) => [...list.matchAll(/(?:=> |^\s+)(\/\S+)/gm)].map(([, path = '']) => path)));
+}
+
+/**
+ * The kernel's first program. A container's root can replace only a root that is a mount with a parent, which the initramfs is not, so the
+ * script binds it over itself first.
+ */
+const initScript = (modules: readonly string[]): string => `#!${busybox} sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+if [ "$1" != bound ]; then
+  ${busybox} mkdir /bound
+  ${busybox} mount --bind / /bound
+  cd /bound
+  ${busybox} mount --move . /
+  exec ${busybox} chroot . /init bound
+fi
+${busybox} --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-mkdir -p /dev/pts /dev/shm /dev/mqueue
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm /dev/mqueue /run/netns
 mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /run
-mkdir -m 1777 /run/tmp
-mkdir /run/netns
-for module in ${modules.join(' ')}; do /bin/busybox insmod ${directory}/$module.ko; done
+for module in ${modules.join(' ')}; do insmod /guest/$module; done
 ip link set lo up
-${node} --disable-warning=ExperimentalWarning ${directory}/guest.js 2>&1
-/bin/busybox poweroff -f
+node --disable-warning=ExperimentalWarning /guest/guest.js 2>&1
+poweroff -f
 `;
 
-/** Boots Debian's User-mode Linux, a kernel as a program, and gives its console once it has powered off. */
-export async function runMachine(directory: string, timeoutMs: number): Promise<string> {
-  const root = ['root=/dev/root', 'rootfstype=hostfs', 'rootflags=/', 'ro'];
-  const consoles = ['con=null', 'con0=null,fd:1'];
-  const child = spawn(kernel, ['mem=2048M', ...root, ...consoles, `init=${join(directory, 'init')}`, 'quiet'], {
+/**
+ * Boots the kernel with the guest's file system in QEMU, and returns the console's output once the machine has powered off. QEMU emulates the
+ * CPU: hardware virtualization is absent on many CI machines, and may hang where it is nested.
+ */
+export async function runMachine(directory: string, timeoutSeconds: number): Promise<string> {
+  const machine = machines[process.arch];
+  if (machine === undefined) throw new Error(`there is no virtual machine for ${process.arch}`);
+  const hardware = ['-machine', machine.type, '-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '2', '-m', '2048'];
+  const boot = ['-kernel', join(kernelDirectory, 'vmlinuz'), '-initrd', join(directory, 'initramfs')];
+  const append = ['-append', `console=${machine.console} quiet panic=-1`];
+  const devices = ['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none', '-serial', 'stdio'];
+  // timeout(1) ends the machine even when this process is killed.
+  const child = spawn('timeout', ['--signal=KILL', String(timeoutSeconds), machine.emulator, ...hardware, ...boot, ...append, ...devices], {
     stdio: ['ignore', 'pipe', 'pipe'],
-    // The guest's memory is a file in the one, what the kernel keeps about itself is in the other.
-    env: { TMPDIR: directory, HOME: directory },
-    // Its processes are in its group.
-    detached: true,
   });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (output += text));
-  const timer = setTimeout(() => child.pid !== undefined && process.kill(-child.pid, 'SIGKILL'), timeoutMs);
   const [code] = (await once(child, 'close')) as [number | null];
-  clearTimeout(timer);
   if (code !== 0) throw new Error(`the machine ended with ${code}: ${output.slice(-4000)}`);
   return output;
 }
