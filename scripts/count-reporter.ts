@@ -15,11 +15,7 @@ export default class CountReporter implements Reporter {
     for (const testModule of modules) {
       let inModule = 0;
       for (const test of testModule.children.allTests()) {
-        const { state, errors = [] } = test.result();
-        if (test.diagnostic()?.flaky === true) {
-          console.log(`passed on a further try only: ${testModule.relativeModuleId} > ${test.fullName}`);
-          for (const { stack, message } of errors) console.log(stack ?? message);
-        }
+        const { state } = test.result();
         if (state === 'passed') {
           passed++;
         } else if (state === 'failed' || !this.#filtered) {

@@ -43,7 +43,7 @@ describe('a connection of a sandbox', () => {
     await clock.advance(2_000);
     await closed;
     expect(logged('the wait for a call')).toBe(true);
-    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => world.listener.connections).toBe(0);
   });
 
   it('is cut when a call takes too long, however busy it is meanwhile', async () => {
@@ -72,9 +72,9 @@ describe('a connection of a sandbox', () => {
     // What another host says of this sandbox is another sandbox, as far as room goes.
     sockets.push(await world.as({ ...box, origin: { ...box.origin, hostId: other.origin.hostId } }));
     for (const socket of sockets) socket.destroy();
-    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => world.listener.connections).toBe(0);
     (await world.as(box)).destroy();
-    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => world.listener.connections).toBe(0);
   });
 
   it('is one of those of its host: one more is closed at once, whatever sandbox it is said to be of, and others are not', async () => {
@@ -89,9 +89,9 @@ describe('a connection of a sandbox', () => {
     await expect(world.as(box)).rejects.toMatchObject({ code: 'ECONNRESET' });
     (await world.as(await world.box(await world.host()))).destroy();
     for (const stream of open) stream.destroy();
-    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => world.listener.connections).toBe(0);
     (await world.as(box)).destroy();
-    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => world.listener.connections).toBe(0);
   });
 
   it('is one of many: one more is closed at once', async () => {
@@ -105,7 +105,7 @@ describe('a connection of a sandbox', () => {
     expect(world.listener.connections).toBe(sandboxConnections);
     await expect(world.as(box)).rejects.toMatchObject({ code: 'ECONNRESET' });
     for (const stream of open) stream.destroy();
-    await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => world.listener.connections).toBe(0);
   });
 });
 

@@ -70,12 +70,14 @@ async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Pro
   });
 }
 
-/** The certificate with another text for its first or second date (RFC 5280, section 4.1.2.5.1: tag 0x17, 13 characters). */
+/**
+ * The certificate with another text for its first or second date. Both stand in one SEQUENCE of 30 bytes, each with the tag 0x17 and 13
+ * characters (RFC 5280, section 4.1.2.5.1). Two bytes alone could also stand in the random serial number before it.
+ */
 function withoutDate(certificatePem: string, which: number): string {
   const der = Buffer.from(new X509Certificate(certificatePem).raw);
-  const tag = Buffer.from([0x17, 13]);
-  const first = der.indexOf(tag);
-  der.write('no date at al', which === 0 ? first + 2 : der.indexOf(tag, first + 15) + 2, 'latin1');
+  const validity = der.indexOf(Buffer.from([0x30, 30, 0x17, 13]));
+  der.write('no date at al', validity + (which === 0 ? 4 : 19), 'latin1');
   return `-----BEGIN CERTIFICATE-----\n${der.toString('base64')}\n-----END CERTIFICATE-----\n`;
 }
 
