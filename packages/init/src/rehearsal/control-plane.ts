@@ -76,12 +76,15 @@ class Call<I extends DescMessage, O extends DescMessage> {
     this.#stream.write(Buffer.concat([head, bytes]));
   }
 
-  /** The next answer; undefined at the end of the call. */
+  /** The next response; undefined at the end of the call, which is then ended from this side too: init would wait `lingerMs` for that. */
   async next(): Promise<MessageShape<O> | undefined> {
     const length = (): number => (this.#received.length < 5 ? 5 : 5 + this.#received.readUInt32BE(1));
     while (this.#received.length < length()) {
       const part = await this.#parts.next();
-      if (part.done === true) return undefined;
+      if (part.done === true) {
+        this.#stream.end();
+        return undefined;
+      }
       this.#received = Buffer.concat([this.#received, part.value]);
     }
     const end = length();
