@@ -58,6 +58,8 @@ export const maxSessionRequests = 32;
 export const maxRunningSteps = 8;
 /** Steps that run once a start and have ended, whose end is kept (I-32); one more is refused with no-room. */
 export const maxOnceSteps = 16;
+/** Characters of git's own words in the error of a step that ran it. */
+export const maxComplaintLength = 1000;
 /** Characters of a step's name. */
 export const maxStepNameLength = 64;
 /** The timeout of a step that names none, and the longest that one may name. Milliseconds. */

@@ -17,7 +17,7 @@ import {
 import { startOf } from '../store/state.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
-import { failedUnbegun, Session, type Remembered, type SessionContext } from './session.ts';
+import { failedUnbegun, mayHaveBegun, recall, Session, type Remembered, type SessionContext } from './session.ts';
 import type { InitClient, SessionStatus } from './sessions.ts';
 import { isDialable, isToRun } from './target.ts';
 import { judge, type PeerVerdict } from './trust.ts';
@@ -203,7 +203,7 @@ export class Dial implements DialView {
       if (!isToRun(row)) return;
       if (ended && startOf(row) !== this.#startCount) continue;
       const message = ended ? 'its init said that the main process had ended, and its host says that it runs' : this.#status.lastError;
-      if (ended && memory.completedStart !== this.#startCount) memory.interruptedPlans++;
+      if (ended && !mayHaveBegun(memory, this.#startCount)) memory.interruptedPlans++;
       logger.warn({ sandbox: this.#id, reason: message }, 'SessionBroken');
       journal.publish({ kind: 'session', type: 'SessionBroken', subject: this.#id, data: { message } });
       if (memory.interruptedPlans >= interruptedPlansMax) await this.#planFailed(row, message);
@@ -268,8 +268,10 @@ export class Dial implements DialView {
         logger.info({ sandbox: this.#id, attempt: this.#status.attempts, reason: message }, 'a session attempt failed');
         const delayMs = this.#backoff.nextMs();
         if (clock.now() + delayMs >= until) {
-          if (row !== undefined && this.#context.memory.interruptedPlans > 0) await this.#planFailed(row, message);
-          if (row !== undefined && (await this.#neverBegan(row))) await this.#failUnbegun(row, message);
+          if (row !== undefined && (await this.#neverBegan(row))) {
+            if (this.#context.memory.interruptedPlans > 0) await this.#planFailed(row, message);
+            await this.#failUnbegun(row, message);
+          }
           throw new DialFailed(
             'unreachable',
             `no session with the sandbox could be had: ${message}`,
@@ -300,16 +302,17 @@ export class Dial implements DialView {
   }
 
   /**
-   * The sandbox runs, and its user's command does not: nobody came through to start it. Where that is not certain, the command may be
-   * at work, and the sandbox is left alone.
+   * The sandbox runs, and its user's command cannot have begun: no session came as far as starting it. Where that is not certain, the
+   * command may be at work, and the sandbox is left alone.
    */
   async #neverBegan(row: Reachable): Promise<boolean> {
     const { memory, worldview, logger } = this.#context;
     const start = startOf(row);
-    if (row.observed !== 'running' || memory.completedStart === start || memory.readyAsked === start) return false;
+    if (row.observed !== 'running' || mayHaveBegun(memory, start)) return false;
     try {
       const { init: view } = await worldview.get(this.#id);
-      return view.startCount !== start || (view.state === 'running' && view.place?.step !== 'agent-ready');
+      recall(memory, view, start);
+      return !mayHaveBegun(memory, start);
     } catch (error) {
       logger.error({ sandbox: this.#id, err: error }, 'the view of a sandbox that does not answer could not be read');
       return false;

@@ -275,6 +275,18 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     expect(failure(id)).toMatchObject({ reason: 'init-interrupted' });
   });
 
+  it('again and again after its plan was completed, has failed nothing: its workload is left at work', async () => {
+    const id = running();
+    const view = emptyView(id);
+    views.set(id, { ...view, init: { ...view.init, startCount: 1, state: 'completed' } });
+    dialer.dial(id);
+    await clock.advance(120_000);
+    connect = () => Promise.reject(new Error('nobody answers'));
+    await clock.advance(120_000);
+    expect(attempts.length).toBeGreaterThan(5);
+    expect(failed).toEqual([]);
+  });
+
   it('and is started again, is dialled again as that start', async () => {
     const id = running();
     dialer.dial(id);
@@ -343,9 +355,12 @@ describe('I-30: a sandbox that runs and whose init never answers', () => {
     expect(failure(id)).toMatchObject({ reason: 'unreachable' });
   });
 
-  it('is given up in the middle of a plan that an earlier control plane began', async () => {
+  it.each([
+    ['began', { state: 'running' }],
+    ['lost', { state: 'failed', failure: { reason: 'transport-error', message: 'the session broke' } }],
+  ] as const)('is given up in the middle of a plan that an earlier control plane %s', async (_, view) => {
     const id = running();
-    ofPlan(id, { place: { step: 'git', index: 1, count: 2 } });
+    ofPlan(id, { ...view, place: { step: 'git', index: 1, count: 2 } });
     dialer.dial(id);
     await clock.advance(120_000);
     expect(failed).toEqual([id]);
@@ -354,6 +369,14 @@ describe('I-30: a sandbox that runs and whose init never answers', () => {
   it.each([
     ['was started', { state: 'completed', place: undefined }],
     ['may have been started', { place: { step: 'agent-ready', index: 2, count: 2 } }],
+    [
+      'may have been started before the session broke',
+      {
+        state: 'failed',
+        place: { step: 'agent-ready', index: 2, count: 2 },
+        failure: { reason: 'transport-error', message: 'the session broke' },
+      },
+    ],
   ] as const)('is left alone when its command %s', async (_, view) => {
     const id = running();
     ofPlan(id, view);

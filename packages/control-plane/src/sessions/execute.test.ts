@@ -20,13 +20,13 @@ afterEach(async () => await world[Symbol.asyncDispose]());
 const whole = {
   setup: {
     files: [{ path: '.netrc', source: { case: 'secret' as const, value: 'NETRC' } }],
-    git: { config: { 'user.name': 'N' } },
+    git: { config: { 'user.name': 'N' }, clones: [{ url: 'ssh://git@example.org/x', path: 'x' }] },
     ssh: { knownHosts: ['h k'] },
     postInit: 'make',
   },
   secrets: { NETRC: 'password' },
 };
-const allSteps = ['config', 'git', 'ssh', 'post-init', 'agent-ready'];
+const allSteps = ['config', 'git', 'ssh', 'clone', 'post-init', 'agent-ready'];
 
 type Box = Awaited<ReturnType<World['box']>>;
 
@@ -76,17 +76,18 @@ describe('I-29: the plan', () => {
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
     expect(box.peer.steps()).toEqual(allSteps);
     expect(await initEvents(box)).toEqual([
-      'InitStarted 5',
+      'InitStarted 6',
       ...allSteps.flatMap((step) => [`InitStepStarted ${step}`, `InitStepCompleted ${step}`]),
-      'InitCompleted 5',
+      'InitCompleted 6',
     ]);
     const { data } = (await world.events(box.id)).find(({ type, data: of }) => type === 'InitStepCompleted' && of['step'] === 'git') ?? {};
-    expect(data).toEqual({ step: 'git', index: 2, count: 5, exitCode: 0, durationMs: expect.any(Number) });
+    expect(data).toEqual({ step: 'git', index: 2, count: 6, exitCode: 0, durationMs: expect.any(Number) });
     const requests = box.peer.sessions[0]?.requests.flatMap(({ payload }) => (payload.case === 'runStep' ? [payload.value] : [])) ?? [];
     expect(requests.map(({ argv, timeoutMs, once }) => [argv.join(' '), timeoutMs, once])).toEqual([
-      ['drover-step config', 30_000, false],
-      ['drover-step git', 30_000, false],
-      ['drover-step ssh', 30_000, false],
+      ['drover-step config', 30_000, true],
+      ['drover-step git', 30_000, true],
+      ['drover-step ssh', 30_000, true],
+      ['drover-step clone', 30_000, true],
       ['drover-step post-init', 600_000, true],
     ]);
     const [file] = fromBinary(init.ConfigStepSchema, requests[0]?.stdin ?? new Uint8Array()).files;
@@ -117,16 +118,47 @@ describe('I-29: the plan', () => {
     await eventually(async () => await world.told(stuck.id)).toContain('InitCompleted');
   });
 
-  it('I-32: every session runs it, but not a post-init that this start has done', async () => {
+  it('I-32: a session with an init that has done the whole plan runs nothing and publishes nothing of it', async () => {
     const box = await world.box(whole);
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
-    box.peer.hello = { stepsDone: ['post-init', 'agent-ready'] };
+    const before = await initEvents(box);
+    box.peer.hello = { stepsDone: allSteps };
     box.peer.cut();
-    await eventually(() => box.peer.sessions.length).toBe(2);
-    await eventually(() => box.peer.steps()).toEqual(['config', 'git', 'ssh', 'agent-ready']);
-    await eventually(async () => (await world.told(box.id)).filter((type) => type === 'InitCompleted')).toHaveLength(2);
-    expect((await initEvents(box)).filter((event) => event.startsWith('InitStarted'))).toEqual(['InitStarted 5', 'InitStarted 4']);
+    await eventually(async () => (await world.told(box.id)).filter((type) => type === 'SessionConnected')).toHaveLength(2);
+    await eventually(() => box.peer.asked.filter((kind) => kind === 'hello')).toHaveLength(2);
+    expect(box.peer.steps()).toEqual([]);
+    expect(await initEvents(box)).toEqual(before);
+  });
+
+  it('I-32: a session runs the steps that this start has not done, under their numbers in the whole plan', async () => {
+    const box = await world.box(whole);
+    box.peer.hello = { stepsDone: ['config', 'git', 'ssh'] };
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    expect(box.peer.steps()).toEqual(['clone', 'post-init', 'agent-ready']);
+    const started = (await world.events(box.id)).filter(({ type }) => type === 'InitStepStarted').map(({ data }) => data);
+    expect(started).toEqual([
+      { step: 'clone', index: 4, count: 6 },
+      { step: 'post-init', index: 5, count: 6 },
+      { step: 'agent-ready', index: 6, count: 6 },
+    ]);
+  });
+
+  it('that came to its end without a record of it is recorded as completed by the next session', async () => {
+    const box = await world.box(whole);
+    box.peer.hello = { stepsDone: allSteps };
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    expect(box.peer.steps()).toEqual([]);
+    expect((await world.worldview.get(box.id)).init).toMatchObject({ state: 'completed', startCount: 1 });
+  });
+
+  it('whose secrets cannot be had any more does not fail a start that is prepared', async () => {
+    const box = await world.box({ setup: whole.setup, hello: { stepsDone: allSteps } });
+    sessions.dial(box.id);
+    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    expect(await world.row(box.id)).toMatchObject({ observed: 'running' });
   });
 });
 
@@ -146,7 +178,7 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     expect(await failed(box)).toEqual({
       step,
       index,
-      count: 5,
+      count: 6,
       startCount: 1,
       reason: 'exit-code',
       exitCode: 3,
@@ -169,8 +201,8 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     });
     expect(await failed(box)).toEqual({
       step: 'agent-ready',
-      index: 5,
-      count: 5,
+      index: 6,
+      count: 6,
       startCount: 1,
       reason: 'spawn-failed',
       message: 'there is no /bin/nope',

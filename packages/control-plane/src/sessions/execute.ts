@@ -13,8 +13,10 @@ export interface PlanContext {
   readonly clock: Clock;
   /** An intended end: nothing is published after it (I-24). */
   readonly signal: AbortSignal;
-  /** AgentReady, when it was sent already. */
-  readonly ready?: Promise<unknown>;
+  /** Names of the steps that this start has done already: they are not run again (I-32). */
+  readonly done: readonly string[];
+  /** Sends AgentReady, or returns the answer to the one that was sent already. */
+  readonly ready: () => Promise<void>;
 }
 
 export type PlanOutcome =
@@ -23,13 +25,17 @@ export type PlanOutcome =
   /** The session, or the sandbox itself, was ended meanwhile. */
   | { readonly kind: 'cancelled' };
 
-/** Runs the steps in order, each after the exit of the one before (I-29); the first that fails ends the plan (I-30). Publishes all of it. */
+/**
+ * Runs the steps that are missing in order, each after the exit of the one before (I-29); the first that fails ends the plan (I-30).
+ * Publishes all of it. A step's index and the count are those of the whole plan.
+ */
 export async function executePlan(steps: readonly PlanStep[], context: PlanContext): Promise<PlanOutcome> {
-  const { id, startCount, journal, clock, signal } = context;
+  const { id, startCount, journal, clock, signal, done } = context;
   const count = steps.length;
   const began = clock.now();
   journal.publish({ kind: 'init', type: 'InitStarted', subject: id, data: { count, startCount } });
   for (const [i, step] of steps.entries()) {
+    if (done.includes(step.name)) continue;
     const place: StepPlace = { step: step.name, index: i + 1, count };
     journal.publish({ kind: 'init', type: 'InitStepStarted', subject: id, data: place });
     const stepBegan = clock.now();
@@ -52,9 +58,9 @@ export async function askReady(stream: SessionStream): Promise<void> {
   await stream.request({ case: 'agentReady', value: {} }, 'agentReadyDone');
 }
 
-async function startMain({ stream, clock, ready }: PlanContext): Promise<StepFailure | undefined> {
+async function startMain({ clock, ready }: PlanContext): Promise<StepFailure | undefined> {
   try {
-    await within(clock, stepMs + answerSlackMs, 'the start of the command', ready ?? askReady(stream));
+    await within(clock, stepMs + answerSlackMs, 'the start of the command', ready());
     return undefined;
   } catch (error) {
     // It was started: its end was told before the answer.
@@ -68,9 +74,9 @@ async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Pr
   const stderr = new Tail(stderrTailBytes);
   let exited: AnswerOf<'stepExited'>;
   try {
-    const { name, argv, stdin, timeoutMs, once } = step;
+    const { name, argv, stdin, timeoutMs } = step;
     const request = stream.request(
-      { case: 'runStep', value: { name, argv: [...argv], stdin, timeoutMs, once } },
+      { case: 'runStep', value: { name, argv: [...argv], stdin, timeoutMs, once: true } },
       'stepExited',
       ({ case: kind, value }) => {
         if (kind === 'stepOutput' && value.stderr) stderr.push(value.data);

@@ -25,32 +25,33 @@ describe('I-29: the init plan', () => {
       setup({
         postInit: 'make',
         ssh: { config: 'Host *' },
-        git: { config: { a: 'b' } },
+        git: { config: { a: 'b' }, clones: [{ url: 'u', path: 'p' }] },
         files: [{ path: 'a', source: { case: 'content', value: 'b' } }],
       }),
       new Map(),
     );
-    expect(plan.map((step) => [step.name, ...('argv' in step ? [step.argv.join(' '), step.timeoutMs, step.once] : [])])).toEqual([
-      ['config', 'drover-step config', 30_000, false],
-      ['git', 'drover-step git', 30_000, false],
-      ['ssh', 'drover-step ssh', 30_000, false],
-      ['post-init', 'drover-step post-init', 600_000, true],
+    expect(plan.map((step) => [step.name, ...('argv' in step ? [step.argv.join(' '), step.timeoutMs] : [])])).toEqual([
+      ['config', 'drover-step config', 30_000],
+      ['git', 'drover-step git', 30_000],
+      ['ssh', 'drover-step ssh', 30_000],
+      ['clone', 'drover-step clone', 30_000],
+      ['post-init', 'drover-step post-init', 600_000],
       ['agent-ready'],
     ]);
   });
 
   it('leaves out what has nothing to do, and ends with agent-ready always', () => {
     fc.assert(
-      fc.property(fc.boolean(), fc.boolean(), fc.boolean(), fc.boolean(), (files, git, ssh, postInit) => {
+      fc.property(fc.boolean(), fc.boolean(), fc.boolean(), fc.boolean(), fc.boolean(), (files, git, ssh, clone, postInit) => {
         const names = stepNames(
           setup({
             files: files ? [{ path: 'a' }] : [],
-            git: git ? { clones: [{ url: 'u', path: 'p' }] } : {},
+            git: { config: git ? { 'user.name': 'N' } : {}, clones: clone ? [{ url: 'u', path: 'p' }] : [] },
             ssh: ssh ? { knownHosts: ['h k'] } : {},
             postInit: postInit ? 'x' : '',
           }),
         );
-        const wanted = [files && 'config', git && 'git', ssh && 'ssh', postInit && 'post-init', 'agent-ready'];
+        const wanted = [files && 'config', git && 'git', ssh && 'ssh', clone && 'clone', postInit && 'post-init', 'agent-ready'];
         expect(names).toEqual(wanted.filter((name) => name !== false));
       }),
     );
@@ -58,7 +59,7 @@ describe('I-29: the init plan', () => {
 
   it('gives each step what it works on', () => {
     const secrets = new Map([['TOKEN', bytes('s3cret')]]);
-    const [config, git, ssh, postInit] = commands(
+    const [config, git, ssh, clone, postInit] = commands(
       setup({
         files: [
           { path: '/etc/a', source: { case: 'content', value: 'text' } },
@@ -77,8 +78,8 @@ describe('I-29: the init plan', () => {
       ['.netrc', 's3cret', 0o600],
       ['b', 's3cret', 0o640],
     ]);
-    expect(fromBinary(init.GitStepSchema, git?.stdin ?? new Uint8Array())).toMatchObject({
-      config: { 'user.name': 'N' },
+    expect(fromBinary(init.GitStepSchema, git?.stdin ?? new Uint8Array())).toMatchObject({ config: { 'user.name': 'N' } });
+    expect(fromBinary(init.CloneStepSchema, clone?.stdin ?? new Uint8Array())).toMatchObject({
       clones: [{ url: 'https://x/y', path: 'y', ref: 'main' }],
     });
     const { knownHosts, keys, config: sshConfig } = fromBinary(init.SshStepSchema, ssh?.stdin ?? new Uint8Array());

@@ -9,13 +9,11 @@ import type { SandboxRow, Store } from '../store/store.ts';
 export type PlanStep = CommandStep | { readonly name: 'agent-ready' };
 
 export interface CommandStep {
-  readonly name: 'config' | 'git' | 'ssh' | 'post-init';
+  readonly name: 'config' | 'git' | 'ssh' | 'clone' | 'post-init';
   readonly argv: readonly string[];
   /** All of it; closed behind it. */
   readonly stdin: Uint8Array<ArrayBuffer>;
   readonly timeoutMs: number;
-  /** Once per start of the sandbox, not once per session (I-32). */
-  readonly once: boolean;
 }
 
 export type StepName = PlanStep['name'];
@@ -35,8 +33,10 @@ export function stepNames(setup: sandbox.Setup | undefined): readonly StepName[]
   const { files, git, ssh, postInit } = setup;
   return [
     ...(files.length > 0 ? (['config'] as const) : []),
-    ...(git !== undefined && (git.clones.length > 0 || Object.keys(git.config).length > 0) ? (['git'] as const) : []),
+    ...(git !== undefined && Object.keys(git.config).length > 0 ? (['git'] as const) : []),
     ...(ssh !== undefined && (ssh.knownHosts.length > 0 || ssh.keys.length > 0 || ssh.config !== '') ? (['ssh'] as const) : []),
+    // After ssh, whose keys a clone may need.
+    ...(git !== undefined && git.clones.length > 0 ? (['clone'] as const) : []),
     ...(postInit === '' ? [] : (['post-init'] as const)),
     'agent-ready',
   ];
@@ -50,8 +50,8 @@ export function stepNames(setup: sandbox.Setup | undefined): readonly StepName[]
 export function planOf(setup: sandbox.Setup | undefined, secrets: SecretValues): readonly PlanStep[] {
   return stepNames(setup).map((name) => {
     if (name === 'agent-ready' || setup === undefined) return { name: 'agent-ready' };
-    const once = name === 'post-init';
-    return { name, argv: ['drover-step', name], stdin: stdinOf(name, setup, secrets), timeoutMs: once ? postInitStepMs : stepMs, once };
+    const timeoutMs = name === 'post-init' ? postInitStepMs : stepMs;
+    return { name, argv: ['drover-step', name], stdin: stdinOf(name, setup, secrets), timeoutMs };
   });
 }
 
@@ -74,9 +74,11 @@ function stdinOf(name: CommandStep['name'], setup: sandbox.Setup, secrets: Secre
       );
       return toBinary(init.ConfigStepSchema, create(init.ConfigStepSchema, { files }));
     }
-    case 'git': {
+    case 'git':
+      return toBinary(init.GitStepSchema, create(init.GitStepSchema, { config: setup.git?.config ?? {} }));
+    case 'clone': {
       const clones = (setup.git?.clones ?? []).map(({ url, path, ref }) => ({ url, path, ref }));
-      return toBinary(init.GitStepSchema, create(init.GitStepSchema, { config: setup.git?.config ?? {}, clones }));
+      return toBinary(init.CloneStepSchema, create(init.CloneStepSchema, { clones }));
     }
     case 'ssh': {
       const { knownHosts = [], keys = [], config = '' } = setup.ssh ?? {};

@@ -17,7 +17,7 @@ import {
 } from '../limits.ts';
 import { startOf } from '../store/state.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
-import type { Worldview } from '../worldview/worldview.ts';
+import type { InitView, SandboxView, Worldview } from '../worldview/worldview.ts';
 import type { Connection } from './connect.ts';
 import { askReady, executePlan, within } from './execute.ts';
 import { stepNames, type PlanSource, type PlanStep } from './plan.ts';
@@ -47,10 +47,23 @@ export interface Remembered {
   /** The start whose plan was completed, and the one whose Register was published as refused; 0: none. */
   completedStart: number;
   refusedStart: number;
-  /** The start whose command may have begun without an answer that says so; 0: none. */
+  /** The start whose init was asked to start the command, whether or not it answered; 0: none. */
   readyAsked: number;
-  /** Sessions in a row that broke in mid-plan. */
+  /** Sessions in a row that broke in mid-plan, before the command can have begun. */
   interruptedPlans: number;
+}
+
+/** Takes over what an earlier control plane recorded of the plan of this start. */
+export function recall(remembered: Remembered, init: InitView, startCount: number): void {
+  if (init.startCount !== startCount) return;
+  if (init.state === 'completed') remembered.completedStart = startCount;
+  const unanswered = init.state === 'running' || init.failure?.reason === 'transport-error';
+  if (unanswered && init.place?.step === 'agent-ready') remembered.readyAsked = startCount;
+}
+
+/** The command of this start has begun, or may have: a plan that fails from then on never fails the start. */
+export function mayHaveBegun({ completedStart, readyAsked }: Remembered, startCount: number): boolean {
+  return completedStart === startCount || readyAsked === startCount;
 }
 
 /** A plan of which no step was begun. */
@@ -121,9 +134,9 @@ export class Session {
       this.#context.plans(this.#options.row).catch((error: unknown) => DroverError.from(error)),
     ] as const);
     const { remembered } = this.#options;
-    if (before?.init.state === 'completed' && before.init.startCount === this.#startCount) remembered.completedStart = this.#startCount;
+    if (before !== undefined) recall(remembered, before.init, this.#startCount);
 
-    const work = this.#work(decision, steps, before?.identity.verdict === 'trusted', signal);
+    const work = this.#work(decision, steps, before, signal);
     const failed = work.then(
       async () => await new Promise<never>(() => undefined),
       (error: unknown) => {
@@ -140,7 +153,12 @@ export class Session {
     }
   }
 
-  async #work(first: Decision, steps: readonly PlanStep[] | DroverError, wasTrusted: boolean, signal: AbortSignal): Promise<void> {
+  async #work(
+    first: Decision,
+    steps: readonly PlanStep[] | DroverError,
+    before: SandboxView | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { clock } = this.#context;
     const hello = this.#stream.request(
       { case: 'hello', value: { controlPlaneVersion: version, sentAt: timestampFromMs(clock.now()) } },
@@ -148,9 +166,8 @@ export class Session {
     );
     // What Hello's answer does not change goes out with it: a round trip less is what the user waits less for the first byte.
     const only = first.kind === 'trusted' && !(steps instanceof DroverError) && steps[0]?.name === 'agent-ready';
-    if (only) this.#options.remembered.readyAsked = this.#startCount;
     const early = {
-      ready: only ? askReady(this.#stream) : undefined,
+      ready: only ? this.#askReady() : undefined,
       registered: first.kind === 'register' && !first.again ? this.#askRegister('') : undefined,
     };
     early.ready?.catch(() => undefined);
@@ -159,8 +176,8 @@ export class Session {
     const ack = await hello;
     this.#options.greeted(ack);
     const decision = ack.sandboxId === this.#id ? first : pretends(ack.sandboxId);
-    if (!(await this.#admit(decision, early.registered, wasTrusted, signal))) return;
-    await this.#prepare(steps, ack, early.ready, signal);
+    if (!(await this.#admit(decision, early.registered, before, signal))) return;
+    await this.#prepare(steps, ack, before, early.ready, signal);
     await this.#keepCertificate(signal);
   }
 
@@ -180,7 +197,12 @@ export class Session {
   }
 
   /** Says whether the peer is trusted in the end; Register is driven on a miss. */
-  async #admit(first: Decision, asked: Promise<unknown> | undefined, wasTrusted: boolean, signal: AbortSignal): Promise<boolean> {
+  async #admit(
+    first: Decision,
+    asked: Promise<unknown> | undefined,
+    before: SandboxView | undefined,
+    signal: AbortSignal,
+  ): Promise<boolean> {
     const { clock, journal, registry, random } = this.#context;
     const { thumbprint } = this.#options.verdict;
     const backoff = new Backoff({ baseMs: dialBackoffBaseMs, capMs: dialBackoffCapMs, ...(random === undefined ? {} : { random }) });
@@ -193,7 +215,7 @@ export class Session {
       if (outcome.kind === 'trusted') {
         this.#trusted = true;
         registry.seen(this.#id, thumbprint);
-        if (!wasTrusted || said !== undefined) {
+        if (before?.identity.verdict !== 'trusted' || said !== undefined) {
           journal.publish({ kind: 'identity', type: 'AgentTrusted', subject: this.#id, data: { thumbprint } });
         }
         return true;
@@ -204,7 +226,7 @@ export class Session {
       }
       said = reason;
       if (reason !== 'lookup-failed' || clock.now() - began >= dialTotalMs) {
-        await this.#refusePlan(outcome, signal);
+        await this.#refusePlan(outcome, before, signal);
         if (outcome.expired === true && this.#options.remembered.completedStart === this.#startCount) await this.#keepCertificate(signal);
         return false;
       }
@@ -252,12 +274,17 @@ export class Session {
     return { kind: 'untrusted', reason: refusal === 'peer-address-mismatch' ? refusal : 'register-failed', message };
   }
 
-  /** Nothing of a plan is told to a peer that is not the sandbox. One that was prepared before needs nothing more. */
-  async #refusePlan({ message }: Untrusted, signal: AbortSignal): Promise<void> {
+  /**
+   * No step is sent to a peer that is not trusted. A start whose plan was completed needs no further step; whether it was is decided by
+   * what is stored, since the peer's own word counts for nothing.
+   * @throws {DroverError} unavailable when that cannot be read: another session decides
+   */
+  async #refusePlan({ message }: Untrusted, before: SandboxView | undefined, signal: AbortSignal): Promise<void> {
     if (this.#options.remembered.completedStart === this.#startCount) {
       this.#options.settled();
       return;
     }
+    if (before === undefined) throw new DroverError('unavailable', 'the stored state of the sandbox cannot be read');
     await this.#failPlan(
       { reason: 'identity-untrusted', message: `nothing is prepared for a peer that is not trusted: ${message}` },
       signal,
@@ -271,28 +298,36 @@ export class Session {
     await this.#giveUp(failure.message, signal);
   }
 
+  /** Runs what is missing of the plan (I-32): init knows which steps it has done, for as long as the start lasts. */
   async #prepare(
     planned: readonly PlanStep[] | DroverError,
-    ack: init.HelloAck,
+    { stepsDone }: init.HelloAck,
+    before: SandboxView | undefined,
     ready: Promise<void> | undefined,
     signal: AbortSignal,
   ): Promise<void> {
+    const { journal, clock } = this.#context;
+    const { remembered, settled } = this.#options;
+    if (stepsDone.includes('agent-ready')) {
+      // The command has begun, after every other step: nothing is left that could fail, and nothing may fail this start any more.
+      if (remembered.completedStart !== this.#startCount) this.#publishCompleted(before?.init);
+      remembered.completedStart = this.#startCount;
+      settled();
+      return;
+    }
     if (planned instanceof DroverError) {
       await this.#failPlan({ reason: 'io-error', message: planned.message }, signal);
       return;
     }
-    // I-32: a hook that ran in this start does not run again.
-    const steps = planned.filter((step) => step.name === 'agent-ready' || !step.once || !ack.stepsDone.includes(step.name));
-    const { journal, clock } = this.#context;
-    const { remembered, settled } = this.#options;
-    const outcome = await executePlan(steps, {
+    const outcome = await executePlan(planned, {
       id: this.#id,
       startCount: this.#startCount,
       stream: this.#stream,
       journal,
       clock,
       signal: this.#ending,
-      ...(ready === undefined ? {} : { ready }),
+      done: stepsDone,
+      ready: () => ready ?? this.#askReady(),
     });
     if (outcome.kind === 'completed') {
       remembered.completedStart = this.#startCount;
@@ -301,14 +336,29 @@ export class Session {
     if (outcome.kind !== 'failed') return;
     const { place, failure } = outcome;
     if (failure.reason === 'transport-error') {
-      // The session is dialled again, and the plan runs again: the dialer says when that is enough.
-      remembered.interruptedPlans++;
+      // The next session runs what is missing then; the dialer decides when that was tried often enough.
+      if (!mayHaveBegun(remembered, this.#startCount)) remembered.interruptedPlans++;
       return;
     }
     settled();
     // A command that could not be started ends the sandbox, and its host says so; if neither comes, it is as any other step.
     if (place.step === 'agent-ready') await clock.sleep(endReportMs, signal);
     await this.#giveUp(failure.message + (failure.stderr === undefined ? '' : `: ${failure.stderr.trim()}`), signal);
+  }
+
+  async #askReady(): Promise<void> {
+    // Before it is sent: whatever becomes of the answer, the command may be at work.
+    this.#options.remembered.readyAsked = this.#startCount;
+    await askReady(this.#stream);
+  }
+
+  /** The plan came to its end and the session that ran it was lost before it could record that. */
+  #publishCompleted(view: InitView | undefined): void {
+    const { clock, journal } = this.#context;
+    const began = view?.state === 'running' && view.startCount === this.#startCount ? view.since : clock.now();
+    const count = stepNames(this.#options.row.spec.setup).length;
+    const data = { count, durationMs: Math.max(0, clock.now() - began), startCount: this.#startCount };
+    journal.publish({ kind: 'init', type: 'InitCompleted', subject: this.#id, data });
   }
 
   /** Has the sandbox fail (I-30). While the store has not heard of this start yet, it is told again. */

@@ -1,9 +1,10 @@
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
 import { DroverError, clip, errnoOf } from '@drover/foundation';
 import { init } from '@drover/protocol';
+import { maxComplaintLength } from '../../limits.ts';
 import { pathBelow, placeError } from './files.ts';
 import type { Surroundings } from './surroundings.ts';
 
@@ -13,15 +14,20 @@ const notSet = 1;
 interface Outcome {
   readonly status: number;
   readonly stdout: string;
-  /** Its last line, which is where git says what went wrong. */
+  /** What git and the programs that it runs said of the failure. */
   readonly complaint: string;
 }
 
-/** Step `git`: the user's global configuration, and clones; with the image's git. */
+/** Step `git`: the user's global configuration, with the image's git. */
 export function setUpGit(input: Uint8Array, surroundings: Surroundings): number {
-  const step = fromBinary(init.GitStepSchema, input);
-  for (const [key, value] of Object.entries(step.config)) configure(key, value, surroundings);
-  for (const clone of step.clones) placeClone(clone, surroundings);
+  const { config } = fromBinary(init.GitStepSchema, input);
+  for (const [key, value] of Object.entries(config)) configure(key, value, surroundings);
+  return 0;
+}
+
+/** Step `clone`: repositories, with the image's git. */
+export function cloneRepositories(input: Uint8Array, surroundings: Surroundings): number {
+  for (const clone of fromBinary(init.CloneStepSchema, input).clones) placeClone(clone, surroundings);
   return 0;
 }
 
@@ -34,15 +40,17 @@ function configure(key: string, value: string, { home, env }: Surroundings): voi
   if (written.status !== 0) throw new DroverError('runtime-failed', `git's ${clip(key)} cannot be set: ${written.complaint}`);
 }
 
-/** A clone appears in its place whole, with its ref checked out: one that was interrupted leaves nothing there. */
-function placeClone({ url, path, ref }: init.GitCloneStep, { home, env }: Surroundings): void {
+/**
+ * A clone appears in its place whole, with its ref checked out: one that was interrupted leaves nothing there. A repository that is in its
+ * place belongs to the workload, whatever became of its remotes and files since it was cloned, and is left alone.
+ */
+function placeClone({ url, path, ref }: init.GitClone, { home, env }: Surroundings): void {
   const target = pathBelow(home, path);
   if (ref.startsWith('-')) throw new DroverError('invalid-argument', `${JSON.stringify(clip(ref))} cannot be a git ref`);
-  const origin = git(env, 'config', '--null', '--file', join(target, '.git', 'config'), '--get', 'remote.origin.url');
-  if (origin.status === 0 && origin.stdout === `${url}\0`) return;
+  if (isRepository(target)) return;
   if (!isAbsentOrEmpty(target)) {
-    throw new DroverError('failed-precondition', `${clip(target)} is there already, and no clone of ${shown(url)}`, {
-      hint: 'choose another path for the clone, or remove what is there',
+    throw new DroverError('failed-precondition', `${clip(target)} holds files already, and is not a git repository`, {
+      hint: `choose another path for the clone of ${shown(url)}, or remove what is there`,
     });
   }
   make(dirname(target));
@@ -52,7 +60,7 @@ function placeClone({ url, path, ref }: init.GitCloneStep, { home, env }: Surrou
     rmSync(temporary, { recursive: true, force: true });
     const cloned = git(env, 'clone', '--quiet', '--', url, temporary);
     if (cloned.status !== 0) {
-      throw new DroverError('runtime-failed', `${shown(url)} cannot be cloned: ${shown(cloned.complaint)}`, {
+      throw new DroverError('runtime-failed', `${shown(url)} cannot be cloned: ${cloned.complaint}`, {
         hint: "check the address, that the sandbox's policy lets it out, and that it may read the repository",
       });
     }
@@ -71,7 +79,7 @@ function checkOut(repository: string, url: string, ref: string, env: NodeJS.Proc
   if (found.status === 0) return;
   const fetched = git(env, '-C', repository, 'fetch', '--quiet', 'origin', ref);
   if (fetched.status === 0 && git(env, '-C', repository, 'checkout', '--quiet', '--detach', 'FETCH_HEAD').status === 0) return;
-  throw new DroverError('failed-precondition', `${shown(url)} has no ${clip(ref)}: ${shown(found.complaint)}`, {
+  throw new DroverError('failed-precondition', `${shown(url)} has no ${clip(ref)}: ${found.complaint}`, {
     hint: 'name a branch, a tag or a commit of it',
   });
 }
@@ -90,7 +98,20 @@ function git(env: NodeJS.ProcessEnv, ...args: readonly string[]): Outcome {
     });
   }
   if (error !== undefined) throw DroverError.from(error, 'runtime-failed');
-  return { status: status ?? 128, stdout, complaint: clip(stderr.trimEnd().split('\n').at(-1) ?? '') };
+  return { status: status ?? 128, stdout, complaint: complaintOf(stderr) };
+}
+
+/** What git adds to an error without saying what went wrong: advice, progress, and the advice on access that ends every failed fetch. */
+const advice = /^(?:hint:|warning:|Cloning into |Please make sure you have the correct access rights$|and the repository exists\.$)/;
+
+/** Everything up to git's last `fatal:` or `error:`; what ssh or the remote said comes before that. One line. */
+export function complaintOf(stderr: string): string {
+  const lines = stderr
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '' && !advice.test(line));
+  const last = lines.findLastIndex((line) => /^(?:fatal|error): /.test(line));
+  return clip(withoutPasswords(lines.slice(0, last < 0 ? lines.length : last + 1).join('; ')), maxComplaintLength);
 }
 
 function make(directory: string): void {
@@ -99,6 +120,11 @@ function make(directory: string): void {
   } catch (error) {
     throw placeError(directory, error);
   }
+}
+
+/** A `.git` of any kind: a directory, or the file of a worktree or a submodule. */
+function isRepository(path: string): boolean {
+  return existsSync(join(path, '.git'));
 }
 
 function isAbsentOrEmpty(path: string): boolean {
@@ -111,7 +137,11 @@ function isAbsentOrEmpty(path: string): boolean {
   }
 }
 
-/** Without the password that an address may carry. */
-function shown(text: string): string {
-  return clip(text.replaceAll(/\/\/[^/@\s]*@/g, '//'));
+function shown(url: string): string {
+  return clip(withoutPasswords(url));
+}
+
+/** Addresses may carry user names and passwords. */
+function withoutPasswords(text: string): string {
+  return text.replaceAll(/\/\/[^/@\s]*@/g, '//');
 }

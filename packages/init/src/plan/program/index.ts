@@ -2,16 +2,17 @@ import { readFileSync, writeSync } from 'node:fs';
 import { DroverError, sentenceOf } from '@drover/foundation';
 import { userEnvironment } from '../own-program.ts';
 import { placeConfig } from './config.ts';
-import { setUpGit } from './git.ts';
+import { cloneRepositories, setUpGit } from './git.ts';
 import { runPostInit } from './post-init.ts';
 import { setUpSsh } from './ssh.ts';
 import type { Surroundings } from './surroundings.ts';
 
-/** Each takes its message as bytes, can be run again at any time (I-32), and gives its exit status. */
+/** Each takes its message as bytes, is idempotent (I-32), and returns its exit status. */
 const steps: Readonly<Record<string, (input: Uint8Array, surroundings: Surroundings) => number | Promise<number>>> = {
   config: placeConfig,
   git: setUpGit,
   ssh: setUpSsh,
+  clone: cloneRepositories,
   'post-init': runPostInit,
 };
 

@@ -40,6 +40,8 @@ const config = async (...files: readonly MessageInitShape<typeof init.StepFileSc
   await builtIn('config', toBinary(init.ConfigStepSchema, create(init.ConfigStepSchema, { files: [...files] })));
 const git = async (step: MessageInitShape<typeof init.GitStepSchema>, env?: readonly string[]): Promise<TestStepEnd> =>
   await builtIn('git', toBinary(init.GitStepSchema, create(init.GitStepSchema, step)), env);
+const cloneAll = async (...clones: readonly MessageInitShape<typeof init.GitCloneSchema>[]): Promise<TestStepEnd> =>
+  await builtIn('clone', toBinary(init.CloneStepSchema, create(init.CloneStepSchema, { clones: [...clones] })));
 const ssh = async (step: MessageInitShape<typeof init.SshStepSchema>): Promise<TestStepEnd> =>
   await builtIn('ssh', toBinary(init.SshStepSchema, create(init.SshStepSchema, step)));
 const postInit = async (script: string, env?: readonly string[]): Promise<TestStepEnd> =>
@@ -174,43 +176,45 @@ describe('I-29: step git', () => {
     ['side', 'one'],
     ['refs/pull/7/head', 'one'],
   ])('clones with ref %j checked out', async (ref, content) => {
-    expect(await git({ clones: [{ url: origin, path: 'work/repo', ref }] })).toMatchObject(done);
+    expect(await cloneAll({ url: origin, path: 'work/repo', ref })).toMatchObject(done);
     expect(text('work/repo/file')).toBe(content);
     expect(readdirSync(join(home, 'work'))).toEqual(['repo']);
   });
 
-  it('I-32: leaves a clone of the same address as it is, with what was done in it', async () => {
-    const step = { clones: [{ url: origin, path: 'repo', ref: 'side' }] };
-    await git(step);
+  it('I-32: leaves a repository as it is, whatever was done in it and to its remote', async () => {
+    const clone = { url: origin, path: 'repo', ref: 'side' };
+    await cloneAll(clone);
     writeFileSync(join(home, 'repo/file'), 'worked on');
-    expect(await git(step)).toMatchObject(done);
+    execFileSync('git', ['config', '--file', join(home, 'repo/.git/config'), 'remote.origin.url', 'https://elsewhere.example/x']);
+    expect(await cloneAll(clone)).toMatchObject(done);
     expect(text('repo/file')).toBe('worked on');
+    expect(text('repo/.git/config')).toContain('https://elsewhere.example/x');
   });
 
   it('begins again after a clone that was interrupted', async () => {
     await mkdir(join(home, '.repo.drover-clone/.git'), { recursive: true });
     execFileSync('chown', ['-R', `${uid}`, home]);
-    expect(await git({ clones: [{ url: origin, path: 'repo' }] })).toMatchObject(done);
+    expect(await cloneAll({ url: origin, path: 'repo' })).toMatchObject(done);
     expect(readdirSync(home)).toEqual(['repo']);
   });
 
-  it.each<[string, MessageInitShape<typeof init.GitCloneStepSchema>, RegExp]>([
-    ['has something else in its place', { path: 'taken' }, /taken is there already, and no clone of .* — choose another path/],
+  it.each<[string, MessageInitShape<typeof init.GitCloneSchema>, RegExp]>([
+    ['has something else in its place', { path: 'taken' }, /taken holds files already, and is not a git repository — choose another path/],
     ['has no such ref', { path: 'repo', ref: 'nowhere' }, /has no nowhere: .* — name a branch/],
     ['is not there', { url: '/no/such/repository', path: 'repo' }, /\/no\/such\/repository cannot be cloned: .* — check the address/],
     ['is asked for an option', { path: 'repo', ref: '--exec=x' }, /"--exec=x" cannot be a git ref/],
   ])('says in one line when a clone %s, and leaves nothing', async (_, clone, message) => {
     mkdirSync(join(home, 'taken'));
     writeFileSync(join(home, 'taken/file'), '');
-    const end = await git({ clones: [{ url: origin, ...clone }] });
+    const end = await cloneAll({ url: origin, ...clone });
     expect(end.code).toBe(1);
     expect(end.stderr).toMatch(message);
-    expect(end.stderr).toMatch(/^drover-step git: [^\n]*\n$/);
+    expect(end.stderr).toMatch(/^drover-step clone: [^\n]*\n$/);
     expect(readdirSync(home)).toEqual(['taken']);
   });
 
   it('tells no password of an address', async () => {
-    const end = await git({ clones: [{ url: 'http://user:hunter2@127.0.0.1:1/repo', path: 'repo' }] });
+    const end = await cloneAll({ url: 'http://user:hunter2@127.0.0.1:1/repo', path: 'repo' });
     expect(end.stderr).toContain('http://127.0.0.1:1/repo cannot be cloned');
     expect(end.stderr).not.toContain('hunter2');
   });

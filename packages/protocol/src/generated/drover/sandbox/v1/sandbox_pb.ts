@@ -193,7 +193,7 @@ export const SandboxSpecSchema: GenMessage<SandboxSpec> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 0);
 
 /**
- * What the init plan's steps do, in this order: config, git, ssh, post-init. A step with nothing to do is left out.
+ * What the steps of the init plan do, in this order: config, git, ssh, clone, post-init. A step with nothing to do is left out.
  *
  * @generated from message drover.sandbox.v1.Setup
  */
@@ -280,13 +280,15 @@ export const SetupFileSchema: GenMessage<SetupFile> = /*@__PURE__*/
  */
 export type GitSetup = Message<"drover.sandbox.v1.GitSetup"> & {
   /**
-   * Written to the user's global configuration: `user.name`, `url.<base>.insteadOf`, …
+   * Step git. Written to the user's global configuration: `user.name`, `url.<base>.insteadOf`, …
    *
    * @generated from field: map<string, string> config = 1;
    */
   config: { [key: string]: string };
 
   /**
+   * Step clone.
+   *
    * @generated from field: repeated drover.sandbox.v1.GitClone clones = 2;
    */
   clones: GitClone[];
@@ -311,7 +313,7 @@ export type GitClone = Message<"drover.sandbox.v1.GitClone"> & {
   url: string;
 
   /**
-   * Absolute, or below the user's home directory; one that holds a clone of this url already is left alone.
+   * Absolute, or below the user's home directory. A path that holds a repository already is left alone.
    *
    * @generated from field: string path = 2;
    */
