@@ -126,7 +126,9 @@ async function trySteal(name: string, state: string, args: readonly string[], ho
   await mkdir(join(loot, directory), { recursive: true });
   const wanted = ['cert.pem', 'key.pem', 'ca.pem', 'token', 'config.json'];
   let made: Awaited<ReturnType<typeof drover.run>> | undefined;
-  const creating = drover.run(['sandbox', 'create', '--name', name, ...args, 'host', 'sleep', '600']).then((result) => (made = result));
+  const creating = drover
+    .run(['sandbox', 'create', '--no-wait', '--name', name, ...args, 'host', 'sleep', '600'])
+    .then((result) => (made = result));
   const stolen = new Map<string, Buffer>();
   const end = Date.now() + 30_000;
   let id: string | undefined;

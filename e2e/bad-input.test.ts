@@ -299,7 +299,7 @@ describe("a full disk under the control plane's store", () => {
           'the disk is full for the store too',
           async () => {
             const name = `full-${made.length}`;
-            const create = await drover.run(['sandbox', 'create', '--name', name, 'host', '--', 'sleep', '600']);
+            const create = await drover.run(['sandbox', 'create', '--no-wait', '--name', name, 'host', '--', 'sleep', '600']);
             if (create.code !== 0) return create;
             made.push(name);
             return undefined;

@@ -244,7 +244,7 @@ postInit: |
     ]);
   });
 
-  test('I-32: a session that is made again runs the plan again, but not post-init, and not the command', async () => {
+  test('I-32: a session that is made again runs no step of a completed plan, nor the command', async () => {
     const before = await planned();
     expect(before).toHaveLength(1);
     const { id } = await sandbox('planned');
@@ -252,7 +252,7 @@ postInit: |
     const pid = await drover.pidOf('serve');
     process.kill(pid, 'SIGKILL');
     await eventually('serve is dead', () => !isAlive(pid));
-    await drover.saw(id, ['init'], (types) => types.filter((type) => type === 'InitCompleted').length === 2);
+    await drover.saw(id, ['session'], (types) => types.filter((type) => type === 'SessionConnected').length === 2);
     expect(await planned()).toEqual(before);
     expect(await drover.logs('planned')).toBe(log);
     expect(await sandbox('planned')).toMatchObject({ init: { state: 'completed' }, startCount: '1' });

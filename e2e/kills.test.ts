@@ -151,7 +151,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     const names = Array.from({ length: 4 }, (_, index) => `r${round}-${index}`);
     const creating = names.map(async (name, index) => {
       await delay(random() * 400);
-      const verb = index % 2 === 0 ? ['run', '-d'] : ['sandbox', 'create'];
+      const verb = index % 2 === 0 ? ['run', '-d'] : ['sandbox', 'create', '--no-wait'];
       const made = await drover.run(
         [...verb, '--name', name, '--volume', `${shared}:/shared`, 'host', '--', ...command(name, 2 + index / 2, 10 + index)],
         {
@@ -307,7 +307,7 @@ describe('what must not notice a kill', () => {
     const names = Array.from({ length: 4 }, (_, index) => `again-${index}`);
     const creating = names.map(async (name) => ({
       name,
-      ...(await drover.run(['sandbox', 'create', '--name', name, 'host', 'sleep', '600'])),
+      ...(await drover.run(['sandbox', 'create', '--no-wait', '--name', name, 'host', 'sleep', '600'])),
     }));
     for (let i = 0; i < 2; i++) {
       await delay(300 + random() * 700);

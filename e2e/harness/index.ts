@@ -1,4 +1,14 @@
-export { eventually, networkTag, repository, sharedDirectory, TestDrover, traces, type Finished, type RunOptions } from './drover.ts';
+export {
+  eventually,
+  networkTag,
+  repository,
+  sharedDirectory,
+  TestDrover,
+  traces,
+  type Finished,
+  type RunOptions,
+  type Spec,
+} from './drover.ts';
 export { commandLine, endProcesses, isAlive, processesUnder } from './processes.ts';
 export { containers, HostNetwork, removeContainers, sandboxesOf, SecondHost, tracesOf } from './second-host.ts';
 export { readyStandbys } from './standbys.ts';

@@ -157,7 +157,8 @@ fish:  drover completion fish > ~/.config/fish/completions/drover.fish
       .option('-f, --follow', 'go on with what happens')
       .option('--since <id>', 'after this event; 0 begins with the first that is kept')
       .option('--kind <kinds>', 'sandbox, host, session, identity, init, network; with commas, or again, for more', collect)
-      .option('--subject <id>', 'of one sandbox or host'),
+      .option('--tail <number>', 'begin with the last so many')
+      .option('--subject <sandbox or host>', 'of one sandbox or host, by name or id'),
     async () => (await import('./commands/system/events.ts')).default,
   );
   program.commandsGroup('As with docker:');
@@ -236,7 +237,8 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   const sandbox = add(program, 'sandbox', 'make, list and change sandboxes').alias('sb');
   const load = () => import('./commands/sandbox/sandbox.ts');
   does(
-    specFlags(add(sandbox, 'create <image> [command...]', 'create a sandbox and start it; print its name'))
+    specFlags(add(sandbox, 'create <image> [command...]', 'create a sandbox and start it; print its name when its command has begun'))
+      .option('--no-wait', 'print it as soon as the sandbox is stored; whether it starts, sandbox wait --for running tells')
       .option('-t, --tty', 'give its command a terminal')
       .option('-i, --interactive', 'keep its stdin open for attach')
       .option('--rm', 'remove it when the command has ended'),
@@ -244,7 +246,7 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   );
   does(listFlags(add(sandbox, 'ls', 'list sandboxes').alias('list')), async () => (await load()).ls);
   does(add(sandbox, 'get <sandbox>', 'show one sandbox'), async () => (await load()).get);
-  does(noWaitFlag(add(sandbox, 'start <sandbox...>', 'start stopped sandboxes')), async () => (await load()).start);
+  does(noWaitFlag(add(sandbox, 'start <sandbox...>', 'start stopped sandboxes, and wait until their commands have begun')), async () => (await load()).start);
   does(stopFlags(add(sandbox, 'stop <sandbox...>', 'stop sandboxes')), async () => (await load()).stop);
   does(
     noWaitFlag(add(sandbox, 'kill <sandbox...>', 'stop sandboxes with SIGKILL, without the grace of stop')),
@@ -255,7 +257,7 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   does(removeFlags(add(sandbox, 'rm <sandbox...>', 'remove sandboxes and their files').alias('remove')), async () => (await load()).rm);
   does(
     add(sandbox, 'wait <sandbox>', "wait until it has stopped, and end with its command's status")
-      .option('--for <state>', 'wait for this state instead, and end with 0 (again for more)', collect)
+      .option('--for <state>', 'wait for this state instead, and end with 0 (again for more); running: its command has begun', collect)
       .option('--timeout <duration>', 'at most this long'),
     async () => (await load()).wait,
   );

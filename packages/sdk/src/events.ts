@@ -11,8 +11,10 @@ export interface WatchOptions {
   readonly follow?: boolean;
   /** sandbox, host, image, session, identity, init, …; absent is all. */
   readonly kinds?: readonly string[];
-  /** A sandbox or host id. */
+  /** A sandbox or host, by id or name; an unknown one rejects with sandbox-not-found. */
   readonly subject?: string;
+  /** Begins with the last so many of the events that are asked for, instead of `afterId` or `fromStart`; 0 begins now. */
+  readonly tail?: number;
   /** Told once, when the watch stands: every event from then on will be handed out, whatever happens to the connection. */
   readonly onBegan?: () => void;
   /** Told each time the connection broke and is being made again. */
@@ -29,13 +31,15 @@ export function eventsApi(client: Client<typeof api.EventService>, calls: Calls)
   return {
     async *watch(options = {}) {
       const { signal, follow = true, kinds = [], subject = '', onBegan, onReconnect } = options;
+      let { tail = 0 } = options;
       let afterId = options.afterId ?? 0n;
       let fromStart = options.fromStart ?? false;
       let stands = false;
       const open = (): AsyncIterable<api.Event> =>
-        client.watchEvents({ afterId, fromStart, follow, kinds: [...kinds], subject, announce: true }, withSignal(signal));
+        client.watchEvents({ afterId, fromStart, tail, follow, kinds: [...kinds], subject, announce: true }, withSignal(signal));
       for await (const event of reconnecting(calls, open, { follow, onReconnect, signal })) {
         afterId = event.id;
+        tail = 0;
         // 0 asks for what comes from now on: what comes after nothing is everything.
         fromStart = afterId === 0n;
         if (event.kind !== 'watch') yield event;

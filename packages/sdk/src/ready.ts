@@ -1,11 +1,13 @@
 import type { Client } from '@connectrpc/connect';
 import { DroverError, isErrorCode, splitSentence, startFailure } from '@drover/foundation';
-import { sandboxStates, type api } from '@drover/protocol';
+import { desiredStates, sandboxStates, type api } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
 import type { EventsApi } from './events.ts';
 import { planWaitMs } from './limits.ts';
 
 export interface ReadyOptions {
+  /** Of the start that is waited for, as the call that asked for it returned it; absent: of now. */
+  readonly generation?: bigint;
   /** Told each time the connection broke and is being made again. */
   readonly onReconnect?: (error: Error) => void;
   readonly signal?: AbortSignal;
@@ -21,7 +23,7 @@ export async function waitReady(
   events: EventsApi,
   calls: Calls,
   id: string,
-  { onReconnect, signal }: ReadyOptions,
+  { generation, onReconnect, signal }: ReadyOptions,
 ): Promise<api.Sandbox> {
   const late = new AbortController();
   const waiting = new AbortController();
@@ -39,6 +41,7 @@ export async function waitReady(
       // Between its beginning and its end a plan decides nothing.
       if (type.startsWith('InitStep')) continue;
       const sandbox = await calls.ask(() => client.getSandbox({ sandbox: id }, withSignal(either)), either);
+      if (generation !== undefined) refuseOvertaken(sandbox, generation);
       if (hasBegun(sandbox)) return sandbox;
       if (sandboxStates.name(sandbox.state) !== 'running' || timed) continue;
       timed = true;
@@ -69,13 +72,27 @@ export function planFailed({ state, reason, init }: api.Sandbox): boolean {
   return name === 'deleting' || name === 'deleted';
 }
 
+const overtakes: ReadonlyMap<string | undefined, string> = new Map([
+  ['stopped', 'stopped'],
+  ['paused', 'paused'],
+  ['deleted', 'removed'],
+]);
+
+/** @throws {DroverError} conflict when somebody asked for something else than this start before its command began */
+function refuseOvertaken({ name, desiredState, generation: now, init }: api.Sandbox, generation: bigint): void {
+  const happened = overtakes.get(desiredStates.name(desiredState));
+  if (now <= generation || init?.state === 'completed' || happened === undefined) return;
+  throw new DroverError('conflict', `sandbox ${name} was ${happened} before its command began`, {
+    hint: `drover events --subject ${name} shows what was asked for and when`,
+  });
+}
+
 /** @throws {DroverError} in the sandbox's own words when it never will */
 function hasBegun(sandbox: api.Sandbox): boolean {
   const { init, exitCode, message, name, reason } = sandbox;
-  if (init?.state === 'completed') return true;
   const state = sandboxStates.name(sandbox.state);
   const failed = planFailed(sandbox);
-  if (!failed && !over.has(state)) return false;
+  if (!failed && !over.has(state)) return init?.state === 'completed';
   // An end that is that of its init alone says nothing of its command.
   const never = failed || exitCode === undefined || (init?.state === 'failed' && init.reason !== 'transport-error');
   if (!never) return true;

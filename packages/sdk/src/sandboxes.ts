@@ -56,6 +56,8 @@ export interface ListOptions {
 export interface WaitOptions {
   /** ms; absent waits as long as it takes. Over: DroverError timed-out. */
   readonly timeoutMs?: number;
+  /** Of the change whose end is waited for, as the call that made it returned it; absent: of now. */
+  readonly generation?: bigint;
   readonly signal?: AbortSignal;
 }
 
@@ -72,7 +74,10 @@ export interface SandboxesApi {
   resume(reference: string, signal?: AbortSignal): Promise<api.Sandbox>;
   /** Answers when the removal is wanted and stored; `waitFor(…, ['deleted'])` waits for its end. */
   remove(reference: string, options?: { readonly graceMs?: number; readonly signal?: AbortSignal }): Promise<api.Sandbox>;
-  /** Resolves when the sandbox is in one of the states; rejects with its own message when it can no longer come to it. */
+  /**
+   * Resolves when the sandbox is in one of the states (`running`: its command has begun). Rejects with its own message when it can no longer
+   * come to one, and with conflict when somebody has asked for something else since.
+   */
   waitFor(reference: string, states: readonly SandboxStateName[], options?: WaitOptions): Promise<api.Sandbox>;
   /**
    * Resolves when the init plan is done and the command has begun; one that has ended already has begun too. Waits through broken
@@ -145,7 +150,7 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
     pause: (reference, signal) => want(reference, sandbox.DesiredState.PAUSED, { signal }),
     resume: (reference, signal) => want(reference, sandbox.DesiredState.RUNNING, { signal }),
     remove: (reference, options) => want(reference, sandbox.DesiredState.DELETED, options),
-    waitFor: (reference, states, { timeoutMs = 0, signal } = {}) =>
+    waitFor: (reference, states, { timeoutMs = 0, generation = 0n, signal } = {}) =>
       calls.wait(
         (passedMs) =>
           client.waitSandbox(
@@ -154,6 +159,7 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
               states: states.map(sandboxStateValue),
               // 0 is no end; what has passed before a break counts.
               timeoutMs: BigInt(timeoutMs === 0 ? 0 : Math.max(1, Math.round(timeoutMs - passedMs))),
+              generation,
             },
             withSignal(signal),
           ),

@@ -10,6 +10,7 @@ import { api as wire, sandbox } from '@drover/protocol';
 import { DroverClient, fetchCaByFingerprint, sandboxStateName } from '@drover/sdk';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { SandboxEvent } from '../events/typed.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
 
@@ -268,13 +269,46 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
   });
 
   describe('waiting', () => {
+    const plan = async (api: TestApi, id: string, event: Pick<SandboxEvent, 'type' | 'data'>): Promise<void> => {
+      api.worldview.publish({ ...event, kind: 'init', subject: id } as SandboxEvent);
+      await api.worldview.flush();
+    };
+
     test('wakes when the sandbox comes to the state', async () => {
       await using api = await start();
       const hostId = await api.addHost('alpha');
       const made = await api.client.sandboxes.create({ spec: host });
-      const waiting = api.client.sandboxes.waitFor(made.id, ['running']);
+      const waiting = api.client.sandboxes.waitFor(made.id, ['starting']);
+      await api.observe(hostId, made.id, { state: 4, startCount: 0n });
+      expect(sandboxStateName((await waiting).state)).toBe('starting');
+    });
+
+    test('I-30: for running waits for the end of the init plan of this start', async () => {
+      await using api = await start();
+      const hostId = await api.addHost('alpha');
+      const made = await api.client.sandboxes.create({ spec: host });
+      let over = false;
+      const waiting = api.client.sandboxes.waitFor(made.id, ['running']).finally(() => (over = true));
       await api.observe(hostId, made.id, { state: 5 });
-      expect(sandboxStateName((await waiting).state)).toBe('running');
+      await plan(api, made.id, { type: 'InitStarted', data: { count: 1, startCount: 1 } });
+      expect(over).toBe(false);
+      await plan(api, made.id, { type: 'InitCompleted', data: { count: 1, durationMs: 1, startCount: 1 } });
+      expect(await waiting).toMatchObject({ init: { state: 'completed' } });
+      await expect(api.client.sandboxes.waitFor(made.id, ['running'])).resolves.toBeDefined();
+    });
+
+    test('ends with a conflict when a stop is overtaken by a start', async () => {
+      await using api = await start();
+      const hostId = await api.addHost('alpha');
+      const made = await api.client.sandboxes.create({ name: 'web', spec: host });
+      await api.observe(hostId, made.id, { state: 5 });
+      const { generation } = await api.client.sandboxes.stop(made.id);
+      const waiting = errorOf(api.client.sandboxes.waitFor(made.id, ['stopped', 'failed'], { generation }));
+      await api.client.sandboxes.start(made.id);
+      expect(await waiting).toMatchObject({ code: 'conflict', message: 'sandbox web was started again while this command waited for it' });
+      // One that begins now waits for the end of the new run.
+      const error = await errorOf(api.client.sandboxes.waitFor(made.id, ['stopped'], { timeoutMs: 20 }));
+      expect(error.code).toBe('timed-out');
     });
 
     test('ends with the sandbox’s own message when it can no longer come to it', async () => {

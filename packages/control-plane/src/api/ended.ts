@@ -7,7 +7,7 @@ import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { connectionBroke } from './errors.ts';
 
-export function labelOf(row: SandboxRow): string {
+export function labelOf(row: Pick<SandboxRow, 'project' | 'name'>): string {
   return row.project === '' ? row.name : `${row.project}/${row.name}`;
 }
 

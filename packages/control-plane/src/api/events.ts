@@ -6,6 +6,7 @@ import { eventKinds, watchEvents } from '../events/index.ts';
 import type { ApiContext } from './context.ts';
 import { eventToWire } from './convert.ts';
 import { eventPosition } from './event-position.ts';
+import { eventSubject } from './event-subject.ts';
 import { worldviewMethod } from './worldview.ts';
 
 export function eventService(context: ApiContext): ServiceImpl<typeof api.EventService> {
@@ -15,15 +16,24 @@ export function eventService(context: ApiContext): ServiceImpl<typeof api.EventS
     async *watchEvents(request, { signal }) {
       const { store, clock } = context;
       checkKinds(request.kinds);
-      const position = request.fromStart ? 0 : await eventPosition(store.events, request.afterId);
+      const subject = request.subject === '' ? '' : await eventSubject(store, request.subject);
+      const filter = { kinds: request.kinds, ...(subject === '' ? {} : { subject }) };
+      if (request.tail > 0 && request.afterId > 0n) {
+        throw new DroverError('invalid-argument', 'a watch begins after an event or with the last ones, not both', {
+          hint: 'give --since or --tail',
+        });
+      }
+      const first = request.tail > 0 ? await store.events.beforeLast(request.tail, filter) : undefined;
+      const fromStart = first === undefined ? request.fromStart : first === 0;
+      const position = first ?? (request.fromStart ? 0 : await eventPosition(store.events, request.afterId));
       // Said before anything is waited for: a stream that breaks before its first event leaves its watcher with a place to go on from.
       if (request.announce) yield create(api.EventSchema, { id: BigInt(position), kind: 'watch', type: 'Began' });
       const options = {
         clock,
         follow: request.follow,
         kinds: request.kinds,
-        subject: request.subject,
-        ...(request.fromStart ? { fromStart: true } : { afterId: position }),
+        subject,
+        ...(fromStart ? { fromStart } : { afterId: position }),
       };
       for await (const event of watchEvents(store.events, options, signal)) yield eventToWire(event);
       // A follower that is cut off must not take it for the end.

@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { clip, DroverError } from '@drover/foundation';
+import { DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { Identity } from '../identity/registry.ts';
 import type { Tables } from '../store/store.ts';
@@ -8,8 +8,6 @@ import type { ApiContext } from './context.ts';
 import { labelOf } from './ended.ts';
 import { once } from './idempotency.ts';
 import { identityToWire } from './views.ts';
-
-const thumbprintPattern = /^[0-9a-f]{64}$/i;
 
 /** The registry, as people see it (I-7 to I-11). What an eviction means for the session follows from its event (`Registry.onEvicted`). */
 export function identityService(context: ApiContext): ServiceImpl<typeof api.IdentityService> {
@@ -36,13 +34,6 @@ export function identityService(context: ApiContext): ServiceImpl<typeof api.Ide
 
 /** @throws {DroverError} sandbox-not-found, invalid-argument */
 async function find({ identities, sandboxes }: Pick<Tables, 'identities' | 'sandboxes'>, reference: string): Promise<Identity> {
-  if (thumbprintPattern.test(reference)) {
-    const identity = await identities.find(reference.toLowerCase());
-    if (identity !== undefined) return identity;
-    throw new DroverError('sandbox-not-found', `no sandbox is registered with the thumbprint ${clip(reference, 12)}`, {
-      hint: '`drover identity ls` lists those that are',
-    });
-  }
   const row = await sandboxes.find(reference);
   const identity = await identities.findBySandbox(row.id);
   if (identity !== undefined) return identity;

@@ -5,13 +5,14 @@ import { api, desiredStates, sandbox, sandboxStates } from '@drover/protocol';
 import { defaultPageSize, maxPageSize, maxStopGraceMs } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
 import { checkSecrets } from '../secrets/index.ts';
-import { sandboxState } from '../store/index.ts';
+import { currentStart, sandboxState } from '../store/index.ts';
 import type { SandboxFilter, SandboxRow, SandboxStateName, Tables } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { describe, describeNew, describeOne } from './describe.ts';
 import { endedError, labelOf } from './ended.ts';
 import { once } from './idempotency.ts';
 import { checkSpec, parseIdentity, parseLabels, requestOf } from './parse.ts';
+import { overtaken } from './overtaken.ts';
 import { checkPossible } from './possible.ts';
 import { checkSetup } from './setup.ts';
 
@@ -30,6 +31,15 @@ export function sandboxMethods(context: ApiContext): Methods {
   function poke<T extends api.Sandbox>(answer: T): T {
     if (isHostId(answer.hostId)) context.reconciler.poke(answer.hostId, answer.id as SandboxId);
     return answer;
+  }
+
+  /** Running is a sandbox whose command has begun: its init plan was completed in this start (I-30). */
+  async function isIn(row: SandboxRow, states: ReadonlySet<sandbox.SandboxState>): Promise<boolean> {
+    const { state } = sandboxState(row);
+    if (!states.has(sandboxStates.value(state))) return false;
+    if (state !== 'running') return true;
+    const init = (await store.views.get([row.id])).get(row.id)?.init;
+    return init?.state === 'completed' && init.startCount === currentStart(row);
   }
 
   return {
@@ -109,7 +119,9 @@ export function sandboxMethods(context: ApiContext): Methods {
           hint: 'for instance running, or stopped and failed',
         });
       }
-      const { id } = await store.sandboxes.find(request.sandbox);
+      const found = await store.sandboxes.find(request.sandbox);
+      const { id } = found;
+      const generation = Number(request.generation) || found.generation;
       const timeout =
         request.timeoutMs > 0n ? AbortSignal.timeout(Number(request.timeoutMs > maxTimerMs ? maxTimerMs : request.timeoutMs)) : undefined;
       const either = timeout === undefined ? signal : AbortSignal.any([signal, timeout]);
@@ -119,8 +131,8 @@ export function sandboxMethods(context: ApiContext): Methods {
           async () => {
             const now = await store.sandboxes.get(id);
             if (now === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id} any more`);
-            if (wanted.has(sandboxStates.value(sandboxState(now).state))) return now;
-            const why = whyNever(now, wanted);
+            if (await isIn(now, wanted)) return now;
+            const why = whyNever(now, wanted) ?? overtaken(now, wanted, generation);
             if (why !== undefined) throw why;
             return undefined;
           },

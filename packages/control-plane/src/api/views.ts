@@ -3,7 +3,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { api } from '@drover/protocol';
 import type { Identity } from '../identity/registry.ts';
 import type { SessionStatus } from '../sessions/sessions.ts';
-import { containmentActions, sandboxState } from '../store/index.ts';
+import { containmentActions, currentStart, sandboxState } from '../store/index.ts';
 import type { HostRow, SandboxRow, SandboxStateName } from '../store/store.ts';
 import type { InitView, SandboxView, TrustCheck } from '../worldview/index.ts';
 
@@ -74,8 +74,8 @@ function verdictOf(
 }
 
 export function initToWire(row: SandboxRow, { view: { init } }: SandboxFacts): api.InitStatus {
-  // A new start has begun, and its init plan has not.
-  if (init.startCount < row.startCount) return create(api.InitStatusSchema, { state: 'none' });
+  // A new start is asked for or has begun, and its init plan has not.
+  if (init.startCount < currentStart(row)) return create(api.InitStatusSchema, { state: 'none' });
   return initStatus(init);
 }
 

@@ -122,6 +122,7 @@ describe.each(['sqlite', 'postgres'] as const)('policies on %s', (kind) => {
     const events: EventStore = {
       append: async (drafts) => await store.events.append(drafts),
       after: async (...asked) => (down ? await Promise.reject(new Error('gone')) : await store.events.after(...asked)),
+      beforeLast: async (...asked) => await store.events.beforeLast(...asked),
       lastId: async () => (down ? await Promise.reject(new Error('gone')) : await store.events.lastId()),
       trim: async (keep) => await store.events.trim(keep),
       onAppend: (listener) => store.events.onAppend(listener),

@@ -66,6 +66,7 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
         if (asked++ === 0) await write(1);
         return page;
       },
+      beforeLast: async (...asked) => await store.events.beforeLast(...asked),
       lastId: async () => await store.events.lastId(),
       trim: async (keep) => await store.events.trim(keep),
       onAppend: (listener) => store.events.onAppend(listener),

@@ -1,4 +1,4 @@
-import type { Clock, HostId } from '@drover/foundation';
+import { DroverError, type Clock, type HostId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import { placementRequest, plan, type Placement } from '../placement/index.ts';
 import { hasEnded, mayNotRun, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
@@ -27,7 +27,7 @@ export interface DrainProgress {
  * A sandbox moves by being made anew on another host: its files stay behind and are removed with the copy, its command begins
  * again. What no other host has room for is stopped, or left and named. What had ended stays: its files are here only.
  * Ends with `done` when nothing more will move; abandoned, the host stays draining and a second call goes on.
- * @throws {DroverError} host-not-found, host-removed
+ * @throws {DroverError} host-not-found, host-removed; conflict when somebody ends the drain meanwhile
  */
 export async function* drainHost(options: DrainOptions, signal: AbortSignal): AsyncGenerator<DrainProgress, void, undefined> {
   const { store, placement, clock, hostId, stop } = options;
@@ -49,6 +49,7 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
 
   while (told !== '' && total > 0) {
     signal.throwIfAborted();
+    await mustDrain(store, hostId);
     const left: SandboxRow[] = [];
     for (const row of (await store.sandboxes.onHost(hostId)).filter(runs)) {
       // Already asked to end: its host reports when it has.
@@ -73,6 +74,17 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
     yield* progress(remaining, 'waiting for what is stopping', false);
     await clock.sleep(limits.drainPollMs, signal);
   }
+}
+
+/** An uncordon ends a drain: what is still on the host stays there. @throws {DroverError} conflict, host-removed */
+async function mustDrain(store: Store, hostId: HostId): Promise<void> {
+  const host = await store.hosts.get(hostId);
+  if (host === undefined || host.removedAt !== undefined) throw new DroverError('host-removed', 'the host was removed while it drained');
+  if (host.scheduling === 'draining') return;
+  const now = host.scheduling === 'open' ? 'uncordoned' : 'cordoned without a drain';
+  throw new DroverError('conflict', `host ${host.name} was ${now} while it drained; what is left on it stays there`, {
+    hint: `\`drover host drain ${host.name}\` goes on`,
+  });
 }
 
 /** Takes it off the host if another one has room now. */

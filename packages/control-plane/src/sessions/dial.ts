@@ -55,8 +55,9 @@ class DialFailed extends Error {
 
 /** What is kept of a sandbox between its dials; it goes with the sandbox. */
 export interface Memory extends Remembered {
-  /** The start that was dialled last; 0: none. */
+  /** The start that was dialled last, and the host that counted it; 0: none. */
   start: number;
+  host: HostId | undefined;
   /** In a row (I-25). */
   closeFailures: number;
 }
@@ -353,10 +354,11 @@ export class Dial implements DialView {
     const attempt = this.#status.attempts + 1;
     this.#status = { ...this.#status, state: 'connecting', attempts: attempt };
     this.#startCount = startOf(row);
-    if (memory.start !== this.#startCount) {
-      memory.start = this.#startCount;
-      memory.interruptedPlans = 0;
-    }
+    if (memory.start !== this.#startCount) memory.interruptedPlans = 0;
+    // A host counts the starts of its own copy.
+    if (memory.host !== row.hostId) Object.assign(memory, { completedStart: 0, readyAsked: 0, interruptedPlans: 0 });
+    memory.start = this.#startCount;
+    memory.host = row.hostId;
     journal.publish({ kind: 'session', type: 'SessionConnecting', subject: this.#id, data: { attempt } });
     const answered = new AbortController();
     const deadline = new AbortController();

@@ -105,7 +105,7 @@ export class Dialer {
     if (memory === undefined) {
       this.#memories.set(
         id,
-        (memory = { completedStart: 0, refusedStart: 0, readyAsked: 0, interruptedPlans: 0, start: 0, closeFailures: 0 }),
+        (memory = { completedStart: 0, readyAsked: 0, interruptedPlans: 0, start: 0, host: undefined, closeFailures: 0 }),
       );
     }
     return {

@@ -44,9 +44,8 @@ export interface SessionContext {
 
 /** What is known of a sandbox from one session to the next. Without it, after a restart, the worldview says as much. */
 export interface Remembered {
-  /** The start whose plan was completed, and the one whose Register was published as refused; 0: none. */
+  /** The start whose plan was completed; 0: none. */
   completedStart: number;
-  refusedStart: number;
   /** The start whose init was asked to start the command, whether or not it answered; 0: none. */
   readyAsked: number;
   /** Sessions in a row that broke in mid-plan, before the command can have begun. */
@@ -243,7 +242,7 @@ export class Session {
   /** Has the sandbox register, and looks into the registry: what init says of it counts for nothing (I-13, I-27). */
   async #register(again: boolean, asked: Promise<unknown> | undefined): Promise<{ readonly kind: 'trusted' } | Untrusted> {
     const { registry, journal, lastRefusal } = this.#context;
-    const { verdict, remembered } = this.#options;
+    const { verdict } = this.#options;
     let problem = '';
     try {
       if (again) {
@@ -266,11 +265,8 @@ export class Session {
     const refusal = lastRefusal(this.#id, verdict.thumbprint);
     const why = refusal ?? (problem === '' ? 'it says that it did, and the registry knows nothing of it' : problem);
     const message = `the sandbox did not register: ${why}`;
-    if (remembered.refusedStart !== this.#startCount) {
-      remembered.refusedStart = this.#startCount;
-      const data = { ok: false, thumbprint: verdict.thumbprint, startCount: this.#startCount, message };
-      journal.publish({ kind: 'identity', type: 'AgentRegistered', subject: this.#id, data });
-    }
+    const data = { ok: false, thumbprint: verdict.thumbprint, startCount: this.#startCount, message };
+    journal.publish({ kind: 'identity', type: 'AgentRegistered', subject: this.#id, data });
     return { kind: 'untrusted', reason: refusal === 'peer-address-mismatch' ? refusal : 'register-failed', message };
   }
 

@@ -91,6 +91,10 @@ export async function changeSandbox(
     // I-11: destroyed, and only then.
     await evictIdentity(tx, before.id as SandboxId, 'destroyed');
   }
+  // Its copies on another host count their starts from one: what is known of a start here must not be taken for one there.
+  if (before.host_id !== null && after.host_id !== before.host_id) {
+    await tx.db.deleteFrom('sandbox_views').where('sandbox_id', '=', before.id).execute();
+  }
   emitChange(tx, sandboxRow(before), sandboxRow(after));
   return after;
 }

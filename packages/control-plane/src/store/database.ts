@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { Kysely, sql, type Transaction } from 'kysely';
-import { DroverError, type Clock, type Logger } from '@drover/foundation';
+import { DroverError, isSandboxId, type Clock, type Logger } from '@drover/foundation';
 import type { EventDraft } from '../events/event.ts';
 import * as limits from '../limits.ts';
 import { eventChannel, PostgresListener, postgresDialect } from './postgres.ts';
@@ -88,7 +88,7 @@ export class OpenDatabase implements Database {
         const result = await this.db.transaction().execute(async (db) => {
           const tx: Tx = { db, now: this.clock.now(), emit: (event) => void events.push(event) };
           const value = await work(tx);
-          await this.#write(tx, events);
+          await this.#write(tx, await named(tx, events));
           return value;
         });
         if (events.length > 0) this.#woken();
@@ -180,6 +180,20 @@ export class OpenDatabase implements Database {
       }
     }
   }
+}
+
+/** Events of sandboxes carry their sandbox's name, whoever wrote them: a reader need not look ids up, nor can it once they are deleted. */
+async function named(tx: Tx, events: readonly EventDraft[]): Promise<readonly EventDraft[]> {
+  const unnamed = (event: EventDraft): boolean => isSandboxId(event.subject) && event.data['name'] === undefined;
+  const ids = [...new Set(events.filter(unnamed).map((event) => event.subject))];
+  if (ids.length === 0) return events;
+  const names = new Map<string, { readonly project: string; readonly name: string }>();
+  for (let i = 0; i < ids.length; i += limits.rowsPerStatement) {
+    const batch = ids.slice(i, i + limits.rowsPerStatement);
+    const rows = await tx.db.selectFrom('sandboxes').select(['id', 'project', 'name']).where('id', 'in', batch).execute();
+    for (const { id, project, name } of rows) names.set(id, { project, name });
+  }
+  return events.map((event) => (unnamed(event) ? { ...event, data: { ...names.get(event.subject), ...event.data } } : event));
 }
 
 /** PostgreSQL: serialization_failure, deadlock_detected. */

@@ -83,27 +83,18 @@ export function neverStarted(generation: number, now: number): Updateable<Sandbo
  * where that is not free, it waits for it there, as `pending`. On none, it is placed and made anew.
  */
 function startPatch(row: StoredSandbox, host: StoredHost | undefined, generation: number): Updateable<SandboxTable> {
-  if (host === undefined) {
-    return {
-      start_generation: generation,
-      placed_generation: generation,
-      observed: null,
-      observed_sequence: 0,
-      exit_code: null,
-      out_of_memory: 0,
-      started_at: null,
-      finished_at: null,
-    };
-  }
-  if (row.hold === 'all') return { start_generation: generation };
+  // How the run before ended is no part of this one.
+  const start = { start_generation: generation, exit_code: null, out_of_memory: 0, started_at: null, finished_at: null };
+  if (host === undefined) return { ...start, placed_generation: generation, observed: null, observed_sequence: 0 };
+  if (row.hold === 'all') return start;
   const room =
     host.scheduling !== 'draining' &&
     host.reserved_cpu_millis + row.cpu_millis <= host.cpu_millis &&
     host.reserved_memory_bytes + row.memory_bytes <= host.memory_bytes;
   return room
-    ? { start_generation: generation, hold: 'all' }
+    ? { ...start, hold: 'all' }
     : {
-        start_generation: generation,
+        ...start,
         pending_reason: 'unschedulable',
         pending_message: `its files are on ${host.name}, which ${host.scheduling === 'draining' ? 'is draining' : 'has no room for it now'}`,
       };

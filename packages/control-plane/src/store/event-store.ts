@@ -4,6 +4,8 @@ import type { Database } from './database.ts';
 import { prepared } from './prepared.ts';
 import type { EventStore } from './store.ts';
 
+type EventFilter = NonNullable<Parameters<EventStore['after']>[2]>;
+
 const counter = prepared([], (db) => db.selectFrom('event_counter').select('last').where('id', '=', 1));
 
 export class SqlEventStore implements EventStore {
@@ -21,21 +23,24 @@ export class SqlEventStore implements EventStore {
     });
   }
 
-  async after(
-    id: number,
-    limit: number,
-    filter: { readonly kinds?: readonly string[]; readonly subject?: string } = {},
-  ): Promise<readonly StoredEvent[]> {
-    let query = this.#database.db
-      .selectFrom('events')
+  async after(id: number, limit: number, filter: EventFilter = {}): Promise<readonly StoredEvent[]> {
+    const rows = await this.#matching(filter)
       .selectAll()
       .where('id', '>', id)
       .orderBy('id')
-      .limit(Math.min(limit, limits.listPageMax));
-    if (filter.kinds !== undefined && filter.kinds.length > 0) query = query.where('kind', 'in', filter.kinds);
-    if (filter.subject !== undefined) query = query.where('subject', '=', filter.subject);
-    const rows = await query.execute();
+      .limit(Math.min(limit, limits.listPageMax))
+      .execute();
     return rows.map((row) => ({ ...row, data: JSON.parse(row.data) as Record<string, unknown> }));
+  }
+
+  async beforeLast(count: number, filter: EventFilter = {}): Promise<number> {
+    const row = await this.#matching(filter)
+      .select('id')
+      .orderBy('id', 'desc')
+      .offset(count - 1)
+      .limit(1)
+      .executeTakeFirst();
+    return row === undefined ? 0 : row.id - 1;
   }
 
   async lastId(): Promise<number> {
@@ -53,5 +58,12 @@ export class SqlEventStore implements EventStore {
 
   onAppend(listener: () => void): () => void {
     return this.#database.onAppend(listener);
+  }
+
+  #matching({ kinds = [], subject }: EventFilter) {
+    let query = this.#database.db.selectFrom('events');
+    if (kinds.length > 0) query = query.where('kind', 'in', kinds);
+    if (subject !== undefined) query = query.where('subject', '=', subject);
+    return query;
   }
 }

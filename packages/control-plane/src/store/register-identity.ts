@@ -3,7 +3,7 @@ import type { Tx } from './database.ts';
 import { dropBareTokens, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
 import { sandboxRow } from './rows.ts';
 import type { CertificateTable, SandboxTokenTable, StoredIdentity, StoredSandbox } from './schema.ts';
-import { startOf } from './state.ts';
+import { currentStart } from './state.ts';
 import type { IdentityStore } from './store.ts';
 import { emitViewed } from './view-rows.ts';
 
@@ -49,7 +49,7 @@ export async function registerIdentity(tx: Tx, sandbox: StoredSandbox, registrat
     .returningAll()
     .executeTakeFirstOrThrow();
   await keepAccessToken(tx, { sandboxId, thumbprint, accessTokenHash });
-  const data = { ok: true, thumbprint, startCount: startOf(sandboxRow(sandbox)), message: '' };
+  const data = { ok: true, thumbprint, startCount: currentStart(sandboxRow(sandbox)), message: '' };
   await emitViewed(tx, sandboxId, { kind: 'identity', type: 'AgentRegistered', subject: sandboxId, data });
   return { kind: 'welcome', again: false, identity: identityRow(inserted) };
 }

@@ -12,6 +12,9 @@ export function sandboxNotFound(reference: string): DroverError {
   });
 }
 
+/** SHA-256 in hex, from as many digits on as `drover identity ls` shows. */
+const thumbprintPattern = /^[0-9a-f]{16,64}$/i;
+
 /** The reading half of the sandbox store. */
 export class SandboxQueries {
   protected readonly database: Database;
@@ -25,25 +28,52 @@ export class SandboxQueries {
     return row === undefined ? undefined : sandboxRow(row);
   }
 
-  async find(reference: string): Promise<SandboxRow> {
+  async find(reference: string, { deleted = false }: { readonly deleted?: boolean } = {}): Promise<SandboxRow> {
     if (isSandboxId(reference)) {
       const row = await this.get(reference);
       if (row === undefined) throw sandboxNotFound(reference);
       return row;
     }
-    const slash = reference.indexOf('/');
+    if (thumbprintPattern.test(reference)) {
+      const row = await this.#byThumbprint(reference.toLowerCase());
+      if (row !== undefined) return row;
+    }
+    // Names have no dots: one parts a common name, `project.name` (I-5), as a slash parts what people write.
+    const slash = reference.search(/[./]/);
     const name = reference.slice(slash + 1);
-    let query = this.database.db.selectFrom('sandboxes').selectAll().where('name', '=', name).where('deleted_at', 'is', null);
+    let query = this.database.db.selectFrom('sandboxes').selectAll().where('name', '=', name);
     if (slash >= 0) query = query.where('project', '=', reference.slice(0, slash));
     // A bare name is the project-less sandbox of that name; without one, the only one that has it.
-    const [first, second] = await query.orderBy('project').limit(2).execute();
-    if (first === undefined) throw sandboxNotFound(reference);
+    const [first, second] = await query.where('deleted_at', 'is', null).orderBy('project').limit(2).execute();
+    if (first === undefined) {
+      const last = deleted ? await query.orderBy('deleted_at', 'desc').limit(1).executeTakeFirst() : undefined;
+      if (last === undefined) throw sandboxNotFound(reference);
+      return sandboxRow(last);
+    }
     if (second !== undefined && first.project !== '') {
       throw new DroverError('invalid-argument', `sandboxes of several projects are named ${JSON.stringify(clip(name))}`, {
         hint: `write project/${clip(name)}, or give the id`,
       });
     }
     return sandboxRow(first);
+  }
+
+  /** @throws {DroverError} invalid-argument when several begin so */
+  async #byThumbprint(digits: string): Promise<SandboxRow | undefined> {
+    const rows = await this.database.db
+      .selectFrom('sandboxes')
+      .innerJoin('identities', 'identities.sandbox_id', 'sandboxes.id')
+      .selectAll('sandboxes')
+      .where((eb) => eb.or([eb('thumbprint', 'like', `${digits}%`), eb('next_thumbprint', '=', digits)]))
+      .limit(2)
+      .execute();
+    const [first, second] = rows;
+    if (second !== undefined) {
+      throw new DroverError('invalid-argument', `the thumbprints of several sandboxes begin with ${clip(digits)}`, {
+        hint: 'give more digits, or the id; `drover identity ls -o json` has them whole',
+      });
+    }
+    return first === undefined ? undefined : sandboxRow(first);
   }
 
   async secrets(id: SandboxId): Promise<readonly SealedSecret[]> {

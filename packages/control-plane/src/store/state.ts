@@ -40,6 +40,14 @@ export function startOf(row: Pick<SandboxRow, 'observed' | 'startCount'>): numbe
   return row.observed === 'starting' ? row.startCount + 1 : row.startCount;
 }
 
+/** The number of the start that people look at: the one that is being made, from when it is asked for; otherwise the last. */
+export function currentStart(
+  row: Pick<SandboxRow, 'desired' | 'observed' | 'observedGeneration' | 'startGeneration' | 'startCount'>,
+): number {
+  const asked = hasEnded(row.observed) && !runIsOver(row) && row.desired !== 'stopped';
+  return asked || row.observed === 'preparing' || row.observed === 'starting' ? row.startCount + 1 : row.startCount;
+}
+
 /** The displayed state of a sandbox: desired, placed and observed put together (L-25). */
 export function sandboxState(row: StateColumns): DisplayedState {
   const said = { reason: row.reason, message: row.message };

@@ -213,8 +213,12 @@ export interface SandboxStore {
   /** Sandboxes of hosts down since before `downBefore` become lost (L-26). */
   markLost(downBefore: number): Promise<readonly SandboxRow[]>;
   get(id: SandboxId): Promise<SandboxRow | undefined>;
-  /** By id, `name` or `project/name`; deleted ones only by id. @throws {DroverError} sandbox-not-found */
-  find(reference: string): Promise<SandboxRow>;
+  /**
+   * By id, `name`, `project/name`, common name or thumbprint. Deleted ones by their id only; with `deleted` by name too, where no other
+   * sandbox has it now.
+   * @throws {DroverError} sandbox-not-found; invalid-argument where it fits several
+   */
+  find(reference: string, options?: { readonly deleted?: boolean }): Promise<SandboxRow>;
   list(filter?: SandboxFilter): Promise<readonly SandboxRow[]>;
   /** The sandbox's secrets; none once it is deleted. */
   secrets(id: SandboxId): Promise<readonly SealedSecret[]>;
@@ -371,6 +375,8 @@ export interface EventStore {
     filter?: { readonly kinds?: readonly string[]; readonly subject?: string },
   ): Promise<readonly StoredEvent[]>;
   lastId(): Promise<number>;
+  /** The id before the first of the last `count` matching events; 0 when there are no more than those. */
+  beforeLast(count: number, filter?: { readonly kinds?: readonly string[]; readonly subject?: string }): Promise<number>;
   /** Drops all but the newest `keep`; gives how many. */
   trim(keep: number): Promise<number>;
   /** Called after each commit that wrote events, in this process or (PostgreSQL) another; a wake-up, not the data. */

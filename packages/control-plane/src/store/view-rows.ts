@@ -1,6 +1,6 @@
 import type { SandboxId } from '@drover/foundation';
 import type { SandboxEvent } from '../events/typed.ts';
-import { applyEvent, emptyView } from '../worldview/apply.ts';
+import { applyEvent, emptyView, isRepeated } from '../worldview/apply.ts';
 import type { SandboxView } from '../worldview/worldview.ts';
 import type { Tx } from './database.ts';
 
@@ -26,7 +26,8 @@ export async function writeViews(tx: Tx, views: readonly SandboxView[]): Promise
 /** Emits an event that a transaction of the store's own makes, with what it makes of the view of its sandbox, which is locked (I-35). */
 export async function emitViewed(tx: Tx, id: SandboxId, event: SandboxEvent): Promise<void> {
   const { kind, type, data } = event;
-  tx.emit({ kind, type, subject: id, data: { ...data } });
   const stored = await tx.db.selectFrom('sandbox_views').select('document').where('sandbox_id', '=', id).executeTakeFirst();
-  await writeViews(tx, [applyEvent(stored === undefined ? emptyView(id) : viewOf(stored), event, tx.now)]);
+  const view = stored === undefined ? emptyView(id) : viewOf(stored);
+  if (!isRepeated(view, event)) tx.emit({ kind, type, subject: id, data: { ...data } });
+  await writeViews(tx, [applyEvent(view, event, tx.now)]);
 }

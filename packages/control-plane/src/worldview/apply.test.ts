@@ -264,9 +264,9 @@ describe('I-35: any events, in any order', () => {
     fc.assert(
       fc.property(fc.array(anyEvent, { maxLength: 20 }), telling, (before, last) => {
         const part = whole[last.type] ?? 'session';
-        const { since: _then, ...is } = applyEvent(fold(before), last, 99)[part];
-        const { since: _now, ...alone } = applyEvent(untouched, last, 99)[part];
-        expect(is).toEqual(alone);
+        // Since when, and which start has registered, are about more than this event.
+        const said = (view: SandboxView): unknown => ({ ...view[part], since: 0, registeredStart: 0 });
+        expect(said(applyEvent(fold(before), last, 99))).toEqual(said(applyEvent(untouched, last, 99)));
       }),
     );
   });

@@ -36,6 +36,11 @@ export function applyEvent(view: SandboxView, event: SandboxEvent, at: number): 
   }
 }
 
+/** I-34: a start has one AgentRegistered, for its first outcome; a later one changes the view only. */
+export function isRepeated(view: SandboxView, event: SandboxEvent): boolean {
+  return event.type === 'AgentRegistered' && view.identity.registeredStart === event.data.startCount;
+}
+
 type Of<Kind extends keyof SandboxEvents> = Extract<SandboxEvent, { readonly kind: Kind }>;
 
 function applySession(session: SessionView, event: Of<'session'>, at: number): SessionView {
@@ -65,12 +70,12 @@ function applySession(session: SessionView, event: Of<'session'>, at: number): S
 function applyIdentity(identity: IdentityView, event: Of<'identity'>, at: number): IdentityView {
   const is = (verdict: IdentityView['verdict'], reason: IdentityView['reason'], message: string): IdentityView => {
     const since = identity.verdict === verdict && identity.reason === reason ? identity.since : at;
-    return { verdict, reason, message: text(message), since };
+    return { ...identity, verdict, reason, message: text(message), since };
   };
   switch (event.type) {
     case 'AgentRegistered':
       // A refusal is nothing against a peer that is trusted already: the session says what becomes of its own (AgentUntrusted).
-      return event.data.ok ? is('trusted', '', '') : identity;
+      return { ...(event.data.ok ? is('trusted', '', '') : identity), registeredStart: event.data.startCount };
     case 'AgentTrusted':
       return is('trusted', '', '');
     case 'AgentUntrusted':

@@ -3,7 +3,7 @@ import type { EventDraft } from '../events/event.ts';
 import type { Journal, SandboxEvent } from '../events/typed.ts';
 import { journalAttempts, journalBackoffBaseMs, journalBackoffCapMs, journalBatch, journalQueue } from '../limits.ts';
 import type { Store, Tables } from '../store/store.ts';
-import { applyEvent, emptyView, recordChecks, viewSubject } from './apply.ts';
+import { applyEvent, emptyView, isRepeated, recordChecks, viewSubject } from './apply.ts';
 import type { SandboxView, TrustCheck, Worldview } from './worldview.ts';
 
 export interface StoredWorldviewOptions {
@@ -167,10 +167,10 @@ async function writeBatch(tables: Tables, batch: readonly Entry[]): Promise<void
   const changed = new Map<SandboxId, SandboxView>();
   const events: EventDraft[] = [];
   for (const { what, at } of batch) {
-    if (what.kind === 'event') events.push(draftOf(what.event));
     const subject = what.kind === 'event' ? viewSubject(what.event) : what.sandboxId;
-    if (subject === undefined) continue;
-    const view = changed.get(subject) ?? views.get(subject) ?? emptyView(subject);
+    const view = subject === undefined ? undefined : (changed.get(subject) ?? views.get(subject) ?? emptyView(subject));
+    if (what.kind === 'event' && (view === undefined || !isRepeated(view, what.event))) events.push(draftOf(what.event));
+    if (subject === undefined || view === undefined) continue;
     changed.set(subject, what.kind === 'event' ? applyEvent(view, what.event, at) : recordChecks(view, what.checks));
   }
   // A sandbox that was deleted gets no view again: the store sees to that.

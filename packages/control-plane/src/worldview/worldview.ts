@@ -23,6 +23,8 @@ export interface SessionView {
 }
 
 export interface IdentityView {
+  /** The start whose registration, ok or not, has its event (I-34); absent: none. */
+  readonly registeredStart?: number;
   readonly verdict: 'unknown' | 'trusted' | 'untrusted' | 'revoked';
   readonly reason: UntrustedReason | '';
   readonly message: string;

@@ -29,7 +29,11 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   const client = await cli.connect();
   const sandbox = await createSandbox(cli, client, options);
   if (detached) {
-    const ready = client.sandboxes.waitReady(sandbox.id, { onReconnect: sayBroken(cli), signal: cli.signal });
+    const ready = client.sandboxes.waitReady(sandbox.id, {
+      generation: sandbox.generation,
+      onReconnect: sayBroken(cli),
+      signal: cli.signal,
+    });
     const running = await orRemove(cli, client, sandbox.id, flags.rm === true, ready);
     if (cli.signal.aborted) await removeInterrupted(cli, client, sandbox.id);
     if (cli.out.json) cli.out.object(sandboxJson(running));

@@ -1,22 +1,50 @@
-import { DroverError, parseDurationMs, parseProject } from '@drover/foundation';
+import { DroverError, hasCode, parseDurationMs, parseProject } from '@drover/foundation';
 import type { api } from '@drover/protocol';
-import { sandboxStateName, sandboxStateValue, type SandboxStateName } from '@drover/sdk';
+import { sandboxStateName, sandboxStateValue, type DroverClient, type SandboxStateName } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { parseLabels } from '../../parse.ts';
-import { createSandbox } from './create.ts';
+import { createSandbox, removeInterrupted } from './create.ts';
 import { details } from './details.ts';
+import { planFailure } from './init-text.ts';
 import { withProgress } from './progress.ts';
+import { sayBroken } from './reconnect.ts';
 import { answer, listColumns, sandboxJson, sandboxLabel, stateText } from './show.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 
 export async function create(
   cli: Cli,
   [image, command]: readonly [string, readonly string[]],
-  flags: SpecFlags & { readonly tty?: boolean; readonly interactive?: boolean },
+  flags: SpecFlags & WaitFlags & { readonly tty?: boolean; readonly interactive?: boolean },
 ): Promise<void> {
   const options = await createOptions(image, command, flags, { terminal: flags.tty === true, stdin: flags.interactive === true });
   const client = await cli.connect();
-  answer(cli, await createSandbox(cli, client, options));
+  const stored = await createSandbox(cli, client, options);
+  if (flags.wait === false) return answer(cli, stored);
+  try {
+    answer(cli, await begun(cli, client, stored));
+  } catch (error) {
+    if (cli.signal.aborted) await removeInterrupted(cli, client, stored.id);
+    throw error;
+  }
+}
+
+/**
+ * The sandbox once its command has begun. A start that fails is left to be looked at.
+ * @throws {DroverError} why the command never begins
+ */
+async function begun(cli: Cli, client: DroverClient, sandbox: api.Sandbox, progress = true): Promise<api.Sandbox> {
+  const ready = client.sandboxes.waitReady(sandbox.id, {
+    generation: sandbox.generation,
+    onReconnect: sayBroken(cli),
+    signal: cli.signal,
+  });
+  try {
+    return progress ? await withProgress(cli, client, sandbox.id, ready) : await ready;
+  } catch (error) {
+    if (cli.signal.aborted || hasCode(error, 'cancelled', 'control-plane-unreachable')) throw error;
+    const seen = await client.sandboxes.get(sandbox.id).catch(() => undefined);
+    throw (seen === undefined ? undefined : planFailure(seen, true)) ?? error;
+  }
 }
 
 export interface ListFlags {
@@ -50,15 +78,12 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
   else for (const line of details(sandbox)) cli.out.line(line);
 }
 
-type Change = (client: Awaited<ReturnType<Cli['connect']>>, reference: string, signal: AbortSignal) => Promise<api.Sandbox>;
+type Change = (client: DroverClient, reference: string, signal: AbortSignal) => Promise<api.Sandbox>;
+/** What a change is waited for: one of these states, or the begin of the command. */
+type Goal = readonly SandboxStateName[] | 'begun';
 
-/** Asks each for the change, waits for each unless told not to, and says every failure: one does not keep the others. */
-async function each(
-  cli: Cli,
-  references: readonly string[],
-  change: Change,
-  goal: readonly SandboxStateName[] | undefined,
-): Promise<number> {
+/** Asks each for the change, waits for each unless `goal` is undefined, and reports every failure: one does not keep the others. */
+async function each(cli: Cli, references: readonly string[], change: Change, goal: Goal | undefined): Promise<number> {
   const client = await cli.connect();
   let status = 0;
   const done: api.Sandbox[] = [];
@@ -66,8 +91,9 @@ async function each(
     references.map(async (reference) => {
       try {
         let sandbox = await change(client, reference, cli.signal);
-        if (goal !== undefined && !goal.includes(sandboxStateName(sandbox.state) as SandboxStateName)) {
-          const waiting = client.sandboxes.waitFor(sandbox.id, goal, { signal: cli.signal });
+        if (goal === 'begun') sandbox = await begun(cli, client, sandbox, references.length === 1);
+        else if (goal !== undefined && !goal.includes(sandboxStateName(sandbox.state) as SandboxStateName)) {
+          const waiting = client.sandboxes.waitFor(sandbox.id, goal, { generation: sandbox.generation, signal: cli.signal });
           sandbox = references.length === 1 ? await withProgress(cli, client, sandbox.id, waiting) : await waiting;
         }
         done.push(sandbox);
@@ -90,11 +116,10 @@ export interface WaitFlags {
   readonly wait?: boolean;
 }
 
-const unless = (flags: WaitFlags, goal: readonly SandboxStateName[]): readonly SandboxStateName[] | undefined =>
-  flags.wait === false ? undefined : goal;
+const unless = (flags: WaitFlags, goal: Goal): Goal | undefined => (flags.wait === false ? undefined : goal);
 
 export function start(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
-  return each(cli, references, (client, reference, signal) => client.sandboxes.start(reference, signal), unless(flags, ['running']));
+  return each(cli, references, (client, reference, signal) => client.sandboxes.start(reference, signal), unless(flags, 'begun'));
 }
 
 export interface StopFlags extends WaitFlags {

@@ -103,10 +103,16 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
 
 const times = (count: number): string => (count > 1 ? ` ${count} times` : '');
 
+/** Kinds whose sentences are about a part of a sandbox. */
+const ofSandboxes: ReadonlySet<string> = new Set(['session', 'identity', 'init', 'network']);
+
 /** An event's data as a person reads it, on one line: a sentence, or the JSON of an event that has none. */
-export function eventText({ type, dataJson }: api.Event): string {
+export function eventText({ kind, type, dataJson }: api.Event): string {
   const sentence = Object.hasOwn(sentences, type) ? sentences[type] : undefined;
   if (dataJson === '' || dataJson === '{}') return '';
   if (sentence === undefined) return oneLine(dataJson);
-  return oneLine(sentence(new Data(JSON.parse(dataJson) as Readonly<Record<string, unknown>>)));
+  const data = new Data(JSON.parse(dataJson) as Readonly<Record<string, unknown>>);
+  // The sentences of sandboxes and hosts name them themselves. Events of earlier versions carry no names.
+  const whose = ofSandboxes.has(kind) && data.who !== '' ? `${data.who}: ` : '';
+  return oneLine(`${whose}${sentence(data)}`);
 }

@@ -11,13 +11,22 @@ export interface EventsFlags {
   readonly since?: string;
   readonly kind?: readonly string[];
   readonly subject?: string;
+  readonly tail?: string;
 }
 
-/** R-3, I-34, I-35: what happened, oldest first. Without -f it ends after what is stored; --since 0 begins at the first that is kept. */
+/**
+ * R-3, I-34, I-35: what happened, oldest first. Without -f it ends after what is stored; --since 0 begins at the first that is kept, --tail
+ * with the last ones.
+ */
 export default async function events(cli: Cli, _: readonly [], flags: EventsFlags): Promise<void> {
   if (flags.since !== undefined && !/^\d{1,18}$/.test(flags.since)) {
     throw new DroverError('invalid-argument', `--since ${JSON.stringify(clip(flags.since))} is not the id of an event`, {
       hint: 'give the id of the last event that you have seen; 0 begins with the first',
+    });
+  }
+  if (flags.tail !== undefined && (flags.since !== undefined || !/^\d{1,9}$/.test(flags.tail))) {
+    throw new DroverError('invalid-argument', `--tail ${JSON.stringify(clip(flags.tail))} cannot be used here`, {
+      hint: flags.since === undefined ? 'give the number of events to begin with, such as --tail 20' : 'give --since or --tail, not both',
     });
   }
   const kinds = flags.kind?.flatMap((flag) => flag.split(','));
@@ -26,7 +35,11 @@ export default async function events(cli: Cli, _: readonly [], flags: EventsFlag
   const since = flags.since === undefined ? undefined : BigInt(flags.since);
   const watch = client.events.watch({
     follow,
-    ...(since !== undefined && since > 0n ? { afterId: since } : { fromStart: since === 0n || !follow }),
+    ...(flags.tail !== undefined
+      ? { tail: Number(flags.tail) }
+      : since !== undefined && since > 0n
+        ? { afterId: since }
+        : { fromStart: since === 0n || !follow }),
     ...(kinds !== undefined && { kinds }),
     ...(flags.subject !== undefined && { subject: flags.subject }),
     onReconnect: sayBroken(cli),

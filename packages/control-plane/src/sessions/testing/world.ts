@@ -278,8 +278,8 @@ export class World implements AsyncDisposable {
   /** Typed events of a subject so far, without those of the store's own. */
   async events(subject: string): Promise<readonly StoredEvent[]> {
     await this.worldview.flush();
-    const all = await this.store.events.after(0, 10_000, { kinds: ['session', 'identity', 'init'] });
-    return all.filter((event) => event.subject === subject);
+    const all = await this.store.events.after(0, 10_000, { kinds: ['session', 'identity', 'init'], subject });
+    return all.map(({ data: { project: _project, name: _name, ...data }, ...event }) => ({ ...event, data }));
   }
 
   /** Their types. */

@@ -28,7 +28,11 @@ hint: Did you mean main?
 `,
       "error: pathspec 'nowhere' did not match any file(s) known to git",
     ],
-    ['no password', "fatal: Authentication failed for 'https://me:secret@example.org/x/'\n", "fatal: Authentication failed for 'https://example.org/x/'"],
+    [
+      'no password',
+      "fatal: Authentication failed for 'https://me:secret@example.org/x/'\n",
+      "fatal: Authentication failed for 'https://example.org/x/'",
+    ],
     ['the words of another program that ends without a fatal line', 'sh: 1: ssh: not found\n', 'sh: 1: ssh: not found'],
     ['nothing of nothing', '\n', ''],
   ])('is %s', (_, stderr, complaint) => {
