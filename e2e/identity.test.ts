@@ -461,7 +461,7 @@ describe('I-34 to I-36: events', () => {
     await eventually('serve is dead', () => !isAlive(pid));
     await eventually(
       'the follower saw the session come back',
-      () => said.slice(before).includes('InitCompleted'),
+      () => said.slice(before).includes('SessionConnected'),
       60_000,
       () => said,
     );
