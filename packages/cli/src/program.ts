@@ -246,7 +246,10 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   );
   does(listFlags(add(sandbox, 'ls', 'list sandboxes').alias('list')), async () => (await load()).ls);
   does(add(sandbox, 'get <sandbox>', 'show one sandbox'), async () => (await load()).get);
-  does(noWaitFlag(add(sandbox, 'start <sandbox...>', 'start stopped sandboxes, and wait until their commands have begun')), async () => (await load()).start);
+  does(
+    noWaitFlag(add(sandbox, 'start <sandbox...>', 'start stopped sandboxes, and wait until their commands have begun')),
+    async () => (await load()).start,
+  );
   does(stopFlags(add(sandbox, 'stop <sandbox...>', 'stop sandboxes')), async () => (await load()).stop);
   does(
     noWaitFlag(add(sandbox, 'kill <sandbox...>', 'stop sandboxes with SIGKILL, without the grace of stop')),

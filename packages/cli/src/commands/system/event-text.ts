@@ -104,7 +104,7 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
 const times = (count: number): string => (count > 1 ? ` ${count} times` : '');
 
 /** Kinds whose sentences are about a part of a sandbox. */
-const ofSandboxes: ReadonlySet<string> = new Set(['session', 'identity', 'init', 'network']);
+const ofSandboxes: ReadonlySet<string> = new Set(['session', 'identity', 'init']);
 
 /** An event's data as a person reads it, on one line: a sentence, or the JSON of an event that has none. */
 export function eventText({ kind, type, dataJson }: api.Event): string {
