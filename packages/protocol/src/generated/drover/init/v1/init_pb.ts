@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/init/v1/init.proto.
  */
 export const file_drover_init_v1_init: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvaW5pdC92MS9pbml0LnByb3RvEg5kcm92ZXIuaW5pdC52MSK4AwoOU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAQSJgoFaGVsbG8YAiABKAsyFS5kcm92ZXIuaW5pdC52MS5IZWxsb0gAEjEKC2FnZW50X3JlYWR5GAMgASgLMhouZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeUgAEiwKCHNodXRkb3duGAQgASgLMhguZHJvdmVyLmluaXQudjEuU2h1dGRvd25IABIxCgtzaWduYWxfbWFpbhgFIAEoCzIaLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5IABIkCgRwaW5nGAYgASgLMhQuZHJvdmVyLmluaXQudjEuUGluZ0gAEj0KEXJlZ2lzdGVyX3JlcXVpcmVkGAcgASgLMiAuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJSZXF1aXJlZEgAEisKCHJ1bl9zdGVwGAggASgLMhcuZHJvdmVyLmluaXQudjEuUnVuU3RlcEgAEkEKE2luc3RhbGxfY2VydGlmaWNhdGUYCSABKAsyIi5kcm92ZXIuaW5pdC52MS5JbnN0YWxsQ2VydGlmaWNhdGVIAEIJCgdwYXlsb2FkIqgFCg9TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKAQSKAoFZXJyb3IYAiABKAsyGS5kcm92ZXIuaW5pdC52MS5Jbml0RXJyb3ISLQoJaGVsbG9fYWNrGAMgASgLMhguZHJvdmVyLmluaXQudjEuSGVsbG9BY2tIABI6ChBhZ2VudF9yZWFkeV9kb25lGAQgASgLMh4uZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeURvbmVIABI7ChBzaHV0ZG93bl9zdGFydGVkGAUgASgLMh8uZHJvdmVyLmluaXQudjEuU2h1dGRvd25TdGFydGVkSAASOgoQc2lnbmFsX21haW5fZG9uZRgGIAEoCzIeLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5Eb25lSAASJAoEcG9uZxgHIAEoCzIULmRyb3Zlci5pbml0LnYxLlBvbmdIABIxCgttYWluX2V4aXRlZBgIIAEoCzIaLmRyb3Zlci5pbml0LnYxLk1haW5FeGl0ZWRIABI1Cg1yZWdpc3Rlcl9kb25lGAkgASgLMhwuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJEb25lSAASMwoMc3RlcF9zdGFydGVkGAogASgLMhsuZHJvdmVyLmluaXQudjEuU3RlcFN0YXJ0ZWRIABIxCgtzdGVwX291dHB1dBgLIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBPdXRwdXRIABIxCgtzdGVwX2V4aXRlZBgMIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBFeGl0ZWRIABJFChVjZXJ0aWZpY2F0ZV9pbnN0YWxsZWQYDSABKAsyJC5kcm92ZXIuaW5pdC52MS5DZXJ0aWZpY2F0ZUluc3RhbGxlZEgAQgkKB3BheWxvYWQiKgoJSW5pdEVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgVIZWxsbxIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YASABKAkSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKCEhlbGxvQWNrEhIKCnNhbmRib3hfaWQYASABKAkSFAoMaW5pdF92ZXJzaW9uGAIgASgJEg8KB2Jvb3RfaWQYAyABKAkSJwoEbWFpbhgEIAEoCzIZLmRyb3Zlci5pbml0LnYxLk1haW5TdGF0ZRISCgpzdGVwc19kb25lGAUgAygJIs4BCglNYWluU3RhdGUSLgoFcGhhc2UYASABKA4yHy5kcm92ZXIuaW5pdC52MS5NYWluU3RhdGUuUGhhc2USCwoDcGlkGAIgASgNEigKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIloKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfTk9UX1NUQVJURUQQARIRCg1QSEFTRV9SVU5OSU5HEAISEAoMUEhBU0VfRVhJVEVEEAMiDAoKQWdlbnRSZWFkeSJSCg5BZ2VudFJlYWR5RG9uZRInCgRtYWluGAEgASgLMhkuZHJvdmVyLmluaXQudjEuTWFpblN0YXRlEhcKD2FscmVhZHlfc3RhcnRlZBgCIAEoCCIcCghTaHV0ZG93bhIQCghncmFjZV9tcxgBIAEoDSIRCg9TaHV0ZG93blN0YXJ0ZWQiHAoKU2lnbmFsTWFpbhIOCgZzaWduYWwYASABKAkiEAoOU2lnbmFsTWFpbkRvbmUiBgoEUGluZyIGCgRQb25nIjAKEFJlZ2lzdGVyUmVxdWlyZWQSHAoPYm9vdHN0cmFwX3Rva2VuGAEgASgJQgOAAQEiDgoMUmVnaXN0ZXJEb25lIocBCgdSdW5TdGVwEgwKBG5hbWUYASABKAkSDAoEYXJndhgCIAMoCRIMCgR1c2VyGAMgASgJEg8KB3dvcmtkaXIYBCABKAkSCwoDZW52GAUgAygJEhIKBXN0ZGluGAYgASgMQgOAAQESEgoKdGltZW91dF9tcxgHIAEoDRIMCgRvbmNlGAggASgIIjUKCkNvbmZpZ1N0ZXASJwoFZmlsZXMYASADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZSI8CghTdGVwRmlsZRIMCgRwYXRoGAEgASgJEhQKB2NvbnRlbnQYAiABKAxCA4ABARIMCgRtb2RlGAMgASgNIpsBCgdHaXRTdGVwEjMKBmNvbmZpZxgBIAMoCzIjLmRyb3Zlci5pbml0LnYxLkdpdFN0ZXAuQ29uZmlnRW50cnkSLAoGY2xvbmVzGAIgAygLMhwuZHJvdmVyLmluaXQudjEuR2l0Q2xvbmVTdGVwGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiNgoMR2l0Q2xvbmVTdGVwEgsKA3VybBgBIAEoCRIMCgRwYXRoGAIgASgJEgsKA3JlZhgDIAEoCSJWCgdTc2hTdGVwEhMKC2tub3duX2hvc3RzGAEgAygJEiYKBGtleXMYAiADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZRIOCgZjb25maWcYAyABKAkiHgoMUG9zdEluaXRTdGVwEg4KBnNjcmlwdBgBIAEoCSIqCgtTdGVwU3RhcnRlZBILCgNwaWQYASABKA0SDgoGam9pbmVkGAIgASgIIioKClN0ZXBPdXRwdXQSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwiSQoKU3RlcEV4aXRlZBIoCgRleGl0GAEgASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cxIRCgl0aW1lZF9vdXQYAiABKAgiLQoSSW5zdGFsbENlcnRpZmljYXRlEhcKD2NlcnRpZmljYXRlX3BlbRgBIAEoCSIWChRDZXJ0aWZpY2F0ZUluc3RhbGxlZCI2CgpNYWluRXhpdGVkEigKBGV4aXQYASABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzImkKCkV4aXRTdGF0dXMSDAoEY29kZRgBIAEoBRIOCgZzaWduYWwYAiABKAkSJgoCYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDW91dF9vZl9tZW1vcnkYBCABKAgiEgoQTGlzdEV4ZWNzUmVxdWVzdCI8ChFMaXN0RXhlY3NSZXNwb25zZRInCgVleGVjcxgBIAMoCzIYLmRyb3Zlci5pbml0LnYxLkV4ZWNJbmZvIsEBCghFeGVjSW5mbxIPCgdleGVjX2lkGAEgASgJEgwKBGFyZ3YYAiADKAkSDAoEdXNlchgDIAEoCRILCgNwaWQYBCABKA0SEAoIdGVybWluYWwYBSABKAgSLgoKc3RhcnRlZF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDwoHY2xpZW50cxgHIAEoDRIoCgRleGl0GAggASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cyI0ChFTaWduYWxFeGVjUmVxdWVzdBIPCgdleGVjX2lkGAEgASgJEg4KBnNpZ25hbBgCIAEoCSInChJTaWduYWxFeGVjUmVzcG9uc2USEQoJc2lnbmFsbGVkGAEgASgIItQBCgtFeGVjUmVxdWVzdBIqCgVzdGFydBgBIAEoCzIZLmRyb3Zlci5pbml0LnYxLkV4ZWNTdGFydEgAEiwKBmF0dGFjaBgCIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4ZWNBdHRhY2hIABIPCgVzdGRpbhgDIAEoDEgAEhMKCXN0ZGluX2VvZhgEIAEoCEgAEigKBnJlc2l6ZRgFIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZUgAEhAKBnNpZ25hbBgGIAEoCUgAQgkKB3BheWxvYWQisAEKCUV4ZWNTdGFydBIPCgdleGVjX2lkGAEgASgJEgwKBGFyZ3YYAiADKAkSCwoDZW52GAMgAygJEg8KB3dvcmtkaXIYBCABKAkSDAoEdXNlchgFIAEoCRIQCgh0ZXJtaW5hbBgGIAEoCBIkCgRzaXplGAcgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplEg0KBXN0ZGluGAggASgIEhEKCWxpbmdlcl9tcxgJIAEoDSJpCgpFeGVjQXR0YWNoEg8KB2V4ZWNfaWQYASABKAkSFAoMYWZ0ZXJfb2Zmc2V0GAIgASgEEg4KBnJlcGxheRgDIAEoCBIkCgRzaXplGAQgASgLMhYuZHJvdmVyLmluaXQudjEuUmVzaXplIicKBlJlc2l6ZRIMCgRyb3dzGAEgASgNEg8KB2NvbHVtbnMYAiABKA0iowEKDEV4ZWNSZXNwb25zZRIuCgdzdGFydGVkGAEgASgLMhsuZHJvdmVyLmluaXQudjEuRXhlY1N0YXJ0ZWRIABIsCgZvdXRwdXQYAiABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGVjT3V0cHV0SAASKgoEZXhpdBgDIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXNIAEIJCgdwYXlsb2FkIkQKC0V4ZWNTdGFydGVkEg8KB2V4ZWNfaWQYASABKAkSCwoDcGlkGAIgASgNEhcKD3RydW5jYXRlZF9ieXRlcxgDIAEoBCI6CgpFeGVjT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMEg4KBm9mZnNldBgDIAEoBCIxCgtMb2dzUmVxdWVzdBIOCgZmb2xsb3cYASABKAgSEgoKdGFpbF9saW5lcxgCIAEoBCJSCghMb2dDaHVuaxIOCgZzdGRlcnIYASABKAgSDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI5Cg1Db3B5SW5SZXF1ZXN0Eg4KBHBhdGgYASABKAlIABINCgN0YXIYAiABKAxIAEIJCgdwYXlsb2FkIjAKDkNvcHlJblJlc3BvbnNlEg8KB2VudHJpZXMYASABKAQSDQoFYnl0ZXMYAiABKAQiHgoOQ29weU91dFJlcXVlc3QSDAoEcGF0aBgBIAEoCSIeCg9Db3B5T3V0UmVzcG9uc2USCwoDdGFyGAEgASgMIkgKDEZvcndhcmRGcmFtZRIOCgRwb3J0GAEgASgNSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VvZhgDIAEoCEgAQgkKB3BheWxvYWQy8AQKC0luaXRTZXJ2aWNlEk4KB1Nlc3Npb24SHi5kcm92ZXIuaW5pdC52MS5TZXNzaW9uUmVxdWVzdBofLmRyb3Zlci5pbml0LnYxLlNlc3Npb25SZXNwb25zZSgBMAESRQoERXhlYxIbLmRyb3Zlci5pbml0LnYxLkV4ZWNSZXF1ZXN0GhwuZHJvdmVyLmluaXQudjEuRXhlY1Jlc3BvbnNlKAEwARJQCglMaXN0RXhlY3MSIC5kcm92ZXIuaW5pdC52MS5MaXN0RXhlY3NSZXF1ZXN0GiEuZHJvdmVyLmluaXQudjEuTGlzdEV4ZWNzUmVzcG9uc2USUwoKU2lnbmFsRXhlYxIhLmRyb3Zlci5pbml0LnYxLlNpZ25hbEV4ZWNSZXF1ZXN0GiIuZHJvdmVyLmluaXQudjEuU2lnbmFsRXhlY1Jlc3BvbnNlEj8KBExvZ3MSGy5kcm92ZXIuaW5pdC52MS5Mb2dzUmVxdWVzdBoYLmRyb3Zlci5pbml0LnYxLkxvZ0NodW5rMAESSQoGQ29weUluEh0uZHJvdmVyLmluaXQudjEuQ29weUluUmVxdWVzdBoeLmRyb3Zlci5pbml0LnYxLkNvcHlJblJlc3BvbnNlKAESTAoHQ29weU91dBIeLmRyb3Zlci5pbml0LnYxLkNvcHlPdXRSZXF1ZXN0Gh8uZHJvdmVyLmluaXQudjEuQ29weU91dFJlc3BvbnNlMAESSQoHRm9yd2FyZBIcLmRyb3Zlci5pbml0LnYxLkZvcndhcmRGcmFtZRocLmRyb3Zlci5pbml0LnYxLkZvcndhcmRGcmFtZSgBMAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvaW5pdC92MS9pbml0LnByb3RvEg5kcm92ZXIuaW5pdC52MSK4AwoOU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAQSJgoFaGVsbG8YAiABKAsyFS5kcm92ZXIuaW5pdC52MS5IZWxsb0gAEjEKC2FnZW50X3JlYWR5GAMgASgLMhouZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeUgAEiwKCHNodXRkb3duGAQgASgLMhguZHJvdmVyLmluaXQudjEuU2h1dGRvd25IABIxCgtzaWduYWxfbWFpbhgFIAEoCzIaLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5IABIkCgRwaW5nGAYgASgLMhQuZHJvdmVyLmluaXQudjEuUGluZ0gAEj0KEXJlZ2lzdGVyX3JlcXVpcmVkGAcgASgLMiAuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJSZXF1aXJlZEgAEisKCHJ1bl9zdGVwGAggASgLMhcuZHJvdmVyLmluaXQudjEuUnVuU3RlcEgAEkEKE2luc3RhbGxfY2VydGlmaWNhdGUYCSABKAsyIi5kcm92ZXIuaW5pdC52MS5JbnN0YWxsQ2VydGlmaWNhdGVIAEIJCgdwYXlsb2FkIqgFCg9TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKAQSKAoFZXJyb3IYAiABKAsyGS5kcm92ZXIuaW5pdC52MS5Jbml0RXJyb3ISLQoJaGVsbG9fYWNrGAMgASgLMhguZHJvdmVyLmluaXQudjEuSGVsbG9BY2tIABI6ChBhZ2VudF9yZWFkeV9kb25lGAQgASgLMh4uZHJvdmVyLmluaXQudjEuQWdlbnRSZWFkeURvbmVIABI7ChBzaHV0ZG93bl9zdGFydGVkGAUgASgLMh8uZHJvdmVyLmluaXQudjEuU2h1dGRvd25TdGFydGVkSAASOgoQc2lnbmFsX21haW5fZG9uZRgGIAEoCzIeLmRyb3Zlci5pbml0LnYxLlNpZ25hbE1haW5Eb25lSAASJAoEcG9uZxgHIAEoCzIULmRyb3Zlci5pbml0LnYxLlBvbmdIABIxCgttYWluX2V4aXRlZBgIIAEoCzIaLmRyb3Zlci5pbml0LnYxLk1haW5FeGl0ZWRIABI1Cg1yZWdpc3Rlcl9kb25lGAkgASgLMhwuZHJvdmVyLmluaXQudjEuUmVnaXN0ZXJEb25lSAASMwoMc3RlcF9zdGFydGVkGAogASgLMhsuZHJvdmVyLmluaXQudjEuU3RlcFN0YXJ0ZWRIABIxCgtzdGVwX291dHB1dBgLIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBPdXRwdXRIABIxCgtzdGVwX2V4aXRlZBgMIAEoCzIaLmRyb3Zlci5pbml0LnYxLlN0ZXBFeGl0ZWRIABJFChVjZXJ0aWZpY2F0ZV9pbnN0YWxsZWQYDSABKAsyJC5kcm92ZXIuaW5pdC52MS5DZXJ0aWZpY2F0ZUluc3RhbGxlZEgAQgkKB3BheWxvYWQiKgoJSW5pdEVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgVIZWxsbxIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YASABKAkSKwoHc2VudF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKCEhlbGxvQWNrEhIKCnNhbmRib3hfaWQYASABKAkSFAoMaW5pdF92ZXJzaW9uGAIgASgJEg8KB2Jvb3RfaWQYAyABKAkSJwoEbWFpbhgEIAEoCzIZLmRyb3Zlci5pbml0LnYxLk1haW5TdGF0ZRISCgpzdGVwc19kb25lGAUgAygJIs4BCglNYWluU3RhdGUSLgoFcGhhc2UYASABKA4yHy5kcm92ZXIuaW5pdC52MS5NYWluU3RhdGUuUGhhc2USCwoDcGlkGAIgASgNEigKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzIloKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfTk9UX1NUQVJURUQQARIRCg1QSEFTRV9SVU5OSU5HEAISEAoMUEhBU0VfRVhJVEVEEAMiDAoKQWdlbnRSZWFkeSJSCg5BZ2VudFJlYWR5RG9uZRInCgRtYWluGAEgASgLMhkuZHJvdmVyLmluaXQudjEuTWFpblN0YXRlEhcKD2FscmVhZHlfc3RhcnRlZBgCIAEoCCIcCghTaHV0ZG93bhIQCghncmFjZV9tcxgBIAEoDSIRCg9TaHV0ZG93blN0YXJ0ZWQiHAoKU2lnbmFsTWFpbhIOCgZzaWduYWwYASABKAkiEAoOU2lnbmFsTWFpbkRvbmUiBgoEUGluZyIGCgRQb25nIjAKEFJlZ2lzdGVyUmVxdWlyZWQSHAoPYm9vdHN0cmFwX3Rva2VuGAEgASgJQgOAAQEiDgoMUmVnaXN0ZXJEb25lIocBCgdSdW5TdGVwEgwKBG5hbWUYASABKAkSDAoEYXJndhgCIAMoCRIMCgR1c2VyGAMgASgJEg8KB3dvcmtkaXIYBCABKAkSCwoDZW52GAUgAygJEhIKBXN0ZGluGAYgASgMQgOAAQESEgoKdGltZW91dF9tcxgHIAEoDRIMCgRvbmNlGAggASgIIjUKCkNvbmZpZ1N0ZXASJwoFZmlsZXMYASADKAsyGC5kcm92ZXIuaW5pdC52MS5TdGVwRmlsZSI8CghTdGVwRmlsZRIMCgRwYXRoGAEgASgJEhQKB2NvbnRlbnQYAiABKAxCA4ABARIMCgRtb2RlGAMgASgNIm0KB0dpdFN0ZXASMwoGY29uZmlnGAEgAygLMiMuZHJvdmVyLmluaXQudjEuR2l0U3RlcC5Db25maWdFbnRyeRotCgtDb25maWdFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIjUKCUNsb25lU3RlcBIoCgZjbG9uZXMYASADKAsyGC5kcm92ZXIuaW5pdC52MS5HaXRDbG9uZSIyCghHaXRDbG9uZRILCgN1cmwYASABKAkSDAoEcGF0aBgCIAEoCRILCgNyZWYYAyABKAkiVgoHU3NoU3RlcBITCgtrbm93bl9ob3N0cxgBIAMoCRImCgRrZXlzGAIgAygLMhguZHJvdmVyLmluaXQudjEuU3RlcEZpbGUSDgoGY29uZmlnGAMgASgJIh4KDFBvc3RJbml0U3RlcBIOCgZzY3JpcHQYASABKAkiKgoLU3RlcFN0YXJ0ZWQSCwoDcGlkGAEgASgNEg4KBmpvaW5lZBgCIAEoCCIqCgpTdGVwT3V0cHV0Eg4KBnN0ZGVychgBIAEoCBIMCgRkYXRhGAIgASgMIkkKClN0ZXBFeGl0ZWQSKAoEZXhpdBgBIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXMSEQoJdGltZWRfb3V0GAIgASgIIi0KEkluc3RhbGxDZXJ0aWZpY2F0ZRIXCg9jZXJ0aWZpY2F0ZV9wZW0YASABKAkiFgoUQ2VydGlmaWNhdGVJbnN0YWxsZWQiNgoKTWFpbkV4aXRlZBIoCgRleGl0GAEgASgLMhouZHJvdmVyLmluaXQudjEuRXhpdFN0YXR1cyJpCgpFeGl0U3RhdHVzEgwKBGNvZGUYASABKAUSDgoGc2lnbmFsGAIgASgJEiYKAmF0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIVCg1vdXRfb2ZfbWVtb3J5GAQgASgIIhIKEExpc3RFeGVjc1JlcXVlc3QiPAoRTGlzdEV4ZWNzUmVzcG9uc2USJwoFZXhlY3MYASADKAsyGC5kcm92ZXIuaW5pdC52MS5FeGVjSW5mbyLBAQoIRXhlY0luZm8SDwoHZXhlY19pZBgBIAEoCRIMCgRhcmd2GAIgAygJEgwKBHVzZXIYAyABKAkSCwoDcGlkGAQgASgNEhAKCHRlcm1pbmFsGAUgASgIEi4KCnN0YXJ0ZWRfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg8KB2NsaWVudHMYByABKA0SKAoEZXhpdBgIIAEoCzIaLmRyb3Zlci5pbml0LnYxLkV4aXRTdGF0dXMiNAoRU2lnbmFsRXhlY1JlcXVlc3QSDwoHZXhlY19pZBgBIAEoCRIOCgZzaWduYWwYAiABKAkiJwoSU2lnbmFsRXhlY1Jlc3BvbnNlEhEKCXNpZ25hbGxlZBgBIAEoCCLUAQoLRXhlY1JlcXVlc3QSKgoFc3RhcnQYASABKAsyGS5kcm92ZXIuaW5pdC52MS5FeGVjU3RhcnRIABIsCgZhdHRhY2gYAiABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGVjQXR0YWNoSAASDwoFc3RkaW4YAyABKAxIABITCglzdGRpbl9lb2YYBCABKAhIABIoCgZyZXNpemUYBSABKAsyFi5kcm92ZXIuaW5pdC52MS5SZXNpemVIABIQCgZzaWduYWwYBiABKAlIAEIJCgdwYXlsb2FkIrABCglFeGVjU3RhcnQSDwoHZXhlY19pZBgBIAEoCRIMCgRhcmd2GAIgAygJEgsKA2VudhgDIAMoCRIPCgd3b3JrZGlyGAQgASgJEgwKBHVzZXIYBSABKAkSEAoIdGVybWluYWwYBiABKAgSJAoEc2l6ZRgHIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZRINCgVzdGRpbhgIIAEoCBIRCglsaW5nZXJfbXMYCSABKA0iaQoKRXhlY0F0dGFjaBIPCgdleGVjX2lkGAEgASgJEhQKDGFmdGVyX29mZnNldBgCIAEoBBIOCgZyZXBsYXkYAyABKAgSJAoEc2l6ZRgEIAEoCzIWLmRyb3Zlci5pbml0LnYxLlJlc2l6ZSInCgZSZXNpemUSDAoEcm93cxgBIAEoDRIPCgdjb2x1bW5zGAIgASgNIqMBCgxFeGVjUmVzcG9uc2USLgoHc3RhcnRlZBgBIAEoCzIbLmRyb3Zlci5pbml0LnYxLkV4ZWNTdGFydGVkSAASLAoGb3V0cHV0GAIgASgLMhouZHJvdmVyLmluaXQudjEuRXhlY091dHB1dEgAEioKBGV4aXQYAyABKAsyGi5kcm92ZXIuaW5pdC52MS5FeGl0U3RhdHVzSABCCQoHcGF5bG9hZCJECgtFeGVjU3RhcnRlZBIPCgdleGVjX2lkGAEgASgJEgsKA3BpZBgCIAEoDRIXCg90cnVuY2F0ZWRfYnl0ZXMYAyABKAQiOgoKRXhlY091dHB1dBIOCgZzdGRlcnIYASABKAgSDAoEZGF0YRgCIAEoDBIOCgZvZmZzZXQYAyABKAQiMQoLTG9nc1JlcXVlc3QSDgoGZm9sbG93GAEgASgIEhIKCnRhaWxfbGluZXMYAiABKAQiUgoITG9nQ2h1bmsSDgoGc3RkZXJyGAEgASgIEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOQoNQ29weUluUmVxdWVzdBIOCgRwYXRoGAEgASgJSAASDQoDdGFyGAIgASgMSABCCQoHcGF5bG9hZCIwCg5Db3B5SW5SZXNwb25zZRIPCgdlbnRyaWVzGAEgASgEEg0KBWJ5dGVzGAIgASgEIh4KDkNvcHlPdXRSZXF1ZXN0EgwKBHBhdGgYASABKAkiHgoPQ29weU91dFJlc3BvbnNlEgsKA3RhchgBIAEoDCJICgxGb3J3YXJkRnJhbWUSDgoEcG9ydBgBIAEoDUgAEg4KBGRhdGEYAiABKAxIABINCgNlb2YYAyABKAhIAEIJCgdwYXlsb2FkMvAECgtJbml0U2VydmljZRJOCgdTZXNzaW9uEh4uZHJvdmVyLmluaXQudjEuU2Vzc2lvblJlcXVlc3QaHy5kcm92ZXIuaW5pdC52MS5TZXNzaW9uUmVzcG9uc2UoATABEkUKBEV4ZWMSGy5kcm92ZXIuaW5pdC52MS5FeGVjUmVxdWVzdBocLmRyb3Zlci5pbml0LnYxLkV4ZWNSZXNwb25zZSgBMAESUAoJTGlzdEV4ZWNzEiAuZHJvdmVyLmluaXQudjEuTGlzdEV4ZWNzUmVxdWVzdBohLmRyb3Zlci5pbml0LnYxLkxpc3RFeGVjc1Jlc3BvbnNlElMKClNpZ25hbEV4ZWMSIS5kcm92ZXIuaW5pdC52MS5TaWduYWxFeGVjUmVxdWVzdBoiLmRyb3Zlci5pbml0LnYxLlNpZ25hbEV4ZWNSZXNwb25zZRI/CgRMb2dzEhsuZHJvdmVyLmluaXQudjEuTG9nc1JlcXVlc3QaGC5kcm92ZXIuaW5pdC52MS5Mb2dDaHVuazABEkkKBkNvcHlJbhIdLmRyb3Zlci5pbml0LnYxLkNvcHlJblJlcXVlc3QaHi5kcm92ZXIuaW5pdC52MS5Db3B5SW5SZXNwb25zZSgBEkwKB0NvcHlPdXQSHi5kcm92ZXIuaW5pdC52MS5Db3B5T3V0UmVxdWVzdBofLmRyb3Zlci5pbml0LnYxLkNvcHlPdXRSZXNwb25zZTABEkkKB0ZvcndhcmQSHC5kcm92ZXIuaW5pdC52MS5Gb3J3YXJkRnJhbWUaHC5kcm92ZXIuaW5pdC52MS5Gb3J3YXJkRnJhbWUoATABYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.init.v1.SessionRequest
@@ -507,7 +507,7 @@ export const RegisterDoneSchema: GenMessage<RegisterDone> = /*@__PURE__*/
  */
 export type RunStep = Message<"drover.init.v1.RunStep"> & {
   /**
-   * Unique within the plan: `config`, `git`, `ssh`, `post-init`.
+   * Unique within the plan: `config`, `git`, `ssh`, `clone`, `post-init`.
    *
    * @generated from field: string name = 1;
    */
@@ -622,11 +622,6 @@ export type GitStep = Message<"drover.init.v1.GitStep"> & {
    * @generated from field: map<string, string> config = 1;
    */
   config: { [key: string]: string };
-
-  /**
-   * @generated from field: repeated drover.init.v1.GitCloneStep clones = 2;
-   */
-  clones: GitCloneStep[];
 };
 
 /**
@@ -637,9 +632,26 @@ export const GitStepSchema: GenMessage<GitStep> = /*@__PURE__*/
   messageDesc(file_drover_init_v1_init, 19);
 
 /**
- * @generated from message drover.init.v1.GitCloneStep
+ * @generated from message drover.init.v1.CloneStep
  */
-export type GitCloneStep = Message<"drover.init.v1.GitCloneStep"> & {
+export type CloneStep = Message<"drover.init.v1.CloneStep"> & {
+  /**
+   * @generated from field: repeated drover.init.v1.GitClone clones = 1;
+   */
+  clones: GitClone[];
+};
+
+/**
+ * Describes the message drover.init.v1.CloneStep.
+ * Use `create(CloneStepSchema)` to create a new message.
+ */
+export const CloneStepSchema: GenMessage<CloneStep> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 20);
+
+/**
+ * @generated from message drover.init.v1.GitClone
+ */
+export type GitClone = Message<"drover.init.v1.GitClone"> & {
   /**
    * @generated from field: string url = 1;
    */
@@ -657,11 +669,11 @@ export type GitCloneStep = Message<"drover.init.v1.GitCloneStep"> & {
 };
 
 /**
- * Describes the message drover.init.v1.GitCloneStep.
- * Use `create(GitCloneStepSchema)` to create a new message.
+ * Describes the message drover.init.v1.GitClone.
+ * Use `create(GitCloneSchema)` to create a new message.
  */
-export const GitCloneStepSchema: GenMessage<GitCloneStep> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 20);
+export const GitCloneSchema: GenMessage<GitClone> = /*@__PURE__*/
+  messageDesc(file_drover_init_v1_init, 21);
 
 /**
  * @generated from message drover.init.v1.SshStep
@@ -688,7 +700,7 @@ export type SshStep = Message<"drover.init.v1.SshStep"> & {
  * Use `create(SshStepSchema)` to create a new message.
  */
 export const SshStepSchema: GenMessage<SshStep> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 21);
+  messageDesc(file_drover_init_v1_init, 22);
 
 /**
  * @generated from message drover.init.v1.PostInitStep
@@ -705,7 +717,7 @@ export type PostInitStep = Message<"drover.init.v1.PostInitStep"> & {
  * Use `create(PostInitStepSchema)` to create a new message.
  */
 export const PostInitStepSchema: GenMessage<PostInitStep> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 22);
+  messageDesc(file_drover_init_v1_init, 23);
 
 /**
  * @generated from message drover.init.v1.StepStarted
@@ -729,7 +741,7 @@ export type StepStarted = Message<"drover.init.v1.StepStarted"> & {
  * Use `create(StepStartedSchema)` to create a new message.
  */
 export const StepStartedSchema: GenMessage<StepStarted> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 23);
+  messageDesc(file_drover_init_v1_init, 24);
 
 /**
  * @generated from message drover.init.v1.StepOutput
@@ -751,7 +763,7 @@ export type StepOutput = Message<"drover.init.v1.StepOutput"> & {
  * Use `create(StepOutputSchema)` to create a new message.
  */
 export const StepOutputSchema: GenMessage<StepOutput> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 24);
+  messageDesc(file_drover_init_v1_init, 25);
 
 /**
  * @generated from message drover.init.v1.StepExited
@@ -773,7 +785,7 @@ export type StepExited = Message<"drover.init.v1.StepExited"> & {
  * Use `create(StepExitedSchema)` to create a new message.
  */
 export const StepExitedSchema: GenMessage<StepExited> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 25);
+  messageDesc(file_drover_init_v1_init, 26);
 
 /**
  * @generated from message drover.init.v1.InstallCertificate
@@ -792,7 +804,7 @@ export type InstallCertificate = Message<"drover.init.v1.InstallCertificate"> & 
  * Use `create(InstallCertificateSchema)` to create a new message.
  */
 export const InstallCertificateSchema: GenMessage<InstallCertificate> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 26);
+  messageDesc(file_drover_init_v1_init, 27);
 
 /**
  * New connections are answered with the new certificate.
@@ -807,7 +819,7 @@ export type CertificateInstalled = Message<"drover.init.v1.CertificateInstalled"
  * Use `create(CertificateInstalledSchema)` to create a new message.
  */
 export const CertificateInstalledSchema: GenMessage<CertificateInstalled> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 27);
+  messageDesc(file_drover_init_v1_init, 28);
 
 /**
  * @generated from message drover.init.v1.MainExited
@@ -824,7 +836,7 @@ export type MainExited = Message<"drover.init.v1.MainExited"> & {
  * Use `create(MainExitedSchema)` to create a new message.
  */
 export const MainExitedSchema: GenMessage<MainExited> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 28);
+  messageDesc(file_drover_init_v1_init, 29);
 
 /**
  * @generated from message drover.init.v1.ExitStatus
@@ -862,7 +874,7 @@ export type ExitStatus = Message<"drover.init.v1.ExitStatus"> & {
  * Use `create(ExitStatusSchema)` to create a new message.
  */
 export const ExitStatusSchema: GenMessage<ExitStatus> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 29);
+  messageDesc(file_drover_init_v1_init, 30);
 
 /**
  * @generated from message drover.init.v1.ListExecsRequest
@@ -875,7 +887,7 @@ export type ListExecsRequest = Message<"drover.init.v1.ListExecsRequest"> & {
  * Use `create(ListExecsRequestSchema)` to create a new message.
  */
 export const ListExecsRequestSchema: GenMessage<ListExecsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 30);
+  messageDesc(file_drover_init_v1_init, 31);
 
 /**
  * @generated from message drover.init.v1.ListExecsResponse
@@ -894,7 +906,7 @@ export type ListExecsResponse = Message<"drover.init.v1.ListExecsResponse"> & {
  * Use `create(ListExecsResponseSchema)` to create a new message.
  */
 export const ListExecsResponseSchema: GenMessage<ListExecsResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 31);
+  messageDesc(file_drover_init_v1_init, 32);
 
 /**
  * @generated from message drover.init.v1.ExecInfo
@@ -950,7 +962,7 @@ export type ExecInfo = Message<"drover.init.v1.ExecInfo"> & {
  * Use `create(ExecInfoSchema)` to create a new message.
  */
 export const ExecInfoSchema: GenMessage<ExecInfo> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 32);
+  messageDesc(file_drover_init_v1_init, 33);
 
 /**
  * @generated from message drover.init.v1.SignalExecRequest
@@ -974,7 +986,7 @@ export type SignalExecRequest = Message<"drover.init.v1.SignalExecRequest"> & {
  * Use `create(SignalExecRequestSchema)` to create a new message.
  */
 export const SignalExecRequestSchema: GenMessage<SignalExecRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 33);
+  messageDesc(file_drover_init_v1_init, 34);
 
 /**
  * @generated from message drover.init.v1.SignalExecResponse
@@ -993,7 +1005,7 @@ export type SignalExecResponse = Message<"drover.init.v1.SignalExecResponse"> & 
  * Use `create(SignalExecResponseSchema)` to create a new message.
  */
 export const SignalExecResponseSchema: GenMessage<SignalExecResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 34);
+  messageDesc(file_drover_init_v1_init, 35);
 
 /**
  * @generated from message drover.init.v1.ExecRequest
@@ -1048,7 +1060,7 @@ export type ExecRequest = Message<"drover.init.v1.ExecRequest"> & {
  * Use `create(ExecRequestSchema)` to create a new message.
  */
 export const ExecRequestSchema: GenMessage<ExecRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 35);
+  messageDesc(file_drover_init_v1_init, 36);
 
 /**
  * @generated from message drover.init.v1.ExecStart
@@ -1111,7 +1123,7 @@ export type ExecStart = Message<"drover.init.v1.ExecStart"> & {
  * Use `create(ExecStartSchema)` to create a new message.
  */
 export const ExecStartSchema: GenMessage<ExecStart> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 36);
+  messageDesc(file_drover_init_v1_init, 37);
 
 /**
  * @generated from message drover.init.v1.ExecAttach
@@ -1147,7 +1159,7 @@ export type ExecAttach = Message<"drover.init.v1.ExecAttach"> & {
  * Use `create(ExecAttachSchema)` to create a new message.
  */
 export const ExecAttachSchema: GenMessage<ExecAttach> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 37);
+  messageDesc(file_drover_init_v1_init, 38);
 
 /**
  * @generated from message drover.init.v1.Resize
@@ -1169,7 +1181,7 @@ export type Resize = Message<"drover.init.v1.Resize"> & {
  * Use `create(ResizeSchema)` to create a new message.
  */
 export const ResizeSchema: GenMessage<Resize> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 38);
+  messageDesc(file_drover_init_v1_init, 39);
 
 /**
  * @generated from message drover.init.v1.ExecResponse
@@ -1204,7 +1216,7 @@ export type ExecResponse = Message<"drover.init.v1.ExecResponse"> & {
  * Use `create(ExecResponseSchema)` to create a new message.
  */
 export const ExecResponseSchema: GenMessage<ExecResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 39);
+  messageDesc(file_drover_init_v1_init, 40);
 
 /**
  * @generated from message drover.init.v1.ExecStarted
@@ -1233,7 +1245,7 @@ export type ExecStarted = Message<"drover.init.v1.ExecStarted"> & {
  * Use `create(ExecStartedSchema)` to create a new message.
  */
 export const ExecStartedSchema: GenMessage<ExecStarted> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 40);
+  messageDesc(file_drover_init_v1_init, 41);
 
 /**
  * @generated from message drover.init.v1.ExecOutput
@@ -1262,7 +1274,7 @@ export type ExecOutput = Message<"drover.init.v1.ExecOutput"> & {
  * Use `create(ExecOutputSchema)` to create a new message.
  */
 export const ExecOutputSchema: GenMessage<ExecOutput> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 41);
+  messageDesc(file_drover_init_v1_init, 42);
 
 /**
  * @generated from message drover.init.v1.LogsRequest
@@ -1286,7 +1298,7 @@ export type LogsRequest = Message<"drover.init.v1.LogsRequest"> & {
  * Use `create(LogsRequestSchema)` to create a new message.
  */
 export const LogsRequestSchema: GenMessage<LogsRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 42);
+  messageDesc(file_drover_init_v1_init, 43);
 
 /**
  * @generated from message drover.init.v1.LogChunk
@@ -1313,7 +1325,7 @@ export type LogChunk = Message<"drover.init.v1.LogChunk"> & {
  * Use `create(LogChunkSchema)` to create a new message.
  */
 export const LogChunkSchema: GenMessage<LogChunk> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 43);
+  messageDesc(file_drover_init_v1_init, 44);
 
 /**
  * @generated from message drover.init.v1.CopyInRequest
@@ -1344,7 +1356,7 @@ export type CopyInRequest = Message<"drover.init.v1.CopyInRequest"> & {
  * Use `create(CopyInRequestSchema)` to create a new message.
  */
 export const CopyInRequestSchema: GenMessage<CopyInRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 44);
+  messageDesc(file_drover_init_v1_init, 45);
 
 /**
  * @generated from message drover.init.v1.CopyInResponse
@@ -1366,7 +1378,7 @@ export type CopyInResponse = Message<"drover.init.v1.CopyInResponse"> & {
  * Use `create(CopyInResponseSchema)` to create a new message.
  */
 export const CopyInResponseSchema: GenMessage<CopyInResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 45);
+  messageDesc(file_drover_init_v1_init, 46);
 
 /**
  * @generated from message drover.init.v1.CopyOutRequest
@@ -1383,7 +1395,7 @@ export type CopyOutRequest = Message<"drover.init.v1.CopyOutRequest"> & {
  * Use `create(CopyOutRequestSchema)` to create a new message.
  */
 export const CopyOutRequestSchema: GenMessage<CopyOutRequest> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 46);
+  messageDesc(file_drover_init_v1_init, 47);
 
 /**
  * @generated from message drover.init.v1.CopyOutResponse
@@ -1400,7 +1412,7 @@ export type CopyOutResponse = Message<"drover.init.v1.CopyOutResponse"> & {
  * Use `create(CopyOutResponseSchema)` to create a new message.
  */
 export const CopyOutResponseSchema: GenMessage<CopyOutResponse> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 47);
+  messageDesc(file_drover_init_v1_init, 48);
 
 /**
  * @generated from message drover.init.v1.ForwardFrame
@@ -1437,7 +1449,7 @@ export type ForwardFrame = Message<"drover.init.v1.ForwardFrame"> & {
  * Use `create(ForwardFrameSchema)` to create a new message.
  */
 export const ForwardFrameSchema: GenMessage<ForwardFrame> = /*@__PURE__*/
-  messageDesc(file_drover_init_v1_init, 48);
+  messageDesc(file_drover_init_v1_init, 49);
 
 /**
  * @generated from service drover.init.v1.InitService
