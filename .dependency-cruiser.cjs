@@ -3,15 +3,16 @@
  */
 const below = {
   foundation: [],
+  archive: ['foundation'],
   protocol: ['foundation'],
   pki: ['foundation'],
   supervisor: ['foundation'],
   gateway: ['foundation', 'protocol', 'supervisor'],
-  init: ['foundation', 'protocol', 'supervisor'],
+  init: ['foundation', 'archive', 'protocol', 'supervisor'],
   'control-plane': ['foundation', 'protocol', 'pki'],
-  agent: ['foundation', 'protocol', 'pki', 'supervisor', 'gateway', 'init'],
+  agent: ['foundation', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'init'],
   sdk: ['foundation', 'protocol'],
-  cli: ['foundation', 'protocol', 'pki', 'supervisor', 'gateway', 'agent', 'control-plane', 'sdk'],
+  cli: ['foundation', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'agent', 'control-plane', 'sdk'],
 };
 const rules = Object.entries(below).map(([name, allowed]) => ({
   name: `layers-${name}`,

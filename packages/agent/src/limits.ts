@@ -101,10 +101,6 @@ export const maxLayerEntries = 1_000_000;
 export const maxLayerExpansion = 250;
 /** Bytes that any layer may unpack to, however small it is: a disk image or a database of zeros is common, and does no harm. */
 export const expansionFreeBytes = 1024 ** 3;
-/** Bytes of one extended tar header (long names, PAX records). Above: unsafe-archive. */
-export const maxTarHeaderBytes = 1024 ** 2;
-/** Segments of one sparse file. Above: unsafe-archive. */
-export const maxSparseSegments = 1_000_000;
 /** Symbolic links followed for one path inside a layer, as path_resolution(7). Above: unsafe-archive. */
 export const maxLinksFollowed = 40;
 /** Bytes of a manifest or index (distribution-spec: registries take at least 4 MiB). Above: too-large. */

@@ -6,7 +6,7 @@ import { pipeline } from 'node:stream/promises';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
 import { DroverError, formatBytes } from '@drover/foundation';
 import { maxArchiveEntries, maxBlobBytes } from '../limits.ts';
-import { TarParser, type TarEntry } from './tar.ts';
+import { TarParser, type TarEntry } from '@drover/archive';
 import { formatOfBytes } from './unpack.ts';
 
 /** The files of an image archive, found where they lie in it: nothing is copied out but what is asked for. */

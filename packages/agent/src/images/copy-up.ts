@@ -1,7 +1,6 @@
+import { fsPath, systemCalls } from '@drover/archive';
 import { chmodSync, constants, copyFileSync, lchownSync, lutimesSync, readlinkSync, symlinkSync } from 'node:fs';
-import { fsPath } from './fs-path.ts';
 import { opaqueAttribute, type LowerEntry } from './lower-layers.ts';
-import { systemCalls } from './system-calls.ts';
 
 /** Copies a file, link, device or fifo of a lower layer to `target`, where nothing is. Paths in latin1 (see tar.ts). */
 export function copyUp({ path, status }: LowerEntry, target: string): void {

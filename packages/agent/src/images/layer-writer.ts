@@ -19,13 +19,11 @@ import {
   futimesSync,
   type Stats,
 } from 'node:fs';
+import { fsPath, systemCalls, type TarEntry, type TarHandler } from '@drover/archive';
 import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
 import { maxLayerBytes, maxLayerEntries, maxLinksFollowed } from '../limits.ts';
 import { copyMetadata, copyUp } from './copy-up.ts';
-import { fsPath } from './fs-path.ts';
 import { isWhiteout, LowerLayers, NeedsLowerLayers, opaqueAttribute, type LowerEntry } from './lower-layers.ts';
-import { systemCalls } from './system-calls.ts';
-import type { TarEntry, TarHandler } from './tar.ts';
 
 export interface LayerWriterOptions {
   /** The layers below, lowest first. Absent: they are not unpacked yet, and a layer that depends on them throws NeedsLowerLayers. */

@@ -1,6 +1,5 @@
+import { fsPath, systemCalls } from '@drover/archive';
 import { lstatSync, type Stats } from 'node:fs';
-import { fsPath } from './fs-path.ts';
-import { systemCalls } from './system-calls.ts';
 
 /** A layer cannot be unpacked without the layers below it: it links to a file of theirs, or leaves out a directory that may be theirs. */
 export class NeedsLowerLayers extends Error {}

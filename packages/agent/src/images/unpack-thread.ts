@@ -2,7 +2,7 @@ import { open } from 'node:fs/promises';
 import { parentPort } from 'node:worker_threads';
 import { DroverError } from '@drover/foundation';
 import { NeedsLowerLayers } from './lower-layers.ts';
-import { systemCalls } from './system-calls.ts';
+import { systemCalls } from '@drover/archive';
 import { unpackLayer, type LayerFile, type UnpackedLayer } from './unpack.ts';
 
 /** The thread's side of threads.ts: one task at a time, one answer each. */

@@ -7,8 +7,8 @@ import { pack, type Header } from 'tar-stream';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { expansionFreeBytes, maxLayerEntries } from '../limits.ts';
 import { LayerWriter } from './layer-writer.ts';
-import { systemCalls, viaFfi, viaTools } from './system-calls.ts';
-import type { TarEntry } from './tar.ts';
+import { systemCalls, viaFfi, viaTools } from '@drover/archive';
+import type { TarEntry } from '@drover/archive';
 import { command, requireTools, temporaryDirectory } from './testing/peers.ts';
 import { unpackInThread } from './threads.ts';
 import { unpackLayer, type LayerFile } from './unpack.ts';
@@ -265,6 +265,7 @@ describe('R-14: a hostile layer', () => {
       uid: 0,
       gid: 0,
       mtime: 0,
+      mtimeNs: 0n,
       size: 0,
       deviceMajor: 0,
       deviceMinor: 0,

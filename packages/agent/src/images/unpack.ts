@@ -8,7 +8,7 @@ import { expansionFreeBytes, maxLayerExpansion } from '../limits.ts';
 import { parseDigest } from './digest.ts';
 import { bomb, LayerWriter } from './layer-writer.ts';
 import { NeedsLowerLayers } from './lower-layers.ts';
-import { TarParser } from './tar.ts';
+import { TarParser } from '@drover/archive';
 
 /** Where a layer's bytes are: a file, or a part of one (an archive's entry). */
 export interface LayerFile {

@@ -1,7 +1,7 @@
 import { closeSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { getSystemErrorName } from 'node:util';
-import { openFfi } from '../ffi.ts';
+import { openFfi } from '@drover/archive';
 import { programLookMs } from '../limits.ts';
 import type { Launcher } from './launcher.ts';
 

@@ -1,5 +1,5 @@
 import { DroverError } from '@drover/foundation';
-import { openFfi } from '../../ffi.ts';
+import { openFfi } from '@drover/archive';
 
 /** System calls that Node has no API for, through node:ffi. Synchronous: for what is done in microseconds. */
 export interface SystemCalls {

@@ -1,5 +1,6 @@
 import { DroverError } from '@drover/foundation';
-import { maxSparseSegments, maxTarHeaderBytes } from '../limits.ts';
+import { maxSparseSegments, maxTarHeaderBytes } from './limits.ts';
+import { parseTime } from './times.ts';
 
 /**
  * A tar parser: ustar, GNU (long names, sparse) and PAX (POSIX.1-2017, pax; sparse 0.0, 0.1 and 1.0 of GNU tar).
@@ -17,6 +18,8 @@ export interface TarEntry {
   readonly gid: number;
   /** Seconds since the epoch. */
   readonly mtime: number;
+  /** The same, exactly: nanoseconds. */
+  readonly mtimeNs: bigint;
   /** Bytes of data in the archive. */
   readonly size: number;
   readonly deviceMajor: number;
@@ -378,6 +381,7 @@ export class TarParser {
       uid: pax.has('uid') ? wholeNumber(pax.get('uid') as string, 'an owner') : raw.uid,
       gid: pax.has('gid') ? wholeNumber(pax.get('gid') as string, 'a group') : raw.gid,
       mtime: pax.has('mtime') ? Number(pax.get('mtime')) : raw.mtime,
+      mtimeNs: pax.has('mtime') ? (parseTime(pax.get('mtime') as string) ?? 0n) : BigInt(raw.mtime) * 1_000_000_000n,
       size,
       deviceMajor: raw.major,
       deviceMinor: raw.minor,

@@ -1,9 +1,7 @@
-import { createRequire } from 'node:module';
-
 /** node:ffi; undefined in a Node without it, or one started with --no-experimental-ffi. */
 export function openFfi(): typeof import('node:ffi') | undefined {
   try {
-    return withoutFfiWarning(() => createRequire(import.meta.url)('node:ffi') as typeof import('node:ffi'));
+    return withoutFfiWarning(() => process.getBuiltinModule('node:ffi') as typeof import('node:ffi') | undefined);
   } catch {
     return undefined;
   }

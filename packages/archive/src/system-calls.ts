@@ -1,11 +1,14 @@
 import { spawnSync } from 'node:child_process';
-import { createRequire } from 'node:module';
-import { fstatSync } from 'node:fs';
+import { fstatSync, lutimesSync } from 'node:fs';
+import { openFfi } from './ffi.ts';
+import { maxAttributeBytes } from './limits.ts';
+import { fsPath } from './names.ts';
 
 /**
- * The system calls that Node lacks and unpacking needs: mknod(2), extended attributes, syncfs(2).
- * They go through `node:ffi`; where that is missing or refused, through the tools mknod(1), setfattr(1), getfattr(1) and sync(1).
- * Paths are byte strings in latin1 (see tar.ts): a file name need not be UTF-8.
+ * The system calls that Node lacks and trees of files need: mknod(2), extended attributes, syncfs(2), lseek(2), utimensat(2).
+ * They go through `node:ffi`; where that is missing or refused, through the tools mknod(1), setfattr(1), getfattr(1) and sync(1), and without
+ * holes to be seen.
+ * Paths are byte strings (see names.ts).
  */
 export interface SystemCalls {
   /** @throws {Error} with `code` as fs functions have it */
@@ -14,6 +17,12 @@ export interface SystemCalls {
   setAttribute(path: string, name: string, value: Buffer): void;
   /** The extended attributes of a path; a symbolic link is not followed. @throws {Error} with `code` */
   attributes(path: string): ReadonlyMap<string, Buffer>;
+  /** Where the next data at or behind `offset` begins; undefined when only a hole follows. */
+  nextData(fd: number, offset: number): number | undefined;
+  /** Where the next hole at or behind `offset` begins: at the latest, at the file's end. Undefined where holes cannot be seen. */
+  nextHole(fd: number, offset: number): number | undefined;
+  /** Sets the time of modification, and the time of access to the same; a symbolic link is not followed. @throws {Error} with `code` */
+  setTime(path: string, mtimeNs: bigint): void;
   /** Writes back everything of the file system that `fd` lies in. */
   syncFileSystem(fd: number): void;
 }
@@ -29,6 +38,7 @@ const errnoNames: Record<number, string> = {
   1: 'EPERM',
   2: 'ENOENT',
   5: 'EIO',
+  6: 'ENXIO',
   7: 'E2BIG',
   12: 'ENOMEM',
   13: 'EACCES',
@@ -41,6 +51,7 @@ const errnoNames: Record<number, string> = {
   36: 'ENAMETOOLONG',
   38: 'ENOSYS',
   40: 'ELOOP',
+  61: 'ENODATA',
   95: 'ENOTSUP',
   122: 'EDQUOT',
 };
@@ -50,6 +61,23 @@ export function deviceNumber(major: number, minor: number): bigint {
   const a = BigInt(major);
   const b = BigInt(minor);
   return ((a & 0xfffff000n) << 32n) | ((a & 0xfffn) << 8n) | ((b & 0xffffff00n) << 12n) | (b & 0xffn);
+}
+
+/** Source: include/uapi/linux/fs.h, include/uapi/linux/fcntl.h. */
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+const AT_FDCWD = -100;
+const AT_SYMLINK_NOFOLLOW = 0x100;
+
+/** struct timespec[2]: seconds and nanoseconds, 64 bits each. */
+function twoTimes(timeNs: bigint): Buffer {
+  const times = Buffer.alloc(32);
+  const nanoseconds = ((timeNs % 1_000_000_000n) + 1_000_000_000n) % 1_000_000_000n;
+  for (const at of [0, 16]) {
+    times.writeBigInt64LE((timeNs - nanoseconds) / 1_000_000_000n, at);
+    times.writeBigInt64LE(nanoseconds, at + 8);
+  }
+  return times;
 }
 
 let chosen: SystemCalls | undefined;
@@ -70,18 +98,20 @@ function failure(call: string, path: string, errno: number): Error {
 /** Undefined where this Node has no FFI, or its C library lacks a symbol. */
 export function viaFfi(): SystemCalls | undefined {
   try {
-    const ffi = createRequire(import.meta.url)('node:ffi') as typeof import('node:ffi');
+    const ffi = openFfi();
+    if (ffi === undefined) return undefined;
     const { functions } = ffi.dlopen(null, {
       mknod: { arguments: ['buffer', 'u32', 'u64'], return: 'i32' },
       lsetxattr: { arguments: ['buffer', 'buffer', 'buffer', 'u64', 'i32'], return: 'i32' },
       llistxattr: { arguments: ['buffer', 'buffer', 'u64'], return: 'i64' },
       lgetxattr: { arguments: ['buffer', 'buffer', 'buffer', 'u64'], return: 'i64' },
+      lseek: { arguments: ['i32', 'i64', 'i32'], return: 'i64' },
+      utimensat: { arguments: ['i32', 'buffer', 'buffer', 'i32'], return: 'i32' },
       syncfs: { arguments: ['i32'], return: 'i32' },
       __errno_location: { arguments: [], return: 'pointer' },
     });
     const errno = (): number => ffi.getInt32(functions.__errno_location());
-    // As long as the kernel lets a list or a value be (XATTR_LIST_MAX, XATTR_SIZE_MAX; include/uapi/linux/limits.h).
-    const scratch = Buffer.alloc(65_536);
+    const scratch = Buffer.alloc(maxAttributeBytes);
     const read = (call: string, path: string, size: bigint): Buffer => {
       if (size < 0n) throw failure(call, path, errno());
       return Buffer.from(scratch.subarray(0, Number(size)));
@@ -107,6 +137,20 @@ export function viaFfi(): SystemCalls | undefined {
             .map((name) => [name, read('lgetxattr', path, functions.lgetxattr(terminated(path), terminated(name), scratch, room))]),
         );
       },
+      nextData(fd, offset) {
+        const at = Number(functions.lseek(fd, BigInt(offset), SEEK_DATA));
+        if (at >= 0) return at;
+        return errnoNames[errno()] === 'ENXIO' ? undefined : offset;
+      },
+      nextHole(fd, offset) {
+        const at = Number(functions.lseek(fd, BigInt(offset), SEEK_HOLE));
+        return at >= 0 ? at : undefined;
+      },
+      setTime(path, mtimeNs) {
+        if (functions.utimensat(AT_FDCWD, terminated(path), twoTimes(mtimeNs), AT_SYMLINK_NOFOLLOW) !== 0) {
+          throw failure('utimensat', path, errno());
+        }
+      },
       syncFileSystem(fd) {
         if (functions.syncfs(fd) !== 0) throw failure('syncfs', String(fd), errno());
       },
@@ -129,6 +173,12 @@ export const viaTools: SystemCalls = {
   attributes(path) {
     const dump = run('getfattr', ['-h', '-d', '-m', '-', '-e', 'hex', '--absolute-names', '--', utf8(path)]);
     return new Map([...dump.matchAll(/^([^=#\n]+)=0x([0-9a-f]*)$/gm)].map(([, name = '', hex = '']) => [name, Buffer.from(hex, 'hex')]));
+  },
+  nextData: (_fd, offset) => offset,
+  nextHole: () => undefined,
+  setTime(path, mtimeNs) {
+    const seconds = Number(mtimeNs) / 1e9;
+    lutimesSync(fsPath(path), seconds, seconds);
   },
   syncFileSystem(fd) {
     fstatSync(fd);

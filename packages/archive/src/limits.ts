@@ -1,0 +1,18 @@
+/** Limits of reading and writing tar streams. docs/limits.md lists them. */
+
+/** Bytes of one extended tar header (long names, PAX records). Above: unsafe-archive. */
+export const maxTarHeaderBytes = 1024 ** 2;
+/** Segments of one sparse file. Above: unsafe-archive when read; a file with more is copied without its holes. */
+export const maxSparseSegments = 1_000_000;
+/** Entries of one copied tree. Above: too-large. */
+export const maxCopyEntries = 1_000_000;
+/** Bytes of one copied tree. Above: too-large. */
+export const maxCopyBytes = 64 * 1024 ** 3;
+/** Bytes that a walk collects before it hands them on, and of one read of a large file. */
+export const treeChunkBytes = 256 * 1024;
+/** A file of up to so many bytes is read whole before its size is promised, so that it may change meanwhile. */
+export const wholeFileBytes = 1024 ** 2;
+/** Bytes of a file that does not say its size, such as those of /proc. Above: it is left out and named. */
+export const maxUnsizedBytes = 16 * 1024 ** 2;
+/** Bytes of one extended attribute (Linux: XATTR_SIZE_MAX), and of the list of a file's names (XATTR_LIST_MAX). */
+export const maxAttributeBytes = 65_536;

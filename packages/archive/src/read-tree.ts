@@ -1,0 +1,289 @@
+import { constants, realpathSync, type BigIntStats } from 'node:fs';
+import { lstat, open, readdir, readlink, stat, type FileHandle } from 'node:fs/promises';
+import { DroverError, errnoOf } from '@drover/foundation';
+import { maxSparseSegments, maxUnsizedBytes, treeChunkBytes, wholeFileBytes } from './limits.ts';
+import { fsPath, showPath } from './names.ts';
+import { systemCalls, viaTools } from './system-calls.ts';
+import type { SparseMap } from './tar-reader.ts';
+import { tarEnd, tarHeader, tarPadding, type TarHeader } from './tar-writer.ts';
+
+/** Something that a copy does not carry. */
+export interface LeftOut {
+  /** A byte string. */
+  readonly path: string;
+  /** Continues a sentence that begins with the path: `is a socket`. */
+  readonly reason: string;
+}
+
+export interface ReadTreeOptions {
+  /** Where the tree begins, a byte string; must exist. */
+  readonly path: string;
+  /** What its entries' names begin with; `.` for the contents of a directory. */
+  readonly name: string;
+  /** Takes what symbolic links point at, instead of the links. */
+  readonly followLinks: boolean;
+  /** Follows the path itself where it is a link. */
+  readonly followPath?: boolean;
+  /** A directory that becomes an empty one in the archive. */
+  readonly isOpaque?: (path: string) => boolean;
+  /** The owner to write, of a file's owner. */
+  readonly owner?: (uid: number, gid: number) => { readonly uid: number; readonly gid: number };
+  readonly signal: AbortSignal;
+}
+
+/**
+ * A tree of files as a tar stream, in pieces of about `treeChunkBytes`; between them, what it leaves out and why. It is exact: a large file
+ * that changes while it is read ends the copy with an error that names it. Holes, hard links, extended attributes and nanoseconds are kept.
+ * @throws {DroverError} failed-precondition, disk-full, …; the signal's reason
+ */
+export function readTree(options: ReadTreeOptions): AsyncGenerator<Buffer | LeftOut, void, undefined> {
+  return new TreeReader(options).read();
+}
+
+/** Whether a copy can carry it: a file, a directory or a symbolic link. */
+export function kindOf(stats: BigIntStats): string | undefined {
+  if (stats.isFIFO()) return 'is a FIFO';
+  if (stats.isSocket()) return 'is a socket';
+  if (stats.isCharacterDevice() || stats.isBlockDevice()) return 'is a device';
+  return undefined;
+}
+
+/** Attributes that mean something on another machine. Not carried: labels of this one (`security.selinux`, …) and those of its overlays. */
+export function isCarriedAttribute(name: string): boolean {
+  return name.startsWith('user.')
+    ? !name.startsWith('user.overlay.')
+    : name === 'security.capability' || name === 'system.posix_acl_access' || name === 'system.posix_acl_default';
+}
+
+/** Errors of one file that leave the others readable. */
+const ofOneFile = new Set([
+  'ENODATA',
+  'EACCES',
+  'EPERM',
+  'ENOENT',
+  'ENXIO',
+  'ELOOP',
+  'EIO',
+  'EINVAL',
+  'ENODEV',
+  'ESTALE',
+  'EOPNOTSUPP',
+  'EAGAIN',
+]);
+
+class TreeReader {
+  readonly #options: ReadTreeOptions;
+  /** First names of files with several, by device and inode. */
+  readonly #linked = new Map<string, string>();
+  /** Directories between the root and here, by device and inode: following links must not lead back. */
+  readonly #above = new Set<string>();
+  #pieces: Buffer[] = [];
+  #bytes = 0;
+
+  constructor(options: ReadTreeOptions) {
+    this.#options = options;
+  }
+
+  async *read(): AsyncGenerator<Buffer | LeftOut, void, undefined> {
+    const { path, name, followPath } = this.#options;
+    yield* this.#node(path, name, followPath);
+    this.#add(tarEnd);
+    yield* this.#flush(0);
+  }
+
+  async *#node(path: string, name: string, followLinks = this.#options.followLinks): AsyncGenerator<Buffer | LeftOut, void, undefined> {
+    const { signal } = this.#options;
+    signal.throwIfAborted();
+    try {
+      const stats = followLinks ? await stat(fsPath(path), { bigint: true }) : await lstat(fsPath(path), { bigint: true });
+      const unfit = kindOf(stats);
+      if (unfit !== undefined) yield { path, reason: unfit };
+      else if (stats.isDirectory()) yield* this.#directory(path, name, stats, followLinks);
+      else if (stats.isSymbolicLink()) {
+        this.#header(path, stats, false, { name, type: 'symlink', linkName: await readlink(fsPath(path), 'latin1') });
+        yield* this.#flush();
+      } else yield* this.#file(path, name, stats, followLinks);
+    } catch (error) {
+      const errno = errnoOf(error);
+      if (errno === undefined || !ofOneFile.has(errno)) throw error;
+      yield { path, reason: reasonOf(errno, followLinks) };
+    }
+  }
+
+  async *#directory(path: string, name: string, stats: BigIntStats, follows: boolean): AsyncGenerator<Buffer | LeftOut, void, undefined> {
+    const { isOpaque } = this.#options;
+    const key = `${stats.dev}:${stats.ino}`;
+    if (this.#above.has(key)) {
+      yield { path, reason: 'is a link to a directory above it' };
+      return;
+    }
+    this.#header(path, stats, follows, { name: `${name}/`, type: 'directory' });
+    yield* this.#flush();
+    if (isOpaque?.(path) === true) return;
+    const children = await readdir(fsPath(path), 'latin1');
+    this.#above.add(key);
+    for (const child of children.sort()) yield* this.#node(path === '/' ? `/${child}` : `${path}/${child}`, `${name}/${child}`);
+    this.#above.delete(key);
+  }
+
+  async *#file(path: string, name: string, found: BigIntStats, follows: boolean): AsyncGenerator<Buffer | LeftOut, void, undefined> {
+    const key = found.nlink > 1n ? `${found.dev}:${found.ino}` : undefined;
+    const linkName = key === undefined ? undefined : this.#linked.get(key);
+    if (linkName !== undefined) {
+      this.#header(path, found, follows, { name, type: 'hardlink', linkName });
+      yield* this.#flush();
+      return;
+    }
+    // Not blocking: a FIFO may have taken its place.
+    const noFollow = follows ? 0 : constants.O_NOFOLLOW;
+    const file = await open(fsPath(path), constants.O_RDONLY | constants.O_NONBLOCK | noFollow);
+    try {
+      const stats = await file.stat({ bigint: true });
+      if (!stats.isFile()) {
+        yield { path, reason: 'was replaced by something else while it was copied' };
+        return;
+      }
+      const size = Number(stats.size);
+      const sparse = stats.blocks * 512n < stats.size ? sparseMapOf(file.fd, size) : undefined;
+      if (sparse === undefined && size <= wholeFileBytes) {
+        const content = await readWhole(file, size);
+        if (content === undefined) {
+          yield { path, reason: `does not say its size, and has more than ${maxUnsizedBytes} bytes` };
+          return;
+        }
+        this.#header(path, stats, follows, { name, type: 'file', size: content.length });
+        this.#add(content, tarPadding(content.length));
+        yield* this.#flush();
+      } else yield* this.#largeFile(file, path, name, stats, sparse, follows);
+      if (key !== undefined) this.#linked.set(key, name);
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Its size is promised before its data is read. */
+  async *#largeFile(
+    file: FileHandle,
+    path: string,
+    name: string,
+    stats: BigIntStats,
+    sparse: SparseMap | undefined,
+    follows: boolean,
+  ): AsyncGenerator<Buffer, void, undefined> {
+    const segments = sparse?.segments ?? [{ offset: 0, size: Number(stats.size) }];
+    const size = segments.reduce((sum, segment) => sum + segment.size, 0);
+    this.#header(path, stats, follows, { name, type: 'file', size, ...(sparse !== undefined && { sparse }) });
+    for (const segment of segments) {
+      const end = segment.offset + segment.size;
+      for (let at = segment.offset; at < end; ) {
+        this.#options.signal.throwIfAborted();
+        const buffer = Buffer.allocUnsafeSlow(Math.min(end - at, treeChunkBytes));
+        const { bytesRead } = await file.read(buffer, 0, buffer.length, at);
+        if (bytesRead === 0) throw changed(path, `it had ${stats.size} bytes, and ended after ${at}`);
+        at += bytesRead;
+        this.#add(buffer.subarray(0, bytesRead));
+        yield* this.#flush();
+      }
+    }
+    const now = await file.stat({ bigint: true });
+    if (now.size !== stats.size) throw changed(path, `it had ${stats.size} bytes, and has ${now.size}`);
+    if (now.mtimeNs !== stats.mtimeNs) throw changed(path, 'it was written to');
+    this.#add(tarPadding(size));
+  }
+
+  #header(
+    path: string,
+    stats: BigIntStats,
+    follows: boolean,
+    entry: Pick<TarHeader, 'name' | 'type' | 'linkName' | 'size' | 'sparse'>,
+  ): void {
+    const [uid, gid] = [Number(stats.uid), Number(stats.gid)];
+    const attributes = entry.type === 'hardlink' ? undefined : attributesOf(follows ? realpathSync.native(fsPath(path), 'latin1') : path);
+    this.#add(
+      tarHeader({
+        ...entry,
+        mode: Number(stats.mode) & 0o7777,
+        ...(this.#options.owner?.(uid, gid) ?? { uid, gid }),
+        mtimeNs: stats.mtimeNs,
+        ...(attributes !== undefined && { attributes }),
+      }),
+    );
+  }
+
+  #add(...pieces: readonly Buffer[]): void {
+    for (const piece of pieces) {
+      if (piece.length === 0) continue;
+      this.#pieces.push(piece);
+      this.#bytes += piece.length;
+    }
+  }
+
+  /** What has been collected, once it is enough. */
+  *#flush(atLeast = treeChunkBytes): Generator<Buffer, void, undefined> {
+    if (this.#bytes === 0 || this.#bytes < atLeast) return;
+    const [first, ...more] = this.#pieces;
+    this.#pieces = [];
+    this.#bytes = 0;
+    // A large piece goes on without being copied.
+    if (first !== undefined && more.length === 0) yield first;
+    else yield Buffer.concat([first ?? Buffer.alloc(0), ...more]);
+  }
+}
+
+function attributesOf(path: string): ReadonlyMap<string, Buffer> | undefined {
+  const calls = systemCalls();
+  // A process for each file would be too slow.
+  if (calls === viaTools) return undefined;
+  try {
+    const attributes = [...calls.attributes(path)].filter(([name]) => isCarriedAttribute(name));
+    return attributes.length === 0 ? undefined : new Map(attributes);
+  } catch (error) {
+    if (errnoOf(error) === 'ENOTSUP') return undefined;
+    throw error;
+  }
+}
+
+/** Where a file has data; undefined when it is simpler to take it as one piece. */
+function sparseMapOf(fd: number, realSize: number): SparseMap | undefined {
+  const calls = systemCalls();
+  const segments: { offset: number; size: number }[] = [];
+  for (let at = 0; at < realSize; ) {
+    const offset = calls.nextData(fd, at);
+    if (offset === undefined || offset >= realSize) break;
+    const end = calls.nextHole(fd, offset);
+    if (end === undefined || segments.length === maxSparseSegments) return undefined;
+    at = Math.min(end, realSize);
+    // The file was cut short meanwhile; reading it says so.
+    if (at <= offset) return undefined;
+    segments.push({ offset, size: at - offset });
+  }
+  const [only] = segments;
+  return segments.length === 1 && only?.size === realSize ? undefined : { realSize, segments };
+}
+
+/** All of a small file, or of one that does not say its size; undefined when that is more than `maxUnsizedBytes`. */
+async function readWhole(file: FileHandle, size: number): Promise<Buffer | undefined> {
+  const pieces: Buffer[] = [];
+  let length = 0;
+  // One more than there is: a short read of a file with a size is its end.
+  for (let wanted = size === 0 ? 4096 : size + 1; ; wanted = 64 * 1024) {
+    const buffer = Buffer.allocUnsafeSlow(wanted);
+    const { bytesRead } = await file.read(buffer, 0, wanted, null);
+    length += bytesRead;
+    if (length > maxUnsizedBytes) return undefined;
+    if (bytesRead > 0) pieces.push(buffer.subarray(0, bytesRead));
+    if (bytesRead === 0 || (length === size && pieces.length === 1)) return pieces.length === 1 ? pieces[0] : Buffer.concat(pieces);
+  }
+}
+
+function changed(path: string, how: string): DroverError {
+  return new DroverError('failed-precondition', `${showPath(path)} changed while it was copied: ${how}`, {
+    hint: 'what was copied of it is incomplete; copy it again when no process writes to it',
+  });
+}
+
+function reasonOf(errno: string, followLinks: boolean): string {
+  if (errno === 'ENOENT') return followLinks ? 'does not exist, or is a link to nothing' : 'was removed while it was copied';
+  if (errno === 'EACCES' || errno === 'EPERM') return 'cannot be read: permission denied';
+  return `cannot be read (${errno})`;
+}

@@ -1,0 +1,2 @@
+export { describeTree } from './describe-tree.ts';
+export { arbitraryTree, makeTree } from './trees.ts';
