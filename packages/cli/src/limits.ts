@@ -22,10 +22,11 @@ export const outOfMemoryWaitMs = 2_000;
 export const removalWaitMs = 5_000;
 /** This many interrupts within a second let go of a process that does not end. */
 export const impatientInterrupts = 3;
-/** Entries of one copied tree; more are refused with too-large. */
-export const maxCopyEntries = 1_000_000;
-/** Bytes of one copied tree; more are refused with too-large. */
-export const maxCopyBytes = 64 * 1024 ** 3;
+/** Files that a copy left out and names; the others are only counted. */
+export const maxLeftOutShown = 1_000;
+/** A copy redraws its progress on a terminal this often, and says it in a pipe this often, ms. */
+export const copyRedrawMs = 200;
+export const copyLineMs = 10_000;
 /** How long `up` waits for the control plane to answer, and then for the host to be ready, ms. */
 export const upControlPlaneMs = 30_000;
 export const upHostMs = 60_000;

@@ -1,6 +1,8 @@
+import { isUtf8 } from 'node:buffer';
 import { readFile, stat } from 'node:fs/promises';
 import { isAbsolute, resolve } from 'node:path';
 import { clip, DroverError, errnoOf, parseLabel } from '@drover/foundation';
+import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
 /** Collects a flag that may be given several times. */
@@ -37,7 +39,9 @@ export function parseEnv(entries: readonly string[], own: NodeJS.ProcessEnv): Re
       });
     }
     const value = at < 0 ? own[name] : entry.slice(at + 1);
-    if (value !== undefined) result[name] = value;
+    if (value === undefined) continue;
+    if (at < 0) requireTextVariable(name, value);
+    result[name] = value;
   }
   return result;
 }
@@ -51,7 +55,18 @@ export async function readEnvFile(path: string): Promise<readonly string[]> {
       throw new DroverError('too-large', `the environment file ${path} is larger than ${maxConfigFileBytes} bytes`, {
         hint: 'put large values into files, and mount or copy them',
       });
-    text = await readFile(path, 'utf8');
+    const content = await readFile(path);
+    if (!isUtf8(content)) {
+      const line =
+        content
+          .toString('latin1')
+          .split('\n')
+          .findIndex((bytes) => !isUtf8(Buffer.from(bytes, 'latin1'))) + 1;
+      throw new DroverError('invalid-argument', `line ${line} of the environment file ${path} is not UTF-8`, {
+        hint: 'put such a value in a file and copy that in',
+      });
+    }
+    text = content.toString('utf8');
   } catch (error) {
     if (error instanceof DroverError) throw error;
     throw new DroverError('invalid-argument', `the environment file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {

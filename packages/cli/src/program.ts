@@ -340,7 +340,14 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
     async () => (await import('./commands/sandbox/top.ts')).default,
   );
   does(
-    add(program, 'cp <source> <target>', 'copy files in or out: SANDBOX:PATH on one side; - is a tar stream'),
+    add(program, 'cp <source> <target>', 'copy files in or out: SANDBOX:PATH on one side; - is a tar stream')
+      .option('-a, --archive', 'keep owners (by number) and set-user-ID bits; trust what you copy out')
+      .option('--chown <owner>', "USER[:GROUP] that the copy becomes; in a sandbox, the default is its command's user")
+      .option('-L, --follow-link', 'copy what symbolic links point at')
+      .addHelpText(
+        'after',
+        '\nDIR/. is the contents of a directory. What cannot be copied is named on stderr, and the status is then 1.\n',
+      ),
     async () => (await import('./commands/sandbox/cp.ts')).default,
   );
   does(

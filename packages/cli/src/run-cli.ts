@@ -3,6 +3,7 @@ import { isatty } from 'node:tty';
 import { CommanderError, type Command } from 'commander';
 import { DroverError, hasCode } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
+import { requireText } from './arguments.ts';
 import type { Cli } from './cli.ts';
 import { commandPath, locate, ownWords } from './command-line.ts';
 import { Output } from './output/output.ts';
@@ -25,6 +26,8 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
   const run: Run = async (command, flags, work) => {
     state.command = command;
     state.json = flags.output === 'json';
+    // It takes the bytes of file names.
+    if (command.name() !== 'cp') requireText(argv);
     await using cli = new RunningCli(out(state.json), env, flags, state);
     status = (await work(cli)) ?? 0;
   };

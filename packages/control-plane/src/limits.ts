@@ -334,3 +334,5 @@ export const registerRefusalMs = addressWaitMs + 200;
 export const refusalsKept = 10_000;
 /** How long calls of sandboxes may go on after the control plane began to stop; then they are cut. Milliseconds. */
 export const sandboxShutdownMs = 2_000;
+/** Bytes of a path in a sandbox (Linux: PATH_MAX). A longer one is refused. */
+export const maxPathBytes = 4096;

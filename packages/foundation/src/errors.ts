@@ -50,6 +50,7 @@ export const errorCodes = {
   'name-taken': entry(GrpcStatus.alreadyExists, 4),
   'sandbox-not-running': entry(GrpcStatus.failedPrecondition, 4),
   'failed-precondition': entry(GrpcStatus.failedPrecondition, 4),
+  'copy-incomplete': entry(GrpcStatus.failedPrecondition, 1),
   'image-in-use': entry(GrpcStatus.failedPrecondition, 4),
   'host-not-empty': entry(GrpcStatus.failedPrecondition, 4),
   'missing-privilege': entry(GrpcStatus.failedPrecondition, 5),

@@ -82,8 +82,8 @@ export const maxLogPendingBytes = 1024 * 1024;
 /** Milliseconds that the end of the main process waits for the log to reach the disk. */
 export const logFlushMs = 2_000;
 
-/** Entries of one copied-in archive; more are refused with too-large. */
-export const maxCopyEntries = 1_000_000;
+/** Files that were left out of a copy and are named in its answer; the others are only counted. */
+export const maxLeftOutNamed = 1_000;
 /** Milliseconds to connect to a port in the sandbox. */
 export const forwardConnectMs = 10_000;
 

@@ -28,7 +28,10 @@ export function createInitService(sandbox: Sandbox, identity: Identity, onCall: 
       signalExec: (call) => lists.run(() => signalExec(call, sandbox)),
       logs: (call) => logReaders.run(() => logs(call, sandbox)),
       // The three below are loaded when first used: an idle sandbox does not pay for them.
-      copyIn: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir))),
+      copyIn: (call) =>
+        copies.run(() =>
+          sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir, sandbox.config.main.user)),
+        ),
       copyOut: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir))),
       forward: (call) => forwards.run(() => sandbox.attached(async () => (await import('./forward.ts')).forward(call))),
     },

@@ -1,16 +1,15 @@
-import { Readable, type Duplex } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { clone, create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
 import { isSandboxId } from '@drover/foundation';
 import { api, sandbox } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
 import { containmentOf, requireActions, type ContainmentAction, type ContainOptions, type ReleaseOptions } from './containment.ts';
+import { copyIn, copyOut, type CopyInOptions, type CopyOutOptions, type SandboxPath } from './copies.ts';
 import type { EventsApi } from './events.ts';
 import { startExec, type ExecHandle, type ExecOptions } from './exec.ts';
 import { openForward, type ForwardOptions } from './forward.ts';
-import { chunkBytes } from './limits.ts';
 import { readLogs, type LogsOptions } from './logs.ts';
-import { chunksOf } from './streams.ts';
 import { waitReady, type ReadyOptions } from './ready.ts';
 import { sandboxStateValue, type SandboxStateName } from './states.ts';
 
@@ -93,9 +92,9 @@ export interface SandboxesApi {
   killExec(reference: string, execId: string, name?: string, signal?: AbortSignal): Promise<boolean>;
   logs(reference: string, options?: LogsOptions): AsyncIterable<api.LogChunk>;
   /** Unpacks a tar stream below `path` in the sandbox. */
-  copyIn(reference: string, path: string, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<api.CopyInResponse>;
-  /** A tar stream of `path`. */
-  copyOut(reference: string, path: string, signal?: AbortSignal): Readable;
+  copyIn(reference: string, path: SandboxPath, tar: AsyncIterable<Uint8Array>, options?: CopyInOptions): Promise<api.CopyInResponse>;
+  /** A tar stream of `path`; of a directory's contents where it ends in `/.`. */
+  copyOut(reference: string, path: SandboxPath, options?: CopyOutOptions): Readable;
   /** What those named, or all, use now; of those that do not run, nothing. `failures` names the hosts that did not answer. */
   stats(references?: readonly string[], options?: StatsOptions): Promise<api.GetStatsResponse>;
   /** One connection to a TCP port inside the sandbox; `end()` half-closes. */
@@ -178,12 +177,8 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
     killExec: async (reference, execId, name = '', signal) =>
       (await calls.single(() => client.killExec({ sandbox: reference, execId, signal: name }, withSignal(signal)))).signalled,
     logs: (reference, options = {}) => readLogs(client, calls, reference, options),
-    copyIn: (reference, path, tar, signal) => calls.single(() => client.copyIn(tarMessages(reference, path, tar), withSignal(signal))),
-    copyOut: (reference, path, signal) =>
-      Readable.from(bytesOfTar(calls.stream(client.copyOut({ sandbox: reference, path }, withSignal(signal)))), {
-        objectMode: false,
-        highWaterMark: chunkBytes,
-      }),
+    copyIn: (reference, path, tar, options = {}) => copyIn(client, calls, reference, path, tar, options),
+    copyOut: (reference, path, options = {}) => copyOut(client, calls, reference, path, options),
     stats: (references = [], { project = '', signal } = {}) =>
       calls.ask(() => client.getStats({ sandboxes: [...references], project }, withSignal(signal)), signal),
     forward: (reference, port, options) => openForward(client, calls, reference, port, options),
@@ -213,16 +208,4 @@ function withSecrets(spec: SpecInit, secrets: readonly Secret[]): SpecInit {
 
 function valueOf({ name, value }: Secret): MessageInitShape<typeof sandbox.SecretValueSchema> {
   return { name, value: typeof value === 'string' ? new TextEncoder().encode(value) : new Uint8Array(value) };
-}
-
-async function* tarMessages(reference: string, path: string, tar: AsyncIterable<Uint8Array>): AsyncGenerator<api.CopyInRequest> {
-  const target = create(api.CopyTargetSchema, { sandbox: reference, path });
-  yield create(api.CopyInRequestSchema, { payload: { case: 'target', value: target } });
-  for await (const bytes of tar) {
-    for (const chunk of chunksOf(bytes)) yield create(api.CopyInRequestSchema, { payload: { case: 'tar', value: chunk } });
-  }
-}
-
-async function* bytesOfTar(messages: AsyncIterable<api.CopyOutResponse>): AsyncGenerator<Uint8Array> {
-  for await (const { tar } of messages) if (tar.byteLength > 0) yield tar;
 }

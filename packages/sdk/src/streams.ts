@@ -2,8 +2,8 @@ import { Readable } from 'node:stream';
 import { chunkBytes } from './limits.ts';
 
 /** `bytes` in pieces that fit a message. */
-export function* chunksOf(bytes: Uint8Array): Generator<Uint8Array> {
-  for (let at = 0; at < bytes.byteLength; at += chunkBytes) yield bytes.subarray(at, at + chunkBytes);
+export function* chunksOf(bytes: Uint8Array, size = chunkBytes): Generator<Uint8Array> {
+  for (let at = 0; at < bytes.byteLength; at += size) yield bytes.subarray(at, at + size);
 }
 
 /** Messages handed from a writer to whichever connection stands at the moment. An offer settles when its message was taken. */

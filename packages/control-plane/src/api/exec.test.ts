@@ -335,14 +335,14 @@ describe('bytes', () => {
     api.sessions.serve({
       async copyIn(requests) {
         for await (const { payload } of requests) {
-          if (payload.case === 'path') path = payload.value;
+          if (payload.case === 'target') path = Buffer.from(payload.value.path).toString();
           if (payload.case === 'tar') received += payload.value.byteLength;
         }
         return { entries: 1n, bytes: BigInt(received) };
       },
       async *copyOut(request) {
         await Promise.resolve();
-        yield { tar: Buffer.from(`tar of ${request.path}`) };
+        yield { tar: Buffer.from(`tar of ${Buffer.from(request.path).toString()}`) };
       },
     });
     async function* tar(): AsyncGenerator<Uint8Array> {

@@ -5,7 +5,8 @@ import { api, init } from '@drover/protocol';
 import type { ApiContext } from './context.ts';
 import { refusePaused } from './ended.ts';
 import { StreamInput } from './input.ts';
-import { isPort } from './parse.ts';
+import { checkUser, isPort } from './parse.ts';
+import { maxPathBytes } from '../limits.ts';
 
 type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'copyIn' | 'copyOut' | 'forward'>;
 
@@ -16,21 +17,28 @@ export function streamMethods(context: ApiContext): Methods {
       const input = new StreamInput(requests);
       const first = await input.first(signal);
       if (first.payload.case !== 'target') throw new DroverError('protocol-violation', 'the first message of a copy must be its target');
-      const { sandbox, path } = first.payload.value;
-      checkPath(path);
-      const row = await context.store.sandboxes.find(sandbox);
+      const target = first.payload.value;
+      const { placeAsCp, keepOwners, chown } = target;
+      checkUser(chown);
+      const value = create(init.CopyInTargetSchema, { path: pathOf(target), placeAsCp, keepOwners, chown });
+      const row = await context.store.sandboxes.find(target.sandbox);
       refusePaused(row);
       const client = await context.sessions.client(row.id, signal);
-      const answer = await client.copyIn(tarOf(input, path, signal), { signal });
-      return create(api.CopyInResponseSchema, { entries: answer.entries, bytes: answer.bytes });
+      const { entries, bytes, leftOut, leftOutCount } = await client.copyIn(tarOf(input, value, signal), { signal });
+      const named = leftOut.map(({ path, reason }) => create(api.LeftOutSchema, { path, reason }));
+      return create(api.CopyInResponseSchema, { entries, bytes, leftOut: named, leftOutCount });
     },
 
     async *copyOut(request, { signal }) {
-      checkPath(request.path);
+      const copy = create(init.CopyOutRequestSchema, { path: pathOf(request), followLinks: request.followLinks });
       const row = await context.store.sandboxes.find(request.sandbox);
       refusePaused(row);
       const client = await context.sessions.client(row.id, signal);
-      for await (const { tar } of client.copyOut({ path: request.path }, { signal })) yield create(api.CopyOutResponseSchema, { tar });
+      for await (const { tar, leftOut } of client.copyOut(copy, { signal })) {
+        if (leftOut === undefined) yield create(api.CopyOutResponseSchema, { tar });
+        else
+          yield create(api.CopyOutResponseSchema, { leftOut: create(api.LeftOutSchema, { path: leftOut.path, reason: leftOut.reason }) });
+      }
     },
 
     async *forward(requests, { signal }) {
@@ -49,14 +57,21 @@ export function streamMethods(context: ApiContext): Methods {
   };
 }
 
-function checkPath(path: string): void {
-  if (path === '' || path.length > 4096 || path.includes('\0')) {
+/** A path in the sandbox, as bytes. @throws {DroverError} invalid-argument */
+function pathOf({ path, pathBytes }: { readonly path: string; readonly pathBytes: Uint8Array }): Uint8Array {
+  const bytes = pathBytes.length > 0 ? pathBytes : Buffer.from(path);
+  if (bytes.length === 0 || bytes.length > maxPathBytes || bytes.includes(0)) {
     throw new DroverError('invalid-argument', 'this cannot be a path in the sandbox', { hint: 'write for instance /tmp/results' });
   }
+  return bytes;
 }
 
-async function* tarOf(input: StreamInput<api.CopyInRequest>, path: string, signal: AbortSignal): AsyncGenerator<init.CopyInRequest> {
-  yield create(init.CopyInRequestSchema, { payload: { case: 'path', value: path } });
+async function* tarOf(
+  input: StreamInput<api.CopyInRequest>,
+  target: init.CopyInTarget,
+  signal: AbortSignal,
+): AsyncGenerator<init.CopyInRequest> {
+  yield create(init.CopyInRequestSchema, { payload: { case: 'target', value: target } });
   for (;;) {
     const message = await input.next(signal);
     if (message === undefined) return;

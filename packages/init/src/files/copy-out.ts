@@ -1,93 +1,65 @@
-import { lstat, open, readdir, readlink } from 'node:fs/promises';
-import { basename, join, resolve } from 'node:path';
-import { once } from 'node:events';
-import type { Stats } from 'node:fs';
-import { DroverError, clip, errnoOf } from '@drover/foundation';
+import { lstat, stat } from 'node:fs/promises';
+import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf } from '@drover/archive';
+import { DroverError, errnoOf } from '@drover/foundation';
 import type { init } from '@drover/protocol';
-import type { Pack } from 'tar-stream';
-import { maxChunkBytes } from '../limits.ts';
 import type { Call, Reply } from '../server/call.ts';
 
 /**
- * A tar stream of a file or directory of the sandbox; names in it begin with the path's last part (`.` for the root).
- * Sockets, fifos and devices are left out: they mean nothing elsewhere. @throws {DroverError} path-not-found
+ * A tar stream of a file or directory of the sandbox; names in it begin with the path's last part, `.` for a directory's contents. What
+ * cannot be carried is named in between. @throws {DroverError} path-not-found, failed-precondition
  */
 export async function copyOut(call: Call<init.CopyOutRequest, Reply<'copyOut'>>, workdir: string): Promise<void> {
-  let path: string | undefined;
-  for await (const request of call.requests) path = request.path;
-  if (path === undefined) throw new DroverError('protocol-violation', 'the request is missing');
-  const from = resolve(workdir, path);
-  const stats = await lstat(from).catch((error: unknown) => {
-    throw notFound(from, error);
-  });
-  const { pack } = await import('tar-stream');
-  const archive = pack();
-  const packing = packTree(archive, from, basename(from) || '.', stats, call.signal).then(
-    () => archive.finalize(),
-    (error: unknown) => archive.destroy(error instanceof Error ? error : new Error(String(error))),
-  );
+  let request: init.CopyOutRequest | undefined;
+  for await (const message of call.requests) request = message;
+  if (request === undefined) throw new DroverError('protocol-violation', 'the request is missing');
+  for await (const message of packPath(request, workdir, call.signal)) await call.send(message);
+}
+
+/** The messages of one copy. Also used by a host, for a sandbox that does not run. */
+export async function* packPath(
+  { path: given, followLinks }: Pick<init.CopyOutRequest, 'path' | 'followLinks'>,
+  workdir: string,
+  signal: AbortSignal,
+  owner?: (uid: number, gid: number) => { readonly uid: number; readonly gid: number },
+): AsyncGenerator<Reply<'copyOut'>, void, undefined> {
+  const { path, name, endsInSlash } = resolveGiven(stringOf(given), workdir);
   try {
-    for await (const chunk of archive as unknown as AsyncIterable<Buffer>) {
-      for (let at = 0; at < chunk.length; at += maxChunkBytes) {
-        await call.send({ tar: chunk.subarray(at, at + maxChunkBytes) });
-      }
+    const stats = await (followLinks || endsInSlash ? stat(fsPath(path), { bigint: true }) : lstat(fsPath(path), { bigint: true }));
+    const unfit = kindOf(stats);
+    if (unfit !== undefined) {
+      throw new DroverError('failed-precondition', `${showPath(path)} ${unfit}: it cannot be copied`, {
+        hint: 'read it in the sandbox, with `drover exec`, and copy what it returns',
+      });
     }
-  } finally {
-    archive.destroy(new DroverError('cancelled', 'the copy was cancelled'));
-    await packing;
+    if (endsInSlash && !stats.isDirectory()) throw notFound(path, 'it is not a directory');
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno !== 'ENOENT' && errno !== 'ENOTDIR') throw error;
+    throw notFound(path, 'there is no such file', error);
+  }
+  const tree = readTree({
+    path,
+    name,
+    followLinks,
+    followPath: followLinks || endsInSlash,
+    isOpaque: isForeign,
+    ...(owner !== undefined && { owner }),
+    signal,
+  });
+  for await (const part of tree) {
+    if (Buffer.isBuffer(part)) yield { tar: part };
+    else yield { leftOut: { path: bytesOf(part.path), reason: part.reason } };
   }
 }
 
-async function packTree(archive: Pack, path: string, name: string, stats: Stats, signal: AbortSignal): Promise<void> {
-  signal.throwIfAborted();
-  const header = { name, mode: stats.mode & 0o7777, uid: stats.uid, gid: stats.gid, mtime: stats.mtime };
-  if (stats.isSymbolicLink()) {
-    archive.entry({ ...header, type: 'symlink', linkname: await readlink(path) });
-  } else if (stats.isFile()) {
-    await packFile(archive, path, header, signal);
-  } else if (stats.isDirectory()) {
-    archive.entry({ ...header, name: `${name}/`, type: 'directory' });
-    for (const child of (await readdir(path)).sort()) {
-      const below = join(path, child);
-      // What went away since the directory was read is not there to copy.
-      const found = await lstat(below).catch(() => undefined);
-      // /proc and /sys would never end; what is mounted at /.drover is not the sandbox's.
-      if (found !== undefined && !isForeign(below)) await packTree(archive, below, `${name}/${child}`, found, signal);
-    }
-  }
-}
-
+/** File systems of the kernel, without end or meaning elsewhere, and what is mounted at /.drover: in a copy of the root they are empty directories. */
 function isForeign(path: string): boolean {
   return path === '/proc' || path === '/sys' || path === '/dev' || path === '/.drover';
 }
 
-async function packFile(
-  archive: Pack,
-  path: string,
-  header: { name: string; mode: number; uid: number; gid: number; mtime: Date },
-  signal: AbortSignal,
-): Promise<void> {
-  const file = await open(path, 'r');
-  try {
-    const { size } = await file.stat();
-    const entry = archive.entry({ ...header, type: 'file', size }) as unknown as NodeJS.WritableStream;
-    let left = size;
-    while (left > 0) {
-      signal.throwIfAborted();
-      const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(Math.min(left, maxChunkBytes)));
-      // A file that shrinks while it is read is filled with zeros, one that grows is cut: the header's size is promised.
-      const data = bytesRead === 0 ? Buffer.alloc(Math.min(left, maxChunkBytes)) : buffer.subarray(0, bytesRead);
-      left -= data.length;
-      if (!entry.write(data)) await once(entry, 'drain', { signal });
-    }
-    entry.end();
-  } finally {
-    await file.close();
-  }
-}
-
-function notFound(path: string, cause: unknown): DroverError {
-  const code = errnoOf(cause);
-  if (code !== 'ENOENT' && code !== 'ENOTDIR') return DroverError.from(cause);
-  return new DroverError('path-not-found', `the sandbox has no ${clip(path)}`, { hint: 'look with `drover exec`', cause });
+function notFound(path: string, why: string, cause?: unknown): DroverError {
+  return new DroverError('path-not-found', `the sandbox has no ${showPath(path)}: ${why}`, {
+    hint: 'list its directory with `drover exec`',
+    cause,
+  });
 }

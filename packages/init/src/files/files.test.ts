@@ -16,7 +16,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { create } from '@bufbuild/protobuf';
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { init } from '@drover/protocol';
 import { pack, type Header } from 'tar-stream';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
@@ -41,8 +41,13 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(directory, { recursive: true, force: true }));
 
-async function* copyInRequests(path: string, tar: Uint8Array): AsyncGenerator<init.CopyInRequest> {
-  yield create(init.CopyInRequestSchema, { payload: { case: 'path', value: path } });
+async function* copyInRequests(
+  path: string,
+  tar: Uint8Array,
+  target: MessageInitShape<typeof init.CopyInTargetSchema> = { keepOwners: true },
+): AsyncGenerator<init.CopyInRequest> {
+  const value = create(init.CopyInTargetSchema, { path: Buffer.from(path), ...target });
+  yield create(init.CopyInRequestSchema, { payload: { case: 'target', value } });
   for (let at = 0; at < tar.length; at += 60_000) {
     yield create(init.CopyInRequestSchema, { payload: { case: 'tar', value: tar.subarray(at, at + 60_000) } });
   }
@@ -50,7 +55,7 @@ async function* copyInRequests(path: string, tar: Uint8Array): AsyncGenerator<in
 
 async function copyOut(path: string): Promise<Buffer> {
   const chunks: Uint8Array[] = [];
-  for await (const { tar } of client.init.copyOut({ path })) chunks.push(tar);
+  for await (const { tar } of client.init.copyOut({ path: Buffer.from(path) })) chunks.push(tar);
   return Buffer.concat(chunks);
 }
 
@@ -139,10 +144,44 @@ describe('I-39: copy', () => {
     expect(readFileSync(join(directory, 'in/file'), 'utf8')).toBe('new');
   });
 
-  it('refuses devices, and what is no archive', async () => {
-    const device = await archive([{ name: 'null', type: 'character-device', devmajor: 1, devminor: 3 }]);
-    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), device)))).toBe('unsafe-archive');
-    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), Buffer.alloc(2048, 'garbage'))))).not.toBeNull();
+  it('names devices, which it leaves out, and refuses what is no archive', async () => {
+    const device = await archive([{ name: 'null', type: 'character-device', devmajor: 1, devminor: 3 }], [{ name: 'file' }, 'x']);
+    const { leftOut, leftOutCount } = await client.init.copyIn(copyInRequests(join(directory, 'in'), device));
+    expect(leftOut.map(({ path, reason }) => `${Buffer.from(path).toString()} ${reason}`)).toEqual(['null is a device']);
+    expect(leftOutCount).toBe(1n);
+    expect(readFileSync(join(directory, 'in/file'), 'utf8')).toBe('x');
+    expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), Buffer.alloc(2048, 'garbage'))))).toBe('invalid-argument');
+  });
+
+  it('places the topmost entry as cp(1) does', async () => {
+    const tar = await archive([{ name: 'tool' }, 'new']);
+    const place = async (path: string): Promise<void> =>
+      void (await client.init.copyIn(copyInRequests(join(directory, path), tar, { placeAsCp: true })));
+    mkdirSync(join(directory, 'usr/bin'), { recursive: true });
+    symlinkSync('usr/bin', join(directory, 'bin'));
+    writeFileSync(join(directory, 'usr/real'), 'old');
+    symlinkSync('usr/real', join(directory, 'link'));
+    symlinkSync('nothing', join(directory, 'dangling'));
+    for (const path of ['bin', 'link', 'dangling', 'other', 'made/', 'deep/er/name']) await place(path);
+    expect(readlinkSync(join(directory, 'bin'))).toBe('usr/bin');
+    expect(readlinkSync(join(directory, 'link'))).toBe('usr/real');
+    for (const path of ['usr/bin/tool', 'usr/real', 'dangling', 'other', 'made/tool', 'deep/er/name'])
+      expect(`${path}: ${readFileSync(join(directory, path), 'utf8')}`).toBe(`${path}: new`);
+    expect(await codeOf(place('other/'))).toBe('failed-precondition');
+  });
+
+  it("becomes the sandbox's user's, or another's that is asked for", async () => {
+    const tar = await archive([{ name: 'file', uid: 1234, gid: 2345 }, 'x']);
+    const owned = async (target: MessageInitShape<typeof init.CopyInTargetSchema>): Promise<string> => {
+      await client.init.copyIn(copyInRequests(directory, tar, target));
+      const { uid, gid } = lstatSync(join(directory, 'file'));
+      return `${uid}:${gid}`;
+    };
+    expect(await owned({})).toBe('0:0');
+    expect(await owned({ chown: '77:88' })).toBe('77:88');
+    expect(await owned({ keepOwners: true })).toBe('1234:2345');
+    expect(await codeOf(owned({ keepOwners: true, chown: '77' }))).toBe('invalid-argument');
+    expect(await codeOf(owned({ chown: 'nobody-knows' }))).toBe('invalid-argument');
   });
 });
 

@@ -1,4 +1,4 @@
-import { chmodSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { DroverError, clip, errnoOf } from '@drover/foundation';
 
@@ -18,6 +18,8 @@ export function placeFile(path: string, content: Uint8Array, mode: number): void
   const temporary = join(dirname(path), `.${basename(path)}.drover-new`);
   try {
     if (isSame(path, content, mode)) return;
+    // A link to a directory, as /bin often is one, must stay (as with cp(1)): renaming would put the file in its place.
+    if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) throw Object.assign(new Error('EISDIR'), { code: 'EISDIR' });
     mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
     rmSync(temporary, { force: true });
     try {

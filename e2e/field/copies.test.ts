@@ -1,0 +1,196 @@
+import { execFileSync } from 'node:child_process';
+import {
+  chmodSync,
+  chownSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { arbitraryTree, describeTree, makeTree } from '@drover/archive/testing';
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { repository, TestDrover, type Finished } from '../harness/index.ts';
+
+describe('copies are exact, or they fail', () => {
+  let drover: TestDrover;
+  const here = (name: string): string => join(drover.directory, name);
+  const cp = async (...args: readonly string[]): Promise<Finished> => await drover.run(['cp', ...args]);
+  const copied = async (...args: readonly string[]): Promise<void> => {
+    expect(await cp(...args)).toEqual({ code: 0, stdout: '', stderr: '' });
+  };
+  const inside = async (name: string, script: string): Promise<string> => {
+    const { code, stdout, stderr } = await drover.exec(name, ['sh', '-c', script]);
+    if (code !== 0) throw new Error(`${script} ended with ${code}: ${stderr}`);
+    return stdout;
+  };
+
+  beforeAll(async () => {
+    drover = await TestDrover.start(['--pool', '10.236.0.0/18']);
+    await Promise.all([drover.begin('web', ['sleep', 'infinity']), drover.begin('user', ['sleep', 'infinity'], { user: '65534:65534' })]);
+  });
+  afterAll(async () => await drover[Symbol.asyncDispose]());
+
+  test('onto a link to a directory a copy goes into the directory, and a link to a file keeps leading to it', async () => {
+    writeFileSync(here('tool'), '#!/bin/sh\necho tool\n', { mode: 0o755 });
+    const links = await inside('web', 'readlink /bin /lib');
+    await copied(here('tool'), 'web:/bin');
+    await copied(here('tool'), 'web:/lib');
+    expect(await inside('web', 'tool; ls /usr/bin/tool /usr/lib/tool; readlink /bin /lib')).toBe(
+      `tool\n/usr/bin/tool\n/usr/lib/tool\n${links}`,
+    );
+    await inside('web', 'cd /var/tmp; echo old > real; ln -s real link');
+    await copied(here('tool'), 'web:/var/tmp/link');
+    expect(await inside('web', 'cd /var/tmp; readlink link; tail -1 real')).toBe('real\necho tool\n');
+  });
+
+  test('a setup file does not replace a link to a directory', async () => {
+    writeFileSync(here('setup.yaml'), 'files:\n  - path: /bin\n    content: x\n');
+    const { code, stderr } = await drover.run(['run', '--rm', '--user', 'root', '--setup', here('setup.yaml'), 'host', '--', 'true']);
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(/\/bin cannot be made: something else is in its place/);
+  });
+
+  test('a tree survives in and out, whatever its names, modes, owners, times, links, holes and attributes are', async () => {
+    let round = 0;
+    await fc.assert(
+      fc.asyncProperty(arbitraryTree, async (tree) => {
+        const [from, back] = [here(`from${round}`), here(`back${round++}`)];
+        // The sandbox has 65,536 ids.
+        makeTree(from, tree, 65_535);
+        await copied('-a', from, `web:/var/tmp/tree${round}`);
+        await copied('-a', `web:/var/tmp/tree${round}`, back);
+        expect(describeTree(back)).toEqual(describeTree(from));
+      }),
+      { numRuns: 5 },
+    );
+  });
+
+  test('an owner that the sandbox does not have is named, and changes the status', async () => {
+    mkdirSync(here('owners'));
+    writeFileSync(here('owners/far'), 'x');
+    chownSync(here('owners/far'), 3_000_000, 0);
+    const { code, stderr } = await cp('-a', here('owners'), 'web:/var/tmp');
+    expect(code).toBe(1);
+    expect(stderr).toMatch(
+      /^drover: owners\/far was copied without its owner 3000000:0 \(EINVAL\)\ndrover: 1 file was not copied, or not whole\n/,
+    );
+  });
+
+  test("a copy becomes the user's of the sandbox's command, or another's, or keeps its owner", async () => {
+    writeFileSync(here('private'), 'x', { mode: 0o600 });
+    chownSync(here('private'), 12, 34);
+    await copied(here('private'), 'user:/var/tmp/plain');
+    await copied('--chown', 'root:100', here('private'), 'user:/var/tmp/chowned');
+    await copied('--archive', here('private'), 'user:/var/tmp/kept');
+    expect(await inside('user', 'cd /var/tmp; cat plain; stat -c %u:%g plain chowned kept')).toBe('x65534:65534\n0:100\n12:34\n');
+    await copied('user:/var/tmp/kept', here('mine'));
+    expect(statSync(here('mine')).uid).toBe(process.getuid?.());
+    await copied('-a', 'user:/var/tmp/kept', here('theirs'));
+    expect(statSync(here('theirs'))).toMatchObject({ uid: 12, gid: 34 });
+  });
+
+  test('what cannot be copied is counted and named, and changes the status', async () => {
+    mkdirSync(here('odd'));
+    execFileSync('mkfifo', [here('odd/pipe')]);
+    writeFileSync(here('odd/z'), 'z');
+    const server = createServer().listen(here('odd/socket'));
+    await new Promise((resolve) => server.once('listening', resolve));
+    const into = await cp(here('odd'), 'web:/var/tmp');
+    server.close();
+    expect(into).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        `drover: ${here('odd/pipe')} is a FIFO\ndrover: ${here('odd/socket')} is a socket\n` +
+        'drover: 2 files were not copied, or not whole\n  hint: they are named above\n',
+    });
+    expect(await inside('web', 'ls /var/tmp/odd')).toBe('z\n');
+
+    await inside('web', 'cd /var/tmp; mkdir out; mkfifo out/pipe out/pipe2; echo z > out/z');
+    const out = await cp('-o', 'json', 'web:/var/tmp/out', here('out'));
+    expect(out.code).toBe(1);
+    expect(JSON.parse(out.stdout)).toEqual({
+      entries: 2,
+      bytes: 2,
+      leftOut: ['pipe', 'pipe2'].map((name) => ({ path: `/var/tmp/out/${name}`, reason: 'is a FIFO' })),
+      leftOutCount: 2,
+    });
+    expect(readFileSync(here('out/z'), 'utf8')).toBe('z\n');
+    expect((await cp('web:/var/tmp/out/pipe', here('pipe'))).stderr).toMatch(/\/var\/tmp\/out\/pipe is a FIFO: it cannot be copied\n/);
+    expect((await cp(here('nothing'), 'web:/tmp')).stderr).toMatch(/nothing cannot be read \(ENOENT\)/);
+  });
+
+  test('a file that does not say its size has its content', async () => {
+    await copied('web:/proc/sys/kernel/ostype', here('ostype'));
+    expect(readFileSync(here('ostype'), 'utf8')).toBe('Linux\n');
+    await copied('/proc/sys/kernel/ostype', 'web:/var/tmp/ostype');
+    expect(await inside('web', 'cat /var/tmp/ostype')).toBe('Linux\n');
+  });
+
+  test('a file that shrinks while it is copied is an error that names it, and is not left behind', async () => {
+    const path = here('shrinks');
+    writeFileSync(path, Buffer.alloc(100_000_000, 'x'));
+    const copying = cp(path, 'web:/var/tmp/shrinks');
+    await inside('web', 'until [ -s /var/tmp/shrinks ]; do :; done');
+    truncateSync(path, 1000);
+    const { code, stderr } = await copying;
+    expect(stderr).toMatch(/shrinks changed while it was copied: it had 100000000 bytes, and /);
+    expect(code).toBe(4);
+    expect(await inside('web', 'until ! ls /var/tmp/shrinks 2>/dev/null; do :; done; echo removed')).toMatch(/removed\n$/);
+  });
+
+  test('holes stay holes, in and out', async () => {
+    writeFileSync(here('holes'), 'begin');
+    truncateSync(here('holes'), 2_000_000_000);
+    await copied(here('holes'), 'web:/var/tmp/holes');
+    expect(await inside('web', 'cd /var/tmp; stat -c %s holes; [ $(stat -c %b holes) -lt 100 ] && echo sparse')).toBe(
+      '2000000000\nsparse\n',
+    );
+    await copied('web:/var/tmp/holes', here('holes-back'));
+    expect(statSync(here('holes-back')).size).toBe(2_000_000_000);
+    expect(statSync(here('holes-back')).blocks).toBeLessThan(100);
+  });
+
+  test('cp takes names that are not UTF-8; other arguments and variables that are not are refused', async () => {
+    const name = (before: string): string => `"$(printf '${before}n\\351')"`;
+    const shell = (command: string): string =>
+      execFileSync('sh', ['-c', `${command} 2>&1 || true`], {
+        cwd: repository,
+        env: { ...process.env, ...drover.environment },
+        encoding: 'latin1',
+      });
+    shell(`echo bytes > ${name(`${drover.directory}/`)}`);
+    expect(shell(`./drover cp ${name(`${drover.directory}/`)} ${name('web:/var/tmp/in-')}`)).toBe('');
+    expect(await inside('web', 'ls -b /var/tmp | grep in-')).toBe('in-n\\351\n');
+    expect(shell(`./drover cp ${name('web:/var/tmp/in-')} ${name(`${drover.directory}/out-`)}`)).toBe('');
+    expect(readdirSync(drover.directory, 'latin1')).toContain('out-n\xe9');
+    expect(shell(`./drover exec web -- echo ${name('')}`)).toMatch(/the argument "n\\xe9" is not UTF-8/);
+    expect(shell(`V=${name('')} ./drover run --rm -e V host -- true`)).toMatch(/the value of V is not UTF-8/);
+  });
+
+  test('SRC/. is the contents of a directory, and -L copies what links point at', async () => {
+    mkdirSync(here('src/sub'), { recursive: true });
+    writeFileSync(here('src/sub/file'), 'content');
+    symlinkSync('sub/file', here('src/link'));
+    mkdirSync(here('tmp'));
+    chmodSync(here('src'), 0o750);
+    await copied(`${here('src')}/.`, 'web:/tmp');
+    expect(await inside('web', 'stat -c %a /tmp; readlink /tmp/link; cat /tmp/sub/file')).toBe('1777\nsub/file\ncontent');
+    await copied('-L', `${here('src')}/.`, 'web:/var/tmp/new');
+    expect(await inside('web', 'cd /var/tmp; stat -c %a:%F new new/link')).toBe('750:directory\n644:regular file\n');
+    await copied('web:/var/tmp/new/.', here('tmp'));
+    expect(readdirSync(here('tmp'))).toEqual(['link', 'sub']);
+    await copied('-L', 'web:/tmp/link', here('linked'));
+    expect(lstatSync(here('linked')).isFile()).toBe(true);
+    await copied('web:/tmp/link', here('as-link'));
+    expect(readlinkSync(here('as-link'))).toBe('sub/file');
+  });
+});
