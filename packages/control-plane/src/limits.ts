@@ -226,6 +226,10 @@ export const dialBackoffCapMs = 10_000;
  * if its command cannot have begun. Milliseconds.
  */
 export const dialTotalMs = 60_000;
+/** A lost session, whose dial was given up, is redialled about this often while its sandbox runs: half to one and a half times. Milliseconds. */
+export const lostRedialMs = 60_000;
+/** Such redials under way on one replica; the next ones wait for another turn. */
+export const lostRedialsAtOnce = 32;
 /** One attempt, from the tunnel to HelloAck; a longer one has failed. Milliseconds. */
 export const dialAttemptMs = 20_000;
 /** How long the sockets of a connection may take to close; then the closing has failed. Milliseconds. */

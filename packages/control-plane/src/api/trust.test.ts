@@ -162,6 +162,22 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect(await api.client.sandboxes.get(ended)).toMatchObject({ session: { state: 'none' }, identity: { verdict: 'trusted' } });
     });
 
+    test('a session that is lost is shown, and its sandbox is not called trusted meanwhile', async () => {
+      await using api = await start();
+      const { id, hostId } = await runs(api);
+      const data = { attempts: 9, reason: 'unreachable', message: 'nobody answers' };
+      api.worldview.publish({ kind: 'session', type: 'SessionFailed', subject: id, data });
+      await api.worldview.flush();
+      const lost = {
+        session: { state: 'failed', lastError: 'nobody answers' },
+        identity: { verdict: 'unknown', reason: 'session-lost', message: expect.stringContaining('nobody answers') },
+      };
+      expect(await api.client.sandboxes.get(id)).toMatchObject(lost);
+      expect((await api.client.sandboxes.explain(id)).sandbox).toMatchObject(lost);
+      await api.observe(hostId, id, { state: STOPPED, exitCode: 0 });
+      expect(await api.client.sandboxes.get(id)).toMatchObject({ session: { state: 'none' }, identity: { verdict: 'trusted' } });
+    });
+
     test('I-11: a new start has an init of its own, and one that was evicted is not called trusted', async () => {
       await using api = await start();
       const { id, hostId } = await runs(api);

@@ -44,9 +44,14 @@ export function sessionToWire(row: SandboxRow, { host, view: { session }, live }
   return message;
 }
 
+/** Whether its session's dial was given up while it runs. */
+function isLost(row: SandboxRow, session: SandboxView['session']): boolean {
+  return session.state === 'failed' && hasInit.has(sandboxState(row).state);
+}
+
 export function identityStatusToWire(row: SandboxRow, { view, identity }: SandboxFacts): api.IdentityStatus {
   return create(api.IdentityStatusSchema, {
-    ...verdictOf(row, view.identity, identity !== undefined),
+    ...verdictOf(row, view, identity !== undefined),
     ...(identity === undefined
       ? {}
       : {
@@ -61,7 +66,7 @@ export function identityStatusToWire(row: SandboxRow, { view, identity }: Sandbo
 /** The sandbox's row and the registry are newer than what the last session found. */
 function verdictOf(
   row: SandboxRow,
-  { verdict, reason, message }: SandboxView['identity'],
+  { identity: { verdict, reason, message }, session }: SandboxView,
   registered: boolean,
 ): { readonly verdict: SandboxView['identity']['verdict']; readonly reason: string; readonly message: string } {
   if (row.revokedAt !== undefined) {
@@ -69,6 +74,10 @@ function verdictOf(
   }
   if (verdict === 'revoked')
     return { verdict: 'unknown', reason: '', message: 'its identity was reinstated, and it has not registered again yet' };
+  // Trust is a property of the peer of a session: of one that is lost, nothing is known now.
+  if (verdict === 'trusted' && isLost(row, session)) {
+    return { verdict: 'unknown', reason: 'session-lost', message: `its session is lost, and is redialled: ${session.lastError}` };
+  }
   if (verdict === 'trusted' && !registered) return { verdict: 'unknown', reason: '', message: 'it is not in the registry any more' };
   return { verdict, reason, message };
 }

@@ -49,7 +49,7 @@ export interface SandboxEvents {
       readonly address: string;
       readonly bootId: string;
     };
-    /** The dial is over; a new start, or someone who needs it, begins another. */
+    /** The dial was given up. While the sandbox runs, a slow redial follows, which publishes nothing until it succeeds. */
     readonly SessionFailed: { readonly attempts: number; readonly reason: string; readonly message: string };
     readonly SessionBroken: { readonly message: string };
     /** The peer took a renewed certificate, for the key that it has proved to have (I-6). */

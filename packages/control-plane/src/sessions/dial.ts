@@ -114,10 +114,13 @@ export class Dial implements DialView {
   #wake: (() => void) | undefined;
   /** What follows when it has been ended. */
   next: (() => void) | undefined;
+  /** It redials a lost session: one attempt, which publishes nothing unless it succeeds. */
+  #slow: boolean;
 
-  constructor(id: SandboxId, context: DialContext) {
+  constructor(id: SandboxId, context: DialContext, slow = false) {
     this.#id = id;
     this.#context = context;
+    this.#slow = slow;
     const { random } = context;
     this.#backoff = new Backoff({ baseMs: dialBackoffBaseMs, capMs: dialBackoffCapMs, ...(random === undefined ? {} : { random }) });
     this.#status = { state: 'connecting', since: context.clock.now(), attempts: 0, lastError: '' };
@@ -188,6 +191,7 @@ export class Dial implements DialView {
     this.#reason = error.reason;
     this.#failure = new DroverError('session-unavailable', error.message, { hint: error.hint, cause: error.cause });
     this.#set('broken', error.message);
+    if (this.#slow) return logger.info({ sandbox: this.#id, reason: error.reason, err: error }, 'a lost session could not be redialled');
     logger.warn({ sandbox: this.#id, attempts, reason: error.reason, err: error }, 'SessionFailed');
     const data = { attempts, reason: error.reason, message: error.message };
     journal.publish({ kind: 'session', type: 'SessionFailed', subject: this.#id, data });
@@ -251,6 +255,7 @@ export class Dial implements DialView {
         }
         return await this.#attempt(row, Math.min(dialAttemptMs, until - clock.now()), () => {
           stood = true;
+          this.#slow = false;
         });
       } catch (thrown) {
         signal.throwIfAborted();
@@ -268,7 +273,7 @@ export class Dial implements DialView {
         if (stood) return 'broken';
         logger.info({ sandbox: this.#id, attempt: this.#status.attempts, reason: message }, 'a session attempt failed');
         const delayMs = this.#backoff.nextMs();
-        if (clock.now() + delayMs >= until) {
+        if (this.#slow || clock.now() + delayMs >= until) {
           if (row !== undefined && (await this.#neverBegan(row))) {
             if (this.#context.memory.interruptedPlans > 0) await this.#planFailed(row, message);
             await this.#failUnbegun(row, message);
@@ -359,7 +364,7 @@ export class Dial implements DialView {
     if (memory.host !== row.hostId) Object.assign(memory, { completedStart: 0, readyAsked: 0, interruptedPlans: 0 });
     memory.start = this.#startCount;
     memory.host = row.hostId;
-    journal.publish({ kind: 'session', type: 'SessionConnecting', subject: this.#id, data: { attempt } });
+    if (!this.#slow) journal.publish({ kind: 'session', type: 'SessionConnecting', subject: this.#id, data: { attempt } });
     const answered = new AbortController();
     const deadline = new AbortController();
     void clock.sleep(withinMs, answered.signal).then(

@@ -7,6 +7,7 @@ import { init, sandbox } from '@drover/protocol';
 import { createTestAuthority, type TestAuthority } from '@drover/init/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
+import { lostRedialMs, lostRedialsAtOnce } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { emptyView, type InitView, type SandboxView } from '../worldview/index.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
@@ -395,6 +396,76 @@ describe('I-30: a sandbox that runs and whose init never answers', () => {
     dialer.dial(id);
     await settle();
     expect(dialer.status(id).state).toBe('connected');
+  });
+});
+
+describe('a lost session', () => {
+  const gaveUp = async (count = 1): Promise<readonly SandboxId[]> => {
+    const ids = Array.from({ length: count }, () => running());
+    for (const id of ids) {
+      views.set(id, { ...emptyView(id), init: { ...emptyView(id).init, state: 'completed', startCount: 1 } });
+      dialer.dial(id);
+    }
+    await clock.advance(60_000);
+    attempts = [];
+    return ids;
+  };
+
+  it('is redialled slowly, with jitter, for as long as its sandbox runs, and tells nothing until it succeeds', async () => {
+    const [id = newSandboxId()] = await gaveUp();
+    const before = published.length;
+    let draws = 0;
+    random = () => (draws++ % 5) / 4;
+    await clock.advance(lostRedialMs * 12);
+    const gaps = attempts.slice(1).map(({ at }, i) => at - (attempts[i]?.at ?? 0));
+    expect(gaps.length).toBeGreaterThanOrEqual(7);
+    for (const gap of gaps) {
+      expect(gap).toBeGreaterThanOrEqual(lostRedialMs / 2);
+      expect(gap).toBeLessThanOrEqual(lostRedialMs * 1.5);
+    }
+    expect(new Set(gaps).size).toBeGreaterThan(1);
+    expect(published).toHaveLength(before);
+    expect(dialer.status(id)).toMatchObject({ state: 'broken', lastError: expect.stringContaining('nobody answers') });
+  });
+
+  it('is not redialled once its sandbox does not run, nor while its host is away', async () => {
+    const [id = newSandboxId()] = await gaveUp();
+    connected = false;
+    await clock.advance(lostRedialMs * 3);
+    expect(attempts).toEqual([]);
+    connected = true;
+    await clock.advance(lostRedialMs * 1.5);
+    expect(attempts.length).toBeGreaterThan(0);
+    attempts = [];
+    rows.set(id, { ...(rows.get(id) as SandboxRow), observed: 'stopped' });
+    await clock.advance(lostRedialMs * 10);
+    expect(attempts).toEqual([]);
+    expect(dialer.get(id)).toBe(undefined);
+  });
+
+  it('is dialled immediately when a call needs it, and the slow redial then does not come beside it', async () => {
+    const [id = newSandboxId()] = await gaveUp();
+    connect = () => Promise.resolve(connection({ silent: true }));
+    dialer.dial(id);
+    await clock.advance(0);
+    expect(attempts).toHaveLength(1);
+  });
+
+  it('is one of a bounded number of redials under way', async () => {
+    await gaveUp(lostRedialsAtOnce * 2);
+    let open = 0;
+    let most = 0;
+    connect = async (_target, signal) => {
+      most = Math.max(most, ++open);
+      return await new Promise<never>((_resolve, reject) => {
+        signal.addEventListener('abort', () => {
+          open--;
+          reject(new Error('late'));
+        });
+      });
+    };
+    await clock.advance(lostRedialMs * 5);
+    expect(most).toBe(lostRedialsAtOnce);
   });
 });
 

@@ -1,7 +1,9 @@
 import { X509Certificate } from 'node:crypto';
 import type { SandboxId } from '@drover/foundation';
+import { lostRedialMs, lostRedialsAtOnce } from '../limits.ts';
 import { Dial, none, type DialContext, type DialerOptions, type DialView, type Memory } from './dial.ts';
 import type { InitClient, SessionStatus } from './sessions.ts';
+import { isToRun } from './target.ts';
 
 export interface DialerStats {
   readonly connecting: number;
@@ -17,6 +19,9 @@ export class Dialer {
   readonly #dials = new Map<SandboxId, Dial>();
   readonly #memories = new Map<SandboxId, Memory>();
   readonly #closings = new Set<Promise<void>>();
+  /** Redials of lost sessions under way. */
+  readonly #redials = new Set<Dial>();
+  readonly #life = new AbortController();
   #droppedFrames = 0;
   #closed = false;
 
@@ -34,13 +39,40 @@ export class Dialer {
     else if (standing.ending) standing.next = () => this.dial(id);
   }
 
-  #begin(id: SandboxId): void {
-    const dial = new Dial(id, this.#contextOf(id));
+  #begin(id: SandboxId, slow = false): void {
+    const dial = new Dial(id, this.#contextOf(id), slow);
     this.#dials.set(id, dial);
-    // Of one that ended as it should there is nothing to tell; why another failed is kept for who asks.
+    if (slow) this.#redials.add(dial);
     void dial.gone.then(() => {
-      if (dial.failure === undefined && this.#dials.get(id) === dial) this.#dials.delete(id);
+      this.#redials.delete(dial);
+      if (this.#dials.get(id) !== dial) return;
+      // Keep the error of a failed dial for the status call. A dial that ended normally leaves none.
+      if (dial.failure === undefined) this.#dials.delete(id);
+      // I-25: a redial would lose another descriptor.
+      else if (!dial.leaking) void this.#redialLost(id, dial);
     });
+  }
+
+  /** Redials a lost session for as long as its sandbox runs: slowly, and a bounded number at a time. Never rejects. */
+  async #redialLost(id: SandboxId, lost: Dial): Promise<void> {
+    const { clock, store, hub, logger, random = Math.random } = this.#options;
+    for (;;) {
+      try {
+        await clock.sleep(lostRedialMs * (0.5 + random()), this.#life.signal);
+      } catch {
+        return; // closed
+      }
+      try {
+        const row = await store.sandboxes.get(id);
+        // Somebody needed it meanwhile, or it was ended.
+        if (this.#dials.get(id) !== lost || this.#closed) return;
+        if (!isToRun(row)) return await this.end(id);
+        if (row.hostId === undefined || !hub.isConnected(row.hostId) || this.#redials.size >= lostRedialsAtOnce) continue;
+        return this.#begin(id, true);
+      } catch (error) {
+        logger.warn({ sandbox: id, err: error }, 'a sandbox could not be read to redial its session');
+      }
+    }
   }
 
   /** An intended end (I-24): from now on there is no session. Resolves when nothing of it is left. */
@@ -96,6 +128,7 @@ export class Dialer {
   /** Ends every session; nothing is dialled after it. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#life.abort();
     await Promise.all([...this.#dials.keys()].map(async (id) => await this.end(id)));
     await Promise.all(this.#closings);
   }

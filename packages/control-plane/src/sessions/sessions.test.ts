@@ -4,12 +4,13 @@ import { readFile, writeFile, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
-import { BoundedQueue, DroverError, type SandboxId } from '@drover/foundation';
+import { BoundedQueue, DroverError, systemClock, type Clock, type SandboxId } from '@drover/foundation';
 import { thumbprintOf } from '@drover/pki';
 import { init } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 // Tests look at peers from above: the real init, over real TLS.
 import { startInit, type TestAuthority, type TestInit } from '@drover/init/testing';
+import { lostRedialMs } from '../limits.ts';
 import type { SessionManager } from './manager.ts';
 import { eventually, World } from './testing/world.ts';
 
@@ -100,6 +101,24 @@ describe('a session', () => {
     await made();
     const again = world.sessions();
     await eventually(() => again.status(id).state).toBe('connected');
+  });
+
+  it('that is lost is redialled without a call', async () => {
+    await made();
+    const jitter = 0.25;
+    const redialMs = lostRedialMs * (0.5 + jitter);
+    const clock: Clock = {
+      now: () => systemClock.now(),
+      sleep: async (ms, signal) => await systemClock.sleep(ms === redialMs ? 100 : ms, signal),
+    };
+    // A host that is away fails a dial immediately.
+    world.hub.connected = false;
+    const again = world.sessions({ clock, random: () => jitter });
+    again.dial(id);
+    await eventually(() => again.status(id).state).toBe('broken');
+    world.hub.connected = true;
+    await eventually(() => again.status(id).state).toBe('connected');
+    await eventually(() => world.told(id)).toEqual(expect.arrayContaining(['SessionFailed', 'SessionConnected', 'InitCompleted']));
   });
 
   it('client() waits for a sandbox that is still being made', async () => {

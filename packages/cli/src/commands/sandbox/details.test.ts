@@ -87,6 +87,7 @@ test('sandbox ls marks what is contained or untrusted, and nothing else', () => 
   expect(state(box({ identity: { verdict: 'trusted' }, containment: {} }))).toBe('running');
   expect(state(box({ identity: { verdict: 'untrusted' } }))).toBe('running, untrusted');
   expect(state(box({ identity: { verdict: 'untrusted' }, containment: { networkCut: true } }))).toBe('running, contained, untrusted');
+  expect(state(box({ session: { state: 'failed' } }))).toBe('running, session lost');
   expect(state(box({ identity: { verdict: 'revoked' }, containment: { revoked: true } }))).toBe('running, contained');
 });
 

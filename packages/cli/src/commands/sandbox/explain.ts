@@ -26,6 +26,7 @@ export default async function explain(cli: Cli, [reference]: readonly [string]):
   if (cli.out.json) cli.out.object(messageJson(api.ExplainSandboxResponseSchema, answer));
   else {
     for (const record of answer.sandbox?.containment?.records ?? []) cli.out.line(`contained: ${oneLine(containmentText(record))}`);
+    if (answer.sandbox?.session?.state === 'failed') cli.out.line(`session lost: ${oneLine(answer.sandbox.session.lastError)}`);
     cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check was made yet');
   }
   return answer.checks.length > 0 && answer.checks.every(({ verdict }) => verdict === PASS) ? 0 : 1;

@@ -29,12 +29,13 @@ export function stateText(sandbox: api.Sandbox): string {
   return sandbox.reason !== '' && (name === 'failed' || name === 'pending' || name === 'lost') ? `${name} (${sandbox.reason})` : name;
 }
 
-/** What makes a sandbox one to look at: `contained`, `untrusted`. */
-export function marks({ containment, identity }: api.Sandbox): readonly string[] {
+/** What makes a sandbox one to look at: `contained`, `untrusted`, `session lost`. */
+export function marks({ containment, identity, session }: api.Sandbox): readonly string[] {
   return [
     ...(actionsOf(containment).length > 0 ? ['contained'] : []),
     // What was revoked is contained.
     ...(identity?.verdict === 'untrusted' ? ['untrusted'] : []),
+    ...(session?.state === 'failed' ? ['session lost'] : []),
   ];
 }
 

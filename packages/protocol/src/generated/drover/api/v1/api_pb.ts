@@ -244,7 +244,7 @@ export type IdentityStatus = Message<"drover.api.v1.IdentityStatus"> & {
   verdict: string;
 
   /**
-   * For untrusted: `thumbprint-mismatch`, `certificate-invalid`, `cn-mismatch`, `peer-address-mismatch`, `register-failed`, `lookup-failed`.
+   * For untrusted: `thumbprint-mismatch`, `certificate-invalid`, `cn-mismatch`, `peer-address-mismatch`, `register-failed`, `lookup-failed`. For unknown: `session-lost`.
    *
    * @generated from field: string reason = 6;
    */
