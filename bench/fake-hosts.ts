@@ -1,5 +1,5 @@
 import { AgentLink, CredentialsStore } from '@drover/agent/link';
-import { FakeSandboxes, noImages } from '@drover/agent/link/testing';
+import { FakeSandboxes, noImages, noVolumes } from '@drover/agent/link/testing';
 import { newHostId, type HostId } from '@drover/foundation';
 import { createKeyAndRequest, openCertificateAuthority } from '@drover/pki';
 import { openStore } from '@drover/control-plane/store';
@@ -52,6 +52,7 @@ export function startFakeHost(identity: FakeIdentity, address: string, signal: A
     credentials: new CredentialsStore('/nonexistent', { ...identity, trustDomain, linkAddress: address, labels: {} }),
     sandboxes,
     images: noImages,
+    volumes: noVolumes,
     info: {
       describe: () => ({
         hostname: `n-${identity.hostId.slice(2)}`.slice(0, 40),

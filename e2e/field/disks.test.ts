@@ -1,4 +1,5 @@
-import { rm } from 'node:fs/promises';
+import { rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, readyStandbys, TestDrover, tool } from '../harness/index.ts';
 
@@ -136,5 +137,80 @@ print(json.dumps([terminals, queues, why]))
     expect(why).toEqual(['ENOSPC', 'EMFILE']);
     expect(terminals).toBeLessThanOrEqual(256);
     expect(queues).toBeLessThanOrEqual(256);
+  });
+});
+
+describe('R-18: a named volume', () => {
+  const size = 32 * mebibyte;
+  const succeeds = async (...args: readonly string[]): Promise<string> => {
+    const { code, stdout, stderr } = await drover.run(args);
+    expect({ args, code, stderr: code === 0 ? '' : stderr }).toEqual({ args, code: 0, stderr: '' });
+    return stdout;
+  };
+  const image = (): string => join(drover.data, 'host', 'volumes', 'images', 'keep.img');
+  const mountPoint = (): string => join(drover.data, 'host', 'volumes', 'mounts', 'keep');
+  const volume = async (): Promise<Record<string, unknown>> => await drover.json(['volume', 'get', 'keep']);
+
+  test('is made on a host, and holds no more than its size, whichever user writes', async () => {
+    expect(await succeeds('volume', 'create', 'keep', '--size', '32m')).toBe('keep\n');
+    expect((await drover.run(['volume', 'create', 'keep', '--size', '1g'])).stderr).toMatch(/there is a volume keep already/);
+    await succeeds('run', '-d', '--name', 'writer', '--user', '1000:1000', '--volume', 'keep:/data', 'host', '--', 'sleep', '1d');
+    const [bytes, files, why] = await python<[number, number, string[]]>('writer', fill, '/data', String(size), '9000');
+    expect(why).toEqual(['ENOSPC', 'ENOSPC']);
+    expect(bytes).toBeLessThanOrEqual(size);
+    expect(files).toBeLessThanOrEqual(8_300);
+    expect((await drover.exec('writer', ['sh', '-c', 'echo kept > /data/file; ls /data'])).stdout).toBe('file\n');
+    const shown = await volume();
+    expect(shown).toMatchObject({ name: 'keep', state: 'ready', sandboxes: ['writer'] });
+    expect(Number(shown['sizeBytes'])).toBe(size);
+  });
+
+  test('survives a restart of the agent, a boot of the host and its sandbox', async () => {
+    const agent = await drover.pidOf('agent');
+    process.kill(agent, 'SIGKILL');
+    await eventually('another agent runs', async () => (await drover.pidOf('agent')) !== agent);
+    await eventually('the host is back', async () => (await drover.hosts<{ state: string }>())[0]?.state === 'ready');
+    expect((await drover.exec('writer', ['cat', '/data/file'])).stdout).toBe('kept\n');
+    await drover.stop('writer', 1);
+    // After a boot nothing is mounted.
+    await tool('umount', mountPoint());
+    await drover.restart('writer');
+    expect((await drover.exec('writer', ['cat', '/data/file'])).stdout).toBe('kept\n');
+  });
+
+  test('is not removed while a sandbox has it, running or not, and the refusal names the sandbox', async () => {
+    for (const _ of ['running', 'stopped']) {
+      const { code, stderr } = await drover.run(['volume', 'rm', 'keep']);
+      expect({ code, stderr }).toEqual({
+        code: 4,
+        stderr: 'drover: the volume keep is used by writer\n  hint: remove what uses it first: drover sandbox rm writer\n',
+      });
+      await drover.stop('writer', 1);
+    }
+    await drover.remove('writer');
+    const reader = await succeeds(
+      ...['run', '--rm', '-n', '--volume', 'keep:/data:ro', 'host', '--'],
+      ...['sh', '-c', 'cat /data/file; touch /data/x 2>/dev/null || echo read-only'],
+    );
+    expect(reader).toBe('kept\nread-only\n');
+  });
+
+  test('decides where its sandbox goes, and what is wrong with it is one sentence', async () => {
+    const run = async (...flags: readonly string[]): Promise<string> =>
+      (await drover.run(['run', '--rm', '-n', ...flags, 'host', '--', 'true'])).stderr;
+    expect(await run('--volume', 'nothing:/data')).toMatch(/^drover: there is no volume nothing\n {2}hint: .*\n$/);
+    expect(await run('--volume', 'keep:/data', '--host', 'elsewhere')).toMatch(/^drover: .*elsewhere.*\n {2}hint: .*\n$/);
+    expect((await drover.run(['volume', 'create', 'tiny', '--size', '1k'])).stderr).toMatch(
+      /^drover: a volume cannot have 1\d* bytes\n {2}hint: .*\n$/,
+    );
+  });
+
+  test('leaves nothing when it is removed', async () => {
+    expect(await succeeds('volume', 'ls')).toMatch(/^NAME +HOST +SIZE +USED +STATE[^\n]*\nkeep /);
+    await succeeds('volume', 'rm', 'keep');
+    expect(await succeeds('volume', 'ls')).toBe('');
+    expect(await tool('losetup', '-j', image())).toBe('');
+    await expect(stat(image())).rejects.toThrow('ENOENT');
+    await expect(stat(mountPoint())).rejects.toThrow('ENOENT');
   });
 });

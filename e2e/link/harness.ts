@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
 import { AgentLink, CredentialsStore, saveIdentity, type AgentLinkOptions, type HostIdentity } from '@drover/agent/link';
-import { FakeSandboxes, noImages } from '@drover/agent/link/testing';
+import { FakeSandboxes, noImages, noVolumes } from '@drover/agent/link/testing';
 import { LinkServer, type LinkServerOptions } from '@drover/control-plane/hub';
 import { openStore, type HostRow, type SandboxRow, type Store } from '@drover/control-plane/store';
 import { newHostId, newSandboxId, parseName, parseProject, type HostId } from '@drover/foundation';
@@ -210,6 +210,7 @@ export class World {
       address: relay.address,
       sandboxes,
       images: noImages,
+      volumes: noVolumes,
       random: () => 0.02,
       info: {
         describe: () => ({

@@ -14,6 +14,7 @@ import { checkGateway, ControlListener, GatewayProcess, instanceTag, proxyEnviro
 import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
 import { defaultStandbys, SandboxManager } from './sandboxes/index.ts';
 import { keepImagesTidy } from './upkeep.ts';
+import { VolumeStore } from './volumes/index.ts';
 
 export interface AgentOptions {
   /** Everything that the host keeps: identity, records, images, sandboxes. One agent at a time. */
@@ -83,6 +84,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
   });
   // The link signs certificates for the sandboxes, and the sandboxes carry out the link's commands.
   let link: AgentLink | undefined;
+  const volumes = new VolumeStore(join(stateDirectory, 'volumes'));
   // The gateway listens on an address that the network makes; the network applies its policies to the gateway.
   let gateway: GatewayProcess | undefined;
   let control: ControlListener | undefined;
@@ -126,6 +128,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     stateDirectory,
     runtimes: [runtime],
     images,
+    volumes,
     network,
     initDirectory: await prepareInitDirectory(join(stateDirectory, 'init'), {
       nodePath: process.execPath,
@@ -148,6 +151,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     credentials: new CredentialsStore(stateDirectory, identity),
     sandboxes,
     images,
+    volumes,
     info: host,
     logger,
     ...(options.linkAddress !== undefined && { address: options.linkAddress }),

@@ -13,9 +13,11 @@ describe('R-2: flags become values, or one sentence', () => {
     expect(parseEnv(['A=1', 'A=2'], {})).toEqual({ A: '2' });
   });
 
-  test('--volume is SOURCE:TARGET[:ro], a relative source being the caller’s', () => {
-    expect(parseVolume('/a:/b')).toEqual({ source: '/a', target: '/b', readOnly: false });
-    expect(parseVolume('x:/b:ro')).toEqual({ source: `${process.cwd()}/x`, target: '/b', readOnly: true });
+  test('--volume is SOURCE:TARGET[:ro]: a volume, or a directory, which is the caller’s when it is relative', () => {
+    expect(parseVolume('/a:/b')).toEqual({ source: '/a', volume: '', target: '/b', readOnly: false });
+    expect(parseVolume('./x:/b:ro')).toEqual({ source: `${process.cwd()}/x`, volume: '', target: '/b', readOnly: true });
+    expect(parseVolume('x:/b:ro')).toEqual({ source: '', volume: 'x', target: '/b', readOnly: true });
+    expect(() => parseVolume('No Name:/b')).toThrow(expect.objectContaining({ code: 'invalid-name' }));
   });
 
   test('R-16: --allow is a host, a host with a star before it, an address or a network, each with a port or not', async () => {

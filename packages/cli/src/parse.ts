@@ -1,7 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import { readFile, stat } from 'node:fs/promises';
 import { isAbsolute, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, parseLabel } from '@drover/foundation';
+import { clip, DroverError, errnoOf, parseLabel, parseName } from '@drover/foundation';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
@@ -96,8 +96,8 @@ export function parseCount(flag: string, text: string, max: number): number {
   return value;
 }
 
-/** `SRC:DST[:ro]`. A relative source is the caller's. @throws {DroverError} invalid-argument */
-export function parseVolume(text: string): { source: string; target: string; readOnly: boolean } {
+/** `VOLUME:TARGET[:ro]` or `DIRECTORY:TARGET[:ro]`. A relative directory is the caller's. @throws {DroverError} invalid-argument */
+export function parseVolume(text: string): { source: string; volume: string; target: string; readOnly: boolean } {
   const [source, target, mode, ...rest] = text.split(':');
   if (
     source === undefined ||
@@ -108,10 +108,13 @@ export function parseVolume(text: string): { source: string; target: string; rea
     ![undefined, 'ro', 'rw'].includes(mode)
   ) {
     throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a volume`, {
-      hint: 'write SOURCE:TARGET or SOURCE:TARGET:ro; the target is a path in the sandbox, from /',
+      hint: 'write SOURCE:TARGET or SOURCE:TARGET:ro; SOURCE is a volume or a directory of the host (./DIR), TARGET a path in the sandbox, from /',
     });
   }
-  return { source: resolve(source), target, readOnly: mode === 'ro' };
+  const readOnly = mode === 'ro';
+  // As docker has it: a name without a slash is a volume's, and ./name a directory.
+  if (source !== '.' && source !== '..' && !source.includes('/')) return { source: '', volume: parseName(source), target, readOnly };
+  return { source: resolve(source), volume: '', target, readOnly };
 }
 
 /** What --allow takes is what the gateway reads. @throws {DroverError} invalid-argument */

@@ -151,6 +151,7 @@ fish:  drover completion fish > ~/.config/fish/completions/drover.fish
   program.commandsGroup('Fleet:');
   hostCommands(program, add, does);
   imageCommands(program, add, does);
+  volumeCommands(program, add, does);
   identityCommands(program, add, does);
   does(
     add(program, 'events', 'what happened')
@@ -210,7 +211,7 @@ function specFlags(command: Command): Command {
     .option('--runtime <runtime>', 'oci, docker, microvm')
     .option('--ttl <duration>', 'stop it when it is older: 30m, 12h')
     .option('--idle-stop <duration>', 'stop it when so long nobody used it and it did nothing')
-    .option('-v, --volume <source:target[:ro]>', 'a directory of the host (again for more)', collect)
+    .option('-v, --volume <source:target[:ro]>', 'a volume, or a directory of the host (again for more)', collect)
     .option('--hostname <name>', "the sandbox's own host name")
     .option('--entrypoint <program>', "instead of the image's; '' for none")
     .option('--stop-grace <duration>', 'between SIGTERM and SIGKILL')
@@ -446,6 +447,20 @@ function imageCommands(program: Command, add: Add, does: Does): void {
       .option('--older-than <duration>', 'and nobody used for so long'),
     async () => (await load()).prune,
   );
+}
+
+function volumeCommands(program: Command, add: Add, does: Does): void {
+  const volume = add(program, 'volume', 'create, list and remove volumes, which outlive sandboxes');
+  const load = () => import('./commands/volume/volume.ts');
+  does(
+    add(volume, 'create <name>', 'create a volume; print its name')
+      .requiredOption('--size <bytes>', 'how much it can hold, such as 1g')
+      .option('--host <host>', 'on this host; sandboxes with the volume run there'),
+    async () => (await load()).create,
+  );
+  does(add(volume, 'ls', 'list volumes').alias('list').option('--host <host>', 'on this host'), async () => (await load()).ls);
+  does(add(volume, 'get <volume>', 'show one volume'), async () => (await load()).get);
+  does(add(volume, 'rm <volume...>', 'remove volumes with everything in them').alias('remove'), async () => (await load()).rm);
 }
 
 function pullFlags(command: Command): Command {

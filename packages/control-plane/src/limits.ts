@@ -340,3 +340,7 @@ export const refusalsKept = 10_000;
 export const sandboxShutdownMs = 2_000;
 /** Bytes of a path in a sandbox (Linux: PATH_MAX). A longer one is refused. */
 export const maxPathBytes = 4096;
+
+/** A volume's least and greatest size. Bytes; another is refused. Source of the greatest: ext4 with blocks of 4 KiB. */
+export const minVolumeBytes = 16 * 1024 ** 2;
+export const maxVolumeBytes = 16 * 1024 ** 4;

@@ -15,6 +15,7 @@ import { certificateCheckMs } from './limits.ts';
 import { SecretBox } from './secrets/index.ts';
 import { openStore } from './store/index.ts';
 import type { Store } from './store/store.ts';
+import { Volumes } from './volumes/index.ts';
 import { StoredWorldview } from './worldview/index.ts';
 
 export interface ControlPlaneOptions {
@@ -165,11 +166,13 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   // Before the hosts go, so that no session counts as broken.
   opened.defer(async () => await sessions.closeAll());
 
+  const volumes = new Volumes({ store, hub, logger });
   const upkeep = new Upkeep({
     store,
     clock,
     logger,
     compareSessions: async () => await sessions.compare(),
+    settleVolumes: async () => await volumes.settleAll(),
     ...(options.lostGraceMs !== undefined && { lostGraceMs: options.lostGraceMs }),
     ...(options.hostTtlMs !== undefined && { orphanedHostMs: options.hostTtlMs * 3 }),
   });
@@ -190,7 +193,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
       return address;
     },
   };
-  const context = { store, hub, secrets, sessions, registry, worldview, placement, reconciler, ca, clock, logger, wakes, system };
+  const context = { store, hub, secrets, sessions, registry, worldview, placement, reconciler, volumes, ca, clock, logger, wakes, system };
   const api = await atPort(options.listen, state.apiPort, 'the API', (listen) => startApi(context, { ...listen, identity }));
   address = `https://${publicHost}:${api.port}`;
   opened.defer(async () => await api.close());

@@ -10,6 +10,7 @@ import { imagesApi, type ImagesApi } from './images.ts';
 import { maxMessageBytes, pingIntervalMs, pingTimeoutMs } from './limits.ts';
 import { sandboxesApi, type SandboxesApi } from './sandboxes.ts';
 import { fetchCaByFingerprint, parseServer, trustOnly } from './tls.ts';
+import { volumesApi, type VolumesApi } from './volumes.ts';
 import { worldviewApi, type WorldviewApi } from './worldview.ts';
 
 export interface ConnectOptions {
@@ -38,6 +39,7 @@ export class DroverClient {
   readonly sandboxes: SandboxesApi;
   readonly hosts: HostsApi;
   readonly images: ImagesApi;
+  readonly volumes: VolumesApi;
   readonly events: EventsApi;
   readonly identities: IdentitiesApi;
   readonly worldview: WorldviewApi;
@@ -64,6 +66,7 @@ export class DroverClient {
     const calls = new Calls(url.host);
     this.hosts = hostsApi(createClient(api.HostService, transport), calls);
     this.images = imagesApi(createClient(api.ImageService, transport), calls);
+    this.volumes = volumesApi(createClient(api.VolumeService, transport), calls);
     const events = createClient(api.EventService, transport);
     this.events = eventsApi(events, calls);
     this.sandboxes = sandboxesApi(createClient(api.SandboxService, transport), calls, this.events);

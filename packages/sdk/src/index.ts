@@ -24,3 +24,4 @@ export type {
 export { sandboxStateName, sandboxStateValue } from './states.ts';
 export { fetchCaByFingerprint } from './tls.ts';
 export type { WatchWorldviewOptions, WorldviewApi, WorldviewOptions, WorldviewSnapshot, WorldviewUpdate } from './worldview.ts';
+export type { CreateVolumeOptions, VolumesApi } from './volumes.ts';

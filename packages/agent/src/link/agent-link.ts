@@ -19,6 +19,7 @@ import {
   renewalRetryMs,
 } from '../limits.ts';
 import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import type { VolumeStore } from '../volumes/index.ts';
 import { CommandRunner } from './commands.ts';
 import { HostChannelCredentials, HostTls } from './credentials.ts';
 import type { HostInfo } from './host-info.ts';
@@ -35,6 +36,7 @@ export interface AgentLinkOptions {
   readonly address?: string;
   readonly sandboxes: Sandboxes;
   readonly images: Images;
+  readonly volumes: Pick<VolumeStore, 'create' | 'remove' | 'list'>;
   readonly info: HostInfo;
   readonly clock?: Clock;
   readonly logger?: Logger;
@@ -91,12 +93,13 @@ export class AgentLink {
    * Never rejects. What the commands do on the host goes on when the stream ends; the next one reports it.
    */
   async run(signal: AbortSignal): Promise<'aborted' | 'removed'> {
-    const { sandboxes, images, info, random, reconnectMaxMs = reconnectCapMs } = this.#options;
+    const { sandboxes, images, volumes, info, random, reconnectMaxMs = reconnectCapMs } = this.#options;
     const tunnels = new AgentTunnels(sandboxes, this.#clock, this.#logger, signal);
     this.#tunnels = tunnels;
     const commands = new CommandRunner({
       sandboxes,
       images,
+      volumes,
       openTunnel: async (command) => {
         if (this.#client === undefined) throw new DroverError('unavailable', 'the link is down');
         await tunnels.open(this.#client, command);

@@ -5,6 +5,7 @@ import { errorToWire, link } from '@drover/protocol';
 import type { ImageInfo, Images } from '../images/images.ts';
 import { commandsAtOnce, rememberedResults } from '../limits.ts';
 import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import type { VolumeStore } from '../volumes/index.ts';
 
 type Result = MessageInitShape<typeof link.CommandResultSchema>;
 type ResultValue = NonNullable<Result['value']>;
@@ -19,6 +20,7 @@ export interface Replies {
 export interface CommandDependencies {
   readonly sandboxes: Sandboxes;
   readonly images: Images;
+  readonly volumes: Pick<VolumeStore, 'create' | 'remove' | 'list'>;
   /** Opens the tunnel and gives when it stands (L-30). */
   readonly openTunnel: (command: link.OpenTunnel) => Promise<void>;
   readonly diagnose: (() => Promise<MessageInitShape<typeof link.DiagnosticsSchema>>) | undefined;
@@ -90,7 +92,7 @@ export class CommandRunner {
   }
 
   async #dispatch(command: link.Command, report: Report): Promise<ResultValue | undefined> {
-    const { sandboxes, images, openTunnel, diagnose } = this.#dependencies;
+    const { sandboxes, images, volumes, openTunnel, diagnose } = this.#dependencies;
     const { operation } = command;
     switch (operation.case) {
       case 'create': {
@@ -116,6 +118,17 @@ export class CommandRunner {
         return { case: 'sandbox', value: await sandboxes.inspect(parseSandboxId(operation.value.sandboxId)) };
       case 'list':
         return { case: 'sandboxes', value: { sandboxes: [...sandboxes.list()] } };
+      case 'createVolume':
+        await volumes.create(operation.value.name, Number(operation.value.sizeBytes));
+        return undefined;
+      case 'removeVolume':
+        await volumes.remove(operation.value.name);
+        return undefined;
+      case 'listVolumes': {
+        const found = await volumes.list();
+        const wire = found.map(({ name, sizeBytes, usedBytes }) => ({ name, sizeBytes: BigInt(sizeBytes), usedBytes: BigInt(usedBytes) }));
+        return { case: 'volumes', value: { volumes: wire } };
+      }
       case 'pullImage':
         return { case: 'image', value: await this.#pull(command, operation.value, report) };
       case 'openTunnel':

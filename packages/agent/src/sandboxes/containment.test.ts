@@ -16,6 +16,7 @@ import { SandboxNetwork } from '../network/index.ts';
 import { prepareInitDirectory } from '../runtimes/index.ts';
 import { openOciHarness, type OciHarness } from '../runtimes/testing/oci-harness.ts';
 import { SandboxManager } from './index.ts';
+import { VolumeStore } from '../volumes/index.ts';
 
 /** Containment on a real host: runc, cgroups, nftables; only the image store is not there. */
 let harness: OciHarness;
@@ -53,6 +54,7 @@ async function open(): Promise<SandboxManager> {
     stateDirectory: directory,
     runtimes: [harness.restarted()],
     images: { ...noImages, ensure: () => Promise.resolve({ digest: 'sha256:00', layers: [harness.busybox], submounts: [], config }) },
+    volumes: new VolumeStore(join(directory, 'volumes')),
     network: new SandboxNetwork({
       stateDirectory: directory,
       instance: `c${process.pid.toString(36)}`.slice(0, 8),

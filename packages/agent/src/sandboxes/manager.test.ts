@@ -13,6 +13,7 @@ import { secretsTmpfsSize } from '../limits.ts';
 import type { Network } from '../network/index.ts';
 import { FakeRuntime, FakeState, type FakeRuntimeOptions, type NetworkAttachment } from '../runtimes/index.ts';
 import { SandboxManager } from './index.ts';
+import { VolumeStore } from '../volumes/index.ts';
 
 const { SandboxState } = sandbox;
 
@@ -127,6 +128,7 @@ async function open(runtime: FakeRuntimeOptions = {}, Kind: typeof FakeRuntime =
   const manager = new SandboxManager({
     stateDirectory: directory,
     runtimes: [new Kind({ state, ...runtime })],
+    volumes: new VolumeStore(join(directory, 'volumes')),
     images,
     network,
     initDirectory: '/nowhere',

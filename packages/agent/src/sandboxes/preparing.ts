@@ -6,6 +6,7 @@ import type { ImageHandle, Images } from '../images/images.ts';
 import { defaultPids } from '../limits.ts';
 import type { Network } from '../network/network.ts';
 import type { CreateRequest, NetworkAttachment } from '../runtimes/runtime.ts';
+import type { VolumeStore } from '../volumes/index.ts';
 import { stopGraceMs } from './ending.ts';
 import { resolveMain } from './process.ts';
 import type { SandboxRecord } from './record.ts';
@@ -19,6 +20,7 @@ export interface StartOptions {
   /** Holds `records/` and `run/`. */
   readonly stateDirectory: string;
   readonly images: Images;
+  readonly volumes: Pick<VolumeStore, 'mount'>;
   readonly network: Network;
   readonly initDirectory: string;
   readonly names: Names;
@@ -62,7 +64,7 @@ export async function prepareStart(
     makeRunDirectory(options.stateDirectory, id, Number(spec.resources?.diskBytes ?? 0n)),
   ]);
   const request: CreateRequest = {
-    ...requestOf(options, record, image, network),
+    ...(await requestOf(options, record, image, network)),
     // It cannot leave its network; the sandbox may have had one of its own before.
     ...(standby?.network.namespacePath === network.namespacePath && { standby: standby.id }),
   };
@@ -131,7 +133,12 @@ async function certify(
   return { certificatePem, caPem, keyPem, bootstrapToken };
 }
 
-function requestOf(options: StartOptions, record: SandboxRecord, image: ImageHandle, network: NetworkAttachment): CreateRequest {
+async function requestOf(
+  options: StartOptions,
+  record: SandboxRecord,
+  image: ImageHandle,
+  network: NetworkAttachment,
+): Promise<CreateRequest> {
   const { spec, id } = record;
   return {
     id,
@@ -146,11 +153,16 @@ function requestOf(options: StartOptions, record: SandboxRecord, image: ImageHan
       diskBytes: Number(spec.resources?.diskBytes ?? 0n),
       pids: spec.resources?.pids || defaultPids,
     },
-    mounts: spec.mounts.map((mount) => allowedMount(mount, options.allowedMounts)),
+    mounts: await Promise.all(spec.mounts.map(async (mount) => await mountOf(mount, options))),
     ...secretsTmpfsBytes(spec.secrets),
     initDirectory: options.initDirectory,
     runDirectory: runDirectoryOf(options.stateDirectory, id),
   };
+}
+
+async function mountOf(mount: sandbox.BindMount, options: StartOptions): Promise<CreateRequest['mounts'][number]> {
+  if (mount.volume === '') return allowedMount(mount, options.allowedMounts);
+  return { source: await options.volumes.mount(mount.volume), target: mount.target, readOnly: mount.readOnly };
 }
 
 function allowedMount(mount: sandbox.BindMount, roots: readonly string[]): { source: string; target: string; readOnly: boolean } {

@@ -75,6 +75,7 @@ const namesByPlaceholder: Readonly<Record<string, NameKind>> = {
   host: 'hosts',
   identity: 'identities',
   image: 'images',
+  volume: 'volumes',
   context: 'contexts',
 };
 const filePlaceholders = new Set(['file', 'directory', 'path', 'program', 'source:target[:ro]']);

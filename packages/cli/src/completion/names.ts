@@ -17,6 +17,8 @@ const sources = {
   hosts: async ({ hosts }, signal) => (await hosts.list({ signal })).map(({ name, id }) => ({ value: name, description: id })),
   identities: async ({ identities }, signal) =>
     (await identities.list(signal)).map(({ commonName, sandboxId }) => ({ value: commonName, description: sandboxId })),
+  volumes: async ({ volumes }, signal) =>
+    (await volumes.list({ signal })).map(({ name, hostName }) => ({ value: name, description: hostName })),
   images: async ({ images }, signal) => {
     const references = (await images.list({ signal })).images.map(({ image }) => image?.reference ?? '');
     const pulled = [...new Set(references)].filter((value) => value !== '' && value !== 'host');

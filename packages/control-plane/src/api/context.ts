@@ -7,6 +7,7 @@ import type { Reconciler } from '../reconcile/index.ts';
 import type { SecretBox } from '../secrets/index.ts';
 import type { Sessions } from '../sessions/sessions.ts';
 import type { Store } from '../store/store.ts';
+import type { Volumes } from '../volumes/index.ts';
 import type { SubjectWakes } from './wakes.ts';
 
 /** What the services call. Everything lives as long as the process. */
@@ -19,6 +20,7 @@ export interface ApiContext {
   readonly registry: Registry;
   readonly placement: Placement;
   readonly reconciler: Reconciler;
+  readonly volumes: Volumes;
   readonly ca: CertificateAuthority;
   readonly clock: Clock;
   readonly logger: Logger;

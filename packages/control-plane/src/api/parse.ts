@@ -144,10 +144,11 @@ export function isPort(port: number): boolean {
 const reservedTargets = ['/proc', '/sys', '/dev', '/.drover'];
 
 function checkMount(mount: sandbox.BindMount): void {
-  for (const [what, path] of [
-    ['source', mount.source],
-    ['target', mount.target],
-  ] as const) {
+  if (mount.volume !== '') {
+    parseName(mount.volume);
+    if (mount.source !== '') throw invalid('a mount has both a volume and a source', 'give one of them');
+  }
+  for (const [what, path] of [...(mount.volume === '' ? [['source', mount.source] as const] : []), ['target', mount.target] as const]) {
     const parts = path.split('/');
     if (!path.startsWith('/') || path.length > 4096 || path.includes('\0') || parts.includes('..') || parts.includes('.')) {
       throw invalid(`${quote(path)} cannot be the ${what} of a mount`, 'write an absolute path without . and ..');

@@ -15,6 +15,7 @@ import { checkSpec, parseIdentity, parseLabels, requestOf } from './parse.ts';
 import { overtaken } from './overtaken.ts';
 import { checkPossible } from './possible.ts';
 import { checkSetup } from './setup.ts';
+import { placeByVolumes } from './volumes.ts';
 
 type Methods = Pick<
   ServiceImpl<typeof api.SandboxService>,
@@ -59,8 +60,11 @@ export function sandboxMethods(context: ApiContext): Methods {
       for (const secret of asked.secrets) secret.value = new Uint8Array(secrets.digest(secret.value));
       return poke(
         await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
+          const volumes = await placeByVolumes(tables, spec);
           const { hosts, hostId } = await checkPossible(tables.hosts, spec, draft.request);
-          const row = await placeSandbox(tables, await tables.sandboxes.create(draft, hostId), hosts);
+          const created = await tables.sandboxes.create(draft, hostId);
+          await tables.volumes.use(volumes, id);
+          const row = await placeSandbox(tables, created, hosts);
           return await describeNew(tables, sessions, row, hosts);
         }),
       );

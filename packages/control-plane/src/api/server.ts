@@ -30,6 +30,7 @@ import { sandboxMethods } from './sandboxes.ts';
 import { statsMethod } from './stats.ts';
 import { streamMethods } from './streams.ts';
 import { systemService } from './system.ts';
+import { volumeService } from './volumes.ts';
 
 export interface ApiServer {
   readonly port: number;
@@ -98,6 +99,7 @@ export async function startApi(
       router.service(api.IdentityService, identityService(context));
       router.service(api.HostService, hostService(context));
       router.service(api.ImageService, imageService(context));
+      router.service(api.VolumeService, volumeService(context));
       router.service(api.EventService, eventService(context));
       router.service(api.SystemService, systemService(context));
       router.service(api.JoinService, joinService(context));

@@ -8,6 +8,8 @@ export interface UpkeepOptions {
   readonly logger: Logger;
   /** Compares the sessions of this replica with the registry (I-11). */
   readonly compareSessions?: () => Promise<void>;
+  /** Has connected hosts make and remove volumes. */
+  readonly settleVolumes?: () => Promise<void>;
   /** How long a host may be down before its sandboxes are lost (L-26). Milliseconds; default 60 s. */
   readonly lostGraceMs?: number;
   /** How long a host that no replica hears of stays ready. Milliseconds; default 90 s. */
@@ -28,9 +30,10 @@ export class Upkeep {
 
   /** Until the signal aborts. Any number of replicas may run it: each change is conditional. */
   async run(signal: AbortSignal): Promise<void> {
-    const { clock, logger, compareSessions = async () => undefined } = this.#options;
+    const { clock, logger, compareSessions = async () => undefined, settleVolumes = async () => undefined } = this.#options;
     const tasks = [
       compareSessions,
+      settleVolumes,
       () => this.#silent(),
       () => this.#lost(),
       () => this.#expired(),

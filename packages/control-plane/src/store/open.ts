@@ -11,6 +11,7 @@ import { SqlSandboxStore } from './sandboxes.ts';
 import type { Store, Tables } from './store.ts';
 import { SqlTokenStore } from './tokens.ts';
 import { SqlViewStore } from './views.ts';
+import { SqlVolumeStore } from './volumes.ts';
 
 export interface StoreOptions {
   readonly logger: Logger;
@@ -50,6 +51,7 @@ function tablesOf(database: Database): Tables {
     events: new SqlEventStore(database),
     identities: new SqlIdentityStore(database),
     views: new SqlViewStore(database),
+    volumes: new SqlVolumeStore(database),
   };
 }
 

@@ -250,6 +250,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       if (ids.length === 0) return 0;
       await tx.db.deleteFrom('sandbox_secrets').where('sandbox_id', 'in', ids).execute();
       await tx.db.deleteFrom('sandbox_labels').where('sandbox_id', 'in', ids).execute();
+      await tx.db.deleteFrom('volume_uses').where('sandbox_id', 'in', ids).execute();
       await tx.db.deleteFrom('sandboxes').where('id', 'in', ids).execute();
       return ids.length;
     });

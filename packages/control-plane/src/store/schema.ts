@@ -6,6 +6,8 @@ export interface Schema {
   sandboxes: SandboxTable;
   sandbox_labels: { sandbox_id: string; key: string; value: string };
   /** Base64, sealed by the secret box (R-19). */
+  volumes: VolumeTable;
+  volume_uses: VolumeUseTable;
   sandbox_secrets: { sandbox_id: string; name: string; sealed: string };
   identities: IdentityTable;
   sandbox_certificates: CertificateTable;
@@ -140,6 +142,22 @@ export interface SandboxTokenTable {
   expires_at: number | null;
   /** When it registered its certificate. */
   consumed_at: number | null;
+}
+
+export interface VolumeTable {
+  name: string;
+  host_id: string;
+  size_bytes: number;
+  /** `pending`, `ready`, `deleting`. */
+  state: string;
+  message: string;
+  created_at: number;
+}
+
+/** The volumes that the sandboxes' specs name. */
+export interface VolumeUseTable {
+  volume: string;
+  sandbox_id: string;
 }
 
 /** A copy that a host still holds of a sandbox that is not placed there: counted until it is fenced (L-8, L-26). */

@@ -30,6 +30,7 @@ export interface Tables {
   readonly events: EventStore;
   readonly identities: IdentityStore;
   readonly views: ViewStore;
+  readonly volumes: VolumeStore;
 }
 
 export type DesiredState = DesiredStateName;
@@ -255,6 +256,36 @@ export interface SandboxDraft {
   readonly request: Room;
   /** Sealed values of the spec's secrets (R-19); none: absent. */
   readonly secrets?: readonly SealedSecret[];
+}
+
+/** A named volume (R-18). */
+export interface VolumeRow {
+  readonly name: string;
+  readonly hostId: HostId;
+  readonly sizeBytes: number;
+  /** Until its host has made or removed it, it is `pending` or `deleting`; the row goes with the volume. */
+  readonly state: 'pending' | 'ready' | 'deleting';
+  readonly message: string;
+  readonly createdAt: number;
+}
+
+export interface VolumeStore {
+  /** @throws {DroverError} name-taken */
+  create(volume: { readonly name: string; readonly hostId: HostId; readonly sizeBytes: number }): Promise<VolumeRow>;
+  /** @throws {DroverError} volume-not-found */
+  find(name: string): Promise<VolumeRow>;
+  /** By name. `unsettled`: only those that their host has still to make or to remove. */
+  list(filter?: { readonly hostId?: HostId; readonly unsettled?: boolean }): Promise<readonly VolumeRow[]>;
+  /** Which sandboxes have each of them, running or not: `name` or `project/name`. */
+  users(names: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>>;
+  /** Keeps the volumes for the sandbox until it is deleted. @throws {DroverError} volume-not-found, failed-precondition when one is not ready */
+  use(names: readonly string[], id: SandboxId): Promise<void>;
+  /** Notes what its host did, if the volume is still in the state `from`. */
+  settle(name: string, from: VolumeRow['state'], change: { readonly state?: 'ready'; readonly message: string }): Promise<void>;
+  /** Marks it as deleting: from here on no sandbox gets it. @throws {DroverError} volume-not-found, volume-in-use */
+  remove(name: string): Promise<VolumeRow>;
+  /** The host holds it no longer, or is removed itself. */
+  drop(name: string): Promise<void>;
 }
 
 /** A secret as the store keeps it: nothing in it can be read without the key, which is not in the store. */

@@ -137,3 +137,6 @@ export const noImages: Images = {
   release: () => Promise.resolve(),
   retain: () => Promise.resolve(),
 };
+
+/** A host without volumes, which makes none. */
+export const noVolumes = { create: () => Promise.resolve(), remove: () => Promise.resolve(), list: () => Promise.resolve([]) };

@@ -1,1 +1,1 @@
-export { FakeSandboxes, noImages } from './fake-sandboxes.ts';
+export { FakeSandboxes, noImages, noVolumes } from './fake-sandboxes.ts';

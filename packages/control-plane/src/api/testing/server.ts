@@ -9,6 +9,7 @@ import { link, sandbox } from '@drover/protocol';
 import { DroverClient } from '@drover/sdk';
 import { SqlRegistry } from '../../identity/index.ts';
 import { Placement } from '../../placement/index.ts';
+import { Volumes } from '../../volumes/index.ts';
 import { Reconciler } from '../../reconcile/index.ts';
 import { SecretBox } from '../../secrets/index.ts';
 import { openStore, type Store } from '../../store/index.ts';
@@ -72,6 +73,7 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
     registry,
     placement: new Placement({ store, clock, logger }),
     reconciler: new Reconciler({ store, hub, secrets, clock, logger }),
+    volumes: new Volumes({ store, hub, logger }),
     system: { trustDomain: 'test.drover', startedAt: Date.now(), linkAddress: ':7444', apiAddress: 'https://127.0.0.1:7443' },
   };
   const start = (port: number): Promise<ApiServer> => startApi(context, { host: '127.0.0.1', port, identity });

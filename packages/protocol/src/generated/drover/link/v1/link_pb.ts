@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0ihwEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSKDAQoHV2VsY29tZRINCgVlcG9jaBgBIAEoBBIUCgxoZWFydGJlYXRfbXMYAiABKA0SDgoGdHRsX21zGAMgASgNEh0KFWNvbnRyb2xfcGxhbmVfdmVyc2lvbhgEIAEoCRIOCgZjYV9wZW0YBSABKAkSFAoMdHJ1c3RfZG9tYWluGAYgASgJIusBCgZHb0F3YXkSLQoGcmVhc29uGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuR29Bd2F5LlJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEhoKEnJlY29ubmVjdF9hZnRlcl9tcxgDIAEoDSKEAQoGUmVhc29uEhYKElJFQVNPTl9VTlNQRUNJRklFRBAAEhMKD1JFQVNPTl9TSFVURE9XThABEhUKEVJFQVNPTl9TVVBFUlNFREVEEAISEgoOUkVBU09OX1JFTU9WRUQQAxIPCgtSRUFTT05fQlVTWRAEEhEKDVJFQVNPTl9TSUxFTlQQBSKgCAoHQ29tbWFuZBIKCgJpZBgBIAEoCRIsCghkZWFkbGluZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoGY3JlYXRlGAogASgLMh0uZHJvdmVyLmxpbmsudjEuQ3JlYXRlU2FuZGJveEgAEi0KBXN0YXJ0GAsgASgLMhwuZHJvdmVyLmxpbmsudjEuU3RhcnRTYW5kYm94SAASKwoEc3RvcBgMIAEoCzIbLmRyb3Zlci5saW5rLnYxLlN0b3BTYW5kYm94SAASLQoFcGF1c2UYDSABKAsyHC5kcm92ZXIubGluay52MS5QYXVzZVNhbmRib3hIABIvCgZyZXN1bWUYDiABKAsyHS5kcm92ZXIubGluay52MS5SZXN1bWVTYW5kYm94SAASMQoHZGVzdHJveRgPIAEoCzIeLmRyb3Zlci5saW5rLnYxLkRlc3Ryb3lTYW5kYm94SAASMQoHaW5zcGVjdBgQIAEoCzIeLmRyb3Zlci5saW5rLnYxLkluc3BlY3RTYW5kYm94SAASLQoEbGlzdBgRIAEoCzIdLmRyb3Zlci5saW5rLnYxLkxpc3RTYW5kYm94ZXNIABIvCgpwdWxsX2ltYWdlGBIgASgLMhkuZHJvdmVyLmxpbmsudjEuUHVsbEltYWdlSAASMQoLb3Blbl90dW5uZWwYEyABKAsyGi5kcm92ZXIubGluay52MS5PcGVuVHVubmVsSAASMwoMYXBwbHlfcG9saWN5GBQgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlQb2xpY3lIABIzCgxhcHBseV9hZGRvbnMYFSABKAsyGy5kcm92ZXIubGluay52MS5BcHBseUFkZG9uc0gAEkEKE2NvbGxlY3RfZGlhZ25vc3RpY3MYFiABKAsyIi5kcm92ZXIubGluay52MS5Db2xsZWN0RGlhZ25vc3RpY3NIABIxCgtsaXN0X2ltYWdlcxgXIAEoCzIaLmRyb3Zlci5saW5rLnYxLkxpc3RJbWFnZXNIABIzCgxyZW1vdmVfaW1hZ2UYGCABKAsyGy5kcm92ZXIubGluay52MS5SZW1vdmVJbWFnZUgAEjMKDHBydW5lX2ltYWdlcxgZIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lSW1hZ2VzSAASLQoJcmVhZF9sb2dzGBogASgLMhguZHJvdmVyLmxpbmsudjEuUmVhZExvZ3NIABI1Cg1jb2xsZWN0X3N0YXRzGBsgASgLMhwuZHJvdmVyLmxpbmsudjEuQ29sbGVjdFN0YXRzSAASOAoPc2V0X25ldHdvcmtfY3V0GBwgASgLMh0uZHJvdmVyLmxpbmsudjEuU2V0TmV0d29ya0N1dEgAQgsKCW9wZXJhdGlvbiI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCLsAQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgGIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAcgASgIIp4BCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAMgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYBCABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiZgoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgDIAEoCCIkCg5JbnNwZWN0U2FuZGJveBISCgpzYW5kYm94X2lkGAEgASgJIg8KDUxpc3RTYW5kYm94ZXMiLAoJUHVsbEltYWdlEg0KBWltYWdlGAEgASgJEhAKCGluc2VjdXJlGAIgASgIIgwKCkxpc3RJbWFnZXMiHAoLUmVtb3ZlSW1hZ2USDQoFaW1hZ2UYASABKAkiKQoLUHJ1bmVJbWFnZXMSGgoSb2xkZXJfdGhhbl9zZWNvbmRzGAEgASgEIl0KCk9wZW5UdW5uZWwSEQoJdHVubmVsX2lkGAEgASgJEhIKCnNhbmRib3hfaWQYAiABKAkSDgoEaW5pdBgDIAEoCEgAEg4KBHBvcnQYBCABKA1IAEIICgZ0YXJnZXQiQQoLQXBwbHlQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRINCgVhbGxvdxgCIAMoCRIPCgd2ZXJzaW9uGAMgASgEIg0KC0FwcGx5QWRkb25zIhQKEkNvbGxlY3REaWFnbm9zdGljcyIyCghSZWFkTG9ncxISCgpzYW5kYm94X2lkGAEgASgJEhIKCnRhaWxfYnl0ZXMYAiABKAQiIwoMQ29sbGVjdFN0YXRzEhMKC3NhbmRib3hfaWRzGAEgAygJIoABCgxTYW5kYm94U3RhdHMSEgoKc2FuZGJveF9pZBgBIAEoCRIQCghjcHVfdXNlYxgCIAEoBBIUCgxtZW1vcnlfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDRImCgJhdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOAoFU3RhdHMSLwoJc2FuZGJveGVzGAEgAygLMhwuZHJvdmVyLmxpbmsudjEuU2FuZGJveFN0YXRzIsUDCg1Db21tYW5kUmVzdWx0EhIKCmNvbW1hbmRfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchI4CgdzYW5kYm94GAMgASgLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uSAASMQoJc2FuZGJveGVzGAQgASgLMhwuZHJvdmVyLmxpbmsudjEuT2JzZXJ2YXRpb25zSAASJgoFaW1hZ2UYBSABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZUgAEigKBmltYWdlcxgGIAEoCzIWLmRyb3Zlci5saW5rLnYxLkltYWdlc0gAEjIKC2RpYWdub3N0aWNzGAcgASgLMhsuZHJvdmVyLmxpbmsudjEuRGlhZ25vc3RpY3NIABInCgRsb2dzGAggASgLMhcuZHJvdmVyLmxpbmsudjEuTG9nRGF0YUgAEi0KBnBydW5lZBgJIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lUmVwb3J0SAASJgoFc3RhdHMYCiABKAsyFS5kcm92ZXIubGluay52MS5TdGF0c0gAQgcKBXZhbHVlIlMKD0NvbW1hbmRQcm9ncmVzcxISCgpjb21tYW5kX2lkGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEZG9uZRgDIAEoBBINCgV0b3RhbBgEIAEoBCI0CgVFcnJvchIMCgRjb2RlGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEaGludBgDIAEoCSKyAQoFSW1hZ2USEQoJcmVmZXJlbmNlGAEgASgJEg4KBmRpZ2VzdBgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgEEi0KCXB1bGxlZF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMAoMbGFzdF91c2VkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglzYW5kYm94ZXMYBiABKA0iLwoGSW1hZ2VzEiUKBmltYWdlcxgBIAMoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlIjMKC1BydW5lUmVwb3J0Eg8KB3JlbW92ZWQYASADKAkSEwoLZnJlZWRfYnl0ZXMYAiABKAQiOAoLRGlhZ25vc3RpY3MSKQoIZmluZGluZ3MYASADKAsyFy5kcm92ZXIubGluay52MS5GaW5kaW5nIrsBCgdGaW5kaW5nEiwKBWxldmVsGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuRmluZGluZy5MZXZlbBIPCgdzdWJqZWN0GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSDAoEaGludBgEIAEoCSJSCgVMZXZlbBIVChFMRVZFTF9VTlNQRUNJRklFRBAAEgwKCExFVkVMX09LEAESEQoNTEVWRUxfV0FSTklORxACEhEKDUxFVkVMX1BST0JMRU0QAyI1CgdMb2dEYXRhEioKB3JlY29yZHMYASADKAsyGS5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQivQEKCUxvZ1JlY29yZBIwCgZzdHJlYW0YASABKA4yIC5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQuU3RyZWFtEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiRgoGU3RyZWFtEhYKElNUUkVBTV9VTlNQRUNJRklFRBAAEhEKDVNUUkVBTV9TVERPVVQQARIRCg1TVFJFQU1fU1RERVJSEAIiZgoOU2lnbmluZ1JlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIPCgdjc3JfZGVyGAIgASgMEg4KBGhvc3QYAyABKAhIABIUCgpzYW5kYm94X2lkGAQgASgJSABCCQoHc3ViamVjdCKSAQoPU2lnbmluZ1Jlc3BvbnNlEhIKCnJlcXVlc3RfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchIXCg9jZXJ0aWZpY2F0ZV9wZW0YAyABKAkSDgoGY2FfcGVtGAQgASgJEhwKD2Jvb3RzdHJhcF90b2tlbhgFIAEoCUIDgAEBImEKC1R1bm5lbEZyYW1lEioKBG9wZW4YASABKAsyGi5kcm92ZXIubGluay52MS5UdW5uZWxPcGVuSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VuZBgDIAEoCEgAQgcKBWZyYW1lIocBCgpUdW5uZWxPcGVuEhMKCXR1bm5lbF9pZBgBIAEoCUgAEjEKB2luYm91bmQYAiABKAsyHi5kcm92ZXIubGluay52MS5TYW5kYm94SW5ib3VuZEgAEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3JCCwoJZGlyZWN0aW9uIk0KDlNhbmRib3hJbmJvdW5kEhIKCnNhbmRib3hfaWQYASABKAkSEQoJaW50ZXJmYWNlGAIgASgJEhQKDHBlZXJfYWRkcmVzcxgDIAEoCTKhAQoPSG9zdExpbmtTZXJ2aWNlEkYKB0Nvbm5lY3QSGS5kcm92ZXIubGluay52MS5Ib3N0RnJhbWUaHC5kcm92ZXIubGluay52MS5Db250cm9sRnJhbWUoATABEkYKBlR1bm5lbBIbLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lGhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUoATABYgZwcm90bzM", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0ihwEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSKDAQoHV2VsY29tZRINCgVlcG9jaBgBIAEoBBIUCgxoZWFydGJlYXRfbXMYAiABKA0SDgoGdHRsX21zGAMgASgNEh0KFWNvbnRyb2xfcGxhbmVfdmVyc2lvbhgEIAEoCRIOCgZjYV9wZW0YBSABKAkSFAoMdHJ1c3RfZG9tYWluGAYgASgJIusBCgZHb0F3YXkSLQoGcmVhc29uGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuR29Bd2F5LlJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEhoKEnJlY29ubmVjdF9hZnRlcl9tcxgDIAEoDSKEAQoGUmVhc29uEhYKElJFQVNPTl9VTlNQRUNJRklFRBAAEhMKD1JFQVNPTl9TSFVURE9XThABEhUKEVJFQVNPTl9TVVBFUlNFREVEEAISEgoOUkVBU09OX1JFTU9WRUQQAxIPCgtSRUFTT05fQlVTWRAEEhEKDVJFQVNPTl9TSUxFTlQQBSLDCQoHQ29tbWFuZBIKCgJpZBgBIAEoCRIsCghkZWFkbGluZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoGY3JlYXRlGAogASgLMh0uZHJvdmVyLmxpbmsudjEuQ3JlYXRlU2FuZGJveEgAEi0KBXN0YXJ0GAsgASgLMhwuZHJvdmVyLmxpbmsudjEuU3RhcnRTYW5kYm94SAASKwoEc3RvcBgMIAEoCzIbLmRyb3Zlci5saW5rLnYxLlN0b3BTYW5kYm94SAASLQoFcGF1c2UYDSABKAsyHC5kcm92ZXIubGluay52MS5QYXVzZVNhbmRib3hIABIvCgZyZXN1bWUYDiABKAsyHS5kcm92ZXIubGluay52MS5SZXN1bWVTYW5kYm94SAASMQoHZGVzdHJveRgPIAEoCzIeLmRyb3Zlci5saW5rLnYxLkRlc3Ryb3lTYW5kYm94SAASMQoHaW5zcGVjdBgQIAEoCzIeLmRyb3Zlci5saW5rLnYxLkluc3BlY3RTYW5kYm94SAASLQoEbGlzdBgRIAEoCzIdLmRyb3Zlci5saW5rLnYxLkxpc3RTYW5kYm94ZXNIABIvCgpwdWxsX2ltYWdlGBIgASgLMhkuZHJvdmVyLmxpbmsudjEuUHVsbEltYWdlSAASMQoLb3Blbl90dW5uZWwYEyABKAsyGi5kcm92ZXIubGluay52MS5PcGVuVHVubmVsSAASMwoMYXBwbHlfcG9saWN5GBQgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlQb2xpY3lIABIzCgxhcHBseV9hZGRvbnMYFSABKAsyGy5kcm92ZXIubGluay52MS5BcHBseUFkZG9uc0gAEkEKE2NvbGxlY3RfZGlhZ25vc3RpY3MYFiABKAsyIi5kcm92ZXIubGluay52MS5Db2xsZWN0RGlhZ25vc3RpY3NIABIxCgtsaXN0X2ltYWdlcxgXIAEoCzIaLmRyb3Zlci5saW5rLnYxLkxpc3RJbWFnZXNIABIzCgxyZW1vdmVfaW1hZ2UYGCABKAsyGy5kcm92ZXIubGluay52MS5SZW1vdmVJbWFnZUgAEjMKDHBydW5lX2ltYWdlcxgZIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lSW1hZ2VzSAASLQoJcmVhZF9sb2dzGBogASgLMhguZHJvdmVyLmxpbmsudjEuUmVhZExvZ3NIABI1Cg1jb2xsZWN0X3N0YXRzGBsgASgLMhwuZHJvdmVyLmxpbmsudjEuQ29sbGVjdFN0YXRzSAASOAoPc2V0X25ldHdvcmtfY3V0GBwgASgLMh0uZHJvdmVyLmxpbmsudjEuU2V0TmV0d29ya0N1dEgAEjUKDWNyZWF0ZV92b2x1bWUYHSABKAsyHC5kcm92ZXIubGluay52MS5DcmVhdGVWb2x1bWVIABI1Cg1yZW1vdmVfdm9sdW1lGB4gASgLMhwuZHJvdmVyLmxpbmsudjEuUmVtb3ZlVm9sdW1lSAASMwoMbGlzdF92b2x1bWVzGB8gASgLMhsuZHJvdmVyLmxpbmsudjEuTGlzdFZvbHVtZXNIAEILCglvcGVyYXRpb24iNAoKU2FuZGJveFJlZhISCgpzYW5kYm94X2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAQi7AEKDUNyZWF0ZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxIvCgdzZWNyZXRzGAUgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYBiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgHIAEoCCKeAQoMU3RhcnRTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEi8KB3NlY3JldHMYAiADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgDIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAQgASgIIkwKC1N0b3BTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEhAKCGdyYWNlX21zGAIgASgNIjsKDFBhdXNlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI8Cg1SZXN1bWVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIj0KDkRlc3Ryb3lTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmImYKDVNldE5ldHdvcmtDdXQSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSCwoDY3V0GAIgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYAyABKAgiJAoOSW5zcGVjdFNhbmRib3gSEgoKc2FuZGJveF9pZBgBIAEoCSIPCg1MaXN0U2FuZGJveGVzIiwKCVB1bGxJbWFnZRINCgVpbWFnZRgBIAEoCRIQCghpbnNlY3VyZRgCIAEoCCIwCgxDcmVhdGVWb2x1bWUSDAoEbmFtZRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgEIhwKDFJlbW92ZVZvbHVtZRIMCgRuYW1lGAEgASgJIg0KC0xpc3RWb2x1bWVzIj4KBlZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQSEgoKdXNlZF9ieXRlcxgDIAEoBCIyCgdWb2x1bWVzEicKB3ZvbHVtZXMYASADKAsyFi5kcm92ZXIubGluay52MS5Wb2x1bWUiDAoKTGlzdEltYWdlcyIcCgtSZW1vdmVJbWFnZRINCgVpbWFnZRgBIAEoCSIpCgtQcnVuZUltYWdlcxIaChJvbGRlcl90aGFuX3NlY29uZHMYASABKAQiXQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAQggKBnRhcmdldCJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIjIKCFJlYWRMb2dzEhIKCnNhbmRib3hfaWQYASABKAkSEgoKdGFpbF9ieXRlcxgCIAEoBCIjCgxDb2xsZWN0U3RhdHMSEwoLc2FuZGJveF9pZHMYASADKAkigAEKDFNhbmRib3hTdGF0cxISCgpzYW5kYm94X2lkGAEgASgJEhAKCGNwdV91c2VjGAIgASgEEhQKDG1lbW9yeV9ieXRlcxgDIAEoBBIMCgRwaWRzGAQgASgNEiYKAmF0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4CgVTdGF0cxIvCglzYW5kYm94ZXMYASADKAsyHC5kcm92ZXIubGluay52MS5TYW5kYm94U3RhdHMi8QMKDUNvbW1hbmRSZXN1bHQSEgoKY29tbWFuZF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEjgKB3NhbmRib3gYAyABKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb25IABIxCglzYW5kYm94ZXMYBCABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABImCgVpbWFnZRgFIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlSAASKAoGaW1hZ2VzGAYgASgLMhYuZHJvdmVyLmxpbmsudjEuSW1hZ2VzSAASMgoLZGlhZ25vc3RpY3MYByABKAsyGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljc0gAEicKBGxvZ3MYCCABKAsyFy5kcm92ZXIubGluay52MS5Mb2dEYXRhSAASLQoGcHJ1bmVkGAkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVSZXBvcnRIABImCgVzdGF0cxgKIAEoCzIVLmRyb3Zlci5saW5rLnYxLlN0YXRzSAASKgoHdm9sdW1lcxgLIAEoCzIXLmRyb3Zlci5saW5rLnYxLlZvbHVtZXNIAEIHCgV2YWx1ZSJTCg9Db21tYW5kUHJvZ3Jlc3MSEgoKY29tbWFuZF9pZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGRvbmUYAyABKAQSDQoFdG90YWwYBCABKAQiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMiNQoHTG9nRGF0YRIqCgdyZWNvcmRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkIr0BCglMb2dSZWNvcmQSMAoGc3RyZWFtGAEgASgOMiAuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkLlN0cmVhbRIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIkYKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIRCg1TVFJFQU1fU1RET1VUEAESEQoNU1RSRUFNX1NUREVSUhACImYKDlNpZ25pbmdSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDwoHY3NyX2RlchgCIAEoDBIOCgRob3N0GAMgASgISAASFAoKc2FuZGJveF9pZBgEIAEoCUgAQgkKB3N1YmplY3QikgEKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCRIcCg9ib290c3RyYXBfdG9rZW4YBSABKAlCA4ABASJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -657,6 +657,24 @@ export type Command = Message<"drover.link.v1.Command"> & {
      */
     value: SetNetworkCut;
     case: "setNetworkCut";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.CreateVolume create_volume = 29;
+     */
+    value: CreateVolume;
+    case: "createVolume";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.RemoveVolume remove_volume = 30;
+     */
+    value: RemoveVolume;
+    case: "removeVolume";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.ListVolumes list_volumes = 31;
+     */
+    value: ListVolumes;
+    case: "listVolumes";
   } | { case: undefined; value?: undefined };
 };
 
@@ -941,6 +959,108 @@ export const PullImageSchema: GenMessage<PullImage> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 22);
 
 /**
+ * Makes an empty volume (R-18). One of this name and size that is there already stays as it is.
+ *
+ * @generated from message drover.link.v1.CreateVolume
+ */
+export type CreateVolume = Message<"drover.link.v1.CreateVolume"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: uint64 size_bytes = 2;
+   */
+  sizeBytes: bigint;
+};
+
+/**
+ * Describes the message drover.link.v1.CreateVolume.
+ * Use `create(CreateVolumeSchema)` to create a new message.
+ */
+export const CreateVolumeSchema: GenMessage<CreateVolume> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 23);
+
+/**
+ * Removes a volume with everything in it; nothing when there is none.
+ *
+ * @generated from message drover.link.v1.RemoveVolume
+ */
+export type RemoveVolume = Message<"drover.link.v1.RemoveVolume"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message drover.link.v1.RemoveVolume.
+ * Use `create(RemoveVolumeSchema)` to create a new message.
+ */
+export const RemoveVolumeSchema: GenMessage<RemoveVolume> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 24);
+
+/**
+ * @generated from message drover.link.v1.ListVolumes
+ */
+export type ListVolumes = Message<"drover.link.v1.ListVolumes"> & {
+};
+
+/**
+ * Describes the message drover.link.v1.ListVolumes.
+ * Use `create(ListVolumesSchema)` to create a new message.
+ */
+export const ListVolumesSchema: GenMessage<ListVolumes> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 25);
+
+/**
+ * @generated from message drover.link.v1.Volume
+ */
+export type Volume = Message<"drover.link.v1.Volume"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: uint64 size_bytes = 2;
+   */
+  sizeBytes: bigint;
+
+  /**
+   * Written in it so far.
+   *
+   * @generated from field: uint64 used_bytes = 3;
+   */
+  usedBytes: bigint;
+};
+
+/**
+ * Describes the message drover.link.v1.Volume.
+ * Use `create(VolumeSchema)` to create a new message.
+ */
+export const VolumeSchema: GenMessage<Volume> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 26);
+
+/**
+ * @generated from message drover.link.v1.Volumes
+ */
+export type Volumes = Message<"drover.link.v1.Volumes"> & {
+  /**
+   * @generated from field: repeated drover.link.v1.Volume volumes = 1;
+   */
+  volumes: Volume[];
+};
+
+/**
+ * Describes the message drover.link.v1.Volumes.
+ * Use `create(VolumesSchema)` to create a new message.
+ */
+export const VolumesSchema: GenMessage<Volumes> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 27);
+
+/**
  * @generated from message drover.link.v1.ListImages
  */
 export type ListImages = Message<"drover.link.v1.ListImages"> & {
@@ -951,7 +1071,7 @@ export type ListImages = Message<"drover.link.v1.ListImages"> & {
  * Use `create(ListImagesSchema)` to create a new message.
  */
 export const ListImagesSchema: GenMessage<ListImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 23);
+  messageDesc(file_drover_link_v1_link, 28);
 
 /**
  * @generated from message drover.link.v1.RemoveImage
@@ -968,7 +1088,7 @@ export type RemoveImage = Message<"drover.link.v1.RemoveImage"> & {
  * Use `create(RemoveImageSchema)` to create a new message.
  */
 export const RemoveImageSchema: GenMessage<RemoveImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 24);
+  messageDesc(file_drover_link_v1_link, 29);
 
 /**
  * @generated from message drover.link.v1.PruneImages
@@ -987,7 +1107,7 @@ export type PruneImages = Message<"drover.link.v1.PruneImages"> & {
  * Use `create(PruneImagesSchema)` to create a new message.
  */
 export const PruneImagesSchema: GenMessage<PruneImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 25);
+  messageDesc(file_drover_link_v1_link, 30);
 
 /**
  * @generated from message drover.link.v1.OpenTunnel
@@ -1032,7 +1152,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
  * Use `create(OpenTunnelSchema)` to create a new message.
  */
 export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 26);
+  messageDesc(file_drover_link_v1_link, 31);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -1059,7 +1179,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 27);
+  messageDesc(file_drover_link_v1_link, 32);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -1074,7 +1194,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 28);
+  messageDesc(file_drover_link_v1_link, 33);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -1087,7 +1207,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 29);
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.ReadLogs
@@ -1111,7 +1231,7 @@ export type ReadLogs = Message<"drover.link.v1.ReadLogs"> & {
  * Use `create(ReadLogsSchema)` to create a new message.
  */
 export const ReadLogsSchema: GenMessage<ReadLogs> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 30);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * What sandboxes use now.
@@ -1132,7 +1252,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 31);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1175,7 +1295,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 32);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1192,7 +1312,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1261,6 +1381,12 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
      */
     value: Stats;
     case: "stats";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.Volumes volumes = 11;
+     */
+    value: Volumes;
+    case: "volumes";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1269,7 +1395,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1303,7 +1429,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1336,7 +1462,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1380,7 +1506,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1397,7 +1523,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1419,7 +1545,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1436,7 +1562,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1470,7 +1596,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 46);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1506,7 +1632,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 41, 0);
+  enumDesc(file_drover_link_v1_link, 46, 0);
 
 /**
  * @generated from message drover.link.v1.LogData
@@ -1523,7 +1649,7 @@ export type LogData = Message<"drover.link.v1.LogData"> & {
  * Use `create(LogDataSchema)` to create a new message.
  */
 export const LogDataSchema: GenMessage<LogData> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 47);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1550,7 +1676,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 48);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1581,7 +1707,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 43, 0);
+  enumDesc(file_drover_link_v1_link, 48, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1626,7 +1752,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 49);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1669,7 +1795,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 45);
+  messageDesc(file_drover_link_v1_link, 50);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1706,7 +1832,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 46);
+  messageDesc(file_drover_link_v1_link, 51);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -1746,7 +1872,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 47);
+  messageDesc(file_drover_link_v1_link, 52);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -1777,7 +1903,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 48);
+  messageDesc(file_drover_link_v1_link, 53);
 
 /**
  * @generated from service drover.link.v1.HostLinkService

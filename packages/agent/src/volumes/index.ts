@@ -1,0 +1,1 @@
+export { VolumeStore, type HostVolume } from './volumes.ts';

@@ -1,0 +1,64 @@
+import { timestampDate } from '@bufbuild/protobuf/wkt';
+import type { JsonValue } from '@bufbuild/protobuf';
+import { formatBytes, parseBytes } from '@drover/foundation';
+import { api } from '@drover/protocol';
+import type { Cli } from '../../cli.ts';
+import { messageJson } from '../../output/output.ts';
+import type { Column } from '../../output/table.ts';
+
+const volumeJson = (volume: api.Volume): JsonValue => messageJson(api.VolumeSchema, volume);
+const used = (volume: api.Volume): string => (volume.usedBytes === undefined ? '' : formatBytes(Number(volume.usedBytes)));
+
+const columns: readonly Column<api.Volume>[] = [
+  { title: 'NAME', value: (v) => v.name },
+  { title: 'HOST', value: (v) => v.hostName },
+  { title: 'SIZE', value: (v) => formatBytes(Number(v.sizeBytes)) },
+  { title: 'USED', value: used },
+  { title: 'STATE', value: (v) => v.state },
+  { title: 'SANDBOXES', value: (v) => v.sandboxes.join(', ') },
+];
+
+/** R-18: prints the name of the new volume. */
+export async function create(cli: Cli, [name]: readonly [string], flags: { readonly size: string; readonly host?: string }): Promise<void> {
+  const sizeBytes = parseBytes(flags.size);
+  const client = await cli.connect();
+  const volume = await client.volumes.create(name, {
+    sizeBytes,
+    ...(flags.host !== undefined && { host: flags.host }),
+    signal: cli.signal,
+  });
+  if (cli.out.json) return cli.out.object(volumeJson(volume));
+  if (volume.state !== 'ready') cli.out.note(`the volume is ${volume.state}: ${volume.message}`);
+  cli.out.line(volume.name);
+}
+
+export async function ls(cli: Cli, _: readonly [], flags: { readonly host?: string }): Promise<void> {
+  const client = await cli.connect();
+  const volumes = await client.volumes.list({ ...(flags.host !== undefined && { host: flags.host }), signal: cli.signal });
+  cli.out.list(volumes, volumeJson, columns, 'no volumes; `drover volume create NAME --size 1g` makes one');
+}
+
+export async function get(cli: Cli, [name]: readonly [string]): Promise<void> {
+  const client = await cli.connect();
+  const volume = await client.volumes.get(name, cli.signal);
+  if (cli.out.json) return cli.out.object(volumeJson(volume));
+  const rows: readonly (readonly [string, string])[] = [
+    ['name', volume.name],
+    ['host', volume.hostName],
+    ['size', formatBytes(Number(volume.sizeBytes))],
+    ['used', used(volume)],
+    ['state', volume.message === '' ? volume.state : `${volume.state} (${volume.message})`],
+    ['created', volume.createdAt === undefined ? '' : timestampDate(volume.createdAt).toISOString()],
+    ['sandboxes', volume.sandboxes.join(', ')],
+  ];
+  for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(12)} ${value}`);
+}
+
+export async function rm(cli: Cli, [names]: readonly [readonly string[]]): Promise<void> {
+  const client = await cli.connect();
+  for (const name of names) {
+    await client.volumes.remove(name, cli.signal);
+    if (!cli.out.json) cli.out.line(name);
+  }
+  if (cli.out.json) cli.out.object({ removed: names });
+}

@@ -1,0 +1,1 @@
+export { Volumes } from './volumes.ts';

@@ -1,0 +1,83 @@
+import { create } from '@bufbuild/protobuf';
+import { clip, DroverError, sentenceOf, type HostId, type Logger } from '@drover/foundation';
+import { link } from '@drover/protocol';
+import type { Hub, Operation } from '../hub/hub.ts';
+import { hostCallTimeoutMs } from '../limits.ts';
+import type { Store, VolumeRow } from '../store/store.ts';
+
+export interface VolumesOptions {
+  readonly store: Store;
+  readonly hub: Hub;
+  readonly logger: Logger;
+}
+
+/** Has hosts make and remove the volumes that the store has (R-18). */
+export class Volumes {
+  readonly #options: VolumesOptions;
+  /** By name: one call to the host at a time. */
+  readonly #underWay = new Map<string, Promise<void>>();
+
+  constructor(options: VolumesOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Has the volume's host do what is left to be done, once. When it cannot be reached, `settleAll` does it later.
+   * @throws {DroverError} what the host responded, or why it could not be asked
+   */
+  async settle(volume: VolumeRow): Promise<void> {
+    const running = this.#underWay.get(volume.name);
+    if (running !== undefined) return await running;
+    const work = this.#settle(volume).finally(() => this.#underWay.delete(volume.name));
+    this.#underWay.set(volume.name, work);
+    await work;
+  }
+
+  /** Begins what is left to be done on hosts that this replica reaches. Called again and again. */
+  async settleAll(): Promise<void> {
+    const { store, hub, logger } = this.#options;
+    for (const volume of await store.volumes.list({ unsettled: true })) {
+      if (!hub.isConnected(volume.hostId) || this.#underWay.has(volume.name)) continue;
+      this.settle(volume).catch((error: unknown) => {
+        logger.warn({ err: error, volume: volume.name, hostId: volume.hostId }, 'a volume could not be made or removed; it is tried again');
+      });
+    }
+  }
+
+  /** The host's volumes with what is written in them; undefined when it cannot be asked. */
+  async used(hostId: HostId, signal: AbortSignal): Promise<ReadonlyMap<string, bigint> | undefined> {
+    try {
+      const value = await this.#call(hostId, { case: 'listVolumes', value: create(link.ListVolumesSchema) }, signal);
+      return value.case === 'volumes' ? new Map(value.value.volumes.map(({ name, usedBytes }) => [name, usedBytes])) : undefined;
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#options.logger.debug({ err: error, hostId }, 'a host did not report its volumes');
+      return undefined;
+    }
+  }
+
+  async #settle({ name, state, hostId, sizeBytes }: VolumeRow): Promise<void> {
+    const { volumes } = this.#options.store;
+    if (state === 'ready') return;
+    try {
+      if (state === 'pending') {
+        await this.#call(hostId, {
+          case: 'createVolume',
+          value: create(link.CreateVolumeSchema, { name, sizeBytes: BigInt(sizeBytes) }),
+        });
+        await volumes.settle(name, state, { state: 'ready', message: '' });
+      } else {
+        await this.#call(hostId, { case: 'removeVolume', value: create(link.RemoveVolumeSchema, { name }) });
+        await volumes.drop(name);
+      }
+    } catch (error) {
+      await volumes.settle(name, state, { message: clip(sentenceOf(DroverError.from(error)), 1_000) });
+      throw error;
+    }
+  }
+
+  async #call(hostId: HostId, operation: Operation, signal?: AbortSignal): ReturnType<Hub['call']> {
+    const late = AbortSignal.timeout(hostCallTimeoutMs);
+    return await this.#options.hub.call(hostId, operation, { signal: signal === undefined ? late : AbortSignal.any([signal, late]) });
+  }
+}
