@@ -188,10 +188,8 @@ describe('R-18: a named volume', () => {
       await drover.stop('writer', 1);
     }
     await drover.remove('writer');
-    const reader = await succeeds(
-      ...['run', '--rm', '-n', '--volume', 'keep:/data:ro', 'host', '--'],
-      ...['sh', '-c', 'cat /data/file; touch /data/x 2>/dev/null || echo read-only'],
-    );
+    const script = 'cat /data/file; touch /data/x 2>/dev/null || echo read-only';
+    const reader = await succeeds('run', '--rm', '-n', '--volume', 'keep:/data:ro', 'host', '--', 'sh', '-c', script);
     expect(reader).toBe('kept\nread-only\n');
   });
 
