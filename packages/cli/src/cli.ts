@@ -16,6 +16,8 @@ export interface Cli {
 }
 
 export interface ConnectionFlags {
+  /** The name of a context. */
+  readonly context?: string;
   readonly server?: string;
   readonly token?: string;
   /** Path of a PEM file. */

@@ -3,7 +3,7 @@ import { loadConfig } from '@drover/foundation/config';
 import { z } from 'zod';
 
 /** Flags that say how to talk to Drover, or where this file is: they do not stand in it. */
-const notInFiles = new Set(['config', 'output', 'server', 'token', 'ca', 'help']);
+const notInFiles = new Set(['config', 'output', 'context', 'server', 'token', 'ca', 'help']);
 
 /**
  * Takes from a YAML file what the command line leaves open: `pool: 10.50.0.0/16`, `label: [zone=north]`, `agent: false`. The names

@@ -2,6 +2,8 @@
 
 /** Environment files and context files larger than this are refused, bytes. */
 export const maxConfigFileBytes = 1024 * 1024;
+/** Contexts of one person; `drover context add` and `up` refuse to make more. */
+export const maxContexts = 100;
 /** How long completion waits for names from the control plane, ms. Then it completes without them. */
 export const completionTimeoutMs = 1_500;
 /** A start that takes longer than this shows what it is doing, ms. */

@@ -15,6 +15,7 @@ function commonFlags(command: Command): Command {
   return command
     .optionsGroup('Output and connection:')
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['text', 'json']))
+    .addOption(new Option('--context <context>', 'the control plane of this context (DROVER_CONTEXT); drover context ls lists them'))
     .addOption(new Option('--server <url>', 'the control plane (DROVER_SERVER)'))
     .addOption(new Option('--token <token>', 'what lets you in (DROVER_TOKEN)'))
     .addOption(new Option('--ca <file>', "the control plane's CA, PEM (DROVER_CA)"))
@@ -120,6 +121,7 @@ cannot be executed, 127: there is no such command.
     add(program, 'version', 'the versions of this program and of the control plane'),
     async () => (await import('./commands/system/version.ts')).default,
   );
+  contextCommands(program, add, does);
   does(
     add(program, 'completion <shell>', 'print the completion script of bash, zsh or fish').addHelpText(
       'after',
@@ -355,6 +357,15 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
     add(program, 'forward <sandbox> <ports...>', 'listen here for a port in the sandbox: 8080:80'),
     async () => (await import('./commands/sandbox/forward.ts')).default,
   );
+}
+
+function contextCommands(program: Command, add: Add, does: Does): void {
+  const context = add(program, 'context', 'list and choose the control planes that commands talk to');
+  const load = () => import('./commands/system/context.ts');
+  does(add(context, 'ls', 'list contexts').alias('list'), async () => (await load()).ls);
+  does(add(context, 'use <context>', 'make it the one for commands that name none'), async () => (await load()).use);
+  does(add(context, 'add <name>', 'keep --server, --token and --ca under a name'), async () => (await load()).add);
+  does(add(context, 'rm <context>', 'remove it').alias('remove'), async () => (await load()).rm);
 }
 
 function listFlags(command: Command): Command {

@@ -1,5 +1,6 @@
 import type { DroverClient } from '@drover/sdk';
 import { connect } from '../context/connect.ts';
+import { contextNames } from '../context/store.ts';
 import { completionTimeoutMs } from '../limits.ts';
 import { sandboxLabel } from '../commands/sandbox/show.ts';
 
@@ -30,7 +31,7 @@ export type NameKind = keyof typeof sources | 'contexts';
 
 /** Names that exist now; none when the control plane does not respond in time, since a shell must not hang at a key. */
 export async function namesOf(kind: NameKind, env: NodeJS.ProcessEnv): Promise<readonly Candidate[]> {
-  if (kind === 'contexts') return [];
+  if (kind === 'contexts') return (await contextNames(env).catch(() => [])).map((value) => ({ value, description: '' }));
   let client: DroverClient | undefined;
   const late = Promise.withResolvers<readonly Candidate[]>();
   const timer = setTimeout(() => late.resolve([]), completionTimeoutMs);

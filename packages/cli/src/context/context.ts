@@ -1,48 +1,30 @@
-import { readFile, mkdir } from 'node:fs/promises';
-import { homedir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
+import { readFile } from 'node:fs/promises';
+import { DroverError, errnoOf } from '@drover/foundation';
 import type { ConnectionFlags } from '../cli.ts';
-
-/** Where the control plane is and how to be let in: written by `up`, 0600. */
-export interface Context {
-  /** `https://host:port`. */
-  readonly server: string;
-  readonly token: string;
-  /** The CA that the server's certificate must come from; absent trusts the system's. */
-  readonly caPem?: string;
-}
-
-/** `$XDG_CONFIG_HOME/drover/context.json`, or below `~/.config`. */
-export function contextPath(env: NodeJS.ProcessEnv): string {
-  const base = env['XDG_CONFIG_HOME'];
-  return join(base !== undefined && base.startsWith('/') ? base : join(env['HOME'] ?? homedir(), '.config'), 'drover', 'context.json');
-}
-
-export async function saveContext(env: NodeJS.ProcessEnv, context: Context): Promise<string> {
-  const path = contextPath(env);
-  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-  await writeFileAtomic(path, `${JSON.stringify(context, undefined, 2)}\n`, 0o600);
-  return path;
-}
+import { contextNames, currentContext, parseContextName, readContext, type Context, type NamedContext } from './store.ts';
 
 /**
- * The connection from the flags, else DROVER_SERVER, DROVER_TOKEN and DROVER_CA (a path), else the context file.
- * A server that is named gets only what is named with it: the file's token and CA are the file's server's.
- * @throws {DroverError} failed-precondition when nothing says where, invalid-config when what says it is wrong
+ * The connection: a server that is named by --server, else the context that --context names, else DROVER_SERVER, else DROVER_CONTEXT,
+ * else the current context. The token and the CA of a context go to its own server alone; --token and --ca, else DROVER_TOKEN and
+ * DROVER_CA, go before them. The three variables belong together: where --context sets DROVER_SERVER aside, the other two go with it.
+ * @throws {DroverError} failed-precondition when nothing names one, invalid-config when a file is wrong, invalid-argument
  */
 export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<Context> {
-  const server = flags.server ?? nonEmpty(env['DROVER_SERVER']);
-  const token = flags.token ?? nonEmpty(env['DROVER_TOKEN']);
-  const ca = flags.ca ?? nonEmpty(env['DROVER_CA']);
+  if (flags.server !== undefined && flags.context !== undefined) {
+    throw new DroverError('invalid-argument', '--server and --context name two control planes', { hint: 'leave out one of them' });
+  }
+  const ownServer = nonEmpty(env['DROVER_SERVER']);
+  const isSetAside = flags.context !== undefined && ownServer !== undefined;
+  const server = flags.server ?? (flags.context === undefined ? ownServer : undefined);
+  const token = flags.token ?? (isSetAside ? undefined : nonEmpty(env['DROVER_TOKEN']));
+  const ca = flags.ca ?? (isSetAside ? undefined : nonEmpty(env['DROVER_CA']));
   const caPem = ca === undefined ? undefined : await readCa(ca);
-  const file = await readContext(contextPath(env));
-  const sameServer = server === undefined || (file !== undefined && parseServer(server) === file.server);
-  const known = sameServer ? file : undefined;
+  const kept = await chosenContext(env, flags);
+  const known = server === undefined || parseServer(server) === kept?.server ? kept : undefined;
   const resolved = server === undefined ? known?.server : parseServer(server);
   if (resolved === undefined) {
     throw new DroverError('failed-precondition', 'no control plane is known', {
-      hint: 'start one with ./drover up, or name one with --server and --token',
+      hint: 'start one with drover up, choose one with drover context use, or name one with --server and --token',
     });
   }
   const resolvedToken = token ?? known?.token;
@@ -51,6 +33,26 @@ export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags
   }
   const resolvedCa = caPem ?? known?.caPem;
   return { server: resolved, token: resolvedToken, ...(resolvedCa !== undefined && { caPem: resolvedCa }) };
+}
+
+async function chosenContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<NamedContext | undefined> {
+  const named = flags.context ?? nonEmpty(env['DROVER_CONTEXT']);
+  if (named !== undefined) return await findContext(env, named);
+  const current = await currentContext(env);
+  if (current === undefined) return undefined;
+  const context = await readContext(env, current);
+  return context === undefined ? undefined : { name: current, ...context };
+}
+
+/** @throws {DroverError} failed-precondition when there is none of that name */
+export async function findContext(env: NodeJS.ProcessEnv, text: string): Promise<NamedContext> {
+  const name = parseContextName(text);
+  const context = await readContext(env, name);
+  if (context !== undefined) return { name, ...context };
+  const names = await contextNames(env);
+  throw new DroverError('failed-precondition', `there is no context ${JSON.stringify(name)}`, {
+    hint: names.length === 0 ? 'drover up makes one, and drover context add' : `there are ${names.join(', ')}`,
+  });
 }
 
 function nonEmpty(text: string | undefined): string | undefined {
@@ -91,31 +93,4 @@ async function readCa(path: string): Promise<string> {
     throw new DroverError('invalid-config', `${path} holds no certificate`, { hint: 'give a PEM file with --ca or DROVER_CA' });
   }
   return pem;
-}
-
-async function readContext(path: string): Promise<Context | undefined> {
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return undefined;
-    throw new DroverError('invalid-config', `${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
-      hint: 'put it right or take it away; ./drover up writes it anew',
-      cause: error,
-    });
-  }
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw broken(path, error);
-  }
-  if (typeof value !== 'object' || value === null) throw broken(path);
-  const { server, token, caPem } = value as Record<string, unknown>;
-  if (typeof server !== 'string' || typeof token !== 'string' || (caPem !== undefined && typeof caPem !== 'string')) throw broken(path);
-  return { server, token, ...(caPem !== undefined && { caPem }) };
-}
-
-function broken(path: string, cause?: unknown): DroverError {
-  return new DroverError('invalid-config', `${path} is not a context file`, { hint: 'remove it; ./drover up writes a new one', cause });
 }

@@ -9,7 +9,7 @@ import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk'
 import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
 import type { Cli } from '../cli.ts';
 import { hostStateName } from '../commands/host/state.ts';
-import { saveContext, type Context } from '../context/context.ts';
+import { currentContext, listContexts, nameFor, parseContextName, saveContext, useContext, type Context } from '../context/store.ts';
 import { makeDataDirectory, tryListen } from '../doctor/checks.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
 import { checkHostFlags, saveHostSettings, type HostFlags } from './host-settings.ts';
@@ -123,8 +123,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     await claim(data, context.server);
     if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log);
     // Not before it works: an `up` that fails leaves the caller with the control plane that they had.
-    await saveContext(cli.env, context);
-    ready(cli, settings, context.server);
+    ready(cli, settings, context.server, await keepContext(cli, context));
     quiet = false;
     await new Promise<void>((stop) => {
       if (cli.signal.aborted) stop();
@@ -158,10 +157,42 @@ function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost
   ];
 }
 
-function ready(cli: Cli, { data, withAgent }: Settings, server: string): void {
-  if (cli.out.json) return cli.out.record({ ready: true, server, data, host: withAgent });
+interface KeptContext {
+  readonly name: string;
+  /** The context that was the current one, where that is another. */
+  readonly previous: string | undefined;
+}
+
+/**
+ * Keeps the way to this control plane as a context, and makes it the current one.
+ * @throws {DroverError} failed-precondition when --context names that of another control plane
+ */
+async function keepContext(cli: Cli, context: Required<Context>): Promise<KeptContext> {
+  const contexts = await listContexts(cli.env);
+  const known = nameFor(contexts, context);
+  const name = cli.connection.context === undefined ? known : parseContextName(cli.connection.context);
+  const taken = name === known ? undefined : contexts.find((other) => other.name === name);
+  if (taken !== undefined) {
+    throw new DroverError('failed-precondition', `the context ${name} is of another control plane, ${taken.server}`, {
+      hint: 'choose another name with --context',
+    });
+  }
+  const previous = await currentContext(cli.env);
+  await saveContext(cli.env, { name, ...context });
+  await useContext(cli.env, name);
+  return { name, previous: previous === name ? undefined : previous };
+}
+
+function ready(cli: Cli, { data, withAgent }: Settings, server: string, { name, previous }: KeptContext): void {
+  if (cli.out.json) return cli.out.record({ ready: true, server, data, host: withAgent, context: name, previousContext: previous ?? null });
   const next = withAgent ? 'try: ./drover run host -- sh' : 'add a host: ./drover host token';
   cli.out.line(`drover: ready on ${server} — ${next}`);
+  if (previous !== undefined) {
+    cli.out.line(`drover: commands now go to this control plane (context ${name}); to go back: drover context use ${previous}`);
+  }
+  const overrides = ['DROVER_SERVER', 'DROVER_CONTEXT'].filter((variable) => (cli.env[variable] ?? '') !== '');
+  if (overrides.length > 0)
+    cli.out.note(`${overrides.join(' and ')} of your environment still ${overrides.length === 1 ? 'goes' : 'go'} before it`);
 }
 
 /** This same program, under supervision. */
