@@ -9,7 +9,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, isAlive, largestLayer, pushImage, repository, TestDrover, tool, tracesOf, type Finished } from './harness/index.ts';
 
 /** One error, one hint, behind lines of progress of a wait: nothing else on stderr. */
-const oneSentence = /^(?:drover: (?:preparing|pending|scheduled|init): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
+const oneSentence =
+  /^(?:drover: (?:preparing|pending|scheduled|init|waiting for the control plane): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 
 let drover: TestDrover;
 let work: string;
@@ -315,7 +316,7 @@ describe("a full disk under the control plane's store", () => {
         await rm(join(disk, 'filler'));
         await drover.begin('after', ['sleep', '600']);
         for (const name of made) await eventually(`${name} runs`, async () => (await drover.sandbox(name))['state'] === 'running', 90_000);
-        expect(await drover.sandbox('before')).toMatchObject({ state: 'running', startCount: '1' });
+        expect(await drover.sandbox('before')).toMatchObject({ state: 'running', startCount: 1 });
         await drover.remove('before', 'after', ...made);
         await nothingIsLeft();
       } finally {

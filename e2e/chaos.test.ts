@@ -14,7 +14,7 @@ interface SandboxJson {
   readonly name: string;
   readonly state: string;
   readonly message: string;
-  readonly startCount: string;
+  readonly startCount: number;
   readonly identity: { readonly verdict: string; readonly thumbprint: string };
   readonly init: { readonly state: string };
 }

@@ -21,7 +21,7 @@ interface SandboxJson {
   readonly state: string;
   readonly message: string;
   readonly hostName: string;
-  readonly startCount: string;
+  readonly startCount: number;
 }
 
 /** One error, one hint: nothing else on stderr. */
@@ -330,7 +330,7 @@ describe('L-10, L-26: a link that is cut', () => {
       await network.mend();
     }
     await hostIs('second', 'ready');
-    expect((await sandboxIs('cut', 'running')).startCount).toBe('1');
+    expect((await sandboxIs('cut', 'running')).startCount).toBe(1);
     const log = await drover.logs('cut');
     expect(log.match(/began/g)).toHaveLength(1);
     expect(log.split('\n')[0]).toBe(began);

@@ -11,7 +11,7 @@ interface SandboxJson {
   readonly reason: string;
   readonly message: string;
   readonly exitCode?: number;
-  readonly startCount: string;
+  readonly startCount: number;
   readonly identity: {
     readonly thumbprint: string;
     readonly commonName: string;
@@ -34,8 +34,7 @@ interface SandboxJson {
 }
 
 interface EventJson {
-  /** A uint64, as a string. */
-  readonly id: string;
+  readonly id: number;
   readonly kind: string;
   readonly type: string;
   readonly subject: string;
@@ -140,7 +139,7 @@ describe('what a person sees of an identity', () => {
     await drover.stop('comes-and-goes');
     expect(await mine()).toMatchObject([{ thumbprint: first.identity.thumbprint }]);
     await drover.restart('comes-and-goes');
-    const again = await sandboxIs('comes-and-goes', 'trusted anew', (row) => row.startCount === '2' && row.init.state === 'completed');
+    const again = await sandboxIs('comes-and-goes', 'trusted anew', (row) => row.startCount === 2 && row.init.state === 'completed');
     expect(again.identity.thumbprint).not.toBe(first.identity.thumbprint);
     expect(await mine()).toMatchObject([{ thumbprint: again.identity.thumbprint }]);
 
@@ -255,13 +254,13 @@ postInit: |
     await drover.saw(id, ['session'], (types) => types.filter((type) => type === 'SessionConnected').length === 2);
     expect(await planned()).toEqual(before);
     expect(await drover.logs('planned')).toBe(log);
-    expect(await sandbox('planned')).toMatchObject({ init: { state: 'completed' }, startCount: '1' });
+    expect(await sandbox('planned')).toMatchObject({ init: { state: 'completed' }, startCount: 1 });
   });
 
   test('I-32: a new start runs post-init again', async () => {
     await drover.stop('planned');
     await drover.restart('planned');
-    await sandboxIs('planned', 'ready', (row) => row.init.state === 'completed' && row.startCount === '2');
+    await sandboxIs('planned', 'ready', (row) => row.init.state === 'completed' && row.startCount === 2);
     const ran = await planned();
     expect(ran).toHaveLength(2);
     expect(new Set(ran).size).toBe(2);
@@ -365,7 +364,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect(await lines()).toBe(still);
     await succeeds(['sandbox', 'release', 'frozen', '--pause']);
     await eventually('it goes on', async () => (await lines()) > still + 3);
-    expect(await sandbox('frozen')).toMatchObject({ state: 'running', startCount: '1' });
+    expect(await sandbox('frozen')).toMatchObject({ state: 'running', startCount: 1 });
   });
 
   test('--kill ends it, also paused, also on an untrusted session; a release of both starts it', async () => {
@@ -388,7 +387,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     await succeeds(['sandbox', 'release', 'revoked', '--revoke']);
     const back = await sandboxIs('revoked', 'trusted again', (now) => now.identity.verdict === 'trusted');
     // The same start, the same certificate: it registered once more.
-    expect(back).toMatchObject({ startCount: '1', identity: { thumbprint: identity.thumbprint } });
+    expect(back).toMatchObject({ startCount: 1, identity: { thumbprint: identity.thumbprint } });
   });
 
   test('a sandbox that does not answer is contained through its host', async () => {
@@ -432,19 +431,19 @@ describe('I-34 to I-36: events', () => {
   test('I-35: a watcher that goes on from an id sees every event once, over a kill of the control plane', async () => {
     const { id } = await drover.begin<SandboxJson>('watched', idle);
     const all = await eventsOf(id);
-    const ids = all.map((event) => Number(event.id));
+    const ids = all.map((event) => event.id);
     expect(ids).toEqual(ids.toSorted((a, b) => a - b));
     const middle = all[Math.floor(all.length / 2)];
     const rest = linesOf(
-      await succeeds(['events', '--since', middle?.id ?? '', '--subject', id, '--kind', 'session,identity,init', '-o', 'json']),
+      await succeeds(['events', '--since', String(middle?.id ?? ''), '--subject', id, '--kind', 'session,identity,init', '-o', 'json']),
     );
-    expect(rest.map((event) => Number(event.id))).toEqual(ids.filter((at) => at > Number(middle?.id)));
+    expect(rest.map((event) => event.id)).toEqual(ids.filter((at) => at > Number(middle?.id)));
 
     const follower = drover.spawn([
       'events',
       '-f',
       '--since',
-      middle?.id ?? '',
+      String(middle?.id ?? ''),
       '--subject',
       id,
       '--kind',
@@ -467,10 +466,8 @@ describe('I-34 to I-36: events', () => {
     );
     follower.kill('SIGINT');
     await follower;
-    const seen = linesOf(said).map((event) => Number(event.id));
+    const seen = linesOf(said).map((event) => event.id);
     expect(new Set(seen).size).toBe(seen.length);
-    expect(seen).toEqual(
-      (await eventsOf(id)).map((event) => Number(event.id)).filter((at) => at > Number(middle?.id) && at <= (seen.at(-1) ?? 0)),
-    );
+    expect(seen).toEqual((await eventsOf(id)).map((event) => event.id).filter((at) => at > Number(middle?.id) && at <= (seen.at(-1) ?? 0)));
   });
 });

@@ -15,7 +15,7 @@ interface SandboxJson {
   readonly state: string;
   readonly message: string;
   readonly exitCode?: number;
-  readonly startCount: string;
+  readonly startCount: number;
 }
 
 /** What may be killed: one process, or two at once. */
@@ -188,7 +188,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     }
     await Promise.all(
       kept.map(async ({ name, status }) => {
-        expect(rows.get(name)).toMatchObject({ exitCode: status, startCount: '1' });
+        expect(rows.get(name)).toMatchObject({ exitCode: status, startCount: 1 });
         expect(await drover.logs(name)).toBe(`run ${name}\nend ${name}\n`);
         expect(counts.get(name)).toBe(1);
       }),
@@ -197,7 +197,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
 
     await Promise.all(
       steady.map(async (name) => {
-        expect(rows.get(name)).toMatchObject({ state: 'running', startCount: '1' });
+        expect(rows.get(name)).toMatchObject({ state: 'running', startCount: 1 });
         expect(await drover.logs(name)).toBe(`run ${name}\n`);
         expect(counts.get(name)).toBe(1);
       }),
@@ -225,7 +225,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
       const now = await sandbox(name);
       return now.state === 'stopped' ? now : undefined;
     });
-    expect(row).toMatchObject({ exitCode: 42, startCount: '1' });
+    expect(row).toMatchObject({ exitCode: 42, startCount: 1 });
     expect(await drover.logs(name)).toBe(`run ${name}\nend ${name}\n`);
     await drover.remove(name);
   });

@@ -77,8 +77,8 @@ describe('a host that keeps sandboxes ready', () => {
   });
 
   test('R-10: offers its memory without that of those that wait', async () => {
-    const [host] = await drover.hosts<{ capacity: { memoryBytes: string } }>();
-    expect(Number(host?.capacity.memoryBytes)).toBe(totalmem() - 2 * 20 * 1024 ** 2);
+    const [host] = await drover.hosts<{ capacity: { memoryBytes: number } }>();
+    expect(host?.capacity.memoryBytes).toBe(totalmem() - 2 * 20 * 1024 ** 2);
   });
 
   test('has others ready afterwards', async () => {

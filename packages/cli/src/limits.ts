@@ -44,7 +44,10 @@ export const upLogBytes = 32 * 1024 * 1024;
 export const parentCheckMs = 500;
 /** How long a second `up` waits for the processes of one that was killed to leave the port, ms. */
 export const upTakeOverMs = 20_000;
-/** A broken connection that is still being made again is mentioned this often, ms. */
+/** A command that waits for the control plane says so after this long, ms; tries this far apart belong to different waits. */
+export const waitNoteAfterMs = 1_000;
+export const waitNoteGapMs = 10_000;
+/** A connection that is still broken is mentioned this often, ms. */
 export const reconnectNoteMs = 30_000;
 
 /** The shortest --host-ttl (three heartbeats of a second) and --lost-grace, and the longest of both, ms. Others are refused. */

@@ -210,7 +210,7 @@ function specFlags(command: Command): Command {
     .option('-l, --label <key=value>', 'a label (again for more)', collect)
     .option('--host <host>', 'on this host')
     .option('--host-label <key=value>', 'only on hosts with this label (again for more)', collect)
-    .option('--runtime <runtime>', 'oci, docker, microvm')
+    .option('--runtime <runtime>', 'a runtime that drover host ls shows: oci')
     .option('--ttl <duration>', 'stop it when it is older: 30m, 12h')
     .option('--idle-stop <duration>', 'stop it when so long nobody used it and it did nothing')
     .option('-v, --volume <source:target[:ro]>', 'a volume, or a directory of the host (again for more)', collect)

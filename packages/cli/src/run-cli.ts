@@ -7,6 +7,7 @@ import { requireText } from './arguments.ts';
 import type { Cli } from './cli.ts';
 import { commandPath, locate, ownWords } from './command-line.ts';
 import { Output } from './output/output.ts';
+import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
 import { buildProgram, type CommonFlags, type Run } from './program.ts';
 
 /** Commands that end with the status of the command that they ran. */
@@ -54,7 +55,7 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     if (thrown instanceof CommanderError && thrown.exitCode === 0) return 0;
     const own = ownWords(program, argv);
     const command = state.command ?? program;
-    const error = explain(thrown, command, state.server);
+    const error = explain(thrown, command);
     out(state.json ?? wantsJson(own)).error(error);
     if (isInterrupted(error) && state.signal !== undefined) return 128 + constants.signals[state.signal];
     // Of a line that could not be parsed, too: the words name the command.
@@ -67,7 +68,6 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
 interface State {
   command?: Command;
   json?: boolean;
-  server?: string;
   /** The signal that interrupted it. */
   signal?: NodeJS.Signals;
 }
@@ -96,14 +96,9 @@ function wantsJson(words: readonly string[]): boolean {
 }
 
 /** The sentence for a person. */
-function explain(thrown: unknown, command: Command, server: string | undefined): DroverError {
+function explain(thrown: unknown, command: Command): DroverError {
   if (thrown instanceof CommanderError) return usageError(thrown, command);
-  const error = DroverError.from(thrown);
-  // Without a client of the CLI's own, as in a join, the error says itself where and why.
-  if (hasCode(error, 'control-plane-unreachable') && server !== undefined) {
-    return new DroverError(error.code, `cannot reach the control plane at ${server}`, { hint: 'start it with ./drover up', cause: error });
-  }
-  return error;
+  return DroverError.from(thrown);
 }
 
 /** Commander's `error: unknown option '--x'\n(Did you mean --y?)` as a sentence and a hint. */
@@ -120,6 +115,19 @@ function usageError(error: CommanderError, command: Command): DroverError {
   const suggestion = /\(?(Did you mean .*\?)\)?/.exec(rest.join(' '))?.[1];
   const hint = suggestion ?? `${called} --help lists what there is`;
   return new DroverError('invalid-argument', first, { hint, cause: error });
+}
+
+/** Says what a command waits for: when it has waited for a while, and again after a longer one. */
+function waitNotes(out: Output): (error: DroverError) => void {
+  let [since, last, noted] = [0, Number.NEGATIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  return (error) => {
+    const now = performance.now();
+    if (now - last > waitNoteGapMs) since = now;
+    last = now;
+    if (now - since < waitNoteAfterMs || now - noted < reconnectNoteMs) return;
+    noted = now;
+    out.note(`waiting for the control plane: ${error.message}`);
+  };
 }
 
 const endingSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
@@ -164,9 +172,7 @@ class RunningCli implements Cli, AsyncDisposable {
   connect(): Promise<DroverClient> {
     this.#client ??= (async () => {
       const { connect } = await import('./context/connect.ts');
-      const { client, server } = await connect(this.env, this.connection);
-      this.#state.server = server;
-      return client;
+      return await connect(this.env, this.connection, waitNotes(this.out));
     })();
     return this.#client;
   }

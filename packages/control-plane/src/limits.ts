@@ -130,6 +130,11 @@ export const reattachMs = 60_000;
 /** API: first and longest delay between two tries to attach again, ms; full jitter. */
 export const reattachBaseMs = 50;
 export const reattachCapMs = 2_000;
+/**
+ * API: how long a call waits for a host that has just disconnected, ms: an agent or a control plane that is restarted needs less. A call
+ * to a host that is down for longer fails immediately with host-unavailable (L-15).
+ */
+export const hostReturnMs = 5_000;
 /** API: how long an ended main process's exit code may take to be reported by the host, ms. Then the exec fails. */
 export const exitReportMs = 10_000;
 /** API: input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */

@@ -1,8 +1,9 @@
 import { Code, ConnectError } from '@connectrpc/connect';
-import { FakeClock } from '@drover/foundation';
-import { expect, test } from 'vitest';
+import { DroverError, FakeClock } from '@drover/foundation';
+import { describe, expect, test } from 'vitest';
 import { Calls } from './calls.ts';
-import { retryCapMs, watchReconnectMs } from './limits.ts';
+import { callWaitMs, connectWaitMs, hostWaitMs, retryCapMs, streamWaitMs } from './limits.ts';
+import { Retry } from './retry.ts';
 
 const server = 'https://drover.example';
 const broken = (): ConnectError => new ConnectError('the connection was reset', Code.Unavailable);
@@ -30,7 +31,7 @@ test('a server that does not come back ends a wait, in bounded time', async () =
     return Promise.reject(broken());
   });
   const outcome = waiting.catch((error: unknown) => ({ error, at: clock.now() }));
-  await clock.advance(watchReconnectMs + 2 * retryCapMs);
+  await clock.advance(streamWaitMs + 2 * retryCapMs);
   expect(await outcome).toMatchObject({ error: { code: 'control-plane-unreachable' } });
   expect(tries).toBeGreaterThan(5);
 });
@@ -38,4 +39,65 @@ test('a server that does not come back ends a wait, in bounded time', async () =
 test('what the server itself says ends a wait at once', async () => {
   const refusal = new ConnectError('no', Code.PermissionDenied);
   await expect(new Calls(server, new FakeClock()).wait(() => Promise.reject(refusal))).rejects.toMatchObject({ code: 'permission-denied' });
+});
+
+const refused = (): DroverError =>
+  new DroverError('control-plane-unreachable', 'nothing listens there', { cause: Object.assign(new Error('x'), { code: 'ECONNREFUSED' }) });
+
+/** Calls until it fails; how long that took, and the error. */
+async function failing(
+  failures: readonly (() => Error)[],
+  how: 'ask' | 'mutate',
+): Promise<{ readonly error: DroverError; readonly ms: number; readonly keys: Set<string> }> {
+  const clock = new FakeClock();
+  const calls = new Calls(server, clock);
+  const keys = new Set<string>();
+  let tries = 0;
+  const call = (key = ''): Promise<never> => {
+    keys.add(key);
+    return Promise.reject((failures[Math.min(tries++, failures.length - 1)] ?? broken)());
+  };
+  const outcome = (how === 'ask' ? calls.ask(call) : calls.mutate(call, undefined)).then(
+    () => undefined,
+    (error: unknown) => ({ error: error as DroverError, ms: clock.now(), keys }),
+  );
+  await clock.advance(callWaitMs * 2);
+  const failed = await outcome;
+  if (failed === undefined) throw new Error('it succeeded');
+  return failed;
+}
+
+describe('what a call waits for', () => {
+  test('where nothing has listened from the first try on: the start of a control plane', async () => {
+    const { error, ms } = await failing([refused], 'mutate');
+    expect(ms).toBeLessThanOrEqual(connectWaitMs);
+    expect(error.message).toMatch(/^nothing listens there \(waited \ds for the control plane\)$/);
+  });
+
+  test('once a connection stood: the restart of the control plane, and a change that may have arrived says so', async () => {
+    const { error, ms, keys } = await failing([broken, refused], 'mutate');
+    expect(ms).toBeGreaterThan(callWaitMs - 2 * retryCapMs);
+    expect(ms).toBeLessThanOrEqual(callWaitMs);
+    expect(error.message).toMatch(/waited \d+s for the control plane\); whether the change was made is not known$/);
+    expect(error.hint).toContain('drover sandbox ls');
+    expect(keys.size).toBe(1);
+  });
+
+  test('a question whose answer was lost leaves no doubt behind', async () => {
+    expect((await failing([broken], 'ask')).error.message).not.toContain('not known');
+  });
+
+  test('L-15: a host that is down is waited for by attached processes alone', async () => {
+    const clock = new FakeClock();
+    const down = new DroverError('host-unavailable', 'host near is down');
+    await expect(new Retry(clock, { controlPlaneMs: 1_000 }).pause(down, undefined)).rejects.toBe(down);
+    const attached = new Retry(clock, { controlPlaneMs: 1_000, hostMs: hostWaitMs });
+    const outcome = (async () => {
+      for (;;) await attached.pause(down, undefined);
+    })().catch((error: unknown) => ({ error, ms: clock.now() }));
+    await clock.advance(hostWaitMs + retryCapMs);
+    expect(await outcome).toMatchObject({
+      error: { message: expect.stringMatching(/^host near is down \(waited 1[45]m for its host\)$/) as string },
+    });
+  });
 });

@@ -11,7 +11,7 @@ describe('a server', () => {
     }
   });
 
-  test('that does not listen is told at once, with what to do', async () => {
+  test('that does not listen is named, with what to do', async () => {
     // Port 1 is tcpmux: nothing here serves it.
     const client = await connectDrover({ server: 'https://127.0.0.1:1', token: 't', caPem: '' });
     await expect(client.version()).rejects.toMatchObject({

@@ -1,15 +1,17 @@
 import { createClient, type Interceptor } from '@connectrpc/connect';
 import { createConnectTransport, type Http2SessionManager } from '@connectrpc/connect-node';
+import { systemClock, type DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { Calls, withSignal } from './calls.ts';
+import { fromApiError, isDateError } from './errors.ts';
 import { eventsApi, type EventsApi } from './events.ts';
 import { hostsApi, type HostsApi } from './hosts.ts';
 import { identitiesApi, type IdentitiesApi } from './identities.ts';
 import { imagesApi, type ImagesApi } from './images.ts';
 import { maxMessageBytes, pingIntervalMs, pingTimeoutMs } from './limits.ts';
 import { sandboxesApi, type SandboxesApi } from './sandboxes.ts';
-import { fetchCaByFingerprint, parseServer, trustOnly } from './tls.ts';
+import { clockError, fetchCaByFingerprint, parseServer, trustOnly } from './tls.ts';
 import { volumesApi, type VolumesApi } from './volumes.ts';
 import { worldviewApi, type WorldviewApi } from './worldview.ts';
 
@@ -21,6 +23,8 @@ export interface ConnectOptions {
   readonly caPem?: string;
   /** Trusts exactly the CA with this SHA-256 (hex), fetched from the server first. Ignored with `caPem`. Neither: the system's CAs. */
   readonly caFingerprint?: string;
+  /** Called each time a call is going to be repeated, since the control plane could not be reached. */
+  readonly onWait?: (error: DroverError) => void;
 }
 
 /**
@@ -28,10 +32,9 @@ export interface ConnectOptions {
  * @throws {DroverError} ca-mismatch, control-plane-unreachable, invalid-argument
  */
 export async function connectDrover(options: ConnectOptions): Promise<DroverClient> {
-  const { server, token, caFingerprint } = options;
-  let { caPem } = options;
-  if (caPem === undefined && caFingerprint !== undefined) caPem = await fetchCaByFingerprint(server, caFingerprint);
-  return new DroverClient({ server, token, ...(caPem === undefined ? {} : { caPem }) });
+  const { caFingerprint, ...rest } = options;
+  if (rest.caPem !== undefined || caFingerprint === undefined) return new DroverClient(rest);
+  return new DroverClient({ ...rest, caPem: await fetchCaByFingerprint(rest.server, caFingerprint) });
 }
 
 /** One server, over one HTTP/2 connection that is opened when it is needed. Every method rejects with a DroverError. */
@@ -55,15 +58,23 @@ export class DroverClient {
       request.header.set('authorization', `Bearer ${options.token}`);
       return await next(request);
     };
+    const explainDates: Interceptor = (next) => async (request) => {
+      try {
+        return await next(request);
+      } catch (thrown) {
+        const error = fromApiError(thrown, url.host);
+        throw isDateError(error) ? await clockError(url, error) : thrown;
+      }
+    };
     const transport = createConnectTransport({
       baseUrl: url.origin,
       httpVersion: '2',
       sessionManager: this.#sessions,
-      interceptors: [authorize],
+      interceptors: [authorize, explainDates],
       acceptCompression: [],
       readMaxBytes: maxMessageBytes,
     });
-    const calls = new Calls(url.host);
+    const calls = new Calls(url.host, systemClock, options.onWait);
     this.hosts = hostsApi(createClient(api.HostService, transport), calls);
     this.images = imagesApi(createClient(api.ImageService, transport), calls);
     this.volumes = volumesApi(createClient(api.VolumeService, transport), calls);

@@ -1,5 +1,5 @@
 import { Code, ConnectError } from '@connectrpc/connect';
-import { DroverError, errnoOf, hasCode, type ErrorCode } from '@drover/foundation';
+import { DroverError, type ErrorCode } from '@drover/foundation';
 import { errorFromWire, link } from '@drover/protocol';
 
 /** For a server that says nothing of its own: one code for each status. */
@@ -35,36 +35,16 @@ export function fromApiError(thrown: unknown, server = 'the server'): DroverErro
   // A stream that the connection took with it; an answer of the server carries a detail.
   const reset = thrown.code === Code.Canceled && thrown.rawMessage.startsWith('http/2 stream closed');
   if (reset || thrown.code === Code.Internal || thrown.code === Code.Aborted || thrown.code === Code.Unavailable) {
-    return new DroverError('control-plane-unreachable', `the connection to ${server} broke: ${thrown.rawMessage}`, {
-      hint: 'is the server still running?',
+    return new DroverError('control-plane-unreachable', `the connection to the control plane at ${server} broke`, {
+      hint: 'it may be restarting; drover doctor shows whether it responds',
       cause: thrown,
     });
   }
   return new DroverError(codeOfStatus[thrown.code], thrown.rawMessage, { cause: thrown });
 }
 
-/** Says whether the call may have got nowhere, or its answer may be lost, because of the connection. */
-export function isConnectionError(error: DroverError): boolean {
-  return hasCode(error, 'control-plane-unreachable', 'unavailable');
-}
-
-/**
- * Whether it makes sense to try again: after a broken connection, yes. Where nobody has listened from the beginning, no; but one
- * refusal may be that of an older attempt to connect that this call merely joined, so the second one counts.
- */
-export class Reach {
-  #refusals = 0;
-  #reached = false;
-
-  mayTryAgain(error: DroverError): boolean {
-    if (!isConnectionError(error)) return false;
-    if (errnoOf(innermost(error)) !== 'ECONNREFUSED') this.#reached = true;
-    else this.#refusals++;
-    return this.#reached || this.#refusals < 2;
-  }
-}
-
-function innermost(thrown: unknown): unknown {
+/** The error at the end of the chain of causes. */
+export function innermost(thrown: unknown): unknown {
   let inner = thrown;
   for (let depth = 0; depth < 8 && inner instanceof Error && inner.cause !== undefined; depth++) inner = inner.cause;
   return inner;
@@ -74,17 +54,20 @@ function unreachableError(inner: unknown, server: string): DroverError | undefin
   const code = inner instanceof Error && 'code' in inner && typeof inner.code === 'string' ? inner.code : undefined;
   if (code === undefined) return undefined;
   const because = (why: string, hint: string): DroverError =>
-    new DroverError('control-plane-unreachable', `${server} cannot be reached: ${why}`, { hint, cause: inner });
+    new DroverError('control-plane-unreachable', `cannot reach the control plane at ${server}: ${why}`, { hint, cause: inner });
   switch (code) {
     case 'ECONNREFUSED':
-      return because('nothing listens there', 'start it with `drover up`, or name another server with --server');
+      return because('nothing listens there', 'start one with drover up, or name another with --context or --server');
     case 'ENOTFOUND':
     case 'EAI_AGAIN':
-      return because('its name is not known', 'check the name, or name another server with --server');
+      return because('its name cannot be resolved', 'check the name and the DNS of this machine');
     case 'ETIMEDOUT':
     case 'EHOSTUNREACH':
     case 'ENETUNREACH':
-      return because('no answer from its address', 'check the address and the network in between');
+      return because('its address does not respond', 'check the address and the network in between');
+    case 'EADDRNOTAVAIL':
+    case 'EINVAL':
+      return because('that is no address to connect to', 'check the address');
     case 'ECONNRESET':
     case 'EPIPE':
     case 'ERR_HTTP2_SESSION_ERROR':
@@ -92,20 +75,36 @@ function unreachableError(inner: unknown, server: string): DroverError | undefin
     case 'ERR_HTTP2_GOAWAY_SESSION':
     case 'ERR_STREAM_PREMATURE_CLOSE':
     case 'ERR_HTTP2_STREAM_CANCEL':
-      return because('the connection broke', 'is the server still running?');
-    case 'DEPTH_ZERO_SELF_SIGNED_CERT':
-    case 'SELF_SIGNED_CERT_IN_CHAIN':
-    case 'UNABLE_TO_VERIFY_LEAF_SIGNATURE':
-    case 'UNABLE_TO_GET_ISSUER_CERT':
-    case 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY':
-    case 'CERT_SIGNATURE_FAILURE':
-    case 'CERT_HAS_EXPIRED':
-    case 'ERR_TLS_CERT_ALTNAME_INVALID':
-      return new DroverError('ca-mismatch', `${server} is not the server that this client trusts (${code})`, {
-        hint: 'check the address, and that the CA given here is the one of this server',
-        cause: inner,
-      });
+      return because('the connection broke', 'it may be restarting; drover doctor shows whether it responds');
+    case 'EPROTO':
+      return because('it does not speak TLS 1.3', 'check the port: the API listens on 7443 unless up or serve was given another');
     default:
-      return undefined;
+      return certificateError(inner, code, server);
   }
+}
+
+/** Codes of certificates whose dates do not include the present time of this machine. */
+const dateCodes = new Set(['CERT_HAS_EXPIRED', 'CERT_NOT_YET_VALID']);
+/** Codes of OpenSSL's certificate verification, as Node passes them on. */
+const certificateCode =
+  /^(?:DEPTH_ZERO_SELF_SIGNED_CERT|SELF_SIGNED_CERT_IN_CHAIN|UNABLE_TO_|CERT_|CRL_|INVALID_|ERR_TLS_CERT_ALTNAME_INVALID)/;
+
+function certificateError(inner: unknown, code: string, server: string): DroverError | undefined {
+  if (!certificateCode.test(code)) return undefined;
+  if (dateCodes.has(code)) {
+    return new DroverError('ca-mismatch', `the certificate of ${server} is not valid at the time that the clock of this machine shows`, {
+      hint: 'compare the clocks of both machines',
+      cause: inner,
+    });
+  }
+  return new DroverError('ca-mismatch', `the certificate of ${server} is not from the CA that this client trusts`, {
+    hint: 'check the address, and that --ca or the context names the CA of this control plane',
+    cause: inner,
+  });
+}
+
+/** Whether a certificate was refused for its dates alone, which a wrong clock on either side makes. */
+export function isDateError(error: DroverError): boolean {
+  const inner = innermost(error);
+  return inner instanceof Error && 'code' in inner && dateCodes.has(String(inner.code));
 }

@@ -1,11 +1,11 @@
 import { Writable, type Readable } from 'node:stream';
 import { create } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
-import { Backoff, DroverError, newId } from '@drover/foundation';
+import { DroverError, hasCode, newId } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { Calls } from './calls.ts';
-import { fromApiError, Reach } from './errors.ts';
-import { execInputQueue, execReattachMs, retryBaseMs, retryCapMs, stdinSettledMs } from './limits.ts';
+import { callWaitMs, execInputQueue, hostWaitMs, stdinSettledMs, streamWaitMs } from './limits.ts';
+import { Retry } from './retry.ts';
 import { chunksOf, Handoff, OutputStream, report } from './streams.ts';
 
 export interface TerminalSize {
@@ -33,8 +33,6 @@ export interface ExecOptions {
   readonly replay?: boolean;
   /** Told each time the connection broke and is being made again. */
   readonly onReconnect?: (error: Error) => void;
-  /** How long to look for the process again, ms; default 60 s. 0 fails at the first break. */
-  readonly reattachMs?: number;
   /** Detaches: the process runs on (I-40). */
   readonly signal?: AbortSignal;
 }
@@ -171,30 +169,35 @@ class Exec implements ExecHandle {
   }
 
   async #untilExit(): Promise<ExecExit> {
-    const { clock } = this.#calls;
     const { signal } = this.#life;
-    const backoff = new Backoff({ baseMs: retryBaseMs, capMs: retryCapMs });
-    const patienceMs = this.#options.reattachMs ?? execReattachMs;
-    let brokenSince: number | undefined;
-    const reach = new Reach();
+    const before = new Retry(this.#calls.clock, { controlPlaneMs: callWaitMs });
+    const attached = new Retry(this.#calls.clock, { controlPlaneMs: streamWaitMs, hostMs: hostWaitMs });
     for (;;) {
       try {
         const exit = await this.#attempt(() => {
-          brokenSince = undefined;
-          backoff.reset();
+          before.succeeded();
+          attached.succeeded();
         });
         if (exit !== undefined) return exit;
         throw new DroverError('control-plane-unreachable', `${this.#calls.server} ended the stream before the process ended`);
       } catch (thrown) {
         signal.throwIfAborted();
-        const error = fromApiError(thrown, this.#calls.server);
-        if (!reach.mayTryAgain(error)) throw error;
-        this.#refuseLostInput(error);
-        brokenSince ??= clock.now();
-        if (clock.now() - brokenSince >= patienceMs) throw error;
-        this.#options.onReconnect?.(error);
-        await clock.sleep(backoff.nextMs(), signal);
+        const error = this.#calls.error(thrown);
+        const isBroken = hasCode(error, 'control-plane-unreachable', 'unavailable', 'host-unavailable');
+        if (isBroken) this.#refuseLostInput(error);
+        // L-15: a process that has not started waits for no host.
+        if (this.#isStarted) await attached.pause(error, signal, this.#options.onReconnect);
+        else await this.#pauseBefore(before, error);
       }
+    }
+  }
+
+  async #pauseBefore(retry: Retry, broken: DroverError): Promise<void> {
+    try {
+      await retry.pause(broken, this.#life.signal, this.#options.onReconnect);
+    } catch (error) {
+      // Attaching changes nothing.
+      throw this.#options.argv === undefined ? error : retry.withDoubt(error, `whether ${this.execId} was started`);
     }
   }
 

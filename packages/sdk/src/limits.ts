@@ -8,19 +8,27 @@ export const chunkBytes = 64 * 1024;
 export const copyChunkBytes = 256 * 1024;
 /** Input messages waiting to be sent on one exec. When it is full, stdin stops taking bytes. */
 export const execInputQueue = 64;
-/** How long an exec looks for its process again after the connection broke, ms. Then it fails with the connection's error. */
-export const execReattachMs = 60_000;
 /** Input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */
 export const stdinSettledMs = 10_000;
-/** How long a watch or a wait looks for the server again without an answer, ms. Then it fails with the connection's error. */
-export const watchReconnectMs = 300_000;
 /**
  * How long `waitReady` waits from the start of a sandbox for the end of its init plan, ms. The plan's steps, the dial and the
  * registration have limits of their own, which come to less. Then it fails with timed-out.
  */
 export const planWaitMs = 15 * 60_000;
-/** Tries of a call whose answer was lost; each carries the same idempotency key (L-20). Then it fails with the connection's error. */
-export const callTries = 5;
+/**
+ * How long a call tries to connect where nothing has listened from its first try on, ms: `up` restarts a control plane within that.
+ * Then it fails with control-plane-unreachable.
+ */
+export const connectWaitMs = 5_000;
+/**
+ * How long a call whose connection broke waits for the control plane, ms, repeated with the same idempotency key (L-20). A supervisor
+ * restarts it after at most half of that. Then it fails with control-plane-unreachable, and says that the result is unknown.
+ */
+export const callWaitMs = 30_000;
+/** How long an attached process, a watch or a wait waits for the control plane, ms. Then it fails with control-plane-unreachable. */
+export const streamWaitMs = 300_000;
+/** How long an attached process waits for its host to be back, ms: a host may reboot. Then it fails with host-unavailable. */
+export const hostWaitMs = 15 * 60_000;
 /** First and longest delay between two tries, ms; full jitter. */
 export const retryBaseMs = 100;
 export const retryCapMs = 3_000;

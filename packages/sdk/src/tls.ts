@@ -43,10 +43,38 @@ export async function fetchCaByFingerprint(server: string, fingerprint: string, 
   const ca = chain.find((raw) => createHash('sha256').update(raw).digest('hex') === wanted);
   if (ca === undefined) {
     throw new DroverError('ca-mismatch', `the CA of ${url.host} is not the one with the fingerprint ${wanted.slice(0, 16)}…`, {
-      hint: 'check the address; if the server was set up anew, its CA is a new one',
+      hint: 'check the address; a control plane with a new data directory has a new CA',
     });
   }
   return new X509Certificate(ca).toString();
+}
+
+/**
+ * The error for a certificate whose dates do not include the present time: one of the two clocks is wrong, or the certificate was not
+ * renewed. It names this machine's time and the dates of the first certificate of the chain that they exclude.
+ */
+export async function clockError(url: URL, cause: DroverError, now = new Date()): Promise<DroverError> {
+  let chain: readonly Buffer[];
+  try {
+    chain = await peerChain(url, undefined);
+  } catch {
+    return cause;
+  }
+  const certificates = chain.map((raw) => new X509Certificate(raw));
+  const wrong = certificates.find(({ validFromDate, validToDate }) => now < validFromDate || now > validToDate);
+  if (wrong === undefined) return cause;
+  const isEarly = now < wrong.validFromDate;
+  const here = `the clock of this machine says ${now.toISOString()}`;
+  return new DroverError(
+    'ca-mismatch',
+    isEarly
+      ? `the certificate of ${url.host} is valid from ${wrong.validFromDate.toISOString()}, and ${here}`
+      : `the certificate of ${url.host} was valid until ${wrong.validToDate.toISOString()}, and ${here}`,
+    {
+      hint: `set the clock of this machine${isEarly ? '' : ' or of the control plane'}, for instance with timedatectl set-ntp true; ${isEarly ? 'or that of the control plane was ahead when it made the certificate' : 'if both are right, restart the control plane to renew the certificate'}`,
+      cause,
+    },
+  );
 }
 
 /** @throws {DroverError} invalid-argument */
@@ -93,7 +121,7 @@ async function peerChain(url: URL, signal: AbortSignal | undefined): Promise<rea
     return chain;
   } catch (error) {
     if (timeout.aborted) {
-      throw new DroverError('control-plane-unreachable', `${url.host} does not answer`, {
+      throw new DroverError('control-plane-unreachable', `cannot reach the control plane at ${url.host}: it does not respond`, {
         hint: 'check the address and the network in between',
         cause: error,
       });

@@ -36,7 +36,7 @@ export async function namesOf(kind: NameKind, env: NodeJS.ProcessEnv): Promise<r
   const late = Promise.withResolvers<readonly Candidate[]>();
   const timer = setTimeout(() => late.resolve([]), completionTimeoutMs);
   try {
-    ({ client } = await connect(env, {}));
+    client = await connect(env, {});
     return await Promise.race([sources[kind](client, AbortSignal.timeout(completionTimeoutMs)), late.promise]);
   } catch {
     // Completing commands and flags needs no control plane.

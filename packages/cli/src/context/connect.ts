@@ -1,10 +1,18 @@
+import type { DroverError } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import type { ConnectionFlags } from '../cli.ts';
 import { loadContext } from './context.ts';
 
-/** Connects lazily: the first call finds out whether anybody answers. */
-export async function connect(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<{ client: DroverClient; server: string }> {
+/**
+ * Connects lazily: the first call finds out whether the control plane responds.
+ * @param onWait called each time a call is going to be repeated
+ */
+export async function connect(
+  env: NodeJS.ProcessEnv,
+  flags: ConnectionFlags,
+  onWait?: (error: DroverError) => void,
+): Promise<DroverClient> {
   const context = await loadContext(env, flags);
   const { connectDrover } = await import('@drover/sdk');
-  return { client: await connectDrover(context), server: context.server };
+  return await connectDrover({ ...context, ...(onWait !== undefined && { onWait }) });
 }

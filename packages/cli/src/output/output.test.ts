@@ -62,3 +62,17 @@ test('R-3: a verdict is the word that people use', () => {
   const check = create(api.TrustCheckSchema, { check: 'cn', verdict: api.TrustCheck_Verdict.FAIL });
   expect(messageJson(api.TrustCheckSchema, check)).toMatchObject({ check: 'cn', verdict: 'fail' });
 });
+
+test('64-bit integers are numbers, also in messages within messages; times stay text', () => {
+  const host = create(api.HostSchema, {
+    capacity: { memoryBytes: 8_589_934_592n, cpuMillis: 4_000 },
+    lastSeenAt: { seconds: 1n, nanos: 0 },
+    labels: { zone: '12' },
+  });
+  expect(messageJson(api.HostSchema, host)).toMatchObject({
+    capacity: { memoryBytes: 8_589_934_592, cpuMillis: 4_000 },
+    lastSeenAt: '1970-01-01T00:00:01Z',
+    labels: { zone: '12' },
+  });
+  expect(messageJson(api.EventSchema, create(api.EventSchema, { id: 7n }))).toMatchObject({ id: 7 });
+});

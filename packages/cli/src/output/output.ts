@@ -1,6 +1,6 @@
 import { once } from 'node:events';
 import type { Writable } from 'node:stream';
-import { toJson, type DescMessage, type JsonValue, type MessageShape } from '@bufbuild/protobuf';
+import { ScalarType, toJson, type DescField, type DescMessage, type JsonValue, type MessageShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { lineEnd } from '../terminal/raw.ts';
 import { table, type Column } from './table.ts';
@@ -89,11 +89,40 @@ const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE|SECRET_TARGET|VER
 const enumFields = new Set(['state', 'desiredState', 'target', 'verdict']);
 
 /**
- * A message as `-o json` shows it: protobuf JSON (camelCase, every field present, 64-bit numbers as strings,
- * RFC 3339 times), with states as the words that people use.
+ * A message as `-o json` shows it: protobuf JSON (camelCase, every field present, RFC 3339 times), with states as the words that people
+ * use and 64-bit integers as numbers. Ids of events and sizes in bytes are below 2^53, so that no digit is lost.
  */
 export function messageJson<D extends DescMessage>(schema: D, message: MessageShape<D>): JsonValue {
-  return withWords(toJson(schema, message, { alwaysEmitImplicit: true }));
+  return withWords(withNumbers(schema, toJson(schema, message, { alwaysEmitImplicit: true })));
+}
+
+const wideIntegers: ReadonlySet<ScalarType> = new Set([
+  ScalarType.INT64,
+  ScalarType.UINT64,
+  ScalarType.SINT64,
+  ScalarType.FIXED64,
+  ScalarType.SFIXED64,
+]);
+
+/** Protobuf JSON writes 64-bit integers as strings. */
+function withNumbers(schema: DescMessage, value: JsonValue): JsonValue {
+  // Times, durations and the like have a form of their own.
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) return value;
+  const fields = new Map(schema.fields.map((field) => [field.jsonName, field]));
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, fieldWithNumbers(fields.get(key), inner)]));
+}
+
+function fieldWithNumbers(field: DescField | undefined, value: JsonValue): JsonValue {
+  if (field === undefined) return value;
+  const one = (inner: JsonValue): JsonValue => {
+    if (field.message !== undefined) return withNumbers(field.message, inner);
+    return field.scalar !== undefined && wideIntegers.has(field.scalar) && typeof inner === 'string' ? Number(inner) : inner;
+  };
+  if (field.fieldKind === 'list' && Array.isArray(value)) return value.map(one);
+  if (field.fieldKind === 'map' && value !== null && typeof value === 'object' && !Array.isArray(value)) {
+    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, one(inner)]));
+  }
+  return one(value);
 }
 
 function withWords(value: JsonValue): JsonValue {

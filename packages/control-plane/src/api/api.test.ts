@@ -231,6 +231,17 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect((await api.client.sandboxes.list()).map(({ id }) => id)).toEqual(ids);
     });
 
+    test('a runtime that no host has is refused with those that the hosts have; before any host has joined, it waits', async () => {
+      await using api = await start();
+      const waiting = await api.client.sandboxes.create({ spec: { ...host, runtime: 'docker' } });
+      expect(sandboxStateName(waiting.state)).toBe('pending');
+      await api.addHost('alpha');
+      const refused = await errorOf(api.client.sandboxes.create({ spec: { ...host, runtime: 'docker' } }));
+      expect(refused.code).toBe('unschedulable');
+      expect(refused.message).toBe('no host has the runtime docker (alpha: oci)');
+      expect((await api.client.sandboxes.create({ spec: { ...host, runtime: 'oci' } })).hostId).not.toBe('');
+    });
+
     const bad: readonly (readonly [string, object, string])[] = [
       ['an image that is none', { image: 'not an image' }, 'invalid-image-reference'],
       ['a relative archive', { image: 'oci-archive:x.tar' }, 'invalid-image-reference'],

@@ -6,10 +6,8 @@ import { refuseContained, sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { connectionBroke } from './errors.ts';
-
-export function labelOf(row: Pick<SandboxRow, 'project' | 'name'>): string {
-  return row.project === '' ? row.name : `${row.project}/${row.name}`;
-}
+import { brokenCallError, refuseDownHost } from './host-down.ts';
+import { labelOf } from './label.ts';
 
 /** Its main process has ended and nobody wants it started again, or it is being removed. */
 export function ended(row: SandboxRow): boolean {
@@ -80,13 +78,18 @@ export function refusePaused(row: SandboxRow): void {
 /** Output of the main process as its host keeps it, oldest first. @throws {DroverError} host-unavailable, … */
 export async function hostLogs(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly link.LogRecord[]> {
   if (row.hostId === undefined) return [];
+  await refuseDownHost(context, row);
   const value = create(link.ReadLogsSchema, { sandboxId: row.id });
-  const result = await context.hub.call(
-    row.hostId,
-    { case: 'readLogs', value },
-    { signal, deadline: new Date(context.clock.now() + hostCallTimeoutMs) },
-  );
-  return result.case === 'logs' ? result.value.records : [];
+  try {
+    const result = await context.hub.call(
+      row.hostId,
+      { case: 'readLogs', value },
+      { signal, deadline: new Date(context.clock.now() + hostCallTimeoutMs) },
+    );
+    return result.case === 'logs' ? result.value.records : [];
+  } catch (thrown) {
+    throw await brokenCallError(context, row, thrown);
+  }
 }
 
 /**

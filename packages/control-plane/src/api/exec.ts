@@ -8,6 +8,7 @@ import { sandboxState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
 import { ended, refusePaused, replayMain } from './ended.ts';
 import { connectionBroke, fromConnectError } from './errors.ts';
+import { brokenCallError, refuseDownHost, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
 import { checkArgv, checkEnv, checkUser, checkWorkdir } from './parse.ts';
 
@@ -110,8 +111,9 @@ class ExecRelay {
       }
       if (!broke) throw error;
       this.#refuseLostInput(error);
+      await refuseDownHost(this.#context, this.#row);
       brokenSince ??= clock.now();
-      if (clock.now() - brokenSince > reattachMs) throw error;
+      if (clock.now() - brokenSince > reattachMs) throw await brokenCallError(this.#context, this.#row, error);
       this.#context.logger.info({ sandbox: this.#row.id, exec: this.#open.execId, err: error }, 'exec attaches again');
       await clock.sleep(backoff.nextMs(), this.#signal);
     }
@@ -122,7 +124,7 @@ class ExecRelay {
     const attempt = new AbortController();
     const signal = AbortSignal.any([this.#signal, attempt.signal]);
     try {
-      const client = await this.#context.sessions.client(this.#row.id, signal);
+      const client = await sessionClient(this.#context, this.#row, signal);
       await this.#checkSameStart();
       for await (const response of client.exec(this.#requests(signal), { signal })) {
         const mapped = this.#toCaller(response);

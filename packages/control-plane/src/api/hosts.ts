@@ -8,8 +8,10 @@ import { api, link } from '@drover/protocol';
 import { defaultJoinTtlSeconds, hostCallTimeoutMs, maxJoinTtlSeconds, maxJoinUses } from '../limits.ts';
 import { callerOf } from './auth.ts';
 import { drainHost } from '../reconcile/index.ts';
+import { hostState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
 import { hostToWire } from './convert.ts';
+import { hostDownError } from './host-down.ts';
 import { once } from './idempotency.ts';
 import { parseLabels } from './parse.ts';
 
@@ -83,6 +85,7 @@ export function hostService(context: ApiContext): ServiceImpl<typeof api.HostSer
 
     async diagnoseHost(request, { signal }) {
       const host = await store.hosts.find(request.host);
+      if (hostState(host) === 'down') throw hostDownError(host);
       const deadline = new Date(context.clock.now() + hostCallTimeoutMs);
       const operation = { case: 'collectDiagnostics' as const, value: create(link.CollectDiagnosticsSchema) };
       const result = await hub.call(host.id, operation, { signal, deadline });

@@ -5,7 +5,7 @@ import { api } from '@drover/protocol';
 import type { Identity } from '../identity/registry.ts';
 import type { Tables } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
-import { labelOf } from './ended.ts';
+import { labelOf } from './label.ts';
 import { once } from './idempotency.ts';
 import { identityToWire } from './views.ts';
 

@@ -7,6 +7,7 @@ import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { ended, hostLogs } from './ended.ts';
 import { fromConnectError } from './errors.ts';
+import { refuseDownHost, sessionClient } from './host-down.ts';
 
 /**
  * Output of the main process: from init while it runs, from the host when it does not or cannot be reached. Following goes on
@@ -41,7 +42,7 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
       }
       let error: DroverError;
       try {
-        const client = await context.sessions.client(row.id, signal);
+        const client = await sessionClient(context, row, signal);
         const wanted = { follow: request.follow, tailLines: BigInt(tail) };
         for await (const chunk of client.logs(wanted, { signal })) {
           brokenSince = undefined;
@@ -54,6 +55,7 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
       }
       signal.throwIfAborted();
       if (hasCode(error, 'invalid-argument', 'unimplemented', 'permission-denied')) throw error;
+      await refuseDownHost(context, row);
       // What was handed out is skipped by its time, so the next try asks for everything that is kept.
       if (!position.atStart) tail = 0;
       if (!request.follow) {

@@ -1,7 +1,7 @@
 import { DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
 import type { SandboxRow } from '../store/store.ts';
-import { labelOf } from './ended.ts';
+import { labelOf } from './label.ts';
 
 const { RUNNING, PAUSED, STOPPED, FAILED, STOPPING, DELETING, DELETED } = sandbox.SandboxState;
 

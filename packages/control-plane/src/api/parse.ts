@@ -174,7 +174,8 @@ export function checkSpec(spec: sandbox.SandboxSpec): void {
   if (spec.hostname !== '' && !hostnamePattern.test(spec.hostname)) {
     throw invalid(`${quote(spec.hostname)} cannot be a hostname`, 'use letters, digits and hyphens, at most 63');
   }
-  if (!runtimes.includes(spec.runtime)) throw invalid(`there is no runtime ${quote(spec.runtime)}`, 'use oci, docker, microvm or fake');
+  if (!runtimes.includes(spec.runtime))
+    throw invalid(`there is no runtime ${quote(spec.runtime)}`, '`drover host ls` shows the runtimes of the hosts');
   if (spec.allow.length > maxAllowPatterns) throw invalid(`there are ${spec.allow.length} destinations`, `use at most ${maxAllowPatterns}`);
   for (const pattern of spec.allow) checkAllow(pattern);
   parseLabels(spec.hostLabels);

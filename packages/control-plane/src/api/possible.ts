@@ -11,12 +11,13 @@ export interface Possible {
 }
 
 /**
- * Refuses what is larger than every host there is (L-24), and a host that does not exist. What only has to wait passes.
+ * Refuses what is larger than every host there is (L-24), and a host or a runtime that does not exist. What only has to wait passes.
  * @throws {DroverError} unschedulable, host-not-found
  */
 export async function checkPossible(store: HostStore, spec: sandbox.SandboxSpec, room: Room): Promise<Possible> {
   const host = spec.host === '' ? '' : (await store.find(spec.host)).id;
   const hosts = await store.list();
+  checkRuntime(hosts, spec.runtime, host);
   const decision = plan(hosts, {
     room,
     diskBytes: Number(spec.resources?.diskBytes ?? 0n),
@@ -29,3 +30,22 @@ export async function checkPossible(store: HostStore, spec: sandbox.SandboxSpec,
     hint: 'ask for less, or join a larger host',
   });
 }
+
+/** A runtime that no host has would be waited for without end. */
+function checkRuntime(hosts: readonly HostRow[], runtime: string, host: string): void {
+  const asked = hosts.filter(({ id }) => host === '' || id === host);
+  // A host says which runtimes it has when it connects first.
+  const isKnown = asked.length > 0 && asked.every(({ epoch }) => epoch > 0);
+  if (runtime === '' || !isKnown || asked.some(({ runtimes }) => runtimes.includes(runtime))) return;
+  const there = asked.map(({ name, runtimes }) => `${name}: ${runtimes.join(', ') || 'none'}`).slice(0, hostsNamed);
+  throw new DroverError(
+    'unschedulable',
+    `no host has the runtime ${runtime} (${there.join('; ')}${asked.length > hostsNamed ? '; …' : ''})`,
+    {
+      hint: 'leave out --runtime, or name one that a host has',
+    },
+  );
+}
+
+/** Hosts that one sentence names at most. */
+const hostsNamed = 8;

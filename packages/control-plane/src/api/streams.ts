@@ -4,6 +4,7 @@ import { DroverError } from '@drover/foundation';
 import { api, init } from '@drover/protocol';
 import type { ApiContext } from './context.ts';
 import { refusePaused } from './ended.ts';
+import { brokenCallError, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
 import { checkUser, isPort } from './parse.ts';
 import { maxPathBytes } from '../limits.ts';
@@ -23,21 +24,29 @@ export function streamMethods(context: ApiContext): Methods {
       const value = create(init.CopyInTargetSchema, { path: pathOf(target), placeAsCp, keepOwners, chown });
       const row = await context.store.sandboxes.find(target.sandbox);
       refusePaused(row);
-      const client = await context.sessions.client(row.id, signal);
-      const { entries, bytes, leftOut, leftOutCount } = await client.copyIn(tarOf(input, value, signal), { signal });
-      const named = leftOut.map(({ path, reason }) => create(api.LeftOutSchema, { path, reason }));
-      return create(api.CopyInResponseSchema, { entries, bytes, leftOut: named, leftOutCount });
+      const client = await sessionClient(context, row, signal);
+      try {
+        const { entries, bytes, leftOut, leftOutCount } = await client.copyIn(tarOf(input, value, signal), { signal });
+        const named = leftOut.map(({ path, reason }) => create(api.LeftOutSchema, { path, reason }));
+        return create(api.CopyInResponseSchema, { entries, bytes, leftOut: named, leftOutCount });
+      } catch (thrown) {
+        throw await brokenCallError(context, row, thrown);
+      }
     },
 
     async *copyOut(request, { signal }) {
       const copy = create(init.CopyOutRequestSchema, { path: pathOf(request), followLinks: request.followLinks });
       const row = await context.store.sandboxes.find(request.sandbox);
       refusePaused(row);
-      const client = await context.sessions.client(row.id, signal);
-      for await (const { tar, leftOut } of client.copyOut(copy, { signal })) {
-        if (leftOut === undefined) yield create(api.CopyOutResponseSchema, { tar });
-        else
-          yield create(api.CopyOutResponseSchema, { leftOut: create(api.LeftOutSchema, { path: leftOut.path, reason: leftOut.reason }) });
+      const client = await sessionClient(context, row, signal);
+      try {
+        for await (const { tar, leftOut } of client.copyOut(copy, { signal })) {
+          if (leftOut === undefined) yield create(api.CopyOutResponseSchema, { tar });
+          else
+            yield create(api.CopyOutResponseSchema, { leftOut: create(api.LeftOutSchema, { path: leftOut.path, reason: leftOut.reason }) });
+        }
+      } catch (thrown) {
+        throw await brokenCallError(context, row, thrown);
       }
     },
 
@@ -49,9 +58,13 @@ export function streamMethods(context: ApiContext): Methods {
       if (!isPort(port)) throw new DroverError('invalid-argument', `${port} is not a port`, { hint: 'use a number from 1 to 65535' });
       const row = await context.store.sandboxes.find(sandbox);
       refusePaused(row);
-      const client = await context.sessions.client(row.id, signal);
-      for await (const { payload } of client.forward(bytesOf(input, port, signal), { signal })) {
-        if (payload.case === 'data' || payload.case === 'eof') yield create(api.ForwardFrameSchema, { payload });
+      const client = await sessionClient(context, row, signal);
+      try {
+        for await (const { payload } of client.forward(bytesOf(input, port, signal), { signal })) {
+          if (payload.case === 'data' || payload.case === 'eof') yield create(api.ForwardFrameSchema, { payload });
+        }
+      } catch (thrown) {
+        throw await brokenCallError(context, row, thrown);
       }
     },
   };

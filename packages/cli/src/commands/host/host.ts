@@ -136,7 +136,8 @@ export async function drain(cli: Cli, [reference]: readonly [string], flags: { r
 
 export async function rm(cli: Cli, [reference]: readonly [string], flags: { readonly force?: boolean }): Promise<void> {
   const client = await cli.connect();
-  await client.hosts.remove(reference, { force: flags.force === true, signal: cli.signal });
-  if (cli.out.json) cli.out.object({ removed: reference });
+  const host = await client.hosts.get(reference, cli.signal);
+  await client.hosts.remove(host.id, { force: flags.force === true, signal: cli.signal });
+  if (cli.out.json) cli.out.object(hostJson({ ...host, state: api.HostState.REMOVED }));
   else cli.out.line(reference);
 }

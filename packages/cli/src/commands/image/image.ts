@@ -129,6 +129,7 @@ export async function ls(cli: Cli, _: readonly [], flags: { readonly host?: stri
 export async function rm(cli: Cli, [references]: readonly [readonly string[]], flags: { readonly host?: string }): Promise<number> {
   const client = await cli.connect();
   let status = 0;
+  const removed: string[] = [];
   for (const reference of references) {
     const { failures } = await client.images.remove(reference, {
       ...(flags.host !== undefined && { host: flags.host }),
@@ -136,9 +137,10 @@ export async function rm(cli: Cli, [references]: readonly [readonly string[]], f
     });
     const failed = tellFailures(cli, failures);
     if (failed !== 0) status = failed;
-    else if (!cli.out.json) cli.out.line(reference);
+    else removed.push(reference);
+    if (failed === 0 && !cli.out.json) cli.out.line(reference);
   }
-  if (cli.out.json && status === 0) cli.out.object({ removed: references });
+  if (cli.out.json) cli.out.object(removed.map((reference) => ({ reference })));
   return status;
 }
 

@@ -1,13 +1,14 @@
+import { DroverError } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { reconnectNoteMs } from '../../limits.ts';
 
-/** Says that the connection is being made again: once, and again after a while, not at every try. */
-export function sayBroken(cli: Cli): () => void {
+/** Says what a followed stream waits for: once, and again after a while, not at every try. */
+export function sayBroken(cli: Cli): (error: Error) => void {
   let said = Number.NEGATIVE_INFINITY;
-  return () => {
+  return (error) => {
     const now = performance.now();
     if (now - said < reconnectNoteMs) return;
     said = now;
-    cli.out.note('the connection broke; connecting again');
+    cli.out.note(`${DroverError.from(error).message}; connecting again`);
   };
 }

@@ -32,7 +32,6 @@ export interface SpecFlags extends SecretFlags, SetupFlags {
 }
 
 const maxPids = 4_194_304;
-const runtimes = ['oci', 'docker', 'microvm', 'fake'];
 
 /** Checks every flag before anything is asked of anybody, so that a mistake leaves nothing behind. @throws {DroverError} */
 export async function createOptions(
@@ -48,11 +47,6 @@ export async function createOptions(
 ): Promise<CreateOptions> {
   if (image === '')
     throw new DroverError('invalid-image-reference', 'the image is empty', { hint: 'name one, such as alpine:3.20, or host' });
-  if (flags.runtime !== undefined && !runtimes.includes(flags.runtime)) {
-    throw new DroverError('invalid-argument', `there is no runtime ${JSON.stringify(flags.runtime)}`, {
-      hint: `there are ${runtimes.join(', ')}`,
-    });
-  }
   const fromFiles = (await Promise.all((flags.envFile ?? []).map(readEnvFile))).flat();
   const env = parseEnv([...fromFiles, ...(flags.env ?? [])], process.env);
   const secretsNamed = secretNames(flags);
