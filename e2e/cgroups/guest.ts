@@ -80,7 +80,7 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
     const pids = await ended({ kind: 'fork', processes: 60 }, { pids: 20, memoryBytes: 32 * 1024 * 1024 });
 
     const busy = await harness.requestOf(['/bin/sh', '-c', `(exec > /.drover/run/out 2>&1; ${look}); while :; do :; done`], {
-      limits: { cpuMillis: 200, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50 },
+      limits: { cpuMillis: 200, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50, shmBytes: 0 },
     });
     await runtime.create(busy, signal);
     const record = JSON.parse(readFileSync(join(harness.stateDirectory, 'sandboxes', busy.id, 'record.json'), 'utf8')) as object;

@@ -13,6 +13,7 @@ interface SandboxJson {
   readonly reason: string;
   readonly message: string;
   readonly exitCode?: number;
+  readonly outOfMemory: boolean;
   readonly init?: { readonly exitCode?: number };
 }
 
@@ -153,5 +154,69 @@ describe('a command that cannot be started', () => {
     ] as const) {
       expect(await drover.run(['run', '-d', 'host', '--', program])).toMatchObject({ code: status, stdout: '' });
     }
+  });
+});
+
+describe('memory', () => {
+  /** The out-of-memory kills of a sandbox, as its events have them. */
+  const kills = async (name: string): Promise<{ process: string; count: number }> => {
+    const { id } = await drover.sandbox<{ id: string }>(name);
+    for await (const { type, dataJson } of client.events.watch({ subject: id, kinds: ['sandbox'], fromStart: true })) {
+      if (type === 'SandboxOomKill') return JSON.parse(dataJson) as { process: string; count: number };
+    }
+    throw new Error('the events ended');
+  };
+  const memory = { resources: { memoryBytes: 64n * 1024n * 1024n } };
+
+  test('a child that the kernel kills does not end the run: it has the status of its command, and the kill is an event', async () => {
+    await drover.create('greedy', ['sh', '-c', 'tail /dev/zero; echo "status $?"; exit 0'], memory);
+    await eventually('it has ended', async () => (await get('greedy')).state === 'stopped');
+    expect(await get('greedy')).toMatchObject({ reason: 'exited', exitCode: 0, outOfMemory: false });
+    expect(await drover.logs('greedy')).toBe('status 137\n');
+    const { process, count } = await kills('greedy');
+    // Where the kernel's log can be read, it names the process.
+    expect(['tail', '']).toContain(process);
+    expect(count).toBe(1);
+  });
+
+  test('nor does it make a later stop a failure', async () => {
+    await drover.begin('later', ['sh', '-c', 'tail /dev/zero; exec sleep 1d'], memory);
+    await kills('later');
+    await drover.stop('later');
+    expect(await get('later')).toMatchObject({ state: 'stopped', reason: 'stopped', outOfMemory: false });
+  });
+
+  test('a command and an exec that are killed themselves say so', async () => {
+    await drover.begin('limited', ['sleep', '1d'], memory);
+    for (const command of [
+      ['tail', '/dev/zero'],
+      ['sh', '-c', 'tail /dev/zero'],
+    ]) {
+      const { code, stderr } = await drover.run(['exec', '-n', 'limited', '--', ...command]);
+      expect(stderr).toMatch(/^drover: limited ran out of memory\n {2}hint: give it more with --memory\n$/m);
+      expect(code).toBe(137);
+    }
+    const killed = await drover.run(['exec', '-n', 'limited', '--', 'sh', '-c', 'kill -9 $$']);
+    expect(killed).toMatchObject({ code: 137, stderr: '' });
+    expect(await drover.json(['exec', 'ls', 'limited'])).toContainEqual(
+      expect.objectContaining({ exit: expect.objectContaining({ outOfMemory: true, signal: 'SIGKILL' }) }),
+    );
+  });
+});
+
+describe('what programs expect of a machine', () => {
+  test('--shm-size sets the size of /dev/shm, which programs can be run from', async () => {
+    const script = 'df -k /dev/shm | tail -n 1 | { read _ size _; echo $size; }; cp /bin/true /dev/shm && /dev/shm/true && echo ran';
+    const run = async (...flags: readonly string[]) => await drover.run(['run', '--rm', '-n', ...flags, 'host', '--', 'sh', '-c', script]);
+    expect(await run('--shm-size', '100m')).toMatchObject({ code: 0, stdout: `${100 * 1024}\nran\n` });
+    expect(await run('--memory', '48m')).toMatchObject({ code: 0, stdout: `${48 * 1024}\nran\n` });
+    const refused = await run('--memory', '64m', '--shm-size', '65m');
+    expect(refused).toMatchObject({ code: 125, stderr: expect.stringContaining('more than the memory limit') });
+  });
+
+  test('::1 is an address of the sandbox, as /etc/hosts says', async () => {
+    const script =
+      'import socket; s = socket.create_server(("::1", 0), family=socket.AF_INET6); socket.create_connection(s.getsockname()[:2]); print("connected")';
+    expect(await drover.exec('web', ['python3', '-c', script])).toMatchObject({ code: 0, stdout: 'connected\n' });
   });
 });

@@ -125,6 +125,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     ...(options.slots !== undefined && { slots: options.slots }),
   });
   const sandboxes = new SandboxManager({
+    report: (event) => link?.report(event),
     stateDirectory,
     runtimes: [runtime],
     images,

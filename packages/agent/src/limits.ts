@@ -78,7 +78,7 @@ export const sandboxConnectMs = 5_000;
 export const exitPollMs = 1_000;
 /** The largest exit.json that is read; a larger one counts as none. Bytes. */
 export const maxExitRecordBytes = 64 * 1024;
-/** Memory of /dev/shm; more fails inside with ENOSPC. Bytes. */
+/** Memory of /dev/shm where --shm-size says nothing; more fails inside with ENOSPC. Bytes. */
 export const sharedMemoryBytes = 64 * 1024 * 1024;
 /** Files that /dev and /dev/shm may each have; more fail inside with ENOSPC. A file without content takes kernel memory too. */
 export const tmpfsInodes = 16_384;
@@ -239,3 +239,9 @@ export const fullDiskShare = 0.9;
 export const secretsTmpfsSize = 1024 * 1024;
 /** Files on that tmpfs; more fail inside with ENOSPC. */
 export const secretsInodes = 1024;
+/** How often each sandbox's count of out-of-memory kills is looked at. Milliseconds. */
+export const oomLookMs = 2_000;
+/** Of the kills that one look finds, those whose processes are named. */
+export const maxOomVictims = 16;
+/** Records of the kernel's log that are read for their names. */
+export const maxKernelLogRecords = 20_000;

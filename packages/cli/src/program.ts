@@ -198,6 +198,7 @@ function specFlags(command: Command): Command {
     .option('--secret-file <name>', 'the same, as the file /run/secrets/NAME (again for more)', collect)
     .option('--cpus <number>', 'at most this many CPUs: 2, 0.5, 500m')
     .option('-m, --memory <size>', 'at most this much memory: 512m, 2g')
+    .option('--shm-size <size>', 'the size of /dev/shm, of its memory (64m, or the memory limit)')
     .option('--pids <number>', 'at most this many processes')
     .option('--disk <size>', 'at most this much written')
     .option(

@@ -62,6 +62,8 @@ export interface ExitRecord {
   readonly signal: string;
   /** Milliseconds since the epoch. */
   readonly at: number;
+  /** The kernel killed the main process, or its last child, because the sandbox had no memory left. */
+  readonly outOfMemory: boolean;
   /** `main-exited`, `stopped`, `idle`, `start-failed`. */
   readonly reason: string;
   /** Set for start-failed: why the main process could not be started. */

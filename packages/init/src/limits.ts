@@ -95,6 +95,8 @@ export const killWaitMs = 2_000;
 export const farewellMs = 500;
 /** Milliseconds between looks for orphans that no signal announced (I-37). */
 export const reapIntervalMs = 10_000;
+/** How long after the kernel's count of out-of-memory kills was seen to rise a kill is attributed to a process that ends. Milliseconds. */
+export const oomClaimMs = 1_000;
 /** oom_score_adj of what the user runs: the kernel takes it before init. */
 export const workloadOomScoreAdj = 500;
 /** Tries to set it of one process, and the wait after the first, doubled with each; then it keeps init's. Milliseconds. */

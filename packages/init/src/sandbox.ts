@@ -8,7 +8,8 @@ import { logFlushMs, maxStopGraceMs } from './limits.ts';
 import { LogWriter } from './logs/writer.ts';
 import { Steps } from './plan/steps.ts';
 import { Execs } from './processes/execs.ts';
-import { ManagedProcess, type Exit } from './processes/process.ts';
+import { OomKills } from './processes/oom-kills.ts';
+import { ManagedProcess, type Exit, type Shared } from './processes/process.ts';
 import { ReplayBudget } from './processes/replay.ts';
 import type { Spawner } from './processes/spawned.ts';
 import { writeSecrets } from './secrets.ts';
@@ -38,7 +39,7 @@ export class Sandbox {
   readonly end: Promise<End>;
   readonly #settle: (end: End) => void;
   readonly #spawn: Spawner;
-  readonly #budget = new ReplayBudget();
+  readonly #shared: Shared = { replay: new ReplayBudget(), oomKills: new OomKills() };
   #main: ManagedProcess | undefined;
   #starting: Promise<ManagedProcess> | undefined;
   readonly #started: Promise<ManagedProcess>;
@@ -54,8 +55,8 @@ export class Sandbox {
     this.bootId = options.bootId;
     this.runDirectory = options.runDirectory;
     this.#spawn = options.spawn;
-    this.execs = new Execs(options.spawn, this.#budget);
-    this.steps = new Steps(options.spawn, this.#budget, {
+    this.execs = new Execs(options.spawn, this.#shared);
+    this.steps = new Steps(options.spawn, this.#shared, {
       main: this.config.main,
       env: this.#environment(),
       attached: async (work) => await this.attached(work),
@@ -138,6 +139,7 @@ export class Sandbox {
           code: 143,
           signal: 'SIGTERM',
           at: Date.now(),
+          outOfMemory: false,
           reason: 'stopped',
           message: 'stopped before its command was started',
         });
@@ -176,7 +178,7 @@ export class Sandbox {
         stdin: main.stdin,
         makeWorkdir: true,
       });
-      this.#main = new ManagedProcess('main', spawned, main.terminal, this.#budget, this.log);
+      this.#main = new ManagedProcess('main', spawned, main.terminal, this.#shared, this.log);
       this.#started_.resolve(this.#main);
       void this.#main.finished.then((exit) => this.#finish({ ...exit, reason: this.#stopping ?? 'main-exited', message: '' }));
       this.#watchIdle(this.#main);
@@ -184,7 +186,14 @@ export class Sandbox {
     } catch (thrown) {
       const error = DroverError.from(thrown);
       this.#started_.reject(error);
-      this.#finish({ code: error.exitCode, signal: '', at: Date.now(), reason: 'start-failed', message: error.message });
+      this.#finish({
+        code: error.exitCode,
+        signal: '',
+        at: Date.now(),
+        outOfMemory: false,
+        reason: 'start-failed',
+        message: error.message,
+      });
       throw error;
     }
   }
@@ -234,7 +243,8 @@ export class Sandbox {
 
   /** For the agent, which may not be watching: replaced whole, so that it never reads half of it. */
   #record(end: End): void {
-    const record: ExitRecord = { code: end.code, signal: end.signal, at: end.at, reason: end.reason, message: end.message };
+    const { code, signal, at, outOfMemory, reason, message } = end;
+    const record: ExitRecord = { code, signal, at, outOfMemory, reason, message };
     const path = join(this.runDirectory, 'exit.json');
     try {
       // The workload may have put something else there, and must not hold its own end up.

@@ -34,8 +34,8 @@ neigh replace ${address} lladdr ${sandboxMac} dev ${host} nud permanent
 `,
     );
     // /proc/sys/net shows the namespace of whoever opens it. Where the kernel has no IPv6 or /proc is read-only there is
-    // nothing to switch off or no way to; the rules drop IPv6 in any case.
-    const noIPv6 = 'for c in all default; do echo 1 > /proc/sys/net/ipv6/conf/$c/disable_ipv6; done 2> /dev/null';
+    // nothing to switch off or no way to; the rules drop IPv6 in any case. The loopback interface keeps ::1, which /etc/hosts names.
+    const noIPv6 = 'for c in all=1 default=1 lo=0; do echo ${c#*=} > /proc/sys/net/ipv6/conf/${c%=*}/disable_ipv6; done 2> /dev/null';
     // A namespace of the sandbox's own: low ports in it are nobody's privilege, and user namespaces give none over it.
     const allPorts = 'echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start';
     await command(

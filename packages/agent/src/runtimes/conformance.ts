@@ -32,7 +32,7 @@ export interface Harness {
   close(): Promise<void>;
 }
 
-const noLimits: Limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, pids: 0 };
+const noLimits: Limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, pids: 0, shmBytes: 0 };
 export const limitsOf = (limits: Partial<Limits> = {}): Limits => ({ ...noLimits, ...limits });
 const mebibyte = 1024 * 1024;
 

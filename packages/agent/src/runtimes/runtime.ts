@@ -35,6 +35,10 @@ export interface Runtime {
   /** A byte stream to a TCP port inside; `init` waits, bounded, until init listens. @throws {DroverError} sandbox-not-running, unavailable */
   dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
   stats(id: SandboxId): Promise<RuntimeStats | undefined>;
+  /** How often the kernel has killed a process in it for want of memory since its start (R-10); also for a while after its end. */
+  oomKills(id: SandboxId): Promise<number>;
+  /** The names of the processes that the last `count` of those kills hit, oldest first; fewer, or none, where the kernel does not say. */
+  oomVictims(id: SandboxId, count: number): Promise<readonly string[]>;
 }
 
 export interface RuntimeFinding {
@@ -97,6 +101,8 @@ export interface Limits {
   readonly memoryBytes: number;
   readonly diskBytes: number;
   readonly pids: number;
+  /** Of /dev/shm; 0: the default. */
+  readonly shmBytes: number;
 }
 
 export interface RuntimeState {
@@ -105,7 +111,7 @@ export interface RuntimeState {
   readonly pid: number | undefined;
   /** 0 to 255, once ended; init's exit.json, or 128 + signal when it could not write one. */
   readonly exitCode: number | undefined;
-  /** The kernel killed something in it for want of memory (R-10). */
+  /** Once ended: the kernel killed its main process, or its init, for want of memory (R-10). */
   readonly outOfMemory: boolean;
   /** Milliseconds since the epoch. */
   readonly startedAt: number | undefined;

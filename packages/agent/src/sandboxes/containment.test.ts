@@ -51,6 +51,7 @@ afterEach(async () => {
 async function open(): Promise<SandboxManager> {
   const config = { entrypoint: [], command: [], env: [], workdir: '/', user: '', stopSignal: '' };
   const opened = new SandboxManager({
+    report: () => undefined,
     stateDirectory: directory,
     runtimes: [harness.restarted()],
     images: { ...noImages, ensure: () => Promise.resolve({ digest: 'sha256:00', layers: [harness.busybox], submounts: [], config }) },

@@ -20,8 +20,8 @@ export function endOf(
   why: 'stopped' | 'exited',
 ): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'outOfMemory'> {
   const exitCode = state?.exitCode ?? killedExitCode;
-  if (state?.outOfMemory === true) {
-    // R-10: reported as what it is, not as an exit.
+  if (state?.outOfMemory === true && why === 'exited') {
+    // R-10: reported as what it is, not as an exit. A run that was stopped ended by the stop, whatever the kernel killed in it before.
     const limit = Number(spec.resources?.memoryBytes ?? 0n);
     const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
     return { phase: 'failed', reason: 'out-of-memory', message, exitCode, outOfMemory: true };

@@ -126,6 +126,7 @@ afterEach(async () => {
 /** An agent's manager over the state of this test's host; a second one is the agent after a restart. */
 async function open(runtime: FakeRuntimeOptions = {}, Kind: typeof FakeRuntime = FakeRuntime): Promise<SandboxManager> {
   const manager = new SandboxManager({
+    report: () => undefined,
     stateDirectory: directory,
     runtimes: [new Kind({ state, ...runtime })],
     volumes: new VolumeStore(join(directory, 'volumes')),

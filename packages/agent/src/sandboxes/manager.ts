@@ -14,7 +14,8 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { link, type sandbox } from '@drover/protocol';
-import { lastBytesMs, maxOperationsPerSandbox, noStopGraceMs } from '../limits.ts';
+import type { HostEventInit } from '../link/host-events.ts';
+import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, oomLookMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { readKeptLogs } from './logs.ts';
@@ -30,6 +31,8 @@ export interface SandboxManagerOptions extends StartOptions {
   readonly clock?: Clock;
   /** Sandboxes that are kept ready ahead of creates; default: none. */
   readonly standbys?: number;
+  /** Reports what happened in a sandbox. */
+  readonly report: (event: HostEventInit) => void;
   /** The agent's lifetime: work on sandboxes lives under it, never under a command's (L-21, L-23). */
   readonly signal: AbortSignal;
 }
@@ -108,6 +111,7 @@ export class SandboxManager implements Sandboxes {
         message: '',
         exitCode: undefined,
         outOfMemory: false,
+        oomKills: 0,
         startedAt: undefined,
         finishedAt: undefined,
         startCount: 0,
@@ -296,6 +300,7 @@ export class SandboxManager implements Sandboxes {
         message: `preparing the image ${spec.image}`,
         exitCode: undefined,
         outOfMemory: false,
+        oomKills: 0,
         finishedAt: undefined,
         ...closedOf(entry.wish),
       });
@@ -379,10 +384,42 @@ export class SandboxManager implements Sandboxes {
     waiting.catch((error: unknown) => {
       if (!signal.aborted) this.#logger.error({ err: error, sandbox: id }, 'waiting for the end of a sandbox');
     });
+    this.#watchMemory(entry, signal).catch((error: unknown) => {
+      if (!signal.aborted) this.#logger.error({ err: error, sandbox: id }, 'watching the memory of a sandbox');
+    });
+  }
+
+  /** R-10: each kill for want of memory is an event, by the names of the processes where the kernel gives them. */
+  async #watchMemory(entry: Entry, signal: AbortSignal): Promise<void> {
+    const { id, startCount, runtime } = entry.record;
+    for (;;) {
+      await this.#clock.sleep(oomLookMs, signal);
+      if ((await this.#runtime(runtime).oomKills(id)) <= entry.record.oomKills) continue;
+      await entry.operations.run(async () => {
+        if (!signal.aborted && entry.record.startCount === startCount) await this.#reportOomKills(entry);
+      });
+    }
+  }
+
+  async #reportOomKills(entry: Entry): Promise<void> {
+    const { id, oomKills } = entry.record;
+    const runtime = this.#runtime(entry.record.runtime);
+    const total = await runtime.oomKills(id);
+    if (total <= oomKills) return;
+    const victims = await runtime.oomVictims(id, Math.min(total - oomKills, maxOomVictims));
+    const kills = new Map<string, number>();
+    for (const name of victims) kills.set(name, (kills.get(name) ?? 0) + 1);
+    if (victims.length < total - oomKills) kills.set('', total - oomKills - victims.length);
+    for (const [process, count] of kills) {
+      const at = timestampFromMs(this.#clock.now());
+      this.#options.report({ sandboxId: id, at, event: { case: 'oomKill', value: { process, count } } });
+    }
+    await this.#update(entry, { oomKills: total });
   }
 
   async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: 'stopped' | 'exited'): Promise<void> {
     entry.watch?.abort();
+    await this.#reportOomKills(entry);
     const { id, spec, networkCut } = entry.record;
     // What its processes had written is still on its way, and goes with the interface.
     if (!networkCut) await readToEnd(entry.dialled);

@@ -152,6 +152,7 @@ async function requestOf(
       memoryBytes: Number(spec.resources?.memoryBytes ?? 0n),
       diskBytes: Number(spec.resources?.diskBytes ?? 0n),
       pids: spec.resources?.pids || defaultPids,
+      shmBytes: Number(spec.resources?.shmBytes ?? 0n),
     },
     mounts: await Promise.all(spec.mounts.map(async (mount) => await mountOf(mount, options))),
     ...secretsTmpfsBytes(spec.secrets),

@@ -23,6 +23,8 @@ export interface SandboxRecord {
   readonly message: string;
   readonly exitCode: number | undefined;
   readonly outOfMemory: boolean;
+  /** Kills for want of memory in this start that were reported as events. */
+  readonly oomKills: number;
   readonly startedAt: number | undefined;
   readonly finishedAt: number | undefined;
   readonly startCount: number;
@@ -48,6 +50,8 @@ const recordFile = z.object({
   message: z.string(),
   exitCode: z.number().optional(),
   outOfMemory: z.boolean(),
+  // Records of earlier agents lack it.
+  oomKills: z.number().default(0),
   startedAt: z.number().optional(),
   finishedAt: z.number().optional(),
   startCount: z.number(),

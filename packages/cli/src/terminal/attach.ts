@@ -117,6 +117,11 @@ function passSignals(handle: ExecHandle, letGo: () => void): () => void {
   };
 }
 
+/** R-10: a status of 137 alone would not say why. */
+export function explainExit(cli: Cli, sandbox: string, { outOfMemory }: ExecExit): void {
+  if (outOfMemory) cli.out.error(new DroverError('no-room', `${sandbox} ran out of memory`, { hint: 'give it more with --memory' }));
+}
+
 /** The exit status of `run` and `exec` for what Drover itself could not do: 125, or the shell's 126 and 127. */
 export function wrapperStatus(error: DroverError): number {
   if (hasCode(error, 'command-not-found', 'command-not-executable', 'cancelled')) return error.exitCode;

@@ -134,7 +134,7 @@ export async function* replayMain(
     offset = end;
   }
   // 128 + n is how a shell, and the host, tell of signal n.
-  const value = create(api.ExecExitSchema, { code: exitCode });
+  const value = create(api.ExecExitSchema, { code: exitCode, outOfMemory: row.outOfMemory });
   yield create(api.ExecResponseSchema, { payload: { case: 'exit', value } });
 }
 

@@ -194,12 +194,16 @@ export function checkSpec(spec: sandbox.SandboxSpec): void {
 
 function checkResources(resources: sandbox.Resources | undefined): void {
   if (resources === undefined) return;
-  const { memoryBytes, diskBytes, cpuMillis, pids } = resources;
+  const { memoryBytes, diskBytes, shmBytes, cpuMillis, pids } = resources;
   if (memoryBytes !== 0n && memoryBytes < BigInt(minMemoryBytes)) {
     throw invalid(`${memoryBytes} bytes of memory are too few to start anything`, `use at least ${minMemoryBytes / 1024 ** 2} MiB`);
   }
-  if (memoryBytes > BigInt(Number.MAX_SAFE_INTEGER) || diskBytes > BigInt(Number.MAX_SAFE_INTEGER)) {
+  if ([memoryBytes, diskBytes, shmBytes].some((bytes) => bytes > BigInt(Number.MAX_SAFE_INTEGER))) {
     throw invalid('a size is larger than any machine', 'check its unit');
+  }
+  // What is in /dev/shm is memory of the sandbox.
+  if (memoryBytes !== 0n && shmBytes > memoryBytes) {
+    throw invalid(`/dev/shm of ${shmBytes} bytes is more than the memory limit of ${memoryBytes}`, 'raise --memory, or lower --shm-size');
   }
   if (cpuMillis > 1_000_000) throw invalid(`${cpuMillis / 1000} CPUs are more than any machine has`, 'check the number');
   // Linux, include/linux/threads.h: PID_MAX_LIMIT.

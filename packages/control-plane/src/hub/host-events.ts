@@ -1,8 +1,8 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt';
-import { isSandboxId, type Logger } from '@drover/foundation';
+import { clip, isSandboxId, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import type { EventDraft } from '../events/event.ts';
-import { hostEventsPerFrame, pendingHostEvents } from '../limits.ts';
+import { hostEventsPerFrame, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import type { HostLink } from './host-link.ts';
 
@@ -13,6 +13,15 @@ function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEven
     case 'egressDenied': {
       const { host, port, method, rule, count } = event.value;
       return { kind: 'network', type: 'EgressDenied', subject: id, data: { ...common, host, port, method, rule, count } };
+    }
+    case 'oomKill': {
+      const { process, count } = event.value;
+      return {
+        kind: 'sandbox',
+        type: 'SandboxOomKill',
+        subject: id,
+        data: { ...common, process: clip(process, maxProcessNameLength), count },
+      };
     }
     default:
       return undefined;

@@ -2,8 +2,7 @@ import { DroverError, clip } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { MainProcess } from '../config.ts';
 import { endedExecTtlMs, maxOnceSteps, maxRunningSteps, maxStepMs, maxStepNameLength } from '../limits.ts';
-import { ManagedProcess } from '../processes/process.ts';
-import type { ReplayBudget } from '../processes/replay.ts';
+import { ManagedProcess, type Shared } from '../processes/process.ts';
 import type { Spawner } from '../processes/spawned.ts';
 import { programOf } from './own-program.ts';
 
@@ -34,15 +33,15 @@ interface Entry {
  */
 export class Steps {
   readonly #spawn: Spawner;
-  readonly #budget: ReplayBudget;
+  readonly #shared: Shared;
   readonly #defaults: StepDefaults;
   readonly #byName = new Map<string, Entry>();
   readonly #done = new Set<string>();
   #stopped = false;
 
-  constructor(spawn: Spawner, budget: ReplayBudget, defaults: StepDefaults) {
+  constructor(spawn: Spawner, shared: Shared, defaults: StepDefaults) {
     this.#spawn = spawn;
-    this.#budget = budget;
+    this.#shared = shared;
     this.#defaults = defaults;
   }
 
@@ -110,7 +109,7 @@ export class Steps {
       // The main process's is made for it; a step comes before it.
       makeWorkdir: request.workdir === '',
     });
-    const process = new ManagedProcess(request.name, spawned, false, this.#budget);
+    const process = new ManagedProcess(request.name, spawned, false, this.#shared);
     const step = { process, timedOut: false };
     const timeout = (): void => {
       step.timedOut = true;

@@ -1,8 +1,7 @@
 import { DroverError, clip } from '@drover/foundation';
 import { IdleWatch, idleLookMs } from '../idle.ts';
 import { endedExecTtlMs, lingerGraceMs, maxEndedExecs, maxExecIdLength, maxRunningExecs } from '../limits.ts';
-import { ManagedProcess } from './process.ts';
-import type { ReplayBudget } from './replay.ts';
+import { ManagedProcess, type Shared } from './process.ts';
 import type { Spawner, SpawnRequest } from './spawned.ts';
 
 /** What is shown of an exec. */
@@ -17,14 +16,14 @@ export interface ExecInfo {
 /** The exec processes of this sandbox by id (I-40): running ones, and for a while those that have ended. */
 export class Execs {
   readonly #spawn: Spawner;
-  readonly #budget: ReplayBudget;
+  readonly #shared: Shared;
   /** A promise while it starts: a second start with the same id attaches to the first. */
   readonly #byId = new Map<string, Promise<ExecInfo>>();
   readonly #ended: { readonly id: string; readonly at: number }[] = [];
 
-  constructor(spawn: Spawner, budget: ReplayBudget) {
+  constructor(spawn: Spawner, shared: Shared) {
     this.#spawn = spawn;
-    this.#budget = budget;
+    this.#shared = shared;
   }
 
   /**
@@ -86,7 +85,7 @@ export class Execs {
   }
 
   async #start(id: string, request: SpawnRequest, lingerMs: number): Promise<ExecInfo> {
-    const process = new ManagedProcess(id, await this.#spawn(request), request.terminal, this.#budget);
+    const process = new ManagedProcess(id, await this.#spawn(request), request.terminal, this.#shared);
     void process.finished.then((exit) => {
       this.#ended.push({ id, at: exit.at });
       this.#expire();

@@ -1,13 +1,26 @@
 import { once } from 'node:events';
+import { constants } from 'node:os';
 import type { Readable } from 'node:stream';
 import { maxOutputDrainBytes, maxOutputDrainMs, maxReaderLagBytes, outputDrainMs } from '../limits.ts';
+import type { OomKills } from './oom-kills.ts';
 import { ReplayBuffer, type OutputChunk, type ReplayBudget } from './replay.ts';
 import type { RawExit, Spawned } from './spawned.ts';
 
 export interface Exit extends RawExit {
   /** Milliseconds since the epoch. */
   readonly at: number;
+  /** The kernel killed it, or a child whose status it passed on, because the sandbox had no memory left. */
+  readonly outOfMemory: boolean;
 }
+
+/** What the processes of a sandbox share. */
+export interface Shared {
+  readonly replay: ReplayBudget;
+  readonly oomKills: OomKills;
+}
+
+/** 128 + SIGKILL: the status of a process that was killed, and of a shell whose last command was. */
+const killedStatus = 137;
 
 /** Where a process's output goes besides those attached; says whether it takes more now. */
 export interface OutputSink {
@@ -35,13 +48,17 @@ export class ManagedProcess {
   readonly #sink: OutputSink | undefined;
   #sinkFull = false;
   #paused = false;
+  readonly #oomKills: OomKills;
+  #killed = false;
 
-  constructor(id: string, spawned: Spawned, terminal: boolean, budget: ReplayBudget, sink?: OutputSink) {
+  constructor(id: string, spawned: Spawned, terminal: boolean, shared: Shared, sink?: OutputSink) {
     this.id = id;
     this.spawned = spawned;
     this.terminal = terminal;
     this.#sink = sink;
-    this.#replay = new ReplayBuffer(budget);
+    this.#replay = new ReplayBuffer(shared.replay);
+    this.#oomKills = shared.oomKills;
+    this.#oomKills.look();
     this.#sources = [spawned.stdout, ...(spawned.stderr === undefined ? [] : [spawned.stderr])];
     const ends = this.#sources.map((source) => this.#follow(source, source === spawned.stderr));
     this.finished = this.#finish(Promise.all(ends));
@@ -119,7 +136,9 @@ export class ManagedProcess {
   }
 
   kill(signal: NodeJS.Signals | number): void {
-    if (this.#exit === undefined) this.spawned.kill(signal);
+    if (this.#exit !== undefined) return;
+    if (signal === 'SIGKILL' || signal === constants.signals.SIGKILL) this.#killed = true;
+    this.spawned.kill(signal);
   }
 
   /** Gives up what is kept. */
@@ -153,8 +172,10 @@ export class ManagedProcess {
   async #finish(ended: Promise<unknown>): Promise<Exit> {
     const raw = await this.spawned.exited;
     const at = Date.now();
+    this.#oomKills.look();
+    const outOfMemory = raw.code === killedStatus && !this.#killed && this.#oomKills.claim();
     await this.#drained(ended);
-    this.#exit = { ...raw, at };
+    this.#exit = { ...raw, at, outOfMemory };
     this.#flow();
     this.#wake();
     return this.#exit;

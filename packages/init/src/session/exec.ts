@@ -1,3 +1,4 @@
+import type { MessageInitShape } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { clip, DroverError, parseSignal } from '@drover/foundation';
 import type { init } from '@drover/protocol';
@@ -128,6 +129,6 @@ function respond(payload: NonNullable<Reply<'exec'>['payload']>): Reply<'exec'> 
 }
 
 /** ExitStatus, as it is sent. */
-export function exitStatus(exit: Exit): { code: number; signal: string; at: ReturnType<typeof timestampFromMs> } {
-  return { code: exit.code, signal: exit.signal, at: timestampFromMs(exit.at) };
+export function exitStatus({ code, signal, at, outOfMemory }: Exit): MessageInitShape<typeof init.ExitStatusSchema> {
+  return { code, signal, at: timestampFromMs(at), outOfMemory };
 }

@@ -161,6 +161,14 @@ export class FakeRuntime implements Runtime {
     return stream;
   }
 
+  oomKills(id: SandboxId): Promise<number> {
+    return Promise.resolve(this.#state.sandboxes.get(id)?.outcome?.outOfMemory === true ? 1 : 0);
+  }
+
+  oomVictims(): Promise<readonly string[]> {
+    return Promise.resolve([]);
+  }
+
   stats(id: SandboxId): Promise<RuntimeStats | undefined> {
     const found = this.#state.sandboxes.get(id);
     if (found === undefined || found.phase === 'ended') return Promise.resolve(undefined);

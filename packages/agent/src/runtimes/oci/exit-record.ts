@@ -37,12 +37,13 @@ export function parseExitRecord(text: string): ExitRecord | undefined {
     return undefined;
   }
   if (typeof value !== 'object' || value === null) return undefined;
-  const { code, signal, at, reason, message } = value as Record<string, unknown>;
+  const { code, signal, at, outOfMemory, reason, message } = value as Record<string, unknown>;
   if (typeof code !== 'number' || !Number.isInteger(code) || code < 0 || code > 255) return undefined;
   if (typeof at !== 'number' || !Number.isSafeInteger(at) || at < 0) return undefined;
   return {
     code,
     at,
+    outOfMemory: outOfMemory === true,
     signal: typeof signal === 'string' ? clip(signal, 32) : '',
     reason: typeof reason === 'string' ? clip(reason, 64) : '',
     message: typeof message === 'string' ? clip(message, 4096) : '',

@@ -65,7 +65,7 @@ test('an agent whose PATH has no directories of the administrator finds its prog
     { level: 'ok' },
     { level: 'ok' },
   ]);
-  const limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 32 * 1024 ** 2, pids: 0 };
+  const limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 32 * 1024 ** 2, pids: 0, shmBytes: 0 };
   const request = await harness.requestOf(['/bin/true'], { limits });
   await harness.runtime.create(request, AbortSignal.timeout(15_000));
   await harness.runtime.waitExit(request.id, AbortSignal.timeout(15_000));

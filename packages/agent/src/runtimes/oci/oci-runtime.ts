@@ -30,6 +30,7 @@ import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
+import { readKernelLog, victimsIn } from './kernel-log.ts';
 import { hasEntry, idInPath, layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
 import { openMounts, type Mounts } from './mounts.ts';
 import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
@@ -239,6 +240,16 @@ export class OciRuntime implements Runtime {
       clock: this.#clock,
       signal,
     });
+  }
+
+  async oomKills(id: SandboxId): Promise<number> {
+    const record = await readRecord(layoutOf(this.#stateDirectory, id).record);
+    return this.#cgroups.oomKills(record?.container ?? id);
+  }
+
+  async oomVictims(id: SandboxId, count: number): Promise<readonly string[]> {
+    const record = await readRecord(layoutOf(this.#stateDirectory, id).record);
+    return victimsIn(await readKernelLog(), record?.container ?? id).slice(-count);
   }
 
   async stats(id: SandboxId): Promise<RuntimeStats | undefined> {
@@ -520,7 +531,7 @@ export class OciRuntime implements Runtime {
       phase: this.#cgroups.isFrozen(container) ? 'paused' : 'running',
       pid,
       exitCode: undefined,
-      outOfMemory: this.#cgroups.oomKills(container) > 0,
+      outOfMemory: false,
       startedAt: record.startedAt,
       finishedAt: undefined,
     };
@@ -535,7 +546,8 @@ export class OciRuntime implements Runtime {
       ...record,
       phase: 'ended',
       exitCode: exit?.code ?? killedExitCode,
-      outOfMemory: this.#cgroups.oomKills(record.container ?? id) > 0,
+      // An init that was killed itself left no record.
+      outOfMemory: exit?.outOfMemory ?? this.#cgroups.oomKills(record.container ?? id) > 0,
       startFailure: exit?.reason === 'start-failed' ? exit.message : undefined,
       idle: exit?.reason === 'idle',
       // The sandbox's own clock readings are taken only where they are possible.

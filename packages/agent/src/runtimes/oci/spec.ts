@@ -118,7 +118,7 @@ export function buildSpec(options: SpecOptions): object {
     },
     root: { path: options.root, readonly: options.standby === true },
     hostname: request.hostname,
-    mounts: [...systemMounts(), ...droverMounts(request), ...boundMounts(options), ...secretsMounts(request)],
+    mounts: [...systemMounts(request.limits), ...droverMounts(request), ...boundMounts(options), ...secretsMounts(request)],
     linux: {
       ...(mapping === undefined ? {} : { uidMappings: mapping, gidMappings: mapping }),
       namespaces: [
@@ -141,7 +141,14 @@ export function buildSpec(options: SpecOptions): object {
 }
 
 /** Every mount that a sandbox can write to is bounded, in bytes and in files (e2e/field/disks.test.ts has the table of them). */
-function systemMounts(): object[] {
+export const sharedMemoryPath = '/dev/shm';
+
+/** The size of /dev/shm. It is memory of the sandbox, and so no larger than its limit. Bytes. */
+export function sharedMemoryOf({ shmBytes, memoryBytes }: Limits): number {
+  return shmBytes || Math.min(sharedMemoryBytes, memoryBytes || Number.POSITIVE_INFINITY);
+}
+
+function systemMounts(limits: Limits): object[] {
   return [
     { destination: '/proc', type: 'proc', source: 'proc', options: ['nosuid', 'noexec', 'nodev'] },
     {
@@ -157,10 +164,11 @@ function systemMounts(): object[] {
       options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5', `max=${maxTerminals}`],
     },
     {
-      destination: '/dev/shm',
+      destination: sharedMemoryPath,
       type: 'tmpfs',
-      source: 'shm',
-      options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${sharedMemoryBytes}`, `nr_inodes=${tmpfsInodes}`],
+      source: 'drover',
+      // Not noexec: programs that compile at run time map code from here, and every other directory lets them.
+      options: ['nosuid', 'nodev', 'mode=1777', `size=${sharedMemoryOf(limits)}`, `nr_inodes=${tmpfsInodes}`],
     },
     { destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: ['nosuid', 'noexec', 'nodev'] },
     // The host's /sys is not for sandboxes (and the network namespace, which belongs to the host, lets none be mounted):

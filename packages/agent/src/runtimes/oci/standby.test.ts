@@ -48,7 +48,7 @@ describe('a sandbox that is made of a standby', () => {
     const settings = {
       hostname: 'chosen',
       secretsBytes: 65_536,
-      limits: { cpuMillis: 500, memoryBytes: 64 * 1024 ** 2, diskBytes: 0, pids: 50 },
+      limits: { cpuMillis: 500, memoryBytes: 64 * 1024 ** 2, diskBytes: 0, pids: 50, shmBytes: 16 * 1024 ** 2 },
     };
     const request = await requestOf(script, settings);
     const standby = await standByFor(harness.runtime, request);

@@ -2,7 +2,7 @@ import { closeSync } from 'node:fs';
 import { chmod, lstat, mkdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { secretsDirectory } from '@drover/init';
-import { secretsInodes } from '../../limits.ts';
+import { secretsInodes, tmpfsInodes } from '../../limits.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
 import type { Bindings } from './binding.ts';
 import type { Attached } from './binding-thread.ts';
@@ -12,13 +12,13 @@ import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDON
 import { isSameProcess } from './process.ts';
 import { readRecord, writeRecord, type SandboxRecord } from './record.ts';
 import { emptyRunDirectory, makeMountPoints, mapVolumes, mountRoot, type Owners } from './rootfs.ts';
-import { resourcesOf } from './spec.ts';
+import { resourcesOf, sharedMemoryOf, sharedMemoryPath } from './spec.ts';
 import { together } from './together.ts';
 
 /** What a standby's root has, and what it is given to be a sandbox: see binding.ts. */
 
 /** It has no limits before it is somebody's. */
-export const noLimits: Limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, pids: 0 };
+export const noLimits: Limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, pids: 0, shmBytes: 0 };
 const runMount = '/.drover/run';
 /** What the runtime program mounted, and stays. */
 const standbyKept = ['/proc', '/sys', '/dev', '/.drover'] as const;
@@ -83,7 +83,8 @@ export async function moveIn(
   try {
     for (const make of sandboxMounts(request, volumes, detached, uid)) attached.push(await make());
     const { hostname } = request;
-    await bindings.bind({ pid, hostname, root, place: standbyPlace, kept: standbyKept, dropped: [runMount], attached, owner: uid });
+    const dropped = hasOwnSharedMemory(request) ? [runMount, sharedMemoryPath] : [runMount];
+    await bindings.bind({ pid, hostname, root, place: standbyPlace, kept: standbyKept, dropped, attached, owner: uid });
   } finally {
     for (const mount of [root, ...attached.map((each) => each.mount)]) closeSync(mount);
   }
@@ -113,5 +114,14 @@ function sandboxMounts(
     const kind = (await lstat(from)).isDirectory() ? 'directory' : 'file';
     return { path, mount: detached.clone(from, readOnly ? apart | MOUNT_ATTR_RDONLY : apart), kind };
   });
-  return [run, ...bound, ...(bytes === undefined ? [] : [secrets])];
+  const sharedMemory = async (): Promise<Attached> => {
+    const settings = { bytes: sharedMemoryOf(request.limits), inodes: tmpfsInodes, mode: '1777', uid };
+    return await Promise.resolve({ path: sharedMemoryPath, mount: detached.tmpfs(settings, apart), kind: 'directory' });
+  };
+  return [run, ...(hasOwnSharedMemory(request) ? [sharedMemory] : []), ...bound, ...(bytes === undefined ? [] : [secrets])];
+}
+
+/** Whether its /dev/shm has another size than the one that its standby has. */
+function hasOwnSharedMemory({ limits }: CreateRequest): boolean {
+  return sharedMemoryOf(limits) !== sharedMemoryOf(noLimits);
 }

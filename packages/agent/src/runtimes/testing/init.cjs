@@ -15,8 +15,20 @@ const config = JSON.parse(readFileSync(`${run}/config.json`, 'utf8'));
 // As init does: who waits for it is told so.
 rmSync(`${run}/config.json`);
 
+/** Whether the kernel has killed in this sandbox's cgroup: version 2, and version 1 or hybrid. */
+function killedForMemory() {
+  return ['memory.events', 'memory/memory.oom_control'].some((name) => {
+    try {
+      return /^oom_kill [1-9]/m.test(readFileSync(`/sys/fs/cgroup/${name}`, 'utf8'));
+    } catch {
+      return false;
+    }
+  });
+}
+
 function end(code, signal, reason, message) {
-  const record = { code, signal, at: Date.now(), reason, message };
+  const outOfMemory = code === 137 && killedForMemory();
+  const record = { code, signal, at: Date.now(), outOfMemory, reason, message };
   writeFileSync(`${run}/exit.json.tmp`, JSON.stringify(record));
   renameSync(`${run}/exit.json.tmp`, `${run}/exit.json`);
   process.exit(code);

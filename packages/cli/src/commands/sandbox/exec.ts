@@ -4,7 +4,7 @@ import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
 import { sayBroken } from './reconnect.ts';
 import { parseCommand, parseEnv, readEnvFile } from '../../parse.ts';
-import { atTerminal, attach as attachTo, terminalSize } from '../../terminal/attach.ts';
+import { atTerminal, attach as attachTo, explainExit, terminalSize } from '../../terminal/attach.ts';
 
 export interface ExecFlags {
   readonly tty?: boolean;
@@ -123,5 +123,6 @@ async function execute(
     );
     return 0;
   }
+  explainExit(cli, reference, outcome.exit);
   return outcome.exit.code;
 }

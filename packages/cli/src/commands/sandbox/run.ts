@@ -5,8 +5,8 @@ import type { Cli } from '../../cli.ts';
 import { planFailure } from './init-text.ts';
 import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
 import { sayBroken } from './reconnect.ts';
-import { outOfMemoryWaitMs, removalWaitMs } from '../../limits.ts';
-import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
+import { removalWaitMs } from '../../limits.ts';
+import { atTerminal, attach, explainExit, terminalSize } from '../../terminal/attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 import { sandboxJson, sandboxLabel } from './show.ts';
 import { withProgress } from './progress.ts';
@@ -58,7 +58,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     cli.out.note(`detached; ${sandboxLabel(sandbox)} runs on: drover attach ${sandboxLabel(sandbox)}`);
     return 0;
   }
-  if (outcome.exit.code === 137) await explainKill(cli, client, sandbox.id);
+  explainExit(cli, sandboxLabel(sandbox), outcome.exit);
   if (flags.rm === true) await removeEnded(cli, client, sandbox.id);
   return outcome.exit.code;
 }
@@ -127,17 +127,5 @@ async function removeEnded(cli: Cli, client: DroverClient, id: string): Promise<
     await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs });
   } catch (error) {
     if (!hasCode(error, 'sandbox-not-found')) cli.out.note(`sandbox ${id} is removed later: ${DroverError.from(error).message}`);
-  }
-}
-
-/** R-10: 137 may be a kill for want of memory; the host knows, a moment later. */
-async function explainKill(cli: Cli, client: DroverClient, id: string): Promise<void> {
-  try {
-    const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: outOfMemoryWaitMs });
-    if (ended.outOfMemory) {
-      cli.out.error(new DroverError('no-room', `${sandboxLabel(ended)} ran out of memory`, { hint: 'give it more with --memory' }));
-    }
-  } catch {
-    // The status alone has to do: the sandbox may be gone (--rm) already.
   }
 }

@@ -15,6 +15,7 @@ export interface SpecFlags extends SecretFlags, SetupFlags {
   readonly memory?: string;
   readonly disk?: string;
   readonly pids?: string;
+  readonly shmSize?: string;
   readonly allow?: readonly string[];
   readonly workdir?: string;
   readonly user?: string;
@@ -66,6 +67,7 @@ export async function createOptions(
       cpuMillis: flags.cpus === undefined ? 0 : parseCpus(flags.cpus),
       memoryBytes: flags.memory === undefined ? 0n : BigInt(parseBytes(flags.memory)),
       diskBytes: flags.disk === undefined ? 0n : BigInt(parseBytes(flags.disk)),
+      shmBytes: flags.shmSize === undefined ? 0n : BigInt(parseBytes(flags.shmSize)),
       pids: flags.pids === undefined ? 0 : parseCount('--pids', flags.pids, maxPids),
     },
     terminal: streams.terminal,

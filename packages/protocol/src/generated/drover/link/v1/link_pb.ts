@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0ihwEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSKDAQoHV2VsY29tZRINCgVlcG9jaBgBIAEoBBIUCgxoZWFydGJlYXRfbXMYAiABKA0SDgoGdHRsX21zGAMgASgNEh0KFWNvbnRyb2xfcGxhbmVfdmVyc2lvbhgEIAEoCRIOCgZjYV9wZW0YBSABKAkSFAoMdHJ1c3RfZG9tYWluGAYgASgJIusBCgZHb0F3YXkSLQoGcmVhc29uGAEgASgOMh0uZHJvdmVyLmxpbmsudjEuR29Bd2F5LlJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEhoKEnJlY29ubmVjdF9hZnRlcl9tcxgDIAEoDSKEAQoGUmVhc29uEhYKElJFQVNPTl9VTlNQRUNJRklFRBAAEhMKD1JFQVNPTl9TSFVURE9XThABEhUKEVJFQVNPTl9TVVBFUlNFREVEEAISEgoOUkVBU09OX1JFTU9WRUQQAxIPCgtSRUFTT05fQlVTWRAEEhEKDVJFQVNPTl9TSUxFTlQQBSLDCQoHQ29tbWFuZBIKCgJpZBgBIAEoCRIsCghkZWFkbGluZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoGY3JlYXRlGAogASgLMh0uZHJvdmVyLmxpbmsudjEuQ3JlYXRlU2FuZGJveEgAEi0KBXN0YXJ0GAsgASgLMhwuZHJvdmVyLmxpbmsudjEuU3RhcnRTYW5kYm94SAASKwoEc3RvcBgMIAEoCzIbLmRyb3Zlci5saW5rLnYxLlN0b3BTYW5kYm94SAASLQoFcGF1c2UYDSABKAsyHC5kcm92ZXIubGluay52MS5QYXVzZVNhbmRib3hIABIvCgZyZXN1bWUYDiABKAsyHS5kcm92ZXIubGluay52MS5SZXN1bWVTYW5kYm94SAASMQoHZGVzdHJveRgPIAEoCzIeLmRyb3Zlci5saW5rLnYxLkRlc3Ryb3lTYW5kYm94SAASMQoHaW5zcGVjdBgQIAEoCzIeLmRyb3Zlci5saW5rLnYxLkluc3BlY3RTYW5kYm94SAASLQoEbGlzdBgRIAEoCzIdLmRyb3Zlci5saW5rLnYxLkxpc3RTYW5kYm94ZXNIABIvCgpwdWxsX2ltYWdlGBIgASgLMhkuZHJvdmVyLmxpbmsudjEuUHVsbEltYWdlSAASMQoLb3Blbl90dW5uZWwYEyABKAsyGi5kcm92ZXIubGluay52MS5PcGVuVHVubmVsSAASMwoMYXBwbHlfcG9saWN5GBQgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlQb2xpY3lIABIzCgxhcHBseV9hZGRvbnMYFSABKAsyGy5kcm92ZXIubGluay52MS5BcHBseUFkZG9uc0gAEkEKE2NvbGxlY3RfZGlhZ25vc3RpY3MYFiABKAsyIi5kcm92ZXIubGluay52MS5Db2xsZWN0RGlhZ25vc3RpY3NIABIxCgtsaXN0X2ltYWdlcxgXIAEoCzIaLmRyb3Zlci5saW5rLnYxLkxpc3RJbWFnZXNIABIzCgxyZW1vdmVfaW1hZ2UYGCABKAsyGy5kcm92ZXIubGluay52MS5SZW1vdmVJbWFnZUgAEjMKDHBydW5lX2ltYWdlcxgZIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lSW1hZ2VzSAASLQoJcmVhZF9sb2dzGBogASgLMhguZHJvdmVyLmxpbmsudjEuUmVhZExvZ3NIABI1Cg1jb2xsZWN0X3N0YXRzGBsgASgLMhwuZHJvdmVyLmxpbmsudjEuQ29sbGVjdFN0YXRzSAASOAoPc2V0X25ldHdvcmtfY3V0GBwgASgLMh0uZHJvdmVyLmxpbmsudjEuU2V0TmV0d29ya0N1dEgAEjUKDWNyZWF0ZV92b2x1bWUYHSABKAsyHC5kcm92ZXIubGluay52MS5DcmVhdGVWb2x1bWVIABI1Cg1yZW1vdmVfdm9sdW1lGB4gASgLMhwuZHJvdmVyLmxpbmsudjEuUmVtb3ZlVm9sdW1lSAASMwoMbGlzdF92b2x1bWVzGB8gASgLMhsuZHJvdmVyLmxpbmsudjEuTGlzdFZvbHVtZXNIAEILCglvcGVyYXRpb24iNAoKU2FuZGJveFJlZhISCgpzYW5kYm94X2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAQi7AEKDUNyZWF0ZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxIvCgdzZWNyZXRzGAUgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYBiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgHIAEoCCKeAQoMU3RhcnRTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEi8KB3NlY3JldHMYAiADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgDIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAQgASgIIkwKC1N0b3BTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEhAKCGdyYWNlX21zGAIgASgNIjsKDFBhdXNlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI8Cg1SZXN1bWVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIj0KDkRlc3Ryb3lTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmImYKDVNldE5ldHdvcmtDdXQSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSCwoDY3V0GAIgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYAyABKAgiJAoOSW5zcGVjdFNhbmRib3gSEgoKc2FuZGJveF9pZBgBIAEoCSIPCg1MaXN0U2FuZGJveGVzIiwKCVB1bGxJbWFnZRINCgVpbWFnZRgBIAEoCRIQCghpbnNlY3VyZRgCIAEoCCIwCgxDcmVhdGVWb2x1bWUSDAoEbmFtZRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgEIhwKDFJlbW92ZVZvbHVtZRIMCgRuYW1lGAEgASgJIg0KC0xpc3RWb2x1bWVzIj4KBlZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQSEgoKdXNlZF9ieXRlcxgDIAEoBCIyCgdWb2x1bWVzEicKB3ZvbHVtZXMYASADKAsyFi5kcm92ZXIubGluay52MS5Wb2x1bWUiDAoKTGlzdEltYWdlcyIcCgtSZW1vdmVJbWFnZRINCgVpbWFnZRgBIAEoCSIpCgtQcnVuZUltYWdlcxIaChJvbGRlcl90aGFuX3NlY29uZHMYASABKAQiXQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAQggKBnRhcmdldCJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIjIKCFJlYWRMb2dzEhIKCnNhbmRib3hfaWQYASABKAkSEgoKdGFpbF9ieXRlcxgCIAEoBCIjCgxDb2xsZWN0U3RhdHMSEwoLc2FuZGJveF9pZHMYASADKAkigAEKDFNhbmRib3hTdGF0cxISCgpzYW5kYm94X2lkGAEgASgJEhAKCGNwdV91c2VjGAIgASgEEhQKDG1lbW9yeV9ieXRlcxgDIAEoBBIMCgRwaWRzGAQgASgNEiYKAmF0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4CgVTdGF0cxIvCglzYW5kYm94ZXMYASADKAsyHC5kcm92ZXIubGluay52MS5TYW5kYm94U3RhdHMi8QMKDUNvbW1hbmRSZXN1bHQSEgoKY29tbWFuZF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEjgKB3NhbmRib3gYAyABKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb25IABIxCglzYW5kYm94ZXMYBCABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABImCgVpbWFnZRgFIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlSAASKAoGaW1hZ2VzGAYgASgLMhYuZHJvdmVyLmxpbmsudjEuSW1hZ2VzSAASMgoLZGlhZ25vc3RpY3MYByABKAsyGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljc0gAEicKBGxvZ3MYCCABKAsyFy5kcm92ZXIubGluay52MS5Mb2dEYXRhSAASLQoGcHJ1bmVkGAkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVSZXBvcnRIABImCgVzdGF0cxgKIAEoCzIVLmRyb3Zlci5saW5rLnYxLlN0YXRzSAASKgoHdm9sdW1lcxgLIAEoCzIXLmRyb3Zlci5saW5rLnYxLlZvbHVtZXNIAEIHCgV2YWx1ZSJTCg9Db21tYW5kUHJvZ3Jlc3MSEgoKY29tbWFuZF9pZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGRvbmUYAyABKAQSDQoFdG90YWwYBCABKAQiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMiNQoHTG9nRGF0YRIqCgdyZWNvcmRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkIr0BCglMb2dSZWNvcmQSMAoGc3RyZWFtGAEgASgOMiAuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkLlN0cmVhbRIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIkYKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIRCg1TVFJFQU1fU1RET1VUEAESEQoNU1RSRUFNX1NUREVSUhACImYKDlNpZ25pbmdSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDwoHY3NyX2RlchgCIAEoDBIOCgRob3N0GAMgASgISAASFAoKc2FuZGJveF9pZBgEIAEoCUgAQgkKB3N1YmplY3QikgEKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCRIcCg9ib290c3RyYXBfdG9rZW4YBSABKAlCA4ABASJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0itAEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSIpCgdPb21LaWxsEg8KB3Byb2Nlc3MYASABKAkSDQoFY291bnQYAiABKA0igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUiwwkKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSAASNQoNY29sbGVjdF9zdGF0cxgbIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNvbGxlY3RTdGF0c0gAEjgKD3NldF9uZXR3b3JrX2N1dBgcIAEoCzIdLmRyb3Zlci5saW5rLnYxLlNldE5ldHdvcmtDdXRIABI1Cg1jcmVhdGVfdm9sdW1lGB0gASgLMhwuZHJvdmVyLmxpbmsudjEuQ3JlYXRlVm9sdW1lSAASNQoNcmVtb3ZlX3ZvbHVtZRgeIAEoCzIcLmRyb3Zlci5saW5rLnYxLlJlbW92ZVZvbHVtZUgAEjMKDGxpc3Rfdm9sdW1lcxgfIAEoCzIbLmRyb3Zlci5saW5rLnYxLkxpc3RWb2x1bWVzSABCCwoJb3BlcmF0aW9uIjQKClNhbmRib3hSZWYSEgoKc2FuZGJveF9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgEIuwBCg1DcmVhdGVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEg8KB3Byb2plY3QYAiABKAkSDAoEbmFtZRgDIAEoCRIsCgRzcGVjGAQgASgLMh4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMSLwoHc2VjcmV0cxgFIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAYgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYByABKAgingEKDFN0YXJ0U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIvCgdzZWNyZXRzGAIgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYAyABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgEIAEoCCJMCgtTdG9wU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIQCghncmFjZV9tcxgCIAEoDSI7CgxQYXVzZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPAoNUmVzdW1lU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI9Cg5EZXN0cm95U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiJmCg1TZXROZXR3b3JrQ3V0EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEgsKA2N1dBgCIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAMgASgIIiQKDkluc3BlY3RTYW5kYm94EhIKCnNhbmRib3hfaWQYASABKAkiDwoNTGlzdFNhbmRib3hlcyIsCglQdWxsSW1hZ2USDQoFaW1hZ2UYASABKAkSEAoIaW5zZWN1cmUYAiABKAgiMAoMQ3JlYXRlVm9sdW1lEgwKBG5hbWUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoBCIcCgxSZW1vdmVWb2x1bWUSDAoEbmFtZRgBIAEoCSINCgtMaXN0Vm9sdW1lcyI+CgZWb2x1bWUSDAoEbmFtZRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgEEhIKCnVzZWRfYnl0ZXMYAyABKAQiMgoHVm9sdW1lcxInCgd2b2x1bWVzGAEgAygLMhYuZHJvdmVyLmxpbmsudjEuVm9sdW1lIgwKCkxpc3RJbWFnZXMiHAoLUmVtb3ZlSW1hZ2USDQoFaW1hZ2UYASABKAkiKQoLUHJ1bmVJbWFnZXMSGgoSb2xkZXJfdGhhbl9zZWNvbmRzGAEgASgEIl0KCk9wZW5UdW5uZWwSEQoJdHVubmVsX2lkGAEgASgJEhIKCnNhbmRib3hfaWQYAiABKAkSDgoEaW5pdBgDIAEoCEgAEg4KBHBvcnQYBCABKA1IAEIICgZ0YXJnZXQiQQoLQXBwbHlQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRINCgVhbGxvdxgCIAMoCRIPCgd2ZXJzaW9uGAMgASgEIg0KC0FwcGx5QWRkb25zIhQKEkNvbGxlY3REaWFnbm9zdGljcyIyCghSZWFkTG9ncxISCgpzYW5kYm94X2lkGAEgASgJEhIKCnRhaWxfYnl0ZXMYAiABKAQiIwoMQ29sbGVjdFN0YXRzEhMKC3NhbmRib3hfaWRzGAEgAygJIoABCgxTYW5kYm94U3RhdHMSEgoKc2FuZGJveF9pZBgBIAEoCRIQCghjcHVfdXNlYxgCIAEoBBIUCgxtZW1vcnlfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDRImCgJhdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOAoFU3RhdHMSLwoJc2FuZGJveGVzGAEgAygLMhwuZHJvdmVyLmxpbmsudjEuU2FuZGJveFN0YXRzIvEDCg1Db21tYW5kUmVzdWx0EhIKCmNvbW1hbmRfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchI4CgdzYW5kYm94GAMgASgLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uSAASMQoJc2FuZGJveGVzGAQgASgLMhwuZHJvdmVyLmxpbmsudjEuT2JzZXJ2YXRpb25zSAASJgoFaW1hZ2UYBSABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZUgAEigKBmltYWdlcxgGIAEoCzIWLmRyb3Zlci5saW5rLnYxLkltYWdlc0gAEjIKC2RpYWdub3N0aWNzGAcgASgLMhsuZHJvdmVyLmxpbmsudjEuRGlhZ25vc3RpY3NIABInCgRsb2dzGAggASgLMhcuZHJvdmVyLmxpbmsudjEuTG9nRGF0YUgAEi0KBnBydW5lZBgJIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lUmVwb3J0SAASJgoFc3RhdHMYCiABKAsyFS5kcm92ZXIubGluay52MS5TdGF0c0gAEioKB3ZvbHVtZXMYCyABKAsyFy5kcm92ZXIubGluay52MS5Wb2x1bWVzSABCBwoFdmFsdWUiUwoPQ29tbWFuZFByb2dyZXNzEhIKCmNvbW1hbmRfaWQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRkb25lGAMgASgEEg0KBXRvdGFsGAQgASgEIjQKBUVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRoaW50GAMgASgJIrIBCgVJbWFnZRIRCglyZWZlcmVuY2UYASABKAkSDgoGZGlnZXN0GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAQSLQoJcHVsbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNhbmRib3hlcxgGIAEoDSIvCgZJbWFnZXMSJQoGaW1hZ2VzGAEgAygLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UiMwoLUHJ1bmVSZXBvcnQSDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBCI4CgtEaWFnbm9zdGljcxIpCghmaW5kaW5ncxgBIAMoCzIXLmRyb3Zlci5saW5rLnYxLkZpbmRpbmciuwEKB0ZpbmRpbmcSLAoFbGV2ZWwYASABKA4yHS5kcm92ZXIubGluay52MS5GaW5kaW5nLkxldmVsEg8KB3N1YmplY3QYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRIMCgRoaW50GAQgASgJIlIKBUxldmVsEhUKEUxFVkVMX1VOU1BFQ0lGSUVEEAASDAoITEVWRUxfT0sQARIRCg1MRVZFTF9XQVJOSU5HEAISEQoNTEVWRUxfUFJPQkxFTRADIjUKB0xvZ0RhdGESKgoHcmVjb3JkcxgBIAMoCzIZLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZCK9AQoJTG9nUmVjb3JkEjAKBnN0cmVhbRgBIAEoDjIgLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZC5TdHJlYW0SDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJGCgZTdHJlYW0SFgoSU1RSRUFNX1VOU1BFQ0lGSUVEEAASEQoNU1RSRUFNX1NURE9VVBABEhEKDVNUUkVBTV9TVERFUlIQAiJmCg5TaWduaW5nUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEg8KB2Nzcl9kZXIYAiABKAwSDgoEaG9zdBgDIAEoCEgAEhQKCnNhbmRib3hfaWQYBCABKAlIAEIJCgdzdWJqZWN0IpIBCg9TaWduaW5nUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEhcKD2NlcnRpZmljYXRlX3BlbRgDIAEoCRIOCgZjYV9wZW0YBCABKAkSHAoPYm9vdHN0cmFwX3Rva2VuGAUgASgJQgOAAQEiYQoLVHVubmVsRnJhbWUSKgoEb3BlbhgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlR1bm5lbE9wZW5IABIOCgRkYXRhGAIgASgMSAASDQoDZW5kGAMgASgISABCBwoFZnJhbWUihwEKClR1bm5lbE9wZW4SEwoJdHVubmVsX2lkGAEgASgJSAASMQoHaW5ib3VuZBgCIAEoCzIeLmRyb3Zlci5saW5rLnYxLlNhbmRib3hJbmJvdW5kSAASJAoFZXJyb3IYAyABKAsyFS5kcm92ZXIubGluay52MS5FcnJvckILCglkaXJlY3Rpb24iTQoOU2FuZGJveEluYm91bmQSEgoKc2FuZGJveF9pZBgBIAEoCRIRCglpbnRlcmZhY2UYAiABKAkSFAoMcGVlcl9hZGRyZXNzGAMgASgJMqEBCg9Ib3N0TGlua1NlcnZpY2USRgoHQ29ubmVjdBIZLmRyb3Zlci5saW5rLnYxLkhvc3RGcmFtZRocLmRyb3Zlci5saW5rLnYxLkNvbnRyb2xGcmFtZSgBMAESRgoGVHVubmVsEhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUaGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZSgBMAFiBnByb3RvMw", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -336,6 +336,12 @@ export type HostEvent = Message<"drover.link.v1.HostEvent"> & {
      */
     value: EgressDenied;
     case: "egressDenied";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.OomKill oom_kill = 4;
+     */
+    value: OomKill;
+    case: "oomKill";
   } | { case: undefined; value?: undefined };
 };
 
@@ -392,6 +398,34 @@ export const EgressDeniedSchema: GenMessage<EgressDenied> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 8);
 
 /**
+ * The kernel killed processes of the sandbox because it had no memory left (R-10).
+ *
+ * @generated from message drover.link.v1.OomKill
+ */
+export type OomKill = Message<"drover.link.v1.OomKill"> & {
+  /**
+   * The process's name; empty where the kernel does not say.
+   *
+   * @generated from field: string process = 1;
+   */
+  process: string;
+
+  /**
+   * Kills of processes of that name since the event before.
+   *
+   * @generated from field: uint32 count = 2;
+   */
+  count: number;
+};
+
+/**
+ * Describes the message drover.link.v1.OomKill.
+ * Use `create(OomKillSchema)` to create a new message.
+ */
+export const OomKillSchema: GenMessage<OomKill> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 9);
+
+/**
  * @generated from message drover.link.v1.Welcome
  */
 export type Welcome = Message<"drover.link.v1.Welcome"> & {
@@ -435,7 +469,7 @@ export type Welcome = Message<"drover.link.v1.Welcome"> & {
  * Use `create(WelcomeSchema)` to create a new message.
  */
 export const WelcomeSchema: GenMessage<Welcome> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 9);
+  messageDesc(file_drover_link_v1_link, 10);
 
 /**
  * @generated from message drover.link.v1.GoAway
@@ -464,7 +498,7 @@ export type GoAway = Message<"drover.link.v1.GoAway"> & {
  * Use `create(GoAwaySchema)` to create a new message.
  */
 export const GoAwaySchema: GenMessage<GoAway> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 10);
+  messageDesc(file_drover_link_v1_link, 11);
 
 /**
  * @generated from enum drover.link.v1.GoAway.Reason
@@ -520,7 +554,7 @@ export type GoAway_Reason = (typeof GoAway_Reason)[keyof typeof GoAway_Reason] |
  * Describes the enum drover.link.v1.GoAway.Reason.
  */
 export const GoAway_ReasonSchema: GenEnum<GoAway_Reason> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 10, 0);
+  enumDesc(file_drover_link_v1_link, 11, 0);
 
 /**
  * @generated from message drover.link.v1.Command
@@ -683,7 +717,7 @@ export type Command = Message<"drover.link.v1.Command"> & {
  * Use `create(CommandSchema)` to create a new message.
  */
 export const CommandSchema: GenMessage<Command> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 11);
+  messageDesc(file_drover_link_v1_link, 12);
 
 /**
  * @generated from message drover.link.v1.SandboxRef
@@ -705,7 +739,7 @@ export type SandboxRef = Message<"drover.link.v1.SandboxRef"> & {
  * Use `create(SandboxRefSchema)` to create a new message.
  */
 export const SandboxRefSchema: GenMessage<SandboxRef> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 12);
+  messageDesc(file_drover_link_v1_link, 13);
 
 /**
  * Makes and starts the sandbox: init is up, the user's program is not begun until the session says so.
@@ -760,7 +794,7 @@ export type CreateSandbox = Message<"drover.link.v1.CreateSandbox"> & {
  * Use `create(CreateSandboxSchema)` to create a new message.
  */
 export const CreateSandboxSchema: GenMessage<CreateSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 13);
+  messageDesc(file_drover_link_v1_link, 14);
 
 /**
  * Starts a stopped sandbox again, with its root filesystem as it was left.
@@ -796,7 +830,7 @@ export type StartSandbox = Message<"drover.link.v1.StartSandbox"> & {
  * Use `create(StartSandboxSchema)` to create a new message.
  */
 export const StartSandboxSchema: GenMessage<StartSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 14);
+  messageDesc(file_drover_link_v1_link, 15);
 
 /**
  * @generated from message drover.link.v1.StopSandbox
@@ -820,7 +854,7 @@ export type StopSandbox = Message<"drover.link.v1.StopSandbox"> & {
  * Use `create(StopSandboxSchema)` to create a new message.
  */
 export const StopSandboxSchema: GenMessage<StopSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 15);
+  messageDesc(file_drover_link_v1_link, 16);
 
 /**
  * @generated from message drover.link.v1.PauseSandbox
@@ -837,7 +871,7 @@ export type PauseSandbox = Message<"drover.link.v1.PauseSandbox"> & {
  * Use `create(PauseSandboxSchema)` to create a new message.
  */
 export const PauseSandboxSchema: GenMessage<PauseSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 16);
+  messageDesc(file_drover_link_v1_link, 17);
 
 /**
  * @generated from message drover.link.v1.ResumeSandbox
@@ -854,7 +888,7 @@ export type ResumeSandbox = Message<"drover.link.v1.ResumeSandbox"> & {
  * Use `create(ResumeSandboxSchema)` to create a new message.
  */
 export const ResumeSandboxSchema: GenMessage<ResumeSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 17);
+  messageDesc(file_drover_link_v1_link, 18);
 
 /**
  * @generated from message drover.link.v1.DestroySandbox
@@ -871,7 +905,7 @@ export type DestroySandbox = Message<"drover.link.v1.DestroySandbox"> & {
  * Use `create(DestroySandboxSchema)` to create a new message.
  */
 export const DestroySandboxSchema: GenMessage<DestroySandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 18);
+  messageDesc(file_drover_link_v1_link, 19);
 
 /**
  * What of a sandbox's network is cut (I-4). Kept by the host until the next one.
@@ -904,7 +938,7 @@ export type SetNetworkCut = Message<"drover.link.v1.SetNetworkCut"> & {
  * Use `create(SetNetworkCutSchema)` to create a new message.
  */
 export const SetNetworkCutSchema: GenMessage<SetNetworkCut> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 19);
+  messageDesc(file_drover_link_v1_link, 20);
 
 /**
  * @generated from message drover.link.v1.InspectSandbox
@@ -921,7 +955,7 @@ export type InspectSandbox = Message<"drover.link.v1.InspectSandbox"> & {
  * Use `create(InspectSandboxSchema)` to create a new message.
  */
 export const InspectSandboxSchema: GenMessage<InspectSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 20);
+  messageDesc(file_drover_link_v1_link, 21);
 
 /**
  * @generated from message drover.link.v1.ListSandboxes
@@ -934,7 +968,7 @@ export type ListSandboxes = Message<"drover.link.v1.ListSandboxes"> & {
  * Use `create(ListSandboxesSchema)` to create a new message.
  */
 export const ListSandboxesSchema: GenMessage<ListSandboxes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 21);
+  messageDesc(file_drover_link_v1_link, 22);
 
 /**
  * @generated from message drover.link.v1.PullImage
@@ -956,7 +990,7 @@ export type PullImage = Message<"drover.link.v1.PullImage"> & {
  * Use `create(PullImageSchema)` to create a new message.
  */
 export const PullImageSchema: GenMessage<PullImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 22);
+  messageDesc(file_drover_link_v1_link, 23);
 
 /**
  * Makes an empty volume (R-18). One of this name and size that is there already stays as it is.
@@ -980,7 +1014,7 @@ export type CreateVolume = Message<"drover.link.v1.CreateVolume"> & {
  * Use `create(CreateVolumeSchema)` to create a new message.
  */
 export const CreateVolumeSchema: GenMessage<CreateVolume> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 23);
+  messageDesc(file_drover_link_v1_link, 24);
 
 /**
  * Removes a volume with everything in it; nothing when there is none.
@@ -999,7 +1033,7 @@ export type RemoveVolume = Message<"drover.link.v1.RemoveVolume"> & {
  * Use `create(RemoveVolumeSchema)` to create a new message.
  */
 export const RemoveVolumeSchema: GenMessage<RemoveVolume> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 24);
+  messageDesc(file_drover_link_v1_link, 25);
 
 /**
  * @generated from message drover.link.v1.ListVolumes
@@ -1012,7 +1046,7 @@ export type ListVolumes = Message<"drover.link.v1.ListVolumes"> & {
  * Use `create(ListVolumesSchema)` to create a new message.
  */
 export const ListVolumesSchema: GenMessage<ListVolumes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 25);
+  messageDesc(file_drover_link_v1_link, 26);
 
 /**
  * @generated from message drover.link.v1.Volume
@@ -1041,7 +1075,7 @@ export type Volume = Message<"drover.link.v1.Volume"> & {
  * Use `create(VolumeSchema)` to create a new message.
  */
 export const VolumeSchema: GenMessage<Volume> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 26);
+  messageDesc(file_drover_link_v1_link, 27);
 
 /**
  * @generated from message drover.link.v1.Volumes
@@ -1058,7 +1092,7 @@ export type Volumes = Message<"drover.link.v1.Volumes"> & {
  * Use `create(VolumesSchema)` to create a new message.
  */
 export const VolumesSchema: GenMessage<Volumes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 27);
+  messageDesc(file_drover_link_v1_link, 28);
 
 /**
  * @generated from message drover.link.v1.ListImages
@@ -1071,7 +1105,7 @@ export type ListImages = Message<"drover.link.v1.ListImages"> & {
  * Use `create(ListImagesSchema)` to create a new message.
  */
 export const ListImagesSchema: GenMessage<ListImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 28);
+  messageDesc(file_drover_link_v1_link, 29);
 
 /**
  * @generated from message drover.link.v1.RemoveImage
@@ -1088,7 +1122,7 @@ export type RemoveImage = Message<"drover.link.v1.RemoveImage"> & {
  * Use `create(RemoveImageSchema)` to create a new message.
  */
 export const RemoveImageSchema: GenMessage<RemoveImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 29);
+  messageDesc(file_drover_link_v1_link, 30);
 
 /**
  * @generated from message drover.link.v1.PruneImages
@@ -1107,7 +1141,7 @@ export type PruneImages = Message<"drover.link.v1.PruneImages"> & {
  * Use `create(PruneImagesSchema)` to create a new message.
  */
 export const PruneImagesSchema: GenMessage<PruneImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 30);
+  messageDesc(file_drover_link_v1_link, 31);
 
 /**
  * @generated from message drover.link.v1.OpenTunnel
@@ -1152,7 +1186,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
  * Use `create(OpenTunnelSchema)` to create a new message.
  */
 export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 31);
+  messageDesc(file_drover_link_v1_link, 32);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -1179,7 +1213,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 32);
+  messageDesc(file_drover_link_v1_link, 33);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -1194,7 +1228,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -1207,7 +1241,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * @generated from message drover.link.v1.ReadLogs
@@ -1231,7 +1265,7 @@ export type ReadLogs = Message<"drover.link.v1.ReadLogs"> & {
  * Use `create(ReadLogsSchema)` to create a new message.
  */
 export const ReadLogsSchema: GenMessage<ReadLogs> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * What sandboxes use now.
@@ -1252,7 +1286,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1295,7 +1329,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1312,7 +1346,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1395,7 +1429,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1429,7 +1463,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1462,7 +1496,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1506,7 +1540,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1523,7 +1557,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1545,7 +1579,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1562,7 +1596,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 45);
+  messageDesc(file_drover_link_v1_link, 46);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1596,7 +1630,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 46);
+  messageDesc(file_drover_link_v1_link, 47);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1632,7 +1666,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 46, 0);
+  enumDesc(file_drover_link_v1_link, 47, 0);
 
 /**
  * @generated from message drover.link.v1.LogData
@@ -1649,7 +1683,7 @@ export type LogData = Message<"drover.link.v1.LogData"> & {
  * Use `create(LogDataSchema)` to create a new message.
  */
 export const LogDataSchema: GenMessage<LogData> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 47);
+  messageDesc(file_drover_link_v1_link, 48);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1676,7 +1710,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 48);
+  messageDesc(file_drover_link_v1_link, 49);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1707,7 +1741,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 48, 0);
+  enumDesc(file_drover_link_v1_link, 49, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1752,7 +1786,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 49);
+  messageDesc(file_drover_link_v1_link, 50);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1795,7 +1829,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 50);
+  messageDesc(file_drover_link_v1_link, 51);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1832,7 +1866,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 51);
+  messageDesc(file_drover_link_v1_link, 52);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -1872,7 +1906,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 52);
+  messageDesc(file_drover_link_v1_link, 53);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -1903,7 +1937,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 53);
+  messageDesc(file_drover_link_v1_link, 54);
 
 /**
  * @generated from service drover.link.v1.HostLinkService

@@ -1,0 +1,41 @@
+import { constants } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { errnoOf } from '@drover/foundation';
+import { maxKernelLogRecords } from '../../limits.ts';
+
+/** One record is at most this long: PRINTKRB_RECORD_MAX, and its prefix (Linux, kernel/printk). */
+const recordBytes = 2_048;
+
+/** The messages of the kernel's log, oldest first; none where this process may not read it. Source of the format: Documentation/ABI/testing/dev-kmsg. */
+export async function readKernelLog(): Promise<readonly string[]> {
+  const messages: string[] = [];
+  try {
+    await using file = await open('/dev/kmsg', constants.O_RDONLY | constants.O_NONBLOCK);
+    const buffer = Buffer.alloc(recordBytes);
+    while (messages.length < maxKernelLogRecords) {
+      try {
+        // Each read returns one record.
+        const { bytesRead } = await file.read(buffer, 0, buffer.length, null);
+        messages.push(buffer.toString('utf8', 0, bytesRead).replace(/^[^;]*;/, ''));
+      } catch (error) {
+        // EPIPE: records were overwritten meanwhile; the next read returns the oldest that is left. EAGAIN: the end.
+        if (errnoOf(error) !== 'EPIPE') return messages;
+      }
+    }
+  } catch {
+    // A container without the device, or without the privilege: kills then have no names.
+  }
+  return messages;
+}
+
+/**
+ * The names of the processes that the kernel killed for want of memory in a cgroup and below it, oldest first.
+ * @param cgroup its name, unique on this host
+ */
+export function victimsIn(messages: readonly string[], cgroup: string): readonly string[] {
+  return messages.flatMap((message) => {
+    // Linux, mm/oom_kill.c, dump_oom_summary().
+    const [, path = '', name = ''] = /^oom-kill:.*?,task_memcg=([^,]*),task=(.*),pid=\d+,uid=\d+$/m.exec(message) ?? [];
+    return path.split('/').includes(cgroup) ? [name] : [];
+  });
+}
