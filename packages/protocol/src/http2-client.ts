@@ -1,4 +1,4 @@
-import { constants, type ClientHttp2Stream } from 'node:http2';
+import { constants, type ClientHttp2Stream, type Http2Session } from 'node:http2';
 import { PassThrough } from 'node:stream';
 import { Http2SessionManager } from '@connectrpc/connect-node';
 import './http2-lifetime.ts';
@@ -12,8 +12,17 @@ import './http2-lifetime.ts';
  * means what the iterator takes it for.
  */
 export class ReadableSessionManager extends Http2SessionManager {
+  readonly #guarded = new WeakSet<Http2Session>();
+
   override async request(...request: Parameters<Http2SessionManager['request']>): Promise<ClientHttp2Stream> {
     const stream = await super.request(...request);
+    const { session } = stream;
+    if (session !== undefined && !this.#guarded.has(session)) {
+      this.#guarded.add(session);
+      // The manager removes its listener from a connection that it gives up. An error without a listener would end the process, and a
+      // peer decides whether there is one. The calls on the connection report it.
+      session.on('error', () => undefined);
+    }
     makeIterable(stream);
     return stream;
   }

@@ -1,5 +1,4 @@
 import { once } from 'node:events';
-import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
 import type { Duplex } from 'node:stream';
 import { connect as connectTls, createSecureContext, type SecureContext } from 'node:tls';
 import { createClient } from '@connectrpc/connect';
@@ -105,7 +104,7 @@ export async function connectInit(
   }
   const url = `https://${id}`;
   let used = false;
-  const manager = new GuardedSessionManager(
+  const manager = new ReadableSessionManager(
     url,
     // The Session stream keeps the connection in use for as long as it lives, so that it is never closed for idleness.
     { pingIntervalMs: sessionPingMs, pingTimeoutMs: sessionPingTimeoutMs },
@@ -138,21 +137,6 @@ export async function connectInit(
       await close();
     },
   };
-}
-
-/** The manager takes its listener off a connection that it gives up; an error that this one has later would end the process. */
-class GuardedSessionManager extends ReadableSessionManager {
-  #guarded: ClientHttp2Session | undefined;
-
-  override async request(...request: Parameters<ReadableSessionManager['request']>): Promise<ClientHttp2Stream> {
-    const stream = await super.request(...request);
-    const session = stream.session as ClientHttp2Session | undefined;
-    if (session !== undefined && session !== this.#guarded) {
-      this.#guarded = session;
-      session.on('error', () => undefined);
-    }
-    return stream;
-  }
 }
 
 const contexts = new WeakMap<SessionCredentials, SecureContext>();
