@@ -1,9 +1,5 @@
 /** Events of sandboxes that wait for the link; beyond it the oldest are dropped, and their number is sent with the next. */
 export const unsentEvents = 1024;
-/** Kept output that one readLogs answers with; older output is left out. Bytes; below grpc's 4 MB message limit. */
-export const maxLogAnswerBytes = 2 * 1024 * 1024;
-/** Bytes of a log file that are read for one answer; the file's older part is left out. */
-export const maxLogReadBytes = 16 * 1024 * 1024;
 /** Time between SIGTERM and SIGKILL when nobody says otherwise. Milliseconds. */
 export const defaultStopGraceMs = 10_000;
 /** How long the network of a sandbox that has ended waits for the last bytes of its connections to be read. Milliseconds; then they are lost. */

@@ -334,7 +334,8 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   does(
     add(program, 'logs <sandbox>', 'what its command wrote')
       .option('-f, --follow', 'go on with what it writes')
-      .option('--tail <lines>', 'the last lines only'),
+      .option('--tail <lines>', 'the last lines only')
+      .option('--since <time>', 'what it wrote in this time (10m), or since this time (2026-11-29T10:00:00Z)'),
     async () => (await import('./commands/sandbox/logs.ts')).default,
   );
   does(

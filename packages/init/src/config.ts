@@ -100,4 +100,6 @@ export interface LogLine {
   /** Milliseconds since the epoch. */
   readonly t: number;
   readonly d: string;
+  /** Bytes of output over both streams before this record, since this start of the sandbox. Absent in those of earlier releases. */
+  readonly o?: number;
 }

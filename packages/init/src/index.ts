@@ -1,3 +1,4 @@
 /** For the agent: what init reads and writes, and where its program is. Nothing here loads init itself. */
 export { buildInitBundle, initBundlePath, initNodeFlags, ptyAddonPath } from './bundle.ts';
 export * from './config.ts';
+export { readLog, type LogEntry } from './logs/reader.ts';

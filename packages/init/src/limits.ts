@@ -77,6 +77,8 @@ export const maxRegisterBackoffMs = 2_000;
 
 /** Bytes of one record of the kept log; longer output is split. */
 export const maxLogRecordBytes = 16 * 1024;
+/** Bytes of one file of the kept log that a reader takes, from its end: the files are the workload's too, which could make them larger. */
+export const maxLogFileReadBytes = 32 * 1024 * 1024;
 /** Bytes waiting for the disk before the main process's output is no longer read. */
 export const maxLogPendingBytes = 1024 * 1024;
 /** Milliseconds that the end of the main process waits for the log to reach the disk. */

@@ -1,4 +1,4 @@
-import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { timestampFromMs, timestampMs } from '@bufbuild/protobuf/wkt';
 import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { Identity } from './identity/identity.ts';
@@ -71,10 +71,13 @@ async function logs(call: Call<init.LogsRequest, Reply<'logs'>>, sandbox: Sandbo
   const entries = readLog({
     directory: sandbox.runDirectory,
     tailLines: Number(request?.tailLines ?? 0n),
+    sinceMs: request?.since === undefined ? 0 : timestampMs(request.since),
+    writer: sandbox.log,
     ...(request?.follow === true ? { follow: sandbox.log } : {}),
     signal: call.signal,
   });
   for await (const entry of entries) {
-    await call.send({ stderr: entry.stderr, data: entry.data, time: timestampFromMs(entry.time) });
+    const { stderr, data, time, droppedBytes } = entry;
+    await call.send({ stderr, data, time: timestampFromMs(time), droppedBytes: BigInt(droppedBytes) });
   }
 }

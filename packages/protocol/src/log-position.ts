@@ -7,6 +7,8 @@ export interface KeptOutput {
   readonly stderr: boolean;
   readonly data: Uint8Array;
   readonly time?: Timestamp | undefined;
+  /** More than 0: no data, but so many bytes that are no longer kept before what follows. */
+  readonly droppedBytes?: bigint;
 }
 
 /** Where a reader of the kept log is: the time of the last byte, and how many bytes of that very time it has. */
@@ -27,9 +29,14 @@ export class LogPosition {
 
   /** What of `chunks` was not handed out before. */
   *fresh(chunks: Iterable<KeptOutput>): Generator<LogChunk> {
-    for (const { stderr, data, time } of chunks) {
+    for (const { stderr, data, time, droppedBytes = 0n } of chunks) {
       const at = time === undefined ? this.#time : timestampMs(time);
       if (at < this.#time) continue;
+      if (droppedBytes > 0n) {
+        // At the very time of the last byte nothing is missing that the reader has not been told of.
+        if (at > this.#time) yield create(LogChunkSchema, { stderr, droppedBytes, ...(time === undefined ? {} : { time }) });
+        continue;
+      }
       if (at > this.#time) {
         this.#time = at;
         this.#bytes = 0;

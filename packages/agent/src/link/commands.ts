@@ -149,8 +149,6 @@ export class CommandRunner {
         const pruned = await images.prune(Number(operation.value.olderThanSeconds) * 1000);
         return { case: 'pruned', value: { removed: [...pruned.removed], freedBytes: BigInt(pruned.freedBytes) } };
       }
-      case 'readLogs':
-        return { case: 'logs', value: await sandboxes.readLogs(operation.value) };
       case 'collectStats':
         return { case: 'stats', value: await sandboxes.stats(operation.value) };
       case 'applyAddons':
@@ -207,7 +205,6 @@ function isRead(operation: link.Command['operation']['case']): boolean {
     operation === 'inspect' ||
     operation === 'list' ||
     operation === 'listImages' ||
-    operation === 'readLogs' ||
     operation === 'collectDiagnostics' ||
     operation === 'collectStats' ||
     operation === 'openTunnel'

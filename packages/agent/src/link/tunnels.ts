@@ -1,10 +1,10 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Duplex } from 'node:stream';
-import { DroverError, parseSandboxId, type Clock, type Logger } from '@drover/foundation';
-import { link, methodDefinition, TunnelStream } from '@drover/protocol';
+import { DroverError, parseSandboxId, type Clock, type SandboxId, type Logger } from '@drover/foundation';
+import { link, methodDefinition, TunnelStream, writeHostStream } from '@drover/protocol';
 import type { Client } from '@grpc/grpc-js';
 import { tunnelDialMs, tunnelsAtOnce } from '../limits.ts';
-import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import type { HostStreamSource, Sandboxes } from '../sandboxes/sandboxes.ts';
 import { joinStreams } from './join-streams.ts';
 
 const method = methodDefinition(link.HostLinkService.method.tunnel);
@@ -31,6 +31,8 @@ export class AgentTunnels {
    */
   async open(client: Client, command: link.OpenTunnel): Promise<void> {
     const id = parseSandboxId(command.sandboxId);
+    const { target } = command;
+    if (target.case === 'logs') return this.#send(client, command.tunnelId, id, target);
     const port = portOf(command);
     if (this.#open >= tunnelsAtOnce) {
       throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
@@ -63,6 +65,28 @@ export class AgentTunnels {
   carry(client: Client, inbound: MessageInitShape<typeof link.SandboxInboundSchema>, connection: Duplex): void {
     const call = callTunnel(client, { case: 'inbound', value: inbound });
     this.#join(new TunnelStream(call, () => call.cancel()), connection, inbound.sandboxId);
+  }
+
+  /** Opens a tunnel for what this host keeps of a sandbox. */
+  #send(client: Client, tunnelId: string, id: SandboxId, source: HostStreamSource): void {
+    if (this.#open >= tunnelsAtOnce) {
+      throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
+    }
+    const gone = new AbortController();
+    const messages = this.#sandboxes.hostStream(id, source, AbortSignal.any([gone.signal, this.#signal]));
+    const call = callTunnel(client, { case: 'tunnelId', value: tunnelId });
+    const tunnel = new TunnelStream(call, () => call.cancel());
+    // Its end is in `close`.
+    tunnel.on('error', () => undefined);
+    const cut = (): void => void tunnel.destroy();
+    this.#signal.addEventListener('abort', cut, { once: true });
+    this.#open++;
+    tunnel.once('close', () => {
+      this.#open--;
+      this.#signal.removeEventListener('abort', cut);
+      gone.abort();
+    });
+    void writeHostStream(messages, tunnel);
   }
 
   /** Until either side ends it, or the agent stops. */

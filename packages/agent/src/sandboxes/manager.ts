@@ -18,11 +18,11 @@ import type { HostEventInit } from '../link/host-events.ts';
 import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, oomLookMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
-import { readKeptLogs } from './logs.ts';
+import { keptLogs } from './logs.ts';
 import { prepareStart, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
 import { removeRunDirectory, removeStartMaterial, restoreRunDirectory, runDirectoryOf, sweepRunDirectories } from './run-directory.ts';
-import type { Sandboxes } from './sandboxes.ts';
+import type { HostStream, HostStreamSource, Sandboxes } from './sandboxes.ts';
 import { Standbys } from './standbys.ts';
 
 export interface SandboxManagerOptions extends StartOptions {
@@ -235,9 +235,9 @@ export class SandboxManager implements Sandboxes {
     });
   }
 
-  async readLogs(command: link.ReadLogs): Promise<link.LogData> {
-    const entry = this.#entry(parseSandboxId(command.sandboxId));
-    return await readKeptLogs(this.#runDirectory(entry.record.id), Number(command.tailBytes));
+  hostStream(id: SandboxId, source: HostStreamSource, signal: AbortSignal): HostStream {
+    const entry = this.#entry(id);
+    return keptLogs(this.#runDirectory(entry.record.id), source.value, signal);
   }
 
   async stats(command: link.CollectStats): Promise<link.Stats> {

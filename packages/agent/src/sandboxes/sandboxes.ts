@@ -1,4 +1,5 @@
 import type { Duplex } from 'node:stream';
+import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { SandboxId } from '@drover/foundation';
 import type { link, sandbox } from '@drover/protocol';
 
@@ -21,7 +22,8 @@ export interface Sandboxes {
   inspect(id: SandboxId): Promise<sandbox.SandboxObservation>;
   list(): readonly sandbox.SandboxObservation[];
   applyPolicy(command: link.ApplyPolicy): Promise<void>;
-  readLogs(command: link.ReadLogs): Promise<link.LogData>;
+  /** What this host keeps of a sandbox, running or not. @throws {DroverError} sandbox-not-found */
+  hostStream(id: SandboxId, source: HostStreamSource, signal: AbortSignal): HostStream;
   /** What those that run use now; of a sandbox that does not run, nothing. */
   stats(command: link.CollectStats): Promise<link.Stats>;
   dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
@@ -30,6 +32,10 @@ export interface Sandboxes {
   /** Stops watching; sandboxes run on. */
   close(): Promise<void>;
 }
+
+/** What a host's stream is of: `{ case: 'logs', value: … }`. */
+export type HostStreamSource = Exclude<link.OpenTunnel['target'], { case: 'init' | 'port' | undefined }>;
+export type HostStream = AsyncIterable<MessageInitShape<typeof link.HostStreamMessageSchema>>;
 
 /** How a start of a sandbox gets its certificate (I-6) and the token that its init registers with (I-13): the link asks the control plane to sign. */
 export type SignSandboxCertificate = (

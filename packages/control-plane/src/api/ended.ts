@@ -1,7 +1,7 @@
-import { create } from '@bufbuild/protobuf';
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError, isErrorCode, splitSentence, startFailure, type SandboxId } from '@drover/foundation';
-import { api, link } from '@drover/protocol';
-import { exitReportMs, hostCallTimeoutMs } from '../limits.ts';
+import { api, link, readHostStream } from '@drover/protocol';
+import { exitReportMs } from '../limits.ts';
 import { refuseContained, sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
@@ -75,18 +75,19 @@ export function refusePaused(row: SandboxRow): void {
   });
 }
 
-/** Output of the main process as its host keeps it, oldest first. @throws {DroverError} host-unavailable, … */
-export async function hostLogs(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly link.LogRecord[]> {
-  if (row.hostId === undefined) return [];
+/** Output of the main process as its host keeps it, oldest first, as fast as it is read. @throws {DroverError} host-unavailable, … */
+export async function* hostLogs(
+  context: ApiContext,
+  row: SandboxRow,
+  wanted: MessageInitShape<typeof link.HostLogsSchema>,
+  signal: AbortSignal,
+): AsyncGenerator<link.LogRecord, void, undefined> {
+  if (row.hostId === undefined) return;
   await refuseDownHost(context, row);
-  const value = create(link.ReadLogsSchema, { sandboxId: row.id });
+  const source = { case: 'logs', value: create(link.HostLogsSchema, wanted) } as const;
   try {
-    const result = await context.hub.call(
-      row.hostId,
-      { case: 'readLogs', value },
-      { signal, deadline: new Date(context.clock.now() + hostCallTimeoutMs) },
-    );
-    return result.case === 'logs' ? result.value.records : [];
+    const tunnel = await context.hub.openHostStream(row.hostId, row.id, source, signal);
+    for await (const message of readHostStream(tunnel, signal)) if (message.case === 'log') yield message.value;
   } catch (thrown) {
     throw await brokenCallError(context, row, thrown);
   }
@@ -108,30 +109,30 @@ export async function* replayMain(
   const row = await reportedEnd(context, id, signal);
   const { exitCode } = row;
   if (exitCode === undefined || initFailed(row) || startFailed(row)) throw endedError(row);
-  let records: readonly link.LogRecord[] = [];
+  const records = hostLogs(context, row, {}, signal)[Symbol.asyncIterator]();
+  let next: IteratorResult<link.LogRecord, void> = { done: true, value: undefined };
   try {
-    records = await hostLogs(context, row, signal);
+    next = await records.next();
   } catch (error) {
     // An exit status without the output is right only for who has had the output.
     if (!started) throw error;
     context.logger.warn({ err: error, sandbox: id }, 'the rest of an ended process’s output could not be read from its host');
   }
   if (!started) {
-    yield create(api.ExecResponseSchema, { payload: { case: 'started', value: create(api.ExecStartedSchema, { execId: 'main' }) } });
+    const truncatedBytes = next.done === true ? 0n : next.value.droppedBytes;
+    const value = create(api.ExecStartedSchema, { execId: 'main', truncatedBytes });
+    yield create(api.ExecResponseSchema, { payload: { case: 'started', value } });
   }
-  let offset = 0n;
-  for (const { stream, data } of records) {
-    const end = offset + BigInt(data.byteLength);
-    if (end > seen) {
-      const skip = seen > offset ? Number(seen - offset) : 0;
-      const value = create(api.ExecOutputSchema, {
-        stderr: stream === link.LogRecord_Stream.STDERR,
-        data: data.subarray(skip),
-        offset: offset + BigInt(skip),
-      });
-      yield create(api.ExecResponseSchema, { payload: { case: 'output', value } });
-    }
-    offset = end;
+  for (; next.done !== true; next = await records.next()) {
+    const { stream, data, offset } = next.value;
+    if (data.byteLength === 0 || offset + BigInt(data.byteLength) <= seen) continue;
+    const skip = seen > offset ? Number(seen - offset) : 0;
+    const value = create(api.ExecOutputSchema, {
+      stderr: stream === link.LogRecord_Stream.STDERR,
+      data: data.subarray(skip),
+      offset: offset + BigInt(skip),
+    });
+    yield create(api.ExecResponseSchema, { payload: { case: 'output', value } });
   }
   // 128 + n is how a shell, and the host, tell of signal n.
   const value = create(api.ExecExitSchema, { code: exitCode, outOfMemory: row.outOfMemory });

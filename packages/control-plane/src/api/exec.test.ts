@@ -31,9 +31,13 @@ async function all(exec: ExecHandle): Promise<{ readonly out: string; readonly e
 }
 
 function logRecords(...texts: readonly string[]): link.LogRecord[] {
-  return texts.map((data, i) =>
-    create(link.LogRecordSchema, { stream: link.LogRecord_Stream.STDOUT, data: Buffer.from(data), time: timestampFromMs(1_000 + i) }),
-  );
+  let offset = 0n;
+  return texts.map((text, i) => {
+    const data = Buffer.from(text);
+    const record = { stream: link.LogRecord_Stream.STDOUT, data, offset, time: timestampFromMs(1_000 + i) };
+    offset += BigInt(data.length);
+    return create(link.LogRecordSchema, record);
+  });
 }
 
 describe('exec', () => {
@@ -208,10 +212,7 @@ describe('exec', () => {
   test('attaching to a main process that has ended gives its kept output and its exit code', async () => {
     await using api = await startTestApi();
     const { id, hostId } = await running(api);
-    api.hub.hosts.set(hostId, (operation) => {
-      expect(operation.case).toBe('readLogs');
-      return { case: 'logs', value: create(link.LogDataSchema, { records: logRecords('hello ', 'world') }) };
-    });
+    api.hub.logs.set(hostId, logRecords('hello ', 'world'));
     api.sessions.connect = () => Promise.reject(new DroverError('sandbox-not-running', 'it has ended'));
     await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 5 });
     expect(await all(api.client.sandboxes.exec('box', { execId: 'main' }))).toEqual({ out: 'hello world', err: '', code: 5 });
@@ -222,7 +223,7 @@ describe('exec', () => {
     const { id, hostId } = await running(api);
     const process = new FakeProcess();
     api.sessions.serve({ exec: process.exec });
-    api.hub.hosts.set(hostId, () => ({ case: 'logs', value: create(link.LogDataSchema, { records: logRecords('hello ', 'world') }) }));
+    api.hub.logs.set(hostId, logRecords('hello ', 'world'));
     const exec = api.client.sandboxes.exec('box', { execId: 'main' });
     const result = all(exec);
     process.write('hello ');
@@ -261,18 +262,16 @@ describe('exec', () => {
 });
 
 describe('logs', () => {
-  test('come from the host when the sandbox does not run, the last lines only when asked', async () => {
+  test('come from the host when the sandbox does not run, which is told what is wanted', async () => {
     await using api = await startTestApi();
     const { id, hostId } = await running(api);
     await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 0 });
-    api.hub.hosts.set(hostId, () => ({ case: 'logs', value: create(link.LogDataSchema, { records: logRecords('a\nb\n', 'c\nd\n') }) }));
-    const read = async (tailLines: number): Promise<string> => {
-      let out = '';
-      for await (const { data } of api.client.sandboxes.logs('box', { tailLines })) out += Buffer.from(data).toString();
-      return out;
-    };
-    expect(await read(0)).toBe('a\nb\nc\nd\n');
-    expect(await read(3)).toBe('b\nc\nd\n');
+    api.hub.logs.set(hostId, logRecords('a\nb\n', 'c\nd\n'));
+    let out = '';
+    const since = new Date(5_000);
+    for await (const { data } of api.client.sandboxes.logs('box', { tailLines: 3, since })) out += Buffer.from(data).toString();
+    expect(out).toBe('a\nb\nc\nd\n');
+    expect(api.hub.opened).toMatchObject([{ case: 'logs', value: { tailLines: 3n, since: { seconds: 5n } } }]);
   });
 
   test('followed over a break of the session show each line once', async () => {

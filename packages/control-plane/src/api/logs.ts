@@ -1,3 +1,4 @@
+import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode } from '@drover/foundation';
 import { link, LogPosition, type api, type KeptOutput } from '@drover/protocol';
@@ -19,13 +20,14 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
     const position = new LogPosition();
     const backoff = new Backoff({ baseMs: reattachBaseMs, capMs: reattachCapMs });
     let brokenSince: number | undefined;
-    let tail = Number(request.tailLines);
+    let tail = request.tailLines;
+    const since = request.since === undefined ? {} : { since: request.since };
     for (;;) {
       position.begin();
       const row = (await context.store.sandboxes.get(first.id)) ?? first;
       const running = sandboxState(row).state === 'running';
       if (!running && (!request.follow || ended(row))) {
-        yield* position.fresh(lastLines(await fromHost(context, row, signal), tail));
+        for await (const output of fromHost(context, row, { tailLines: tail, ...since }, signal)) yield* position.fresh([output]);
         return;
       }
       if (!running) {
@@ -43,11 +45,11 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
       let error: DroverError;
       try {
         const client = await sessionClient(context, row, signal);
-        const wanted = { follow: request.follow, tailLines: BigInt(tail) };
+        const wanted = { follow: request.follow, tailLines: tail, ...since };
         for await (const chunk of client.logs(wanted, { signal })) {
           brokenSince = undefined;
           backoff.reset();
-          yield* position.fresh([{ stderr: chunk.stderr, data: chunk.data, time: chunk.time }]);
+          yield* position.fresh([chunk]);
         }
         return;
       } catch (thrown) {
@@ -57,10 +59,10 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
       if (hasCode(error, 'invalid-argument', 'unimplemented', 'permission-denied')) throw error;
       await refuseDownHost(context, row);
       // What was handed out is skipped by its time, so the next try asks for everything that is kept.
-      if (!position.atStart) tail = 0;
+      if (!position.atStart) tail = 0n;
       if (!request.follow) {
         position.begin();
-        yield* position.fresh(lastLines(await fromHost(context, row, signal), tail));
+        for await (const output of fromHost(context, row, { tailLines: tail, ...since }, signal)) yield* position.fresh([output]);
         return;
       }
       brokenSince ??= context.clock.now();
@@ -70,23 +72,12 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
   };
 }
 
-async function fromHost(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<readonly KeptOutput[]> {
-  const records = await hostLogs(context, row, signal);
-  return records.map(({ stream, data, time }) => ({ stderr: stream === link.LogRecord_Stream.STDERR, data, time }));
-}
-
-/** The chunks that hold the last `lines` lines of all of them; 0 is all. A last line without its end counts. */
-export function lastLines(chunks: readonly KeptOutput[], lines: number): readonly KeptOutput[] {
-  if (lines <= 0) return chunks;
-  let left = lines;
-  for (let i = chunks.length - 1; i >= 0; i--) {
-    const chunk = chunks[i];
-    if (chunk === undefined) continue;
-    for (let at = chunk.data.byteLength - 1; at >= 0; at--) {
-      const isEnd = i === chunks.length - 1 && at === chunk.data.byteLength - 1;
-      if (chunk.data[at] !== 0x0a || isEnd) continue;
-      if (--left === 0) return [{ ...chunk, data: chunk.data.subarray(at + 1) }, ...chunks.slice(i + 1)];
-    }
-  }
-  return chunks;
+async function* fromHost(
+  context: ApiContext,
+  row: SandboxRow,
+  wanted: MessageInitShape<typeof link.HostLogsSchema>,
+  signal: AbortSignal,
+): AsyncGenerator<KeptOutput, void, undefined> {
+  for await (const { stream, data, time, droppedBytes } of hostLogs(context, row, wanted, signal))
+    yield { stderr: stream === link.LogRecord_Stream.STDERR, data, time, droppedBytes };
 }

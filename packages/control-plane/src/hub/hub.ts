@@ -18,6 +18,8 @@ export interface Hub {
   call(hostId: HostId, operation: Operation, options?: CallOptions): Promise<ResultValue>;
   /** A byte stream to a port in a sandbox (L-30). Its `end()` half-closes; its `destroy()` closes both sides. */
   openTunnel(hostId: HostId, target: TunnelTarget, signal?: AbortSignal): Promise<Duplex>;
+  /** What the host itself keeps of a sandbox, as HostStreamMessages (`readHostStream`). */
+  openHostStream(hostId: HostId, sandboxId: SandboxId, source: HostStreamSource, signal?: AbortSignal): Promise<Duplex>;
   /** Ends the host's stream with GoAway; nothing when it is not connected. */
   disconnect(hostId: HostId, reason: link.GoAway_Reason, message: string): void;
   on(listener: HubListener): () => void;
@@ -32,6 +34,9 @@ export interface CallOptions {
   readonly commandId?: string;
   readonly deadline?: Date;
 }
+
+/** What a host's stream is of: `{ case: 'logs', value: … }`. */
+export type HostStreamSource = Exclude<link.OpenTunnel['target'], { case: 'init' | 'port' | undefined }>;
 
 export interface TunnelTarget {
   readonly sandboxId: SandboxId;

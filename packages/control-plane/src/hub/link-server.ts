@@ -1,5 +1,5 @@
 import { type MessageInitShape } from '@bufbuild/protobuf';
-import { DroverError, systemClock, version, type Clock, type HostId, type Logger } from '@drover/foundation';
+import { DroverError, systemClock, version, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { renewAt, type CertificateAuthority } from '@drover/pki';
 import { link, methodDefinition } from '@drover/protocol';
@@ -25,7 +25,7 @@ import { Doorway } from './doorway.ts';
 import { Entrance, type Registered } from './entrance.ts';
 import { takeHostEvents } from './host-events.ts';
 import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
-import type { CallOptions, Hub, HubListener, Operation, ResultValue, TunnelTarget } from './hub.ts';
+import type { CallOptions, HostStreamSource, Hub, HubListener, Operation, ResultValue, TunnelTarget } from './hub.ts';
 import { Liveness } from './liveness.ts';
 import { takeObservations } from './observed.ts';
 import { hostOf } from './peer.ts';
@@ -195,12 +195,20 @@ export class LinkServer implements Hub {
   }
 
   async openTunnel(hostId: HostId, target: TunnelTarget, signal?: AbortSignal): Promise<Duplex> {
+    const { sandboxId, port } = target;
+    return await this.#open(hostId, sandboxId, port === 'init' ? { case: 'init', value: true } : { case: 'port', value: port }, signal);
+  }
+
+  async openHostStream(hostId: HostId, sandboxId: SandboxId, source: HostStreamSource, signal?: AbortSignal): Promise<Duplex> {
+    return await this.#open(hostId, sandboxId, source, signal);
+  }
+
+  async #open(hostId: HostId, sandboxId: SandboxId, target: link.OpenTunnel['target'], signal: AbortSignal | undefined): Promise<Duplex> {
     const held = this.#linkOf(hostId);
-    const where = target.port === 'init' ? { case: 'init' as const, value: true } : { case: 'port' as const, value: target.port };
     return await this.#tunnels.open(
       hostId,
       async (tunnelId, given) => {
-        const value: MessageInitShape<typeof link.OpenTunnelSchema> = { tunnelId, sandboxId: target.sandboxId, target: where };
+        const value: MessageInitShape<typeof link.OpenTunnelSchema> = { tunnelId, sandboxId, target };
         await held.command({ case: 'openTunnel', value } as Operation, { signal: given }, this.#clock);
       },
       signal,

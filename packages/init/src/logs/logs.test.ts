@@ -16,15 +16,25 @@ async function write(writer: LogWriter, text: string): Promise<void> {
   if (!writer.write(false, Buffer.from(text))) await new Promise<void>((resolve) => writer.onDrain(resolve));
 }
 
-async function read(options: { readonly tailLines?: number; readonly follow?: LogWriter } = {}): Promise<string> {
+interface Wanted {
+  readonly tailLines?: number;
+  readonly sinceMs?: number;
+  readonly follow?: LogWriter;
+  readonly writer?: LogWriter;
+}
+
+/** The output, with `<N>` where N bytes of it are missing. */
+async function read(options: Wanted = {}): Promise<string> {
   let text = '';
   const entries = readLog({
     directory,
     tailLines: options.tailLines ?? 0,
     signal: new AbortController().signal,
+    sinceMs: options.sinceMs ?? 0,
     ...(options.follow && { follow: options.follow }),
+    ...(options.writer && { writer: options.writer }),
   });
-  for await (const entry of entries) text += entry.data.toString();
+  for await (const { data, droppedBytes } of entries) text += droppedBytes > 0 ? `<${droppedBytes}>` : data.toString();
   return text;
 }
 
@@ -39,6 +49,10 @@ it('is rotated at its size, and never takes more than twice that', async () => {
   for (const name of ['log', 'log.1']) expect((await stat(join(directory, name))).size).toBeLessThanOrEqual(20_000);
   const text = await read();
   expect(text.endsWith(`line 499 ${'x'.repeat(80)}\n`)).toBe(true);
+  // All that was written is there or counted.
+  const written = Array.from({ length: 500 }, (_, i) => `line ${i} ${'x'.repeat(80)}\n`).join('').length;
+  const [, gap = '0', kept = ''] = /^<(\d+)>(.*)$/s.exec(text) ?? [];
+  expect(Number(gap) + kept.length).toBe(written);
   expect(await read({ tailLines: 2 })).toBe(text.split('\n').slice(-3).join('\n'));
 });
 
@@ -77,4 +91,29 @@ it('what is no file in the place of one holds no reader up, and is not followed'
   await symlink('real', join(directory, 'log.1'));
   expect(await read()).toBe('');
   expect(await read({ tailLines: 3 })).toBe('');
+});
+
+it('says how much is missing in the middle, and where another start of the sandbox begins', async () => {
+  const line = (o: number, text: string, t = 1): string => `${JSON.stringify({ s: 1, t, o, d: Buffer.from(text).toString('base64') })}\n`;
+  await appendFile(join(directory, 'log.1'), line(0, 'aa\n', 10) + line(3, 'bb\n', 20) + line(10, 'cc\n', 30));
+  await appendFile(join(directory, 'log'), line(0, 'dd\n', 40) + line(3, 'ee\n', 50));
+  expect(await read()).toBe('aa\nbb\n<4>cc\ndd\nee\n');
+  expect(await read({ tailLines: 2 })).toBe('dd\nee\n');
+  expect(await read({ tailLines: 3 })).toBe('cc\ndd\nee\n');
+  expect(await read({ sinceMs: 30 })).toBe('<4>cc\ndd\nee\n');
+  expect(await read({ sinceMs: 40 })).toBe('dd\nee\n');
+  expect(await read({ sinceMs: 20, tailLines: 1 })).toBe('ee\n');
+});
+
+it('a tail is exact while more is written and the files are rotated', async () => {
+  const writer = new LogWriter({ directory, maxBytes: 20_000 });
+  for (let i = 0; i < 1000; i++) {
+    await write(writer, `line ${i} ${'z'.repeat(60)}\n`);
+    if (i % 50 !== 49) continue;
+    const lines = (await read({ tailLines: 7, writer })).split('\n').slice(0, -1);
+    expect(lines).toHaveLength(7);
+    const numbers = lines.map((text) => Number(/\d+/.exec(text)?.[0]));
+    expect(numbers).toEqual(numbers.map((_, at) => (numbers[0] ?? 0) + at));
+  }
+  await writer.close();
 });

@@ -31,6 +31,8 @@ export class LogWriter implements OutputSink {
   #closed = false;
   #lostBytes = 0;
   #generation = 0;
+  /** Bytes of output so far: a reader sees by it what is no longer kept. */
+  #offset = 0;
 
   constructor(options: LogOptions) {
     this.#path = join(options.directory, logFile);
@@ -54,7 +56,9 @@ export class LogWriter implements OutputSink {
   write(stderr: boolean, data: Buffer): boolean {
     const t = Date.now();
     for (let at = 0; at < data.length; at += maxLogRecordBytes) {
-      const line: LogLine = { s: stderr ? 2 : 1, t, d: data.subarray(at, at + maxLogRecordBytes).toString('base64') };
+      const bytes = data.subarray(at, at + maxLogRecordBytes);
+      const line: LogLine = { s: stderr ? 2 : 1, t, o: this.#offset, d: bytes.toString('base64') };
+      this.#offset += bytes.length;
       const record = Buffer.from(`${JSON.stringify(line)}\n`);
       this.#pending.push(record);
       this.#pendingBytes += record.length;

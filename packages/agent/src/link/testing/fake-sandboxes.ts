@@ -1,9 +1,9 @@
 import { create } from '@bufbuild/protobuf';
 import { DroverError, type SandboxId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
-import type { Duplex } from 'node:stream';
+import { Readable, type Duplex } from 'node:stream';
 import type { Images } from '../../images/images.ts';
-import type { Sandboxes } from '../../sandboxes/sandboxes.ts';
+import type { HostStream, Sandboxes } from '../../sandboxes/sandboxes.ts';
 
 type Fields = Partial<Omit<sandbox.SandboxObservation, '$typeName' | '$unknown' | 'sandboxId' | 'sequence'>>;
 
@@ -85,9 +85,9 @@ export class FakeSandboxes implements Sandboxes {
     this.#get(command.sandboxId);
   }
 
-  async readLogs(command: link.ReadLogs): Promise<link.LogData> {
-    this.#get(command.sandboxId);
-    return create(link.LogDataSchema);
+  hostStream(id: SandboxId): HostStream {
+    this.#get(id);
+    return Readable.from([]);
   }
 
   async stats(command: link.CollectStats): Promise<link.Stats> {

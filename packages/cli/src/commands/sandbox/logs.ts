@@ -1,35 +1,88 @@
 import { timestampDate } from '@bufbuild/protobuf/wkt';
+import { clip, DroverError, formatBytes, parseDurationMs } from '@drover/foundation';
+import type { api } from '@drover/protocol';
 import type { Cli } from '../../cli.ts';
+import { OutputText } from '../../output/output-text.ts';
 import { parseCount } from '../../parse.ts';
 import { sayBroken } from './reconnect.ts';
 
 export interface LogsFlags {
   readonly follow?: boolean;
   readonly tail?: string;
+  readonly since?: string;
 }
 
 const maxTail = 1_000_000_000;
 
-/** The main process's output, as it wrote it: stdout to stdout, stderr to stderr. With -o json a record a chunk. */
+/**
+ * The main process's output, as it wrote it: stdout to stdout, stderr to stderr. Output that is no longer kept is mentioned on stderr. With
+ * -o json a record a chunk; where the bytes are not UTF-8 they are in `dataBase64`, and a gap is a record with `droppedBytes`.
+ */
 export default async function logs(cli: Cli, [reference]: readonly [string], flags: LogsFlags): Promise<void> {
   const tailLines = flags.tail === undefined || flags.tail === 'all' ? undefined : parseCount('--tail', flags.tail, maxTail);
+  const since = flags.since === undefined ? undefined : parseSince(flags.since, Date.now());
   const client = await cli.connect();
   const chunks = client.sandboxes.logs(reference, {
     follow: flags.follow === true,
     onReconnect: sayBroken(cli),
     ...(tailLines !== undefined && { tailLines }),
+    ...(since !== undefined && { since }),
     signal: cli.signal,
   });
+  const records = new LogRecords(cli);
   for await (const chunk of chunks) {
-    const stream = chunk.stderr ? 'stderr' : 'stdout';
-    if (cli.out.json) {
-      cli.out.record({
-        stream,
-        time: chunk.time === undefined ? null : timestampDate(chunk.time).toISOString(),
-        data: Buffer.from(chunk.data).toString('utf8'),
-      });
-    } else {
-      await cli.out.bytes(chunk.data, stream);
+    if (cli.out.json) records.take(chunk);
+    else if (chunk.droppedBytes > 0n) cli.out.note(droppedText(Number(chunk.droppedBytes)));
+    else await cli.out.bytes(chunk.data, chunk.stderr ? 'stderr' : 'stdout');
+  }
+  records.end();
+}
+
+function droppedText(bytes: number): string {
+  return `${formatBytes(bytes)} (${bytes} bytes) of output before this are no longer kept: the log of a sandbox is bounded`;
+}
+
+/** `10m` ago, or a time: `2026-11-29T10:00:00Z`. @throws {DroverError} invalid-argument */
+export function parseSince(text: string, nowMs: number): Date {
+  if (/^\d{4}-\d\d-\d\d/.test(text)) {
+    const at = new Date(text);
+    if (!Number.isNaN(at.getTime())) return at;
+  }
+  try {
+    return new Date(nowMs - parseDurationMs(text));
+  } catch (error) {
+    throw new DroverError('invalid-argument', `--since ${JSON.stringify(clip(text))} is neither a time nor a duration`, {
+      hint: 'write for instance 10m, or 2026-11-29T10:00:00Z',
+      cause: error,
+    });
+  }
+}
+
+class LogRecords {
+  readonly #cli: Cli;
+  readonly #texts = { stdout: new OutputText(), stderr: new OutputText() };
+  #time: string | null = null;
+
+  constructor(cli: Cli) {
+    this.#cli = cli;
+  }
+
+  take({ stderr, data, time, droppedBytes }: api.LogChunk): void {
+    this.#time = time === undefined ? null : timestampDate(time).toISOString();
+    if (droppedBytes > 0n) {
+      this.end();
+      this.#cli.out.record({ droppedBytes: Number(droppedBytes), time: this.#time });
+      return;
+    }
+    const stream = stderr ? 'stderr' : 'stdout';
+    const text = this.#texts[stream].take(data);
+    if (text !== undefined) this.#cli.out.record({ stream, time: this.#time, ...text });
+  }
+
+  end(): void {
+    for (const stream of ['stdout', 'stderr'] as const) {
+      const rest = this.#texts[stream].end();
+      if (rest !== undefined) this.#cli.out.record({ stream, time: this.#time, ...rest });
     }
   }
 }

@@ -1,9 +1,9 @@
-import { PassThrough, type Duplex } from 'node:stream';
-import { create } from '@bufbuild/protobuf';
+import { duplexPair, PassThrough, Readable, type Duplex } from 'node:stream';
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { createClient, createRouterTransport, type ServiceImpl } from '@connectrpc/connect';
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
-import { init, link } from '@drover/protocol';
-import type { CallOptions, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
+import { init, link, writeHostStream } from '@drover/protocol';
+import type { CallOptions, HostStreamSource, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
 import type { InitClient, Sessions, SessionStatus } from '../../sessions/sessions.ts';
 
 type Answer = (operation: Operation, options: CallOptions) => Promise<ResultValue> | ResultValue;
@@ -25,6 +25,20 @@ export class FakeHub implements Hub {
 
   async openTunnel(): Promise<Duplex> {
     return await Promise.resolve(new PassThrough());
+  }
+
+  /** What hosts keep of their sandboxes. */
+  readonly logs = new Map<HostId, readonly MessageInitShape<typeof link.LogRecordSchema>[]>();
+  readonly opened: HostStreamSource[] = [];
+
+  async openHostStream(hostId: HostId, _sandboxId: SandboxId, source: HostStreamSource): Promise<Duplex> {
+    const records = this.logs.get(hostId);
+    if (records === undefined) throw new DroverError('host-unavailable', `host ${hostId} is not connected`);
+    this.opened.push(source);
+    const [near, far] = duplexPair();
+    const messages = records.map((value) => ({ message: { case: 'log' as const, value } }));
+    void writeHostStream(Readable.from(messages), far);
+    return await Promise.resolve(near);
   }
 
   disconnect(hostId: HostId, reason: link.GoAway_Reason): void {

@@ -130,6 +130,10 @@ export class FakeHub implements Hub {
     }
   }
 
+  openHostStream(): Promise<Duplex> {
+    return Promise.reject(new DroverError('unimplemented', 'no host streams in this test'));
+  }
+
   openTunnel(): Promise<Duplex> {
     return Promise.reject(new DroverError('unimplemented', 'simulated hosts have no tunnels'));
   }

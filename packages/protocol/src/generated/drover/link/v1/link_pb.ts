@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0itAEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSIpCgdPb21LaWxsEg8KB3Byb2Nlc3MYASABKAkSDQoFY291bnQYAiABKA0igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUiwwkKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEi0KCXJlYWRfbG9ncxgaIAEoCzIYLmRyb3Zlci5saW5rLnYxLlJlYWRMb2dzSAASNQoNY29sbGVjdF9zdGF0cxgbIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNvbGxlY3RTdGF0c0gAEjgKD3NldF9uZXR3b3JrX2N1dBgcIAEoCzIdLmRyb3Zlci5saW5rLnYxLlNldE5ldHdvcmtDdXRIABI1Cg1jcmVhdGVfdm9sdW1lGB0gASgLMhwuZHJvdmVyLmxpbmsudjEuQ3JlYXRlVm9sdW1lSAASNQoNcmVtb3ZlX3ZvbHVtZRgeIAEoCzIcLmRyb3Zlci5saW5rLnYxLlJlbW92ZVZvbHVtZUgAEjMKDGxpc3Rfdm9sdW1lcxgfIAEoCzIbLmRyb3Zlci5saW5rLnYxLkxpc3RWb2x1bWVzSABCCwoJb3BlcmF0aW9uIjQKClNhbmRib3hSZWYSEgoKc2FuZGJveF9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgEIuwBCg1DcmVhdGVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEg8KB3Byb2plY3QYAiABKAkSDAoEbmFtZRgDIAEoCRIsCgRzcGVjGAQgASgLMh4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMSLwoHc2VjcmV0cxgFIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAYgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYByABKAgingEKDFN0YXJ0U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIvCgdzZWNyZXRzGAIgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYAyABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgEIAEoCCJMCgtTdG9wU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIQCghncmFjZV9tcxgCIAEoDSI7CgxQYXVzZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPAoNUmVzdW1lU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI9Cg5EZXN0cm95U2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiJmCg1TZXROZXR3b3JrQ3V0EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEgsKA2N1dBgCIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAMgASgIIiQKDkluc3BlY3RTYW5kYm94EhIKCnNhbmRib3hfaWQYASABKAkiDwoNTGlzdFNhbmRib3hlcyIsCglQdWxsSW1hZ2USDQoFaW1hZ2UYASABKAkSEAoIaW5zZWN1cmUYAiABKAgiMAoMQ3JlYXRlVm9sdW1lEgwKBG5hbWUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoBCIcCgxSZW1vdmVWb2x1bWUSDAoEbmFtZRgBIAEoCSINCgtMaXN0Vm9sdW1lcyI+CgZWb2x1bWUSDAoEbmFtZRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgEEhIKCnVzZWRfYnl0ZXMYAyABKAQiMgoHVm9sdW1lcxInCgd2b2x1bWVzGAEgAygLMhYuZHJvdmVyLmxpbmsudjEuVm9sdW1lIgwKCkxpc3RJbWFnZXMiHAoLUmVtb3ZlSW1hZ2USDQoFaW1hZ2UYASABKAkiKQoLUHJ1bmVJbWFnZXMSGgoSb2xkZXJfdGhhbl9zZWNvbmRzGAEgASgEIl0KCk9wZW5UdW5uZWwSEQoJdHVubmVsX2lkGAEgASgJEhIKCnNhbmRib3hfaWQYAiABKAkSDgoEaW5pdBgDIAEoCEgAEg4KBHBvcnQYBCABKA1IAEIICgZ0YXJnZXQiQQoLQXBwbHlQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRINCgVhbGxvdxgCIAMoCRIPCgd2ZXJzaW9uGAMgASgEIg0KC0FwcGx5QWRkb25zIhQKEkNvbGxlY3REaWFnbm9zdGljcyIyCghSZWFkTG9ncxISCgpzYW5kYm94X2lkGAEgASgJEhIKCnRhaWxfYnl0ZXMYAiABKAQiIwoMQ29sbGVjdFN0YXRzEhMKC3NhbmRib3hfaWRzGAEgAygJIoABCgxTYW5kYm94U3RhdHMSEgoKc2FuZGJveF9pZBgBIAEoCRIQCghjcHVfdXNlYxgCIAEoBBIUCgxtZW1vcnlfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDRImCgJhdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOAoFU3RhdHMSLwoJc2FuZGJveGVzGAEgAygLMhwuZHJvdmVyLmxpbmsudjEuU2FuZGJveFN0YXRzIvEDCg1Db21tYW5kUmVzdWx0EhIKCmNvbW1hbmRfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchI4CgdzYW5kYm94GAMgASgLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uSAASMQoJc2FuZGJveGVzGAQgASgLMhwuZHJvdmVyLmxpbmsudjEuT2JzZXJ2YXRpb25zSAASJgoFaW1hZ2UYBSABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZUgAEigKBmltYWdlcxgGIAEoCzIWLmRyb3Zlci5saW5rLnYxLkltYWdlc0gAEjIKC2RpYWdub3N0aWNzGAcgASgLMhsuZHJvdmVyLmxpbmsudjEuRGlhZ25vc3RpY3NIABInCgRsb2dzGAggASgLMhcuZHJvdmVyLmxpbmsudjEuTG9nRGF0YUgAEi0KBnBydW5lZBgJIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lUmVwb3J0SAASJgoFc3RhdHMYCiABKAsyFS5kcm92ZXIubGluay52MS5TdGF0c0gAEioKB3ZvbHVtZXMYCyABKAsyFy5kcm92ZXIubGluay52MS5Wb2x1bWVzSABCBwoFdmFsdWUiUwoPQ29tbWFuZFByb2dyZXNzEhIKCmNvbW1hbmRfaWQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRkb25lGAMgASgEEg0KBXRvdGFsGAQgASgEIjQKBUVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRoaW50GAMgASgJIrIBCgVJbWFnZRIRCglyZWZlcmVuY2UYASABKAkSDgoGZGlnZXN0GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAQSLQoJcHVsbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNhbmRib3hlcxgGIAEoDSIvCgZJbWFnZXMSJQoGaW1hZ2VzGAEgAygLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UiMwoLUHJ1bmVSZXBvcnQSDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBCI4CgtEaWFnbm9zdGljcxIpCghmaW5kaW5ncxgBIAMoCzIXLmRyb3Zlci5saW5rLnYxLkZpbmRpbmciuwEKB0ZpbmRpbmcSLAoFbGV2ZWwYASABKA4yHS5kcm92ZXIubGluay52MS5GaW5kaW5nLkxldmVsEg8KB3N1YmplY3QYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRIMCgRoaW50GAQgASgJIlIKBUxldmVsEhUKEUxFVkVMX1VOU1BFQ0lGSUVEEAASDAoITEVWRUxfT0sQARIRCg1MRVZFTF9XQVJOSU5HEAISEQoNTEVWRUxfUFJPQkxFTRADIjUKB0xvZ0RhdGESKgoHcmVjb3JkcxgBIAMoCzIZLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZCK9AQoJTG9nUmVjb3JkEjAKBnN0cmVhbRgBIAEoDjIgLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZC5TdHJlYW0SDAoEZGF0YRgCIAEoDBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJGCgZTdHJlYW0SFgoSU1RSRUFNX1VOU1BFQ0lGSUVEEAASEQoNU1RSRUFNX1NURE9VVBABEhEKDVNUUkVBTV9TVERFUlIQAiJmCg5TaWduaW5nUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEg8KB2Nzcl9kZXIYAiABKAwSDgoEaG9zdBgDIAEoCEgAEhQKCnNhbmRib3hfaWQYBCABKAlIAEIJCgdzdWJqZWN0IpIBCg9TaWduaW5nUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEhcKD2NlcnRpZmljYXRlX3BlbRgDIAEoCRIOCgZjYV9wZW0YBCABKAkSHAoPYm9vdHN0cmFwX3Rva2VuGAUgASgJQgOAAQEiYQoLVHVubmVsRnJhbWUSKgoEb3BlbhgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlR1bm5lbE9wZW5IABIOCgRkYXRhGAIgASgMSAASDQoDZW5kGAMgASgISABCBwoFZnJhbWUihwEKClR1bm5lbE9wZW4SEwoJdHVubmVsX2lkGAEgASgJSAASMQoHaW5ib3VuZBgCIAEoCzIeLmRyb3Zlci5saW5rLnYxLlNhbmRib3hJbmJvdW5kSAASJAoFZXJyb3IYAyABKAsyFS5kcm92ZXIubGluay52MS5FcnJvckILCglkaXJlY3Rpb24iTQoOU2FuZGJveEluYm91bmQSEgoKc2FuZGJveF9pZBgBIAEoCRIRCglpbnRlcmZhY2UYAiABKAkSFAoMcGVlcl9hZGRyZXNzGAMgASgJMqEBCg9Ib3N0TGlua1NlcnZpY2USRgoHQ29ubmVjdBIZLmRyb3Zlci5saW5rLnYxLkhvc3RGcmFtZRocLmRyb3Zlci5saW5rLnYxLkNvbnRyb2xGcmFtZSgBMAESRgoGVHVubmVsEhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUaGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZSgBMAFiBnByb3RvMw", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0itAEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSIpCgdPb21LaWxsEg8KB3Byb2Nlc3MYASABKAkSDQoFY291bnQYAiABKA0igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUimgkKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEjUKDWNvbGxlY3Rfc3RhdHMYGyABKAsyHC5kcm92ZXIubGluay52MS5Db2xsZWN0U3RhdHNIABI4Cg9zZXRfbmV0d29ya19jdXQYHCABKAsyHS5kcm92ZXIubGluay52MS5TZXROZXR3b3JrQ3V0SAASNQoNY3JlYXRlX3ZvbHVtZRgdIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVZvbHVtZUgAEjUKDXJlbW92ZV92b2x1bWUYHiABKAsyHC5kcm92ZXIubGluay52MS5SZW1vdmVWb2x1bWVIABIzCgxsaXN0X3ZvbHVtZXMYHyABKAsyGy5kcm92ZXIubGluay52MS5MaXN0Vm9sdW1lc0gAQgsKCW9wZXJhdGlvbkoECBoQGyI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCLsAQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgGIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAcgASgIIp4BCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAMgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYBCABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiZgoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgDIAEoCCIkCg5JbnNwZWN0U2FuZGJveBISCgpzYW5kYm94X2lkGAEgASgJIg8KDUxpc3RTYW5kYm94ZXMiLAoJUHVsbEltYWdlEg0KBWltYWdlGAEgASgJEhAKCGluc2VjdXJlGAIgASgIIjAKDENyZWF0ZVZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQiHAoMUmVtb3ZlVm9sdW1lEgwKBG5hbWUYASABKAkiDQoLTGlzdFZvbHVtZXMiPgoGVm9sdW1lEgwKBG5hbWUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoBBISCgp1c2VkX2J5dGVzGAMgASgEIjIKB1ZvbHVtZXMSJwoHdm9sdW1lcxgBIAMoCzIWLmRyb3Zlci5saW5rLnYxLlZvbHVtZSIMCgpMaXN0SW1hZ2VzIhwKC1JlbW92ZUltYWdlEg0KBWltYWdlGAEgASgJIikKC1BydW5lSW1hZ2VzEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgBIAEoBCKHAQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAEigKBGxvZ3MYBSABKAsyGC5kcm92ZXIubGluay52MS5Ib3N0TG9nc0gAQggKBnRhcmdldCJJCghIb3N0TG9ncxISCgp0YWlsX2xpbmVzGAEgASgEEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJwChFIb3N0U3RyZWFtTWVzc2FnZRIoCgNsb2cYASABKAsyGS5kcm92ZXIubGluay52MS5Mb2dSZWNvcmRIABImCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9ySABCCQoHbWVzc2FnZSJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIiMKDENvbGxlY3RTdGF0cxITCgtzYW5kYm94X2lkcxgBIAMoCSKAAQoMU2FuZGJveFN0YXRzEhIKCnNhbmRib3hfaWQYASABKAkSEAoIY3B1X3VzZWMYAiABKAQSFAoMbWVtb3J5X2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SJgoCYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKBVN0YXRzEi8KCXNhbmRib3hlcxgBIAMoCzIcLmRyb3Zlci5saW5rLnYxLlNhbmRib3hTdGF0cyLOAwoNQ29tbWFuZFJlc3VsdBISCgpjb21tYW5kX2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISOAoHc2FuZGJveBgDIAEoCzIlLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hPYnNlcnZhdGlvbkgAEjEKCXNhbmRib3hlcxgEIAEoCzIcLmRyb3Zlci5saW5rLnYxLk9ic2VydmF0aW9uc0gAEiYKBWltYWdlGAUgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2VIABIoCgZpbWFnZXMYBiABKAsyFi5kcm92ZXIubGluay52MS5JbWFnZXNIABIyCgtkaWFnbm9zdGljcxgHIAEoCzIbLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzSAASLQoGcHJ1bmVkGAkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVSZXBvcnRIABImCgVzdGF0cxgKIAEoCzIVLmRyb3Zlci5saW5rLnYxLlN0YXRzSAASKgoHdm9sdW1lcxgLIAEoCzIXLmRyb3Zlci5saW5rLnYxLlZvbHVtZXNIAEIHCgV2YWx1ZUoECAgQCSJTCg9Db21tYW5kUHJvZ3Jlc3MSEgoKY29tbWFuZF9pZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGRvbmUYAyABKAQSDQoFdG90YWwYBCABKAQiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMi5AEKCUxvZ1JlY29yZBIwCgZzdHJlYW0YASABKA4yIC5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQuU3RyZWFtEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNZHJvcHBlZF9ieXRlcxgEIAEoBBIOCgZvZmZzZXQYBSABKAQiRgoGU3RyZWFtEhYKElNUUkVBTV9VTlNQRUNJRklFRBAAEhEKDVNUUkVBTV9TVERPVVQQARIRCg1TVFJFQU1fU1RERVJSEAIiZgoOU2lnbmluZ1JlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIPCgdjc3JfZGVyGAIgASgMEg4KBGhvc3QYAyABKAhIABIUCgpzYW5kYm94X2lkGAQgASgJSABCCQoHc3ViamVjdCKSAQoPU2lnbmluZ1Jlc3BvbnNlEhIKCnJlcXVlc3RfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchIXCg9jZXJ0aWZpY2F0ZV9wZW0YAyABKAkSDgoGY2FfcGVtGAQgASgJEhwKD2Jvb3RzdHJhcF90b2tlbhgFIAEoCUIDgAEBImEKC1R1bm5lbEZyYW1lEioKBG9wZW4YASABKAsyGi5kcm92ZXIubGluay52MS5UdW5uZWxPcGVuSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VuZBgDIAEoCEgAQgcKBWZyYW1lIocBCgpUdW5uZWxPcGVuEhMKCXR1bm5lbF9pZBgBIAEoCUgAEjEKB2luYm91bmQYAiABKAsyHi5kcm92ZXIubGluay52MS5TYW5kYm94SW5ib3VuZEgAEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3JCCwoJZGlyZWN0aW9uIk0KDlNhbmRib3hJbmJvdW5kEhIKCnNhbmRib3hfaWQYASABKAkSEQoJaW50ZXJmYWNlGAIgASgJEhQKDHBlZXJfYWRkcmVzcxgDIAEoCTKhAQoPSG9zdExpbmtTZXJ2aWNlEkYKB0Nvbm5lY3QSGS5kcm92ZXIubGluay52MS5Ib3N0RnJhbWUaHC5kcm92ZXIubGluay52MS5Db250cm9sRnJhbWUoATABEkYKBlR1bm5lbBIbLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lGhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUoATABYgZwcm90bzM", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -673,14 +673,6 @@ export type Command = Message<"drover.link.v1.Command"> & {
     case: "pruneImages";
   } | {
     /**
-     * Logs kept on the host, for sandboxes whose init does not run.
-     *
-     * @generated from field: drover.link.v1.ReadLogs read_logs = 26;
-     */
-    value: ReadLogs;
-    case: "readLogs";
-  } | {
-    /**
      * @generated from field: drover.link.v1.CollectStats collect_stats = 27;
      */
     value: CollectStats;
@@ -1178,6 +1170,14 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
      */
     value: number;
     case: "port";
+  } | {
+    /**
+     * A stream of HostStreamMessages, each after its length in four bytes, most significant first.
+     *
+     * @generated from field: drover.link.v1.HostLogs logs = 5;
+     */
+    value: HostLogs;
+    case: "logs";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1187,6 +1187,63 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
  */
 export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 32);
+
+/**
+ * Output that is kept on the host, for sandboxes whose init does not run or cannot be reached.
+ *
+ * @generated from message drover.link.v1.HostLogs
+ */
+export type HostLogs = Message<"drover.link.v1.HostLogs"> & {
+  /**
+   * Last lines only; 0 is all that is kept.
+   *
+   * @generated from field: uint64 tail_lines = 1;
+   */
+  tailLines: bigint;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp since = 2;
+   */
+  since?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message drover.link.v1.HostLogs.
+ * Use `create(HostLogsSchema)` to create a new message.
+ */
+export const HostLogsSchema: GenMessage<HostLogs> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 33);
+
+/**
+ * @generated from message drover.link.v1.HostStreamMessage
+ */
+export type HostStreamMessage = Message<"drover.link.v1.HostStreamMessage"> & {
+  /**
+   * @generated from oneof drover.link.v1.HostStreamMessage.message
+   */
+  message: {
+    /**
+     * @generated from field: drover.link.v1.LogRecord log = 1;
+     */
+    value: LogRecord;
+    case: "log";
+  } | {
+    /**
+     * The last message, when the stream failed.
+     *
+     * @generated from field: drover.link.v1.Error error = 2;
+     */
+    value: Error;
+    case: "error";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message drover.link.v1.HostStreamMessage.
+ * Use `create(HostStreamMessageSchema)` to create a new message.
+ */
+export const HostStreamMessageSchema: GenMessage<HostStreamMessage> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -1213,7 +1270,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -1228,7 +1285,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -1241,31 +1298,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
-
-/**
- * @generated from message drover.link.v1.ReadLogs
- */
-export type ReadLogs = Message<"drover.link.v1.ReadLogs"> & {
-  /**
-   * @generated from field: string sandbox_id = 1;
-   */
-  sandboxId: string;
-
-  /**
-   * Bytes from the end; 0 is all that is kept.
-   *
-   * @generated from field: uint64 tail_bytes = 2;
-   */
-  tailBytes: bigint;
-};
-
-/**
- * Describes the message drover.link.v1.ReadLogs.
- * Use `create(ReadLogsSchema)` to create a new message.
- */
-export const ReadLogsSchema: GenMessage<ReadLogs> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * What sandboxes use now.
@@ -1286,7 +1319,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1329,7 +1362,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1346,7 +1379,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1399,12 +1432,6 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
     case: "diagnostics";
   } | {
     /**
-     * @generated from field: drover.link.v1.LogData logs = 8;
-     */
-    value: LogData;
-    case: "logs";
-  } | {
-    /**
      * @generated from field: drover.link.v1.PruneReport pruned = 9;
      */
     value: PruneReport;
@@ -1429,7 +1456,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1463,7 +1490,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1496,7 +1523,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1540,7 +1567,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1557,7 +1584,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1579,7 +1606,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 45);
+  messageDesc(file_drover_link_v1_link, 46);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1596,7 +1623,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 46);
+  messageDesc(file_drover_link_v1_link, 47);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1630,7 +1657,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 47);
+  messageDesc(file_drover_link_v1_link, 48);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1666,24 +1693,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 47, 0);
-
-/**
- * @generated from message drover.link.v1.LogData
- */
-export type LogData = Message<"drover.link.v1.LogData"> & {
-  /**
-   * @generated from field: repeated drover.link.v1.LogRecord records = 1;
-   */
-  records: LogRecord[];
-};
-
-/**
- * Describes the message drover.link.v1.LogData.
- * Use `create(LogDataSchema)` to create a new message.
- */
-export const LogDataSchema: GenMessage<LogData> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 48);
+  enumDesc(file_drover_link_v1_link, 48, 0);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1703,6 +1713,20 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
    * @generated from field: google.protobuf.Timestamp time = 3;
    */
   time?: Timestamp | undefined;
+
+  /**
+   * More than 0: a record without data. So many bytes of output before what follows are no longer kept.
+   *
+   * @generated from field: uint64 dropped_bytes = 4;
+   */
+  droppedBytes: bigint;
+
+  /**
+   * Bytes of output over both streams before this record, in the start of the sandbox that it is of.
+   *
+   * @generated from field: uint64 offset = 5;
+   */
+  offset: bigint;
 };
 
 /**

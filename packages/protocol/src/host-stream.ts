@@ -1,0 +1,66 @@
+import { once } from 'node:events';
+import type { Duplex } from 'node:stream';
+import { create, fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
+import { DroverError } from '@drover/foundation';
+import { errorFromWire, errorToWire } from './errors.ts';
+import { HostStreamMessageSchema, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
+
+/** Bytes of one message of a host's stream. A larger one ends the stream. */
+const maxMessageBytes = 1024 * 1024;
+
+/** Writes messages into a tunnel, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
+export async function writeHostStream(
+  messages: AsyncIterable<MessageInitShape<typeof HostStreamMessageSchema>>,
+  tunnel: Duplex,
+): Promise<void> {
+  const gone = new AbortController();
+  tunnel.once('close', () => gone.abort());
+  const write = async (message: MessageInitShape<typeof HostStreamMessageSchema>): Promise<void> => {
+    const bytes = toBinary(HostStreamMessageSchema, create(HostStreamMessageSchema, message));
+    const frame = Buffer.allocUnsafe(4 + bytes.length);
+    frame.writeUInt32BE(bytes.length);
+    frame.set(bytes, 4);
+    if (!tunnel.write(frame)) await once(tunnel, 'drain', { signal: gone.signal });
+  };
+  // The reader sends nothing but its end.
+  tunnel.resume();
+  try {
+    for await (const message of messages) {
+      await write(message);
+      if (gone.signal.aborted) return;
+    }
+  } catch (error) {
+    if (gone.signal.aborted) return;
+    await write({ message: { case: 'error', value: errorToWire(error) } }).catch(() => undefined);
+  }
+  tunnel.end();
+}
+
+/** The messages that the other end writes. @throws {DroverError} the other end's error; unavailable when the tunnel breaks; protocol-violation */
+export async function* readHostStream(tunnel: Duplex, signal: AbortSignal): AsyncGenerator<HostStreamMessage['message'], void, undefined> {
+  const abort = (): void => void tunnel.destroy();
+  signal.addEventListener('abort', abort, { once: true });
+  tunnel.end();
+  let held: Buffer = Buffer.alloc(0);
+  try {
+    for await (const chunk of tunnel as AsyncIterable<Buffer>) {
+      held = held.length === 0 ? chunk : Buffer.concat([held, chunk]);
+      while (held.length >= 4) {
+        const length = held.readUInt32BE(0);
+        if (length > maxMessageBytes) throw new DroverError('protocol-violation', 'the host sent a message that is too long');
+        if (held.length < 4 + length) break;
+        const { message } = fromBinary(HostStreamMessageSchema, held.subarray(4, 4 + length));
+        held = held.subarray(4 + length);
+        if (message.case === 'error') throw errorFromWire(message.value);
+        yield message;
+      }
+    }
+  } catch (error) {
+    signal.throwIfAborted();
+    throw DroverError.from(error, 'unavailable');
+  } finally {
+    signal.removeEventListener('abort', abort);
+    tunnel.destroy();
+  }
+  if (held.length > 0) throw new DroverError('unavailable', 'the stream of the host broke off');
+}
