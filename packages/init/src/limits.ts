@@ -30,6 +30,10 @@ export const maxReplayBytesTotal = 16 * 1024 * 1024;
 export const minReplayBytes = 192 * 1024;
 /** Bytes that the slowest attached reader may lag behind before the process's output is no longer read (I-39). */
 export const maxReaderLagBytes = 64 * 1024;
+/** Milliseconds for a process with a terminal to become its program; one that takes longer counts as started. */
+export const execMs = 10_000;
+/** Bytes of the message by which it says that it could not. */
+export const maxExecFailureBytes = 256;
 /** The wait before input is written again to a terminal that took none: doubled from the first up to the second. Milliseconds. */
 export const terminalRetryMs = 1;
 export const maxTerminalRetryMs = 50;

@@ -13,7 +13,9 @@ import { spawnTerminal } from './terminal.ts';
 /** Starts a real process in a session and process group of its own. @throws {DroverError} see resolveCommand; no-room */
 export const spawnProcess: Spawner = async (request) => {
   const command = resolveCommand(request);
-  const spawned = request.terminal ? spawnTerminal(command, request.rows, request.columns) : await spawnPiped(command, request.stdin);
+  const spawned = request.terminal
+    ? await spawnTerminal(command, request.rows, request.columns, (error) => spawnError(command, error))
+    : await spawnPiped(command, request.stdin);
   raiseOomScore(spawned);
   return spawned;
 };

@@ -1,9 +1,11 @@
-import { writeSync } from 'node:fs';
+import { closeSync, readSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { Socket } from 'node:net';
 import { Writable } from 'node:stream';
 import { ReadStream } from 'node:tty';
+import { getSystemErrorMap } from 'node:util';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { maxTerminalRetryMs, terminalRetryMs } from '../limits.ts';
+import { execMs, maxExecFailureBytes, maxTerminalRetryMs, terminalRetryMs } from '../limits.ts';
 import { endedBy, exited as exitedWith, ownChildren } from './children.ts';
 import type { Command } from './command.ts';
 import { withGroups } from './groups.ts';
@@ -86,8 +88,16 @@ class TerminalInput extends Writable {
   }
 }
 
-/** Starts a process with a terminal of its own as stdin, stdout and stderr. @throws {DroverError} missing-component, runtime-failed */
-export function spawnTerminal(resolved: Command, rows: number, columns: number): Spawned {
+/**
+ * Starts a process with a terminal of its own as stdin, stdout and stderr.
+ * @throws {DroverError} missing-component, no-room, runtime-failed, and what `refused` makes of an error of execve(2)
+ */
+export async function spawnTerminal(
+  resolved: Command,
+  rows: number,
+  columns: number,
+  refused: (error: unknown) => DroverError,
+): Promise<Spawned> {
   const pty = addon();
   const size = { rows: clampSize(rows, 24), columns: clampSize(columns, 80) };
   const { promise: exited, resolve: settle } = Promise.withResolvers<RawExit>();
@@ -106,14 +116,23 @@ export function spawnTerminal(resolved: Command, rows: number, columns: number):
       '',
       (code, signal) => settle(signal === 0 ? exitedWith(code) : endedBy(signal)),
     );
+  const libc = loadLibc();
+  const untilExec = libc?.pipe();
   // devpts gives a terminal to the user who opens it: it is the command's user who opens it again, as /dev/stdout or by its name.
-  const { fd, pid } = loadLibc()?.asFileOwner(resolved.user.uid, fork) ?? fork();
+  const { fd, pid } = libc?.asFileOwner(resolved.user.uid, fork) ?? fork();
   ownChildren.add(pid);
   // Only once the addon has reaped it; until then its number cannot be another's.
   void exited.finally(() => ownChildren.delete(pid));
+  const head = untilExec === undefined ? Buffer.alloc(0) : await outputAtExec(untilExec, fd);
   const stream = new ReadStream(fd);
   // EIO is how a terminal says that its last process has gone.
   stream.on('error', () => stream.destroy());
+  const errno = errnoOfFailure(head.toString('latin1'));
+  if (errno !== undefined) {
+    stream.destroy();
+    throw refused(Object.assign(new Error(`execve ${command.file}: ${errno}`), { code: errno }));
+  }
+  if (head.length > 0) stream.unshift(head);
   const stdin = new TerminalInput(stream, fd);
   void exited.then(() => stdin.destroy());
   return {
@@ -131,6 +150,33 @@ export function spawnTerminal(resolved: Command, rows: number, columns: number):
     },
     kill: (signal) => killGroup(pid, signal),
   };
+}
+
+/** What the terminal shows when the child has become its program, or could not: then both ends of `pipe`, closed on exec, are closed in it. */
+async function outputAtExec(pipe: { readonly reader: number; readonly writer: number }, fd: number): Promise<Buffer> {
+  closeSync(pipe.writer);
+  const end = new Socket({ fd: pipe.reader, readable: true, writable: false });
+  const timer = setTimeout(() => end.destroy(), execMs);
+  end.on('error', () => undefined);
+  await new Promise((resolve) => end.once('close', resolve).resume());
+  clearTimeout(timer);
+  const head = Buffer.alloc(maxExecFailureBytes);
+  try {
+    return head.subarray(0, readSync(fd, head));
+  } catch {
+    // EAGAIN: nothing yet. EIO: the process has ended.
+    return head.subarray(0, 0);
+  }
+}
+
+/** The addon's child reports on the terminal itself, in the words of perror(3), what kept it from becoming its program. */
+function errnoOfFailure(text: string): string | undefined {
+  const [, message] = /^(?:chdir|setgid|setuid|execvp)\(\d\) failed\.: ([^\r\n]+)\r\n$/.exec(text) ?? [];
+  if (message === undefined) return undefined;
+  const known = getSystemErrorMap()
+    .values()
+    .find(([, words]) => words === message.toLowerCase());
+  return known?.[0] ?? message;
 }
 
 function clampSize(value: number, fallback: number): number {
