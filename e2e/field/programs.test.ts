@@ -13,6 +13,7 @@ interface SandboxJson {
   readonly reason: string;
   readonly message: string;
   readonly exitCode?: number;
+  readonly exitSignal: string;
   readonly outOfMemory: boolean;
   readonly init?: { readonly exitCode?: number };
 }
@@ -118,7 +119,9 @@ describe('signals', () => {
   });
 
   test('so it is for the command of a sandbox, and for a post-init script', async () => {
-    expect(await drover.run(['run', '--rm', '-n', 'host', '--', 'sh', '-c', 'kill -37 $$'])).toMatchObject({ code: 165 });
+    expect(await drover.run(['run', '--name', 'killed', '-n', 'host', '--', 'sh', '-c', 'kill -37 $$'])).toMatchObject({ code: 165 });
+    expect(await drover.run(['sandbox', 'wait', 'killed'])).toMatchObject({ code: 165 });
+    expect(await get('killed')).toMatchObject({ exitCode: 165, exitSignal: 'SIGRTMIN+3' });
     await drover.create('bad-init', ['true'], { setup: { postInit: 'kill -37 $$\n' } });
     const failed = await eventually('the plan has failed', async () => {
       const sandbox = await get('bad-init');
@@ -139,8 +142,8 @@ describe('signals', () => {
 describe('a command that cannot be started', () => {
   const capable = (): string => `oci:${layout}:base`;
 
-  test('whose file carries capabilities that a sandbox does not have: 126, and why', async () => {
-    const { code, stderr } = await drover.run(['run', '--rm', '-n', capable(), '--', '/bin/ping']);
+  test.each([[], ['-t']])('whose file carries capabilities that a sandbox does not have: 126, and why (flags %j)', async (...flags) => {
+    const { code, stderr } = await drover.run(['run', '--rm', '-n', ...flags, capable(), '--', '/bin/ping']);
     expect(stderr).toMatch(
       /^drover: \/bin\/ping: cannot be executed in the sandbox \(its file carries capabilities [^\n]*\n {2}hint: [^\n]*\n$/m,
     );

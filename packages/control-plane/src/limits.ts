@@ -26,6 +26,8 @@ export const signingsPerHost = 256;
 export const pendingObservations = 4_096;
 /** Events of one host that wait for the store; beyond it the oldest are dropped and logged. */
 export const pendingHostEvents = 4_096;
+/** Characters of the name of a signal that a host reports. */
+export const maxSignalNameLength = 32;
 /** Characters of a process's name in an event; the kernel's has at most 15. */
 export const maxProcessNameLength = 64;
 /** Events that are taken from one frame of a host; the newest ones. An agent sends at most 1,024. */

@@ -111,6 +111,8 @@ export interface RuntimeState {
   readonly pid: number | undefined;
   /** 0 to 255, once ended; init's exit.json, or 128 + signal when it could not write one. */
   readonly exitCode: number | undefined;
+  /** Once ended: the name of the signal that ended its main process; empty: none did, or it left no word. */
+  readonly exitSignal: string;
   /** Once ended: the kernel killed its main process, or its init, for want of memory. */
   readonly outOfMemory: boolean;
   /** Milliseconds since the epoch. */

@@ -18,15 +18,15 @@ export function endOf(
   spec: sandbox.SandboxSpec,
   state: RuntimeState | undefined,
   why: 'stopped' | 'exited',
-): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'outOfMemory'> {
-  const exitCode = state?.exitCode ?? killedExitCode;
+): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'exitSignal' | 'outOfMemory'> {
+  const { exitCode = killedExitCode, exitSignal = '' } = state ?? {};
   if (state?.outOfMemory === true && why === 'exited') {
     // R-10: reported as what it is, not as an exit. A run that was stopped ended by the stop, whatever the kernel killed in it before.
     const limit = Number(spec.resources?.memoryBytes ?? 0n);
     const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
-    return { phase: 'failed', reason: 'out-of-memory', message, exitCode, outOfMemory: true };
+    return { phase: 'failed', reason: 'out-of-memory', message, exitCode, exitSignal, outOfMemory: true };
   }
-  const ended = { exitCode, outOfMemory: false };
+  const ended = { exitCode, exitSignal, outOfMemory: false };
   if (state?.startFailure !== undefined) return { ...ended, phase: 'failed', reason: 'start-failed', message: state.startFailure };
   if (state?.idle === true) {
     return { ...ended, phase: 'stopped', reason: 'idle', message: `stopped: nothing happened in it for ${spec.idleStopSeconds} s` };

@@ -22,6 +22,8 @@ export interface SandboxRecord {
   readonly reason: string;
   readonly message: string;
   readonly exitCode: number | undefined;
+  /** The name of the signal that ended its command; empty: none did. */
+  readonly exitSignal: string;
   readonly outOfMemory: boolean;
   /** Kills for want of memory in this start that were reported as events. */
   readonly oomKills: number;
@@ -49,6 +51,8 @@ const recordFile = z.object({
   reason: z.string(),
   message: z.string(),
   exitCode: z.number().optional(),
+  // Records of earlier agents lack it.
+  exitSignal: z.string().default(''),
   outOfMemory: z.boolean(),
   // Records of earlier agents lack it.
   oomKills: z.number().default(0),
@@ -125,6 +129,7 @@ export function observationOf(record: SandboxRecord): sandbox.SandboxObservation
     state: sandboxStates.value(record.phase),
     reason: record.reason,
     message: record.message,
+    exitSignal: record.exitSignal,
     outOfMemory: record.outOfMemory,
     address: record.address,
     networkCut: record.networkCut,

@@ -23,6 +23,7 @@ export function sandboxToWire(row: SandboxRow, facts: SandboxFacts): api.Sandbox
     hostName: facts.host?.name ?? '',
     address: row.address,
     outOfMemory: row.outOfMemory,
+    exitSignal: row.exitSignal,
     createdAt: timestampFromMs(row.createdAt),
     labels: { ...row.labels },
     runtime: row.runtime,

@@ -135,7 +135,7 @@ export async function* replayMain(
     yield create(api.ExecResponseSchema, { payload: { case: 'output', value } });
   }
   // 128 + n is how a shell, and the host, tell of signal n.
-  const value = create(api.ExecExitSchema, { code: exitCode, outOfMemory: row.outOfMemory });
+  const value = create(api.ExecExitSchema, { code: exitCode, signal: row.exitSignal, outOfMemory: row.outOfMemory });
   yield create(api.ExecResponseSchema, { payload: { case: 'exit', value } });
 }
 

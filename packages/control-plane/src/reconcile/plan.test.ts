@@ -32,6 +32,7 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
     reason: '',
     message: '',
     exitCode: undefined,
+    exitSignal: '',
     outOfMemory: false,
     address: '',
     runtime: '',

@@ -84,7 +84,7 @@ export function neverStarted(generation: number, now: number): Updateable<Sandbo
  */
 function startPatch(row: StoredSandbox, host: StoredHost | undefined, generation: number): Updateable<SandboxTable> {
   // How the run before ended is no part of this one.
-  const start = { start_generation: generation, exit_code: null, out_of_memory: 0, started_at: null, finished_at: null };
+  const start = { start_generation: generation, exit_code: null, exit_signal: '', out_of_memory: 0, started_at: null, finished_at: null };
   if (host === undefined) return { ...start, placed_generation: generation, observed: null, observed_sequence: 0 };
   if (row.hold === 'all') return start;
   const room =

@@ -1,6 +1,8 @@
 import type { Timestamp } from '@bufbuild/protobuf/wkt';
 import type { Updateable } from 'kysely';
 import type { sandbox } from '@drover/protocol';
+import { clip } from '@drover/foundation';
+import { maxSignalNameLength } from '../limits.ts';
 import { changeSandbox, sandboxEvent } from './change.ts';
 import type { Tx } from './database.ts';
 import { observedState, sandboxRow } from './rows.ts';
@@ -39,6 +41,7 @@ export function observationPatch(
           message: seen.message,
           exit_code: seen.exitCode ?? null,
           out_of_memory: seen.outOfMemory ? 1 : 0,
+          exit_signal: clip(seen.exitSignal, maxSignalNameLength),
           finished_at: milliseconds(seen.finishedAt),
         }),
     observed_sequence: sequence,

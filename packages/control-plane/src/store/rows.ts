@@ -64,6 +64,7 @@ export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.Sandbox
     reason: row.reason,
     message: row.message,
     exitCode: optional(row.exit_code),
+    exitSignal: row.exit_signal,
     outOfMemory: row.out_of_memory === 1,
     address: row.address,
     runtime: row.runtime,

@@ -82,6 +82,8 @@ export interface SandboxTable {
   reason: string;
   message: string;
   exit_code: number | null;
+  /** The name of the signal that ended the main process; empty when none did. */
+  exit_signal: string;
   out_of_memory: number;
   address: string;
   runtime: string;

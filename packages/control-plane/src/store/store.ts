@@ -102,6 +102,8 @@ export interface SandboxRow {
   readonly reason: string;
   readonly message: string;
   readonly exitCode: number | undefined;
+  /** The name of the signal that ended the main process; empty when none did. */
+  readonly exitSignal: string;
   readonly outOfMemory: boolean;
   readonly address: string;
   readonly runtime: string;

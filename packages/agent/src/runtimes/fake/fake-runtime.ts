@@ -7,6 +7,7 @@ export type FakeOperation = 'create' | 'start' | 'kill' | 'pause' | 'resume' | '
 /** How a simulated sandbox ended. */
 export interface FakeOutcome {
   readonly exitCode: number;
+  readonly exitSignal?: string;
   readonly outOfMemory?: boolean;
   readonly startFailure?: string;
   readonly idle?: boolean;
@@ -108,6 +109,7 @@ export class FakeRuntime implements Runtime {
       phase: found.phase,
       pid: found.phase === 'ended' ? undefined : found.pid,
       exitCode: found.outcome?.exitCode,
+      exitSignal: found.outcome?.exitSignal ?? '',
       outOfMemory: found.outcome?.outOfMemory ?? false,
       startedAt: found.startedAt,
       finishedAt: found.finishedAt,

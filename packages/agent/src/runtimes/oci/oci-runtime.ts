@@ -531,6 +531,7 @@ export class OciRuntime implements Runtime {
       phase: this.#cgroups.isFrozen(container) ? 'paused' : 'running',
       pid,
       exitCode: undefined,
+      exitSignal: '',
       outOfMemory: false,
       startedAt: record.startedAt,
       finishedAt: undefined,
@@ -546,6 +547,7 @@ export class OciRuntime implements Runtime {
       ...record,
       phase: 'ended',
       exitCode: exit?.code ?? killedExitCode,
+      exitSignal: exit?.signal ?? '',
       // An init that was killed itself left no record.
       outOfMemory: exit?.outOfMemory ?? this.#cgroups.oomKills(record.container ?? id) > 0,
       startFailure: exit?.reason === 'start-failed' ? exit.message : undefined,

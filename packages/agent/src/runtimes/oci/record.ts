@@ -20,6 +20,8 @@ export interface SandboxRecord {
   readonly startedAt: number | undefined;
   readonly finishedAt: number | undefined;
   readonly exitCode: number | undefined;
+  /** Absent in records of an agent that did not know of it. */
+  readonly exitSignal?: string;
   readonly outOfMemory: boolean;
   readonly startFailure: string | undefined;
   /** Absent in records of an agent that did not know of it. */
@@ -76,6 +78,7 @@ export function stateOf(record: SandboxRecord): RuntimeState {
     phase: 'ended',
     pid: undefined,
     exitCode: record.exitCode,
+    exitSignal: record.exitSignal ?? '',
     outOfMemory: record.outOfMemory,
     startedAt: record.startedAt,
     finishedAt: record.finishedAt,

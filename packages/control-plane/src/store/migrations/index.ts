@@ -7,6 +7,7 @@ import * as secrets from './003-secrets.ts';
 import * as identities from './004-identities.ts';
 import * as containment from './005-containment.ts';
 import * as volumes from './006-volumes.ts';
+import * as exitSignal from './007-exit-signal.ts';
 
 /** In the order in which they run. A released one is never changed; a new one is appended. */
 export const migrations = [
@@ -16,6 +17,7 @@ export const migrations = [
   { name: '004-identities', up: identities.up },
   { name: '005-containment', up: containment.up },
   { name: '006-volumes', up: volumes.up },
+  { name: '007-exit-signal', up: exitSignal.up },
 ] as const;
 
 /** Any number that no other program's advisory lock has: "drover" in ASCII. */
