@@ -235,6 +235,18 @@ export const dialBackoffCapMs = 10_000;
  * if its command cannot have begun. Milliseconds.
  */
 export const dialTotalMs = 60_000;
+/** Servers in a row that end unexpectedly before they have settled; after so many, sandboxes are dialled on trial. */
+export const crashesBeforeTrials = 2;
+/** A server that has run for this long has settled: its unexpected end begins a new count of crashes. Milliseconds. */
+export const crashSettledMs = 600_000;
+/** How long sandboxes are on trial before others are dialled; doubled with each further crash, up to the cap. Milliseconds. */
+export const crashTrialMs = 1_000;
+export const crashTrialCapMs = 60_000;
+/** For so many times the length of a trial after a start, every sandbox is dialled on trial; later ones only while others wait. */
+export const crashTrialsMax = 10;
+/** How long after a start a sandbox is dialled that has ended one server; doubled with each further one, up to the cap. Milliseconds. */
+export const crashDelayBaseMs = 10_000;
+export const crashDelayCapMs = 600_000;
 /** A lost session, whose dial was given up, is redialled about this often while its sandbox runs: half to one and a half times. Milliseconds. */
 export const lostRedialMs = 60_000;
 /** Such redials under way on one replica; the next ones wait for another turn. */

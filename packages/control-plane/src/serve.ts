@@ -10,7 +10,7 @@ import { SqlRegistry } from './identity/index.ts';
 import { Placement } from './placement/index.ts';
 import { Reconciler, Upkeep } from './reconcile/index.ts';
 import { SandboxListener } from './sandbox-facing/index.ts';
-import { planSource, SessionManager, type SessionCredentials } from './sessions/index.ts';
+import { CrashBreaker, planSource, SessionManager, type SessionCredentials } from './sessions/index.ts';
 import { certificateCheckMs } from './limits.ts';
 import { SecretBox } from './secrets/index.ts';
 import { openStore } from './store/index.ts';
@@ -132,6 +132,8 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     ...(options.hostTtlMs !== undefined && { ttlMs: options.hostTtlMs, heartbeatMs: Math.floor(options.hostTtlMs / 3) }),
   });
   let credentials = credentialsOf(identity, ca);
+  const breaker = await CrashBreaker.open(join(directory.path, 'crashes.json'), clock, logger);
+  opened.defer(async () => await breaker.close());
   const sessions = new SessionManager({
     store,
     hub,
@@ -142,6 +144,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     worldview,
     plans: planSource(store, secrets),
     lastRefusal: (id, thumbprint) => sandboxListener.lastRefusal(id, thumbprint),
+    breaker,
     initFailed: async (id, startCount, message) => await store.sandboxes.failInit(id, startCount, message),
     clock,
     logger,

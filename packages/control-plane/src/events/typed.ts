@@ -52,6 +52,8 @@ export interface SandboxEvents {
     /** The dial was given up. While the sandbox runs, a slow redial follows, which publishes nothing until it succeeds. */
     readonly SessionFailed: { readonly attempts: number; readonly reason: string; readonly message: string };
     readonly SessionBroken: { readonly message: string };
+    /** The sandbox is suspected of having ended the control plane, and is dialled after a delay. */
+    readonly SessionDelayed: { readonly delayMs: number; readonly message: string };
     /** The peer took a renewed certificate, for the key that it has proved to have (I-6). */
     readonly SessionRenewed: { readonly thumbprint: string };
   };

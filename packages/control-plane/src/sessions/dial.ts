@@ -16,6 +16,7 @@ import {
 } from '../limits.ts';
 import { startOf } from '../store/state.ts';
 import type { SandboxRow } from '../store/store.ts';
+import type { CrashBreaker } from './crash-breaker.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
 import { failedUnbegun, mayHaveBegun, recall, Session, type Remembered, type SessionContext } from './session.ts';
 import type { InitClient, SessionStatus } from './sessions.ts';
@@ -27,6 +28,8 @@ export interface DialerOptions extends SessionContext {
   readonly connect: Connector;
   readonly names: Names;
   readonly caPem: string;
+  /** Which dials have to wait after a crash of the server; absent: none has. */
+  readonly breaker?: Pick<CrashBreaker, 'admit'> | undefined;
   /** The state of the sandbox's session changed. */
   readonly changed: (id: SandboxId) => void;
 }
@@ -81,6 +84,8 @@ export interface DialView {
   readonly over: boolean;
   /** Why the loop ended without a session, when that was not intended. */
   readonly failure: DroverError | undefined;
+  /** Why it waits to be dialled after a crash of the server. */
+  readonly delayed: DroverError | undefined;
   /** It failed for descriptors (I-25): only one who needs the session, or another start, is worth another. */
   readonly leaking: boolean;
   /** The start of the sandbox that was dialled last. */
@@ -107,6 +112,7 @@ export class Dial implements DialView {
   #status: SessionStatus;
   #failure: DroverError | undefined;
   #reason: FailureReason | undefined;
+  #delayed: DroverError | undefined;
   #startCount = 0;
   #over = false;
   /** The last connection, when the sandbox has ended. */
@@ -150,6 +156,10 @@ export class Dial implements DialView {
 
   get failure(): DroverError | undefined {
     return this.#failure;
+  }
+
+  get delayed(): DroverError | undefined {
+    return this.#delayed;
   }
 
   get leaking(): boolean {
@@ -201,6 +211,7 @@ export class Dial implements DialView {
   async #loop(): Promise<void> {
     const { store, journal, logger, memory } = this.#context;
     for (;;) {
+      await this.#admitted();
       const ended = (await this.#dial()) === 'sandbox-ended';
       const row = ended ? await this.#afterItsEnd() : await store.sandboxes.get(this.#id);
       this.#ending.signal.throwIfAborted();
@@ -213,6 +224,32 @@ export class Dial implements DialView {
       journal.publish({ kind: 'session', type: 'SessionBroken', subject: this.#id, data: { message } });
       if (memory.interruptedPlans >= interruptedPlansMax) await this.#planFailed(row, message);
       await this.#pause(this.#backoff.nextMs());
+    }
+  }
+
+  /** After crashes of the server, a dial waits until it is its turn. Waiting is no attempt, and fails no start. */
+  async #admitted(): Promise<void> {
+    const { breaker, journal, logger } = this.#context;
+    const wait = breaker?.admit(this.#id);
+    if (wait === undefined) return;
+    const { turn, reason, delayMs, cancel } = wait;
+    if (reason !== undefined) {
+      this.#delayed = reason;
+      this.#set('broken', reason.message);
+      logger.warn({ sandbox: this.#id, delayMs }, 'SessionDelayed');
+      journal.publish({ kind: 'session', type: 'SessionDelayed', subject: this.#id, data: { delayMs, message: reason.message } });
+    }
+    const { signal } = this.#ending;
+    const ended = Promise.withResolvers<never>();
+    const abort = (): void => ended.reject(signal.reason as Error);
+    signal.addEventListener('abort', abort, { once: true });
+    try {
+      signal.throwIfAborted();
+      await Promise.race([turn, ended.promise]);
+    } finally {
+      signal.removeEventListener('abort', abort);
+      cancel();
+      this.#delayed = undefined;
     }
   }
 

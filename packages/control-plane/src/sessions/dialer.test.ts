@@ -1,16 +1,17 @@
 import { create } from '@bufbuild/protobuf';
 import { Code, ConnectError, createClient, createRouterTransport } from '@connectrpc/connect';
-import { FakeClock, newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
+import { DroverError, FakeClock, newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { namesOf } from '@drover/pki';
 import { init, sandbox } from '@drover/protocol';
 import { createTestAuthority, type TestAuthority } from '@drover/init/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
-import { lostRedialMs, lostRedialsAtOnce } from '../limits.ts';
+import { dialTotalMs, lostRedialMs, lostRedialsAtOnce } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { emptyView, type InitView, type SandboxView } from '../worldview/index.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
+import type { Wait } from './crash-breaker.ts';
 import { Dialer } from './dialer.ts';
 
 /** A peer without a certificate whose stream breaks at once, ends with the word that the sandbox has, or stays without an answer. */
@@ -48,6 +49,8 @@ let views: Map<SandboxId, SandboxView>;
 let connected: boolean;
 let attempts: { readonly id: SandboxId; readonly at: number }[];
 let connect: Connector;
+/** Dials that wait after crashes of the server. */
+let waits: Map<SandboxId, Wait>;
 let random: () => number;
 let dialer: Dialer;
 
@@ -64,6 +67,7 @@ beforeEach(() => {
   views = new Map();
   connected = true;
   attempts = [];
+  waits = new Map();
   random = () => 1;
   connect = () => Promise.reject(new Error('nobody answers'));
   dialer = new Dialer({
@@ -91,6 +95,7 @@ beforeEach(() => {
     clock,
     logger: silentLogger,
     random: () => random(),
+    breaker: { admit: (id) => waits.get(id) },
     changed: () => undefined,
   });
 });
@@ -549,5 +554,42 @@ describe('I-26: an error', () => {
     dialer.dial(id);
     await clock.advance(2_000);
     expect(dialer.status(id).state).toBe('connected');
+  });
+});
+
+describe('a suspect of crashes of the server', () => {
+  it('is dialled when it is its turn, and the event and the status say so until then', async () => {
+    const id = running();
+    const other = running();
+    const { promise: turn, resolve: begins } = Promise.withResolvers<void>();
+    const reason = new DroverError('session-unavailable', 'it ended the server');
+    waits.set(id, { turn, reason, delayMs: 600_000, cancel: () => undefined });
+    connect = () => Promise.resolve(connection({ silent: true }));
+    dialer.dial(id);
+    dialer.dial(other);
+    // Longer than a dial may take: waiting is no attempt, and fails no start.
+    await clock.advance(dialTotalMs * 2);
+    expect(new Set(attempts.map((attempt) => attempt.id))).toEqual(new Set([other]));
+    expect(dialer.status(id)).toMatchObject({ state: 'broken', lastError: 'it ended the server' });
+    expect(dialer.get(id)?.delayed).toBe(reason);
+    expect(published.filter(({ subject }) => subject === id)).toEqual([
+      { kind: 'session', type: 'SessionDelayed', subject: id, data: { delayMs: 600_000, message: 'it ended the server' } },
+    ]);
+    expect(failed).toEqual([]);
+    begins();
+    await clock.advance(1_000);
+    expect(dialer.get(id)?.delayed).toBeUndefined();
+    expect(attempts.map((attempt) => attempt.id)).toContain(id);
+  });
+
+  it('that is stopped while it waits is not dialled', async () => {
+    const id = running();
+    let cancelled = 0;
+    waits.set(id, { turn: new Promise(() => undefined), reason: undefined, delayMs: 0, cancel: () => void cancelled++ });
+    dialer.dial(id);
+    await clock.advance(1_000);
+    await dialer.end(id);
+    expect(cancelled).toBe(1);
+    expect(attempts).toEqual([]);
   });
 });

@@ -1,4 +1,5 @@
 export type { SessionCredentials } from './connect.ts';
+export { CrashBreaker } from './crash-breaker.ts';
 export type { DialerStats } from './dialer.ts';
 export { SessionManager, type SessionManagerOptions } from './manager.ts';
 export { planSource, type PlanSource } from './plan.ts';

@@ -9,7 +9,7 @@ import { listPage, sessionLookMs, sessionsCompared } from '../limits.ts';
 import { sandboxState, startOf } from '../store/state.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import { tunnelConnector, type SessionCredentials } from './connect.ts';
-import type { DialView } from './dial.ts';
+import type { DialerOptions, DialView } from './dial.ts';
 import { Dialer, type DialerStats } from './dialer.ts';
 import type { SessionContext } from './session.ts';
 import type { InitClient, Sessions, SessionStatus } from './sessions.ts';
@@ -22,6 +22,8 @@ export interface SessionManagerOptions extends Omit<SessionContext, 'store' | 'c
   readonly tls: SessionCredentials | (() => SessionCredentials);
   readonly registry: SessionContext['registry'] & Pick<Registry, 'onEvicted' | 'findAll'>;
   readonly ca: Pick<CertificateAuthority, 'renewSandbox' | 'names'>;
+  /** Which dials have to wait after a crash of the server; absent: none has. */
+  readonly breaker?: DialerOptions['breaker'];
   readonly clock?: Clock;
   readonly logger?: Logger;
 }
@@ -127,6 +129,7 @@ export class SessionManager implements Sessions {
         asked = this.#dialer.get(sandboxId);
         if (this.#closed) throw new DroverError('session-unavailable', 'the control plane is stopping');
         if (asked?.client !== undefined) return asked.client;
+        if (asked?.delayed !== undefined) throw asked.delayed;
       }
       await change.wait(signal);
     }

@@ -49,6 +49,11 @@ describe('I-35: what is true now, of the session', () => {
       { state: 'broken', since: 2, lastError: 'reset', peerCommonName: 'p.box' },
     ],
     [
+      'delayed: with why',
+      [session({ SessionDelayed: { delayMs: 1, message: 'it ended the server' } })],
+      { state: 'broken', since: 1, lastError: 'it ended the server' },
+    ],
+    [
       'renewed: the certificate that its peer has now',
       [session({ SessionConnected: connected }), session({ SessionRenewed: { thumbprint: 'cd' } })],
       { state: 'connected', since: 1, thumbprint: 'cd', peerCommonName: 'p.box' },
@@ -201,6 +206,7 @@ const anyEvent = fc.oneof(
   ),
   of('session', 'SessionFailed', fc.record({ attempts: fc.nat(), reason: fc.string(), message: anyText })),
   of('session', 'SessionBroken', fc.record({ message: anyText })),
+  of('session', 'SessionDelayed', fc.record({ delayMs: fc.nat(), message: anyText })),
   of('session', 'SessionRenewed', fc.record({ thumbprint: fc.string() })),
   of('identity', 'AgentRegistered', both(count, fc.record({ ok: fc.boolean(), thumbprint: fc.string(), message: anyText }))),
   of(

@@ -59,6 +59,7 @@ function applySession(session: SessionView, event: Of<'session'>, at: number): S
       return { ...session, state: 'failed', since: at, attempts, lastError: text(message === '' ? reason : message) };
     }
     case 'SessionBroken':
+    case 'SessionDelayed':
       return { ...session, state: 'broken', since: at, lastError: text(event.data.message) };
     case 'SessionRenewed':
       return { ...session, thumbprint: event.data.thumbprint };

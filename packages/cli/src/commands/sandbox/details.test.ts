@@ -147,6 +147,7 @@ describe('I-34: an event is one line', () => {
     ],
     ['SessionFailed', { attempts: 5, reason: 'fd-leak-ceiling', message: 'no' }, 'fd-leak-ceiling, after 5 attempts: no'],
     ['SessionBroken', { message: 'reset' }, 'reset'],
+    ['SessionDelayed', { delayMs: 10_000, message: 'it ended the server' }, 'it ended the server'],
     ['SessionRenewed', { thumbprint: 'ab12' }, 'thumbprint ab12'],
     ['AgentRegistered', { ok: true, thumbprint: 'ab12', startCount: 2, message: '' }, 'thumbprint ab12, start 2'],
     ['AgentRegistered', { ok: false, thumbprint: 'ab12', startCount: 2, message: 'replay' }, 'refused: replay'],

@@ -85,6 +85,7 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
     `${d.text('peerCommonName') || 'a peer without a certificate'} at ${d.text('address')}, attempt ${d.number('attempts')}, thumbprint ${d.thumbprint || 'none'}`,
   SessionFailed: (d) => `${d.text('reason')}, after ${d.number('attempts')} attempts${d.after('message')}`,
   SessionBroken: (d) => d.text('message'),
+  SessionDelayed: (d) => d.text('message'),
   SessionRenewed: (d) => `thumbprint ${d.thumbprint}`,
   AgentRegistered: (d) => (d.is('ok') ? `thumbprint ${d.thumbprint}, start ${d.number('startCount')}` : `refused${d.after('message')}`),
   AgentUntrusted: (d) => `${d.text('reason')}${d.after('message')}`,

@@ -1,0 +1,73 @@
+import { newSandboxId } from '@drover/foundation';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { crashDelayBaseMs, crashDelayCapMs, crashesBeforeTrials, crashTrialCapMs, crashTrialMs } from '../limits.ts';
+import { begin, noCrash, parseRecord, suspectDelayMs, trialMs, type CrashRecord } from './crash-record.ts';
+
+const [a, b] = [newSandboxId(), newSandboxId()];
+const died: CrashRecord = { ...noCrash, running: true };
+
+describe('a server begins', () => {
+  test('without trials and suspects when there was none before it, or one that closed', () => {
+    for (const left of [noCrash, { ...noCrash, crashes: 5 }]) {
+      expect(begin(left)).toEqual({ crashes: 0, suspects: new Map(), careful: false });
+    }
+  });
+
+  test('without trials after one crash, which may have been a kill of a healthy server', () => {
+    expect(begin(died)).toMatchObject({ crashes: 1, careful: false });
+    expect(begin({ ...died, settled: true, crashes: 7 })).toMatchObject({ crashes: 1, careful: false });
+  });
+
+  test('with trials after several crashes in a row', () => {
+    expect(begin({ ...died, crashes: crashesBeforeTrials - 1 })).toMatchObject({ crashes: crashesBeforeTrials, careful: true });
+  });
+
+  test('with those on trial as the only suspects when the server before it crashed during a trial', () => {
+    const { suspects, careful } = begin({ ...died, crashes: 4, trial: [a, b], suspects: { [b]: 2 } });
+    expect([...suspects]).toEqual([
+      [b, 3],
+      [a, 1],
+    ]);
+    expect(careful).toBe(false);
+  });
+
+  test('with the suspects of before, also when the server before it closed', () => {
+    expect([...begin({ ...noCrash, suspects: { [a]: 3 } }).suspects]).toEqual([[a, 3]]);
+  });
+});
+
+test('trials and delays grow with the crashes, up to a limit', () => {
+  expect([2, 3, 4, 1_000].map(trialMs)).toEqual([crashTrialMs, 2 * crashTrialMs, 4 * crashTrialMs, crashTrialCapMs]);
+  expect([1, 2, 3, 1_000].map(suspectDelayMs)).toEqual([crashDelayBaseMs, 2 * crashDelayBaseMs, 4 * crashDelayBaseMs, crashDelayCapMs]);
+});
+
+test('any file is read as a record', () => {
+  const record = fc.record({
+    running: fc.boolean(),
+    settled: fc.boolean(),
+    crashes: fc.nat(),
+    trial: fc.subarray([a, b]),
+    suspects: fc.dictionary(fc.constantFrom(a, b), fc.integer({ min: 1, max: 9 }), { noNullPrototype: true }),
+  });
+  fc.assert(
+    fc.property(record, (value) => {
+      expect(parseRecord(JSON.stringify(value))).toEqual(value);
+    }),
+  );
+  fc.assert(
+    fc.property(
+      fc.oneof(
+        fc.string(),
+        fc.json(),
+        fc.jsonValue().map((value) => JSON.stringify({ crashes: 1, trial: value, suspects: value })),
+      ),
+      (text) => {
+        const { crashes, trial, suspects } = parseRecord(text);
+        expect(crashes).toBeGreaterThanOrEqual(0);
+        expect(trial).toEqual([]);
+        expect(suspects).toEqual({});
+      },
+    ),
+  );
+});
