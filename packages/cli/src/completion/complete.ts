@@ -53,7 +53,7 @@ async function offerAt(position: Position, current: string, env: NodeJS.ProcessE
   if (command.parent === null) own.push({ value: 'help', description: 'show the help of a command' });
   const argument = argumentAt(command, operands.length);
   if (argument === undefined) return { candidates: own };
-  const offer = await argumentValues(command, argument, current, env);
+  const offer = await argumentValues(command, argument, { current, operands }, env);
   return { ...offer, candidates: [...own, ...offer.candidates] };
 }
 
@@ -72,6 +72,7 @@ function flagsOf(command: Command): Candidate[] {
 /** What the placeholders of arguments and flags stand for. */
 const namesByPlaceholder: Readonly<Record<string, NameKind>> = {
   sandbox: 'sandboxes',
+  exec: 'execs',
   host: 'hosts',
   identity: 'identities',
   image: 'images',
@@ -89,13 +90,18 @@ async function valuesOf(option: Option, env: NodeJS.ProcessEnv): Promise<Offer> 
   return { candidates: kind === undefined ? [] : await namesOf(kind, env) };
 }
 
-async function argumentValues(command: Command, argument: Argument, current: string, env: NodeJS.ProcessEnv): Promise<Offer> {
+async function argumentValues(
+  command: Command,
+  argument: Argument,
+  { current, operands }: { readonly current: string; readonly operands: readonly string[] },
+  env: NodeJS.ProcessEnv,
+): Promise<Offer> {
   const path = commandPath(command);
   if (path === 'cp') return await placesOf(current, env);
   if (path === 'completion') return { candidates: ['bash', 'zsh', 'fish'].map((value) => ({ value, description: '' })) };
   const kind = namesByPlaceholder[argument.name()];
   if (kind === undefined) return { candidates: [] };
-  const candidates = await namesOf(kind, env);
+  const candidates = await namesOf(kind, env, operands);
   // Archives and directories can be images too: `oci-archive:PATH`.
   return kind === 'images' && /^[./]/.test(current) ? { candidates, files: true } : { candidates };
 }

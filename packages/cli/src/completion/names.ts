@@ -9,7 +9,8 @@ export interface Candidate {
   readonly description: string;
 }
 
-type Source = (client: DroverClient, signal: AbortSignal) => Promise<readonly Candidate[]>;
+/** @param operands what stands before the cursor */
+type Source = (client: DroverClient, signal: AbortSignal, operands: readonly string[]) => Promise<readonly Candidate[]>;
 
 /** How names are found: with one call to the control plane each. */
 const sources = {
@@ -18,6 +19,10 @@ const sources = {
   hosts: async ({ hosts }, signal) => (await hosts.list({ signal })).map(({ name, id }) => ({ value: name, description: id })),
   identities: async ({ identities }, signal) =>
     (await identities.list(signal)).map(({ commonName, sandboxId }) => ({ value: commonName, description: sandboxId })),
+  execs: async ({ sandboxes }, signal, [sandbox = '']) =>
+    (await sandboxes.execs(sandbox, signal))
+      .filter(({ exit }) => exit === undefined)
+      .map(({ execId, argv }) => ({ value: execId, description: argv.join(' ') })),
   volumes: async ({ volumes }, signal) =>
     (await volumes.list({ signal })).map(({ name, hostName }) => ({ value: name, description: hostName })),
   images: async ({ images }, signal) => {
@@ -30,14 +35,14 @@ const sources = {
 export type NameKind = keyof typeof sources | 'contexts';
 
 /** Names that exist now; none when the control plane does not respond in time, since a shell must not hang at a key. */
-export async function namesOf(kind: NameKind, env: NodeJS.ProcessEnv): Promise<readonly Candidate[]> {
+export async function namesOf(kind: NameKind, env: NodeJS.ProcessEnv, operands: readonly string[] = []): Promise<readonly Candidate[]> {
   if (kind === 'contexts') return (await contextNames(env).catch(() => [])).map((value) => ({ value, description: '' }));
   let client: DroverClient | undefined;
   const late = Promise.withResolvers<readonly Candidate[]>();
   const timer = setTimeout(() => late.resolve([]), completionTimeoutMs);
   try {
     client = await connect(env, {});
-    return await Promise.race([sources[kind](client, AbortSignal.timeout(completionTimeoutMs)), late.promise]);
+    return await Promise.race([sources[kind](client, AbortSignal.timeout(completionTimeoutMs), operands), late.promise]);
   } catch {
     // Completing commands and flags needs no control plane.
     return [];

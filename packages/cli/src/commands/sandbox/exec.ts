@@ -119,7 +119,7 @@ async function execute(
   const outcome = await attachTo(cli, handle, options);
   if (outcome.kind === 'detached') {
     cli.out.note(
-      `detached; the process runs on: ${started.execId === 'main' ? `drover attach ${reference}` : `drover exec --attach ${started.execId} ${reference}`}`,
+      `detached; the process runs on${started.execId === 'main' ? `: drover attach ${reference}` : ` (see --linger): drover exec --attach ${started.execId} ${reference}`}`,
     );
     return 0;
   }
