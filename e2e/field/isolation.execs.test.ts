@@ -52,6 +52,8 @@ describe('execs that were left behind', () => {
     const id = stdout.trim();
     expect(await execs('web')).toContainEqual(expect.objectContaining({ execId: id, clients: 0, argv: expect.arrayContaining(['sh']) }));
     expect((await drover.run(['exec', 'ls', 'web'])).stdout).toMatch(new RegExp(`^${id} +running +\\d+ .* sh -c trap`, 'm'));
+    expect((await drover.run(['complete', 'words', 'exec', ''])).stdout).toMatch(/^ls\t[^]*^web\t/m);
+    expect((await drover.run(['complete', 'words', 'exec', 'kill', 'web', ''])).stdout).toContain(`${id}\tsh -c trap`);
     await drover.json(['exec', 'kill', '--signal', 'usr1', 'web', id]);
     await eventually('it ends', async () => (await execs('web')).some(({ execId, exit }) => execId === id && exit?.code === 7));
     expect(await drover.json(['exec', 'kill', 'web', id])).toMatchObject({ signalled: false });
@@ -69,7 +71,7 @@ describe('execs that were left behind', () => {
     await drover.remove('full');
   });
 
-  test('an exec whose client is gone ends after its linger time, one that was told to stay does not', async () => {
+  test('an exec without a client ends after its linger time, and never with a linger time of 0', async () => {
     const argv = ['sleep', '1000'];
     const [left, kept] = [1, 0].map((lingerSeconds) => client.sandboxes.exec('web', { argv, lingerSeconds }));
     const [leftId, keptId] = [(await left?.started)?.execId, (await kept?.started)?.execId];

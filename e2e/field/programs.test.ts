@@ -1,4 +1,4 @@
-import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
@@ -25,9 +25,9 @@ let layout: string;
 
 const get = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
 
-/** Runs a shell script in the sandbox `web`. */
-async function exec(script: string, options: ExecOptions = {}, input?: string) {
-  const handle = client.sandboxes.exec('web', { argv: ['sh', '-c', script], stdin: input !== undefined, ...options });
+/** Runs a shell script in a sandbox. */
+async function exec(script: string, options: ExecOptions = {}, input?: string, sandbox = 'web') {
+  const handle = client.sandboxes.exec(sandbox, { argv: ['sh', '-c', script], stdin: input !== undefined, ...options });
   if (input !== undefined) handle.stdin.write(input);
   const [stdout, stderr, exit] = await Promise.all([text(handle.stdout), text(handle.stderr), handle.exit]);
   return { stdout: stdout.replaceAll('\r', ''), stderr, exit };
@@ -38,13 +38,14 @@ beforeAll(async () => {
   await tool('chmod', '711', directory);
   layout = join(directory, 'layout');
   const root = await busyboxRoot(join(directory, 'root'));
+  await writeFile(join(root, 'etc/passwd'), 'app:x:1000:1000::/tmp:/bin/sh\n');
+  await writeFile(join(root, 'etc/group'), 'app:x:1000:\nstaff:x:50:app\n');
   // The program carries a capability that a sandbox does not have, as ping does in many images: capability.h, CAP_NET_RAW, effective.
   await copyFile('/bin/busybox', join(root, 'bin/ping'));
   const capability = '0100000200200000000000000000000000000000';
   await tool('python3', '-c', `import os; os.setxattr('${root}/bin/ping', 'security.capability', bytes.fromhex('${capability}'))`);
   await tool('umoci', 'init', '--layout', layout);
   await tool('umoci', 'new', '--image', `${layout}:empty`);
-  await mkdir(join(directory, 'bundle'));
   await tool('umoci', 'insert', '--image', `${layout}:empty`, '--tag', 'base', root, '/');
   drover = await TestDrover.start(['--pool', '10.234.0.0/18']);
   client = await connectDrover(await drover.connection());
@@ -69,6 +70,15 @@ describe('a program opens /dev/stdout, /dev/stderr and /dev/stdin again', () => 
     expect(stdout).toMatch(/to-out\n/);
     expect(stdout).toMatch(/got a line\n$/);
     expect(terminal ? stdout : stderr).toMatch(/to-err\n/);
+  });
+
+  test('in an exec of a user who is in more groups than one', async () => {
+    await drover.begin('groups', ['sleep', '1000'], { image: `oci:${layout}:base` });
+    for (const terminal of [true, false]) {
+      const { stdout, stderr, exit } = await exec(`${reopen} && busybox id -G`, { user: 'app', terminal }, undefined, 'groups');
+      expect({ exit, text: stdout + stderr }).toMatchObject({ exit: { code: 0 }, text: expect.stringContaining('to-err') });
+      expect(stdout).toMatch(/to-out\n[^]*1000 50\n/);
+    }
   });
 
   test('as the command of a sandbox', async () => {

@@ -30,7 +30,7 @@ export const maxReplayBytesTotal = 16 * 1024 * 1024;
 export const minReplayBytes = 192 * 1024;
 /** Bytes that the slowest attached reader may lag behind before the process's output is no longer read (I-39). */
 export const maxReaderLagBytes = 64 * 1024;
-/** Milliseconds for a process with a terminal to become its program; one that takes longer counts as started. */
+/** Milliseconds for a process with a terminal to become its program; a slower process counts as started. */
 export const execMs = 10_000;
 /** Bytes of the message by which it says that it could not. */
 export const maxExecFailureBytes = 256;

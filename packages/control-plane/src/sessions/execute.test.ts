@@ -266,6 +266,11 @@ describe('I-30: a plan fails with its first step that fails:', () => {
       ({ id }, session) => session.answer(id, { case: 'stepExited', value: { exit: { code: 137, signal: 'SIGKILL' } } }),
       { reason: 'exit-code', exitCode: 137, message: 'the step git was ended by SIGKILL' },
     ],
+    [
+      'the kernel killed it for want of memory',
+      ({ id }, session) => session.answer(id, { case: 'stepExited', value: { exit: { code: 137, outOfMemory: true } } }),
+      { reason: 'exit-code', exitCode: 137, message: 'the step git exited with 137: the sandbox ran out of memory' },
+    ],
     ['an answer to another question', ({ id }, session) => session.answer(id, { case: 'pong', value: {} }), { reason: 'protocol-error' }],
     ['an exit without a status', ({ id }, session) => session.answer(id, { case: 'stepExited', value: {} }), { reason: 'protocol-error' }],
   ];

@@ -94,7 +94,8 @@ async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Pr
   }
   if (exit === undefined) return { reason: 'protocol-error', message: `the sandbox did not say how the step ${step.name} ended` };
   if (exit.code === 0) return undefined;
-  const how = exit.signal === '' ? `exited with ${exit.code}` : `was ended by ${exit.signal}`;
+  const status = exit.signal === '' ? `exited with ${exit.code}` : `was ended by ${exit.signal}`;
+  const how = exit.outOfMemory ? `${status}: the sandbox ran out of memory` : status;
   return withStderr({ reason: 'exit-code', message: `the step ${step.name} ${how}`, exitCode: exit.code }, stderr);
 }
 

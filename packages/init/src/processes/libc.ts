@@ -5,7 +5,7 @@ import { DroverError } from '@drover/foundation';
 export interface Libc {
   /** waitpid(2): reaps `pid` if it is a zombie child of this process, and returns its wait status. Never waits. */
   reap(pid: number): number | undefined;
-  /** malloc_trim(3): gives the kernel what malloc holds and nothing uses. */
+  /** malloc_trim(3): returns unused memory of malloc to the kernel. */
   trim(): void;
   /** pipe2(2), closed on exec. @throws {DroverError} no-room */
   pipe(): { readonly reader: number; readonly writer: number };

@@ -7,7 +7,7 @@ import { exitOf } from './children.ts';
 import { commandNotFound, notExecutable, resolveCommand, type Command } from './command.ts';
 import { withGroups } from './groups.ts';
 import { killGroup, type RawExit, type Spawned, type Spawner } from './spawned.ts';
-import { openStandardStream } from './streams.ts';
+import { openStandardStream, type StandardStream } from './streams.ts';
 import { spawnTerminal } from './terminal.ts';
 
 /** Starts a real process in a session and process group of its own. @throws {DroverError} see resolveCommand; no-room */
@@ -41,12 +41,16 @@ function raiseOomScore({ pid, exited }: Spawned): void {
 async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
   const { user } = command;
   const { file, argv, workdir, env, user: start } = withGroups(command);
-  const input = stdin ? openStandardStream(true, user) : undefined;
-  const output = openStandardStream(false, user);
-  const errors = openStandardStream(false, user);
+  const opened: StandardStream[] = [];
+  const open = (input: boolean): StandardStream | undefined => {
+    const stream = openStandardStream(input, user);
+    if (stream !== undefined) opened.push(stream);
+    return stream;
+  };
   let child: ChildProcess;
   let spawned: Spawned | undefined;
   try {
+    const [input, output, errors] = [stdin ? open(true) : undefined, open(false), open(false)];
     child = spawnChild(file, argv.slice(1), {
       argv0: argv[0] ?? file,
       cwd: workdir,
@@ -65,8 +69,7 @@ async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
   } catch (error) {
     throw spawnError(command, error);
   } finally {
-    for (const stream of [input, output, errors]) {
-      if (stream === undefined) continue;
+    for (const stream of opened) {
       closeSync(stream.theirs);
       if (spawned === undefined) stream.ours.destroy();
     }

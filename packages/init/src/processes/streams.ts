@@ -4,7 +4,7 @@ import type { User } from './users.ts';
 import { loadLibc } from './libc.ts';
 
 /** Init's end of one standard stream of a process, and the process's. */
-interface StandardStream {
+export interface StandardStream {
   readonly ours: Socket;
   /** To be closed once the process has it. */
   readonly theirs: number;

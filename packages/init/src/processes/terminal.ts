@@ -118,7 +118,7 @@ export async function spawnTerminal(
     );
   const libc = loadLibc();
   const untilExec = libc?.pipe();
-  // devpts gives a terminal to the user who opens it: it is the command's user who opens it again, as /dev/stdout or by its name.
+  // A new terminal belongs to the file user of its opener (devpts). Make that the command's user, who may open it again as /dev/stdout.
   const { fd, pid } = libc?.asFileOwner(resolved.user.uid, fork) ?? fork();
   ownChildren.add(pid);
   // Only once the addon has reaped it; until then its number cannot be another's.
