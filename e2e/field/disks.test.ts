@@ -1,5 +1,7 @@
-import { rm, stat } from 'node:fs/promises';
+import { once } from 'node:events';
+import { mkdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, readyStandbys, TestDrover, tool } from '../harness/index.ts';
 
@@ -8,7 +10,7 @@ let work: string;
 
 beforeAll(async () => {
   work = await tool('mktemp', '-d', '/tmp/e2e-field-disks-XXXXXX');
-  drover = await TestDrover.start(['--pool', '10.235.64.0/18', '--standbys', '1']);
+  drover = await TestDrover.start(['--pool', '10.235.64.0/18', '--standbys', '1', '--allow-mount', work]);
 });
 
 afterAll(async () => {
@@ -210,5 +212,56 @@ describe('R-18: a named volume', () => {
     expect(await tool('losetup', '-j', image())).toBe('');
     await expect(stat(image())).rejects.toThrow('ENOENT');
     await expect(stat(mountPoint())).rejects.toThrow('ENOENT');
+  });
+});
+
+describe('a path of the host that hangs', () => {
+  // Answers the kernel's first message and takes every further one without an answer: whoever touches it waits, past SIGKILL.
+  const server = `
+import ctypes, os, struct, sys
+libc = ctypes.CDLL("libc.so.6", use_errno=True)
+fd = os.open("/dev/fuse", os.O_RDWR)
+options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % fd
+if libc.mount(b"hang", sys.argv[1].encode(), b"fuse.hang", 0, options) != 0: sys.exit(os.strerror(ctypes.get_errno()))
+request = os.read(fd, 1 << 17)
+init = struct.pack("<IIIIHHI", 7, 31, 65536, 0, 16, 16, 4096) + struct.pack("<IHH", 1, 0, 0) + bytes(32)
+os.write(fd, struct.pack("<IiQ", 16 + len(init), 0, struct.unpack("<Q", request[8:16])[0]) + init)
+print("mounted", flush=True)
+while True: os.read(fd, 1 << 17)
+`;
+  let hang: string;
+  let serving: ReturnType<typeof startServer>;
+  const startServer = () => execa('/usr/bin/python3', ['-c', server, hang], { reject: false, stdin: 'ignore' });
+  const names = Array.from({ length: 5 }, (_, index) => `hung-${index}`);
+
+  beforeAll(async () => {
+    hang = join(work, 'hang');
+    await mkdir(hang);
+    serving = startServer();
+    await once(serving.stdout, 'data');
+  });
+  afterAll(async () => {
+    serving.kill('SIGKILL');
+    await serving;
+    await tool('umount', '-l', hang);
+  });
+
+  test('is named by what needs it, and costs its host and its other sandboxes nothing', { timeout: 90_000 }, async () => {
+    await drover.begin('well', ['sleep', '1d']);
+    const mounts = [{ source: `${hang}/data`, target: '/data' }];
+    await Promise.all(names.map(async (name) => await drover.create(name, ['true'], { mounts })));
+    await drover.create('hung-image', ['true'], { image: `dir:${hang}/root` });
+    await drover.create('hung-archive', ['true'], { image: `oci-archive:${hang}/archive.tar` });
+    for (const [name, path] of [...names.map((each) => [each, 'data']), ['hung-image', 'root'], ['hung-archive', 'archive.tar']]) {
+      await eventually(`${name} names the path`, async () =>
+        (await drover.sandbox<{ message?: string }>(name as string)).message?.includes(`${hang}/${path} on the host does not respond`),
+      );
+    }
+    // While all of them hang, and for longer than a host may be silent.
+    expect(await drover.hosts()).toMatchObject([{ state: 'ready' }]);
+    expect((await drover.exec('well', ['echo', 'well'])).stdout).toBe('well\n');
+    await drover.begin('later', ['sleep', '1d']);
+    expect((await drover.sandbox<{ state: string }>('well')).state).toBe('running');
+    await drover.remove(...names, 'hung-image', 'hung-archive', 'well', 'later');
   });
 });

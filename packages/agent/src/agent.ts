@@ -6,6 +6,7 @@ import { DroverError, lockDirectory, type Logger } from '@drover/foundation';
 import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
+import { ForeignPaths } from './foreign/index.ts';
 import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
 import { controlPort, proxyPort, standbyMemoryBytes } from './limits.ts';
@@ -68,8 +69,10 @@ export async function runAgent(options: AgentOptions): Promise<void> {
   const signal = AbortSignal.any([options.signal, life.signal]);
 
   const instance = instanceTag(identity.hostId);
+  const foreign = new ForeignPaths();
   const runtime = new OciRuntime({
     stateDirectory,
+    foreign,
     cgroupParent: `/drover-${instance}`,
     logger,
     ...(options.runtimeProgram !== undefined && { program: options.runtimeProgram }),
@@ -78,6 +81,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
 
   const images = new ImageStore({
     directory: join(stateDirectory, 'images'),
+    foreign,
     logger,
     signal,
     ...(options.registries !== undefined && { config: options.registries }),

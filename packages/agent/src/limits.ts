@@ -31,6 +31,12 @@ export const warmUserNamespaces = 16;
 export const cgroupRemovalMs = 10_000;
 /** How often programs that were started are looked at, beside when the kernel says that one ended. Milliseconds. */
 export const programLookMs = 100;
+/** How long a program may take to end after SIGKILL; then it is left to itself, as it hangs in the kernel. Milliseconds. */
+export const killedProgramMs = 1_000;
+/** How long a path of the host outside the agent's directory may take to respond; then what needs it fails with unavailable. Milliseconds. */
+export const foreignMs = 10_000;
+/** Paths of the host that may hang at the same time, each with a program; with one more, no further path is touched. */
+export const maxStuckPrograms = 16;
 /** How long mount, umount and mkfs.ext4 may take, which may wait for a busy disk; then they are killed and the operation fails. Milliseconds. */
 export const mountProgramMs = 120_000;
 /** What these and the OCI runtime program may print; then they are killed. Bytes. */

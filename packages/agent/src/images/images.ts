@@ -42,6 +42,8 @@ export interface ImageHandle {
   readonly layers: readonly string[];
   /** The one of them whose owner and mode the root has; absent: the uppermost. */
   readonly rootLayer?: string;
+  /** The one of them that is no layer of the store: the directory of `dir:`, which may be on a file system that hangs. */
+  readonly foreignLayer?: string;
   /** More overlays over the root, for `host`: the runtime shows `lower` read-only under a writable layer at `target`. Empty for others. */
   readonly submounts: readonly Submount[];
   readonly config: ImageConfig;

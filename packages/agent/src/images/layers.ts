@@ -87,8 +87,9 @@ export class LayerStore {
     return name.startsWith('/') ? name : join(this.#directory, name);
   }
 
+  /** Of a directory of the host's, that is left to its use: it may be on a file system that hangs. */
   has(name: string): boolean {
-    return name.startsWith('/') ? existsSync(name) : this.#records.get(name) !== undefined && existsSync(this.path(name));
+    return name.startsWith('/') || (this.#records.get(name) !== undefined && existsSync(this.path(name)));
   }
 
   bytes(name: string): number {

@@ -1,7 +1,8 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { DroverError, errnoOf, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { ForeignPaths } from '../foreign/index.ts';
 import { lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
 import { openArchive } from './archives.ts';
 import { BlobStore } from './blobs.ts';
@@ -43,6 +44,8 @@ export interface ImageStoreOptions {
   readonly logger: Logger;
   /** The agent's lifetime: builds run under it, not under those who wait for them (R-13). */
   readonly signal: AbortSignal;
+  /** Shared with the runtime. Default: its own. */
+  readonly foreign?: ForeignPaths;
   /** The root of the image `host`; another in tests. */
   readonly hostRoot?: string;
 }
@@ -66,6 +69,7 @@ export class ImageStore implements Images {
   readonly #logger: Logger;
   readonly #lifetime: AbortSignal;
   readonly #hostRoot: string;
+  readonly #foreign: ForeignPaths;
   readonly #blobs: BlobStore;
   readonly #layers: LayerStore;
   readonly #images: Records<ImageRecord>;
@@ -88,6 +92,7 @@ export class ImageStore implements Images {
     this.#logger = options.logger;
     this.#lifetime = options.signal;
     this.#hostRoot = options.hostRoot ?? '/';
+    this.#foreign = options.foreign ?? new ForeignPaths();
     const below = (name: string): string => join(options.directory, name);
     this.#blobs = new BlobStore({ blobs: below('blobs'), partial: below('partial'), clock: this.#clock });
     this.#layers = new LayerStore(options);
@@ -238,8 +243,10 @@ export class ImageStore implements Images {
   }
 
   #handle(record: ImageRecord): ImageHandle {
+    const foreignLayer = record.layers.find((layer) => layer.startsWith('/'));
     return {
       digest: record.digest,
+      ...(foreignLayer !== undefined && { foreignLayer }),
       layers: record.layers.map((layer) => this.#layers.path(layer)),
       ...(record.rootLayer !== undefined && { rootLayer: this.#layers.path(record.rootLayer) }),
       submounts: record.submounts,
@@ -323,7 +330,7 @@ export class ImageStore implements Images {
     signal: AbortSignal,
   ): Promise<ImageRecord> {
     if (reference.kind === 'host') return this.#makeHost(name);
-    if (reference.kind === 'dir') return this.#register(name, await directoryImage(reference));
+    if (reference.kind === 'dir') return this.#register(name, await directoryImage(reference, this.#foreign));
     if (reference.kind === 'registry') return this.#makeFromRegistry(reference, name, insecure, progress, signal);
     return this.#makeFromArchive(reference, name, progress, signal);
   }
@@ -351,9 +358,11 @@ export class ImageStore implements Images {
 
   async #makeFromArchive(reference: ArchiveReference, name: string, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
     const scratch = join(this.#directory, 'scratch');
-    const { image, files } = await openArchive({ reference, platform: this.#platform, scratch }, signal);
-    await using _files = files;
-    return await this.#fill(name, image, progress, signal);
+    return await this.#foreign.inPool(reference.path, async () => {
+      const { image, files } = await openArchive({ reference, platform: this.#platform, scratch }, signal);
+      await using _files = files;
+      return await this.#fill(name, image, progress, signal);
+    });
   }
 
   async #fill(name: string, found: FoundImage, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
@@ -449,21 +458,18 @@ function cancelled(name: string, cause: unknown): DroverError {
 }
 
 /** The directory itself is the layer: read-only, below the sandbox's own. */
-async function directoryImage({ path }: DirectoryReference): Promise<ImageRecord> {
+async function directoryImage({ path }: DirectoryReference, foreign: ForeignPaths): Promise<ImageRecord> {
   if (path === '/') {
     throw new DroverError('invalid-image-reference', 'dir:/ would show the whole host to the sandbox', { hint: 'use the image host' });
   }
-  try {
-    const status = await stat(path);
-    if (!status.isDirectory())
-      throw new DroverError('image-not-found', `${path} on the host is not a directory`, { hint: 'name a root file system' });
-    const digest = digestOf(`dir\0${path}\0${status.dev}\0${status.ino}`);
-    return { digest, layers: [path], submounts: [], config: plainConfig };
-  } catch (error) {
-    if (!['ENOENT', 'ENOTDIR', 'ELOOP'].includes(errnoOf(error) ?? '')) throw error;
+  const status = await foreign.status(path);
+  if (status === undefined) {
     throw new DroverError('image-not-found', `there is no directory ${path} on the host`, {
       hint: 'the path is looked up on the host that runs the sandbox',
-      cause: error,
     });
   }
+  if (status.kind !== 'directory')
+    throw new DroverError('image-not-found', `${path} on the host is not a directory`, { hint: 'name a root file system' });
+  const digest = digestOf(`dir\0${path}\0${status.device}\0${status.inode}`);
+  return { digest, layers: [path], submounts: [], config: plainConfig };
 }

@@ -55,6 +55,8 @@ export interface CreateRequest {
   readonly layers: readonly string[];
   /** The one of them whose owner and mode the root has; absent: the uppermost. */
   readonly rootLayer?: string;
+  /** The one of them that is a directory of the host's, which may be on a file system that hangs. */
+  readonly foreignLayer?: string;
   /** More overlays over the root (image `host`): `lower` read-only under a writable directory of the sandbox, at `target`. */
   readonly submounts?: readonly { readonly lower: string; readonly target: string }[];
   readonly network: NetworkAttachment;

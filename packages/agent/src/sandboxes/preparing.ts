@@ -145,6 +145,7 @@ async function requestOf(
     hostname: spec.hostname === '' ? parseName(record.name) : spec.hostname,
     layers: image.layers,
     ...(image.rootLayer !== undefined && { rootLayer: image.rootLayer }),
+    ...(image.foreignLayer !== undefined && { foreignLayer: image.foreignLayer }),
     submounts: image.submounts,
     network,
     limits: {

@@ -14,6 +14,7 @@ import {
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
 import { mountPoints } from '../../disks/index.ts';
+import { ForeignPaths } from '../../foreign/index.ts';
 import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
 import {
@@ -54,6 +55,8 @@ export interface OciRuntimeOptions {
   readonly clock?: Clock;
   /** Default: the best that this process has. */
   readonly mounts?: Mounts;
+  /** Shared with the images. Default: its own. */
+  readonly foreign?: ForeignPaths;
 }
 
 /**
@@ -69,6 +72,7 @@ export class OciRuntime implements Runtime {
   readonly #cgroups: Cgroups;
   readonly #mounts: Mounts;
   readonly #bindings = new Bindings();
+  readonly #foreign: ForeignPaths;
   /** What standbys wait at. */
   readonly #gates = new Map<SandboxId, Disposable>();
   readonly standBy: ((request: StandbyRequest, signal: AbortSignal) => Promise<void>) | undefined;
@@ -84,6 +88,7 @@ export class OciRuntime implements Runtime {
     this.#logger = options.logger;
     this.#mounts = options.mounts ?? openMounts();
     this.#clock = options.clock ?? systemClock;
+    this.#foreign = options.foreign ?? new ForeignPaths();
     this.#program = new Program(options.program ?? 'runc', programDirectory(options.stateDirectory));
     this.#cgroups = new Cgroups(options.cgroupParent);
     this.#exits = new ExitWatch(this.#clock);
@@ -354,12 +359,9 @@ export class OciRuntime implements Runtime {
   /** Puts the sandbox's root together and starts its init in it. */
   async #run(layout: Layout, request: CreateRequest, slot: number | undefined, owners: Owners | undefined): Promise<Begun> {
     const uid = owners?.start ?? 0;
-    await together(
-      mountRoot(this.#mounts, layout, request, owners),
-      rm(layout.pidFile, { force: true }),
-      emptyRunDirectory(request.runDirectory, uid),
-    );
-    const mountSources = await mapVolumes(this.#mounts, layout, request, owners);
+    const host = { mounts: this.#mounts, foreign: this.#foreign, owners };
+    await together(mountRoot(host, layout, request), rm(layout.pidFile, { force: true }), emptyRunDirectory(request.runDirectory, uid));
+    const mountSources = (await mapVolumes(host, layout, request)).map(({ source }) => source);
     const startedAt = this.#clock.now();
     const { pid, gate } = await this.#start(layout, { request, root: layout.root, rangeStart: owners?.start, mountSources });
     // Ended already: then there is no start time, and the next look records the end.
@@ -430,8 +432,8 @@ export class OciRuntime implements Runtime {
   }
 
   #standbyHost(): StandbyHost {
-    const [mounts, cgroups, bindings] = [this.#mounts, this.#cgroups, this.#bindings];
-    return { mounts, cgroups, bindings, owners: async (slot) => await this.#owners(slot) };
+    const [mounts, cgroups, bindings, foreign] = [this.#mounts, this.#cgroups, this.#bindings, this.#foreign];
+    return { mounts, cgroups, bindings, foreign, owners: async (slot) => await this.#owners(slot) };
   }
 
   /** Makes the sandbox of its standby; undefined when that cannot be, and nothing is left of either. */

@@ -1,7 +1,7 @@
 import { readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { clip, DroverError, errnoOf } from '@drover/foundation';
-import { programOutputBytes, runtimeProgramMs } from '../../limits.ts';
+import { killedProgramMs, programOutputBytes, runtimeProgramMs } from '../../limits.ts';
 import { launch, runProgram, type Finished, type Launched } from '../../programs/index.ts';
 
 /** An OCI runtime program, driven by its command line, which runc, crun, youki and runsc share. */
@@ -34,16 +34,21 @@ export class Program {
     const { channel: gate } = child;
     // Init is gone; whoever waits for it sees that.
     gate?.on('error', () => undefined);
-    const timer = setTimeout(() => child.kill(), runtimeProgramMs);
+    // In a file system that hangs not even SIGKILL ends it: `destroy` looks for it again.
+    const stuck = Promise.withResolvers<null>();
+    const timers = [
+      setTimeout(() => child.kill(), runtimeProgramMs),
+      setTimeout(() => stuck.resolve(null), runtimeProgramMs + killedProgramMs),
+    ];
     try {
-      const code = await child.ended;
+      const code = await Promise.race([child.ended, stuck.promise]);
       if (code !== 0) throw this.#failure('run', code, await lastMessage(log));
       return { [Symbol.dispose]: () => void gate?.destroy() };
     } catch (error) {
       gate?.destroy();
       throw error;
     } finally {
-      clearTimeout(timer);
+      for (const timer of timers) clearTimeout(timer);
     }
   }
 

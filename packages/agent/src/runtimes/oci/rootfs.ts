@@ -2,10 +2,11 @@ import { chmod, chown, lchown, lstat, mkdir, readdir, realpath, rm, writeFile } 
 import { join } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { isMounted, makeDisk, mountPoints } from '../../disks/index.ts';
+import type { ForeignPaths, ForeignStatus } from '../../foreign/index.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { fillRoot } from './fill-root.ts';
 import type { Layout } from './layout.ts';
-import type { Mounts } from './mounts.ts';
+import { spawnedMounts, type Mounts } from './mounts.ts';
 import { together } from './together.ts';
 
 /** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
@@ -14,24 +15,34 @@ export interface Owners {
   readonly namespaceFd: number;
 }
 
+/** What it takes to put a sandbox's root together. */
+export interface MountingHost {
+  readonly mounts: Mounts;
+  readonly foreign: ForeignPaths;
+  readonly owners: Owners | undefined;
+}
+
 /**
  * The sandbox's root: an overlay of the image's layers under a directory of its own, and more overlays for `submounts`.
  * Idempotent; with the writable directories there already, they are taken as they are.
  */
-export async function mountRoot(mounts: Mounts, layout: Layout, request: CreateRequest, owners: Owners | undefined): Promise<void> {
+export async function mountRoot(host: MountingHost, layout: Layout, request: CreateRequest): Promise<void> {
+  const { owners, foreign } = host;
   const uid = owners?.start ?? 0;
   await together(...[layout.mapped, layout.writable].map(async (path) => await mkdir(path, { recursive: true, mode: 0o700 })));
   if (request.limits.diskBytes > 0) {
     await makeDisk({ image: layout.diskImage, mountPoint: layout.writable }, request.limits.diskBytes, 'no-journal');
     await chmod(layout.writable, 0o700);
   }
-  const fresh = await overlayOn(mounts, layout, 'root', layout.root, request.layers, owners, request.rootLayer);
-  if (fresh) await fillRoot(layout.root, { hostname: request.hostname, address: request.network.address, uid });
+  const fresh = await overlayOn(host, layout, 'root', layout.root, request);
+  const fill = async (): Promise<void> =>
+    await fillRoot(layout.root, { hostname: request.hostname, address: request.network.address, uid });
+  if (fresh) await (request.foreignLayer === undefined ? fill() : foreign.inPool(request.foreignLayer, fill));
   for (const [index, submount] of (request.submounts ?? []).entries()) {
     const target = await plainTarget(layout.root, submount.target);
     const own = join(layout.writable, `sub${index}`);
     await mkdirOnce(own, 0);
-    await overlayOn(mounts, layout, `sub${index}`, target, [submount.lower], owners);
+    await overlayOn(host, layout, `sub${index}`, target, { layers: [submount.lower] });
   }
 }
 
@@ -58,32 +69,47 @@ export async function unmountAll(mounts: Mounts, layout: Layout): Promise<void> 
 /** Mounts that one place may have over each other. */
 const mountsStacked = 16;
 
-/** Binds the request's directories where the runtime program finds them, owners mapped, so that volumes look the same in every sandbox. */
-export async function mapVolumes(mounts: Mounts, layout: Layout, request: CreateRequest, owners: Owners | undefined): Promise<string[]> {
-  const sources: string[] = [];
+export interface MappedVolume {
+  /** Where the runtime program and the standby's binding find it. */
+  readonly source: string;
+  readonly kind: ForeignStatus['kind'];
+}
+
+/**
+ * Binds the request's directories where the runtime program finds them, owners mapped, so that volumes look the same in every sandbox. They may
+ * be on a file system that hangs: nothing in this process touches it.
+ * @throws {DroverError} failed-precondition, unavailable, runtime-failed
+ */
+export async function mapVolumes(host: MountingHost, layout: Layout, request: CreateRequest): Promise<MappedVolume[]> {
+  const { mounts, foreign, owners } = host;
+  const volumes: MappedVolume[] = [];
   for (const [index, mount] of request.mounts.entries()) {
-    if (owners === undefined || mounts.idmap === undefined) {
-      sources.push(mount.source);
-      continue;
+    const status = await foreign.status(mount.source);
+    if (status === undefined) {
+      throw new DroverError('failed-precondition', `there is no ${mount.source} on the host to be mounted on ${mount.target}`, {
+        hint: 'create the directory on the host, or name another one',
+      });
     }
     const target = join(layout.mapped, `volume${index}`);
-    if ((await lstat(mount.source)).isDirectory()) await mkdir(target, { recursive: true });
-    else await writeFile(target, '', { flag: 'a' });
-    if (!isMounted(target)) mounts.idmap(mount.source, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
-    sources.push(target);
+    if (status.kind === 'directory') await mkdir(target, { recursive: true });
+    else if (!isMounted(target)) await writeFile(target, '', { flag: 'a' });
+    if (!isMounted(target)) {
+      await foreign.bind(mount.source, target);
+      // Over the plain one: what is at `target` is a mount already, so that its file system is not asked.
+      if (owners !== undefined) mounts.idmap?.(target, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
+    }
+    volumes.push({ source: target, kind: status.kind });
   }
-  return sources;
+  return volumes;
 }
 
 /** @returns nothing has been written to it yet */
 async function overlayOn(
-  mounts: Mounts,
+  { mounts, foreign, owners }: MountingHost,
   layout: Layout,
   name: string,
   target: string,
-  layers: readonly string[],
-  owners: Owners | undefined,
-  rootLayer?: string,
+  { layers, rootLayer, foreignLayer }: Pick<CreateRequest, 'layers' | 'rootLayer' | 'foreignLayer'>,
 ): Promise<boolean> {
   if (isMounted(target)) return false;
   const own = name === 'root' ? layout.writable : join(layout.writable, name);
@@ -94,7 +120,7 @@ async function overlayOn(
     const start = owners?.start ?? 0;
     const fresh = (await mkdirOnce(upper, start)) === 'new';
     // The merged directory shows its upper's owner and mode.
-    if (fresh && source !== undefined) await copyOwner(source, upper, start);
+    if (fresh && source !== undefined) await copyOwner(await ownerOf(source, source === foreignLayer ? foreign : undefined), upper, start);
     return fresh;
   };
   const makeWork = async (): Promise<void> => {
@@ -109,17 +135,26 @@ async function overlayOn(
     // Overlayfs wants a lower directory; a scratch image has none.
     const given = layers.length > 0 ? layers : [await emptyLayer(layout)];
     for (const [index, layer] of given.entries()) {
-      if (owners === undefined || mounts.idmap === undefined) {
+      const isForeign = layer === foreignLayer;
+      const idmap = owners === undefined ? undefined : mounts.idmap;
+      if (!isForeign && idmap === undefined) {
         lower.push(layer);
         continue;
       }
       const point = join(layout.mapped, `${name}-${index}`);
       await mkdir(point, { recursive: true });
-      mounts.idmap(layer, point, owners.namespaceFd, 'read-only');
-      mapped.push(point);
+      if (isForeign) {
+        await foreign.bind(layer, point);
+        mapped.push(point);
+      }
+      if (idmap !== undefined && owners !== undefined) {
+        idmap(isForeign ? point : layer, point, owners.namespaceFd, 'read-only');
+        mapped.push(point);
+      }
       lower.push(point);
     }
-    await mounts.overlay({ target, lower, upper, work });
+    // Making an overlay looks into its layers.
+    await (foreignLayer === undefined ? mounts : spawnedMounts).overlay({ target, lower, upper, work });
     return await upperMade;
   } finally {
     // The overlay keeps clones of its own.
@@ -144,8 +179,16 @@ async function mkdirOnce(path: string, uid: number): Promise<'new' | 'old'> {
   return 'new';
 }
 
-async function copyOwner(source: string, upper: string, start: number): Promise<void> {
-  const { uid, gid, mode } = await lstat(source);
+type Owner = Pick<ForeignStatus, 'uid' | 'gid' | 'mode'>;
+
+async function ownerOf(path: string, foreign: ForeignPaths | undefined): Promise<Owner> {
+  if (foreign === undefined) return await lstat(path);
+  const status = await foreign.status(path);
+  if (status !== undefined) return status;
+  throw new DroverError('image-not-found', `there is no directory ${path} on the host any more`, { hint: 'name a root file system' });
+}
+
+async function copyOwner({ uid, gid, mode }: Owner, upper: string, start: number): Promise<void> {
   await chown(upper, start + uid, start + gid);
   await chmod(upper, mode & 0o7777);
 }

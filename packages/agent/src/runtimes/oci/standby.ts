@@ -1,7 +1,8 @@
 import { closeSync } from 'node:fs';
-import { chmod, lstat, mkdir, rename } from 'node:fs/promises';
+import { chmod, mkdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { secretsDirectory } from '@drover/init';
+import type { ForeignPaths } from '../../foreign/index.ts';
 import { secretsInodes, tmpfsInodes } from '../../limits.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
 import type { Bindings } from './binding.ts';
@@ -11,7 +12,7 @@ import type { Layout } from './layout.ts';
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, type Mounts } from './mounts.ts';
 import { isSameProcess } from './process.ts';
 import { readRecord, writeRecord, type SandboxRecord } from './record.ts';
-import { emptyRunDirectory, makeMountPoints, mapVolumes, mountRoot, type Owners } from './rootfs.ts';
+import { emptyRunDirectory, makeMountPoints, mapVolumes, mountRoot, type MappedVolume, type Owners } from './rootfs.ts';
 import { resourcesOf, sharedMemoryOf, sharedMemoryPath } from './spec.ts';
 import { together } from './together.ts';
 
@@ -46,6 +47,7 @@ export interface StandbyHost {
   readonly mounts: Mounts;
   readonly cgroups: Cgroups;
   readonly bindings: Bindings;
+  readonly foreign: ForeignPaths;
   readonly owners: (slot: number | undefined) => Promise<Owners | undefined>;
 }
 
@@ -61,7 +63,7 @@ export async function moveIn(
   layout: Layout,
   request: CreateRequest,
 ): Promise<{ readonly record: SandboxRecord; readonly uid: number } | undefined> {
-  const { mounts, cgroups, bindings } = host;
+  const { mounts, cgroups, bindings, foreign } = host;
   const { detached } = mounts;
   const waiting = await readRecord(from.record);
   if (detached === undefined || waiting?.container === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
@@ -72,12 +74,12 @@ export async function moveIn(
   const owners = await host.owners(slot);
   const uid = owners?.start ?? 0;
   await together(
-    mountRoot(mounts, layout, request, owners),
+    mountRoot({ mounts, foreign, owners }, layout, request),
     emptyRunDirectory(request.runDirectory, uid),
     cgroups.limit(container, resourcesOf(request.limits, cgroups.limitsSwap)),
   );
   if (!(await makeMountPoints(layout.root, standbyKept, uid))) return undefined;
-  const volumes = await mapVolumes(mounts, layout, request, owners);
+  const volumes = await mapVolumes({ mounts, foreign, owners }, layout, request);
   const root = detached.clone(layout.root, 0n);
   const attached: Attached[] = [];
   try {
@@ -98,7 +100,7 @@ export async function moveIn(
  */
 function sandboxMounts(
   request: CreateRequest,
-  volumes: readonly string[],
+  volumes: readonly MappedVolume[],
   detached: NonNullable<Mounts['detached']>,
   uid: number,
 ): readonly (() => Promise<Attached>)[] {
@@ -109,10 +111,9 @@ function sandboxMounts(
     const mount = detached.tmpfs({ bytes: bytes ?? 0, inodes: secretsInodes, mode: '755', uid }, apart | MOUNT_ATTR_NOEXEC);
     return await Promise.resolve({ path: secretsDirectory, mount, kind: 'directory' });
   };
-  const bound = request.mounts.map(({ target: path, source, readOnly }, index) => async (): Promise<Attached> => {
-    const from = volumes[index] ?? source;
-    const kind = (await lstat(from)).isDirectory() ? 'directory' : 'file';
-    return { path, mount: detached.clone(from, readOnly ? apart | MOUNT_ATTR_RDONLY : apart), kind };
+  const bound = request.mounts.map(({ target: path, readOnly }, index) => async (): Promise<Attached> => {
+    const { source, kind } = volumes[index] as MappedVolume;
+    return await Promise.resolve({ path, mount: detached.clone(source, readOnly ? apart | MOUNT_ATTR_RDONLY : apart), kind });
   });
   const sharedMemory = async (): Promise<Attached> => {
     const settings = { bytes: sharedMemoryOf(request.limits), inodes: tmpfsInodes, mode: '1777', uid };

@@ -1,0 +1,90 @@
+import pLimit from 'p-limit';
+import { DroverError } from '@drover/foundation';
+import { foreignMs, maxStuckPrograms, programOutputBytes } from '../limits.ts';
+import { runProgram, type Finished } from '../programs/index.ts';
+import { searchPath } from '../search-path.ts';
+
+export interface ForeignStatus {
+  readonly kind: 'directory' | 'file';
+  readonly device: string;
+  readonly inode: string;
+  readonly uid: number;
+  readonly gid: number;
+  /** Permission bits. */
+  readonly mode: number;
+}
+
+/**
+ * Paths of the host outside the agent's own directory: directories that sandboxes mount, images in directories and archives. They may be on a
+ * file system that does not respond (NFS, FUSE), and a call that touches it then hangs in the kernel, where not even SIGKILL ends it. In the
+ * agent it would keep the main thread, or one of the few threads of its pool, for good; so a program makes the call, which may hang alone.
+ */
+export class ForeignPaths {
+  /** Programs that hang, by the path that they touched. */
+  readonly #stuck = new Map<string, number>();
+  /** One at a time: see `inPool`. */
+  readonly #pool = pLimit(1);
+
+  /**
+   * What is at a path; links are followed. Undefined: nothing.
+   * @throws {DroverError} unavailable when its file system does not respond
+   */
+  async status(path: string): Promise<ForeignStatus | undefined> {
+    const { code, stdout, stderr } = await this.#touch(path, 'stat', ['-L', '-c', '%d %i %u %g %f', '--', path]);
+    if (code !== 0) {
+      if (/No such file|Not a directory|Too many levels/.test(stderr)) return undefined;
+      throw new DroverError('runtime-failed', `${path} on the host cannot be used: ${stderr.trim()}`);
+    }
+    const [device = '', inode = '', uid, gid, bits = ''] = stdout.trim().split(' ');
+    const mode = Number.parseInt(bits, 16);
+    // inode(7): S_IFMT and S_IFDIR.
+    const kind = (mode & 0o170000) === 0o040000 ? 'directory' : 'file';
+    return { kind, device, inode, uid: Number(uid), gid: Number(gid), mode: mode & 0o7777 };
+  }
+
+  /** Binds it on `target`, which is the agent's own. @throws {DroverError} unavailable, runtime-failed */
+  async bind(path: string, target: string): Promise<void> {
+    const { code, stderr } = await this.#touch(path, 'mount', ['--bind', '--', path, target]);
+    if (code !== 0) throw new DroverError('runtime-failed', `${path} on the host cannot be mounted: ${stderr.trim()}`);
+  }
+
+  /**
+   * Runs work that reads below a path in this process, such as unpacking an archive, once the path has responded. When it hangs all the same, it
+   * keeps one thread of the pool, and no other work of this kind begins.
+   * @throws {DroverError} unavailable
+   */
+  async inPool<T>(path: string, work: () => Promise<T>): Promise<T> {
+    await this.status(path);
+    return await this.#pool(work);
+  }
+
+  async #touch(path: string, program: string, args: readonly string[]): Promise<Finished> {
+    // Another one would hang too: whoever retries is not to pile them up.
+    if (this.#stuck.has(path)) throw unresponsive(path);
+    if (this.#stuck.size >= maxStuckPrograms) throw tooMany([...this.#stuck.keys()]);
+    const env = { ...process.env, PATH: searchPath(), LC_ALL: 'C' };
+    const finished = await runProgram(program, args, { env, timeoutMs: foreignMs, maxOutputBytes: programOutputBytes });
+    if (finished.stuck !== undefined) {
+      this.#stuck.set(path, (this.#stuck.get(path) ?? 0) + 1);
+      void finished.stuck.then(() => {
+        const left = (this.#stuck.get(path) ?? 1) - 1;
+        if (left > 0) this.#stuck.set(path, left);
+        else this.#stuck.delete(path);
+      });
+    }
+    if (finished.code === null) throw unresponsive(path);
+    return finished;
+  }
+}
+
+function unresponsive(path: string): DroverError {
+  return new DroverError('unavailable', `${path} on the host does not respond: the file system that it is on hangs`, {
+    hint: `see on the host what it is mounted from (findmnt -T ${path}) and repair that; the sandbox starts when it responds`,
+  });
+}
+
+function tooMany(paths: readonly string[]): DroverError {
+  return new DroverError('unavailable', `${paths.length} paths on the host do not respond: ${paths.slice(0, 5).join(', ')}`, {
+    hint: 'see on the host what they are mounted from (findmnt) and repair that',
+  });
+}

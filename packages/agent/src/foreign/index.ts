@@ -1,0 +1,1 @@
+export { ForeignPaths, type ForeignStatus } from './foreign-paths.ts';
