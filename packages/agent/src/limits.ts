@@ -235,6 +235,8 @@ export const imageUpkeepMs = 3_600_000;
 export const imageKeptMs = 14 * 24 * 3_600_000;
 /** The same on a disk that is fuller than `fullDiskShare`. Milliseconds. */
 export const imageKeptFullDiskMs = 3_600_000;
+/** The same when there is no space for an image that is being pulled. Milliseconds; more than `lastUsedResolutionMs`, so that none is in use. */
+export const imageKeptNoSpaceMs = 120_000;
 /** From this share of use on, a disk counts as nearly full. */
 export const fullDiskShare = 0.9;
 /** The tmpfs of a sandbox's secrets; the control plane takes 64 of 256 KiB together. Bytes; a page for each file's end. */

@@ -1,9 +1,9 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { DroverError, hasCode, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { ForeignPaths } from '../foreign/index.ts';
-import { lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
+import { imageKeptNoSpaceMs, lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
 import { openArchive } from './archives.ts';
 import { BlobStore } from './blobs.ts';
 import { digestOf, fileNameOf, isDigest } from './digest.ts';
@@ -309,7 +309,12 @@ export class ImageStore implements Images {
       () => undefined,
     );
     try {
-      const record = await this.#make(reference, name, insecure, progress, signal);
+      const make = async (): Promise<ImageRecord> => await this.#make(reference, name, insecure, progress, signal);
+      const record = await make().catch(async (error: unknown) => {
+        // R-15: by space. Images that no sandbox uses make room for one that is needed now.
+        if (!hasCode(error, 'disk-full') || (await this.#makeRoom(progress)) === 0) throw error;
+        return await make();
+      });
       this.#logger.info({ image: name, digest: record.digest, ms: this.#clock.now() - startedAt }, 'image ready');
       progress.step(`${name} is ready`);
       return record;
@@ -320,6 +325,14 @@ export class ImageStore implements Images {
     } finally {
       over.abort();
     }
+  }
+
+  /** @returns freed bytes */
+  async #makeRoom(progress: ProgressReport): Promise<number> {
+    progress.step('the disk is full: removing images that no sandbox uses');
+    const { removed, freedBytes } = await this.prune(imageKeptNoSpaceMs);
+    this.#logger.warn({ removed, freedBytes }, 'images were removed to make room for another');
+    return freedBytes;
   }
 
   async #make(
