@@ -1,2 +1,3 @@
-export { makeDisk, mountDisk, unmountDisk, type Disk } from './disk.ts';
+export { hostDiskFull } from './full.ts';
 export { isMounted, mountPoints, mountProgram } from './mounted.ts';
+export { makeDisk, mountDisk, unmountDisk, type Disk } from './disk.ts';

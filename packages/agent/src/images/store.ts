@@ -1,7 +1,8 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { DroverError, hasCode, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { hostDiskFull } from '../disks/index.ts';
 import { ForeignPaths } from '../foreign/index.ts';
 import { imageKeptNoSpaceMs, lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
 import { openArchive } from './archives.ts';
@@ -312,7 +313,7 @@ export class ImageStore implements Images {
       const make = async (): Promise<ImageRecord> => await this.#make(reference, name, insecure, progress, signal);
       const record = await make().catch(async (error: unknown) => {
         // R-15: by space. Images that no sandbox uses make room for one that is needed now.
-        if (!hasCode(error, 'disk-full') || (await this.#makeRoom(progress)) === 0) throw error;
+        if (DroverError.from(error).code !== 'disk-full' || (await this.#makeRoom(progress)) === 0) throw error;
         return await make();
       });
       this.#logger.info({ image: name, digest: record.digest, ms: this.#clock.now() - startedAt }, 'image ready');
@@ -321,7 +322,8 @@ export class ImageStore implements Images {
     } catch (error) {
       if (this.#lifetime.aborted) throw cancelled(name, error);
       if (timeout.signal.aborted) throw timeout.signal.reason;
-      throw DroverError.from(error);
+      const known = DroverError.from(error);
+      throw known.code === 'disk-full' ? await hostDiskFull(this.#directory, `the image ${name} does not fit`, error) : known;
     } finally {
       over.abort();
     }
