@@ -7,7 +7,7 @@ import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
 import { ForeignPaths } from './foreign/index.ts';
-import { LinuxHost } from './host.ts';
+import { LinuxHost, readBootId } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
 import { controlPort, proxyPort, standbyMemoryBytes } from './limits.ts';
 import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
@@ -149,6 +149,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
       Object.entries(proxyEnvironment(attachment, name)).map(([variable, value]) => `${variable}=${value}`),
     allowedMounts: options.allowedMounts ?? [],
     standbys,
+    bootId: await readBootId(),
     logger,
     signal,
   });

@@ -44,7 +44,7 @@ export class LinuxHost implements HostInfo {
         slots: this.#options.slots ?? defaultSlots,
       },
       runtimes: this.#options.runtimes.map((runtime) => runtime.name),
-      bootId: (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim(),
+      bootId: await readBootId(),
     };
   }
 
@@ -71,3 +71,8 @@ const levels: Record<RuntimeFinding['level'], link.Finding_Level> = {
   warning: link.Finding_Level.WARNING,
   problem: link.Finding_Level.PROBLEM,
 };
+
+/** What the kernel calls this boot of the machine (random(4)). */
+export async function readBootId(): Promise<string> {
+  return (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+}

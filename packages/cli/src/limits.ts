@@ -18,6 +18,8 @@ export const statusFrameMs = 100;
 export const interruptGraceMs = 10_000;
 /** How long an interrupted `exec` waits for the end of the process that it has just asked for and killed, ms. */
 export const interruptKillMs = 2_000;
+/** How long `run` waits, after its command was killed or asked to end, for the host to report why, ms. */
+export const endReportWaitMs = 2_000;
 /** How long `run --rm` waits for the host to tell of the end, and then for the removal, ms. Then it leaves that to the control plane. */
 export const removalWaitMs = 5_000;
 /** This many interrupts within a second let go of a process that does not end. */

@@ -122,6 +122,8 @@ export interface RuntimeState {
   readonly finishedAt: number | undefined;
   /** Why init could not start the main process, as its exit.json says (reason `start-failed`). */
   readonly startFailure?: string;
+  /** Init left no record of the end: it was killed from outside the sandbox, or its host stopped. */
+  readonly unrecorded?: boolean;
   /** Init stopped it because it was idle for so long (R-20; exit.json's reason `idle`). */
   readonly idle?: boolean;
 }

@@ -12,15 +12,15 @@ export function stopGraceMs(wanted: number): number {
 /**
  * How a run of a sandbox that has ended is reported.
  * @param state what the runtime found; undefined when nothing is left of it
- * @param why it was stopped, or it ended by itself
+ * @param why it was stopped on request, its host restarted while it ran, or it ended without either
  */
 export function endOf(
   spec: sandbox.SandboxSpec,
   state: RuntimeState | undefined,
-  why: 'stopped' | 'exited',
+  why: 'stopped' | 'exited' | 'host-restarted',
 ): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'exitSignal' | 'outOfMemory'> {
   const { exitCode = killedExitCode, exitSignal = '' } = state ?? {};
-  if (state?.outOfMemory === true && why === 'exited') {
+  if (state?.outOfMemory === true && why !== 'stopped') {
     // R-10: reported as what it is, not as an exit. A run that was stopped ended by the stop, whatever the kernel killed in it before.
     const limit = Number(spec.resources?.memoryBytes ?? 0n);
     const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
@@ -31,7 +31,15 @@ export function endOf(
   if (state?.idle === true) {
     return { ...ended, phase: 'stopped', reason: 'idle', message: `stopped: nothing happened in it for ${spec.idleStopSeconds} s` };
   }
-  return { ...ended, phase: 'stopped', reason: why, message: why === 'exited' ? `the command ended with status ${exitCode}` : '' };
+  if (why === 'stopped') return { ...ended, phase: 'stopped', reason: why, message: '' };
+  if (state === undefined || state.unrecorded === true) {
+    // No status of the command is known: none is made up for a host that took the sandbox with it.
+    return why === 'host-restarted'
+      ? { ...ended, exitCode: undefined, exitSignal: '', phase: 'failed', reason: why, message: 'its host restarted while it ran' }
+      : { ...ended, phase: 'stopped', reason: 'killed', message: 'its init was killed from outside the sandbox' };
+  }
+  const signal = exitSignal === '' ? '' : ` (${exitSignal})`;
+  return { ...ended, phase: 'stopped', reason: 'exited', message: `the command ended with status ${exitCode}${signal}` };
 }
 
 /** The time that a sandbox has from SIGTERM to SIGKILL: the shortest that is asked for while it runs. */

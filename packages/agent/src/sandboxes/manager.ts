@@ -31,6 +31,8 @@ export interface SandboxManagerOptions extends StartOptions {
   readonly clock?: Clock;
   /** Sandboxes that are kept ready ahead of creates; default: none. */
   readonly standbys?: number;
+  /** What the kernel calls this boot of the host (random/boot_id): a sandbox that was started in another died with it. */
+  readonly bootId?: string;
   /** Reports what happened in a sandbox. */
   readonly report: (event: HostEventInit) => void;
   /** The agent's lifetime: work on sandboxes lives under it, never under a command's (L-21, L-23). */
@@ -120,6 +122,7 @@ export class SandboxManager implements Sandboxes {
         address: '',
         networkCut: command.networkCut,
         registrationClosed: command.registrationClosed,
+        bootId: '',
         sequence: 0,
       });
       this.#entries.set(id, entry);
@@ -304,6 +307,7 @@ export class SandboxManager implements Sandboxes {
         outOfMemory: false,
         oomKills: 0,
         finishedAt: undefined,
+        bootId: this.#options.bootId ?? '',
         ...closedOf(entry.wish),
       });
       const start = await prepareStart(this.#options, entry.record, secrets, progress, standby, signal);
@@ -419,7 +423,7 @@ export class SandboxManager implements Sandboxes {
     await this.#update(entry, { oomKills: total });
   }
 
-  async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: 'stopped' | 'exited'): Promise<void> {
+  async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: Parameters<typeof endOf>[2]): Promise<void> {
     entry.watch?.abort();
     await this.#reportOomKills(entry);
     const { id, spec, networkCut } = entry.record;
@@ -455,7 +459,7 @@ export class SandboxManager implements Sandboxes {
 
   /** Brings a record that an earlier agent left in line with what is there. */
   async #adopt(entry: Entry): Promise<void> {
-    const { id, phase, startCount } = entry.record;
+    const { id, phase, startCount, bootId } = entry.record;
     const runtime = this.#runtime(entry.record.runtime);
     if (phase === 'preparing') {
       // Whatever there is of this start, its init was not told to go on. It is taken back, and the control plane asks again.
@@ -490,7 +494,8 @@ export class SandboxManager implements Sandboxes {
       return;
     }
     if (phase === 'starting' && startCount === 0) await this.#update(entry, { startCount: 1 });
-    await this.#recordEnd(entry, state, phase === 'stopping' ? 'stopped' : 'exited');
+    const restarted = bootId !== '' && bootId !== this.#options.bootId;
+    await this.#recordEnd(entry, state, phase === 'stopping' ? 'stopped' : restarted ? 'host-restarted' : 'exited');
   }
 
   async #close(id: SandboxId, { networkCut, registrationClosed }: Closed): Promise<void> {

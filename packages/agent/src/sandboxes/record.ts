@@ -36,6 +36,8 @@ export interface SandboxRecord {
   readonly networkCut: boolean;
   /** The registration port is to be closed to it, and is while it runs (I-4). */
   readonly registrationClosed: boolean;
+  /** The boot of the host in which it was started last (random/boot_id); empty in records of earlier agents. */
+  readonly bootId: string;
   readonly sequence: number;
 }
 
@@ -64,6 +66,7 @@ const recordFile = z.object({
   // Records of earlier agents lack them.
   networkCut: z.boolean().default(false),
   registrationClosed: z.boolean().default(false),
+  bootId: z.string().default(''),
   sequence: z.number(),
 });
 

@@ -135,13 +135,13 @@ async function contain(
   by: ContainmentRecord,
 ): Promise<Settled> {
   if (action === 'pause' && all.includes('kill')) return { done: true, message: 'it is killed, which is more' };
-  const settled = await apply(tables, id, action);
+  const settled = await apply(tables, id, action, by.by);
   // Who did it is recorded of what is in force only.
   if (settled === undefined) await tables.sandboxes.setContainment(id, action, by);
   return settled;
 }
 
-async function apply(tables: Tables, id: SandboxId, action: ContainmentAction): Promise<Settled> {
+async function apply(tables: Tables, id: SandboxId, action: ContainmentAction, by: string): Promise<Settled> {
   switch (action) {
     case 'cut-network':
       await tables.sandboxes.setNetworkCut(id, true);
@@ -149,7 +149,7 @@ async function apply(tables: Tables, id: SandboxId, action: ContainmentAction): 
     case 'pause':
       return await wanted(async () => await tables.sandboxes.setDesired(id, 'paused'));
     case 'kill':
-      return await wanted(async () => await tables.sandboxes.setDesired(id, 'stopped', { kill: true }));
+      return await wanted(async () => await tables.sandboxes.setDesired(id, 'stopped', { kill: true, cause: 'contained', by }));
     case 'revoke':
       await tables.identities.setRevoked(id, true);
       return undefined;

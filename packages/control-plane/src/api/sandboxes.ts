@@ -7,6 +7,7 @@ import { placeSandbox } from '../placement/index.ts';
 import { checkSecrets } from '../secrets/index.ts';
 import { currentStart, sandboxState } from '../store/index.ts';
 import type { SandboxFilter, SandboxRow, SandboxStateName, Tables } from '../store/store.ts';
+import { callerOf } from './auth.ts';
 import type { ApiContext } from './context.ts';
 import { describe, describeNew, describeOne } from './describe.ts';
 import { endedError } from './ended.ts';
@@ -111,7 +112,8 @@ export function sandboxMethods(context: ApiContext): Methods {
         await once(store, values, api.SandboxService.method.setDesiredState, request, async (tables) => {
           const found = await tables.sandboxes.find(request.sandbox);
           // The grace of an earlier stop, or of a kill, is not this one's.
-          const row = await tables.sandboxes.setDesired(found.id, desired, { graceMs: request.graceMs || found.spec.stopGraceMs });
+          const graceMs = request.graceMs || found.spec.stopGraceMs;
+          const row = await tables.sandboxes.setDesired(found.id, desired, { graceMs, by: callerOf(values).name });
           return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row) : row);
         }),
       );

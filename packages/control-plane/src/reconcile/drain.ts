@@ -57,7 +57,7 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
       // I-4: what is contained by a pause is not made anew elsewhere, where it would lose what there is to look into.
       const moved = !mayNotRun(row) && (await move(options, row));
       if (moved) yield* progress(await remainingOn(store, hostId), `${row.name} moves to another host`, false);
-      else if (stop) await store.sandboxes.setDesired(row.id, 'stopped');
+      else if (stop) await store.sandboxes.setDesired(row.id, 'stopped', { cause: 'drain' });
       else left.push(row);
       if (moved) await placement.placeNow(row.id);
     }

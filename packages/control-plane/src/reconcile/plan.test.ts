@@ -33,6 +33,8 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
     message: '',
     exitCode: undefined,
     exitSignal: '',
+    stopCause: undefined,
+    stopBy: '',
     outOfMemory: false,
     address: '',
     runtime: '',

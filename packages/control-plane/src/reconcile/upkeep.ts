@@ -96,7 +96,7 @@ export class Upkeep {
   async #stop(id: SandboxId): Promise<void> {
     const { store, logger } = this.#options;
     try {
-      await store.sandboxes.setDesired(id, 'stopped');
+      await store.sandboxes.setDesired(id, 'stopped', { cause: 'ttl' });
     } catch (error) {
       // Deleted between the two calls: nothing is left to stop.
       logger.debug({ err: error, sandboxId: id }, 'could not be stopped at the end of its time to live');

@@ -2,7 +2,8 @@ import type { Updateable } from 'kysely';
 import { DroverError } from '@drover/foundation';
 import { killGraceMs } from '../limits.ts';
 import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
-import { hasEnded, runIsOver } from './state.ts';
+import { hasEnded } from './end.ts';
+import { runIsOver } from './state.ts';
 import { sandboxRow } from './rows.ts';
 import type { DesiredOptions, DesiredState } from './store.ts';
 
@@ -19,7 +20,8 @@ export function desiredPatch(
 ): Updateable<SandboxTable> | undefined {
   const over = runIsOver(sandboxRow(row));
   const graceMs = desired === 'stopped' && options.kill === true ? killGraceMs : options.graceMs;
-  if (row.desired === 'stopped' && desired === 'stopped') return hastened(row, graceMs ?? 0);
+  const why = { stop_cause: options.cause ?? (desired === 'deleted' ? 'removed' : 'asked'), stop_by: options.by ?? '' };
+  if (row.desired === 'stopped' && desired === 'stopped') return hastened(row, graceMs ?? 0, options.cause === 'contained' ? why : {});
   // Wanted running and its run is over: to want it running again is a new start.
   if (row.desired === desired && !(desired === 'running' && over)) return undefined;
   if (row.desired === 'deleted') {
@@ -43,6 +45,7 @@ export function desiredPatch(
       const nowhere = row.host_id === null && row.observed === null;
       return {
         ...change,
+        ...why,
         pending_reason: '',
         pending_message: '',
         ...(nowhere ? neverStarted(generation, now) : {}),
@@ -52,7 +55,8 @@ export function desiredPatch(
     case 'deleted': {
       // On no host, or on one that is gone for good: nobody will report the end of it.
       const atOnce = row.host_id === null || (host !== undefined && host.removed_at !== null);
-      const waitsNoMore = { ...change, pending_reason: '', pending_message: '' };
+      // What was to be stopped already ends for that reason.
+      const waitsNoMore = { ...change, ...(row.desired === 'stopped' || over ? {} : why), pending_reason: '', pending_message: '' };
       return atOnce ? { ...waitsNoMore, deleted_at: now, hold: 'nothing' } : waitsNoMore;
     }
     default:
@@ -61,10 +65,10 @@ export function desiredPatch(
 }
 
 /** A stop that is wanted already and has not ended: it may become shorter. The agent keeps the shortest in any case. */
-function hastened(row: StoredSandbox, graceMs: number): Updateable<SandboxTable> | undefined {
+function hastened(row: StoredSandbox, graceMs: number, why: Updateable<SandboxTable>): Updateable<SandboxTable> | undefined {
   if (hasEnded(sandboxRow(row).observed)) return undefined;
   const shorter = graceMs > 0 && (row.stop_grace_ms === 0 || graceMs < row.stop_grace_ms);
-  return shorter ? { generation: row.generation + 1, stop_grace_ms: graceMs } : undefined;
+  return shorter ? { generation: row.generation + 1, stop_grace_ms: graceMs, ...why } : undefined;
 }
 
 /** It was stopped before any host had begun with it. */
@@ -84,7 +88,16 @@ export function neverStarted(generation: number, now: number): Updateable<Sandbo
  */
 function startPatch(row: StoredSandbox, host: StoredHost | undefined, generation: number): Updateable<SandboxTable> {
   // How the run before ended is no part of this one.
-  const start = { start_generation: generation, exit_code: null, exit_signal: '', out_of_memory: 0, started_at: null, finished_at: null };
+  const start = {
+    start_generation: generation,
+    exit_code: null,
+    exit_signal: '',
+    out_of_memory: 0,
+    started_at: null,
+    finished_at: null,
+    stop_cause: '',
+    stop_by: '',
+  };
   if (host === undefined) return { ...start, placed_generation: generation, observed: null, observed_sequence: 0 };
   if (row.hold === 'all') return start;
   const room =

@@ -7,7 +7,7 @@ import { changeSandbox, sandboxEvent } from './change.ts';
 import type { Tx } from './database.ts';
 import { observedState, sandboxRow } from './rows.ts';
 import type { SandboxTable, StoredSandbox } from './schema.ts';
-import { hasEnded } from './state.ts';
+import { hasEnded } from './end.ts';
 
 /**
  * What one observation changes of the row of a sandbox that is placed on the host which made it; undefined for nothing.

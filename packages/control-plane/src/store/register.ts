@@ -7,7 +7,7 @@ import { applyObservations } from './observe.ts';
 import { held } from './reservations.ts';
 import { observedState } from './rows.ts';
 import type { StoredHost, StrayTable } from './schema.ts';
-import { hasEnded } from './state.ts';
+import { hasEnded } from './end.ts';
 import type { HostRow, Room } from './store.ts';
 import * as limits from '../limits.ts';
 

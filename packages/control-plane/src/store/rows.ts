@@ -3,6 +3,7 @@ import type { Selectable } from 'kysely';
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
 import { sandbox, sandboxStates } from '@drover/protocol';
 import type { HostTable, SandboxTable } from './schema.ts';
+import type { StopCause } from './end.ts';
 import type { DesiredState, HostRow, ObservedState, SandboxRow, SandboxStateName } from './store.ts';
 
 const optional = <T>(value: T | null): T | undefined => value ?? undefined;
@@ -77,6 +78,8 @@ export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.Sandbox
     finishedAt: optional(row.finished_at),
     deletedAt: optional(row.deleted_at),
     stopGraceMs: row.stop_grace_ms,
+    stopCause: row.stop_cause === '' ? undefined : (row.stop_cause as StopCause),
+    stopBy: row.stop_by,
     networkCut: row.network_cut === 1,
     observedNetworkCut: row.observed_network_cut === 1,
     revokedAt: optional(row.revoked_at),

@@ -13,7 +13,8 @@ import { dropStray, keepStray, reserve } from './reservations.ts';
 import { rowWithSpec, sandboxRow } from './rows.ts';
 import type { StoredSandbox } from './schema.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
-import { hasEnded, runIsOver, startOf } from './state.ts';
+import { hasEnded } from './end.ts';
+import { runIsOver, startOf } from './state.ts';
 import type {
   ContainmentAction,
   ContainmentRecord,
@@ -130,7 +131,8 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       if (patch === undefined) return sandboxRow(row);
       const after = sandboxRow(await changeSandbox(tx, row, patch));
       // For the replica that holds the host's link: what is wanted changed, even where what is seen did not yet.
-      tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', { desired, generation: after.generation }));
+      const asked = { desired, generation: after.generation, ...(options.by === undefined ? {} : { by: options.by }) };
+      tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', asked));
       if (after.deletedAt !== undefined) tx.emit(sandboxEvent(after, 'SandboxDeleted'));
       return after;
     });

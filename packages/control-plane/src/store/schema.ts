@@ -97,6 +97,9 @@ export interface SandboxTable {
   deleted_at: number | null;
   expires_at: number | null;
   stop_grace_ms: number;
+  /** A StopCause, and who asked; both empty while it is to run. */
+  stop_cause: string;
+  stop_by: string;
   network_cut: number;
   observed_network_cut: number;
   revoked_at: number | null;

@@ -1,5 +1,7 @@
 import { describe, expect, it } from 'vitest';
+import { create } from '@bufbuild/protobuf';
 import type { HostId } from '@drover/foundation';
+import { sandbox } from '@drover/protocol';
 import { hostState, sandboxState, type StateColumns } from './state.ts';
 
 const host = 'h-0000000000000000' as HostId;
@@ -15,6 +17,10 @@ const fresh: StateColumns = {
   message: 'm',
   lostSince: undefined,
   deletedAt: undefined,
+  stopCause: undefined,
+  stopBy: '',
+  containment: {},
+  spec: create(sandbox.SandboxSpecSchema),
 };
 
 describe('L-25: the displayed state of a sandbox', () => {

@@ -1,4 +1,5 @@
-import type { HostRow, HostStateName, ObservedState, SandboxRow, SandboxStateName } from './store.ts';
+import { endReason, hasEnded, type EndColumns } from './end.ts';
+import type { HostRow, HostStateName, SandboxRow, SandboxStateName } from './store.ts';
 
 /** What people see of a sandbox: the state, a stable word for programs, and a sentence for a person (L-25). */
 export interface DisplayedState {
@@ -8,31 +9,23 @@ export interface DisplayedState {
 }
 
 /** The columns that the displayed state is computed from. */
-export type StateColumns = Pick<
-  SandboxRow,
-  | 'desired'
-  | 'startGeneration'
-  | 'hostId'
-  | 'pendingReason'
-  | 'pendingMessage'
-  | 'observed'
-  | 'observedGeneration'
-  | 'reason'
-  | 'message'
-  | 'lostSince'
-  | 'deletedAt'
->;
-
-const ended: ReadonlySet<ObservedState | undefined> = new Set<ObservedState>(['stopped', 'failed']);
-
-/** Says whether nothing of it runs. */
-export function hasEnded(observed: ObservedState | undefined): boolean {
-  return ended.has(observed);
-}
+export type StateColumns = EndColumns &
+  Pick<
+    SandboxRow,
+    | 'desired'
+    | 'startGeneration'
+    | 'hostId'
+    | 'pendingReason'
+    | 'pendingMessage'
+    | 'observed'
+    | 'observedGeneration'
+    | 'lostSince'
+    | 'deletedAt'
+  >;
 
 /** Its main process ended, or it failed, after the newest wish to start it: it is not begun again until someone asks. */
 export function runIsOver(row: Pick<SandboxRow, 'observed' | 'observedGeneration' | 'startGeneration'>): boolean {
-  return ended.has(row.observed) && row.observedGeneration >= row.startGeneration;
+  return hasEnded(row.observed) && row.observedGeneration >= row.startGeneration;
 }
 
 /** The number of the start that a host's word is about: the host counts one when it runs, and its init answers from a moment before. */
@@ -50,7 +43,8 @@ export function currentStart(
 
 /** The displayed state of a sandbox: desired, placed and observed put together (L-25). */
 export function sandboxState(row: StateColumns): DisplayedState {
-  const said = { reason: row.reason, message: row.message };
+  const over = hasEnded(row.observed) || row.deletedAt !== undefined;
+  const said = over ? endReason(row) : { reason: row.reason, message: row.message };
   if (row.deletedAt !== undefined) return { state: 'deleted', ...said };
   if (row.desired === 'deleted') return { state: 'deleting', ...said };
   if (row.lostSince !== undefined) {
@@ -60,12 +54,13 @@ export function sandboxState(row: StateColumns): DisplayedState {
       message: 'its host does not answer; it goes on when the host is back, or can be removed and created again',
     };
   }
-  if (row.observed !== undefined && ended.has(row.observed) && (runIsOver(row) || row.desired === 'stopped'))
+  if (row.observed !== undefined && hasEnded(row.observed) && (runIsOver(row) || row.desired === 'stopped')) {
     return { state: row.observed, ...said };
+  }
   if (row.pendingReason !== '') return { state: 'pending', reason: row.pendingReason, message: row.pendingMessage };
   if (row.hostId === undefined) return { state: 'pending', reason: 'placing', message: 'a host is being chosen' };
   if (row.observed === undefined) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to create it' };
-  if (ended.has(row.observed)) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to start it again' };
+  if (hasEnded(row.observed)) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to start it again' };
   if (row.desired === 'stopped') return { state: 'stopping', ...said };
   return { state: row.observed, ...said };
 }

@@ -1,5 +1,6 @@
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
 import type { DesiredStateName, link, sandbox } from '@drover/protocol';
+import type { StopCause } from './end.ts';
 import type { EventDraft, StoredEvent } from '../events/event.ts';
 import type { Bearer, Identity } from '../identity/registry.ts';
 import type { SandboxView } from '../worldview/worldview.ts';
@@ -117,6 +118,10 @@ export interface SandboxRow {
   readonly finishedAt: number | undefined;
   readonly deletedAt: number | undefined;
   readonly stopGraceMs: number;
+  /** Why it is to end, or was ended on request; undefined while it is to run. */
+  readonly stopCause: StopCause | undefined;
+  /** Who asked for that; empty: no person. */
+  readonly stopBy: string;
   /** Contained (I-4): its network is to be cut. */
   readonly networkCut: boolean;
   /** What its host last said of that. */
@@ -147,6 +152,10 @@ export interface DesiredOptions {
   readonly graceMs?: number;
   /** The stop has the least grace that there is (I-4). */
   readonly kill?: boolean;
+  /** Why it is to end, when it is; default: because somebody asked. */
+  readonly cause?: StopCause;
+  /** Who asked: the name of an API token; empty: no person. */
+  readonly by?: string;
   /** Asked of the row as it is when it would be changed; false changes nothing. */
   readonly when?: (row: SandboxRow) => boolean;
 }

@@ -554,6 +554,7 @@ export class OciRuntime implements Runtime {
       outOfMemory: exit?.outOfMemory ?? this.#cgroups.oomKills(record.container ?? id) > 0,
       startFailure: exit?.reason === 'start-failed' ? exit.message : undefined,
       idle: exit?.reason === 'idle',
+      unrecorded: exit === undefined,
       // The sandbox's own clock readings are taken only where they are possible.
       finishedAt: exit !== undefined && exit.at >= (record.startedAt ?? 0) && exit.at <= now ? exit.at : now,
     };

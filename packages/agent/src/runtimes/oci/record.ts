@@ -26,6 +26,7 @@ export interface SandboxRecord {
   readonly startFailure: string | undefined;
   /** Absent in records of an agent that did not know of it. */
   readonly idle?: boolean;
+  readonly unrecorded?: boolean;
 }
 
 /** Undefined when there is none, or none that can be read: then the sandbox is a leftover. */
@@ -84,6 +85,7 @@ export function stateOf(record: SandboxRecord): RuntimeState {
     finishedAt: record.finishedAt,
     ...(record.startFailure === undefined ? {} : { startFailure: record.startFailure }),
     ...(record.idle === true ? { idle: true } : {}),
+    ...(record.unrecorded === true ? { unrecorded: true } : {}),
   };
 }
 

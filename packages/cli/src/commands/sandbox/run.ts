@@ -1,11 +1,11 @@
 import { DroverError, hasCode } from '@drover/foundation';
-import type { api } from '@drover/protocol';
+import { sandbox, type api } from '@drover/protocol';
 import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { planFailure } from './init-text.ts';
 import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
 import { sayBroken } from './reconnect.ts';
-import { removalWaitMs } from '../../limits.ts';
+import { endReportWaitMs, removalWaitMs } from '../../limits.ts';
 import { atTerminal, attach, explainExit, terminalSize } from '../../terminal/attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 import { sandboxJson, sandboxLabel } from './show.ts';
@@ -27,20 +27,20 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   const stdin = detached ? flags.interactive === true : flags.stdin !== false;
   const options = await createOptions(image, command, flags, { terminal, stdin, stdinTaken: !detached && stdin });
   const client = await cli.connect();
-  const sandbox = await createSandbox(cli, client, options);
+  const created = await createSandbox(cli, client, options);
   if (detached) {
-    const ready = client.sandboxes.waitReady(sandbox.id, {
-      generation: sandbox.generation,
+    const ready = client.sandboxes.waitReady(created.id, {
+      generation: created.generation,
       onReconnect: sayBroken(cli),
       signal: cli.signal,
     });
-    const running = await orRemove(cli, client, sandbox.id, flags.rm === true, ready);
-    if (cli.signal.aborted) await removeInterrupted(cli, client, sandbox.id);
+    const running = await orRemove(cli, client, created.id, flags.rm === true, ready);
+    if (cli.signal.aborted) await removeInterrupted(cli, client, created.id);
     if (cli.out.json) cli.out.object(sandboxJson(running));
     else cli.out.line(sandboxLabel(running));
     return 0;
   }
-  const handle = client.sandboxes.exec(sandbox.id, {
+  const handle = client.sandboxes.exec(created.id, {
     execId: 'main',
     terminal,
     ...(terminal && { size: terminalSize() }),
@@ -50,16 +50,17 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   });
   handle.exit.catch(() => undefined);
   const started = orAborted(cli.signal, handle.started);
-  await orRemove(cli, client, sandbox.id, flags.rm === true, started, () => handle.detach());
+  await orRemove(cli, client, created.id, flags.rm === true, started, () => handle.detach());
   // Interrupted in the moment of the start: from here on, signals go to the command.
-  if (cli.signal.aborted) await removeInterrupted(cli, client, sandbox.id);
+  if (cli.signal.aborted) await removeInterrupted(cli, client, created.id);
   const outcome = await attach(cli, handle, { terminal, stdin });
   if (outcome.kind === 'detached') {
-    cli.out.note(`detached; ${sandboxLabel(sandbox)} runs on: drover attach ${sandboxLabel(sandbox)}`);
+    cli.out.note(`detached; ${sandboxLabel(created)} runs on: drover attach ${sandboxLabel(created)}`);
     return 0;
   }
-  explainExit(cli, sandboxLabel(sandbox), outcome.exit);
-  if (flags.rm === true) await removeEnded(cli, client, sandbox.id);
+  if (outcome.exit.outOfMemory) explainExit(cli, sandboxLabel(created), outcome.exit);
+  else await explainEnd(cli, client, created.id, outcome.exit.code);
+  if (flags.rm === true) await removeEnded(cli, client, created.id);
   return outcome.exit.code;
 }
 
@@ -127,5 +128,25 @@ async function removeEnded(cli: Cli, client: DroverClient, id: string): Promise<
     await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs });
   } catch (error) {
     if (!hasCode(error, 'sandbox-not-found')) cli.out.note(`sandbox ${id} is removed later: ${DroverError.from(error).message}`);
+  }
+}
+
+/** A status that a command does not choose for itself begins here: 128 and the signal. */
+const killedStatus = 128;
+/** Reasons of an end of which the command's status and output say all there is. */
+const ownEnds: ReadonlySet<string> = new Set(['exited', 'start-failed']);
+
+/** Says why the sandbox ended, where it was not for its command: time to live, a stop, a containment, its host. */
+async function explainEnd(cli: Cli, client: DroverClient, id: string, status: number): Promise<void> {
+  try {
+    if (status < killedStatus) {
+      // A command that is asked to end may do so with any status. Most were not asked, and need not wait for their host's report.
+      const { desiredState, spec } = await client.sandboxes.get(id);
+      if (desiredState === sandbox.DesiredState.RUNNING && spec?.idleStopSeconds === 0n) return;
+    }
+    const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: endReportWaitMs });
+    if (ended.message !== '' && !ownEnds.has(ended.reason)) cli.out.note(`${sandboxLabel(ended)} has ended: ${ended.message}`);
+  } catch {
+    // The status alone has to do: the sandbox may be deleted (--rm) already.
   }
 }

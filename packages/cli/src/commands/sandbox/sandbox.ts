@@ -8,7 +8,7 @@ import { details } from './details.ts';
 import { planFailure } from './init-text.ts';
 import { withProgress } from './progress.ts';
 import { sayBroken } from './reconnect.ts';
-import { answer, listColumns, sandboxJson, sandboxLabel, stateText } from './show.ts';
+import { answer, endText, listColumns, sandboxJson, sandboxLabel } from './show.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 
 export async function create(
@@ -187,6 +187,9 @@ const stateNames = [
   'deleted',
 ];
 
+/** Of a run that failed without a status of its command, as of `run`. */
+const failedStatus = 125;
+
 /** Ends with the main process's status when it waited for the end, else with 0. */
 export async function wait(
   cli: Cli,
@@ -210,6 +213,7 @@ export async function wait(
   });
   const sandbox = await waiting;
   if (cli.out.json) cli.out.object(sandboxJson(sandbox));
-  else cli.out.line(stateText(sandbox));
-  return flags.for === undefined ? (sandbox.exitCode ?? 0) : 0;
+  else cli.out.line(endText(sandbox));
+  if (flags.for !== undefined) return 0;
+  return sandbox.exitCode ?? (sandboxStateName(sandbox.state) === 'failed' ? failedStatus : 0);
 }

@@ -4,7 +4,7 @@ import { formatAge } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { actionsOf, sandboxStateName } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
+import { messageJson, oneLine } from '../../output/output.ts';
 import type { Column } from '../../output/table.ts';
 
 /** What people and commands call it: `name`, or `project/name`. */
@@ -20,13 +20,23 @@ export function age(time: Timestamp | undefined, now = Date.now()): string {
   return time === undefined ? '' : formatAge(now - timestampMs(time));
 }
 
-/** The state with what it takes to understand it: `stopped (3)`, `failed (image-not-found)`. */
+const statusSays: ReadonlySet<string> = new Set(['', 'exited', 'stopped', 'removed']);
+const reasonShown: ReadonlySet<string> = new Set(['stopped', 'failed', 'pending', 'lost']);
+
+/** The state with what it takes to understand it: `stopped (3)`, `stopped (ttl)`, `failed (image-not-found)`. */
 export function stateText(sandbox: api.Sandbox): string {
   const name = sandboxStateName(sandbox.state);
-  if (sandbox.outOfMemory) return `${name} (out of memory)`;
-  if (name === 'stopped' && sandbox.reason === 'idle') return 'stopped (idle)';
-  if (sandbox.exitCode !== undefined && name === 'stopped') return `${name} (${sandbox.exitCode})`;
-  return sandbox.reason !== '' && (name === 'failed' || name === 'pending' || name === 'lost') ? `${name} (${sandbox.reason})` : name;
+  const { reason, exitCode } = sandbox;
+  if (reason === 'out-of-memory') return `${name} (out of memory)`;
+  // The status says enough of a command that ended, and of one that a person stopped.
+  if (exitCode !== undefined && name === 'stopped' && statusSays.has(reason)) return `${name} (${exitCode})`;
+  return reason !== '' && reasonShown.has(name) ? `${name} (${reason})` : name;
+}
+
+/** The state, and of one that has ended the sentence that says why: `stopped (ttl): stopped at the end of …`. */
+export function endText(sandbox: api.Sandbox): string {
+  const ended = ['stopped', 'failed'].includes(sandboxStateName(sandbox.state));
+  return ended && sandbox.message !== '' ? `${stateText(sandbox)}: ${oneLine(sandbox.message)}` : stateText(sandbox);
 }
 
 /** What makes a sandbox one to look at: `contained`, `untrusted`, `session lost`. */

@@ -8,6 +8,7 @@ import * as identities from './004-identities.ts';
 import * as containment from './005-containment.ts';
 import * as volumes from './006-volumes.ts';
 import * as exitSignal from './007-exit-signal.ts';
+import * as stopCauses from './008-stop-causes.ts';
 
 /** In the order in which they run. A released one is never changed; a new one is appended. */
 export const migrations = [
@@ -18,6 +19,7 @@ export const migrations = [
   { name: '005-containment', up: containment.up },
   { name: '006-volumes', up: volumes.up },
   { name: '007-exit-signal', up: exitSignal.up },
+  { name: '008-stop-causes', up: stopCauses.up },
 ] as const;
 
 /** Any number that no other program's advisory lock has: "drover" in ASCII. */

@@ -1,0 +1,60 @@
+import { create } from '@bufbuild/protobuf';
+import { sandbox } from '@drover/protocol';
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { endReason, stopCauses, type EndColumns } from './end.ts';
+
+const row = (change: Partial<EndColumns>): EndColumns => ({
+  reason: 'stopped',
+  message: '',
+  stopCause: undefined,
+  stopBy: '',
+  containment: {},
+  spec: create(sandbox.SandboxSpecSchema, { ttlSeconds: 1_800n }),
+  ...change,
+});
+const kill = { by: 'eve', at: 0, reason: 'phones home' };
+
+describe('why a sandbox ended', () => {
+  it.each<[string, Partial<EndColumns>, string, string]>([
+    ['a stop by a person', { stopCause: 'asked', stopBy: 'admin' }, 'stopped', 'stopped by admin'],
+    ['a stop from before causes were recorded', {}, 'stopped', 'stopped'],
+    ['its time to live', { stopCause: 'ttl' }, 'ttl', 'stopped at the end of its time to live (30m)'],
+    ['a drain', { stopCause: 'drain' }, 'drained', 'stopped by a drain of its host, as no other host has room for it'],
+    ['a containment', { stopCause: 'contained', stopBy: 'eve' }, 'contained', 'killed by eve to contain it'],
+    [
+      'a containment with a reason',
+      { stopCause: 'contained', stopBy: 'eve', containment: { kill } },
+      'contained',
+      'killed by eve to contain it: "phones home"',
+    ],
+    ['a removal', { stopCause: 'removed', stopBy: 'admin' }, 'removed', 'removed by admin'],
+    ['a removal while it ran', { reason: '', stopCause: 'removed', stopBy: 'admin' }, 'removed', 'removed by admin'],
+    [
+      'a stop before it ran',
+      { reason: 'never-started', stopCause: 'asked', stopBy: 'admin' },
+      'never-started',
+      'stopped by admin, before it ran',
+    ],
+  ])('%s', (_, change, reason, message) => {
+    expect(endReason(row(change))).toEqual({ reason, message });
+  });
+
+  it('is what was reported from where it happened, whatever was asked for meanwhile', () => {
+    const reported = fc.constantFrom(
+      'exited',
+      'idle',
+      'out-of-memory',
+      'host-restarted',
+      'killed',
+      'start-failed',
+      'init-failed',
+      'copy-lost',
+    );
+    fc.assert(
+      fc.property(reported, fc.string(), fc.constantFrom(undefined, ...stopCauses), (reason, message, stopCause) => {
+        expect(endReason(row({ reason, message, stopCause, stopBy: 'admin' }))).toEqual({ reason, message });
+      }),
+    );
+  });
+});
