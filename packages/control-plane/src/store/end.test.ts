@@ -2,7 +2,8 @@ import { create } from '@bufbuild/protobuf';
 import { sandbox } from '@drover/protocol';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { endReason, stopCauses, type EndColumns } from './end.ts';
+import { endReason, type EndColumns } from './end.ts';
+import { stopCauses } from './store.ts';
 
 const row = (change: Partial<EndColumns>): EndColumns => ({
   reason: 'stopped',

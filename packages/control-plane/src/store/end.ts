@@ -1,10 +1,6 @@
 import { formatAge } from '@drover/foundation';
 import type { ObservedState, SandboxRow } from './store.ts';
 
-/** Why a sandbox was asked to end: a person's request, its time to live, a drain of its host, a containment, its removal. */
-export const stopCauses = ['asked', 'ttl', 'drain', 'contained', 'removed'] as const;
-export type StopCause = (typeof stopCauses)[number];
-
 /** Why a run ended: a stable word for programs, and a sentence for a person. */
 export interface EndReason {
   readonly reason: string;

@@ -3,8 +3,7 @@ import type { Selectable } from 'kysely';
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
 import { sandbox, sandboxStates } from '@drover/protocol';
 import type { HostTable, SandboxTable } from './schema.ts';
-import type { StopCause } from './end.ts';
-import type { DesiredState, HostRow, ObservedState, SandboxRow, SandboxStateName } from './store.ts';
+import type { DesiredState, HostRow, ObservedState, SandboxRow, SandboxStateName, StopCause } from './store.ts';
 
 const optional = <T>(value: T | null): T | undefined => value ?? undefined;
 

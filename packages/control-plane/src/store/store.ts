@@ -1,6 +1,5 @@
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
 import type { DesiredStateName, link, sandbox } from '@drover/protocol';
-import type { StopCause } from './end.ts';
 import type { EventDraft, StoredEvent } from '../events/event.ts';
 import type { Bearer, Identity } from '../identity/registry.ts';
 import type { SandboxView } from '../worldview/worldview.ts';
@@ -133,6 +132,10 @@ export interface SandboxRow {
   /** The containments that are in force (I-4), each with who asked for it. */
   readonly containment: Readonly<Partial<Record<ContainmentAction, ContainmentRecord>>>;
 }
+
+/** Why a sandbox was asked to end: a person's request, its time to live, a drain of its host, a containment, its removal. */
+export const stopCauses = ['asked', 'ttl', 'drain', 'contained', 'removed'] as const;
+export type StopCause = (typeof stopCauses)[number];
 
 /** The ways to contain a sandbox (I-4), in the order in which they are done. */
 export const containmentActions = ['cut-network', 'pause', 'kill', 'revoke'] as const;
