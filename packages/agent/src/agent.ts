@@ -2,7 +2,7 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, lockDirectory, type Logger } from '@drover/foundation';
+import { counted, DroverError, lockDirectory, type Logger } from '@drover/foundation';
 import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
@@ -206,7 +206,7 @@ async function leave(sandboxes: SandboxManager, stateDirectory: string, logger: 
     });
   }
   await forgetIdentity(stateDirectory);
-  const lost = left.length === 0 ? '' : `; its ${left.length} sandboxes are gone with it`;
+  const lost = left.length === 0 ? '' : `; ${counted(left.length, 'sandbox')} of it ${left.length === 1 ? 'is' : 'are'} lost`;
   throw new DroverError('host-removed', `this host was removed from its control plane${lost}`, {
     hint: 'to add it again as a new host, run what `drover host token` prints',
   });

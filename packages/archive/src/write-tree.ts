@@ -1,6 +1,6 @@
 import { constants } from 'node:fs';
 import { lchown, link, lstat, mkdir, open, realpath, rm, stat, symlink, type FileHandle } from 'node:fs/promises';
-import { DroverError, errnoOf, hasCode } from '@drover/foundation';
+import { DroverError, errnoOf, hasCode, reasonOf } from '@drover/foundation';
 import { maxCopyBytes, maxCopyEntries } from './limits.ts';
 import { fsPath, showPath } from './names.ts';
 import { isCarriedAttribute, type LeftOut } from './read-tree.ts';
@@ -109,7 +109,7 @@ class TreeWriter {
     } catch (error) {
       const errno = errnoOf(error);
       if (errno === undefined || !ofOneEntry.has(errno)) throw named(entry.path, error);
-      this.#leaveOut(entry.path, `cannot be written (${errno})`);
+      this.#leaveOut(entry.path, `cannot be written: ${reasonOf(error)}`);
     }
   }
 
@@ -303,7 +303,7 @@ class TreeWriter {
   #notKept(entry: TarEntry, what: string, error: unknown): void {
     const errno = errnoOf(error);
     if (errno === undefined) throw error;
-    this.#leaveOut(entry.path, `was copied without ${what} (${errno})`);
+    this.#leaveOut(entry.path, `was copied without ${what}: ${reasonOf(error)}`);
   }
 
   #setTime(path: string, entry: TarEntry): void {
@@ -393,7 +393,7 @@ function named(path: string, error: unknown): unknown {
   if (errno === undefined) return error;
   const { code, hint } = DroverError.from(error, 'runtime-failed');
   const full = code === 'disk-full';
-  return new DroverError(code, `${showPath(path)} cannot be written: ${full ? 'no space left on the disk' : errno}`, {
+  return new DroverError(code, `${showPath(path)} cannot be written: ${full ? 'no space left on the disk' : reasonOf(error)}`, {
     ...(full ? { hint: 'free some space in the target of the copy' } : hint === undefined ? {} : { hint }),
     cause: error,
   });

@@ -1,2 +1,4 @@
-export { runCli } from './run-cli.ts';
+export { commandPath, locate } from './command-line.ts';
 export { messageJson } from './output/output.ts';
+export { buildProgram } from './program.ts';
+export { runCli } from './run-cli.ts';

@@ -1,7 +1,8 @@
 import { isUtf8 } from 'node:buffer';
 import { readFile, stat } from 'node:fs/promises';
+import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, parseLabel, parseName } from '@drover/foundation';
+import { clip, DroverError, parseLabel, parseName, reasonOf } from '@drover/foundation';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
@@ -69,7 +70,7 @@ export async function readEnvFile(path: string): Promise<readonly string[]> {
     text = content.toString('utf8');
   } catch (error) {
     if (error instanceof DroverError) throw error;
-    throw new DroverError('invalid-argument', `the environment file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+    throw new DroverError('invalid-argument', `the environment file ${path} cannot be read: ${reasonOf(error)}`, {
       hint: 'name a file that there is: a NAME=value a line',
       cause: error,
     });
@@ -130,10 +131,13 @@ export function parseForward(text: string): { address: string; local: number; re
   const match = /^(?:(?:([0-9.]+|\[[0-9a-f:]+\]|[a-z0-9.-]*[a-z][a-z0-9.-]*):)?(\d{1,5}):)?(\d{1,5})$/i.exec(text);
   const remote = Number(match?.[3]);
   const local = match?.[2] === undefined ? remote : Number(match[2]);
-  if (match === null || remote < 1 || remote > 65_535 || local > 65_535) {
+  const address = (match?.[1] ?? '127.0.0.1').replace(/^\[|\]$/g, '');
+  // The system takes a number for an IPv4 address: 18082 for 0.0.70.162.
+  const isAddress = isIP(address) !== 0 || /[a-z]/i.test(address);
+  if (match === null || !isAddress || remote < 1 || remote > 65_535 || local > 65_535) {
     throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a pair of ports`, {
-      hint: 'write LOCAL:REMOTE, such as 8080:80; LOCAL may be 0 for any free port',
+      hint: 'write LOCAL:REMOTE, such as 8080:80, or ADDRESS:LOCAL:REMOTE; LOCAL may be 0 for any free port',
     });
   }
-  return { address: (match[1] ?? '127.0.0.1').replace(/^\[|\]$/g, ''), local, remote };
+  return { address, local, remote };
 }

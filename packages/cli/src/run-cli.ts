@@ -1,7 +1,7 @@
 import { constants } from 'node:os';
 import { isatty } from 'node:tty';
 import { CommanderError, type Command } from 'commander';
-import { DroverError, hasCode } from '@drover/foundation';
+import { DroverError, errnoOf, hasCode, reasonOf } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import { requireText } from './arguments.ts';
 import type { Cli } from './cli.ts';
@@ -26,10 +26,11 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     });
   const run: Run = async (command, flags, work) => {
     state.command = command;
-    state.json = flags.output === 'json';
+    // `inspect` prints JSON without being asked to; its errors are for people all the same.
+    state.json = flags.output === 'json' && command.getOptionValueSource('output') !== 'default';
     // It takes the bytes of file names.
     if (command.name() !== 'cp') requireText(argv);
-    await using cli = new RunningCli(out(state.json), env, flags, state);
+    await using cli = new RunningCli(out(flags.output === 'json'), env, flags, state);
     status = (await work(cli)) ?? 0;
   };
   const program = buildProgram(run, argv);
@@ -98,7 +99,15 @@ function wantsJson(words: readonly string[]): boolean {
 /** The sentence for a person. */
 function explain(thrown: unknown, command: Command): DroverError {
   if (thrown instanceof CommanderError) return usageError(thrown, command);
-  return DroverError.from(thrown);
+  const error = DroverError.from(thrown);
+  if (error === thrown || !(thrown instanceof Error) || errnoOf(thrown) === undefined) return error;
+  // A file or an address of the person's own, which the sentence has to name.
+  const { path } = thrown as NodeJS.ErrnoException;
+  const subject = path === undefined ? '' : `${path}: `;
+  return new DroverError(error.code, `${subject}${reasonOf(thrown)}`, {
+    hint: error.hint ?? 'check the names on the command line; if they are right, this is a defect of Drover to report',
+    cause: thrown,
+  });
 }
 
 /** Commander's `error: unknown option '--x'\n(Did you mean --y?)` as a sentence and a hint. */
@@ -115,6 +124,11 @@ function usageError(error: CommanderError, command: Command): DroverError {
   const suggestion = /\(?(Did you mean .*\?)\)?/.exec(rest.join(' '))?.[1];
   const hint = suggestion ?? `${called} --help lists what there is`;
   return new DroverError('invalid-argument', first, { hint, cause: error });
+}
+
+/** The reader of the output has ended, as `head` does: there is no more to do. */
+function endOnBrokenPipe(error: NodeJS.ErrnoException): void {
+  if (error.code === 'EPIPE') process.exit(0);
 }
 
 /** Says what a command waits for: when it has waited for a while, and again after a longer one. */
@@ -153,11 +167,8 @@ class RunningCli implements Cli, AsyncDisposable {
     this.connection = flags;
     this.#state = state;
     for (const signal of endingSignals) process.on(signal, this.#onSignal);
-    // Whoever read our output has gone, as `head` does: no more to say.
     for (const stream of [process.stdout, process.stderr]) {
-      stream.on('error', (error: NodeJS.ErrnoException) => {
-        if (error.code === 'EPIPE') process.exit(0);
-      });
+      if (!stream.listeners('error').includes(endOnBrokenPipe)) stream.on('error', endOnBrokenPipe);
     }
   }
 

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { LineCounter, parseDocument, type Document } from 'yaml';
 import type { z } from 'zod';
-import { DroverError, errnoOf } from './errors.ts';
+import { DroverError, reasonOf } from './errors.ts';
 import { maxConfigBytes } from './limits.ts';
 
 /**
@@ -13,7 +13,7 @@ export async function loadConfig<T>(path: string, schema: z.ZodType<T>): Promise
   try {
     text = await readFile(path, 'utf8');
   } catch (error) {
-    throw new DroverError('invalid-config', `the configuration file ${path} cannot be read (${errnoOf(error) ?? String(error)})`, {
+    throw new DroverError('invalid-config', `the configuration file ${path} cannot be read: ${reasonOf(error)}`, {
       hint: 'name an existing file with --config',
       cause: error,
     });

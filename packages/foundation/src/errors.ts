@@ -1,3 +1,4 @@
+import { getSystemErrorMap } from 'node:util';
 /**
  * One error class for what a person or a peer gets to see, and one table of its codes.
  *
@@ -133,7 +134,9 @@ export class DroverError extends Error {
       if (system !== undefined) return system;
       if (thrown.name === 'AbortError') return new DroverError('cancelled', 'the operation was cancelled', { cause: thrown });
       if (thrown.name === 'TimeoutError') return new DroverError('timed-out', 'the operation took too long', { cause: thrown });
-      return new DroverError(fallback, thrown.message, { cause: thrown });
+      return new DroverError(fallback, errnoOf(thrown) === undefined ? thrown.message : `the system refused it: ${reasonOf(thrown)}`, {
+        cause: thrown,
+      });
     }
     return new DroverError(fallback, String(thrown));
   }
@@ -163,22 +166,41 @@ export function errnoOf(thrown: unknown): string | undefined {
   return typeof thrown.code === 'string' && /^E[A-Z0-9]+$/.test(thrown.code) ? thrown.code : undefined;
 }
 
+/**
+ * Why something failed, for a sentence: of a system error `no such file or directory`, without the names of the error, of the call and
+ * of the file, which mean something to programmers or are the program's own; of another error its message.
+ */
+export function reasonOf(thrown: unknown): string {
+  if (!(thrown instanceof Error)) return String(thrown);
+  const name = errnoOf(thrown);
+  return name === undefined ? thrown.message : (systemErrors().get(name) ?? 'the system refused it');
+}
+
+let systemErrorWords: ReadonlyMap<string, string> | undefined;
+
+/** What the errno names mean. */
+function systemErrors(): ReadonlyMap<string, string> {
+  // Node.js has no words for the second, which execve(2) has.
+  systemErrorWords ??= new Map([...getSystemErrorMap().values(), ['ENOEXEC', 'exec format error']]);
+  return systemErrorWords;
+}
+
 function fromSystemError(error: Error): DroverError | undefined {
   switch (errnoOf(error)) {
     case 'ENOSPC':
     case 'EDQUOT':
-      return new DroverError('disk-full', `no space left on the disk (${error.message})`, {
+      return new DroverError('disk-full', 'no space left on the disk', {
         hint: 'free some space, for instance with `drover image prune`, and try again',
         cause: error,
       });
     case 'EADDRINUSE':
-      return new DroverError('port-in-use', `the address is already in use (${error.message})`, {
+      return new DroverError('port-in-use', `the address ${addressOf(error)}is already in use`, {
         hint: 'stop the program that holds it, or choose another with --listen',
         cause: error,
       });
     case 'EACCES':
     case 'EPERM':
-      return new DroverError('missing-privilege', `the system does not permit it (${error.message})`, {
+      return new DroverError('missing-privilege', 'the system does not permit it', {
         hint: 'run as root, or see `drover doctor`',
         cause: error,
       });
@@ -196,4 +218,8 @@ export function startFailure(exitCode: number | undefined, message: string): Dro
   return new DroverError(exitCode === 127 ? 'command-not-found' : 'command-not-executable', message, {
     hint: 'check the command: its spelling, its mode and format, and that the image has it',
   });
+}
+
+function addressOf(error: Error): string {
+  return 'address' in error && 'port' in error ? `${String(error.address)}:${String(error.port)} ` : '';
 }

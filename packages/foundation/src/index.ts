@@ -7,6 +7,7 @@ export {
   GrpcStatus,
   hasCode,
   isErrorCode,
+  reasonOf,
   sentenceOf,
   splitSentence,
   startFailure,
@@ -46,5 +47,5 @@ export {
 export { BoundedQueue } from './queue.ts';
 export { SerialExecutor } from './serial.ts';
 export { parseSignal, signalExitCode, signalName } from './signals.ts';
-export { formatAge, formatBytes, parseBytes, parseCpus, parseDurationMs } from './units.ts';
+export { counted, formatAge, formatBytes, parseBytes, parseCpus, parseDurationMs } from './units.ts';
 export { version } from './version.ts';

@@ -62,3 +62,9 @@ export function formatAge(ms: number): string {
   if (s < 172_800) return `${Math.floor(s / 3600)}h`;
   return `${Math.floor(s / 86_400)}d`;
 }
+
+/** `1 sandbox`, `2 sandboxes`. */
+export function counted(count: number, noun: string): string {
+  if (count === 1) return `1 ${noun}`;
+  return `${count} ${noun}${/(?:x|s|sh|ch)$/.test(noun) ? 'es' : 's'}`;
+}

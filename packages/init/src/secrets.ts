@@ -1,6 +1,6 @@
 import { closeSync, fchownSync, openSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, reasonOf } from '@drover/foundation';
 import { secretsDirectory, type SecretFile } from './config.ts';
 import { lookUpUser } from './processes/users.ts';
 
@@ -30,7 +30,7 @@ export function writeSecrets(secrets: readonly SecretFile[], user: string, direc
   } catch (error) {
     if (error instanceof DroverError) throw error;
     for (const { name } of secrets) rmSync(join(directory, name), { force: true });
-    throw new DroverError('runtime-failed', `the secrets cannot be put into ${directory} (${errnoOf(error) ?? 'unknown'})`, {
+    throw new DroverError('runtime-failed', `the secrets cannot be put into ${directory}: ${reasonOf(error)}`, {
       cause: error,
     });
   }

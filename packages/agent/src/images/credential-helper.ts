@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, errnoOf, reasonOf } from '@drover/foundation';
 import { credentialHelperMs, maxCredentialBytes } from '../limits.ts';
 
 /** What a registry takes from someone it knows. */
@@ -70,9 +70,7 @@ async function ask(program: string, server: string, signal: AbortSignal): Promis
   });
   helper.on('error', (cause) => {
     const missing = errnoOf(cause) === 'ENOENT';
-    const message = missing
-      ? `there is no program ${program} on this host`
-      : `${program} cannot be started (${errnoOf(cause) ?? 'unknown'})`;
+    const message = missing ? `there is no program ${program} on this host` : `${program} cannot be started: ${reasonOf(cause)}`;
     reject(
       new DroverError('missing-component', message, {
         hint: "install it in the agent's PATH, or take its name from the credentials file",

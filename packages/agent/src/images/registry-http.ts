@@ -1,5 +1,5 @@
 import { Agent, request, type Dispatcher } from 'undici';
-import { Backoff, DroverError, type Clock } from '@drover/foundation';
+import { Backoff, DroverError, type Clock, errnoOf, reasonOf } from '@drover/foundation';
 import {
   maxRedirects,
   maxRegistryAnswerBytes,
@@ -317,6 +317,7 @@ export function isPlainHttp(error: unknown): boolean {
 }
 
 function reason(error: unknown): string {
-  if (error instanceof AggregateError && error.errors[0] instanceof Error) return error.errors[0].message;
-  return error instanceof Error ? error.message || codeOf(error) : String(error);
+  if (error instanceof AggregateError && error.errors[0] instanceof Error) return reasonOf(error.errors[0]);
+  if (error instanceof Error && errnoOf(error) === undefined) return error.message || codeOf(error);
+  return reasonOf(error);
 }

@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, reasonOf } from '@drover/foundation';
 import type { ConnectionFlags } from '../cli.ts';
 import { contextNames, currentContext, parseContextName, readContext, type Context, type NamedContext } from './store.ts';
 
@@ -84,7 +84,7 @@ async function readCa(path: string): Promise<string> {
   try {
     pem = await readFile(path, 'utf8');
   } catch (error) {
-    throw new DroverError('invalid-config', `the CA file ${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+    throw new DroverError('invalid-config', `the CA file ${path} cannot be read: ${reasonOf(error)}`, {
       hint: "name the control plane's CA with --ca: pki/ca.pem in its data directory",
       cause: error,
     });

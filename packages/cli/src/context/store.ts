@@ -1,7 +1,7 @@
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { clip, DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, reasonOf, writeFileAtomic } from '@drover/foundation';
 import { maxContexts } from '../limits.ts';
 
 /** Where a control plane is, and how to be let in. */
@@ -120,7 +120,7 @@ async function read(path: string): Promise<string | undefined> {
     return await readFile(path, 'utf8');
   } catch (error) {
     if (errnoOf(error) === 'ENOENT' || errnoOf(error) === 'ENOTDIR') return undefined;
-    throw new DroverError('invalid-config', `${path} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+    throw new DroverError('invalid-config', `${path} cannot be read: ${reasonOf(error)}`, {
       hint: 'make it readable, or remove it',
       cause: error,
     });

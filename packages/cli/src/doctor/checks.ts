@@ -5,7 +5,7 @@ import { createServer } from 'node:net';
 import { arch, platform, release } from 'node:os';
 import { dirname } from 'node:path';
 import { promisify } from 'node:util';
-import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
+import { DroverError, errnoOf, formatBytes, reasonOf } from '@drover/foundation';
 import { doctorCheckMs, doctorFreeBytes } from '../limits.ts';
 
 /** What one check found. */
@@ -128,7 +128,7 @@ export const checks: Readonly<Record<string, Check>> = {
     try {
       await access(directory, constants.W_OK);
     } catch (error) {
-      return problem('disk', `${directory} cannot be written (${errnoOf(error) ?? 'no access'})`, 'choose another with --data');
+      return problem('disk', `${directory} cannot be written: ${reasonOf(error)}`, 'choose another with --data');
     }
     const { bavail, bsize } = await statfs(directory);
     const free = bavail * bsize;
@@ -143,7 +143,7 @@ export const checks: Readonly<Record<string, Check>> = {
     if (code === undefined) return ok('port', `${host}:${port} is free`);
     if (code === 'EADDRINUSE')
       return problem('port', `${host}:${port} is in use by another program`, `find it with ss -ltnp, or choose another with --listen`);
-    return problem('port', `${host}:${port} cannot be listened on (${code})`, 'choose another with --listen');
+    return problem('port', `cannot listen on ${host}:${port}: ${code}`, 'choose another with --listen');
   },
   clock: () => {
     // Certificates say from when they are valid; a clock before this program was written is wrong.
@@ -165,11 +165,11 @@ async function nearest(directory: string): Promise<string> {
   }
 }
 
-/** The errno of listening there, or undefined when it works. */
+/** `EADDRINUSE`, or why the system refuses to listen there, in words; undefined when it works. */
 export function tryListen(host: string, port: number): Promise<string | undefined> {
   return new Promise((resolve) => {
     const server = createServer();
-    server.once('error', (error) => resolve(errnoOf(error) ?? 'error'));
+    server.once('error', (error) => resolve(errnoOf(error) === 'EADDRINUSE' ? 'EADDRINUSE' : reasonOf(error)));
     server.listen(port, host, () => server.close(() => resolve(undefined)));
   });
 }
@@ -201,7 +201,7 @@ export async function makeDataDirectory(data: string, mode = 0o700): Promise<voi
   } catch (thrown) {
     const inItsWay = ['ENOTDIR', 'EEXIST', 'ENOENT', 'ELOOP', 'ENAMETOOLONG'].includes(errnoOf(thrown) ?? '');
     const error = DroverError.from(thrown, inItsWay ? 'invalid-argument' : 'internal');
-    throw new DroverError(error.code, `the data directory ${data} cannot be made (${errnoOf(thrown) ?? error.message})`, {
+    throw new DroverError(error.code, `the data directory ${data} cannot be made: ${reasonOf(thrown)}`, {
       hint: 'choose another with --data',
       cause: thrown,
     });

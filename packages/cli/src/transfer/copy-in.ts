@@ -1,6 +1,6 @@
 import { lstat, stat } from 'node:fs/promises';
 import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf } from '@drover/archive';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, reasonOf } from '@drover/foundation';
 import type { Cli } from '../cli.ts';
 import type { CopyFlags } from './flags.ts';
 import type { CopyReport } from './report.ts';
@@ -44,7 +44,7 @@ async function check(path: string, source: string, follow: boolean): Promise<voi
   try {
     stats = follow ? await stat(fsPath(path), { bigint: true }) : await lstat(fsPath(path), { bigint: true });
   } catch (error) {
-    throw new DroverError('path-not-found', `${showPath(source)} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+    throw new DroverError('path-not-found', `${showPath(source)} cannot be read: ${reasonOf(error)}`, {
       hint: 'check the path here; one in a sandbox is written SANDBOX:PATH',
       cause: error,
     });

@@ -8,7 +8,7 @@ test('the log of up remembers what a process said last, and what it said to do a
   const directory = await mkdtemp(join(tmpdir(), 'drover-log-'));
   onTestFinished(() => rm(directory, { recursive: true }));
   const log = new LogFile(join(directory, 'drover.log'));
-  const says = (msg: string): void => log.write(`${JSON.stringify({ level: 30, msg })}\n`);
+  const says = (msg: string, stream = 'stderr'): void => log.write(`${JSON.stringify({ level: 30, stream, msg })}\n`);
   says('ready');
   expect([log.lastError, log.lastHint]).toEqual([undefined, undefined]);
   says('drover: port 7444 is "taken"');
@@ -18,5 +18,10 @@ test('the log of up remembers what a process said last, and what it said to do a
   // Not the hint of the one before.
   says('drover: something else');
   expect([log.lastError, log.lastHint]).toEqual(['something else', undefined]);
-  expect((await readFile(log.path, 'utf8')).split('\n')).toHaveLength(6);
+  // Nor a result.
+  says('drover: the control plane is ready on https://127.0.0.1:7443', 'stdout');
+  expect(log.lastError).toBe('something else');
+  log.forgetErrors();
+  expect(log.lastError).toBeUndefined();
+  expect((await readFile(log.path, 'utf8')).split('\n')).toHaveLength(7);
 });

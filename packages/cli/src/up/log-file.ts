@@ -27,10 +27,18 @@ export class LogFile {
     return this.#lastHint;
   }
 
+  /** What was said before is not the reason for the next end. */
+  forgetErrors(): void {
+    this.#lastError = undefined;
+    this.#lastHint = undefined;
+  }
+
   write(line: string): void {
     this.#size += Buffer.byteLength(line);
     if (this.#size > upLogBytes) this.#rotate();
     this.#output.write(line);
+    // Results, such as the line that says that it is ready, go to stdout.
+    if (!line.includes('"stream":"stderr"')) return;
     const [, kind, said] = /"(?:msg|line)":"(drover| {2}hint): ((?:[^"\\]|\\.)*)"/.exec(line) ?? [];
     if (said === undefined) return;
     const text = JSON.parse(`"${said}"`) as string;

@@ -100,6 +100,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   const supervisor = new Supervisor({
     logger,
     onChange: ({ name, lastError }, announced) => {
+      if (announced === 'running') log.forgetErrors();
       if (quiet || announced === undefined || announced === 'running' || announced === 'stopped') return;
       const why = log.lastError ?? lastError;
       notices.write(`drover: ${name}: ${announced}${why === undefined ? '' : ` (${why})`}; see ${log.path}\n`);

@@ -1,5 +1,5 @@
 import { sql } from 'kysely';
-import { clip, DroverError, isHostId, type HostId } from '@drover/foundation';
+import { counted, clip, DroverError, isHostId, type HostId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
@@ -147,7 +147,7 @@ export class SqlHostStore implements HostStore {
       if (before.removed_at !== null) return hostRow(before);
       const sandboxes = await lockSandboxes(this.#database, tx, { hostId: id });
       if (sandboxes.length > 0 && !options.force) {
-        throw new DroverError('host-not-empty', `${before.name} still holds ${sandboxes.length} sandboxes`, {
+        throw new DroverError('host-not-empty', `${before.name} still holds ${counted(sandboxes.length, 'sandbox')}`, {
           hint: 'move them with `drover host drain`, remove them, or use --force: they are lost then',
         });
       }

@@ -1,6 +1,6 @@
 import { accessSync, constants, mkdirSync, statSync } from 'node:fs';
 import { isAbsolute, join, resolve } from 'node:path';
-import { DroverError, clip, errnoOf } from '@drover/foundation';
+import { clip, DroverError, reasonOf } from '@drover/foundation';
 import { lookUpUser, type User } from './users.ts';
 
 export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -56,7 +56,7 @@ function enterable(workdir: string, make: boolean): void {
     if (make) mkdirSync(workdir, { recursive: true });
     if (statSync(workdir).isDirectory()) return;
   } catch (error) {
-    throw new DroverError('path-not-found', `the working directory ${clip(workdir)} cannot be used (${errnoOf(error) ?? 'unknown'})`, {
+    throw new DroverError('path-not-found', `the working directory ${clip(workdir)} cannot be used: ${reasonOf(error)}`, {
       hint: 'choose another with --workdir',
       cause: error,
     });

@@ -1,5 +1,5 @@
 import { accessSync, constants } from 'node:fs';
-import { errnoOf } from '@drover/foundation';
+import { errnoOf, reasonOf } from '@drover/foundation';
 import { actsOnNode, becomeFlag, ownCommand } from '../plan/own-program.ts';
 import type { Command } from './command.ts';
 
@@ -34,7 +34,7 @@ export function become([uid, gid, groups, file, ...argv]: readonly string[]): nu
     process.execve?.(file, argv, Object.fromEntries(env) as NodeJS.ProcessEnv);
     return 126;
   } catch (error) {
-    process.stderr.write(`${file}: cannot be executed in the sandbox (${errnoOf(error) ?? String(error)})\n`);
+    process.stderr.write(`${file}: cannot be executed in the sandbox: ${reasonOf(error)}\n`);
     return errnoOf(error) === 'ENOENT' ? 127 : 126;
   }
 }

@@ -1,5 +1,5 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, formatAge, formatBytes, parseDurationMs } from '@drover/foundation';
+import { counted, DroverError, formatAge, formatBytes, parseDurationMs } from '@drover/foundation';
 import { api, errorFromWire } from '@drover/protocol';
 import { Listr, type ListrTask } from 'listr2';
 import type { Cli } from '../../cli.ts';
@@ -153,6 +153,6 @@ export async function prune(cli: Cli, _: readonly [], flags: { readonly host?: s
     signal: cli.signal,
   });
   if (cli.out.json) cli.out.object(messageJson(api.PruneImagesResponseSchema, answer));
-  else cli.out.line(`removed ${answer.removed.length} images, freed ${formatBytes(Number(answer.freedBytes))}`);
+  else cli.out.line(`removed ${counted(answer.removed.length, 'image')}, freed ${formatBytes(Number(answer.freedBytes))}`);
   return tellFailures(cli, answer.failures);
 }

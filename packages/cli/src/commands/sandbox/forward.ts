@@ -1,6 +1,6 @@
 import { createServer, type AddressInfo, type Socket } from 'node:net';
 import { pipeline } from 'node:stream/promises';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, errnoOf, reasonOf } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { parseForward } from '../../parse.ts';
 
@@ -45,7 +45,12 @@ export default async function forward(cli: Cli, [reference, pairs]: readonly [st
 
 /** Exported for its tests. */
 export function cannotListen(error: Error, address: string, local: number, remote: number): DroverError {
-  if (errnoOf(error) !== 'EADDRINUSE') return DroverError.from(error);
+  if (errnoOf(error) !== 'EADDRINUSE') {
+    return new DroverError(DroverError.from(error, 'invalid-argument').code, `cannot listen on ${address}:${local}: ${reasonOf(error)}`, {
+      hint: 'name an address of this machine, and a port above 1023 unless you are root',
+      cause: error,
+    });
+  }
   return new DroverError('port-in-use', `${address}:${local} is held by another program`, {
     hint: `name another port here, such as 0:${remote} for any that is free`,
     cause: error,

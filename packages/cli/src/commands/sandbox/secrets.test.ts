@@ -42,7 +42,7 @@ describe('R-19: --secret and --secret-file', () => {
   test.each<[string, SecretFlags, Given, RegExp]>([
     ['a value on the command line, without repeating it', { secret: ['TOKEN=canary'] }, {}, /^(?!.*canary).*can be read by every user/],
     ['a variable that is not set', { secret: ['OTHER'] }, {}, /you have no variable OTHER/],
-    ['a file that is not there', { secret: ['A=@/nonexistent'] }, {}, /cannot be read from \/nonexistent \(ENOENT\)/],
+    ['a file that is not there', { secret: ['A=@/nonexistent'] }, {}, /cannot be read from \/nonexistent: no such file or directory/],
     ['a bad name', { secretFile: ['../x=-'] }, {}, /cannot be the name of a secret/],
     ['stdin for two', { secret: ['A=-'], secretFile: ['B=-'] }, {}, /only one secret/],
     ["stdin that is the command's", { secret: ['A=-'] }, { stdinTaken: true }, /stdin cannot be/],

@@ -1,6 +1,6 @@
 import { createReadStream } from 'node:fs';
 import { isatty } from 'node:tty';
-import { clip, DroverError, errnoOf } from '@drover/foundation';
+import { clip, DroverError, reasonOf } from '@drover/foundation';
 import type { Secret } from '@drover/sdk';
 import { maxSecretBytes } from '../../limits.ts';
 
@@ -91,7 +91,7 @@ async function readBounded(name: string, stream: NodeJS.ReadableStream, source: 
   } catch (error) {
     if (error instanceof DroverError) throw error;
     const from = source === '-' ? 'stdin' : source.slice(1);
-    throw new DroverError('invalid-argument', `the secret ${name} cannot be read from ${from} (${errnoOf(error) ?? 'unreadable'})`, {
+    throw new DroverError('invalid-argument', `the secret ${name} cannot be read from ${from}: ${reasonOf(error)}`, {
       hint: 'name a file that there is, or use NAME=- for stdin',
       cause: error,
     });

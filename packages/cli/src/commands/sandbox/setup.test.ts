@@ -112,7 +112,7 @@ postInit: |
     [
       'a local file that is not there',
       'files:\n  - path: x\n    contentFrom: none\n',
-      /:3:\d+: files\.0\.contentFrom: \S+\/none cannot be read \(ENOENT\)/,
+      /:3:\d+: files\.0\.contentFrom: \S+\/none cannot be read: no such file or directory/,
     ],
     ['a name that git has not', 'git:\n  config:\n    user: x\n', /:3:\d+: git\.config\.user: is not a name/],
     [
@@ -145,7 +145,9 @@ postInit: |
     expect(() => readSetup({ postInit: binary }, new Set())).toThrow(/--post-init .*binary is not text/);
     const long = await write('long', 'a'.repeat(maxPostInitBytes + 1));
     expect(() => readSetup({ postInit: long }, new Set())).toThrow(/--post-init .*long is larger than 65536 bytes/);
-    expect(() => readSetup({ setup: '/nonexistent' }, new Set())).toThrow(/--setup \/nonexistent cannot be read \(ENOENT\)/);
+    expect(() => readSetup({ setup: '/nonexistent' }, new Set())).toThrow(
+      /--setup \/nonexistent cannot be read: no such file or directory/,
+    );
     expect(() => readSetup({ setup: directory }, new Set())).toThrow(/cannot be read \(EISDIR\)/);
     await expect(read('postInit: a\n', [], binary)).rejects.toThrow(/two scripts/);
   });

@@ -1,7 +1,7 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import type { MessageInitShape } from '@bufbuild/protobuf';
-import { clip, DroverError, errnoOf } from '@drover/foundation';
+import { clip, DroverError, reasonOf } from '@drover/foundation';
 import { parseConfig } from '@drover/foundation/config';
 import type { sandbox } from '@drover/protocol';
 import { z } from 'zod';
@@ -176,7 +176,7 @@ function readText(flag: string, path: string, maxBytes: number): string {
       closeSync(file);
     }
   } catch (error) {
-    throw new DroverError('invalid-argument', `${what} cannot be read (${errnoOf(error) ?? 'unreadable'})`, {
+    throw new DroverError('invalid-argument', `${what} cannot be read: ${reasonOf(error)}`, {
       hint: 'name a file that there is',
       cause: error,
     });

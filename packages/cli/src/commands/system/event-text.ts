@@ -1,4 +1,4 @@
-import { formatAge } from '@drover/foundation';
+import { counted, formatAge } from '@drover/foundation';
 import type { api } from '@drover/protocol';
 import { oneLine } from '../../output/output.ts';
 import { endOf, failureText, stepText } from '../sandbox/init-text.ts';
@@ -83,7 +83,7 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   SessionConnecting: (d) => `attempt ${d.number('attempt')}`,
   SessionConnected: (d) =>
     `${d.text('peerCommonName') || 'a peer without a certificate'} at ${d.text('address')}, attempt ${d.number('attempts')}, thumbprint ${d.thumbprint || 'none'}`,
-  SessionFailed: (d) => `${d.text('reason')}, after ${d.number('attempts')} attempts${d.after('message')}`,
+  SessionFailed: (d) => `${d.text('reason')}, after ${counted(d.number('attempts'), 'attempt')}${d.after('message')}`,
   SessionBroken: (d) => d.text('message'),
   SessionDelayed: (d) => d.text('message'),
   SessionRenewed: (d) => `thumbprint ${d.thumbprint}`,
@@ -92,14 +92,14 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   AgentTrusted: (d) => `thumbprint ${d.thumbprint}`,
   IdentityEvicted: (d) => `${d.text('why')}, thumbprint ${d.thumbprint}`,
   IdentityRenewed: (d) => `thumbprint ${d.thumbprint}`,
-  ReapDegraded: (d) => `after ${d.number('attempts')} attempts${d.after('message')}`,
+  ReapDegraded: (d) => `after ${counted(d.number('attempts'), 'attempt')}${d.after('message')}`,
   EgressDenied: (d) =>
     `${d.who}: ${d.text('method')} ${d.text('host')}:${d.number('port')} refused${times(d.number('count'))}, ${d.text('rule')}`,
-  InitStarted: (d) => `${d.number('count')} steps, start ${d.number('startCount')}`,
+  InitStarted: (d) => `${counted(d.number('count'), 'step')}, start ${d.number('startCount')}`,
   InitStepStarted: (d) => d.step,
   InitStepCompleted: (d) => `${d.step}: exit ${d.number('exitCode')} after ${d.duration}`,
   InitStepFailed: (d) => `${d.step}: ${d.failure}${d.after('stderr') || d.after('message')}`,
-  InitCompleted: (d) => `${d.number('count')} steps in ${d.duration}`,
+  InitCompleted: (d) => `${counted(d.number('count'), 'step')} in ${d.duration}`,
   InitFailed: (d) => `${d.text('step') === '' ? '' : `${d.step}: `}${d.failure}${d.after('stderr') || d.after('message')}`,
 };
 

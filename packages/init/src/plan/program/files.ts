@@ -1,6 +1,6 @@
 import { chmodSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { DroverError, clip, errnoOf } from '@drover/foundation';
+import { DroverError, clip, errnoOf, reasonOf } from '@drover/foundation';
 
 /** An absolute path, or one below the user's home; `~/` says the latter too. */
 export function pathBelow(home: string, path: string): string {
@@ -63,7 +63,7 @@ export function placeError(path: string, error: unknown): DroverError {
     case 'EROFS':
       return new DroverError(
         'missing-privilege',
-        `${name} cannot be written by the sandbox's user ${process.getuid?.() ?? ''} (${errno})`,
+        `${name} cannot be written by the sandbox's user ${process.getuid?.() ?? ''}: ${reasonOf(error)}`,
         {
           hint: 'choose a path below its home directory, or another user',
           cause: error,
@@ -74,7 +74,7 @@ export function placeError(path: string, error: unknown): DroverError {
     case 'EEXIST':
     case 'ENOTEMPTY':
     case 'ELOOP':
-      return new DroverError('failed-precondition', `${name} cannot be made: something else is in its place (${errno})`, {
+      return new DroverError('failed-precondition', `${name} cannot be made: something else is in its place`, {
         hint: 'choose another path, or remove it from the image',
         cause: error,
       });

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
-import { DroverError, clip, errnoOf } from '@drover/foundation';
+import { clip, DroverError, errnoOf, reasonOf } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { exitOf } from '../../processes/children.ts';
 import { placeError } from './files.ts';
@@ -50,13 +50,9 @@ function interpreterOf(script: string): readonly string[] {
 
 function interpreterError(interpreter: string, error: Error): DroverError {
   if (errnoOf(error) !== 'ENOENT') {
-    return new DroverError(
-      'command-not-executable',
-      `the script's interpreter ${clip(interpreter)} cannot be run (${errnoOf(error) ?? error.message})`,
-      {
-        cause: error,
-      },
-    );
+    return new DroverError('command-not-executable', `the script's interpreter ${clip(interpreter)} cannot be run: ${reasonOf(error)}`, {
+      cause: error,
+    });
   }
   return new DroverError('command-not-found', `the image has no ${clip(interpreter)} to run the script with`, {
     hint: "name an interpreter that it has in the script's first line (#!), or use an image with a shell",

@@ -91,9 +91,9 @@ describe('I-29: step config', () => {
     [
       'the user may not write',
       '/root/forbidden',
-      /^drover-step config: \/root\/forbidden cannot be written by the sandbox's user 4321 \(EACCES\) — choose .*\n$/,
+      /^drover-step config: \/root\/forbidden cannot be written by the sandbox's user 4321: permission denied — choose .*\n$/,
     ],
-    ['is a directory', 'taken', /^drover-step config: .*\/taken cannot be made: something else is in its place \(EISDIR\) — .*\n$/],
+    ['is a directory', 'taken', /^drover-step config: .*\/taken cannot be made: something else is in its place — .*\n$/],
     ['is none', '', /^drover-step config: "" cannot be a path\n$/],
   ])('says in one line when a path %s', async (_, path, message) => {
     mkdirSync(join(home, 'taken'));
