@@ -22,6 +22,8 @@ export const interruptKillMs = 2_000;
 export const endReportWaitMs = 2_000;
 /** How long `run --rm` waits for the host to tell of the end, and then for the removal, ms. Then it leaves that to the control plane. */
 export const removalWaitMs = 5_000;
+/** TCP keepalive of connections that `forward` accepts: so a client that vanished is noticed, ms without traffic. */
+export const forwardKeepaliveMs = 30_000;
 /** This many interrupts within a second let go of a process that does not end. */
 export const impatientInterrupts = 3;
 /** Files that a copy left out and names; the others are only counted. */

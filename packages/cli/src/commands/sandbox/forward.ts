@@ -2,6 +2,7 @@ import { createServer, type AddressInfo, type Socket } from 'node:net';
 import { pipeline } from 'node:stream/promises';
 import { DroverError, errnoOf, reasonOf } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
+import { forwardKeepaliveMs } from '../../limits.ts';
 import { parseForward } from '../../parse.ts';
 
 /** listens here and carries each connection to a TCP port inside the sandbox, until interrupted. */
@@ -11,7 +12,8 @@ export default async function forward(cli: Cli, [reference, pairs]: readonly [st
   const sandbox = await client.sandboxes.waitFor(reference, ['running'], { signal: cli.signal });
   const sockets = new Set<Socket>();
   const servers = wanted.map(({ remote }) =>
-    createServer({ allowHalfOpen: true }, (socket) => {
+    // A client that vanished without a reset would keep its connection into the sandbox, and the sandbox awake.
+    createServer({ allowHalfOpen: true, keepAlive: true, keepAliveInitialDelay: forwardKeepaliveMs }, (socket) => {
       sockets.add(socket);
       socket.on('close', () => sockets.delete(socket));
       const inside = client.sandboxes.forward(sandbox.id, remote, { signal: cli.signal });
