@@ -5,7 +5,7 @@ import { text } from 'node:stream/consumers';
 import { connectDrover, type DroverClient } from '@drover/sdk';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { execa } from 'execa';
-import { eventually, repository, TestDrover } from '../harness/index.ts';
+import { eventually, repository, Terminal, TestDrover } from '../harness/index.ts';
 
 /** Issue "Faults found in use and under attack", heading 6: execs, forwards and terminals of one sandbox. */
 
@@ -41,6 +41,7 @@ interface ExecJson {
   readonly execId: string;
   readonly argv: readonly string[];
   readonly clients: number;
+  readonly lingerSeconds: number;
   readonly exit?: { readonly code: number; readonly signal: string };
 }
 
@@ -81,6 +82,19 @@ describe('execs that were left behind', () => {
     await eventually('the first ends', async () => (await find(leftId))?.exit?.signal === 'SIGHUP');
     expect((await find(keptId))?.exit).toBeUndefined();
     await client.sandboxes.killExec('web', keptId ?? '');
+  });
+
+  test('an exec that a person lets go of with the detach keys stays', async () => {
+    using terminal = new Terminal(drover, ['exec', '-t', 'web', '--', 'sh', '-c', 'echo at work; sleep 1000'], { columns: 80, rows: 24 });
+    await terminal.shows('at work');
+    const running = async () =>
+      (await execs('web')).find(({ argv, exit }) => exit === undefined && argv.includes('echo at work; sleep 1000'));
+    expect(await running()).toMatchObject({ lingerSeconds: 3_600, clients: 1 });
+    terminal.type('\u0010\u0011');
+    expect(await terminal.exit()).toBe(0);
+    const left = await running();
+    expect(left).toMatchObject({ lingerSeconds: 0 });
+    await client.sandboxes.killExec('web', left?.execId ?? '');
   });
 });
 

@@ -25,7 +25,10 @@ export interface ExecOptions {
   readonly size?: TerminalSize;
   /** Keeps the process's stdin open for `ExecHandle.stdin`; otherwise it reads an end at once. */
   readonly stdin?: boolean;
-  /** It is ended after it had no client and wrote nothing for so long, seconds; default: an hour; 0: it is not. */
+  /**
+   * It is ended after it had no client and wrote nothing for so long, seconds; 0: it is not. Default: an hour, or for a process that runs
+   * already, as it is.
+   */
   readonly lingerSeconds?: number;
   /** Output already seen, bytes over both streams. */
   readonly afterOffset?: bigint;

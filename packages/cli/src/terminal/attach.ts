@@ -11,7 +11,10 @@ export interface AttachOptions {
   readonly stdin: boolean;
 }
 
-export type AttachOutcome = { readonly kind: 'exited'; readonly exit: ExecExit } | { readonly kind: 'detached' };
+/** Detached `onPurpose`, or because the caller's terminal was closed. */
+export type AttachOutcome =
+  | { readonly kind: 'exited'; readonly exit: ExecExit }
+  | { readonly kind: 'detached'; readonly onPurpose: boolean };
 
 /** Is the caller at a terminal, both ways? */
 export function atTerminal(): boolean {
@@ -30,12 +33,12 @@ const forwarded = ['SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as cons
  */
 export async function attach(cli: Cli, handle: ExecHandle, options: AttachOptions): Promise<AttachOutcome> {
   const using: (() => void)[] = [];
-  const { promise: left, resolve: leave } = Promise.withResolvers<'detached'>();
+  const { promise: left, resolve: leave } = Promise.withResolvers<'detached' | 'hung-up'>();
   // What the process says about itself is in `exit` as well; unobserved, it would end this one.
   handle.started.catch(() => undefined);
   try {
     cli.takeSignals();
-    using.push(passSignals(handle, () => leave('detached')));
+    using.push(passSignals(handle, leave));
     const raw = options.terminal && process.stdin.isTTY ? new RawTerminal(process.stdin, process.stdout) : undefined;
     if (raw !== undefined) {
       raw.enter();
@@ -47,11 +50,11 @@ export async function attach(cli: Cli, handle: ExecHandle, options: AttachOption
     const output = Promise.all([pipe(cli, handle, 'stdout'), pipe(cli, handle, 'stderr')]);
     try {
       const outcome = await Promise.race([handle.exit, left]);
-      if (outcome === 'detached') {
+      if (typeof outcome === 'string') {
         handle.exit.catch(() => undefined);
         handle.detach();
         raw?.makeSane();
-        return { kind: 'detached' };
+        return { kind: 'detached', onPurpose: outcome === 'detached' };
       }
       await output;
       return { kind: 'exited', exit: outcome };
@@ -99,16 +102,16 @@ function passStdin(handle: ExecHandle, keys: boolean, detach: () => void): () =>
   };
 }
 
-function passSignals(handle: ExecHandle, letGo: () => void): () => void {
+function passSignals(handle: ExecHandle, letGo: (why: 'detached' | 'hung-up') => void): () => void {
   let interrupts: number[] = [];
   const onSignal = (signal: NodeJS.Signals): void => {
     const now = performance.now();
     interrupts = [...interrupts.filter((at) => now - at < 1000), now];
-    if (signal === 'SIGINT' && interrupts.length >= impatientInterrupts) letGo();
+    if (signal === 'SIGINT' && interrupts.length >= impatientInterrupts) letGo('detached');
     else handle.kill(signal);
   };
   // The terminal is gone: the process runs on.
-  const onHangUp = (): void => letGo();
+  const onHangUp = (): void => letGo('hung-up');
   for (const signal of forwarded) process.on(signal, onSignal);
   process.on('SIGHUP', onHangUp);
   return () => {

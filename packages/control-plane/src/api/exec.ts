@@ -178,6 +178,7 @@ class ExecRelay {
       execId: open.execId,
       afterOffset: this.#seen,
       replay: open.replay && !this.#started,
+      ...(open.lingerSeconds !== undefined && { lingerMs: open.lingerSeconds * 1000 }),
       ...size,
     });
     return create(init.ExecRequestSchema, { payload: { case: 'attach', value } });

@@ -33,8 +33,8 @@ export function execsMethods(context: ApiContext): Pick<ServiceImpl<typeof api.S
   };
 }
 
-function toWire({ execId, argv, user, pid, terminal, startedAt, clients, exit }: init.ExecInfo): api.ExecInfo {
-  const info = create(api.ExecInfoSchema, { execId, argv, user, pid, terminal, clients });
+function toWire({ execId, argv, user, pid, terminal, startedAt, clients, exit, lingerMs }: init.ExecInfo): api.ExecInfo {
+  const info = create(api.ExecInfoSchema, { execId, argv, user, pid, terminal, clients, lingerSeconds: Math.round(lingerMs / 1000) });
   if (startedAt !== undefined) info.startedAt = startedAt;
   if (exit === undefined) return info;
   info.exit = create(api.ExecExitSchema, { code: exit.code, signal: exit.signal, outOfMemory: exit.outOfMemory });

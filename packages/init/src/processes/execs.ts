@@ -11,6 +11,7 @@ export interface ExecInfo {
   readonly user: string;
   /** Milliseconds since the epoch. */
   readonly startedAt: number;
+  readonly linger: Linger;
 }
 
 /** The exec processes of this sandbox by id (I-40): running ones, and for a while those that have ended. */
@@ -55,14 +56,12 @@ export class Execs {
 
   /** @throws {DroverError} exec-not-found */
   async get(id: string): Promise<ManagedProcess> {
-    this.#expire();
-    const found = this.#byId.get(id);
-    if (found === undefined) {
-      throw new DroverError('exec-not-found', `the sandbox has no exec ${JSON.stringify(clip(id))}`, {
-        hint: 'it never was, or it ended a while ago, or the sandbox was started again; `drover exec ls SANDBOX` lists what there is',
-      });
-    }
-    return (await found).process;
+    return (await this.#find(id)).process;
+  }
+
+  /** @param lingerMs 0: it runs without clients for as long as it likes @throws {DroverError} exec-not-found */
+  async setLinger(id: string, lingerMs: number): Promise<void> {
+    (await this.#find(id)).linger.set(lingerMs);
   }
 
   /** In the order of their starts. */
@@ -84,14 +83,22 @@ export class Execs {
     await Promise.allSettled([...this.#byId.values()].map(async (started) => (await started).process.finished));
   }
 
+  async #find(id: string): Promise<ExecInfo> {
+    this.#expire();
+    const found = this.#byId.get(id);
+    if (found !== undefined) return await found;
+    throw new DroverError('exec-not-found', `the sandbox has no exec ${JSON.stringify(clip(id))}`, {
+      hint: 'it never was, or it ended a while ago, or the sandbox was started again; `drover exec ls SANDBOX` lists what there is',
+    });
+  }
+
   async #start(id: string, request: SpawnRequest, lingerMs: number): Promise<ExecInfo> {
     const process = new ManagedProcess(id, await this.#spawn(request), request.terminal, this.#shared);
     void process.finished.then((exit) => {
       this.#ended.push({ id, at: exit.at });
       this.#expire();
     });
-    if (lingerMs > 0) endUnattended(process, lingerMs);
-    return { process, argv: request.argv, user: request.user, startedAt: Date.now() };
+    return { process, argv: request.argv, user: request.user, startedAt: Date.now(), linger: new Linger(process, lingerMs) };
   }
 
   #expire(): void {
@@ -106,19 +113,35 @@ export class Execs {
   }
 }
 
-/** Ends a process that nothing reads and that writes nothing: first as a closed terminal does, then for certain. */
-function endUnattended(process: ManagedProcess, lingerMs: number): void {
-  const activity = () => ({ attached: process.readers, calls: process.attachments, outputBytes: process.outputEnd, cpuMs: 0 });
-  const watch = new IdleWatch(lingerMs, performance.now(), activity());
-  let kill: NodeJS.Timeout | undefined;
-  const look = setInterval(() => {
-    if (!watch.look(performance.now(), activity())) return;
-    clearInterval(look);
-    process.kill('SIGHUP');
-    kill = setTimeout(() => process.kill('SIGKILL'), lingerGraceMs);
-  }, idleLookMs(lingerMs));
-  void process.finished.then(() => {
-    clearInterval(look);
-    clearTimeout(kill);
-  });
+/** Ends a process that has no client and writes nothing: first as a closed terminal does, then for certain. */
+class Linger {
+  readonly #process: ManagedProcess;
+  #ms = 0;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(process: ManagedProcess, ms: number) {
+    this.#process = process;
+    this.set(ms);
+    void process.finished.then(() => clearTimeout(this.#timer));
+  }
+
+  get ms(): number {
+    return this.#ms;
+  }
+
+  /** @param ms how long it may; 0: for as long as it likes */
+  set(ms: number): void {
+    const process = this.#process;
+    this.#ms = ms;
+    clearTimeout(this.#timer);
+    if (ms === 0 || process.exit !== undefined) return;
+    const activity = () => ({ attached: process.readers, calls: process.attachments, outputBytes: process.outputEnd, cpuMs: 0 });
+    const watch = new IdleWatch(ms, performance.now(), activity());
+    this.#timer = setInterval(() => {
+      if (!watch.look(performance.now(), activity())) return;
+      clearTimeout(this.#timer);
+      process.kill('SIGHUP');
+      this.#timer = setTimeout(() => process.kill('SIGKILL'), lingerGraceMs);
+    }, idleLookMs(ms));
+  }
 }

@@ -52,6 +52,7 @@ async function open(
       const attach = request.payload.value;
       // Attaching may come before AgentReady, on the same connection: it waits for the start.
       const process = attach.execId === 'main' ? await sandbox.mainProcess(signal) : await sandbox.execs.get(attach.execId);
+      if (attach.lingerMs !== undefined && attach.execId !== 'main') await sandbox.execs.setLinger(attach.execId, attach.lingerMs);
       if (attach.size !== undefined) process.spawned.resize(attach.size.rows, attach.size.columns);
       return { process, from: Number(attach.afterOffset), replay: attach.replay };
     }
@@ -90,7 +91,7 @@ async function feed(requests: AsyncIterator<init.ExecRequest>, process: ManagedP
 }
 
 export async function listExecs(call: Call<init.ListExecsRequest, Reply<'listExecs'>>, sandbox: Sandbox): Promise<void> {
-  const execs = (await sandbox.execs.list()).map(({ process, argv, user, startedAt }) => ({
+  const execs = (await sandbox.execs.list()).map(({ process, argv, user, startedAt, linger }) => ({
     execId: process.id,
     argv: shortened(argv),
     user,
@@ -98,6 +99,7 @@ export async function listExecs(call: Call<init.ListExecsRequest, Reply<'listExe
     terminal: process.terminal,
     startedAt: timestampFromMs(startedAt),
     clients: process.readers,
+    lingerMs: linger.ms,
     ...(process.exit !== undefined && { exit: exitStatus(process.exit) }),
   }));
   await call.send({ execs });

@@ -1,5 +1,5 @@
 import { DroverError, parseDurationMs } from '@drover/foundation';
-import type { ExecHandle, ExecOptions, ExecStarted } from '@drover/sdk';
+import type { DroverClient, ExecHandle, ExecOptions, ExecStarted } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
 import { sayBroken } from './reconnect.ts';
@@ -95,6 +95,15 @@ async function startedUnlessInterrupted(cli: Cli, handle: ExecHandle, isNew: boo
   }
 }
 
+/** A process that its caller lets go of on purpose runs without clients for as long as it likes. */
+async function keep(client: DroverClient, reference: string, execId: string): Promise<void> {
+  // Behind all of its output: none is wanted.
+  const handle = client.sandboxes.exec(reference, { execId, lingerSeconds: 0, afterOffset: BigInt(Number.MAX_SAFE_INTEGER) });
+  handle.exit.catch(() => undefined);
+  await handle.started;
+  handle.detach();
+}
+
 async function execute(
   cli: Cli,
   reference: string,
@@ -118,8 +127,10 @@ async function execute(
   if (started.truncatedBytes > 0n) cli.out.note(`${started.truncatedBytes} bytes of earlier output are no longer kept`);
   const outcome = await attachTo(cli, handle, options);
   if (outcome.kind === 'detached') {
+    const { execId } = started;
+    if (outcome.onPurpose && execId !== 'main' && options.lingerSeconds === undefined) await keep(client, reference, execId);
     cli.out.note(
-      `detached; the process runs on${started.execId === 'main' ? `: drover attach ${reference}` : ` (see --linger): drover exec --attach ${started.execId} ${reference}`}`,
+      `detached; the process runs on: ${execId === 'main' ? `drover attach ${reference}` : `drover exec --attach ${execId} ${reference}`}`,
     );
     return 0;
   }
