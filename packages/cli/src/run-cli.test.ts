@@ -65,6 +65,8 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['cp', 'x:a', 'y:b'], 2, /one side must be in a sandbox/, /SANDBOX:PATH/],
     [['forward', 'box', 'http'], 2, /"http" is not a pair of ports/, /8080:80/],
     [['events', '--since', 'yesterday'], 2, /is not the id of an event/, /id of the last event/],
+    [['events', '--tail', 'few'], 2, /--tail "few" is not a number of events/, /such as --tail 20/],
+    [['events', '--tail', '2', '--since', '3'], 2, /--since and --tail cannot be given together/, /give one of them/],
     [['run', '--setup', '/nonexistent', 'host'], 125, /--setup \/nonexistent cannot be read: no such file or directory/, /name a file/],
     [
       ['sandbox', 'create', '--post-init', '/nonexistent', 'host'],

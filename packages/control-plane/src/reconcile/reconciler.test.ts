@@ -371,6 +371,31 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await placement.placeNow((await store.sandboxes.create(draft({ room: smallRoom }))).id)).pendingReason).toBe('unschedulable');
   });
 
+  it('a drain that somebody ends goes no further, and says so', async () => {
+    const host = await joined({ slots: 2 });
+    const rows = [await create(), await create()];
+    for (const row of rows) await becomes(row, 'running');
+    // It ignores SIGTERM: the drain waits for it.
+    host.before = async (operation) => {
+      if (operation.case === 'stop') await new Promise(() => undefined);
+    };
+    const draining = drainHost({ store, placement, clock, hostId: host.id, stop: true }, new AbortController().signal);
+    expect((await draining.next()).value).toMatchObject({ total: 2, remaining: 2, done: false });
+    expect((await draining.next()).value).toMatchObject({ remaining: 2, message: 'waiting for what is stopping' });
+    await store.hosts.setScheduling(host.id, 'open');
+    const next = draining.next();
+    let ended = false;
+    const over = next.catch((error: unknown) => error).finally(() => (ended = true));
+    await until(async () => {
+      await clock.advance(500);
+      return ended;
+    });
+    expect(await over).toMatchObject({
+      code: 'conflict',
+      message: expect.stringMatching(/was uncordoned while it drained; what is left on it stays there/),
+    });
+  });
+
   it('L-22: whatever is wished, dropped, repeated and delayed: in the end every host holds what is wanted, once', async () => {
     const seed = Number(process.env['DROVER_TEST_SEED'] ?? Date.now() % 100_000);
     let value = seed;

@@ -96,6 +96,24 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await store.identities.find(hex())).toBeUndefined();
   });
 
+  it('a sandbox is found by whatever a list of identities shows: id, common name, name, thumbprint or its beginning', async () => {
+    const { row, thumbprint } = await registered({ project: 'lab', name: 'web' });
+    const other = await registered({ name: 'other' });
+    for (const reference of [row.id, 'lab.web', 'lab/web', 'web', thumbprint, thumbprint.toUpperCase()]) {
+      expect(await store.sandboxes.find(reference)).toMatchObject({ id: row.id });
+    }
+    // The thumbprints of these tests differ in their last digits only.
+    await expect(store.sandboxes.find(thumbprint.slice(0, 16))).rejects.toMatchObject({ code: 'invalid-argument' });
+    await destroy(other.row.id);
+    expect(await store.sandboxes.find(thumbprint.slice(0, 16))).toMatchObject({ id: row.id });
+    for (const reference of ['lab.other', 'web.lab', 'f'.repeat(64)]) {
+      await expect(store.sandboxes.find(reference)).rejects.toMatchObject({ code: 'sandbox-not-found' });
+    }
+    await destroy(row.id);
+    await expect(store.sandboxes.find('lab/web')).rejects.toMatchObject({ code: 'sandbox-not-found' });
+    expect(await store.sandboxes.find('lab/web', { deleted: true })).toMatchObject({ id: row.id });
+  });
+
   it('I-7: a thumbprint is one sandbox: a collision is an outcome, not an exception', async () => {
     const [first, second] = [await registered(), await box()];
     const token = hex();

@@ -1,6 +1,6 @@
 import { DroverError, hasCode } from '@drover/foundation';
 import { sandbox, type api } from '@drover/protocol';
-import type { DroverClient } from '@drover/sdk';
+import { actionsOf, type DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { planFailure } from './init-text.ts';
 import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
@@ -123,7 +123,12 @@ function reasonOf(sandbox: api.Sandbox | undefined, thrown: unknown): unknown {
 async function removeEnded(cli: Cli, client: DroverClient, id: string): Promise<void> {
   try {
     // The host tells of the end a moment after the session did; its exit code is to be stored.
-    await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: removalWaitMs });
+    const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: removalWaitMs });
+    // I-4: what was contained is kept to be looked at, as the control plane keeps it.
+    if (actionsOf(ended.containment).length > 0) {
+      cli.out.note(`${sandboxLabel(ended)} is contained and kept: drover sandbox rm ${sandboxLabel(ended)} removes it`);
+      return;
+    }
     await client.sandboxes.remove(id);
     await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs });
   } catch (error) {

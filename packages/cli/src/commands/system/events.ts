@@ -24,9 +24,12 @@ export default async function events(cli: Cli, _: readonly [], flags: EventsFlag
       hint: 'give the id of the last event that you have seen; 0 begins with the first',
     });
   }
-  if (flags.tail !== undefined && (flags.since !== undefined || !/^\d{1,9}$/.test(flags.tail))) {
-    throw new DroverError('invalid-argument', `--tail ${JSON.stringify(clip(flags.tail))} cannot be used here`, {
-      hint: flags.since === undefined ? 'give the number of events to begin with, such as --tail 20' : 'give --since or --tail, not both',
+  if (flags.tail !== undefined && flags.since !== undefined) {
+    throw new DroverError('invalid-argument', '--since and --tail cannot be given together', { hint: 'give one of them' });
+  }
+  if (flags.tail !== undefined && !/^\d{1,9}$/.test(flags.tail)) {
+    throw new DroverError('invalid-argument', `--tail ${JSON.stringify(clip(flags.tail))} is not a number of events`, {
+      hint: 'give the number of events to begin with, such as --tail 20',
     });
   }
   const kinds = flags.kind?.flatMap((flag) => flag.split(','));
