@@ -55,10 +55,13 @@ const initPlace: Plugin = {
  */
 async function buildCliBundle(began: Date): Promise<void> {
   const { outputFiles } = await build({
-    // Threads of the agent's are started from their own files, beside.
-    entryPoints: ['cli/src/main.ts', 'agent/src/images/unpack-thread.ts', 'agent/src/runtimes/oci/binding-thread.ts'].map((path) =>
-      join(root, 'packages', path),
-    ),
+    // Threads and programs of the agent's are started from their own files, beside.
+    entryPoints: [
+      'cli/src/main.ts',
+      'agent/src/images/unpack-thread.ts',
+      'agent/src/runtimes/oci/binding-thread.ts',
+      'agent/src/sandboxes/copy-ended-program.ts',
+    ].map((path) => join(root, 'packages', path)),
     entryNames: '[name]',
     // Only for the names of the files.
     outdir: cache,

@@ -17,7 +17,7 @@ import { join } from 'node:path';
 import { arbitraryTree, describeTree, makeTree } from '@drover/archive/testing';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { repository, TestDrover, type Finished } from '../harness/index.ts';
+import { eventually, repository, TestDrover, type Finished } from '../harness/index.ts';
 
 describe('copies are exact, or they fail', () => {
   let drover: TestDrover;
@@ -192,5 +192,20 @@ describe('copies are exact, or they fail', () => {
     expect(lstatSync(here('linked')).isFile()).toBe(true);
     await copied('web:/tmp/link', here('as-link'));
     expect(readlinkSync(here('as-link'))).toBe('sub/file');
+  });
+
+  test('out of a sandbox that has ended, through its host, with the owners and links of the sandbox', async () => {
+    const script =
+      'mkdir /var/tmp/left; cd /var/tmp/left; echo content > file; chown 12:34 file; ln -s /etc/hostname link; ln -s /var/tmp/left /way; mkfifo pipe';
+    await drover.begin('ended', ['sh', '-c', script], { hostname: 'inside' });
+    await eventually('it has ended', async () => (await drover.sandbox<{ state: string }>('ended')).state === 'stopped');
+    const { code, stderr } = await cp('-a', 'ended:/way/', here('ended'));
+    expect({ code, stderr }).toMatchObject({ code: 1, stderr: expect.stringContaining('/way/pipe is a FIFO') as string });
+    expect(statSync(here('ended/file'))).toMatchObject({ uid: 12, gid: 34 });
+    expect(readlinkSync(here('ended/link'))).toBe('/etc/hostname');
+    // The link leads to the sandbox's file, not to this machine's.
+    await copied('-L', 'ended:/var/tmp/left/link', here('hostname'));
+    expect(readFileSync(here('hostname'), 'utf8')).toBe('inside\n');
+    expect((await cp('ended:/nothing', here('x'))).stderr).toMatch(/the sandbox has no \/nothing/);
   });
 });

@@ -1,4 +1,5 @@
 /** For the agent: what init reads and writes, and where its program is. Nothing here loads init itself. */
 export { buildInitBundle, initBundlePath, initNodeFlags, ptyAddonPath } from './bundle.ts';
 export * from './config.ts';
+export { packPath } from './files/copy-out.ts';
 export { readLog, type LogEntry } from './logs/reader.ts';

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import type { Duplex } from 'node:stream';
+import { Duplex, type Readable, type Writable } from 'node:stream';
 import { create, fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { errorFromWire, errorToWire } from './errors.ts';
@@ -8,10 +8,10 @@ import { HostStreamMessageSchema, type HostStreamMessage } from './generated/dro
 /** Bytes of one message of a host's stream. A larger one ends the stream. */
 const maxMessageBytes = 1024 * 1024;
 
-/** Writes messages into a tunnel, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
+/** Writes messages into a tunnel or a pipe, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
 export async function writeHostStream(
   messages: AsyncIterable<MessageInitShape<typeof HostStreamMessageSchema>>,
-  tunnel: Duplex,
+  tunnel: Writable,
 ): Promise<void> {
   const gone = new AbortController();
   tunnel.once('close', () => gone.abort());
@@ -23,7 +23,7 @@ export async function writeHostStream(
     if (!tunnel.write(frame)) await once(tunnel, 'drain', { signal: gone.signal });
   };
   // The reader sends nothing but its end.
-  tunnel.resume();
+  if (tunnel instanceof Duplex) tunnel.resume();
   try {
     for await (const message of messages) {
       await write(message);
@@ -37,10 +37,14 @@ export async function writeHostStream(
 }
 
 /** The messages that the other end writes. @throws {DroverError} the other end's error; unavailable when the tunnel breaks; protocol-violation */
-export async function* readHostStream(tunnel: Duplex, signal: AbortSignal): AsyncGenerator<HostStreamMessage['message'], void, undefined> {
+export async function* readHostStream(
+  tunnel: Readable,
+  signal: AbortSignal,
+): AsyncGenerator<HostStreamMessage['message'], void, undefined> {
   const abort = (): void => void tunnel.destroy();
   signal.addEventListener('abort', abort, { once: true });
-  tunnel.end();
+  // A tunnel closes when both sides have said their end.
+  if (tunnel instanceof Duplex) tunnel.end();
   let held: Buffer = Buffer.alloc(0);
   try {
     for await (const chunk of tunnel as AsyncIterable<Buffer>) {

@@ -32,7 +32,7 @@ export class AgentTunnels {
   async open(client: Client, command: link.OpenTunnel): Promise<void> {
     const id = parseSandboxId(command.sandboxId);
     const { target } = command;
-    if (target.case === 'logs') return this.#send(client, command.tunnelId, id, target);
+    if (target.case === 'logs' || target.case === 'copyOut') return this.#send(client, command.tunnelId, id, target);
     const port = portOf(command);
     if (this.#open >= tunnelsAtOnce) {
       throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });

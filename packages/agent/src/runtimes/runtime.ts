@@ -35,10 +35,19 @@ export interface Runtime {
   /** A byte stream to a TCP port inside; `init` waits, bounded, until init listens. @throws {DroverError} sandbox-not-running, unavailable */
   dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
   stats(id: SandboxId): Promise<RuntimeStats | undefined>;
+  /** The root of a sandbox that has ended, as it was left. Undefined: it runs, or its root is not to be had any more. */
+  stoppedRoot(id: SandboxId): Promise<StoppedRoot | undefined>;
   /** How often the kernel has killed a process in it for want of memory since its start (R-10); also for a while after its end. */
   oomKills(id: SandboxId): Promise<number>;
   /** The names of the processes that the last `count` of those kills hit, oldest first; fewer, or none, where the kernel does not say. */
   oomVictims(id: SandboxId, count: number): Promise<readonly string[]>;
+}
+
+export interface StoppedRoot {
+  /** On this host. */
+  readonly path: string;
+  /** The host's id of the sandbox's user and group 0. */
+  readonly firstId: number;
 }
 
 export interface RuntimeFinding {

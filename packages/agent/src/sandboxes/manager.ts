@@ -18,11 +18,12 @@ import type { HostEventInit } from '../link/host-events.ts';
 import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, oomLookMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
+import { copyEnded } from './copy-ended.ts';
 import { keptLogs } from './logs.ts';
 import { prepareStart, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
 import { removeRunDirectory, removeStartMaterial, restoreRunDirectory, runDirectoryOf, sweepRunDirectories } from './run-directory.ts';
-import type { HostStream, HostStreamSource, Sandboxes } from './sandboxes.ts';
+import type { HostStream, HostStreamPart, HostStreamSource, Sandboxes } from './sandboxes.ts';
 import { Standbys } from './standbys.ts';
 
 export interface SandboxManagerOptions extends StartOptions {
@@ -241,7 +242,18 @@ export class SandboxManager implements Sandboxes {
 
   hostStream(id: SandboxId, source: HostStreamSource, signal: AbortSignal): HostStream {
     const entry = this.#entry(id);
-    return keptLogs(this.#runDirectory(entry.record.id), source.value, signal);
+    if (source.case === 'logs') return keptLogs(this.#runDirectory(entry.record.id), source.value, signal);
+    return this.#copyEnded(entry, source.value, signal);
+  }
+
+  async *#copyEnded({ record }: Entry, wanted: link.HostCopyOut, signal: AbortSignal): AsyncGenerator<HostStreamPart> {
+    const root = await this.#runtime(record.runtime).stoppedRoot(record.id);
+    if (root === undefined) {
+      throw new DroverError('failed-precondition', 'the host does not have the files of this sandbox at hand', {
+        hint: 'start it and copy then: it runs, never ran, or its host was restarted since it ended',
+      });
+    }
+    yield* copyEnded(root, record.spec.workdir === '' ? '/' : record.spec.workdir, wanted, signal);
   }
 
   async stats(command: link.CollectStats): Promise<link.Stats> {

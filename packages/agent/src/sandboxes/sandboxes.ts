@@ -35,7 +35,8 @@ export interface Sandboxes {
 
 /** What a host's stream is of: `{ case: 'logs', value: … }`. */
 export type HostStreamSource = Exclude<link.OpenTunnel['target'], { case: 'init' | 'port' | undefined }>;
-export type HostStream = AsyncIterable<MessageInitShape<typeof link.HostStreamMessageSchema>>;
+export type HostStreamPart = MessageInitShape<typeof link.HostStreamMessageSchema>;
+export type HostStream = AsyncIterable<HostStreamPart>;
 
 /** How a start of a sandbox gets its certificate (I-6) and the token that its init registers with (I-13): the link asks the control plane to sign. */
 export type SignSandboxCertificate = (

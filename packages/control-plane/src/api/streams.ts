@@ -1,13 +1,14 @@
-import { create } from '@bufbuild/protobuf';
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
-import { api, init } from '@drover/protocol';
+import { api, init, link, readHostStream } from '@drover/protocol';
 import type { ApiContext } from './context.ts';
-import { refusePaused } from './ended.ts';
-import { brokenCallError, sessionClient } from './host-down.ts';
+import { ended, endedError, refusePaused } from './ended.ts';
+import { brokenCallError, refuseDownHost, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
 import { checkUser, isPort } from './parse.ts';
 import { maxPathBytes } from '../limits.ts';
+import type { SandboxRow } from '../store/store.ts';
 
 type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'copyIn' | 'copyOut' | 'forward'>;
 
@@ -35,15 +36,18 @@ export function streamMethods(context: ApiContext): Methods {
     },
 
     async *copyOut(request, { signal }) {
-      const copy = create(init.CopyOutRequestSchema, { path: pathOf(request), followLinks: request.followLinks });
+      const copy = { path: pathOf(request), followLinks: request.followLinks };
       const row = await context.store.sandboxes.find(request.sandbox);
       refusePaused(row);
+      if (ended(row)) {
+        yield* copyFromHost(context, row, copy, signal);
+        return;
+      }
       const client = await sessionClient(context, row, signal);
       try {
         for await (const { tar, leftOut } of client.copyOut(copy, { signal })) {
           if (leftOut === undefined) yield create(api.CopyOutResponseSchema, { tar });
-          else
-            yield create(api.CopyOutResponseSchema, { leftOut: create(api.LeftOutSchema, { path: leftOut.path, reason: leftOut.reason }) });
+          else yield leftOutOf(leftOut);
         }
       } catch (thrown) {
         throw await brokenCallError(context, row, thrown);
@@ -68,6 +72,31 @@ export function streamMethods(context: ApiContext): Methods {
       }
     },
   };
+}
+
+/** Of a sandbox that has ended: its host has its files. */
+async function* copyFromHost(
+  context: ApiContext,
+  row: SandboxRow,
+  copy: MessageInitShape<typeof link.HostCopyOutSchema>,
+  signal: AbortSignal,
+): AsyncGenerator<api.CopyOutResponse, void, undefined> {
+  if (row.hostId === undefined) throw endedError(row);
+  await refuseDownHost(context, row);
+  const source = { case: 'copyOut', value: create(link.HostCopyOutSchema, copy) } as const;
+  try {
+    const tunnel = await context.hub.openHostStream(row.hostId, row.id, source, signal);
+    for await (const message of readHostStream(tunnel, signal)) {
+      if (message.case === 'tar') yield create(api.CopyOutResponseSchema, { tar: message.value });
+      else if (message.case === 'leftOut') yield leftOutOf(message.value);
+    }
+  } catch (thrown) {
+    throw await brokenCallError(context, row, thrown);
+  }
+}
+
+function leftOutOf({ path, reason }: { readonly path: Uint8Array; readonly reason: string }): api.CopyOutResponse {
+  return create(api.CopyOutResponseSchema, { leftOut: create(api.LeftOutSchema, { path, reason }) });
 }
 
 /** A path in the sandbox, as bytes. @throws {DroverError} invalid-argument */

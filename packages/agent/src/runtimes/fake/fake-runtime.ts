@@ -171,6 +171,10 @@ export class FakeRuntime implements Runtime {
     return Promise.resolve([]);
   }
 
+  stoppedRoot(): Promise<undefined> {
+    return Promise.resolve(undefined);
+  }
+
   stats(id: SandboxId): Promise<RuntimeStats | undefined> {
     const found = this.#state.sandboxes.get(id);
     if (found === undefined || found.phase === 'ended') return Promise.resolve(undefined);

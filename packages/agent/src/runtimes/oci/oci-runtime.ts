@@ -13,7 +13,7 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { mountPoints } from '../../disks/index.ts';
+import { isMounted, mountPoints } from '../../disks/index.ts';
 import { ForeignPaths } from '../../foreign/index.ts';
 import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
@@ -25,6 +25,7 @@ import {
   type RuntimeState,
   type RuntimeStats,
   type StandbyRequest,
+  type StoppedRoot,
 } from '../runtime.ts';
 import { Bindings } from './binding.ts';
 import { Cgroups } from './cgroup.ts';
@@ -268,6 +269,14 @@ export class OciRuntime implements Runtime {
     await this.#bindings.close();
     await (await this.#prepared)?.close();
     await this.#cgroups.removeParent();
+  }
+
+  async stoppedRoot(id: SandboxId): Promise<StoppedRoot | undefined> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    // It stays mounted until the sandbox is removed, or this machine restarts.
+    if (record?.phase !== 'ended' || !isMounted(layout.root)) return undefined;
+    return { path: layout.root, firstId: record.slot === undefined ? 0 : rangeStart(record.slot) };
   }
 
   /** Directories, and the uid ranges when this host can map owners; once. */

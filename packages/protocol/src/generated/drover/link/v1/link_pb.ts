@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0itAEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSIpCgdPb21LaWxsEg8KB3Byb2Nlc3MYASABKAkSDQoFY291bnQYAiABKA0igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUimgkKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEjUKDWNvbGxlY3Rfc3RhdHMYGyABKAsyHC5kcm92ZXIubGluay52MS5Db2xsZWN0U3RhdHNIABI4Cg9zZXRfbmV0d29ya19jdXQYHCABKAsyHS5kcm92ZXIubGluay52MS5TZXROZXR3b3JrQ3V0SAASNQoNY3JlYXRlX3ZvbHVtZRgdIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVZvbHVtZUgAEjUKDXJlbW92ZV92b2x1bWUYHiABKAsyHC5kcm92ZXIubGluay52MS5SZW1vdmVWb2x1bWVIABIzCgxsaXN0X3ZvbHVtZXMYHyABKAsyGy5kcm92ZXIubGluay52MS5MaXN0Vm9sdW1lc0gAQgsKCW9wZXJhdGlvbkoECBoQGyI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCLsAQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgGIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAcgASgIIp4BCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAMgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYBCABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiZgoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgDIAEoCCIkCg5JbnNwZWN0U2FuZGJveBISCgpzYW5kYm94X2lkGAEgASgJIg8KDUxpc3RTYW5kYm94ZXMiLAoJUHVsbEltYWdlEg0KBWltYWdlGAEgASgJEhAKCGluc2VjdXJlGAIgASgIIjAKDENyZWF0ZVZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQiHAoMUmVtb3ZlVm9sdW1lEgwKBG5hbWUYASABKAkiDQoLTGlzdFZvbHVtZXMiPgoGVm9sdW1lEgwKBG5hbWUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoBBISCgp1c2VkX2J5dGVzGAMgASgEIjIKB1ZvbHVtZXMSJwoHdm9sdW1lcxgBIAMoCzIWLmRyb3Zlci5saW5rLnYxLlZvbHVtZSIMCgpMaXN0SW1hZ2VzIhwKC1JlbW92ZUltYWdlEg0KBWltYWdlGAEgASgJIikKC1BydW5lSW1hZ2VzEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgBIAEoBCKHAQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAEigKBGxvZ3MYBSABKAsyGC5kcm92ZXIubGluay52MS5Ib3N0TG9nc0gAQggKBnRhcmdldCJJCghIb3N0TG9ncxISCgp0YWlsX2xpbmVzGAEgASgEEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJwChFIb3N0U3RyZWFtTWVzc2FnZRIoCgNsb2cYASABKAsyGS5kcm92ZXIubGluay52MS5Mb2dSZWNvcmRIABImCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9ySABCCQoHbWVzc2FnZSJBCgtBcHBseVBvbGljeRISCgpzYW5kYm94X2lkGAEgASgJEg0KBWFsbG93GAIgAygJEg8KB3ZlcnNpb24YAyABKAQiDQoLQXBwbHlBZGRvbnMiFAoSQ29sbGVjdERpYWdub3N0aWNzIiMKDENvbGxlY3RTdGF0cxITCgtzYW5kYm94X2lkcxgBIAMoCSKAAQoMU2FuZGJveFN0YXRzEhIKCnNhbmRib3hfaWQYASABKAkSEAoIY3B1X3VzZWMYAiABKAQSFAoMbWVtb3J5X2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SJgoCYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKBVN0YXRzEi8KCXNhbmRib3hlcxgBIAMoCzIcLmRyb3Zlci5saW5rLnYxLlNhbmRib3hTdGF0cyLOAwoNQ29tbWFuZFJlc3VsdBISCgpjb21tYW5kX2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISOAoHc2FuZGJveBgDIAEoCzIlLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hPYnNlcnZhdGlvbkgAEjEKCXNhbmRib3hlcxgEIAEoCzIcLmRyb3Zlci5saW5rLnYxLk9ic2VydmF0aW9uc0gAEiYKBWltYWdlGAUgASgLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2VIABIoCgZpbWFnZXMYBiABKAsyFi5kcm92ZXIubGluay52MS5JbWFnZXNIABIyCgtkaWFnbm9zdGljcxgHIAEoCzIbLmRyb3Zlci5saW5rLnYxLkRpYWdub3N0aWNzSAASLQoGcHJ1bmVkGAkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVSZXBvcnRIABImCgVzdGF0cxgKIAEoCzIVLmRyb3Zlci5saW5rLnYxLlN0YXRzSAASKgoHdm9sdW1lcxgLIAEoCzIXLmRyb3Zlci5saW5rLnYxLlZvbHVtZXNIAEIHCgV2YWx1ZUoECAgQCSJTCg9Db21tYW5kUHJvZ3Jlc3MSEgoKY29tbWFuZF9pZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGRvbmUYAyABKAQSDQoFdG90YWwYBCABKAQiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMi5AEKCUxvZ1JlY29yZBIwCgZzdHJlYW0YASABKA4yIC5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQuU3RyZWFtEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNZHJvcHBlZF9ieXRlcxgEIAEoBBIOCgZvZmZzZXQYBSABKAQiRgoGU3RyZWFtEhYKElNUUkVBTV9VTlNQRUNJRklFRBAAEhEKDVNUUkVBTV9TVERPVVQQARIRCg1TVFJFQU1fU1RERVJSEAIiZgoOU2lnbmluZ1JlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIPCgdjc3JfZGVyGAIgASgMEg4KBGhvc3QYAyABKAhIABIUCgpzYW5kYm94X2lkGAQgASgJSABCCQoHc3ViamVjdCKSAQoPU2lnbmluZ1Jlc3BvbnNlEhIKCnJlcXVlc3RfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchIXCg9jZXJ0aWZpY2F0ZV9wZW0YAyABKAkSDgoGY2FfcGVtGAQgASgJEhwKD2Jvb3RzdHJhcF90b2tlbhgFIAEoCUIDgAEBImEKC1R1bm5lbEZyYW1lEioKBG9wZW4YASABKAsyGi5kcm92ZXIubGluay52MS5UdW5uZWxPcGVuSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VuZBgDIAEoCEgAQgcKBWZyYW1lIocBCgpUdW5uZWxPcGVuEhMKCXR1bm5lbF9pZBgBIAEoCUgAEjEKB2luYm91bmQYAiABKAsyHi5kcm92ZXIubGluay52MS5TYW5kYm94SW5ib3VuZEgAEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3JCCwoJZGlyZWN0aW9uIk0KDlNhbmRib3hJbmJvdW5kEhIKCnNhbmRib3hfaWQYASABKAkSEQoJaW50ZXJmYWNlGAIgASgJEhQKDHBlZXJfYWRkcmVzcxgDIAEoCTKhAQoPSG9zdExpbmtTZXJ2aWNlEkYKB0Nvbm5lY3QSGS5kcm92ZXIubGluay52MS5Ib3N0RnJhbWUaHC5kcm92ZXIubGluay52MS5Db250cm9sRnJhbWUoATABEkYKBlR1bm5lbBIbLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lGhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUoATABYgZwcm90bzM", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0itAEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSIpCgdPb21LaWxsEg8KB3Byb2Nlc3MYASABKAkSDQoFY291bnQYAiABKA0igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUimgkKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEjUKDWNvbGxlY3Rfc3RhdHMYGyABKAsyHC5kcm92ZXIubGluay52MS5Db2xsZWN0U3RhdHNIABI4Cg9zZXRfbmV0d29ya19jdXQYHCABKAsyHS5kcm92ZXIubGluay52MS5TZXROZXR3b3JrQ3V0SAASNQoNY3JlYXRlX3ZvbHVtZRgdIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVZvbHVtZUgAEjUKDXJlbW92ZV92b2x1bWUYHiABKAsyHC5kcm92ZXIubGluay52MS5SZW1vdmVWb2x1bWVIABIzCgxsaXN0X3ZvbHVtZXMYHyABKAsyGy5kcm92ZXIubGluay52MS5MaXN0Vm9sdW1lc0gAQgsKCW9wZXJhdGlvbkoECBoQGyI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCLsAQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgGIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAcgASgIIp4BCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAMgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYBCABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiZgoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgDIAEoCCIkCg5JbnNwZWN0U2FuZGJveBISCgpzYW5kYm94X2lkGAEgASgJIg8KDUxpc3RTYW5kYm94ZXMiLAoJUHVsbEltYWdlEg0KBWltYWdlGAEgASgJEhAKCGluc2VjdXJlGAIgASgIIjAKDENyZWF0ZVZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQiHAoMUmVtb3ZlVm9sdW1lEgwKBG5hbWUYASABKAkiDQoLTGlzdFZvbHVtZXMiPgoGVm9sdW1lEgwKBG5hbWUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoBBISCgp1c2VkX2J5dGVzGAMgASgEIjIKB1ZvbHVtZXMSJwoHdm9sdW1lcxgBIAMoCzIWLmRyb3Zlci5saW5rLnYxLlZvbHVtZSIMCgpMaXN0SW1hZ2VzIhwKC1JlbW92ZUltYWdlEg0KBWltYWdlGAEgASgJIikKC1BydW5lSW1hZ2VzEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgBIAEoBCK4AQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAEigKBGxvZ3MYBSABKAsyGC5kcm92ZXIubGluay52MS5Ib3N0TG9nc0gAEi8KCGNvcHlfb3V0GAYgASgLMhsuZHJvdmVyLmxpbmsudjEuSG9zdENvcHlPdXRIAEIICgZ0YXJnZXQiSQoISG9zdExvZ3MSEgoKdGFpbF9saW5lcxgBIAEoBBIpCgVzaW5jZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiMQoLSG9zdENvcHlPdXQSDAoEcGF0aBgBIAEoDBIUCgxmb2xsb3dfbGlua3MYAiABKAgiJwoHTGVmdE91dBIMCgRwYXRoGAEgASgMEg4KBnJlYXNvbhgCIAEoCSKsAQoRSG9zdFN0cmVhbU1lc3NhZ2USKAoDbG9nGAEgASgLMhkuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkSAASJgoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvckgAEg0KA3RhchgDIAEoDEgAEisKCGxlZnRfb3V0GAQgASgLMhcuZHJvdmVyLmxpbmsudjEuTGVmdE91dEgAQgkKB21lc3NhZ2UiQQoLQXBwbHlQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRINCgVhbGxvdxgCIAMoCRIPCgd2ZXJzaW9uGAMgASgEIg0KC0FwcGx5QWRkb25zIhQKEkNvbGxlY3REaWFnbm9zdGljcyIjCgxDb2xsZWN0U3RhdHMSEwoLc2FuZGJveF9pZHMYASADKAkigAEKDFNhbmRib3hTdGF0cxISCgpzYW5kYm94X2lkGAEgASgJEhAKCGNwdV91c2VjGAIgASgEEhQKDG1lbW9yeV9ieXRlcxgDIAEoBBIMCgRwaWRzGAQgASgNEiYKAmF0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4CgVTdGF0cxIvCglzYW5kYm94ZXMYASADKAsyHC5kcm92ZXIubGluay52MS5TYW5kYm94U3RhdHMizgMKDUNvbW1hbmRSZXN1bHQSEgoKY29tbWFuZF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEjgKB3NhbmRib3gYAyABKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb25IABIxCglzYW5kYm94ZXMYBCABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABImCgVpbWFnZRgFIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlSAASKAoGaW1hZ2VzGAYgASgLMhYuZHJvdmVyLmxpbmsudjEuSW1hZ2VzSAASMgoLZGlhZ25vc3RpY3MYByABKAsyGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljc0gAEi0KBnBydW5lZBgJIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lUmVwb3J0SAASJgoFc3RhdHMYCiABKAsyFS5kcm92ZXIubGluay52MS5TdGF0c0gAEioKB3ZvbHVtZXMYCyABKAsyFy5kcm92ZXIubGluay52MS5Wb2x1bWVzSABCBwoFdmFsdWVKBAgIEAkiUwoPQ29tbWFuZFByb2dyZXNzEhIKCmNvbW1hbmRfaWQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRkb25lGAMgASgEEg0KBXRvdGFsGAQgASgEIjQKBUVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRoaW50GAMgASgJIrIBCgVJbWFnZRIRCglyZWZlcmVuY2UYASABKAkSDgoGZGlnZXN0GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAQSLQoJcHVsbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNhbmRib3hlcxgGIAEoDSIvCgZJbWFnZXMSJQoGaW1hZ2VzGAEgAygLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UiMwoLUHJ1bmVSZXBvcnQSDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBCI4CgtEaWFnbm9zdGljcxIpCghmaW5kaW5ncxgBIAMoCzIXLmRyb3Zlci5saW5rLnYxLkZpbmRpbmciuwEKB0ZpbmRpbmcSLAoFbGV2ZWwYASABKA4yHS5kcm92ZXIubGluay52MS5GaW5kaW5nLkxldmVsEg8KB3N1YmplY3QYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRIMCgRoaW50GAQgASgJIlIKBUxldmVsEhUKEUxFVkVMX1VOU1BFQ0lGSUVEEAASDAoITEVWRUxfT0sQARIRCg1MRVZFTF9XQVJOSU5HEAISEQoNTEVWRUxfUFJPQkxFTRADIuQBCglMb2dSZWNvcmQSMAoGc3RyZWFtGAEgASgOMiAuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkLlN0cmVhbRIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDWRyb3BwZWRfYnl0ZXMYBCABKAQSDgoGb2Zmc2V0GAUgASgEIkYKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIRCg1TVFJFQU1fU1RET1VUEAESEQoNU1RSRUFNX1NUREVSUhACImYKDlNpZ25pbmdSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDwoHY3NyX2RlchgCIAEoDBIOCgRob3N0GAMgASgISAASFAoKc2FuZGJveF9pZBgEIAEoCUgAQgkKB3N1YmplY3QikgEKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCRIcCg9ib290c3RyYXBfdG9rZW4YBSABKAlCA4ABASJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -1178,6 +1178,14 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
      */
     value: HostLogs;
     case: "logs";
+  } | {
+    /**
+     * The same: a copy out of a sandbox that has ended.
+     *
+     * @generated from field: drover.link.v1.HostCopyOut copy_out = 6;
+     */
+    value: HostCopyOut;
+    case: "copyOut";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1215,6 +1223,58 @@ export const HostLogsSchema: GenMessage<HostLogs> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 33);
 
 /**
+ * @generated from message drover.link.v1.HostCopyOut
+ */
+export type HostCopyOut = Message<"drover.link.v1.HostCopyOut"> & {
+  /**
+   * Absolute, or relative to the workdir. Bytes, as file names are.
+   *
+   * @generated from field: bytes path = 1;
+   */
+  path: Uint8Array;
+
+  /**
+   * Copies what symbolic links point at.
+   *
+   * @generated from field: bool follow_links = 2;
+   */
+  followLinks: boolean;
+};
+
+/**
+ * Describes the message drover.link.v1.HostCopyOut.
+ * Use `create(HostCopyOutSchema)` to create a new message.
+ */
+export const HostCopyOutSchema: GenMessage<HostCopyOut> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 34);
+
+/**
+ * Something that a copy does not carry.
+ *
+ * @generated from message drover.link.v1.LeftOut
+ */
+export type LeftOut = Message<"drover.link.v1.LeftOut"> & {
+  /**
+   * @generated from field: bytes path = 1;
+   */
+  path: Uint8Array;
+
+  /**
+   * Continues a sentence that begins with the path: `is a socket`.
+   *
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message drover.link.v1.LeftOut.
+ * Use `create(LeftOutSchema)` to create a new message.
+ */
+export const LeftOutSchema: GenMessage<LeftOut> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 35);
+
+/**
  * @generated from message drover.link.v1.HostStreamMessage
  */
 export type HostStreamMessage = Message<"drover.link.v1.HostStreamMessage"> & {
@@ -1235,6 +1295,18 @@ export type HostStreamMessage = Message<"drover.link.v1.HostStreamMessage"> & {
      */
     value: Error;
     case: "error";
+  } | {
+    /**
+     * @generated from field: bytes tar = 3;
+     */
+    value: Uint8Array;
+    case: "tar";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.LeftOut left_out = 4;
+     */
+    value: LeftOut;
+    case: "leftOut";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1243,7 +1315,7 @@ export type HostStreamMessage = Message<"drover.link.v1.HostStreamMessage"> & {
  * Use `create(HostStreamMessageSchema)` to create a new message.
  */
 export const HostStreamMessageSchema: GenMessage<HostStreamMessage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -1270,7 +1342,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -1285,7 +1357,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -1298,7 +1370,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * What sandboxes use now.
@@ -1319,7 +1391,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1362,7 +1434,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1379,7 +1451,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1456,7 +1528,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1490,7 +1562,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1523,7 +1595,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1567,7 +1639,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 46);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1584,7 +1656,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 45);
+  messageDesc(file_drover_link_v1_link, 47);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1606,7 +1678,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 46);
+  messageDesc(file_drover_link_v1_link, 48);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1623,7 +1695,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 47);
+  messageDesc(file_drover_link_v1_link, 49);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1657,7 +1729,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 48);
+  messageDesc(file_drover_link_v1_link, 50);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1693,7 +1765,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 48, 0);
+  enumDesc(file_drover_link_v1_link, 50, 0);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1734,7 +1806,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 49);
+  messageDesc(file_drover_link_v1_link, 51);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1765,7 +1837,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 49, 0);
+  enumDesc(file_drover_link_v1_link, 51, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1810,7 +1882,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 50);
+  messageDesc(file_drover_link_v1_link, 52);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1853,7 +1925,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 51);
+  messageDesc(file_drover_link_v1_link, 53);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1890,7 +1962,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 52);
+  messageDesc(file_drover_link_v1_link, 54);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -1930,7 +2002,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 53);
+  messageDesc(file_drover_link_v1_link, 55);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -1961,7 +2033,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 54);
+  messageDesc(file_drover_link_v1_link, 56);
 
 /**
  * @generated from service drover.link.v1.HostLinkService

@@ -1,0 +1,40 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import type { MessageInitShape } from '@bufbuild/protobuf';
+import { DroverError } from '@drover/foundation';
+import { readHostStream, type link } from '@drover/protocol';
+import type { StoppedRoot } from '../runtimes/runtime.ts';
+
+// From sources the program runs .ts with type stripping and needs the workspace's resolution; as published, .js.
+const fromSource = import.meta.url.endsWith('.ts');
+const script = new URL(fromSource ? './copy-ended-program.ts' : './copy-ended-program.js', import.meta.url).pathname;
+const nodeFlags = ['--disable-warning=ExperimentalWarning', ...(fromSource ? ['--conditions=development'] : [])];
+
+/**
+ * A copy out of a sandbox that has ended. A program of its own reads its root, as the sandbox's init would: its links lead nowhere else, since
+ * the root is the program's own, and whatever in it is slow holds up only the program.
+ * @param workdir what a relative path is relative to
+ */
+export async function* copyEnded(
+  root: StoppedRoot,
+  workdir: string,
+  { path, followLinks }: link.HostCopyOut,
+  signal: AbortSignal,
+): AsyncGenerator<MessageInitShape<typeof link.HostStreamMessageSchema>, void, undefined> {
+  const request = JSON.stringify({ root, workdir, path: Buffer.from(path).toString('latin1'), followLinks });
+  const child = spawn(process.execPath, [...nodeFlags, script, request], { env: {}, stdio: ['ignore', 'pipe', 'ignore'] });
+  const closed = once(child, 'close');
+  // A program that cannot be started says so here, and ends the stream.
+  closed.catch(() => undefined);
+  let count = 0;
+  try {
+    for await (const message of readHostStream(child.stdout, signal)) {
+      count++;
+      yield { message };
+    }
+  } finally {
+    child.kill('SIGKILL');
+    await closed;
+  }
+  if (count === 0) throw new DroverError('runtime-failed', 'the program that copies out of an ended sandbox could not be run');
+}
