@@ -134,7 +134,12 @@ const rows: readonly Row[] = [
     'control-plane-unreachable',
   ],
   ['agent join https://127.0.0.1:1 --token drv1.x --state /nonexistent/state', 2, /not a join token/, 'invalid-argument'],
-  ['up --data /etc/passwd/x --listen 127.0.0.1:0', 2, /data directory \/etc\/passwd\/x cannot be made/, 'invalid-argument'],
+  [
+    'up --data /etc/passwd/x --listen 127.0.0.1:0',
+    2,
+    /data directory \/etc\/passwd\/x cannot be used: a part of the path is not a directory/,
+    'invalid-argument',
+  ],
   ['up --listen nonsense', 2, /not an address to listen on/, 'invalid-argument'],
   ['up --listen 127.0.0.1:0 --pool 10.0.0.0/99', 2, /no address pool/, 'invalid-config'],
   ['up --listen 127.0.0.1:0 --cpus none', 2, /not a number of CPUs/, 'invalid-argument'],
@@ -382,7 +387,7 @@ describe('up', () => {
     });
     expect(stdout).toBe('');
     expect(stderr.trimEnd().split('\n').at(-1)).toMatch(/^ {2}hint: .+/);
-    expect(stderr).toMatch(/^drover: .*(?:root|cannot be made|permit)/m);
+    expect(stderr).toMatch(/^drover: .*(?:root|cannot be used|permit)/m);
     expect([2, 5]).toContain(exitCode);
   });
 

@@ -1,8 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { counted, DroverError, lockDirectory, type Logger } from '@drover/foundation';
+import { counted, DroverError, lockDirectory, makeDirectories, type Logger } from '@drover/foundation';
 import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
@@ -56,7 +55,7 @@ export interface AgentOptions {
 export async function runAgent(options: AgentOptions): Promise<void> {
   const { stateDirectory, logger } = options;
   // Others may pass through: sandboxes' roots are in here, and their owners are not root.
-  await mkdir(stateDirectory, { recursive: true, mode: 0o711 });
+  await makeDirectories(stateDirectory, 0o711);
   const identity = await loadIdentity(stateDirectory);
   if (identity === undefined) {
     throw new DroverError('failed-precondition', `this host has not joined a control plane (nothing in ${stateDirectory})`, {

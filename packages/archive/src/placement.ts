@@ -1,6 +1,6 @@
-import { mkdir, realpath, stat } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { posix } from 'node:path';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, errnoOf, makeDirectories } from '@drover/foundation';
 import { byteString, fsPath, showPath } from './names.ts';
 import type { WriteTreeOptions } from './write-tree.ts';
 
@@ -50,7 +50,7 @@ export async function placeOf(
 
 async function makeDirectory(path: string): Promise<void> {
   try {
-    await mkdir(fsPath(path), { recursive: true });
+    await makeDirectories(fsPath(path));
   } catch (error) {
     const errno = errnoOf(error);
     if (errno === 'EEXIST' || errno === 'ENOTDIR') throw notDirectory(path, error);

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DroverError, errnoOf, hasCode, lockDirectory, newId, writeFileAtomic } from '@drover/foundation';
+import { DroverError, errnoOf, hasCode, lockDirectory, makeDirectories, newId, writeFileAtomic } from '@drover/foundation';
 import type { Store } from './store/store.ts';
 
 /** What node:tls takes as ticketKeys. */
@@ -32,7 +32,7 @@ export class DataDirectory {
    * @throws {DroverError} failed-precondition when another server has it; missing-privilege, disk-full, …
    */
   static async open(path: string): Promise<DataDirectory> {
-    await mkdir(path, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
+    await makeDirectories(path, 0o700).catch((error: unknown) => {
       if (errnoOf(error) === 'EEXIST' || errnoOf(error) === 'ENOTDIR') {
         throw new DroverError('invalid-config', `${path} is no directory`, { hint: 'name another one with --data', cause: error });
       }

@@ -14,6 +14,7 @@ export {
   type DroverErrorOptions,
   type ErrorCode,
 } from './errors.ts';
+export { directoryProblem, makeDirectories, makeDirectoriesSync, prepareDirectory } from './directories.ts';
 export { writeFileAtomic } from './files.ts';
 export { limitHandshakes } from './handshakes.ts';
 export {

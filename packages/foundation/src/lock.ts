@@ -1,3 +1,5 @@
+import { randomBytes } from 'node:crypto';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { DroverError } from './errors.ts';
@@ -19,6 +21,13 @@ export function lockDirectory(directory: string, what: string): Disposable {
   } catch (error) {
     database?.close();
     if (error instanceof Error && /locked|busy/i.test(error.message)) {
+      // SQLite reports a file system without locks (ENOLCK) as a lock that another process holds.
+      if (!hasLocks(directory)) {
+        throw new DroverError('invalid-config', `the directory ${directory} cannot be used: its file system has no locks`, {
+          hint: 'choose one on a local disk',
+          cause: error,
+        });
+      }
       throw new DroverError('failed-precondition', `a ${what} is already running on ${directory}`, {
         hint: 'stop it first, or give this one another directory',
         cause: error,
@@ -35,4 +44,20 @@ export function lockDirectory(directory: string, what: string): Disposable {
   }
   const held = database;
   return { [Symbol.dispose]: () => held.close() };
+}
+
+/** Whether a file that no other process knows can be locked. */
+function hasLocks(directory: string): boolean {
+  const path = join(directory, `.lock-${randomBytes(6).toString('hex')}.db`);
+  let database: DatabaseSync | undefined;
+  try {
+    database = new DatabaseSync(path, { timeout: 0 });
+    database.exec('BEGIN EXCLUSIVE; COMMIT;');
+    return true;
+  } catch {
+    return false;
+  } finally {
+    database?.close();
+    rmSync(path, { force: true });
+  }
 }

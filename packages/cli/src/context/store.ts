@@ -1,7 +1,7 @@
-import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { readdir, readFile, rm } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { clip, DroverError, errnoOf, reasonOf, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, makeDirectories, reasonOf, writeFileAtomic } from '@drover/foundation';
 import { maxContexts } from '../limits.ts';
 
 /** Where a control plane is, and how to be let in. */
@@ -84,13 +84,13 @@ export async function saveContext(env: NodeJS.ProcessEnv, { name, server, token,
     });
   }
   const file = fileOf(env, name);
-  await mkdir(dirname(file), { recursive: true, mode: 0o700 });
+  await makeDirectories(dirname(file), 0o700);
   await writeFileAtomic(file, `${JSON.stringify({ server, token, caPem }, undefined, 2)}\n`, 0o600);
 }
 
 /** Makes it the current one. */
 export async function useContext(env: NodeJS.ProcessEnv, name: string): Promise<void> {
-  await mkdir(directoryOf(env), { recursive: true, mode: 0o700 });
+  await makeDirectories(directoryOf(env), 0o700);
   await writeFileAtomic(currentFile(env), `${name}\n`, 0o600);
 }
 

@@ -1,11 +1,10 @@
 import { execFile } from 'node:child_process';
-import { constants } from 'node:fs';
-import { access, mkdir, readFile, statfs } from 'node:fs/promises';
+import { access, readFile, statfs } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { arch, platform, release } from 'node:os';
 import { dirname } from 'node:path';
 import { promisify } from 'node:util';
-import { DroverError, errnoOf, formatBytes, reasonOf } from '@drover/foundation';
+import { directoryProblem, DroverError, errnoOf, formatBytes, reasonOf } from '@drover/foundation';
 import { doctorCheckMs, doctorFreeBytes } from '../limits.ts';
 
 /** What one check found. */
@@ -125,11 +124,8 @@ export const checks: Readonly<Record<string, Check>> = {
   },
   disk: async ({ data }) => {
     const directory = await nearest(data);
-    try {
-      await access(directory, constants.W_OK);
-    } catch (error) {
-      return problem('disk', `${directory} cannot be written: ${reasonOf(error)}`, 'choose another with --data');
-    }
+    const unusable = await directoryProblem(directory);
+    if (unusable !== undefined) return problem('disk', `${directory} cannot be used: ${unusable.reason}`, 'choose another with --data');
     const { bavail, bsize } = await statfs(directory);
     const free = bavail * bsize;
     const text = `${formatBytes(free)} free at ${data}`;
@@ -192,18 +188,4 @@ export async function runChecks(settings: DoctorSettings, names: readonly string
       }
     }),
   );
-}
-
-/** Makes the data directory, for its owner alone. @throws {DroverError} missing-privilege, disk-full */
-export async function makeDataDirectory(data: string, mode = 0o700): Promise<void> {
-  try {
-    await mkdir(data, { recursive: true, mode });
-  } catch (thrown) {
-    const inItsWay = ['ENOTDIR', 'EEXIST', 'ENOENT', 'ELOOP', 'ENAMETOOLONG'].includes(errnoOf(thrown) ?? '');
-    const error = DroverError.from(thrown, inItsWay ? 'invalid-argument' : 'internal');
-    throw new DroverError(error.code, `the data directory ${data} cannot be made: ${reasonOf(thrown)}`, {
-      hint: 'choose another with --data',
-      cause: thrown,
-    });
-  }
 }

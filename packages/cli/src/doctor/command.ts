@@ -42,7 +42,9 @@ async function here(cli: Cli, flags: { readonly data?: string; readonly listen: 
     ...(controlPlane.level === 'ok' && { running: new URL((await loadContext(cli.env, cli.connection)).server).host }),
   });
   const known = new Set(findings.map(({ name }) => name));
-  const deeper = await ofRuntime(join(data, 'host'));
+  // The runtime's checks keep files in the directory.
+  const usable = !findings.some(({ name, level }) => name === 'disk' && level === 'problem');
+  const deeper = usable ? await ofRuntime(join(data, 'host')) : [];
   return [...findings, ...deeper.filter(({ name }) => !known.has(name)), controlPlane];
 }
 

@@ -1,6 +1,6 @@
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, parseCpus, parseLabel, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, makeDirectories, parseCpus, parseLabel, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
 import { maxReconnectMaxMs, maxStandbys, minReconnectMaxMs } from '../limits.ts';
 import { parseWithin } from './settings.ts';
@@ -141,7 +141,7 @@ export async function saveHostSettings(stateDirectory: string, flags: HostFlags)
   if (Object.keys(given).length === 0 && Object.keys(registries).length === 0) return;
   const kept = await loadHostSettings(stateDirectory);
   const settings: HostSettings = { ...kept, ...given, registries: { ...kept.registries, ...registries } };
-  await mkdir(stateDirectory, { recursive: true, mode: 0o711 });
+  await makeDirectories(stateDirectory, 0o711);
   await writeFileAtomic(file(stateDirectory), `${JSON.stringify(settings, undefined, 2)}\n`, 0o600);
 }
 

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { DroverError, hasCode, version } from '@drover/foundation';
+import { DroverError, hasCode, prepareDirectory, version } from '@drover/foundation';
 import { createLogger, openLogOutput } from '@drover/foundation/log';
 import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
@@ -10,7 +10,7 @@ import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/su
 import type { Cli } from '../cli.ts';
 import { hostStateName } from '../commands/host/state.ts';
 import { currentContext, listContexts, nameFor, parseContextName, saveContext, useContext, type Context } from '../context/store.ts';
-import { makeDataDirectory, tryListen } from '../doctor/checks.ts';
+import { tryListen } from '../doctor/checks.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
 import { checkHostFlags, saveHostSettings, type HostFlags } from './host-settings.ts';
 import { claim, release } from './instance.ts';
@@ -43,7 +43,7 @@ export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Prom
     cli.out.note('not root: this starts the control plane alone, as sandboxes on this machine need root (sudo ./drover up)');
   }
   // Passable for others: the roots of sandboxes lie below, and their owners are not root. What is secret has directories of its own.
-  await makeDataDirectory(data, 0o711);
+  await prepareDirectory(data, 'data directory', '--data', 0o711);
   if (flags.linkListen !== undefined) parseListen(flags.linkListen);
   parseLiveness(flags);
   const orphaned = await claim(data);

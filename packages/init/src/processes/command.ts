@@ -1,6 +1,6 @@
-import { accessSync, constants, mkdirSync, statSync } from 'node:fs';
+import { accessSync, constants, statSync } from 'node:fs';
 import { isAbsolute, join, resolve } from 'node:path';
-import { clip, DroverError, reasonOf } from '@drover/foundation';
+import { clip, DroverError, makeDirectoriesSync, reasonOf } from '@drover/foundation';
 import { lookUpUser, type User } from './users.ts';
 
 export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -53,7 +53,7 @@ function environment(request: CommandRequest, user: User): Record<string, string
 
 function enterable(workdir: string, make: boolean): void {
   try {
-    if (make) mkdirSync(workdir, { recursive: true });
+    if (make) makeDirectoriesSync(workdir);
     if (statSync(workdir).isDirectory()) return;
   } catch (error) {
     throw new DroverError('path-not-found', `the working directory ${clip(workdir)} cannot be used: ${reasonOf(error)}`, {

@@ -11,6 +11,7 @@ import {
   type Clock,
   type Logger,
   type SandboxId,
+  makeDirectories,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
 import { isMounted, mountPoints } from '../../disks/index.ts';
@@ -288,7 +289,7 @@ export class OciRuntime implements Runtime {
 
   async #prepareOnce(): Promise<UidRanges | undefined> {
     const sandboxes = sandboxesDirectory(this.#stateDirectory);
-    await mkdir(sandboxes, { recursive: true });
+    await makeDirectories(sandboxes);
     await mkdir(programDirectory(this.#stateDirectory), { recursive: true, mode: 0o700 });
     // The program looks at the root as the sandbox's own root does, so it must be able to pass, and no more.
     for (const path of [this.#stateDirectory, sandboxes]) await chmod(path, 0o711);

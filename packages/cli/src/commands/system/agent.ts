@@ -1,9 +1,8 @@
-import { mkdir } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join as joinPath, resolve } from 'node:path';
 import { agentDoctor, refuseProblems, runAgent } from '@drover/agent';
 import { checkOtherControlPlane, joinHost } from '@drover/agent/link';
-import { DroverError } from '@drover/foundation';
+import { DroverError, prepareDirectory } from '@drover/foundation';
 import { createLogger, silentLogger } from '@drover/foundation/log';
 import type { Cli } from '../../cli.ts';
 import { parseServer } from '../../context/context.ts';
@@ -21,6 +20,7 @@ const stateOf = (cli: Cli, flags: AgentFlags): string => resolve(flags.state ?? 
 /** The host agent of a machine that has joined, until SIGINT or SIGTERM. Sandboxes run on. */
 export default async function agent(cli: Cli, _: readonly [], flags: AgentFlags): Promise<void> {
   const stateDirectory = stateOf(cli, flags);
+  await prepareDirectory(stateDirectory, 'state directory', '--state', 0o711);
   await saveHostSettings(stateDirectory, flags);
   const settings = await loadHostSettings(stateDirectory);
   await runAgent({
@@ -38,8 +38,6 @@ interface JoinFlags extends AgentFlags {
 
 /** What the agent itself requires of the machine. @throws {DroverError} missing-privilege, missing-component */
 async function checkAgent(options: Parameters<typeof agentDoctor>[0]): Promise<void> {
-  // The checks look at the directory; an agent makes it this way, too.
-  await mkdir(options.stateDirectory, { recursive: true, mode: 0o711 });
   refuseProblems(await agentDoctor(options), options.logger);
 }
 
@@ -60,6 +58,7 @@ export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags)
   const server = parseServer(url);
   const stateDir = stateOf(cli, flags);
   await checkOtherControlPlane(stateDir, token);
+  await prepareDirectory(stateDir, 'state directory', '--state', 0o711);
   // Before the token is used: it lets one host join, and this machine must be able to be it.
   const settings = { data: stateDir, host: '', port: 0 };
   await checkMachine(cli, settings, ['Node.js', 'disk', 'clock', ...hostChecks]);

@@ -1,8 +1,8 @@
 import { resolve } from 'node:path';
+import { prepareDirectory } from '@drover/foundation';
 import { createLogger } from '@drover/foundation/log';
 import { startControlPlane } from '@drover/control-plane';
 import type { Cli } from '../../cli.ts';
-import { makeDataDirectory } from '../../doctor/checks.ts';
 import { whileParentLives } from '../../up/parent.ts';
 import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from '../../up/settings.ts';
 
@@ -19,7 +19,7 @@ export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags)
   const listen = parseListen(flags.listen);
   const liveness = parseLiveness(flags);
   const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
-  await makeDataDirectory(data);
+  await prepareDirectory(data, 'data directory', '--data');
   const end = AbortSignal.any([cli.signal, whileParentLives(cli.env)]);
   const controlPlane = await startControlPlane({
     dataDirectory: data,

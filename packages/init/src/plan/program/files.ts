@@ -1,6 +1,6 @@
-import { chmodSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, lstatSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { DroverError, clip, errnoOf, reasonOf } from '@drover/foundation';
+import { DroverError, clip, errnoOf, makeDirectoriesSync, reasonOf } from '@drover/foundation';
 
 /** An absolute path, or one below the user's home; `~/` says the latter too. */
 export function pathBelow(home: string, path: string): string {
@@ -20,7 +20,7 @@ export function placeFile(path: string, content: Uint8Array, mode: number): void
     if (isSame(path, content, mode)) return;
     // A link to a directory, as /bin often is one, must stay (as with cp(1)): renaming would put the file in its place.
     if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) throw Object.assign(new Error('EISDIR'), { code: 'EISDIR' });
-    mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+    makeDirectoriesSync(dirname(path), 0o755);
     rmSync(temporary, { force: true });
     try {
       writeFileSync(temporary, content, { flag: 'wx', mode: 0o600 });
@@ -37,7 +37,7 @@ export function placeFile(path: string, content: Uint8Array, mode: number): void
 /** Makes a directory of the user's own, 0700. */
 export function placePrivateDirectory(path: string): void {
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    makeDirectoriesSync(path, 0o700);
     chmodSync(path, 0o700);
   } catch (error) {
     throw placeError(path, error);

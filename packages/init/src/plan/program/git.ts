@@ -1,8 +1,8 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
-import { DroverError, clip, errnoOf } from '@drover/foundation';
+import { DroverError, clip, errnoOf, makeDirectoriesSync } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { maxComplaintLength } from '../../limits.ts';
 import { pathBelow, placeError } from './files.ts';
@@ -116,7 +116,7 @@ export function complaintOf(stderr: string): string {
 
 function make(directory: string): void {
   try {
-    mkdirSync(directory, { recursive: true, mode: 0o755 });
+    makeDirectoriesSync(directory, 0o755);
   } catch (error) {
     throw placeError(directory, error);
   }

@@ -1,0 +1,108 @@
+import { randomBytes } from 'node:crypto';
+import { mkdirSync, statSync } from 'node:fs';
+import { mkdir, open, rm, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { DroverError, errnoOf, reasonOf, type ErrorCode } from './errors.ts';
+
+/**
+ * Makes a directory and its missing parents, as `mkdir -p` does. For every path that a person or a sandbox names: Node.js's own `recursive`
+ * never returns where a file system refuses new entries with ENOENT, as /proc does.
+ * @throws the system's error
+ */
+export async function makeDirectories(path: string | Buffer, mode = 0o777): Promise<void> {
+  try {
+    await mkdir(path, mode);
+  } catch (error) {
+    if (await isDirectory(path)) return;
+    const parent = typeof path === 'string' ? dirname(path) : Buffer.from(dirname(path.toString('latin1')), 'latin1');
+    if (errnoOf(error) !== 'ENOENT' || (await isDirectory(parent))) throw error;
+    await makeDirectories(parent, mode);
+    await makeDirectories(path, mode);
+  }
+}
+
+/** As makeDirectories, without yielding to other work of the process. */
+export function makeDirectoriesSync(path: string, mode = 0o777): void {
+  try {
+    mkdirSync(path, mode);
+  } catch (error) {
+    const isDirectorySync = (one: string): boolean => statSync(one, { throwIfNoEntry: false })?.isDirectory() === true;
+    if (isDirectorySync(path)) return;
+    const parent = dirname(path);
+    if (errnoOf(error) !== 'ENOENT' || isDirectorySync(parent)) throw error;
+    makeDirectoriesSync(parent, mode);
+    makeDirectoriesSync(path, mode);
+  }
+}
+
+async function isDirectory(path: string | Buffer): Promise<boolean> {
+  return await stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+}
+
+/** Enough that a full disk refuses it. Bytes. */
+const probeBytes = 4096;
+
+/**
+ * Makes a directory that a person named, and checks that files can be kept in it.
+ * @param kind what the directory is for: `data directory`
+ * @param flag names another one: `--data`
+ * @throws {DroverError} missing-privilege, disk-full or invalid-argument, with the reason
+ */
+export async function prepareDirectory(path: string, kind: string, flag: string, mode = 0o700): Promise<void> {
+  const problem = await makeDirectories(path, mode).then(async () => await directoryProblem(path), problemOf);
+  if (problem === undefined) return;
+  const { code, reason, cause } = problem;
+  throw new DroverError(code, `the ${kind} ${path} cannot be used: ${reason}`, { hint: `choose another with ${flag}`, cause });
+}
+
+interface DirectoryProblem {
+  readonly code: ErrorCode;
+  /** A clause for a person. */
+  readonly reason: string;
+  readonly cause: unknown;
+}
+
+/** Why no file can be kept in a directory; undefined when one can: it writes one, and removes it. */
+export async function directoryProblem(directory: string): Promise<DirectoryProblem | undefined> {
+  const probe = join(directory, `.probe-${randomBytes(6).toString('hex')}`);
+  try {
+    const file = await open(probe, 'wx', 0o600);
+    try {
+      await file.writeFile(Buffer.alloc(probeBytes));
+    } finally {
+      await file.close();
+      await rm(probe);
+    }
+    return undefined;
+  } catch (error) {
+    return problemOf(error);
+  }
+}
+
+function problemOf(cause: unknown): DirectoryProblem {
+  const [code, reason] = whyNot(cause);
+  return { code, reason, cause };
+}
+
+function whyNot(error: unknown): readonly [ErrorCode, string] {
+  switch (errnoOf(error)) {
+    case 'EACCES':
+    case 'EPERM':
+      return ['missing-privilege', 'this user cannot write there'];
+    case 'EROFS':
+      return ['invalid-argument', 'its file system is read-only'];
+    case 'ENOSPC':
+    case 'EDQUOT':
+      return ['disk-full', 'its file system is full'];
+    case 'ENOENT':
+      return ['invalid-argument', 'its file system takes no new files'];
+    case 'EEXIST':
+    case 'ENOTDIR':
+      return ['invalid-argument', 'a part of the path is not a directory'];
+    default:
+      return ['invalid-argument', reasonOf(error)];
+  }
+}
