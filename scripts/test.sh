@@ -1,12 +1,15 @@
 #!/bin/sh
-# Every check and every test: `npm test`. In a clone where nothing was installed, it installs what it needs first.
+# Every check and every test: `npm test`. In a clone where nothing was installed, it installs what it needs first. On a machine that lacks a
+# capability it ends with its name.
 # Arguments go to vitest and leave the checks out: `npm test -- e2e/link`, `npm test -- -t L-11`.
 # The last line says `N passed, N failed`; a check counts as one.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 root=$PWD
 
+sh scripts/preflight.sh privilege
 sh scripts/bootstrap.sh test
+sh scripts/preflight.sh kernel
 . "$root/scripts/node.sh"
 PATH=$node_directory:$root/node_modules/.bin:$PATH
 export PATH
