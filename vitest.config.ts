@@ -3,6 +3,7 @@ import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /** The e2e files that take longest, longest first: none of them is alone at the end. */
 const slow = [
+  'field/new-machine',
   'bad-input',
   'chaos',
   'kills',

@@ -1,12 +1,12 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
-import { cp, mkdir, readdir, realpath, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { cp, mkdir, readdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { promisify } from 'node:util';
 import { build } from 'esbuild';
-import { repository } from '../harness/index.ts';
+import { copyLibraries, repository } from '../harness/index.ts';
 
 const run = promisify(execFile);
 /** Debian's cloud kernel and the modules that a sandbox needs, unpacked by scripts/bootstrap.sh. */
@@ -49,22 +49,13 @@ export async function buildGuest(directory: string): Promise<void> {
   await cp(process.execPath, join(root, 'bin/node'));
   const located = await Promise.all(programs.map(async (name) => (await run('which', [name])).stdout.trim()));
   for (const path of [busybox, ...located]) await cp(path, join(root, path), { dereference: true });
-  for (const library of await librariesOf([process.execPath, ...located])) {
-    await mkdir(dirname(join(root, library)), { recursive: true });
-    await cp(library, join(root, library), { dereference: true });
-  }
+  await copyLibraries([process.execPath, ...located], root);
   const modules = (await readdir(kernelDirectory)).filter((name) => name.endsWith('.ko'));
   for (const name of modules) await cp(join(kernelDirectory, name), join(root, 'guest', name));
   await writeFile(join(root, 'etc/passwd'), 'root:x:0:0:root:/root:/bin/sh\n');
   await writeFile(join(root, 'init'), initScript(modules), { mode: 0o755 });
   const pack = spawn(busybox, ['sh', '-c', 'find . | cpio -o -H newc'], { cwd: root, stdio: ['ignore', 'pipe', 'ignore'] });
   await pipeline(pack.stdout, createWriteStream(join(directory, 'initramfs')));
-}
-
-/** The shared libraries that programs load, by the path under which each is looked for. */
-async function librariesOf(files: readonly string[]): Promise<ReadonlySet<string>> {
-  const lists = await Promise.all(files.map(async (file) => (await run('ldd', [await realpath(file)])).stdout));
-  return new Set(lists.flatMap((list) => [...list.matchAll(/(?:=> |^\s+)(\/\S+)/gm)].map(([, path = '']) => path)));
 }
 
 /**

@@ -337,7 +337,8 @@ export async function eventually<T>(
   }
 }
 
-async function removeDirectory(directory: string): Promise<void> {
+/** Removes a directory with what is mounted below it. */
+export async function removeDirectory(directory: string): Promise<void> {
   const mounts = (await readFile('/proc/mounts', 'utf8'))
     .split('\n')
     .map((line) => line.split(' ')[1] ?? '')

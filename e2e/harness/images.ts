@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
-import { copyFile, mkdir, readFile, symlink } from 'node:fs/promises';
-import { join } from 'node:path';
+import { copyFile, mkdir, readFile, realpath, symlink } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { execa } from 'execa';
 import { eventually } from './drover.ts';
 
@@ -16,6 +16,15 @@ export async function busyboxRoot(directory: string): Promise<string> {
   await copyFile('/bin/busybox', join(directory, 'bin/busybox'));
   for (const name of ['sh', 'cat', 'ls', 'sleep', 'echo', 'true']) await symlink('busybox', join(directory, 'bin', name));
   return directory;
+}
+
+/** Copies the shared libraries that programs of this machine load into a root, each to the path under which it is looked for. */
+export async function copyLibraries(programs: readonly string[], root: string): Promise<void> {
+  const lists = await Promise.all(programs.map(async (program) => await tool('ldd', await realpath(program))));
+  for (const library of new Set(lists.flatMap((list) => [...list.matchAll(/(?:=> |^\s+)(\/\S+)/gm)].map(([, path = '']) => path)))) {
+    await mkdir(dirname(join(root, library)), { recursive: true });
+    await copyFile(library, join(root, library));
+  }
 }
 
 /** Adds a layer to `layout:tag` as umoci does: what `change` does to the root. Gives the reference of the new tag. */

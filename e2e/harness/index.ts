@@ -1,6 +1,7 @@
 export {
   eventually,
   networkTag,
+  removeDirectory,
   repository,
   sharedDirectory,
   TestDrover,
@@ -10,8 +11,9 @@ export {
   type Spec,
 } from './drover.ts';
 export { commandLine, endProcesses, isAlive, processesUnder } from './processes.ts';
-export { containers, HostNetwork, removeContainers, sandboxesOf, SecondHost, tracesOf } from './second-host.ts';
+export { containers, HostNetwork, removeContainers, removeTraces, sandboxesOf, SecondHost, tracesOf } from './second-host.ts';
 export { readyStandbys } from './standbys.ts';
+export { BareMachine, BareRoot, cloneSource } from './bare-root.ts';
 export { Terminal } from './terminal.ts';
-export { addLayer, busyboxRoot, digestInRegistry, Docker, largestLayer, pushImage, tool } from './images.ts';
+export { addLayer, busyboxRoot, copyLibraries, digestInRegistry, Docker, largestLayer, pushImage, tool } from './images.ts';
 export { World } from './world.ts';

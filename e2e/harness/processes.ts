@@ -14,7 +14,7 @@ export async function processesUnder(directory: string): Promise<readonly number
   for (const pid of pids) {
     if (pid === process.pid) continue;
     const argv = await commandLine(pid);
-    if (argv.some((word) => word.startsWith(directory))) found.push(pid);
+    if (argv.some((word) => word.startsWith(directory) || word.includes(`=${directory}`))) found.push(pid);
   }
   return found;
 }

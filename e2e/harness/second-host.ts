@@ -172,10 +172,29 @@ function startAgent([file, ...args]: readonly [string, ...string[]]) {
 /** The traces (see `traces`) of one instance's hosts; those of others on this machine come and go. Ask before it is stopped, look after. */
 export async function tracesOf(drover: TestDrover): Promise<() => Promise<readonly string[]>> {
   const hosts = await drover.hosts<{ id: string }>();
-  // As the agent derives the names of its interfaces from its id.
-  const tags = hosts.map(({ id }) => createHash('sha256').update(id).digest('hex').slice(0, 8));
+  const tags = hosts.map(({ id }) => tagOf(id));
   return async () =>
     (await traces()).filter((trace) => trace.startsWith(`${drover.directory}/`) || tags.some((tag) => trace.includes(tag)));
+}
+
+/** As the agent derives the names of its interfaces from its id. */
+const tagOf = (hostId: string): string => createHash('sha256').update(hostId).digest('hex').slice(0, 8);
+
+/** Removes what the agent of a state directory has made in this machine's network and cgroups, without the agent. */
+export async function removeTraces(state: string): Promise<void> {
+  const identity = await readFile(join(state, 'identity', 'identity.json'), 'utf8').catch(() => '');
+  if (identity === '') return;
+  const tag = tagOf((JSON.parse(identity) as { readonly hostId: string }).hostId);
+  const ours = (name: string): boolean => name.startsWith(`drover-${tag}`);
+  for (const name of (await readdir('/run/netns').catch(() => [])).filter(ours))
+    await execa('ip', ['netns', 'delete', name], { reject: false });
+  const { stdout } = await execa('ip', ['-brief', 'link']);
+  for (const [name] of stdout.matchAll(new RegExp(`^d${tag}[^@\\s]*`, 'gm')))
+    await execa('ip', ['link', 'delete', name], { reject: false });
+  await execa('nft', ['delete', 'table', 'inet', `drover-${tag}`], { reject: false });
+  for (const parent of ['/sys/fs/cgroup', ...(await readdir('/sys/fs/cgroup')).map((name) => join('/sys/fs/cgroup', name))])
+    for (const name of (await readdir(parent).catch(() => [])).filter(ours))
+      await execa('find', [join(parent, name), '-depth', '-type', 'd', '-exec', 'rmdir', '{}', ';'], { reject: false });
 }
 
 /** Containers that the OCI runtime program knows of in a host's state directory. */
