@@ -165,7 +165,13 @@ describe('a command that cannot be started', () => {
       ['no-such-program', 127],
       ['/etc/passwd', 126],
     ] as const) {
-      expect(await drover.run(['run', '-d', 'host', '--', program])).toMatchObject({ code: status, stdout: '' });
+      const foreground = await drover.run(['run', '--rm', '-n', 'host', '--', program]);
+      expect(foreground).toMatchObject({ code: status, stdout: '' });
+      for (const flags of [[], ['--rm']]) {
+        const { code, stdout, stderr } = await drover.run(['run', '-d', ...flags, 'host', '--', program]);
+        expect({ code, stdout }).toEqual({ code: status, stdout: '' });
+        expect(stderr).toContain(foreground.stderr.split('\n')[0]);
+      }
     }
   });
 });

@@ -437,7 +437,9 @@ export class SandboxManager implements Sandboxes {
 
   async #recordEnd(entry: Entry, state: RuntimeState | undefined, reason: Parameters<typeof endOf>[2]): Promise<void> {
     entry.watch?.abort();
-    await this.#reportOomKills(entry);
+    await this.#reportOomKills(entry).catch((error: unknown) => {
+      this.#logger.warn({ err: error, sandbox: entry.record.id }, 'out-of-memory kills of a sandbox that ended could not be reported');
+    });
     const { id, spec, networkCut } = entry.record;
     // What its processes had written is still on its way, and goes with the interface.
     if (!networkCut) await readToEnd(entry.dialled);
