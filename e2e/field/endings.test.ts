@@ -145,11 +145,14 @@ describe('an attached run says why it ended, where that was not for its command'
     expect(stderr).toContain('stopped at the end of its time to live (5s)\n');
   });
 
-  test('when somebody stops it and the command ends with 0', async () => {
+  test('when somebody stops it and the command ends with 0, to whoever is attached', async () => {
     const script = 'trap "exit 0" TERM; echo up; while :; do sleep 0.1; done';
     const running = drover.run(['run', '--name', 'halted', 'host', '--', 'sh', '-c', script]);
     await eventually('it is up', async () => (await drover.logs('halted').catch(() => '')) === 'up\n');
+    const attached = drover.spawn(['attach', '--no-stdin', 'halted']);
+    await new Promise<void>((resolve) => attached.stdout.once('data', () => resolve()));
     await drover.stop('halted');
+    expect(await attached).toMatchObject({ exitCode: 0, stderr: expect.stringContaining('halted has ended: stopped by admin\n') });
     expect(await running).toMatchObject({
       code: 0,
       stdout: 'up\n',

@@ -96,6 +96,27 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     expect(await notPassed(row.id)).toEqual(['chain: fail', 'thumbprint: unknown']);
   });
 
+  it('of a start that was prepared, while the store cannot say so: the start is not failed', async () => {
+    const foreign = await foreignAuthority();
+    const row = await world.sandbox({ name: 'box' });
+    const completed = { count: 1, durationMs: 1, startCount: 1 };
+    world.worldview.publish({ kind: 'init', type: 'InitCompleted', subject: row.id, data: completed });
+    await world.worldview.flush();
+    let unreadable = 2;
+    const { worldview } = world;
+    const restarted = world.sessions({
+      worldview: {
+        get: async (id) => (unreadable-- > 0 ? await Promise.reject(new Error('the disk is away')) : await worldview.get(id)),
+        record: (...said) => worldview.record(...said),
+      },
+    });
+    await world.peer({ id: row.id, credentials: await issue(async (csr) => await foreign.signSandbox(row.id, 'test.box', csr)) });
+    restarted.dial(row.id);
+    await eventually(async () => (await world.told(row.id)).filter((type) => type === 'SessionConnected')).toHaveLength(3);
+    expect(await world.told(row.id)).not.toContain('InitFailed');
+    expect(await world.row(row.id)).toMatchObject({ observed: 'running' });
+  });
+
   it('an expired leaf', async () => {
     const expired = await world.shortLived(-1_000);
     const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await expired.signSandbox(id, 'test.box', csr)));

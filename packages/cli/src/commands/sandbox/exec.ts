@@ -2,7 +2,9 @@ import { DroverError, parseDurationMs } from '@drover/foundation';
 import type { DroverClient, ExecHandle, ExecOptions, ExecStarted } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
+import { explainEnd } from './explain-end.ts';
 import { sayBroken } from './reconnect.ts';
+import { sandboxLabel } from './show.ts';
 import { parseCommand, parseEnv, readEnvFile } from '../../parse.ts';
 import { atTerminal, attach as attachTo, explainExit, terminalSize } from '../../terminal/attach.ts';
 
@@ -66,7 +68,7 @@ export async function attach(
   const sandbox = await client.sandboxes.get(reference, cli.signal);
   const terminal = sandbox.spec?.terminal === true;
   const stdin = flags.stdin !== false && sandbox.spec?.stdin === true;
-  return execute(cli, sandbox.id, { execId: 'main', terminal, stdin, replay: flags.replay !== false }, false);
+  return execute(cli, sandbox.id, { execId: 'main', terminal, stdin, replay: flags.replay !== false }, false, sandboxLabel(sandbox));
 }
 
 /**
@@ -109,6 +111,7 @@ async function execute(
   reference: string,
   options: ExecOptions & { readonly terminal: boolean; readonly stdin: boolean },
   detached: boolean,
+  label = reference,
 ): Promise<number> {
   const client = await cli.connect();
   const handle = client.sandboxes.exec(reference, {
@@ -134,6 +137,7 @@ async function execute(
     );
     return 0;
   }
-  explainExit(cli, reference, outcome.exit);
+  if (started.execId === 'main') await explainEnd(cli, client, reference, label, outcome.exit);
+  else explainExit(cli, reference, outcome.exit);
   return outcome.exit.code;
 }

@@ -1,12 +1,13 @@
 import { DroverError, hasCode } from '@drover/foundation';
-import { sandbox, type api } from '@drover/protocol';
+import type { api } from '@drover/protocol';
 import { actionsOf, type DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
+import { explainEnd } from './explain-end.ts';
 import { planFailure } from './init-text.ts';
 import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
 import { sayBroken } from './reconnect.ts';
-import { endReportWaitMs, removalWaitMs } from '../../limits.ts';
-import { atTerminal, attach, explainExit, terminalSize } from '../../terminal/attach.ts';
+import { removalWaitMs } from '../../limits.ts';
+import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
 import { sandboxJson, sandboxLabel } from './show.ts';
 import { withProgress } from './progress.ts';
@@ -58,8 +59,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     cli.out.note(`detached; ${sandboxLabel(created)} runs on: drover attach ${sandboxLabel(created)}`);
     return 0;
   }
-  if (outcome.exit.outOfMemory) explainExit(cli, sandboxLabel(created), outcome.exit);
-  else await explainEnd(cli, client, created.id, outcome.exit.code);
+  await explainEnd(cli, client, created.id, sandboxLabel(created), outcome.exit);
   if (flags.rm === true) await removeEnded(cli, client, created.id);
   return outcome.exit.code;
 }
@@ -133,25 +133,5 @@ async function removeEnded(cli: Cli, client: DroverClient, id: string): Promise<
     await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs });
   } catch (error) {
     if (!hasCode(error, 'sandbox-not-found')) cli.out.note(`sandbox ${id} is removed later: ${DroverError.from(error).message}`);
-  }
-}
-
-/** A status that a command does not choose for itself begins here: 128 and the signal. */
-const killedStatus = 128;
-/** Reasons of an end of which the command's status and output say all there is. */
-const ownEnds: ReadonlySet<string> = new Set(['exited', 'start-failed']);
-
-/** Says why the sandbox ended, where it was not for its command: time to live, a stop, a containment, its host. */
-async function explainEnd(cli: Cli, client: DroverClient, id: string, status: number): Promise<void> {
-  try {
-    if (status < killedStatus) {
-      // A command that is asked to end may do so with any status. Most were not asked, and need not wait for their host's report.
-      const { desiredState, spec } = await client.sandboxes.get(id);
-      if (desiredState === sandbox.DesiredState.RUNNING && spec?.idleStopSeconds === 0n) return;
-    }
-    const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: endReportWaitMs });
-    if (ended.message !== '' && !ownEnds.has(ended.reason)) cli.out.note(`${sandboxLabel(ended)} has ended: ${ended.message}`);
-  } catch {
-    // The status alone has to do: the sandbox may be deleted (--rm) already.
   }
 }
