@@ -3,6 +3,7 @@ import { connect, createServer, type Http2Session } from 'node:http2';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { nativePart } from './http2-lifetime.ts';
 import { fields, flag, frame, frameType, preface } from './testing/frames.ts';
@@ -26,24 +27,70 @@ const rejected: Readonly<Record<string, Buffer>> = {
   'trailers that a PING interrupts': Buffer.concat([frame(headers, 0, 1, field), frame(frameType.ping, 0, 0, Buffer.alloc(8))]),
 };
 
-/** The exit of a process whose session got these bytes. A signal is an abort. */
-async function survives(side: 'client' | 'server', first: Buffer, then: Buffer): Promise<void> {
-  const bytes = Buffer.concat([first, then]).toString('base64');
-  await run(process.execPath, ['--expose-gc', '--disable-warning=ExperimentalWarning', victim, side, bytes, String(first.length)]);
+type Side = 'client' | 'server';
+
+/** Rejects when the process does not live through sessions that get these bytes. @param attacks what comes first, and while a write is under way */
+async function survives(side: Side, attacks: readonly (readonly [first: Buffer, then: Buffer])[]): Promise<void> {
+  const sessions = attacks.map(([first, then]) => `${first.length}:${Buffer.concat([first, then]).toString('base64')}`);
+  await run(process.execPath, ['--expose-gc', '--disable-warning=ExperimentalWarning', victim, side, ...sessions]);
 }
 
+const greeting = frame(settings, 0, 0);
+const request = frame(headers, flag.endHeaders, 1, Buffer.from([0x83, 0x84, 0x86, 0x41, 1, 0x61]));
+const beginning: Readonly<Record<Side, Buffer>> = {
+  client: Buffer.concat([greeting, response]),
+  server: Buffer.concat([preface, greeting, request]),
+};
+
 describe('a process whose HTTP/2 session ends while a stream holds header fields lives on', () => {
-  const greeting = frame(settings, 0, 0);
-  const request = frame(headers, flag.endHeaders, 1, Buffer.from([0x83, 0x84, 0x86, 0x41, 1, 0x61]));
   test.concurrent.each(Object.entries(rejected))('of a client: %s', async (_name, attack) => {
-    await survives('client', Buffer.concat([greeting, response]), attack);
+    await survives('client', [[beginning.client, attack]]);
   });
   test.concurrent.each(Object.entries(rejected))('of a server: %s', async (_name, attack) => {
-    await survives('server', Buffer.concat([preface, greeting, request]), attack);
+    await survives('server', [[beginning.server, attack]]);
   });
   test('of a client: a first header block that never ends', async () => {
-    await survives('client', greeting, frame(headers, 0, 1, field));
+    await survives('client', [[greeting, frame(headers, 0, 1, field)]]);
   });
+});
+
+/** Mostly well-formed frames in any order, on streams that exist and others, with header blocks whole and in parts. */
+const anyFrame = fc.oneof(
+  fc
+    .record({
+      type: fc.oneof({ weight: 9, arbitrary: fc.constantFrom(...Object.values(frameType)) }, { weight: 1, arbitrary: fc.nat(255) }),
+      flags: fc.oneof(fc.constantFrom(0, 1, 4, 5, 0x25), fc.nat(255)),
+      stream: fc.oneof(fc.constantFrom(0, 1, 1, 1, 2, 3, 5), fc.nat(0x7fffffff)),
+      payload: fc.oneof(
+        fc.constantFrom(
+          Buffer.alloc(0),
+          field,
+          Buffer.from([0x88]),
+          Buffer.concat([field, Buffer.from([0x88])]),
+          Buffer.alloc(8),
+          Buffer.alloc(4, 1),
+        ),
+        fc.uint8Array({ maxLength: 64 }),
+      ),
+    })
+    .map(({ type, flags, stream, payload }) => frame(type, flags, stream, payload)),
+  { weight: 1, arbitrary: fc.uint8Array({ maxLength: 32 }).map((bytes) => Buffer.from(bytes)) },
+);
+const sequence = fc.array(anyFrame, { minLength: 1, maxLength: 12 }).map((frames) => Buffer.concat(frames));
+
+test.concurrent.each(['client', 'server'] as const)('a process lives through any sequence of frames: %s', async (side) => {
+  const sequences = fc.array(sequence, { minLength: 60, maxLength: 60, size: 'max' });
+  await fc.assert(
+    fc.asyncProperty(
+      sequences,
+      async (attacks) =>
+        await survives(
+          side,
+          attacks.map((attack) => [beginning[side], attack] as const),
+        ),
+    ),
+    { numRuns: 5, endOnFailure: true },
+  );
 });
 
 test('the native part of a session is found under the name that this Node.js has for it', async () => {

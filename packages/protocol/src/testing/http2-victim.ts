@@ -1,13 +1,14 @@
 /**
- * One HTTP/2 session whose peer sends the bytes of argv[3] (base64) while a write to it is under way, then the end of the session and
- * garbage collections. Run with --expose-gc; exits with 0, unless the process aborts.
+ * HTTP/2 sessions whose peers send bytes while a write to them is under way, then the end of each session and garbage collections.
+ * Arguments: the side of the process, `client` or `server`; then for each session `FIRST:BYTES`, where the first bytes (in base64) come
+ * before the write, and the others while it is under way. Run with --expose-gc; exits with 0, unless the process aborts.
  */
 import { connect, createServer, type ClientHttp2Session, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
 import { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import '../http2-lifetime.ts';
 
-const [, , side, bytes = ''] = process.argv;
+const [, , side, ...attacks] = process.argv;
 const collect = (globalThis as unknown as { readonly gc: () => void }).gc;
 
 /** Takes everything that is written to it until `stall`, and then nothing more. */
@@ -25,7 +26,7 @@ class Connection extends Duplex {
   }
 }
 
-async function attack(): Promise<void> {
+async function attack(bytes: Buffer, first: number): Promise<void> {
   const connection = new Connection();
   let session: ClientHttp2Session | ServerHttp2Session | undefined;
   if (side === 'client') {
@@ -48,19 +49,21 @@ async function attack(): Promise<void> {
     server.emit('connection', connection);
   }
   session?.on('error', () => undefined);
-  const peer = Buffer.from(bytes, 'base64');
-  // The request comes first; what follows it comes while the answer is under way.
-  const first = Number(process.argv[4] ?? 0);
-  connection.push(peer.subarray(0, first));
+  connection.push(bytes.subarray(0, first));
   await sleep(30);
-  connection.push(peer.subarray(first));
+  connection.push(bytes.subarray(first));
   await sleep(10);
   session?.destroy();
   connection.destroy();
 }
 
 for (let round = 0; round < 3; round++) {
-  await attack();
+  await Promise.all(
+    attacks.map(async (text) => {
+      const [first = '0', bytes = ''] = text.split(':');
+      await attack(Buffer.from(bytes, 'base64'), Number(first));
+    }),
+  );
   for (let times = 0; times < 3; times++) {
     collect();
     await sleep(5);
