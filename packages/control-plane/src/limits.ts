@@ -245,7 +245,7 @@ export const crashTrialCapMs = 60_000;
 /** For so many times the length of a trial after a start, every sandbox is dialled on trial; later ones only while others wait. */
 export const crashTrialsMax = 10;
 /** How long after a start a sandbox is dialled that has ended one server; doubled with each further one, up to the cap. Milliseconds. */
-export const crashDelayBaseMs = 10_000;
+export const crashDelayBaseMs = 30_000;
 export const crashDelayCapMs = 600_000;
 /** A lost session, whose dial was given up, is redialled about this often while its sandbox runs: half to one and a half times. Milliseconds. */
 export const lostRedialMs = 60_000;

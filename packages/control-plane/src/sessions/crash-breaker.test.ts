@@ -84,7 +84,7 @@ describe('after crashes', () => {
     const others = all.filter((id) => id !== hostile);
     expect(dial(second, others)()).toEqual(others);
     const wait = second.admit(hostile as SandboxId);
-    expect(wait).toMatchObject({ delayMs: crashDelayBaseMs, reason: { code: 'session-unavailable' } });
+    expect(wait).toMatchObject({ delayMs: crashDelayBaseMs, reason: { code: 'failed-precondition' } });
     expect(wait?.reason?.message).toContain('ended unexpectedly once while it had a session with this sandbox');
     wait?.cancel();
     const late = dial(second, [hostile as SandboxId]);

@@ -76,7 +76,8 @@ export class CrashBreaker {
     const delayMs = Math.max(0, this.#dueAt(ended) - this.#clock.now());
     const times = ended === 1 ? 'once' : `${ended} times`;
     const reason = new DroverError(
-      'session-unavailable',
+      // Not a transient error: a client that retries until the next dial would wait without a word.
+      'failed-precondition',
       `the control plane ended unexpectedly ${times} while it had a session with this sandbox; it dials again in ${Math.ceil(delayMs / 1000)} s`,
       { hint: 'if you do not trust the sandbox, `drover sandbox contain` works without a session' },
     );

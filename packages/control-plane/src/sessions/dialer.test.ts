@@ -562,7 +562,7 @@ describe('a suspect of crashes of the server', () => {
     const id = running();
     const other = running();
     const { promise: turn, resolve: begins } = Promise.withResolvers<void>();
-    const reason = new DroverError('session-unavailable', 'it ended the server');
+    const reason = new DroverError('failed-precondition', 'it ended the server');
     waits.set(id, { turn, reason, delayMs: 600_000, cancel: () => undefined });
     connect = () => Promise.resolve(connection({ silent: true }));
     dialer.dial(id);
