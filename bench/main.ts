@@ -1,11 +1,21 @@
-/** `npm run bench [-- --quick] [-- --only NAME]`: measures, and writes bench/results/latest.json and docs/benchmarks.md. */
-import { chmod, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+/** `npm run bench [-- --quick] [-- --only NAME] [-- --limit SECONDS]`: measures, and writes bench/results/latest.json and docs/benchmarks.md. */
+import { chmod, cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { defaultStandbys } from '@drover/agent';
 import { connectDrover } from '@drover/sdk';
-import { eventually, readyStandbys, repository, TestDrover } from '../e2e/harness/index.ts';
+import {
+  endProcesses,
+  eventually,
+  processesUnder,
+  readyStandbys,
+  removeContainers,
+  removeDirectory,
+  removeTraces,
+  repository,
+  TestDrover,
+} from '../e2e/harness/index.ts';
 import { measureCreate } from './create/create.ts';
 import { Docker } from './create/docker.ts';
 import { commandLine, throughApi } from './create/first-byte.ts';
@@ -29,9 +39,13 @@ const plainPool = '10.199.0.0/16';
 const offeredCpus = '16';
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({ options: { quick: { type: 'boolean', default: false }, only: { type: 'string' } } });
+  const { values } = parseArgs({
+    options: { quick: { type: 'boolean', default: false }, only: { type: 'string' }, limit: { type: 'string' } },
+  });
   const { quick, only } = values;
   if (only !== undefined && !names.includes(only as Name)) throw new Missing(`there is no measurement ${only}: ${names.join(', ')}`);
+  const limit = values.limit === undefined ? (quick ? limitMs.quick : limitMs.full) : Number(values.limit) * 1000;
+  if (!(limit > 0)) throw new Missing(`--limit ${values.limit} is not a number of seconds`);
   const wanted = (name: Name): boolean => only === undefined || only === name;
   if (process.getuid?.() !== 0) throw new Missing('the measurements make sandboxes and must run as root');
   needProgram('runc', 'runc');
@@ -40,42 +54,32 @@ async function main(): Promise<void> {
     needOpenFiles(quick ? 2_000 : 12_000);
     needMemory((quick ? 1 : 4) * 2 ** 30, 'measuring connected hosts');
   }
-  const began = Date.now();
-  const machine = machineFacts();
-  const sections: Section[] = [];
-  const add = (section: Section): void => {
-    sections.push(section);
-    console.log(`${section.name}: done after ${Math.round((Date.now() - began) / 1000)} s`);
-  };
-  const results = (): Results => {
-    const tookSeconds = Math.round((Date.now() - began) / 1000);
-    return { at: new Date(began).toISOString(), quick, tookSeconds, machine, sections };
-  };
-
-  await using held = new AsyncDisposableStack();
+  const record = new RunRecord(quick, names.filter(wanted));
   const scratch = await mkdtemp(join(tmpdir(), 'drover-bench-'));
-  held.defer(async () => await rm(scratch, { recursive: true, force: true }));
-  const giveUp = (why: string): void => {
-    console.error(`bench: ${why}; what was measured until then:\n\n${reportOf(results())}`);
-    // What was started goes, whatever the measurements are at.
-    void held.disposeAsync().finally(() => process.exit(1));
-  };
-  const limit = quick ? limitMs.quick : limitMs.full;
-  const timer = setTimeout(() => giveUp(`took longer than ${limit / 1000} s and was ended`), limit);
-  held.defer(() => clearTimeout(timer));
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => giveUp('interrupted'));
+  // Everything that this run starts has its files below, so that it can be found and ended whatever the run was doing.
+  process.env['TMPDIR'] = scratch;
+  await chmod(scratch, 0o711);
 
+  const ended = Promise.withResolvers<never>();
+  const timer = setTimeout(() => ended.reject(new Ended(`it took longer than ${limit / 1000} s`)), limit);
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => ended.reject(new Ended(`interrupted by ${signal}`)));
+  const measuring = measureAll(quick, scratch, wanted, record);
+  measuring.catch(() => undefined);
   try {
-    if (wanted('create') || wanted('memory') || wanted('sessions')) await onOneDrover(held, quick, wanted, add);
-    if (wanted('hub')) add(await measureHub(quick, scratch));
-    if (wanted('hosts')) add(await measureHosts(quick, scratch));
+    await Promise.race([measuring, ended.promise]);
   } catch (error) {
-    console.error(`bench: what was measured until it failed:\n\n${reportOf(results())}`);
-    throw error;
+    record.end(error instanceof Ended ? error.message : 'it failed');
+    if (!(error instanceof Ended)) throw error;
+  } finally {
+    clearTimeout(timer);
+    console.log(reportOf(record.results()));
+    await endEverything(scratch);
   }
-
-  const whole = results();
-  const report = reportOf(whole);
+  const whole = record.results();
+  if (whole.missing.length > 0) {
+    process.exitCode = 1;
+    return;
+  }
   // A part of the measurements replaces nothing, and a quick look no whole run.
   const path = join(repository, 'bench', 'results', 'latest.json');
   const last = await readFile(path, 'utf8').then(
@@ -85,19 +89,96 @@ async function main(): Promise<void> {
   if (only === undefined && (!quick || last?.quick !== false)) {
     await mkdir(dirname(path), { recursive: true });
     await writeFile(path, `${JSON.stringify(whole, undefined, 2)}\n`);
-    await writeFile(join(repository, 'docs', 'benchmarks.md'), report);
+    await writeFile(join(repository, 'docs', 'benchmarks.md'), reportOf(whole));
   }
-  console.log(report);
+}
+
+/** The run was ended before it had measured everything. */
+class Ended extends Error {}
+
+/** What was measured so far. */
+class RunRecord {
+  readonly #began = Date.now();
+  readonly #machine = machineFacts();
+  readonly #quick: boolean;
+  readonly #sections = new Map<string, Section>();
+  /** Why a section that was asked for is not whole. */
+  readonly #missing: Map<string, string>;
+  #ended = false;
+
+  constructor(quick: boolean, asked: readonly Name[]) {
+    this.#quick = quick;
+    this.#missing = new Map(asked.map((name) => [name, 'not begun']));
+  }
+
+  /** A section as it is so far. */
+  readonly progress = (section: Section): void => {
+    this.#sections.set(section.name, section);
+    console.error(`${section.name}: ${section.rows.length} rows after ${this.#seconds} s`);
+  };
+
+  readonly add = (section: Section): void => {
+    this.#sections.set(section.name, section);
+    this.#missing.delete(section.name);
+    console.error(`${section.name}: done after ${this.#seconds} s`);
+  };
+
+  fail(names: readonly string[], error: unknown): void {
+    // After the end, a failure is that of the processes which were ended.
+    if (this.#ended) return;
+    console.error(`bench: ${names.join(', ')} failed:`, error);
+    for (const name of names) if (this.#missing.has(name)) this.#missing.set(name, 'failed');
+  }
+
+  /** No section comes any more. */
+  end(why: string): void {
+    this.#ended = true;
+    for (const [name, reason] of this.#missing) if (reason === 'not begun') this.#missing.set(name, `not finished, as ${why}`);
+  }
+
+  get #seconds(): number {
+    return Math.round((Date.now() - this.#began) / 1000);
+  }
+
+  results(): Results {
+    return {
+      at: new Date(this.#began).toISOString(),
+      quick: this.#quick,
+      tookSeconds: this.#seconds,
+      machine: this.#machine,
+      sections: [...this.#sections.values()],
+      missing: [...this.#missing].map(([name, why]) => `${name} (${why})`),
+    };
+  }
+}
+
+/** Every section that is wanted. One that fails does not keep the others from being measured. */
+async function measureAll(quick: boolean, scratch: string, wanted: (name: Name) => boolean, record: RunRecord): Promise<void> {
+  const parts: readonly (readonly [readonly Name[], () => Promise<void>])[] = [
+    [['create', 'memory', 'sessions'], async () => await onOneDrover(quick, wanted, record)],
+    [['hub'], async () => record.add(await measureHub(quick, scratch))],
+    [['hosts'], async () => record.add(await measureHosts(quick, scratch))],
+  ];
+  for (const [sections, measure] of parts) {
+    const asked = sections.filter(wanted);
+    if (asked.length > 0) await measure().catch((error: unknown) => record.fail(asked, error));
+  }
+}
+
+/** Ends the processes and containers that have files in a directory, and removes it. Bounded, also where they do not end in order. */
+async function endEverything(directory: string): Promise<void> {
+  for (let round = 0; round < 3; round++) await endProcesses(await processesUnder(directory));
+  for (const name of await readdir(directory)) {
+    await removeContainers(join(directory, name, 'data', 'host'));
+    await removeTraces(join(directory, name, 'data', 'host'));
+  }
+  await removeDirectory(directory);
 }
 
 /** What needs sandboxes: one Drover, one root of busybox alone, and one Docker daemon where there is one. */
-async function onOneDrover(
-  outer: AsyncDisposableStack,
-  quick: boolean,
-  wanted: (name: Name) => boolean,
-  add: (section: Section) => void,
-): Promise<void> {
-  await using held = outer.use(new AsyncDisposableStack());
+async function onOneDrover(quick: boolean, wanted: (name: Name) => boolean, record: RunRecord): Promise<void> {
+  const { add } = record;
+  await using held = new AsyncDisposableStack();
   const directory = await mkdtemp(join(tmpdir(), 'drover-bench-'));
   held.defer(async () => await rm(directory, { recursive: true, force: true }));
   // Roots of sandboxes are below; their owners are not root.
@@ -134,6 +215,7 @@ async function onOneDrover(
       await measureCreate({
         quick,
         scratch: directory,
+        onProgress: record.progress,
         quiet: async () => {
           await eventually('the standbys are ready', async () => (await readyStandbys(drover.data)) === standbys);
         },
@@ -161,3 +243,5 @@ try {
   else console.error('bench: failed:', error);
   process.exitCode = 1;
 }
+// What an ended measurement still waits for does not keep this process.
+process.exit();

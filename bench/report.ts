@@ -2,7 +2,7 @@ import type { Results, Row } from './result.ts';
 import { round } from './stats.ts';
 
 /** docs/benchmarks.md, all of it: made from the results, never by hand. */
-export function reportOf({ at, quick, tookSeconds, machine, sections }: Results): string {
+export function reportOf({ at, quick, tookSeconds, machine, sections, missing }: Results): string {
   const goals = sections.flatMap((section) => section.goals);
   const short = goals.filter(({ met }) => !met);
   const lines = [
@@ -27,6 +27,7 @@ export function reportOf({ at, quick, tookSeconds, machine, sections }: Results)
         ? 'All that was measured in this run is met.'
         : `Still short: ${short.map(({ what, figure, goal }) => `${what}: ${figure}, and ${goal} is wanted`).join('; ')}.`,
   ];
+  if (missing.length > 0) lines.push('', `Not measured: ${missing.join('; ')}.`);
   for (const { title, how, rows, absent } of sections) {
     lines.push(
       '',

@@ -38,4 +38,6 @@ export interface Results {
   readonly tookSeconds: number;
   readonly machine: Readonly<Record<string, string | number>>;
   readonly sections: readonly Section[];
+  /** Sections that were asked for and are missing or not whole, and why. */
+  readonly missing: readonly string[];
 }

@@ -33,15 +33,32 @@ export interface CreateOptions {
   readonly absent: readonly string[];
   /** A directory for what is made on the way. */
   readonly scratch: string;
+  /** Takes the section as it is so far, after each round. */
+  readonly onProgress: (section: Section) => void;
   /** Waits until the machine does nothing in the background that would be counted for one way and come of another. */
   readonly quiet: () => Promise<void>;
 }
 
+const description = {
+  name: 'create',
+  title: 'Create → first byte of the user’s program',
+  how:
+    'Image in the cache; each way in turn within every round, in one run. The API’s is one SDK client: create, attach to `main`, first byte. ' +
+    'A host keeps sandboxes ready ahead (standbys, one for 2 GiB of its memory); before each measurement it is waited until all of them are, so ' +
+    'that what making them takes is not counted for another way; 50 at once use them up. “Without standbys” is another host beside it, which ' +
+    'keeps none. `drover run` is the whole program as typed in a shell. The control plane’s share is seen from a host in memory beside the client, so ' +
+    'the whole also holds the client’s and the host’s own work and the ways between the processes. The bare transports have all of these too: ' +
+    'in turn with it, the same messages over a Connect call whose handler writes to a bare grpc-js stream, with mutual TLS, and no store and no ' +
+    'logic. The goal is about what the control plane adds, and so is compared with the difference of the two. The host offers more CPUs than it has, ' +
+    'so that none of them waits for room.',
+};
+
 /** R-21: create to the first byte of the user's program, each way in turn within every round. */
-export async function measureCreate({ quick, ways, bare, absent: given, scratch, quiet }: CreateOptions): Promise<Section> {
+export async function measureCreate({ quick, ways, bare, absent: given, scratch, onProgress, quiet }: CreateOptions): Promise<Section> {
   const absent = [...given];
   const rows: Row[] = [];
   const goals: Goal[] = [];
+  const section: Section = { ...description, rows, goals, absent };
   let lastRoundMs = 0;
   let lastAt = 1;
   // Not counted: files come into the cache, code is compiled, pools fill.
@@ -75,12 +92,10 @@ export async function measureCreate({ quick, ways, bare, absent: given, scratch,
       }
       spentMs += lastRoundMs;
       lastAt = at;
+      onProgress({ ...section, rows: [...rows, ...rowsOf(taken, at, bare)] });
     }
+    rows.push(...rowsOf(taken, at, bare));
     const base = summarize(taken.get(bare) ?? []);
-    for (const [what, values] of taken) {
-      const summary = summarize(values);
-      rows.push({ what, at, unit: 'ms', summary, ratio: { to: bare, value: round(summary.p50 / base.p50) } });
-    }
     const [first] = ways;
     if (at === 1 && first !== undefined) {
       const ratio = summarize(taken.get(first.name) ?? []).p50 / base.p50;
@@ -112,20 +127,14 @@ export async function measureCreate({ quick, ways, bare, absent: given, scratch,
     figure: `${own} ms (whole ${round(sum(whole))} ms, bare transports ${round(sum(transports))} ms)`,
     met: own <= 5,
   });
-  return {
-    name: 'create',
-    title: 'Create → first byte of the user’s program',
-    how:
-      'Image in the cache; each way in turn within every round, in one run. The API’s is one SDK client: create, attach to `main`, first byte. ' +
-      'A host keeps sandboxes ready ahead (standbys, one for 2 GiB of its memory); before each measurement it is waited until all of them are, so ' +
-      'that what making them takes is not counted for another way; 50 at once use them up. “Without standbys” is another host beside it, which ' +
-      'keeps none. `drover run` is the whole program as typed in a shell. The control plane’s share is seen from a host in memory beside the client, so ' +
-      'the whole also holds the client’s and the host’s own work and the ways between the processes. The bare transports have all of these too: ' +
-      'in turn with it, the same messages over a Connect call whose handler writes to a bare grpc-js stream, with mutual TLS, and no store and no ' +
-      'logic. The goal is about what the control plane adds, and so is compared with the difference of the two. The host offers more CPUs than it has, ' +
-      'so that none of them waits for room.',
-    rows,
-    goals,
-    absent,
-  };
+  return section;
+}
+
+/** A row for each way that was taken for so many at once, compared with the bare one. */
+function rowsOf(taken: ReadonlyMap<string, readonly number[]>, at: number, bare: string): readonly Row[] {
+  const base = summarize(taken.get(bare) ?? []);
+  return [...taken].map(([what, values]) => {
+    const summary = summarize(values);
+    return { what, at, unit: 'ms', summary, ratio: { to: bare, value: round(summary.p50 / base.p50) } };
+  });
 }
