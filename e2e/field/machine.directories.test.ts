@@ -63,6 +63,11 @@ describe('a directory that cannot be used is one error at once', () => {
     expect(stderr).toContain('the data directory /var/lib/drover-of-root cannot be used: this user cannot write there');
   });
 
+  test('a compile cache in /proc is left out', async () => {
+    const options = { reject: false, stdin: 'ignore', timeout: 60_000, env: { NODE_COMPILE_CACHE: '/proc/x' } } as const;
+    expect(await execa(join(repository, 'drover'), ['--version'], options)).toMatchObject({ exitCode: 0, stderr: '' });
+  });
+
   test('drover doctor on a directory in /proc', async () => {
     const { stdout, exitCode } = await drover(['doctor', ...listen, '--data', '/proc/x']);
     expect(stdout).toContain('problem  disk: /proc cannot be used: its file system takes no new files');
