@@ -15,7 +15,7 @@ const ownEnds: ReadonlySet<string> = new Set(['exited', 'start-failed']);
  * @param label what the sandbox is called in what is said
  */
 export async function explainEnd(cli: Cli, client: DroverClient, id: string, label: string, exit: ExecExit): Promise<void> {
-  if (exit.outOfMemory) return explainExit(cli, label, exit);
+  explainExit(cli, label, exit);
   try {
     if (exit.code < killedStatus) {
       // A command that is asked to end may do so with any status. Most were not asked, and need not wait for their host's report.
@@ -23,7 +23,7 @@ export async function explainEnd(cli: Cli, client: DroverClient, id: string, lab
       if (desiredState === sandbox.DesiredState.RUNNING && spec?.idleStopSeconds === 0n) return;
     }
     const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: endReportWaitMs });
-    if (ended.message !== '' && !ownEnds.has(ended.reason)) cli.out.note(`${label} has ended: ${ended.message}`);
+    if (!exit.outOfMemory && ended.message !== '' && !ownEnds.has(ended.reason)) cli.out.note(`${label} has ended: ${ended.message}`);
   } catch {
     // The status alone has to do: the sandbox may be deleted (--rm) already.
   }
