@@ -142,6 +142,50 @@ print(json.dumps([terminals, queues, why]))
   });
 });
 
+describe('R-10: a sandbox that has used something up', () => {
+  const name = 'full';
+  const message = async (): Promise<string> => (await drover.sandbox<{ message?: string }>(name)).message ?? '';
+  /** Run in the sandbox until the kernel refuses more. */
+  const uses = {
+    disk: 'open("/filled", "wb").write(bytes(1 << 26))',
+    inodes: 'os.mkdir("/many"); [open("/many/%d" % n, "w").close() for n in range(100000)]',
+    pids: '[held.append(subprocess.Popen(["sleep", "1d"])) for n in range(1000)]',
+  };
+  const free = { disk: 'rm /filled', inodes: 'rm -r /many', pids: '' };
+
+  beforeAll(async () => {
+    await drover.begin(name, ['sleep', '1d'], { resources: { diskBytes: BigInt(24 * mebibyte), pids: 40 } });
+  });
+  afterAll(async () => await drover.remove(name));
+
+  test.each([
+    ['disk', /its own disk of \S+ \S+ is full: .*--disk/],
+    ['inodes', /its own disk has no inode left .*--disk/],
+    ['pids', /its limit of 40 processes and threads: .*--pids/],
+  ] as const)('%s: get, explain and the events say so, and what to do, until there is some again', async (resource, sentence) => {
+    const script = `
+import os, subprocess, sys
+held = []
+try: ${uses[resource]}
+except OSError as e: print(e.strerror, flush=True)
+sys.stdin.read()
+for process in held: process.kill()
+`;
+    const holding = drover.spawn(['exec', '-i', name, '--', '/usr/bin/python3', '-c', script]);
+    await eventually(`get says that ${resource} are used up`, async () => sentence.test(await message()), 30_000, message);
+    const [shown, explained, events] = await Promise.all([
+      drover.run(['sandbox', 'get', name]),
+      drover.run(['sandbox', 'explain', name]),
+      drover.run(['events', '--since', '0', '--subject', name]),
+    ]);
+    for (const { stdout } of [shown, explained, events]) expect(stdout).toMatch(sentence);
+    holding.stdin.end();
+    await holding;
+    if (free[resource] !== '') await drover.exec(name, ['sh', '-c', free[resource]]);
+    await eventually('it is not said any longer', async () => (await message()) === '', 30_000, message);
+  });
+});
+
 describe('R-18: a named volume', () => {
   const size = 32 * mebibyte;
   const succeeds = async (...args: readonly string[]): Promise<string> => {

@@ -51,3 +51,14 @@ describe('R-11: an image whose /etc is a link', () => {
     expect(stdout).toMatch(/name server[^]*127\.0\.0\.1\tlocalhost[^]*\tlinked\n1777\n$/);
   });
 });
+
+describe('R-15: the progress of a pull', () => {
+  test('has layers and bytes, one plain line a step in a pipe', async () => {
+    const { code, stdout, stderr } = await drover.run(['image', 'pull', `oci:${layout}:linked`]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^\S+: sha256:[0-9a-f]{64}\n$/);
+    const lines = stderr.trim().split('\n');
+    expect(lines).toContainEqual(expect.stringMatching(/ pulling oci:\S+: 2 of 2 layers, (\S+ \S+) of \1$/));
+    expect(new Set(lines).size).toBe(lines.length);
+  });
+});

@@ -5,6 +5,7 @@ import { counted, DroverError, lockDirectory, makeDirectories, type Logger } fro
 import { initBundlePath, ptyAddonPath } from '@drover/init';
 import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
+import { checkDisk } from './disks/index.ts';
 import { ForeignPaths } from './foreign/index.ts';
 import { LinuxHost, readBootId } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
@@ -122,7 +123,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     labels: options.labels ?? {},
     zone: options.zone ?? '',
     runtimes: [runtime],
-    checks: [async () => await checkGateway(stateDirectory, options.pool)],
+    checks: [async () => await checkGateway(stateDirectory, options.pool), async () => await checkDisk(stateDirectory)],
     ...(options.name !== undefined && { name: options.name }),
     ...(options.cpuMillis !== undefined && { cpuMillis: options.cpuMillis }),
     ...(options.slots !== undefined && { slots: options.slots }),
@@ -227,7 +228,7 @@ export async function agentDoctor(options: {
   const findings = await runtime.check();
   // Anybody else cannot ask the host's own gateway.
   if (process.getuid?.() !== 0) return findings;
-  return [...findings, await checkGateway(options.stateDirectory, options.pool)];
+  return [...findings, await checkGateway(options.stateDirectory, options.pool), await checkDisk(options.stateDirectory)];
 }
 
 /** Logs the warnings. @throws {DroverError} missing-privilege, missing-component, when there is a problem */

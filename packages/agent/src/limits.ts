@@ -136,6 +136,8 @@ export const maxDownloads = 4;
 export const maxUnpacks = 2;
 /** Unfinished downloads that nobody resumed for so long go at the agent's start. Milliseconds. */
 export const partialKeptMs = 24 * 3_600_000;
+/** Least time between two changes of a sandbox's message by the progress of its image. Milliseconds. */
+export const pullMessageMs = 1_000;
 /** Least time between two progress reports of one pull. Milliseconds; those between are dropped. */
 export const progressEveryMs = 100;
 /** How stale an image's last use may be on disk. Milliseconds. */
@@ -243,7 +245,10 @@ export const fullDiskShare = 0.9;
 export const secretsTmpfsSize = 1024 * 1024;
 /** Files on that tmpfs; more fail inside with ENOSPC. */
 export const secretsInodes = 1024;
-/** How often each sandbox's count of out-of-memory kills is looked at. Milliseconds. */
+/** A file system with less free than both counts as full: this share of it, and so many bytes. */
+export const fullFreeShare = 0.01;
+export const fullFreeBytes = 256 * 1024 ** 2;
+/** How often each sandbox's out-of-memory kills, disk and processes are checked. Milliseconds. */
 export const oomLookMs = 2_000;
 /** Of the kills that one look finds, those whose processes are named. */
 export const maxOomVictims = 16;

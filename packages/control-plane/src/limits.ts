@@ -365,3 +365,5 @@ export const maxPathBytes = 4096;
 /** A volume's least and greatest size. Bytes; another is refused. Source of the greatest: ext4 with blocks of 4 KiB. */
 export const minVolumeBytes = 16 * 1024 ** 2;
 export const maxVolumeBytes = 16 * 1024 ** 4;
+/** Characters of what a host reports of a limit that a sandbox has reached; the rest is cut off. */
+export const maxLimitTextLength = 500;

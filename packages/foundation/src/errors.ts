@@ -190,7 +190,7 @@ function fromSystemError(error: Error): DroverError | undefined {
     case 'ENOSPC':
     case 'EDQUOT':
       return new DroverError('disk-full', 'no space left on the disk', {
-        hint: 'free some space, for instance with `drover image prune`, and try again',
+        hint: 'free some space on that file system (df shows which one is full), and try again',
         cause: error,
       });
     case 'EADDRINUSE':

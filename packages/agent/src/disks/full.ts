@@ -1,5 +1,15 @@
+import type { StatsFs } from 'node:fs';
 import { statfs } from 'node:fs/promises';
-import { DroverError, formatBytes } from '@drover/foundation';
+import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
+import { fullFreeBytes, fullFreeShare } from '../limits.ts';
+import type { RuntimeFinding } from '../runtimes/runtime.ts';
+
+/** What a file system has none of; undefined while there is some of both. */
+export function fullnessOf({ blocks, bavail, bsize, files, ffree }: StatsFs): 'disk' | 'inodes' | undefined {
+  if (bavail * bsize < Math.min(fullFreeBytes, blocks * bsize * fullFreeShare)) return 'disk';
+  // A file system that makes inodes as they are needed has none to count.
+  return files > 0 && ffree < files * fullFreeShare ? 'inodes' : undefined;
+}
 
 /**
  * The error for a write on a full file system of the host: which one it is, and what frees it.
@@ -14,4 +24,25 @@ export async function hostDiskFull(directory: string, what: string, cause: unkno
     `${what}: the host's disk that holds ${directory} is full (${left} free of ${formatBytes(blocks * bsize)})`,
     { hint: 'remove images (drover image prune), sandboxes or volumes on that host, or make its disk larger', cause },
   );
+}
+
+/** Whether the disk that a directory is on has room left, for `drover doctor`. A directory that is not there yet has. */
+export async function checkDisk(directory: string): Promise<RuntimeFinding> {
+  const subject = 'disk';
+  let disk: StatsFs;
+  try {
+    disk = await statfs(directory);
+  } catch (error) {
+    return { level: 'ok', subject, message: `${directory} is not there yet (${errnoOf(error) ?? String(error)})`, hint: '' };
+  }
+  const { bavail, blocks, bsize, ffree } = disk;
+  const free = `${formatBytes(bavail * bsize)} of ${formatBytes(blocks * bsize)} and ${ffree} inodes free`;
+  const full = fullnessOf(disk);
+  if (full === undefined) return { level: 'ok', subject, message: `${directory}: ${free}`, hint: '' };
+  return {
+    level: 'problem',
+    subject,
+    message: `the disk that holds ${directory} (images, volumes and files of sandboxes) is full: ${free}`,
+    hint: 'remove images (drover image prune), sandboxes or volumes on that host, or make its disk larger',
+  };
 }

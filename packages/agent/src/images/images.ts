@@ -33,6 +33,10 @@ export interface PullProgress {
   readonly doneBytes: number;
   /** 0 while unknown. */
   readonly totalBytes: number;
+  /** Unpacked, or there already. */
+  readonly doneLayers: number;
+  /** 0 while unknown. */
+  readonly totalLayers: number;
 }
 
 export interface ImageHandle {

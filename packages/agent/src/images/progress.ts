@@ -12,10 +12,12 @@ export class ProgressReport {
   #toldAt = Number.NEGATIVE_INFINITY;
   readonly #done = new Map<string, number>();
   #totalBytes = 0;
+  #totalLayers = 0;
+  #doneLayers = 0;
 
   constructor(clock: Clock, message: string) {
     this.#clock = clock;
-    this.#latest = { message, doneBytes: 0, totalBytes: 0 };
+    this.#latest = { message, doneBytes: 0, totalBytes: 0, doneLayers: 0, totalLayers: 0 };
   }
 
   /** @returns stops listening */
@@ -30,8 +32,18 @@ export class ProgressReport {
     this.#update(message, true);
   }
 
-  total(bytes: number): void {
+  total(bytes: number, layers: number): void {
     this.#totalBytes = bytes;
+    this.#totalLayers = layers;
+    // Of an attempt before.
+    this.#done.clear();
+    this.#doneLayers = 0;
+  }
+
+  /** One more layer is there: reported in any case. */
+  layerDone(): void {
+    this.#doneLayers++;
+    this.#update(this.#latest.message, true);
   }
 
   bytes(part: string, doneBytes: number): void {
@@ -42,7 +54,7 @@ export class ProgressReport {
   #update(message: string, now: boolean): void {
     let doneBytes = 0;
     for (const bytes of this.#done.values()) doneBytes += bytes;
-    this.#latest = { message, doneBytes, totalBytes: this.#totalBytes };
+    this.#latest = { message, doneBytes, totalBytes: this.#totalBytes, doneLayers: this.#doneLayers, totalLayers: this.#totalLayers };
     if (!now && this.#clock.now() - this.#toldAt < progressEveryMs) return;
     this.#toldAt = this.#clock.now();
     for (const listener of this.#listeners) listener(this.#latest);

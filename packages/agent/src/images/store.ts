@@ -387,7 +387,10 @@ export class ImageStore implements Images {
     const pinned = [...new Set([...layers.map((layer) => fileNameOf(layer.diffId)), ...places])];
     this.#pin(pinned, 1);
     try {
-      progress.total(layers.reduce((sum, layer) => sum + layer.size, 0));
+      progress.total(
+        layers.reduce((sum, layer) => sum + layer.size, 0),
+        layers.length,
+      );
       progress.step(`pulling ${name}`);
       const ensured: Promise<string>[] = [];
       for (const [index, layer] of layers.entries()) {
@@ -395,7 +398,13 @@ export class ImageStore implements Images {
           name: places[index] as string,
           lower: async () => (await Promise.all(ensured.slice(0, index))).map((lower) => this.#layers.path(lower)),
         };
-        ensured.push(this.#layers.ensure(layer, place, (bytes) => progress.bytes(layer.diffId, bytes), signal));
+        const there = this.#layers.ensure(layer, place, (bytes) => progress.bytes(layer.diffId, bytes), signal);
+        ensured.push(
+          there.then((found) => {
+            progress.layerDone();
+            return found;
+          }),
+        );
       }
       // All have settled: what the others got is kept for the next try, and nothing runs on behind the error.
       await Promise.allSettled(ensured);

@@ -188,6 +188,8 @@ export class CommandRunner {
               message: progress.message,
               done: BigInt(progress.doneBytes),
               total: BigInt(progress.totalBytes),
+              layersDone: progress.doneLayers,
+              layersTotal: progress.totalLayers,
             }),
           ),
       });

@@ -37,6 +37,8 @@ export interface Runtime {
   stats(id: SandboxId): Promise<RuntimeStats | undefined>;
   /** The root of a sandbox that has ended, as it was left. Undefined: it runs, or its root is not to be had any more. */
   stoppedRoot(id: SandboxId): Promise<StoppedRoot | undefined>;
+  /** The limits that it has reached and what it uses up of its host, while it runs (R-10). */
+  exhausted(id: SandboxId): Promise<readonly Exhausted[]>;
   /** How often the kernel has killed a process in it for want of memory since its start (R-10); also for a while after its end. */
   oomKills(id: SandboxId): Promise<number>;
   /** The names of the processes that the last `count` of those kills hit, oldest first; fewer, or none, where the kernel does not say. */
@@ -48,6 +50,13 @@ export interface StoppedRoot {
   readonly path: string;
   /** The host's id of the sandbox's user and group 0. */
   readonly firstId: number;
+}
+
+export interface Exhausted {
+  /** `host-disk`: it has no disk of its own, and the host's is full. */
+  readonly resource: 'disk' | 'inodes' | 'pids' | 'host-disk';
+  /** Bytes, files or processes; 0 for the host's disk. */
+  readonly limit: number;
 }
 
 export interface RuntimeFinding {

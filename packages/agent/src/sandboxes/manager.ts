@@ -5,6 +5,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   DroverError,
+  formatBytes,
   parseSandboxId,
   sentenceOf,
   SerialExecutor,
@@ -14,11 +15,13 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { link, type sandbox } from '@drover/protocol';
+import { hostDiskFull } from '../disks/index.ts';
 import type { HostEventInit } from '../link/host-events.ts';
-import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, oomLookMs } from '../limits.ts';
+import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, oomLookMs, pullMessageMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { copyEnded } from './copy-ended.ts';
+import { limitsReached, volumesOf } from './limits-reached.ts';
 import { keptLogs } from './logs.ts';
 import { prepareStart, type StartOptions } from './preparing.ts';
 import { observationOf, RecordStore, type SandboxRecord } from './record.ts';
@@ -322,7 +325,8 @@ export class SandboxManager implements Sandboxes {
         bootId: this.#options.bootId ?? '',
         ...closedOf(entry.wish),
       });
-      const start = await prepareStart(this.#options, entry.record, secrets, progress, standby, signal);
+      const shown = this.#showProgress(entry, progress);
+      const start = await prepareStart(this.#options, entry.record, secrets, shown, standby, signal);
       const { imageDigest, request, completed } = start;
       settled = start.settled;
       const opening = async (): Promise<void> => {
@@ -346,7 +350,9 @@ export class SandboxManager implements Sandboxes {
       this.#watchExit(entry);
       return observationOf(entry.record);
     } catch (thrown) {
-      const error = DroverError.from(signal.aborted ? (signal.reason ?? thrown) : thrown, 'runtime-failed');
+      const known = DroverError.from(signal.aborted ? (signal.reason ?? thrown) : thrown, 'runtime-failed');
+      const isOwnDisk = known.code === 'disk-full' && thrown !== known;
+      const error = isOwnDisk ? await hostDiskFull(this.#options.stateDirectory, 'the sandbox cannot be started', thrown) : known;
       const cancelled = signal.aborted;
       making.abort(error);
       // What still writes there would bring back what is taken away.
@@ -361,6 +367,22 @@ export class SandboxManager implements Sandboxes {
       entry.making = undefined;
       if (standby !== undefined) await this.#standbys?.discard(standby);
     }
+  }
+
+  /** How far the image is stands in the sandbox's own message too, at a bounded rate: `drover run` and `sandbox get` show it. */
+  #showProgress(entry: Entry, progress: (progress: link.CommandProgress) => void): (progress: link.CommandProgress) => void {
+    let shownAt = this.#clock.now();
+    return (next) => {
+      progress(next);
+      const { phase } = entry.record;
+      if (phase !== 'preparing' || next.layersTotal === 0 || this.#clock.now() - shownAt < pullMessageMs) return;
+      shownAt = this.#clock.now();
+      const message = `${next.message}: ${next.layersDone} of ${next.layersTotal} layers, ${formatBytes(Number(next.done))} of ${formatBytes(Number(next.total))}`;
+      this.#update(entry, { message }).catch((error: unknown) => {
+        // The next one follows.
+        this.#logger.debug({ err: error, sandbox: entry.record.id }, 'the progress of an image could not be recorded');
+      });
+    };
   }
 
   /** After a failed make nothing half made is left: the first start's root goes too, a later one's stays for the next try. */
@@ -402,19 +424,33 @@ export class SandboxManager implements Sandboxes {
     waiting.catch((error: unknown) => {
       if (!signal.aborted) this.#logger.error({ err: error, sandbox: id }, 'waiting for the end of a sandbox');
     });
-    this.#watchMemory(entry, signal).catch((error: unknown) => {
-      if (!signal.aborted) this.#logger.error({ err: error, sandbox: id }, 'watching the memory of a sandbox');
+    this.#watchResources(entry, signal).catch((error: unknown) => {
+      if (!signal.aborted) this.#logger.error({ err: error, sandbox: id }, 'watching the resources of a sandbox');
     });
   }
 
-  /** R-10: each kill for want of memory is an event, by the names of the processes where the kernel gives them. */
-  async #watchMemory(entry: Entry, signal: AbortSignal): Promise<void> {
-    const { id, startCount, runtime } = entry.record;
+  /** R-10: each kill for want of memory is an event, by the names of the processes where the kernel gives them; so is a limit that is reached. */
+  async #watchResources(entry: Entry, signal: AbortSignal): Promise<void> {
+    const { id, startCount } = entry.record;
+    const runtime = this.#runtime(entry.record.runtime);
+    const reported = new Set<string>();
     for (;;) {
       await this.#clock.sleep(oomLookMs, signal);
-      if ((await this.#runtime(runtime).oomKills(id)) <= entry.record.oomKills) continue;
+      const kills = await runtime.oomKills(id);
+      const limits = limitsReached(await runtime.exhausted(id), await this.#options.volumes.full(volumesOf(entry.record)));
+      const message = limits.map((limit) => limit.message).join('; ');
+      if (kills <= entry.record.oomKills && message === entry.record.message) continue;
       await entry.operations.run(async () => {
-        if (!signal.aborted && entry.record.startCount === startCount) await this.#reportOomKills(entry);
+        if (signal.aborted || entry.record.startCount !== startCount) return;
+        await this.#reportOomKills(entry);
+        if (entry.record.phase !== 'running' && entry.record.phase !== 'paused') return;
+        for (const { resource, message: text } of limits.filter((limit) => !reported.has(limit.resource))) {
+          const at = timestampFromMs(this.#clock.now());
+          this.#options.report({ sandboxId: id, at, event: { case: 'limitReached', value: { resource, message: text } } });
+        }
+        reported.clear();
+        for (const { resource } of limits) reported.add(resource);
+        if (message !== entry.record.message) await this.#update(entry, { message });
       });
     }
   }

@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import { DroverError, parseName, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, type KeyAndRequest, type Names } from '@drover/pki';
 import { link, type sandbox } from '@drover/protocol';
-import type { ImageHandle, Images } from '../images/images.ts';
+import type { ImageHandle, Images, PullProgress } from '../images/images.ts';
 import { defaultPids } from '../limits.ts';
 import type { Network } from '../network/network.ts';
 import type { CreateRequest, NetworkAttachment } from '../runtimes/runtime.ts';
@@ -20,7 +20,7 @@ export interface StartOptions {
   /** Holds `records/` and `run/`. */
   readonly stateDirectory: string;
   readonly images: Images;
-  readonly volumes: Pick<VolumeStore, 'mount'>;
+  readonly volumes: Pick<VolumeStore, 'mount' | 'full'>;
   readonly network: Network;
   readonly initDirectory: string;
   readonly names: Names;
@@ -112,8 +112,16 @@ async function holdImage(
   progress: (progress: link.CommandProgress) => void,
   signal: AbortSignal,
 ): Promise<ImageHandle> {
-  const onProgress = (p: { readonly message: string; readonly doneBytes: number; readonly totalBytes: number }): void =>
-    progress(create(link.CommandProgressSchema, { message: p.message, done: BigInt(p.doneBytes), total: BigInt(p.totalBytes) }));
+  const onProgress = (p: PullProgress): void =>
+    progress(
+      create(link.CommandProgressSchema, {
+        message: p.message,
+        done: BigInt(p.doneBytes),
+        total: BigInt(p.totalBytes),
+        layersDone: p.doneLayers,
+        layersTotal: p.totalLayers,
+      }),
+    );
   const image = await images.ensure(reference, { signal, onProgress });
   // A start that failed meanwhile has let go of it already.
   signal.throwIfAborted();

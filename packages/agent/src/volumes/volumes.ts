@@ -1,7 +1,7 @@
 import { chmod, mkdir, readdir, rm, rmdir, stat, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, parseName, SerialExecutor } from '@drover/foundation';
-import { isMounted, makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
+import { fullnessOf, isMounted, makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
 
 export interface HostVolume {
   readonly name: string;
@@ -86,6 +86,16 @@ export class VolumeStore {
         return { name, sizeBytes: (await sizeOf(disk)) ?? 0, usedBytes: await this.#usedOf(disk) };
       }),
     );
+  }
+
+  /** Those of them that are full. */
+  async full(names: readonly string[]): Promise<readonly string[]> {
+    const found: string[] = [];
+    for (const name of names) {
+      const { mountPoint } = this.#diskOf(name);
+      if (isMounted(mountPoint) && fullnessOf(await statfs(mountPoint)) !== undefined) found.push(name);
+    }
+    return found;
   }
 
   /** Of one that is not mounted, what its file takes of the host's disk. Bytes. */

@@ -65,8 +65,8 @@ export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageS
             { case: 'pullImage', value },
             {
               signal,
-              onProgress: ({ message, done, total }) =>
-                news.progress(create(api.PullImageResponseSchema, { ...about, message, done, total })),
+              onProgress: ({ message, done, total, layersDone, layersTotal }) =>
+                news.progress(create(api.PullImageResponseSchema, { ...about, message, done, total, layersDone, layersTotal })),
             },
           );
           if (result.case !== 'image') throw new DroverError('protocol-violation', `host ${host.name} answered a pull with something else`);

@@ -2,7 +2,7 @@ import { timestampMs } from '@bufbuild/protobuf/wkt';
 import { clip, isSandboxId, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import type { EventDraft } from '../events/event.ts';
-import { hostEventsPerFrame, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
+import { hostEventsPerFrame, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import type { HostLink } from './host-link.ts';
 
@@ -22,6 +22,10 @@ function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEven
         subject: id,
         data: { ...common, process: clip(process, maxProcessNameLength), count },
       };
+    }
+    case 'limitReached': {
+      const [resource, message] = [event.value.resource, event.value.message].map((text) => clip(text, maxLimitTextLength));
+      return { kind: 'sandbox', type: 'SandboxLimitReached', subject: id, data: { ...common, resource, message } };
     }
     default:
       return undefined;

@@ -5,9 +5,9 @@ export interface Schema {
   hosts: HostTable;
   sandboxes: SandboxTable;
   sandbox_labels: { sandbox_id: string; key: string; value: string };
-  /** Base64, sealed by the secret box. */
   volumes: VolumeTable;
   volume_uses: VolumeUseTable;
+  /** Base64, sealed by the secret box. */
   sandbox_secrets: { sandbox_id: string; name: string; sealed: string };
   identities: IdentityTable;
   sandbox_certificates: CertificateTable;

@@ -1,6 +1,6 @@
 import { duplexPair, type Duplex } from 'node:stream';
 import { DroverError, systemClock, type Clock, type SandboxId } from '@drover/foundation';
-import type { CreateRequest, Runtime, RuntimeFinding, RuntimeState, RuntimeStats } from '../runtime.ts';
+import type { Exhausted, CreateRequest, Runtime, RuntimeFinding, RuntimeState, RuntimeStats } from '../runtime.ts';
 
 export type FakeOperation = 'create' | 'start' | 'kill' | 'pause' | 'resume' | 'destroy' | 'dial';
 
@@ -161,6 +161,10 @@ export class FakeRuntime implements Runtime {
     found.connections.add(stream);
     stream.once('close', () => found.connections.delete(stream));
     return stream;
+  }
+
+  exhausted(): Promise<readonly Exhausted[]> {
+    return Promise.resolve([]);
   }
 
   oomKills(id: SandboxId): Promise<number> {

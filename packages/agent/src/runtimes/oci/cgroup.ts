@@ -44,6 +44,13 @@ export class Cgroups {
   }
 
   /** How often the kernel killed in the sandbox for want of memory; 0 when the cgroup is gone. */
+  /** The limit of processes, when it is reached. */
+  pidsLimitReached(id: SandboxId): number | undefined {
+    const controller = this.kind === 'v2' ? 'unified' : 'pids';
+    const [current, limit] = ['pids.current', 'pids.max'].map((name) => readNumber(this.#file(controller, this.pathOf(id), name)));
+    return current !== undefined && limit !== undefined && current >= limit ? limit : undefined;
+  }
+
   oomKills(id: SandboxId): number {
     const file =
       this.kind === 'v2'

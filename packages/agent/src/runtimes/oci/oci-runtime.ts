@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os';
-import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, readdir, readFile, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import {
@@ -14,13 +14,14 @@ import {
   makeDirectories,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { isMounted, mountPoints } from '../../disks/index.ts';
+import { fullnessOf, isMounted, mountPoints } from '../../disks/index.ts';
 import { ForeignPaths } from '../../foreign/index.ts';
-import { maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
+import { initPidsAllowance, maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
 import {
   killedExitCode,
   type CreateRequest,
+  type Exhausted,
   type Runtime,
   type RuntimeFinding,
   type RuntimeState,
@@ -247,6 +248,20 @@ export class OciRuntime implements Runtime {
       clock: this.#clock,
       signal,
     });
+  }
+
+  async exhausted(id: SandboxId): Promise<readonly Exhausted[]> {
+    const layout = layoutOf(this.#stateDirectory, id);
+    const record = await readRecord(layout.record);
+    const found: Exhausted[] = [];
+    const pids = this.#cgroups.pidsLimitReached(record?.container ?? id);
+    if (pids !== undefined) found.push({ resource: 'pids', limit: Math.max(1, pids - initPidsAllowance) });
+    const own = isMounted(layout.writable);
+    const disk = await statfs(own ? layout.writable : this.#stateDirectory);
+    const resource = fullnessOf(disk);
+    if (resource !== undefined && own) found.push({ resource, limit: resource === 'disk' ? disk.blocks * disk.bsize : disk.files });
+    else if (resource !== undefined) found.push({ resource: 'host-disk', limit: 0 });
+    return found;
   }
 
   async oomKills(id: SandboxId): Promise<number> {

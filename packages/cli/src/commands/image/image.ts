@@ -36,10 +36,10 @@ export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlag
       show?.end(where);
       if (!cli.out.json) results.push(`${where}: ${answer.image.digest}`);
     } else {
-      const text = answer.message;
-      show?.update(where, answer.total > 0n ? `${text} ${percent(answer)}` : text);
-      if (show === undefined && !cli.out.json && last.get(where) !== text) cli.out.note(`${where}: ${text}`);
-      last.set(where, text);
+      show?.update(where, progressText(answer));
+      const step = progressStep(answer);
+      if (show === undefined && !cli.out.json && last.get(where) !== step) cli.out.note(`${where}: ${progressText(answer)}`);
+      last.set(where, step);
     }
   }
   // What lasts is said below the board, which is redrawn until it is closed.
@@ -49,8 +49,17 @@ export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlag
   return failures[0]?.exitCode ?? 0;
 }
 
-function percent(answer: api.PullImageResponse): string {
-  return `${Math.min(100, Math.round((Number(answer.done) / Number(answer.total)) * 100))} %`;
+type Progress = Pick<api.PullImageResponse, 'message' | 'done' | 'total' | 'layersDone' | 'layersTotal'>;
+
+/** `pulling X: 3 of 7 layers, 12 MiB of 80 MiB` */
+export function progressText({ message, done, total, layersDone, layersTotal }: Progress): string {
+  if (layersTotal === 0) return message;
+  return `${message}: ${layersDone} of ${layersTotal} layers, ${formatBytes(Number(done))} of ${formatBytes(Number(total))}`;
+}
+
+/** In a pipe, a line for each step, each layer and each tenth of the bytes: what is equal here is not repeated. */
+export function progressStep({ message, done, total, layersDone }: Progress): string {
+  return `${message} ${layersDone} ${total === 0n ? 0n : (done * 10n) / total}`;
 }
 
 /** One redrawn line a host. */

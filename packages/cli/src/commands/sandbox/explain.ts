@@ -26,6 +26,7 @@ export default async function explain(cli: Cli, [reference]: readonly [string]):
   if (cli.out.json) cli.out.object(messageJson(api.ExplainSandboxResponseSchema, answer));
   else {
     for (const record of answer.sandbox?.containment?.records ?? []) cli.out.line(`contained: ${oneLine(containmentText(record))}`);
+    if (answer.sandbox !== undefined && answer.sandbox.message !== '') cli.out.line(`state: ${oneLine(answer.sandbox.message)}`);
     if (answer.sandbox?.session?.state === 'failed') cli.out.line(`session lost: ${oneLine(answer.sandbox.session.lastError)}`);
     cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check was made yet');
   }

@@ -64,6 +64,7 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   SandboxDesiredChanged: (d) => `${d.who}: ${d.text('desired') || (d.is('networkCut') ? 'its network cut' : 'its network open')}`,
   SandboxStateChanged: (d) => `${d.who}: ${d.text('from')} to ${d.text('to')}${d.after('message')}`,
   SandboxOomKill: (d) => `${d.who}: out of memory, ${d.text('process') || 'a process'} was killed${times(d.number('count'))}`,
+  SandboxLimitReached: (d) => `${d.who}: ${d.text('message')}`,
   SandboxNetworkCut: (d) => d.who,
   SandboxNetworkRestored: (d) => d.who,
   SandboxRegistrationClosed: (d) => d.who,

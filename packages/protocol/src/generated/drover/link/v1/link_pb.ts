@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/link/v1/link.proto.
  */
 export const file_drover_link_v1_link: GenFile = /*@__PURE__*/
-  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0itAEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSABCBwoFZXZlbnQiVwoMRWdyZXNzRGVuaWVkEgwKBGhvc3QYASABKAkSDAoEcG9ydBgCIAEoDRIOCgZtZXRob2QYAyABKAkSDAoEcnVsZRgEIAEoCRINCgVjb3VudBgFIAEoDSIpCgdPb21LaWxsEg8KB3Byb2Nlc3MYASABKAkSDQoFY291bnQYAiABKA0igwEKB1dlbGNvbWUSDQoFZXBvY2gYASABKAQSFAoMaGVhcnRiZWF0X21zGAIgASgNEg4KBnR0bF9tcxgDIAEoDRIdChVjb250cm9sX3BsYW5lX3ZlcnNpb24YBCABKAkSDgoGY2FfcGVtGAUgASgJEhQKDHRydXN0X2RvbWFpbhgGIAEoCSLrAQoGR29Bd2F5Ei0KBnJlYXNvbhgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkdvQXdheS5SZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIaChJyZWNvbm5lY3RfYWZ0ZXJfbXMYAyABKA0ihAEKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABITCg9SRUFTT05fU0hVVERPV04QARIVChFSRUFTT05fU1VQRVJTRURFRBACEhIKDlJFQVNPTl9SRU1PVkVEEAMSDwoLUkVBU09OX0JVU1kQBBIRCg1SRUFTT05fU0lMRU5UEAUimgkKB0NvbW1hbmQSCgoCaWQYASABKAkSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KBmNyZWF0ZRgKIAEoCzIdLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVNhbmRib3hIABItCgVzdGFydBgLIAEoCzIcLmRyb3Zlci5saW5rLnYxLlN0YXJ0U2FuZGJveEgAEisKBHN0b3AYDCABKAsyGy5kcm92ZXIubGluay52MS5TdG9wU2FuZGJveEgAEi0KBXBhdXNlGA0gASgLMhwuZHJvdmVyLmxpbmsudjEuUGF1c2VTYW5kYm94SAASLwoGcmVzdW1lGA4gASgLMh0uZHJvdmVyLmxpbmsudjEuUmVzdW1lU2FuZGJveEgAEjEKB2Rlc3Ryb3kYDyABKAsyHi5kcm92ZXIubGluay52MS5EZXN0cm95U2FuZGJveEgAEjEKB2luc3BlY3QYECABKAsyHi5kcm92ZXIubGluay52MS5JbnNwZWN0U2FuZGJveEgAEi0KBGxpc3QYESABKAsyHS5kcm92ZXIubGluay52MS5MaXN0U2FuZGJveGVzSAASLwoKcHVsbF9pbWFnZRgSIAEoCzIZLmRyb3Zlci5saW5rLnYxLlB1bGxJbWFnZUgAEjEKC29wZW5fdHVubmVsGBMgASgLMhouZHJvdmVyLmxpbmsudjEuT3BlblR1bm5lbEgAEjMKDGFwcGx5X3BvbGljeRgUIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5UG9saWN5SAASMwoMYXBwbHlfYWRkb25zGBUgASgLMhsuZHJvdmVyLmxpbmsudjEuQXBwbHlBZGRvbnNIABJBChNjb2xsZWN0X2RpYWdub3N0aWNzGBYgASgLMiIuZHJvdmVyLmxpbmsudjEuQ29sbGVjdERpYWdub3N0aWNzSAASMQoLbGlzdF9pbWFnZXMYFyABKAsyGi5kcm92ZXIubGluay52MS5MaXN0SW1hZ2VzSAASMwoMcmVtb3ZlX2ltYWdlGBggASgLMhsuZHJvdmVyLmxpbmsudjEuUmVtb3ZlSW1hZ2VIABIzCgxwcnVuZV9pbWFnZXMYGSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZUltYWdlc0gAEjUKDWNvbGxlY3Rfc3RhdHMYGyABKAsyHC5kcm92ZXIubGluay52MS5Db2xsZWN0U3RhdHNIABI4Cg9zZXRfbmV0d29ya19jdXQYHCABKAsyHS5kcm92ZXIubGluay52MS5TZXROZXR3b3JrQ3V0SAASNQoNY3JlYXRlX3ZvbHVtZRgdIAEoCzIcLmRyb3Zlci5saW5rLnYxLkNyZWF0ZVZvbHVtZUgAEjUKDXJlbW92ZV92b2x1bWUYHiABKAsyHC5kcm92ZXIubGluay52MS5SZW1vdmVWb2x1bWVIABIzCgxsaXN0X3ZvbHVtZXMYHyABKAsyGy5kcm92ZXIubGluay52MS5MaXN0Vm9sdW1lc0gAQgsKCW9wZXJhdGlvbkoECBoQGyI0CgpTYW5kYm94UmVmEhIKCnNhbmRib3hfaWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBCLsAQoNQ3JlYXRlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhIPCgdwcm9qZWN0GAIgASgJEgwKBG5hbWUYAyABKAkSLAoEc3BlYxgEIAEoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNhbmRib3hTcGVjEi8KB3NlY3JldHMYBSADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgGIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAcgASgIIp4BCgxTdGFydFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSLwoHc2VjcmV0cxgCIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldFZhbHVlEhMKC25ldHdvcmtfY3V0GAMgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYBCABKAgiTAoLU3RvcFNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSEAoIZ3JhY2VfbXMYAiABKA0iOwoMUGF1c2VTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIjwKDVJlc3VtZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiPQoORGVzdHJveVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYiZgoNU2V0TmV0d29ya0N1dBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZhILCgNjdXQYAiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgDIAEoCCIkCg5JbnNwZWN0U2FuZGJveBISCgpzYW5kYm94X2lkGAEgASgJIg8KDUxpc3RTYW5kYm94ZXMiLAoJUHVsbEltYWdlEg0KBWltYWdlGAEgASgJEhAKCGluc2VjdXJlGAIgASgIIjAKDENyZWF0ZVZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQiHAoMUmVtb3ZlVm9sdW1lEgwKBG5hbWUYASABKAkiDQoLTGlzdFZvbHVtZXMiPgoGVm9sdW1lEgwKBG5hbWUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoBBISCgp1c2VkX2J5dGVzGAMgASgEIjIKB1ZvbHVtZXMSJwoHdm9sdW1lcxgBIAMoCzIWLmRyb3Zlci5saW5rLnYxLlZvbHVtZSIMCgpMaXN0SW1hZ2VzIhwKC1JlbW92ZUltYWdlEg0KBWltYWdlGAEgASgJIikKC1BydW5lSW1hZ2VzEhoKEm9sZGVyX3RoYW5fc2Vjb25kcxgBIAEoBCK4AQoKT3BlblR1bm5lbBIRCgl0dW5uZWxfaWQYASABKAkSEgoKc2FuZGJveF9pZBgCIAEoCRIOCgRpbml0GAMgASgISAASDgoEcG9ydBgEIAEoDUgAEigKBGxvZ3MYBSABKAsyGC5kcm92ZXIubGluay52MS5Ib3N0TG9nc0gAEi8KCGNvcHlfb3V0GAYgASgLMhsuZHJvdmVyLmxpbmsudjEuSG9zdENvcHlPdXRIAEIICgZ0YXJnZXQiSQoISG9zdExvZ3MSEgoKdGFpbF9saW5lcxgBIAEoBBIpCgVzaW5jZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiMQoLSG9zdENvcHlPdXQSDAoEcGF0aBgBIAEoDBIUCgxmb2xsb3dfbGlua3MYAiABKAgiJwoHTGVmdE91dBIMCgRwYXRoGAEgASgMEg4KBnJlYXNvbhgCIAEoCSKsAQoRSG9zdFN0cmVhbU1lc3NhZ2USKAoDbG9nGAEgASgLMhkuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkSAASJgoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvckgAEg0KA3RhchgDIAEoDEgAEisKCGxlZnRfb3V0GAQgASgLMhcuZHJvdmVyLmxpbmsudjEuTGVmdE91dEgAQgkKB21lc3NhZ2UiQQoLQXBwbHlQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRINCgVhbGxvdxgCIAMoCRIPCgd2ZXJzaW9uGAMgASgEIg0KC0FwcGx5QWRkb25zIhQKEkNvbGxlY3REaWFnbm9zdGljcyIjCgxDb2xsZWN0U3RhdHMSEwoLc2FuZGJveF9pZHMYASADKAkigAEKDFNhbmRib3hTdGF0cxISCgpzYW5kYm94X2lkGAEgASgJEhAKCGNwdV91c2VjGAIgASgEEhQKDG1lbW9yeV9ieXRlcxgDIAEoBBIMCgRwaWRzGAQgASgNEiYKAmF0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4CgVTdGF0cxIvCglzYW5kYm94ZXMYASADKAsyHC5kcm92ZXIubGluay52MS5TYW5kYm94U3RhdHMizgMKDUNvbW1hbmRSZXN1bHQSEgoKY29tbWFuZF9pZBgBIAEoCRIkCgVlcnJvchgCIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yEjgKB3NhbmRib3gYAyABKAsyJS5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94T2JzZXJ2YXRpb25IABIxCglzYW5kYm94ZXMYBCABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABImCgVpbWFnZRgFIAEoCzIVLmRyb3Zlci5saW5rLnYxLkltYWdlSAASKAoGaW1hZ2VzGAYgASgLMhYuZHJvdmVyLmxpbmsudjEuSW1hZ2VzSAASMgoLZGlhZ25vc3RpY3MYByABKAsyGy5kcm92ZXIubGluay52MS5EaWFnbm9zdGljc0gAEi0KBnBydW5lZBgJIAEoCzIbLmRyb3Zlci5saW5rLnYxLlBydW5lUmVwb3J0SAASJgoFc3RhdHMYCiABKAsyFS5kcm92ZXIubGluay52MS5TdGF0c0gAEioKB3ZvbHVtZXMYCyABKAsyFy5kcm92ZXIubGluay52MS5Wb2x1bWVzSABCBwoFdmFsdWVKBAgIEAkiUwoPQ29tbWFuZFByb2dyZXNzEhIKCmNvbW1hbmRfaWQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRkb25lGAMgASgEEg0KBXRvdGFsGAQgASgEIjQKBUVycm9yEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIMCgRoaW50GAMgASgJIrIBCgVJbWFnZRIRCglyZWZlcmVuY2UYASABKAkSDgoGZGlnZXN0GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAQSLQoJcHVsbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNhbmRib3hlcxgGIAEoDSIvCgZJbWFnZXMSJQoGaW1hZ2VzGAEgAygLMhUuZHJvdmVyLmxpbmsudjEuSW1hZ2UiMwoLUHJ1bmVSZXBvcnQSDwoHcmVtb3ZlZBgBIAMoCRITCgtmcmVlZF9ieXRlcxgCIAEoBCI4CgtEaWFnbm9zdGljcxIpCghmaW5kaW5ncxgBIAMoCzIXLmRyb3Zlci5saW5rLnYxLkZpbmRpbmciuwEKB0ZpbmRpbmcSLAoFbGV2ZWwYASABKA4yHS5kcm92ZXIubGluay52MS5GaW5kaW5nLkxldmVsEg8KB3N1YmplY3QYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRIMCgRoaW50GAQgASgJIlIKBUxldmVsEhUKEUxFVkVMX1VOU1BFQ0lGSUVEEAASDAoITEVWRUxfT0sQARIRCg1MRVZFTF9XQVJOSU5HEAISEQoNTEVWRUxfUFJPQkxFTRADIuQBCglMb2dSZWNvcmQSMAoGc3RyZWFtGAEgASgOMiAuZHJvdmVyLmxpbmsudjEuTG9nUmVjb3JkLlN0cmVhbRIMCgRkYXRhGAIgASgMEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDWRyb3BwZWRfYnl0ZXMYBCABKAQSDgoGb2Zmc2V0GAUgASgEIkYKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIRCg1TVFJFQU1fU1RET1VUEAESEQoNU1RSRUFNX1NUREVSUhACImYKDlNpZ25pbmdSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDwoHY3NyX2RlchgCIAEoDBIOCgRob3N0GAMgASgISAASFAoKc2FuZGJveF9pZBgEIAEoCUgAQgkKB3N1YmplY3QikgEKD1NpZ25pbmdSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEiQKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3ISFwoPY2VydGlmaWNhdGVfcGVtGAMgASgJEg4KBmNhX3BlbRgEIAEoCRIcCg9ib290c3RyYXBfdG9rZW4YBSABKAlCA4ABASJhCgtUdW5uZWxGcmFtZRIqCgRvcGVuGAEgASgLMhouZHJvdmVyLmxpbmsudjEuVHVubmVsT3BlbkgAEg4KBGRhdGEYAiABKAxIABINCgNlbmQYAyABKAhIAEIHCgVmcmFtZSKHAQoKVHVubmVsT3BlbhITCgl0dW5uZWxfaWQYASABKAlIABIxCgdpbmJvdW5kGAIgASgLMh4uZHJvdmVyLmxpbmsudjEuU2FuZGJveEluYm91bmRIABIkCgVlcnJvchgDIAEoCzIVLmRyb3Zlci5saW5rLnYxLkVycm9yQgsKCWRpcmVjdGlvbiJNCg5TYW5kYm94SW5ib3VuZBISCgpzYW5kYm94X2lkGAEgASgJEhEKCWludGVyZmFjZRgCIAEoCRIUCgxwZWVyX2FkZHJlc3MYAyABKAkyoQEKD0hvc3RMaW5rU2VydmljZRJGCgdDb25uZWN0EhkuZHJvdmVyLmxpbmsudjEuSG9zdEZyYW1lGhwuZHJvdmVyLmxpbmsudjEuQ29udHJvbEZyYW1lKAEwARJGCgZUdW5uZWwSGy5kcm92ZXIubGluay52MS5UdW5uZWxGcmFtZRobLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lKAEwAWIGcHJvdG8z", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
+  fileDesc("Chlkcm92ZXIvbGluay92MS9saW5rLnByb3RvEg5kcm92ZXIubGluay52MSL3AgoJSG9zdEZyYW1lEiwKCHJlZ2lzdGVyGAEgASgLMhguZHJvdmVyLmxpbmsudjEuUmVnaXN0ZXJIABIuCgloZWFydGJlYXQYAiABKAsyGS5kcm92ZXIubGluay52MS5IZWFydGJlYXRIABIvCgZyZXN1bHQYAyABKAsyHS5kcm92ZXIubGluay52MS5Db21tYW5kUmVzdWx0SAASMwoIcHJvZ3Jlc3MYBCABKAsyHy5kcm92ZXIubGluay52MS5Db21tYW5kUHJvZ3Jlc3NIABI0CgxvYnNlcnZhdGlvbnMYBSABKAsyHC5kcm92ZXIubGluay52MS5PYnNlcnZhdGlvbnNIABI5Cg9zaWduaW5nX3JlcXVlc3QYBiABKAsyHi5kcm92ZXIubGluay52MS5TaWduaW5nUmVxdWVzdEgAEiwKBmV2ZW50cxgHIAEoCzIaLmRyb3Zlci5saW5rLnYxLkhvc3RFdmVudHNIAEIHCgVmcmFtZSLXAQoMQ29udHJvbEZyYW1lEioKB3dlbGNvbWUYASABKAsyFy5kcm92ZXIubGluay52MS5XZWxjb21lSAASKgoHY29tbWFuZBgCIAEoCzIXLmRyb3Zlci5saW5rLnYxLkNvbW1hbmRIABI7ChBzaWduaW5nX3Jlc3BvbnNlGAMgASgLMh8uZHJvdmVyLmxpbmsudjEuU2lnbmluZ1Jlc3BvbnNlSAASKQoHZ29fYXdheRgEIAEoCzIWLmRyb3Zlci5saW5rLnYxLkdvQXdheUgAQgcKBWZyYW1lItgCCghSZWdpc3RlchIPCgdob3N0X2lkGAEgASgJEhAKCGhvc3RuYW1lGAIgASgJEjQKBmxhYmVscxgDIAMoCzIkLmRyb3Zlci5saW5rLnYxLlJlZ2lzdGVyLkxhYmVsc0VudHJ5EgwKBHpvbmUYBCABKAkSKgoIY2FwYWNpdHkYBSABKAsyGC5kcm92ZXIubGluay52MS5DYXBhY2l0eRIQCghydW50aW1lcxgGIAMoCRIVCg1hZ2VudF92ZXJzaW9uGAcgASgJEg8KB2Jvb3RfaWQYCCABKAkSOAoJc2FuZGJveGVzGAkgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uEhYKDmFnZW50X2luc3RhbmNlGAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVwoIQ2FwYWNpdHkSEgoKY3B1X21pbGxpcxgBIAEoDRIUCgxtZW1vcnlfYnl0ZXMYAiABKAQSEgoKZGlza19ieXRlcxgDIAEoBBINCgVzbG90cxgEIAEoDSK3AQoJSGVhcnRiZWF0EhAKCHNlcXVlbmNlGAEgASgEEisKB3NlbnRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmxvYWRfbWlsbGkYAyABKA0SHgoWbWVtb3J5X2F2YWlsYWJsZV9ieXRlcxgEIAEoBBIcChRkaXNrX2F2YWlsYWJsZV9ieXRlcxgFIAEoBBIZChFzYW5kYm94ZXNfcnVubmluZxgGIAEoDSJICgxPYnNlcnZhdGlvbnMSOAoJc2FuZGJveGVzGAEgAygLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uIkgKCkhvc3RFdmVudHMSKQoGZXZlbnRzGAEgAygLMhkuZHJvdmVyLmxpbmsudjEuSG9zdEV2ZW50Eg8KB2Ryb3BwZWQYAiABKA0i6wEKCUhvc3RFdmVudBISCgpzYW5kYm94X2lkGAEgASgJEiYKAmF0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1Cg1lZ3Jlc3NfZGVuaWVkGAMgASgLMhwuZHJvdmVyLmxpbmsudjEuRWdyZXNzRGVuaWVkSAASKwoIb29tX2tpbGwYBCABKAsyFy5kcm92ZXIubGluay52MS5Pb21LaWxsSAASNQoNbGltaXRfcmVhY2hlZBgFIAEoCzIcLmRyb3Zlci5saW5rLnYxLkxpbWl0UmVhY2hlZEgAQgcKBWV2ZW50IlcKDEVncmVzc0RlbmllZBIMCgRob3N0GAEgASgJEgwKBHBvcnQYAiABKA0SDgoGbWV0aG9kGAMgASgJEgwKBHJ1bGUYBCABKAkSDQoFY291bnQYBSABKA0iMQoMTGltaXRSZWFjaGVkEhAKCHJlc291cmNlGAEgASgJEg8KB21lc3NhZ2UYAiABKAkiKQoHT29tS2lsbBIPCgdwcm9jZXNzGAEgASgJEg0KBWNvdW50GAIgASgNIoMBCgdXZWxjb21lEg0KBWVwb2NoGAEgASgEEhQKDGhlYXJ0YmVhdF9tcxgCIAEoDRIOCgZ0dGxfbXMYAyABKA0SHQoVY29udHJvbF9wbGFuZV92ZXJzaW9uGAQgASgJEg4KBmNhX3BlbRgFIAEoCRIUCgx0cnVzdF9kb21haW4YBiABKAki6wEKBkdvQXdheRItCgZyZWFzb24YASABKA4yHS5kcm92ZXIubGluay52MS5Hb0F3YXkuUmVhc29uEg8KB21lc3NhZ2UYAiABKAkSGgoScmVjb25uZWN0X2FmdGVyX21zGAMgASgNIoQBCgZSZWFzb24SFgoSUkVBU09OX1VOU1BFQ0lGSUVEEAASEwoPUkVBU09OX1NIVVRET1dOEAESFQoRUkVBU09OX1NVUEVSU0VERUQQAhISCg5SRUFTT05fUkVNT1ZFRBADEg8KC1JFQVNPTl9CVVNZEAQSEQoNUkVBU09OX1NJTEVOVBAFIpoJCgdDb21tYW5kEgoKAmlkGAEgASgJEiwKCGRlYWRsaW5lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgZjcmVhdGUYCiABKAsyHS5kcm92ZXIubGluay52MS5DcmVhdGVTYW5kYm94SAASLQoFc3RhcnQYCyABKAsyHC5kcm92ZXIubGluay52MS5TdGFydFNhbmRib3hIABIrCgRzdG9wGAwgASgLMhsuZHJvdmVyLmxpbmsudjEuU3RvcFNhbmRib3hIABItCgVwYXVzZRgNIAEoCzIcLmRyb3Zlci5saW5rLnYxLlBhdXNlU2FuZGJveEgAEi8KBnJlc3VtZRgOIAEoCzIdLmRyb3Zlci5saW5rLnYxLlJlc3VtZVNhbmRib3hIABIxCgdkZXN0cm95GA8gASgLMh4uZHJvdmVyLmxpbmsudjEuRGVzdHJveVNhbmRib3hIABIxCgdpbnNwZWN0GBAgASgLMh4uZHJvdmVyLmxpbmsudjEuSW5zcGVjdFNhbmRib3hIABItCgRsaXN0GBEgASgLMh0uZHJvdmVyLmxpbmsudjEuTGlzdFNhbmRib3hlc0gAEi8KCnB1bGxfaW1hZ2UYEiABKAsyGS5kcm92ZXIubGluay52MS5QdWxsSW1hZ2VIABIxCgtvcGVuX3R1bm5lbBgTIAEoCzIaLmRyb3Zlci5saW5rLnYxLk9wZW5UdW5uZWxIABIzCgxhcHBseV9wb2xpY3kYFCABKAsyGy5kcm92ZXIubGluay52MS5BcHBseVBvbGljeUgAEjMKDGFwcGx5X2FkZG9ucxgVIAEoCzIbLmRyb3Zlci5saW5rLnYxLkFwcGx5QWRkb25zSAASQQoTY29sbGVjdF9kaWFnbm9zdGljcxgWIAEoCzIiLmRyb3Zlci5saW5rLnYxLkNvbGxlY3REaWFnbm9zdGljc0gAEjEKC2xpc3RfaW1hZ2VzGBcgASgLMhouZHJvdmVyLmxpbmsudjEuTGlzdEltYWdlc0gAEjMKDHJlbW92ZV9pbWFnZRgYIAEoCzIbLmRyb3Zlci5saW5rLnYxLlJlbW92ZUltYWdlSAASMwoMcHJ1bmVfaW1hZ2VzGBkgASgLMhsuZHJvdmVyLmxpbmsudjEuUHJ1bmVJbWFnZXNIABI1Cg1jb2xsZWN0X3N0YXRzGBsgASgLMhwuZHJvdmVyLmxpbmsudjEuQ29sbGVjdFN0YXRzSAASOAoPc2V0X25ldHdvcmtfY3V0GBwgASgLMh0uZHJvdmVyLmxpbmsudjEuU2V0TmV0d29ya0N1dEgAEjUKDWNyZWF0ZV92b2x1bWUYHSABKAsyHC5kcm92ZXIubGluay52MS5DcmVhdGVWb2x1bWVIABI1Cg1yZW1vdmVfdm9sdW1lGB4gASgLMhwuZHJvdmVyLmxpbmsudjEuUmVtb3ZlVm9sdW1lSAASMwoMbGlzdF92b2x1bWVzGB8gASgLMhsuZHJvdmVyLmxpbmsudjEuTGlzdFZvbHVtZXNIAEILCglvcGVyYXRpb25KBAgaEBsiNAoKU2FuZGJveFJlZhISCgpzYW5kYm94X2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAQi7AEKDUNyZWF0ZVNhbmRib3gSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSDwoHcHJvamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEiwKBHNwZWMYBCABKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TYW5kYm94U3BlYxIvCgdzZWNyZXRzGAUgAygLMh4uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VmFsdWUSEwoLbmV0d29ya19jdXQYBiABKAgSGwoTcmVnaXN0cmF0aW9uX2Nsb3NlZBgHIAEoCCKeAQoMU3RhcnRTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEi8KB3NlY3JldHMYAiADKAsyHi5kcm92ZXIuc2FuZGJveC52MS5TZWNyZXRWYWx1ZRITCgtuZXR3b3JrX2N1dBgDIAEoCBIbChNyZWdpc3RyYXRpb25fY2xvc2VkGAQgASgIIkwKC1N0b3BTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmEhAKCGdyYWNlX21zGAIgASgNIjsKDFBhdXNlU2FuZGJveBIrCgdzYW5kYm94GAEgASgLMhouZHJvdmVyLmxpbmsudjEuU2FuZGJveFJlZiI8Cg1SZXN1bWVTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmIj0KDkRlc3Ryb3lTYW5kYm94EisKB3NhbmRib3gYASABKAsyGi5kcm92ZXIubGluay52MS5TYW5kYm94UmVmImYKDVNldE5ldHdvcmtDdXQSKwoHc2FuZGJveBgBIAEoCzIaLmRyb3Zlci5saW5rLnYxLlNhbmRib3hSZWYSCwoDY3V0GAIgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYAyABKAgiJAoOSW5zcGVjdFNhbmRib3gSEgoKc2FuZGJveF9pZBgBIAEoCSIPCg1MaXN0U2FuZGJveGVzIiwKCVB1bGxJbWFnZRINCgVpbWFnZRgBIAEoCRIQCghpbnNlY3VyZRgCIAEoCCIwCgxDcmVhdGVWb2x1bWUSDAoEbmFtZRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgEIhwKDFJlbW92ZVZvbHVtZRIMCgRuYW1lGAEgASgJIg0KC0xpc3RWb2x1bWVzIj4KBlZvbHVtZRIMCgRuYW1lGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAQSEgoKdXNlZF9ieXRlcxgDIAEoBCIyCgdWb2x1bWVzEicKB3ZvbHVtZXMYASADKAsyFi5kcm92ZXIubGluay52MS5Wb2x1bWUiDAoKTGlzdEltYWdlcyIcCgtSZW1vdmVJbWFnZRINCgVpbWFnZRgBIAEoCSIpCgtQcnVuZUltYWdlcxIaChJvbGRlcl90aGFuX3NlY29uZHMYASABKAQiuAEKCk9wZW5UdW5uZWwSEQoJdHVubmVsX2lkGAEgASgJEhIKCnNhbmRib3hfaWQYAiABKAkSDgoEaW5pdBgDIAEoCEgAEg4KBHBvcnQYBCABKA1IABIoCgRsb2dzGAUgASgLMhguZHJvdmVyLmxpbmsudjEuSG9zdExvZ3NIABIvCghjb3B5X291dBgGIAEoCzIbLmRyb3Zlci5saW5rLnYxLkhvc3RDb3B5T3V0SABCCAoGdGFyZ2V0IkkKCEhvc3RMb2dzEhIKCnRhaWxfbGluZXMYASABKAQSKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjEKC0hvc3RDb3B5T3V0EgwKBHBhdGgYASABKAwSFAoMZm9sbG93X2xpbmtzGAIgASgIIicKB0xlZnRPdXQSDAoEcGF0aBgBIAEoDBIOCgZyZWFzb24YAiABKAkirAEKEUhvc3RTdHJlYW1NZXNzYWdlEigKA2xvZxgBIAEoCzIZLmRyb3Zlci5saW5rLnYxLkxvZ1JlY29yZEgAEiYKBWVycm9yGAIgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3JIABINCgN0YXIYAyABKAxIABIrCghsZWZ0X291dBgEIAEoCzIXLmRyb3Zlci5saW5rLnYxLkxlZnRPdXRIAEIJCgdtZXNzYWdlIkEKC0FwcGx5UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDQoFYWxsb3cYAiADKAkSDwoHdmVyc2lvbhgDIAEoBCINCgtBcHBseUFkZG9ucyIUChJDb2xsZWN0RGlhZ25vc3RpY3MiIwoMQ29sbGVjdFN0YXRzEhMKC3NhbmRib3hfaWRzGAEgAygJIoABCgxTYW5kYm94U3RhdHMSEgoKc2FuZGJveF9pZBgBIAEoCRIQCghjcHVfdXNlYxgCIAEoBBIUCgxtZW1vcnlfYnl0ZXMYAyABKAQSDAoEcGlkcxgEIAEoDRImCgJhdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOAoFU3RhdHMSLwoJc2FuZGJveGVzGAEgAygLMhwuZHJvdmVyLmxpbmsudjEuU2FuZGJveFN0YXRzIs4DCg1Db21tYW5kUmVzdWx0EhIKCmNvbW1hbmRfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchI4CgdzYW5kYm94GAMgASgLMiUuZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveE9ic2VydmF0aW9uSAASMQoJc2FuZGJveGVzGAQgASgLMhwuZHJvdmVyLmxpbmsudjEuT2JzZXJ2YXRpb25zSAASJgoFaW1hZ2UYBSABKAsyFS5kcm92ZXIubGluay52MS5JbWFnZUgAEigKBmltYWdlcxgGIAEoCzIWLmRyb3Zlci5saW5rLnYxLkltYWdlc0gAEjIKC2RpYWdub3N0aWNzGAcgASgLMhsuZHJvdmVyLmxpbmsudjEuRGlhZ25vc3RpY3NIABItCgZwcnVuZWQYCSABKAsyGy5kcm92ZXIubGluay52MS5QcnVuZVJlcG9ydEgAEiYKBXN0YXRzGAogASgLMhUuZHJvdmVyLmxpbmsudjEuU3RhdHNIABIqCgd2b2x1bWVzGAsgASgLMhcuZHJvdmVyLmxpbmsudjEuVm9sdW1lc0gAQgcKBXZhbHVlSgQICBAJIn4KD0NvbW1hbmRQcm9ncmVzcxISCgpjb21tYW5kX2lkGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDAoEZG9uZRgDIAEoBBINCgV0b3RhbBgEIAEoBBITCgtsYXllcnNfZG9uZRgFIAEoDRIUCgxsYXllcnNfdG90YWwYBiABKA0iNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAkisgEKBUltYWdlEhEKCXJlZmVyZW5jZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoBBItCglwdWxsZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJc2FuZGJveGVzGAYgASgNIi8KBkltYWdlcxIlCgZpbWFnZXMYASADKAsyFS5kcm92ZXIubGluay52MS5JbWFnZSIzCgtQcnVuZVJlcG9ydBIPCgdyZW1vdmVkGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEIjgKC0RpYWdub3N0aWNzEikKCGZpbmRpbmdzGAEgAygLMhcuZHJvdmVyLmxpbmsudjEuRmluZGluZyK7AQoHRmluZGluZxIsCgVsZXZlbBgBIAEoDjIdLmRyb3Zlci5saW5rLnYxLkZpbmRpbmcuTGV2ZWwSDwoHc3ViamVjdBgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEgwKBGhpbnQYBCABKAkiUgoFTGV2ZWwSFQoRTEVWRUxfVU5TUEVDSUZJRUQQABIMCghMRVZFTF9PSxABEhEKDUxFVkVMX1dBUk5JTkcQAhIRCg1MRVZFTF9QUk9CTEVNEAMi5AEKCUxvZ1JlY29yZBIwCgZzdHJlYW0YASABKA4yIC5kcm92ZXIubGluay52MS5Mb2dSZWNvcmQuU3RyZWFtEgwKBGRhdGEYAiABKAwSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNZHJvcHBlZF9ieXRlcxgEIAEoBBIOCgZvZmZzZXQYBSABKAQiRgoGU3RyZWFtEhYKElNUUkVBTV9VTlNQRUNJRklFRBAAEhEKDVNUUkVBTV9TVERPVVQQARIRCg1TVFJFQU1fU1RERVJSEAIiZgoOU2lnbmluZ1JlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIPCgdjc3JfZGVyGAIgASgMEg4KBGhvc3QYAyABKAhIABIUCgpzYW5kYm94X2lkGAQgASgJSABCCQoHc3ViamVjdCKSAQoPU2lnbmluZ1Jlc3BvbnNlEhIKCnJlcXVlc3RfaWQYASABKAkSJAoFZXJyb3IYAiABKAsyFS5kcm92ZXIubGluay52MS5FcnJvchIXCg9jZXJ0aWZpY2F0ZV9wZW0YAyABKAkSDgoGY2FfcGVtGAQgASgJEhwKD2Jvb3RzdHJhcF90b2tlbhgFIAEoCUIDgAEBImEKC1R1bm5lbEZyYW1lEioKBG9wZW4YASABKAsyGi5kcm92ZXIubGluay52MS5UdW5uZWxPcGVuSAASDgoEZGF0YRgCIAEoDEgAEg0KA2VuZBgDIAEoCEgAQgcKBWZyYW1lIocBCgpUdW5uZWxPcGVuEhMKCXR1bm5lbF9pZBgBIAEoCUgAEjEKB2luYm91bmQYAiABKAsyHi5kcm92ZXIubGluay52MS5TYW5kYm94SW5ib3VuZEgAEiQKBWVycm9yGAMgASgLMhUuZHJvdmVyLmxpbmsudjEuRXJyb3JCCwoJZGlyZWN0aW9uIk0KDlNhbmRib3hJbmJvdW5kEhIKCnNhbmRib3hfaWQYASABKAkSEQoJaW50ZXJmYWNlGAIgASgJEhQKDHBlZXJfYWRkcmVzcxgDIAEoCTKhAQoPSG9zdExpbmtTZXJ2aWNlEkYKB0Nvbm5lY3QSGS5kcm92ZXIubGluay52MS5Ib3N0RnJhbWUaHC5kcm92ZXIubGluay52MS5Db250cm9sRnJhbWUoATABEkYKBlR1bm5lbBIbLmRyb3Zlci5saW5rLnYxLlR1bm5lbEZyYW1lGhsuZHJvdmVyLmxpbmsudjEuVHVubmVsRnJhbWUoATABYgZwcm90bzM", [file_drover_sandbox_v1_sandbox, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message drover.link.v1.HostFrame
@@ -342,6 +342,12 @@ export type HostEvent = Message<"drover.link.v1.HostEvent"> & {
      */
     value: OomKill;
     case: "oomKill";
+  } | {
+    /**
+     * @generated from field: drover.link.v1.LimitReached limit_reached = 5;
+     */
+    value: LimitReached;
+    case: "limitReached";
   } | { case: undefined; value?: undefined };
 };
 
@@ -398,6 +404,34 @@ export const EgressDeniedSchema: GenMessage<EgressDenied> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 8);
 
 /**
+ * The sandbox has used up something, and what needs more of it fails in there (R-10).
+ *
+ * @generated from message drover.link.v1.LimitReached
+ */
+export type LimitReached = Message<"drover.link.v1.LimitReached"> & {
+  /**
+   * disk, inodes, pids, host-disk, or volume NAME.
+   *
+   * @generated from field: string resource = 1;
+   */
+  resource: string;
+
+  /**
+   * What has happened and what to do, for people.
+   *
+   * @generated from field: string message = 2;
+   */
+  message: string;
+};
+
+/**
+ * Describes the message drover.link.v1.LimitReached.
+ * Use `create(LimitReachedSchema)` to create a new message.
+ */
+export const LimitReachedSchema: GenMessage<LimitReached> = /*@__PURE__*/
+  messageDesc(file_drover_link_v1_link, 9);
+
+/**
  * The kernel killed processes of the sandbox because it had no memory left (R-10).
  *
  * @generated from message drover.link.v1.OomKill
@@ -423,7 +457,7 @@ export type OomKill = Message<"drover.link.v1.OomKill"> & {
  * Use `create(OomKillSchema)` to create a new message.
  */
 export const OomKillSchema: GenMessage<OomKill> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 9);
+  messageDesc(file_drover_link_v1_link, 10);
 
 /**
  * @generated from message drover.link.v1.Welcome
@@ -469,7 +503,7 @@ export type Welcome = Message<"drover.link.v1.Welcome"> & {
  * Use `create(WelcomeSchema)` to create a new message.
  */
 export const WelcomeSchema: GenMessage<Welcome> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 10);
+  messageDesc(file_drover_link_v1_link, 11);
 
 /**
  * @generated from message drover.link.v1.GoAway
@@ -498,7 +532,7 @@ export type GoAway = Message<"drover.link.v1.GoAway"> & {
  * Use `create(GoAwaySchema)` to create a new message.
  */
 export const GoAwaySchema: GenMessage<GoAway> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 11);
+  messageDesc(file_drover_link_v1_link, 12);
 
 /**
  * @generated from enum drover.link.v1.GoAway.Reason
@@ -554,7 +588,7 @@ export type GoAway_Reason = (typeof GoAway_Reason)[keyof typeof GoAway_Reason] |
  * Describes the enum drover.link.v1.GoAway.Reason.
  */
 export const GoAway_ReasonSchema: GenEnum<GoAway_Reason> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 11, 0);
+  enumDesc(file_drover_link_v1_link, 12, 0);
 
 /**
  * @generated from message drover.link.v1.Command
@@ -709,7 +743,7 @@ export type Command = Message<"drover.link.v1.Command"> & {
  * Use `create(CommandSchema)` to create a new message.
  */
 export const CommandSchema: GenMessage<Command> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 12);
+  messageDesc(file_drover_link_v1_link, 13);
 
 /**
  * @generated from message drover.link.v1.SandboxRef
@@ -731,7 +765,7 @@ export type SandboxRef = Message<"drover.link.v1.SandboxRef"> & {
  * Use `create(SandboxRefSchema)` to create a new message.
  */
 export const SandboxRefSchema: GenMessage<SandboxRef> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 13);
+  messageDesc(file_drover_link_v1_link, 14);
 
 /**
  * Makes and starts the sandbox: init is up, the user's program is not begun until the session says so.
@@ -786,7 +820,7 @@ export type CreateSandbox = Message<"drover.link.v1.CreateSandbox"> & {
  * Use `create(CreateSandboxSchema)` to create a new message.
  */
 export const CreateSandboxSchema: GenMessage<CreateSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 14);
+  messageDesc(file_drover_link_v1_link, 15);
 
 /**
  * Starts a stopped sandbox again, with its root filesystem as it was left.
@@ -822,7 +856,7 @@ export type StartSandbox = Message<"drover.link.v1.StartSandbox"> & {
  * Use `create(StartSandboxSchema)` to create a new message.
  */
 export const StartSandboxSchema: GenMessage<StartSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 15);
+  messageDesc(file_drover_link_v1_link, 16);
 
 /**
  * @generated from message drover.link.v1.StopSandbox
@@ -846,7 +880,7 @@ export type StopSandbox = Message<"drover.link.v1.StopSandbox"> & {
  * Use `create(StopSandboxSchema)` to create a new message.
  */
 export const StopSandboxSchema: GenMessage<StopSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 16);
+  messageDesc(file_drover_link_v1_link, 17);
 
 /**
  * @generated from message drover.link.v1.PauseSandbox
@@ -863,7 +897,7 @@ export type PauseSandbox = Message<"drover.link.v1.PauseSandbox"> & {
  * Use `create(PauseSandboxSchema)` to create a new message.
  */
 export const PauseSandboxSchema: GenMessage<PauseSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 17);
+  messageDesc(file_drover_link_v1_link, 18);
 
 /**
  * @generated from message drover.link.v1.ResumeSandbox
@@ -880,7 +914,7 @@ export type ResumeSandbox = Message<"drover.link.v1.ResumeSandbox"> & {
  * Use `create(ResumeSandboxSchema)` to create a new message.
  */
 export const ResumeSandboxSchema: GenMessage<ResumeSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 18);
+  messageDesc(file_drover_link_v1_link, 19);
 
 /**
  * @generated from message drover.link.v1.DestroySandbox
@@ -897,7 +931,7 @@ export type DestroySandbox = Message<"drover.link.v1.DestroySandbox"> & {
  * Use `create(DestroySandboxSchema)` to create a new message.
  */
 export const DestroySandboxSchema: GenMessage<DestroySandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 19);
+  messageDesc(file_drover_link_v1_link, 20);
 
 /**
  * What of a sandbox's network is cut (I-4). Kept by the host until the next one.
@@ -930,7 +964,7 @@ export type SetNetworkCut = Message<"drover.link.v1.SetNetworkCut"> & {
  * Use `create(SetNetworkCutSchema)` to create a new message.
  */
 export const SetNetworkCutSchema: GenMessage<SetNetworkCut> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 20);
+  messageDesc(file_drover_link_v1_link, 21);
 
 /**
  * @generated from message drover.link.v1.InspectSandbox
@@ -947,7 +981,7 @@ export type InspectSandbox = Message<"drover.link.v1.InspectSandbox"> & {
  * Use `create(InspectSandboxSchema)` to create a new message.
  */
 export const InspectSandboxSchema: GenMessage<InspectSandbox> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 21);
+  messageDesc(file_drover_link_v1_link, 22);
 
 /**
  * @generated from message drover.link.v1.ListSandboxes
@@ -960,7 +994,7 @@ export type ListSandboxes = Message<"drover.link.v1.ListSandboxes"> & {
  * Use `create(ListSandboxesSchema)` to create a new message.
  */
 export const ListSandboxesSchema: GenMessage<ListSandboxes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 22);
+  messageDesc(file_drover_link_v1_link, 23);
 
 /**
  * @generated from message drover.link.v1.PullImage
@@ -982,7 +1016,7 @@ export type PullImage = Message<"drover.link.v1.PullImage"> & {
  * Use `create(PullImageSchema)` to create a new message.
  */
 export const PullImageSchema: GenMessage<PullImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 23);
+  messageDesc(file_drover_link_v1_link, 24);
 
 /**
  * Makes an empty volume (R-18). One of this name and size that is there already stays as it is.
@@ -1006,7 +1040,7 @@ export type CreateVolume = Message<"drover.link.v1.CreateVolume"> & {
  * Use `create(CreateVolumeSchema)` to create a new message.
  */
 export const CreateVolumeSchema: GenMessage<CreateVolume> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 24);
+  messageDesc(file_drover_link_v1_link, 25);
 
 /**
  * Removes a volume with everything in it; nothing when there is none.
@@ -1025,7 +1059,7 @@ export type RemoveVolume = Message<"drover.link.v1.RemoveVolume"> & {
  * Use `create(RemoveVolumeSchema)` to create a new message.
  */
 export const RemoveVolumeSchema: GenMessage<RemoveVolume> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 25);
+  messageDesc(file_drover_link_v1_link, 26);
 
 /**
  * @generated from message drover.link.v1.ListVolumes
@@ -1038,7 +1072,7 @@ export type ListVolumes = Message<"drover.link.v1.ListVolumes"> & {
  * Use `create(ListVolumesSchema)` to create a new message.
  */
 export const ListVolumesSchema: GenMessage<ListVolumes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 26);
+  messageDesc(file_drover_link_v1_link, 27);
 
 /**
  * @generated from message drover.link.v1.Volume
@@ -1067,7 +1101,7 @@ export type Volume = Message<"drover.link.v1.Volume"> & {
  * Use `create(VolumeSchema)` to create a new message.
  */
 export const VolumeSchema: GenMessage<Volume> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 27);
+  messageDesc(file_drover_link_v1_link, 28);
 
 /**
  * @generated from message drover.link.v1.Volumes
@@ -1084,7 +1118,7 @@ export type Volumes = Message<"drover.link.v1.Volumes"> & {
  * Use `create(VolumesSchema)` to create a new message.
  */
 export const VolumesSchema: GenMessage<Volumes> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 28);
+  messageDesc(file_drover_link_v1_link, 29);
 
 /**
  * @generated from message drover.link.v1.ListImages
@@ -1097,7 +1131,7 @@ export type ListImages = Message<"drover.link.v1.ListImages"> & {
  * Use `create(ListImagesSchema)` to create a new message.
  */
 export const ListImagesSchema: GenMessage<ListImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 29);
+  messageDesc(file_drover_link_v1_link, 30);
 
 /**
  * @generated from message drover.link.v1.RemoveImage
@@ -1114,7 +1148,7 @@ export type RemoveImage = Message<"drover.link.v1.RemoveImage"> & {
  * Use `create(RemoveImageSchema)` to create a new message.
  */
 export const RemoveImageSchema: GenMessage<RemoveImage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 30);
+  messageDesc(file_drover_link_v1_link, 31);
 
 /**
  * @generated from message drover.link.v1.PruneImages
@@ -1133,7 +1167,7 @@ export type PruneImages = Message<"drover.link.v1.PruneImages"> & {
  * Use `create(PruneImagesSchema)` to create a new message.
  */
 export const PruneImagesSchema: GenMessage<PruneImages> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 31);
+  messageDesc(file_drover_link_v1_link, 32);
 
 /**
  * @generated from message drover.link.v1.OpenTunnel
@@ -1194,7 +1228,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
  * Use `create(OpenTunnelSchema)` to create a new message.
  */
 export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 32);
+  messageDesc(file_drover_link_v1_link, 33);
 
 /**
  * Output that is kept on the host, for sandboxes whose init does not run or cannot be reached.
@@ -1220,7 +1254,7 @@ export type HostLogs = Message<"drover.link.v1.HostLogs"> & {
  * Use `create(HostLogsSchema)` to create a new message.
  */
 export const HostLogsSchema: GenMessage<HostLogs> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 33);
+  messageDesc(file_drover_link_v1_link, 34);
 
 /**
  * @generated from message drover.link.v1.HostCopyOut
@@ -1246,7 +1280,7 @@ export type HostCopyOut = Message<"drover.link.v1.HostCopyOut"> & {
  * Use `create(HostCopyOutSchema)` to create a new message.
  */
 export const HostCopyOutSchema: GenMessage<HostCopyOut> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 34);
+  messageDesc(file_drover_link_v1_link, 35);
 
 /**
  * Something that a copy does not carry.
@@ -1272,7 +1306,7 @@ export type LeftOut = Message<"drover.link.v1.LeftOut"> & {
  * Use `create(LeftOutSchema)` to create a new message.
  */
 export const LeftOutSchema: GenMessage<LeftOut> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 35);
+  messageDesc(file_drover_link_v1_link, 36);
 
 /**
  * @generated from message drover.link.v1.HostStreamMessage
@@ -1315,7 +1349,7 @@ export type HostStreamMessage = Message<"drover.link.v1.HostStreamMessage"> & {
  * Use `create(HostStreamMessageSchema)` to create a new message.
  */
 export const HostStreamMessageSchema: GenMessage<HostStreamMessage> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 36);
+  messageDesc(file_drover_link_v1_link, 37);
 
 /**
  * @generated from message drover.link.v1.ApplyPolicy
@@ -1342,7 +1376,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
  * Use `create(ApplyPolicySchema)` to create a new message.
  */
 export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 37);
+  messageDesc(file_drover_link_v1_link, 38);
 
 /**
  * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
@@ -1357,7 +1391,7 @@ export type ApplyAddons = Message<"drover.link.v1.ApplyAddons"> & {
  * Use `create(ApplyAddonsSchema)` to create a new message.
  */
 export const ApplyAddonsSchema: GenMessage<ApplyAddons> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 38);
+  messageDesc(file_drover_link_v1_link, 39);
 
 /**
  * @generated from message drover.link.v1.CollectDiagnostics
@@ -1370,7 +1404,7 @@ export type CollectDiagnostics = Message<"drover.link.v1.CollectDiagnostics"> & 
  * Use `create(CollectDiagnosticsSchema)` to create a new message.
  */
 export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 39);
+  messageDesc(file_drover_link_v1_link, 40);
 
 /**
  * What sandboxes use now.
@@ -1391,7 +1425,7 @@ export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
  * Use `create(CollectStatsSchema)` to create a new message.
  */
 export const CollectStatsSchema: GenMessage<CollectStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 40);
+  messageDesc(file_drover_link_v1_link, 41);
 
 /**
  * @generated from message drover.link.v1.SandboxStats
@@ -1434,7 +1468,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
  * Use `create(SandboxStatsSchema)` to create a new message.
  */
 export const SandboxStatsSchema: GenMessage<SandboxStats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 41);
+  messageDesc(file_drover_link_v1_link, 42);
 
 /**
  * @generated from message drover.link.v1.Stats
@@ -1451,7 +1485,7 @@ export type Stats = Message<"drover.link.v1.Stats"> & {
  * Use `create(StatsSchema)` to create a new message.
  */
 export const StatsSchema: GenMessage<Stats> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 42);
+  messageDesc(file_drover_link_v1_link, 43);
 
 /**
  * @generated from message drover.link.v1.CommandResult
@@ -1528,7 +1562,7 @@ export type CommandResult = Message<"drover.link.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 43);
+  messageDesc(file_drover_link_v1_link, 44);
 
 /**
  * @generated from message drover.link.v1.CommandProgress
@@ -1555,6 +1589,18 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
    * @generated from field: uint64 total = 4;
    */
   total: bigint;
+
+  /**
+   * Of an image: layers that are there, and all that it has; 0 while unknown.
+   *
+   * @generated from field: uint32 layers_done = 5;
+   */
+  layersDone: number;
+
+  /**
+   * @generated from field: uint32 layers_total = 6;
+   */
+  layersTotal: number;
 };
 
 /**
@@ -1562,7 +1608,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
  * Use `create(CommandProgressSchema)` to create a new message.
  */
 export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 44);
+  messageDesc(file_drover_link_v1_link, 45);
 
 /**
  * An error as it crosses a process boundary: foundation's DroverError.
@@ -1595,7 +1641,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
  * Use `create(ErrorSchema)` to create a new message.
  */
 export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 45);
+  messageDesc(file_drover_link_v1_link, 46);
 
 /**
  * @generated from message drover.link.v1.Image
@@ -1639,7 +1685,7 @@ export type Image = Message<"drover.link.v1.Image"> & {
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 46);
+  messageDesc(file_drover_link_v1_link, 47);
 
 /**
  * @generated from message drover.link.v1.Images
@@ -1656,7 +1702,7 @@ export type Images = Message<"drover.link.v1.Images"> & {
  * Use `create(ImagesSchema)` to create a new message.
  */
 export const ImagesSchema: GenMessage<Images> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 47);
+  messageDesc(file_drover_link_v1_link, 48);
 
 /**
  * @generated from message drover.link.v1.PruneReport
@@ -1678,7 +1724,7 @@ export type PruneReport = Message<"drover.link.v1.PruneReport"> & {
  * Use `create(PruneReportSchema)` to create a new message.
  */
 export const PruneReportSchema: GenMessage<PruneReport> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 48);
+  messageDesc(file_drover_link_v1_link, 49);
 
 /**
  * @generated from message drover.link.v1.Diagnostics
@@ -1695,7 +1741,7 @@ export type Diagnostics = Message<"drover.link.v1.Diagnostics"> & {
  * Use `create(DiagnosticsSchema)` to create a new message.
  */
 export const DiagnosticsSchema: GenMessage<Diagnostics> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 49);
+  messageDesc(file_drover_link_v1_link, 50);
 
 /**
  * @generated from message drover.link.v1.Finding
@@ -1729,7 +1775,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 50);
+  messageDesc(file_drover_link_v1_link, 51);
 
 /**
  * @generated from enum drover.link.v1.Finding.Level
@@ -1765,7 +1811,7 @@ export type Finding_Level = (typeof Finding_Level)[keyof typeof Finding_Level] |
  * Describes the enum drover.link.v1.Finding.Level.
  */
 export const Finding_LevelSchema: GenEnum<Finding_Level> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 50, 0);
+  enumDesc(file_drover_link_v1_link, 51, 0);
 
 /**
  * @generated from message drover.link.v1.LogRecord
@@ -1806,7 +1852,7 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
  * Use `create(LogRecordSchema)` to create a new message.
  */
 export const LogRecordSchema: GenMessage<LogRecord> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 51);
+  messageDesc(file_drover_link_v1_link, 52);
 
 /**
  * @generated from enum drover.link.v1.LogRecord.Stream
@@ -1837,7 +1883,7 @@ export type LogRecord_Stream = (typeof LogRecord_Stream)[keyof typeof LogRecord_
  * Describes the enum drover.link.v1.LogRecord.Stream.
  */
 export const LogRecord_StreamSchema: GenEnum<LogRecord_Stream> = /*@__PURE__*/
-  enumDesc(file_drover_link_v1_link, 51, 0);
+  enumDesc(file_drover_link_v1_link, 52, 0);
 
 /**
  * @generated from message drover.link.v1.SigningRequest
@@ -1882,7 +1928,7 @@ export type SigningRequest = Message<"drover.link.v1.SigningRequest"> & {
  * Use `create(SigningRequestSchema)` to create a new message.
  */
 export const SigningRequestSchema: GenMessage<SigningRequest> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 52);
+  messageDesc(file_drover_link_v1_link, 53);
 
 /**
  * @generated from message drover.link.v1.SigningResponse
@@ -1925,7 +1971,7 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
  * Use `create(SigningResponseSchema)` to create a new message.
  */
 export const SigningResponseSchema: GenMessage<SigningResponse> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 53);
+  messageDesc(file_drover_link_v1_link, 54);
 
 /**
  * @generated from message drover.link.v1.TunnelFrame
@@ -1962,7 +2008,7 @@ export type TunnelFrame = Message<"drover.link.v1.TunnelFrame"> & {
  * Use `create(TunnelFrameSchema)` to create a new message.
  */
 export const TunnelFrameSchema: GenMessage<TunnelFrame> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 54);
+  messageDesc(file_drover_link_v1_link, 55);
 
 /**
  * @generated from message drover.link.v1.TunnelOpen
@@ -2002,7 +2048,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema: GenMessage<TunnelOpen> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 55);
+  messageDesc(file_drover_link_v1_link, 56);
 
 /**
  * @generated from message drover.link.v1.SandboxInbound
@@ -2033,7 +2079,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
  * Use `create(SandboxInboundSchema)` to create a new message.
  */
 export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
-  messageDesc(file_drover_link_v1_link, 56);
+  messageDesc(file_drover_link_v1_link, 57);
 
 /**
  * @generated from service drover.link.v1.HostLinkService
