@@ -43,7 +43,6 @@ export class Cgroups {
     return readNumber(this.#file('memory', 'memory.memsw.limit_in_bytes')) !== undefined;
   }
 
-  /** How often the kernel killed in the sandbox for want of memory; 0 when the cgroup is gone. */
   /** The limit of processes, when it is reached. */
   pidsLimitReached(id: SandboxId): number | undefined {
     const controller = this.kind === 'v2' ? 'unified' : 'pids';
@@ -51,6 +50,7 @@ export class Cgroups {
     return current !== undefined && limit !== undefined && current >= limit ? limit : undefined;
   }
 
+  /** How often the kernel killed in the sandbox for want of memory; 0 when the cgroup is gone. */
   oomKills(id: SandboxId): number {
     const file =
       this.kind === 'v2'
