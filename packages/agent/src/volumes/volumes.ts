@@ -36,11 +36,10 @@ export class VolumeStore {
           hint: 'choose another name',
         });
       }
-      const isNew = size === undefined;
       for (const path of [join(this.#directory, 'images'), disk.mountPoint]) await mkdir(path, { recursive: true });
       await makeDisk(disk, sizeBytes, 'journal');
-      if (!isNew) return;
-      await rmdir(join(disk.mountPoint, 'lost+found'));
+      // Each time: an attempt before may have ended between the two. It is called until the volume is ready, so there is no data in it.
+      await rmdir(join(disk.mountPoint, 'lost+found')).catch(ignoreAbsent);
       // Whichever user a sandbox runs as, a volume is of use to it.
       await chmod(disk.mountPoint, 0o777);
     });
@@ -68,9 +67,7 @@ export class VolumeStore {
       await unmountDisk(disk);
       await rm(disk.image, { force: true });
       // Only ever an empty directory once it is unmounted.
-      await rmdir(disk.mountPoint).catch((error: unknown) => {
-        if (errnoOf(error) !== 'ENOENT') throw error;
-      });
+      await rmdir(disk.mountPoint).catch(ignoreAbsent);
     });
   }
 
@@ -109,6 +106,10 @@ export class VolumeStore {
     const name = parseName(text);
     return { image: join(this.#directory, 'images', `${name}.img`), mountPoint: join(this.#directory, 'mounts', name) };
   }
+}
+
+function ignoreAbsent(error: unknown): void {
+  if (errnoOf(error) !== 'ENOENT') throw error;
 }
 
 async function sizeOf({ image }: Disk): Promise<number | undefined> {

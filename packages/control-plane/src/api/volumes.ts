@@ -30,7 +30,7 @@ export function volumeService(context: ApiContext): ServiceImpl<typeof api.Volum
         hostName: host?.name ?? '',
         sizeBytes: BigInt(row.sizeBytes),
         state: row.state,
-        message: host?.removedAt === undefined ? row.message : 'its host was removed',
+        message: messageOf(row, host, used.get(row.hostId)),
         createdAt: timestampFromMs(row.createdAt),
         sandboxes: [...(users.get(row.name) ?? [])],
         ...(usedBytes !== undefined && { usedBytes }),
@@ -92,6 +92,13 @@ export function volumeService(context: ApiContext): ServiceImpl<typeof api.Volum
       return create(api.RemoveVolumeResponseSchema);
     },
   };
+}
+
+/** @param held the volumes of its host; undefined: it could not be asked */
+function messageOf(row: VolumeRow, host: HostRow | undefined, held: ReadonlyMap<string, bigint> | undefined): string {
+  if (host?.removedAt !== undefined) return 'its host was removed: it can only be removed';
+  if (row.state === 'ready' && held?.has(row.name) === false) return 'its file is missing on the host: remove it and create it again';
+  return row.message;
 }
 
 function checkSize(bytes: bigint): number {
