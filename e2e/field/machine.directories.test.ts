@@ -63,6 +63,18 @@ describe('a directory that cannot be used is one error at once', () => {
     expect(stderr).toContain('the data directory /var/lib/drover-of-root cannot be used: this user cannot write there');
   });
 
+  test.each([
+    ['serve --config', ['serve', '--config', '/dev/zero'], 'the configuration file /dev/zero has more than 1048576 bytes'],
+    [
+      'sandbox ls --ca',
+      ['sandbox', 'ls', '--server', 'localhost', '--token', 'x', '--ca', '/dev/zero'],
+      'the CA file /dev/zero is larger than 1048576 bytes',
+    ],
+  ])('%s on a file without an end', async (_, args, message) => {
+    const { stderr, timedOut } = await drover(args);
+    expect({ stderr, timedOut }).toEqual({ stderr: expect.stringContaining(message), timedOut: false });
+  });
+
   test('a compile cache in /proc is left out', async () => {
     const options = { reject: false, stdin: 'ignore', timeout: 60_000, env: { NODE_COMPILE_CACHE: '/proc/x' } } as const;
     expect(await execa(join(repository, 'drover'), ['--version'], options)).toMatchObject({ exitCode: 0, stderr: '' });

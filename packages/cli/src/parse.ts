@@ -1,8 +1,7 @@
 import { isUtf8 } from 'node:buffer';
-import { readFile, stat } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
-import { clip, DroverError, parseLabel, parseName, reasonOf } from '@drover/foundation';
+import { clip, DroverError, parseLabel, parseName, readAtMost, reasonOf } from '@drover/foundation';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
@@ -51,12 +50,11 @@ export function parseEnv(entries: readonly string[], own: NodeJS.ProcessEnv): Re
 export async function readEnvFile(path: string): Promise<readonly string[]> {
   let text: string;
   try {
-    const { size } = await stat(path);
-    if (size > maxConfigFileBytes)
+    const content = await readAtMost(path, maxConfigFileBytes);
+    if (content.byteLength > maxConfigFileBytes)
       throw new DroverError('too-large', `the environment file ${path} is larger than ${maxConfigFileBytes} bytes`, {
         hint: 'put large values into files, and mount or copy them',
       });
-    const content = await readFile(path);
     if (!isUtf8(content)) {
       const line =
         content

@@ -40,6 +40,13 @@ describe('a configuration file', () => {
     );
   });
 
+  test('a file without an end is refused', async () => {
+    await expect(loadConfig('/dev/zero', schema)).rejects.toMatchObject({
+      code: 'invalid-config',
+      message: expect.stringContaining('has more than 1048576 bytes'),
+    });
+  });
+
   test('a file that is not there is one sentence', async () => {
     const directory = await mkdtemp(join(tmpdir(), 'drover-config-'));
     try {

@@ -1,7 +1,7 @@
-import { readFile } from 'node:fs/promises';
 import { LineCounter, parseDocument, type Document } from 'yaml';
 import type { z } from 'zod';
 import { DroverError, reasonOf } from './errors.ts';
+import { readAtMost } from './files.ts';
 import { maxConfigBytes } from './limits.ts';
 
 /**
@@ -11,7 +11,7 @@ import { maxConfigBytes } from './limits.ts';
 export async function loadConfig<T>(path: string, schema: z.ZodType<T>): Promise<T> {
   let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    text = (await readAtMost(path, maxConfigBytes)).toString('utf8');
   } catch (error) {
     throw new DroverError('invalid-config', `the configuration file ${path} cannot be read: ${reasonOf(error)}`, {
       hint: 'name an existing file with --config',
@@ -23,7 +23,7 @@ export async function loadConfig<T>(path: string, schema: z.ZodType<T>): Promise
 
 /** As loadConfig, of a text that was read from `path`. */
 export function parseConfig<T>(path: string, text: string, schema: z.ZodType<T>): T {
-  if (text.length > maxConfigBytes) {
+  if (Buffer.byteLength(text) > maxConfigBytes) {
     throw new DroverError('invalid-config', `the configuration file ${path} has more than ${maxConfigBytes} bytes`, {
       hint: 'is it the right file?',
     });

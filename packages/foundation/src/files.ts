@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname, join, basename } from 'node:path';
+import { buffer } from 'node:stream/consumers';
 
 interface WriteOptions {
   /** Default 0600. */
@@ -36,4 +37,13 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array, o
   } finally {
     await directory.close();
   }
+}
+
+/**
+ * Reads a file that a person named, and no more than one byte over `maxBytes`: a device such as /dev/zero has no end.
+ * @throws the system's error
+ */
+export async function readAtMost(path: string, maxBytes: number): Promise<Buffer> {
+  const file = await open(path, 'r');
+  return await buffer(file.createReadStream({ end: maxBytes }));
 }

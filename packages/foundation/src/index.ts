@@ -15,7 +15,7 @@ export {
   type ErrorCode,
 } from './errors.ts';
 export { directoryProblem, makeDirectories, makeDirectoriesSync, prepareDirectory } from './directories.ts';
-export { writeFileAtomic } from './files.ts';
+export { readAtMost, writeFileAtomic } from './files.ts';
 export { limitHandshakes } from './handshakes.ts';
 export {
   clip,

@@ -1,6 +1,6 @@
-import { readFile } from 'node:fs/promises';
-import { DroverError, reasonOf } from '@drover/foundation';
+import { DroverError, readAtMost, reasonOf } from '@drover/foundation';
 import type { ConnectionFlags } from '../cli.ts';
+import { maxConfigFileBytes } from '../limits.ts';
 import { contextNames, currentContext, parseContextName, readContext, type Context, type NamedContext } from './store.ts';
 
 /**
@@ -82,11 +82,16 @@ export function parseServer(text: string): string {
 async function readCa(path: string): Promise<string> {
   let pem: string;
   try {
-    pem = await readFile(path, 'utf8');
+    pem = (await readAtMost(path, maxConfigFileBytes)).toString('utf8');
   } catch (error) {
     throw new DroverError('invalid-config', `the CA file ${path} cannot be read: ${reasonOf(error)}`, {
       hint: "name the control plane's CA with --ca: pki/ca.pem in its data directory",
       cause: error,
+    });
+  }
+  if (Buffer.byteLength(pem) > maxConfigFileBytes) {
+    throw new DroverError('invalid-config', `the CA file ${path} is larger than ${maxConfigFileBytes} bytes`, {
+      hint: 'is it the right file?',
     });
   }
   if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
