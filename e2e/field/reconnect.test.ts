@@ -9,7 +9,7 @@ interface SandboxJson {
   readonly state: string;
   readonly reason: string;
   readonly message: string;
-  readonly startCount: string;
+  readonly startCount: number;
   readonly identity: { readonly thumbprint: string; readonly commonName: string };
   readonly init: { readonly state: string; readonly stepName?: string };
 }
@@ -123,7 +123,7 @@ describe('I-32: a reconnect', () => {
       'cd /root; cat settings notes/one; git -C project remote get-url origin; git config --global user.name; ls -A .ssh; cat /shared/web';
     expect(await inside('web', look)).toBe('mine\nprecious\nhttps://elsewhere.example/x\nSomebody\ndeploy\nran\n');
     expect(await drover.logs('web')).toBe('begun\n');
-    expect(await sandbox('web')).toMatchObject({ state: 'running', startCount: '1', init: { state: 'completed' } });
+    expect(await sandbox('web')).toMatchObject({ state: 'running', startCount: 1, init: { state: 'completed' } });
     // Neither the plan nor the registration is told of again (I-34).
     expect(await eventsOf('--subject', 'web', '--kind', 'init,identity')).toEqual(before);
     expect(before.filter(({ type }) => type === 'AgentRegistered')).toHaveLength(1);
