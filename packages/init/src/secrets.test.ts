@@ -33,7 +33,7 @@ test('R-19: all of them or none: where they do not fit, nothing is left of them'
   execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8k', 'tmpfs', directory]);
   try {
     const large = { name: 'LARGE', value: Buffer.alloc(64 * 1024, 1).toString('base64') };
-    expect(() => writeSecrets([secret, large], '0:0', directory)).toThrow(/cannot be put into .*ENOSPC/);
+    expect(() => writeSecrets([secret, large], '0:0', directory)).toThrow(/cannot be put into .*: no space left on device/);
     expect(readdirSync(directory)).toEqual([]);
   } finally {
     execFileSync('umount', [directory]);

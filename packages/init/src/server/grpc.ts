@@ -73,6 +73,8 @@ export class GrpcServer {
 
   #serve(request: Http2ServerRequest, response: Http2ServerResponse): void {
     const { stream } = request;
+    // gRPC has no use for it, and Node would keep a timer for the text of the date.
+    response.sendDate = false;
     this.#onCall();
     stream.once('close', this.#onCall);
     stream.on('error', () => undefined);
