@@ -1,3 +1,4 @@
+export { treeChunkBytes } from './limits.ts';
 export { openFfi } from './ffi.ts';
 export { byteString, bytesOf, fsPath, showPath, stringOf } from './names.ts';
 export { placeOf, resolveGiven, type GivenPath } from './placement.ts';

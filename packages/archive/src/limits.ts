@@ -8,8 +8,8 @@ export const maxSparseSegments = 1_000_000;
 export const maxCopyEntries = 1_000_000;
 /** Bytes of one copied tree. Above: too-large. */
 export const maxCopyBytes = 64 * 1024 ** 3;
-/** Bytes that a walk collects before it hands them on, and of one read of a large file. */
-export const treeChunkBytes = 256 * 1024;
+/** Bytes that a walk collects before it hands them on, and of one read of a large file: in a message, they fill a buffer of 256 KiB. */
+export const treeChunkBytes = 256 * 1024 - 64;
 /** A file of up to so many bytes is read whole before its size is promised, so that it may change meanwhile. */
 export const wholeFileBytes = 1024 ** 2;
 /** Bytes of a file that does not say its size, such as those of /proc. Above: it is left out and named. */

@@ -1,6 +1,7 @@
-import { create, isFieldSet } from '@bufbuild/protobuf';
+import { create, isFieldSet, toBinary } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { describe, expect, test } from 'vitest';
+import { serializeTunnelData } from './grpc.ts';
 import { errorFromWire, errorToWire, init, link, methodDefinition, serviceDefinition } from './index.ts';
 
 describe('errors across processes', () => {
@@ -37,4 +38,10 @@ describe('service definitions for grpc-js', () => {
     expect(again).toEqual(frame);
     expect(isFieldSet(again, link.HostFrameSchema.field.heartbeat)).toBe(true);
   });
+});
+
+test.each([0, 1, 127, 128, 16_383, 16_384, 65_536, 2_097_152])('a tunnel frame of %d bytes is what protobuf makes of it', (length) => {
+  const value = Buffer.alloc(length, 'data');
+  const frame = create(link.TunnelFrameSchema, { frame: { case: 'data', value } });
+  expect(serializeTunnelData(value).equals(toBinary(link.TunnelFrameSchema, frame))).toBe(true);
 });

@@ -4,8 +4,8 @@
 export const maxMessageBytes = 8 * 1024 * 1024;
 /** Bytes of stdin or of a forwarded connection in one message. Longer ones are cut up. */
 export const chunkBytes = 64 * 1024;
-/** The same of a tar: fewer messages are faster. */
-export const copyChunkBytes = 256 * 1024;
+/** The same of a tar: fewer messages are faster, and with its frame such a message fills a buffer of 256 KiB. */
+export const copyChunkBytes = 256 * 1024 - 64;
 /** Input messages waiting to be sent on one exec. When it is full, stdin stops taking bytes. */
 export const execInputQueue = 64;
 /** Input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */

@@ -1,5 +1,5 @@
 import { lstat, stat } from 'node:fs/promises';
-import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf } from '@drover/archive';
+import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf, treeChunkBytes } from '@drover/archive';
 import { DroverError, errnoOf } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { Call, Reply } from '../server/call.ts';
@@ -47,7 +47,8 @@ export async function* packPath(
     signal,
   });
   for await (const part of tree) {
-    if (Buffer.isBuffer(part)) yield { tar: part };
+    if (Buffer.isBuffer(part))
+      for (let at = 0; at < part.length; at += treeChunkBytes) yield { tar: part.subarray(at, at + treeChunkBytes) };
     else yield { leftOut: { path: bytesOf(part.path), reason: part.reason } };
   }
 }
