@@ -16,6 +16,7 @@ import {
   repository,
   TestDrover,
 } from '../e2e/harness/index.ts';
+import { measureCopy } from './copy/copy.ts';
 import { measureCreate } from './create/create.ts';
 import { Docker } from './create/docker.ts';
 import { commandLine, throughApi } from './create/first-byte.ts';
@@ -28,7 +29,7 @@ import { measureSessions } from './sessions/sessions.ts';
 import { reportOf } from './report.ts';
 import type { Results, Section } from './result.ts';
 
-const names = ['create', 'memory', 'sessions', 'hub', 'hosts'] as const;
+const names = ['create', 'memory', 'copy', 'sessions', 'hub', 'hosts'] as const;
 type Name = (typeof names)[number];
 /** The longest that a run may take, ms. Then it is ended, and what it started with it. */
 const limitMs = { full: 1_200_000, quick: 180_000 };
@@ -155,7 +156,7 @@ class RunRecord {
 /** Every section that is wanted. One that fails does not keep the others from being measured. */
 async function measureAll(quick: boolean, scratch: string, wanted: (name: Name) => boolean, record: RunRecord): Promise<void> {
   const parts: readonly (readonly [readonly Name[], () => Promise<void>])[] = [
-    [['create', 'memory', 'sessions'], async () => await onOneDrover(quick, wanted, record)],
+    [['create', 'memory', 'copy', 'sessions'], async () => await onOneDrover(quick, wanted, record)],
     [['hub'], async () => record.add(await measureHub(quick, scratch))],
     [['hosts'], async () => record.add(await measureHosts(quick, scratch))],
   ];
@@ -233,6 +234,7 @@ async function onOneDrover(quick: boolean, wanted: (name: Name) => boolean, reco
     );
   }
   if (wanted('memory')) add(await measureMemory({ client, image, stateDirectory: join(drover.data, 'host'), docker }));
+  if (wanted('copy')) add(await measureCopy({ quick, drover, client, scratch: directory }));
   if (wanted('sessions')) add(await measureSessions({ quick, scratch: directory, client, image }));
 }
 
