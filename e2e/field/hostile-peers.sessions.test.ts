@@ -4,25 +4,84 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { initPort } from '@drover/init';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { eventually, TestDrover, tracesOf } from '../harness/index.ts';
+import { execa } from 'execa';
+import { eventually, repository, TestDrover, tool, tracesOf } from '../harness/index.ts';
 
 /** The gateway's address is the first of the pool. */
 const [pool, gateway] = ['10.232.0.0/20', '10.232.0.1'];
 
+/** Of each, a sandbox whose init sends these without end, see flooding-init.ts. */
+const floods = ['drift', 'driftnotice', 'bigmsg', 'execflood'];
+
 let drover: TestDrover;
 let box: { readonly id: string; readonly address: string };
 
+/** An exec in the sandbox whose init is mute, begun before the other tests: it ends within `initAnswerMs`. */
+let muteExec: ReturnType<typeof drover.run>;
+
 beforeAll(async () => {
   drover = await TestDrover.start(['--pool', pool]);
-  await drover.begin('box', ['sleep', '1d']);
+  await Promise.all(['box', 'other', 'mute', ...floods].map(async (name) => await drover.begin(name, ['sleep', '1d'])));
   box = await drover.sandbox('box');
+  hostile.push(await HostileInit.start('mute', 'mute'));
+  muteExec = drover.run(['exec', 'mute', '--', 'true'], { timeoutMs: 120_000 });
 });
 
 afterAll(async () => {
+  for (const peer of hostile) await peer.stop();
   const left = await tracesOf(drover);
   await drover[Symbol.asyncDispose]();
   expect(await left()).toEqual([]);
 });
+
+/**
+ * A program in the sandbox's network namespace that new connections to init's port reach in place of init, which root in a namespace that
+ * lets it change its network could arrange. The session is then dialled to it. The rule goes with the sandbox.
+ */
+class HostileInit {
+  readonly #process: ReturnType<typeof spawnHostile>;
+
+  private constructor(process: ReturnType<typeof spawnHostile>) {
+    this.#process = process;
+  }
+
+  static async start(name: string, mode: string): Promise<HostileInit> {
+    const { id } = await drover.sandbox<{ id: string }>(name);
+    const pid = (await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim();
+    const [cert, key] = [join(drover.directory, `${mode}.crt`), join(drover.directory, `${mode}.key`)];
+    const self = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=hostile'];
+    await tool('openssl', 'req', '-x509', ...self, '-keyout', key, '-out', cert);
+    const namespace = ['-t', pid, '-n', '--'];
+    const process = spawnHostile(namespace, [cert, key, id, mode]);
+    await once(process.stdout, 'data');
+    const redirect = 'add table ip hostile; add chain ip hostile in { type nat hook prerouting priority dstnat; }';
+    await tool('nsenter', ...namespace, 'nft', `${redirect}; add rule ip hostile in tcp dport ${initPort} redirect to :${hostilePort}`);
+    // Ends the session that stands: it is dialled again, to what listens now.
+    await succeeds('identity', 'evict', name);
+    return new HostileInit(process);
+  }
+
+  async stop(): Promise<void> {
+    this.#process.kill('SIGKILL');
+    await this.#process;
+  }
+}
+
+const hostilePort = 19_180;
+const hostile: HostileInit[] = [];
+
+function spawnHostile(namespace: readonly string[], args: readonly string[]) {
+  const program = join(repository, 'e2e', 'harness', 'flooding-init.ts');
+  return execa('nsenter', [...namespace, process.execPath, '--conditions=development', program, String(hostilePort), ...args], {
+    reject: false,
+    stdin: 'ignore',
+  });
+}
+
+async function succeeds(...args: readonly string[]): Promise<void> {
+  const { code, stderr } = await drover.run(args);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+}
 
 /** Runs a Python program in a sandbox, as an ordinary user of it, and reads the JSON that it prints. */
 async function inSandbox<T>(name: string, program: string, ...args: readonly string[]): Promise<T> {
@@ -96,8 +155,8 @@ test('every listener cuts a silent and a dripping peer at its limit, and takes o
     ['the egress proxy', 10, inside(3128, first === hello ? head : first)],
   ]);
   // A new sandbox needs all of them but the proxy: its host's link, init's port and the registration port.
-  await drover.begin('other', ['sleep', '1d']);
-  expect((await drover.exec('other', ['echo', 'here'])).stdout).toBe('here\n');
+  await drover.begin('newcomer', ['sleep', '1d']);
+  expect((await drover.exec('newcomer', ['echo', 'here'])).stdout).toBe('here\n');
   for (const [listener, limit, held] of peers) {
     expect(await held, listener).toBeGreaterThan(limit - 1);
     expect(await held, listener).toBeLessThan(limit + 10);
@@ -119,10 +178,10 @@ describe('I-4: containment', () => {
   test('a revoked sandbox does not reach the registration port, and is trusted again after a release', async () => {
     await drover.begin('culprit', ['sleep', '1d']);
     expect(await registrationPort()).toBe(true);
-    expect((await drover.run(['sandbox', 'contain', 'culprit', '--revoke', '--cut-network', '--reason', 'phones home'])).code).toBe(0);
+    await succeeds('sandbox', 'contain', 'culprit', '--revoke', '--cut-network', '--reason', 'phones home');
     // Over the session, which stands: a contained sandbox can be looked into.
     expect(await registrationPort()).toBe(false);
-    expect((await drover.run(['sandbox', 'release', 'culprit'])).code).toBe(0);
+    await succeeds('sandbox', 'release', 'culprit');
     await eventually('it has registered again', async () => {
       const { identity } = await drover.sandbox<{ identity: { verdict: string } }>('culprit');
       return identity.verdict === 'trusted';
@@ -137,7 +196,7 @@ describe('I-4: containment', () => {
       expect({ code, stderr }).toEqual({ code: expect.any(Number), stderr: expect.stringMatching(said) });
       expect(code, args.join(' ')).not.toBe(0);
     };
-    expect((await drover.run(['sandbox', 'contain', 'culprit', '--pause', '--reason', 'sends spam'])).code).toBe(0);
+    await succeeds('sandbox', 'contain', 'culprit', '--pause', '--reason', 'sends spam');
     await refused('sandbox', 'resume', 'culprit');
     await refused('sandbox', 'start', 'culprit');
     await refused('exec', 'culprit', '--', 'true');
@@ -155,12 +214,42 @@ describe('I-4: containment', () => {
       expect((await drover.run(['sandbox', command, 'culprit'])).stdout).toMatch(/contained: +paused by admin .*sends spam/);
     }
 
-    expect((await drover.run(['sandbox', 'contain', 'culprit', '--kill', '--reason', 'sends spam'])).code).toBe(0);
+    await succeeds('sandbox', 'contain', 'culprit', '--kill', '--reason', 'sends spam');
     await refused('sandbox', 'start', 'culprit');
-    expect((await drover.run(['sandbox', 'release', 'culprit', '--pause'])).code).toBe(0);
+    await succeeds('sandbox', 'release', 'culprit', '--pause');
     await refused('sandbox', 'start', 'culprit');
-    expect((await drover.run(['sandbox', 'release', 'culprit'])).code).toBe(0);
+    await succeeds('sandbox', 'release', 'culprit');
     expect((await drover.exec('culprit', ['echo', 'here'])).stdout).toBe('here\n');
     await drover.saw(id, ['sandbox'], (types) => types.filter((type) => type === 'SandboxReleased').length === 4);
   });
+});
+
+test('sessions that are flooded hold up no other one, and are contained', async () => {
+  await Promise.all(floods.map(async (mode) => hostile.push(await HostileInit.start(mode, mode))));
+  for (const name of floods) {
+    await eventually('the hostile init has the session', async () => {
+      const { session, identity } = await drover.sandbox<{ session: { state: string }; identity: { verdict: string } }>(name);
+      return session.state === 'connected' && identity.verdict === 'untrusted';
+    });
+  }
+  const reading = new AbortController();
+  const flooded = drover.drain('execflood', ['cat'], reading.signal);
+  // More than a session's burst: what follows is read at its rate.
+  const largeBytes = 80 * 1024 * 1024;
+  const large = drover.drain('other', ['head', '-c', String(largeBytes), '/dev/zero']);
+  for (let i = 0; i < 5; i++) expect((await drover.exec('other', ['echo', 'here'])).stdout).toBe('here\n');
+  expect(await large).toBe(largeBytes);
+  for (const name of ['drift', 'driftnotice']) {
+    const { id } = await drover.sandbox<{ id: string }>(name);
+    await drover.saw(id, ['session'], (types) => types.includes('SessionThrottled'));
+  }
+  await succeeds('sandbox', 'contain', 'drift', '--cut-network', '--kill');
+  reading.abort();
+  expect(await flooded).toBeGreaterThan(0);
+});
+
+test('an exec in a sandbox whose init is mute ends with a clear error', async () => {
+  const { code, stderr } = await muteExec;
+  expect(code).not.toBe(0);
+  expect(stderr).toMatch(/sandbox mute did not respond to the exec within 30 s/);
 });

@@ -223,6 +223,24 @@ export class TestDrover implements AsyncDisposable {
     });
   }
 
+  /** Reads the output of `drover exec NAME -- ARGV` to its end, or until the signal aborts. Returns how many bytes came. */
+  async drain(name: string, argv: readonly string[], signal?: AbortSignal): Promise<number> {
+    return await this.#ask(async ({ sandboxes }) => {
+      const handle = sandboxes.exec(name, { argv, ...(signal === undefined ? {} : { signal }) });
+      // Each of them fails with the exec; the last is awaited.
+      handle.started.catch(() => undefined);
+      handle.exit.catch(() => undefined);
+      let bytes = 0;
+      try {
+        for await (const chunk of handle.stdout) bytes += (chunk as Uint8Array).byteLength;
+        await handle.exit;
+      } catch (error) {
+        if (signal?.aborted !== true) throw error;
+      }
+      return bytes;
+    });
+  }
+
   /** The standard output that `drover logs NAME` shows. */
   async logs(name: string): Promise<string> {
     return await this.#ask(async ({ sandboxes }) => {

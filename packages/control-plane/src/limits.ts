@@ -131,6 +131,10 @@ export const defaultRequestCpuMillis = 100;
 export const defaultRequestMemoryBytes = 64 * 1024 * 1024;
 /** API: how long an exec or a log looks for its sandbox's session again after a break, ms. Then it fails with the session's error. */
 export const reattachMs = 60_000;
+/** API: how long init may take to begin an exec, or to attach to one, without a break; then the call fails with timed-out. Milliseconds. */
+export const initAnswerMs = 30_000;
+/** API: how long a copy, or the reading of a log, may go on without a message from init, or without init taking one; then it fails. Milliseconds. */
+export const initSilenceMs = 60_000;
 /** API: first and longest delay between two tries to attach again, ms; full jitter. */
 export const reattachBaseMs = 50;
 export const reattachCapMs = 2_000;
@@ -281,6 +285,14 @@ export const sandboxRenewalRetryMs = 60_000;
 /** A session that hears nothing for the first of these sends a ping, and is broken when no answer comes within the second. Milliseconds. */
 export const sessionPingMs = 15_000;
 export const sessionPingTimeoutMs = 10_000;
+/**
+ * What one sandbox's session may bring to the control plane: bytes, and messages over all of its calls, a second; and how many at once after
+ * quiet. Beyond that its connection is read more slowly, which stops the sender. An exec whose output is read reaches the bytes first.
+ */
+export const sessionBytesPerSecond = 32 * 1024 * 1024;
+export const sessionBurstBytes = 64 * 1024 * 1024;
+export const sessionMessagesPerSecond = 2_000;
+export const sessionBurstMessages = 2_000;
 /** Sessions compared with the registry at each look of upkeep (I-11); the others at the next. */
 export const sessionsCompared = 1_000;
 /** How often those who wait for a session look at the store while events are being written. Milliseconds. */

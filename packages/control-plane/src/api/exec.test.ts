@@ -3,10 +3,11 @@ import { finished } from 'node:stream/promises';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { Code, ConnectError } from '@connectrpc/connect';
-import { DroverError, type HostId } from '@drover/foundation';
+import { DroverError, FakeClock, type HostId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
 import type { ExecHandle } from '@drover/sdk';
 import { describe, expect, test } from 'vitest';
+import { initAnswerMs, initSilenceMs } from '../limits.ts';
 import { FakeProcess } from './testing/fakes.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
 
@@ -67,6 +68,38 @@ describe('exec', () => {
     process.write('to stderr', true);
     process.exit(3);
     expect(await result).toEqual({ out: 'to stdout', err: 'to stderr', code: 3 });
+  });
+
+  test.each([
+    ['says nothing', async (): Promise<void> => await new Promise<never>(() => undefined)],
+    // Each time it is reached it holds the call for a while, and breaks the connection.
+    ['breaks its connection again and again', async (clock: FakeClock): Promise<void> => await clock.sleep(initAnswerMs / 3)],
+  ])('fails with timed-out when init %s', async (_, silence) => {
+    const clock = new FakeClock(Date.now());
+    await using api = await startTestApi({ clock });
+    await running(api);
+    let reached = 0;
+    api.sessions.serve({
+      // eslint-disable-next-line require-yield
+      async *exec() {
+        reached++;
+        await silence(clock);
+        throw new ConnectError('the connection was reset', Code.Unavailable);
+      },
+    });
+    const exec = api.client.sandboxes.exec('box', { argv: ['true'] });
+    let error: DroverError | undefined;
+    exec.exit.catch((thrown: DroverError) => (error = thrown));
+    exec.started.catch(() => undefined);
+    await expect.poll(() => reached).toBe(1);
+    const began = clock.now();
+    await expect
+      .poll(async () => {
+        await clock.advance(1_000);
+        return error;
+      })
+      .toMatchObject({ code: 'timed-out', message: 'sandbox box did not respond to the exec within 30 s' });
+    expect(clock.now() - began).toBeLessThan(initAnswerMs * 2);
   });
 
   test('I-40: when the session breaks, the caller sees neither a gap nor a repeat', async () => {
@@ -397,5 +430,59 @@ describe('bytes', () => {
     await inputEnded.promise;
     expect(got).toBe('said after its end');
     await finished(socket);
+  });
+});
+
+describe('a mute init', () => {
+  const never = async (): Promise<never> => await new Promise<never>(() => undefined);
+  /** Lets time pass until the call has failed. */
+  async function failure(clock: FakeClock, call: Promise<unknown>): Promise<DroverError> {
+    let error: DroverError | undefined;
+    call.catch((thrown: DroverError) => (error = thrown));
+    await expect
+      .poll(async () => {
+        await clock.advance(10_000);
+        return error !== undefined;
+      })
+      .toBe(true);
+    return error as DroverError;
+  }
+
+  test('ends a copy out and a copy in, and the log comes from the host', async () => {
+    const clock = new FakeClock(Date.now());
+    await using api = await startTestApi({ clock });
+    const { hostId } = await running(api);
+    api.sessions.serve({
+      // eslint-disable-next-line require-yield
+      async *copyOut() {
+        await never();
+      },
+      copyIn: never,
+      // eslint-disable-next-line require-yield
+      async *logs() {
+        await never();
+      },
+    });
+    api.hub.logs.set(hostId, logRecords('kept'));
+    const { sandboxes } = api.client;
+    const late = { code: 'timed-out', message: `sandbox box did not respond to the copy within ${initSilenceMs / 1000} s` };
+    expect(await failure(clock, text(sandboxes.copyOut('box', '/tmp')))).toMatchObject(late);
+    const tar = (async function* () {
+      await Promise.resolve();
+      yield Buffer.alloc(512);
+    })();
+    expect(await failure(clock, sandboxes.copyIn('box', '/tmp', tar))).toMatchObject(late);
+
+    let kept = '';
+    const reading = (async () => {
+      for await (const { data } of sandboxes.logs('box')) kept += String(Buffer.from(data));
+    })();
+    await expect
+      .poll(async () => {
+        await clock.advance(10_000);
+        return kept;
+      })
+      .toBe('kept');
+    await reading;
   });
 });

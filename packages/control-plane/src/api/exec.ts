@@ -2,7 +2,15 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode, newId } from '@drover/foundation';
 import { api, init } from '@drover/protocol';
-import { defaultLingerSeconds, inputSettledMs, maxLingerSeconds, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
+import {
+  defaultLingerSeconds,
+  initAnswerMs,
+  inputSettledMs,
+  maxLingerSeconds,
+  reattachBaseMs,
+  reattachCapMs,
+  reattachMs,
+} from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { sandboxState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
@@ -10,6 +18,7 @@ import { ended, refusePaused, replayMain } from './ended.ts';
 import { connectionBroke, fromConnectError } from './errors.ts';
 import { brokenCallError, refuseDownHost, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
+import { inTime, silentError } from './silence.ts';
 import { checkArgv, checkEnv, checkUser, checkWorkdir } from './parse.ts';
 
 /** The id of a sandbox's main process. */
@@ -74,6 +83,8 @@ class ExecRelay {
   #startCount: number | undefined;
   #inputAt = Number.NEGATIVE_INFINITY;
   #inputEnded = false;
+  /** How long init has left the exec without a response, over all attempts that reached it. Milliseconds. */
+  #silentMs = 0;
 
   constructor(context: ApiContext, row: SandboxRow, open: api.ExecOpen, input: StreamInput<api.ExecRequest>, signal: AbortSignal) {
     this.#context = context;
@@ -119,14 +130,30 @@ class ExecRelay {
     }
   }
 
+  /** The main process may be attached to before init has been prepared and starts it; any other exec begins immediately. */
+  async #mustAnswer(): Promise<boolean> {
+    if (this.#open.execId !== mainId) return true;
+    const view = (await this.#context.store.views.get([this.#row.id])).get(this.#row.id);
+    return view?.init.state === 'completed' && view.init.startCount === this.#startCount;
+  }
+
   /** One connection to init, from its start or from the last byte seen. */
   async *#attempt(): AsyncGenerator<api.ExecResponse> {
+    const { clock } = this.#context;
     const attempt = new AbortController();
     const signal = AbortSignal.any([this.#signal, attempt.signal]);
     try {
       const client = await sessionClient(this.#context, this.#row, signal);
       await this.#checkSameStart();
-      for await (const response of client.exec(this.#requests(signal), { signal })) {
+      const limitMs = (await this.#mustAnswer()) ? initAnswerMs - this.#silentMs : undefined;
+      const late = (): DroverError => silentError(this.#row, 'exec', initAnswerMs);
+      const responses = client.exec(this.#requests(signal), { signal });
+      // Counted until the first response, also when the connection breaks before it.
+      let silentSince: number | undefined = clock.now();
+      using _counted = { [Symbol.dispose]: () => (this.#silentMs += silentSince === undefined ? 0 : clock.now() - silentSince) };
+      for await (const response of inTime(responses, clock, (received) => (received === 0 ? limitMs : undefined), late)) {
+        silentSince = undefined;
+        this.#silentMs = 0;
         const mapped = this.#toCaller(response);
         if (mapped !== undefined) yield mapped;
       }

@@ -2,12 +2,13 @@ import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode } from '@drover/foundation';
 import { link, LogPosition, type api, type KeptOutput } from '@drover/protocol';
-import { reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
+import { initSilenceMs, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
 import { sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { ended, hostLogs } from './ended.ts';
 import { fromConnectError } from './errors.ts';
+import { inTime, silentError } from './silence.ts';
 import { refuseDownHost, sessionClient } from './host-down.ts';
 
 /**
@@ -43,10 +44,15 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
         continue;
       }
       let error: DroverError;
+      const call = new AbortController();
+      const either = AbortSignal.any([signal, call.signal]);
       try {
         const client = await sessionClient(context, row, signal);
         const wanted = { follow: request.follow, tailLines: tail, ...since };
-        for await (const chunk of client.logs(wanted, { signal })) {
+        // A followed process may be quiet for as long as it likes.
+        const limitMs = request.follow ? undefined : initSilenceMs;
+        const late = (ms: number): DroverError => silentError(row, 'reading of its log', ms);
+        for await (const chunk of inTime(client.logs(wanted, { signal: either }), context.clock, () => limitMs, late)) {
           brokenSince = undefined;
           backoff.reset();
           yield* position.fresh([chunk]);
@@ -54,6 +60,8 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
         return;
       } catch (thrown) {
         error = fromConnectError(thrown);
+      } finally {
+        call.abort();
       }
       signal.throwIfAborted();
       if (hasCode(error, 'invalid-argument', 'unimplemented', 'permission-denied')) throw error;

@@ -7,8 +7,9 @@ import { ended, endedError, refusePaused } from './ended.ts';
 import { brokenCallError, refuseDownHost, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
 import { checkUser, isPort } from './parse.ts';
-import { maxPathBytes } from '../limits.ts';
+import { initSilenceMs, maxPathBytes } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
+import { inTime, silentError, UploadWatch } from './silence.ts';
 
 type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'copyIn' | 'copyOut' | 'forward'>;
 
@@ -26,12 +27,18 @@ export function streamMethods(context: ApiContext): Methods {
       const row = await context.store.sandboxes.find(target.sandbox);
       refusePaused(row);
       const client = await sessionClient(context, row, signal);
+      const watch = new UploadWatch(initSilenceMs, context.clock, (ms) => silentError(row, 'copy', ms));
+      const either = AbortSignal.any([signal, watch.signal]);
       try {
-        const { entries, bytes, leftOut, leftOutCount } = await client.copyIn(tarOf(input, value, signal), { signal });
+        const copying = client.copyIn(watch.watch(tarOf(input, value, either)), { signal: either });
+        const { entries, bytes, leftOut, leftOutCount } = await Promise.race([copying, watch.expired]);
         const named = leftOut.map(({ path, reason }) => create(api.LeftOutSchema, { path, reason }));
         return create(api.CopyInResponseSchema, { entries, bytes, leftOut: named, leftOutCount });
       } catch (thrown) {
+        if (watch.signal.aborted) throw watch.signal.reason;
         throw await brokenCallError(context, row, thrown);
+      } finally {
+        watch.stop();
       }
     },
 
@@ -44,13 +51,18 @@ export function streamMethods(context: ApiContext): Methods {
         return;
       }
       const client = await sessionClient(context, row, signal);
+      const call = new AbortController();
+      const messages = client.copyOut(copy, { signal: AbortSignal.any([signal, call.signal]) });
+      const late = (ms: number): DroverError => silentError(row, 'copy', ms);
       try {
-        for await (const { tar, leftOut } of client.copyOut(copy, { signal })) {
+        for await (const { tar, leftOut } of inTime(messages, context.clock, () => initSilenceMs, late)) {
           if (leftOut === undefined) yield create(api.CopyOutResponseSchema, { tar });
           else yield leftOutOf(leftOut);
         }
       } catch (thrown) {
         throw await brokenCallError(context, row, thrown);
+      } finally {
+        call.abort();
       }
     },
 

@@ -54,6 +54,8 @@ export interface SandboxEvents {
     readonly SessionBroken: { readonly message: string };
     /** The sandbox is suspected of having ended the control plane, and is dialled after a delay. */
     readonly SessionDelayed: { readonly delayMs: number; readonly message: string };
+    /** Its peer sends more messages than a session may, and is read more slowly. Once a connection. */
+    readonly SessionThrottled: { readonly message: string };
     /** The peer took a renewed certificate, for the key that it has proved to have (I-6). */
     readonly SessionRenewed: { readonly thumbprint: string };
   };

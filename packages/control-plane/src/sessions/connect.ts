@@ -7,7 +7,18 @@ import type { Clock, HostId, SandboxId } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import type { Hub } from '../hub/hub.ts';
-import { connectionCloseMs, farewellMs, maxInitMessageBytes, sessionPingMs, sessionPingTimeoutMs } from '../limits.ts';
+import {
+  connectionCloseMs,
+  farewellMs,
+  maxInitMessageBytes,
+  sessionBurstBytes,
+  sessionBurstMessages,
+  sessionBytesPerSecond,
+  sessionMessagesPerSecond,
+  sessionPingMs,
+  sessionPingTimeoutMs,
+} from '../limits.ts';
+import { PacedStream, paceMessages, TokenBucket } from './pace.ts';
 import type { InitClient } from './sessions.ts';
 import type { ShownCertificate } from './trust.ts';
 
@@ -25,6 +36,8 @@ export interface Connection {
   readonly shown: ShownCertificate;
   /** Aborts when the connection is gone. */
   readonly lost: AbortSignal;
+  /** Aborts when the peer first sends more than a session may, and is read more slowly for it. */
+  readonly throttled: AbortSignal;
   /** Resolves when its sockets have closed. @throws {CloseFailed} they have not, in `connectionCloseMs` */
   close(): Promise<void>;
 }
@@ -38,11 +51,7 @@ export class CloseFailed extends Error {
 }
 
 /** Connects through a tunnel of the sandbox's host. */
-export function tunnelConnector(
-  hub: Pick<Hub, 'openTunnel'>,
-  credentials: () => SessionCredentials,
-  clock: Pick<Clock, 'sleep'>,
-): Connector {
+export function tunnelConnector(hub: Pick<Hub, 'openTunnel'>, credentials: () => SessionCredentials, clock: Clock): Connector {
   return async ({ id, hostId }, signal) => {
     const tunnel = await hub.openTunnel(hostId, { sandboxId: id, port: 'init' }, signal);
     return await connectInit(tunnel, id, credentials(), clock, signal);
@@ -54,11 +63,13 @@ export async function connectInit(
   tunnel: Duplex,
   id: SandboxId,
   credentials: SessionCredentials,
-  clock: Pick<Clock, 'sleep'>,
+  clock: Clock,
   signal: AbortSignal,
 ): Promise<Connection> {
+  const paced = new PacedStream(tunnel, new TokenBucket(sessionBytesPerSecond, sessionBurstBytes, clock), clock);
+  const throttled = new AbortController();
   const socket = connectTls({
-    socket: tunnel,
+    socket: paced,
     secureContext: contextOf(credentials),
     // I-1: a bad certificate is recorded, and talked to all the same. What is sent is no secret from the sandbox itself.
     rejectUnauthorized: false,
@@ -71,6 +82,7 @@ export async function connectInit(
   // The connection's end is told by `lost`; an error without a listener would end the process.
   socket.on('error', gone);
   tunnel.on('error', gone);
+  paced.on('error', gone);
   socket.once('close', gone);
   tunnel.once('close', gone);
   // An init that was killed says no farewell, only that there will be no more bytes; one that says it closes sooner than this.
@@ -123,6 +135,7 @@ export async function connectInit(
     // Compression costs time and, over TLS, tells sizes; nothing here needs it.
     acceptCompression: [],
     readMaxBytes: maxInitMessageBytes,
+    interceptors: [paceMessages(new TokenBucket(sessionMessagesPerSecond, sessionBurstMessages, clock), clock, () => throttled.abort())],
   });
   return {
     client: createClient(init.InitService, transport),
@@ -132,6 +145,7 @@ export async function connectInit(
       authorizationError: socket.authorized ? '' : String(socket.authorizationError),
     },
     lost: lost.signal,
+    throttled: throttled.signal,
     close: async () => {
       manager.abort();
       await close();

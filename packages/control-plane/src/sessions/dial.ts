@@ -13,6 +13,7 @@ import {
   farewellMs,
   interruptedPlansMax,
   maxInitErrorLength,
+  sessionMessagesPerSecond,
 } from '../limits.ts';
 import { startOf } from '../store/state.ts';
 import type { SandboxRow } from '../store/store.ts';
@@ -417,6 +418,7 @@ export class Dial implements DialView {
       connection = await connect({ id: this.#id, hostId: row.hostId }, signal);
       const expected = { id: this.#id, commonName: canonicalCommonName(row.project, row.name), names, ca: caCertificate, now: clock.now() };
       const verdict = judge(connection.shown, expected);
+      connection.throttled.addEventListener('abort', () => this.#publishThrottled(), { once: true });
       // Calls may go out at once: init has a call on the main process wait for its start.
       this.#client = connection.client;
       this.#set('connected', '');
@@ -450,6 +452,13 @@ export class Dial implements DialView {
         else await this.#close(connection);
       }
     }
+  }
+
+  #publishThrottled(): void {
+    const { journal, logger } = this.#context;
+    const message = `it sends more than ${sessionMessagesPerSecond} messages a second, and is read no faster`;
+    logger.warn({ sandbox: this.#id }, 'SessionThrottled');
+    journal.publish({ kind: 'session', type: 'SessionThrottled', subject: this.#id, data: { message } });
   }
 
   #publishConnected(row: SandboxRow, { commonName, thumbprint }: PeerVerdict, { bootId }: init.HelloAck): void {

@@ -36,6 +36,7 @@ function connection(
     client: createClient(init.InitService, transport),
     shown: { certificate: undefined, authorized: false, authorizationError: '' },
     lost: lost.signal,
+    throttled: new AbortController().signal,
     close: options.close ?? (() => Promise.resolve()),
   };
 }

@@ -61,6 +61,8 @@ function applySession(session: SessionView, event: Of<'session'>, at: number): S
     case 'SessionBroken':
     case 'SessionDelayed':
       return { ...session, state: 'broken', since: at, lastError: text(event.data.message) };
+    case 'SessionThrottled':
+      return session;
     case 'SessionRenewed':
       return { ...session, thumbprint: event.data.thumbprint };
     default:

@@ -81,6 +81,7 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   HostUncordoned: (d) => d.who,
   HostDraining: (d) => d.who,
   HostRemoved: (d) => d.who,
+  SessionThrottled: (d) => d.text('message'),
   SessionConnecting: (d) => `attempt ${d.number('attempt')}`,
   SessionConnected: (d) =>
     `${d.text('peerCommonName') || 'a peer without a certificate'} at ${d.text('address')}, attempt ${d.number('attempts')}, thumbprint ${d.thumbprint || 'none'}`,
