@@ -142,6 +142,8 @@ export class CrashBreaker {
       return; // closed
     }
     this.#settled = true;
+    // Every suspect that there still is has come up for its trial by then: the others were deleted.
+    for (const id of this.#suspects.keys()) if (!this.#waiting.has(id)) this.#suspects.delete(id);
     await this.#write(true);
   }
 
