@@ -7,6 +7,7 @@ const slow = [
   'bad-input',
   'chaos',
   'kills',
+  'disks',
   'cgroups',
   'field/machine.bench',
   'field/reconnect',

@@ -34,7 +34,7 @@ export const programLookMs = 100;
 /** How long a program may take to end after SIGKILL; then it is left to itself, as it hangs in the kernel. Milliseconds. */
 export const killedProgramMs = 1_000;
 /** How long a path of the host outside the agent's directory may take to respond; then what needs it fails with unavailable. Milliseconds. */
-export const foreignMs = 10_000;
+export const foreignMs = 5_000;
 /** Paths of the host that may hang at the same time, each with a program; with one more, no further path is touched. */
 export const maxStuckPrograms = 16;
 /** How long mount, umount and mkfs.ext4 may take, which may wait for a busy disk; then they are killed and the operation fails. Milliseconds. */
