@@ -2,6 +2,9 @@ import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo, type Server } from 'node:net';
 import { join } from 'node:path';
+import { createServer as createTlsServer } from 'node:tls';
+import { FakeClock } from '@drover/foundation';
+import { formatJoinToken, newSecret, openCertificateAuthority } from '@drover/pki';
 import { buildProgram, commandPath, locate, runCli } from 'drover';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { eventually, Terminal, TestDrover, type Finished } from '../harness/index.ts';
@@ -105,6 +108,49 @@ test('a runtime that no host has is refused when the sandbox is made', async () 
   expect(outcome.stderr).toBe(
     'drover: no host has the runtime docker (near: oci)\n  hint: leave out --runtime, or name one that a host has\n',
   );
+});
+
+describe('a certificate whose dates do not include the present time', () => {
+  const day = 24 * 3_600_000;
+
+  test.each([
+    [
+      'is of the future, as where the clock of this machine is behind',
+      20 * day,
+      /is valid from (\S+), and the clock of this machine says (\S+)$/m,
+    ],
+    [
+      'has expired, as where the clock of this machine is ahead',
+      -40 * day,
+      /was valid until (\S+), and the clock of this machine says (\S+)$/m,
+    ],
+  ])('%s: the error names both times', async (_, offsetMs, sentence) => {
+    const directory = join(drover.directory, `pki${offsetMs}`);
+    const ca = await openCertificateAuthority(directory, { trustDomain: 'clock.test', clock: new FakeClock(Date.now() + offsetMs) });
+    const { certificatePem, keyPem } = await ca.issueControlPlane({ dnsNames: [], ipAddresses: ['127.0.0.1'] });
+    const server = createTlsServer({ cert: certificatePem, key: keyPem, ALPNProtocols: ['h2'] }).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    try {
+      const { port } = server.address() as AddressInfo;
+      await writeFile(join(directory, 'given.pem'), ca.caPem);
+      const connection = ['--server', `https://127.0.0.1:${port}`, '--token', 'x', '--ca', join(directory, 'given.pem')];
+      const token = formatJoinToken({ caFingerprint: ca.fingerprint, secret: newSecret() });
+      const joining = ['agent', 'join', `https://127.0.0.1:${port}`, '--token', token, '--state', join(drover.directory, 'joining')];
+      for (const args of [['ps', ...connection], ['run', ...connection, 'host', 'true'], joining]) {
+        const { code, stderr } = await drover.run(args);
+        const [, there = '', here = ''] = sentence.exec(stderr) ?? [];
+        expect({ args, stderr, there: Number.isNaN(Date.parse(there)), here: Number.isNaN(Date.parse(here)) }).toEqual({
+          args,
+          stderr: expect.stringContaining('set the clock') as string,
+          there: false,
+          here: false,
+        });
+        expect(code).not.toBe(0);
+      }
+    } finally {
+      server.close();
+    }
+  });
 });
 
 /** Errno names, stack traces, internal paths and names of calls. */

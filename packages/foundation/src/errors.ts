@@ -180,8 +180,13 @@ let systemErrorWords: ReadonlyMap<string, string> | undefined;
 
 /** What the errno names mean. */
 function systemErrors(): ReadonlyMap<string, string> {
-  // Node.js has no words for the second, which execve(2) has.
-  systemErrorWords ??= new Map([...getSystemErrorMap().values(), ['ENOEXEC', 'exec format error']]);
+  systemErrorWords ??= new Map([
+    ...getSystemErrorMap().values(),
+    // Of execve(2); Node.js has no words for it.
+    ['ENOEXEC', 'exec format error'],
+    // Node.js calls it an illegal operation on a directory.
+    ['EISDIR', 'it is a directory'],
+  ]);
   return systemErrorWords;
 }
 

@@ -1,4 +1,5 @@
 export { Backoff, type BackoffOptions } from './backoff.ts';
+export { certificateDatesError } from './certificate-dates.ts';
 export { FakeClock, systemClock, type Clock } from './clock.ts';
 export {
   DroverError,

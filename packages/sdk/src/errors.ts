@@ -27,8 +27,9 @@ export function fromApiError(thrown: unknown, server = 'the server'): DroverErro
   if (thrown instanceof DroverError) return thrown;
   const own = thrown instanceof ConnectError ? thrown.findDetails(link.ErrorSchema)[0] : undefined;
   if (own !== undefined) return errorFromWire(own);
+  const ours = droverErrorIn(thrown);
+  if (ours !== undefined) return ours;
   const inner = innermost(thrown);
-  if (inner instanceof DroverError) return inner;
   const unreachable = unreachableError(inner, server);
   if (unreachable !== undefined) return unreachable;
   if (!(thrown instanceof ConnectError)) return DroverError.from(thrown);
@@ -41,6 +42,16 @@ export function fromApiError(thrown: unknown, server = 'the server'): DroverErro
     });
   }
   return new DroverError(codeOfStatus[thrown.code], thrown.rawMessage, { cause: thrown });
+}
+
+/** Connect wraps an error of ours, such as one of an interceptor; that one's own cause says less. */
+function droverErrorIn(thrown: unknown): DroverError | undefined {
+  let inner = thrown;
+  for (let depth = 0; depth < 8 && inner instanceof Error; depth++) {
+    if (inner instanceof DroverError) return inner;
+    inner = inner.cause;
+  }
+  return undefined;
 }
 
 /** The error at the end of the chain of causes. */

@@ -1,6 +1,6 @@
 import { createHash, X509Certificate } from 'node:crypto';
 import { connect, type DetailedPeerCertificate, type PeerCertificate, type SecureContextOptions } from 'node:tls';
-import { DroverError } from '@drover/foundation';
+import { certificateDatesError, DroverError } from '@drover/foundation';
 import { caFetchTimeoutMs } from './limits.ts';
 import { fromApiError } from './errors.ts';
 
@@ -49,32 +49,21 @@ export async function fetchCaByFingerprint(server: string, fingerprint: string, 
   return new X509Certificate(ca).toString();
 }
 
-/**
- * The error for a certificate whose dates do not include the present time: one of the two clocks is wrong, or the certificate was not
- * renewed. It names this machine's time and the dates of the first certificate of the chain that they exclude.
- */
-export async function clockError(url: URL, cause: DroverError, now = new Date()): Promise<DroverError> {
-  let chain: readonly Buffer[];
+/** `cause`, an error about the dates of a server's certificate, with the dates and the time of this machine in its sentence. */
+export async function clockError(url: URL, cause: DroverError): Promise<DroverError> {
   try {
-    chain = await peerChain(url, undefined);
+    const chain = await peerChain(url, undefined);
+    return (
+      certificateDatesError(
+        url.host,
+        chain.map((raw) => new X509Certificate(raw)),
+        new Date(),
+        cause,
+      ) ?? cause
+    );
   } catch {
     return cause;
   }
-  const certificates = chain.map((raw) => new X509Certificate(raw));
-  const wrong = certificates.find(({ validFromDate, validToDate }) => now < validFromDate || now > validToDate);
-  if (wrong === undefined) return cause;
-  const isEarly = now < wrong.validFromDate;
-  const here = `the clock of this machine says ${now.toISOString()}`;
-  return new DroverError(
-    'ca-mismatch',
-    isEarly
-      ? `the certificate of ${url.host} is valid from ${wrong.validFromDate.toISOString()}, and ${here}`
-      : `the certificate of ${url.host} was valid until ${wrong.validToDate.toISOString()}, and ${here}`,
-    {
-      hint: `set the clock of this machine${isEarly ? '' : ' or of the control plane'}, for instance with timedatectl set-ntp true; ${isEarly ? 'or that of the control plane was ahead when it made the certificate' : 'if both are right, restart the control plane to renew the certificate'}`,
-      cause,
-    },
-  );
 }
 
 /** @throws {DroverError} invalid-argument */

@@ -1,6 +1,6 @@
 import { chmod, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DroverError, errnoOf, isHostId, newHostId, parseHostId, writeFileAtomic, type HostId } from '@drover/foundation';
+import { DroverError, errnoOf, isHostId, newHostId, parseHostId, reasonOf, writeFileAtomic, type HostId } from '@drover/foundation';
 
 /** Who this host is, as its last join or renewal left it. */
 export interface HostIdentity {
@@ -105,7 +105,10 @@ async function readIfThere(path: string): Promise<string | undefined> {
     return await readFile(path, 'utf8');
   } catch (error) {
     if (['ENOENT', 'ENOTDIR'].includes(errnoOf(error) ?? '')) return undefined;
-    throw DroverError.from(error);
+    throw new DroverError(DroverError.from(error, 'invalid-config').code, `${path} cannot be read: ${reasonOf(error)}`, {
+      hint: 'make it readable, or choose another directory with --state',
+      cause: error,
+    });
   }
 }
 

@@ -2,7 +2,7 @@ import { X509Certificate } from 'node:crypto';
 import { connect, type DetailedPeerCertificate, type PeerCertificate } from 'node:tls';
 import { Code, ConnectError, createClient } from '@connectrpc/connect';
 import { createConnectTransport } from '@connectrpc/connect-node';
-import { DroverError, type HostId } from '@drover/foundation';
+import { certificateDatesError, DroverError, reasonOf, type HostId } from '@drover/foundation';
 import { createKeyAndRequest, parseJoinToken, thumbprintOf } from '@drover/pki';
 import { api } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
@@ -119,6 +119,8 @@ async function fetchCa(url: URL, fingerprint: string, signal: AbortSignal): Prom
   });
   const ca = chain.find((certificate) => thumbprintOf(certificate.raw) === fingerprint);
   if (ca === undefined) throw mismatch(url);
+  const dates = certificateDatesError(url.host, chain, new Date());
+  if (dates !== undefined) throw dates;
   return ca.toString();
 }
 
@@ -140,7 +142,7 @@ function mismatch(url: URL): DroverError {
 }
 
 function unreachable(url: URL, cause: unknown): DroverError {
-  const why = cause instanceof Error ? cause.message : String(cause);
+  const why = reasonOf(cause);
   return new DroverError('control-plane-unreachable', `the control plane at ${url.origin} cannot be reached: ${why}`, {
     hint: 'check the address, and that this machine can connect to it',
     cause,

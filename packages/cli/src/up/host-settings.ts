@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, makeDirectories, parseCpus, parseLabel, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, makeDirectories, parseCpus, parseLabel, reasonOf, writeFileAtomic } from '@drover/foundation';
 import { z } from 'zod';
 import { maxReconnectMaxMs, maxStandbys, minReconnectMaxMs } from '../limits.ts';
 import { parseWithin } from './settings.ts';
@@ -172,7 +172,10 @@ export async function loadHostSettings(stateDirectory: string): Promise<HostSett
     text = await readFile(file(stateDirectory), 'utf8');
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return { labels: {} };
-    throw DroverError.from(error);
+    throw new DroverError(DroverError.from(error, 'invalid-config').code, `${file(stateDirectory)} cannot be read: ${reasonOf(error)}`, {
+      hint: 'make it readable, or choose another directory with --state',
+      cause: error,
+    });
   }
   try {
     // An absent property, not one that is undefined, is what the type says.

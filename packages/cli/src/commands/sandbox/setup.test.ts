@@ -148,7 +148,7 @@ postInit: |
     expect(() => readSetup({ setup: '/nonexistent' }, new Set())).toThrow(
       /--setup \/nonexistent cannot be read: no such file or directory/,
     );
-    expect(() => readSetup({ setup: directory }, new Set())).toThrow(/cannot be read: illegal operation on a directory/);
+    expect(() => readSetup({ setup: directory }, new Set())).toThrow(/cannot be read: it is a directory/);
     await expect(read('postInit: a\n', [], binary)).rejects.toThrow(/two scripts/);
   });
 });
