@@ -129,8 +129,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
     if (line.endsWith(' top')) await terminal.shows(/\bweb\b/);
     // Those without an end of their own.
     if (/ (?:-f|forward|top)\b/.test(line)) {
-      terminal.type('\x03');
-      await terminal.ended();
+      await terminal.interrupt();
       return;
     }
     expect({ line, code: await terminal.ended(), output: terminal.output }).toMatchObject({ code: 0 });
@@ -196,6 +195,15 @@ class TypedCommand implements Disposable {
       throw new Error(`"${this.#line}" ended with ${this.#code} and did not show ${String(text)}: ${this.#output.slice(-1000)}`);
     };
     await eventually(`"${this.#line}" shows ${String(text)}`, shown, 120_000, () => this.#output);
+  }
+
+  /** Types Ctrl-C until it ends: one may come before the program has the terminal. */
+  async interrupt(): Promise<void> {
+    const interrupted = (): boolean => {
+      if (this.#code === undefined) this.type('\x03');
+      return this.#code !== undefined;
+    };
+    await eventually(`"${this.#line}" ends after Ctrl-C`, interrupted, 60_000, () => this.#output);
   }
 
   async ended(): Promise<number> {

@@ -140,7 +140,7 @@ export class BareMachine implements AsyncDisposable {
     const path = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
     const variables = { HOME: '/root', PATH: path, TERM: 'xterm', NO_COLOR: '1', ...carriedEnvironment(), ...env };
     const words = Object.entries(variables).map(([name, value]) => `${name}=${value}`);
-    const enter = ['--target', String(this.#pid), '--mount', '--pid', '--ipc', '--uts', '--net', '--root', '--wd'];
+    const enter = ['--target', String(this.#pid), '--mount', '--pid', '--ipc', '--uts', '--net'];
     return ['nsenter', ...enter, 'env', '-i', ...words, 'bash', '-c', `cd ${directory} && ${line}`];
   }
 
@@ -176,7 +176,10 @@ function boot(network: HostNetwork, root: string) {
   return execa(file, args, { reject: false, stdin: 'ignore' });
 }
 
-/** Mounts what a machine has, and becomes its first process, which collects processes without a parent. */
+/**
+ * Mounts what a machine has, and becomes its first process, which collects processes without a parent. The root is the mount namespace's own:
+ * below chroot(2) the kernel refuses user namespaces.
+ */
 const firstProcess = `set -e
 root=$1
 mount --make-rprivate /
@@ -187,5 +190,7 @@ mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
 mount --rbind /dev "$root/dev"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 mount -t tmpfs tmpfs "$root/run"
-exec chroot "$root" bash -c 'trap : TERM; while :; do sleep infinity & wait; done'
+cd "$root"
+pivot_root . mnt
+exec bash -c 'umount --lazy /mnt; trap : TERM; while :; do sleep infinity & wait; done'
 `;
