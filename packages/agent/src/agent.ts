@@ -206,7 +206,7 @@ async function leave(sandboxes: SandboxManager, stateDirectory: string, logger: 
     });
   }
   await forgetIdentity(stateDirectory);
-  const lost = left.length === 0 ? '' : `; ${counted(left.length, 'sandbox')} of it ${left.length === 1 ? 'is' : 'are'} lost`;
+  const lost = left.length === 0 ? '' : `; its ${counted(left.length, 'sandbox')} ${left.length === 1 ? 'is' : 'are'} lost`;
   throw new DroverError('host-removed', `this host was removed from its control plane${lost}`, {
     hint: 'to add it again as a new host, run what `drover host token` prints',
   });

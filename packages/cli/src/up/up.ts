@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { DroverError, hasCode, prepareDirectory, version } from '@drover/foundation';
+import { DroverError, hasCode, lockDirectory, prepareDirectory, version } from '@drover/foundation';
 import { createLogger, openLogOutput } from '@drover/foundation/log';
 import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
@@ -72,10 +72,21 @@ async function check(
 ): Promise<void> {
   // The processes of a killed `up` notice it and end; that takes a moment.
   const until = Date.now() + (orphaned ? upTakeOverMs : 0);
-  while (Date.now() < until && (await tryListen(settings.host, settings.port)) === 'EADDRINUSE')
+  const held = (): boolean => [controlPlaneData(settings.data), join(settings.data, 'host')].some(isHeld);
+  while (Date.now() < until && (held() || (await tryListen(settings.host, settings.port)) === 'EADDRINUSE'))
     await delay(100, undefined, { signal: cli.signal });
   const names = ['Node.js', 'disk', 'port', 'clock', ...(withAgent ? hostChecks : [])];
   await checkMachine(cli, settings, names, '; or start the control plane alone with --no-agent');
+}
+
+/** Whether a process of an earlier `up` still has the directory. */
+function isHeld(directory: string): boolean {
+  try {
+    lockDirectory(directory, '')[Symbol.dispose]();
+    return false;
+  } catch (error) {
+    return hasCode(error, 'failed-precondition');
+  }
 }
 
 interface ListenOn {
