@@ -1,6 +1,6 @@
 import { constants, realpathSync, type BigIntStats } from 'node:fs';
 import { lstat, open, readdir, readlink, stat, type FileHandle } from 'node:fs/promises';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, errnoOf, reasonOf as systemReasonOf } from '@drover/foundation';
 import { maxSparseSegments, maxUnsizedBytes, treeChunkBytes, wholeFileBytes } from './limits.ts';
 import { fsPath, showPath } from './names.ts';
 import { systemCalls, viaTools } from './system-calls.ts';
@@ -178,7 +178,9 @@ class TreeReader {
       for (let at = segment.offset; at < end; ) {
         this.#options.signal.throwIfAborted();
         const buffer = Buffer.allocUnsafeSlow(Math.min(end - at, treeChunkBytes));
-        const { bytesRead } = await file.read(buffer, 0, buffer.length, at);
+        const { bytesRead } = await file.read(buffer, 0, buffer.length, at).catch((error: unknown) => {
+          throw unreadable(path, at, error);
+        });
         if (bytesRead === 0) throw changed(path, `it had ${stats.size} bytes, and ended after ${at}`);
         at += bytesRead;
         this.#add(buffer.subarray(0, bytesRead));
@@ -279,6 +281,15 @@ async function readWhole(file: FileHandle, size: number): Promise<Buffer | undef
 function changed(path: string, how: string): DroverError {
   return new DroverError('failed-precondition', `${showPath(path)} changed while it was copied: ${how}`, {
     hint: 'what was copied of it is incomplete; copy it again when no process writes to it',
+  });
+}
+
+/** The size of the file stands in the archive already: if it were left out now, the entries after it would be read as its content. */
+function unreadable(path: string, at: number, cause: unknown): DroverError {
+  const { code } = DroverError.from(cause, 'runtime-failed');
+  return new DroverError(code, `${showPath(path)} cannot be read to its end: ${systemReasonOf(cause)} after ${at} bytes`, {
+    hint: 'the copy is incomplete; repair the disk that the file is on, or copy the other files by their names',
+    cause,
   });
 }
 

@@ -19,11 +19,12 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { bytesOf, fsPath, showPath } from './names.ts';
 import { readTree, type LeftOut, type ReadTreeOptions } from './read-tree.ts';
 import { describeTree } from './testing/describe-tree.ts';
@@ -150,6 +151,21 @@ describe('reading a tree', () => {
     await expect(reading()).rejects.toMatchObject({
       code: 'failed-precondition',
       message: expect.stringContaining(`${path} changed while it was copied`),
+    });
+  });
+
+  test('a large file that the disk cannot read to its end ends the copy with its name: its size is promised already', async () => {
+    const path = join(base, 'd/large');
+    mkdirSync(join(base, 'd'));
+    writeFileSync(path, Buffer.alloc(8_000_000, 'a'));
+    const probe = await open(path);
+    const prototype = Object.getPrototypeOf(probe) as Pick<typeof probe, 'read'>;
+    await probe.close();
+    const failing = vi.spyOn(prototype, 'read').mockRejectedValue(Object.assign(new Error('EIO: i/o error, read'), { code: 'EIO' }));
+    onTestFinished(() => failing.mockRestore());
+    await expect(bytes(tarOf(join(base, 'd'), []))).rejects.toMatchObject({
+      code: 'runtime-failed',
+      message: `${path} cannot be read to its end: i/o error after 0 bytes`,
     });
   });
 
