@@ -362,8 +362,8 @@ describe('G-17: upgrades', () => {
     expect(answer).toMatch(/nope/);
   });
 
-  test('HTTP/2 in clear text is not offered to the server', async () => {
-    const answer = await exchange(handshake('/h2', 'h2c').replace('Upgrade, X-Hop', 'Upgrade, HTTP2-Settings, close'));
+  test.each(['h2c', 'H2C', 'websocket, h2c'])('HTTP/2 in clear text is not offered to the server: %s', async (protocols) => {
+    const answer = await exchange(handshake('/h2', protocols).replace('Upgrade, X-Hop', 'Upgrade, HTTP2-Settings, close'));
     expect(status(answer)).toBe(200);
     expect(seen[0]?.raw.join(' ').toLowerCase()).not.toContain('upgrade');
   });

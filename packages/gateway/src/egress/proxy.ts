@@ -90,7 +90,7 @@ export class EgressProxy {
       noDelay: true,
       // HTTP/2 in clear text could carry requests past the checks of this proxy: such an upgrade is ignored (RFC 9110, 7.8), and the
       // client gets its response over HTTP/1.1.
-      shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() !== 'h2c',
+      shouldUpgradeCallback: (request) => !offersHttp2(request),
     });
     server.timeout = limits.idleMs;
     // One more than is allowed, so that too many are seen rather than cut off.
@@ -320,6 +320,11 @@ function endWith(socket: Socket, bytes: Buffer): void {
   socket.setTimeout(limits.stopGraceMs, () => socket.destroy());
   socket.resume();
   socket.end(bytes);
+}
+
+/** Upgrade is a list of protocols (RFC 9110, 7.8), of which the server chooses one. */
+function offersHttp2({ headers }: IncomingMessage): boolean {
+  return headers.upgrade?.split(',').some((protocol) => protocol.trim().toLowerCase() === 'h2c') ?? false;
 }
 
 function headerValues(raw: readonly string[], name: string): string[] {
