@@ -17,7 +17,7 @@ export async function* keptLogs(
     const { stderr, time, data, offset, droppedBytes } = entry;
     const value = {
       stream: stderr ? link.LogRecord_Stream.STDERR : link.LogRecord_Stream.STDOUT,
-      time: timestampFromMs(Number.isSafeInteger(time) ? time : 0),
+      time: timestampFromMs(time),
       data,
       offset: BigInt(Math.max(0, offset)),
       droppedBytes: BigInt(droppedBytes),

@@ -117,3 +117,11 @@ it('a tail is exact while more is written and the files are rotated', async () =
   }
   await writer.close();
 });
+
+it('a record whose time is no time is passed over', async () => {
+  const times = ['1e300', '-1', '0.5', '"1"', String(Date.UTC(10_000, 0)), '1700000000000'];
+  for (const [index, t] of times.entries()) {
+    await appendFile(join(directory, 'log'), `{"s":1,"t":${t},"d":"${Buffer.from(String(index)).toString('base64')}"}\n`);
+  }
+  expect(await read()).toBe('5');
+});

@@ -26,12 +26,17 @@ const maxOpenTries = 10;
 export function parseLogLine(line: string): LogEntry | undefined {
   try {
     const { s, t, d, o } = JSON.parse(line) as Partial<LogLine>;
-    if ((s !== 1 && s !== 2) || typeof t !== 'number' || typeof d !== 'string') return undefined;
+    if ((s !== 1 && s !== 2) || !isTime(t) || typeof d !== 'string') return undefined;
     const offset = o !== undefined && Number.isSafeInteger(o) ? o : -1;
     return { stderr: s === 2, time: t, data: Buffer.from(d, 'base64'), offset, droppedBytes: 0 };
   } catch {
     return undefined;
   }
+}
+
+/** The workload can write anything into the file; a Timestamp has no room for more (timestamp.proto: years 1 to 9999). */
+function isTime(t: unknown): t is number {
+  return Number.isSafeInteger(t) && (t as number) >= 0 && (t as number) <= Date.UTC(9999, 11, 31);
 }
 
 /** The records of one open file from its current position to its present end, and what is left of an unfinished line. */
