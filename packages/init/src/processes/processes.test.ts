@@ -131,6 +131,20 @@ describe('I-39: exec', () => {
     expect(exec.output).toContain('33 101');
   });
 
+  it('the terminal of one is not open in those that are started after it', async () => {
+    const first = await start(['cat'], { terminal: true, stdin: true });
+    await first.started();
+    await using other = await box.client();
+    for (const terminal of [false, true]) {
+      const argv = ['ls', '-l', '/proc/self/fd'];
+      const second = new Exec(other, { case: 'start', value: { execId: newId('exec'), argv, terminal } } as unknown as Request);
+      expect(await second.exit()).toMatchObject({ code: 0 });
+      expect(second.output).not.toContain('ptmx');
+    }
+    first.send({ case: 'stdinEof', value: true });
+    expect(await first.exit()).toMatchObject({ code: 0 });
+  });
+
   it.each([
     ['command-not-found', ['no-such-command-here']],
     ['command-not-executable', ['/etc/passwd']],

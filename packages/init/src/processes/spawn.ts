@@ -120,7 +120,7 @@ const refusals: Readonly<Record<string, string>> = {
   EACCES: 'permission denied',
   ENOEXEC: 'not a program for this machine',
   // execve(2): the file has capabilities outside of the bounding set and insists on them.
-  EPERM: 'its file carries capabilities that a sandbox does not have; `setcap -r` takes them from it',
+  EPERM: 'its file carries capabilities that a sandbox does not have; `setcap -r` removes them',
   E2BIG: 'its arguments and environment are too long',
   ETXTBSY: 'its file is open for writing',
   EISDIR: 'its interpreter is a directory',

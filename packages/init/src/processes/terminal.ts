@@ -9,7 +9,7 @@ import { execMs, maxExecFailureBytes, maxTerminalRetryMs, terminalRetryMs } from
 import { endedBy, exited as exitedWith, ownChildren } from './children.ts';
 import type { Command } from './command.ts';
 import { withGroups } from './groups.ts';
-import { loadLibc } from './libc.ts';
+import { loadLibc, type Pipe } from './libc.ts';
 import { killGroup, type RawExit, type Spawned } from './spawned.ts';
 
 /** The native half of @lydell/node-pty 1.1.0, used directly: its JavaScript half knows no backpressure for stdin. */
@@ -119,7 +119,9 @@ export async function spawnTerminal(
   const libc = loadLibc();
   const untilExec = libc?.pipe();
   // A new terminal belongs to the file user of its opener (devpts). Make that the command's user, who may open it again as /dev/stdout.
-  const { fd, pid } = libc?.asFileOwner(resolved.user.uid, fork) ?? fork();
+  const { fd, pid } = closingOnError(untilExec, () => libc?.asFileOwner(resolved.user.uid, fork) ?? fork());
+  // The addon leaves it open in all later children, which could then read this terminal and type into it.
+  libc?.closeOnExec(fd);
   ownChildren.add(pid);
   // Only once the addon has reaped it; until then its number cannot be another's.
   void exited.finally(() => ownChildren.delete(pid));
@@ -152,8 +154,18 @@ export async function spawnTerminal(
   };
 }
 
+/** Fork fails when the sandbox has its limit of processes or terminals, as often as a client tries. */
+function closingOnError<T>(pipe: Pipe | undefined, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (pipe !== undefined) for (const end of [pipe.reader, pipe.writer]) closeSync(end);
+    throw error;
+  }
+}
+
 /** What the terminal shows when the child has become its program, or could not: then both ends of `pipe`, closed on exec, are closed in it. */
-async function outputAtExec(pipe: { readonly reader: number; readonly writer: number }, fd: number): Promise<Buffer> {
+async function outputAtExec(pipe: Pipe, fd: number): Promise<Buffer> {
   closeSync(pipe.writer);
   const end = new Socket({ fd: pipe.reader, readable: true, writable: false });
   const timer = setTimeout(() => end.destroy(), execMs);
