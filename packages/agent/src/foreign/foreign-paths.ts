@@ -51,15 +51,29 @@ export class ForeignPaths {
   /**
    * Runs work that reads below a path in this process, such as unpacking an archive, once the path has responded. When it hangs all the same, it
    * keeps one thread of the pool, and no other work of this kind begins.
-   * @throws {DroverError} unavailable
+   * @param signal ends the wait for this and earlier work, which cannot be interrupted itself
+   * @throws {DroverError} unavailable; the signal's reason
    */
-  async inPool<T>(path: string, work: () => Promise<T>): Promise<T> {
+  async inPool<T>(path: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     await this.status(path);
-    return await this.#pool(work);
+    signal?.throwIfAborted();
+    const result = this.#pool(async () => {
+      signal?.throwIfAborted();
+      return await work();
+    });
+    if (signal === undefined) return await result;
+    const aborted = Promise.withResolvers<never>();
+    const abort = (): void => aborted.reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+    try {
+      return await Promise.race([result, aborted.promise]);
+    } finally {
+      signal.removeEventListener('abort', abort);
+    }
   }
 
   async #touch(path: string, program: string, args: readonly string[]): Promise<Finished> {
-    // Another one would hang too: whoever retries is not to pile them up.
+    // Another program would hang too: retries must not add more of them.
     if (this.#stuck.has(path)) throw unresponsive(path);
     if (this.#stuck.size >= maxStuckPrograms) throw tooMany([...this.#stuck.keys()]);
     const env = { ...process.env, PATH: searchPath(), LC_ALL: 'C' };

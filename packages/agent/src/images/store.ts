@@ -373,11 +373,12 @@ export class ImageStore implements Images {
 
   async #makeFromArchive(reference: ArchiveReference, name: string, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
     const scratch = join(this.#directory, 'scratch');
-    return await this.#foreign.inPool(reference.path, async () => {
+    const make = async (): Promise<ImageRecord> => {
       const { image, files } = await openArchive({ reference, platform: this.#platform, scratch }, signal);
       await using _files = files;
       return await this.#fill(name, image, progress, signal);
-    });
+    };
+    return await this.#foreign.inPool(reference.path, make, signal);
   }
 
   async #fill(name: string, found: FoundImage, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
