@@ -228,10 +228,17 @@ export class LayerWriter implements TarHandler {
 
   /** The entry of the layers below at a path of this layer, whose parent is a real directory. @throws {NeedsLowerLayers} */
   #below(path: string): LowerEntry | undefined {
-    for (const directory of this.#opaque) if (path.startsWith(`${directory}/`)) return undefined;
+    if (this.#isInOpaque(path)) return undefined;
     this.#relative = true;
     if (this.#lower === undefined) throw new NeedsLowerLayers();
     return this.#lower.find(path.slice(this.#root.length + 1).split('/'));
+  }
+
+  #isInOpaque(path: string): boolean {
+    for (let end = path.lastIndexOf('/'); end >= this.#root.length; end = path.lastIndexOf('/', end - 1)) {
+      if (this.#opaque.has(path.slice(0, end))) return true;
+    }
+    return false;
   }
 
   /** Copies a lower file to its place in this layer, so that a hard link can name it. @throws {DroverError} corrupt-image */
