@@ -3,16 +3,16 @@ import { open } from 'node:fs/promises';
 import { errnoOf } from '@drover/foundation';
 import { maxKernelLogRecords } from '../../limits.ts';
 
-/** One record is at most this long: PRINTKRB_RECORD_MAX, and its prefix (Linux, kernel/printk). */
-const recordBytes = 2_048;
+/** One record with its prefix, as text: CONSOLE_EXT_LOG_MAX until Linux 6.3, PRINTK_MESSAGE_MAX (2048) since. A shorter read fails. */
+const recordBytes = 8_192;
 
-/** The messages of the kernel's log, oldest first; none where this process may not read it. Source of the format: Documentation/ABI/testing/dev-kmsg. */
+/** The messages of the kernel's log, oldest first; none where this process cannot read it. Source of the format: Documentation/ABI/testing/dev-kmsg. */
 export async function readKernelLog(): Promise<readonly string[]> {
   const messages: string[] = [];
   try {
     await using file = await open('/dev/kmsg', constants.O_RDONLY | constants.O_NONBLOCK);
     const buffer = Buffer.alloc(recordBytes);
-    while (messages.length < maxKernelLogRecords) {
+    for (let reads = 0; reads < maxKernelLogRecords; reads++) {
       try {
         // Each read returns one record.
         const { bytesRead } = await file.read(buffer, 0, buffer.length, null);
