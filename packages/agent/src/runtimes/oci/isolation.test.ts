@@ -3,6 +3,7 @@ import { chmod, copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, 
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
+import { mountPoints } from '../../disks/index.ts';
 import { limitsOf } from '../conformance.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
@@ -200,6 +201,22 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     await rm(join(layout.writable, 'upper/opt'), { recursive: true, force: true });
     await symlink('/tmp', join(layout.writable, 'upper/opt'));
     await expect(harness.runtime.start(request, lifetime())).rejects.toThrow(/no plain directory|ENOENT/);
+  });
+
+  test('R-18: a volume is mounted once, with its owners mapped, also after an agent that was killed while it mounted it', async () => {
+    const volume = await mkdtemp(join(harness.directory, 'volume-'));
+    await writeFile(join(volume, 'file'), 'one');
+    const argv = ['/bin/sh', '-c', 'exec > /.drover/run/out 2>&1; stat -c %u /data/file; echo two > /data/file'];
+    const request = await harness.requestOf(argv, { mounts: [{ source: volume, target: '/data', readOnly: false }] });
+    made.push(request);
+    const mapped = join(layoutOf(harness.stateDirectory, request.id).mapped, 'volume0');
+    await mkdir(`${mapped}-plain`, { recursive: true });
+    await promisify(execFile)('mount', ['--bind', volume, `${mapped}-plain`]);
+    await harness.runtime.create(request, lifetime());
+    expect(mountPoints().filter((path) => path.startsWith(mapped))).toEqual([mapped]);
+    await harness.runtime.waitExit(request.id, lifetime());
+    expect(await readFile(join(request.runDirectory, 'out'), 'utf8')).toBe('0\n');
+    expect(await readFile(join(volume, 'file'), 'utf8')).toBe('two\n');
   });
 
   test('R-18: volumes look the same to every sandbox, whichever range of ids it has', async () => {

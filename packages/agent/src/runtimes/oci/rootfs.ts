@@ -91,16 +91,32 @@ export async function mapVolumes(host: MountingHost, layout: Layout, request: Cr
       });
     }
     const target = join(layout.mapped, `volume${index}`);
-    if (status.kind === 'directory') await mkdir(target, { recursive: true });
-    else if (!isMounted(target)) await writeFile(target, '', { flag: 'a' });
-    if (!isMounted(target)) {
-      await foreign.bind(mount.source, target);
-      // Over the plain one: what is at `target` is a mount already, so that its file system is not asked.
-      if (owners !== undefined) mounts.idmap?.(target, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
+    const idmap = owners === undefined ? undefined : mounts.idmap;
+    if (idmap === undefined || owners === undefined) await bindOnce(foreign, mount.source, target, status.kind);
+    else if (!isMounted(target)) {
+      // Mapped from a mount of its own, so that its file system is not asked. `target` is a mount only when its owners are mapped: an agent that
+      // is killed in between leaves none that looks complete.
+      const plain = `${target}-plain`;
+      await bindOnce(foreign, mount.source, plain, status.kind);
+      await makePlace(target, status.kind);
+      idmap(plain, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
+      await mounts.detach(plain);
     }
     volumes.push({ source: target, kind: status.kind });
   }
   return volumes;
+}
+
+async function bindOnce(foreign: ForeignPaths, source: string, target: string, kind: ForeignStatus['kind']): Promise<void> {
+  if (isMounted(target)) return;
+  await makePlace(target, kind);
+  await foreign.bind(source, target);
+}
+
+/** Something to mount on. */
+async function makePlace(path: string, kind: ForeignStatus['kind']): Promise<void> {
+  if (kind === 'directory') await mkdir(path, { recursive: true });
+  else await writeFile(path, '', { flag: 'a' });
 }
 
 /** @returns nothing has been written to it yet */
