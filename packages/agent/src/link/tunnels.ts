@@ -34,9 +34,7 @@ export class AgentTunnels {
     const { target } = command;
     if (target.case === 'logs' || target.case === 'copyOut') return this.#send(client, command.tunnelId, id, target);
     const port = portOf(command);
-    if (this.#open >= tunnelsAtOnce) {
-      throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
-    }
+    this.#mustHaveRoom();
     this.#open++;
     try {
       const inside = await this.#dial(id, port);
@@ -67,11 +65,14 @@ export class AgentTunnels {
     this.#join(new TunnelStream(call, () => call.cancel()), connection, inbound.sandboxId);
   }
 
+  #mustHaveRoom(): void {
+    if (this.#open < tunnelsAtOnce) return;
+    throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
+  }
+
   /** Opens a tunnel for what this host keeps of a sandbox. */
   #send(client: Client, tunnelId: string, id: SandboxId, source: HostStreamSource): void {
-    if (this.#open >= tunnelsAtOnce) {
-      throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
-    }
+    this.#mustHaveRoom();
     const gone = new AbortController();
     const messages = this.#sandboxes.hostStream(id, source, AbortSignal.any([gone.signal, this.#signal]));
     const call = callTunnel(client, { case: 'tunnelId', value: tunnelId });
