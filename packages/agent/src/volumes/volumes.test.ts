@@ -40,3 +40,11 @@ test('R-18: a volume whose file was deleted is refused by name, can be removed, 
   await volumes.create('data', size);
   expect(await volumes.list()).toMatchObject([{ name: 'data', sizeBytes: size }]);
 });
+
+test('R-18: users of the host do not reach the volumes, which every user of a sandbox can write to', async () => {
+  const inside = join(directory, 'volumes');
+  const closed = new VolumeStore(inside);
+  await closed.create('data', size);
+  expect((await stat(inside)).mode & 0o777).toBe(0o700);
+  await closed.remove('data');
+});

@@ -36,11 +36,12 @@ export class VolumeStore {
           hint: 'choose another name',
         });
       }
+      await this.#makeDirectory();
       for (const path of [join(this.#directory, 'images'), disk.mountPoint]) await mkdir(path, { recursive: true });
       await makeDisk(disk, sizeBytes, 'journal');
       // Each time: an attempt before may have ended between the two. It is called until the volume is ready, so there is no data in it.
       await rmdir(join(disk.mountPoint, 'lost+found')).catch(ignoreAbsent);
-      // Whichever user a sandbox runs as, a volume is of use to it.
+      // A sandbox runs as any user. Users of the host do not get here: see `makeDirectory`.
       await chmod(disk.mountPoint, 0o777);
     });
   }
@@ -54,6 +55,7 @@ export class VolumeStore {
           hint: `its file is missing; remove it with \`drover volume rm ${name}\` and create it again`,
         });
       }
+      await this.#makeDirectory();
       await mkdir(disk.mountPoint, { recursive: true });
       await mountDisk(disk);
       return disk.mountPoint;
@@ -83,6 +85,15 @@ export class VolumeStore {
         return { name, sizeBytes: (await sizeOf(disk)) ?? 0, usedBytes: await this.#usedOf(disk) };
       }),
     );
+  }
+
+  /**
+   * Closed to the users of the host. A volume is writable for everyone, and on a host without user namespaces a sandbox can leave a program in
+   * it that has root's set-user-ID bit.
+   */
+  async #makeDirectory(): Promise<void> {
+    await mkdir(this.#directory, { recursive: true });
+    await chmod(this.#directory, 0o700);
   }
 
   /** Those of them that are full. */
