@@ -1,3 +1,3 @@
 export { checkDisk, fullnessOf, hostDiskFull } from './full.ts';
-export { isMounted, mountPoints, mountProgram } from './mounted.ts';
+export { isDiskRoot, isMounted, mountPoints, mountProgram } from './mounted.ts';
 export { makeDisk, mountDisk, unmountDisk, type Disk } from './disk.ts';

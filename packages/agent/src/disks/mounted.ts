@@ -1,5 +1,7 @@
 import { readFileSync } from 'node:fs';
-import { DroverError } from '@drover/foundation';
+import { stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { DroverError, errnoOf } from '@drover/foundation';
 import { mountProgramMs, programOutputBytes } from '../limits.ts';
 import { runProgram } from '../programs/index.ts';
 
@@ -23,6 +25,20 @@ export function mountPoints(): string[] {
     .split('\n')
     .flatMap((line) => line.split(' ')[4] ?? [])
     .map((path) => path.replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))));
+}
+
+/**
+ * Whether a directory is where a disk is mounted. For checks that are made often: unlike `isMounted`, it does not read the list of all mounts,
+ * and so does not see the binding of a directory of the same file system.
+ */
+export async function isDiskRoot(path: string): Promise<boolean> {
+  try {
+    const [own, above] = await Promise.all([stat(path), stat(dirname(path))]);
+    return own.dev !== above.dev;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
 }
 
 export function isMounted(path: string): boolean {

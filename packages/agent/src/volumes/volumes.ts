@@ -1,7 +1,7 @@
 import { chmod, mkdir, readdir, rm, rmdir, stat, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, parseName, SerialExecutor } from '@drover/foundation';
-import { fullnessOf, isMounted, makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
+import { fullnessOf, isDiskRoot, isMounted, makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
 
 export interface HostVolume {
   readonly name: string;
@@ -101,7 +101,7 @@ export class VolumeStore {
     const found: string[] = [];
     for (const name of names) {
       const { mountPoint } = this.#diskOf(name);
-      if (isMounted(mountPoint) && fullnessOf(await statfs(mountPoint)) !== undefined) found.push(name);
+      if ((await isDiskRoot(mountPoint)) && fullnessOf(await statfs(mountPoint)) !== undefined) found.push(name);
     }
     return found;
   }

@@ -14,7 +14,7 @@ import {
   makeDirectories,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { fullnessOf, isMounted, mountPoints } from '../../disks/index.ts';
+import { fullnessOf, isDiskRoot, isMounted, mountPoints } from '../../disks/index.ts';
 import { ForeignPaths } from '../../foreign/index.ts';
 import { initPidsAllowance, maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
@@ -256,7 +256,7 @@ export class OciRuntime implements Runtime {
     const found: Exhausted[] = [];
     const pids = this.#cgroups.pidsLimitReached(record?.container ?? id);
     if (pids !== undefined) found.push({ resource: 'pids', limit: Math.max(1, pids - initPidsAllowance) });
-    const own = isMounted(layout.writable);
+    const own = await isDiskRoot(layout.writable);
     const disk = await statfs(own ? layout.writable : this.#stateDirectory);
     const resource = fullnessOf(disk);
     if (resource !== undefined && own) found.push({ resource, limit: resource === 'disk' ? disk.blocks * disk.bsize : disk.files });
