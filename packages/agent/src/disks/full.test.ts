@@ -4,7 +4,8 @@ import { rm, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
-import { makeDisk, unmountDisk, checkDisk, fullnessOf, hostDiskFull } from './index.ts';
+import { freeOf } from './full.ts';
+import { checkDisk, fullnessOf, hostDiskFull, isDiskRoot, makeDisk, unmountDisk } from './index.ts';
 
 const mebibyte = 1024 ** 2;
 const disk = { type: 0, bsize: 4096, frsize: 4096, blocks: 100_000, bfree: 50_000, bavail: 50_000, files: 1000, ffree: 500 };
@@ -20,6 +21,11 @@ test.each([
   expect(fullnessOf({ ...disk, ...change })).toBe(full);
 });
 
+test('inodes are counted only where the file system has a number of them', () => {
+  expect(freeOf(disk)).toMatch(/ and 500 inodes free$/);
+  expect(freeOf({ ...disk, files: 0, ffree: 0 })).not.toContain('inode');
+});
+
 test('R-10: a full disk of the host is named, with what to do, by errors and by the doctor', async () => {
   const directory = mkdtempSync(join(tmpdir(), 'drover-full-'));
   const mountPoint = join(directory, 'disk');
@@ -28,7 +34,9 @@ test('R-10: a full disk of the host is named, with what to do, by errors and by 
     await unmountDisk({ mountPoint });
     await rm(directory, { recursive: true });
   });
+  expect(await isDiskRoot(mountPoint)).toBe(false);
   await makeDisk({ image: `${mountPoint}.img`, mountPoint }, 32 * mebibyte, 'no-journal');
+  expect(await isDiskRoot(mountPoint)).toBe(true);
   expect(await checkDisk(mountPoint)).toMatchObject({ level: 'ok' });
   const { bavail, bsize } = await statfs(mountPoint);
   writeFileSync(join(mountPoint, 'filled'), Buffer.alloc((bavail - 16) * bsize, 1));

@@ -17,13 +17,19 @@ export function fullnessOf({ blocks, bavail, bsize, files, ffree }: StatsFs): 'd
  * @param what could not be done: "the image NAME does not fit"
  */
 export async function hostDiskFull(directory: string, what: string, cause: unknown): Promise<DroverError> {
-  const { bavail, blocks, bsize, ffree } = await statfs(directory);
-  const left = ffree === 0 ? 'no inode' : formatBytes(bavail * bsize);
+  const disk = await statfs(directory);
+  const { bavail, blocks, bsize } = disk;
+  const left = fullnessOf(disk) === 'inodes' ? 'no inode' : formatBytes(bavail * bsize);
   return new DroverError(
     'disk-full',
     `${what}: the host's disk that holds ${directory} is full (${left} free of ${formatBytes(blocks * bsize)})`,
     { hint: 'remove images (drover image prune), sandboxes or volumes on that host, or make its disk larger', cause },
   );
+}
+
+/** What a file system has left, for a person. */
+export function freeOf({ bavail, blocks, bsize, files, ffree }: StatsFs): string {
+  return `${formatBytes(bavail * bsize)} of ${formatBytes(blocks * bsize)}${files > 0 ? ` and ${ffree} inodes` : ''} free`;
 }
 
 /** Whether the disk that a directory is on has room left, for `drover doctor`. A directory that is not there yet has. */
@@ -35,8 +41,7 @@ export async function checkDisk(directory: string): Promise<RuntimeFinding> {
   } catch (error) {
     return { level: 'ok', subject, message: `${directory} is not there yet (${errnoOf(error) ?? String(error)})`, hint: '' };
   }
-  const { bavail, blocks, bsize, ffree } = disk;
-  const free = `${formatBytes(bavail * bsize)} of ${formatBytes(blocks * bsize)} and ${ffree} inodes free`;
+  const free = freeOf(disk);
   const full = fullnessOf(disk);
   if (full === undefined) return { level: 'ok', subject, message: `${directory}: ${free}`, hint: '' };
   return {
