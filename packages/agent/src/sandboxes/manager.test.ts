@@ -680,6 +680,16 @@ describe('R-9: the next agent', () => {
   });
 
   test.each([
+  test('adopts the sandboxes though the run directory of one cannot be mounted', async () => {
+    const first = await open();
+    const [broken, other] = [newSandboxId(), newSandboxId()];
+    for (const id of [broken, other]) await first.create(createCommand(id), quiet);
+    await mkdir(join(directory, 'run-disks'));
+    await writeFile(join(directory, 'run-disks', `${broken}.img`), 'no file system');
+    const second = await open();
+    for (const id of [broken, other]) expect(await second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING });
+  });
+
     ['first', 0],
     ['later', 1],
   ])('takes back a %s start whose init still waited when the agent was killed, though it lives', async (_, startCount) => {
