@@ -249,8 +249,8 @@ export const secretsInodes = 1024;
 export const fullFreeShare = 0.01;
 export const fullFreeBytes = 256 * 1024 ** 2;
 /** How often each sandbox's out-of-memory kills, disk and processes are checked. Milliseconds. */
-export const oomLookMs = 2_000;
-/** Of the kills that one look finds, those whose processes are named. */
+export const resourceCheckMs = 2_000;
+/** Kills found by one check whose processes are named; further ones are counted. */
 export const maxOomVictims = 16;
 /** Records of the kernel's log that are read for their names. */
 export const maxKernelLogRecords = 20_000;

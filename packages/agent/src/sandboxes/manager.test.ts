@@ -3,16 +3,17 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
-import { DroverError, newSandboxId, type SandboxId } from '@drover/foundation';
+import { DroverError, FakeClock, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { namesOf, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, sandbox } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { EnsureOptions, ImageHandle, Images } from '../images/index.ts';
-import { secretsTmpfsSize } from '../limits.ts';
+import { resourceCheckMs, secretsTmpfsSize } from '../limits.ts';
 import type { Network } from '../network/index.ts';
 import { FakeRuntime, FakeState, type FakeRuntimeOptions, type NetworkAttachment } from '../runtimes/index.ts';
-import { SandboxManager } from './index.ts';
+import type { Exhausted } from '../runtimes/runtime.ts';
+import { SandboxManager, type SandboxManagerOptions } from './index.ts';
 import { VolumeStore } from '../volumes/index.ts';
 
 const { SandboxState } = sandbox;
@@ -124,7 +125,11 @@ afterEach(async () => {
 });
 
 /** An agent's manager over the state of this test's host; a second one is the agent after a restart. */
-async function open(runtime: FakeRuntimeOptions = {}, Kind: typeof FakeRuntime = FakeRuntime): Promise<SandboxManager> {
+async function open(
+  runtime: FakeRuntimeOptions = {},
+  Kind: typeof FakeRuntime = FakeRuntime,
+  more: Partial<SandboxManagerOptions> = {},
+): Promise<SandboxManager> {
   const manager = new SandboxManager({
     report: () => undefined,
     stateDirectory: directory,
@@ -146,6 +151,7 @@ async function open(runtime: FakeRuntimeOptions = {}, Kind: typeof FakeRuntime =
     allowedMounts: ['/srv/shared'],
     logger: silentLogger,
     signal: life.signal,
+    ...more,
   });
   managers.push(manager);
   await manager.start();
@@ -352,6 +358,26 @@ describe('the end of a sandbox', () => {
     });
     expect(network.attached.has(id)).toBe(false);
     expect(images.holders.has(id)).toBe(true);
+  });
+
+  test('R-10: a limit that is reached is reported though a check before could not be made', async () => {
+    let checks = 0;
+    class FullDisk extends FakeRuntime {
+      override async exhausted(): Promise<readonly Exhausted[]> {
+        if (++checks === 1) throw new Error('statfs failed');
+        return await Promise.resolve([{ resource: 'disk', limit: 50_000_000 }]);
+      }
+    }
+    const clock = new FakeClock();
+    const reported: unknown[] = [];
+    const manager = await open({}, FullDisk, { clock, report: ({ event }) => void reported.push(event) });
+    const id = newSandboxId();
+    await manager.create(createCommand(id), quiet);
+    await vi.waitFor(async () => {
+      await clock.advance(resourceCheckMs);
+      expect(reported).toMatchObject([{ case: 'limitReached', value: { resource: 'disk' } }]);
+    });
+    expect(checks).toBeGreaterThan(1);
   });
 
   test('R-10: want of memory is reported as that, not as an exit', async () => {
@@ -654,6 +680,16 @@ describe('R-9: the next agent', () => {
     expect(await stateOf(second, id, SandboxState.STOPPED)).toMatchObject({ exitCode: 3 });
   });
 
+  test('adopts the sandboxes though the run directory of one cannot be mounted', async () => {
+    const first = await open();
+    const [broken, other] = [newSandboxId(), newSandboxId()];
+    for (const id of [broken, other]) await first.create(createCommand(id), quiet);
+    await mkdir(join(directory, 'run-disks'));
+    await writeFile(join(directory, 'run-disks', `${broken}.img`), 'no file system');
+    const second = await open();
+    for (const id of [broken, other]) expect(await second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING });
+  });
+
   test('finds the exit code of what ended while no agent was there', async () => {
     const first = await open();
     const id = newSandboxId();
@@ -680,16 +716,6 @@ describe('R-9: the next agent', () => {
   });
 
   test.each([
-  test('adopts the sandboxes though the run directory of one cannot be mounted', async () => {
-    const first = await open();
-    const [broken, other] = [newSandboxId(), newSandboxId()];
-    for (const id of [broken, other]) await first.create(createCommand(id), quiet);
-    await mkdir(join(directory, 'run-disks'));
-    await writeFile(join(directory, 'run-disks', `${broken}.img`), 'no file system');
-    const second = await open();
-    for (const id of [broken, other]) expect(await second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING });
-  });
-
     ['first', 0],
     ['later', 1],
   ])('takes back a %s start whose init still waited when the agent was killed, though it lives', async (_, startCount) => {

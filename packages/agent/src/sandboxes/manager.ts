@@ -17,7 +17,7 @@ import {
 import { link, type sandbox } from '@drover/protocol';
 import { hostDiskFull } from '../disks/index.ts';
 import type { HostEventInit } from '../link/host-events.ts';
-import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, oomLookMs, pullMessageMs } from '../limits.ts';
+import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, pullMessageMs, resourceCheckMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { copyEnded } from './copy-ended.ts';
@@ -436,28 +436,43 @@ export class SandboxManager implements Sandboxes {
 
   /** each kill for want of memory is an event, by the names of the processes where the kernel gives them; so is a limit that is reached. */
   async #watchResources(entry: Entry, signal: AbortSignal): Promise<void> {
+    const { id } = entry.record;
+    const reported = new Set<string>();
+    let isFailing = false;
+    for (;;) {
+      await this.#clock.sleep(resourceCheckMs, signal);
+      try {
+        await this.#checkResources(entry, reported, signal);
+        isFailing = false;
+      } catch (error) {
+        // The next check finds what this one missed; a check that keeps failing is logged once.
+        if (!isFailing && !signal.aborted)
+          this.#logger.warn({ err: error, sandbox: id }, 'the resources of a sandbox could not be checked');
+        isFailing = true;
+      }
+    }
+  }
+
+  /** @param reported the resources whose limits were reached at the check before; replaced */
+  async #checkResources(entry: Entry, reported: Set<string>, signal: AbortSignal): Promise<void> {
     const { id, startCount } = entry.record;
     const runtime = this.#runtime(entry.record.runtime);
-    const reported = new Set<string>();
-    for (;;) {
-      await this.#clock.sleep(oomLookMs, signal);
-      const kills = await runtime.oomKills(id);
-      const limits = limitsReached(await runtime.exhausted(id), await this.#options.volumes.full(volumesOf(entry.record)));
-      const message = limits.map((limit) => limit.message).join('; ');
-      if (kills <= entry.record.oomKills && message === entry.record.message) continue;
-      await entry.operations.run(async () => {
-        if (signal.aborted || entry.record.startCount !== startCount) return;
-        await this.#reportOomKills(entry);
-        if (entry.record.phase !== 'running' && entry.record.phase !== 'paused') return;
-        for (const { resource, message: text } of limits.filter((limit) => !reported.has(limit.resource))) {
-          const at = timestampFromMs(this.#clock.now());
-          this.#options.report({ sandboxId: id, at, event: { case: 'limitReached', value: { resource, message: text } } });
-        }
-        reported.clear();
-        for (const { resource } of limits) reported.add(resource);
-        if (message !== entry.record.message) await this.#update(entry, { message });
-      });
-    }
+    const kills = await runtime.oomKills(id);
+    const limits = limitsReached(await runtime.exhausted(id), await this.#options.volumes.full(volumesOf(entry.record)));
+    const message = limits.map((limit) => limit.message).join('; ');
+    if (kills <= entry.record.oomKills && message === entry.record.message) return;
+    await entry.operations.run(async () => {
+      if (signal.aborted || entry.record.startCount !== startCount) return;
+      await this.#reportOomKills(entry);
+      if (entry.record.phase !== 'running' && entry.record.phase !== 'paused') return;
+      for (const { resource, message: text } of limits.filter((limit) => !reported.has(limit.resource))) {
+        const at = timestampFromMs(this.#clock.now());
+        this.#options.report({ sandboxId: id, at, event: { case: 'limitReached', value: { resource, message: text } } });
+      }
+      reported.clear();
+      for (const { resource } of limits) reported.add(resource);
+      if (message !== entry.record.message) await this.#update(entry, { message });
+    });
   }
 
   async #reportOomKills(entry: Entry): Promise<void> {
