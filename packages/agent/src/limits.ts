@@ -245,6 +245,8 @@ export const fullDiskShare = 0.9;
 export const secretsTmpfsSize = 1024 * 1024;
 /** Files on that tmpfs; more fail inside with ENOSPC. */
 export const secretsInodes = 1024;
+/** Copies out of ended sandboxes under way on a host, each in a program of about 50 MB; one more is refused with queue-full. */
+export const maxEndedCopies = 4;
 /** A file system with less free than both counts as full: this share of it, and so many bytes. */
 export const fullFreeShare = 0.01;
 export const fullFreeBytes = 256 * 1024 ** 2;
