@@ -35,7 +35,7 @@ export interface Runtime {
   /** A byte stream to a TCP port inside; `init` waits, bounded, until init listens. @throws {DroverError} sandbox-not-running, unavailable */
   dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
   stats(id: SandboxId): Promise<RuntimeStats | undefined>;
-  /** The root of a sandbox that has ended, as it was left. Undefined: it runs, or its root is not to be had any more. */
+  /** The root of a sandbox that has ended, as it was left. Undefined: it runs, or its root is no longer mounted. */
   stoppedRoot(id: SandboxId): Promise<StoppedRoot | undefined>;
   /** The limits that it has reached and what it uses up of its host, while it runs (R-10). */
   exhausted(id: SandboxId): Promise<readonly Exhausted[]>;
@@ -131,7 +131,7 @@ export interface RuntimeState {
   readonly pid: number | undefined;
   /** 0 to 255, once ended; init's exit.json, or 128 + signal when it could not write one. */
   readonly exitCode: number | undefined;
-  /** Once ended: the name of the signal that ended its main process; empty: none did, or it left no word. */
+  /** Once ended: the name of the signal that ended its main process; empty: none did, or init left no record. */
   readonly exitSignal: string;
   /** Once ended: the kernel killed its main process, or its init, for want of memory (R-10). */
   readonly outOfMemory: boolean;
