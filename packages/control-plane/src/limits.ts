@@ -30,6 +30,8 @@ export const pendingHostEvents = 4_096;
 export const maxSignalNameLength = 32;
 /** Characters of a process's name in an event; the kernel's has at most 15. */
 export const maxProcessNameLength = 64;
+/** Characters of the host, the method and the rule of a refused request in an event; a DNS name has at most 253. */
+export const maxEgressTextLength = 300;
 /** Events that are taken from one frame of a host; the newest ones. An agent sends at most 1,024. */
 export const hostEventsPerFrame = 1_024;
 /** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */

@@ -2,7 +2,7 @@ import { timestampMs } from '@bufbuild/protobuf/wkt';
 import { clip, isSandboxId, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import type { EventDraft } from '../events/event.ts';
-import { hostEventsPerFrame, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
+import { hostEventsPerFrame, maxEgressTextLength, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import type { HostLink } from './host-link.ts';
 
@@ -11,7 +11,8 @@ function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEven
   const common = { project, name, ...(at !== undefined && { at: timestampMs(at) }) };
   switch (event.case) {
     case 'egressDenied': {
-      const { host, port, method, rule, count } = event.value;
+      const { port, count } = event.value;
+      const [host, method, rule] = [event.value.host, event.value.method, event.value.rule].map((text) => clip(text, maxEgressTextLength));
       return { kind: 'network', type: 'EgressDenied', subject: id, data: { ...common, host, port, method, rule, count } };
     }
     case 'oomKill': {
@@ -33,8 +34,8 @@ function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEven
 }
 
 /**
- * Stores the events that a host reports of its own sandboxes; those of others are dropped. What comes while the store is busy waits,
- * bounded: beyond the limit the oldest are dropped, so that a host that reports without end costs neither memory nor other hosts.
+ * Stores the events that a host reports of its own sandboxes; those of others are dropped. Events that arrive while the store is busy
+ * wait, bounded: beyond the limit the oldest are dropped, so that a host that reports without end costs neither memory nor other hosts.
  */
 export function takeHostEvents(
   to: { readonly store: Pick<Store, 'sandboxes' | 'events'>; readonly logger: Logger },
@@ -47,7 +48,8 @@ export function takeHostEvents(
   waiting.splice(0, excess);
   const lost = dropped + excess + Math.max(0, events.length - hostEventsPerFrame);
   if (lost > 0) to.logger.warn({ hostId: from.hostId, lost }, 'events of a host were dropped: there were too many');
-  from.storingEvents ??= storeAll(to, from);
+  // Without an event the loop would end before its promise is kept here, and no later event would begin another.
+  if (waiting.length > 0) from.storingEvents ??= storeAll(to, from);
 }
 
 async function storeAll({ store, logger }: Parameters<typeof takeHostEvents>[0], from: HostLink): Promise<void> {

@@ -1,0 +1,63 @@
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
+import { FakeClock, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
+import { link } from '@drover/protocol';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from 'vitest';
+import { maxEgressTextLength } from '../limits.ts';
+import type { StoredEvent } from '../events/event.ts';
+import type { Store } from '../store/store.ts';
+import { draft, readyHost } from '../store/testing/fixtures.ts';
+import { TestStores } from '../store/testing/stores.ts';
+import { takeHostEvents } from './host-events.ts';
+import { HostLink, type ConnectCall } from './host-link.ts';
+
+const stores = new TestStores('sqlite');
+let store: Store;
+let from: HostLink;
+let own: SandboxId;
+
+beforeAll(() => stores.start());
+afterAll(() => stores.stop());
+beforeEach(async () => {
+  store = await stores.open({ clock: new FakeClock(1_000_000) });
+  const host = await readyHost(store);
+  // Nothing is sent on its stream.
+  from = new HostLink({} as ConnectCall, host.id, host.epoch, '127.0.0.1:1', 0);
+  own = (await store.sandboxes.create(draft({ name: 'own' }))).id;
+  await store.sandboxes.place(own, host.id);
+});
+afterEach(() => stores.closeAll());
+
+function report(...events: readonly MessageInitShape<typeof link.HostEventSchema>[]): void {
+  const frame = create(link.HostEventsSchema, { events: [...events] });
+  takeHostEvents({ store, logger: silentLogger }, from, frame);
+}
+
+async function stored(): Promise<readonly StoredEvent[]> {
+  await from.storingEvents;
+  return await store.events.after(0, 100, { kinds: ['network'] });
+}
+
+const denied = (sandboxId: string, host: string): MessageInitShape<typeof link.HostEventSchema> => ({
+  sandboxId,
+  event: { case: 'egressDenied', value: { host, port: 443, method: 'CONNECT', rule: 'no rule', count: 1 } },
+});
+
+it('the events of a host’s own sandboxes are stored, and those of others are dropped', async () => {
+  const elsewhere = await store.sandboxes.create(draft());
+  report(denied(own, 'a.example'), denied(elsewhere.id, 'b.example'), denied('no id', 'c.example'));
+  expect((await stored()).map(({ subject, data }) => [subject, data['name'], data['host']])).toEqual([[own, 'own', 'a.example']]);
+});
+
+it('a frame without events does not keep later events from being stored', async () => {
+  report();
+  await from.storingEvents;
+  report(denied(own, 'a.example'));
+  expect(await stored()).toHaveLength(1);
+});
+
+it('texts of an event that are longer than any real ones are cut off', async () => {
+  report(denied(own, 'x'.repeat(100_000)));
+  const [event] = await stored();
+  expect(String(event?.data['host'])).toHaveLength(maxEgressTextLength + 1);
+});
