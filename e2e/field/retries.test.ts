@@ -63,6 +63,8 @@ describe('L-15: a host that is down', () => {
       await hostIs('down');
       const commands = [
         ['exec', 'waits', '--', 'true'],
+        ['exec', 'ls', 'waits'],
+        ['exec', 'kill', 'waits', 'some-exec'],
         ['cp', 'waits:/etc/hostname', '-'],
         ['logs', 'waits'],
         ['doctor', '--host', 'near'],

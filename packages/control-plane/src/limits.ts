@@ -75,7 +75,7 @@ export const apiRequestMs = 30_000;
 /** API: HTTP/2 pings on a connection with a call, and how long the answer may take: so a client that vanished is noticed. Milliseconds. */
 export const apiPingMs = 30_000;
 export const apiPingTimeoutMs = 15_000;
-/** API: how long a sandbox's init may take to answer a call that is no stream. Milliseconds. */
+/** API: how long init may take to respond to a call that is no stream; then it fails with timed-out. Milliseconds. */
 export const initCallMs = 10_000;
 /** API: how long an exec runs without a client and without output where its start says nothing else. Seconds. */
 export const defaultLingerSeconds = 3_600;

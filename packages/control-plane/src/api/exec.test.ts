@@ -7,7 +7,7 @@ import { DroverError, FakeClock, type HostId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
 import type { ExecHandle } from '@drover/sdk';
 import { describe, expect, test } from 'vitest';
-import { initAnswerMs, initSilenceMs } from '../limits.ts';
+import { initAnswerMs, initCallMs, initSilenceMs } from '../limits.ts';
 import { FakeProcess } from './testing/fakes.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
 
@@ -448,7 +448,7 @@ describe('a mute init', () => {
     return error as DroverError;
   }
 
-  test('ends a copy out and a copy in, and the log comes from the host', async () => {
+  test('ends a copy out, a copy in and what asks for execs, and the log comes from the host', async () => {
     const clock = new FakeClock(Date.now());
     await using api = await startTestApi({ clock });
     const { hostId } = await running(api);
@@ -458,6 +458,8 @@ describe('a mute init', () => {
         await never();
       },
       copyIn: never,
+      listExecs: never,
+      signalExec: never,
       // eslint-disable-next-line require-yield
       async *logs() {
         await never();
@@ -472,6 +474,10 @@ describe('a mute init', () => {
       yield Buffer.alloc(512);
     })();
     expect(await failure(clock, sandboxes.copyIn('box', '/tmp', tar))).toMatchObject(late);
+
+    const muted = { code: 'timed-out', message: `sandbox box did not respond to the request within ${initCallMs / 1000} s` };
+    expect(await failure(clock, sandboxes.execs('box'))).toMatchObject(muted);
+    expect(await failure(clock, sandboxes.killExec('box', 'x'))).toMatchObject(muted);
 
     let kept = '';
     const reading = (async () => {

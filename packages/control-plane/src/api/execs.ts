@@ -1,33 +1,42 @@
 import { create } from '@bufbuild/protobuf';
-import type { ServiceImpl } from '@connectrpc/connect';
+import type { CallOptions, ServiceImpl } from '@connectrpc/connect';
 import { parseSignal, signalName } from '@drover/foundation';
 import { api, type init } from '@drover/protocol';
 import { initCallMs } from '../limits.ts';
+import type { InitClient } from '../sessions/sessions.ts';
 import type { ApiContext } from './context.ts';
 import { refusePaused } from './ended.ts';
+import { brokenCallError, sessionClient } from './host-down.ts';
+import { beforeDeadline, silentError } from './silence.ts';
 
 /** The execs of a sandbox as a person manages them; `exec.ts` carries their streams. */
 export function execsMethods(context: ApiContext): Pick<ServiceImpl<typeof api.SandboxService>, 'listExecs' | 'killExec'> {
-  const { store, sessions } = context;
+  /** One call to the sandbox's init. @throws {DroverError} timed-out when init does not respond; host-unavailable (L-15) */
+  async function ask<T>(sandbox: string, signal: AbortSignal, call: (client: InitClient, options: CallOptions) => Promise<T>): Promise<T> {
+    const row = await context.store.sandboxes.find(sandbox);
+    refusePaused(row);
+    const client = await sessionClient(context, row, signal);
+    const ended = new AbortController();
+    try {
+      const response = call(client, { signal: AbortSignal.any([signal, ended.signal]) });
+      return await beforeDeadline(response, initCallMs, context.clock, (ms) => silentError(row, 'request', ms));
+    } catch (thrown) {
+      throw await brokenCallError(context, row, thrown);
+    } finally {
+      ended.abort();
+    }
+  }
 
   return {
     async listExecs(request, { signal }) {
-      const row = await store.sandboxes.find(request.sandbox);
-      refusePaused(row);
-      const client = await sessions.client(row.id, signal);
-      const { execs } = await client.listExecs({}, { signal, timeoutMs: initCallMs });
+      const { execs } = await ask(request.sandbox, signal, async (client, options) => await client.listExecs({}, options));
       return create(api.ListExecsResponseSchema, { execs: execs.map(toWire) });
     },
 
     async killExec(request, { signal }) {
-      const number = parseSignal(request.signal === '' ? 'SIGTERM' : request.signal);
-      const row = await store.sandboxes.find(request.sandbox);
-      refusePaused(row);
-      const client = await sessions.client(row.id, signal);
-      const { signalled } = await client.signalExec(
-        { execId: request.execId, signal: signalName(number) },
-        { signal, timeoutMs: initCallMs },
-      );
+      const name = signalName(parseSignal(request.signal === '' ? 'SIGTERM' : request.signal));
+      const wanted = { execId: request.execId, signal: name };
+      const { signalled } = await ask(request.sandbox, signal, async (client, options) => await client.signalExec(wanted, options));
       return create(api.KillExecResponseSchema, { signalled });
     },
   };
