@@ -1,7 +1,7 @@
 import { DroverError, type Clock, type HostId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import { placementRequest, plan, type Placement } from '../placement/index.ts';
-import { hasEnded, mayNotRun, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { hasEnded, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
 
 export interface DrainOptions {
   readonly store: Store;
@@ -27,7 +27,7 @@ export interface DrainProgress {
  * A sandbox moves by being made anew on another host: its files stay behind and are removed with the copy, its command begins
  * again. What no other host has room for is stopped, or left and named. What had ended stays: its files are here only.
  * Ends with `done` when nothing more will move; abandoned, the host stays draining and a second call goes on.
- * @throws {DroverError} host-not-found, host-removed; conflict when somebody ends the drain meanwhile
+ * @throws {DroverError} host-not-found, host-removed; conflict when another request ends the drain
  */
 export async function* drainHost(options: DrainOptions, signal: AbortSignal): AsyncGenerator<DrainProgress, void, undefined> {
   const { store, placement, clock, hostId, stop } = options;
@@ -54,8 +54,7 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
     for (const row of (await store.sandboxes.onHost(hostId)).filter(runs)) {
       // Already asked to end: its host reports when it has.
       if (row.desired === 'stopped' || row.desired === 'deleted') continue;
-      // I-4: what is contained by a pause is not made anew elsewhere, where it would lose what there is to look into.
-      const moved = !mayNotRun(row) && (await move(options, row));
+      const moved = await move(options, row);
       if (moved) yield* progress(await remainingOn(store, hostId), `${row.name} moves to another host`, false);
       else if (stop) await store.sandboxes.setDesired(row.id, 'stopped', { cause: 'drain' });
       else left.push(row);

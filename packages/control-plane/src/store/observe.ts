@@ -90,7 +90,7 @@ export async function applyObservations(
 }
 
 export function removesItself(row: StoredSandbox): boolean {
-  // What is contained is kept for whoever looks into it.
+  // A contained sandbox is kept for those who investigate it.
   return row.desired !== 'deleted' && row.remove_on_exit === 1 && row.containment === '{}';
 }
 

@@ -166,6 +166,8 @@ export class SandboxQueries {
       .whereRef('observed_generation', '>=', 'start_generation')
       .where('updated_at', '<=', before)
       .where('remove_on_exit', '=', sql.lit(1))
+      // Those that are contained stay: they must not fill the page before the others.
+      .where('containment', '=', '{}')
       .orderBy('updated_at')
       .limit(limits.rowsPerStatement)
       .execute();

@@ -3,7 +3,7 @@ import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, emitChange, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
 import { isUniqueViolation, type Tx } from './database.ts';
-import { refuseContained } from './containment.ts';
+import { mayNotRun, refuseContained } from './containment.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
@@ -95,6 +95,8 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
       if (row === undefined || row.host_id !== from || row.deleted_at !== null) return false;
       if (row.desired === 'deleted' || row.desired === 'stopped' || runIsOver(sandboxRow(row))) return false;
+      // I-4: made again elsewhere, it would lose what there is to investigate. Checked here, so that no containment comes in between.
+      if (mayNotRun(sandboxRow(row))) return false;
       const generation = row.generation + 1;
       if (row.observed !== null) await keepStray(tx, row, from);
       await changeSandbox(tx, row, {

@@ -390,6 +390,18 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await types(row.id)).slice(-4)).toEqual(['running->lost', 'SandboxLost', 'lost->running', 'SandboxAdopted']);
     });
 
+    it('I-4: a sandbox that a pause contains is not moved, and one that is contained is not removed on its exit', async () => {
+      const host = await readyHost(store);
+      const row = await running(host, { spec: { image: 'host', removeOnExit: true } });
+      await store.sandboxes.setDesired(row.id, 'paused');
+      await store.sandboxes.setContainment(row.id, 'pause', { by: 'admin', at: 0, reason: '' });
+      expect(await store.sandboxes.unplace(row.id, host.id, 'draining')).toBe(false);
+      await store.sandboxes.observe(host.id, host.epoch, [seen(await get(row), 'STOPPED')]);
+      expect(await store.sandboxes.finished(Number.MAX_SAFE_INTEGER)).toEqual([]);
+      await store.sandboxes.setContainment(row.id, 'pause', undefined);
+      expect((await store.sandboxes.finished(Number.MAX_SAFE_INTEGER)).map(({ id }) => id)).toEqual([row.id]);
+    });
+
     it('L-26: a copy from before it moved is not believed, also when it moves back', async () => {
       const host = await readyHost(store);
       const row = await running(host);

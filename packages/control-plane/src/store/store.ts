@@ -211,7 +211,10 @@ export interface SandboxStore {
   /** Reserves room on the host and sets host_id in one conditional update (L-24); false when the room is gone or the row is placed or deleted. */
   place(id: SandboxId, hostId: HostId): Promise<boolean>;
   setPending(id: SandboxId, reason: string, message: string): Promise<void>;
-  /** Takes the sandbox off its host (drain); the host's copy is fenced by the next reconcile. Only while the host still is `from`. */
+  /**
+   * Takes the sandbox off its host (drain); the host's copy is fenced by the next reconcile. Only while the host still is `from`, and no pause
+   * or kill contains the sandbox (I-4).
+   */
   unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean>;
   /**
    * Changes what is wanted; the same state again changes nothing, but for a stop that has not ended: a kill, or a shorter grace, takes
