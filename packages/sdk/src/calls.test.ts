@@ -100,4 +100,22 @@ describe('what a call waits for', () => {
       error: { message: expect.stringMatching(/^host near is down \(waited 1[45]m for its host\)$/) as string },
     });
   });
+
+  test('a control plane that restarts while a host is down has its own budget', async () => {
+    const clock = new FakeClock();
+    const down = new DroverError('host-unavailable', 'host near is down');
+    const attached = new Retry(clock, { controlPlaneMs: streamWaitMs, hostMs: hostWaitMs });
+    let error: DroverError = down;
+    const outcome = (async () => {
+      for (;;) await attached.pause(error, undefined);
+    })().catch((thrown: unknown) => ({ error: thrown, ms: clock.now() }));
+    // The host is down for longer than a control plane may be away.
+    await clock.advance(streamWaitMs * 2);
+    error = new DroverError('control-plane-unreachable', 'the connection broke');
+    await clock.advance(streamWaitMs / 2);
+    error = down;
+    await clock.advance(hostWaitMs - streamWaitMs * 2.5 + retryCapMs);
+    // The wait for the host went on meanwhile.
+    expect(await outcome).toMatchObject({ error: { message: expect.stringMatching(/^host near is down \(waited 1[45]m/) as string } });
+  });
 });

@@ -3,7 +3,7 @@ import { innermost } from './errors.ts';
 import { connectWaitMs, retryBaseMs, retryCapMs } from './limits.ts';
 
 /** What a call that failed may wait for, and how long, ms. */
-export interface Patience {
+export interface RetryBudgets {
   /** The control plane, once a connection to it stood or may have: it is restarting, or the network is interrupted. */
   readonly controlPlaneMs: number;
   /** The host of a process that was attached to. Absent fails at the first such answer (L-15). */
@@ -11,26 +11,27 @@ export interface Patience {
 }
 
 /**
- * The tries of one call. A budget begins with a failure and ends with the next success, so that a call may break any number of times.
+ * The tries of one call. A budget begins with a failure and ends with the next success, so that a call may break any number of times. That
+ * a host is down is what the control plane responds: it ends the wait for the control plane. The wait for the host goes on meanwhile.
  * Where nothing has listened from the first try on, `connectWaitMs` is all that is waited: that covers a control plane that is being
  * started or restarted, and does not keep a person who named a wrong address.
  */
 export class Retry {
   readonly #clock: Clock;
-  readonly #patience: Patience;
+  readonly #budgets: RetryBudgets;
   readonly #backoff = new Backoff({ baseMs: retryBaseMs, capMs: retryCapMs });
-  #failingSince: number | undefined;
+  #failingSince: { readonly controlPlane?: number; readonly host?: number } = {};
   /** A request may have arrived: some try ended otherwise than by a refused connection. */
   #wasReached = false;
 
-  constructor(clock: Clock, patience: Patience) {
+  constructor(clock: Clock, budgets: RetryBudgets) {
     this.#clock = clock;
-    this.#patience = patience;
+    this.#budgets = budgets;
   }
 
   succeeded(): void {
     this.#wasReached = true;
-    this.#failingSince = undefined;
+    this.#failingSince = {};
     this.#backoff.reset();
   }
 
@@ -43,9 +44,9 @@ export class Retry {
     const budgetMs = this.#budgetMs(error);
     if (budgetMs === undefined || signal?.aborted === true) throw error;
     const clock = this.#clock;
-    this.#failingSince ??= clock.now();
+    const since = this.#since(error);
     const delayMs = this.#backoff.nextMs();
-    if (clock.now() + delayMs - this.#failingSince > budgetMs) throw gaveUp(error, clock.now() - this.#failingSince);
+    if (clock.now() + delayMs - since > budgetMs) throw gaveUp(error, clock.now() - since);
     onWait?.(error);
     await clock.sleep(delayMs, signal);
   }
@@ -59,11 +60,23 @@ export class Retry {
     });
   }
 
+  /** When the wait for what `error` reports as missing began. */
+  #since(error: DroverError): number {
+    const now = this.#clock.now();
+    const { controlPlane = now, host = now } = this.#failingSince;
+    if (hasCode(error, 'host-unavailable')) {
+      this.#failingSince = { host };
+      return host;
+    }
+    this.#failingSince = { ...this.#failingSince, controlPlane };
+    return controlPlane;
+  }
+
   #budgetMs(error: DroverError): number | undefined {
-    if (hasCode(error, 'host-unavailable')) return this.#patience.hostMs;
+    if (hasCode(error, 'host-unavailable')) return this.#budgets.hostMs;
     if (!hasCode(error, 'control-plane-unreachable', 'unavailable')) return undefined;
     if (errnoOf(innermost(error)) !== 'ECONNREFUSED') this.#wasReached = true;
-    return this.#wasReached ? this.#patience.controlPlaneMs : Math.min(connectWaitMs, this.#patience.controlPlaneMs);
+    return this.#wasReached ? this.#budgets.controlPlaneMs : Math.min(connectWaitMs, this.#budgets.controlPlaneMs);
   }
 }
 
