@@ -255,8 +255,8 @@ export const crashDelayBaseMs = 30_000;
 export const crashDelayCapMs = 600_000;
 /** A lost session, whose dial was given up, is redialled about this often while its sandbox runs: half to one and a half times. Milliseconds. */
 export const lostRedialMs = 60_000;
-/** Such redials under way on one replica; the next ones wait for another turn. */
-export const lostRedialsAtOnce = 32;
+/** Such redials under way on one replica; further ones are tried again after the same time. */
+export const concurrentLostRedials = 32;
 /** One attempt, from the tunnel to HelloAck; a longer one has failed. Milliseconds. */
 export const dialAttemptMs = 20_000;
 /** How long the sockets of a connection may take to close; then the closing has failed. Milliseconds. */
@@ -288,8 +288,8 @@ export const sandboxRenewalRetryMs = 60_000;
 export const sessionPingMs = 15_000;
 export const sessionPingTimeoutMs = 10_000;
 /**
- * What one sandbox's session may bring to the control plane: bytes, and messages over all of its calls, a second; and how many at once after
- * quiet. Beyond that its connection is read more slowly, which stops the sender. An exec whose output is read reaches the bytes first.
+ * What one sandbox's session may bring to the control plane: bytes, and messages over all of its calls, a second; and the bursts after
+ * a quiet time. Beyond that its connection is read more slowly, which stops the sender. An exec whose output is read reaches the bytes first.
  */
 export const sessionBytesPerSecond = 32 * 1024 * 1024;
 export const sessionBurstBytes = 64 * 1024 * 1024;

@@ -9,7 +9,7 @@ export interface WatchOptions {
   readonly fromStart?: boolean;
   /** Default true; false ends after what is stored. */
   readonly follow?: boolean;
-  /** sandbox, host, image, session, identity, init, …; absent is all. */
+  /** sandbox, host, session, identity, init, network; absent is all. */
   readonly kinds?: readonly string[];
   /** A sandbox or host, by id or name; an unknown one rejects with sandbox-not-found. */
   readonly subject?: string;

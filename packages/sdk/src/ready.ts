@@ -78,7 +78,7 @@ const overtakes: ReadonlyMap<string | undefined, string> = new Map([
   ['deleted', 'removed'],
 ]);
 
-/** @throws {DroverError} conflict when somebody asked for something else than this start before its command began */
+/** @throws {DroverError} conflict when a later request stopped, paused or removed the sandbox before its command began */
 function refuseOvertaken({ name, desiredState, generation: now, init }: api.Sandbox, generation: bigint): void {
   const happened = overtakes.get(desiredStates.name(desiredState));
   if (now <= generation || init?.state === 'completed' || happened === undefined) return;

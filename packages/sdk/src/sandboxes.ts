@@ -75,7 +75,7 @@ export interface SandboxesApi {
   remove(reference: string, options?: { readonly graceMs?: number; readonly signal?: AbortSignal }): Promise<api.Sandbox>;
   /**
    * Resolves when the sandbox is in one of the states (`running`: its command has begun). Rejects with its own message when it can no longer
-   * come to one, and with conflict when somebody has asked for something else since.
+   * come to one, and with conflict when a later request keeps it from them.
    */
   waitFor(reference: string, states: readonly SandboxStateName[], options?: WaitOptions): Promise<api.Sandbox>;
   /**

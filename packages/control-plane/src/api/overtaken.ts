@@ -11,8 +11,8 @@ type Desired = Pick<SandboxRow, 'desired' | 'generation' | 'startGeneration'>;
 const ends: ReadonlySet<sandbox.SandboxState> = new Set([STOPPING, STOPPED, FAILED, DELETING, DELETED]);
 
 /**
- * Why a caller that waits for one of `states` waits in vain: somebody has asked for something else since. Undefined while nobody has.
- * A wait that began under the present desired state goes on, since whoever asked for that may ask for more.
+ * The error for a caller that waits for one of `states` when a later request keeps the sandbox from them; undefined when none does.
+ * A wait that began under the present desired state goes on: another request may still bring the sandbox to one of them.
  * @param generation the desired state that the caller's wait began with
  */
 export function overtaken(
@@ -20,19 +20,19 @@ export function overtaken(
   states: ReadonlySet<sandbox.SandboxState>,
   generation: number,
 ): DroverError | undefined {
-  const happened = what(row, states, generation);
+  const happened = laterRequest(row, states, generation);
   if (happened === undefined) return undefined;
   return new DroverError('conflict', `sandbox ${labelOf(row)} was ${happened} while this command waited for it`, {
     hint: `\`drover events --subject ${labelOf(row)}\` shows what was asked for and when`,
   });
 }
 
-function what(
+function laterRequest(
   { desired, generation: now, startGeneration }: Desired,
   states: ReadonlySet<sandbox.SandboxState>,
   generation: number,
 ): string | undefined {
-  // The end that was waited for may have come and gone, or will not come: both are true of another run now.
+  // Whether the run whose end was waited for has ended can no longer be seen: the state is that of a later run.
   if (startGeneration > generation && [...states].every((state) => ends.has(state))) return 'started again';
   if (now <= generation) return undefined;
   switch (desired) {

@@ -34,7 +34,7 @@ export async function checkPossible(store: HostStore, spec: sandbox.SandboxSpec,
 /** A runtime that no host has would be waited for without end. */
 function checkRuntime(hosts: readonly HostRow[], runtime: string, host: string): void {
   const asked = hosts.filter(({ id }) => host === '' || id === host);
-  // A host says which runtimes it has when it connects first.
+  // A host reports its runtimes when it first connects.
   const isKnown = asked.length > 0 && asked.every(({ epoch }) => epoch > 0);
   if (runtime === '' || !isKnown || asked.some(({ runtimes }) => runtimes.includes(runtime))) return;
   const there = asked.map(({ name, runtimes }) => `${name}: ${runtimes.join(', ') || 'none'}`).slice(0, hostsNamed);

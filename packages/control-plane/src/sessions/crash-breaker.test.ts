@@ -27,13 +27,13 @@ async function crashes(count: number): Promise<void> {
   for (let n = 0; n < count; n++) await server();
 }
 
-/** Dials these, and tells which have had their turn. */
+/** Dials these, and returns which have been admitted. */
 function dial(breaker: CrashBreaker, ids: readonly SandboxId[]): () => readonly SandboxId[] {
   const dialled = new Set<SandboxId>();
   for (const id of ids) {
     const wait = breaker.admit(id);
     if (wait === undefined) dialled.add(id);
-    else void wait.turn.then(() => dialled.add(id));
+    else void wait.admitted.then(() => dialled.add(id));
   }
   return () => ids.filter((id) => dialled.has(id));
 }

@@ -6,8 +6,8 @@ import { begin, noCrash, parseRecord, suspectDelayMs, trialMs, type Beginning } 
 /** A dial that has to wait for its trial. */
 export interface Wait {
   /** Resolves when the sandbox may be dialled. */
-  readonly turn: Promise<void>;
-  /** What its callers are told meanwhile; undefined for a sandbox that is no suspect, whose turn comes soon. */
+  readonly admitted: Promise<void>;
+  /** The error for callers meanwhile; undefined for a sandbox that is no suspect, which is dialled soon. */
   readonly reason: DroverError | undefined;
   readonly delayMs: number;
   /** The dial is not wanted any more. */
@@ -29,20 +29,20 @@ export class CrashBreaker {
   readonly #life = new AbortController();
   /** In the order of arrival. */
   readonly #waiting = new Map<SandboxId, () => void>();
-  #careful: boolean;
+  #allOnTrial: boolean;
   #settled = false;
   #trial: readonly SandboxId[] = [];
   #arrived: (() => void) | undefined;
   #written: Promise<void> = Promise.resolve();
   readonly #loops: Promise<unknown>;
 
-  private constructor(path: string, { crashes, suspects, careful }: Beginning, clock: Clock, logger: Logger) {
+  private constructor(path: string, { crashes, suspects, allOnTrial }: Beginning, clock: Clock, logger: Logger) {
     this.#path = path;
     this.#clock = clock;
     this.#logger = logger;
     this.#crashes = crashes;
     this.#suspects = new Map(suspects);
-    this.#careful = careful;
+    this.#allOnTrial = allOnTrial;
     this.#startedAt = clock.now();
     this.#loops = Promise.all([this.#trials(), this.#settle()]);
   }
@@ -56,8 +56,10 @@ export class CrashBreaker {
     const beginning = begin(left);
     const breaker = new CrashBreaker(path, beginning, clock, logger);
     await breaker.#write(true);
-    const { crashes, suspects, careful } = beginning;
-    if (careful || suspects.size > 0) logger.warn({ crashes, suspects: [...suspects.keys()], careful }, 'sandboxes are dialled on trial');
+    const { crashes, suspects, allOnTrial } = beginning;
+    if (allOnTrial || suspects.size > 0) {
+      logger.warn({ crashes, suspects: [...suspects.keys()], allOnTrial }, 'sandboxes are dialled on trial');
+    }
     return breaker;
   }
 
@@ -66,13 +68,13 @@ export class CrashBreaker {
     const ended = this.#suspects.get(id);
     // What was there at the start has been tried by then: what comes later cannot have ended the servers before this one.
     const triedAt = this.#startedAt + trialMs(this.#crashes) * crashTrialsMax;
-    if (this.#careful && this.#waiting.size === 0 && this.#trial.length === 0 && this.#clock.now() >= triedAt) this.#careful = false;
-    if ((!this.#careful && ended === undefined) || this.#life.signal.aborted) return undefined;
-    const { promise: turn, resolve } = Promise.withResolvers<void>();
+    if (this.#allOnTrial && this.#waiting.size === 0 && this.#trial.length === 0 && this.#clock.now() >= triedAt) this.#allOnTrial = false;
+    if ((!this.#allOnTrial && ended === undefined) || this.#life.signal.aborted) return undefined;
+    const { promise: admitted, resolve } = Promise.withResolvers<void>();
     this.#waiting.set(id, resolve);
     this.#arrived?.();
     const cancel = (): void => void (this.#waiting.get(id) === resolve && this.#waiting.delete(id));
-    if (ended === undefined) return { turn, reason: undefined, delayMs: 0, cancel };
+    if (ended === undefined) return { admitted, reason: undefined, delayMs: 0, cancel };
     const delayMs = Math.max(0, this.#dueAt(ended) - this.#clock.now());
     const times = ended === 1 ? 'once' : `${ended} times`;
     const reason = new DroverError(
@@ -81,17 +83,17 @@ export class CrashBreaker {
       `the control plane ended unexpectedly ${times} while it had a session with this sandbox; it dials again in ${Math.ceil(delayMs / 1000)} s`,
       { hint: 'if you do not trust the sandbox, `drover sandbox contain` works without a session' },
     );
-    return { turn, reason, delayMs, cancel };
+    return { admitted, reason, delayMs, cancel };
   }
 
   #dueAt(ended: number): number {
     return this.#startedAt + suspectDelayMs(ended);
   }
 
-  /** Those to be dialled next, at most `size`; a suspect alone. Otherwise when to look again, if not at the next arrival. */
+  /** Those to be dialled next, at most `size`; a suspect alone. Otherwise the time of the next check, unless one arrives before. */
   #next(size: number): readonly SandboxId[] | number {
-    const innocent = [...this.#waiting.keys()].filter((id) => !this.#suspects.has(id));
-    if (innocent.length > 0) return innocent.slice(0, size);
+    const others = [...this.#waiting.keys()].filter((id) => !this.#suspects.has(id));
+    if (others.length > 0) return others.slice(0, size);
     const due = [...this.#waiting.keys()]
       .map((id) => ({ id, at: this.#dueAt(this.#suspects.get(id) ?? 1) }))
       .toSorted((a, b) => a.at - b.at)[0];
@@ -101,7 +103,7 @@ export class CrashBreaker {
 
   /** One trial after the other. Never rejects. */
   async #trials(): Promise<void> {
-    if (!this.#careful && this.#suspects.size === 0) return;
+    if (!this.#allOnTrial && this.#suspects.size === 0) return;
     const { signal } = this.#life;
     const lastsMs = trialMs(this.#crashes);
     let size = 1;

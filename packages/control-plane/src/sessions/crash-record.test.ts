@@ -10,26 +10,26 @@ const died: CrashRecord = { ...noCrash, running: true };
 describe('a server begins', () => {
   test('without trials and suspects when there was none before it, or one that closed', () => {
     for (const left of [noCrash, { ...noCrash, crashes: 5 }]) {
-      expect(begin(left)).toEqual({ crashes: 0, suspects: new Map(), careful: false });
+      expect(begin(left)).toEqual({ crashes: 0, suspects: new Map(), allOnTrial: false });
     }
   });
 
   test('without trials after one crash, which may have been a kill of a healthy server', () => {
-    expect(begin(died)).toMatchObject({ crashes: 1, careful: false });
-    expect(begin({ ...died, settled: true, crashes: 7 })).toMatchObject({ crashes: 1, careful: false });
+    expect(begin(died)).toMatchObject({ crashes: 1, allOnTrial: false });
+    expect(begin({ ...died, settled: true, crashes: 7 })).toMatchObject({ crashes: 1, allOnTrial: false });
   });
 
   test('with trials after several crashes in a row', () => {
-    expect(begin({ ...died, crashes: crashesBeforeTrials - 1 })).toMatchObject({ crashes: crashesBeforeTrials, careful: true });
+    expect(begin({ ...died, crashes: crashesBeforeTrials - 1 })).toMatchObject({ crashes: crashesBeforeTrials, allOnTrial: true });
   });
 
   test('with those on trial as the only suspects when the server before it crashed during a trial', () => {
-    const { suspects, careful } = begin({ ...died, crashes: 4, trial: [a, b], suspects: { [b]: 2 } });
+    const { suspects, allOnTrial } = begin({ ...died, crashes: 4, trial: [a, b], suspects: { [b]: 2 } });
     expect([...suspects]).toEqual([
       [b, 3],
       [a, 1],
     ]);
-    expect(careful).toBe(false);
+    expect(allOnTrial).toBe(false);
   });
 
   test('with the suspects of before, also when the server before it closed', () => {

@@ -1,7 +1,7 @@
 import { isSandboxId, type SandboxId } from '@drover/foundation';
 import { crashDelayBaseMs, crashDelayCapMs, crashTrialCapMs, crashTrialMs, crashesBeforeTrials } from '../limits.ts';
 
-/** What a server writes down of itself for the next one in its data directory, to tell a crash loop from a restart. */
+/** The record that a server leaves for the next one in its data directory, which tells a crash loop from a restart by it. */
 export interface CrashRecord {
   /** The server has not closed. */
   readonly running: boolean;
@@ -22,7 +22,7 @@ export interface Beginning {
   readonly crashes: number;
   readonly suspects: ReadonlyMap<SandboxId, number>;
   /** Each sandbox is dialled on trial, since any of them may have ended the servers before. */
-  readonly careful: boolean;
+  readonly allOnTrial: boolean;
 }
 
 /**
@@ -34,7 +34,7 @@ export function begin(left: CrashRecord): Beginning {
   const crashes = !crashed ? 0 : left.settled ? 1 : left.crashes + 1;
   const suspects = new Map(Object.entries(left.suspects) as [SandboxId, number][]);
   if (crashed) for (const id of left.trial) suspects.set(id, (suspects.get(id) ?? 0) + 1);
-  return { crashes, suspects, careful: crashes >= crashesBeforeTrials && left.trial.length === 0 };
+  return { crashes, suspects, allOnTrial: crashes >= crashesBeforeTrials && left.trial.length === 0 };
 }
 
 /** How long a trial lasts: longer after more crashes, for a peer that bides its time. Milliseconds. */

@@ -228,12 +228,12 @@ export class Dial implements DialView {
     }
   }
 
-  /** After crashes of the server, a dial waits until it is its turn. Waiting is no attempt, and fails no start. */
+  /** After crashes of the server, a dial waits until the breaker admits it. Waiting is no attempt, and fails no start. */
   async #admitted(): Promise<void> {
     const { breaker, journal, logger } = this.#context;
     const wait = breaker?.admit(this.#id);
     if (wait === undefined) return;
-    const { turn, reason, delayMs, cancel } = wait;
+    const { admitted, reason, delayMs, cancel } = wait;
     if (reason !== undefined) {
       this.#delayed = reason;
       this.#set('broken', reason.message);
@@ -246,7 +246,7 @@ export class Dial implements DialView {
     signal.addEventListener('abort', abort, { once: true });
     try {
       signal.throwIfAborted();
-      await Promise.race([turn, ended.promise]);
+      await Promise.race([admitted, ended.promise]);
     } finally {
       signal.removeEventListener('abort', abort);
       cancel();

@@ -7,7 +7,7 @@ import { init, sandbox } from '@drover/protocol';
 import { createTestAuthority, type TestAuthority } from '@drover/init/testing';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
-import { dialTotalMs, lostRedialMs, lostRedialsAtOnce } from '../limits.ts';
+import { dialTotalMs, lostRedialMs, concurrentLostRedials } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { emptyView, type InitView, type SandboxView } from '../worldview/index.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
@@ -458,7 +458,7 @@ describe('a lost session', () => {
   });
 
   it('is one of a bounded number of redials under way', async () => {
-    await gaveUp(lostRedialsAtOnce * 2);
+    await gaveUp(concurrentLostRedials * 2);
     let open = 0;
     let most = 0;
     connect = async (_target, signal) => {
@@ -471,7 +471,7 @@ describe('a lost session', () => {
       });
     };
     await clock.advance(lostRedialMs * 5);
-    expect(most).toBe(lostRedialsAtOnce);
+    expect(most).toBe(concurrentLostRedials);
   });
 });
 
@@ -559,12 +559,12 @@ describe('I-26: an error', () => {
 });
 
 describe('a suspect of crashes of the server', () => {
-  it('is dialled when it is its turn, and the event and the status say so until then', async () => {
+  it('is dialled when the breaker admits it, and the event and the status say so until then', async () => {
     const id = running();
     const other = running();
-    const { promise: turn, resolve: begins } = Promise.withResolvers<void>();
+    const { promise: admitted, resolve: admit } = Promise.withResolvers<void>();
     const reason = new DroverError('failed-precondition', 'it ended the server');
-    waits.set(id, { turn, reason, delayMs: 600_000, cancel: () => undefined });
+    waits.set(id, { admitted, reason, delayMs: 600_000, cancel: () => undefined });
     connect = () => Promise.resolve(connection({ silent: true }));
     dialer.dial(id);
     dialer.dial(other);
@@ -577,7 +577,7 @@ describe('a suspect of crashes of the server', () => {
       { kind: 'session', type: 'SessionDelayed', subject: id, data: { delayMs: 600_000, message: 'it ended the server' } },
     ]);
     expect(failed).not.toContain(id);
-    begins();
+    admit();
     await clock.advance(1_000);
     expect(dialer.get(id)?.delayed).toBeUndefined();
     expect(attempts.map((attempt) => attempt.id)).toContain(id);
@@ -586,7 +586,7 @@ describe('a suspect of crashes of the server', () => {
   it('that is stopped while it waits is not dialled', async () => {
     const id = running();
     let cancelled = 0;
-    waits.set(id, { turn: new Promise(() => undefined), reason: undefined, delayMs: 0, cancel: () => void cancelled++ });
+    waits.set(id, { admitted: new Promise(() => undefined), reason: undefined, delayMs: 0, cancel: () => void cancelled++ });
     dialer.dial(id);
     await clock.advance(1_000);
     await dialer.end(id);

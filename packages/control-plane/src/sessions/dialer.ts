@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto';
 import type { SandboxId } from '@drover/foundation';
-import { lostRedialMs, lostRedialsAtOnce } from '../limits.ts';
+import { lostRedialMs, concurrentLostRedials } from '../limits.ts';
 import { Dial, none, type DialContext, type DialerOptions, type DialView, type Memory } from './dial.ts';
 import type { InitClient, SessionStatus } from './sessions.ts';
 import { isToRun } from './target.ts';
@@ -64,10 +64,10 @@ export class Dialer {
       }
       try {
         const row = await store.sandboxes.get(id);
-        // Somebody needed it meanwhile, or it was ended.
+        // A call needed it and began another dial, or it was ended.
         if (this.#dials.get(id) !== lost || this.#closed) return;
         if (!isToRun(row)) return await this.end(id);
-        if (row.hostId === undefined || !hub.isConnected(row.hostId) || this.#redials.size >= lostRedialsAtOnce) continue;
+        if (row.hostId === undefined || !hub.isConnected(row.hostId) || this.#redials.size >= concurrentLostRedials) continue;
         return this.#begin(id, true);
       } catch (error) {
         logger.warn({ sandbox: id, err: error }, 'a sandbox could not be read to redial its session');

@@ -155,7 +155,7 @@ export interface DesiredOptions {
   readonly graceMs?: number;
   /** The stop has the least grace that there is (I-4). */
   readonly kill?: boolean;
-  /** Why it is to end, when it is; default: because somebody asked. */
+  /** Why it is to end, when it is; default: `asked`, or `removed` for a removal. */
   readonly cause?: StopCause;
   /** Who asked: the name of an API token; empty: no person. */
   readonly by?: string;

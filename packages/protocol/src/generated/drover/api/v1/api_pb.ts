@@ -2811,7 +2811,7 @@ export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
   follow: boolean;
 
   /**
-   * sandbox, host, session, identity, init; empty: all.
+   * sandbox, host, session, identity, init, network; empty: all.
    *
    * @generated from field: repeated string kinds = 4;
    */
