@@ -135,7 +135,10 @@ export const defaultRequestMemoryBytes = 64 * 1024 * 1024;
 export const reattachMs = 60_000;
 /** API: how long init may take to begin an exec, or to attach to one, without a break; then the call fails with timed-out. Milliseconds. */
 export const initAnswerMs = 30_000;
-/** API: how long a copy, or the reading of a log, may go on without a message from init, or without init taking one; then it fails. Milliseconds. */
+/**
+ * API: how long a copy, or the reading of a log, may go on without a message from init (of a sandbox that does not run: from its host), or
+ * without init taking one; then it fails with timed-out. Milliseconds.
+ */
 export const initSilenceMs = 60_000;
 /** API: first and longest delay between two tries to attach again, ms; full jitter. */
 export const reattachBaseMs = 50;

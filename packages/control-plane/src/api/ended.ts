@@ -1,13 +1,12 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError, isErrorCode, splitSentence, startFailure, type SandboxId } from '@drover/foundation';
-import { api, link, readHostStream } from '@drover/protocol';
+import { api, link } from '@drover/protocol';
 import { exitReportMs } from '../limits.ts';
-import { refuseContained, sandboxState } from '../store/index.ts';
+import { labelOf, refuseContained, sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { connectionBroke } from './errors.ts';
-import { brokenCallError, refuseDownHost } from './host-down.ts';
-import { labelOf } from './label.ts';
+import { hostStream } from './host-stream.ts';
 
 /** Its main process has ended and nobody wants it started again, or it is being removed. */
 export function ended(row: SandboxRow): boolean {
@@ -64,7 +63,7 @@ export function endedError(row: SandboxRow): DroverError {
 }
 
 /**
- * What is asked of a paused sandbox would wait, without a word, for somebody to resume it.
+ * A call that needs a paused sandbox would wait, without a word, until it is resumed.
  * @throws {DroverError} sandbox-not-running; failed-precondition when a containment has paused it
  */
 export function refusePaused(row: SandboxRow): void {
@@ -82,14 +81,9 @@ export async function* hostLogs(
   wanted: MessageInitShape<typeof link.HostLogsSchema>,
   signal: AbortSignal,
 ): AsyncGenerator<link.LogRecord, void, undefined> {
-  if (row.hostId === undefined) return;
-  await refuseDownHost(context, row);
   const source = { case: 'logs', value: create(link.HostLogsSchema, wanted) } as const;
-  try {
-    const tunnel = await context.hub.openHostStream(row.hostId, row.id, source, signal);
-    for await (const message of readHostStream(tunnel, signal)) if (message.case === 'log') yield message.value;
-  } catch (thrown) {
-    throw await brokenCallError(context, row, thrown);
+  for await (const message of hostStream(context, row, source, 'reading of its log', signal)) {
+    if (message.case === 'log') yield message.value;
   }
 }
 

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { duplexPair } from 'node:stream';
 import { finished } from 'node:stream/promises';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
@@ -433,7 +434,7 @@ describe('bytes', () => {
   });
 });
 
-describe('a mute init', () => {
+describe('silence', () => {
   const never = async (): Promise<never> => await new Promise<never>(() => undefined);
   /** Lets time pass until the call has failed. */
   async function failure(clock: FakeClock, call: Promise<unknown>): Promise<DroverError> {
@@ -448,7 +449,7 @@ describe('a mute init', () => {
     return error as DroverError;
   }
 
-  test('ends a copy out, a copy in and what asks for execs, and the log comes from the host', async () => {
+  test('of init ends a copy out, a copy in and what asks for execs, and the log comes from the host', async () => {
     const clock = new FakeClock(Date.now());
     await using api = await startTestApi({ clock });
     const { hostId } = await running(api);
@@ -490,5 +491,17 @@ describe('a mute init', () => {
       })
       .toBe('kept');
     await reading;
+  });
+
+  test('of a host ends a copy out of a sandbox that has ended', async () => {
+    const clock = new FakeClock(Date.now());
+    await using api = await startTestApi({ clock });
+    const { id, hostId } = await running(api);
+    await api.observe(hostId, id, { state: SandboxState.STOPPED, exitCode: 0 });
+    const [near] = duplexPair();
+    api.hub.openHostStream = async () => await Promise.resolve(near);
+    const late = { code: 'timed-out', message: `the host of sandbox box did not respond to the copy within ${initSilenceMs / 1000} s` };
+    expect(await failure(clock, text(api.client.sandboxes.copyOut('box', '/tmp')))).toMatchObject(late);
+    await expect.poll(() => near.destroyed).toBe(true);
   });
 });

@@ -1,11 +1,10 @@
 import { DroverError, hasCode, type HostId } from '@drover/foundation';
 import { hostReturnMs } from '../limits.ts';
 import type { InitClient } from '../sessions/sessions.ts';
-import { hostState } from '../store/index.ts';
+import { hostState, labelOf } from '../store/index.ts';
 import type { HostRow, SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { connectionBroke, fromConnectError } from './errors.ts';
-import { labelOf } from './label.ts';
 
 /** L-15, with the host's name and what is known of it. */
 export function hostDownError(host: HostRow): DroverError {

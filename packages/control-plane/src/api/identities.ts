@@ -3,9 +3,9 @@ import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { Identity } from '../identity/registry.ts';
+import { labelOf } from '../store/index.ts';
 import type { Tables } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
-import { labelOf } from './label.ts';
 import { once } from './idempotency.ts';
 import { identityToWire } from './views.ts';
 

@@ -1,6 +1,6 @@
 import { DroverError, type Clock } from '@drover/foundation';
+import { labelOf } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
-import { labelOf } from './label.ts';
 
 /** The error for a call that init leaves without a response. */
 export function silentError(row: SandboxRow, what: string, ms: number): DroverError {

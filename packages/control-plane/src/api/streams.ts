@@ -1,10 +1,11 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
-import { api, init, link, readHostStream } from '@drover/protocol';
+import { api, init, link } from '@drover/protocol';
 import type { ApiContext } from './context.ts';
 import { ended, endedError, refusePaused } from './ended.ts';
-import { brokenCallError, refuseDownHost, sessionClient } from './host-down.ts';
+import { brokenCallError, sessionClient } from './host-down.ts';
+import { hostStream } from './host-stream.ts';
 import { StreamInput } from './input.ts';
 import { checkUser, isPort } from './parse.ts';
 import { initSilenceMs, maxPathBytes } from '../limits.ts';
@@ -94,16 +95,10 @@ async function* copyFromHost(
   signal: AbortSignal,
 ): AsyncGenerator<api.CopyOutResponse, void, undefined> {
   if (row.hostId === undefined) throw endedError(row);
-  await refuseDownHost(context, row);
   const source = { case: 'copyOut', value: create(link.HostCopyOutSchema, copy) } as const;
-  try {
-    const tunnel = await context.hub.openHostStream(row.hostId, row.id, source, signal);
-    for await (const message of readHostStream(tunnel, signal)) {
-      if (message.case === 'tar') yield create(api.CopyOutResponseSchema, { tar: message.value });
-      else if (message.case === 'leftOut') yield leftOutOf(message.value);
-    }
-  } catch (thrown) {
-    throw await brokenCallError(context, row, thrown);
+  for await (const message of hostStream(context, row, source, 'copy', signal)) {
+    if (message.case === 'tar') yield create(api.CopyOutResponseSchema, { tar: message.value });
+    else if (message.case === 'leftOut') yield leftOutOf(message.value);
   }
 }
 

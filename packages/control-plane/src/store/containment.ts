@@ -1,4 +1,5 @@
 import { DroverError } from '@drover/foundation';
+import { labelOf } from './label.ts';
 import { containmentActions, type ContainmentAction, type ContainmentRecord, type SandboxRow } from './store.ts';
 
 type Contained = Pick<SandboxRow, 'containment'>;
@@ -36,7 +37,7 @@ export function refuseContained(row: Pick<SandboxRow, 'name' | 'project' | 'cont
     return record === undefined ? [] : [containmentText(action, record)];
   });
   if (inForce.length === 0) return;
-  const label = row.project === '' ? row.name : `${row.project}/${row.name}`;
+  const label = labelOf(row);
   throw new DroverError('failed-precondition', `sandbox ${label} is contained: ${inForce.join('; ')}`, {
     hint: `\`drover sandbox release ${label}\` lifts that`,
   });

@@ -1,5 +1,6 @@
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { Database, Tx } from './database.ts';
+import { labelOf } from './label.ts';
 import type { VolumeTable } from './schema.ts';
 import type { VolumeRow, VolumeStore } from './store.ts';
 
@@ -123,7 +124,7 @@ async function usesOf(db: Database['db'] | Tx['db'], names: readonly string[]): 
     .where('sandboxes.deleted_at', 'is', null)
     .orderBy('sandboxes.created_at')
     .execute();
-  return rows.map(({ volume, project, name }) => ({ volume, name: project === '' ? name : `${project}/${name}` }));
+  return rows.map(({ volume, project, name }) => ({ volume, name: labelOf({ project, name }) }));
 }
 
 const notFound = (name: string): DroverError =>
