@@ -72,7 +72,7 @@ export const apiHandshakeTimeoutMs = 10_000;
 export const apiIdleMs = 60_000;
 /** API: a request that has not arrived whole by then is reset; those of streams, whose caller goes on sending, are not. Milliseconds. */
 export const apiRequestMs = 30_000;
-/** API: HTTP/2 pings on a connection with a call, and how long the answer may take: so a client that vanished is noticed. Milliseconds. */
+/** API: HTTP/2 pings on a connection with a call, and how long the client may then send nothing; it has vanished if it does. Milliseconds. */
 export const apiPingMs = 30_000;
 export const apiPingTimeoutMs = 15_000;
 /** API: how long init may take to respond to a call that is no stream; then it fails with timed-out. Milliseconds. */
@@ -117,6 +117,8 @@ export const maxGitConfig = 100;
 export const maxKnownHosts = 100;
 /** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
 export const containWaitMs = 10_000;
+/** API: hosts that one error names; the others are left out. */
+export const maxNamedHosts = 8;
 /** API: characters of the reason that is given for a containment. A longer one is refused. */
 export const maxContainReasonLength = 500;
 /** API: the grace of a kill, the least that there is. Milliseconds. */

@@ -3,6 +3,7 @@ import { connect as connectHttp2 } from 'node:http2';
 import { connect as connectTcp, createServer, type AddressInfo, type Socket } from 'node:net';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { FakeClock } from '@drover/foundation';
+import { fields, flag, frame, frameType, preface } from '@drover/protocol/testing';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { apiHandshakeTimeoutMs, apiIdleMs, apiPingMs, apiPingTimeoutMs, apiRequestMs } from '../limits.ts';
 import { startTestApi, type TestApi } from './testing/server.ts';
@@ -132,4 +133,29 @@ it('ends the calls of a client that vanished without a reset', async () => {
   server?.destroy();
   session.destroy();
   relay.close();
+});
+
+it('leaves a client alone that sends without a pause, though its answer to a ping is not yet among it', async () => {
+  const socket = await tls('h2');
+  const headers = fields(
+    [':method', 'POST'],
+    [':scheme', 'https'],
+    [':authority', 'api'],
+    [':path', '/drover.api.v1.SandboxService/CopyIn'],
+    ['authorization', `Bearer ${api.token}`],
+    ['content-type', 'application/connect+proto'],
+  );
+  socket.write(Buffer.concat([preface, frame(frameType.settings, 0, 0), frame(frameType.headers, flag.endHeaders, 1, headers)]));
+  // The beginning of a message of 65,536 bytes.
+  socket.write(frame(frameType.data, 0, 1, Buffer.from([0, 0, 1, 0, 0])));
+  const closed = once(socket, 'close');
+  for (let passed = 0; passed < apiPingMs * 4; passed += apiPingTimeoutMs / 3) {
+    socket.write(frame(frameType.data, 0, 1, Buffer.alloc(1)));
+    // Both ends have read all that was sent before the second call.
+    for (let call = 0; call < 2; call++) await api.client.sandboxes.list();
+    await clock.advance(apiPingTimeoutMs / 3);
+  }
+  expect(socket.closed).toBe(false);
+  await clock.advance(apiPingMs + apiPingTimeoutMs * 2);
+  await closed;
 });

@@ -62,8 +62,9 @@ export function limitConnections(server: Http2SecureServer, clock: Clock): void 
 }
 
 /**
- * Ends a connection whose peer answers no ping while a call is under way. A client that vanished without a reset would otherwise keep its calls
- * for ever, and with them awake a sandbox that is to stop when idle.
+ * Ends a connection whose peer sends nothing after a ping while a call is under way. A client that vanished without a reset would otherwise
+ * keep its calls for ever, and with them awake a sandbox that is to stop when idle. Any byte is a sign of life: over a slow line the answer
+ * to a ping arrives behind everything that the client has sent before it.
  */
 async function endSilent(session: ServerHttp2Session, busy: () => boolean, clock: Clock): Promise<void> {
   const life = new AbortController();
@@ -72,6 +73,7 @@ async function endSilent(session: ServerHttp2Session, busy: () => boolean, clock
     for (;;) {
       await clock.sleep(apiPingMs, life.signal);
       if (!busy()) continue;
+      const { bytesRead } = session.socket;
       const answered = new AbortController();
       session.ping((error) => {
         if (error === null) answered.abort();
@@ -80,7 +82,7 @@ async function endSilent(session: ServerHttp2Session, busy: () => boolean, clock
         () => true,
         () => false,
       );
-      if (late) return session.destroy();
+      if (late && session.socket.bytesRead === bytesRead) return session.destroy();
     }
   } catch {
     // The connection has ended.

@@ -1,5 +1,6 @@
 import { DroverError, type HostId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
+import { maxNamedHosts } from '../limits.ts';
 import { plan } from '../placement/index.ts';
 import type { HostRow, HostStore, Room } from '../store/store.ts';
 
@@ -37,15 +38,12 @@ function checkRuntime(hosts: readonly HostRow[], runtime: string, host: string):
   // A host reports its runtimes when it first connects.
   const isKnown = asked.length > 0 && asked.every(({ epoch }) => epoch > 0);
   if (runtime === '' || !isKnown || asked.some(({ runtimes }) => runtimes.includes(runtime))) return;
-  const there = asked.map(({ name, runtimes }) => `${name}: ${runtimes.join(', ') || 'none'}`).slice(0, hostsNamed);
+  const there = asked.map(({ name, runtimes }) => `${name}: ${runtimes.join(', ') || 'none'}`).slice(0, maxNamedHosts);
   throw new DroverError(
     'unschedulable',
-    `no host has the runtime ${runtime} (${there.join('; ')}${asked.length > hostsNamed ? '; …' : ''})`,
+    `no host has the runtime ${runtime} (${there.join('; ')}${asked.length > maxNamedHosts ? '; …' : ''})`,
     {
       hint: 'leave out --runtime, or name one that a host has',
     },
   );
 }
-
-/** Hosts that one sentence names at most. */
-const hostsNamed = 8;
