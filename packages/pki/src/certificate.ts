@@ -30,14 +30,21 @@ export function hasKeyUsage(certificate: X509Certificate, usage: typeof serverAu
   return certificate.keyUsage?.includes(usage) ?? false;
 }
 
+/**
+ * The dates of a certificate; an invalid Date for one that cannot be read. They are read from Node's text: `validFromDate` and `validToDate`
+ * of such a certificate are whatever its memory held before (Node 26.10), which may well be a date that includes the present.
+ */
+export function validityOf({ validFrom, validTo }: X509Certificate): { readonly from: Date; readonly to: Date } {
+  return { from: new Date(validFrom), to: new Date(validTo) };
+}
+
 /** When the certificate ends. Milliseconds since the epoch. */
 export function notAfterOf(certificatePem: string): number {
-  return new X509Certificate(certificatePem).validToDate.getTime();
+  return validityOf(new X509Certificate(certificatePem)).to.getTime();
 }
 
 /** When to renew: two thirds through the life. Milliseconds since the epoch. */
 export function renewAt(certificatePem: string): number {
-  const certificate = new X509Certificate(certificatePem);
-  const from = certificate.validFromDate.getTime();
-  return from + ((certificate.validToDate.getTime() - from) * 2) / 3;
+  const { from, to } = validityOf(new X509Certificate(certificatePem));
+  return from.getTime() + ((to.getTime() - from.getTime()) * 2) / 3;
 }

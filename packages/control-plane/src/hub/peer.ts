@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto';
 import type { HostId } from '@drover/foundation';
-import { subjectOf, type Names } from '@drover/pki';
+import { subjectOf, validityOf, type Names } from '@drover/pki';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 
 /**
@@ -11,7 +11,8 @@ export function hostOf(call: Pick<ServerDuplexStream<unknown, unknown>, 'getAuth
   const der = call.getAuthContext().sslPeerCertificate?.raw;
   if (der === undefined) return undefined;
   const certificate = new X509Certificate(der);
-  if (certificate.validToDate.getTime() < now || certificate.validFromDate.getTime() > now) return undefined;
+  const { from, to } = validityOf(certificate);
+  if (!(from.getTime() <= now && now <= to.getTime())) return undefined;
   const subject = subjectOf(certificate, names);
   return subject?.kind === 'host' ? subject.id : undefined;
 }

@@ -1,7 +1,7 @@
 import type { X509Certificate } from 'node:crypto';
 import { createContextKey, type ContextValues } from '@connectrpc/connect';
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
-import { clientAuth, hasKeyUsage, subjectOf, type Names } from '@drover/pki';
+import { clientAuth, hasKeyUsage, subjectOf, validityOf, type Names } from '@drover/pki';
 import type { Identity } from '../identity/registry.ts';
 
 /** What a connection came with: where from, as its host says, and who it showed to be, which TLS has verified. */
@@ -36,7 +36,7 @@ export function sandboxCertificate(certificate: X509Certificate | undefined, nam
     thumbprint: certificate.fingerprint256.replaceAll(':', '').toLowerCase(),
     commonName: typeof commonName === 'string' ? commonName : '',
     sandboxId: subject.id,
-    notAfter: certificate.validToDate.getTime(),
+    notAfter: validityOf(certificate).to.getTime(),
   };
 }
 

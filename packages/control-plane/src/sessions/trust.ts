@@ -1,6 +1,6 @@
 import type { X509Certificate } from 'node:crypto';
 import { clip, type SandboxId } from '@drover/foundation';
-import { clientAuth, hasKeyUsage, serverAuth, subjectOf, uriNamesOf, type Names } from '@drover/pki';
+import { clientAuth, hasKeyUsage, serverAuth, subjectOf, uriNamesOf, validityOf, type Names } from '@drover/pki';
 import type { UntrustedReason } from '../events/typed.ts';
 import type { Standing } from '../identity/registry.ts';
 import type { TrustCheck, TrustCheckName } from '../worldview/worldview.ts';
@@ -50,8 +50,7 @@ export function judge(shown: ShownCertificate, expected: ExpectedPeer): PeerVerd
     const checks = (['chain', 'validity', 'eku', 'cn', 'san'] as const).map((name) => check(name, false, 'the peer showed no certificate'));
     return { thumbprint: '', commonName: '', certificate, checks };
   }
-  const from = certificate.validFromDate;
-  const to = certificate.validToDate;
+  const { from, to } = validityOf(certificate);
   const valid = from.getTime() <= expected.now && expected.now <= to.getTime();
   const usable = hasKeyUsage(certificate, serverAuth) && hasKeyUsage(certificate, clientAuth);
   const commonName = commonNameOf(certificate);
@@ -130,7 +129,7 @@ function isRegistered({ thumbprint }: PeerVerdict, { identity }: Standing): bool
 /** All but its age is right; the peer has proven in TLS that it holds the key. */
 function hasOnlyExpired({ certificate, checks }: PeerVerdict): boolean {
   const [failed, ...more] = checks.filter(({ verdict }) => verdict !== 'pass');
-  return more.length === 0 && failed?.check === 'validity' && certificate !== undefined && certificate.validToDate.getTime() < failed.at;
+  return more.length === 0 && failed?.check === 'validity' && certificate !== undefined && validityOf(certificate).to.getTime() < failed.at;
 }
 
 export type Decision =
