@@ -1,5 +1,15 @@
 export { openCertificateAuthority } from './authority.ts';
-export { clientAuth, hasKeyUsage, notAfterOf, renewAt, serverAuth, subjectOf, thumbprintOf, uriNamesOf, validityOf } from './certificate.ts';
+export {
+  clientAuth,
+  hasKeyUsage,
+  notAfterOf,
+  renewAt,
+  serverAuth,
+  subjectOf,
+  thumbprintOf,
+  uriNamesOf,
+  validityOf,
+} from './certificate.ts';
 export { clockSkewMs, hostLifetimeMs, sandboxLifetimeMs } from './limits.ts';
 export { namesOf } from './names.ts';
 export type { CertificateAuthority, IssuedCertificate, JoinTokenParts, KeyAndRequest, Names, SpiffeSubject } from './pki.ts';

@@ -32,7 +32,12 @@ export async function* inTime<T>(
 }
 
 /** The result of `work`, unless it takes too long. The work itself is ended by its caller, whose signal it has. @throws the error of `late` */
-export async function beforeDeadline<T>(work: Promise<T>, ms: number, clock: Pick<Clock, 'sleep'>, late: (ms: number) => DroverError): Promise<T> {
+export async function beforeDeadline<T>(
+  work: Promise<T>,
+  ms: number,
+  clock: Pick<Clock, 'sleep'>,
+  late: (ms: number) => DroverError,
+): Promise<T> {
   const settled = new AbortController();
   const timeout = clock.sleep(ms, settled.signal).then(() => {
     throw late(ms);
