@@ -97,6 +97,12 @@ it('leaves a call alone for as long as it lasts', async () => {
   await events.return?.(undefined);
 });
 
+/** The request of a WatchEvents that goes on, in the frame of a Connect stream. */
+function watchRequest(): Buffer {
+  const request = Buffer.from('{"fromStart":true,"follow":true}');
+  return Buffer.concat([Buffer.from([0, 0, 0, 0, request.length]), request]);
+}
+
 it('ends the calls of a client that vanished without a reset', async () => {
   let server: Socket | undefined;
   let client: Socket | undefined;
@@ -121,8 +127,7 @@ it('ends the calls of a client that vanished without a reset', async () => {
     'content-type': 'application/connect+json',
   });
   call.on('error', () => undefined);
-  const request = Buffer.from('{"fromStart":true,"follow":true}');
-  call.end(Buffer.concat([Buffer.from([0, 0, 0, 0, request.length]), request]));
+  call.end(watchRequest());
   await once(call, 'response');
   client?.pause();
   server?.pause();
@@ -141,16 +146,15 @@ it('leaves a client alone that sends without a pause, though its answer to a pin
     [':method', 'POST'],
     [':scheme', 'https'],
     [':authority', 'api'],
-    [':path', '/drover.api.v1.SandboxService/CopyIn'],
+    [':path', '/drover.api.v1.EventService/WatchEvents'],
     ['authorization', `Bearer ${api.token}`],
-    ['content-type', 'application/connect+proto'],
+    ['content-type', 'application/connect+json'],
   );
   socket.write(Buffer.concat([preface, frame(frameType.settings, 0, 0), frame(frameType.headers, flag.endHeaders, 1, headers)]));
-  // The beginning of a message of 65,536 bytes.
-  socket.write(frame(frameType.data, 0, 1, Buffer.from([0, 0, 1, 0, 0])));
+  socket.write(frame(frameType.data, flag.endStream, 1, watchRequest()));
   const closed = once(socket, 'close');
   for (let passed = 0; passed < apiPingMs * 4; passed += apiPingTimeoutMs / 3) {
-    socket.write(frame(frameType.data, 0, 1, Buffer.alloc(1)));
+    socket.write(frame(frameType.windowUpdate, 0, 0, Buffer.from([0, 0, 0, 1])));
     // Both ends have read all that was sent before the second call.
     for (let call = 0; call < 2; call++) await api.client.sandboxes.list();
     await clock.advance(apiPingTimeoutMs / 3);
