@@ -253,6 +253,8 @@ export const crashSettledMs = 600_000;
 /** How long sandboxes are on trial before others are dialled; doubled with each further crash, up to the cap. Milliseconds. */
 export const crashTrialMs = 1_000;
 export const crashTrialCapMs = 60_000;
+/** Sandboxes that are on trial together: a crash makes all of them suspects, which are then dialled one at a time. */
+export const crashTrialGroupMax = 256;
 /** For so many times the length of a trial after a start, every sandbox is dialled on trial; later ones only while others wait. */
 export const crashTrialsMax = 10;
 /** How long after a start a sandbox is dialled that has ended one server; doubled with each further one, up to the cap. Milliseconds. */

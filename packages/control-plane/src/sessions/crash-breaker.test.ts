@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { FakeClock, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { crashDelayBaseMs, crashSettledMs, crashTrialMs } from '../limits.ts';
+import { crashDelayBaseMs, crashSettledMs, crashTrialGroupMax, crashTrialMs } from '../limits.ts';
 import { CrashBreaker } from './crash-breaker.ts';
 
 let directory: string;
@@ -67,6 +67,18 @@ describe('after crashes', () => {
     await crashes(2);
     const dialled = dial(await server(), ids(10));
     for (const count of [1, 3, 7, 10]) {
+      await written(() => dialled().length, count);
+      await clock.advance(crashTrialMs);
+    }
+  });
+
+  test('a group is bounded, so that one hostile sandbox makes few others suspects', async () => {
+    await crashes(2);
+    const all = 4 * crashTrialGroupMax;
+    const dialled = dial(await server(), ids(all));
+    let count = 0;
+    for (let size = 1; count < all; size = Math.min(2 * size, crashTrialGroupMax)) {
+      count = Math.min(count + size, all);
       await written(() => dialled().length, count);
       await clock.advance(crashTrialMs);
     }

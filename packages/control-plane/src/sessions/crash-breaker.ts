@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { DroverError, errnoOf, writeFileAtomic, type Clock, type Logger, type SandboxId } from '@drover/foundation';
-import { crashSettledMs, crashTrialsMax } from '../limits.ts';
+import { crashSettledMs, crashTrialGroupMax, crashTrialsMax } from '../limits.ts';
 import { begin, noCrash, parseRecord, suspectDelayMs, trialMs, type Beginning } from './crash-record.ts';
 
 /** A dial that has to wait for its trial. */
@@ -16,7 +16,7 @@ export interface Wait {
 
 /**
  * Keeps one peer from ending the server again and again, by whatever defect. After several crashes soon after a start, sandboxes are
- * dialled on trial, in groups of 1, 2, 4 and so on. The record says who is on trial, so that the next server knows whom to suspect:
+ * dialled on trial, in groups of 1, 2, 4 and so on, up to a limit. The record says who is on trial, so that the next server knows whom to suspect:
  * suspects are dialled after a delay that doubles with each server that they end, one at a time, and everything else without delay.
  */
 export class CrashBreaker {
@@ -124,7 +124,7 @@ export class CrashBreaker {
       for (const id of group) this.#suspects.delete(id);
       this.#trial = [];
       await this.#write(true);
-      size *= 2;
+      size = Math.min(2 * size, crashTrialGroupMax);
     }
   }
 
