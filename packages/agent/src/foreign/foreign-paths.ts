@@ -1,4 +1,4 @@
-import pLimit from 'p-limit';
+import pLimit, { type LimitFunction } from 'p-limit';
 import { DroverError } from '@drover/foundation';
 import { foreignMs, maxStuckPrograms, programOutputBytes } from '../limits.ts';
 import { runProgram, type Finished } from '../programs/index.ts';
@@ -14,6 +14,9 @@ export interface ForeignStatus {
   readonly mode: number;
 }
 
+/** An archive takes minutes to unpack, and the root of a sandbox, over a directory as its image, milliseconds to fill: neither waits for the other. */
+type PooledWork = 'archive' | 'root';
+
 /**
  * Paths of the host outside the agent's own directory: directories that sandboxes mount, images in directories and archives. They may be on a
  * file system that does not respond (NFS, FUSE), and a call that touches it then hangs in the kernel, where not even SIGKILL ends it. In the
@@ -22,8 +25,8 @@ export interface ForeignStatus {
 export class ForeignPaths {
   /** Programs that hang, by the path that they touched. */
   readonly #stuck = new Map<string, number>();
-  /** One at a time: see `inPool`. */
-  readonly #pool = pLimit(1);
+  /** One at a time of each kind: see `inPool`. */
+  readonly #pools: Readonly<Record<PooledWork, LimitFunction>> = { archive: pLimit(1), root: pLimit(1) };
 
   /**
    * What is at a path; links are followed. Undefined: nothing.
@@ -50,14 +53,14 @@ export class ForeignPaths {
 
   /**
    * Runs work that reads below a path in this process, such as unpacking an archive, once the path has responded. When it hangs all the same, it
-   * keeps one thread of the pool, and no other work of this kind begins.
+   * keeps one thread of the pool, and no other work of its kind begins.
    * @param signal ends the wait for this and earlier work, which cannot be interrupted itself
    * @throws {DroverError} unavailable; the signal's reason
    */
-  async inPool<T>(path: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+  async inPool<T>(kind: PooledWork, path: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     await this.status(path);
     signal?.throwIfAborted();
-    const result = this.#pool(async () => {
+    const result = this.#pools[kind](async () => {
       signal?.throwIfAborted();
       return await work();
     });

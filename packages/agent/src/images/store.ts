@@ -378,7 +378,7 @@ export class ImageStore implements Images {
       await using _files = files;
       return await this.#fill(name, image, progress, signal);
     };
-    return await this.#foreign.inPool(reference.path, make, signal);
+    return await this.#foreign.inPool('archive', reference.path, make, signal);
   }
 
   async #fill(name: string, found: FoundImage, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {

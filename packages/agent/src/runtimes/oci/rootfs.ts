@@ -37,7 +37,7 @@ export async function mountRoot(host: MountingHost, layout: Layout, request: Cre
   const fresh = await overlayOn(host, layout, 'root', layout.root, request);
   const fill = async (): Promise<void> =>
     await fillRoot(layout.root, { hostname: request.hostname, address: request.network.address, uid });
-  if (fresh) await (request.foreignLayer === undefined ? fill() : foreign.inPool(request.foreignLayer, fill));
+  if (fresh) await (request.foreignLayer === undefined ? fill() : foreign.inPool('root', request.foreignLayer, fill));
   for (const [index, submount] of (request.submounts ?? []).entries()) {
     const target = await plainTarget(layout.root, submount.target);
     const own = join(layout.writable, `sub${index}`);
