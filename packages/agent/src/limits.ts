@@ -254,5 +254,7 @@ export const fullFreeBytes = 256 * 1024 ** 2;
 export const resourceCheckMs = 2_000;
 /** Kills found by one check whose processes are named; further ones are counted. */
 export const maxOomVictims = 16;
-/** Records of the kernel's log that are read for their names. */
+/** Records of the kernel's log that one check reads for their names; the next check reads on. */
 export const maxKernelLogRecords = 20_000;
+/** Kills in the kernel's log that are kept for the checks of other sandboxes; the oldest are dropped. */
+export const maxKeptOomKills = 1_024;

@@ -1,32 +1,63 @@
 import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
-import { errnoOf } from '@drover/foundation';
-import { maxKernelLogRecords } from '../../limits.ts';
+import { open, type FileHandle } from 'node:fs/promises';
+import { errnoOf, SerialExecutor } from '@drover/foundation';
+import { maxKeptOomKills, maxKernelLogRecords } from '../../limits.ts';
 
 /** One record with its prefix, as text: CONSOLE_EXT_LOG_MAX until Linux 6.3, PRINTK_MESSAGE_MAX (2048) since. A shorter read fails. */
 const recordBytes = 8_192;
 
-/** The messages of the kernel's log, oldest first; none where this process cannot read it. Source of the format: Documentation/ABI/testing/dev-kmsg. */
-export async function readKernelLog(): Promise<readonly string[]> {
-  const messages: string[] = [];
-  try {
-    await using file = await open('/dev/kmsg', constants.O_RDONLY | constants.O_NONBLOCK);
+/**
+ * The kernel's log, as far as it names processes that were killed for want of memory. It stays open, and each call reads only what was logged
+ * since the call before: a sandbox can have its processes killed as often as it likes, and the whole log is many thousand reads.
+ * Source of the format: Documentation/ABI/testing/dev-kmsg.
+ */
+export class KernelLog {
+  readonly #path: string;
+  readonly #serial = new SerialExecutor();
+  #file: FileHandle | undefined;
+  #kills: string[] = [];
+
+  constructor(path = '/dev/kmsg') {
+    this.#path = path;
+  }
+
+  /** See `victimsIn`; none where this process cannot read the log. */
+  async victims(cgroup: string): Promise<readonly string[]> {
+    return await this.#serial.run(async () => {
+      await this.#readNew().catch(() => undefined);
+      return victimsIn(this.#kills, cgroup);
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.#serial.run(async () => {
+      await this.#file?.close();
+      this.#file = undefined;
+    });
+  }
+
+  /** Rejects in a container without the device, or without the privilege: kills then have no names. */
+  async #readNew(): Promise<void> {
+    this.#file ??= await open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK);
     const buffer = Buffer.alloc(recordBytes);
     for (let reads = 0; reads < maxKernelLogRecords; reads++) {
       try {
         // Each read returns one record.
-        const { bytesRead } = await file.read(buffer, 0, buffer.length, null);
-        messages.push(buffer.toString('utf8', 0, bytesRead).replace(/^[^;]*;/, ''));
+        const { bytesRead } = await this.#file.read(buffer, 0, buffer.length, null);
+        if (bytesRead === 0) return;
+        const message = buffer.toString('utf8', 0, bytesRead).replace(/^[^;]*;/, '');
+        if (message.startsWith(oomKill)) this.#kills.push(message);
+        if (this.#kills.length > maxKeptOomKills) this.#kills.shift();
       } catch (error) {
         // EPIPE: records were overwritten meanwhile; the next read returns the oldest that is left. EAGAIN: the end.
-        if (errnoOf(error) !== 'EPIPE') return messages;
+        if (errnoOf(error) !== 'EPIPE') return;
       }
     }
-  } catch {
-    // A container without the device, or without the privilege: kills then have no names.
   }
-  return messages;
 }
+
+/** Linux, mm/oom_kill.c, dump_oom_summary(). */
+const oomKill = 'oom-kill:';
 
 /**
  * The names of the processes that the kernel killed for want of memory in a cgroup and below it, oldest first.
@@ -34,7 +65,6 @@ export async function readKernelLog(): Promise<readonly string[]> {
  */
 export function victimsIn(messages: readonly string[], cgroup: string): readonly string[] {
   return messages.flatMap((message) => {
-    // Linux, mm/oom_kill.c, dump_oom_summary().
     const [, path = '', name = ''] = /^oom-kill:.*?,task_memcg=([^,]*),task=(.*),pid=\d+,uid=\d+$/m.exec(message) ?? [];
     return path.split('/').includes(cgroup) ? [name] : [];
   });

@@ -34,7 +34,7 @@ import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
-import { readKernelLog, victimsIn } from './kernel-log.ts';
+import { KernelLog } from './kernel-log.ts';
 import { hasEntry, idInPath, layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
 import { openMounts, type Mounts } from './mounts.ts';
 import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
@@ -75,6 +75,7 @@ export class OciRuntime implements Runtime {
   readonly #cgroups: Cgroups;
   readonly #mounts: Mounts;
   readonly #bindings = new Bindings();
+  readonly #kernelLog = new KernelLog();
   readonly #foreign: ForeignPaths;
   /** What standbys wait at. */
   readonly #gates = new Map<SandboxId, Disposable>();
@@ -271,7 +272,7 @@ export class OciRuntime implements Runtime {
 
   async oomVictims(id: SandboxId, count: number): Promise<readonly string[]> {
     const record = await readRecord(layoutOf(this.#stateDirectory, id).record);
-    return victimsIn(await readKernelLog(), record?.container ?? id).slice(-count);
+    return (await this.#kernelLog.victims(record?.container ?? id)).slice(-count);
   }
 
   async stats(id: SandboxId): Promise<RuntimeStats | undefined> {
@@ -283,6 +284,7 @@ export class OciRuntime implements Runtime {
   async close(): Promise<void> {
     this.#life.abort();
     await this.#bindings.close();
+    await this.#kernelLog.close();
     await (await this.#prepared)?.close();
     await this.#cgroups.removeParent();
   }
