@@ -64,7 +64,7 @@ export function authentication(options: { readonly identities: Pick<IdentityStor
     const { certificate } = callerOf(request.contextValues);
     if (certificate === undefined) throw new Refused('the certificate is not that of a sandbox');
     // TLS looked at the dates when the connection began.
-    if (certificate.notAfter <= options.clock.now()) throw new Refused('the certificate has expired on this connection');
+    if (!(certificate.notAfter > options.clock.now())) throw new Refused('the certificate has expired on this connection');
     const token = bearerPattern.exec(request.header.get('authorization') ?? '')?.[1];
     if (token === undefined) throw new Refused('the call carries no token', 'token');
     const tokenHash = hashSecret(token);
