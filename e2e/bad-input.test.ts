@@ -123,7 +123,7 @@ const rows: readonly Row[] = [
   ['cp nosuch:/x /tmp/x', 3, /no sandbox "nosuch"/, 'sandbox-not-found'],
   ['host get nosuch', 3, /no host "nosuch"/, 'host-not-found'],
   ['image rm nosuch', 3, /no image nosuch/, 'image-not-found'],
-  ['exec idle -- true', 125, /idle is stopped\n.*drover sandbox start/, 'sandbox-not-running'],
+  ['exec idle -- true', 125, /idle is stopped: stopped by admin\n.*drover sandbox start/, 'sandbox-not-running'],
   ['run --name idle host -- true', 125, /named idle already/, 'name-taken'],
   // Who asks, and whom.
   ['sandbox ls --token wrong', 5, /not an API token/, 'unauthenticated'],
@@ -264,8 +264,12 @@ describe('a full disk', () => {
       try {
         await drover.up();
         await tool('sh', '-c', `dd if=/dev/zero of=${disk}/filler bs=64k 2>/dev/null || true`);
-        refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:1`]), 7, /no space left on the disk/);
-        refused(await drover.run(['run', '-n', `${proxy.host}/demo:1`, '--', 'true']), 125, /no space left on the disk/);
+        refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:1`]), 7, /does not fit: the host's disk that holds \S+ is full/);
+        refused(
+          await drover.run(['run', '-n', `${proxy.host}/demo:1`, '--', 'true']),
+          125,
+          /does not fit: the host's disk that holds \S+ is full/,
+        );
         await rm(join(disk, 'filler'));
         // A layer that found room and is whole counts as progress (R-13), until somebody prunes.
         await drover.run(['image', 'prune']);
@@ -393,8 +397,11 @@ describe('up', () => {
 
   test('a failed one leaves the control plane that its caller knew', async () => {
     const context = join(drover.directory, 'config', 'drover');
-    const of = async (): Promise<string[]> =>
-      await Promise.all((await readdir(context)).toSorted().map(async (name) => await readFile(join(context, name), 'utf8')));
+    const of = async (): Promise<string[]> => {
+      const files = (await readdir(context, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
+      const paths = files.map(({ parentPath, name }) => join(parentPath, name)).toSorted();
+      return await Promise.all(paths.map(async (path) => `${path}: ${await readFile(path, 'utf8')}`));
+    };
     const known = await of();
     await drover.run(['up', '--data', join(work, 'failed'), '--listen', '127.0.0.1:0', '--runtime-program', '/nonexistent']);
     expect(await of()).toEqual(known);

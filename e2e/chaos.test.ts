@@ -34,10 +34,11 @@ let agent: ReturnType<typeof part> | undefined;
 let server: ReturnType<typeof part> | undefined;
 
 /** `drover serve` or `drover agent` on what `up` has set up. `up` itself would hold back a part that dies so often (S-6). */
+/** As a service manager starts it that knows how the one before ended: killed from outside. */
 function part(...args: readonly string[]) {
   const output = { file: join(drover.data, 'drover.log'), append: true };
   return execa(join(repository, 'drover'), args, {
-    env: drover.environment,
+    env: { ...drover.environment, DROVER_LAST_END: 'SIGKILL' },
     reject: false,
     stdin: 'ignore',
     stdout: output,

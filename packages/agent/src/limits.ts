@@ -1,3 +1,6 @@
+/** Attempts to freeze a container whose processes do not stop in time, and the wait after the first; longer after each. Milliseconds. */
+export const pauseAttempts = 5;
+export const pauseRetryMs = 100;
 /** Events of sandboxes that wait for the link; beyond it the oldest are dropped, and their number is sent with the next. */
 export const unsentEvents = 1024;
 /** Time between SIGTERM and SIGKILL when nobody says otherwise. Milliseconds. */

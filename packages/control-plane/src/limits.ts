@@ -298,7 +298,7 @@ export const sessionPingTimeoutMs = 10_000;
  * What one sandbox's session may bring to the control plane: bytes, and messages over all of its calls, a second; and the bursts after
  * a quiet time. Beyond that its connection is read more slowly, which stops the sender. An exec whose output is read reaches the bytes first.
  */
-export const sessionBytesPerSecond = 32 * 1024 * 1024;
+export const sessionBytesPerSecond = 64 * 1024 * 1024;
 export const sessionBurstBytes = 64 * 1024 * 1024;
 export const sessionMessagesPerSecond = 2_000;
 export const sessionBurstMessages = 2_000;

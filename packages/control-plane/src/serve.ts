@@ -37,6 +37,8 @@ export interface ControlPlaneOptions {
   readonly hostTtlMs?: number;
   /** A host down for this long makes its sandboxes lost (L-26), ms. Default 60 s. */
   readonly lostGraceMs?: number;
+  /** How the server before this one ended, where its service manager knows: a signal's name or an exit status. */
+  readonly lastEnd?: string;
   readonly logger: Logger;
   readonly clock?: Clock;
   /** Stops the server, as `close` does. */
@@ -132,7 +134,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     ...(options.hostTtlMs !== undefined && { ttlMs: options.hostTtlMs, heartbeatMs: Math.floor(options.hostTtlMs / 3) }),
   });
   let credentials = credentialsOf(identity, ca);
-  const breaker = await CrashBreaker.open(join(directory.path, 'crashes.json'), clock, logger);
+  const breaker = await CrashBreaker.open(join(directory.path, 'crashes.json'), options.lastEnd ?? '', clock, logger);
   opened.defer(async () => await breaker.close());
   const sessions = new SessionManager({
     store,

@@ -13,5 +13,5 @@ export {
   type RestartPolicy,
 } from './machine.ts';
 export { logLines } from './output.ts';
-export { SupervisedProcess, type ProcessSpec, type ProcessStatus, type SupervisedProcessOptions } from './process.ts';
+export { lastEndVariable, SupervisedProcess, type ProcessSpec, type ProcessStatus, type SupervisedProcessOptions } from './process.ts';
 export { Supervisor, type SupervisorOptions } from './supervisor.ts';

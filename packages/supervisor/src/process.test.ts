@@ -6,7 +6,7 @@ import { silentLogger } from '@drover/foundation/log';
 import { afterEach, describe, expect, test } from 'vitest';
 import { limits } from './limits.ts';
 import { logLines } from './output.ts';
-import { SupervisedProcess, type ProcessSpec, type SupervisedProcessOptions } from './process.ts';
+import { lastEndVariable, SupervisedProcess, type ProcessSpec, type SupervisedProcessOptions } from './process.ts';
 import { Supervisor } from './supervisor.ts';
 
 const made: SupervisedProcess[] = [];
@@ -112,6 +112,22 @@ describe('a process under supervision', () => {
     node('console.log(JSON.stringify(process.env))', { env: { ONLY: 'this' }, onLine: (l) => lines.push(l) }).start();
     await until(() => lines.length > 0);
     expect(JSON.parse(lines[0] ?? '')).toEqual({ ONLY: 'this' });
+  });
+
+  test('knows, when it is restarted, how the process before it ended', async () => {
+    const lines: string[] = [];
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const child = node(`console.log(process.env.${lastEndVariable}); setInterval(() => {}, 1000)`, {
+      env: {},
+      onLine: (line) => lines.push(line) > 1 && resolve(),
+      policy: { backoffBaseMs: 1 },
+    });
+    child.start();
+    await until(() => lines.length > 0);
+    process.kill(child.status().pid, 'SIGABRT');
+    await promise;
+    expect(lines).toEqual(['undefined', 'SIGABRT']);
+    await child.stop();
   });
 
   test('G-11: that floods its output is not held up, nor is the log flooded', async () => {

@@ -21,7 +21,7 @@ export interface ProcessSpec {
   readonly name: string;
   /** Program and arguments; no shell. */
   readonly argv: readonly [string, ...string[]];
-  /** The whole environment: nothing is inherited (G-11). */
+  /** The whole environment: nothing is inherited (G-11). A restarted process also has `lastEndVariable`. */
   readonly env: Readonly<Record<string, string>>;
   readonly cwd?: string;
   readonly uid?: number;
@@ -69,6 +69,7 @@ export class SupervisedProcess {
   readonly #onChange: NonNullable<SupervisedProcessOptions['onChange']>;
   #state: MachineState = initialState;
   #child: ChildProcess | undefined;
+  #lastEnd: string | undefined;
   #wake: AbortController | undefined;
   #probing: AbortController | undefined;
   #letGo = false;
@@ -179,7 +180,7 @@ export class SupervisedProcess {
     try {
       // detached: a session and process group of its own, so that signals reach what it starts and ours do not reach it.
       child = spawn(program, args, {
-        env,
+        env: this.#lastEnd === undefined ? env : { ...env, [lastEndVariable]: this.#lastEnd },
         stdio,
         detached: true,
         ...(cwd && { cwd }),
@@ -202,6 +203,7 @@ export class SupervisedProcess {
       // What it started does not outlive it (R-9).
       if (!this.#letGo) signalGroup(pid, 'SIGKILL');
       this.#child = undefined;
+      this.#lastEnd = signal ?? String(code);
       void this.#closeOutput(child);
       this.#handle({ type: 'exited', code, signal });
     });
@@ -274,6 +276,9 @@ export class SupervisedProcess {
     }
   }
 }
+
+/** How the process before this one ended: the name of the signal, or the exit status. Any service manager may set it. */
+export const lastEndVariable = 'DROVER_LAST_END';
 
 /** Signals a whole process group; one that is gone has nothing to be signalled. */
 function signalGroup(pid: number | undefined, signal: 'SIGTERM' | 'SIGKILL'): void {

@@ -78,10 +78,11 @@ export async function joinHost(options: JoinOptions): Promise<HostIdentity> {
   return identity;
 }
 
-/** A state directory is one host of one control plane: its sandboxes would be unknown to another, and would end. @throws {DroverError} failed-precondition */
+/** A state directory is one host of one control plane: its sandboxes would be unknown to another, and would end. @throws {DroverError} invalid-argument for a token that is none; failed-precondition */
 export async function checkOtherControlPlane(stateDirectory: string, token: string): Promise<void> {
+  const { caFingerprint } = parseJoinToken(token);
   const known = await loadIdentity(stateDirectory);
-  if (known === undefined || thumbprintOf(known.caPem) === parseJoinToken(token).caFingerprint) return;
+  if (known === undefined || thumbprintOf(known.caPem) === caFingerprint) return;
   throw new DroverError('failed-precondition', `${stateDirectory} belongs to a host of another control plane (${known.linkAddress})`, {
     hint: 'give this host a directory of its own with --state, or remove the host there with drover host rm and then the directory',
   });

@@ -20,7 +20,7 @@ afterEach(async () => await rm(directory, { recursive: true, force: true }));
 async function server(): Promise<CrashBreaker> {
   // For a server that crashed, time stands still.
   clock = new FakeClock(clock.now());
-  return await CrashBreaker.open(join(directory, 'crashes.json'), clock, silentLogger);
+  return await CrashBreaker.open(join(directory, 'crashes.json'), '', clock, silentLogger);
 }
 
 async function crashes(count: number): Promise<void> {

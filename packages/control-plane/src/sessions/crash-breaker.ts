@@ -47,13 +47,17 @@ export class CrashBreaker {
     this.#loops = Promise.all([this.#trials(), this.#settle()]);
   }
 
-  /** @param path the record, in the data directory. @throws {DroverError} when it cannot be read or written */
-  static async open(path: string, clock: Clock, logger: Logger): Promise<CrashBreaker> {
+  /**
+   * @param path the record, in the data directory
+   * @param lastEnd see `begin`
+   * @throws {DroverError} when it cannot be read or written
+   */
+  static async open(path: string, lastEnd: string, clock: Clock, logger: Logger): Promise<CrashBreaker> {
     const left = await readFile(path, 'utf8').then(parseRecord, (error: unknown) => {
       if (errnoOf(error) === 'ENOENT') return noCrash;
       throw DroverError.from(error);
     });
-    const beginning = begin(left);
+    const beginning = begin(left, lastEnd);
     const breaker = new CrashBreaker(path, beginning, clock, logger);
     await breaker.#write(true);
     const { crashes, suspects, allOnTrial } = beginning;

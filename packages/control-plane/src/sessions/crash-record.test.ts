@@ -10,21 +10,24 @@ const died: CrashRecord = { ...noCrash, running: true };
 describe('a server begins', () => {
   test('without trials and suspects when there was none before it, or one that closed', () => {
     for (const left of [noCrash, { ...noCrash, crashes: 5 }]) {
-      expect(begin(left)).toEqual({ crashes: 0, suspects: new Map(), allOnTrial: false });
+      expect(begin(left, '')).toEqual({ crashes: 0, suspects: new Map(), allOnTrial: false });
     }
   });
 
   test('without trials after one crash, which may have been a kill of a healthy server', () => {
-    expect(begin(died)).toMatchObject({ crashes: 1, allOnTrial: false });
-    expect(begin({ ...died, settled: true, crashes: 7 })).toMatchObject({ crashes: 1, allOnTrial: false });
+    expect(begin(died, '')).toMatchObject({ crashes: 1, allOnTrial: false });
+    expect(begin({ ...died, settled: true, crashes: 7 }, '')).toMatchObject({ crashes: 1, allOnTrial: false });
   });
 
   test('with trials after several crashes in a row', () => {
-    expect(begin({ ...died, crashes: crashesBeforeTrials - 1 })).toMatchObject({ crashes: crashesBeforeTrials, allOnTrial: true });
+    expect(begin({ ...died, crashes: crashesBeforeTrials - 1 }, 'SIGABRT')).toMatchObject({
+      crashes: crashesBeforeTrials,
+      allOnTrial: true,
+    });
   });
 
   test('with those on trial as the only suspects when the server before it crashed during a trial', () => {
-    const { suspects, allOnTrial } = begin({ ...died, crashes: 4, trial: [a, b], suspects: { [b]: 2 } });
+    const { suspects, allOnTrial } = begin({ ...died, crashes: 4, trial: [a, b], suspects: { [b]: 2 } }, '');
     expect([...suspects]).toEqual([
       [b, 3],
       [a, 1],
@@ -32,8 +35,22 @@ describe('a server begins', () => {
     expect(allOnTrial).toBe(false);
   });
 
+  test.each(['SIGKILL', 'SIGTERM'])('as before when the one before it was ended from outside (%s)', (signal) => {
+    expect(begin({ ...died, crashes: 9, trial: [a], suspects: { [b]: 2 } }, signal)).toEqual({
+      crashes: 9,
+      suspects: new Map([[b, 2]]),
+      allOnTrial: true,
+    });
+    expect(begin(died, signal)).toEqual({ crashes: 0, suspects: new Map(), allOnTrial: false });
+    expect(begin({ ...died, crashes: 9, settled: true }, signal)).toMatchObject({ crashes: 0, allOnTrial: false });
+  });
+
+  test.each(['SIGABRT', 'SIGSEGV', '1', '134'])('with another crash when the one before it ended by itself (%s)', (end) => {
+    expect(begin(died, end)).toMatchObject({ crashes: 1 });
+  });
+
   test('with the suspects of before, also when the server before it closed', () => {
-    expect([...begin({ ...noCrash, suspects: { [a]: 3 } }).suspects]).toEqual([[a, 3]]);
+    expect([...begin({ ...noCrash, suspects: { [a]: 3 } }, '').suspects]).toEqual([[a, 3]]);
   });
 });
 

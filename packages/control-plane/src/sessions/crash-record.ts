@@ -25,16 +25,22 @@ export interface Beginning {
   readonly allOnTrial: boolean;
 }
 
+/** Signals that come from outside: an operator, a service manager, or the kernel's lack of memory. A peer cannot send them. */
+const foreignSignals: ReadonlySet<string> = new Set(['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT']);
+
 /**
  * One crash is nothing to learn from: a healthy server may have been killed. From `crashesBeforeTrials` crashes in a row on, sandboxes
- * are dialled on trial. A crash during a trial leaves those on trial as the only suspects.
+ * are dialled on trial. A crash during a trial leaves those on trial as the only suspects. A server that is known to have been killed from
+ * outside adds nothing to either.
+ * @param lastEnd how it ended, as its service manager reports it: the name of a signal or an exit status; empty when it is not known
  */
-export function begin(left: CrashRecord): Beginning {
-  const crashed = left.running;
-  const crashes = !crashed ? 0 : left.settled ? 1 : left.crashes + 1;
+export function begin(left: CrashRecord, lastEnd: string): Beginning {
+  const crashed = left.running && !foreignSignals.has(lastEnd);
+  const before = left.running && !left.settled ? left.crashes : 0;
+  const crashes = crashed ? before + 1 : before;
   const suspects = new Map(Object.entries(left.suspects) as [SandboxId, number][]);
   if (crashed) for (const id of left.trial) suspects.set(id, (suspects.get(id) ?? 0) + 1);
-  return { crashes, suspects, allOnTrial: crashes >= crashesBeforeTrials && left.trial.length === 0 };
+  return { crashes, suspects, allOnTrial: crashes >= crashesBeforeTrials && !(crashed && left.trial.length > 0) };
 }
 
 /** How long a trial lasts: longer after more crashes, for a peer that bides its time. Milliseconds. */

@@ -1,7 +1,8 @@
 import { readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { clip, DroverError, errnoOf } from '@drover/foundation';
-import { killedProgramMs, programOutputBytes, runtimeProgramMs } from '../../limits.ts';
+import { killedProgramMs, pauseAttempts, pauseRetryMs, programOutputBytes, runtimeProgramMs } from '../../limits.ts';
 import { launch, runProgram, type Finished, type Launched } from '../../programs/index.ts';
 
 /** An OCI runtime program, driven by its command line, which runc, crun, youki and runsc share. */
@@ -52,8 +53,17 @@ export class Program {
     }
   }
 
+  /** On cgroup v1, runc gives up after a short while when the processes are busy or the machine is slow, and thaws: it is tried again. */
   async pause(id: string): Promise<void> {
-    await this.#run(['--root', this.#root, 'pause', id]);
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await this.#run(['--root', this.#root, 'pause', id]);
+        return;
+      } catch (error) {
+        if (attempt >= pauseAttempts || !(error instanceof Error) || !error.message.includes('unable to freeze')) throw error;
+        await delay(pauseRetryMs * attempt);
+      }
+    }
   }
 
   async resume(id: string): Promise<void> {

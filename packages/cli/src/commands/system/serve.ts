@@ -2,6 +2,7 @@ import { resolve } from 'node:path';
 import { prepareDirectory } from '@drover/foundation';
 import { createLogger } from '@drover/foundation/log';
 import { startControlPlane } from '@drover/control-plane';
+import { lastEndVariable } from '@drover/supervisor';
 import type { Cli } from '../../cli.ts';
 import { whileParentLives } from '../../up/parent.ts';
 import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from '../../up/settings.ts';
@@ -28,6 +29,7 @@ export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags)
     ...liveness,
     ...(flags.store !== undefined && { store: flags.store }),
     ...(flags.publicHost !== undefined && { publicHost: flags.publicHost }),
+    lastEnd: cli.env[lastEndVariable] ?? '',
     logger: createLogger({ name: 'control-plane' }),
   });
   if (cli.out.json) cli.out.record({ ready: true, server: controlPlane.address, link: controlPlane.linkAddress, data });
