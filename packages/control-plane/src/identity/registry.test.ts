@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import fc from 'fast-check';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { canonicalCommonName, FakeClock, newHostId, newSandboxId, type HostId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { hashSecret } from '@drover/pki';
@@ -98,15 +98,20 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
     // One that waits for its address waits no longer than this.
     let done = false;
     void outcome.finally(() => (done = true));
-    for (let i = 0; i < 10_000 && !done; i++) await clock.advance(clock.sleeping > 0 ? addressWaitMs : 0);
+    await until(async () => {
+      if (clock.sleeping > 0) await clock.advance(addressWaitMs);
+      return done;
+    });
     return await outcome;
   };
   const until = async (condition: () => Promise<boolean> | boolean): Promise<void> => {
-    for (let i = 0; i < 2_000; i++) {
-      if (await condition()) return;
-      await clock.advance(0);
-    }
-    throw new Error('it did not come to that');
+    await vi.waitUntil(
+      async () => {
+        await clock.advance(0);
+        return await condition();
+      },
+      { interval: 1 },
+    );
   };
 
   describe('Register', () => {

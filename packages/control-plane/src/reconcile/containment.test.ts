@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { DroverError, FakeClock, newHostId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import type { Operation } from '../hub/hub.ts';
@@ -46,11 +46,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     return row;
   };
   const until = async (condition: () => Promise<boolean> | boolean): Promise<void> => {
-    for (let i = 0; i < 2_000; i++) {
-      if (await condition()) return;
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-    throw new Error('it did not come to that');
+    await vi.waitUntil(condition, { interval: 1 });
   };
   const becomes = async (row: SandboxRow, state: string): Promise<void> =>
     await until(async () => sandboxState(await get(row)).state === state);

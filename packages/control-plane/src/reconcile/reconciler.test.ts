@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { DroverError, FakeClock, newHostId, newSandboxId, sentenceOf } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { removeOnExitMs, upkeepMs } from '../limits.ts';
@@ -61,13 +61,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
   };
   /** Waits for a condition; time stands still meanwhile, except where the test moves it. */
   const until = async (condition: () => Promise<boolean> | boolean): Promise<void> => {
-    for (let i = 0; i < 2_000; i++) {
-      if (await condition()) return;
-      await new Promise((resolve) => {
-        setImmediate(resolve);
-      });
-    }
-    throw new Error('it did not come to that');
+    await vi.waitUntil(condition, { interval: 1 });
   };
   const becomes = async (row: SandboxRow, wanted: string): Promise<void> => {
     await until(async () => (await state(row)) === wanted).catch(async () => expect(await state(row)).toBe(wanted));
