@@ -103,7 +103,9 @@ table inet ${plan.table} {
     tcp dport ${initPort} meta skuid != 0 drop
     ip saddr ${plan.gatewayAddress} tcp sport ${controlPort} notrack accept
     oifname @cut goto to_cut
-    ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} notrack
+    ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} notrack accept
+    # R-16: the gateway's user answers its clients and opens no connection to a sandbox, else a rule for 10.0.0.0/8 would join sandboxes.
+    meta skuid != 0 reject
   }
   chain to_cut {
     ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} drop
