@@ -1,9 +1,9 @@
 import { execFileSync } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { makeDirectories, makeDirectoriesSync, prepareDirectory } from './index.ts';
+import { makeDirectories, makeDirectoriesSync, prepareDirectory, removeTree } from './index.ts';
 
 let directory: string;
 beforeEach(async () => {
@@ -68,4 +68,38 @@ test('a read-only, a full and a foreign file system are named', async () => {
   } finally {
     for (const path of [readOnly, full]) execFileSync('umount', [path]);
   }
+});
+
+describe('removeTree', () => {
+  test('removes what Node.js cannot name: directories below each other with a path of more than PATH_MAX', async () => {
+    const tree = join(directory, 'tree');
+    await mkdir(tree);
+    // Each chain of directories is moved to the end of another, as paths of its whole length cannot be given.
+    const chain = async (top: string): Promise<string> => {
+      const end = join(directory, top, ...Array.from({ length: 9 }, () => 'd'.repeat(200)));
+      await mkdir(end, { recursive: true });
+      await writeFile(Buffer.concat([Buffer.from(`${end}/`), Buffer.from([0x66, 0xff])]), '');
+      return end;
+    };
+    for (const branch of ['one', 'two']) {
+      let last = await chain('last');
+      for (let i = 0; i < 5; i++) {
+        const end = await chain(`more${i}`);
+        await rename(join(directory, i === 0 ? 'last' : `more${i - 1}`), join(end, 'below'));
+        last = join(directory, `more${i}`);
+      }
+      await rename(last, join(tree, branch));
+    }
+    await expect(rm(tree, { recursive: true })).rejects.toMatchObject({ code: 'ENAMETOOLONG' });
+    await removeTree(tree);
+    expect(await readdir(directory)).toEqual([]);
+  });
+
+  test('follows no link, and takes what does not exist as removed', async () => {
+    await mkdir(join(directory, 'kept', 'inner'), { recursive: true });
+    await symlink('kept', join(directory, 'link'));
+    await removeTree(join(directory, 'link'));
+    await removeTree(join(directory, 'nothing'));
+    expect(await readdir(join(directory, 'kept'))).toEqual(['inner']);
+  });
 });

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { mkdirSync, statSync } from 'node:fs';
-import { mkdir, open, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DroverError, errnoOf, reasonOf, type ErrorCode } from './errors.ts';
 
@@ -32,6 +32,39 @@ export function makeDirectoriesSync(path: string, mode = 0o777): void {
     if (errnoOf(error) !== 'ENOENT' || isDirectorySync(parent)) throw error;
     makeDirectoriesSync(parent, mode);
     makeDirectoriesSync(path, mode);
+  }
+}
+
+/**
+ * Removes a tree that a sandbox has made, as `rm -rf` does. The kernel takes paths of 4,096 bytes (PATH_MAX), and a program can make directories
+ * below each other that have longer ones, by changing into each: Node.js's own `recursive` fails on them with ENAMETOOLONG.
+ * @throws the system's error
+ */
+export async function removeTree(path: string): Promise<void> {
+  for (;;) {
+    try {
+      await rm(path, { recursive: true, force: true });
+      return;
+    } catch (error) {
+      if (errnoOf(error) !== 'ENAMETOOLONG') throw error;
+    }
+    await raiseDeep(Buffer.from(path));
+  }
+}
+
+/** Bytes of a path below a tree's root from which on what has it is moved to the root: well below PATH_MAX, with a name behind it. */
+const deepBytes = 2048;
+
+/** Moves directories that are far below a tree's root into it, each with what is in it. */
+async function raiseDeep(root: Buffer): Promise<void> {
+  const directories = [root];
+  for (let directory = directories.pop(); directory !== undefined; directory = directories.pop()) {
+    for (const entry of await readdir(directory, { withFileTypes: true, encoding: 'buffer' })) {
+      if (!entry.isDirectory()) continue;
+      const path = Buffer.concat([directory, Buffer.from('/'), entry.name]);
+      if (path.length - root.length < deepBytes) directories.push(path);
+      else await rename(path, Buffer.concat([root, Buffer.from(`/.raised-${randomBytes(12).toString('hex')}`)]));
+    }
   }
 }
 

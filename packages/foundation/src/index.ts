@@ -15,7 +15,7 @@ export {
   type DroverErrorOptions,
   type ErrorCode,
 } from './errors.ts';
-export { directoryProblem, makeDirectories, makeDirectoriesSync, prepareDirectory } from './directories.ts';
+export { directoryProblem, makeDirectories, makeDirectoriesSync, prepareDirectory, removeTree } from './directories.ts';
 export { readAtMost, writeFileAtomic } from './files.ts';
 export { limitHandshakes } from './handshakes.ts';
 export {

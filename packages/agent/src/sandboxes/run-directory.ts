@@ -1,6 +1,6 @@
 import { chmod, mkdir, opendir, readdir, rm, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errnoOf, isSandboxId, type SandboxId } from '@drover/foundation';
+import { errnoOf, isSandboxId, removeTree, type SandboxId } from '@drover/foundation';
 import { initPort, logFile, type InitConfig, type MainProcess, type SecretFile } from '@drover/init';
 import { makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
 import { runDiskBytes } from '../limits.ts';
@@ -53,7 +53,7 @@ export async function makeRunDirectory(stateDirectory: string, id: SandboxId, di
     await chmod(directory, 0o700);
   } else if (made !== undefined) return;
   for await (const { name } of await opendir(directory)) {
-    if (!kept.has(name)) await rm(join(directory, name), { recursive: true, force: true });
+    if (!kept.has(name)) await removeTree(join(directory, name));
   }
 }
 
@@ -65,7 +65,7 @@ export async function restoreRunDirectory(stateDirectory: string, id: SandboxId)
 export async function removeRunDirectory(stateDirectory: string, id: SandboxId): Promise<void> {
   const { image, mountPoint } = runDiskOf(stateDirectory, id);
   await unmountDisk({ mountPoint });
-  await rm(mountPoint, { recursive: true, force: true });
+  await removeTree(mountPoint);
   await rm(image, { force: true });
 }
 
@@ -75,7 +75,7 @@ export async function sweepRunDirectories(stateDirectory: string, known: Readonl
   for (const name of new Set(names.flat().map((file) => file.replace(/\.img(\.new)?$/, '')))) {
     if (isSandboxId(name) && known.has(name)) continue;
     if (isSandboxId(name)) await removeRunDirectory(stateDirectory, name);
-    else await rm(join(stateDirectory, 'run', name), { recursive: true, force: true });
+    else await removeTree(join(stateDirectory, 'run', name));
   }
 }
 
@@ -130,7 +130,7 @@ async function removeFiles(directory: string, names: readonly string[]): Promise
     try {
       await unlink(path);
     } catch (error) {
-      if (errnoOf(error) !== 'ENOENT') await rm(path, { recursive: true, force: true });
+      if (errnoOf(error) !== 'ENOENT') await removeTree(path);
     }
   };
   await Promise.all(names.map(async (name) => await remove(join(directory, name))));

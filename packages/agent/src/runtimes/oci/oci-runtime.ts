@@ -6,6 +6,7 @@ import {
   DroverError,
   errnoOf,
   isSandboxId,
+  removeTree,
   SerialExecutor,
   systemClock,
   type Clock,
@@ -507,9 +508,9 @@ export class OciRuntime implements Runtime {
     await unmountAll(this.#mounts, layout);
     // The record goes last with its directory: until then another destroy finds what is left.
     for (const name of await readdir(layout.directory).catch(() => [])) {
-      if (join(layout.directory, name) !== layout.record) await rm(join(layout.directory, name), { recursive: true, force: true });
+      if (join(layout.directory, name) !== layout.record) await removeTree(join(layout.directory, name));
     }
-    await rm(layout.directory, { recursive: true, force: true });
+    await removeTree(layout.directory);
     if (record?.slot !== undefined) (await this.#prepare())?.give(record.slot);
   }
 

@@ -1,6 +1,6 @@
-import { chmod, chown, lchown, lstat, mkdir, readdir, realpath, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, lchown, lstat, mkdir, readdir, realpath, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError, errnoOf, removeTree } from '@drover/foundation';
 import { isMounted, makeDisk, mountPoints } from '../../disks/index.ts';
 import type { ForeignPaths, ForeignStatus } from '../../foreign/index.ts';
 import type { CreateRequest } from '../runtime.ts';
@@ -140,7 +140,7 @@ async function overlayOn(
     return fresh;
   };
   const makeWork = async (): Promise<void> => {
-    await rm(work, { recursive: true, force: true });
+    await removeTree(work);
     await mkdir(work, { mode: 0o700 });
   };
   const upperMade = makeUpper();
@@ -220,7 +220,7 @@ async function plainTarget(root: string, target: string): Promise<string> {
 
 /** Takes what an earlier start said of its end, and gives the directory away with all that is in it. */
 export async function emptyRunDirectory(directory: string, uid: number): Promise<void> {
-  await rm(join(directory, 'exit.json'), { force: true, recursive: true });
+  await removeTree(join(directory, 'exit.json'));
   await giveAway(directory, uid);
 }
 
