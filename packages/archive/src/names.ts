@@ -27,7 +27,10 @@ export function showPath(path: string): string {
   const bytes = bytesOf(path);
   const text = bytes.toString('utf8');
   const isText = Buffer.from(text, 'utf8').equals(bytes);
-  const hex = (character: string): string => `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`;
+  // In UTF-8 a C1 control, which some terminals obey, is 0xc2 and a byte below 0xa0.
   // oxlint-disable-next-line no-control-regex
-  return isText ? text.replaceAll(/[\0-\x1f\x7f]/g, hex) : path.replaceAll(/[^\x20-\x7e]/g, hex);
+  const unshown = isText ? /[\0-\x1f\x7f]|\xc2[\x80-\x9f]/g : /[^\x20-\x7e]/g;
+  const hex = (found: string): string => bytesOf(found).reduce((shown, byte) => `${shown}\\x${byte.toString(16).padStart(2, '0')}`, '');
+  const shown = path.replaceAll(unshown, hex);
+  return isText ? bytesOf(shown).toString('utf8') : shown;
 }

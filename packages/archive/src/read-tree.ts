@@ -61,6 +61,8 @@ const ofOneFile = new Set([
   'EACCES',
   'EPERM',
   'ENOENT',
+  'ENOTDIR',
+  'ENAMETOOLONG',
   'ENXIO',
   'ELOOP',
   'EIO',
@@ -295,6 +297,8 @@ function unreadable(path: string, at: number, cause: unknown): DroverError {
 
 function reasonOf(errno: string, followLinks: boolean): string {
   if (errno === 'ENOENT') return followLinks ? 'does not exist, or is a link to nothing' : 'was removed while it was copied';
+  // Directories that a program has moved into each other: the kernel takes paths of 4,096 bytes.
+  if (errno === 'ENAMETOOLONG') return 'has too long a path';
   if (errno === 'EACCES' || errno === 'EPERM') return 'cannot be read: permission denied';
   return `cannot be read (${errno})`;
 }

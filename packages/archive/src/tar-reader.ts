@@ -185,6 +185,7 @@ export class TarParser {
   #longLink: string | undefined;
   #pax: [string, string][] = [];
   readonly #global = new Map<string, string>();
+  #globalBytes = 0;
   #segments: { offset: number; size: number }[] = [];
   #realSize = 0;
   #remaining = 0;
@@ -325,8 +326,18 @@ export class TarParser {
     if (flag === 'L') this.#longName = text();
     else if (flag === 'K') this.#longLink = text();
     else if (flag === 'x') this.#pax = readPax(data);
-    else for (const [key, value] of readPax(data)) this.#global.set(key, value);
+    else this.#addGlobal(readPax(data));
     this.#expect('header', block);
+  }
+
+  /** Records of a global header hold for every later entry: together they are bounded as those of one entry are. */
+  #addGlobal(records: readonly [string, string][]): void {
+    for (const [key, value] of records) {
+      const replaced = this.#global.get(key);
+      this.#globalBytes += value.length + (replaced === undefined ? key.length : -replaced.length);
+      this.#global.set(key, value);
+    }
+    if (this.#globalBytes > maxTarHeaderBytes) throw unsafe('its global headers are too long');
   }
 
   #entry: TarEntry | undefined;
@@ -405,6 +416,8 @@ export class TarParser {
       this.#entry = entry;
       if (raw.flag !== 'S' && pax.get('GNU.sparse.major') === '1') {
         this.#sparseText = '';
+        this.#sparseLines = 0;
+        this.#sparseCount = undefined;
         this.#expect('sparseMap', block);
         return;
       }
@@ -415,19 +428,28 @@ export class TarParser {
   }
 
   #sparseText = '';
+  /** Line ends in it. */
+  #sparseLines = 0;
+  /** Segments, once its first line is there. */
+  #sparseCount: number | undefined;
 
   /** GNU sparse 1.0: the map stands before the data, as decimal lines, in whole blocks. */
   #takeSparseMap(bytes: Buffer): void {
     this.#sparseText += bytes.toString('latin1');
     this.#remaining -= block;
     if (this.#remaining < 0 || this.#sparseText.length > maxTarHeaderBytes * 32) throw corrupt('the map of a sparse file is wrong');
-    const lines = this.#sparseText.split('\n');
-    const count = lines.length > 1 ? wholeNumber(lines[0] as string, 'a sparse map') : 0;
-    if (count > maxSparseSegments) throw unsafe('a sparse file has too many segments');
-    if (lines.length <= 1 + count * 2) {
+    for (const byte of bytes) if (byte === 0x0a) this.#sparseLines++;
+    if (this.#sparseCount === undefined && this.#sparseLines > 0) {
+      this.#sparseCount = wholeNumber(this.#sparseText.slice(0, this.#sparseText.indexOf('\n')), 'a sparse map');
+      if (this.#sparseCount > maxSparseSegments) throw unsafe('a sparse file has too many segments');
+    }
+    const count = this.#sparseCount;
+    // Split once it is whole: at each block, an archive of some megabytes would occupy its reader for hours.
+    if (count === undefined || this.#sparseLines < 1 + count * 2) {
       this.#expect('sparseMap', block);
       return;
     }
+    const lines = this.#sparseText.split('\n');
     const segments = [];
     for (let i = 0; i < count; i++) {
       segments.push({

@@ -13,6 +13,7 @@ import {
   readFileSync,
   readlinkSync,
   readdirSync,
+  renameSync,
   rmSync,
   symlinkSync,
   truncateSync,
@@ -222,6 +223,21 @@ describe('writing a tree', () => {
     expect(lstatSync(join(base, 'kept/tree/tool')).mode & 0o7777).toBe(0o4755);
   });
 
+  test('a path that is too long for the kernel is named, and the rest is copied', async () => {
+    const from = join(base, 'from');
+    mkdirSync(from);
+    writeFileSync(join(from, 'z'), 'x');
+    const chain = (top: string): string => join(base, top, ...Array.from({ length: 12 }, () => 'd'.repeat(200)));
+    for (const top of ['from', 'other']) mkdirSync(chain(top), { recursive: true });
+    renameSync(join(base, 'other'), join(chain('from'), 'other'));
+    const leftOut: LeftOut[] = [];
+    await unpack(tarOf(from, leftOut), join(base, 'to'));
+    expect(leftOut).toEqual([{ path: expect.stringContaining('/dddd'), reason: 'has too long a path' }]);
+    expect(existsSync(join(base, 'to/tree/z'))).toBe(true);
+    // The end of the test removes it by its path.
+    renameSync(join(chain('from'), 'other'), join(base, 'other'));
+  });
+
   test('a stream that breaks off leaves no half file', async () => {
     const from = join(base, 'from');
     mkdirSync(from);
@@ -254,7 +270,49 @@ describe('writing a tree', () => {
 test('a name is shown as text where it is text, else as its bytes', () => {
   expect(showPath(Buffer.from('grün').toString('latin1'))).toBe('grün');
   expect(showPath('caf\xe9\n')).toBe('caf\\xe9\\x0a');
+  // U+009B begins a control sequence as ESC [ does (ECMA-48, 5.3).
+  expect(showPath(Buffer.from('a\u001b[31m\u009b31m').toString('latin1'))).toBe('a\\x1b[31m\\xc2\\x9b31m');
   expect(fsPath('caf\xe9')).toEqual(bytesOf('caf\xe9'));
+});
+
+describe('an archive that is made to exhaust its reader', () => {
+  /** A PAX record: its length, which counts its own digits, then key=value (POSIX, pax). */
+  const record = (key: string, value: string): string => {
+    const rest = ` ${key}=${value}\n`;
+    let length = rest.length;
+    while (String(length).length + rest.length !== length) length = String(length).length + rest.length;
+    return `${length}${rest}`;
+  };
+  const header = (flag: string, content: Buffer): Buffer => {
+    const block = tarHeader({ name: 'x', type: 'file', mode: 0o644, uid: 0, gid: 0, mtimeNs: 0n, size: content.length }).subarray(-512);
+    block.write(flag, 156, 'latin1');
+    block.fill(' ', 148, 156);
+    block.write(
+      `${block
+        .reduce((sum, byte) => sum + byte, 0)
+        .toString(8)
+        .padStart(6, '0')}\0 `,
+      148,
+      'latin1',
+    );
+    return Buffer.concat([block, content, tarPadding(content.length)]);
+  };
+  const read = async (...pieces: readonly Buffer[]) =>
+    await unpack(one(Buffer.concat([...pieces, tarEnd])), join(base, 'target'), { links: 'none', owner: undefined });
+
+  // Reading the map anew at each of its blocks would take minutes.
+  test('a map of a sparse file that is never whole', { timeout: 30_000 }, async () => {
+    const sparse = { 'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.realsize': '9' };
+    const records = Object.entries(sparse).map(([key, value]) => record(key, value));
+    const map = Buffer.from(`1000000\n${'0\n'.repeat(900_000)}`);
+    await expect(read(header('x', Buffer.from(records.join(''))), header('0', map))).rejects.toMatchObject({ code: 'invalid-argument' });
+  });
+
+  test('global headers, each of a permitted size', async () => {
+    const globals = [1, 2, 3].map((i) => header('g', Buffer.from(record(`comment.${i}`, 'x'.repeat(500_000)))));
+    await read(...globals.slice(0, 2));
+    await expect(read(...globals)).rejects.toMatchObject({ code: 'unsafe-archive' });
+  });
 });
 
 describe('an archive from a sandbox', () => {

@@ -76,3 +76,20 @@ test('64-bit integers are numbers, also in messages within messages; times stay 
   });
   expect(messageJson(api.EventSchema, create(api.EventSchema, { id: 7n }))).toMatchObject({ id: 7 });
 });
+
+test('nothing that came from a sandbox controls the terminal, in text or in JSON; lines and columns stay', () => {
+  const written: string[] = [];
+  const sink = new Writable({ write: (chunk: Buffer, _encoding, done) => (written.push(chunk.toString()), done()) });
+  const hostile = 'a\u001b]0;x\u0007b\u009b31mc';
+  const out = output(sink);
+  out.line(`${hostile}\nd\te`);
+  out.note(`${hostile}\r`);
+  out.record({ name: hostile });
+  out.object({ name: hostile });
+  expect(written).toEqual([
+    'a ]0;x b 31mc\nd\te\n',
+    'drover: a ]0;x b 31mc \n',
+    '{"name":"a\\u001b]0;x\\u0007b\\u009b31mc"}\n',
+    '{\n  "name": "a\\u001b]0;x\\u0007b\\u009b31mc"\n}\n',
+  ]);
+});

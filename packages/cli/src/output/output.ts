@@ -20,24 +20,24 @@ export class Output {
     this.interactive = options.interactive;
   }
 
-  /** A line of the result. */
+  /** Lines of the result. */
   line(text: string): void {
-    this.stdout.write(`${text}\n`);
+    this.stdout.write(`${withoutControls(text)}\n`);
   }
 
   /** A line about the work, for people; on stderr, in both formats. */
   note(text: string): void {
-    this.stderr.write(`drover: ${text}${lineEnd()}`);
+    this.stderr.write(`drover: ${text.replace(/\p{Cc}+/gu, ' ')}${lineEnd()}`);
   }
 
   /** One JSON document. */
   object(value: unknown): void {
-    this.line(JSON.stringify(value, undefined, 2));
+    this.stdout.write(`${json(value, 2)}\n`);
   }
 
   /** One line of NDJSON. */
   record(value: unknown): void {
-    this.line(JSON.stringify(value));
+    this.stdout.write(`${json(value)}\n`);
   }
 
   /** A list: a JSON array, or a table. `none` is said, on stderr, when a person would see an empty table. */
@@ -70,7 +70,7 @@ export class Output {
   error(error: DroverError): void {
     if (this.json) {
       this.stderr.write(
-        `${JSON.stringify({ error: { code: error.code, message: error.message, ...(error.hint !== undefined && { hint: error.hint }) } })}\n`,
+        `${json({ error: { code: error.code, message: error.message, ...(error.hint !== undefined && { hint: error.hint }) } })}\n`,
       );
       return;
     }
@@ -82,6 +82,16 @@ export class Output {
 /** Control characters of a message that came from outside must not reach a terminal. */
 export function oneLine(text: string): string {
   return text.replace(/\p{Cc}+/gu, ' ').trim();
+}
+
+/** Tables have several lines; nothing else in them moves the cursor. */
+function withoutControls(text: string): string {
+  return text.replace(/[^\P{Cc}\n\t]+/gu, ' ');
+}
+
+/** JSON that a terminal shows as it is: JSON.stringify leaves DEL and the C1 controls (U+0080 to U+009F), which some terminals obey. */
+function json(value: unknown, indent?: number): string {
+  return JSON.stringify(value, undefined, indent).replace(/[\u007f-\u009f]/g, (c) => `\\u00${c.charCodeAt(0).toString(16)}`);
 }
 
 /** Enumerations that people see as words: `SANDBOX_STATE_RUNNING` is `running`. */
