@@ -218,6 +218,11 @@ export const gatewayAdoptMs = 5000;
 export const gatewayStartMs = 10_000;
 /** How long a gateway gets from SIGTERM to SIGKILL. Milliseconds. */
 export const gatewayStopGraceMs = 3000;
+/**
+ * Threads of the gateway. libuv resolves names in half of them, and a name whose server is silent holds one for some 10 s: with
+ * `lookupsPerSandbox` of each, it takes 8 hostile sandboxes to keep the others of the host waiting.
+ */
+export const gatewayThreads = 128;
 /** Sandboxes that a host takes when its configuration says nothing. */
 export const defaultSlots = 200;
 /** Where the egress proxy listens on the gateway's address. */

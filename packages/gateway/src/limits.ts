@@ -22,8 +22,8 @@ export const limits = {
   keepAliveMs: 15_000,
   /** Milliseconds for a name to be resolved; then 504. */
   resolveTimeoutMs: 5000,
-  /** Names of one sandbox being resolved at once; one more is answered 503. */
-  lookupsPerSandbox: 16,
+  /** Names of one sandbox being resolved at once, those that were given up and have not ended among them; one more is answered 503. */
+  lookupsPerSandbox: 8,
   /** Milliseconds for one address to accept a connection; then its attempt has failed. */
   dialTimeoutMs: 10_000,
   /** Milliseconds before the next address is tried beside one that has not connected yet. Source: RFC 8305, section 8. */

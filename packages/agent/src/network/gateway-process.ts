@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { DroverError, hasCode, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
 import { GatewayClient, type GatewayHealth, type GatewayRefusal, type SandboxPolicy } from '@drover/gateway';
 import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
-import { gatewayAdoptMs, gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs } from '../limits.ts';
+import { gatewayAdoptMs, gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs, gatewayThreads } from '../limits.ts';
 import { endProcess, processStartTime } from './process-identity.ts';
 
 export interface GatewayProcessOptions {
@@ -11,7 +11,7 @@ export interface GatewayProcessOptions {
   readonly stateDirectory: string;
   /** The program and its first arguments, to which those of `drover gateway` are added: `[node, cli, 'gateway']`. */
   readonly command: readonly [string, ...string[]];
-  /** The whole environment of the process. Default: PATH and DROVER_LOG. */
+  /** The whole environment of the process. Default: PATH, DROVER_LOG and the number of threads. */
   readonly env?: Readonly<Record<string, string>>;
   /** Where the egress proxy listens. The address must be there when the first policies are applied. */
   readonly address: string;
@@ -220,7 +220,7 @@ export class GatewayProcess {
   #launch(): void {
     const { command, address, port, env, runAs = process.getuid?.() === 0 ? gatewayUser : undefined } = this.#options;
     const user = runAs === undefined ? [] : ['--user', `${runAs.uid}:${runAs.gid}`];
-    const inherited: Record<string, string> = {};
+    const inherited: Record<string, string> = { UV_THREADPOOL_SIZE: String(gatewayThreads) };
     for (const name of ['PATH', 'DROVER_LOG']) if (process.env[name] !== undefined) inherited[name] = process.env[name];
     this.#process = new SupervisedProcess(
       {

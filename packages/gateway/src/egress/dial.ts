@@ -53,6 +53,7 @@ async function resolveInTime(name: string, resolve: Resolve): Promise<readonly s
   try {
     return await Promise.race([
       resolve(name).catch((error: unknown) => {
+        if (error instanceof RefusedError) throw error;
         throw unresolved(name, error);
       }),
       delay(limits.resolveTimeoutMs, undefined, { signal: timer.signal }).then(() => {

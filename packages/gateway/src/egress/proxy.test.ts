@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import { connect, createServer as createTcpServer, type AddressInfo, type Server as TcpServer, type Socket } from 'node:net';
 import { silentLogger } from '@drover/foundation/log';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { limits } from '../limits.ts';
 import { PolicyTable } from '../policy/index.ts';
 import type { Decision } from './decisions.ts';
@@ -29,6 +29,8 @@ let echoPort: number;
 let seen: { method: string; url: string; raw: string[]; body: string }[];
 let names: Map<string, string[]>;
 let lookups: string[];
+/** What names below silent.test resolve to, once the test ends their lookups. */
+let { promise: silence, resolve: endSilence } = Promise.withResolvers<readonly string[]>();
 let decisions: Decision[];
 const sockets: Socket[] = [];
 
@@ -36,6 +38,7 @@ beforeEach(async () => {
   seen = [];
   names = new Map([['web.test', [origin]]]);
   lookups = [];
+  ({ promise: silence, resolve: endSilence } = Promise.withResolvers<readonly string[]>());
   decisions = [];
   web = createServer((request, response) => {
     let body = '';
@@ -69,6 +72,7 @@ beforeEach(async () => {
     own: () => new Set(),
     resolve: async (name) => {
       lookups.push(name);
+      if (name.endsWith('.silent.test')) return await silence;
       const found = names.get(name);
       if (found === undefined) throw new Error('ENOTFOUND');
       return found;
@@ -466,4 +470,21 @@ test('one sandbox may have so many connections, and the others are not touched b
   // Closed without an answer: its end, or a reset.
   await new Promise((resolve) => extra.resume().once('end', resolve).once('close', resolve));
   expect(status(await exchange(get('http://web.test/'), sandboxB))).toBe(403);
+});
+
+test('one sandbox may have so many names resolved, given up or not; a name that is being resolved is not asked for again', async () => {
+  allow(['*.silent.test', 'web.test'], ['web.test']);
+  for (let i = 0; i < limits.lookupsPerSandbox; i++) (await dial()).write(get(`http://n${i}.silent.test/`));
+  (await dial()).write(get('http://n0.silent.test/'));
+  await vi.waitFor(() => expect(lookups).toHaveLength(limits.lookupsPerSandbox));
+  // Its clients leave, its lookups go on.
+  for (const socket of sockets.splice(0)) socket.destroy();
+  const refused = await exchange(get('http://web.test/'));
+  expect([status(refused), body(refused)]).toMatchObject([503, { error: 'too-busy' }]);
+  // Port 80 of web.test is nobody's: what counts is that its name is resolved.
+  expect(status(await exchange(get('http://web.test/'), sandboxB))).not.toBe(503);
+  expect(lookups.at(-1)).toBe('web.test');
+
+  endSilence(['10.0.0.1']);
+  await vi.waitFor(async () => expect(status(await exchange(get('http://web.test/')))).not.toBe(503));
 });

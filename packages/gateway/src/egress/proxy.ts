@@ -46,7 +46,8 @@ export class EgressProxy {
   readonly #onDecision: (decision: Decision) => void;
   readonly #clients: Clients;
   readonly #servers: Server[] = [];
-  readonly #lookups = new Map<string, number>();
+  /** Lookups that have not ended, by the sandbox's address and the name. */
+  readonly #lookups = new Map<string, Map<string, Promise<readonly string[]>>>();
   readonly #unsubscribe: () => void;
   /** Refusals, grouped for people. */
   readonly refusals = new RefusalReports();
@@ -216,7 +217,8 @@ export class EgressProxy {
     const verdict = judgeHost(policy, flow.host, flow.port);
     if (policy === undefined || !verdict.allowed || policy.sandboxId !== client.sandboxId)
       throw denied(verdict.allowed ? 'no rule' : verdict.rule, name, flow.port);
-    const addresses = await this.#bounded(client, () => permittedAddresses(policy, flow.host, flow.port, this.#resolve, this.#own()));
+    const resolve: Resolve = async (asked) => await this.#lookup(client, asked);
+    const addresses = await permittedAddresses(policy, flow.host, flow.port, resolve, this.#own());
     signal.throwIfAborted();
     const socket = await dialFirst(addresses, flow.port, name, signal);
     flow.address = socket.remoteAddress ?? addresses[0];
@@ -230,23 +232,27 @@ export class EgressProxy {
     return socket;
   }
 
-  /** Bounds the lookups of one sandbox, whose names may be made to resolve slowly. */
-  async #bounded<T>(client: Client, task: () => Promise<T>): Promise<T> {
-    const running = this.#lookups.get(client.address) ?? 0;
-    if (running >= limits.lookupsPerSandbox) {
+  /**
+   * Bounds the names of one sandbox that are being resolved, for it may choose names that resolve slowly. One that was given up counts until
+   * its lookup ends: until then it holds a thread of the resolver, which all sandboxes share.
+   */
+  async #lookup(client: Client, name: string): Promise<readonly string[]> {
+    const running = this.#lookups.get(client.address) ?? new Map<string, Promise<readonly string[]>>();
+    const same = running.get(name);
+    if (same !== undefined) return await same;
+    if (running.size >= limits.lookupsPerSandbox) {
       throw new RefusedError(
         { status: 503, error: 'too-busy', rule: 'no rule', hint: 'try again in a moment' },
-        `${running} names are being resolved for this sandbox already`,
+        `${running.size} names are being resolved for this sandbox already`,
       );
     }
-    this.#lookups.set(client.address, running + 1);
-    try {
-      return await task();
-    } finally {
-      const left = (this.#lookups.get(client.address) ?? 1) - 1;
-      if (left === 0) this.#lookups.delete(client.address);
-      else this.#lookups.set(client.address, left);
-    }
+    const lookup = this.#resolve(name).finally(() => {
+      running.delete(name);
+      if (running.size === 0) this.#lookups.delete(client.address);
+    });
+    running.set(name, lookup);
+    this.#lookups.set(client.address, running);
+    return await lookup;
   }
 
   #decision(client: Client, method: string, target: Pick<Target, 'host' | 'port'> | undefined, allowed: boolean, rule: string): Decision {
