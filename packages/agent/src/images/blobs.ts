@@ -37,6 +37,21 @@ export class BlobStore {
     await rm(this.#partialPath(digest), { force: true });
   }
 
+  /** Removes what earlier builds left for the next try, while `isIdle`: a build may begin meanwhile. @returns freed bytes */
+  async clear(isIdle: () => boolean): Promise<number> {
+    let freed = 0;
+    for (const directory of [this.#blobs, this.#partial]) {
+      for (const file of await readdir(directory)) {
+        const path = join(directory, file);
+        const size = (await sizeOf(path)) ?? 0;
+        if (!isIdle()) return freed;
+        await rm(path, { force: true });
+        freed += size;
+      }
+    }
+    return freed;
+  }
+
   /** Removes downloads that nobody went on with. */
   async sweep(): Promise<void> {
     for (const file of await readdir(this.#partial)) {

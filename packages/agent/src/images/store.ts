@@ -200,7 +200,10 @@ export class ImageStore implements Images {
         await this.#references.delete(record.reference);
         removed.push(record.reference);
       }
-      return { removed, freedBytes: await this.#collect() };
+      const freedBytes = await this.#collect();
+      // Progress of builds that failed is kept unless everything unused is to go.
+      const progressBytes = olderThanMs === 0 ? await this.#blobs.clear(() => this.#builds.size === 0) : 0;
+      return { removed, freedBytes: freedBytes + progressBytes };
     });
   }
 
