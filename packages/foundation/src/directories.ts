@@ -55,17 +55,25 @@ export async function removeTree(path: string): Promise<void> {
 /** Bytes of a path below a tree's root from which on what has it is moved to the root: well below PATH_MAX, with a name behind it. */
 const deepBytes = 2048;
 
-/** Moves directories that are far below a tree's root into it, each with what is in it. */
+/**
+ * Moves directories that are far below a tree's root into it, each with what is in it. The removal that failed may still be under way in other
+ * directories, so what has gone meanwhile is no error.
+ */
 async function raiseDeep(root: Buffer): Promise<void> {
   const directories = [root];
   for (let directory = directories.pop(); directory !== undefined; directory = directories.pop()) {
-    for (const entry of await readdir(directory, { withFileTypes: true, encoding: 'buffer' })) {
+    const entries = await readdir(directory, { withFileTypes: true, encoding: 'buffer' }).catch(gone);
+    for (const entry of entries ?? []) {
       if (!entry.isDirectory()) continue;
       const path = Buffer.concat([directory, Buffer.from('/'), entry.name]);
       if (path.length - root.length < deepBytes) directories.push(path);
-      else await rename(path, Buffer.concat([root, Buffer.from(`/.raised-${randomBytes(12).toString('hex')}`)]));
+      else await rename(path, Buffer.concat([root, Buffer.from(`/.raised-${randomBytes(12).toString('hex')}`)])).catch(gone);
     }
   }
+}
+
+function gone(error: unknown): undefined {
+  if (errnoOf(error) !== 'ENOENT') throw error;
 }
 
 async function isDirectory(path: string | Buffer): Promise<boolean> {
