@@ -61,6 +61,15 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     expect(output.match(/operation not permitted|permission denied/gi)).toHaveLength(4);
   });
 
+  test("R-5: a device file that an image brings opens nothing, /dev/net/tun's number among them, which the OCI runtime lets through", async () => {
+    const layer = await mkdtemp(join(harness.directory, 'devices-'));
+    await promisify(execFile)('mknod', ['-m', '0666', join(layer, 'tun'), 'c', '10', '200']);
+    await promisify(execFile)('mknod', ['-m', '0666', join(layer, 'null'), 'c', '1', '3']);
+    const script = 'for d in tun null; do (: < /$d) || echo "$d refused"; done; : < /dev/null && echo usable';
+    const { output } = await inside(script, { layers: [harness.busybox, layer] });
+    expect(output.match(/(tun|null) refused|usable/g)).toEqual(['tun refused', 'null refused', 'usable']);
+  });
+
   test('R-5: the host cannot be seen or changed through /proc and /sys', async () => {
     const { output } = await inside(
       'cat /proc/kallsyms | wc -c; cat /proc/keys | wc -c; echo 1 > /proc/sys/kernel/panic; echo 1 > /proc/sys/vm/drop_caches; ls /sys /sys/devices/system; ls /proc | grep -c "^[0-9]"',

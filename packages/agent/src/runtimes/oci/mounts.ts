@@ -33,6 +33,7 @@ export interface Mounts {
   unmount(targets: readonly string[]): Promise<void>;
 }
 
+/** Mounted nodev: an image may have device files, which root in the sandbox owns; the OCI runtime's own rules let it open /dev/net/tun. */
 export interface OverlayOptions {
   readonly target: string;
   readonly lower: readonly string[];
@@ -110,7 +111,8 @@ function openNative(): Mounts | undefined {
         const layers: (readonly [string, string])[] = appendableLayers()
           ? top.map((layer) => ['lowerdir+', layer])
           : [['lowerdir', top.map(escapeLayer).join(':')]];
-        const mount = mountOf('overlay', [['source', 'drover'], ...layers, ['upperdir', options.upper], ['workdir', options.work]]);
+        const settings = [['source', 'drover'], ...layers, ['upperdir', options.upper], ['workdir', options.work]] as const;
+        const mount = mountOf('overlay', settings, MOUNT_ATTR_NODEV);
         try {
           attach(mount, options.target);
         } finally {
@@ -186,7 +188,7 @@ export const spawnedMounts: Mounts = {
     const odd = paths.find((path) => path.includes(','));
     if (odd !== undefined) throw new DroverError('runtime-failed', `mount(8) cannot take a path with a comma: ${odd}`);
     const lower = options.lower.toReversed().map(escapeLayer).join(':');
-    const settings = `lowerdir=${lower},upperdir=${options.upper},workdir=${options.work}`;
+    const settings = `nodev,lowerdir=${lower},upperdir=${options.upper},workdir=${options.work}`;
     await mountProgram('mount', ['-t', 'overlay', 'drover', '-o', settings, options.target]);
   },
   detach: (target) => mountProgram('umount', ['-l', target]),
