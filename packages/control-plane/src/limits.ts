@@ -117,7 +117,7 @@ export const maxGitConfig = 100;
 export const maxKnownHosts = 100;
 /** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
 export const containWaitMs = 10_000;
-/** API: hosts that one error names; the others are left out. */
+/** API: hosts, or sandboxes, that one error names; the others are counted. */
 export const maxNamedHosts = 8;
 /** API: characters of the reason that is given for a containment. A longer one is refused. */
 export const maxContainReasonLength = 500;

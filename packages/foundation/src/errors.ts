@@ -184,6 +184,9 @@ function systemErrors(): ReadonlyMap<string, string> {
     ...getSystemErrorMap().values(),
     // Of execve(2); Node.js has no words for it.
     ['ENOEXEC', 'exec format error'],
+    // Of getaddrinfo(3), which has no errno.
+    ['ENOTFOUND', 'its name cannot be resolved'],
+    ['EAI_AGAIN', 'its name cannot be resolved at the moment'],
     // Node.js calls it an illegal operation on a directory.
     ['EISDIR', 'it is a directory'],
   ]);

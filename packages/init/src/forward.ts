@@ -66,8 +66,9 @@ async function dial(port: number, signal: AbortSignal): Promise<Socket> {
       cause ??= error;
     }
   }
-  throw new DroverError('unavailable', `nothing answers on port ${port} in the sandbox`, {
-    hint: 'check that the program in the sandbox listens on it',
+  // Not a transient code: the connection to the sandbox stands, and a client that tries again finds the same.
+  throw new DroverError('failed-precondition', `nothing listens on port ${port} in the sandbox`, {
+    hint: 'start a program in the sandbox that listens on it',
     cause,
   });
 }

@@ -147,9 +147,15 @@ export class SqlHostStore implements HostStore {
       if (before.removed_at !== null) return hostRow(before);
       const sandboxes = await lockSandboxes(this.#database, tx, { hostId: id });
       if (sandboxes.length > 0 && !options.force) {
-        throw new DroverError('host-not-empty', `${before.name} still holds ${counted(sandboxes.length, 'sandbox')}`, {
-          hint: 'move them with `drover host drain`, remove them, or use --force: they are lost then',
-        });
+        const names = sandboxes.slice(0, limits.maxNamedHosts).map(({ project, name }) => (project === '' ? name : `${project}/${name}`));
+        const more = sandboxes.length > names.length ? ` and ${sandboxes.length - names.length} more` : '';
+        throw new DroverError(
+          'host-not-empty',
+          `${before.name} still holds ${counted(sandboxes.length, 'sandbox')}: ${names.join(', ')}${more}`,
+          {
+            hint: 'move those that run with `drover host drain`, remove those that have stopped, or use --force: they are lost then',
+          },
+        );
       }
       for (const row of sandboxes) {
         // A host that is gone for good never reports the end of a deletion.
