@@ -14,15 +14,19 @@ export async function setUpHost(plan: AddressPlan, ports: HostPorts, slots: Read
   checkPoolIsFree(plan);
   const interfaces = (set: SlotSet): readonly string[] => slots[set].map((slot) => slotInterface(plan, slot));
   await command('nft', ['-f', '-'], ruleset(plan, ports, interfaces('cut'), interfaces('unregistered')));
-  if (networkInterfaces()[plan.gatewayInterface]?.some((a) => a.address === plan.gatewayAddress)) return;
+  const up = `link set ${plan.gatewayPeer} arp off addrgenmode none up
+link set ${plan.gatewayInterface} arp off addrgenmode none up
+`;
+  if (networkInterfaces()[plan.gatewayInterface]?.some((a) => a.address === plan.gatewayAddress)) {
+    await command('ip', ['-batch', '-'], up);
+    return;
+  }
   if (await exists(plan)) await command('ip', ['link', 'del', plan.gatewayInterface]);
   await command(
     'ip',
     ['-batch', '-'],
     `link add ${plan.gatewayInterface} type veth peer name ${plan.gatewayPeer}
-link set ${plan.gatewayPeer} arp off addrgenmode none up
-link set ${plan.gatewayInterface} arp off addrgenmode none up
-addr add ${plan.gatewayAddress}/32 dev ${plan.gatewayInterface}
+${up}addr add ${plan.gatewayAddress}/32 dev ${plan.gatewayInterface}
 `,
   );
 }

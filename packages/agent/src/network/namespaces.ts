@@ -28,10 +28,7 @@ export async function createNamespace(plan: AddressPlan, slot: number): Promise<
       ['-batch', '-'],
       `netns add ${name}
 link add ${host} address ${hostMac} type veth peer name eth0 address ${sandboxMac} netns ${name}
-link set ${host} arp off addrgenmode none up
-route add ${address}/32 dev ${host} src ${plan.gatewayAddress}
-neigh replace ${address} lladdr ${sandboxMac} dev ${host} nud permanent
-`,
+${hostEnd(plan, slot)}`,
     );
     // /proc/sys/net shows the namespace of whoever opens it. Where the kernel has no IPv6 or /proc is read-only there is
     // nothing to switch off or no way to; the rules drop IPv6 in any case. The loopback interface keeps ::1, which /etc/hosts names.
@@ -53,6 +50,26 @@ neigh replace ${plan.gatewayAddress} lladdr ${hostMac} dev eth0 nud permanent
     await removeSlots(plan, [slot]).catch(() => undefined);
     throw error;
   }
+}
+
+/**
+ * Restores what the host needs to reach slots whose interfaces exist: the kernel removes a route when its interface goes down or when its
+ * source, the gateway's address, goes. Changes nothing where nothing is missing.
+ */
+export async function restoreHostEnds(plan: AddressPlan, slots: readonly number[]): Promise<void> {
+  if (slots.length === 0) return;
+  // -force: a slot that fails does not keep the others from being restored.
+  await command('ip', ['-force', '-batch', '-'], slots.map((slot) => hostEnd(plan, slot)).join(''));
+}
+
+/** The host's side of a slot, in lines for `ip -batch` that can be repeated. */
+function hostEnd(plan: AddressPlan, slot: number): string {
+  const host = slotInterface(plan, slot);
+  const address = slotAddress(plan, slot);
+  return `link set ${host} arp off addrgenmode none up
+route replace ${address}/32 dev ${host} src ${plan.gatewayAddress}
+neigh replace ${address} lladdr ${sandboxMac} dev ${host} nud permanent
+`;
 }
 
 /** Takes the interfaces and namespaces of slots away, whichever of them are there. */

@@ -12,7 +12,11 @@ export interface AddressHolder {
  * proxy, the way to the control plane and nothing else, in force before anything runs in it.
  */
 export interface Network {
-  /** Sets up the host's side (bridge-less veths, nftables table, pool) and removes leftovers of an earlier life. */
+  /**
+   * Sets up the host's side (bridge-less veths, nftables table, pool), restores what the host lacks to reach the known sandboxes that
+   * run, and removes leftovers of an earlier life.
+   * @throws {DroverError} invalid-config when known sandboxes have addresses in another pool; nothing is changed then
+   */
   start(known: ReadonlySet<SandboxId>): Promise<void>;
   /**
    * The sandbox's attachment, made if it has none: `reserved`, where that is given. The same id gets the same one (R-17).

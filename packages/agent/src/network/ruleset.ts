@@ -97,6 +97,8 @@ table inet ${plan.table} {
   }
   chain output {
     type filter hook output priority raw; policy accept;
+    # A sandbox is reached by its own interface only: without its route, a packet to it would leave by the host's default route.
+    oifname != "lo" oifname != ${sandboxes} ip daddr ${plan.pool} reject
     oifname != ${sandboxes} accept
     meta nfproto != ipv4 drop
     # I-3: the agent's tunnels reach init, the gateway's user does not, whatever a policy allows it.

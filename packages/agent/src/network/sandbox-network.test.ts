@@ -1,4 +1,5 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import { createSocket } from 'node:dgram';
@@ -595,6 +596,57 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     expect(await after.acquire(sandbox)).toEqual(before);
     await after.applyPolicy(sandbox, [web.origin]);
     expect((await viaProxy(before, `http://${web.origin}/`)).out).toBe('hello /\n');
+  });
+
+  test('R-9: a start with another pool is refused and leaves the way to running sandboxes; the next start restores what is missing', async () => {
+    const routeTo = async (at: NetworkAttachment): Promise<string> => (await run('ip', ['route', 'get', at.address])).stdout;
+    const stop = async (): Promise<void> => {
+      for (const network of opened.splice(0)) await network.close();
+      await proxy?.close();
+      proxy = undefined;
+    };
+    const known = new Set([id(), id()]);
+    const [first, second] = known;
+    const network = await start({ warm: 0 });
+    const at = await network.acquire(first as SandboxId);
+    const other = await network.acquire(second as SandboxId);
+    const servers = [await echoes(at, initPort), await echoes(other, initPort)];
+    try {
+      await stop();
+      await expect(start({ stateDirectory: state, warm: 0, pool: '10.252.66.0/24' }, known)).rejects.toMatchObject({
+        code: 'invalid-config',
+        hint: expect.stringContaining(`--pool ${pool}`),
+      });
+      await stop();
+      expect(await routeTo(at)).toContain(`dev ${at.interface}`);
+      expect(await dialIn(at, initPort).answers()).toBe(true);
+
+      // The routes go with the address; an interface that is down has none either.
+      await run('ip', ['link', 'del', `d${instance}g`]);
+      await run('ip', ['link', 'set', other.interface, 'down']);
+      expect(await run('ip', ['route', 'show', at.address])).toMatchObject({ stdout: '' });
+      await start({ stateDirectory: state, warm: 0 }, known);
+      for (const sandbox of [at, other]) {
+        expect(await routeTo(sandbox)).toContain(`dev ${sandbox.interface}`);
+        expect(await dialIn(sandbox, initPort).answers()).toBe(true);
+      }
+    } finally {
+      for (const server of servers) server.kill('SIGKILL');
+    }
+  });
+
+  test('R-16: without its route, a sandbox is not looked for elsewhere', async () => {
+    const network = await start({ warm: 0 });
+    const at = await network.acquire(id());
+    await run('ip', ['route', 'del', `${at.address}/32`]);
+    // As the host's default route would: to a neighbour, which has no way to it.
+    await run('ip', ['route', 'add', `${at.address}/32`, 'via', web.address]);
+    try {
+      const socket = connect(initPort, at.address);
+      await expect(once(socket, 'connect')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+    } finally {
+      await run('ip', ['route', 'del', `${at.address}/32`]);
+    }
   });
 
   test("R-17: an unreadable record is nobody's", async () => {

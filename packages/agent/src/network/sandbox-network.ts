@@ -6,7 +6,7 @@ import { emptyNetworkDelayMs, networkCreatesAtOnce, networkOperationsPerSandbox,
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { addressSlot, defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
 import { setSlot, setUpHost, tearDownHost, type SlotSet } from './host-side.ts';
-import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots } from './namespaces.ts';
+import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots, restoreHostEnds } from './namespaces.ts';
 import type { AddressHolder, Network } from './network.ts';
 import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
 import { NetworkRecords, type NetworkRecord } from './records.ts';
@@ -58,6 +58,8 @@ export class SandboxNetwork implements Network {
   #refilling: Promise<void> | undefined;
   readonly #life = new AbortController();
   #open = false;
+  /** Whether `start` has begun to change the host. */
+  #begun = false;
 
   /** @throws {DroverError} invalid-config */
   constructor(options: SandboxNetworkOptions) {
@@ -75,23 +77,28 @@ export class SandboxNetwork implements Network {
 
   async start(known: ReadonlySet<SandboxId>): Promise<void> {
     if (this.#open) throw new DroverError('internal', 'the network is started already');
-    for (const record of await this.#disk.load()) {
-      if (!known.has(record.id)) {
-        await this.#disk.remove(record.id);
-      } else if (record.pool !== this.#plan.pool) {
-        throw new DroverError('invalid-config', `sandboxes of this host have addresses in ${record.pool}, not in ${this.#plan.pool}`, {
-          hint: `start with --pool ${record.pool}, or remove the sandboxes first`,
-        });
-      } else {
-        this.#records.set(record.id, record);
-      }
+    const records = await this.#disk.load();
+    const other = records.find((record) => known.has(record.id) && record.pool !== this.#plan.pool);
+    if (other !== undefined) {
+      throw new DroverError('invalid-config', `sandboxes of this host have addresses in ${other.pool}, not in ${this.#plan.pool}`, {
+        hint: `start with --pool ${other.pool}, or remove the sandboxes first`,
+      });
     }
+    for (const record of records) {
+      if (known.has(record.id)) this.#records.set(record.id, record);
+      else await this.#disk.remove(record.id);
+    }
+    this.#begun = true;
     const owned = new Set([...this.#records.values()].map((r) => r.slot));
     const slotsWith = (set: SlotSet): readonly number[] => [...this.#records.values()].filter((r) => r[set]).map((r) => r.slot);
     await setUpHost(this.#plan, this.#options, { cut: slotsWith('cut'), unregistered: slotsWith('unregistered') });
     const present = await presentSlots(this.#plan);
     const swept = [...new Set([...present.interfaces, ...present.names])].filter((slot) => !owned.has(slot));
     await removeSlots(this.#plan, swept);
+    const running = [...owned].filter((slot) => present.interfaces.has(slot));
+    await restoreHostEnds(this.#plan, running).catch((error: unknown) => {
+      this.#logger.error({ err: String(error) }, 'the way to a running sandbox could not be restored');
+    });
     for (let slot = 0; slot < this.#plan.slots; slot++) if (!owned.has(slot)) this.#free.push(slot);
     this.#open = true;
     this.#logger.info({ adopted: owned.size, swept: swept.length, pool: this.#plan.pool }, 'sandbox network ready');
@@ -198,8 +205,8 @@ export class SandboxNetwork implements Network {
     await this.#refilling;
     await removeSlots(this.#plan, [...this.#ready.splice(0), ...this.#reserved.values()]);
     this.#reserved.clear();
-    // Sandboxes that run on keep their rules; without any, nothing stays.
-    if (this.#records.size === 0) await tearDownHost(this.#plan);
+    // Sandboxes that run on keep their rules; without any, nothing stays. A refused start leaves the host as it was.
+    if (this.#begun && this.#records.size === 0) await tearDownHost(this.#plan);
   }
 
   async #exclusively<T>(id: SandboxId, task: () => Promise<T>): Promise<T> {
@@ -246,6 +253,8 @@ export class SandboxNetwork implements Network {
     if (!present.interfaces.has(slot) || !(await isJoinable(this.#plan, slot))) {
       await removeSlots(this.#plan, [slot]);
       await this.#creating(() => createNamespace(this.#plan, slot));
+    } else {
+      await restoreHostEnds(this.#plan, [slot]);
     }
     return this.#attachment(slot);
   }

@@ -85,13 +85,14 @@ export class SandboxManager implements Sandboxes {
     await mkdir(join(this.#options.stateDirectory, 'run'), { recursive: true, mode: 0o711 });
     for (const record of await this.#records.load()) this.#entries.set(record.id, newEntry(record));
     const known = new Set(this.#entries.keys());
+    // First: a pool that is not the sandboxes' own is refused before anything of theirs is touched.
+    await this.#options.network.start(known);
     // One after the other: after a boot of the host, each is a mount. One that fails must not keep the other sandboxes from the agent.
     for (const id of known) {
       await restoreRunDirectory(this.#options.stateDirectory, id).catch((error: unknown) => {
         this.#logger.error({ err: error, sandbox: id }, 'the run directory of a sandbox could not be mounted: its log is not available');
       });
     }
-    await this.#options.network.start(known);
     await Promise.all([...this.#entries.values()].map((entry) => entry.operations.run(() => this.#adopt(entry))));
     const kept = new Set(this.#entries.keys());
     for (const runtime of this.#options.runtimes) {
