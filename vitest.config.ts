@@ -5,6 +5,7 @@ import { BaseSequencer, type TestSpecification } from 'vitest/node';
 const slow = [
   'field/new-machine',
   'bad-input',
+  'hostile-peers.lost',
   'chaos',
   'kills',
   'disks',
@@ -13,7 +14,8 @@ const slow = [
   'field/reconnect',
   'sandbox',
   'identity',
-  'http2/hostile-peers',
+  'http2/hostile-servers',
+  'http2/hostile-clients',
   'hosts',
   'attacker',
   'run',
