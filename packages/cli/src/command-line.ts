@@ -39,6 +39,30 @@ export function locate(program: Command, words: readonly string[]): Position {
   return { command, option, operands, flagsEnded, isTheirs: isTheirs() };
 }
 
+/** What `help` asks about: the innermost command that the words after it name, and the first word that names none below that. */
+export interface HelpQuestion {
+  readonly command: Command;
+  readonly unknown: string | undefined;
+}
+
+/** @returns undefined when the line does not ask with `help`: `drover help sandbox create`, `drover sandbox help create` */
+export function helpQuestion(program: Command, words: readonly string[]): HelpQuestion | undefined {
+  const at = words.findIndex((word, i) => word === 'help' && mayNameCommand(locate(program, words.slice(0, i))));
+  if (at < 0) return undefined;
+  let { command } = locate(program, words.slice(0, at));
+  for (const word of words.slice(at + 1)) {
+    if (word.startsWith('-')) break;
+    const inner = subcommand(command, word);
+    if (inner === undefined) return { command, unknown: command.commands.length > 0 && !takesCommand(command) ? word : undefined };
+    command = inner;
+  }
+  return { command, unknown: undefined };
+}
+
+function mayNameCommand({ command, option, operands, flagsEnded }: Position): boolean {
+  return command.commands.length > 0 && !takesCommand(command) && option === undefined && operands.length === 0 && !flagsEnded;
+}
+
 /** The words of the line that are Drover's own: all but those of the command to run in a sandbox. */
 export function ownWords(program: Command, words: readonly string[]): readonly string[] {
   const end = words.findIndex((_, count) => locate(program, words.slice(0, count)).isTheirs);

@@ -1,8 +1,10 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { errorCodes, version } from '@drover/foundation';
 
@@ -38,6 +40,9 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
   test.each([
     [['sandbx', 'ls'], 2, /unknown command 'sandbx'/, /Did you mean sandbox\?/],
     [['sandbox', 'lst'], 2, /unknown command 'lst'/, /Did you mean/],
+    [['help', 'sandbx'], 2, /unknown command 'sandbx'/, /Did you mean sandbox\?/],
+    [['sandbox', 'help', 'creat'], 2, /unknown command 'creat'/, /Did you mean create\?/],
+    [['help', 'sandbox', 'zzz'], 2, /unknown command 'zzz'/, /drover sandbox --help lists/],
     [['sandbox'], 2, /needs a command/, /drover sandbox --help/],
     [['sandbox', 'get'], 2, /missing required argument 'sandbox'/, /--help/],
     [['sandbox', 'ls', '-o', 'yaml'], 2, /argument 'yaml' is invalid/, /./],
@@ -153,6 +158,22 @@ describe.concurrent('what needs no control plane', () => {
       expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
       expect(stdout).toContain('Usage: drover');
     }
+  });
+
+  test.each([[['help', 'sandbox', 'create']], [['sandbox', 'help', 'create']], [['sb', 'help', 'create']]])(
+    '%j is the help of create',
+    async (args) => {
+      const { code, stdout } = await drover(args);
+      expect([code, stdout]).toEqual([0, (await drover(['sandbox', 'create', '--help'])).stdout]);
+      expect(stdout).toContain('Usage: drover sandbox create');
+    },
+  );
+
+  test.each([[['help', 'run']], [['run', '--help']], [[]], [['--version']]])('%j ends quietly when its reader has ended', async (args) => {
+    const child = spawn(process.execPath, [...flags, '--', main, ...args], { stdio: ['ignore', 'pipe', 'pipe'], env: { HOME: home } });
+    child.stdout.destroy();
+    const [stderr, [code]] = await Promise.all([text(child.stderr), once(child, 'close')]);
+    expect([code, stderr]).toEqual([0, '']);
   });
 
   test('R-3: help lists every exit status that an error can have', async () => {

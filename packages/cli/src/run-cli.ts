@@ -5,7 +5,7 @@ import { DroverError, errnoOf, hasCode, reasonOf } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import { requireText } from './arguments.ts';
 import type { Cli } from './cli.ts';
-import { commandPath, locate, ownWords } from './command-line.ts';
+import { commandPath, helpQuestion, locate, ownWords } from './command-line.ts';
 import { Output } from './output/output.ts';
 import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
 import { buildProgram, type CommonFlags, type Run } from './program.ts';
@@ -15,6 +15,10 @@ const wrappers = new Set(['run', 'exec', 'attach']);
 
 /** Runs one command line and gives the exit status. Everything that goes wrong is said here, in one place. */
 export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> {
+  // Help is written too, before any command runs.
+  for (const stream of [process.stdout, process.stderr]) {
+    if (!stream.listeners('error').includes(endOnBrokenPipe)) stream.on('error', endOnBrokenPipe);
+  }
   let status: number | undefined;
   const state: State = {};
   const out = (json: boolean): Output =>
@@ -50,7 +54,14 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
       program.outputHelp();
       return 0;
     }
-    await program.parseAsync([...argv], { from: 'user' });
+    const question = helpQuestion(program, argv);
+    if (question !== undefined && question.unknown === undefined) {
+      question.command.outputHelp();
+      return 0;
+    }
+    // Without the word `help`, the parser refuses the unknown command and suggests a similar one.
+    const unknownCommand = question && [...commandPath(question.command).split(' ').filter(Boolean), question.unknown ?? ''];
+    await program.parseAsync([...(unknownCommand ?? argv)], { from: 'user' });
     return status ?? Number(process.exitCode ?? 0);
   } catch (thrown) {
     if (thrown instanceof CommanderError && thrown.exitCode === 0) return 0;
@@ -167,9 +178,6 @@ class RunningCli implements Cli, AsyncDisposable {
     this.connection = flags;
     this.#state = state;
     for (const signal of endingSignals) process.on(signal, this.#onSignal);
-    for (const stream of [process.stdout, process.stderr]) {
-      if (!stream.listeners('error').includes(endOnBrokenPipe)) stream.on('error', endOnBrokenPipe);
-    }
   }
 
   get signal(): AbortSignal {

@@ -16,6 +16,7 @@ import { checkHostFlags, saveHostSettings, type HostFlags } from './host-setting
 import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
 import { checkMachine, hostChecks } from './machine-check.ts';
+import { noticeText } from './notice.ts';
 import { parentVariable } from './parent.ts';
 import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from './settings.ts';
 
@@ -110,11 +111,10 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   const notices = openLogOutput(2);
   const supervisor = new Supervisor({
     logger,
-    onChange: ({ name, lastError }, announced) => {
+    onChange: (status, announced) => {
       if (announced === 'running') log.forgetErrors();
       if (quiet || announced === undefined || announced === 'running' || announced === 'stopped') return;
-      const why = log.lastError ?? lastError;
-      notices.write(`drover: ${name}: ${announced}${why === undefined ? '' : ` (${why})`}; see ${log.path}\n`);
+      notices.write(`drover: ${noticeText(status, announced, log.lastError)}; see ${log.path}\n`);
     },
   });
   let client: DroverClient | undefined;

@@ -1,0 +1,33 @@
+import type { Announcement, ProcessStatus } from '@drover/supervisor';
+
+/**
+ * What `up` reports about one of its processes.
+ * @param said the error that the process wrote since it was last healthy; the error of its last probe may be of an earlier run
+ */
+export function noticeText({ name, state, lastError, lastExit }: ProcessStatus, announced: Announcement, said: string | undefined): string {
+  switch (announced) {
+    case 'died':
+      // A process that a signal ends has not written why.
+      return `${name}: ${endText(lastExit)}${lastExit?.signal ? '' : because(said)}${state === 'restarting' ? '; starting it again' : ''}`;
+    case 'circuit-open':
+      return `${name}: it ended too often; the next try is later${because(said)}`;
+    case 'unhealthy':
+      return `${name}: does not respond${because(lastError)}`;
+    case 'killed':
+      return `${name}: did not end within its grace, and is killed`;
+    case 'circuit-closed':
+      return `${name}: starting it again`;
+    case 'running':
+    case 'stopped':
+      return `${name}: ${announced}`;
+  }
+}
+
+function endText(exit: ProcessStatus['lastExit']): string {
+  if (exit === undefined) return 'it could not be started';
+  return exit.signal === null ? `ended with status ${exit.code}` : `killed by ${exit.signal}`;
+}
+
+function because(reason: string | undefined): string {
+  return reason === undefined ? '' : ` (${reason})`;
+}
