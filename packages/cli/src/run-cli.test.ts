@@ -88,6 +88,9 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['agent', '--standbys', '257'], 2, /--standbys "257" is not a number of sandboxes/, /give 0 to 256/],
     [['agent', '--reconnect-max', '1ms'], 2, /--reconnect-max "1ms" is too short/, /0\.5s to 600s/],
     [['sandbox', 'ls', '--server', 'http://a', '--token', 'x'], 2, /not the address of a control plane/, /https:/],
+    [['context', 'use', 'nosuch'], 3, /there is no context "nosuch"/, /drover context add/],
+    [['context', 'rm', 'nosuch'], 3, /there is no context "nosuch"/, /drover context add/],
+    [['ps', '--context', 'zz'], 3, /there is no context "zz"/, /drover context add/],
     [['sandbox', 'ls'], 4, /no control plane is known/, /drover up/],
     [['sandbox', 'ls', '--server', 'a'], 5, /there is no token for https:\/\/a:7443/, /--token/],
     [

@@ -4,7 +4,7 @@ import { CommanderError, type Command } from 'commander';
 import { DroverError, errnoOf, hasCode, reasonOf } from '@drover/foundation';
 import type { DroverClient } from '@drover/sdk';
 import { requireText } from './arguments.ts';
-import type { Cli } from './cli.ts';
+import type { Cli, ConnectionFlags } from './cli.ts';
 import { commandPath, helpQuestion, locate, ownWords } from './command-line.ts';
 import { Output } from './output/output.ts';
 import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
@@ -67,7 +67,7 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     if (thrown instanceof CommanderError && thrown.exitCode === 0) return 0;
     const own = ownWords(program, argv);
     const command = state.command ?? program;
-    const error = explain(thrown, command);
+    const error = await inContext(explain(thrown, command), env, state.connected);
     out(state.json ?? wantsJson(own)).error(error);
     if (isInterrupted(error) && state.signal !== undefined) return 128 + constants.signals[state.signal];
     // Of a line that could not be parsed, too: the words name the command.
@@ -80,6 +80,8 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
 interface State {
   command?: Command;
   json?: boolean;
+  /** The flags of its connection, once it has asked for one. */
+  connected?: ConnectionFlags;
   /** The signal that interrupted it. */
   signal?: NodeJS.Signals;
 }
@@ -119,6 +121,14 @@ function explain(thrown: unknown, command: Command): DroverError {
     hint: error.hint ?? 'check the names on the command line; if they are right, this is a defect of Drover to report',
     cause: thrown,
   });
+}
+
+/** Which of several control planes could not be reached. */
+async function inContext(thrown: DroverError, env: NodeJS.ProcessEnv, flags: ConnectionFlags | undefined): Promise<DroverError> {
+  if (flags === undefined || !hasCode(thrown, 'control-plane-unreachable')) return thrown;
+  const { withContextName } = await import('./context/context.ts');
+  // Contexts that cannot be read now are of less importance than the error.
+  return await withContextName(thrown, env, flags).catch(() => thrown);
 }
 
 /** Commander's `error: unknown option '--x'\n(Did you mean --y?)` as a sentence and a hint. */
@@ -189,6 +199,7 @@ class RunningCli implements Cli, AsyncDisposable {
   }
 
   connect(): Promise<DroverClient> {
+    this.#state.connected = this.connection;
     this.#client ??= (async () => {
       const { connect } = await import('./context/connect.ts');
       return await connect(this.env, this.connection, waitNotes(this.out));

@@ -47,6 +47,7 @@ export const errorCodes = {
   'host-not-found': entry(GrpcStatus.notFound, 3),
   'image-not-found': entry(GrpcStatus.notFound, 3),
   'volume-not-found': entry(GrpcStatus.notFound, 3),
+  'context-not-found': entry(GrpcStatus.notFound, 3),
   'exec-not-found': entry(GrpcStatus.notFound, 3),
   'path-not-found': entry(GrpcStatus.notFound, 3),
   'name-taken': entry(GrpcStatus.alreadyExists, 4),

@@ -2,7 +2,8 @@ import { mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { loadContext } from './context.ts';
+import { DroverError } from '@drover/foundation';
+import { loadContext, withContextName } from './context.ts';
 import { contextNames, currentContext, listContexts, nameFor, removeContext, saveContext, useContext, type NamedContext } from './store.ts';
 
 let directory: string;
@@ -74,10 +75,25 @@ describe('which control plane a command goes to', () => {
     await expect(loadContext(env, { server: 'a', context: 'prod' })).rejects.toMatchObject({ code: 'invalid-argument' });
   });
 
+  test.each([
+    ['the current context', {}, {}, 'down (context local)', 'start it; other contexts exist: prod (drover context ls)'],
+    ['--context', {}, { context: 'prod' }, 'down (context prod)', 'start it; other contexts exist: local (drover context ls)'],
+    [
+      'a server without a context',
+      { DROVER_SERVER: 'elsewhere.example' },
+      {},
+      'down',
+      'start it; other contexts exist: local, prod (drover context ls)',
+    ],
+  ])('an unreachable control plane of %s: its context and the others are named', async (_name, variables, flags, message, hint) => {
+    const down = new DroverError('control-plane-unreachable', 'down', { hint: 'start it' });
+    expect(await withContextName(down, { ...env, ...variables }, flags)).toMatchObject({ code: down.code, message, hint });
+  });
+
   test('an unknown context is refused with the names that exist', async () => {
     await expect(loadContext(env, { context: 'nosuch' })).rejects.toMatchObject({
-      code: 'failed-precondition',
-      hint: 'there are local, prod',
+      code: 'context-not-found',
+      hint: 'contexts that exist: local, prod',
     });
   });
 

@@ -7,7 +7,7 @@ import { contextNames, currentContext, parseContextName, readContext, type Conte
  * The connection: a server that is named by --server, else the context that --context names, else DROVER_SERVER, else DROVER_CONTEXT,
  * else the current context. The token and the CA of a context go to its own server alone; --token and --ca, else DROVER_TOKEN and
  * DROVER_CA, go before them. The three variables belong together: where --context sets DROVER_SERVER aside, the other two go with it.
- * @throws {DroverError} failed-precondition when nothing names one, invalid-config when a file is wrong, invalid-argument
+ * @throws {DroverError} failed-precondition when nothing names one, context-not-found, invalid-config when a file is wrong, invalid-argument
  */
 export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<Context> {
   if (flags.server !== undefined && flags.context !== undefined) {
@@ -19,8 +19,7 @@ export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags
   const token = flags.token ?? (isSetAside ? undefined : nonEmpty(env['DROVER_TOKEN']));
   const ca = flags.ca ?? (isSetAside ? undefined : nonEmpty(env['DROVER_CA']));
   const caPem = ca === undefined ? undefined : await readCa(ca);
-  const kept = await chosenContext(env, flags);
-  const known = server === undefined || parseServer(server) === kept?.server ? kept : undefined;
+  const known = await contextOfServer(env, flags, server);
   const resolved = server === undefined ? known?.server : parseServer(server);
   if (resolved === undefined) {
     throw new DroverError('failed-precondition', 'no control plane is known', {
@@ -35,6 +34,29 @@ export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags
   return { server: resolved, token: resolvedToken, ...(resolvedCa !== undefined && { caPem: resolvedCa }) };
 }
 
+/** The chosen context, where it is of the server that a flag or a variable names. */
+async function contextOfServer(
+  env: NodeJS.ProcessEnv,
+  flags: ConnectionFlags,
+  server: string | undefined,
+): Promise<NamedContext | undefined> {
+  const kept = await chosenContext(env, flags);
+  return server === undefined || parseServer(server) === kept?.server ? kept : undefined;
+}
+
+/** The error of a control plane that cannot be reached, with the name of its context, and with how to find the others. */
+export async function withContextName(error: DroverError, env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<DroverError> {
+  const server = flags.server ?? (flags.context === undefined ? nonEmpty(env['DROVER_SERVER']) : undefined);
+  const context = await contextOfServer(env, flags, server);
+  const others = (await contextNames(env)).filter((name) => name !== context?.name);
+  if (context === undefined && others.length === 0) return error;
+  const hints = [error.hint, others.length > 0 ? `other contexts exist: ${others.join(', ')} (drover context ls)` : undefined];
+  return new DroverError(error.code, context === undefined ? error.message : `${error.message} (context ${context.name})`, {
+    hint: hints.filter((hint) => hint !== undefined && hint !== '').join('; '),
+    cause: error,
+  });
+}
+
 async function chosenContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<NamedContext | undefined> {
   const named = flags.context ?? nonEmpty(env['DROVER_CONTEXT']);
   if (named !== undefined) return await findContext(env, named);
@@ -44,14 +66,14 @@ async function chosenContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Pr
   return context === undefined ? undefined : { name: current, ...context };
 }
 
-/** @throws {DroverError} failed-precondition when there is none of that name */
+/** @throws {DroverError} context-not-found */
 export async function findContext(env: NodeJS.ProcessEnv, text: string): Promise<NamedContext> {
   const name = parseContextName(text);
   const context = await readContext(env, name);
   if (context !== undefined) return { name, ...context };
   const names = await contextNames(env);
-  throw new DroverError('failed-precondition', `there is no context ${JSON.stringify(name)}`, {
-    hint: names.length === 0 ? 'drover up makes one, and drover context add' : `there are ${names.join(', ')}`,
+  throw new DroverError('context-not-found', `there is no context ${JSON.stringify(name)}`, {
+    hint: names.length === 0 ? 'drover up makes one, and drover context add' : `contexts that exist: ${names.join(', ')}`,
   });
 }
 

@@ -26,8 +26,9 @@ export class Output {
   }
 
   /** A line about the work, for people; on stderr, in both formats. */
-  note(text: string): void {
+  note(text: string, hint?: string): void {
     this.stderr.write(`drover: ${text.replace(/\p{Cc}+/gu, ' ')}${lineEnd()}`);
+    if (hint !== undefined) this.stderr.write(`  hint: ${oneLine(hint)}${lineEnd()}`);
   }
 
   /** One JSON document. */

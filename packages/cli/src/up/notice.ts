@@ -17,8 +17,7 @@ export function noticeText({ name, state, lastError, lastExit }: ProcessStatus, 
       return `${name}: did not end within its grace, and is killed`;
     case 'circuit-closed':
       return `${name}: starting it again`;
-    case 'running':
-    case 'stopped':
+    default:
       return `${name}: ${announced}`;
   }
 }

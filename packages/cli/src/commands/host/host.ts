@@ -75,20 +75,23 @@ export async function token(
   };
   const client = await cli.connect();
   const made = await client.hosts.createJoinToken({ ...options, signal: cli.signal });
-  if (onlyHere(made.command)) {
-    cli.out.note('other machines cannot join: this control plane listens on this machine only');
-    cli.out.note('  hint: start it with --listen 0.0.0.0:7443 --public-host NAME, where NAME is its name on your network (docs/hosts.md)');
+  const address = loopbackAddress(made.command);
+  if (address !== undefined) {
+    cli.out.note(
+      `other machines cannot join: the control plane's address is one of this machine only (${address})`,
+      'start it with --listen 0.0.0.0:7443 --public-host NAME, where NAME is its name on your network (docs/hosts.md)',
+    );
   }
   if (cli.out.json) return cli.out.object(messageJson(api.JoinTokenSchema, made));
   cli.out.line(made.token);
   if (made.command !== '') cli.out.note(`on the host: ${made.command}`);
 }
 
-/** Whether the address in a join command leads to this machine, on whichever machine it is typed. */
-export function onlyHere(command: string): boolean {
+/** The address in a join command, where it leads to the machine on which the command is typed. Exported for its tests. */
+export function loopbackAddress(command: string): string | undefined {
   const url = command.split(' ').find((word) => URL.canParse(word) && word.startsWith('https:'));
   const host = url === undefined ? '' : new URL(url).hostname;
-  return host === 'localhost' || host === '[::1]' || host.startsWith('127.');
+  return host === 'localhost' || host === '[::1]' || host.startsWith('127.') ? host : undefined;
 }
 
 /** Exported for its tests. @throws {DroverError} invalid-argument */
