@@ -72,6 +72,12 @@ function decodeHint(text: string): string {
   }
 }
 
+/** Whether the response to a gRPC call was not gRPC: something other than init answers at the peer. Connect says so only in its message. */
+export function peerIsForeign(thrown: unknown): boolean {
+  if (!(thrown instanceof ConnectError) || thrown.metadata.has('drover-code')) return false;
+  return /^(HTTP \d{3}$|unsupported content type )/.test(thrown.rawMessage);
+}
+
 /**
  * Says whether `thrown` tells that the way to a process was cut, rather than what the process's keeper answered. Whoever
  * answers gives a code of ours; a cut connection leaves only what the HTTP/2 client makes of it.

@@ -15,8 +15,8 @@ import type { SandboxRow } from '../store/store.ts';
 import { sandboxState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
 import { ended, refusePaused, replayMain } from './ended.ts';
-import { connectionBroke, fromConnectError } from './errors.ts';
-import { brokenCallError, refuseDownHost, sessionClient } from './host-down.ts';
+import { connectionBroke, fromConnectError, peerIsForeign } from './errors.ts';
+import { brokenCallError, foreignPeerError, refuseDownHost, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
 import { inTime, silentError } from './silence.ts';
 import { checkArgv, checkEnv, checkUser, checkWorkdir } from './parse.ts';
@@ -111,8 +111,9 @@ class ExecRelay {
         }
         error = new DroverError('session-unavailable', 'the session ended before the process did');
       } catch (thrown) {
-        error = fromConnectError(thrown);
-        broke = connectionBroke(thrown);
+        const foreign = peerIsForeign(thrown);
+        error = foreign ? foreignPeerError(this.#row, thrown) : fromConnectError(thrown);
+        broke = !foreign && connectionBroke(thrown);
       }
       this.#signal.throwIfAborted();
       if (hasCode(error, 'sandbox-not-running') || (await this.#hasEnded())) {

@@ -4,7 +4,7 @@ import type { InitClient } from '../sessions/sessions.ts';
 import { hostState, labelOf } from '../store/index.ts';
 import type { HostRow, SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
-import { connectionBroke, fromConnectError } from './errors.ts';
+import { connectionBroke, fromConnectError, peerIsForeign } from './errors.ts';
 
 /** L-15, with the host's name and what is known of it. */
 export function hostDownError(host: HostRow): DroverError {
@@ -35,11 +35,21 @@ export async function refuseDownHost(context: ApiContext, row: SandboxRow): Prom
   if (found !== undefined && found.leftMs <= 0) throw hostDownError(found.host);
 }
 
+/** The error for a call to a sandbox whose session leads to something other than init. */
+export function foreignPeerError(row: SandboxRow, cause: unknown): DroverError {
+  const label = labelOf(row);
+  return new DroverError('session-unavailable', `no session with sandbox ${label}: its peer is not an init of Drover`, {
+    hint: `\`drover sandbox explain ${label}\` shows what is known of it`,
+    cause,
+  });
+}
+
 /**
- * The error for a call whose way to the sandbox broke while it was under way: its host is down, or only the session broke. Other errors
- * are returned as they are.
+ * The error for a call whose way to the sandbox broke while it was under way: its host is down, only the session broke, or its peer is
+ * not init. Other errors are returned as they are.
  */
 export async function brokenCallError(context: ApiContext, row: SandboxRow, thrown: unknown): Promise<unknown> {
+  if (peerIsForeign(thrown)) return foreignPeerError(row, thrown);
   if (!connectionBroke(thrown)) return thrown;
   const found = await returnTime(context, row);
   if (found !== undefined) return hostDownError(found.host);

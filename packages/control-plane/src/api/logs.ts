@@ -7,9 +7,9 @@ import { sandboxState } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { ended, hostLogs } from './ended.ts';
-import { fromConnectError } from './errors.ts';
+import { fromConnectError, peerIsForeign } from './errors.ts';
 import { inTime, silentError } from './silence.ts';
-import { refuseDownHost, sessionClient } from './host-down.ts';
+import { foreignPeerError, refuseDownHost, sessionClient } from './host-down.ts';
 
 /**
  * Output of the main process: from init while it runs, from the host when it does not or cannot be reached. Following goes on
@@ -59,7 +59,9 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
         }
         return;
       } catch (thrown) {
-        error = fromConnectError(thrown);
+        // What the host keeps can be read without init; only to follow needs it.
+        if (request.follow && peerIsForeign(thrown)) throw foreignPeerError(row, thrown);
+        error = peerIsForeign(thrown) ? foreignPeerError(row, thrown) : fromConnectError(thrown);
       } finally {
         call.abort();
       }
