@@ -17,7 +17,7 @@ function commonFlags(command: Command): Command {
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['text', 'json']))
     .addOption(new Option('--context <context>', 'the control plane of this context (DROVER_CONTEXT); drover context ls lists them'))
     .addOption(new Option('--server <url>', 'the control plane (DROVER_SERVER)'))
-    .addOption(new Option('--token <token>', 'what lets you in (DROVER_TOKEN)'))
+    .addOption(new Option('--token <token>', 'the API token (DROVER_TOKEN)'))
     .addOption(new Option('--ca <file>', "the control plane's CA, PEM (DROVER_CA)"))
     .optionsGroup('Options:');
 }
@@ -75,7 +75,7 @@ cannot be executed, 127: there is no such command.
   does(
     hostFlags(add(program, 'up', 'start a control plane and a host on this machine'))
       .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
-      .option('--data <directory>', 'where everything is kept')
+      .option('--data <directory>', `where everything is kept (${dataDefault})`)
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
       .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
@@ -88,7 +88,7 @@ cannot be executed, 127: there is no such command.
   does(
     add(program, 'serve', 'run the control plane')
       .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
-      .option('--data <directory>', 'where everything is kept')
+      .option('--data <directory>', `where everything is kept (${dataDefault})`)
       .option('--listen <address>', 'HOST:PORT of the API', '127.0.0.1:7443')
       .option('--link-listen <address>', "HOST:PORT for the hosts (the API's, one port on)")
       .option('--public-host <name>', 'the name or address that hosts and clients dial, where it is another')
@@ -100,20 +100,20 @@ cannot be executed, 127: there is no such command.
   const agent = does(
     hostFlags(add(program, 'agent', 'run the host agent'))
       .option('--config <file>', 'YAML with any of these flags, such as `pool: 10.50.0.0/16`')
-      .option('--state <directory>', 'where the host keeps its state')
+      .option('--state <directory>', `where the host keeps its state (${stateDefault})`)
       .option('--link <address>', "HOST:PORT of the control plane's link, when it moved since the join"),
     async () => (await import('./commands/system/agent.ts')).default,
   );
   does(
     hostFlags(add(agent, 'join <url>', 'make this machine a host of a control plane, and run its agent'))
-      .option('--state <directory>', 'where the host keeps its state')
+      .option('--state <directory>', `where the host keeps its state (${stateDefault})`)
       .option('--no-run', 'join only'),
     async () => (await import('./commands/system/agent.ts')).join,
   );
   does(
     add(program, 'doctor', 'find what is missing or wrong, and say what to do')
       .option('--host <host>', 'ask a host instead of this machine')
-      .option('--data <directory>', 'the data directory to look at')
+      .option('--data <directory>', `the data directory to look at (${dataDefault})`)
       .option('--listen <address>', 'HOST:PORT that up would take', '127.0.0.1:7443'),
     async () => (await import('./doctor/command.ts')).default,
   );
@@ -169,22 +169,26 @@ fish:  drover completion fish > ~/.config/fish/completions/drover.fish
   return program;
 }
 
+// In words, as the help is the same for every user.
+const dataDefault = '/var/lib/drover; ~/.local/share/drover when not root';
+const stateDefault = '/var/lib/drover/host; ~/.local/share/drover/host when not root';
+
 type Add = (parent: Command, nameAndArguments: string, description: string, options?: CommandOptions) => Command;
 type Does = <A extends readonly unknown[], O>(command: Command, load: () => Promise<Handler<A, O>>) => Command;
 
 function hostFlags(command: Command): Command {
   return command
     .option('--name <name>', "the host's name (the machine's)")
-    .option('--label <key=value>', "one of the host's labels (again for more)", collect)
+    .option('--label <key=value>', "one of the host's labels (repeatable)", collect)
     .option('--zone <zone>', 'where the host stands')
     .option('--pool <network>', 'addresses for its sandboxes (10.213.0.0/16)')
     .option('--cpus <number>', 'CPUs that it offers to sandboxes, more or fewer than it has: 64, 1.5 (all it has)')
     .option('--runtime-program <program>', 'runc, crun, or a path')
-    .option('--allow-mount <directory>', 'a directory that sandboxes may mount (again for more)', collect)
+    .option('--allow-mount <directory>', 'a directory that sandboxes may mount (repeatable)', collect)
     .option('--reconnect-max <duration>', 'the longest wait between two tries to reach the control plane (30s)')
     .option('--standbys <number>', 'sandboxes kept ready so that the next start at once, 20 MB each (one for 2 GB of memory, at most 16)')
-    .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP, or prove itself badly (again for more)', collect)
-    .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (again for more)', collect)
+    .option('--insecure-registry <host>', 'HOST[:PORT] that may speak plain HTTP or have an invalid certificate (repeatable)', collect)
+    .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (repeatable)', collect)
     .option('--registry-credentials <file>', 'credentials for registries, as docker login writes them, its credential helpers included');
 }
 
@@ -192,15 +196,15 @@ function specFlags(command: Command): Command {
   return command
     .option('--name <name>', 'a name; made up when absent')
     .option('--project <project>', 'the project that the name belongs to')
-    .option('-e, --env <name=value>', 'an environment variable (again for more); NAME alone passes on yours', collect)
-    .option('--env-file <file>', 'NAME=value lines (again for more)', collect)
-    .option('--secret <name>', 'a secret variable: NAME (yours), NAME=@FILE or NAME=- for stdin (again for more)', collect)
-    .option('--secret-file <name>', 'the same, as the file /run/secrets/NAME (again for more)', collect)
+    .option('-e, --env <name=value>', 'an environment variable (repeatable); NAME alone passes on yours', collect)
+    .option('--env-file <file>', 'NAME=value lines (repeatable)', collect)
+    .option('--secret <name>', 'a secret variable: NAME (yours), NAME=@FILE or NAME=- for stdin (repeatable)', collect)
+    .option('--secret-file <name>', 'the same, as the file /run/secrets/NAME (repeatable)', collect)
     .option('--cpus <number>', 'at most this many CPUs: 2, 0.5, 500m')
     .option('-m, --memory <size>', 'at most this much memory: 512m, 2g')
     .option('--shm-size <size>', 'the size of /dev/shm, of its memory (64m, or the memory limit)')
     .option('--pids <number>', 'at most this many processes')
-    .option('--disk <size>', 'at most this much written')
+    .option('--disk <size>', 'the size of its disk: 512m, 2g')
     .option(
       '--allow <host>',
       'let it reach HOST, *.HOST, an address, a network or internet (all public addresses), each with :PORT, or on ports 80 and 443 (repeatable)',
@@ -208,13 +212,13 @@ function specFlags(command: Command): Command {
     )
     .option('-w, --workdir <path>', 'the directory that the command starts in')
     .option('-u, --user <user>', 'uid[:gid], or names of the image')
-    .option('-l, --label <key=value>', 'a label (again for more)', collect)
+    .option('-l, --label <key=value>', 'a label (repeatable)', collect)
     .option('--host <host>', 'on this host')
-    .option('--host-label <key=value>', 'only on hosts with this label (again for more)', collect)
+    .option('--host-label <key=value>', 'only on hosts with this label (repeatable)', collect)
     .option('--runtime <runtime>', 'a runtime that drover host ls shows: oci')
     .option('--ttl <duration>', 'stop it when it is older: 30m, 12h')
-    .option('--idle-stop <duration>', 'stop it when so long nobody used it and it did nothing')
-    .option('-v, --volume <source:target[:ro]>', 'a volume, or a directory of the host (again for more)', collect)
+    .option('--idle-stop <duration>', 'stop it after this long without a client and without activity')
+    .option('-v, --volume <source:target[:ro]>', 'a volume, or a directory of the host (repeatable)', collect)
     .option('--hostname <name>', "the sandbox's own host name")
     .option('--entrypoint <program>', "instead of the image's; '' for none")
     .option('--stop-grace <duration>', 'between SIGTERM and SIGKILL')
@@ -264,7 +268,7 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   does(removeFlags(add(sandbox, 'rm <sandbox...>', 'remove sandboxes and their files').alias('remove')), async () => (await load()).rm);
   does(
     add(sandbox, 'wait <sandbox>', "wait until it has stopped, and end with its command's status")
-      .option('--for <state>', 'wait for this state instead, and end with 0 (again for more); running: its command has begun', collect)
+      .option('--for <state>', 'wait for this state instead, and end with 0 (repeatable); running: its command has begun', collect)
       .option('--timeout <duration>', 'at most this long'),
     async () => (await load()).wait,
   );
@@ -298,6 +302,7 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   );
   const exec = does(
     add(program, 'exec <sandbox> [command...]', 'run a command in a sandbox, and end with its status')
+      .usage('[options] <sandbox> [command...]')
       .option('-t, --tty', 'give the command a terminal (the default at a terminal)')
       .option('-T, --no-tty', 'give it none')
       .option('-i, --interactive', 'with -d: keep stdin open for --attach')
@@ -307,8 +312,8 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
       .option('--linger <duration>', 'end it when it had no client and wrote nothing for so long; 0s: never (1h; with -d never)')
       .option('-u, --user <user>', 'uid[:gid], or names of the image')
       .option('-w, --workdir <path>', 'the directory that the command starts in')
-      .option('-e, --env <name=value>', 'an environment variable (again for more)', collect)
-      .option('--env-file <file>', 'NAME=value lines (again for more)', collect)
+      .option('-e, --env <name=value>', 'an environment variable (repeatable)', collect)
+      .option('--env-file <file>', 'NAME=value lines (repeatable)', collect)
       .addHelpText('after', `${stdinHelp('exec -n web')}\nA sandbox that is named ls or kill: drover exec ls -- COMMAND\n`),
     async () => (await import('./commands/sandbox/exec.ts')).default,
   );
@@ -334,13 +339,13 @@ function sandboxCommands(program: Command, add: Add, does: Does, argv: readonly 
   does(
     add(program, 'logs <sandbox>', 'what its command wrote')
       .option('-f, --follow', 'go on with what it writes')
-      .option('--tail <lines>', 'the last lines only')
+      .option('-n, --tail <lines>', 'the last lines only')
       .option('--since <time>', 'what it wrote in this time (10m), or since this time (2026-11-29T10:00:00Z)'),
     async () => (await import('./commands/sandbox/logs.ts')).default,
   );
   does(
     add(program, 'top [sandbox...]', 'CPU, memory and processes of sandboxes; the busiest first')
-      .option('--once', 'say it once, as in a pipe')
+      .option('--once', 'print once and end (the default in a pipe)')
       .option('--project <project>', 'of one project'),
     async () => (await import('./commands/sandbox/top.ts')).default,
   );
@@ -365,7 +370,7 @@ function contextCommands(program: Command, add: Add, does: Does): void {
   const context = add(program, 'context', 'list and choose the control planes that commands talk to');
   const load = () => import('./commands/system/context.ts');
   does(add(context, 'ls', 'list contexts').alias('list'), async () => (await load()).ls);
-  does(add(context, 'use <context>', 'make it the one for commands that name none'), async () => (await load()).use);
+  does(add(context, 'use <context>', 'make it the current context'), async () => (await load()).use);
   does(add(context, 'add <name>', 'keep --server, --token and --ca under a name'), async () => (await load()).add);
   does(add(context, 'rm <context>', 'remove it').alias('remove'), async () => (await load()).rm);
 }
@@ -373,7 +378,7 @@ function contextCommands(program: Command, add: Add, does: Does): void {
 function listFlags(command: Command): Command {
   return command
     .option('--project <project>', 'of one project')
-    .option('-l, --label <key=value>', 'with this label (again for more)', collect)
+    .option('-l, --label <key=value>', 'with this label (repeatable)', collect)
     .option('--host <host>', 'on this host')
     .option('-a, --all', 'removed ones too')
     .option('-q, --quiet', 'names only');
@@ -384,14 +389,14 @@ function noWaitFlag(command: Command): Command {
 }
 
 function stopFlags(command: Command): Command {
-  return noWaitFlag(command.option('--grace <duration>', 'between SIGTERM and SIGKILL'));
+  return noWaitFlag(command.option('-t, --grace <duration>', 'between SIGTERM and SIGKILL'));
 }
 
 function removeFlags(command: Command): Command {
   return noWaitFlag(
     command
       .option('-f, --force', 'even while it runs, without grace')
-      .option('--grace <duration>', 'even while it runs; between SIGTERM and SIGKILL'),
+      .option('--grace <duration>', 'stop it first; wait this long between SIGTERM and SIGKILL'),
   );
 }
 
@@ -433,7 +438,7 @@ function hostCommands(program: Command, add: Add, does: Does): void {
     add(host, 'token', 'make a token that lets a machine join')
       .option('--ttl <duration>', 'how long it can be used (1h)')
       .option('--uses <number>', 'how often (1)')
-      .option('--label <key=value>', 'a label for the hosts that join with it (again for more)', collect),
+      .option('--label <key=value>', 'a label for the hosts that join with it (repeatable)', collect),
     async () => (await load()).token,
   );
   does(add(host, 'cordon <host>', 'place nothing more on it'), async () => (await load()).cordon);
@@ -472,7 +477,7 @@ function volumeCommands(program: Command, add: Add, does: Does): void {
     async () => (await load()).create,
   );
   does(add(volume, 'ls', 'list volumes').alias('list').option('--host <host>', 'on this host'), async () => (await load()).ls);
-  does(add(volume, 'get <volume>', 'show one volume'), async () => (await load()).get);
+  does(add(volume, 'get <volume>', 'show one volume').alias('inspect'), async () => (await load()).get);
   does(add(volume, 'rm <volume...>', 'remove volumes with everything in them').alias('remove'), async () => (await load()).rm);
 }
 

@@ -88,6 +88,19 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['agent', '--standbys', '257'], 2, /--standbys "257" is not a number of sandboxes/, /give 0 to 256/],
     [['agent', '--reconnect-max', '1ms'], 2, /--reconnect-max "1ms" is too short/, /0\.5s to 600s/],
     [['sandbox', 'ls', '--server', 'http://a', '--token', 'x'], 2, /not the address of a control plane/, /https:/],
+    [['stats'], 2, /unknown command 'stats'/, /drover top/],
+    [['login'], 2, /unknown command 'login'/, /--registry-credentials/],
+    [['port', 'box'], 2, /unknown command 'port'/, /drover forward/],
+    [['wait', 'box'], 2, /unknown command 'wait'/, /drover sandbox wait/],
+    [['pause', 'box'], 2, /unknown command 'pause'/, /drover sandbox pause/],
+    [['unpause', 'box'], 2, /unknown command 'unpause'/, /drover sandbox resume/],
+    [['run', '-p', '8080:80', 'host'], 125, /unknown option '-p'/, /drover forward/],
+    [['run', '-p8080:80', 'host'], 125, /unknown option '-p/, /drover forward/],
+    [['run', '--publish=8080:80', 'host'], 125, /unknown option '--publish/, /drover forward/],
+    [['run', '--network', 'none', 'host'], 125, /unknown option '--network'/, /--allow/],
+    [['run', '--privileged', 'host'], 125, /unknown option '--privileged'/, /docs\/inside\.md/],
+    [['kill', '-s', 'HUP', 'box'], 2, /unknown option '-s'/, /drover exec SANDBOX -- kill -s SIGNAL PID/],
+    [['stop', '-t', 'soon', 'box'], 2, /"soon" is not a duration/, /30s/],
     [['context', 'use', 'nosuch'], 3, /there is no context "nosuch"/, /drover context add/],
     [['context', 'rm', 'nosuch'], 3, /there is no context "nosuch"/, /drover context add/],
     [['ps', '--context', 'zz'], 3, /there is no context "zz"/, /drover context add/],
@@ -177,6 +190,19 @@ describe.concurrent('what needs no control plane', () => {
     child.stdout.destroy();
     const [stderr, [code]] = await Promise.all([text(child.stderr), once(child, 'close')]);
     expect([code, stderr]).toEqual([0, '']);
+  });
+
+  test.each([
+    [['up'], '(/var/lib/drover; ~/.local/share/drover when not root)'],
+    [['agent'], '(/var/lib/drover/host; ~/.local/share/drover/host when not root)'],
+    [['exec'], 'Usage: drover exec [options] <sandbox> [command...]'],
+    [['run'], 'the size of its disk: 512m, 2g'],
+    [['stop'], '-t, --grace <duration>'],
+    [['logs'], '-n, --tail <lines>'],
+    [['volume', 'inspect'], 'Usage: drover volume get|inspect'],
+  ])('the help of %j has %j', async (args, part) => {
+    const { stdout } = await drover([...args, '--help'], { COLUMNS: '200' });
+    expect(stdout.replace(/\s+/g, ' ')).toContain(part);
   });
 
   test('R-3: help lists every exit status that an error can have', async () => {

@@ -6,6 +6,7 @@ import type { DroverClient } from '@drover/sdk';
 import { requireText } from './arguments.ts';
 import type { Cli, ConnectionFlags } from './cli.ts';
 import { commandPath, helpQuestion, locate, ownWords } from './command-line.ts';
+import { dockerHint } from './docker-habits.ts';
 import { Output } from './output/output.ts';
 import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
 import { buildProgram, type CommonFlags, type Run } from './program.ts';
@@ -143,7 +144,7 @@ function usageError(error: CommanderError, command: Command): DroverError {
   }
   const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n');
   const suggestion = /\(?(Did you mean .*\?)\)?/.exec(rest.join(' '))?.[1];
-  const hint = suggestion ?? `${called} --help lists what there is`;
+  const hint = dockerHint(path, first) ?? suggestion ?? `${called} --help lists what there is`;
   return new DroverError('invalid-argument', first, { hint, cause: error });
 }
 

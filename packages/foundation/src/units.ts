@@ -17,7 +17,7 @@ export function parseBytes(text: string): number {
 
 /** `1.5` or `500m` CPUs to thousandths. @throws {DroverError} invalid-argument */
 export function parseCpus(text: string): number {
-  const match = /^(\d+(?:\.\d+)?)(m?)$/.exec(text.trim());
+  const match = /^(\d+(?:\.\d+)?|\.\d+)(m?)$/.exec(text.trim());
   const millis = match === null ? Number.NaN : Math.round(Number(match[1]) * (match[2] === 'm' ? 1 : 1000));
   if (!(millis >= 1 && millis <= 1_000_000)) {
     throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a number of CPUs`, {

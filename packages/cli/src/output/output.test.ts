@@ -1,4 +1,4 @@
-import { Writable } from 'node:stream';
+import { PassThrough, Writable } from 'node:stream';
 import { describe, expect, test } from 'vitest';
 import { create } from '@bufbuild/protobuf';
 import { api } from '@drover/protocol';
@@ -26,6 +26,12 @@ class SlowReader extends Writable {
 }
 
 const output = (stdout: Writable): Output => new Output({ json: false, stdout, stderr: stdout, interactive: false });
+
+test('a note and its hint are two lines on stderr, also with -o json', () => {
+  const [stdout, stderr] = [new PassThrough(), new PassThrough()];
+  new Output({ json: true, stdout, stderr, interactive: false }).note('other machines cannot join', 'start it with --listen');
+  expect([stdout.read(), String(stderr.read())]).toEqual([null, 'drover: other machines cannot join\n  hint: start it with --listen\n']);
+});
 
 describe('bytes', () => {
   test('wait while their reader is slow', async () => {

@@ -19,13 +19,19 @@ const maxTail = 1_000_000_000;
  * -o json a record a chunk; where the bytes are not UTF-8 they are in `dataBase64`, and a gap is a record with `droppedBytes`.
  */
 export default async function logs(cli: Cli, [reference]: readonly [string], flags: LogsFlags): Promise<void> {
-  const tailLines = flags.tail === undefined || flags.tail === 'all' ? undefined : parseCount('--tail', flags.tail, maxTail);
-  const since = flags.since === undefined ? undefined : parseSince(flags.since, Date.now());
+  const tailLines = flags.tail === undefined || flags.tail === 'all' ? undefined : parseTail(flags.tail);
+  const sinceFlag = flags.since === undefined ? undefined : parseSince(flags.since, Date.now());
   const client = await cli.connect();
+  if (tailLines === 0 && flags.follow !== true) {
+    await client.sandboxes.get(reference, cli.signal);
+    return;
+  }
+  // On the wire 0 lines are all lines.
+  const since = tailLines === 0 ? new Date() : sinceFlag;
   const chunks = client.sandboxes.logs(reference, {
     follow: flags.follow === true,
     onReconnect: sayBroken(cli),
-    ...(tailLines !== undefined && { tailLines }),
+    ...(tailLines !== undefined && tailLines > 0 && { tailLines }),
     ...(since !== undefined && { since }),
     signal: cli.signal,
   });
@@ -36,6 +42,11 @@ export default async function logs(cli: Cli, [reference]: readonly [string], fla
     else await cli.out.bytes(chunk.data, chunk.stderr ? 'stderr' : 'stdout');
   }
   records.end();
+}
+
+/** Exported for its tests. @throws {DroverError} invalid-argument */
+export function parseTail(text: string): number {
+  return text === '0' ? 0 : parseCount('--tail', text, maxTail);
 }
 
 function droppedText(bytes: number): string {
