@@ -1,4 +1,5 @@
 import { PassThrough, Writable } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { describe, expect, test } from 'vitest';
 import { create } from '@bufbuild/protobuf';
 import { api } from '@drover/protocol';
@@ -27,10 +28,11 @@ class SlowReader extends Writable {
 
 const output = (stdout: Writable): Output => new Output({ json: false, stdout, stderr: stdout, interactive: false });
 
-test('a note and its hint are two lines on stderr, also with -o json', () => {
+test('a note and its hint are two lines on stderr, also with -o json', async () => {
   const [stdout, stderr] = [new PassThrough(), new PassThrough()];
   new Output({ json: true, stdout, stderr, interactive: false }).note('other machines cannot join', 'start it with --listen');
-  expect([stdout.read(), String(stderr.read())]).toEqual([null, 'drover: other machines cannot join\n  hint: start it with --listen\n']);
+  stderr.end();
+  expect([stdout.read(), await text(stderr)]).toEqual([null, 'drover: other machines cannot join\n  hint: start it with --listen\n']);
 });
 
 describe('bytes', () => {
