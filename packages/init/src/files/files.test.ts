@@ -259,13 +259,13 @@ describe('I-39: forward', () => {
     server.close();
   });
 
-  it('a port where nobody listens is unavailable', async () => {
+  it('a port without a listener is refused, and not as a broken session', async () => {
     const call = (async () => {
       for await (const _ of client.init.forward(frames(1, Buffer.from('x')))) {
         // Nothing comes.
       }
     })();
-    expect(await codeOf(call)).toBe('unavailable');
+    expect(await codeOf(call)).toBe('failed-precondition');
   });
 
   async function* frames(port: number, data: Buffer): AsyncGenerator<init.ForwardFrame> {
