@@ -58,6 +58,8 @@ describe('a standby', () => {
     box = await startInit(test, {
       main: { argv: ['sh', '-c', 'env; ls /proc/$$/fd; exit 7'] },
       standby: async ({ pid, runDirectory }) => {
+        // It is closed a moment after it can be seen.
+        await expect.poll(() => descriptorsOf(pid).some((name) => name.endsWith('/standby'))).toBe(false);
         seen = { fds: descriptorsOf(pid), children: childrenOf(pid), files: readdirSync(runDirectory) };
         await rm(join(runDirectory, 'standby'));
       },
