@@ -86,9 +86,9 @@ describe('sandboxes that are kept ready', () => {
   test('are as many as asked for, each given once, and made again when no start has been under way for a while', async () => {
     open(2);
     await vi.waitFor(() => expect(begun).toBe(2));
-    await vi.waitFor(() => expect(standbys.take(runtime)).toBeDefined());
     {
       using _start = standbys.startUnderWay();
+      await vi.waitFor(() => expect(standbys.take(runtime)).toBeDefined());
       const second = await vi.waitFor(() => {
         const taken = standbys.take(runtime);
         expect(taken).toBeDefined();
