@@ -3,6 +3,7 @@ import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { layerProblems, withExceptions } from './layers.ts';
 
 const root = join(import.meta.dirname, '..');
 let copy: string;
@@ -14,27 +15,30 @@ beforeAll(async () => {
 });
 afterAll(() => rm(copy, { recursive: true }));
 
-function checkImports(): Promise<{ failed: boolean; output: string }> {
+interface Outcome {
+  readonly failed: boolean;
+  readonly output: string;
+}
+
+function run(script: 'imports.ts' | 'sizes.ts'): Promise<Outcome> {
   return new Promise((resolve) => {
-    execFile(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', join(root, 'scripts', 'imports.ts'), copy],
-      (error, stdout, stderr) => resolve({ failed: error !== null, output: stdout + stderr }),
+    execFile(process.execPath, ['--disable-warning=ExperimentalWarning', join(root, 'scripts', script), copy], (error, stdout, stderr) =>
+      resolve({ failed: error !== null, output: stdout + stderr }),
     );
   });
 }
 
-async function planted(files: Readonly<Record<string, string>>): Promise<{ failed: boolean; output: string }> {
+async function planted(files: Readonly<Record<string, string>>, script: Parameters<typeof run>[0] = 'imports.ts'): Promise<Outcome> {
   for (const [path, text] of Object.entries(files)) await writeFile(join(copy, path), text);
   try {
-    return await checkImports();
+    return await run(script);
   } finally {
     for (const path of Object.keys(files)) await rm(join(copy, path));
   }
 }
 
 test('the imports of the repository go down only', async () => {
-  expect(await checkImports()).toEqual({ failed: false, output: expect.stringMatching(/^\d+ files import in the right direction\n$/) });
+  expect(await run('imports.ts')).toEqual({ failed: false, output: expect.stringMatching(/^\d+ files import in the right direction\n$/) });
 });
 
 test('an import upwards fails the check, also of a type alone', async () => {
@@ -60,4 +64,53 @@ test('a circle fails the check', async () => {
   });
   expect(failed).toBe(true);
   expect(output).toContain('no-circular: packages/foundation/src/planted-a.js');
+});
+
+test('an import from a lower to an upper folder fails the check, also of a type alone', async () => {
+  const { failed, output } = await planted({
+    'packages/control-plane/src/store/planted.ts': "import type { Step } from '../reconcile/index.ts';\nexport type Planted = Step;\n",
+  });
+  expect(failed).toBe(true);
+  expect(output.trim()).toBe(
+    'packages/control-plane/src/store/planted.ts imports packages/control-plane/src/reconcile/index.ts, but reconcile does not lie below store',
+  );
+});
+
+test('an import past the index.ts of another folder fails the check', async () => {
+  const { failed, output } = await planted({
+    'packages/control-plane/src/volumes/planted.ts': "export { Placement } from '../placement/placement.ts';\n",
+  });
+  expect(failed).toBe(true);
+  expect(output.trim()).toBe(
+    'packages/control-plane/src/volumes/planted.ts imports packages/control-plane/src/placement/placement.ts: import placement through its index.ts',
+  );
+});
+
+test('a folder without a layer fails the check', () => {
+  const imports = [{ from: 'packages/control-plane/src/new/a.ts', to: 'packages/control-plane/src/limits.ts', dynamic: false }];
+  const { exception, sentence } = layerProblems(imports, { 'control-plane': [['limits.ts']] })[0] ?? {};
+  expect(exception).toBe('packages/control-plane/src/new/a.ts (no layer)');
+  expect(sentence).toContain('is in no layer');
+});
+
+test('an exception that nothing needs any more fails the check', () => {
+  const problem = { exception: 'a', sentence: 'a is wrong' };
+  expect(withExceptions([problem], ['a'])).toEqual([]);
+  expect(withExceptions([problem], ['a', 'b'])).toEqual([expect.stringContaining('remove "b"')]);
+  expect(withExceptions([problem], [])).toEqual(['a is wrong']);
+});
+
+test('no file is too long but those that are listed', async () => {
+  expect(await run('sizes.ts')).toEqual({ failed: false, output: expect.stringMatching(/^\d+ files and functions are still too long/) });
+});
+
+test('a long file and a long function fail the check; blank lines and comments do not count', async () => {
+  const lines = (count: number): string => Array.from({ length: count }, (_, i) => `  console.log(${i});\n\n  // ${i}\n`).join('');
+  const path = 'packages/foundation/src/planted.ts';
+  const long = await planted({ [path]: `export function planted(): void {\n${lines(61)}}\n` }, 'sizes.ts');
+  expect(long.failed).toBe(true);
+  expect(long.output).toContain(`${path}: `);
+  expect(long.output).toContain('planted');
+  expect((await planted({ [path]: `export function planted(): void {\n${lines(58)}}\n` }, 'sizes.ts')).failed).toBe(false);
+  expect((await planted({ [path]: lines(401) }, 'sizes.ts')).failed).toBe(true);
 });
