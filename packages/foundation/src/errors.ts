@@ -100,8 +100,21 @@ export interface DroverErrorOptions {
   readonly cause?: unknown;
 }
 
+/** Marks a DroverError of any copy of this package: a program may load several, as with a published SDK. */
+const brand = Symbol.for('drover.DroverError');
+
 /** What went wrong, to what, and what to do: the only error that leaves a process. */
 export class DroverError extends Error {
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    // A subclass matches its own instances only.
+    if (this !== DroverError) return Function.prototype[Symbol.hasInstance].call(this, value);
+    return typeof value === 'object' && value !== null && brand in value;
+  }
+
+  static {
+    Object.defineProperty(this.prototype, brand, { value: true });
+  }
+
   override readonly name: string = 'DroverError';
   readonly code: ErrorCode;
   readonly hint: string | undefined;

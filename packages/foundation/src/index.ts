@@ -15,6 +15,8 @@ export {
   type DroverErrorOptions,
   type ErrorCode,
 } from './errors.ts';
+export { KeyedExecutor, SerialExecutor } from './executors.ts';
+export { FileRecords, type FileRecordsOptions } from './file-records.ts';
 export { directoryProblem, makeDirectories, makeDirectoriesSync, prepareDirectory, removeTree } from './directories.ts';
 export { readAtMost, writeFileAtomic } from './files.ts';
 export { limitHandshakes } from './handshakes.ts';
@@ -46,8 +48,9 @@ export {
   type Name,
   type Project,
 } from './names.ts';
+export { Notifier } from './notifier.ts';
 export { BoundedQueue } from './queue.ts';
-export { SerialExecutor } from './serial.ts';
 export { parseSignal, signalExitCode, signalName } from './signals.ts';
 export { counted, formatAge, formatBytes, parseBytes, parseCpus, parseDurationMs } from './units.ts';
 export { version } from './version.ts';
+export { abortable, withDeadline } from './waiting.ts';

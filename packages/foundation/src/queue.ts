@@ -1,15 +1,13 @@
 import { DroverError } from './errors.ts';
+import { Notifier } from './notifier.ts';
 
-/**
- * A bounded queue between one writer and one reader.
- * Full, `push` throws queue-full, or with `dropOldest` drops the oldest and counts it.
- */
+/** A bounded queue between writers and one reader. When it is full, `push` throws queue-full, or with `dropOldest` drops and counts the oldest item. */
 export class BoundedQueue<T> implements AsyncIterable<T> {
   readonly #items: T[] = [];
   readonly #capacity: number;
   readonly #dropOldest: boolean;
   readonly #name: string;
-  #wake: (() => void) | undefined;
+  readonly #changed = new Notifier();
   #ended = false;
   #error: unknown;
   #dropped = 0;
@@ -24,14 +22,14 @@ export class BoundedQueue<T> implements AsyncIterable<T> {
     return this.#items.length;
   }
 
-  /** How many were dropped since this was last called. */
+  /** Returns the number of items dropped since the last call. */
   takeDropped(): number {
     const dropped = this.#dropped;
     this.#dropped = 0;
     return dropped;
   }
 
-  /** Adds an item; does nothing once ended. @throws {DroverError} queue-full */
+  /** Adds an item; does nothing after `end`. @throws {DroverError} queue-full */
   push(item: T): void {
     if (this.#ended) return;
     if (this.#items.length >= this.#capacity) {
@@ -42,15 +40,15 @@ export class BoundedQueue<T> implements AsyncIterable<T> {
       this.#dropped++;
     }
     this.#items.push(item);
-    this.#wake?.();
+    this.#changed.notify();
   }
 
-  /** Readers get what is queued, then the end; with `error`, the error. */
+  /** The reader receives the queued items, then the end, or `error`. */
   end(error?: unknown): void {
     if (this.#ended) return;
     this.#ended = true;
     this.#error = error;
-    this.#wake?.();
+    this.#changed.notify();
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<T, void, undefined> {
@@ -60,10 +58,7 @@ export class BoundedQueue<T> implements AsyncIterable<T> {
         if (this.#error !== undefined) throw this.#error;
         return;
       }
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-      this.#wake = undefined;
+      await this.#changed.wait();
     }
   }
 }

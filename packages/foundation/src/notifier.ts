@@ -1,0 +1,46 @@
+import { systemClock, type Clock } from './clock.ts';
+
+/** The reason with which a finished wait ends its timer. One for all: a new error for each wake-up would cost more than the wake-up. */
+const finished = new Error('the wait has finished');
+
+/** A wake-up that is never missed: a notification without a waiter ends the next wait immediately. Several count as one. */
+export class Notifier {
+  readonly #clock: Pick<Clock, 'sleep'>;
+  #notified = false;
+  #wake: (() => void) | undefined;
+
+  /** @param clock for waits with a time limit */
+  constructor(clock: Pick<Clock, 'sleep'> = systemClock) {
+    this.#clock = clock;
+  }
+
+  readonly notify = (): void => {
+    this.#notified = true;
+    this.#wake?.();
+  };
+
+  /**
+   * Resolves at the next notification, or after `ms`. One waiter at a time.
+   * @throws the signal's reason when it aborts first
+   */
+  async wait(signal?: AbortSignal, ms?: number): Promise<void> {
+    signal?.throwIfAborted();
+    if (!this.#notified) {
+      const { promise, resolve, reject } = Promise.withResolvers<void>();
+      const timer = new AbortController();
+      const abort = (): void => reject(signal?.reason as Error);
+      this.#wake = resolve;
+      signal?.addEventListener('abort', abort, { once: true });
+      // It rejects only when the wait ended before.
+      if (ms !== undefined) this.#clock.sleep(ms, timer.signal).then(resolve, () => undefined);
+      try {
+        await promise;
+      } finally {
+        this.#wake = undefined;
+        signal?.removeEventListener('abort', abort);
+        if (ms !== undefined) timer.abort(finished);
+      }
+    }
+    this.#notified = false;
+  }
+}
