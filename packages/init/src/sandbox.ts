@@ -1,6 +1,6 @@
 import { renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { DroverError } from '@drover/foundation';
+import { abortable, DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { ExitRecord, InitConfig } from './config.ts';
 import { idleLookMs, IdleWatch, workloadCpuMs, type Activity } from './idle.ts';
@@ -85,7 +85,7 @@ export class Sandbox {
 
   /** The main process, as soon as it is started. @throws {DroverError} what kept it from starting; cancelled */
   async mainProcess(signal: AbortSignal): Promise<ManagedProcess> {
-    return await until(this.#started, signal);
+    return await abortable(this.#started, signal);
   }
 
   /** Starts the main process; repeated, only says that it was (I-32). @throws {DroverError} command-not-found, command-not-executable, … */
@@ -157,7 +157,7 @@ export class Sandbox {
   /** The exit of the sandbox, or undefined when `signal` aborts first. */
   async ended(signal: AbortSignal): Promise<Exit | undefined> {
     try {
-      return await until(this.end, signal);
+      return await abortable(this.end, signal);
     } catch {
       return undefined;
     }
@@ -254,19 +254,5 @@ export class Sandbox {
     } catch {
       // A full disk: the agent then has init's own exit status.
     }
-  }
-}
-
-async function until<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted();
-  let abort: () => void = () => undefined;
-  const aborted = new Promise<never>((_, reject) => {
-    abort = () => reject(signal.reason as Error);
-    signal.addEventListener('abort', abort, { once: true });
-  });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener('abort', abort);
   }
 }

@@ -1,5 +1,5 @@
 import pLimit, { type LimitFunction } from 'p-limit';
-import { DroverError } from '@drover/foundation';
+import { abortable, DroverError } from '@drover/foundation';
 import { foreignMs, maxStuckPrograms, programOutputBytes } from '../limits.ts';
 import { runProgram, type Finished } from '../programs/index.ts';
 import { searchPath } from '../search-path.ts';
@@ -64,15 +64,7 @@ export class ForeignPaths {
       signal?.throwIfAborted();
       return await work();
     });
-    if (signal === undefined) return await result;
-    const aborted = Promise.withResolvers<never>();
-    const abort = (): void => aborted.reject(signal.reason);
-    signal.addEventListener('abort', abort, { once: true });
-    try {
-      return await Promise.race([result, aborted.promise]);
-    } finally {
-      signal.removeEventListener('abort', abort);
-    }
+    return await (signal === undefined ? result : abortable(result, signal));
   }
 
   async #touch(path: string, program: string, args: readonly string[]): Promise<Finished> {

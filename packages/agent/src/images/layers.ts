@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
-import { hasCode, type Logger } from '@drover/foundation';
+import { abortable, hasCode, type Logger } from '@drover/foundation';
 import { maxDownloads, maxUnpacks } from '../limits.ts';
 import { syncDirectory } from './blobs.ts';
 import { digestOf, fileNameOf } from './digest.ts';
@@ -170,12 +170,12 @@ export class LayerStore {
       }
       relative ||= !isRight;
       const name = relative ? place.name : alone;
-      const lower = name === place.name ? await waitFor(place.lower(), signal) : undefined;
+      const lower = name === place.name ? await abortable(place.lower(), signal) : undefined;
       const running = this.#tasks.get(name);
       if (running !== undefined) {
         running.listeners.add(onBytes);
         try {
-          await waitFor(running.done, signal);
+          await abortable(running.done, signal);
         } catch (error) {
           signal.throwIfAborted();
           this.#logger.debug({ layer: name, err: error }, 'a layer that another image shares failed there');
@@ -247,18 +247,5 @@ export class LayerStore {
   /** Resolves when what runs in the background has ended. */
   async idle(): Promise<void> {
     await this.#syncing;
-  }
-}
-
-/** The outcome of shared work, or the end of this caller's patience, whichever is first. */
-export async function waitFor<T>(shared: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted();
-  const { promise, reject } = Promise.withResolvers<never>();
-  const abort = (): void => reject(signal.reason as Error);
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    return await Promise.race([shared, promise]);
-  } finally {
-    signal.removeEventListener('abort', abort);
   }
 }

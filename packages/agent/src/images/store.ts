@@ -1,7 +1,7 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import { abortable, DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { hostDiskFull } from '../disks/index.ts';
 import { ForeignPaths } from '../foreign/index.ts';
 import { imageKeptNoSpaceMs, lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
@@ -10,7 +10,7 @@ import { BlobStore } from './blobs.ts';
 import { digestOf, fileNameOf, isDigest } from './digest.ts';
 import { buildHostTree, hostSignature } from './host.ts';
 import type { EnsureOptions, ImageConfig, ImageHandle, ImageInfo, Images } from './images.ts';
-import { LayerStore, placeNames, waitFor } from './layers.ts';
+import { LayerStore, placeNames } from './layers.ts';
 import { hostPlatform, type Platform } from './manifest.ts';
 import { ProgressReport } from './progress.ts';
 import {
@@ -141,7 +141,7 @@ export class ImageStore implements Images {
     const build = this.#builds.get(key) ?? this.#start(key, reference, name, insecure);
     const stop = options.onProgress === undefined ? undefined : build.progress.listen(options.onProgress);
     try {
-      return this.#handle(await waitFor(build.done, options.signal));
+      return this.#handle(await abortable(build.done, options.signal));
     } catch (error) {
       // the waiting ends, the build goes on.
       if (options.signal.aborted) throw cancelled(name, error);

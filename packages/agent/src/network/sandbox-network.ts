@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { DroverError, SerialExecutor, systemClock, type Logger, type SandboxId } from '@drover/foundation';
+import { DroverError, KeyedExecutor, systemClock, type Logger, type SandboxId } from '@drover/foundation';
 import { compilePolicy, type SandboxPolicy } from '@drover/gateway';
 import pLimit from 'p-limit';
 import { emptyNetworkDelayMs, networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
@@ -43,7 +43,7 @@ export class SandboxNetwork implements Network {
   readonly #disk: NetworkRecords;
   readonly #records = new Map<SandboxId, NetworkRecord>();
   readonly #publisher: PolicyPublisher;
-  readonly #serial = new Map<SandboxId, SerialExecutor>();
+  readonly #serial = new KeyedExecutor<SandboxId>(networkOperationsPerSandbox);
   readonly #creating = pLimit(networkCreatesAtOnce);
   /** Slots that nothing is made for. Taken from the front, given back at the end: an address rests as long as it can. */
   readonly #free: number[] = [];
@@ -159,8 +159,6 @@ export class SandboxNetwork implements Network {
         this.#logger.warn({ sandbox: id, err: String(error) }, 'address kept back until the gateway takes a new table');
       });
     });
-    // Nothing else is queued: operations on a released sandbox find no record.
-    if (this.#serial.get(id)?.waiting === 0) this.#serial.delete(id);
   }
 
   async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
@@ -211,9 +209,7 @@ export class SandboxNetwork implements Network {
 
   async #exclusively<T>(id: SandboxId, task: () => Promise<T>): Promise<T> {
     if (!this.#open) throw new DroverError('unavailable', "the host's network is not ready");
-    let serial = this.#serial.get(id);
-    if (serial === undefined) this.#serial.set(id, (serial = new SerialExecutor(networkOperationsPerSandbox)));
-    return await serial.run(task);
+    return await this.#serial.run(id, task);
   }
 
   #takeReserved(attachment: NetworkAttachment | undefined): number | undefined {

@@ -1,10 +1,9 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { DroverError, hasCode, isHostId, isSandboxId, sentenceOf, type SandboxId } from '@drover/foundation';
+import { DroverError, hasCode, isHostId, isSandboxId, Notifier, sentenceOf, type SandboxId } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { containWaitMs, maxContainReasonLength } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
-import { Bell } from '../reconcile/bell.ts';
 import { containmentActions, containmentsOf, runIsOver } from '../store/index.ts';
 import type { ContainmentAction, ContainmentRecord, SandboxRow, Tables } from '../store/store.ts';
 import { callerOf } from './auth.ts';
@@ -47,8 +46,8 @@ export function containmentMethods(context: ApiContext): Methods {
   ): Promise<{ readonly row: SandboxRow | undefined; readonly results: api.ContainmentResult[] }> {
     const { clock } = context;
     const until = clock.now() + containWaitMs;
-    const bell = new Bell(clock);
-    const off = context.wakes.on(id, () => bell.ring());
+    const changed = new Notifier(clock);
+    const off = context.wakes.on(id, changed.notify);
     let offHost: (() => void) | undefined;
     try {
       for (;;) {
@@ -56,7 +55,7 @@ export function containmentMethods(context: ApiContext): Methods {
         const hostId = row?.hostId;
         // Before it is looked at: a host that goes away is not waited for.
         offHost?.();
-        offHost = hostId === undefined ? undefined : context.wakes.on(hostId, () => bell.ring());
+        offHost = hostId === undefined ? undefined : context.wakes.on(hostId, changed.notify);
         const host = hostId === undefined ? undefined : await store.hosts.get(hostId);
         let waits = false;
         const results = stored.map((result) => {
@@ -68,7 +67,7 @@ export function containmentMethods(context: ApiContext): Methods {
         });
         const left = until - clock.now();
         if (!waits || left <= 0) return { row, results };
-        await bell.wait(left, signal);
+        await changed.wait(signal, left);
       }
     } finally {
       off();

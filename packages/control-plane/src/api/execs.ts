@@ -1,13 +1,13 @@
 import { create } from '@bufbuild/protobuf';
 import type { CallOptions, ServiceImpl } from '@connectrpc/connect';
-import { parseSignal, signalName } from '@drover/foundation';
+import { parseSignal, signalName, withDeadline } from '@drover/foundation';
 import { api, type init } from '@drover/protocol';
 import { initCallMs } from '../limits.ts';
 import type { InitClient } from '../sessions/sessions.ts';
 import type { ApiContext } from './context.ts';
 import { refusePaused } from './ended.ts';
 import { brokenCallError, sessionClient } from './host-down.ts';
-import { beforeDeadline, silentError } from './silence.ts';
+import { silentError } from './silence.ts';
 
 /** The execs of a sandbox as a person manages them; `exec.ts` carries their streams. */
 export function execsMethods(context: ApiContext): Pick<ServiceImpl<typeof api.SandboxService>, 'listExecs' | 'killExec'> {
@@ -19,7 +19,7 @@ export function execsMethods(context: ApiContext): Pick<ServiceImpl<typeof api.S
     const ended = new AbortController();
     try {
       const response = call(client, { signal: AbortSignal.any([signal, ended.signal]) });
-      return await beforeDeadline(response, initCallMs, context.clock, (ms) => silentError(row, 'request', ms));
+      return await withDeadline(response, initCallMs, context.clock, (ms) => silentError(row, 'request', ms));
     } catch (thrown) {
       throw await brokenCallError(context, row, thrown);
     } finally {

@@ -1,4 +1,4 @@
-import { DroverError } from '@drover/foundation';
+import { abortable, DroverError } from '@drover/foundation';
 import { firstMessageTimeoutMs } from '../limits.ts';
 
 /**
@@ -35,18 +35,5 @@ export class StreamInput<T> {
     }
     if (message === undefined) throw new DroverError('protocol-violation', 'the stream has no first message');
     return message;
-  }
-}
-
-/** `promise`, or a rejection with the signal's reason. */
-export async function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const abort = (): void => reject(signal.reason as Error);
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    if (signal.aborted) abort();
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener('abort', abort);
   }
 }

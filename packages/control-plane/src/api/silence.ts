@@ -1,4 +1,4 @@
-import { DroverError, type Clock } from '@drover/foundation';
+import { DroverError, withDeadline, type Clock } from '@drover/foundation';
 import { labelOf } from '../store/index.ts';
 import type { SandboxRow } from '../store/store.ts';
 
@@ -25,30 +25,9 @@ export async function* inTime<T>(
   for (let received = 0; ; received++) {
     const next = iterator.next();
     const ms = limitMs(received);
-    const result = ms === undefined ? await next : await beforeDeadline(next, ms, clock, late);
+    const result = ms === undefined ? await next : await withDeadline(next, ms, clock, late);
     if (result.done === true) return;
     yield result.value;
-  }
-}
-
-/** The result of `work`, unless it takes too long. The work itself is ended by its caller, whose signal it has. @throws the error of `late` */
-export async function beforeDeadline<T>(
-  work: Promise<T>,
-  ms: number,
-  clock: Pick<Clock, 'sleep'>,
-  late: (ms: number) => DroverError,
-): Promise<T> {
-  const settled = new AbortController();
-  const timeout = clock.sleep(ms, settled.signal).then(() => {
-    throw late(ms);
-  });
-  // Whichever settles later is not waited for.
-  timeout.catch(() => undefined);
-  work.catch(() => undefined);
-  try {
-    return await Promise.race([work, timeout]);
-  } finally {
-    settled.abort();
   }
 }
 

@@ -1,6 +1,5 @@
-import type { Clock } from '@drover/foundation';
+import { Notifier, type Clock } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { Bell } from '../reconcile/bell.ts';
 import type { EventStore } from '../store/store.ts';
 import type { StoredEvent } from './event.ts';
 
@@ -37,8 +36,8 @@ export async function* watchEvents(
   const { clock, follow = false, kinds = [], subject = '' } = options;
   const filtered = kinds.length > 0 || subject !== '';
   const filter = { kinds, ...(subject === '' ? {} : { subject }) };
-  const bell = new Bell(clock);
-  const unsubscribe = events.onAppend(() => bell.ring());
+  const appended = new Notifier(clock);
+  const unsubscribe = events.onAppend(appended.notify);
   try {
     let position = options.fromStart === true ? await startOf(events) : (options.afterId ?? (await events.lastId()));
     let lost = 0;
@@ -61,7 +60,7 @@ export async function* watchEvents(
         // Those that do not match are behind it as well: they will not be missed when they are trimmed.
         if (filtered) position = Math.max(position, upTo);
         if (!follow) return;
-        await bell.wait(limits.watchIntervalMs, signal);
+        await appended.wait(signal, limits.watchIntervalMs);
       }
     }
   } catch (error) {

@@ -1,6 +1,5 @@
-import type { Clock, HostId, SandboxId } from '@drover/foundation';
+import { Notifier, type Clock, type HostId, type SandboxId } from '@drover/foundation';
 import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost } from '../limits.ts';
-import { Bell } from '../reconcile/bell.ts';
 import type { SandboxRow, SandboxStore } from '../store/store.ts';
 
 /** Calls back after each event of a subject. */
@@ -35,8 +34,8 @@ export class AddressWait {
     let row = await this.#sandboxes.get(id);
     const ofHost = this.#ofHost.get(hostId) ?? 0;
     if (shows(row) || this.#waiting >= addressWaits || ofHost >= addressWaitsPerHost) return row;
-    const bell = new Bell(this.#clock);
-    const off = this.#wakes?.on(id, () => bell.ring());
+    const changed = new Notifier(this.#clock);
+    const off = this.#wakes?.on(id, changed.notify);
     const until = this.#clock.now() + addressWaitMs;
     this.#waiting++;
     this.#ofHost.set(hostId, ofHost + 1);
@@ -46,7 +45,7 @@ export class AddressWait {
         row = await this.#sandboxes.get(id);
         const left = until - this.#clock.now();
         if (shows(row) || left <= 0) return row;
-        await bell.wait(Math.min(left, addressPollMs), never);
+        await changed.wait(undefined, Math.min(left, addressPollMs));
       }
     } finally {
       this.#waiting--;
@@ -57,6 +56,3 @@ export class AddressWait {
     }
   }
 }
-
-/** It ends by itself. */
-const never = new AbortController().signal;

@@ -1,7 +1,6 @@
-import { clip, DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { clip, DroverError, Notifier, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import { hasEnded, runIsOver, type HostRow, type SandboxRow, type Store, type Tables } from '../store/index.ts';
-import { Bell } from '../reconcile/bell.ts';
 import { placementRequest, plan } from './plan.ts';
 
 export interface PlacementOptions {
@@ -13,11 +12,11 @@ export interface PlacementOptions {
 /** Finds hosts for sandboxes that have none (L-24). Any number may run at once: a place is taken in the store, or not at all. */
 export class Placement {
   readonly #options: PlacementOptions;
-  readonly #bell: Bell;
+  readonly #changed: Notifier;
 
   constructor(options: PlacementOptions) {
     this.#options = options;
-    this.#bell = new Bell(options.clock);
+    this.#changed = new Notifier(options.clock);
   }
 
   /** As `placeSandbox`. @throws {DroverError} sandbox-not-found */
@@ -28,7 +27,7 @@ export class Placement {
   /** Places what waits, each time that something changed, and at least every `placementIntervalMs`; until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
     const { store, clock, logger } = this.#options;
-    const unsubscribe = store.events.onAppend(() => this.#bell.ring());
+    const unsubscribe = store.events.onAppend(this.#changed.notify);
     try {
       while (!signal.aborted) {
         try {
@@ -37,7 +36,7 @@ export class Placement {
           if (!signal.aborted) logger.error({ err: error }, 'a placement round failed; the next one follows');
         }
         await clock.sleep(limits.placementPauseMs, signal);
-        await this.#bell.wait(limits.placementIntervalMs, signal);
+        await this.#changed.wait(signal, limits.placementIntervalMs);
       }
     } catch (error) {
       if (!signal.aborted) throw error;
@@ -48,7 +47,7 @@ export class Placement {
 
   /** Makes `run` look again now. */
   poke(): void {
-    this.#bell.ring();
+    this.#changed.notify();
   }
 
   async #round(signal: AbortSignal): Promise<void> {

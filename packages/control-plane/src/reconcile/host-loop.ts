@@ -1,10 +1,9 @@
-import { Backoff, DroverError, sentenceOf, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import { Backoff, DroverError, Notifier, sentenceOf, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import type { Hub } from '../hub/hub.ts';
 import * as limits from '../limits.ts';
 import type { SecretBox } from '../secrets/index.ts';
 import type { SandboxRow, Store } from '../store/index.ts';
-import { Bell } from './bell.ts';
 import { executeStep, stepSubject } from './execute.ts';
 import { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
 
@@ -43,7 +42,7 @@ interface Rest {
  */
 export class HostLoop {
   readonly #options: HostLoopOptions;
-  readonly #bell: Bell;
+  readonly #changed: Notifier;
   readonly #seen = new Map<string, sandbox.SandboxObservation>();
   readonly #dirty = new Set<SandboxId>();
   /** What is under way; `superseded` ends the waiting for it (L-21). */
@@ -54,7 +53,7 @@ export class HostLoop {
 
   constructor(options: HostLoopOptions) {
     this.#options = options;
-    this.#bell = new Bell(options.clock);
+    this.#changed = new Notifier(options.clock);
     // In place of a signal that each wait listens to: thousands of hosts have nothing to do, and wait.
     options.signal.addEventListener('abort', () => this.end(), { once: true });
     if (options.signal.aborted) this.end();
@@ -69,21 +68,21 @@ export class HostLoop {
       this.#seen.set(copy.sandboxId, copy);
       this.#dirty.add(copy.sandboxId as SandboxId);
     }
-    this.#bell.ring();
+    this.#changed.notify();
   }
 
   /** Looks at one sandbox again, or at all. */
   poke(id?: SandboxId): void {
     if (id === undefined) this.#everything = true;
     else this.#dirty.add(id);
-    this.#bell.ring();
+    this.#changed.notify();
   }
 
   /** Ends the loop, and the waiting for what is under way; the steps themselves go on on the host (L-21). Again: nothing. */
   end(): void {
     this.#over = true;
     for (const { superseded } of this.#busy.values()) superseded.abort();
-    this.#bell.ring();
+    this.#changed.notify();
   }
 
   /** Runs until the stream ends (L-16), or `end`. */
@@ -92,7 +91,7 @@ export class HostLoop {
     let resyncAt = clock.now() + limits.resyncMs;
     while (!this.#over) {
       try {
-        await this.#bell.wait(Math.max(0, Math.min(resyncAt, this.#nextRestEnd()) - clock.now()));
+        await this.#changed.wait(undefined, Math.max(0, Math.min(resyncAt, this.#nextRestEnd()) - clock.now()));
         if (clock.now() >= resyncAt) {
           this.#everything = true;
           resyncAt = clock.now() + limits.resyncMs;

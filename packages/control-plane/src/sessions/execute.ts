@@ -1,4 +1,4 @@
-import { DroverError, type Clock, type SandboxId } from '@drover/foundation';
+import { DroverError, withDeadline, type Clock, type SandboxId } from '@drover/foundation';
 import type { InitFailure, Journal, StepFailure, StepPlace } from '../events/typed.ts';
 import { answerSlackMs, stderrTailBytes, stepMs } from '../limits.ts';
 import type { CommandStep, PlanStep } from './plan.ts';
@@ -128,20 +128,7 @@ function reasonOf(error: unknown): InitFailure {
   }
 }
 
-/** What `work` gives, if it does so within `ms`. @throws {DroverError} timed-out */
+/** The outcome of `work`. @throws {DroverError} timed-out when it takes longer than `ms` */
 export async function within<T>(clock: Pick<Clock, 'sleep'>, ms: number, what: string, work: Promise<T>): Promise<T> {
-  const done = new AbortController();
-  const late = clock.sleep(ms, done.signal).then(
-    () => {
-      throw new DroverError('timed-out', `${what} was not told within ${ms / 1000} s`);
-    },
-    // The work was done first: nobody looks at this any more.
-    async () => await work,
-  );
-  late.catch(() => undefined);
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    done.abort();
-  }
+  return await withDeadline(work, ms, clock, () => new DroverError('timed-out', `${what} was not reported within ${ms / 1000} s`));
 }

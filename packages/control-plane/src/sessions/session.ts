@@ -1,6 +1,6 @@
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { X509Certificate } from 'node:crypto';
-import { Backoff, clip, DroverError, version, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { abortable, Backoff, clip, DroverError, version, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { renewAt, type CertificateAuthority, type IssuedCertificate } from '@drover/pki';
 import type { init } from '@drover/protocol';
 import type { Journal, SandboxEvent, StepFailure, UntrustedReason } from '../events/typed.ts';
@@ -124,14 +124,17 @@ export class Session {
   async run(): Promise<SessionEnd> {
     const signal = AbortSignal.any([this.#ending, this.#over.signal, this.#options.connection.lost]);
     const { worldview, logger } = this.#context;
-    const [decision, before, steps] = await orAborted(signal, [
-      this.#assess(),
-      worldview.get(this.#id).catch((error: unknown) => {
-        logger.warn({ sandbox: this.#id, err: error }, 'the view of a sandbox could not be read');
-        return undefined;
-      }),
-      this.#context.plans(this.#options.row).catch((error: unknown) => DroverError.from(error)),
-    ] as const);
+    const [decision, before, steps] = await abortable(
+      Promise.all([
+        this.#assess(),
+        worldview.get(this.#id).catch((error: unknown) => {
+          logger.warn({ sandbox: this.#id, err: error }, 'the view of a sandbox could not be read');
+          return undefined;
+        }),
+        this.#context.plans(this.#options.row).catch((error: unknown) => DroverError.from(error)),
+      ]),
+      signal,
+    );
     const { remembered } = this.#options;
     if (before !== undefined) recall(remembered, before.init, this.#startCount);
 
@@ -439,20 +442,4 @@ function pretends(claimed: string): Untrusted {
     reason: 'certificate-invalid',
     message: `its init says that it is ${JSON.stringify(clip(claimed))}, which its certificate does not`,
   };
-}
-
-/** What all of `work` gives, or the signal's reason: a store that hangs does not hold an attempt up for longer than that may take. */
-async function orAborted<T extends readonly Promise<unknown>[]>(
-  signal: AbortSignal,
-  work: T,
-): Promise<{ readonly [Index in keyof T]: Awaited<T[Index]> }> {
-  signal.throwIfAborted();
-  const aborted = Promise.withResolvers<never>();
-  const abort = (): void => aborted.reject(signal.reason);
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    return (await Promise.race([Promise.all(work), aborted.promise])) as { readonly [Index in keyof T]: Awaited<T[Index]> };
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
 }

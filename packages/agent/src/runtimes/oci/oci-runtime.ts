@@ -7,7 +7,7 @@ import {
   errnoOf,
   isSandboxId,
   removeTree,
-  SerialExecutor,
+  KeyedExecutor,
   systemClock,
   type Clock,
   type Logger,
@@ -84,7 +84,7 @@ export class OciRuntime implements Runtime {
   readonly #exits: ExitWatch;
   readonly #starts = new Turns(Math.ceil(availableParallelism() * startsPerCpu));
   /** One operation at a time on one sandbox. */
-  readonly #serial = new Map<SandboxId, SerialExecutor>();
+  readonly #serial = new KeyedExecutor<SandboxId>();
   readonly #life = new AbortController();
   #prepared: Promise<UidRanges | undefined> | undefined;
 
@@ -602,13 +602,7 @@ export class OciRuntime implements Runtime {
   }
 
   async #alone<T>(id: SandboxId, task: () => Promise<T>): Promise<T> {
-    let serial = this.#serial.get(id);
-    if (serial === undefined) this.#serial.set(id, (serial = new SerialExecutor()));
-    try {
-      return await serial.run(task);
-    } finally {
-      if (serial.waiting === 0 && this.#serial.get(id) === serial) this.#serial.delete(id);
-    }
+    return await this.#serial.run(id, task);
   }
 }
 

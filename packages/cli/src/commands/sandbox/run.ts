@@ -1,4 +1,4 @@
-import { DroverError, hasCode } from '@drover/foundation';
+import { abortable, DroverError, hasCode } from '@drover/foundation';
 import type { api } from '@drover/protocol';
 import { actionsOf, type DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
@@ -50,7 +50,7 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     onReconnect: sayBroken(cli),
   });
   handle.exit.catch(() => undefined);
-  const started = orAborted(cli.signal, handle.started);
+  const started = abortable(handle.started, cli.signal);
   await orRemove(cli, client, created.id, flags.rm === true, started, () => handle.detach());
   // Interrupted in the moment of the start: from here on, signals go to the command.
   if (cli.signal.aborted) await removeInterrupted(cli, client, created.id);
@@ -62,18 +62,6 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   await explainEnd(cli, client, created.id, sandboxLabel(created), outcome.exit);
   if (flags.rm === true) await removeEnded(cli, client, created.id);
   return outcome.exit.code;
-}
-
-async function orAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
-  const aborted = Promise.withResolvers<never>();
-  const abort = (): void => aborted.reject(signal.reason as Error);
-  if (signal.aborted) abort();
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    return await Promise.race([work, aborted.promise]);
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
 }
 
 /**
