@@ -3,16 +3,17 @@
  */
 const below = {
   foundation: [],
+  spec: ['foundation'],
   archive: ['foundation'],
-  protocol: ['foundation'],
+  protocol: ['foundation', 'spec'],
   pki: ['foundation'],
   supervisor: ['foundation'],
-  gateway: ['foundation', 'protocol', 'supervisor'],
-  init: ['foundation', 'archive', 'protocol', 'supervisor'],
-  'control-plane': ['foundation', 'protocol', 'pki'],
-  agent: ['foundation', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'init'],
-  sdk: ['foundation', 'protocol'],
-  cli: ['foundation', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'agent', 'control-plane', 'sdk'],
+  gateway: ['foundation', 'spec', 'protocol', 'supervisor'],
+  init: ['foundation', 'spec', 'archive', 'protocol', 'supervisor'],
+  'control-plane': ['foundation', 'spec', 'protocol', 'pki'],
+  agent: ['foundation', 'spec', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'init'],
+  sdk: ['foundation', 'spec', 'protocol'],
+  cli: ['foundation', 'spec', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'agent', 'control-plane', 'sdk'],
 };
 
 /**

@@ -1,10 +1,11 @@
 import { describe, expect, test } from 'vitest';
 import { DroverError } from '@drover/foundation';
+import { parseCount } from '@drover/spec';
 import { parsePlace } from './commands/sandbox/cp.ts';
 import { cannotListen } from './commands/sandbox/forward.ts';
 import { tokenLifeSeconds } from './commands/host/host.ts';
 import { parseServer } from './context/context.ts';
-import { parseAllow, parseCount, parseEnv, parseForward, parseVolume } from './parse.ts';
+import { parseAllow, parseEnv, parseForward, parseVolume } from './parse.ts';
 import { parseListen } from './up/settings.ts';
 
 describe('R-2: flags become values, or one sentence', () => {

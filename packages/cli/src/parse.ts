@@ -1,7 +1,8 @@
 import { isUtf8 } from 'node:buffer';
 import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
-import { clip, DroverError, parseLabel, parseName, readAtMost, reasonOf } from '@drover/foundation';
+import { clip, DroverError, parseName, readAtMost, reasonOf } from '@drover/foundation';
+import { parseLabel } from '@drover/spec';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
@@ -82,17 +83,6 @@ export async function readEnvFile(path: string): Promise<readonly string[]> {
 /** @throws {DroverError} invalid-argument */
 export function parseLabels(entries: readonly string[]): Record<string, string> {
   return Object.fromEntries(entries.map(parseLabel));
-}
-
-/** @throws {DroverError} invalid-argument */
-export function parseCount(flag: string, text: string, max: number): number {
-  const value = /^\d{1,10}$/.test(text) ? Number(text) : Number.NaN;
-  if (!(value >= 1 && value <= max)) {
-    throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is not a number from 1 to ${max}`, {
-      hint: 'give a whole number in that range',
-    });
-  }
-  return value;
 }
 
 /** `VOLUME:TARGET[:ro]` or `DIRECTORY:TARGET[:ro]`. A relative directory is the caller's. @throws {DroverError} invalid-argument */

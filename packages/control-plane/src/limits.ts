@@ -99,9 +99,8 @@ export const maxImageReferenceLength = 1_024;
 /** API: arguments of one command, and bytes of all of them (and, apart from these, of the environment). More is refused. */
 export const maxArguments = 4_096;
 export const maxArgumentBytes = 1024 * 1024;
-/** API: environment variables, labels, destinations and mounts of one sandbox. More is refused. */
+/** API: environment variables, destinations and mounts of one sandbox. More is refused. */
 export const maxEnvVars = 1_024;
-export const maxLabels = 64;
 export const maxAllowPatterns = 256;
 export const maxMounts = 64;
 /** API: secrets of one sandbox, bytes of one and of all of them: they fit into one frame of the link. More is refused. */

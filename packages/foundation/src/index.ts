@@ -38,11 +38,9 @@ export { lockDirectory } from './lock.ts';
 export type { Logger, LogOptions } from './log.ts';
 export {
   canonicalCommonName,
-  checkLabel,
   makeUpName,
   maxNameLength,
   maxProjectLength,
-  parseLabel,
   parseName,
   parseProject,
   type Name,
@@ -50,7 +48,6 @@ export {
 } from './names.ts';
 export { Notifier } from './notifier.ts';
 export { BoundedQueue } from './queue.ts';
-export { parseSignal, signalExitCode, signalName } from './signals.ts';
-export { counted, formatAge, formatBytes, parseBytes, parseCpus, parseDurationMs } from './units.ts';
+export { counted, formatAge, formatBytes } from './units.ts';
 export { version } from './version.ts';
 export { abortable, withDeadline } from './waiting.ts';

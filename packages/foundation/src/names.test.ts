@@ -8,7 +8,6 @@ import {
   makeUpName,
   newHostId,
   newSandboxId,
-  parseLabel,
   parseName,
   parseProject,
   parseSandboxId,
@@ -58,12 +57,6 @@ describe('names', () => {
         expect(parseName(makeUpName(() => random))).toBeDefined();
       }),
     );
-  });
-
-  test('labels', () => {
-    expect(parseLabel('zone=a=b')).toEqual(['zone', 'a=b']);
-    expect(parseLabel('gpu')).toEqual(['gpu', '']);
-    expect(() => parseLabel('=x')).toThrowError(/is not a label/);
   });
 });
 

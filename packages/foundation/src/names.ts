@@ -40,26 +40,6 @@ export function canonicalCommonName(project: Project, name: Name): string {
   return project === '' ? name : `${project}.${name}`;
 }
 
-const labelKey = /^[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$/;
-
-/** `key=value`, for --label. @throws {DroverError} invalid-argument */
-export function parseLabel(text: string): readonly [string, string] {
-  const at = text.indexOf('=');
-  const key = at < 0 ? text : text.slice(0, at);
-  const value = at < 0 ? '' : text.slice(at + 1);
-  checkLabel(key, value);
-  return [key, value];
-}
-
-/** @throws {DroverError} invalid-argument */
-export function checkLabel(key: string, value: string): void {
-  if (!labelKey.test(key) || value.length > 256) {
-    throw new DroverError('invalid-argument', `${JSON.stringify(clip(`${key}=${value}`))} is not a label`, {
-      hint: 'write key=value; a key has at most 63 letters, digits, dots, slashes and hyphens, a value at most 256 characters',
-    });
-  }
-}
-
 const adjectives = [
   'amber',
   'bold',

@@ -1,6 +1,7 @@
-import { clip, DroverError, parseSignal } from '@drover/foundation';
+import { clip, DroverError } from '@drover/foundation';
 import type { MainProcess } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
+import { parseSignal } from '@drover/spec';
 import type { ImageConfig } from '../images/images.ts';
 
 const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';

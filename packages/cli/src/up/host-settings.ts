@@ -1,9 +1,9 @@
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { clip, DroverError, errnoOf, makeDirectories, parseCpus, parseLabel, reasonOf, writeFileAtomic } from '@drover/foundation';
+import { clip, DroverError, errnoOf, makeDirectories, reasonOf, writeFileAtomic } from '@drover/foundation';
+import { parseCpus, parseDurationWithin, parseLabel } from '@drover/spec';
 import { z } from 'zod';
 import { maxReconnectMaxMs, maxStandbys, minReconnectMaxMs } from '../limits.ts';
-import { parseWithin } from './settings.ts';
 
 /** What this host was told about itself when it joined. */
 export interface HostSettings {
@@ -70,7 +70,7 @@ export async function checkHostFlags(flags: HostFlags): Promise<void> {
 /** L-12. @throws {DroverError} invalid-argument */
 function parseReconnectMax({ reconnectMax }: HostFlags): { readonly reconnectMaxMs?: number } {
   if (reconnectMax === undefined) return {};
-  return { reconnectMaxMs: parseWithin('--reconnect-max', reconnectMax, minReconnectMaxMs, maxReconnectMaxMs) };
+  return { reconnectMaxMs: parseDurationWithin('--reconnect-max', reconnectMax, minReconnectMaxMs, maxReconnectMaxMs) };
 }
 
 /** @throws {DroverError} invalid-argument */

@@ -1,6 +1,7 @@
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { clip, DroverError, parseDurationMs } from '@drover/foundation';
+import { clip, DroverError } from '@drover/foundation';
+import { parseDurationWithin } from '@drover/spec';
 import { maxLivenessMs, minHostTtlMs, minLostGraceMs } from '../limits.ts';
 
 /** /var/lib/drover for root, else `$XDG_DATA_HOME/drover` or below `~/.local/share` (XDG base directory specification). */
@@ -41,16 +42,9 @@ export interface LivenessFlags {
 /** L-10, L-26. @throws {DroverError} invalid-argument */
 export function parseLiveness(flags: LivenessFlags): { readonly hostTtlMs?: number; readonly lostGraceMs?: number } {
   return {
-    ...(flags.hostTtl !== undefined && { hostTtlMs: parseWithin('--host-ttl', flags.hostTtl, minHostTtlMs, maxLivenessMs) }),
-    ...(flags.lostGrace !== undefined && { lostGraceMs: parseWithin('--lost-grace', flags.lostGrace, minLostGraceMs, maxLivenessMs) }),
+    ...(flags.hostTtl !== undefined && { hostTtlMs: parseDurationWithin('--host-ttl', flags.hostTtl, minHostTtlMs, maxLivenessMs) }),
+    ...(flags.lostGrace !== undefined && {
+      lostGraceMs: parseDurationWithin('--lost-grace', flags.lostGrace, minLostGraceMs, maxLivenessMs),
+    }),
   };
-}
-
-/** A duration from `leastMs` to `mostMs`. @throws {DroverError} invalid-argument */
-export function parseWithin(flag: string, text: string, leastMs: number, mostMs: number): number {
-  const ms = parseDurationMs(text);
-  if (ms >= leastMs && ms <= mostMs) return ms;
-  throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is too ${ms < leastMs ? 'short' : 'long'}`, {
-    hint: `give ${leastMs / 1000}s to ${mostMs % 3_600_000 === 0 ? `${mostMs / 3_600_000}h` : `${mostMs / 1000}s`}`,
-  });
 }

@@ -1,7 +1,8 @@
 import { create } from '@bufbuild/protobuf';
 import type { CallOptions, ServiceImpl } from '@connectrpc/connect';
-import { parseSignal, signalName, withDeadline } from '@drover/foundation';
+import { withDeadline } from '@drover/foundation';
 import { api, type init } from '@drover/protocol';
+import { parseSignal, signalName } from '@drover/spec';
 import { initCallMs } from '../limits.ts';
 import type { InitClient } from '../sessions/sessions.ts';
 import type { ApiContext } from './context.ts';

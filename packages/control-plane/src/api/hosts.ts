@@ -5,6 +5,7 @@ import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError, type HostId } from '@drover/foundation';
 import { formatJoinToken, hashSecret, newSecret } from '@drover/pki';
 import { api, link } from '@drover/protocol';
+import { parseLabels } from '@drover/spec';
 import { defaultJoinTtlSeconds, hostCallTimeoutMs, maxJoinTtlSeconds, maxJoinUses } from '../limits.ts';
 import { callerOf } from './auth.ts';
 import { drainHost } from '../reconcile/index.ts';
@@ -13,7 +14,6 @@ import type { ApiContext } from './context.ts';
 import { hostToWire } from './convert.ts';
 import { hostDownError } from './host-down.ts';
 import { once } from './idempotency.ts';
-import { parseLabels } from './parse.ts';
 
 const methods = api.HostService.method;
 

@@ -1,7 +1,8 @@
 import { isIP } from 'node:net';
 import { domainToASCII } from 'node:url';
-import { checkLabel, clip, DroverError, parseName, parseProject, type Name, type Project } from '@drover/foundation';
+import { clip, DroverError, parseName, parseProject, type Name, type Project } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
+import { isPort, parseLabels } from '@drover/spec';
 import {
   defaultRequestCpuMillis,
   defaultRequestMemoryBytes,
@@ -10,7 +11,6 @@ import {
   maxArguments,
   maxEnvVars,
   maxImageReferenceLength,
-  maxLabels,
   maxMounts,
   maxStopGraceMs,
   maxTtlSeconds,
@@ -27,14 +27,6 @@ const quote = (text: string): string => JSON.stringify(clip(text));
 /** @throws {DroverError} invalid-name */
 export function parseIdentity(project: string, name: string): { readonly project: Project; readonly name: Name } {
   return { project: parseProject(project), name: parseName(name) };
-}
-
-/** @throws {DroverError} invalid-argument */
-export function parseLabels(labels: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
-  const entries = Object.entries(labels);
-  if (entries.length > maxLabels) throw invalid(`there are ${entries.length} labels`, `use at most ${maxLabels}`);
-  for (const [key, value] of entries) checkLabel(key, value);
-  return labels;
 }
 
 const pathSchemes = ['oci-archive:', 'docker-archive:', 'oci:', 'dir:'];
@@ -135,10 +127,6 @@ function isDnsName(text: string): boolean {
   const labels = name.split('.');
   // A last label of digits makes it an IPv4 address to a URL parser.
   return name.length <= 253 && labels.every((label) => dnsLabel.test(label)) && !/^(?:\d+|0x[0-9a-f]*)$/i.test(labels.at(-1) ?? '');
-}
-
-export function isPort(port: number): boolean {
-  return Number.isInteger(port) && port >= 1 && port <= 65_535;
 }
 
 const reservedTargets = ['/proc', '/sys', '/dev', '/.drover'];

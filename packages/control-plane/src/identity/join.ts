@@ -1,5 +1,5 @@
 import { create } from '@bufbuild/protobuf';
-import { checkLabel, clip, DroverError, hasCode, parseHostId } from '@drover/foundation';
+import { clip, DroverError, hasCode, parseHostId } from '@drover/foundation';
 import { hashSecret, parseJoinToken } from '@drover/pki';
 import { api } from '@drover/protocol';
 import type { SigningDependencies } from './signing.ts';
@@ -33,7 +33,6 @@ export async function joinHost(
   const issued = await ca.signHost(hostId, request.csrDer);
   const taken = await store.tokens.takeJoin(hashSecret(secret), hostId);
   if (taken === undefined) throw refused(new Error('the token is unknown, used up or expired'));
-  for (const [key, value] of Object.entries(taken.labels)) checkLabel(key, value);
   try {
     await store.hosts.join({ id: hostId, name: request.hostname, labels: taken.labels, certificateExpiresAt: issued.notAfter });
   } catch (error) {

@@ -1,5 +1,6 @@
 import { domainToASCII } from 'node:url';
 import { DroverError, clip } from '@drover/foundation';
+import { parsePort } from '@drover/spec';
 import ipaddr from 'ipaddr.js';
 
 /** A destination as it was asked for: a DNS name in its canonical form, or an address. */
@@ -51,13 +52,6 @@ export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 {
   const host = parseHost(text);
   if (host.kind !== 'address') throw notAHost(text);
   return host.address;
-}
-
-/** A port number from 1 to 65535, decimal, without sign or leading zeros. @throws {DroverError} invalid-argument */
-export function parsePort(text: string): number {
-  const port = /^[1-9]\d{0,4}$/.test(text) ? Number(text) : 0;
-  if (port < 1 || port > 65_535) throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a port`);
-  return port;
 }
 
 /** `host:port` as CONNECT carries it (RFC 9112, authority-form); without a port, `defaultPort`. @throws {DroverError} invalid-argument */

@@ -1,6 +1,7 @@
 import { DroverError, clip } from '@drover/foundation';
+import { parsePort } from '@drover/spec';
 import ipaddr from 'ipaddr.js';
-import { parseHostOfPerson, parsePort, unmapped, type Host } from './host.ts';
+import { parseHostOfPerson, unmapped, type Host } from './host.ts';
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 

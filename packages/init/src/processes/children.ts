@@ -1,5 +1,5 @@
 import type { ChildProcess } from 'node:child_process';
-import { parseSignal, signalExitCode, signalName } from '@drover/foundation';
+import { parseSignal, signalExitCode, signalName } from '@drover/spec';
 import { reapIntervalMs } from '../limits.ts';
 import { loadLibc } from './libc.ts';
 import type { RawExit } from './spawned.ts';

@@ -1,7 +1,8 @@
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { clip, DroverError, parseSignal } from '@drover/foundation';
+import { clip, DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
+import { parseSignal } from '@drover/spec';
 import { maxChunkBytes, maxListedCommandLength } from '../limits.ts';
 import type { Exit, ManagedProcess } from '../processes/process.ts';
 import type { Call, Reply } from '../server/call.ts';

@@ -1,5 +1,6 @@
-import { DroverError, parseSignal, version } from '@drover/foundation';
+import { DroverError, version } from '@drover/foundation';
 import { init } from '@drover/protocol';
+import { parseSignal } from '@drover/spec';
 import type { Identity } from '../identity/identity.ts';
 import { maxSessionRequests } from '../limits.ts';
 import type { Call, Reply } from '../server/call.ts';

@@ -1,11 +1,12 @@
-import { DroverError, formatBytes, parseDurationMs } from '@drover/foundation';
+import { DroverError, formatBytes } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { JsonValue } from '@bufbuild/protobuf';
+import { parseCount, parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { messageJson } from '../../output/output.ts';
 import { hostStateName } from './state.ts';
 import type { Column } from '../../output/table.ts';
-import { parseCount, parseLabels } from '../../parse.ts';
+import { parseLabels } from '../../parse.ts';
 import { age } from '../sandbox/show.ts';
 
 const hostJson = (host: api.Host): JsonValue => messageJson(api.HostSchema, host);

@@ -1,6 +1,7 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt';
-import { counted, DroverError, formatAge, formatBytes, parseDurationMs } from '@drover/foundation';
+import { counted, DroverError, formatAge, formatBytes } from '@drover/foundation';
 import { api, errorFromWire } from '@drover/protocol';
+import { parseDurationMs } from '@drover/spec';
 import { Listr, type ListrTask } from 'listr2';
 import type { Cli } from '../../cli.ts';
 import { tellFailures } from '../failures.ts';

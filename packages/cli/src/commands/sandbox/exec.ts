@@ -1,5 +1,6 @@
-import { DroverError, parseDurationMs } from '@drover/foundation';
+import { DroverError } from '@drover/foundation';
 import type { DroverClient, ExecHandle, ExecOptions, ExecStarted } from '@drover/sdk';
+import { parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
 import { explainEnd } from './explain-end.ts';

@@ -1,6 +1,7 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt';
-import { formatAge, parseSignal, signalName } from '@drover/foundation';
+import { formatAge } from '@drover/foundation';
 import { api } from '@drover/protocol';
+import { parseSignal, signalName } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { messageJson } from '../../output/output.ts';
 import type { Column } from '../../output/table.ts';

@@ -1,9 +1,9 @@
 import { timestampDate } from '@bufbuild/protobuf/wkt';
-import { clip, DroverError, formatBytes, parseDurationMs } from '@drover/foundation';
+import { clip, DroverError, formatBytes } from '@drover/foundation';
 import type { api } from '@drover/protocol';
+import { parseCount, parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { OutputText } from '../../output/output-text.ts';
-import { parseCount } from '../../parse.ts';
 import { sayBroken } from './reconnect.ts';
 
 export interface LogsFlags {

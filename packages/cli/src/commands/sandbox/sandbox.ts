@@ -1,6 +1,7 @@
-import { DroverError, hasCode, parseDurationMs, parseProject } from '@drover/foundation';
+import { DroverError, hasCode, parseProject } from '@drover/foundation';
 import type { api } from '@drover/protocol';
 import { sandboxStateName, sandboxStateValue, type DroverClient, type SandboxStateName } from '@drover/sdk';
+import { parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { parseLabels } from '../../parse.ts';
 import { createSandbox, removeInterrupted } from './create.ts';

@@ -1,6 +1,7 @@
-import { DroverError, parseBytes, parseCpus, parseDurationMs, parseName, parseProject } from '@drover/foundation';
+import { DroverError, parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
-import { parseAllow, parseCommand, parseCount, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
+import { parseBytes, parseCount, parseCpus, parseDurationMs } from '@drover/spec';
+import { parseAllow, parseCommand, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
 import { terminalSize } from '../../terminal/attach.ts';

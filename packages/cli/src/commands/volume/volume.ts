@@ -1,7 +1,8 @@
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import type { JsonValue } from '@bufbuild/protobuf';
-import { formatBytes, parseBytes } from '@drover/foundation';
+import { formatBytes } from '@drover/foundation';
 import { api } from '@drover/protocol';
+import { parseBytes } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { messageJson } from '../../output/output.ts';
 import type { Column } from '../../output/table.ts';

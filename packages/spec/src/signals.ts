@@ -1,5 +1,4 @@
-import { DroverError } from './errors.ts';
-import { clip } from './ids.ts';
+import { invalid, quote } from './invalid.ts';
 
 /** signal(7): the numbers 1 to 31 on x86-64 and arm64, in order. Not the platform's own table: a client may run elsewhere. */
 const standardSignals =
@@ -27,9 +26,7 @@ export function parseSignal(text: string): number {
     if ((sign === undefined || sign === away) && number >= firstRealTime && number <= lastSignal) return number;
   }
   if (/^\d{1,2}$/.test(text) && Number(text) >= 1 && Number(text) <= lastSignal) return Number(text);
-  throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a signal`, {
-    hint: `use a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to ${lastSignal}`,
-  });
+  throw invalid(`${quote(text)} is not a signal`, `use a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to ${lastSignal}`);
 }
 
 /** `SIGTERM`, `SIGRTMIN+3`; the plain number for the two that the C library keeps for itself. */

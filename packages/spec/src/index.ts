@@ -1,0 +1,10 @@
+/**
+ * What a person can ask of Drover. Every input has one parser, which returns a type that holds no invalid value; the processes exchange
+ * those types. Parsers that need a library are entries beside this one, so that a command loads only what it uses.
+ */
+export { formatDuration, parseDurationMs, parseDurationWithin } from './durations.ts';
+export { parseLabel, parseLabels, type Labels } from './labels.ts';
+export * from './limits.ts';
+export { isPort, parsePort } from './ports.ts';
+export { parseSignal, signalExitCode, signalName } from './signals.ts';
+export { parseBytes, parseCount, parseCpus } from './sizes.ts';
