@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { initPort } from '@drover/init';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { execa } from 'execa';
-import { eventually, repository, TestDrover, tool, tracesOf } from '../harness/index.ts';
+import { eventually, TestDrover, tool, tracesOf } from '../harness/index.ts';
 
 /** The gateway's address is the first of the pool. */
 const [pool, gateway] = ['10.232.0.0/20', '10.232.0.1'];
@@ -71,7 +71,7 @@ const hostilePort = 19_180;
 const hostile: HostileInit[] = [];
 
 function spawnHostile(namespace: readonly string[], args: readonly string[]) {
-  const program = join(repository, 'e2e', 'harness', 'flooding-init.ts');
+  const program = join(import.meta.dirname, '..', 'harness', 'flooding-init.ts');
   return execa('nsenter', [...namespace, process.execPath, '--conditions=development', program, String(hostilePort), ...args], {
     reject: false,
     stdin: 'ignore',

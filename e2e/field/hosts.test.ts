@@ -7,7 +7,7 @@ import { formatJoinToken, newSecret } from '@drover/pki';
 import { connectDrover } from '@drover/sdk';
 import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { eventually, repository, TestDrover } from '../harness/index.ts';
+import { eventually, launcher, TestDrover } from '../harness/index.ts';
 
 let drover: TestDrover;
 let work: string;
@@ -82,7 +82,7 @@ describe('13.5: agent join', () => {
 test('9.6: a control plane whose log is not read answers on', async () => {
   const data = join(work, 'unread');
   const log = `"$0" serve --data "$1" --listen 127.0.0.1:0 2>&1 >/dev/null | (read line; exec sleep 1d)`;
-  const shell = spawn('sh', ['-c', log, join(repository, 'drover'), data], { detached: true, stdio: 'ignore' });
+  const shell = spawn('sh', ['-c', log, launcher, data], { detached: true, stdio: 'ignore' });
   const read = async (name: string) => await readFile(join(data, name), 'utf8').catch(() => undefined);
   try {
     const { apiPort } = JSON.parse(await eventually('it is ready', async () => await read('server.json'), 60_000)) as { apiPort: number };

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { repository, tool } from '../harness/index.ts';
+import { launcher, tool } from '../harness/index.ts';
 
 let directory: string;
 beforeAll(async () => {
@@ -41,7 +41,7 @@ const cases = (Object.keys(commands) as Name[]).flatMap((name) =>
 );
 
 async function drover(args: readonly string[], through: readonly string[] = []) {
-  const [file = '', ...rest] = [...through, join(repository, 'drover'), ...args];
+  const [file = '', ...rest] = [...through, launcher, ...args];
   return await execa(file, rest, { reject: false, stdin: 'ignore', timeout: 60_000, env: { XDG_CONFIG_HOME: directory, NO_COLOR: '1' } });
 }
 
@@ -77,7 +77,7 @@ describe('a directory that cannot be used is one error at once', () => {
 
   test('a compile cache in /proc is left out', async () => {
     const options = { reject: false, stdin: 'ignore', timeout: 60_000, env: { NODE_COMPILE_CACHE: '/proc/x' } } as const;
-    expect(await execa(join(repository, 'drover'), ['--version'], options)).toMatchObject({ exitCode: 0, stderr: '' });
+    expect(await execa(launcher, ['--version'], options)).toMatchObject({ exitCode: 0, stderr: '' });
   });
 
   test('drover doctor on a directory in /proc', async () => {

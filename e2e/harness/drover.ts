@@ -10,8 +10,11 @@ import { messageJson } from 'drover';
 import { execa } from 'execa';
 import { commandLine, endProcesses, processesUnder } from './processes.ts';
 
-export const repository = join(import.meta.dirname, '..', '..');
-const launcher = join(repository, 'drover');
+/** The checkout whose program is tested: this one, or the one that DROVER_TEST_CHECKOUT names (CONTRIBUTING.md). */
+export const repository = process.env['DROVER_TEST_CHECKOUT'] ?? join(import.meta.dirname, '..', '..');
+export const launcher = join(repository, 'drover');
+/** Whether that is another checkout than this one: its command line is then not the one that tests can import. */
+export const testsOtherCheckout = process.env['DROVER_TEST_CHECKOUT'] !== undefined;
 
 export interface Finished {
   readonly code: number;
@@ -40,30 +43,40 @@ const over: readonly SandboxStateName[] = ['stopped', 'failed', 'deleting', 'del
 
 type Up = ReturnType<typeof startUp>;
 
-function startUp(args: readonly string[], env: Readonly<Record<string, string>>) {
-  return execa(launcher, ['up', ...args], { env, reject: false, stdin: 'ignore', cleanup: false });
+function startUp([file, ...args]: readonly [string, ...string[]], env: Readonly<Record<string, string>>) {
+  return execa(file, args, { env, reject: false, stdin: 'ignore', cleanup: false });
 }
+
+/** A command that runs a program and its arguments with other contents of /etc/hosts, which the rest of this machine does not see. */
+const withHosts = (hosts: string) => ['unshare', '--mount', 'sh', '-ec', 'mount --bind "$0" /etc/hosts; exec "$@"', hosts] as const;
 
 /** One `drover up` with a data directory, ports and a context of its own, and the CLI that talks to it. */
 export class TestDrover implements AsyncDisposable {
   /** Everything of this instance is below it. */
   readonly directory: string;
   readonly data: string;
+  readonly #hosts: string | undefined;
   #up: Up | undefined;
   #output = '';
   #client: DroverClient | undefined;
 
-  private constructor(directory: string) {
+  private constructor(directory: string, hosts: string | undefined) {
     this.directory = directory;
+    this.#hosts = hosts;
     this.data = join(directory, 'data');
   }
 
   /**
    * Starts `drover up ARGS…` and waits until it says that it is ready.
    * @param prepare what is to be in its directory before, for instance what sandboxes may mount; gives more arguments
+   * @param hosts a file that is its /etc/hosts
    */
-  static async start(args: readonly string[] = [], prepare?: (directory: string) => Promise<readonly string[]>): Promise<TestDrover> {
-    const drover = new TestDrover(await mkdtemp(join(tmpdir(), 'drover-e2e-')));
+  static async start(
+    args: readonly string[] = [],
+    prepare?: (directory: string) => Promise<readonly string[]>,
+    hosts?: string,
+  ): Promise<TestDrover> {
+    const drover = new TestDrover(await mkdtemp(join(tmpdir(), 'drover-e2e-')), hosts);
     // The image store and the roots of sandboxes are below; their owners are not root.
     await execa('chmod', ['711', drover.directory]);
     try {
@@ -86,7 +99,8 @@ export class TestDrover implements AsyncDisposable {
     // It may listen elsewhere than before.
     this.#closeClient();
     // Making sandboxes ahead takes time from the others here: who wants them says so in `args`.
-    const up = startUp(['--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '0', ...args], this.environment);
+    const command = [launcher, 'up', '--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '0', ...args] as const;
+    const up = startUp(this.#hosts === undefined ? command : [...withHosts(this.#hosts), ...command], this.environment);
     this.#up = up;
     for (const stream of [up.stdout, up.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
     let ended: number | undefined;

@@ -1,10 +1,12 @@
 export {
   eventually,
+  launcher,
   networkTag,
   removeDirectory,
   repository,
   sharedDirectory,
   TestDrover,
+  testsOtherCheckout,
   traces,
   type Finished,
   type RunOptions,

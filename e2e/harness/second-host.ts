@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readdir, readFile, rmdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
-import { eventually, repository, traces, type Finished, type TestDrover } from './drover.ts';
+import { eventually, launcher, traces, type Finished, type TestDrover } from './drover.ts';
 import { endProcesses, processesUnder } from './processes.ts';
 
 /**
@@ -106,7 +106,7 @@ export class SecondHost implements AsyncDisposable {
 
   /** `drover ARGS…` on that host, to its end. */
   async run(args: readonly string[], timeoutMs = 60_000): Promise<Finished> {
-    const [file, ...rest] = this.network.command(join(repository, 'drover'), ...args);
+    const [file, ...rest] = this.network.command(launcher, ...args);
     const result = await execa(file, rest, { env: this.#drover.environment, reject: false, timeout: timeoutMs, stripFinalNewline: false });
     if (result.timedOut) throw new Error(`drover ${args.join(' ')} took longer than ${timeoutMs} ms; ${result.stdout}${result.stderr}`);
     return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
@@ -128,7 +128,7 @@ export class SecondHost implements AsyncDisposable {
 
   startUnchecked(args: readonly string[] = []): void {
     this.#output = '';
-    const agent = startAgent(this.network.command(join(repository, 'drover'), 'agent', '--state', this.state, ...args));
+    const agent = startAgent(this.network.command(launcher, 'agent', '--state', this.state, ...args));
     for (const stream of [agent.stdout, agent.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
     this.#agent = agent;
     this.#code = undefined;

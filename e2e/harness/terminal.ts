@@ -1,7 +1,6 @@
 import { spawn, type IPty } from '@lydell/node-pty';
-import { join } from 'node:path';
 import { stripVTControlCharacters } from 'node:util';
-import { eventually, repository, type TestDrover } from './drover.ts';
+import { eventually, launcher, type TestDrover } from './drover.ts';
 
 export interface TerminalOptions {
   /** Instead of `drover`. */
@@ -20,7 +19,7 @@ export class Terminal implements Disposable {
     drover: TestDrover,
     args: readonly string[],
     size: { readonly columns: number; readonly rows: number },
-    { program = join(repository, 'drover'), cwd, env }: TerminalOptions = {},
+    { program = launcher, cwd, env }: TerminalOptions = {},
   ) {
     this.#pty = spawn(program, [...args], {
       cols: size.columns,
