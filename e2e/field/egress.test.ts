@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -6,8 +6,7 @@ import { dirname, join } from 'node:path';
 import { create } from '@bufbuild/protobuf';
 import { sandbox } from '@drover/protocol';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { eventually, TestDrover } from '../harness/index.ts';
-import { World } from '../harness/world.ts';
+import { eventually, TestDrover, World } from '../harness/index.ts';
 
 let drover: TestDrover;
 let world: World;
@@ -36,8 +35,13 @@ beforeAll(async () => {
   service = createServer((_, response) => response.end('a service of the host\n')).listen(0, '0.0.0.0');
   await new Promise((resolve) => service.once('listening', resolve));
   servicePort = (service.address() as AddressInfo).port;
-  drover = await TestDrover.start(['--pool', '10.238.0.0/18', '--allow-mount', dirname(process.execPath)]);
+  const silent = await world.silentAddresses(5);
+  const hosts = join(work, 'hosts');
+  const lines = [...silent.addresses, world.publicAddress].map((address) => `${address} half.world.test`);
+  await writeFile(hosts, `${await readFile('/etc/hosts', 'utf8')}\n${lines.join('\n')}\n`);
+  drover = await TestDrover.start(['--pool', '10.238.0.0/18', '--allow-mount', dirname(process.execPath)], undefined, hosts);
   await Promise.all([
+    start('half', 'half.world.test:8080', `[${silent.network}]:8080`),
     start('anywhere', '0.0.0.0/0:8080', `0.0.0.0/0:${servicePort}`, '0.0.0.0/0', '::/0'),
     start('internet', 'internet:8080', `internet:${servicePort}`, 'internet'),
     start('nothing'),
@@ -82,6 +86,27 @@ describe('13.6: a rule for a network opens neither the host nor metadata', () =>
 });
 
 describe('9.4: clients and the proxy', () => {
+  test('RFC 8305: a server with five dead IPv6 addresses is reached within the time of one connection attempt', async () => {
+    expect(await curl('half', 'http://half.world.test:8080/a')).toBe('hello from the world: half.world.test:8080/a\n200');
+  });
+
+  test('an Upgrade in absolute form reaches the server, and bytes pass both ways', async () => {
+    const program = `
+import socket, sys
+proxy, url, host = sys.argv[1], sys.argv[2], sys.argv[3]
+s = socket.create_connection((proxy, 3128), timeout=10)
+s.sendall(f"GET {url} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n".encode())
+read = s.makefile("rb")
+print(read.readline().decode().strip())
+while read.readline() != b"\\r\\n": pass
+s.sendall(b"over")
+print(read.read(len("switched over")).decode())
+`;
+    const host = `${world.publicAddress}:8080`;
+    const { stdout, stderr } = await drover.exec('internet', ['/usr/bin/python3', '-c', program, '10.238.0.1', `http://${host}/`, host]);
+    expect({ stdout, stderr }).toEqual({ stdout: 'HTTP/1.1 101 Switching Protocols\nswitched over\n', stderr: '' });
+  });
+
   test("Node.js fetches through the proxy, and reaches the sandbox's own services without it", async () => {
     const program = `for (const url of process.argv.slice(1)) console.log((await fetch(url)).status)`;
     const urls = [`http://${world.publicAddress}:8080/`, 'http://127.0.0.1:8000/', 'http://localhost:8000/', 'http://internet:8000/'];

@@ -6,7 +6,8 @@ import { tool } from './images.ts';
 
 /**
  * A place outside of this machine: a namespace with one cable to it, and in it an HTTP server on port 8080, a TLS server on 8443,
- * and one that answers whatever datagram it gets on port 53. They tell who came.
+ * and one that answers whatever datagram it gets on port 53. They tell who came. The HTTP server switches to any protocol that a client
+ * asks for, and then echoes.
  */
 export class World implements AsyncDisposable {
   /** What may be private: this machine's end, and the servers'. */
@@ -66,6 +67,19 @@ export class World implements AsyncDisposable {
     return lines;
   }
 
+  /**
+   * Adds IPv6 addresses that take packets and never respond: neighbours on the cable that do not exist.
+   * @returns the addresses, and the network that contains them
+   */
+  async silentAddresses(count: number): Promise<{ readonly addresses: readonly string[]; readonly network: string }> {
+    const prefix = `fd5d:${process.pid.toString(16)}:`;
+    await tool('ip', '-6', 'address', 'add', `${prefix}:1/64`, 'dev', this.#namespace, 'nodad');
+    const addresses = Array.from({ length: count }, (_, index) => `${prefix}:${(index + 16).toString(16)}`);
+    for (const address of addresses)
+      await tool('ip', '-6', 'neighbour', 'add', address, 'lladdr', '02:00:00:00:00:99', 'dev', this.#namespace);
+    return { addresses, network: `${prefix}:/64` };
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#servers.kill('SIGKILL');
     await this.#servers;
@@ -97,6 +111,10 @@ const http = createServer(answer);
 const tls = createTlsServer({ key: readFileSync('world.key'), cert: readFileSync('world.crt') }, answer);
 const heard = (socket) => console.log(socket.remoteAddress.replace('::ffff:', ''));
 http.on('connection', heard).listen(8080);
+http.on('upgrade', ({ headers }, socket) => {
+  socket.write('HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: ' + headers.upgrade + '\\r\\n\\r\\nswitched ');
+  socket.pipe(socket).on('error', () => undefined);
+});
 tls.on('connection', heard).listen(8443);
 const udp = createSocket('udp4');
 udp.on('message', (_, from) => { console.log(from.address); udp.send('answer', from.port, from.address); });
