@@ -5,7 +5,7 @@ import { BaseSequencer, type TestSpecification } from 'vitest/node';
 const slow = [
   'field/new-machine',
   'bad-input',
-  'hostile-peers.lost',
+  'field/vanished-peers',
   'chaos',
   'kills',
   'disks',
