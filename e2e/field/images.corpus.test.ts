@@ -2,11 +2,18 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import {
+  command,
+  corpus,
+  digestOf,
+  ImageStore,
+  parseDigest,
+  requireTools,
+  tarOf,
+  temporaryDirectory,
+  type CorpusImage,
+} from '@drover/agent/images/testing';
 import { silentLogger } from '@drover/foundation/log';
-import { digestOf, parseDigest } from './digest.ts';
-import { ImageStore } from './store.ts';
-import { corpus, tarOf, type CorpusImage } from './testing/corpus.ts';
-import { command, requireTools, temporaryDirectory } from './testing/peers.ts';
 
 let directory: string;
 let store: ImageStore;

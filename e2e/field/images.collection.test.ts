@@ -2,13 +2,18 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import {
+  command,
+  ImageStore,
+  imageKeptFullDiskMs,
+  imageKeptNoSpaceMs,
+  keepImagesTidy,
+  requireTools,
+  temporaryDirectory,
+  type PullProgress,
+} from '@drover/agent/images/testing';
 import { FakeClock } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
-import { imageKeptFullDiskMs, imageKeptNoSpaceMs } from '../limits.ts';
-import { keepImagesTidy } from '../upkeep.ts';
-import type { PullProgress } from './images.ts';
-import { ImageStore } from './store.ts';
-import { command, requireTools, temporaryDirectory } from './testing/peers.ts';
 
 const mebibyte = 1024 ** 2;
 
