@@ -7,7 +7,7 @@ import { FakeClock } from '@drover/foundation';
 import { formatJoinToken, newSecret, openCertificateAuthority } from '@drover/pki';
 import { buildProgram, commandPath, locate, runCli } from 'drover';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { eventually, Terminal, TestDrover, type Finished } from '../harness/index.ts';
+import { eventually, Terminal, TestDrover, testsOtherCheckout, type Finished } from '../harness/index.ts';
 
 let drover: TestDrover;
 /** A registry that accepts connections and never responds: what pulls from it stays in preparation. */
@@ -100,6 +100,21 @@ describe('-o json', () => {
     const [host] = await drover.json<{ capacity: { memoryBytes: number } }[]>(['host', 'ls']);
     expect(host?.capacity.memoryBytes).toBeGreaterThan(0);
   });
+});
+
+test('what docker users type is understood', async () => {
+  const succeeds = async (...args: readonly string[]): Promise<string> => {
+    const { code, stdout, stderr } = await drover.run(args);
+    expect({ args, code, stderr: code === 0 ? '' : stderr }).toEqual({ args, code: 0, stderr: '' });
+    return stdout;
+  };
+  await drover.begin('docked', ['sleep', '1000']);
+  expect(await succeeds('ps')).toMatch(/^docked +sb-\S+ +running/m);
+  expect(await succeeds('stop', 'docked')).toBe('docked\n');
+  expect(await succeeds('start', 'docked')).toBe('docked\n');
+  expect(await succeeds('kill', 'docked')).toBe('docked\n');
+  expect(JSON.parse(await succeeds('inspect', 'docked'))).toMatchObject({ name: 'docked', exitCode: 137 });
+  expect(await succeeds('rm', 'docked')).toBe('docked\n');
 });
 
 test('a runtime that no host has is refused when the sandbox is made', async () => {
@@ -246,7 +261,7 @@ describe('every command with wrong input says what is wrong, to what, and what t
   /** Runs a command in this process, as there are many: a process of its own takes a hundred times as long. */
   async function here(args: readonly string[]): Promise<Finished> {
     // It reads its paths from the arguments of its own process, as they need not be UTF-8.
-    if (args[0] === 'cp') return await drover.run(args);
+    if (args[0] === 'cp' || testsOtherCheckout) return await drover.run(args, { env: { CI: '1' } });
     const written = { stdout: '', stderr: '' };
     const spies = (['stdout', 'stderr'] as const).map((stream) =>
       vi.spyOn(process[stream], 'write').mockImplementation((text) => {

@@ -15,6 +15,7 @@ import {
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { arbitraryTree, describeTree, makeTree } from '@drover/archive/testing';
+import { execa } from 'execa';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, repository, TestDrover, type Finished } from '../harness/index.ts';
@@ -32,9 +33,19 @@ describe('copies are exact, or they fail', () => {
     return stdout;
   };
 
+  /** A copy of a tar stream that has not ended. It goes on while the other tests run. */
+  let endless: ReturnType<TestDrover['spawn']>;
+  let progress = '';
+
   beforeAll(async () => {
     drover = await TestDrover.start(['--pool', '10.236.0.0/18']);
     await Promise.all([drover.begin('web', ['sleep', 'infinity']), drover.begin('user', ['sleep', 'infinity'], { user: '65534:65534' })]);
+    endless = drover.spawn(['cp', '-', 'user:/var/tmp']);
+    endless.stderr.on('data', (data: Buffer) => (progress += data.toString()));
+    writeFileSync(here('stream'), '');
+    truncateSync(here('stream'), 1024 ** 3);
+    const { stdout } = await execa('sh', ['-c', `tar -C '${drover.directory}' -c stream | head -c 1024`], { encoding: 'buffer' });
+    endless.stdin.write(stdout);
   });
   afterAll(async () => await drover[Symbol.asyncDispose]());
 
@@ -192,6 +203,16 @@ describe('copies are exact, or they fail', () => {
     expect(lstatSync(here('linked')).isFile()).toBe(true);
     await copied('web:/tmp/link', here('as-link'));
     expect(readlinkSync(here('as-link'))).toBe('sub/file');
+  });
+
+  test('in a pipe, a copy that takes long reports its progress in lines', async () => {
+    const reported = (): boolean => {
+      endless.stdin.write(Buffer.alloc(1024));
+      return /^drover: [\d.]+ \S+ copied, [\d.]+ \S+\/s$/m.test(progress);
+    };
+    await eventually('a line of progress', reported, 30_000, () => progress);
+    endless.kill('SIGKILL');
+    await endless;
   });
 
   test('out of a sandbox that has ended, through its host, with the owners and links of the sandbox', async () => {

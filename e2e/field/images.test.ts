@@ -1,9 +1,9 @@
 import { chmod, mkdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { addLayer, busyboxRoot, TestDrover, tool } from '../harness/index.ts';
+import { addLayer, busyboxRoot, largestLayer, TestDrover, tool } from '../harness/index.ts';
 
-// Which tree an image becomes is compared with umoci's in packages/agent/src/images/corpus.test.ts. Here is what only a sandbox shows.
+// Which tree an image becomes is compared with umoci's in images.corpus.test.ts. Here is what only a sandbox shows.
 
 let drover: TestDrover;
 let work: string;
@@ -52,6 +52,19 @@ describe('R-11: an image whose /etc is a link', () => {
   });
 });
 
+test('R-14: a zstd layer of zeros is no bomb, as it is none with gzip', async () => {
+  const zeros = join(work, 'zeros');
+  await tool('truncate', '-s', '100M', zeros);
+  await tool('umoci', 'insert', '--image', `${layout}:empty`, '--tag', 'zeros', zeros, '/zeros');
+  const zstd = join(work, 'zstd');
+  await tool('skopeo', 'copy', '-q', '--dest-compress-format', 'zstd', `oci:${layout}:zeros`, `oci:${zstd}:zeros`);
+  expect((await largestLayer(zstd, 'zeros')).size).toBeLessThan(100_000);
+  for (const image of [`oci:${layout}:zeros`, `oci:${zstd}:zeros`]) {
+    const { code, stderr } = await drover.run(['image', 'pull', image]);
+    expect({ image, code, stderr: code === 0 ? '' : stderr }).toEqual({ image, code: 0, stderr: '' });
+  }
+});
+
 describe('R-15: the progress of a pull', () => {
   test('has layers and bytes, one plain line a step in a pipe', async () => {
     const { code, stdout, stderr } = await drover.run(['image', 'pull', `oci:${layout}:linked`]);
@@ -60,5 +73,13 @@ describe('R-15: the progress of a pull', () => {
     const lines = stderr.trim().split('\n');
     expect(lines).toContainEqual(expect.stringMatching(/ pulling oci:\S+: 2 of 2 layers, (\S+ \S+) of \1$/));
     expect(new Set(lines).size).toBe(lines.length);
+  });
+
+  test('docker’s names of the image commands do the same', async () => {
+    const image = `oci:${layout}:linked`;
+    expect((await drover.run(['pull', image])).stdout).toMatch(/^\S+: sha256:[0-9a-f]{64}\n$/);
+    expect((await drover.run(['images'])).stdout).toContain(image);
+    expect((await drover.run(['rmi', image])).code).toBe(0);
+    expect((await drover.run(['images'])).stdout).not.toContain(image);
   });
 });

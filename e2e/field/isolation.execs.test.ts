@@ -1,11 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { connectDrover, type DroverClient } from '@drover/sdk';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { execa } from 'execa';
-import { eventually, repository, Terminal, TestDrover } from '../harness/index.ts';
+import { eventually, launcher, Terminal, TestDrover } from '../harness/index.ts';
 
 /** Issue "Faults found in use and under attack", heading 6: execs, forwards and terminals of one sandbox. */
 
@@ -105,9 +104,11 @@ test('exec runs a command in a sandbox that is named as one of its own commands'
 });
 
 test('with -n a loop over lines runs exec for each of them', async () => {
-  const script = `printf '1\\n2\\n' | while read x; do '${join(repository, 'drover')}' exec -n web echo "line $x"; done`;
+  const script = `printf '1\\n2\\n' | while read x; do '${launcher}' exec -n web echo "line $x"; done`;
   const { stdout } = await execa('sh', ['-c', script], { env: drover.environment });
   expect(stdout).toBe('line 1\nline 2');
+  for (const command of ['exec', 'run'])
+    expect((await drover.run([command, '--help'])).stdout).toMatch(/stdin is yours[^]* -n is needed:\n[^]*while read/);
 });
 
 test('forwards have a bound of their own: an exec does not wait for them', async () => {
