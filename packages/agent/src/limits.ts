@@ -1,16 +1,8 @@
 /** Attempts to freeze a container whose processes do not stop in time, and the wait after the first; longer after each. Milliseconds. */
 export const pauseAttempts = 5;
 export const pauseRetryMs = 100;
-/** Events of sandboxes that wait for the link; beyond it the oldest are dropped, and their number is sent with the next. */
-export const unsentEvents = 1024;
-/** Time between SIGTERM and SIGKILL when nobody says otherwise. Milliseconds. */
-export const defaultStopGraceMs = 10_000;
 /** How long the network of a sandbox that has ended waits for the last bytes of its connections to be read. Milliseconds; then they are lost. */
 export const lastBytesMs = 2_000;
-/** A stop grace longer than this is cut to it. Milliseconds. */
-export const maxStopGraceMs = 600_000;
-/** A stop grace up to this is none: SIGKILL at once, so that a paused sandbox that is to be killed does not run again (I-4). Milliseconds. */
-export const noStopGraceMs = 1;
 /** Operations that may wait on one sandbox; one more is refused with queue-full. */
 export const maxOperationsPerSandbox = 64;
 /** Processes and threads of a sandbox when nobody says otherwise. */
@@ -20,8 +12,6 @@ export const defaultPids = 4096;
 export const initMemoryAllowance = 96 * 1024 * 1024;
 /** Processes and threads that a sandbox's limit is raised by for its init: Node's main thread, pool and V8 workers. */
 export const initPidsAllowance = 16;
-/** The most processes that a kernel knows, and that a cgroup's limit may say; more is cut to it. Source: PID_MAX_LIMIT, include/linux/threads.h. */
-export const maxKernelPids = 4_194_304;
 /** First uid and gid on the host that sandboxes' user namespaces map to. */
 export const uidRangeBase = 1_000_000_000;
 /** Ids per sandbox; 65,536 hold every id that images use. */
@@ -167,12 +157,8 @@ export const channelBackoffMs = 120_000;
 /** HTTP/2 pings while a stream is open, and how long an answer may take: so a dead control plane is noticed. Milliseconds. */
 export const keepaliveMs = 20_000;
 export const keepaliveTimeoutMs = 15_000;
-/** One frame of the link, either way. Bytes. */
-export const maxLinkFrameBytes = 4 * 1024 * 1024;
 /** HTTP/2 receive window of a link connection: what a tunnel may have under way before the sandbox took it. Bytes. */
 export const linkWindowBytes = 1024 * 1024;
-/** Commands under way at once; one more is answered with queue-full. */
-export const commandsAtOnce = 512;
 /** Results remembered for repeated commands (L-19), the oldest dropped first. */
 export const rememberedResults = 1_000;
 /** Tunnels open at once; one more is answered with queue-full. */
@@ -183,8 +169,6 @@ export const tunnelFarewellMs = 30_000;
 export const tunnelDialMs = 15_000;
 /** Frames that may wait for a slow control plane before observations are held back. */
 export const outgoingFrames = 64;
-/** Signing requests waiting for an answer, also over a reconnect; one more is refused with queue-full. */
-export const signingsAtOnce = 256;
 /** How long a sandbox's start waits for its certificate. Milliseconds; then unavailable. */
 export const signingTimeoutMs = 60_000;
 /** Between two tries to renew the host's certificate. Milliseconds. */
@@ -231,8 +215,6 @@ export const proxyPort = 3128;
 export const controlPort = 9181;
 /** Connections of one sandbox on the way to the control plane; one more is closed at once. */
 export const controlConnectionsPerSandbox = 4;
-/** The same of all sandboxes together. */
-export const controlConnections = 1_024;
 /** A connection's place is free again so long after its end: a sandbox that dials without pause costs no more. Milliseconds. */
 export const controlConnectionRestMs = 1_000;
 /** A connection that is silent for so long is probed, and closed when the sandbox is not there any more. Milliseconds. */

@@ -59,17 +59,6 @@ export const maxLivenessMs = 24 * 3_600_000;
 /** The shortest and the longest --reconnect-max, ms. Others are refused. */
 export const minReconnectMaxMs = 500;
 export const maxReconnectMaxMs = 600_000;
-/** The largest --standbys: sandboxes that a host keeps ready, each with some 20 MB. More are refused. */
-export const maxStandbys = 256;
-
-/** Bytes of one secret; the control plane takes no more. A larger one is refused. */
-export const maxSecretBytes = 64 * 1024;
-/** What `--setup` and `--post-init` may hold, as the control plane takes it: files and their bytes, clones, bytes of the script, other entries of a list. */
-export const maxSetupFiles = 100;
-export const maxSetupBytes = 256 * 1024;
-export const maxSetupClones = 20;
-export const maxPostInitBytes = 64 * 1024;
-export const maxSetupEntries = 100;
 
 /** Between the first two looks of `top`, which give its first shares of CPU, and between the following ones, ms. */
 export const topFirstMs = 1_000;

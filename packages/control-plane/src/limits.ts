@@ -12,16 +12,10 @@ export const heartbeatBatch = 1_000;
 export const linkAuditMs = 10_000;
 /** A stream that has not sent its first frame by then is ended with DEADLINE_EXCEEDED. Milliseconds. */
 export const firstFrameMs = 10_000;
-/** One frame of the link, either way; a larger one ends the stream with RESOURCE_EXHAUSTED. Bytes. */
-export const maxLinkFrameBytes = 4 * 1024 * 1024;
 /** Frames waiting on one stream for a slow host; one more is refused with queue-full (L-17). */
 export const linkQueueFrames = 256;
 /** Bytes waiting on one stream for a slow host; beyond them, queue-full (L-17). */
 export const linkQueueBytes = 8 * 1024 * 1024;
-/** Commands of one host waiting for results; one more is refused with queue-full (L-17). */
-export const pendingCommandsPerHost = 1_024;
-/** Signing requests of one host being answered: as many as an agent asks for at once; one more is answered with queue-full. */
-export const signingsPerHost = 256;
 /** Sandboxes of one host whose observations wait for the store; beyond them the stream is not read until it caught up. */
 export const pendingObservations = 4_096;
 /** Events of one host that wait for the store; beyond it the oldest are dropped and logged. */
@@ -32,8 +26,6 @@ export const maxSignalNameLength = 32;
 export const maxProcessNameLength = 64;
 /** Characters of the host, the method and the rule of a refused request in an event; a DNS name has at most 253. */
 export const maxEgressTextLength = 300;
-/** Events that are taken from one frame of a host; the newest ones. An agent sends at most 1,024. */
-export const hostEventsPerFrame = 1_024;
 /** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */
 export const registrationsPerSecond = 400;
 export const registrationBurst = 400;
@@ -79,8 +71,6 @@ export const apiPingTimeoutMs = 15_000;
 export const initCallMs = 10_000;
 /** API: how long an exec runs without a client and without output where its start says nothing else. Seconds. */
 export const defaultLingerSeconds = 3_600;
-/** API: the longest such time. Seconds; in milliseconds it fits into 32 bits. */
-export const maxLingerSeconds = 30 * 24 * 3_600;
 /** API: connections at once. Further ones are closed at once. */
 export const apiMaxConnections = 10_000;
 /** API: how long calls may go on after the server began to stop, ms. Then they are cut. */
@@ -94,41 +84,16 @@ export const maxIdempotencyKeyLength = 128;
 /** API: rows of a page when the caller names no number, and at most. More is cut to the most. */
 export const defaultPageSize = 500;
 export const maxPageSize = 1_000;
-/** API: characters of an image reference. */
-export const maxImageReferenceLength = 1_024;
-/** API: arguments of one command, and bytes of all of them (and, apart from these, of the environment). More is refused. */
-export const maxArguments = 4_096;
-export const maxArgumentBytes = 1024 * 1024;
-/** API: environment variables, destinations and mounts of one sandbox. More is refused. */
-export const maxEnvVars = 1_024;
+/** API: destinations of one sandbox. More is refused. */
 export const maxAllowPatterns = 256;
-export const maxMounts = 64;
-/** API: secrets of one sandbox, bytes of one and of all of them: they fit into one frame of the link. More is refused. */
-export const maxSecrets = 64;
-export const maxSecretBytes = 64 * 1024;
-export const maxSecretsBytes = 256 * 1024;
-/** API: a sandbox's setup: bytes of all that is in it, and of its script; files, clones, settings of git and known hosts. More is refused. */
-export const maxSetupBytes = 256 * 1024;
-export const maxSetupScriptBytes = 64 * 1024;
-export const maxSetupFiles = 100;
-export const maxGitClones = 20;
-export const maxGitConfig = 100;
-export const maxKnownHosts = 100;
 /** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
 export const containWaitMs = 10_000;
 /** API: hosts, or sandboxes, that one error names; the others are counted. */
 export const maxNamedHosts = 8;
 /** API: characters of the reason that is given for a containment. A longer one is refused. */
 export const maxContainReasonLength = 500;
-/** API: the grace of a kill, the least that there is. Milliseconds. */
-export const killGraceMs = 1;
 /** API: sandboxes of one page of a worldview's snapshot. */
 export const worldviewPage = 500;
-/** API: the longest life and the longest grace at stop that can be asked for. */
-export const maxTtlSeconds = 10 * 365 * 86_400;
-export const maxStopGraceMs = 3_600_000;
-/** API: the least memory that a sandbox can be limited to, bytes: init has to fit in. */
-export const minMemoryBytes = 16 * 1024 * 1024;
 /** What placement counts for a sandbox that names no CPU or no memory. */
 export const defaultRequestCpuMillis = 100;
 export const defaultRequestMemoryBytes = 64 * 1024 * 1024;
@@ -151,18 +116,14 @@ export const reattachCapMs = 2_000;
 export const hostReturnMs = 5_000;
 /** API: how long an ended main process's exit code may take to be reported by the host, ms. Then the exec fails. */
 export const exitReportMs = 10_000;
-/** API: input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */
-export const inputSettledMs = 10_000;
 /** API: sandboxes that one call for stats may name; without names, it answers for `listPageMax`. */
 export const maxStatsReferences = 1_000;
 /** API: hosts that one call for images or stats asks at the same moment; the others follow. */
 export const imageFanOut = 64;
 /** API: how long a host may take to list, remove or prune images or to diagnose itself, ms. Then it counts as failed. */
 export const hostCallTimeoutMs = 60_000;
-/** API: lifetime of a join token when none is named, and at most, s; and uses at most. */
+/** API: lifetime of a join token for which none is named. Seconds. */
 export const defaultJoinTtlSeconds = 3_600;
-export const maxJoinTtlSeconds = 30 * 86_400;
-export const maxJoinUses = 10_000;
 /** API: events read at once for wake-ups. */
 export const wakeReadBatch = 500;
 
@@ -307,8 +268,6 @@ export const sessionsCompared = 1_000;
 export const sessionLookMs = 50;
 /** How long the other calls of a session may go on after the main process has ended. Milliseconds. */
 export const farewellMs = 2_000;
-/** Bytes of one message from an init; a larger one fails the call. */
-export const maxInitMessageBytes = 1024 * 1024;
 
 // Worldview and policies: packages/control-plane/src/{worldview,events}
 
@@ -356,8 +315,6 @@ export const reapBackoffCapMs = 2_000;
 
 /** Connections of sandboxes at once; one more is closed at once. */
 export const sandboxConnections = 4_096;
-/** Of one host's sandboxes, whichever it names: as many as an agent carries. One more is closed at once. */
-export const connectionsPerHost = 1_024;
 /** Connections of one sandbox at once; one more is closed at once. */
 export const connectionsPerSandbox = 8;
 /** A connection of a sandbox whose TLS handshake has not ended by then is cut. Milliseconds. */
@@ -379,11 +336,6 @@ export const registerRefusalMs = addressWaitMs + 200;
 export const refusalsKept = 10_000;
 /** How long calls of sandboxes may go on after the control plane began to stop; then they are cut. Milliseconds. */
 export const sandboxShutdownMs = 2_000;
-/** Bytes of a path in a sandbox (Linux: PATH_MAX). A longer one is refused. */
-export const maxPathBytes = 4096;
 
-/** A volume's least and greatest size. Bytes; another is refused. Source of the greatest: ext4 with blocks of 4 KiB. */
-export const minVolumeBytes = 16 * 1024 ** 2;
-export const maxVolumeBytes = 16 * 1024 ** 4;
 /** Characters of what a host reports of a limit that a sandbox has reached; the rest is cut off. */
 export const maxLimitTextLength = 500;

@@ -17,8 +17,6 @@ export const maxListCalls = 32;
 export const maxConcurrentCalls = 512;
 /** Milliseconds that a client may go on sending after it has had the whole answer; then its stream is closed. */
 export const lingerMs = 2_000;
-/** Bytes of one received gRPC message; a larger one ends the call with RESOURCE_EXHAUSTED. */
-export const maxMessageBytes = 1024 * 1024;
 /** Bytes of data in one message that init sends. */
 export const maxChunkBytes = 64 * 1024;
 
@@ -53,8 +51,6 @@ export const maxOutputDrainMs = 3_000;
 export const maxOutputDrainBytes = 2 * 1024 * 1024 + 256 * 1024;
 /** Characters of a command, all arguments together, in the list of execs. */
 export const maxListedCommandLength = 2_000;
-/** Characters of an exec id. */
-export const maxExecIdLength = 128;
 
 /** Requests of one session that are being answered at once; one more is refused with no-room. */
 export const maxSessionRequests = 32;
@@ -93,8 +89,6 @@ export const maxLeftOutNamed = 1_000;
 /** Milliseconds to connect to a port in the sandbox. */
 export const forwardConnectMs = 10_000;
 
-/** Grace when a Shutdown names none, and the longest it may name. Milliseconds. */
-export const maxStopGraceMs = 10 * 60_000;
 /** Milliseconds between the last SIGKILL and exit, for exits to be reaped and told. */
 export const killWaitMs = 2_000;
 /** Milliseconds that attached streams get, at exit, to carry their last bytes. */

@@ -3,8 +3,9 @@ import { create } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
 import { DroverError, hasCode, newId } from '@drover/foundation';
 import { api } from '@drover/protocol';
+import { inputSettledMs } from '@drover/spec';
 import type { Calls } from './calls.ts';
-import { callWaitMs, execInputQueue, hostWaitMs, stdinSettledMs, streamWaitMs } from './limits.ts';
+import { callWaitMs, execInputQueue, hostWaitMs, streamWaitMs } from './limits.ts';
 import { Retry } from './retry.ts';
 import { chunksOf, Handoff, OutputStream, report } from './streams.ts';
 
@@ -271,7 +272,7 @@ class Exec implements ExecHandle {
 
   /** What was on its way may be lost. On a terminal a person sees that and types it again; a pipe does not. */
   #refuseLostInput(error: DroverError): void {
-    if (this.#options.terminal === true || this.#calls.clock.now() - this.#inputAt > stdinSettledMs) return;
+    if (this.#options.terminal === true || this.#calls.clock.now() - this.#inputAt > inputSettledMs) return;
     // Not control-plane-unreachable: it may be back already, and to call again would not bring the input back.
     throw new DroverError(
       'session-unavailable',

@@ -8,8 +8,6 @@ export const chunkBytes = 64 * 1024;
 export const copyChunkBytes = 256 * 1024 - 64;
 /** Input messages waiting to be sent on one exec. When it is full, stdin stops taking bytes. */
 export const execInputQueue = 64;
-/** Input sent this short before a break may not have arrived, ms: an exec without a terminal then fails instead of guessing. */
-export const stdinSettledMs = 10_000;
 /**
  * How long `waitReady` waits from the start of a sandbox for the end of its init plan, ms. The plan's steps, the dial and the
  * registration have limits of their own, which come to less. Then it fails with timed-out.

@@ -4,6 +4,7 @@ import { Backoff, DroverError, newId, systemClock, type Clock, type Logger, type
 import { silentLogger } from '@drover/foundation/log';
 import { createKeyAndRequest, renewAt } from '@drover/pki';
 import { link } from '@drover/protocol';
+import { maxLinkFrameBytes } from '@drover/spec';
 import { Client } from '@grpc/grpc-js';
 import type { Images } from '../images/images.ts';
 import {
@@ -12,7 +13,6 @@ import {
   keepaliveMs,
   keepaliveTimeoutMs,
   linkWindowBytes,
-  maxLinkFrameBytes,
   maxServerDelayMs,
   reconnectBaseMs,
   reconnectCapMs,

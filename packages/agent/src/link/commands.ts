@@ -2,8 +2,9 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { timestampDate, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { DroverError, parseSandboxId, type Clock } from '@drover/foundation';
 import { errorToWire, link } from '@drover/protocol';
+import { commandsPerHost } from '@drover/spec';
 import type { ImageInfo, Images } from '../images/images.ts';
-import { commandsAtOnce, rememberedResults } from '../limits.ts';
+import { rememberedResults } from '../limits.ts';
 import type { Sandboxes } from '../sandboxes/sandboxes.ts';
 import type { VolumeStore } from '../volumes/index.ts';
 
@@ -56,7 +57,7 @@ export class CommandRunner {
     }
     const remembered = this.#remembered.get(command.id);
     if (remembered !== undefined) return this.#reply(remembered, replies);
-    if (this.#running.size >= commandsAtOnce) {
+    if (this.#running.size >= commandsPerHost) {
       const error = new DroverError('queue-full', `${this.#running.size} commands are under way on this host`, {
         hint: 'try again in a moment',
       });

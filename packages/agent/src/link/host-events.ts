@@ -1,6 +1,6 @@
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { link } from '@drover/protocol';
-import { unsentEvents } from '../limits.ts';
+import { hostEventsPerFrame } from '@drover/spec';
 
 export type HostEventInit = MessageInitShape<typeof link.HostEventSchema>;
 
@@ -11,7 +11,7 @@ export class UnsentEvents {
 
   add(event: HostEventInit): void {
     this.#waiting.push(event);
-    if (this.#waiting.length <= unsentEvents) return;
+    if (this.#waiting.length <= hostEventsPerFrame) return;
     this.#waiting.shift();
     this.#dropped++;
   }

@@ -1,7 +1,8 @@
 import { create } from '@bufbuild/protobuf';
 import { DroverError, newId, type Clock } from '@drover/foundation';
 import { errorFromWire, link } from '@drover/protocol';
-import { signingsAtOnce, signingTimeoutMs } from '../limits.ts';
+import { signingsPerHost } from '@drover/spec';
+import { signingTimeoutMs } from '../limits.ts';
 
 export interface Signed {
   readonly certificatePem: string;
@@ -35,7 +36,7 @@ export class Signer {
   /** @throws {DroverError} unavailable when no answer came in time, cancelled, queue-full, and what the control plane refuses with */
   async sign(subject: link.SigningRequest['subject'], csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> {
     if (signal.aborted) throw DroverError.from(signal.reason, 'cancelled');
-    if (this.#waiting.size >= signingsAtOnce) {
+    if (this.#waiting.size >= signingsPerHost) {
       throw new DroverError('queue-full', `${this.#waiting.size} certificates are being asked for`, { hint: 'try again in a moment' });
     }
     const request = create(link.SigningRequestSchema, { requestId: newId('sign'), csrDer, subject });

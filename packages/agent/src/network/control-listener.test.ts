@@ -2,8 +2,9 @@ import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { FakeClock, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
+import { sandboxConnectionsPerHost } from '@drover/spec';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { controlConnectionRestMs, controlConnections, controlConnectionsPerSandbox } from '../limits.ts';
+import { controlConnectionRestMs, controlConnectionsPerSandbox } from '../limits.ts';
 import { ControlListener, type ControlListenerOptions } from './control-listener.ts';
 import type { AddressHolder } from './network.ts';
 
@@ -138,7 +139,7 @@ describe('the control listener', () => {
     for (const address of [...many, ...more]) holders.set(address, { id: newSandboxId(), interface: address });
     await listen();
     const each = [...many, ...more].flatMap((address) => Array.from({ length: controlConnectionsPerSandbox }, () => address));
-    const taken = each.slice(0, controlConnections).map(dial);
+    const taken = each.slice(0, sandboxConnectionsPerHost).map(dial);
     expect(new Set(await Promise.all(taken.map(answer)))).toEqual(new Set(['x']));
     expect(await answer(dial('127.0.0.2'))).toBe('reset');
     taken[0]?.destroy();

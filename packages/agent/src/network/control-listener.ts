@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { createServer, type Server, type Socket } from 'node:net';
 import { DroverError, errnoOf, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
-import { controlConnectionRestMs, controlConnections, controlConnectionsPerSandbox, controlKeepaliveMs } from '../limits.ts';
+import { sandboxConnectionsPerHost } from '@drover/spec';
+import { controlConnectionRestMs, controlConnectionsPerSandbox, controlKeepaliveMs } from '../limits.ts';
 import type { AddressHolder } from './network.ts';
 
 export interface ControlListenerOptions {
@@ -79,7 +80,7 @@ export class ControlListener {
     if (address === undefined || from === undefined) return void socket.resetAndDestroy();
     const { logger } = this.#options;
     const taken = this.#taken.get(from.id) ?? 0;
-    if (taken >= controlConnectionsPerSandbox || this.#total >= controlConnections) {
+    if (taken >= controlConnectionsPerSandbox || this.#total >= sandboxConnectionsPerHost) {
       logger.debug({ sandbox: from.id, ofSandbox: taken, ofAll: this.#total }, 'a sandbox has too many connections to the control plane');
       return void socket.resetAndDestroy();
     }

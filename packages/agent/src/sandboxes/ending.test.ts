@@ -1,8 +1,9 @@
 import { create } from '@bufbuild/protobuf';
 import { sandbox } from '@drover/protocol';
+import { defaultStopGraceMs, killGraceMs, maxStopGraceMs } from '@drover/spec';
 import { describe, expect, it } from 'vitest';
 import type { RuntimeState } from '../runtimes/runtime.ts';
-import { endOf } from './ending.ts';
+import { endOf, stopGraceMs } from './ending.ts';
 
 const spec = create(sandbox.SandboxSpecSchema, { idleStopSeconds: 60n });
 const state = (change: Partial<RuntimeState> = {}): RuntimeState => ({
@@ -16,6 +17,16 @@ const state = (change: Partial<RuntimeState> = {}): RuntimeState => ({
   ...change,
 });
 const unrecorded = state({ exitCode: 137, unrecorded: true });
+
+describe('the grace of a stop', () => {
+  it.each([
+    [0, defaultStopGraceMs],
+    [killGraceMs, killGraceMs],
+    [maxStopGraceMs, maxStopGraceMs],
+  ])('%d ms asked for: %d ms', (asked, given) => {
+    expect(stopGraceMs(asked)).toBe(given);
+  });
+});
 
 describe('how a run that ended is reported', () => {
   it.each<[string, RuntimeState | undefined, Parameters<typeof endOf>[2], object]>([

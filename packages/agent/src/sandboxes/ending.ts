@@ -1,6 +1,6 @@
 import type { SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import { defaultStopGraceMs, maxStopGraceMs, noStopGraceMs } from '../limits.ts';
+import { defaultStopGraceMs, killGraceMs, maxStopGraceMs } from '@drover/spec';
 import { killedExitCode, type Runtime, type RuntimeState } from '../runtimes/runtime.ts';
 import type { SandboxRecord } from './record.ts';
 
@@ -58,7 +58,7 @@ export class StopGrace implements Disposable {
   }
 
   shorten(ms: number): void {
-    if (ms <= noStopGraceMs) this.#over.abort();
+    if (ms <= killGraceMs) this.#over.abort();
     const endsAt = performance.now() + ms;
     if (endsAt >= this.#endsAt || this.#over.signal.aborted) return;
     this.#endsAt = endsAt;

@@ -15,9 +15,10 @@ import {
   type SandboxId,
 } from '@drover/foundation';
 import { link, type sandbox } from '@drover/protocol';
+import { killGraceMs } from '@drover/spec';
 import { hostDiskFull } from '../disks/index.ts';
 import type { HostEventInit } from '../link/host-events.ts';
-import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, noStopGraceMs, pullMessageMs, resourceCheckMs } from '../limits.ts';
+import { lastBytesMs, maxOomVictims, maxOperationsPerSandbox, pullMessageMs, resourceCheckMs } from '../limits.ts';
 import type { Runtime, RuntimeState, RuntimeStats } from '../runtimes/runtime.ts';
 import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
 import { copyEnded } from './copy-ended.ts';
@@ -220,7 +221,7 @@ export class SandboxManager implements Sandboxes {
     const entry = this.#entries.get(id);
     if (entry === undefined) return;
     entry.making?.abort(new DroverError('cancelled', 'the sandbox is to be destroyed'));
-    entry.grace?.shorten(noStopGraceMs);
+    entry.grace?.shorten(killGraceMs);
     await entry.operations.run(async () => {
       if (this.#entries.get(id) !== entry) return;
       entry.watch?.abort();

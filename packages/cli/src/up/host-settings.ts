@@ -1,9 +1,9 @@
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { clip, DroverError, errnoOf, makeDirectories, reasonOf, writeFileAtomic } from '@drover/foundation';
-import { parseCpus, parseDurationWithin, parseLabel } from '@drover/spec';
+import { maxStandbys, parseCpus, parseDurationWithin, parseLabel } from '@drover/spec';
 import { z } from 'zod';
-import { maxReconnectMaxMs, maxStandbys, minReconnectMaxMs } from '../limits.ts';
+import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
 
 /** What this host was told about itself when it joined. */
 export interface HostSettings {

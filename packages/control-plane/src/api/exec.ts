@@ -2,15 +2,8 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode, newId } from '@drover/foundation';
 import { api, init } from '@drover/protocol';
-import {
-  defaultLingerSeconds,
-  initAnswerMs,
-  inputSettledMs,
-  maxLingerSeconds,
-  reattachBaseMs,
-  reattachCapMs,
-  reattachMs,
-} from '../limits.ts';
+import { inputSettledMs, maxLingerSeconds } from '@drover/spec';
+import { defaultLingerSeconds, initAnswerMs, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { sandboxState } from '../store/index.ts';
 import type { ApiContext } from './context.ts';

@@ -2,11 +2,8 @@ import { isIP } from 'node:net';
 import { domainToASCII } from 'node:url';
 import { clip, DroverError, parseName, parseProject, type Name, type Project } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import { isPort, parseLabels } from '@drover/spec';
 import {
-  defaultRequestCpuMillis,
-  defaultRequestMemoryBytes,
-  maxAllowPatterns,
+  isPort,
   maxArgumentBytes,
   maxArguments,
   maxEnvVars,
@@ -15,7 +12,9 @@ import {
   maxStopGraceMs,
   maxTtlSeconds,
   minMemoryBytes,
-} from '../limits.ts';
+  parseLabels,
+} from '@drover/spec';
+import { defaultRequestCpuMillis, defaultRequestMemoryBytes, maxAllowPatterns } from '../limits.ts';
 import type { Room } from '../store/store.ts';
 
 function invalid(message: string, hint: string): DroverError {

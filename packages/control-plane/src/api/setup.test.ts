@@ -1,8 +1,8 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
+import { maxGitClones, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '@drover/spec';
 import { describe, expect, test } from 'vitest';
-import { maxGitClones, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '../limits.ts';
 import { checkSetup } from './setup.ts';
 
 type Setup = MessageInitShape<typeof sandbox.SetupSchema>;

@@ -1,6 +1,6 @@
 import { clip, DroverError } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import { maxGitClones, maxGitConfig, maxKnownHosts, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '../limits.ts';
+import { maxGitClones, maxGitConfig, maxKnownHosts, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '@drover/spec';
 
 function invalid(message: string, hint: string): DroverError {
   return new DroverError('invalid-argument', message, { hint });

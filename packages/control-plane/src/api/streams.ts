@@ -2,14 +2,14 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, init, link } from '@drover/protocol';
-import { isPort } from '@drover/spec';
+import { isPort, maxPathBytes } from '@drover/spec';
 import type { ApiContext } from './context.ts';
 import { ended, endedError, refusePaused } from './ended.ts';
 import { brokenCallError, sessionClient } from './host-down.ts';
 import { hostStream } from './host-stream.ts';
 import { StreamInput } from './input.ts';
 import { checkUser } from './parse.ts';
-import { initSilenceMs, maxPathBytes } from '../limits.ts';
+import { initSilenceMs } from '../limits.ts';
 import type { SandboxRow } from '../store/store.ts';
 import { inTime, silentError, UploadWatch } from './silence.ts';
 

@@ -3,7 +3,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError, parseName, type HostId } from '@drover/foundation';
 import { api, type sandbox } from '@drover/protocol';
-import { maxVolumeBytes, minVolumeBytes } from '../limits.ts';
+import { maxVolumeBytes, minVolumeBytes } from '@drover/spec';
 import { hostState } from '../store/index.ts';
 import type { HostRow, Tables, VolumeRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';

@@ -1,8 +1,9 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt';
 import { clip, isSandboxId, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
+import { hostEventsPerFrame } from '@drover/spec';
 import type { EventDraft } from '../events/event.ts';
-import { hostEventsPerFrame, maxEgressTextLength, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
+import { maxEgressTextLength, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
 import type { SandboxRow, Store } from '../store/store.ts';
 import type { HostLink } from './host-link.ts';
 

@@ -1,8 +1,9 @@
 import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError, newId, type Clock, type HostId } from '@drover/foundation';
 import { errorFromWire, link, type sandbox } from '@drover/protocol';
+import { commandsPerHost } from '@drover/spec';
 import type { Metadata, ServerDuplexStream } from '@grpc/grpc-js';
-import { linkQueueBytes, linkQueueFrames, pendingCommandsPerHost } from '../limits.ts';
+import { linkQueueBytes, linkQueueFrames } from '../limits.ts';
 import type { CallOptions, Operation, ResultValue } from './hub.ts';
 
 /** The server's side of Connect: frames in, serialized frames out (so that what waits can be counted in bytes). */
@@ -98,7 +99,7 @@ export class HostLink {
     const pending = (this.#pending ??= new Map<string, Pending>());
     let entry = pending.get(id);
     if (entry === undefined) {
-      if (pending.size >= pendingCommandsPerHost) {
+      if (pending.size >= commandsPerHost) {
         throw new DroverError('queue-full', `${pending.size} commands wait for host ${this.hostId}`, { hint: 'try again in a moment' });
       }
       const { promise, resolve, reject } = Promise.withResolvers<ResultValue>();

@@ -5,6 +5,7 @@ import { renewAt, type CertificateAuthority } from '@drover/pki';
 import { link, methodDefinition } from '@drover/protocol';
 import { Server, status, type ConnectionInjector } from '@grpc/grpc-js';
 import type { Duplex } from 'node:stream';
+import { maxLinkFrameBytes } from '@drover/spec';
 import type { Registry } from '../identity/index.ts';
 import {
   goAwayGraceMs,
@@ -12,7 +13,6 @@ import {
   hostTtlMs,
   hubTickMs,
   linkAuditMs,
-  maxLinkFrameBytes,
   rampMaxDelayMs,
   registrationBurst,
   registrationsPerSecond,

@@ -1,7 +1,7 @@
 import { DroverError, type Logger } from '@drover/foundation';
 import { errorToWire, type link } from '@drover/protocol';
+import { signingsPerHost } from '@drover/spec';
 import { answerSigningRequest, type SigningDependencies } from '../identity/index.ts';
-import { signingsPerHost } from '../limits.ts';
 import type { HostLink } from './host-link.ts';
 
 /** Answers one signing request on its link (L-2, I-5); at most `signingsPerHost` at once. Never rejects. */

@@ -3,8 +3,9 @@ import { duplexPair, type Duplex } from 'node:stream';
 import { create } from '@bufbuild/protobuf';
 import { FakeClock, newSandboxId } from '@drover/foundation';
 import { control, link } from '@drover/protocol';
+import { sandboxConnectionsPerHost } from '@drover/spec';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
-import { connectionsPerHost, connectionsPerSandbox, sandboxConnections, sandboxRequestBytes } from '../limits.ts';
+import { connectionsPerSandbox, sandboxConnections, sandboxRequestBytes } from '../limits.ts';
 import { accessTokenOf, connectCall, drain, grpcCall, http1, http2, http2Request, registerBytes, registerJson } from './testing/calls.ts';
 import { World, type Box } from './testing/world.ts';
 
@@ -84,8 +85,8 @@ describe('a connection of a sandbox', () => {
       world.listener.accept(box.origin.hostId, create(link.SandboxInboundSchema, { sandboxId }), far);
       open.push(far);
     };
-    for (let count = 0; count < connectionsPerHost; count++) accept(newSandboxId());
-    expect(world.listener.connections).toBe(connectionsPerHost);
+    for (let count = 0; count < sandboxConnectionsPerHost; count++) accept(newSandboxId());
+    expect(world.listener.connections).toBe(sandboxConnectionsPerHost);
     await expect(world.as(box)).rejects.toMatchObject({ code: 'ECONNRESET' });
     (await world.as(await world.box(await world.host()))).destroy();
     for (const stream of open) stream.destroy();

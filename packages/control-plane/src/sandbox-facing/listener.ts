@@ -17,10 +17,10 @@ import { clip, isSandboxId, systemClock, type Clock, type HostId, type Logger, t
 import { silentLogger } from '@drover/foundation/log';
 import type { Names } from '@drover/pki';
 import { control, type link } from '@drover/protocol';
+import { sandboxConnectionsPerHost } from '@drover/spec';
 import type { InboundHandler } from '../hub/index.ts';
 import type { Registry, RegisterRefusal } from '../identity/registry.ts';
 import {
-  connectionsPerHost,
   connectionsPerSandbox,
   sandboxConnections,
   sandboxHeaderBytes,
@@ -151,7 +151,7 @@ export class SandboxListener {
     if (this.#connections.size >= sandboxConnections) return refuse(`${sandboxConnections} connections of sandboxes are open`);
     // A host that makes up names takes no room from sandboxes of another.
     const ofHost = this.#perHost.get(hostId) ?? 0;
-    if (ofHost >= connectionsPerHost) return refuse(`${ofHost} connections of sandboxes of its host are open`);
+    if (ofHost >= sandboxConnectionsPerHost) return refuse(`${ofHost} connections of sandboxes of its host are open`);
     const key = `${hostId}/${sandboxId}`;
     const ofSandbox = this.#perSandbox.get(key) ?? 0;
     if (ofSandbox >= connectionsPerSandbox) return refuse(`the sandbox has ${ofSandbox} connections open`);

@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { newSandboxId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
+import { maxSecretBytes, maxSecrets } from '@drover/spec';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { maxSecretBytes, maxSecrets } from '../limits.ts';
 import { checkSecrets, SecretBox } from './index.ts';
 
 const bytes = (text: string): Uint8Array<ArrayBuffer> => new TextEncoder().encode(text);

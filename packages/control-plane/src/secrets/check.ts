@@ -1,7 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import { clip, DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import { maxSecretBytes, maxSecrets, maxSecretsBytes } from '../limits.ts';
+import { maxSecretBytes, maxSecrets, maxSecretsBytes } from '@drover/spec';
 
 const { SecretTarget } = sandbox;
 

@@ -6,11 +6,11 @@ import { createGrpcTransport } from '@connectrpc/connect-node';
 import type { Clock, HostId, SandboxId } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
+import { maxSessionMessageBytes } from '@drover/spec';
 import type { Hub } from '../hub/hub.ts';
 import {
   connectionCloseMs,
   farewellMs,
-  maxInitMessageBytes,
   sessionBurstBytes,
   sessionBurstMessages,
   sessionBytesPerSecond,
@@ -134,7 +134,7 @@ export async function connectInit(
     sessionManager: manager,
     // Compression costs time and, over TLS, tells sizes; nothing here needs it.
     acceptCompression: [],
-    readMaxBytes: maxInitMessageBytes,
+    readMaxBytes: maxSessionMessageBytes,
     interceptors: [paceMessages(new TokenBucket(sessionMessagesPerSecond, sessionBurstMessages, clock), clock, () => throttled.abort())],
   });
   return {

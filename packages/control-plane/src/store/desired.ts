@@ -1,6 +1,6 @@
 import type { Updateable } from 'kysely';
 import { DroverError } from '@drover/foundation';
-import { killGraceMs } from '../limits.ts';
+import { killGraceMs } from '@drover/spec';
 import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
 import { hasEnded } from './end.ts';
 import { runIsOver } from './state.ts';

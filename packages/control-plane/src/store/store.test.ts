@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { FakeClock, hasCode, newHostId, newSandboxId } from '@drover/foundation';
+import { killGraceMs } from '@drover/spec';
 import { hostState, sandboxState } from './state.ts';
-import { killGraceMs } from '../limits.ts';
 import type { DesiredOptions, SandboxRow, Store } from './store.ts';
 import { draft, readyHost, registration, seen, smallRoom } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';

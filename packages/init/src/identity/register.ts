@@ -4,7 +4,8 @@ import type { TLSSocket } from 'node:tls';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { Backoff, clip, DroverError, hasCode, type ErrorCode } from '@drover/foundation';
 import type { control } from '@drover/protocol';
-import { maxMessageBytes, maxRegisterBackoffMs, registerBackoffMs, registerMs, registerTryMs } from '../limits.ts';
+import { maxSessionMessageBytes } from '@drover/spec';
+import { maxRegisterBackoffMs, registerBackoffMs, registerMs, registerTryMs } from '../limits.ts';
 import { connectToControlPlane, type ControlPlaneAddress } from './connect.ts';
 
 /** ControlService.Register by the Connect protocol: a call of one answer is a POST of JSON (connectrpc.com/docs/protocol). */
@@ -103,7 +104,7 @@ async function post(
   let bytes = 0;
   for await (const part of answer as AsyncIterable<Buffer>) {
     bytes += part.length;
-    if (bytes > maxMessageBytes) throw new Error(`the answer has more than ${maxMessageBytes} bytes`);
+    if (bytes > maxSessionMessageBytes) throw new Error(`the answer has more than ${maxSessionMessageBytes} bytes`);
     parts.push(part);
   }
   return { status: answer.statusCode ?? 0, body: Buffer.concat(parts).toString() };

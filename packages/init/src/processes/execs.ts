@@ -1,6 +1,7 @@
 import { DroverError, clip } from '@drover/foundation';
+import { maxExecIdLength } from '@drover/spec';
 import { IdleWatch, idleLookMs } from '../idle.ts';
-import { endedExecTtlMs, lingerGraceMs, maxEndedExecs, maxExecIdLength, maxRunningExecs } from '../limits.ts';
+import { endedExecTtlMs, lingerGraceMs, maxEndedExecs, maxRunningExecs } from '../limits.ts';
 import { ManagedProcess, type Shared } from './process.ts';
 import type { Spawner, SpawnRequest } from './spawned.ts';
 

@@ -12,7 +12,8 @@ import { createMethodImplSpec } from '@connectrpc/connect';
 import { createHandlerFactory } from '@connectrpc/connect/protocol-grpc';
 import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from '@connectrpc/connect-node';
 import { init } from '@drover/protocol';
-import { lingerMs, maxConcurrentCalls, maxMessageBytes } from '../limits.ts';
+import { maxSessionMessageBytes } from '@drover/spec';
+import { lingerMs, maxConcurrentCalls } from '../limits.ts';
 import type { AnyHandler, Handlers } from './call.ts';
 import { implementation } from './streams.ts';
 
@@ -31,7 +32,7 @@ export class GrpcServer {
   /** @param onCall called at the start and the end of every call */
   constructor(handlers: Handlers, onCall: () => void = () => undefined) {
     this.#onCall = onCall;
-    const protocol = createHandlerFactory({ acceptCompression: [], readMaxBytes: maxMessageBytes });
+    const protocol = createHandlerFactory({ acceptCompression: [], readMaxBytes: maxSessionMessageBytes });
     for (const method of init.InitService.methods as readonly DescMethod[]) {
       const handler = handlers[method.localName as keyof Handlers] as AnyHandler;
       const handle = protocol(createMethodImplSpec(method, implementation(method, handler)));

@@ -8,8 +8,9 @@ import * as x509 from '@peculiar/x509';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createKeyAndRequest } from '@drover/pki';
 import { newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
+import { maxSessionMessageBytes } from '@drover/spec';
 import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing.ts';
-import { handshakeTimeoutMs, maxConnections, maxMessageBytes } from '../limits.ts';
+import { handshakeTimeoutMs, maxConnections } from '../limits.ts';
 import { uriNames } from './tls.ts';
 
 let trusted: TestAuthority;
@@ -203,7 +204,7 @@ it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async
 it('a message over the limit is RESOURCE_EXHAUSTED before it has arrived', async () => {
   const { session, stream, trailers } = await rawCall('Exec');
   const header = Buffer.alloc(5);
-  header.writeUInt32BE(maxMessageBytes + 1, 1);
+  header.writeUInt32BE(maxSessionMessageBytes + 1, 1);
   stream.write(header);
   expect(await trailers).toMatchObject({ 'grpc-status': '8', 'drover-code': 'too-large' });
   session.destroy();

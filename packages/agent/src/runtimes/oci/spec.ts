@@ -1,9 +1,9 @@
 import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory, standbyVariable } from '@drover/init';
+import { maxPids } from '@drover/spec';
 import {
   devicesBytes,
   initMemoryAllowance,
   initPidsAllowance,
-  maxKernelPids,
   maxTerminals,
   messageQueueBytes,
   secretsInodes,
@@ -225,6 +225,6 @@ export function resourcesOf(limits: Limits, limitsSwap: boolean): Resources {
     ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),
     // Swap as much as memory means none: both count together.
     ...(memory === undefined ? {} : { memory: { limit: memory, ...(limitsSwap ? { swap: memory } : {}) } }),
-    ...(limits.pids === 0 ? {} : { pids: { limit: Math.min(limits.pids + initPidsAllowance, maxKernelPids) } }),
+    ...(limits.pids === 0 ? {} : { pids: { limit: Math.min(limits.pids + initPidsAllowance, maxPids) } }),
   };
 }

@@ -1,7 +1,7 @@
 import { DroverError, formatBytes } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { JsonValue } from '@bufbuild/protobuf';
-import { parseCount, parseDurationMs } from '@drover/spec';
+import { maxJoinUses, parseCount, parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { messageJson } from '../../output/output.ts';
 import { hostStateName } from './state.ts';
@@ -61,8 +61,6 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
   for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(10)} ${value}`);
 }
 
-const maxUses = 10_000;
-
 /** L-1: a join token, and what to type on the host. */
 export async function token(
   cli: Cli,
@@ -71,7 +69,7 @@ export async function token(
 ): Promise<void> {
   const options = {
     ...(flags.ttl !== undefined && { ttlSeconds: tokenLifeSeconds(flags.ttl) }),
-    ...(flags.uses !== undefined && { uses: parseCount('--uses', flags.uses, maxUses) }),
+    ...(flags.uses !== undefined && { uses: parseCount('--uses', flags.uses, maxJoinUses) }),
     labels: parseLabels(flags.label ?? []),
   };
   const client = await cli.connect();

@@ -10,7 +10,7 @@ import { planFailure } from './init-text.ts';
 import { withProgress } from './progress.ts';
 import { sayBroken } from './reconnect.ts';
 import { answer, endText, listColumns, sandboxJson, sandboxLabel } from './show.ts';
-import { createOptions, type SpecFlags } from './spec.ts';
+import { createOptions, parseStopGrace, type SpecFlags } from './spec.ts';
 
 export async function create(
   cli: Cli,
@@ -127,9 +127,8 @@ export interface StopFlags extends WaitFlags {
   readonly grace?: string;
 }
 
-/** On the wire 0 means the sandbox's own grace; none at all is the least there is. */
 const grace = (flags: StopFlags): { graceMs?: number } =>
-  flags.grace === undefined ? {} : { graceMs: Math.max(1, parseDurationMs(flags.grace)) };
+  flags.grace === undefined ? {} : { graceMs: parseStopGrace('--grace', flags.grace) };
 
 export function stop(cli: Cli, [references]: readonly [readonly string[]], flags: StopFlags): Promise<number> {
   const options = grace(flags);

@@ -2,8 +2,8 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { maxSecretBytes } from '@drover/spec';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { maxSecretBytes } from '../../limits.ts';
 import { readSecrets, type SecretFlags } from './secrets.ts';
 
 let directory: string;

@@ -2,7 +2,7 @@ import { createReadStream } from 'node:fs';
 import { isatty } from 'node:tty';
 import { clip, DroverError, reasonOf } from '@drover/foundation';
 import type { Secret } from '@drover/sdk';
-import { maxSecretBytes } from '../../limits.ts';
+import { maxSecretBytes } from '@drover/spec';
 
 export interface SecretFlags {
   /** As variables. */

@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { create, toJson } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
+import { maxSetupBytes, maxSetupScriptBytes } from '@drover/spec';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { maxPostInitBytes, maxSetupBytes } from '../../limits.ts';
 import { readSetup } from './setup.ts';
 
 let directory: string;
@@ -130,7 +130,7 @@ postInit: |
       /files: hold more than 262144 bytes/,
     ],
     ['too many clones', `git:\n  clones:\n${'    - { url: a, path: a }\n'.repeat(21)}`, /clones: holds more than 20 clones/],
-    ['a script that is too long', `postInit: ${'a'.repeat(maxPostInitBytes + 1)}\n`, /postInit: is longer than 65536 bytes/],
+    ['a script that is too long', `postInit: ${'a'.repeat(maxSetupScriptBytes + 1)}\n`, /postInit: is longer than 65536 bytes/],
   ])('refuses %s, with the place and what to do', async (_, text, message) => {
     const reading = read(text, ['MINE']);
     await expect(reading).rejects.toThrow(message);
@@ -143,7 +143,7 @@ postInit: |
     const binary = await write('binary', Uint8Array.of(0x7f, 0xff, 0xfe));
     await expect(read('files:\n  - { path: x, contentFrom: binary }\n')).rejects.toThrow(/contentFrom: .*binary is not text/);
     expect(() => readSetup({ postInit: binary }, new Set())).toThrow(/--post-init .*binary is not text/);
-    const long = await write('long', 'a'.repeat(maxPostInitBytes + 1));
+    const long = await write('long', 'a'.repeat(maxSetupScriptBytes + 1));
     expect(() => readSetup({ postInit: long }, new Set())).toThrow(/--post-init .*long is larger than 65536 bytes/);
     expect(() => readSetup({ setup: '/nonexistent' }, new Set())).toThrow(
       /--setup \/nonexistent cannot be read: no such file or directory/,

@@ -4,8 +4,9 @@ import type { MessageInitShape } from '@bufbuild/protobuf';
 import { clip, DroverError, reasonOf } from '@drover/foundation';
 import { parseConfig } from '@drover/foundation/config';
 import type { sandbox } from '@drover/protocol';
+import { maxGitClones, maxKnownHosts, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '@drover/spec';
 import { z } from 'zod';
-import { maxConfigFileBytes, maxPostInitBytes, maxSetupBytes, maxSetupClones, maxSetupEntries, maxSetupFiles } from '../../limits.ts';
+import { maxConfigFileBytes } from '../../limits.ts';
 
 export interface SetupFlags {
   /** A YAML file: docs/setup.md. */
@@ -30,7 +31,7 @@ export function readSetup(flags: SetupFlags, secrets: ReadonlySet<string>): Setu
       hint: 'leave one of them out',
     });
   }
-  return { ...setup, postInit: readText('--post-init', scriptFile, maxPostInitBytes) };
+  return { ...setup, postInit: readText('--post-init', scriptFile, maxSetupScriptBytes) };
 }
 
 function parseSetup(path: string, text: string, secrets: ReadonlySet<string>): SetupInit & { readonly postInit: string } {
@@ -128,21 +129,21 @@ function schemaOf(directory: string, secrets: ReadonlySet<string>): z.ZodType<Se
       git: z
         .strictObject({
           config: config.optional(),
-          clones: z.array(clone).max(maxSetupClones, `holds more than ${maxSetupClones} clones`).optional(),
+          clones: z.array(clone).max(maxGitClones, `holds more than ${maxGitClones} clones`).optional(),
         })
         .optional(),
       ssh: z
         .strictObject({
-          knownHosts: z.array(line).max(maxSetupEntries, `holds more than ${maxSetupEntries} lines`).optional(),
-          keys: z.array(secret).max(maxSetupEntries, `holds more than ${maxSetupEntries} keys`).optional(),
+          knownHosts: z.array(line).max(maxKnownHosts, `holds more than ${maxKnownHosts} lines`).optional(),
+          keys: z.array(secret).max(maxKnownHosts, `holds more than ${maxKnownHosts} keys`).optional(),
           config: z.string().optional(),
         })
         .optional(),
       postInit: z
         .string()
-        .refine((script) => Buffer.byteLength(script) <= maxPostInitBytes, `is longer than ${maxPostInitBytes} bytes`)
+        .refine((script) => Buffer.byteLength(script) <= maxSetupScriptBytes, `is longer than ${maxSetupScriptBytes} bytes`)
         .optional(),
-      postInitFrom: local(maxPostInitBytes).optional(),
+      postInitFrom: local(maxSetupScriptBytes).optional(),
     })
     .refine(({ postInit, postInitFrom }) => postInit === undefined || postInitFrom === undefined, {
       path: ['postInitFrom'],

@@ -1,6 +1,6 @@
 import { DroverError, parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
-import { parseBytes, parseCount, parseCpus, parseDurationMs } from '@drover/spec';
+import { killGraceMs, maxPids, maxStopGraceMs, maxTtlSeconds, parseBytes, parseCount, parseCpus, parseDurationWithin } from '@drover/spec';
 import { parseAllow, parseCommand, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
@@ -32,8 +32,6 @@ export interface SpecFlags extends SecretFlags, SetupFlags {
   readonly stopGrace?: string;
   readonly rm?: boolean;
 }
-
-const maxPids = 4_194_304;
 
 /** Checks every flag before anything is asked of anybody, so that a mistake leaves nothing behind. @throws {DroverError} */
 export async function createOptions(
@@ -79,10 +77,10 @@ export async function createOptions(
     hostLabels: parseLabels(flags.hostLabel ?? []),
     host: flags.host ?? '',
     removeOnExit: flags.rm === true,
-    ttlSeconds: flags.ttl === undefined ? 0n : BigInt(Math.max(1, Math.ceil(parseDurationMs(flags.ttl) / 1000))),
-    idleStopSeconds: flags.idleStop === undefined ? 0n : BigInt(Math.max(1, Math.ceil(parseDurationMs(flags.idleStop) / 1000))),
+    ttlSeconds: secondsOf('--ttl', flags.ttl),
+    idleStopSeconds: secondsOf('--idle-stop', flags.idleStop),
     mounts: (flags.volume ?? []).map(parseVolume),
-    stopGraceMs: flags.stopGrace === undefined ? 0 : parseDurationMs(flags.stopGrace),
+    stopGraceMs: flags.stopGrace === undefined ? 0 : parseStopGrace('--stop-grace', flags.stopGrace),
     ...(setup !== undefined && { setup }),
   };
   // Last: what is wrong with a flag is said before anything is read from stdin.
@@ -94,6 +92,17 @@ export async function createOptions(
     ...(flags.project !== undefined && { project: parseProject(flags.project) }),
     labels: parseLabels(flags.label ?? []),
   };
+}
+
+/** At least a second: 0 means no limit on the wire. */
+function secondsOf(flag: string, text: string | undefined): bigint {
+  if (text === undefined) return 0n;
+  return BigInt(Math.max(1, Math.ceil(parseDurationWithin(flag, text, 0, maxTtlSeconds * 1000) / 1000)));
+}
+
+/** The grace of a stop. None at all is the least on the wire, where 0 means the default. @throws {DroverError} invalid-argument */
+export function parseStopGrace(flag: string, text: string): number {
+  return Math.max(killGraceMs, parseDurationWithin(flag, text, 0, maxStopGraceMs));
 }
 
 /** `dir:`, `oci:` and archive paths are the caller's: made absolute here, as the agent stands elsewhere. */
