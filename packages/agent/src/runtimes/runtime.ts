@@ -13,8 +13,9 @@ export interface Runtime {
   /** Makes the sandbox's root, namespaces and cgroup, and starts its init. Existing and alive: does nothing. */
   create(request: CreateRequest, signal: AbortSignal): Promise<void>;
   /**
-   * Starts an init ahead, in a root of its own with nothing in it, which waits for a sandbox to be of (`CreateRequest.standby`). It ends with
-   * this process, or by `destroy`. Undefined: this runtime cannot.
+   * Starts an init ahead, in a root of its own with nothing in it, which waits for a sandbox to be of (`CreateRequest.standby`). It is ready
+   * for one when it has written `standbyFile` in its run directory, and not before: until then it opens files, which a change of its root
+   * would hide. It ends with this process, or by `destroy`. Undefined: this runtime cannot.
    */
   readonly standBy: ((request: StandbyRequest, signal: AbortSignal) => Promise<void>) | undefined;
   /** Starts init again in a sandbox that has ended, with its writable layer as it was left. Running: nothing. @throws {DroverError} sandbox-not-found */

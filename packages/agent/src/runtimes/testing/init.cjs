@@ -5,12 +5,14 @@ const { closeSync, readFileSync, readSync, renameSync, rmSync, writeFileSync } =
 const { createServer } = require('node:net');
 const { constants } = require('node:os');
 
+const run = '/.drover/run';
 const gate = process.env.DROVER_GATE;
 if (gate !== undefined) {
+  // As init does: everything that it opens before its sandbox begins is open by now.
+  if (process.env.DROVER_STANDBY === '1') writeFileSync(`${run}/standby`, '');
   while (readSync(Number(gate), Buffer.alloc(1)) > 0);
   closeSync(Number(gate));
 }
-const run = '/.drover/run';
 const config = JSON.parse(readFileSync(`${run}/config.json`, 'utf8'));
 // As init does: who waits for it is told so.
 rmSync(`${run}/config.json`);
