@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
@@ -95,11 +96,13 @@ describe('R-19: secrets', () => {
 describe('R-3: drover top', () => {
   test('says what each sandbox uses; the busy one is busy', async () => {
     await drover.begin('busy', ['sh', '-c', 'while :; do :; done'], { resources: { memoryBytes: 256n << 20n } });
-    const usage = await drover.json<{ name: string; cpuPercent: number; memoryBytes: number; memoryLimitBytes: number; pids: number }[]>([
-      'top',
-    ]);
-    const [busy, keeper] = ['busy', 'keeper'].map((name) => usage.find((one) => one.name === name));
-    expect(busy?.cpuPercent).toBeGreaterThan(10);
+    type Usage = { name: string; cpuPercent: number; memoryBytes: number; memoryLimitBytes: number; pids: number };
+    // How much of a CPU it gets is for the other programs of this machine to say: now and then it has more than a tenth.
+    const [busy, keeper] = await eventually('the busy one is busy', async () => {
+      const usage = await drover.json<Usage[]>(['top']);
+      const seen = ['busy', 'keeper'].map((name) => usage.find((one) => one.name === name));
+      return (seen[0]?.cpuPercent ?? 0) > 10 ? seen : undefined;
+    });
     expect(busy).toMatchObject({ memoryLimitBytes: 256 * 1024 ** 2 });
     expect(keeper?.cpuPercent).toBeLessThan(busy?.cpuPercent ?? 0);
     expect(keeper?.memoryBytes).toBeGreaterThan(1024 ** 2);
@@ -138,17 +141,18 @@ describe('R-20: --idle-stop', () => {
 
   test('holds while neither the control plane nor the agent runs, and begins anew with a start', async () => {
     await drover.begin('alone', ['sleep', '1000'], { idleStopSeconds: 4n });
-    const { startedAt } = await drover.sandbox<{ startedAt: string }>('alone');
+    const { id } = await drover.sandbox<{ id: string }>('alone');
     await drover.interrupt();
-    // Longer than its idle time, with nobody there to count it.
-    await eventually('its time is over', () => Date.now() - Date.parse(startedAt) > 8_000);
+    // Init counts the idle time and writes its exit record; no other process is there to do either.
+    await eventually('it has ended', () => existsSync(join(drover.data, 'host', 'run', id, 'exit.json')));
+    const endedBy = Date.now();
     await drover.up(up);
     const ended = await eventually('it is known to have stopped', async () => {
       const seen = await drover.sandbox<{ state: string; reason: string; finishedAt: string }>('alone');
       return seen.state === 'stopped' ? seen : undefined;
     });
     expect(ended.reason).toBe('idle');
-    expect(Date.parse(ended.finishedAt) - Date.parse(startedAt)).toBeLessThan(8_000);
+    expect(Date.parse(ended.finishedAt)).toBeLessThanOrEqual(endedBy);
     await drover.restart('alone');
     await eventually('it is stopped again', async () => (await get('alone')).reason === 'idle');
   });

@@ -19,8 +19,8 @@ export interface GuestResult {
   readonly pids?: { readonly outOfMemory: boolean; readonly exitCode: number | undefined };
   /** Share of one CPU that a busy loop got, limited to a fifth of one. */
   readonly cpuShare?: number;
-  /** CPU time that a paused sandbox used in a while. Microseconds. */
-  readonly pausedCpuUsec?: number;
+  /** Whether the CPU time of the busy loop stood still while its sandbox was paused, and grew again after that. */
+  readonly pause?: { readonly stoodStill: boolean; readonly wentOn: boolean };
   /** What a sandbox with 64 MiB and 50 processes sees of its cgroup: memory, processes, and what a write there says. */
   readonly view?: readonly string[];
   readonly leftover?: readonly string[];
@@ -45,6 +45,9 @@ const combinations: Record<GuestResult['layout'], readonly (readonly [string, Gu
 
 const look =
   'cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max; do [ ! -e $f ] || cat $f; done; mkdir mine';
+/** How long the CPU time of a sandbox is watched, and how often at most. */
+const pauseIntervalMs = 500;
+const maxIntervals = 20;
 const v1Controllers = ['cpu', 'cpuacct', 'cpuset', 'memory', 'pids', 'devices', 'freezer', 'blkio'];
 
 function mountLayout(layout: GuestResult['layout']): void {
@@ -91,20 +94,30 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
     const seen = (): string[] => (existsSync(out) ? readFileSync(out, 'utf8') : '').split('\n').slice(0, -1);
     while (seen().length < 3) await delay(200, undefined, { signal });
     const view = seen();
+    const grows = async (intervals: number, usec: number): Promise<boolean> => {
+      const from = await used();
+      for (let left = intervals; left > 0; left--) {
+        await delay(pauseIntervalMs, undefined, { signal });
+        if ((await used()) - from > usec) return true;
+      }
+      return false;
+    };
+    // However slow the machine is, a fifth of a CPU takes five times as long as the whole one.
     const [from, began] = [await used(), performance.now()];
-    await delay(1000);
+    await grows(maxIntervals, 200_000);
     const cpuShare = ((await used()) - from) / 1000 / (performance.now() - began);
     await runtime.pause(busy.id);
-    const frozen = await used();
-    await delay(500);
-    const pausedCpuUsec = (await used()) - frozen;
+    // The kernel may count a part of what ran before the freezer closed only later.
+    let stoodStill = false;
+    for (let left = maxIntervals; left > 0 && !stoodStill; left--) stoodStill = !(await grows(1, 0));
     await runtime.resume(busy.id);
+    const pause = { stoodStill, wentOn: await grows(maxIntervals, 0) };
     await runtime.destroy(busy.id);
 
     const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })
       .split('\n')
       .filter((line) => line !== '');
-    return { layout, program, madeOf, findings, outOfMemory, pids, cpuShare, pausedCpuUsec, view, leftover };
+    return { layout, program, madeOf, findings, outOfMemory, pids, cpuShare, pause, view, leftover };
   } catch (error) {
     return { layout, program, madeOf, findings: [], error: error instanceof Error ? (error.stack ?? error.message) : String(error) };
   } finally {
