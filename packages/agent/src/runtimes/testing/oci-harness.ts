@@ -2,10 +2,10 @@ import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { access, chmod, cp, mkdir, mkdtemp, readdir, readFile, rm, rmdir, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { newSandboxId, type SandboxId } from '@drover/foundation';
+import { errnoOf, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { initPort } from '@drover/init';
 import { limitsOf, type Behaviour, type Harness } from '../conformance.ts';
@@ -113,8 +113,7 @@ export async function openOciHarness(program: string, ahead: 'standby' | 'nothin
       } finally {
         for (const opened of runtimes) await opened.close();
         await network.close();
-        const { stdout } = await run('find', ['/sys/fs/cgroup', '-maxdepth', '2', '-ignore_readdir_race', '-name', cgroupParent.slice(1)]);
-        for (const path of stdout.split('\n').filter((line) => line !== '')) await rmdir(path);
+        for (const path of await cgroupsNamed(cgroupParent.slice(1))) await rmdir(path);
         await rm(directory, { recursive: true, force: true });
       }
     },
@@ -204,11 +203,22 @@ async function batch(options: readonly string[], lines: readonly string[]): Prom
   if (code !== 0) throw new Error(`ip -batch failed with ${code}`);
 }
 
+/** Cgroups of this name in every hierarchy. Others come and go meanwhile, at which find(1) fails. */
+async function cgroupsNamed(name: string, directory = '/sys/fs/cgroup'): Promise<string[]> {
+  const entries = await readdir(directory, { withFileTypes: true }).catch((error: unknown) => {
+    // ENODEV: removed between its opening and its reading.
+    if (['ENOENT', 'ENODEV'].includes(errnoOf(error) ?? '')) return [];
+    throw error;
+  });
+  const below = entries.filter((entry) => entry.isDirectory()).map((entry) => join(directory, entry.name));
+  const found = await Promise.all(below.map(async (path) => await cgroupsNamed(name, path)));
+  return [...below.filter((path) => basename(path) === name), ...found.flat()];
+}
+
 async function leftoversOf(id: SandboxId, stateDirectory: string): Promise<string[]> {
   const found: string[] = [];
   for (const line of (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')) if (line.includes(id)) found.push(`mount ${line}`);
-  const { stdout } = await run('find', ['/sys/fs/cgroup', '-ignore_readdir_race', '-name', id]);
-  found.push(...stdout.split('\n').filter((line) => line !== ''));
+  found.push(...(await cgroupsNamed(id)));
   for (const folder of ['sandboxes', 'program']) {
     const names = await readdir(join(stateDirectory, folder)).catch((): string[] => []);
     if (names.includes(id)) found.push(join(stateDirectory, folder, id));
