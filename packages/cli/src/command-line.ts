@@ -1,5 +1,5 @@
 import type { Command, Option } from 'commander';
-import { takesCommand } from './program.ts';
+import { takesCommand } from './definition.ts';
 
 /** Where a command line stands after some of its words, by the rules that the parser follows. */
 export interface Position {

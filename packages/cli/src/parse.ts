@@ -6,11 +6,6 @@ import { parseLabel } from '@drover/spec';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
-/** Collects a flag that may be given several times. */
-export function collect(value: string, before: readonly string[] | undefined): readonly string[] {
-  return [...(before ?? []), value];
-}
-
 /**
  * The command to run in a sandbox, from the words behind IMAGE or SANDBOX: a leading `--` is left out.
  * @param before what flags of Drover's own stand before, for the hint

@@ -199,7 +199,7 @@ describe.concurrent('what needs no control plane', () => {
     [['up'], '(/var/lib/drover; ~/.local/share/drover when not root)'],
     [['agent'], '(/var/lib/drover/host; ~/.local/share/drover/host when not root)'],
     [['exec'], 'Usage: drover exec [options] <sandbox> [command...]'],
-    [['run'], 'the size of its disk: 512m, 2g'],
+    [['run'], 'disk size: 512m, 2g'],
     [['stop'], '-t, --grace <duration>'],
     [['logs'], '-n, --tail <lines>'],
     [['volume', 'inspect'], 'Usage: drover volume get|inspect'],

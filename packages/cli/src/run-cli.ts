@@ -6,10 +6,11 @@ import type { DroverClient } from '@drover/sdk';
 import { requireText } from './arguments.ts';
 import type { Cli, ConnectionFlags } from './cli.ts';
 import { commandPath, helpQuestion, locate, ownWords } from './command-line.ts';
-import { dockerHint } from './docker-habits.ts';
+import { dockerHint } from './docker/hints.ts';
 import { Output } from './output/output.ts';
 import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
-import { buildProgram, type CommonFlags, type Run } from './program.ts';
+import { buildProgram } from './program.ts';
+import type { CommonFlags, Run } from './definition.ts';
 
 /** Commands that end with the status of the command that they ran. */
 const wrappers = new Set(['run', 'exec', 'attach']);
