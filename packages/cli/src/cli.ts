@@ -1,5 +1,5 @@
 import type { DroverClient } from '@drover/sdk';
-import type { Output } from './output/output.ts';
+import type { Output } from './output/index.ts';
 
 /** What every command gets: where to write, how to reach the control plane, and what ends it. */
 export interface Cli {

@@ -1,4 +1,4 @@
 export { commandPath, locate } from './command-line.ts';
-export { messageJson } from './output/output.ts';
+export { messageJson } from './output/index.ts';
 export { buildProgram } from './program.ts';
 export { runCli } from './run-cli.ts';

@@ -6,7 +6,7 @@ import { cannotListen } from './commands/sandbox/forward.ts';
 import { tokenLifeSeconds } from './commands/host/host.ts';
 import { parseServer } from './context/context.ts';
 import { parseAllow, parseEnv, parseForward, parseVolume } from './parse.ts';
-import { parseListen } from './up/settings.ts';
+import { parseListen } from './settings/listen.ts';
 
 describe('R-2: flags become values, or one sentence', () => {
   test('--env takes NAME=value, and NAME from the caller, and leaves out what the caller has not', () => {

@@ -1,12 +1,17 @@
 import { Command } from 'commander';
 import { version } from '@drover/foundation';
-import { defineHostCommands } from './commands/host/define.ts';
-import { defineIdentityCommands } from './commands/identity/define.ts';
-import { defineImageCommands } from './commands/image/define.ts';
-import { defineSandboxCommands } from './commands/sandbox/define.ts';
-import { defineContextCommands, defineEventCommands, defineMachineCommands } from './commands/system/define.ts';
-import { defineVolumeCommands } from './commands/volume/define.ts';
-import { defineDockerCommands } from './docker/define.ts';
+import {
+  defineContextCommands,
+  defineEventCommands,
+  defineHostCommands,
+  defineIdentityCommands,
+  defineImageCommands,
+  defineMachineCommands,
+  defineProgramCommands,
+  defineSandboxCommands,
+  defineVolumeCommands,
+} from './commands/index.ts';
+import { defineDockerCommands } from './docker/index.ts';
 import { addCommonFlags, Definition, type Run } from './definition.ts';
 
 /**
@@ -28,6 +33,7 @@ export function buildProgram(run: Run, argv: readonly string[] = []): Command {
   const definition = new Definition(program, run);
   program.commandsGroup('This machine:');
   defineMachineCommands(definition);
+  defineProgramCommands(definition);
   defineContextCommands(definition);
   program.commandsGroup('Sandboxes:');
   defineSandboxCommands(definition, argv);
@@ -48,6 +54,6 @@ Then:    drover run host -- sh
 
 Exit status: 0: success, 2: invalid input, 3: not found, 4: conflict, 5: permission denied, 6: unavailable, 7: out of capacity,
 8: timed out, 130: interrupted, 1: any other failure.
-run, exec, attach and sandbox wait exit with the status of the sandbox's command. For run, exec and attach, 125: Drover failed,
-126: the command cannot be executed, 127: the command does not exist.
+run, exec, attach and sandbox wait exit with the status of the sandbox's command. For run, exec and attach, 125: Drover failed, 126: the
+command cannot be executed, 127: the command does not exist.
 `;

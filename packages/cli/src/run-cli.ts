@@ -6,8 +6,8 @@ import type { DroverClient } from '@drover/sdk';
 import { requireText } from './arguments.ts';
 import type { Cli, ConnectionFlags } from './cli.ts';
 import { commandPath, helpQuestion, locate, ownWords } from './command-line.ts';
-import { dockerHint } from './docker/hints.ts';
-import { Output } from './output/output.ts';
+import { dockerHint } from './docker/index.ts';
+import { Output } from './output/index.ts';
 import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
 import { buildProgram } from './program.ts';
 import type { CommonFlags, Run } from './definition.ts';
@@ -73,7 +73,7 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     out(state.json ?? wantsJson(own)).error(error);
     if (isInterrupted(error) && state.signal !== undefined) return 128 + constants.signals[state.signal];
     // Of a line that could not be parsed, too: the words name the command.
-    if (isWrapper(command) || isWrapper(locate(program, own).command)) return (await import('./terminal/attach.ts')).wrapperStatus(error);
+    if (isWrapper(command) || isWrapper(locate(program, own).command)) return (await import('./attach.ts')).wrapperStatus(error);
     return error.exitCode;
   }
 }

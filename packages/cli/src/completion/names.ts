@@ -1,8 +1,7 @@
 import type { DroverClient } from '@drover/sdk';
-import { connect } from '../context/connect.ts';
-import { contextNames } from '../context/store.ts';
+import { connect, contextNames } from '../context/index.ts';
 import { completionTimeoutMs } from '../limits.ts';
-import { sandboxLabel } from '../commands/sandbox/show.ts';
+import { sandboxLabel } from '../output/index.ts';
 
 export interface Candidate {
   readonly value: string;

@@ -1,5 +1,4 @@
-import { imageListFlags, imageRemoveFlags, pullFlags } from '../commands/image/define.ts';
-import { listFlags, noWaitFlag, removeFlags, stopFlags } from '../commands/sandbox/define.ts';
+import { imageListFlags, imageRemoveFlags, listFlags, noWaitFlag, pullFlags, removeFlags, stopFlags } from '../commands/index.ts';
 import type { Definition } from '../definition.ts';
 
 /** Commands under the names that docker has for them. */

@@ -3,9 +3,8 @@ import { DroverError } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { link } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
-import { loadContext } from '../context/context.ts';
-import { loadHostSettings } from '../up/host-settings.ts';
-import { defaultDataDirectory, parseListen } from '../up/settings.ts';
+import { loadContext } from '../context/index.ts';
+import { defaultDataDirectory, loadHostSettings, parseListen } from '../settings/index.ts';
 import { runChecks, type Finding } from './checks.ts';
 
 const levels: Readonly<Record<number, Finding['level']>> = {

@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import type { Writable } from 'node:stream';
 import { ScalarType, toJson, type DescField, type DescMessage, type JsonValue, type MessageShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
-import { lineEnd } from '../terminal/raw.ts';
+import { lineEnd } from '../terminal/index.ts';
 import { table, type Column } from './table.ts';
 
 /** How a command says things: results on stdout, progress and errors on stderr; JSON or text. */

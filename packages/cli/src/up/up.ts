@@ -8,17 +8,24 @@ import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
 import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
 import type { Cli } from '../cli.ts';
-import { hostStateName } from '../commands/host/state.ts';
-import { currentContext, listContexts, nameFor, parseContextName, saveContext, useContext, type Context } from '../context/store.ts';
-import { tryListen } from '../doctor/checks.ts';
+import { hostStateName } from '../output/index.ts';
+import { currentContext, listContexts, nameFor, parseContextName, saveContext, useContext, type Context } from '../context/index.ts';
+import { checkMachine, hostChecks, tryListen } from '../doctor/index.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
-import { checkHostFlags, saveHostSettings, type HostFlags } from './host-settings.ts';
+import {
+  checkHostFlags,
+  defaultDataDirectory,
+  type HostFlags,
+  linkListen,
+  type LivenessFlags,
+  parentVariable,
+  parseListen,
+  parseLiveness,
+  saveHostSettings,
+} from '../settings/index.ts';
 import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
-import { checkMachine, hostChecks } from './machine-check.ts';
 import { noticeText } from './notice.ts';
-import { parentVariable } from './parent.ts';
-import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from './settings.ts';
 
 interface UpFlags extends HostFlags, LivenessFlags {
   readonly data?: string;

@@ -3,9 +3,7 @@ import { api } from '@drover/protocol';
 import type { JsonValue } from '@bufbuild/protobuf';
 import { maxJoinUses, parseCount, parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
-import { hostStateName } from './state.ts';
-import type { Column } from '../../output/table.ts';
+import { type Column, hostStateName, messageJson } from '../../output/index.ts';
 import { parseLabels } from '../../parse.ts';
 import { age } from '../sandbox/show.ts';
 

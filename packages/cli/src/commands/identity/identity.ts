@@ -2,8 +2,7 @@ import { timestampDate } from '@bufbuild/protobuf/wkt';
 import type { JsonValue } from '@bufbuild/protobuf';
 import { api } from '@drover/protocol';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
-import type { Column } from '../../output/table.ts';
+import { type Column, messageJson } from '../../output/index.ts';
 import { age } from '../sandbox/show.ts';
 
 const identityJson = (identity: api.Identity): JsonValue => messageJson(api.IdentitySchema, identity);

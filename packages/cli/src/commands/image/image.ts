@@ -5,8 +5,8 @@ import { parseDurationMs } from '@drover/spec';
 import { Listr, type ListrTask } from 'listr2';
 import type { Cli } from '../../cli.ts';
 import { tellFailures } from '../failures.ts';
-import { messageJson } from '../../output/output.ts';
-import { atTerminal } from '../../terminal/attach.ts';
+import { messageJson } from '../../output/index.ts';
+import { atTerminal } from '../../attach.ts';
 
 interface PullFlags {
   readonly host?: string;

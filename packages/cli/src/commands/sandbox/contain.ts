@@ -2,7 +2,7 @@ import { DroverError, errorCodes } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { ContainmentAction } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
-import { messageJson, oneLine } from '../../output/output.ts';
+import { messageJson, oneLine } from '../../output/index.ts';
 
 export interface ContainFlags {
   readonly cutNetwork?: boolean;

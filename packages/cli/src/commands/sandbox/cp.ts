@@ -2,8 +2,7 @@ import { showPath } from '@drover/archive';
 import { DroverError } from '@drover/foundation';
 import { argumentBytes } from '../../arguments.ts';
 import type { Cli } from '../../cli.ts';
-import type { CopyFlags } from '../../transfer/flags.ts';
-import { CopyReport } from '../../transfer/report.ts';
+import { type CopyFlags, CopyReport } from '../../transfer/index.ts';
 
 export interface Place {
   /** Absent: here. */

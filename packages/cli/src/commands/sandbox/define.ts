@@ -42,6 +42,11 @@ export function defineSandboxCommands(define: Definition, argv: readonly string[
     async () => (await import('./top.ts')).default,
     (command) => command.option('--once', 'print once and exit (the default in a pipe)').option('--project <project>', 'only this project'),
   );
+  defineCopyAndForward(define);
+}
+
+function defineCopyAndForward(define: Definition): void {
+  const { program } = define;
   define.command(
     program,
     'cp <source> <target>',

@@ -1,7 +1,7 @@
 import type { api } from '@drover/protocol';
-import { oneLine } from '../../output/output.ts';
+import { oneLine, sandboxLabel } from '../../output/index.ts';
 import { initText } from './init-text.ts';
-import { age, sandboxLabel, stateText } from './show.ts';
+import { age, stateText } from './show.ts';
 
 /** What `sandbox get` shows a person: a `title: value` line each, what is empty left out; the end of a failed step's stderr indented below. */
 export function details(sandbox: api.Sandbox): readonly string[] {

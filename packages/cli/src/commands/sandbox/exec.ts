@@ -5,9 +5,9 @@ import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
 import { explainEnd } from './explain-end.ts';
 import { sayBroken } from './reconnect.ts';
-import { sandboxLabel } from './show.ts';
 import { parseCommand, parseEnv, readEnvFile } from '../../parse.ts';
-import { atTerminal, attach as attachTo, explainExit, terminalSize } from '../../terminal/attach.ts';
+import { atTerminal, attach as attachTo, explainExit, terminalSize } from '../../attach.ts';
+import { sandboxLabel } from '../../output/index.ts';
 
 export interface ExecFlags {
   readonly tty?: boolean;

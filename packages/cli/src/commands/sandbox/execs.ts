@@ -3,8 +3,7 @@ import { formatAge } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { parseSignal, signalName } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
-import type { Column } from '../../output/table.ts';
+import { type Column, messageJson } from '../../output/index.ts';
 
 /** `drover exec ls SANDBOX` */
 export async function ls(cli: Cli, [sandbox]: readonly [string]): Promise<void> {

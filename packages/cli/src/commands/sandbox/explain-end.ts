@@ -2,7 +2,7 @@ import { sandbox } from '@drover/protocol';
 import type { DroverClient, ExecExit } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { endReportWaitMs } from '../../limits.ts';
-import { explainExit } from '../../terminal/attach.ts';
+import { explainExit } from '../../attach.ts';
 
 /** A status that a command does not choose for itself begins here: 128 and the signal. */
 const killedStatus = 128;

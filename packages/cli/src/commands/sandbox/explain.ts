@@ -1,7 +1,6 @@
 import { api } from '@drover/protocol';
 import type { Cli } from '../../cli.ts';
-import { messageJson, oneLine } from '../../output/output.ts';
-import type { Column } from '../../output/table.ts';
+import { type Column, messageJson, oneLine } from '../../output/index.ts';
 import { containmentText } from './details.ts';
 import { age } from './show.ts';
 

@@ -2,8 +2,7 @@ import { DroverError } from '@drover/foundation';
 import type { api } from '@drover/protocol';
 import { planFailed } from '@drover/sdk';
 import { maxStderrShown } from '../../limits.ts';
-import { oneLine } from '../../output/output.ts';
-import { sandboxLabel } from './show.ts';
+import { oneLine, sandboxLabel } from '../../output/index.ts';
 
 /** Why a step failed, in words; `exit-code` says itself which. */
 const reasons: Readonly<Record<string, string>> = {

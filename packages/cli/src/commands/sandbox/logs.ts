@@ -3,7 +3,7 @@ import { clip, DroverError, formatBytes } from '@drover/foundation';
 import type { api } from '@drover/protocol';
 import { parseCount, parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
-import { OutputText } from '../../output/output-text.ts';
+import { OutputText } from '../../output/index.ts';
 import { sayBroken } from './reconnect.ts';
 
 export interface LogsFlags {

@@ -1,7 +1,7 @@
 import type { DroverClient } from '@drover/sdk';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Cli } from '../../cli.ts';
-import { StatusLine } from '../../terminal/status-line.ts';
+import { StatusLine } from '../../terminal/index.ts';
 import { initText } from './init-text.ts';
 import { progressAfterMs, progressIntervalMs } from '../../limits.ts';
 

@@ -7,10 +7,11 @@ import { planFailure } from './init-text.ts';
 import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
 import { sayBroken } from './reconnect.ts';
 import { removalWaitMs } from '../../limits.ts';
-import { atTerminal, attach, terminalSize } from '../../terminal/attach.ts';
+import { atTerminal, attach, terminalSize } from '../../attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
-import { sandboxJson, sandboxLabel } from './show.ts';
+import { sandboxJson } from './show.ts';
 import { withProgress } from './progress.ts';
+import { sandboxLabel } from '../../output/index.ts';
 
 export interface RunFlags extends SpecFlags {
   readonly detach?: boolean;

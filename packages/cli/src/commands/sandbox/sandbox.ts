@@ -9,8 +9,9 @@ import { details } from './details.ts';
 import { planFailure } from './init-text.ts';
 import { withProgress } from './progress.ts';
 import { sayBroken } from './reconnect.ts';
-import { answer, endText, listColumns, sandboxJson, sandboxLabel } from './show.ts';
+import { answer, endText, listColumns, sandboxJson } from './show.ts';
 import { createOptions, parseStopGrace, type SpecFlags } from './spec.ts';
+import { sandboxLabel } from '../../output/index.ts';
 
 export async function create(
   cli: Cli,

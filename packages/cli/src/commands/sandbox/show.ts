@@ -4,13 +4,7 @@ import { formatAge } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { actionsOf, sandboxStateName } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
-import { messageJson, oneLine } from '../../output/output.ts';
-import type { Column } from '../../output/table.ts';
-
-/** What people and commands call it: `name`, or `project/name`. */
-export function sandboxLabel(sandbox: api.Sandbox): string {
-  return sandbox.project === '' ? sandbox.name : `${sandbox.project}/${sandbox.name}`;
-}
+import { type Column, messageJson, oneLine, sandboxLabel } from '../../output/index.ts';
 
 export function sandboxJson(sandbox: api.Sandbox): JsonValue {
   return messageJson(api.SandboxSchema, sandbox);

@@ -4,7 +4,7 @@ import { killGraceMs, maxPids, maxStopGraceMs, maxTtlSeconds, parseBytes, parseC
 import { parseAllow, parseCommand, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
-import { terminalSize } from '../../terminal/attach.ts';
+import { terminalSize } from '../../attach.ts';
 
 /** The flags that `run` and `sandbox create` share. */
 export interface SpecFlags extends SecretFlags, SetupFlags {

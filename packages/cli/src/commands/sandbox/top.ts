@@ -6,7 +6,7 @@ import type { api } from '@drover/protocol';
 import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { topFirstMs, topIntervalMs } from '../../limits.ts';
-import { table, type Column } from '../../output/table.ts';
+import { table, type Column } from '../../output/index.ts';
 import { tellFailures } from '../failures.ts';
 
 export interface TopFlags {

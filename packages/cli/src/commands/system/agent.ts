@@ -5,11 +5,16 @@ import { checkOtherControlPlane, joinHost } from '@drover/agent/link';
 import { DroverError, prepareDirectory } from '@drover/foundation';
 import { createLogger, silentLogger } from '@drover/foundation/log';
 import type { Cli } from '../../cli.ts';
-import { parseServer } from '../../context/context.ts';
-import { checkHostFlags, loadHostSettings, saveHostSettings, type HostFlags } from '../../up/host-settings.ts';
-import { checkMachine, hostChecks } from '../../up/machine-check.ts';
-import { whileParentLives } from '../../up/parent.ts';
-import { defaultDataDirectory } from '../../up/settings.ts';
+import { parseServer } from '../../context/index.ts';
+import {
+  checkHostFlags,
+  defaultDataDirectory,
+  type HostFlags,
+  loadHostSettings,
+  saveHostSettings,
+  whileParentLives,
+} from '../../settings/index.ts';
+import { checkMachine, hostChecks } from '../../doctor/index.ts';
 
 interface AgentFlags extends HostFlags {
   readonly state?: string;

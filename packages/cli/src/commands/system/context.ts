@@ -1,15 +1,16 @@
 import { DroverError } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
-import { findContext, loadContext } from '../../context/context.ts';
 import {
   currentContext,
+  findContext,
   listContexts,
+  loadContext,
   parseContextName,
   readContext,
   removeContext,
   saveContext,
   useContext,
-} from '../../context/store.ts';
+} from '../../context/index.ts';
 
 /** Their tokens are not shown. */
 export async function ls(cli: Cli): Promise<void> {

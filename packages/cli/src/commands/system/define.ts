@@ -43,6 +43,11 @@ export function defineMachineCommands(define: Definition): void {
     async () => (await import('./agent.ts')).join,
     (command) => stateFlag(hostFlags(command)).option('--no-run', 'join without running the agent'),
   );
+}
+
+/** Commands about this program and this machine's state. */
+export function defineProgramCommands(define: Definition): void {
+  const { program } = define;
   define.command(
     program,
     'doctor',

@@ -1,6 +1,6 @@
 import { counted, formatAge } from '@drover/foundation';
 import type { api } from '@drover/protocol';
-import { oneLine } from '../../output/output.ts';
+import { oneLine } from '../../output/index.ts';
 import { endOf, failureText, stepText } from '../sandbox/init-text.ts';
 
 /** An event's data: the values that a control plane of this version writes, each perhaps absent in one of another. */

@@ -3,7 +3,7 @@ import { api } from '@drover/protocol';
 import { clip, DroverError } from '@drover/foundation';
 import type { Cli } from '../../cli.ts';
 import { sayBroken } from '../sandbox/reconnect.ts';
-import { messageJson } from '../../output/output.ts';
+import { messageJson } from '../../output/index.ts';
 import { eventText } from './event-text.ts';
 
 export interface EventsFlags {

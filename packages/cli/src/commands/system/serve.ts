@@ -4,8 +4,14 @@ import { createLogger } from '@drover/foundation/log';
 import { startControlPlane } from '@drover/control-plane';
 import { lastEndVariable } from '@drover/supervisor';
 import type { Cli } from '../../cli.ts';
-import { whileParentLives } from '../../up/parent.ts';
-import { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from '../../up/settings.ts';
+import {
+  defaultDataDirectory,
+  linkListen,
+  type LivenessFlags,
+  parseListen,
+  parseLiveness,
+  whileParentLives,
+} from '../../settings/index.ts';
 
 interface ServeFlags extends LivenessFlags {
   readonly data?: string;

@@ -1,7 +1,7 @@
 import { DroverError, version } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
+import { messageJson } from '../../output/index.ts';
 
 /** The versions of this program and, where one answers, of the control plane. */
 export default async function showVersion(cli: Cli): Promise<void> {

@@ -4,8 +4,7 @@ import { formatBytes } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { parseBytes } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
-import { messageJson } from '../../output/output.ts';
-import type { Column } from '../../output/table.ts';
+import { type Column, messageJson } from '../../output/index.ts';
 
 const volumeJson = (volume: api.Volume): JsonValue => messageJson(api.VolumeSchema, volume);
 const used = (volume: api.Volume): string => (volume.usedBytes === undefined ? '' : formatBytes(Number(volume.usedBytes)));

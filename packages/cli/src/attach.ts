@@ -1,10 +1,9 @@
 import { isatty } from 'node:tty';
 import { DroverError, hasCode } from '@drover/foundation';
 import type { ExecExit, ExecHandle } from '@drover/sdk';
-import type { Cli } from '../cli.ts';
-import { impatientInterrupts } from '../limits.ts';
-import { DetachKeys } from './detach.ts';
-import { RawTerminal } from './raw.ts';
+import type { Cli } from './cli.ts';
+import { impatientInterrupts } from './limits.ts';
+import { DetachKeys, RawTerminal } from './terminal/index.ts';
 
 export interface AttachOptions {
   readonly terminal: boolean;

@@ -1,6 +1,6 @@
 import { DroverError } from '@drover/foundation';
 import type { Cli } from '../cli.ts';
-import { runChecks, type Finding } from '../doctor/checks.ts';
+import { runChecks, type Finding } from './checks.ts';
 
 /** Checks without which a machine is no host. */
 export const hostChecks = [

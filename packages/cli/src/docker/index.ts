@@ -1,0 +1,2 @@
+export { defineDockerCommands } from './define.ts';
+export { dockerHint } from './hints.ts';
