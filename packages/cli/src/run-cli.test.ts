@@ -62,7 +62,7 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['run', '--ttl', '4000d', 'host'], 125, /--ttl "4000d" is too long/, /3650d/],
     [['run', '--stop-grace', '61m', 'host'], 125, /--stop-grace "61m" is too long/, /0s to 1h/],
     [['stop', '--grace', '100d', 'web'], 2, /--grace "100d" is too long/, /0s to 1h/],
-    [['run', ''], 125, /the image is empty/, /host/],
+    [['run', ''], 125, /"" is not an image reference/, /host/],
     [['exec', 'box'], 125, /there is no command to run/, /drover exec box -- sh/],
     [['exec', '--linger', 'soon', 'box', 'ls'], 125, /"soon" is not a duration/, /30s/],
     [['exec', 'kill', '--signal', 'FOO', 'box', 'id'], 2, /"FOO" is not a signal/, /SIGRTMIN\+3/],

@@ -3,6 +3,18 @@
  * those types. Parsers that need a library are entries beside this one, so that a command loads only what it uses.
  */
 export { formatDuration, parseDurationMs, parseDurationWithin } from './durations.ts';
+export {
+  absoluteImageReference,
+  formatImageReference,
+  isDigest,
+  isRegistry,
+  parseImageReference,
+  parseRegistryReference,
+  type ArchiveReference,
+  type DirectoryReference,
+  type ImageReference,
+  type RegistryReference,
+} from './image-reference.ts';
 export { parseLabel, parseLabels, type Labels } from './labels.ts';
 export * from './limits.ts';
 export { isPort, parsePort } from './ports.ts';

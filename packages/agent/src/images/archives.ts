@@ -1,11 +1,11 @@
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
+import { formatImageReference, parseRegistryReference, type ArchiveReference } from '@drover/spec';
 import { maxImageConfigBytes, maxLayers, maxManifestBytes } from '../limits.ts';
 import { indexArchive, type ArchiveIndex } from './archive-index.ts';
 import { digestOf, parseDigest } from './digest.ts';
 import { choosePlatform, parseConfig, parseManifest, type Descriptor, type Platform } from './manifest.ts';
-import { formatImageReference, parseRegistryReference, type ArchiveReference } from './reference.ts';
 import type { FoundImage, FoundLayer } from './source.ts';
 
 export interface ArchiveOptions {

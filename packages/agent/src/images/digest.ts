@@ -18,10 +18,6 @@ export function parseDigest(text: string): Digest {
   return match[1] === undefined ? { algorithm: 'sha512', hex: match[4] as string } : { algorithm: 'sha256', hex: match[2] as string };
 }
 
-export function isDigest(text: string): boolean {
-  return /^sha256:[0-9a-f]{64}$|^sha512:[0-9a-f]{128}$/.test(text);
-}
-
 /** `sha256-…`, as a file name (R-12). */
 export function fileNameOf(digest: string): string {
   const { algorithm, hex } = parseDigest(digest);

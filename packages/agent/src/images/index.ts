@@ -1,5 +1,4 @@
 export type { EnsureOptions, ImageConfig, ImageHandle, ImageInfo, Images, PullProgress, Submount } from './images.ts';
 export type { Platform } from './manifest.ts';
-export { formatImageReference, parseImageReference, type ImageReference } from './reference.ts';
 export type { RegistryConfig } from './registry.ts';
 export { ImageStore, type ImageStoreOptions } from './store.ts';

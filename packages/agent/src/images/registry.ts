@@ -1,10 +1,10 @@
 import { DroverError, formatBytes, hasCode, type Clock, type Logger } from '@drover/foundation';
+import { formatImageReference, type RegistryReference } from '@drover/spec';
 import { maxImageConfigBytes, maxManifestBytes } from '../limits.ts';
 import type { BlobStore, OpenBlob } from './blobs.ts';
 import { readCredentials } from './credentials.ts';
 import { digestOf, parseDigest } from './digest.ts';
 import { choosePlatform, indexTypes, manifestTypes, parseConfig, parseManifest, type Descriptor, type Platform } from './manifest.ts';
-import { formatImageReference, type RegistryReference } from './reference.ts';
 import { RegistryHttp, type Endpoint } from './registry-http.ts';
 import type { FoundImage, FoundLayer } from './source.ts';
 

@@ -2,12 +2,21 @@ import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { abortable, DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
+import {
+  formatImageReference,
+  isDigest,
+  parseImageReference,
+  type ArchiveReference,
+  type DirectoryReference,
+  type ImageReference,
+  type RegistryReference,
+} from '@drover/spec';
 import { hostDiskFull } from '../disks/index.ts';
 import { ForeignPaths } from '../foreign/index.ts';
 import { imageKeptNoSpaceMs, lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
 import { openArchive } from './archives.ts';
 import { BlobStore } from './blobs.ts';
-import { digestOf, fileNameOf, isDigest } from './digest.ts';
+import { digestOf, fileNameOf } from './digest.ts';
 import { buildHostTree, hostSignature } from './host.ts';
 import type { EnsureOptions, ImageConfig, ImageHandle, ImageInfo, Images } from './images.ts';
 import { LayerStore, placeNames } from './layers.ts';
@@ -22,14 +31,6 @@ import {
   type Records,
   type ReferenceRecord,
 } from './records.ts';
-import {
-  formatImageReference,
-  parseImageReference,
-  type ArchiveReference,
-  type DirectoryReference,
-  type ImageReference,
-  type RegistryReference,
-} from './reference.ts';
 import type { RegistryConfig } from './registry.ts';
 import type { FoundImage } from './source.ts';
 

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { clip, DroverError, errnoOf, makeDirectories, reasonOf, writeFileAtomic } from '@drover/foundation';
-import { maxStandbys, parseCpus, parseDurationWithin, parseLabel } from '@drover/spec';
+import { isRegistry, maxStandbys, parseCpus, parseDurationWithin, parseLabel } from '@drover/spec';
 import { z } from 'zod';
 import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
 
@@ -98,7 +98,7 @@ function parseRegistries(flags: HostFlags): RegistrySettings {
   const mirrors: Record<string, string[]> = {};
   for (const entry of flags.registryMirror ?? []) {
     const [, registry, mirror] = /^([^=]+)=(.+)$/.exec(entry) ?? [];
-    if (registry === undefined || mirror === undefined || !registryHost.test(registry) || !URL.canParse(withScheme(mirror))) {
+    if (registry === undefined || mirror === undefined || !isRegistry(registry) || !URL.canParse(withScheme(mirror))) {
       throw new DroverError('invalid-argument', `${JSON.stringify(clip(entry))} is not a mirror of a registry`, {
         hint: 'write REGISTRY=MIRROR, such as docker.io=mirror.example.com:5000',
       });
@@ -106,7 +106,7 @@ function parseRegistries(flags: HostFlags): RegistrySettings {
     (mirrors[registry] ??= []).push(mirror);
   }
   for (const host of flags.insecureRegistry ?? []) {
-    if (registryHost.test(host)) continue;
+    if (isRegistry(host)) continue;
     throw new DroverError('invalid-argument', `${JSON.stringify(clip(host))} is not the host of a registry`, {
       hint: 'write HOST or HOST:PORT, without scheme or path',
     });
@@ -118,8 +118,6 @@ function parseRegistries(flags: HostFlags): RegistrySettings {
   };
 }
 
-/** A host as an image reference has it, IPv6 in brackets. */
-const registryHost = /^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?$/;
 const withScheme = (mirror: string): string => (/^https?:\/\//.test(mirror) ? mirror : `https://${mirror}`);
 
 /** Keeps what is given, and what was kept before of the rest. @throws {DroverError} */

@@ -2,6 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, errorFromWire, errorToWire, link } from '@drover/protocol';
+import { isDigest, parseImageReference } from '@drover/spec';
 import type { Operation, ResultValue } from '../hub/hub.ts';
 import { hostCallTimeoutMs } from '../limits.ts';
 import { hostState } from '../store/index.ts';
@@ -9,7 +10,6 @@ import type { HostRow } from '../store/store.ts';
 import type { ApiContext } from './context.ts';
 import { hostFailure } from './convert.ts';
 import { eachOf } from './fan-out.ts';
-import { checkImage } from './parse.ts';
 
 /** Images are the hosts' own: each call goes to one host or to every ready one, and tells what failed host by host. */
 export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageService> {
@@ -52,7 +52,7 @@ export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageS
 
   return {
     async *pullImage(request, { signal }) {
-      checkImage(request.image);
+      parseImageReference(request.image);
       const hosts = await targets(request.host);
       if (hosts.length === 0) throw noHosts();
       const news = new PullNews();
@@ -91,8 +91,7 @@ export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageS
     },
 
     async removeImage(request, { signal }) {
-      if (request.image === '')
-        throw new DroverError('invalid-argument', 'the request names no image', { hint: '`drover image ls` lists them' });
+      if (!isDigest(request.image)) parseImageReference(request.image);
       const value = create(link.RemoveImageSchema, { image: request.image });
       let removed = 0;
       const failures = await ask(request.host, { case: 'removeImage', value }, signal, () => removed++);

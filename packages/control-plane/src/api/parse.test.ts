@@ -1,14 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { checkAllow, checkImage } from './parse.ts';
-
-describe('R-4: an image is refused when it is asked for, and not on its host', () => {
-  it.each(['host', 'debian', 'debian:12-Slim', 'Registry.example/a/b:T', 'localhost:5000/a', 'MYHOST/a', 'dir:/Some/Where'])('%s', (text) =>
-    expect(() => checkImage(text)).not.toThrow(),
-  );
-  it.each(['', 'Debian', 'dEbian:12', 'a b', 'http://x/y', 'a:', 'dir:x', 'x@sha256:123', 'a/B'])('refuses %j', (text) =>
-    expect(() => checkImage(text)).toThrow(expect.objectContaining({ code: 'invalid-image-reference' })),
-  );
-});
+import { checkAllow } from './parse.ts';
 
 describe('R-16: a destination is what the gateway reads', () => {
   it.each([

@@ -7,11 +7,11 @@ import {
   maxArgumentBytes,
   maxArguments,
   maxEnvVars,
-  maxImageReferenceLength,
   maxMounts,
   maxStopGraceMs,
   maxTtlSeconds,
   minMemoryBytes,
+  parseImageReference,
   parseLabels,
 } from '@drover/spec';
 import { defaultRequestCpuMillis, defaultRequestMemoryBytes, maxAllowPatterns } from '../limits.ts';
@@ -26,32 +26,6 @@ const quote = (text: string): string => JSON.stringify(clip(text));
 /** @throws {DroverError} invalid-name */
 export function parseIdentity(project: string, name: string): { readonly project: Project; readonly name: Name } {
   return { project: parseProject(project), name: parseName(name) };
-}
-
-const pathSchemes = ['oci-archive:', 'docker-archive:', 'oci:', 'dir:'];
-/** The grammar of registry references in outline (OCI distribution spec, section Pull); the host that pulls reads it in full. */
-const reference =
-  /^[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?(?:\/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9+._-]+:[0-9a-fA-F]{32,})?$/;
-
-/** The outline of an image reference (R-4). @throws {DroverError} invalid-image-reference */
-export function checkImage(image: string): void {
-  const refuse = (why: string): DroverError =>
-    new DroverError('invalid-image-reference', `${quote(image)} is not an image: ${why}`, {
-      hint: 'write registry/name:tag, oci-archive:PATH, docker-archive:PATH, oci:PATH, dir:PATH, or host',
-    });
-  if (image === '') throw refuse('it is empty');
-  if (image.length > maxImageReferenceLength) throw refuse(`it has more than ${maxImageReferenceLength} characters`);
-  if (image === 'host') return;
-  const scheme = pathSchemes.find((prefix) => image.startsWith(prefix));
-  if (scheme !== undefined) {
-    const path = image.slice(scheme.length);
-    if (!path.startsWith('/')) throw refuse('its path does not begin with a slash');
-    if (path.includes('\0')) throw refuse('its path holds a NUL');
-    return;
-  }
-  if (!reference.test(image)) throw refuse('it has no valid name');
-  // Without a slash the first part is no registry, which alone may have capitals.
-  if (/^[^/:@]*[A-Z][^/]*$/.test(image)) throw refuse('names of images are in lower case');
 }
 
 /** @throws {DroverError} invalid-argument */
@@ -152,7 +126,7 @@ const hostnamePattern = /^[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
 
 /** Everything about a spec that can be told without a host. @throws {DroverError} invalid-argument, invalid-image-reference */
 export function checkSpec(spec: sandbox.SandboxSpec): void {
-  checkImage(spec.image);
+  parseImageReference(spec.image);
   checkArgv('command', spec.command);
   checkArgv('entrypoint', spec.entrypoint);
   checkEnv(spec.env);

@@ -1,6 +1,16 @@
-import { DroverError, parseName, parseProject } from '@drover/foundation';
+import { parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
-import { killGraceMs, maxPids, maxStopGraceMs, maxTtlSeconds, parseBytes, parseCount, parseCpus, parseDurationWithin } from '@drover/spec';
+import {
+  absoluteImageReference,
+  killGraceMs,
+  maxPids,
+  maxStopGraceMs,
+  maxTtlSeconds,
+  parseBytes,
+  parseCount,
+  parseCpus,
+  parseDurationWithin,
+} from '@drover/spec';
 import { parseAllow, parseCommand, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
@@ -45,8 +55,6 @@ export async function createOptions(
     readonly stdinTaken?: boolean;
   },
 ): Promise<CreateOptions> {
-  if (image === '')
-    throw new DroverError('invalid-image-reference', 'the image is empty', { hint: 'name one, such as alpine:3.20, or host' });
   const fromFiles = (await Promise.all((flags.envFile ?? []).map(readEnvFile))).flat();
   const env = parseEnv([...fromFiles, ...(flags.env ?? [])], process.env);
   const secretsNamed = secretNames(flags);
@@ -55,7 +63,7 @@ export async function createOptions(
   const setup = asksForSetup ? (await import('./setup.ts')).readSetup(flags, secretsNamed) : undefined;
   const size = terminalSize();
   const spec: SpecInit = {
-    image: absoluteImage(image),
+    image: absoluteImageReference(image, process.cwd()),
     command: [...parseCommand(command, 'IMAGE', image !== 'host' || flags.entrypoint !== undefined)],
     ...(flags.entrypoint !== undefined && { setEntrypoint: true, entrypoint: flags.entrypoint === '' ? [] : [flags.entrypoint] }),
     env: Object.entries(env).map(([name, value]) => ({ name, value })),
@@ -103,11 +111,4 @@ function secondsOf(flag: string, text: string | undefined): bigint {
 /** The grace of a stop. None at all is the least on the wire, where 0 means the default. @throws {DroverError} invalid-argument */
 export function parseStopGrace(flag: string, text: string): number {
   return Math.max(killGraceMs, parseDurationWithin(flag, text, 0, maxStopGraceMs));
-}
-
-/** `dir:`, `oci:` and archive paths are the caller's: made absolute here, as the agent stands elsewhere. */
-function absoluteImage(image: string): string {
-  const match = /^(oci-archive|docker-archive|oci|dir):(.+)$/.exec(image);
-  if (match === null || match[2]?.startsWith('/') === true) return image;
-  return `${match[1]}:${process.cwd()}/${match[2]}`;
 }

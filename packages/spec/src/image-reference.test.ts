@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { formatImageReference, parseImageReference } from './reference.ts';
+import { absoluteImageReference, formatImageReference, parseImageReference } from './image-reference.ts';
 
 const digest = `sha256:${'ab'.repeat(32)}`;
 
@@ -15,6 +15,9 @@ test.each([
   ['Quay.IO/a/b', 'quay.io/a/b:latest'],
   [`quay.io/a/b@${digest}`, `quay.io/a/b@${digest}`],
   [`quay.io/a/b:c@${digest}`, `quay.io/a/b:c@${digest}`],
+  ['debian:12-Slim', 'docker.io/library/debian:12-Slim'],
+  ['MYHOST/a', 'myhost/a:latest'],
+  ['dir:/Some/Where', 'dir:/Some/Where'],
   ['host', 'host'],
   ['dir:/srv/root/', 'dir:/srv/root'],
   ['oci:/srv/layout:12', 'oci:/srv/layout:12'],
@@ -28,6 +31,14 @@ test.each([
   '',
   ' debian',
   'Debian',
+  'dEbian:12',
+  'a b',
+  'a/B',
+  'dir:x',
+  'dir:/a\0b',
+  'x@sha256:123',
+  `x@md5:${'a'.repeat(32)}`,
+  'quay.io:0/a',
   'https://quay.io/a',
   'quay.io/',
   'quay.io:99999/a',
@@ -69,5 +80,14 @@ test('R-4: no text makes the parser fail otherwise', () => {
         expect(error).toMatchObject({ code: 'invalid-image-reference' });
       }
     }),
+  );
+});
+
+test('R-4: a relative path starts in the given directory, and what a person wrote of a registry stays as it is', () => {
+  expect(absoluteImageReference('oci:layout:12', '/home/me')).toBe('oci:/home/me/layout:12');
+  expect(absoluteImageReference('dir:./a/../b', '/home/me')).toBe('dir:/home/me/b');
+  expect(absoluteImageReference('debian', '/home/me')).toBe('debian');
+  expect(() => absoluteImageReference('oci:layout', '/home/a:b')).toThrow(
+    expect.objectContaining({ hint: expect.stringContaining('colon') }),
   );
 });
