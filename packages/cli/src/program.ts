@@ -52,8 +52,9 @@ const exitStatusHelp = `
 First:   drover up
 Then:    drover run host -- sh
 
-Exit status: 0: success, 2: invalid input, 3: not found, 4: conflict, 5: permission denied, 6: unavailable, 7: out of capacity,
-8: timed out, 130: interrupted, 1: any other failure.
+Exit status:
+  0: success, 2: invalid input, 3: not found, 4: conflict, 5: permission denied, 6: unavailable, 7: out of capacity, 8: timed out,
+  130: interrupted, 1: any other failure
 run, exec, attach and sandbox wait exit with the status of the sandbox's command. For run, exec and attach, 125: Drover failed, 126: the
 command cannot be executed, 127: the command does not exist.
 `;
