@@ -23,9 +23,12 @@ const below = {
 const layers = {
   'control-plane': [
     ['limits.ts'],
-    ['secrets', 'events', 'worldview', 'identity'],
+    ['secrets', 'events'],
+    ['model', 'worldview'],
+    ['database'],
     ['store'],
-    ['placement'],
+    ['feed', 'journal'],
+    ['identity', 'placement'],
     ['hub'],
     ['volumes', 'sandbox-facing', 'reconcile'],
     ['sessions'],

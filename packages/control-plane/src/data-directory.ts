@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, hasCode, lockDirectory, makeDirectories, newId, writeFileAtomic } from '@drover/foundation';
-import type { Store } from './store/store.ts';
+import type { Store } from './store/index.ts';
 
 /** What node:tls takes as ticketKeys. */
 const ticketKeyBytes = 48;

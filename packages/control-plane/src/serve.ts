@@ -3,7 +3,8 @@ import { hostname, networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import { DroverError, hasCode, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { openCertificateAuthority, renewAt, type CertificateAuthority } from '@drover/pki';
-import { openAdminToken, startApi, SubjectWakes, type ServerIdentity, type SystemFacts } from './api/index.ts';
+import { openAdminToken, startApi, type ServerIdentity, type SystemFacts } from './api/index.ts';
+import { SubjectWakes } from './feed/index.ts';
 import { DataDirectory } from './data-directory.ts';
 import { LinkServer } from './hub/index.ts';
 import { SqlRegistry } from './identity/index.ts';
@@ -13,10 +14,9 @@ import { SandboxListener } from './sandbox-facing/index.ts';
 import { CrashBreaker, planSource, SessionManager, type SessionCredentials } from './sessions/index.ts';
 import { certificateCheckMs } from './limits.ts';
 import { SecretBox } from './secrets/index.ts';
-import { openStore } from './store/index.ts';
-import type { Store } from './store/store.ts';
+import { openStore, type Store } from './store/index.ts';
 import { Volumes } from './volumes/index.ts';
-import { StoredWorldview } from './worldview/index.ts';
+import { StoredWorldview } from './journal/index.ts';
 
 export interface ControlPlaneOptions {
   /** Holds the CA, the admin's token and, without `store`, the database. One server at a time. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { createContextKey, type ContextValues } from '@connectrpc/connect';
 import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
 import { hashSecret } from '@drover/pki';
-import type { TokenStore } from '../store/store.ts';
+import type { TokenStore } from '../store/index.ts';
 
 /** Who calls: the token's name, and the token itself for what is derived from it. Never logged. */
 export interface Caller {

@@ -2,8 +2,9 @@ import { newHostId } from '@drover/foundation';
 import { describe, expect, it } from 'vitest';
 import { newSandbox } from '../store/new-sandbox.ts';
 import { sandboxRow } from '../store/rows.ts';
-import { containmentsOf } from '../store/index.ts';
-import type { ContainmentAction, HostRow, SandboxRow } from '../store/store.ts';
+import { containmentsOf } from '../model/containment.ts';
+import type { ContainmentAction, SandboxRow } from '../model/sandbox.ts';
+import type { HostRow } from '../model/host.ts';
 import { draft } from '../store/testing/fixtures.ts';
 import { containProgress, releaseProgress } from './contained.ts';
 

@@ -1,6 +1,14 @@
 import { api } from '@drover/protocol';
-import { containmentActions, containmentsOf, hasEnded, runIsOver, sandboxState } from '../store/index.ts';
-import type { ContainmentAction, HostRow, SandboxRow } from '../store/store.ts';
+import {
+  containmentActions,
+  containmentsOf,
+  hasEnded,
+  runIsOver,
+  sandboxState,
+  type ContainmentAction,
+  type HostRow,
+  type SandboxRow,
+} from '../model/index.ts';
 
 const fields = { 'cut-network': 'networkCut', pause: 'paused', kill: 'killed', revoke: 'revoked' } as const;
 

@@ -4,8 +4,15 @@ import { DroverError, hasCode, isHostId, isSandboxId, Notifier, sentenceOf, type
 import { api } from '@drover/protocol';
 import { containWaitMs, maxContainReasonLength } from '../limits.ts';
 import { placeSandbox } from '../placement/index.ts';
-import { containmentActions, containmentsOf, runIsOver } from '../store/index.ts';
-import type { ContainmentAction, ContainmentRecord, SandboxRow, Tables } from '../store/store.ts';
+import {
+  containmentActions,
+  containmentsOf,
+  runIsOver,
+  type ContainmentAction,
+  type ContainmentRecord,
+  type SandboxRow,
+} from '../model/index.ts';
+import type { Tables } from '../store/index.ts';
 import { callerOf } from './auth.ts';
 import { actionsOf, containProgress, releaseProgress } from './contained.ts';
 import type { ApiContext } from './context.ts';

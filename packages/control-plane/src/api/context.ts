@@ -1,14 +1,14 @@
 import type { Clock, Logger } from '@drover/foundation';
 import type { CertificateAuthority } from '@drover/pki';
-import type { Hub } from '../hub/hub.ts';
-import type { Registry } from '../identity/registry.ts';
+import type { Hub } from '../hub/index.ts';
+import type { Registry } from '../identity/index.ts';
 import type { Placement } from '../placement/index.ts';
 import type { Reconciler } from '../reconcile/index.ts';
 import type { SecretBox } from '../secrets/index.ts';
-import type { Sessions } from '../sessions/sessions.ts';
-import type { Store } from '../store/store.ts';
+import type { Sessions } from '../sessions/index.ts';
+import type { Store } from '../store/index.ts';
 import type { Volumes } from '../volumes/index.ts';
-import type { SubjectWakes } from './wakes.ts';
+import type { SubjectWakes } from '../feed/index.ts';
 
 /** What the services call. Everything lives as long as the process. */
 export interface ApiContext {

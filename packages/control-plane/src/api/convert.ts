@@ -2,9 +2,9 @@ import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { DroverError } from '@drover/foundation';
 import { api, desiredStates, errorToWire, hostStates, link, sandboxStates } from '@drover/protocol';
-import type { WatchedEvent } from '../events/index.ts';
-import { hostState, sandboxState } from '../store/index.ts';
-import type { HostRow, HostStateName, SandboxRow } from '../store/store.ts';
+import type { WatchedEvent } from '../feed/index.ts';
+import { hostState, sandboxState, type HostRow, type SandboxRow } from '../model/index.ts';
+import type { HostStateName } from '@drover/protocol';
 import { containmentToWire, identityStatusToWire, initToWire, sessionToWire, type SandboxFacts } from './views.ts';
 
 export function sandboxToWire(row: SandboxRow, facts: SandboxFacts): api.Sandbox {

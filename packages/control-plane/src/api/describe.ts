@@ -1,7 +1,8 @@
 import type { HostId } from '@drover/foundation';
 import type { api } from '@drover/protocol';
-import type { Sessions } from '../sessions/sessions.ts';
-import type { HostRow, SandboxRow, Tables } from '../store/store.ts';
+import type { Sessions } from '../sessions/index.ts';
+import type { HostRow, SandboxRow } from '../model/index.ts';
+import type { Tables } from '../store/index.ts';
 import { emptyView } from '../worldview/index.ts';
 import { sandboxToWire } from './convert.ts';
 import type { SandboxFacts } from './views.ts';

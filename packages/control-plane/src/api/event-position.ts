@@ -1,5 +1,5 @@
 import { DroverError } from '@drover/foundation';
-import type { EventStore } from '../store/store.ts';
+import type { EventStore } from '../store/index.ts';
 
 /**
  * Where a watcher goes on from that names the last event that it has seen; 0: at what comes from now on. One that has seen what is not

@@ -1,5 +1,5 @@
 import { clip, DroverError, hasCode, isHostId, isSandboxId } from '@drover/foundation';
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 
 /**
  * The subject that a person means: an id, or the id of the sandbox or host that the name belongs to; of what was deleted too, for as long

@@ -4,7 +4,7 @@ import { withDeadline } from '@drover/foundation';
 import { api, type init } from '@drover/protocol';
 import { parseSignal, signalName } from '@drover/spec';
 import { initCallMs } from '../limits.ts';
-import type { InitClient } from '../sessions/sessions.ts';
+import type { InitClient } from '../sessions/index.ts';
 import type { ApiContext } from './context.ts';
 import { refusePaused } from './ended.ts';
 import { brokenCallError, sessionClient } from './host-down.ts';

@@ -1,12 +1,14 @@
 import { newHostId } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { describe, expect, it } from 'vitest';
-import type { Identity } from '../identity/registry.ts';
+import type { Identity } from '../model/identity.ts';
 import { newSandbox } from '../store/new-sandbox.ts';
 import { sandboxRow } from '../store/rows.ts';
-import type { HostRow, SandboxRow } from '../store/store.ts';
+import type { HostRow } from '../model/host.ts';
+import type { SandboxRow } from '../model/sandbox.ts';
 import { draft } from '../store/testing/fixtures.ts';
-import { emptyView, type SessionView, type TrustCheck } from '../worldview/index.ts';
+import { emptyView } from '../worldview/apply.ts';
+import type { SessionView, TrustCheck } from '../worldview/worldview.ts';
 import { allChecks, checksNow } from './explain.ts';
 import type { SandboxFacts } from './views.ts';
 

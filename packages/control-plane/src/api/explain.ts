@@ -1,8 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { api } from '@drover/protocol';
-import { sandboxState } from '../store/index.ts';
-import type { SandboxRow } from '../store/store.ts';
+import { sandboxState, type SandboxRow } from '../model/index.ts';
 import type { TrustCheck, TrustCheckName } from '../worldview/index.ts';
 import type { ApiContext } from './context.ts';
 import { sandboxToWire } from './convert.ts';

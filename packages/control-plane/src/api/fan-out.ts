@@ -1,5 +1,5 @@
 import { imageFanOut } from '../limits.ts';
-import type { HostRow } from '../store/store.ts';
+import type { HostRow } from '../model/index.ts';
 
 /** Runs `work` for every host, `imageFanOut` at a time. */
 export async function eachOf(hosts: readonly HostRow[], work: (host: HostRow) => Promise<void>): Promise<void> {

@@ -1,8 +1,7 @@
 import { DroverError, hasCode, type HostId } from '@drover/foundation';
 import { hostReturnMs } from '../limits.ts';
-import type { InitClient } from '../sessions/sessions.ts';
-import { hostState, labelOf } from '../store/index.ts';
-import type { HostRow, SandboxRow } from '../store/store.ts';
+import type { InitClient } from '../sessions/index.ts';
+import { hostState, labelOf, type HostRow, type SandboxRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
 import { connectionBroke, fromConnectError, peerIsForeign } from './errors.ts';
 

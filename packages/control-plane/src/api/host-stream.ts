@@ -1,9 +1,8 @@
 import { DroverError } from '@drover/foundation';
 import { readHostStream, type link } from '@drover/protocol';
-import type { HostStreamSource } from '../hub/hub.ts';
+import type { HostStreamSource } from '../hub/index.ts';
 import { initSilenceMs } from '../limits.ts';
-import { labelOf } from '../store/index.ts';
-import type { SandboxRow } from '../store/store.ts';
+import { labelOf, type SandboxRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
 import { brokenCallError, refuseDownHost } from './host-down.ts';
 import { inTime } from './silence.ts';

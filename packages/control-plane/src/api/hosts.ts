@@ -9,7 +9,7 @@ import { maxJoinTtlSeconds, maxJoinUses, parseLabels } from '@drover/spec';
 import { defaultJoinTtlSeconds, hostCallTimeoutMs } from '../limits.ts';
 import { callerOf } from './auth.ts';
 import { drainHost } from '../reconcile/index.ts';
-import { hostState } from '../store/index.ts';
+import { hostState } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
 import { hostToWire } from './convert.ts';
 import { hostDownError } from './host-down.ts';

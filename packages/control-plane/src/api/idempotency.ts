@@ -2,7 +2,7 @@ import { fromBinary, toBinary, type DescMessage, type MessageShape } from '@bufb
 import type { ContextValues } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { maxIdempotencyKeyLength } from '../limits.ts';
-import type { Store, Tables } from '../store/store.ts';
+import type { Store, Tables } from '../store/index.ts';
 import { callerOf } from './auth.ts';
 
 /**

@@ -1,4 +1,3 @@
 export { openAdminToken } from './auth.ts';
 export type { ApiContext, SystemFacts } from './context.ts';
 export { startApi, type ApiServer, type ServerIdentity } from './server.ts';
-export { SubjectWakes } from './wakes.ts';

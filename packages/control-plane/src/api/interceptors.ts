@@ -1,7 +1,7 @@
 import type { Interceptor, StreamRequest, StreamResponse, UnaryRequest, UnaryResponse } from '@connectrpc/connect';
 import type { Clock, DroverError, Logger } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import type { TokenStore } from '../store/store.ts';
+import type { TokenStore } from '../store/index.ts';
 import { authenticate, callerKey } from './auth.ts';
 import { fromConnectError, toConnectError } from './errors.ts';
 

@@ -1,7 +1,7 @@
 import type { Name, Project } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
 import { describe, expect, it } from 'vitest';
-import type { SandboxRow } from '../store/store.ts';
+import type { SandboxRow } from '../model/sandbox.ts';
 import { overtaken } from './overtaken.ts';
 
 const { RUNNING, PAUSED, STOPPED, FAILED, DELETING, DELETED } = sandbox.SandboxState;

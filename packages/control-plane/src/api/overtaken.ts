@@ -1,7 +1,6 @@
 import { DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import { labelOf } from '../store/index.ts';
-import type { SandboxRow } from '../store/store.ts';
+import { labelOf, type SandboxRow } from '../model/index.ts';
 
 const { RUNNING, PAUSED, STOPPED, FAILED, STOPPING, DELETING, DELETED } = sandbox.SandboxState;
 

@@ -15,7 +15,7 @@ import {
   parseLabels,
 } from '@drover/spec';
 import { defaultRequestCpuMillis, defaultRequestMemoryBytes, maxAllowPatterns } from '../limits.ts';
-import type { Room } from '../store/store.ts';
+import type { Room } from '../model/index.ts';
 
 function invalid(message: string, hint: string): DroverError {
   return new DroverError('invalid-argument', message, { hint });

@@ -2,7 +2,8 @@ import { DroverError, type HostId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import { maxNamedHosts } from '../limits.ts';
 import { plan } from '../placement/index.ts';
-import type { HostRow, HostStore, Room } from '../store/store.ts';
+import type { HostRow, Room } from '../model/index.ts';
+import type { HostStore } from '../store/index.ts';
 
 export interface Possible {
   /** The hosts as they were looked at. */

@@ -1,6 +1,5 @@
 import { DroverError, withDeadline, type Clock } from '@drover/foundation';
-import { labelOf } from '../store/index.ts';
-import type { SandboxRow } from '../store/store.ts';
+import { labelOf, type SandboxRow } from '../model/index.ts';
 
 /** The error for a call that init leaves without a response. */
 export function silentError(row: SandboxRow, what: string, ms: number): DroverError {

@@ -3,7 +3,7 @@ import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, link } from '@drover/protocol';
 import { hostCallTimeoutMs, listPageMax, maxStatsReferences } from '../limits.ts';
-import type { HostRow, SandboxRow } from '../store/store.ts';
+import type { HostRow, SandboxRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
 import { hostFailure } from './convert.ts';
 import { eachOf } from './fan-out.ts';

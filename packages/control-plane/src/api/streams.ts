@@ -10,7 +10,7 @@ import { hostStream } from './host-stream.ts';
 import { StreamInput } from './input.ts';
 import { checkUser } from './parse.ts';
 import { initSilenceMs } from '../limits.ts';
-import type { SandboxRow } from '../store/store.ts';
+import type { SandboxRow } from '../model/index.ts';
 import { inTime, silentError, UploadWatch } from './silence.ts';
 
 type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'copyIn' | 'copyOut' | 'forward'>;

@@ -1,10 +1,9 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { api } from '@drover/protocol';
-import type { Identity } from '../identity/registry.ts';
-import type { SessionStatus } from '../sessions/sessions.ts';
-import { containmentActions, currentStart, sandboxState } from '../store/index.ts';
-import type { HostRow, SandboxRow, SandboxStateName } from '../store/store.ts';
+import { type Identity, containmentActions, currentStart, sandboxState, type HostRow, type SandboxRow } from '../model/index.ts';
+import type { SessionStatus } from '../sessions/index.ts';
+import type { SandboxStateName } from '@drover/protocol';
 import type { InitView, SandboxView, TrustCheck } from '../worldview/index.ts';
 
 /** What is told of a sandbox beside its row. */

@@ -4,8 +4,8 @@ import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError, parseName, type HostId } from '@drover/foundation';
 import { api, type sandbox } from '@drover/protocol';
 import { maxVolumeBytes, minVolumeBytes } from '@drover/spec';
-import { hostState } from '../store/index.ts';
-import type { HostRow, Tables, VolumeRow } from '../store/store.ts';
+import { hostState, type HostRow, type VolumeRow } from '../model/index.ts';
+import type { Tables } from '../store/index.ts';
 import type { ApiContext } from './context.ts';
 import { once } from './idempotency.ts';
 

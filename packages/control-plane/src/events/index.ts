@@ -1,3 +1,2 @@
 export { eventKinds, type EventDraft, type StoredEvent } from './event.ts';
-export { subscribe, type Subscription } from './subscribe.ts';
-export { watchEvents, type WatchedEvent, type WatchOptions } from './watch.ts';
+export type * from './typed.ts';

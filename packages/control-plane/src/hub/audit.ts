@@ -1,4 +1,4 @@
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 import type { HostLink } from './host-link.ts';
 
 /** What became of a host elsewhere: removed (L-4), or taken over by a newer stream (L-11). */

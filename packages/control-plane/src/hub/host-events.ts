@@ -2,9 +2,10 @@ import { timestampMs } from '@bufbuild/protobuf/wkt';
 import { clip, isSandboxId, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import { hostEventsPerFrame } from '@drover/spec';
-import type { EventDraft } from '../events/event.ts';
+import type { EventDraft } from '../events/index.ts';
 import { maxEgressTextLength, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
-import type { SandboxRow, Store } from '../store/store.ts';
+import type { SandboxRow } from '../model/index.ts';
+import type { Store } from '../store/index.ts';
 import type { HostLink } from './host-link.ts';
 
 /** The stored form of each event that a host reports; undefined for one of a newer agent. */

@@ -18,7 +18,7 @@ import {
   registrationsPerSecond,
   streamsPerConnection,
 } from '../limits.ts';
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 import { audit } from './audit.ts';
 import { LinkServerCredentials } from './credentials.ts';
 import { Doorway } from './doorway.ts';

@@ -1,7 +1,7 @@
 import type { HostId, Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import { heartbeatBatch } from '../limits.ts';
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 import type { HostLink } from './host-link.ts';
 
 type Beat = Parameters<Store['hosts']['heartbeats']>[0][number];

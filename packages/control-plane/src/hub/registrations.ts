@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { hasCode, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import { registrationBatch, registrationGatherMs } from '../limits.ts';
-import type { Store, Tables } from '../store/store.ts';
+import type { Store, Tables } from '../store/index.ts';
 
 interface Waiting {
   readonly registration: link.Register;

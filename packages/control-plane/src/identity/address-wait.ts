@@ -1,6 +1,7 @@
 import { Notifier, type Clock, type HostId, type SandboxId } from '@drover/foundation';
 import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost } from '../limits.ts';
-import type { SandboxRow, SandboxStore } from '../store/store.ts';
+import type { SandboxRow } from '../model/index.ts';
+import type { SandboxStore } from '../store/index.ts';
 
 /** Calls back after each event of a subject. */
 export interface Wakes {

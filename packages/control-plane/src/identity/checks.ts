@@ -1,8 +1,9 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { isIPv4 } from 'node:net';
 import { canonicalCommonName, clip, parseName, parseProject, type Name, type Project } from '@drover/foundation';
-import type { IdentityStore, SandboxRow } from '../store/store.ts';
-import type { TrustCheck, TrustCheckName } from '../worldview/worldview.ts';
+import type { IdentityStore } from '../store/index.ts';
+import type { SandboxRow } from '../model/index.ts';
+import type { TrustCheck, TrustCheckName } from '../worldview/index.ts';
 import type { RegisterClaim, RegisterRefusal } from './registry.ts';
 
 /** What a caller may register as: from validated parts (I-8). */

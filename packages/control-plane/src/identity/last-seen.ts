@@ -1,6 +1,6 @@
 import type { Clock, Logger, SandboxId } from '@drover/foundation';
 import { pendingSeen, seenFlushMs } from '../limits.ts';
-import type { IdentityStore } from '../store/store.ts';
+import type { IdentityStore } from '../store/index.ts';
 
 interface Seen {
   readonly thumbprint: string;

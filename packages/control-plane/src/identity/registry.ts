@@ -1,19 +1,6 @@
-import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
-import type { TrustCheck } from '../worldview/worldview.ts';
-
-/** One row of the registry (I-7). Times are milliseconds since the epoch. */
-export interface Identity {
-  /** SHA-256 of the certificate's DER, lower-case hex. */
-  readonly thumbprint: string;
-  /** Of a certificate that was renewed on the session and not seen yet: until then, either is this sandbox (I-6). */
-  readonly nextThumbprint: string | undefined;
-  readonly sandboxId: SandboxId;
-  readonly project: Project;
-  readonly name: Name;
-  readonly commonName: string;
-  readonly registeredAt: number;
-  readonly lastSeenAt: number;
-}
+import type { HostId, SandboxId } from '@drover/foundation';
+import type { EvictionCause, Identity } from '../model/index.ts';
+import type { TrustCheck } from '../worldview/index.ts';
 
 /** What a call to Register claims and shows (I-14); everything but the names was seen by this side. */
 export interface RegisterClaim {
@@ -104,7 +91,7 @@ export interface Registry {
   /** A copy, sorted by project and name. */
   snapshot(): Promise<readonly Identity[]>;
   /** Removes the row, and its tokens; publishes IdentityEvicted. False when there was none. */
-  evict(id: SandboxId, why: 'destroyed' | 'evicted' | 'revoked' | 'reaped'): Promise<boolean>;
+  evict(id: SandboxId, why: EvictionCause): Promise<boolean>;
   /** Contained (I-4): evicts, and refuses every Register until it is lifted. */
   revoke(id: SandboxId): Promise<void>;
   /** Lifts a revocation; the sandbox may register again with the certificate that it has. */
@@ -119,12 +106,3 @@ export interface Registry {
    */
   onEvicted(listener: (id: SandboxId) => void): () => void;
 }
-
-/** Who a bearer token speaks for on the sandbox-facing listener (I-18). */
-export interface Bearer {
-  readonly sandboxId: SandboxId;
-  readonly scope: TokenScope;
-}
-
-/** `register`: a bootstrap token. `control`: what Register gave. */
-export type TokenScope = 'register' | 'control';

@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import { canonicalCommonName, DroverError, parseSandboxId, type HostId } from '@drover/foundation';
 import type { CertificateAuthority, IssuedCertificate } from '@drover/pki';
 import { errorToWire, link } from '@drover/protocol';
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 import type { Registry } from './registry.ts';
 
 export interface SigningDependencies {

@@ -1,15 +1,15 @@
 import { createHash } from 'node:crypto';
 import { Backoff, DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { clockSkewMs, hashSecret, newSecret, sandboxLifetimeMs } from '@drover/pki';
-import { subscribe } from '../events/index.ts';
-import type { StoredEvent } from '../events/event.ts';
-import type { Journal } from '../events/typed.ts';
+import { subscribe } from '../feed/index.ts';
+import type { StoredEvent, Journal } from '../events/index.ts';
 import { listPageMax, reapAttempts, reapBackoffBaseMs, reapBackoffCapMs, secondTokenMs } from '../limits.ts';
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 import { AddressWait, type Wakes } from './address-wait.ts';
 import { addressMatches, claimedNames, crossCheck, outcomeChecks, sameText } from './checks.ts';
 import { LastSeen } from './last-seen.ts';
-import type { Identity, Lookup, RegisterClaim, RegisterOutcome, Registry, Standing } from './registry.ts';
+import type { Identity } from '../model/index.ts';
+import type { Lookup, RegisterClaim, RegisterOutcome, Registry, Standing } from './registry.ts';
 
 export interface RegistryOptions {
   readonly store: Pick<Store, 'identities' | 'sandboxes' | 'events'>;

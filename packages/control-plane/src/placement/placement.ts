@@ -1,6 +1,7 @@
 import { clip, DroverError, Notifier, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { hasEnded, runIsOver, type HostRow, type SandboxRow, type Store, type Tables } from '../store/index.ts';
+import { hasEnded, runIsOver, type HostRow, type SandboxRow } from '../model/index.ts';
+import type { Store, Tables } from '../store/index.ts';
 import { placementRequest, plan } from './plan.ts';
 
 export interface PlacementOptions {

@@ -1,5 +1,5 @@
 import { formatBytes } from '@drover/foundation';
-import { hostState, type HostRow, type Room, type SandboxRow } from '../store/index.ts';
+import { hostState, type HostRow, type Room, type SandboxRow } from '../model/index.ts';
 
 export interface PlacementRequest {
   readonly room: Room;

@@ -1,7 +1,8 @@
 import { DroverError, type Clock, type HostId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import { placementRequest, plan, type Placement } from '../placement/index.ts';
-import { hasEnded, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { hasEnded, runIsOver, type SandboxRow } from '../model/index.ts';
+import type { Store } from '../store/index.ts';
 
 export interface DrainOptions {
   readonly store: Store;

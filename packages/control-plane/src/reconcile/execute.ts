@@ -2,9 +2,10 @@ import { create } from '@bufbuild/protobuf';
 import { DroverError, hasCode, type HostId, type SandboxId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
 import { killGraceMs } from '@drover/spec';
-import type { Hub, Operation } from '../hub/hub.ts';
+import type { Hub, Operation } from '../hub/index.ts';
 import type { SecretBox } from '../secrets/index.ts';
-import { mayNotRun, type SandboxRow, type Store } from '../store/index.ts';
+import { mayNotRun, type SandboxRow } from '../model/index.ts';
+import type { Store } from '../store/index.ts';
 import type { CopyStep, Step } from './plan.ts';
 
 /** What a step did to the host's copy. */

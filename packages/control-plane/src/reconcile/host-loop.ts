@@ -1,9 +1,10 @@
 import { Backoff, DroverError, Notifier, sentenceOf, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import type { Hub } from '../hub/hub.ts';
+import type { Hub } from '../hub/index.ts';
 import * as limits from '../limits.ts';
 import type { SecretBox } from '../secrets/index.ts';
-import type { SandboxRow, Store } from '../store/index.ts';
+import type { SandboxRow } from '../model/index.ts';
+import type { Store } from '../store/index.ts';
 import { executeStep, stepSubject } from './execute.ts';
 import { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
 

@@ -1,6 +1,6 @@
 import type { SandboxId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import { mayNotRun, runIsOver, type SandboxRow } from '../store/index.ts';
+import { mayNotRun, runIsOver, type SandboxRow } from '../model/index.ts';
 
 const { SandboxState } = sandbox;
 

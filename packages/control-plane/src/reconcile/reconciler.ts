@@ -1,6 +1,6 @@
 import { SerialExecutor, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import type { Hub } from '../hub/hub.ts';
+import type { Hub } from '../hub/index.ts';
 import * as limits from '../limits.ts';
 import type { SecretBox } from '../secrets/index.ts';
 import type { Store } from '../store/index.ts';

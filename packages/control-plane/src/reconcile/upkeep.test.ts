@@ -2,7 +2,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest
 import { FakeClock, newHostId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { eventsKept, lostGraceMs, orphanedHostMs, removeOnExitMs, upkeepMs } from '../limits.ts';
-import { sandboxState, type Store } from '../store/index.ts';
+import { sandboxState } from '../model/state.ts';
+import type { Store } from '../store/store.ts';
 import { draft, readyHost, registration, seen } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { Upkeep, type UpkeepOptions } from './upkeep.ts';

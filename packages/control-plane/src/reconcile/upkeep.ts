@@ -1,6 +1,7 @@
 import type { Clock, Logger, SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import { containmentsOf, runIsOver, type SandboxRow, type Store } from '../store/index.ts';
+import { containmentsOf, runIsOver, type SandboxRow } from '../model/index.ts';
+import type { Store } from '../store/index.ts';
 
 export interface UpkeepOptions {
   readonly store: Store;

@@ -2,7 +2,7 @@ import type { X509Certificate } from 'node:crypto';
 import { createContextKey, type ContextValues } from '@connectrpc/connect';
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import { clientAuth, hasKeyUsage, subjectOf, validityOf, type Names } from '@drover/pki';
-import type { Identity } from '../identity/registry.ts';
+import type { Identity } from '../model/index.ts';
 
 /** What a connection came with: where from, as its host says, and who it showed to be, which TLS has verified. */
 export interface Caller {

@@ -19,7 +19,7 @@ import type { Names } from '@drover/pki';
 import { control, type link } from '@drover/protocol';
 import { sandboxConnectionsPerHost } from '@drover/spec';
 import type { InboundHandler } from '../hub/index.ts';
-import type { Registry, RegisterRefusal } from '../identity/registry.ts';
+import type { Registry, RegisterRefusal } from '../identity/index.ts';
 import {
   connectionsPerSandbox,
   sandboxConnections,
@@ -28,8 +28,8 @@ import {
   sandboxShutdownMs,
   sandboxStreamsPerConnection,
 } from '../limits.ts';
-import type { IdentityStore, SandboxStore } from '../store/store.ts';
-import type { Worldview } from '../worldview/worldview.ts';
+import type { IdentityStore, SandboxStore } from '../store/index.ts';
+import type { Worldview } from '../worldview/index.ts';
 import { callerKey, sandboxCertificate } from './caller.ts';
 import { Connection } from './connection.ts';
 import { authentication, edge, identification } from './interceptors.ts';

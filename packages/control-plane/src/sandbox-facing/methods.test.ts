@@ -3,7 +3,7 @@ import type { DescService } from '@bufbuild/protobuf';
 import { newSandboxId, parseName, parseProject } from '@drover/foundation';
 import { control } from '@drover/protocol';
 import { describe, expect, it } from 'vitest';
-import type { Identity } from '../identity/registry.ts';
+import type { Identity } from '../model/identity.ts';
 import { attachIdentity, callerOf, identityOf } from './caller.ts';
 import { checkMethods, methodTables, needsIdentity, scopeOf } from './methods.ts';
 

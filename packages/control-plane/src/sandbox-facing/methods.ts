@@ -1,7 +1,7 @@
 import type { DescMethod, DescService } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { control } from '@drover/protocol';
-import type { TokenScope } from '../identity/registry.ts';
+import type { TokenScope } from '../model/index.ts';
 
 /** Methods by the names that the generated code gives them. */
 export interface MethodTables {

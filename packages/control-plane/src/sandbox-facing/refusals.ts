@@ -1,9 +1,9 @@
 import { Code, ConnectError } from '@connectrpc/connect';
 import type { Logger, SandboxId } from '@drover/foundation';
-import type { RegisterRefusal } from '../identity/registry.ts';
+import type { RegisterRefusal } from '../identity/index.ts';
 import { refusalsKept } from '../limits.ts';
-import type { SandboxStore } from '../store/store.ts';
-import type { TrustCheck, Worldview } from '../worldview/worldview.ts';
+import type { SandboxStore } from '../store/index.ts';
+import type { TrustCheck, Worldview } from '../worldview/index.ts';
 import type { Caller } from './caller.ts';
 
 /**

@@ -3,7 +3,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { Code, ConnectError, type HandlerContext, type ServiceImpl } from '@connectrpc/connect';
 import { DroverError, parseName, parseProject } from '@drover/foundation';
 import { control } from '@drover/protocol';
-import type { Registry } from '../identity/registry.ts';
+import type { Registry } from '../identity/index.ts';
 import { callerOf, identityOf, tokenHashKey } from './caller.ts';
 import { Refused, type Refusals } from './refusals.ts';
 

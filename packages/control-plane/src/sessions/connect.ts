@@ -7,7 +7,7 @@ import type { Clock, HostId, SandboxId } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { maxSessionMessageBytes } from '@drover/spec';
-import type { Hub } from '../hub/hub.ts';
+import type { Hub } from '../hub/index.ts';
 import {
   connectionCloseMs,
   farewellMs,

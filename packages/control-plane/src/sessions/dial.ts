@@ -2,7 +2,7 @@ import type { X509Certificate } from 'node:crypto';
 import { Backoff, canonicalCommonName, clip, DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { Names } from '@drover/pki';
 import type { init } from '@drover/protocol';
-import type { Hub } from '../hub/hub.ts';
+import type { Hub } from '../hub/index.ts';
 import {
   closeFailuresMax,
   dialAttemptMs,
@@ -15,8 +15,7 @@ import {
   maxInitErrorLength,
   sessionMessagesPerSecond,
 } from '../limits.ts';
-import { startOf } from '../store/state.ts';
-import type { SandboxRow } from '../store/store.ts';
+import { startOf, type SandboxRow } from '../model/index.ts';
 import type { CrashBreaker } from './crash-breaker.ts';
 import { CloseFailed, type Connection, type Connector } from './connect.ts';
 import { failedUnbegun, mayHaveBegun, recall, Session, type Remembered, type SessionContext } from './session.ts';

@@ -1,5 +1,5 @@
 import { DroverError, withDeadline, type Clock, type SandboxId } from '@drover/foundation';
-import type { InitFailure, Journal, StepFailure, StepPlace } from '../events/typed.ts';
+import type { InitFailure, Journal, StepFailure, StepPlace } from '../events/index.ts';
 import { answerSlackMs, stderrTailBytes, stepMs } from '../limits.ts';
 import type { CommandStep, PlanStep } from './plan.ts';
 import { StreamLost, type AnswerOf, type SessionStream } from './stream.ts';

@@ -3,8 +3,8 @@ import type { X509Certificate } from 'node:crypto';
 import { abortable, Backoff, clip, DroverError, version, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { renewAt, type CertificateAuthority, type IssuedCertificate } from '@drover/pki';
 import type { init } from '@drover/protocol';
-import type { Journal, SandboxEvent, StepFailure, UntrustedReason } from '../events/typed.ts';
-import type { Registry, RegisterRefusal } from '../identity/registry.ts';
+import type { Journal, SandboxEvent, StepFailure, UntrustedReason } from '../events/index.ts';
+import type { Registry, RegisterRefusal } from '../identity/index.ts';
 import {
   certificateCheckMs,
   dialBackoffBaseMs,
@@ -15,9 +15,9 @@ import {
   sandboxRenewalRetryMs,
   stepMs,
 } from '../limits.ts';
-import { startOf } from '../store/state.ts';
-import type { SandboxRow, Store } from '../store/store.ts';
-import type { InitView, SandboxView, Worldview } from '../worldview/worldview.ts';
+import { startOf, type SandboxRow } from '../model/index.ts';
+import type { Store } from '../store/index.ts';
+import type { InitView, SandboxView, Worldview } from '../worldview/index.ts';
 import type { Connection } from './connect.ts';
 import { askReady, executePlan, within } from './execute.ts';
 import { stepNames, type PlanSource, type PlanStep } from './plan.ts';

@@ -1,4 +1,4 @@
-import type { SandboxRow } from '../store/store.ts';
+import type { SandboxRow } from '../model/index.ts';
 
 /** Has an init that can be reached, as far as the store knows: one that starts is about to listen, and the host's end waits for it. */
 export function isDialable(row: SandboxRow): boolean {

@@ -9,7 +9,7 @@ import { canonicalCommonName, newSandboxId } from '@drover/foundation';
 import { clientAuth, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { issue, selfSigned, signedBy, type Credentials } from '../sandbox-facing/testing/certificates.ts';
-import type { SandboxRow } from '../store/index.ts';
+import type { SandboxRow } from '../model/sandbox.ts';
 import type { SessionManager } from './manager.ts';
 import type { Peer } from './testing/peer.ts';
 import { eventually, World } from './testing/world.ts';

@@ -1,14 +1,11 @@
 import type { Updateable } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
-import type { EventDraft } from '../events/event.ts';
-import type { Database, Tx } from './database.ts';
+import type { EventDraft } from '../events/index.ts';
+import { type Database, type Tx, prepared, type SandboxTable, type StoredHost, type StoredSandbox } from '../database/index.ts';
 import { evictIdentity } from './evict.ts';
-import { prepared } from './prepared.ts';
 import { moveReservation } from './reservations.ts';
 import { hostRow, sandboxRow } from './rows.ts';
-import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
-import { sandboxState } from './state.ts';
-import type { HostRow, SandboxRow } from './store.ts';
+import { sandboxState, type HostRow, type SandboxRow } from '../model/index.ts';
 
 type ById = { readonly id: string };
 

@@ -1,11 +1,10 @@
 import type { Updateable } from 'kysely';
 import { DroverError } from '@drover/foundation';
 import { killGraceMs } from '@drover/spec';
-import type { SandboxTable, StoredHost, StoredSandbox } from './schema.ts';
-import { hasEnded } from './end.ts';
-import { runIsOver } from './state.ts';
+import type { SandboxTable, StoredHost, StoredSandbox } from '../database/index.ts';
+import { hasEnded, runIsOver, type DesiredState } from '../model/index.ts';
 import { sandboxRow } from './rows.ts';
-import type { DesiredOptions, DesiredState } from './store.ts';
+import type { DesiredOptions } from './store.ts';
 
 /**
  * What a wish changes; undefined when it is the one that stands already. The row and its host are locked.

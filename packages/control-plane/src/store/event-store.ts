@@ -1,7 +1,6 @@
-import type { EventDraft, StoredEvent } from '../events/event.ts';
+import type { EventDraft, StoredEvent } from '../events/index.ts';
 import * as limits from '../limits.ts';
-import type { Database } from './database.ts';
-import { prepared } from './prepared.ts';
+import { type Database, prepared } from '../database/index.ts';
 import type { EventStore } from './store.ts';
 
 type EventFilter = NonNullable<Parameters<EventStore['after']>[2]>;

@@ -1,7 +1,6 @@
 import type { SandboxId } from '@drover/foundation';
-import type { SandboxEvent } from '../events/typed.ts';
-import type { Tx } from './database.ts';
-import type { StoredIdentity } from './schema.ts';
+import type { SandboxEvent } from '../events/index.ts';
+import type { Tx, StoredIdentity } from '../database/index.ts';
 import type { IdentityStore } from './store.ts';
 import { emitViewed } from './view-rows.ts';
 

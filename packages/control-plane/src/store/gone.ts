@@ -1,8 +1,8 @@
 import type { Updateable } from 'kysely';
 import { neverStarted } from './desired.ts';
 import { sandboxRow } from './rows.ts';
-import type { SandboxTable, StoredSandbox } from './schema.ts';
-import { runIsOver } from './state.ts';
+import type { SandboxTable, StoredSandbox } from '../database/index.ts';
+import { runIsOver } from '../model/index.ts';
 
 /** The host it is placed on has no copy of it. */
 export function gonePatch(row: StoredSandbox, now: number): Updateable<SandboxTable> {

@@ -3,12 +3,11 @@ import { counted, clip, DroverError, isHostId, type HostId } from '@drover/found
 import type { link } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
-import type { Database, Tx } from './database.ts';
-import { prepared } from './prepared.ts';
+import { type Database, type Tx, prepared, type StoredHost } from '../database/index.ts';
 import { register } from './register.ts';
 import { hostRow, sandboxRow } from './rows.ts';
-import type { HostRow, HostStore } from './store.ts';
-import type { StoredHost } from './schema.ts';
+import type { HostRow } from '../model/index.ts';
+import type { HostStore } from './store.ts';
 
 export function hostNotFound(reference: string): DroverError {
   return new DroverError('host-not-found', `there is no host ${JSON.stringify(clip(reference))}`, {

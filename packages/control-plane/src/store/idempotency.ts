@@ -1,8 +1,6 @@
 import { createHash } from 'node:crypto';
 import { clip, DroverError } from '@drover/foundation';
-import type { Database, OpenDatabase } from './database.ts';
-import { prepared } from './prepared.ts';
-import type { IdempotencyTable } from './schema.ts';
+import { type Database, type OpenDatabase, prepared, type IdempotencyTable } from '../database/index.ts';
 import type { IdempotencyStore, Tables } from './store.ts';
 
 const insertKey = prepared(['key', 'method', 'request_hash', 'response', 'created_at'], (db, row: IdempotencyTable) =>

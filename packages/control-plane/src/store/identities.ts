@@ -1,13 +1,12 @@
 import { sql } from 'kysely';
 import { DroverError, type SandboxId } from '@drover/foundation';
-import type { Identity, TokenScope } from '../identity/registry.ts';
+import type { Identity, TokenScope } from '../model/index.ts';
 import * as limits from '../limits.ts';
 import { changeSandbox, lockSandboxes } from './change.ts';
-import { isUniqueViolation, type Database, type Tx } from './database.ts';
+import { isUniqueViolation, type Database, type Tx, type StoredIdentity, type StoredSandbox } from '../database/index.ts';
 import { evictIdentity } from './evict.ts';
 import { dropBareTokens, dropCertificate, hasOwnToken, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
 import { registerIdentity } from './register-identity.ts';
-import type { StoredIdentity, StoredSandbox } from './schema.ts';
 import type { IdentityStore } from './store.ts';
 
 /**

@@ -1,8 +1,7 @@
 import type { Kysely } from 'kysely';
 import type { Name, Project, SandboxId } from '@drover/foundation';
-import type { Identity } from '../identity/registry.ts';
-import type { Tx } from './database.ts';
-import type { Schema, StoredIdentity } from './schema.ts';
+import type { Identity } from '../model/index.ts';
+import type { Tx, Schema, StoredIdentity } from '../database/index.ts';
 
 export function identityRow(row: StoredIdentity): Identity {
   return {

@@ -1,6 +1,6 @@
 import { specText } from './rows.ts';
 import type { SandboxDraft } from './store.ts';
-import type { StoredSandbox } from './schema.ts';
+import type { StoredSandbox } from '../database/index.ts';
 
 const columns = {
   id: true,

@@ -4,10 +4,9 @@ import type { sandbox } from '@drover/protocol';
 import { clip } from '@drover/foundation';
 import { maxSignalNameLength } from '../limits.ts';
 import { changeSandbox, sandboxEvent } from './change.ts';
-import type { Tx } from './database.ts';
+import type { Tx, SandboxTable, StoredSandbox } from '../database/index.ts';
 import { observedState, sandboxRow } from './rows.ts';
-import type { SandboxTable, StoredSandbox } from './schema.ts';
-import { hasEnded } from './end.ts';
+import { hasEnded } from '../model/index.ts';
 
 /**
  * What one observation changes of the row of a sandbox that is placed on the host which made it; undefined for nothing.

@@ -1,12 +1,11 @@
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { clip, DroverError, errnoOf, systemClock, type Clock, type Logger } from '@drover/foundation';
-import { OpenDatabase, type Database } from './database.ts';
+import { OpenDatabase, type Database, migrate } from '../database/index.ts';
 import { SqlEventStore } from './event-store.ts';
 import { SqlHostStore } from './hosts.ts';
 import { SqlIdempotencyStore } from './idempotency.ts';
 import { SqlIdentityStore } from './identities.ts';
-import { migrate } from './migrations/index.ts';
 import { SqlSandboxStore } from './sandboxes.ts';
 import type { Store, Tables } from './store.ts';
 import { SqlTokenStore } from './tokens.ts';

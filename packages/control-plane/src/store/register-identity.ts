@@ -1,9 +1,8 @@
 import * as limits from '../limits.ts';
-import type { Tx } from './database.ts';
+import type { Tx, CertificateTable, SandboxTokenTable, StoredIdentity, StoredSandbox } from '../database/index.ts';
 import { dropBareTokens, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
 import { sandboxRow } from './rows.ts';
-import type { CertificateTable, SandboxTokenTable, StoredIdentity, StoredSandbox } from './schema.ts';
-import { currentStart } from './state.ts';
+import { currentStart } from '../model/index.ts';
 import type { IdentityStore } from './store.ts';
 import { emitViewed } from './view-rows.ts';
 

@@ -2,13 +2,11 @@ import type { HostId } from '@drover/foundation';
 import { isSandboxId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import { hostEvent, lockSandboxes, readHost } from './change.ts';
-import type { Database, Tx } from './database.ts';
+import type { Database, Tx, StoredHost, StrayTable } from '../database/index.ts';
 import { applyObservations } from './observe.ts';
 import { held } from './reservations.ts';
 import { observedState } from './rows.ts';
-import type { StoredHost, StrayTable } from './schema.ts';
-import { hasEnded } from './end.ts';
-import type { HostRow, Room } from './store.ts';
+import { hasEnded, type HostRow, type Room } from '../model/index.ts';
 import * as limits from '../limits.ts';
 
 /** One stream's Register, on a locked host (L-7, L-8, L-11). */

@@ -1,9 +1,7 @@
 import { sql } from 'kysely';
 import type { HostId, SandboxId } from '@drover/foundation';
-import type { Tx } from './database.ts';
-import { prepared } from './prepared.ts';
-import type { Hold, StoredSandbox } from './schema.ts';
-import type { Room } from './store.ts';
+import { type Tx, prepared, type Hold, type StoredSandbox } from '../database/index.ts';
+import type { Room } from '../model/index.ts';
 
 /** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */
 export function held(hold: Hold, request: Room): Room {

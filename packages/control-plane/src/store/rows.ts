@@ -2,8 +2,9 @@ import { fromJsonString, toJsonString } from '@bufbuild/protobuf';
 import type { Selectable } from 'kysely';
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
 import { sandbox, sandboxStates } from '@drover/protocol';
-import type { HostTable, SandboxTable } from './schema.ts';
-import type { DesiredState, HostRow, ObservedState, SandboxRow, SandboxStateName, StopCause } from './store.ts';
+import type { HostTable, SandboxTable } from '../database/index.ts';
+import type { DesiredState, HostRow, ObservedState, SandboxRow, StopCause } from '../model/index.ts';
+import type { SandboxStateName } from '@drover/protocol';
 
 const optional = <T>(value: T | null): T | undefined => value ?? undefined;
 

@@ -2,9 +2,10 @@ import { sql } from 'kysely';
 import { clip, DroverError, isSandboxId, type HostId, type SandboxId } from '@drover/foundation';
 import * as limits from '../limits.ts';
 import { sandboxById } from './change.ts';
-import type { Database } from './database.ts';
+import type { Database } from '../database/index.ts';
 import { sandboxRow } from './rows.ts';
-import type { SandboxFilter, SandboxRow, SealedSecret } from './store.ts';
+import type { SandboxFilter } from './store.ts';
+import type { SandboxRow, SealedSecret } from '../model/index.ts';
 
 export function sandboxNotFound(reference: string): DroverError {
   return new DroverError('sandbox-not-found', `there is no sandbox ${JSON.stringify(clip(reference))}`, {

@@ -2,28 +2,26 @@ import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, emitChange, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
-import { isUniqueViolation, type Tx } from './database.ts';
-import { mayNotRun, refuseContained } from './containment.ts';
+import { isUniqueViolation, type Tx, prepared, type StoredSandbox } from '../database/index.ts';
+import {
+  mayNotRun,
+  refuseContained,
+  hasEnded,
+  runIsOver,
+  startOf,
+  type ContainmentAction,
+  type ContainmentRecord,
+  type DesiredState,
+  type SandboxRow,
+} from '../model/index.ts';
 import { desiredPatch } from './desired.ts';
 import { gonePatch } from './gone.ts';
 import { applyObservations, removesItself } from './observe.ts';
 import { newSandbox, sandboxColumns } from './new-sandbox.ts';
-import { prepared } from './prepared.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
 import { rowWithSpec, sandboxRow } from './rows.ts';
-import type { StoredSandbox } from './schema.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
-import { hasEnded } from './end.ts';
-import { runIsOver, startOf } from './state.ts';
-import type {
-  ContainmentAction,
-  ContainmentRecord,
-  DesiredOptions,
-  DesiredState,
-  SandboxDraft,
-  SandboxRow,
-  SandboxStore,
-} from './store.ts';
+import type { DesiredOptions, SandboxDraft, SandboxStore } from './store.ts';
 
 const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
 

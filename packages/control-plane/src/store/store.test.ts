@@ -1,8 +1,10 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { FakeClock, hasCode, newHostId, newSandboxId } from '@drover/foundation';
 import { killGraceMs } from '@drover/spec';
-import { hostState, sandboxState } from './state.ts';
-import type { DesiredOptions, SandboxRow, Store } from './store.ts';
+import { hostState } from '../model/host.ts';
+import { sandboxState } from '../model/state.ts';
+import type { DesiredOptions, Store } from './store.ts';
+import type { SandboxRow } from '../model/sandbox.ts';
 import { draft, readyHost, registration, seen, smallRoom } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 

@@ -1,8 +1,21 @@
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
-import type { DesiredStateName, link, sandbox } from '@drover/protocol';
-import type { EventDraft, StoredEvent } from '../events/event.ts';
-import type { Bearer, Identity } from '../identity/registry.ts';
-import type { SandboxView } from '../worldview/worldview.ts';
+import type { link, sandbox } from '@drover/protocol';
+import type { EventDraft, StoredEvent } from '../events/index.ts';
+import type {
+  Bearer,
+  ContainmentAction,
+  ContainmentRecord,
+  DesiredState,
+  EvictionCause,
+  HostRow,
+  Identity,
+  Room,
+  SandboxRow,
+  SealedSecret,
+  StopCause,
+  VolumeRow,
+} from '../model/index.ts';
+import type { SandboxView } from '../worldview/index.ts';
 
 /**
  * What the control plane keeps. Every method is one transaction; a method that changes state takes or makes
@@ -31,123 +44,6 @@ export interface Tables {
   readonly identities: IdentityStore;
   readonly views: ViewStore;
   readonly volumes: VolumeStore;
-}
-
-export type DesiredState = DesiredStateName;
-export type ObservedState = 'preparing' | 'starting' | 'running' | 'paused' | 'stopping' | 'stopped' | 'failed';
-/** What people see (L-25); computed from desired, placed and observed by `sandboxState`. */
-export type { SandboxStateName } from '@drover/protocol';
-export type { HostStateName } from '@drover/protocol';
-
-export interface Room {
-  readonly cpuMillis: number;
-  readonly memoryBytes: number;
-  readonly slots: number;
-}
-
-export interface HostRow {
-  readonly id: HostId;
-  readonly name: string;
-  /** What people want of it. */
-  readonly scheduling: 'open' | 'cordoned' | 'draining';
-  readonly removedAt: number | undefined;
-  readonly labels: Readonly<Record<string, string>>;
-  readonly zone: string;
-  readonly capacity: Room & { readonly diskBytes: number };
-  /**
-   * Placed and not yet gone, per resource; `capacity - reserved`, floored at zero, is allocatable.
-   * A sandbox whose run is over keeps its slot and gives its CPU and memory back; to start again it takes them again, or waits.
-   */
-  readonly reserved: Room;
-  readonly runtimes: readonly string[];
-  readonly agentVersion: string;
-  readonly bootId: string;
-  /** The fencing epoch of the newest stream; 0 before the first. */
-  readonly epoch: number;
-  /** The replica that holds the stream; empty when none does. */
-  readonly owner: string;
-  readonly connected: boolean;
-  readonly downSince: number | undefined;
-  /** Why it is down, for people; empty while it is not. */
-  readonly downReason: string;
-  readonly lastSeenAt: number;
-  readonly loadMilli: number;
-  readonly memoryAvailableBytes: number;
-  readonly joinedAt: number;
-  readonly certificateExpiresAt: number;
-}
-
-export interface SandboxRow {
-  readonly id: SandboxId;
-  readonly project: Project;
-  readonly name: Name;
-  readonly spec: sandbox.SandboxSpec;
-  readonly labels: Readonly<Record<string, string>>;
-  readonly desired: DesiredState;
-  /** Rises with every change of what is wanted. */
-  readonly generation: number;
-  /** The generation of the newest wish to start it. A run that ended at this generation or later is over, and is not begun again. */
-  readonly startGeneration: number;
-  /** The generation at which its present placement began; a copy of an older one is stale, also on the same host (L-26). */
-  readonly placedGeneration: number;
-  /** What placement counts for it. */
-  readonly request: Room;
-  readonly hostId: HostId | undefined;
-  /** Why it is not placed or, when it is, why it waits for room on its host to start again; empty when it does neither. */
-  readonly pendingReason: string;
-  readonly pendingMessage: string;
-  readonly observed: ObservedState | undefined;
-  readonly observedGeneration: number;
-  readonly observedSequence: number;
-  readonly reason: string;
-  readonly message: string;
-  readonly exitCode: number | undefined;
-  /** The name of the signal that ended the main process; empty when none did. */
-  readonly exitSignal: string;
-  readonly outOfMemory: boolean;
-  readonly address: string;
-  readonly runtime: string;
-  readonly imageDigest: string;
-  readonly startCount: number;
-  /** Since when its host's silence counts as loss (L-26). */
-  readonly lostSince: number | undefined;
-  readonly createdAt: number;
-  readonly updatedAt: number;
-  readonly startedAt: number | undefined;
-  readonly finishedAt: number | undefined;
-  readonly deletedAt: number | undefined;
-  readonly stopGraceMs: number;
-  /** Why it is to end, or was ended on request; undefined while it is to run. */
-  readonly stopCause: StopCause | undefined;
-  /** Who asked for that; empty: no person. */
-  readonly stopBy: string;
-  /** Contained (I-4): its network is to be cut. */
-  readonly networkCut: boolean;
-  /** What its host last said of that. */
-  readonly observedNetworkCut: boolean;
-  /** Contained (I-4): nothing registers for it until this is lifted. */
-  readonly revokedAt: number | undefined;
-  /** Whether its host reports that the registration port is closed to it. */
-  readonly observedRegistrationClosed: boolean;
-  /** The containments that are in force (I-4), each with who asked for it. */
-  readonly containment: Readonly<Partial<Record<ContainmentAction, ContainmentRecord>>>;
-}
-
-/** Why a sandbox was asked to end: a person's request, its time to live, a drain of its host, a containment, its removal. */
-export const stopCauses = ['asked', 'ttl', 'drain', 'contained', 'removed'] as const;
-export type StopCause = (typeof stopCauses)[number];
-
-/** The ways to contain a sandbox (I-4), in the order in which they are done. */
-export const containmentActions = ['cut-network', 'pause', 'kill', 'revoke'] as const;
-export type ContainmentAction = (typeof containmentActions)[number];
-
-/** Who contained a sandbox, when and why. */
-export interface ContainmentRecord {
-  /** The name of the caller's token; empty for a containment of an earlier version. */
-  readonly by: string;
-  /** Milliseconds since the epoch. */
-  readonly at: number;
-  readonly reason: string;
 }
 
 export interface DesiredOptions {
@@ -275,17 +171,6 @@ export interface SandboxDraft {
   readonly secrets?: readonly SealedSecret[];
 }
 
-/** A named volume (R-18). */
-export interface VolumeRow {
-  readonly name: string;
-  readonly hostId: HostId;
-  readonly sizeBytes: number;
-  /** Until its host has made or removed it, it is `pending` or `deleting`; the row goes with the volume. */
-  readonly state: 'pending' | 'ready' | 'deleting';
-  readonly message: string;
-  readonly createdAt: number;
-}
-
 export interface VolumeStore {
   /** @throws {DroverError} name-taken */
   create(volume: { readonly name: string; readonly hostId: HostId; readonly sizeBytes: number }): Promise<VolumeRow>;
@@ -303,12 +188,6 @@ export interface VolumeStore {
   remove(name: string): Promise<VolumeRow>;
   /** The host holds it no longer, or is removed itself. */
   drop(name: string): Promise<void>;
-}
-
-/** A secret as the store keeps it: nothing in it can be read without the key, which is not in the store. */
-export interface SealedSecret {
-  readonly name: string;
-  readonly sealed: string;
 }
 
 export interface SandboxFilter {
@@ -381,7 +260,7 @@ export interface IdentityStore {
   /** Sorted by project and name. */
   list(): Promise<readonly Identity[]>;
   /** Removes row and tokens, emits IdentityEvicted; undefined when there was no row. */
-  evict(id: SandboxId, why: 'destroyed' | 'evicted' | 'revoked' | 'reaped'): Promise<Identity | undefined>;
+  evict(id: SandboxId, why: EvictionCause): Promise<Identity | undefined>;
   /** Revokes, and evicts, or lifts that (I-4); emits IdentityRevoked or IdentityReinstated. False: it was so already, or is not there. */
   setRevoked(id: SandboxId, revoked: boolean): Promise<boolean>;
   /** Ids that have a row here and are no sandbox, or a deleted one, in the store (I-12); `listPageMax` at most. */

@@ -3,7 +3,8 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { DroverError, FakeClock, newHostId } from '@drover/foundation';
-import type { SandboxRow, Store } from './store.ts';
+import type { SandboxRow } from '../model/sandbox.ts';
+import type { Store } from './store.ts';
 import { draft, readyHost } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 

@@ -1,6 +1,5 @@
 import type { HostId } from '@drover/foundation';
-import type { Database } from './database.ts';
-import { prepared } from './prepared.ts';
+import { type Database, prepared } from '../database/index.ts';
 import { parseMap } from './rows.ts';
 import type { TokenStore } from './store.ts';
 

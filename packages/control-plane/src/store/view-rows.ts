@@ -1,8 +1,7 @@
 import type { SandboxId } from '@drover/foundation';
-import type { SandboxEvent } from '../events/typed.ts';
-import { applyEvent, emptyView, isRepeated } from '../worldview/apply.ts';
-import type { SandboxView } from '../worldview/worldview.ts';
-import type { Tx } from './database.ts';
+import type { SandboxEvent } from '../events/index.ts';
+import { applyEvent, emptyView, isRepeated, type SandboxView } from '../worldview/index.ts';
+import type { Tx } from '../database/index.ts';
 
 /** What was stored was made here: it is read as it is. */
 export function viewOf({ document }: { readonly document: string }): SandboxView {

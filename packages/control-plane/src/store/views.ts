@@ -1,9 +1,9 @@
 import type { SandboxId } from '@drover/foundation';
-import type { EventDraft } from '../events/event.ts';
+import type { EventDraft } from '../events/index.ts';
 import * as limits from '../limits.ts';
-import type { SandboxView } from '../worldview/worldview.ts';
+import type { SandboxView } from '../worldview/index.ts';
 import { lockSandboxes } from './change.ts';
-import type { Database } from './database.ts';
+import type { Database } from '../database/index.ts';
 import type { ViewStore } from './store.ts';
 import { viewOf, writeViews } from './view-rows.ts';
 

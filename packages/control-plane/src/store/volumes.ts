@@ -1,8 +1,7 @@
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
-import type { Database, Tx } from './database.ts';
-import { labelOf } from './label.ts';
-import type { VolumeTable } from './schema.ts';
-import type { VolumeRow, VolumeStore } from './store.ts';
+import type { Database, Tx, VolumeTable } from '../database/index.ts';
+import { labelOf, type VolumeRow } from '../model/index.ts';
+import type { VolumeStore } from './store.ts';
 
 /**
  * A volume's row is locked before its uses are read or written, so that a volume is never removed while a sandbox that is being created

@@ -1,9 +1,10 @@
 import { create } from '@bufbuild/protobuf';
 import { clip, DroverError, sentenceOf, type HostId, type Logger } from '@drover/foundation';
 import { link } from '@drover/protocol';
-import type { Hub, Operation } from '../hub/hub.ts';
+import type { Hub, Operation } from '../hub/index.ts';
 import { hostCallTimeoutMs } from '../limits.ts';
-import type { Store, VolumeRow } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
+import type { VolumeRow } from '../model/index.ts';
 
 export interface VolumesOptions {
   readonly store: Store;

@@ -1,5 +1,5 @@
 import { clip, isSandboxId, type SandboxId } from '@drover/foundation';
-import type { SandboxEvent, SandboxEvents, StepFailure, StepPlace } from '../events/typed.ts';
+import type { SandboxEvent, SandboxEvents, StepFailure, StepPlace } from '../events/index.ts';
 import { viewTextLength } from '../limits.ts';
 import type { IdentityView, InitView, SandboxView, SessionView, TrustCheck } from './worldview.ts';
 

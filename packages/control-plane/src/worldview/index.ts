@@ -1,3 +1,2 @@
-export { emptyView } from './apply.ts';
-export { StoredWorldview, type StoredWorldviewOptions } from './stored.ts';
-export type { IdentityView, InitView, SandboxView, SessionView, TrustCheck, TrustCheckName, Worldview } from './worldview.ts';
+export { applyEvent, emptyView, isRepeated, recordChecks, viewSubject } from './apply.ts';
+export type * from './worldview.ts';

@@ -1,5 +1,5 @@
 import type { SandboxId } from '@drover/foundation';
-import type { StepFailure, StepPlace, UntrustedReason } from '../events/typed.ts';
+import type { StepFailure, StepPlace, UntrustedReason } from '../events/index.ts';
 
 /** What is true now of one sandbox's session, identity and init (I-35). Times are milliseconds since the epoch. */
 export interface SandboxView {

@@ -7,14 +7,16 @@ import { silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, sandbox } from '@drover/protocol';
 import { DroverClient } from '@drover/sdk';
-import { SqlRegistry } from '../../identity/index.ts';
+import { SqlRegistry } from '../../identity/sql-registry.ts';
 import { Placement } from '../../placement/index.ts';
 import { Volumes } from '../../volumes/index.ts';
 import { Reconciler } from '../../reconcile/index.ts';
 import { SecretBox } from '../../secrets/index.ts';
-import { openStore, type Store } from '../../store/index.ts';
-import { StoredWorldview } from '../../worldview/index.ts';
-import { openAdminToken, startApi, SubjectWakes, type ApiServer } from '../index.ts';
+import { openStore } from '../../store/open.ts';
+import type { Store } from '../../store/store.ts';
+import { StoredWorldview } from '../../journal/journal.ts';
+import { openAdminToken, startApi, type ApiServer } from '../index.ts';
+import { SubjectWakes } from '../../feed/wake-ups.ts';
 import { FakeHub, FakeSessions } from './fakes.ts';
 
 /** The API over real TLS with a real store; hosts and inits are the test's. */

@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream';
 import { DroverError, type HostId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
 import type { CallOptions, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
-import type { Store } from '../../store/index.ts';
+import type { Store } from '../../store/store.ts';
 import { registration } from '../../store/testing/fixtures.ts';
 
 type StateName = keyof typeof sandbox.SandboxState;

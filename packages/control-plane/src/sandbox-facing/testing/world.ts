@@ -10,9 +10,10 @@ import { canonicalCommonName, parseName, parseProject, systemClock, type Clock, 
 import { createLogger, silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link } from '@drover/protocol';
-import { SubjectWakes } from '../../api/index.ts';
-import { SqlRegistry } from '../../identity/index.ts';
-import { openStore, type Store } from '../../store/index.ts';
+import { SubjectWakes } from '../../feed/wake-ups.ts';
+import { SqlRegistry } from '../../identity/sql-registry.ts';
+import { openStore } from '../../store/open.ts';
+import type { Store } from '../../store/store.ts';
 import { draft, readyHost, seen } from '../../store/testing/fixtures.ts';
 import type { TrustCheck } from '../../worldview/worldview.ts';
 import { SandboxListener } from '../index.ts';

@@ -5,10 +5,12 @@ import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
 import { journalAttempts, journalBackoffCapMs, journalBatch, journalQueue } from '../limits.ts';
-import type { Store, Tables } from '../store/index.ts';
+import type { Store, Tables } from '../store/store.ts';
 import { draft } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
-import { emptyView, StoredWorldview, type TrustCheck } from './index.ts';
+import { emptyView } from '../worldview/apply.ts';
+import { StoredWorldview } from './journal.ts';
+import type { TrustCheck } from '../worldview/worldview.ts';
 
 const connecting = (subject: string, attempt: number): SandboxEvent => ({
   kind: 'session',

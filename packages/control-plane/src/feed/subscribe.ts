@@ -1,6 +1,6 @@
 import { Backoff, type Clock, type Logger } from '@drover/foundation';
 import { subscribeBackoffBaseMs, subscribeBackoffCapMs } from '../limits.ts';
-import type { EventStore } from '../store/store.ts';
+import type { EventStore } from '../store/index.ts';
 import { watchEvents, type WatchedEvent } from './watch.ts';
 
 export interface Subscription {

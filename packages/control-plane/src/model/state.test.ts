@@ -2,7 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { create } from '@bufbuild/protobuf';
 import type { HostId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import { hostState, sandboxState, type StateColumns } from './state.ts';
+import { hostState } from './host.ts';
+import { sandboxState, type StateColumns } from './state.ts';
 
 const host = 'h-0000000000000000' as HostId;
 const fresh: StateColumns = {

@@ -1,6 +1,5 @@
 import { DroverError } from '@drover/foundation';
-import { labelOf } from './label.ts';
-import { containmentActions, type ContainmentAction, type ContainmentRecord, type SandboxRow } from './store.ts';
+import { containmentActions, labelOf, type ContainmentAction, type ContainmentRecord, type SandboxRow } from './sandbox.ts';
 
 type Contained = Pick<SandboxRow, 'containment'>;
 

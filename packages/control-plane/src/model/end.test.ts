@@ -3,7 +3,7 @@ import { sandbox } from '@drover/protocol';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { endReason, type EndColumns } from './end.ts';
-import { stopCauses } from './store.ts';
+import { stopCauses } from './sandbox.ts';
 
 const row = (change: Partial<EndColumns>): EndColumns => ({
   reason: 'stopped',

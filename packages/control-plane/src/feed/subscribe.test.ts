@@ -2,9 +2,10 @@ import { FakeClock } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { subscribeBackoffCapMs } from '../limits.ts';
-import type { EventStore, Store } from '../store/index.ts';
+import type { EventStore, Store } from '../store/store.ts';
 import { TestStores } from '../store/testing/stores.ts';
-import { subscribe, type Subscription, type WatchedEvent } from './index.ts';
+import { subscribe, type Subscription } from './subscribe.ts';
+import type { WatchedEvent } from './watch.ts';
 
 describe.each(['sqlite', 'postgres'] as const)('policies on %s', (kind) => {
   const stores = new TestStores(kind);

@@ -1,10 +1,17 @@
 import { Backoff, type Clock, type Logger, type SandboxId } from '@drover/foundation';
-import type { EventDraft } from '../events/event.ts';
-import type { Journal, SandboxEvent } from '../events/typed.ts';
+import type { EventDraft, Journal, SandboxEvent } from '../events/index.ts';
 import { journalAttempts, journalBackoffBaseMs, journalBackoffCapMs, journalBatch, journalQueue } from '../limits.ts';
-import type { Store, Tables } from '../store/store.ts';
-import { applyEvent, emptyView, isRepeated, recordChecks, viewSubject } from './apply.ts';
-import type { SandboxView, TrustCheck, Worldview } from './worldview.ts';
+import type { Store, Tables } from '../store/index.ts';
+import {
+  applyEvent,
+  emptyView,
+  isRepeated,
+  recordChecks,
+  viewSubject,
+  type SandboxView,
+  type TrustCheck,
+  type Worldview,
+} from '../worldview/index.ts';
 
 export interface StoredWorldviewOptions {
   readonly store: Pick<Store, 'views' | 'together'>;

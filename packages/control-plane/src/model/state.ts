@@ -1,5 +1,6 @@
 import { endReason, hasEnded, type EndColumns } from './end.ts';
-import type { HostRow, HostStateName, SandboxRow, SandboxStateName } from './store.ts';
+import type { SandboxStateName } from '@drover/protocol';
+import type { SandboxRow } from './sandbox.ts';
 
 /** What people see of a sandbox: the state, a stable word for programs, and a sentence for a person (L-25). */
 export interface DisplayedState {
@@ -63,12 +64,4 @@ export function sandboxState(row: StateColumns): DisplayedState {
   if (hasEnded(row.observed)) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to start it again' };
   if (row.desired === 'stopped') return { state: 'stopping', ...said };
   return { state: row.observed, ...said };
-}
-
-/** The displayed state of a host (L-25). A host that is down shows that, whatever people want of it. */
-export function hostState(row: Pick<HostRow, 'removedAt' | 'epoch' | 'connected' | 'scheduling'>): HostStateName {
-  if (row.removedAt !== undefined) return 'removed';
-  if (row.epoch === 0) return 'joining';
-  if (!row.connected) return 'down';
-  return row.scheduling === 'open' ? 'ready' : row.scheduling;
 }

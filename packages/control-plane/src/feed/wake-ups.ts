@@ -1,5 +1,5 @@
 import type { Logger } from '@drover/foundation';
-import type { EventStore } from '../store/store.ts';
+import type { EventStore } from '../store/index.ts';
 import { wakeReadBatch } from '../limits.ts';
 
 /**

@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { FakeClock } from '@drover/foundation';
-import type { Store } from '../store/index.ts';
+import type { Store } from '../store/store.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { watchEvents, type WatchedEvent, type WatchOptions } from './watch.ts';
 

@@ -1,5 +1,5 @@
 import { formatAge } from '@drover/foundation';
-import type { ObservedState, SandboxRow } from './store.ts';
+import type { ObservedState, SandboxRow } from './sandbox.ts';
 
 /** Why a run ended: a stable word for programs, and a sentence for a person. */
 export interface EndReason {

@@ -1,7 +1,7 @@
 import { Notifier, type Clock } from '@drover/foundation';
 import * as limits from '../limits.ts';
-import type { EventStore } from '../store/store.ts';
-import type { StoredEvent } from './event.ts';
+import type { EventStore } from '../store/index.ts';
+import type { StoredEvent } from '../events/index.ts';
 
 export interface WatchOptions {
   /** Everything after this id; absent: from now on. */

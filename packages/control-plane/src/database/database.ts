@@ -1,7 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { Kysely, sql, type Transaction } from 'kysely';
 import { DroverError, isSandboxId, type Clock, type Logger } from '@drover/foundation';
-import type { EventDraft } from '../events/event.ts';
+import type { EventDraft } from '../events/index.ts';
 import * as limits from '../limits.ts';
 import { eventChannel, PostgresListener, postgresDialect } from './postgres.ts';
 import { prepared } from './prepared.ts';

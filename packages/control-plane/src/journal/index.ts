@@ -1,0 +1,1 @@
+export { StoredWorldview, type StoredWorldviewOptions } from './journal.ts';
