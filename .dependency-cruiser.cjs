@@ -4,16 +4,17 @@
 const below = {
   foundation: [],
   spec: ['foundation'],
-  archive: ['foundation'],
+  linux: ['foundation'],
+  archive: ['foundation', 'linux'],
   protocol: ['foundation', 'spec'],
   pki: ['foundation'],
-  supervisor: ['foundation'],
-  gateway: ['foundation', 'spec', 'protocol', 'supervisor'],
-  init: ['foundation', 'spec', 'archive', 'protocol', 'supervisor'],
+  supervisor: ['foundation', 'linux'],
+  gateway: ['foundation', 'spec', 'linux', 'protocol', 'supervisor'],
+  init: ['foundation', 'spec', 'linux', 'archive', 'protocol', 'supervisor'],
   'control-plane': ['foundation', 'spec', 'protocol', 'pki'],
-  agent: ['foundation', 'spec', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'init'],
+  agent: ['foundation', 'spec', 'linux', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'init'],
   sdk: ['foundation', 'spec', 'protocol'],
-  cli: ['foundation', 'spec', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'agent', 'control-plane', 'sdk'],
+  cli: ['foundation', 'spec', 'linux', 'archive', 'protocol', 'pki', 'supervisor', 'gateway', 'agent', 'control-plane', 'sdk'],
 };
 
 /**
@@ -38,8 +39,7 @@ const layers = {
     ['index.ts'],
   ],
   agent: [
-    ['limits.ts', 'search-path.ts'],
-    ['programs'],
+    ['limits.ts'],
     ['foreign'],
     ['disks'],
     ['runtimes', 'images', 'volumes'],

@@ -59,7 +59,7 @@ async function buildCliBundle(began: Date): Promise<void> {
     entryPoints: [
       'cli/src/main.ts',
       'agent/src/images/unpack-thread.ts',
-      'agent/src/runtimes/oci/binding-thread.ts',
+      'linux/src/root-replacement-thread.ts',
       'agent/src/sandboxes/copy-ended-program.ts',
     ].map((path) => join(root, 'packages', path)),
     entryNames: '[name]',

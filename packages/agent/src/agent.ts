@@ -3,11 +3,12 @@ import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { counted, DroverError, lockDirectory, makeDirectories, type Logger } from '@drover/foundation';
 import { initBundlePath, ptyAddonPath } from '@drover/init';
+import { bootId } from '@drover/linux';
 import { namesOf } from '@drover/pki';
 import { link as linkApi } from '@drover/protocol';
 import { checkDisk } from './disks/index.ts';
 import { ForeignPaths } from './foreign/index.ts';
-import { LinuxHost, readBootId } from './host.ts';
+import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
 import { controlPort, proxyPort, standbyMemoryBytes } from './limits.ts';
 import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
@@ -149,7 +150,7 @@ export async function runAgent(options: AgentOptions): Promise<void> {
       Object.entries(proxyEnvironment(attachment, name)).map(([variable, value]) => `${variable}=${value}`),
     allowedMounts: options.allowedMounts ?? [],
     standbys,
-    bootId: await readBootId(),
+    bootId: bootId(),
     logger,
     signal,
   });

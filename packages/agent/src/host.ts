@@ -1,6 +1,7 @@
-import { readFile, statfs } from 'node:fs/promises';
+import { statfs } from 'node:fs/promises';
 import { availableParallelism, hostname, loadavg, totalmem } from 'node:os';
 import type { MessageInitShape } from '@bufbuild/protobuf';
+import { availableMemory, bootId } from '@drover/linux';
 import { link } from '@drover/protocol';
 import { defaultSlots } from './limits.ts';
 import type { HostDescription, HostInfo, HostLoad } from './link/index.ts';
@@ -44,16 +45,15 @@ export class LinuxHost implements HostInfo {
         slots: this.#options.slots ?? defaultSlots,
       },
       runtimes: this.#options.runtimes.map((runtime) => runtime.name),
-      bootId: await readBootId(),
+      bootId: bootId(),
     };
   }
 
   async load(): Promise<HostLoad> {
-    const [disk, meminfo] = await Promise.all([statfs(this.#options.stateDirectory), readFile('/proc/meminfo', 'utf8')]);
-    const available = /^MemAvailable:\s+(\d+) kB$/m.exec(meminfo)?.[1];
+    const disk = await statfs(this.#options.stateDirectory);
     return {
       loadMilli: Math.round((loadavg()[0] ?? 0) * 1000),
-      memoryAvailableBytes: Number(available ?? 0) * 1024,
+      memoryAvailableBytes: availableMemory(),
       diskAvailableBytes: disk.bavail * disk.bsize,
     };
   }
@@ -71,8 +71,3 @@ const levels: Record<RuntimeFinding['level'], link.Finding_Level> = {
   warning: link.Finding_Level.WARNING,
   problem: link.Finding_Level.PROBLEM,
 };
-
-/** What the kernel calls this boot of the machine (random(4)). */
-export async function readBootId(): Promise<string> {
-  return (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
-}

@@ -22,18 +22,12 @@ export const uidRangeCount = 16_384;
 export const warmUserNamespaces = 16;
 /** How long a sandbox's cgroups may take to empty after SIGKILL; then they are left to the next sweep. Milliseconds. */
 export const cgroupRemovalMs = 10_000;
-/** How often programs that were started are looked at, beside when the kernel says that one ended. Milliseconds. */
-export const programLookMs = 100;
-/** How long a program may take to end after SIGKILL; then it is left to itself, as it hangs in the kernel. Milliseconds. */
-export const killedProgramMs = 1_000;
 /** How long a path of the host outside the agent's directory may take to respond; then what needs it fails with unavailable. Milliseconds. */
 export const foreignMs = 5_000;
 /** Paths of the host that may hang at the same time, each with a program; with one more, no further path is touched. */
 export const maxStuckPrograms = 16;
-/** How long mount, umount and mkfs.ext4 may take, which may wait for a busy disk; then they are killed and the operation fails. Milliseconds. */
-export const mountProgramMs = 120_000;
-/** What these and the OCI runtime program may print; then they are killed. Bytes. */
-export const programOutputBytes = 64 * 1024;
+/** How long mkfs.ext4 may take, which may wait for a busy disk; then it is killed and the operation fails. Milliseconds. */
+export const formatDiskMs = 120_000;
 /** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
 export const runtimeProgramMs = 30_000;
 /**
@@ -59,10 +53,6 @@ export const standbyLookMs = 25;
 /** Rest after a standby that could not be made, with full jitter: at first, and at most. Milliseconds. */
 export const standbyRetryMs = 2_000;
 export const standbyRetryCapMs = 300_000;
-/** How long a standby may take to be given its root, which touches the file systems of volumes; then the sandbox is made without it. Milliseconds. */
-export const bindingMs = 30_000;
-/** Sandboxes that may wait to be given their root; one more is refused with queue-full. */
-export const bindingsWaiting = 512;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */
 export const initDialMs = 10_000;
 /** How long a dial waits for init to take its config, which it does just before it listens, until it tries all the same. Milliseconds. */

@@ -1,8 +1,6 @@
 export { treeChunkBytes } from './limits.ts';
-export { openFfi } from './ffi.ts';
 export { byteString, bytesOf, fsPath, showPath, stringOf } from './names.ts';
 export { placeOf, resolveGiven, type GivenPath } from './placement.ts';
 export { kindOf, readTree, type LeftOut, type ReadTreeOptions } from './read-tree.ts';
-export { systemCalls, viaFfi, viaTools, type SystemCalls } from './system-calls.ts';
 export { TarParser, type SparseMap, type TarEntry, type TarHandler } from './tar-reader.ts';
 export { writeTree, type WriteTreeOptions, type Written } from './write-tree.ts';

@@ -14,5 +14,3 @@ export const treeChunkBytes = 256 * 1024 - 64;
 export const wholeFileBytes = 1024 ** 2;
 /** Bytes of a file that does not say its size, such as those of /proc. Above: it is left out and named. */
 export const maxUnsizedBytes = 16 * 1024 ** 2;
-/** Bytes of one extended attribute (Linux: XATTR_SIZE_MAX), and of the list of a file's names (XATTR_LIST_MAX). */
-export const maxAttributeBytes = 65_536;

@@ -1,9 +1,9 @@
 import { constants, realpathSync, type BigIntStats } from 'node:fs';
 import { lstat, open, readdir, readlink, stat, type FileHandle } from 'node:fs/promises';
 import { DroverError, errnoOf, reasonOf as systemReasonOf } from '@drover/foundation';
+import { attributesOf, nextData, nextHole } from '@drover/linux';
 import { maxSparseSegments, maxUnsizedBytes, treeChunkBytes, wholeFileBytes } from './limits.ts';
 import { fsPath, showPath } from './names.ts';
-import { systemCalls, viaTools } from './system-calls.ts';
 import type { SparseMap } from './tar-reader.ts';
 import { tarEnd, tarHeader, tarPadding, type TarHeader } from './tar-writer.ts';
 
@@ -202,7 +202,8 @@ class TreeReader {
     entry: Pick<TarHeader, 'name' | 'type' | 'linkName' | 'size' | 'sparse'>,
   ): void {
     const [uid, gid] = [Number(stats.uid), Number(stats.gid)];
-    const attributes = entry.type === 'hardlink' ? undefined : attributesOf(follows ? realpathSync.native(fsPath(path), 'latin1') : path);
+    const attributes =
+      entry.type === 'hardlink' ? undefined : carriedAttributes(follows ? realpathSync.native(fsPath(path), 'latin1') : path);
     this.#add(
       tarHeader({
         ...entry,
@@ -234,12 +235,9 @@ class TreeReader {
   }
 }
 
-function attributesOf(path: string): ReadonlyMap<string, Buffer> | undefined {
-  const calls = systemCalls();
-  // A process for each file would be too slow.
-  if (calls === viaTools) return undefined;
+function carriedAttributes(path: string): ReadonlyMap<string, Buffer> | undefined {
   try {
-    const attributes = [...calls.attributes(path)].filter(([name]) => isCarriedAttribute(name));
+    const attributes = [...attributesOf(path)].filter(([name]) => isCarriedAttribute(name));
     return attributes.length === 0 ? undefined : new Map(attributes);
   } catch (error) {
     if (errnoOf(error) === 'ENOTSUP') return undefined;
@@ -249,12 +247,11 @@ function attributesOf(path: string): ReadonlyMap<string, Buffer> | undefined {
 
 /** Where a file has data; undefined when it is simpler to take it as one piece. */
 function sparseMapOf(fd: number, realSize: number): SparseMap | undefined {
-  const calls = systemCalls();
   const segments: { offset: number; size: number }[] = [];
   for (let at = 0; at < realSize; ) {
-    const offset = calls.nextData(fd, at);
+    const offset = nextData(fd, at);
     if (offset === undefined || offset >= realSize) break;
-    const end = calls.nextHole(fd, offset);
+    const end = nextHole(fd, offset);
     if (end === undefined || segments.length === maxSparseSegments) return undefined;
     at = Math.min(end, realSize);
     // The file was cut short meanwhile; reading it says so.

@@ -1,10 +1,10 @@
 import { constants } from 'node:fs';
 import { lchown, link, lstat, mkdir, open, realpath, rm, stat, symlink, type FileHandle } from 'node:fs/promises';
 import { DroverError, errnoOf, hasCode, reasonOf } from '@drover/foundation';
+import { setAttribute, setTime } from '@drover/linux';
 import { maxCopyBytes, maxCopyEntries } from './limits.ts';
 import { fsPath, showPath } from './names.ts';
 import { isCarriedAttribute, type LeftOut } from './read-tree.ts';
-import { systemCalls } from './system-calls.ts';
 import { TarParser, type TarEntry } from './tar-reader.ts';
 
 export interface WriteTreeOptions {
@@ -293,7 +293,7 @@ class TreeWriter {
     for (const [name, value] of entry.attributes) {
       if (!isCarriedAttribute(name) || !(keeps || name.startsWith('user.'))) continue;
       try {
-        systemCalls().setAttribute(path, name, value);
+        setAttribute(path, name, value);
       } catch (error) {
         this.#notKept(entry, `its attribute ${showPath(name)}`, error);
       }
@@ -308,7 +308,7 @@ class TreeWriter {
 
   #setTime(path: string, entry: TarEntry): void {
     try {
-      systemCalls().setTime(path, entry.mtimeNs);
+      setTime(path, entry.mtimeNs);
     } catch (error) {
       // A running sandbox may have removed it by now.
       if (errnoOf(error) !== 'ENOENT') this.#notKept(entry, 'its time', error);

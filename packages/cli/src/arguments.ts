@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
 import { isUtf8 } from 'node:buffer';
 import { byteString, showPath } from '@drover/archive';
 import { DroverError } from '@drover/foundation';
+import { ownBytes } from '@drover/linux';
 
 /**
  * Node decodes a program's arguments and environment as UTF-8 and puts U+FFFD in place of any other byte. Drover's API carries both as text.
@@ -10,13 +10,13 @@ import { DroverError } from '@drover/foundation';
 
 /** An argument as a byte string. */
 export function argumentBytes(argument: string): string {
-  return damaged(argument, '/proc/self/cmdline')?.toString('latin1') ?? byteString(argument);
+  return damaged(argument, 'cmdline')?.toString('latin1') ?? byteString(argument);
 }
 
 /** @throws {DroverError} invalid-argument for an argument that is not UTF-8 */
 export function requireText(argv: readonly string[]): void {
   for (const argument of argv) {
-    const raw = damaged(argument, '/proc/self/cmdline');
+    const raw = damaged(argument, 'cmdline');
     if (raw === undefined) continue;
     throw new DroverError(
       'invalid-argument',
@@ -30,7 +30,7 @@ export function requireText(argv: readonly string[]): void {
 
 /** @throws {DroverError} invalid-argument for a value of the environment that is not UTF-8 */
 export function requireTextVariable(name: string, value: string): void {
-  const raw = damaged(`${name}=${value}`, '/proc/self/environ');
+  const raw = damaged(`${name}=${value}`, 'environ');
   if (raw === undefined) return;
   throw new DroverError('invalid-argument', `the value of ${name} is not UTF-8, and cannot be passed on as it is`, {
     hint: 'put it in a file and copy that in',
@@ -38,15 +38,9 @@ export function requireTextVariable(name: string, value: string): void {
 }
 
 /** The bytes of a text in which Node has replaced some; undefined when it has not. */
-function damaged(text: string, source: string): Buffer | undefined {
+function damaged(text: string, source: 'cmdline' | 'environ'): Buffer | undefined {
   if (!text.includes('\ufffd')) return undefined;
-  let all: Buffer;
-  try {
-    all = readFileSync(source);
-  } catch {
-    // No /proc: what Node made of it is all there is.
-    return undefined;
-  }
+  const all = ownBytes(source) ?? Buffer.alloc(0);
   for (let at = 0; at < all.length; ) {
     const end = all.indexOf(0, at);
     const bytes = all.subarray(at, end < 0 ? all.length : end);

@@ -1,8 +1,8 @@
-import { open, rename, rm } from 'node:fs/promises';
+import { open, rename, rm, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { mountProgramMs, programOutputBytes } from '../limits.ts';
-import { runProgram } from '../programs/index.ts';
-import { isMounted, mountProgram } from './mounted.ts';
+import { isMounted, mountProgram, runProgram } from '@drover/linux';
+import { formatDiskMs } from '../limits.ts';
 
 export interface Disk {
   /** The file that holds it. */
@@ -36,6 +36,20 @@ export async function unmountDisk({ mountPoint }: Pick<Disk, 'mountPoint'>): Pro
   if (isMounted(mountPoint)) await mountProgram('umount', ['-l', '--', mountPoint]);
 }
 
+/**
+ * Whether a disk is mounted on a directory. For frequent checks: unlike `isMounted`, it does not read the list of all mounts, and so does not
+ * see a bind mount of the same file system.
+ */
+export async function isDiskRoot(path: string): Promise<boolean> {
+  try {
+    const [own, above] = await Promise.all([stat(path), stat(dirname(path))]);
+    return own.dev !== above.dev;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}
+
 async function format(image: string, bytes: number, keep: 'journal' | 'no-journal'): Promise<void> {
   if (await exists(image)) return;
   const temporary = `${image}.new`;
@@ -50,7 +64,7 @@ async function format(image: string, bytes: number, keep: 'journal' | 'no-journa
   const journal = keep === 'journal' ? [] : ['-O', '^has_journal'];
   const args = ['-q', '-F', '-m', '0', ...journal, '-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard', temporary];
   try {
-    const { code, stderr } = await runProgram('mkfs.ext4', args, { timeoutMs: mountProgramMs, maxOutputBytes: programOutputBytes });
+    const { code, stderr } = await runProgram('mkfs.ext4', args, { timeoutMs: formatDiskMs });
     if (code !== 0) throw new Error(stderr.trim() || `it ended with ${code}`);
   } catch (error) {
     await rm(temporary, { force: true });

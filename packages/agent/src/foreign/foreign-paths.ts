@@ -1,8 +1,7 @@
 import pLimit, { type LimitFunction } from 'p-limit';
 import { abortable, DroverError } from '@drover/foundation';
-import { foreignMs, maxStuckPrograms, programOutputBytes } from '../limits.ts';
-import { runProgram, type Finished } from '../programs/index.ts';
-import { searchPath } from '../search-path.ts';
+import { runProgram, searchPath, type Finished } from '@drover/linux';
+import { foreignMs, maxStuckPrograms } from '../limits.ts';
 
 export interface ForeignStatus {
   readonly kind: 'directory' | 'file';
@@ -72,7 +71,7 @@ export class ForeignPaths {
     if (this.#stuck.has(path)) throw unresponsive(path);
     if (this.#stuck.size >= maxStuckPrograms) throw tooMany([...this.#stuck.keys()]);
     const env = { ...process.env, PATH: searchPath(), LC_ALL: 'C' };
-    const finished = await runProgram(program, args, { env, timeoutMs: foreignMs, maxOutputBytes: programOutputBytes });
+    const finished = await runProgram(program, args, { env, timeoutMs: foreignMs });
     if (finished.stuck !== undefined) {
       this.#stuck.set(path, (this.#stuck.get(path) ?? 0) + 1);
       void finished.stuck.then(() => {

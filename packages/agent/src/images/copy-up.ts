@@ -1,4 +1,5 @@
-import { fsPath, systemCalls } from '@drover/archive';
+import { fsPath } from '@drover/archive';
+import { attributesOf, makeNode, setAttribute } from '@drover/linux';
 import { chmodSync, constants, copyFileSync, lchownSync, lutimesSync, readlinkSync, symlinkSync } from 'node:fs';
 import { opaqueAttribute, type LowerEntry } from './lower-layers.ts';
 
@@ -9,7 +10,7 @@ export function copyUp({ path, status }: LowerEntry, target: string): void {
   else {
     const type = status.isFIFO() ? 'fifo' : status.isCharacterDevice() ? 'character' : 'block';
     const { major, minor } = deviceParts(status.rdev);
-    systemCalls().makeNode(target, type, major, minor);
+    makeNode(target, type, major, minor);
   }
   copyMetadata({ path, status }, target);
   lutimesSync(fsPath(target), status.mtimeMs / 1000, status.mtimeMs / 1000);
@@ -20,8 +21,8 @@ export function copyMetadata({ path, status }: LowerEntry, target: string): void
   // chown clears setuid bits and capabilities, so it comes first.
   lchownSync(fsPath(target), status.uid, status.gid);
   if (!status.isSymbolicLink()) chmodSync(fsPath(target), status.mode & 0o7777);
-  for (const [name, value] of systemCalls().attributes(path)) {
-    if (name !== opaqueAttribute) systemCalls().setAttribute(target, name, value);
+  for (const [name, value] of attributesOf(path)) {
+    if (name !== opaqueAttribute) setAttribute(target, name, value);
   }
 }
 

@@ -19,7 +19,8 @@ import {
   futimesSync,
   type Stats,
 } from 'node:fs';
-import { fsPath, systemCalls, type TarEntry, type TarHandler } from '@drover/archive';
+import { fsPath, type TarEntry, type TarHandler } from '@drover/archive';
+import { makeNode, setAttribute } from '@drover/linux';
 import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
 import { maxLayerBytes, maxLayerEntries, maxLinksFollowed } from '../limits.ts';
 import { copyMetadata, copyUp } from './copy-up.ts';
@@ -194,7 +195,7 @@ export class LayerWriter implements TarHandler {
       case 'block':
       case 'fifo': {
         const { type } = entry;
-        this.#create(path, () => systemCalls().makeNode(path, type, entry.deviceMajor, entry.deviceMinor));
+        this.#create(path, () => makeNode(path, type, entry.deviceMajor, entry.deviceMinor));
         setOwner(path, entry);
         chmodSync(fsPath(path), entry.mode);
         setAttributes(path, entry);
@@ -222,7 +223,7 @@ export class LayerWriter implements TarHandler {
   }
 
   #hideLower(directory: string): void {
-    systemCalls().setAttribute(directory, opaqueAttribute, Buffer.from('y'));
+    setAttribute(directory, opaqueAttribute, Buffer.from('y'));
     this.#opaque.add(directory);
   }
 
@@ -306,7 +307,7 @@ export class LayerWriter implements TarHandler {
     }
     // Where there is nothing to hide, a directory without a lower one would show the marker.
     if (this.#opaque.has(parent) || (this.#lower !== undefined && this.#below(path) === undefined)) return;
-    systemCalls().makeNode(path, 'character', 0, 0);
+    makeNode(path, 'character', 0, 0);
   }
 
   /**
@@ -455,7 +456,7 @@ function setAttributes(path: string, entry: TarEntry): void {
     const carried = attribute.startsWith('user.') ? !attribute.startsWith('user.overlay.') : carriedAttributes.has(attribute);
     if (!carried) continue;
     try {
-      systemCalls().setAttribute(path, attribute, value);
+      setAttribute(path, attribute, value);
     } catch (error) {
       // File systems without them, and user attributes on links and devices (xattr(7)): the file is right without.
       if (errnoOf(error) === 'ENOTSUP' || (errnoOf(error) === 'EPERM' && attribute.startsWith('user.'))) continue;

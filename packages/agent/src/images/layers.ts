@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
 import { abortable, hasCode, type Logger } from '@drover/foundation';
+import { bootId } from '@drover/linux';
 import { maxDownloads, maxUnpacks } from '../limits.ts';
 import { syncDirectory } from './blobs.ts';
 import { digestOf, fileNameOf } from './digest.ts';
@@ -69,7 +70,7 @@ export class LayerStore {
 
   /** Removes what a crash left: staging directories, layers without a record, and layers that a power cut may have damaged. */
   async start(): Promise<void> {
-    this.#boot = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+    this.#boot = bootId();
     await rm(this.#staging, { recursive: true, force: true });
     await mkdir(this.#staging, { recursive: true, mode: 0o700 });
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });

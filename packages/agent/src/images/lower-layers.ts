@@ -1,4 +1,5 @@
-import { fsPath, systemCalls } from '@drover/archive';
+import { fsPath } from '@drover/archive';
+import { attributesOf } from '@drover/linux';
 import { lstatSync, type Stats } from 'node:fs';
 
 /** A layer cannot be unpacked without the layers below it: it links to a file of theirs, or leaves out a directory that may be theirs. */
@@ -43,7 +44,7 @@ function findIn(root: string, components: readonly string[]): LowerEntry | 'hidd
     if (isWhiteout(status)) return 'hidden';
     if (index === components.length - 1) return { path, status };
     if (!status.isDirectory()) return 'hidden';
-    opaque ||= systemCalls().attributes(path).has(opaqueAttribute);
+    opaque ||= attributesOf(path).has(opaqueAttribute);
   }
   return undefined;
 }

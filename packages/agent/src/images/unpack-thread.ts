@@ -2,7 +2,7 @@ import { open } from 'node:fs/promises';
 import { parentPort } from 'node:worker_threads';
 import { DroverError } from '@drover/foundation';
 import { NeedsLowerLayers } from './lower-layers.ts';
-import { systemCalls } from '@drover/archive';
+import { syncFileSystem } from '@drover/linux';
 import { unpackLayer, type LayerFile, type UnpackedLayer } from './unpack.ts';
 
 /** The thread's side of threads.ts: one task at a time, one answer each. */
@@ -25,7 +25,7 @@ async function work(task: ThreadTask): Promise<ThreadAnswer> {
     if (task.kind === 'unpack') return { layer: await unpackLayer(task.file, task.directory, task.diffId, task.lower) };
     const directory = await open(task.directory, 'r');
     try {
-      systemCalls().syncFileSystem(directory.fd);
+      syncFileSystem(directory.fd);
     } finally {
       await directory.close();
     }

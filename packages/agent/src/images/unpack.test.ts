@@ -7,7 +7,6 @@ import { pack, type Header } from 'tar-stream';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { expansionFreeBytes, maxLayerEntries } from '../limits.ts';
 import { LayerWriter } from './layer-writer.ts';
-import { systemCalls, viaFfi, viaTools } from '@drover/archive';
 import type { TarEntry } from '@drover/archive';
 import { command, requireTools, temporaryDirectory } from './testing/peers.ts';
 import { unpackInThread } from './threads.ts';
@@ -329,16 +328,4 @@ describe('R-14: a hostile layer', () => {
     await expect(unpack(gzipSync(tar).subarray(0, 60))).rejects.toMatchObject({ code: 'corrupt-image' });
     await expect(unpack(randomBytes(5000))).rejects.toMatchObject({ code: 'corrupt-image' });
   });
-});
-
-test.each([
-  ['node:ffi', viaFfi()],
-  ['tools', viaTools],
-])('devices are made through %s', (how, calls) => {
-  expect(calls).toBeDefined();
-  const path = join(directory, `device-${how.replace(':', '-')}`);
-  calls?.makeNode(path, 'character', 300, 70_000);
-  expect(lstatSync(path).isCharacterDevice()).toBe(true);
-  expect(() => systemCalls().makeNode(path, 'fifo', 0, 0)).toThrow(expect.objectContaining({ code: 'EEXIST' }));
-  expect(() => calls?.makeNode(path, 'fifo', 0, 0)).toThrow(expect.objectContaining({ code: 'EEXIST' }));
 });

@@ -1,7 +1,6 @@
 import { DroverError, errnoOf } from '@drover/foundation';
+import { runProgram, searchPath } from '@drover/linux';
 import { networkCommandMs, networkCommandOutputBytes } from '../limits.ts';
-import { runProgram } from '../programs/index.ts';
-import { searchPath } from '../search-path.ts';
 
 /** Debian's package of each program that the network needs. */
 const packages: Readonly<Record<string, string>> = { ip: 'iproute2', nft: 'nftables', nsenter: 'util-linux' };

@@ -2,9 +2,10 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, hasCode, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
 import { GatewayClient, type GatewayHealth, type GatewayRefusal, type SandboxPolicy } from '@drover/gateway';
+import { isSameProcess, processStart } from '@drover/linux';
 import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
 import { gatewayAdoptMs, gatewayProbeMs, gatewayStartMs, gatewayStopGraceMs, gatewayThreads } from '../limits.ts';
-import { endProcess, processStartTime } from './process-identity.ts';
+import { endProcess } from './process-identity.ts';
 
 export interface GatewayProcessOptions {
   /** Its own; the control socket and the process's identity are kept in `<stateDirectory>/gateway`. */
@@ -292,7 +293,7 @@ export class GatewayProcess {
 
   async #record(pid: number): Promise<void> {
     try {
-      await writeFile(this.#identityFile, JSON.stringify({ pid, startTime: await processStartTime(pid) }), { mode: 0o600 });
+      await writeFile(this.#identityFile, JSON.stringify({ pid, startTime: processStart(pid) }), { mode: 0o600 });
     } catch (error) {
       this.#logger.warn({ err: String(error) }, 'the gateway cannot be taken over by a later agent');
     }
@@ -302,9 +303,9 @@ export class GatewayProcess {
   async #recorded(): Promise<{ readonly pid: number } | undefined> {
     try {
       const { pid, startTime } = JSON.parse(await readFile(this.#identityFile, 'utf8')) as { pid: number; startTime: string };
-      return (await processStartTime(pid)) === startTime ? { pid } : undefined;
+      return isSameProcess(pid, startTime) ? { pid } : undefined;
     } catch {
-      // No file, or no such process.
+      // No file.
       return undefined;
     }
   }

@@ -1,9 +1,9 @@
 import { networkInterfaces } from 'node:os';
 import { DroverError } from '@drover/foundation';
+import { interfaceNames } from '@drover/linux';
 import ipaddr from 'ipaddr.js';
 import { slotInterface, type AddressPlan } from './addresses.ts';
 import { command } from './commands.ts';
-import { interfaceNames } from './interfaces.ts';
 import { ruleset, type HostPorts } from './ruleset.ts';
 
 /**
@@ -48,7 +48,7 @@ export async function setSlot(plan: AddressPlan, set: SlotSet, slot: number, mem
 }
 
 async function exists(plan: AddressPlan): Promise<boolean> {
-  return (await interfaceNames()).includes(plan.gatewayInterface);
+  return interfaceNames().includes(plan.gatewayInterface);
 }
 
 /** Two agents, or an agent and a network of the person's, on the same addresses would take each other's packets. */

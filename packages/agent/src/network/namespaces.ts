@@ -1,6 +1,6 @@
-import { readdir, statfs, writeFile } from 'node:fs/promises';
+import { readdir, statfs } from 'node:fs/promises';
+import { disableIPv6, interfaceNames } from '@drover/linux';
 import { hostMac, sandboxMac, slotAddress, slotInterface, slotNamespace, type AddressPlan } from './addresses.ts';
-import { interfaceNames } from './interfaces.ts';
 import { command } from './commands.ts';
 import { initPortRules } from './ruleset.ts';
 
@@ -45,7 +45,7 @@ route add ${plan.gatewayAddress} dev eth0 src ${address}
 neigh replace ${plan.gatewayAddress} lladdr ${hostMac} dev eth0 nud permanent
 `,
     );
-    await writeFile(`/proc/sys/net/ipv6/conf/${host}/disable_ipv6`, '1').catch(() => undefined);
+    disableIPv6(host);
   } catch (error) {
     await removeSlots(plan, [slot]).catch(() => undefined);
     throw error;
@@ -95,12 +95,9 @@ async function checkGone(plan: AddressPlan, slots: readonly number[], error: unk
 export async function presentSlots(
   plan: AddressPlan,
 ): Promise<{ readonly interfaces: ReadonlySet<number>; readonly names: ReadonlySet<number> }> {
-  const [interfaces, names] = await Promise.all([
-    interfaceNames(),
-    // No directory: nobody made a namespace since the machine started.
-    readdir(directory).catch(() => []),
-  ]);
-  return { interfaces: slotsAmong(plan, interfaces), names: slotsAmong(plan, names) };
+  // The directory is absent until a namespace is made after a boot.
+  const names = await readdir(directory).catch(() => []);
+  return { interfaces: slotsAmong(plan, interfaceNames()), names: slotsAmong(plan, names) };
 }
 
 function slotsAmong(plan: AddressPlan, names: readonly string[]): ReadonlySet<number> {

@@ -11,10 +11,10 @@ import { newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
 import { initPort } from '@drover/init';
+import { interfaceNames } from '@drover/linux';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { ControlListener, SandboxNetwork, type AddressHolder, type SandboxNetworkOptions } from './index.ts';
-import { interfaceNames } from './interfaces.ts';
 import { startOutside, type Outside } from './testing/outside.ts';
 
 const run = promisify(execFile);
@@ -180,7 +180,7 @@ async function routeEverywhere(at: NetworkAttachment): Promise<void> {
 }
 
 async function leftovers(): Promise<string[]> {
-  const links = (await interfaceNames()).filter((n) => n.startsWith(`d${instance}`));
+  const links = interfaceNames().filter((n) => n.startsWith(`d${instance}`));
   const names = (await readdir('/run/netns').catch(() => [])).filter((n) => n.startsWith(`drover-${instance}-`));
   return [...links, ...names];
 }

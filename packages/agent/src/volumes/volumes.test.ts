@@ -1,8 +1,8 @@
 import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { isMounted } from '@drover/linux';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { isMounted } from '../disks/index.ts';
 import { VolumeStore } from './volumes.ts';
 
 const size = 16 * 1024 ** 2;

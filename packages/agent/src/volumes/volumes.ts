@@ -1,7 +1,8 @@
 import { chmod, mkdir, readdir, rm, rmdir, stat, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, parseName, SerialExecutor } from '@drover/foundation';
-import { fullnessOf, isDiskRoot, isMounted, makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
+import { isMounted } from '@drover/linux';
+import { fullnessOf, isDiskRoot, makeDisk, mountDisk, unmountDisk, type Disk } from '../disks/index.ts';
 
 export interface HostVolume {
   readonly name: string;

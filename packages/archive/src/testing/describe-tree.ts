@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { attributesOf } from '@drover/linux';
 import { fsPath } from '../names.ts';
-import { systemCalls } from '../system-calls.ts';
 
 /** For tests: all that must be the same of two trees. */
 export interface NodeDescription {
@@ -45,7 +45,7 @@ export function describeTree(root: string): readonly NodeDescription[] {
         content,
         isSparse: stats.isFile() && stats.size > 500_000n && stats.blocks * 512n < stats.size / 2n,
         firstName: first.get(stats.ino) ?? '',
-        attributes: [...systemCalls().attributes(at)]
+        attributes: [...attributesOf(at)]
           .filter(([attribute]) => attribute.startsWith('user.'))
           .map(([attribute, value]) => `${attribute}=${value.toString('latin1')}`)
           .toSorted(),

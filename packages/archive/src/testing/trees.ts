@@ -1,7 +1,7 @@
 import { chmodSync, closeSync, ftruncateSync, lchownSync, linkSync, mkdirSync, openSync, symlinkSync, writeSync } from 'node:fs';
+import { setAttribute, setTime } from '@drover/linux';
 import fc from 'fast-check';
 import { byteString, fsPath } from '../names.ts';
-import { systemCalls } from '../system-calls.ts';
 
 /** For tests: trees of files, and directories made of them. */
 
@@ -98,7 +98,7 @@ function dress(at: string, { kind, uid, gid, mode, mtimeNs, attributes }: TreeNo
   lchownSync(fsPath(at), uid, gid);
   if (kind !== 'symlink') {
     chmodSync(fsPath(at), mode);
-    for (const [name, value] of attributes) systemCalls().setAttribute(at, name, Buffer.from(value, 'latin1'));
+    for (const [name, value] of attributes) setAttribute(at, name, Buffer.from(value, 'latin1'));
   }
-  systemCalls().setTime(at, mtimeNs);
+  setTime(at, mtimeNs);
 }

@@ -5,6 +5,7 @@ import { arch, platform, release } from 'node:os';
 import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import { directoryProblem, DroverError, errnoOf, formatBytes, reasonOf } from '@drover/foundation';
+import { hasFileSystem, maxUserNamespaces } from '@drover/linux';
 import { doctorCheckMs, doctorFreeBytes } from '../limits.ts';
 
 /** What one check found. */
@@ -88,18 +89,13 @@ export const checks: Readonly<Record<string, Check>> = {
     const line = await firstLine('ip', '-V');
     return line === undefined ? problem('ip command', 'there is no ip', 'apt-get install iproute2') : ok('ip command', line);
   },
-  overlayfs: async () => {
-    const known = await readFile('/proc/filesystems', 'utf8');
-    if (/\boverlay$/m.test(known)) return ok('overlayfs', 'the kernel has it');
+  overlayfs: () => {
+    if (hasFileSystem('overlay')) return ok('overlayfs', 'the kernel has it');
     return warning('overlayfs', 'it is not loaded', 'modprobe overlay');
   },
-  'user namespaces': async () => {
-    try {
-      const max = Number(await readFile('/proc/sys/user/max_user_namespaces', 'utf8'));
-      if (max > 0) return ok('user namespaces', `up to ${max}`);
-    } catch (error) {
-      if (errnoOf(error) !== 'ENOENT') throw error;
-    }
+  'user namespaces': () => {
+    const max = maxUserNamespaces();
+    if (max !== undefined && max > 0) return ok('user namespaces', `up to ${max}`);
     return warning(
       'user namespaces',
       'the kernel does not allow them',

@@ -1,6 +1,7 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
+import { isSameProcess, processStart } from '@drover/linux';
 
 /** Which `up` holds a data directory. A pid alone may have been given to another process since: its start time goes along. */
 interface Instance {
@@ -11,18 +12,6 @@ interface Instance {
 
 const file = (data: string): string => join(data, 'up.json');
 
-/** Field 22 of /proc/PID/stat, in clock ticks since boot (proc(5)); undefined when there is no such process. */
-async function startTime(pid: number): Promise<string | undefined> {
-  try {
-    const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
-    // The name in parentheses may hold anything, also spaces.
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT' || errnoOf(error) === 'ESRCH') return undefined;
-    throw error;
-  }
-}
-
 /**
  * Takes the data directory for this process, or, by the one that has it, adds the address.
  * @returns whether an `up` was here before and went without a word
@@ -30,7 +19,7 @@ async function startTime(pid: number): Promise<string | undefined> {
  */
 export async function claim(data: string, server = ''): Promise<boolean> {
   const before = await read(data);
-  if (before !== undefined && before.pid !== process.pid && (await startTime(before.pid)) === before.startedAt) {
+  if (before !== undefined && before.pid !== process.pid && isSameProcess(before.pid, before.startedAt)) {
     throw new DroverError(
       'failed-precondition',
       `drover is already running${before.server === '' ? '' : ` on ${before.server}`} (process ${before.pid})`,
@@ -39,7 +28,7 @@ export async function claim(data: string, server = ''): Promise<boolean> {
       },
     );
   }
-  const startedAt = (await startTime(process.pid)) ?? '';
+  const startedAt = processStart(process.pid) ?? '';
   await writeFileAtomic(file(data), `${JSON.stringify({ pid: process.pid, startedAt, server } satisfies Instance)}\n`, 0o600);
   return before !== undefined;
 }

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { access, closeSync, existsSync, readFileSync, readSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { BoundSocket } from 'node:net';
 import { join } from 'node:path';
@@ -35,7 +36,7 @@ export async function main(runDirectory: string): Promise<void> {
   const sandbox = new Sandbox({
     config,
     runDirectory,
-    bootId: readFileSync('/proc/sys/kernel/random/uuid', 'latin1').trim(),
+    bootId: randomUUID(),
     spawn: spawnProcess,
   });
   const identity = new Identity({

@@ -1,7 +1,7 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
+import { trimMemory } from '@drover/linux';
 import { idleTrimMs, trimIntervalMs } from '../limits.ts';
-import { loadLibc } from '../processes/libc.ts';
 
 /**
  * Gives memory back when init falls idle: start-up and TLS leave garbage and compiled code that V8 would keep for as long as nothing
@@ -27,7 +27,7 @@ export class IdleTrim {
     this.#timer = undefined;
     this.#last = Date.now();
     collect();
-    loadLibc()?.trim();
+    trimMemory();
   }
 }
 

@@ -1,12 +1,11 @@
-import { readFileSync } from 'node:fs';
+import { collectExits, isAwaited, isZombie, ownChildren, reapChild } from '@drover/linux';
 import { reapIntervalMs } from '../limits.ts';
-import { collectExits, ownChildren } from '../processes/children.ts';
-import { loadLibc } from '../processes/libc.ts';
+import { terminalChildren } from '../processes/children.ts';
 
 /**
  * Reaps orphans: the children of a process that has exited become init's (I-37). Works on what /proc shows (the level); SIGCHLD and a slow
- * timer say when to look. Each zombie is reaped by its number, and never a child that init started itself: those are in `ownChildren` from
- * before this thread can run again after the fork.
+ * timer say when to look. Each zombie is reaped by its number, and never a child that init started itself: those are
+ * awaited from before this thread can run again after the fork.
  */
 export class Reaper {
   readonly #timer: NodeJS.Timeout;
@@ -41,29 +40,9 @@ export class Reaper {
 
   reap(): void {
     collectExits();
-    for (const pid of children()) {
-      if (ownChildren.has(pid) || !isZombie(pid)) continue;
-      if (loadLibc()?.reap(pid) !== undefined) this.#reaped++;
+    for (const pid of ownChildren()) {
+      if (isAwaited(pid) || terminalChildren.has(pid) || !isZombie(pid)) continue;
+      if (reapChild(pid) !== undefined) this.#reaped++;
     }
-  }
-}
-
-function children(): readonly number[] {
-  const text = readOr(`/proc/self/task/${process.pid}/children`);
-  return text === '' ? [] : text.trim().split(' ').map(Number).filter(Boolean);
-}
-
-/** proc_pid_stat(5): the state follows the name, which is in parentheses and may hold anything. */
-function isZombie(pid: number): boolean {
-  const stat = readOr(`/proc/${pid}/stat`);
-  return stat.slice(stat.lastIndexOf(')') + 2, stat.lastIndexOf(')') + 3) === 'Z';
-}
-
-function readOr(path: string): string {
-  try {
-    return readFileSync(path, 'utf8');
-  } catch {
-    // It has gone meanwhile, or there is no /proc to look at.
-    return '';
   }
 }

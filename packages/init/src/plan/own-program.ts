@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { argumentsOf } from '@drover/linux';
 import { closedSuffix } from '../config.ts';
 
 /** `argv[0]` of a built-in step. */
@@ -46,7 +46,7 @@ export function userEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
  * sandbox, and would make of what it starts something that has nothing of its own in /proc.
  */
 export function ownCommand(): readonly string[] {
-  const [program = '', ...words] = readFileSync('/proc/self/cmdline', 'utf8').split('\0');
+  const [program = '', ...words] = argumentsOf('self');
   const open = program.endsWith(closedSuffix) ? program.slice(0, -closedSuffix.length) : program;
   return [open, ...words.slice(0, words.indexOf(process.argv[1] ?? '') + 1)];
 }

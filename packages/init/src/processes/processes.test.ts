@@ -4,6 +4,7 @@ import { BoundedQueue, newId } from '@drover/foundation';
 import { init } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { ReplayBudget, ReplayBuffer } from './replay.ts';
+import { parseIdMap } from '@drover/linux';
 import { mustBeMapped, resolveUser } from './users.ts';
 import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
 
@@ -261,10 +262,10 @@ describe('users', () => {
     expect(() => resolveUser(text, passwd, group)).toThrow(expect.objectContaining({ code: 'invalid-argument' }));
   });
   it('an id that the user namespace does not have is refused in words', () => {
-    const map = '         0 1000000000      65536\n     70000 1000070000          1\n';
+    const map = parseIdMap('         0 1000000000      65536\n     70000 1000070000          1\n');
     for (const id of [0, 65_535, 70_000]) expect(() => mustBeMapped('user', id, map)).not.toThrow();
     expect(() => mustBeMapped('group', 99_999, map)).toThrow('the sandbox has no group 99999: its ids end with 70000');
-    expect(() => mustBeMapped('user', 99_999, '')).not.toThrow();
+    expect(() => mustBeMapped('user', 99_999, [])).not.toThrow();
   });
   it('numbers need no accounts', () => {
     expect(resolveUser('5:6', '', '')).toMatchObject({ uid: 5, gid: 6 });

@@ -1,7 +1,8 @@
 import { spawn as spawnChild, type ChildProcess } from 'node:child_process';
-import { closeSync, writeFileSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { DroverError, errnoOf } from '@drover/foundation';
+import { setOomScoreAdjustment } from '@drover/linux';
 import { oomScoreRetryMs, oomScoreTries, workloadOomScoreAdj } from '../limits.ts';
 import { exitOf } from './children.ts';
 import { commandNotFound, notExecutable, resolveCommand, type Command } from './command.ts';
@@ -28,7 +29,7 @@ function raiseOomScore({ pid, exited }: Spawned): void {
   let timer: NodeJS.Timeout | undefined;
   const raise = (tries: number): void => {
     try {
-      writeFileSync(`/proc/${pid}/oom_score_adj`, String(workloadOomScoreAdj));
+      setOomScoreAdjustment(pid, workloadOomScoreAdj);
     } catch {
       if (tries > 1) timer = setTimeout(() => raise(tries - 1), oomScoreRetryMs * 2 ** (oomScoreTries - tries)).unref();
     }
@@ -42,9 +43,9 @@ async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
   const { user } = command;
   const { file, argv, workdir, env, user: start } = withGroups(command);
   const opened: StandardStream[] = [];
-  const open = (input: boolean): StandardStream | undefined => {
+  const open = (input: boolean): StandardStream => {
     const stream = openStandardStream(input, user);
-    if (stream !== undefined) opened.push(stream);
+    opened.push(stream);
     return stream;
   };
   let child: ChildProcess;
@@ -58,14 +59,10 @@ async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
       uid: start.uid,
       gid: start.gid,
       detached: true,
-      stdio: [stdin ? (input?.theirs ?? 'pipe') : 'ignore', output?.theirs ?? 'pipe', errors?.theirs ?? 'pipe'],
+      stdio: [input?.theirs ?? 'ignore', output.theirs, errors.theirs],
     });
-    const stdout = output?.ours ?? child.stdout;
-    const stderr = errors?.ours ?? child.stderr;
     const { pid } = child;
-    if (pid !== undefined && stdout !== null && stderr !== null) {
-      spawned = pipedProcess(pid, exitOf(child, pid), input?.ours ?? child.stdin ?? undefined, stdout, stderr);
-    }
+    if (pid !== undefined) spawned = pipedProcess(pid, exitOf(child, pid), input?.ours, output.ours, errors.ours);
   } catch (error) {
     throw spawnError(command, error);
   } finally {

@@ -1,5 +1,5 @@
 import type { Readable, Writable } from 'node:stream';
-import { errnoOf } from '@drover/foundation';
+import { signalProcess } from '@drover/linux';
 import type { CommandRequest } from './command.ts';
 
 export interface SpawnRequest extends CommandRequest {
@@ -11,34 +11,29 @@ export interface SpawnRequest extends CommandRequest {
 export interface RawExit {
   /** 0 to 255; 128 + n for signal n. */
   readonly code: number;
-  /** The name of the signal that ended it; empty: none did. */
+  /** The name of the signal that ended the process; empty when it exited. */
   readonly signal: string;
 }
 
-/** A process as the rest of init sees it; the fake runtime makes others. */
+/** A process of the sandbox. The fake runtime has another implementation. */
 export interface Spawned {
   readonly pid: number;
-  /** Undefined when stdin was not asked for. */
+  /** Undefined when the request has no stdin. */
   readonly stdin: Writable | undefined;
   readonly stdout: Readable;
-  /** Undefined with a terminal: it has one stream. */
+  /** Undefined with a terminal, which has one stream. */
   readonly stderr: Readable | undefined;
-  /** Settles when the process itself has ended; output may follow. */
+  /** Settles when the process itself has ended; its output may follow. */
   readonly exited: Promise<RawExit>;
-  /** Ends stdin, however this kind of process is told. */
+  /** Closes stdin; on a terminal, sends the end-of-file character. */
   endStdin(): void;
   resize(rows: number, columns: number): void;
-  /** To the whole process group; gone: nothing. */
+  /** Signals the whole process group; does nothing when it has ended. */
   kill(signal: NodeJS.Signals | number): void;
 }
 
 export type Spawner = (request: SpawnRequest) => Promise<Spawned>;
 
 export function killGroup(pid: number, signal: NodeJS.Signals | number): void {
-  try {
-    process.kill(-pid, signal);
-  } catch (error) {
-    // ESRCH: it has ended, which is what a signal usually wants.
-    if (errnoOf(error) !== 'ESRCH') throw error;
-  }
+  signalProcess(-pid, signal);
 }

@@ -5,11 +5,11 @@ import { Writable } from 'node:stream';
 import { ReadStream } from 'node:tty';
 import { getSystemErrorMap } from 'node:util';
 import { DroverError, errnoOf } from '@drover/foundation';
+import { closeOnExec, makePipe, withFileOwner, type Pipe } from '@drover/linux';
 import { execMs, maxExecFailureBytes, maxTerminalRetryMs, terminalRetryMs } from '../limits.ts';
-import { endedBy, exited as exitedWith, ownChildren } from './children.ts';
+import { endedBy, exited as exitedWith, terminalChildren } from './children.ts';
 import type { Command } from './command.ts';
 import { withGroups } from './groups.ts';
-import { loadLibc, type Pipe } from './libc.ts';
 import { killGroup, type RawExit, type Spawned } from './spawned.ts';
 
 /** The native half of @lydell/node-pty 1.1.0, used directly: its JavaScript half knows no backpressure for stdin. */
@@ -116,16 +116,15 @@ export async function spawnTerminal(
       '',
       (code, signal) => settle(signal === 0 ? exitedWith(code) : endedBy(signal)),
     );
-  const libc = loadLibc();
-  const untilExec = libc?.pipe();
+  const untilExec = makePipe();
   // A new terminal belongs to the file user of its opener (devpts). Make that the command's user, who may open it again as /dev/stdout.
-  const { fd, pid } = closingOnError(untilExec, () => libc?.asFileOwner(resolved.user.uid, fork) ?? fork());
+  const { fd, pid } = closingOnError(untilExec, () => withFileOwner(resolved.user.uid, fork));
   // The addon leaves it open in all later children, which could then read this terminal and type into it.
-  libc?.closeOnExec(fd);
-  ownChildren.add(pid);
+  closeOnExec(fd);
+  terminalChildren.add(pid);
   // Only once the addon has reaped it; until then its number cannot be another's.
-  void exited.finally(() => ownChildren.delete(pid));
-  const head = untilExec === undefined ? Buffer.alloc(0) : await outputAtExec(untilExec, fd);
+  void exited.finally(() => terminalChildren.delete(pid));
+  const head = await outputAtExec(untilExec, fd);
   const stream = new ReadStream(fd);
   // EIO is how a terminal says that its last process has gone.
   stream.on('error', () => stream.destroy());
@@ -155,11 +154,11 @@ export async function spawnTerminal(
 }
 
 /** Fork fails when the sandbox has its limit of processes or terminals, as often as a client tries. */
-function closingOnError<T>(pipe: Pipe | undefined, work: () => T): T {
+function closingOnError<T>(pipe: Pipe, work: () => T): T {
   try {
     return work();
   } catch (error) {
-    if (pipe !== undefined) for (const end of [pipe.reader, pipe.writer]) closeSync(end);
+    for (const end of [pipe.reader, pipe.writer]) closeSync(end);
     throw error;
   }
 }

@@ -1,5 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs';
 import { DroverError, clip } from '@drover/foundation';
+import { mappedIds, type IdRange } from '@drover/linux';
 import { maxAccountBytes, maxGroups } from '../limits.ts';
 
 export interface User {
@@ -42,20 +43,13 @@ export function resolveUser(text: string, passwd: string, group: string): User {
  */
 export function lookUpUser(text: string, directory = '/etc'): User {
   const user = resolveUser(text, readOr(`${directory}/passwd`), readOr(`${directory}/group`));
-  mustBeMapped('user', user.uid, readOr('/proc/self/uid_map'));
-  for (const gid of [user.gid, ...user.groups]) mustBeMapped('group', gid, readOr('/proc/self/gid_map'));
+  mustBeMapped('user', user.uid, mappedIds('uid'));
+  for (const gid of [user.gid, ...user.groups]) mustBeMapped('group', gid, mappedIds('gid'));
   return user;
 }
 
-/**
- * setuid(2) and setgroups(2) say only EINVAL of an id without a mapping. Source of the format: user_namespaces(7).
- * Exported for its tests.
- */
-export function mustBeMapped(kind: 'user' | 'group', id: number, map: string): void {
-  const ranges = map
-    .split('\n')
-    .map((line) => line.trim().split(/\s+/).map(Number))
-    .flatMap(([first, , count]) => (first === undefined || count === undefined ? [] : [{ first, last: first + count - 1 }]));
+/** setuid(2) and setgroups(2) fail with EINVAL for an id without a mapping. Exported for its tests. */
+export function mustBeMapped(kind: 'user' | 'group', id: number, ranges: readonly IdRange[]): void {
   // Without /proc there is nothing to compare with.
   if (ranges.length === 0 || ranges.some(({ first, last }) => id >= first && id <= last)) return;
   throw new DroverError(

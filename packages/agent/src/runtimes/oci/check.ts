@@ -1,13 +1,11 @@
 import { execFile } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { errnoOf } from '@drover/foundation';
-import { mountPoints } from '../../disks/index.ts';
-import { searchPath } from '../../search-path.ts';
+import { hasFileSystem, mountPoints, searchPath, type Mounts } from '@drover/linux';
 import type { RuntimeFinding } from '../runtime.ts';
 import type { Cgroups } from './cgroup.ts';
-import type { Mounts } from './mounts.ts';
 import type { Program } from './program.ts';
 import { UidRanges } from './uid-ranges.ts';
 
@@ -29,7 +27,7 @@ export async function checkHost(
   return await Promise.all([
     checkProgram(program, cgroups),
     checkCgroups(cgroups),
-    checkOverlay(),
+    Promise.resolve(checkOverlay()),
     checkUserNamespaces(mounts, stateDirectory),
     checkPassage(stateDirectory),
     checkDisk(),
@@ -64,8 +62,8 @@ async function checkCgroups(cgroups: Cgroups): Promise<RuntimeFinding> {
   );
 }
 
-async function checkOverlay(): Promise<RuntimeFinding> {
-  if (/\boverlay$/m.test(await readFile('/proc/filesystems', 'utf8'))) return ok('overlayfs', 'there');
+function checkOverlay(): RuntimeFinding {
+  if (hasFileSystem('overlay')) return ok('overlayfs', 'there');
   return problem('overlayfs', 'the kernel has no overlayfs loaded', 'modprobe overlay');
 }
 
@@ -107,7 +105,6 @@ async function checkDisk(): Promise<RuntimeFinding> {
 
 /** Tries what every create will do: an overlay over a layer with mapped owners. Why not, in words; undefined when it works. */
 export async function probeIdmap(mounts: Mounts, ranges: UidRanges, stateDirectory: string): Promise<string | undefined> {
-  if (mounts.idmap === undefined) return 'this Node has no node:ffi';
   const directory = await mkdtemp(join(stateDirectory, probePrefix));
   const paths = ['layer', 'mapped', 'upper', 'work', 'root'].map((name) => join(directory, name));
   const [layer = '', mapped = '', upper = '', work = '', root = ''] = paths;
@@ -116,15 +113,15 @@ export async function probeIdmap(mounts: Mounts, ranges: UidRanges, stateDirecto
     await Promise.all(paths.map((path) => mkdir(path)));
     const slot = ranges.take();
     ranges.give(slot);
-    mounts.idmap(layer, mapped, await ranges.namespace(slot), 'read-only');
+    mounts.mapOwners(layer, mapped, await ranges.namespace(slot), 'read-only');
     mounted.push(mapped);
-    await mounts.overlay({ target: root, lower: [mapped], upper, work });
+    mounts.overlay({ target: root, lower: [mapped], upper, work });
     mounted.push(root);
     return undefined;
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   } finally {
-    for (const path of mounted) await mounts.detach(path);
+    for (const path of mounted) mounts.detach(path);
     await rm(directory, { recursive: true, force: true });
   }
 }

@@ -2,8 +2,8 @@ import { execFile } from 'node:child_process';
 import { chmod, copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { mountPoints, Mounts } from '@drover/linux';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
-import { mountPoints } from '../../disks/index.ts';
 import { limitsOf } from '../conformance.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
@@ -204,9 +204,8 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     });
     const layout = layoutOf(harness.stateDirectory, request.id);
     // As after a reboot of the host.
-    const { openMounts } = await import('./mounts.ts');
     const { unmountAll } = await import('./rootfs.ts');
-    await unmountAll(openMounts(), layout);
+    await unmountAll(new Mounts(), layout);
     await rm(join(layout.writable, 'upper/opt'), { recursive: true, force: true });
     await symlink('/tmp', join(layout.writable, 'upper/opt'));
     await expect(harness.runtime.start(request, lifetime())).rejects.toThrow(/no plain directory|ENOENT/);

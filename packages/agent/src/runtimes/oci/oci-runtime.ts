@@ -15,7 +15,20 @@ import {
   makeDirectories,
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
-import { fullnessOf, isDiskRoot, isMounted, mountPoints } from '../../disks/index.ts';
+import {
+  isInCgroup,
+  isMounted,
+  isSameProcess,
+  mountPoints,
+  Mounts,
+  openFilesLimit,
+  processesWithArgument,
+  processStart,
+  readPidFile,
+  signalProcess,
+} from '@drover/linux';
+import { RootReplacer } from '@drover/linux/root-replacement';
+import { fullnessOf, isDiskRoot } from '../../disks/index.ts';
 import { ForeignPaths } from '../../foreign/index.ts';
 import { initPidsAllowance, maxOpenFiles, runtimeProgramMs, startLookMs, startsPerCpu, startTurnMs } from '../../limits.ts';
 import { dialSandbox } from '../dial.ts';
@@ -30,15 +43,12 @@ import {
   type StandbyRequest,
   type StoppedRoot,
 } from '../runtime.ts';
-import { Bindings } from './binding.ts';
 import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
 import { KernelLog } from './kernel-log.ts';
 import { hasEntry, idInPath, layoutOf, programDirectory, sandboxesDirectory, type Layout } from './layout.ts';
-import { openMounts, type Mounts } from './mounts.ts';
-import { isInCgroup, isSameProcess, ownOpenFiles, processesWithArgument, processStart, readPid, signalProcess } from './process.ts';
 import { Program } from './program.ts';
 import { emptyRecord, isUnderWay, readRecord, stateOf, writeRecord, type SandboxRecord } from './record.ts';
 import { emptyRunDirectory, giveAway, mapVolumes, mountRoot, unmountAll, type Owners } from './rootfs.ts';
@@ -57,7 +67,7 @@ export interface OciRuntimeOptions {
   readonly program?: string;
   readonly logger: Logger;
   readonly clock?: Clock;
-  /** Default: the best that this process has. */
+  /** For tests of a host that cannot map owners. */
   readonly mounts?: Mounts;
   /** Shared with the images. Default: its own. */
   readonly foreign?: ForeignPaths;
@@ -75,12 +85,12 @@ export class OciRuntime implements Runtime {
   readonly #program: Program;
   readonly #cgroups: Cgroups;
   readonly #mounts: Mounts;
-  readonly #bindings = new Bindings();
+  readonly #roots = new RootReplacer();
   readonly #kernelLog = new KernelLog();
   readonly #foreign: ForeignPaths;
   /** What standbys wait at. */
   readonly #gates = new Map<SandboxId, Disposable>();
-  readonly standBy: ((request: StandbyRequest, signal: AbortSignal) => Promise<void>) | undefined;
+  readonly standBy = async (request: StandbyRequest, signal: AbortSignal): Promise<void> => await this.#standBy(request, signal);
   readonly #exits: ExitWatch;
   readonly #starts = new Turns(Math.ceil(availableParallelism() * startsPerCpu));
   /** One operation at a time on one sandbox. */
@@ -91,13 +101,12 @@ export class OciRuntime implements Runtime {
   constructor(options: OciRuntimeOptions) {
     this.#stateDirectory = options.stateDirectory;
     this.#logger = options.logger;
-    this.#mounts = options.mounts ?? openMounts();
+    this.#mounts = options.mounts ?? new Mounts();
     this.#clock = options.clock ?? systemClock;
     this.#foreign = options.foreign ?? new ForeignPaths();
     this.#program = new Program(options.program ?? 'runc', programDirectory(options.stateDirectory));
     this.#cgroups = new Cgroups(options.cgroupParent);
     this.#exits = new ExitWatch(this.#clock);
-    if (this.#mounts.detached !== undefined) this.standBy = async (request, signal) => await this.#standBy(request, signal);
   }
 
   async check(): Promise<readonly RuntimeFinding[]> {
@@ -284,7 +293,7 @@ export class OciRuntime implements Runtime {
   /** Ends what this object holds; sandboxes run on. */
   async close(): Promise<void> {
     this.#life.abort();
-    await this.#bindings.close();
+    await this.#roots.close();
     await this.#kernelLog.close();
     await (await this.#prepared)?.close();
     await this.#cgroups.removeParent();
@@ -406,7 +415,7 @@ export class OciRuntime implements Runtime {
       cgroupsPath: this.#cgroups.pathOf(id),
       limitsSwap: this.#cgroups.limitsSwap,
       architecture: process.arch,
-      openFiles: Math.min(maxOpenFiles, ownOpenFiles()),
+      openFiles: Math.min(maxOpenFiles, openFilesLimit()),
     });
     await mkdir(layout.bundle, { recursive: true, mode: 0o700 });
     await writeFile(join(layout.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
@@ -460,8 +469,8 @@ export class OciRuntime implements Runtime {
   }
 
   #standbyHost(): StandbyHost {
-    const [mounts, cgroups, bindings, foreign] = [this.#mounts, this.#cgroups, this.#bindings, this.#foreign];
-    return { mounts, cgroups, bindings, foreign, owners: async (slot) => await this.#owners(slot) };
+    const [mounts, cgroups, roots, foreign] = [this.#mounts, this.#cgroups, this.#roots, this.#foreign];
+    return { mounts, cgroups, roots, foreign, owners: async (slot) => await this.#owners(slot) };
   }
 
   /** Makes the sandbox of its standby; undefined when that cannot be, and nothing is left of either. */
@@ -528,7 +537,7 @@ export class OciRuntime implements Runtime {
     const deadline = this.#clock.now() + runtimeProgramMs;
     for (;;) {
       // Its --pid-file is of this sandbox alone.
-      const pids = processesWithArgument(layout.pidFile).filter((pid) => processStart(pid) !== undefined);
+      const pids = processesWithArgument(layout.pidFile);
       if (pids.length === 0) return;
       for (const pid of pids) signalProcess(pid, 'SIGKILL');
       if (this.#clock.now() >= deadline)
@@ -551,7 +560,7 @@ export class OciRuntime implements Runtime {
     if (isSameProcess(record.pid, record.pidStart)) return record.pid;
     if (!isUnderWay(record)) return undefined;
     // The agent died while the program was at it: the program may have finished.
-    const pid = readPid(layout.pidFile);
+    const pid = readPidFile(layout.pidFile);
     return pid !== undefined && processStart(pid) !== undefined && isInCgroup(pid, record.container ?? id) ? pid : undefined;
   }
 

@@ -2,8 +2,8 @@ import { readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { clip, DroverError, errnoOf } from '@drover/foundation';
-import { killedProgramMs, pauseAttempts, pauseRetryMs, programOutputBytes, runtimeProgramMs } from '../../limits.ts';
-import { launch, runProgram, type Finished, type Launched } from '../../programs/index.ts';
+import { killedProgramMs, launch, runProgram, type Finished, type Launched } from '@drover/linux';
+import { pauseAttempts, pauseRetryMs, runtimeProgramMs } from '../../limits.ts';
 
 /** An OCI runtime program, driven by its command line, which runc, crun, youki and runsc share. */
 export class Program {
@@ -78,8 +78,7 @@ export class Program {
   }
 
   async #run(args: readonly string[]): Promise<string> {
-    const limits = { timeoutMs: runtimeProgramMs, maxOutputBytes: programOutputBytes };
-    const { code, stdout, stderr } = await this.#start(async () => await runProgram(this.path, args, limits));
+    const { code, stdout, stderr } = await this.#start(async () => await runProgram(this.path, args, { timeoutMs: runtimeProgramMs }));
     if (code === 0) return stdout;
     throw this.#failure(args.find((arg) => !arg.startsWith('-') && !arg.startsWith('/')) ?? '', code, clip(stderr.trim(), 4096));
   }

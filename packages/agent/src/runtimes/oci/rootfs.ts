@@ -1,12 +1,12 @@
 import { chmod, chown, lchown, lstat, mkdir, readdir, realpath, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, removeTree } from '@drover/foundation';
-import { isMounted, makeDisk, mountPoints } from '../../disks/index.ts';
+import { isMounted, mountPoints, type Mounts } from '@drover/linux';
+import { makeDisk } from '../../disks/index.ts';
 import type { ForeignPaths, ForeignStatus } from '../../foreign/index.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { fillRoot } from './fill-root.ts';
 import type { Layout } from './layout.ts';
-import { spawnedMounts, type Mounts } from './mounts.ts';
 import { together } from './together.ts';
 
 /** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
@@ -91,16 +91,15 @@ export async function mapVolumes(host: MountingHost, layout: Layout, request: Cr
       });
     }
     const target = join(layout.mapped, `volume${index}`);
-    const idmap = owners === undefined ? undefined : mounts.idmap;
-    if (idmap === undefined || owners === undefined) await bindOnce(foreign, mount.source, target, status.kind);
+    if (owners === undefined) await bindOnce(foreign, mount.source, target, status.kind);
     else if (!isMounted(target)) {
       // Mapped from a mount of its own, so that its file system is not asked. `target` is a mount only when its owners are mapped: an agent that
       // is killed in between leaves none that looks complete.
       const plain = `${target}-plain`;
       await bindOnce(foreign, mount.source, plain, status.kind);
       await makePlace(target, status.kind);
-      idmap(plain, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
-      await mounts.detach(plain);
+      mounts.mapOwners(plain, target, owners.namespaceFd, mount.readOnly ? 'read-only' : 'read-write');
+      mounts.detach(plain);
     }
     volumes.push({ source: target, kind: status.kind });
   }
@@ -152,8 +151,7 @@ async function overlayOn(
     const given = layers.length > 0 ? layers : [await emptyLayer(layout)];
     for (const [index, layer] of given.entries()) {
       const isForeign = layer === foreignLayer;
-      const idmap = owners === undefined ? undefined : mounts.idmap;
-      if (!isForeign && idmap === undefined) {
+      if (!isForeign && owners === undefined) {
         lower.push(layer);
         continue;
       }
@@ -163,18 +161,20 @@ async function overlayOn(
         await foreign.bind(layer, point);
         mapped.push(point);
       }
-      if (idmap !== undefined && owners !== undefined) {
-        idmap(isForeign ? point : layer, point, owners.namespaceFd, 'read-only');
+      if (owners !== undefined) {
+        mounts.mapOwners(isForeign ? point : layer, point, owners.namespaceFd, 'read-only');
         mapped.push(point);
       }
       lower.push(point);
     }
     // Making an overlay looks into its layers.
-    await (foreignLayer === undefined ? mounts : spawnedMounts).overlay({ target, lower, upper, work });
+    const overlay = { target, lower, upper, work };
+    if (foreignLayer === undefined) mounts.overlay(overlay);
+    else await mounts.overlayByProgram(overlay);
     return await upperMade;
   } finally {
     // The overlay keeps clones of its own.
-    for (const point of mapped) await mounts.detach(point);
+    for (const point of mapped) mounts.detach(point);
   }
 }
 

@@ -2,11 +2,11 @@ import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promis
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { SandboxId } from '@drover/foundation';
+import { isSameProcess } from '@drover/linux';
 import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { standByFor } from '../testing/standbys.ts';
 import type { CreateRequest } from '../runtime.ts';
 import { layoutOf } from './layout.ts';
-import { isSameProcess } from './process.ts';
 import { readRecord, type SandboxRecord } from './record.ts';
 
 /** What any sandbox does, one made of a standby does too: that is the conformance suite's (oci-runtime.test.ts). */

@@ -2,21 +2,17 @@ import { closeSync } from 'node:fs';
 import { chmod, mkdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { secretsDirectory } from '@drover/init';
+import { isSameProcess, type MountOption, type Mounts } from '@drover/linux';
+import type { AttachedMount, RootReplacer } from '@drover/linux/root-replacement';
 import type { ForeignPaths } from '../../foreign/index.ts';
 import { secretsInodes, tmpfsInodes } from '../../limits.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
-import type { Bindings } from './binding.ts';
-import type { Attached } from './binding-thread.ts';
 import type { Cgroups } from './cgroup.ts';
 import type { Layout } from './layout.ts';
-import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, type Mounts } from './mounts.ts';
-import { isSameProcess } from './process.ts';
 import { readRecord, writeRecord, type SandboxRecord } from './record.ts';
 import { emptyRunDirectory, makeMountPoints, mapVolumes, mountRoot, type MappedVolume, type Owners } from './rootfs.ts';
 import { resourcesOf, sharedMemoryOf, sharedMemoryPath } from './spec.ts';
 import { together } from './together.ts';
-
-/** What a standby's root has, and what it is given to be a sandbox: see binding.ts. */
 
 /** It has no limits before it is somebody's. */
 export const noLimits: Limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, pids: 0, shmBytes: 0 };
@@ -40,13 +36,13 @@ export async function makeStandbyRoot(stateDirectory: string): Promise<void> {
   }
 }
 
-const apart = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+const apart: readonly MountOption[] = ['nosuid', 'nodev'];
 
 /** What of the host it takes to make a sandbox of a standby. */
 export interface StandbyHost {
   readonly mounts: Mounts;
   readonly cgroups: Cgroups;
-  readonly bindings: Bindings;
+  readonly roots: RootReplacer;
   readonly foreign: ForeignPaths;
   readonly owners: (slot: number | undefined) => Promise<Owners | undefined>;
 }
@@ -63,10 +59,9 @@ export async function moveIn(
   layout: Layout,
   request: CreateRequest,
 ): Promise<{ readonly record: SandboxRecord; readonly uid: number } | undefined> {
-  const { mounts, cgroups, bindings, foreign } = host;
-  const { detached } = mounts;
+  const { mounts, cgroups, roots, foreign } = host;
   const waiting = await readRecord(from.record);
-  if (detached === undefined || waiting?.container === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
+  if (waiting?.container === undefined || !isSameProcess(waiting.pid, waiting.pidStart)) return undefined;
   await rename(from.directory, layout.directory);
   const { slot, pid, container } = waiting;
   const record = { ...waiting, address: request.network.address, runDirectory: request.runDirectory };
@@ -80,13 +75,13 @@ export async function moveIn(
   );
   if (!(await makeMountPoints(layout.root, standbyKept, uid))) return undefined;
   const volumes = await mapVolumes({ mounts, foreign, owners }, layout, request);
-  const root = detached.clone(layout.root, 0n);
-  const attached: Attached[] = [];
+  const root = mounts.clone(layout.root, []);
+  const attached: AttachedMount[] = [];
   try {
-    for (const make of sandboxMounts(request, volumes, detached, uid)) attached.push(await make());
+    for (const make of sandboxMounts(request, volumes, mounts, uid)) attached.push(make());
     const { hostname } = request;
     const dropped = hasOwnSharedMemory(request) ? [runMount, sharedMemoryPath] : [runMount];
-    await bindings.bind({ pid, hostname, root, place: standbyPlace, kept: standbyKept, dropped, attached, owner: uid });
+    await roots.replace({ pid, hostname, root, place: standbyPlace, kept: standbyKept, dropped, attached, owner: uid });
   } finally {
     for (const mount of [root, ...attached.map((each) => each.mount)]) closeSync(mount);
   }
@@ -101,23 +96,22 @@ export async function moveIn(
 function sandboxMounts(
   request: CreateRequest,
   volumes: readonly MappedVolume[],
-  detached: NonNullable<Mounts['detached']>,
+  mounts: Mounts,
   uid: number,
-): readonly (() => Promise<Attached>)[] {
+): readonly (() => AttachedMount)[] {
   const { runDirectory, secretsBytes: bytes } = request;
-  const run = async (): Promise<Attached> =>
-    await Promise.resolve({ path: runMount, mount: detached.clone(runDirectory, apart | MOUNT_ATTR_NOEXEC), kind: 'directory' });
-  const secrets = async (): Promise<Attached> => {
-    const mount = detached.tmpfs({ bytes: bytes ?? 0, inodes: secretsInodes, mode: '755', uid }, apart | MOUNT_ATTR_NOEXEC);
-    return await Promise.resolve({ path: secretsDirectory, mount, kind: 'directory' });
+  const run = (): AttachedMount => ({ path: runMount, mount: mounts.clone(runDirectory, [...apart, 'noexec']), kind: 'directory' });
+  const secrets = (): AttachedMount => {
+    const mount = mounts.tmpfs({ bytes: bytes ?? 0, inodes: secretsInodes, mode: '755', uid }, [...apart, 'noexec']);
+    return { path: secretsDirectory, mount, kind: 'directory' };
   };
-  const bound = request.mounts.map(({ target: path, readOnly }, index) => async (): Promise<Attached> => {
+  const bound = request.mounts.map(({ target: path, readOnly }, index) => (): AttachedMount => {
     const { source, kind } = volumes[index] as MappedVolume;
-    return await Promise.resolve({ path, mount: detached.clone(source, readOnly ? apart | MOUNT_ATTR_RDONLY : apart), kind });
+    return { path, mount: mounts.clone(source, readOnly ? [...apart, 'ro'] : apart), kind };
   });
-  const sharedMemory = async (): Promise<Attached> => {
+  const sharedMemory = (): AttachedMount => {
     const settings = { bytes: sharedMemoryOf(request.limits), inodes: tmpfsInodes, mode: '1777', uid };
-    return await Promise.resolve({ path: sharedMemoryPath, mount: detached.tmpfs(settings, apart), kind: 'directory' });
+    return { path: sharedMemoryPath, mount: mounts.tmpfs(settings, apart), kind: 'directory' };
   };
   return [run, ...(hasOwnSharedMemory(request) ? [sharedMemory] : []), ...bound, ...(bytes === undefined ? [] : [secrets])];
 }

@@ -2,8 +2,8 @@ import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { DroverError } from '@drover/foundation';
+import { launch } from '@drover/linux';
 import { uidRangeBase, uidRangeCount, uidRangeSize, warmUserNamespaces } from '../../limits.ts';
-import { launch } from '../../programs/index.ts';
 
 /** The first uid (and gid) on the host of a slot's range; 0 inside. */
 export const rangeStart = (slot: number): number => uidRangeBase + slot * uidRangeSize;

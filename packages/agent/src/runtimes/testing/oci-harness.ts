@@ -8,9 +8,9 @@ import { promisify } from 'node:util';
 import { errnoOf, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { initPort } from '@drover/init';
+import { processStart } from '@drover/linux';
 import { limitsOf, type Behaviour, type Harness } from '../conformance.ts';
 import { OciRuntime, prepareInitDirectory } from '../oci/index.ts';
-import { processStart } from '../oci/process.ts';
 import type { CreateRequest, Limits } from '../runtime.ts';
 import { RuntimeOfStandbys } from './standbys.ts';
 

@@ -2,32 +2,21 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { open, readdir, readlink } from 'node:fs/promises';
 import { describe, expect, test } from 'vitest';
-import { launchByNode } from './by-node.ts';
-import { runProgram } from './index.ts';
-import type { Launched, Launcher, LaunchOptions } from './launcher.ts';
-import { openPosixSpawn } from './posix-spawn.ts';
+import { launch, runProgram, type Launched, type LaunchOptions } from './index.ts';
 
-const native = openPosixSpawn();
 const env = { PATH: '/usr/bin:/bin' };
 
-test('this Node has posix_spawn', () => {
-  expect(native).toBeDefined();
-});
-
-describe.each<[string, Launcher]>([
-  ['posix_spawn', native ?? launchByNode],
-  ['node:child_process', launchByNode],
-])('a program that is started by %s', (_, launcher) => {
+describe('a program', () => {
   const shell = async (script: string, options: LaunchOptions = {}): Promise<Launched> =>
-    await launcher('/bin/sh', ['-c', script, 'sh', 'two words', '', 'ä'], { env, ...options });
+    await launch('/bin/sh', ['-c', script, 'sh', 'two words', '', 'ä'], { env, ...options });
   const text = async (stream: Launched['stdout']): Promise<string> => {
-    let said = '';
-    stream?.setEncoding('utf8').on('data', (data: string) => (said += data));
+    let received = '';
+    stream?.setEncoding('utf8').on('data', (data: string) => (received += data));
     await once(stream ?? process, 'close');
-    return said;
+    return received;
   };
 
-  test('gets its arguments and its environment, and nothing else of either', async () => {
+  test('has its arguments and its environment, and no others', async () => {
     const child = await shell('printf "%s|" "$@"; exec env', { streams: ['stdout'], env: { NAME: 'a value' } });
     const [said, code] = await Promise.all([text(child.stdout), child.ended]);
     expect(code).toBe(0);
@@ -41,17 +30,17 @@ describe.each<[string, Launcher]>([
     ).toEqual(['NAME=a value']);
   });
 
-  test('its exit code comes, and null for a signal', async () => {
+  test('reports its exit code, and null for a signal', async () => {
     expect(await (await shell('exit 7')).ended).toBe(7);
     expect(await (await shell('kill -9 $$')).ended).toBeNull();
     const sleeper = await shell('exec sleep 60');
     sleeper.kill();
     expect(await sleeper.ended).toBeNull();
-    // Nobody else is hit.
+    // Its pid may belong to another process now.
     sleeper.kill();
   });
 
-  test('what does not lead here is /dev/null, and what is open here is not open there', async () => {
+  test('has /dev/null for streams that are not connected, and inherits no open file', async () => {
     const file = await open('/etc/hostname');
     const child = await shell('exec ls -l /proc/self/fd', { streams: ['stdout'] });
     const said = await text(child.stdout);
@@ -61,32 +50,32 @@ describe.each<[string, Launcher]>([
     expect(said).not.toContain('/etc/hostname');
   });
 
-  test('its streams lead here', async () => {
+  test('has its streams connected to this process', async () => {
     const child = await shell('cat; echo said >&2', { streams: ['stdin', 'stdout', 'stderr'] });
     child.stdin?.end('through');
     expect(await Promise.all([text(child.stdout), text(child.stderr), child.ended])).toEqual(['through', 'said\n', 0]);
   });
 
-  test('its channel is at its end once closed here', async () => {
+  test('sees the end of its channel when it is closed here', async () => {
     const child = await shell('cat <&3; exit 3', { channel: true });
     child.channel?.destroy();
     expect(await child.ended).toBe(3);
   });
 
-  test('signals that are ignored or blocked here are not there', async () => {
+  test('has no signal blocked or ignored, whatever this process does', async () => {
     const child = await shell('exec cat /proc/self/status', { streams: ['stdout'] });
     const status = await text(child.stdout);
     expect(/^SigBlk:\s+0+$/m.test(status)).toBe(true);
-    // All but the two that the C library keeps to itself.
+    // All but the two that the C library reserves.
     expect(Number(`0x${/^SigIgn:\s+(\S+)$/m.exec(status)?.[1]}`) & ~0x180000000 & 0x7fffffff).toBe(0);
   });
 
-  test('one that is not there is said not to be', async () => {
-    await expect(launcher('/nowhere/program', [], { env })).rejects.toMatchObject({ code: 'ENOENT' });
-    await expect(launcher('/etc/passwd', [], { env })).rejects.toMatchObject({ code: 'EACCES' });
+  test('that does not exist or is not executable is an error with its code', async () => {
+    await expect(launch('/nowhere/program', [], { env })).rejects.toMatchObject({ code: 'ENOENT' });
+    await expect(launch('/etc/passwd', [], { env })).rejects.toMatchObject({ code: 'EACCES' });
   });
 
-  test('many at once end each with their own code, beside children of Node’s own, and leave no descriptor and no zombie', async () => {
+  test('reports its own code among many others and children of Node, and leaves no descriptor and no zombie', async () => {
     const descriptors = async (): Promise<number> => (await readdir('/proc/self/fd')).length;
     const before = await descriptors();
     const codes = Array.from({ length: 20 }, (_value, code) => code);
@@ -106,22 +95,22 @@ describe.each<[string, Launcher]>([
 describe('running a program to its end', () => {
   const limits = { timeoutMs: 10_000, maxOutputBytes: 1_000_000 };
 
-  test('gives what it printed', async () => {
+  test('returns its exit code and its output', async () => {
     const input = 'x'.repeat(500_000);
     const finished = await runProgram('sh', ['-c', 'cat; echo oh >&2; exit 4'], { ...limits, input });
     expect(finished).toEqual({ code: 4, stdout: input, stderr: 'oh\n' });
   });
 
-  test('one that takes too long or says too much is killed', async () => {
+  test('kills a program that takes too long or prints too much', async () => {
     expect((await runProgram('sleep', ['60'], { ...limits, timeoutMs: 20 })).code).toBeNull();
     expect((await runProgram('yes', [], { ...limits, maxOutputBytes: 1000 })).code).toBeNull();
   });
 
-  test('is looked for in the path of its environment', async () => {
+  test('looks for the program in the PATH of its environment', async () => {
     await expect(runProgram('sh', ['-c', ':'], { ...limits, env: { PATH: '/nowhere:/proc' } })).rejects.toMatchObject({ code: 'ENOENT' });
   });
 
-  test('one that reads no input is no error', async () => {
+  test('accepts a program that reads no input', async () => {
     expect((await runProgram('true', [], { ...limits, input: 'y'.repeat(200_000) })).code).toBe(0);
   });
 });

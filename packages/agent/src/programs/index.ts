@@ -1,3 +1,0 @@
-export { launch } from './launch.ts';
-export type { Launched } from './launcher.ts';
-export { runProgram, type Finished } from './run.ts';
