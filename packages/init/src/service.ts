@@ -1,17 +1,27 @@
 import { timestampFromMs, timestampMs } from '@bufbuild/protobuf/wkt';
-import { DroverError } from '@drover/foundation';
-import type { init } from '@drover/protocol';
+import { DroverError, systemClock } from '@drover/foundation';
+import { rpcEdge, type init } from '@drover/protocol';
+import { GrpcServer } from '@drover/protocol/grpc-server';
+import { maxSessionMessageBytes } from '@drover/spec';
 import type { Identity } from './identity/identity.ts';
-import { maxCopyCalls, maxExecCalls, maxForwardCalls, maxListCalls, maxLogCalls } from './limits.ts';
+import { lingerMs, maxConcurrentCalls, maxCopyCalls, maxExecCalls, maxForwardCalls, maxListCalls, maxLogCalls } from './limits.ts';
 import { readLog } from './logs/reader.ts';
 import type { Sandbox } from './sandbox.ts';
-import type { Call, Reply } from './server/call.ts';
-import { GrpcServer } from './server/grpc.ts';
+import type { Call, Handlers, Reply } from './server/call.ts';
+import { methodsOf } from './server/streams.ts';
 import { exec, listExecs, signalExec } from './session/exec.ts';
 import { session } from './session/session.ts';
 
-/** InitService over one sandbox. Give it connections with `accept`; who may connect is decided before (I-3). */
-export function createInitService(sandbox: Sandbox, identity: Identity, onCall: () => void): GrpcServer {
+export interface InitServiceOptions {
+  readonly sandbox: Sandbox;
+  readonly identity: Identity;
+  /** Called at the start and at the end of each call. */
+  readonly onCall?: () => void;
+  readonly warn: (message: string) => void;
+}
+
+/** InitService over one sandbox, on the connections that it accepts: the listener has authenticated their peers (I-3). */
+export function createInitService({ sandbox, identity, onCall = ignore, warn }: InitServiceOptions): GrpcServer {
   const workdir = sandbox.config.main.workdir === '' ? '/' : sandbox.config.main.workdir;
   const [forwards, execs, copies, logReaders, lists] = [
     new CallLimit('connections are forwarded into the sandbox', maxForwardCalls),
@@ -20,9 +30,11 @@ export function createInitService(sandbox: Sandbox, identity: Identity, onCall: 
     new CallLimit('clients read the logs of the sandbox', maxLogCalls),
     new CallLimit('questions about the execs of the sandbox are being answered', maxListCalls),
   ];
-  return new GrpcServer(
+  return serve(
+    { onCall, warn },
     {
-      session: (call) => session(call, sandbox, identity, onCall),
+      session: (call) =>
+        session(call, sandbox, identity, onCall, (id, error) => warn(`a request of the session failed ${id}: ${describe(error)}`)),
       exec: (call) => execs.run(() => sandbox.attached(() => exec(call, sandbox))),
       listExecs: (call) => lists.run(() => listExecs(call, sandbox)),
       signalExec: (call) => lists.run(() => signalExec(call, sandbox)),
@@ -35,9 +47,26 @@ export function createInitService(sandbox: Sandbox, identity: Identity, onCall: 
       copyOut: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir))),
       forward: (call) => forwards.run(() => sandbox.attached(async () => (await import('./forward.ts')).forward(call))),
     },
-    onCall,
   );
 }
+
+/** InitService by these handlers. Init logs failures of its own alone: its log has little room. */
+export function serve({ onCall, warn }: Pick<InitServiceOptions, 'onCall' | 'warn'>, handlers: Handlers): GrpcServer {
+  const error = ({ method, errorId = '', err }: Record<string, unknown>): void =>
+    warn(`${String(method)} failed ${String(errorId)}: ${describe(err)}`);
+  const edge = rpcEdge({
+    logger: { debug: ignore, info: ignore, warn: ignore, error },
+    clock: systemClock,
+    maxMessageBytes: maxSessionMessageBytes,
+  });
+  return new GrpcServer(methodsOf(handlers), { edge, maxConcurrentCalls, lingerMs, ...(onCall !== undefined && { onCall }) });
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+}
+
+function ignore(): void {}
 
 /** Bounds the calls of one kind. */
 class CallLimit {

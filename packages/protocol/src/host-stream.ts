@@ -2,16 +2,15 @@ import { once } from 'node:events';
 import { Duplex, type Readable, type Writable } from 'node:stream';
 import { create, fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
-import { errorFromWire, errorToWire } from './errors.ts';
+import { errorFromWire, publicErrorToWire, type ErrorLog } from './errors.ts';
+import { maxHostStreamMessageBytes } from './limits.ts';
 import { HostStreamMessageSchema, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
-
-/** Bytes of one message of a host's stream. A larger one ends the stream. */
-const maxMessageBytes = 1024 * 1024;
 
 /** Writes messages into a tunnel or a pipe, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
 export async function writeHostStream(
   messages: AsyncIterable<MessageInitShape<typeof HostStreamMessageSchema>>,
   tunnel: Writable,
+  logger: ErrorLog,
 ): Promise<void> {
   const gone = new AbortController();
   tunnel.once('close', () => gone.abort());
@@ -31,7 +30,7 @@ export async function writeHostStream(
     }
   } catch (error) {
     if (gone.signal.aborted) return;
-    await write({ message: { case: 'error', value: errorToWire(error) } }).catch(() => undefined);
+    await write({ message: { case: 'error', value: publicErrorToWire(error, logger) } }).catch(() => undefined);
   }
   tunnel.end();
 }
@@ -51,7 +50,7 @@ export async function* readHostStream(
       held = held.length === 0 ? chunk : Buffer.concat([held, chunk]);
       while (held.length >= 4) {
         const length = held.readUInt32BE(0);
-        if (length > maxMessageBytes) throw new DroverError('protocol-violation', 'the host sent a message that is too long');
+        if (length > maxHostStreamMessageBytes) throw new DroverError('protocol-violation', 'the host sent a message that is too long');
         if (held.length < 4 + length) break;
         const { message } = fromBinary(HostStreamMessageSchema, held.subarray(4, 4 + length));
         held = held.subarray(4 + length);

@@ -1,9 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import { Duplex } from 'node:stream';
+import { maxTunnelFrameBytes } from './limits.ts';
 import { TunnelFrameSchema, type TunnelFrame } from './generated/drover/link/v1/link_pb.ts';
-
-/** Data is cut into frames of at most this many bytes: a frame is what the other side has to hold at once. */
-export const maxTunnelFrameBytes = 64 * 1024;
 
 /** What both ends of a gRPC stream of TunnelFrames have in common. */
 export interface TunnelCall {

@@ -1,25 +1,7 @@
 import { create, isFieldSet, toBinary } from '@bufbuild/protobuf';
-import { DroverError } from '@drover/foundation';
 import { describe, expect, test } from 'vitest';
 import { serializeTunnelData } from './grpc.ts';
-import { errorFromWire, errorToWire, init, link, methodDefinition, serviceDefinition } from './index.ts';
-
-describe('errors across processes', () => {
-  test('keep code, message and hint; the cause stays behind', () => {
-    const error = new DroverError('image-not-found', 'there is no such image', { hint: 'look at its name', cause: new Error('secret') });
-    const arrived = errorFromWire(errorToWire(error));
-    expect(arrived).toMatchObject({ code: 'image-not-found', message: 'there is no such image', hint: 'look at its name' });
-    expect(arrived.cause).toBeUndefined();
-  });
-
-  test('a code that this version does not know becomes internal', () => {
-    expect(errorFromWire(create(link.ErrorSchema, { code: 'from-the-future', message: 'x' }))).toMatchObject({
-      code: 'internal',
-      message: 'x',
-      hint: undefined,
-    });
-  });
-});
+import { init, link, methodDefinition, serviceDefinition } from './index.ts';
 
 describe('service definitions for grpc-js', () => {
   test('have the path and the streaming of the proto file', () => {

@@ -1,39 +1,16 @@
 import { Code, ConnectError } from '@connectrpc/connect';
-import { DroverError, type ErrorCode } from '@drover/foundation';
-import { errorFromWire, link } from '@drover/protocol';
-
-/** For a server that says nothing of its own: one code for each status. */
-const codeOfStatus: Readonly<Record<Code, ErrorCode>> = {
-  [Code.Canceled]: 'cancelled',
-  [Code.Unknown]: 'internal',
-  [Code.InvalidArgument]: 'invalid-argument',
-  [Code.DeadlineExceeded]: 'timed-out',
-  [Code.NotFound]: 'unimplemented',
-  [Code.AlreadyExists]: 'name-taken',
-  [Code.PermissionDenied]: 'permission-denied',
-  [Code.ResourceExhausted]: 'too-large',
-  [Code.FailedPrecondition]: 'failed-precondition',
-  [Code.Aborted]: 'control-plane-unreachable',
-  [Code.OutOfRange]: 'invalid-argument',
-  [Code.Unimplemented]: 'unimplemented',
-  [Code.Internal]: 'internal',
-  [Code.Unavailable]: 'control-plane-unreachable',
-  [Code.DataLoss]: 'internal',
-  [Code.Unauthenticated]: 'unauthenticated',
-};
+import { DroverError } from '@drover/foundation';
+import { fromConnectError, knownError } from '@drover/protocol';
 
 /** Anything that a call throws as the DroverError that the server sent, or the one that tells why it could not be reached. */
 export function fromApiError(thrown: unknown, server = 'the server'): DroverError {
-  if (thrown instanceof DroverError) return thrown;
-  const own = thrown instanceof ConnectError ? thrown.findDetails(link.ErrorSchema)[0] : undefined;
-  if (own !== undefined) return errorFromWire(own);
-  const ours = droverErrorIn(thrown);
-  if (ours !== undefined) return ours;
+  const known = knownError(thrown);
+  if (known !== undefined) return known;
   const inner = innermost(thrown);
   const unreachable = unreachableError(inner, server);
   if (unreachable !== undefined) return unreachable;
   if (!(thrown instanceof ConnectError)) return DroverError.from(thrown);
-  // A stream that the connection took with it; an answer of the server carries a detail.
+  // A stream that broke with its connection: an error of the server carries a detail.
   const reset = thrown.code === Code.Canceled && thrown.rawMessage.startsWith('http/2 stream closed');
   if (reset || thrown.code === Code.Internal || thrown.code === Code.Aborted || thrown.code === Code.Unavailable) {
     return new DroverError('control-plane-unreachable', `the connection to the control plane at ${server} broke`, {
@@ -41,17 +18,7 @@ export function fromApiError(thrown: unknown, server = 'the server'): DroverErro
       cause: thrown,
     });
   }
-  return new DroverError(codeOfStatus[thrown.code], thrown.rawMessage, { cause: thrown });
-}
-
-/** Connect wraps an error of ours, such as one of an interceptor; that one's own cause says less. */
-function droverErrorIn(thrown: unknown): DroverError | undefined {
-  let inner = thrown;
-  for (let depth = 0; depth < 8 && inner instanceof Error; depth++) {
-    if (inner instanceof DroverError) return inner;
-    inner = inner.cause;
-  }
-  return undefined;
+  return fromConnectError(thrown);
 }
 
 /** The error at the end of the chain of causes. */

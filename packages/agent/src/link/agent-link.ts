@@ -106,6 +106,7 @@ export class AgentLink {
       },
       diagnose: info.diagnose?.bind(info),
       clock: this.#clock,
+      logger: this.#logger,
       signal,
     });
     const stopListening = sandboxes.onObserved((observation) => {

@@ -1,7 +1,7 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { timestampDate, timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, parseSandboxId, type Clock } from '@drover/foundation';
-import { errorToWire, link } from '@drover/protocol';
+import { DroverError, parseSandboxId, type Clock, type Logger } from '@drover/foundation';
+import { errorToWire, link, publicErrorToWire } from '@drover/protocol';
 import { commandsPerHost } from '@drover/spec';
 import type { ImageInfo, Images } from '../images/images.ts';
 import { rememberedResults } from '../limits.ts';
@@ -26,6 +26,7 @@ export interface CommandDependencies {
   readonly openTunnel: (command: link.OpenTunnel) => Promise<void>;
   readonly diagnose: (() => Promise<MessageInitShape<typeof link.DiagnosticsSchema>>) | undefined;
   readonly clock: Clock;
+  readonly logger: Logger;
   /** Aborts when the agent stops. */
   readonly signal: AbortSignal;
 }
@@ -88,7 +89,8 @@ export class CommandRunner {
       const value = await this.#dispatch(command, report);
       return create(link.CommandResultSchema, { commandId: command.id, ...(value === undefined ? {} : { value }) });
     } catch (error) {
-      return create(link.CommandResultSchema, { commandId: command.id, error: errorToWire(error) });
+      const wire = publicErrorToWire(error, this.#dependencies.logger, { commandId: command.id, operation: command.operation.case });
+      return create(link.CommandResultSchema, { commandId: command.id, error: wire });
     }
   }
 

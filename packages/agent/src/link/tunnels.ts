@@ -87,7 +87,7 @@ export class AgentTunnels {
       this.#signal.removeEventListener('abort', cut);
       gone.abort();
     });
-    void writeHostStream(messages, tunnel);
+    void writeHostStream(messages, tunnel, this.#logger);
   }
 
   /** Until either side ends it, or the agent stops. */

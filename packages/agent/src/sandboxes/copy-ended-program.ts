@@ -30,4 +30,8 @@ async function* copy({ root, workdir, path, followLinks }: Request): AsyncGenera
   }
 }
 
-await writeHostStream(copy(JSON.parse(process.argv[2] ?? '') as Request), process.stdout);
+const logger = {
+  error: ({ err, errorId }: Record<string, unknown>, message: string): void =>
+    void process.stderr.write(`${message} (${String(errorId)}): ${String(err)}\n`),
+};
+await writeHostStream(copy(JSON.parse(process.argv[2] ?? '') as Request), process.stdout, logger);

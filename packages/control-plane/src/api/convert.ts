@@ -1,10 +1,9 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import type { DroverError } from '@drover/foundation';
-import { api, desiredStates, errorToWire, hostStates, link, sandboxStates } from '@drover/protocol';
+import type { Logger } from '@drover/foundation';
+import { api, desiredStates, hostStates, link, publicErrorToWire, sandboxStates, type HostStateName } from '@drover/protocol';
 import type { WatchedEvent } from '../feed/index.ts';
 import { hostState, sandboxState, type HostRow, type SandboxRow } from '../model/index.ts';
-import type { HostStateName } from '@drover/protocol';
 import { containmentToWire, identityStatusToWire, initToWire, sessionToWire, type SandboxFacts } from './views.ts';
 
 export function sandboxToWire(row: SandboxRow, facts: SandboxFacts): api.Sandbox {
@@ -93,6 +92,11 @@ export function eventToWire(event: WatchedEvent): api.Event {
   });
 }
 
-export function hostFailure(host: HostRow, error: DroverError): api.HostFailure {
-  return create(api.HostFailureSchema, { hostId: host.id, hostName: host.name, error: errorToWire(error) });
+/** The error of a call to a host, as a part of a response. */
+export function hostError({ logger }: { readonly logger: Logger }, { id }: HostRow, thrown: unknown): link.Error {
+  return publicErrorToWire(thrown, logger, { hostId: id });
+}
+
+export function hostFailure(context: { readonly logger: Logger }, host: HostRow, thrown: unknown): api.HostFailure {
+  return create(api.HostFailureSchema, { hostId: host.id, hostName: host.name, error: hostError(context, host, thrown) });
 }

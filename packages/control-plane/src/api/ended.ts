@@ -4,7 +4,7 @@ import { api, link } from '@drover/protocol';
 import { exitReportMs } from '../limits.ts';
 import { labelOf, refuseContained, sandboxState, type SandboxRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
-import { connectionBroke } from './errors.ts';
+import { connectionBroke } from './peer-errors.ts';
 import { hostStream } from './host-stream.ts';
 
 /** Its main process has ended and nobody wants it started again, or it is being removed. */

@@ -1,13 +1,13 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode, newId } from '@drover/foundation';
-import { api, init } from '@drover/protocol';
+import { api, fromConnectError, init } from '@drover/protocol';
 import { inputSettledMs, maxLingerSeconds } from '@drover/spec';
 import { defaultLingerSeconds, initAnswerMs, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
 import { type SandboxRow, sandboxState } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
 import { ended, refusePaused, replayMain } from './ended.ts';
-import { connectionBroke, fromConnectError, peerIsForeign } from './errors.ts';
+import { connectionBroke, peerIsForeign } from './peer-errors.ts';
 import { brokenCallError, foreignPeerError, refuseDownHost, sessionClient } from './host-down.ts';
 import { StreamInput } from './input.ts';
 import { inTime, silentError } from './silence.ts';

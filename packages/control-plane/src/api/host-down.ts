@@ -1,9 +1,10 @@
 import { DroverError, hasCode, type HostId } from '@drover/foundation';
+import { fromConnectError } from '@drover/protocol';
 import { hostReturnMs } from '../limits.ts';
 import type { InitClient } from '../sessions/index.ts';
 import { hostState, labelOf, type HostRow, type SandboxRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
-import { connectionBroke, fromConnectError, peerIsForeign } from './errors.ts';
+import { connectionBroke, peerIsForeign } from './peer-errors.ts';
 
 /** L-15, with the host's name and what is known of it. */
 export function hostDownError(host: HostRow): DroverError {

@@ -1,13 +1,13 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
-import { api, errorFromWire, errorToWire, link } from '@drover/protocol';
+import { api, errorFromWire, link } from '@drover/protocol';
 import { isDigest, parseImageReference } from '@drover/spec';
 import type { Operation, ResultValue } from '../hub/index.ts';
 import { hostCallTimeoutMs } from '../limits.ts';
 import { hostState, type HostRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
-import { hostFailure } from './convert.ts';
+import { hostError, hostFailure } from './convert.ts';
 import { eachOf } from './fan-out.ts';
 
 /** Images are the hosts' own: each call goes to one host or to every ready one, and tells what failed host by host. */
@@ -40,7 +40,7 @@ export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageS
         );
       } catch (error) {
         signal.throwIfAborted();
-        failures.push(hostFailure(host, DroverError.from(error)));
+        failures.push(hostFailure(context, host, error));
       }
     });
     // A call about one host fails as that host did.
@@ -71,7 +71,7 @@ export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageS
           if (result.case !== 'image') throw new DroverError('protocol-violation', `host ${host.name} answered a pull with something else`);
           news.last(create(api.PullImageResponseSchema, { ...about, image: result.value }));
         } catch (error) {
-          news.last(create(api.PullImageResponseSchema, { ...about, error: errorToWire(error) }));
+          news.last(create(api.PullImageResponseSchema, { ...about, error: hostError(context, host, error) }));
         }
       }).finally(() => news.end());
       yield* news.read(signal);

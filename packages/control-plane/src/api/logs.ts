@@ -1,12 +1,12 @@
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode } from '@drover/foundation';
-import { link, LogPosition, type api, type KeptOutput } from '@drover/protocol';
+import { fromConnectError, link, LogPosition, type api, type KeptOutput } from '@drover/protocol';
 import { initSilenceMs, reattachBaseMs, reattachCapMs, reattachMs } from '../limits.ts';
 import { sandboxState, type SandboxRow } from '../model/index.ts';
 import type { ApiContext } from './context.ts';
 import { ended, hostLogs } from './ended.ts';
-import { fromConnectError, peerIsForeign } from './errors.ts';
+import { peerIsForeign } from './peer-errors.ts';
 import { inTime, silentError } from './silence.ts';
 import { foreignPeerError, refuseDownHost, sessionClient } from './host-down.ts';
 

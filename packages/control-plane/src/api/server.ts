@@ -1,6 +1,5 @@
 import type { ServerHttp2Session } from 'node:http2';
 import type { AddressInfo } from 'node:net';
-import { createContextValues } from '@connectrpc/connect';
 import { fastifyConnectPlugin } from '@connectrpc/connect-fastify';
 import { DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
@@ -23,7 +22,7 @@ import { explainMethod } from './explain.ts';
 import { hostService } from './hosts.ts';
 import { identityService } from './identities.ts';
 import { imageService } from './images.ts';
-import { authentication, edge } from './interceptors.ts';
+import { apiEdge } from './interceptors.ts';
 import { joinService } from './join.ts';
 import { logsMethod } from './logs.ts';
 import { sandboxMethods } from './sandboxes.ts';
@@ -79,12 +78,7 @@ export async function startApi(
 
   const stop = new AbortController();
   await app.register(fastifyConnectPlugin, {
-    interceptors: [edge(context), authentication(context.store.tokens)],
-    contextValues: () => createContextValues(),
-    readMaxBytes: maxRequestBytes,
-    // Mostly a local network or loopback, and much of it is compressed already: not worth the time.
-    acceptCompression: [],
-    shutdownSignal: stop.signal,
+    ...apiEdge(context, stop.signal),
     routes: (router) => {
       router.service(api.SandboxService, {
         ...sandboxMethods(context),

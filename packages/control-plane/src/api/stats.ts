@@ -48,7 +48,7 @@ export function statsMethod(context: ApiContext): Pick<ServiceImpl<typeof api.Sa
           for (const stats of result.value.sandboxes) used.set(stats.sandboxId, [host, stats]);
         } catch (error) {
           signal.throwIfAborted();
-          failures.push(hostFailure(host, DroverError.from(error)));
+          failures.push(hostFailure(context, host, error));
         }
       });
       const sandboxes = rows.flatMap((row) => {

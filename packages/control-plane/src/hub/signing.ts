@@ -14,7 +14,7 @@ export async function sign(dependencies: SigningDependencies, logger: Logger, he
     }
     held.signings++;
     try {
-      held.send({ case: 'signingResponse', value: await answerSigningRequest(dependencies, held.hostId, request) });
+      held.send({ case: 'signingResponse', value: await answerSigningRequest(dependencies, held.hostId, request, logger) });
     } finally {
       held.signings--;
     }

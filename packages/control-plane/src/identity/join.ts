@@ -21,8 +21,9 @@ export async function joinHost(
       hint: 'use letters, digits, dots and hyphens',
     });
   }
-  // The cause is for the log of this side alone: on the wire every refusal is the same (L-3).
-  const refused = (why: unknown): DroverError => new DroverError('join-refused', 'the join was refused', { cause: why });
+  // The cause is for this side's log alone: on the wire every refusal is the same (L-3).
+  const refused = (cause: unknown): DroverError =>
+    new DroverError('join-refused', 'the join was refused', { hint: 'make a new token with `drover host token` and try again', cause });
   let secret: string;
   try {
     secret = parseJoinToken(request.token).secret;

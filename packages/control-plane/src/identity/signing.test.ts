@@ -40,7 +40,7 @@ const sign = async (
   from = host.id,
 ): Promise<link.SigningResponse> => {
   const request = create(link.SigningRequestSchema, { requestId: 'sign-1', csrDer, ...(subject === undefined ? {} : { subject }) });
-  return await answerSigningRequest({ store, ca, registry }, from, request);
+  return await answerSigningRequest({ store, ca, registry }, from, request, silentLogger);
 };
 const request = async (): Promise<Uint8Array<ArrayBuffer>> => new Uint8Array((await createKeyAndRequest()).csrDer);
 const starting = async (): Promise<SandboxRow> => {

@@ -1,7 +1,7 @@
 import { create } from '@bufbuild/protobuf';
-import { canonicalCommonName, DroverError, parseSandboxId, type HostId } from '@drover/foundation';
+import { canonicalCommonName, DroverError, parseSandboxId, type HostId, type Logger } from '@drover/foundation';
 import type { CertificateAuthority, IssuedCertificate } from '@drover/pki';
-import { errorToWire, link } from '@drover/protocol';
+import { link, publicErrorToWire } from '@drover/protocol';
 import type { Store } from '../store/index.ts';
 import type { Registry } from './registry.ts';
 
@@ -25,6 +25,7 @@ export async function answerSigningRequest(
   dependencies: SigningDependencies,
   hostId: HostId,
   request: link.SigningRequest,
+  logger: Logger,
 ): Promise<link.SigningResponse> {
   const answer = create(link.SigningResponseSchema, { requestId: request.requestId });
   try {
@@ -33,7 +34,7 @@ export async function answerSigningRequest(
     answer.bootstrapToken = bootstrapToken;
     answer.caPem = dependencies.ca.caPem;
   } catch (error) {
-    answer.error = errorToWire(error);
+    answer.error = publicErrorToWire(error, logger, { hostId });
   }
   return answer;
 }

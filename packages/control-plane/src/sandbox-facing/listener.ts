@@ -24,7 +24,6 @@ import {
   connectionsPerSandbox,
   sandboxConnections,
   sandboxHeaderBytes,
-  sandboxRequestBytes,
   sandboxShutdownMs,
   sandboxStreamsPerConnection,
 } from '../limits.ts';
@@ -32,7 +31,7 @@ import type { IdentityStore, SandboxStore } from '../store/index.ts';
 import type { Worldview } from '../worldview/index.ts';
 import { callerKey, sandboxCertificate } from './caller.ts';
 import { Connection } from './connection.ts';
-import { authentication, edge, identification } from './interceptors.ts';
+import { sandboxEdge } from './edge.ts';
 import { checkMethods } from './methods.ts';
 import { Refusals } from './refusals.ts';
 import { controlService } from './service.ts';
@@ -87,18 +86,17 @@ export class SandboxListener {
     const refusals = new Refusals(store.sandboxes, options.worldview, this.#logger);
     this.#refusals = refusals;
     this.#handle = connectNodeAdapter({
-      // I-18, in this order; TLS comes before all of them.
-      interceptors: [
-        edge({ clock: this.#clock, logger: this.#logger, refusals }),
-        authentication({ identities: store.identities, clock: this.#clock }),
-        identification({ registry, sandboxes: store.sandboxes }),
-      ],
+      ...sandboxEdge({
+        identities: store.identities,
+        sandboxes: store.sandboxes,
+        registry,
+        refusals,
+        clock: this.#clock,
+        logger: this.#logger,
+      }),
       contextValues: (request) => createContextValues().set(callerKey, this.#connectionOf(request)?.caller),
       routes: (router) => void router.service(control.ControlService, controlService({ registry, refusals })),
       grpcWeb: false,
-      // Over TLS, what compresses well tells of what it holds; nothing here is long.
-      acceptCompression: [],
-      readMaxBytes: sandboxRequestBytes,
     });
     this.#server = this.#makeServer();
   }

@@ -1,5 +1,7 @@
+import { create, toBinary } from '@bufbuild/protobuf';
+import { anyPack, AnySchema } from '@bufbuild/protobuf/wkt';
 import { newSecret } from '@drover/pki';
-import type { control } from '@drover/protocol';
+import { link, type control } from '@drover/protocol';
 import type { TLSSocket } from 'node:tls';
 import { FakeClock } from '@drover/foundation';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -27,7 +29,12 @@ beforeAll(async () => {
 });
 afterAll(async () => await world[Symbol.asyncDispose]());
 
-/** Registers the sandbox and gives its access token. */
+const unpadded = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64').replace(/=+$/, '');
+const concat = (...parts: readonly (Uint8Array | readonly number[])[]): Buffer => Buffer.concat(parts.map((part) => Buffer.from(part)));
+/** A field of a protobuf message, shorter than 128 bytes. */
+const lengthPrefixed = (key: number, bytes: Uint8Array): Buffer => concat([key, bytes.length], bytes);
+
+/** Registers the sandbox and returns its access token. */
 async function register(box: Box): Promise<string> {
   const session = http2(await world.as(box, 'h2'));
   const answer = await connectCall(session, 'register', registerBytes(box), box.token);
@@ -279,9 +286,18 @@ describe('I-16: every rejection of an identity is the same on the wire, and the 
     }
   });
 
-  it('is PERMISSION_DENIED with one message, and nothing else', async () => {
+  it('is PERMISSION_DENIED with one message and its code, and nothing else', async () => {
     const answers = await first;
-    const body = '{"code":"permission_denied","message":"the identity was not accepted"}';
+    const refusal = { code: 'permission-denied', message: 'the identity was not accepted' };
+    const error = create(link.ErrorSchema, refusal);
+    const detail = { type: 'drover.link.v1.Error', debug: refusal, value: unpadded(toBinary(link.ErrorSchema, error)) };
+    const body = JSON.stringify({ code: 'permission_denied', message: refusal.message, details: [detail] });
+    // google.rpc.Status: code, message, details.
+    const status = concat(
+      [0x08, 7, 0x12, refusal.message.length],
+      Buffer.from(refusal.message),
+      lengthPrefixed(0x1a, toBinary(AnySchema, anyPack(link.ErrorSchema, error))),
+    );
     expect(answers.http1).toBe(
       `HTTP/1.1 403 Forbidden\r\ncontent-length: ${body.length}\r\ncontent-type: application/json\r\nConnection: close\r\n\r\n${body}`,
     );
@@ -293,7 +309,7 @@ describe('I-16: every rejection of an identity is the same on the wire, and the 
     });
     expect(answers.grpc).toEqual({
       headers: [':status', '200', 'content-type', 'application/grpc+proto'],
-      trailers: ['grpc-message', encodeURIComponent('the identity was not accepted'), 'grpc-status', '7'],
+      trailers: ['grpc-message', encodeURIComponent(refusal.message), 'grpc-status', '7', 'grpc-status-details-bin', unpadded(status)],
       body: Buffer.alloc(0),
       resetCode: 0,
     });

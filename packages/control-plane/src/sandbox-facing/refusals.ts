@@ -1,29 +1,20 @@
-import { Code, ConnectError } from '@connectrpc/connect';
-import type { Logger, SandboxId } from '@drover/foundation';
+import { DroverError, type Logger, type SandboxId } from '@drover/foundation';
 import type { RegisterRefusal } from '../identity/index.ts';
 import { refusalsKept } from '../limits.ts';
 import type { SandboxStore } from '../store/index.ts';
 import type { TrustCheck, Worldview } from '../worldview/index.ts';
 import type { Caller } from './caller.ts';
 
-/**
- * The caller is not who it would have to be. On the wire every one of these is the same (I-16); `message` is for the log,
- * `refusal` for whoever asks why a Register failed.
- */
-export class Refused extends Error {
+/** The caller is not who it must be. On the wire every refusal is the same (I-16): the cause says why, for the log, and `refusal` for the session. */
+export class Refused extends DroverError {
   readonly refusal: RegisterRefusal | undefined;
   readonly checks: readonly TrustCheck[];
 
-  constructor(message: string, refusal?: RegisterRefusal, checks: readonly TrustCheck[] = []) {
-    super(message);
+  constructor(why: string, refusal?: RegisterRefusal, checks: readonly TrustCheck[] = []) {
+    super('permission-denied', 'the identity was not accepted', { cause: new Error(why) });
     this.refusal = refusal;
     this.checks = checks;
   }
-}
-
-/** What the wire gets of a Refused. */
-export function refusalOnTheWire(): ConnectError {
-  return new ConnectError('the identity was not accepted', Code.PermissionDenied);
 }
 
 /** What came last of each sandbox's Register, as far as the sandbox itself can have caused it. */

@@ -102,9 +102,7 @@ describe('Register', () => {
     const failed = await grpcCall(session, 'register', registerBytes(box), box.token);
     expect(failed.trailers).toEqual(expect.arrayContaining(['grpc-status', '13']));
     expect(JSON.stringify(failed)).not.toContain('disk');
-    expect(world.log.some(({ msg, err }) => msg === 'a call of a sandbox failed' && JSON.stringify(err).includes('the disk is full'))).toBe(
-      true,
-    );
+    expect(world.log.some(({ code, err }) => code === 'internal' && JSON.stringify(err).includes('the disk is full'))).toBe(true);
     expect(await world.registry.lookupBySandbox(box.id)).toEqual({ kind: 'unknown' });
     database.exec('DROP TRIGGER full');
     database.close();

@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { Code, ConnectError, type HandlerContext, type ServiceImpl } from '@connectrpc/connect';
+import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
 import { DroverError, parseName, parseProject } from '@drover/foundation';
 import { control } from '@drover/protocol';
 import type { Registry } from '../identity/index.ts';
@@ -37,16 +37,12 @@ async function register(
 ): Promise<control.RegisterResponse> {
   const { certificate, hostId, peerAddress } = callerOf(values);
   if (certificate === undefined) throw new Refused('the certificate is not that of a sandbox');
-  try {
-    parseProject(project);
-    parseName(name);
-  } catch (error) {
-    throw new ConnectError(DroverError.from(error).message, Code.InvalidArgument);
-  }
+  parseProject(project);
+  parseName(name);
   const { sandboxId, thumbprint, commonName } = certificate;
   const tokenHash = values.get(tokenHashKey);
   const outcome = await registry.register({ sandboxId, thumbprint, commonName, project, name, tokenHash, hostId, peerAddress });
-  if (outcome.kind === 'storage-failed') throw DroverError.from(outcome.error);
+  if (outcome.kind === 'storage-failed') throw new Error('the store failed', { cause: outcome.error });
   if (outcome.kind === 'refused') throw new Refused(`the registration was refused: ${outcome.why}`, outcome.why, outcome.checks);
   refusals.welcomed(sandboxId, outcome.checks);
   registry.seen(sandboxId, thumbprint);

@@ -1,6 +1,6 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { BoundedQueue, DroverError, clip, isErrorCode, type Logger } from '@drover/foundation';
-import { init } from '@drover/protocol';
+import { BoundedQueue, DroverError, clip, type Logger } from '@drover/foundation';
+import { errorFromWire, init } from '@drover/protocol';
 import { driftsLogged, maxInitErrorLength, sessionQueueFrames } from '../limits.ts';
 import type { InitClient } from './sessions.ts';
 
@@ -121,7 +121,7 @@ export class SessionStream {
     if (request === undefined) return this.#hooks.dropped();
     if (error !== undefined) {
       this.#requests.delete(id);
-      return request.reject(new DroverError(isErrorCode(error.code) ? error.code : 'internal', clip(error.message, maxInitErrorLength)));
+      return request.reject(errorFromWire(error, { maxLength: maxInitErrorLength }));
     }
     if (payload.case === undefined) return this.#drift(response, 'an answer that is not known');
     if (payload.case === request.expected) {

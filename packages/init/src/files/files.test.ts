@@ -17,7 +17,7 @@ import { once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { init } from '@drover/protocol';
+import { fromConnectError, init } from '@drover/protocol';
 import { pack, type Header } from 'tar-stream';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
@@ -69,11 +69,10 @@ async function archive(...entries: readonly (readonly [Partial<Header> & { reado
 }
 
 async function codeOf(promise: Promise<unknown>): Promise<string | null> {
-  const error = await promise.then(
-    () => undefined,
-    (e: { metadata?: Headers }) => e,
+  return await promise.then(
+    () => null,
+    (error: unknown) => fromConnectError(error).code,
   );
-  return error?.metadata?.get('drover-code') ?? null;
 }
 
 describe('I-39: copy', () => {

@@ -49,7 +49,7 @@ export async function main(runDirectory: string): Promise<void> {
   // gRPC and protobuf cost as much CPU time as the rest of the start: they are loaded while the control plane is on its way here.
   const listening = Promise.withResolvers<void>();
   const service = listening.promise.then(async () =>
-    (await import('../service.ts')).createInitService(sandbox, identity, () => idle.touch()),
+    (await import('../service.ts')).createInitService({ sandbox, identity, onCall: () => idle.touch(), warn }),
   );
   service.catch((error: unknown) => fail(`cannot serve: ${String(error)}`));
   const server = createStrictServer({

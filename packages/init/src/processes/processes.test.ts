@@ -1,7 +1,7 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { readFileSync } from 'node:fs';
 import { BoundedQueue, newId } from '@drover/foundation';
-import { init } from '@drover/protocol';
+import { fromConnectError, init } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { ReplayBudget, ReplayBuffer } from './replay.ts';
 import { parseIdMap } from '@drover/linux';
@@ -152,8 +152,8 @@ describe('I-39: exec', () => {
     ['command-not-found', ['/no/such/file']],
   ])('says %s in a code', async (code, argv) => {
     const exec = await start(argv);
-    const error = await exec.started().catch((e: { metadata: Headers }) => e);
-    expect((error as { metadata: Headers }).metadata.get('drover-code')).toBe(code);
+    const error = await exec.started().catch(fromConnectError);
+    expect(error).toMatchObject({ code });
   });
 
   it('lets the kernel take what the user runs before init', async () => {
@@ -231,8 +231,8 @@ describe('I-40: an exec outlives its connection', () => {
   it('an exec that never was is exec-not-found', async () => {
     client = await box.client();
     const exec = new Exec(client, { case: 'attach', value: { execId: 'never' } });
-    const error = await exec.started().catch((e: { metadata: Headers }) => e);
-    expect((error as { metadata: Headers }).metadata.get('drover-code')).toBe('exec-not-found');
+    const error = await exec.started().catch(fromConnectError);
+    expect(error).toMatchObject({ code: 'exec-not-found' });
   });
 
   async function truncated(id: string): Promise<bigint> {

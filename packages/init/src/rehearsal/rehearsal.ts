@@ -39,7 +39,7 @@ export async function rehearse(runDirectory: string): Promise<void> {
     renewed: () => undefined,
     transport: () => connect(paths.control),
   });
-  const service = createInitService(sandbox, identity, () => undefined);
+  const service = createInitService({ sandbox, identity, warn: () => undefined });
   const { listener } = createStrictServer({
     identity: rehearsalIdentity,
     controlPlaneUri: rehearsalUri,

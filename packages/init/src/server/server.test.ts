@@ -5,9 +5,11 @@ import { readdir } from 'node:fs/promises';
 import { connect as connectTcp } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
 import * as x509 from '@peculiar/x509';
+import { findTrailerError } from '@connectrpc/connect/protocol-grpc';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createKeyAndRequest } from '@drover/pki';
-import { newHostId, newSandboxId, type SandboxId } from '@drover/foundation';
+import { newHostId, newSandboxId, type DroverError, type SandboxId } from '@drover/foundation';
+import { fromConnectError } from '@drover/protocol';
 import { maxSessionMessageBytes } from '@drover/spec';
 import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing.ts';
 import { handshakeTimeoutMs, maxConnections } from '../limits.ts';
@@ -180,7 +182,7 @@ it('a name quoted into another name is not a URI name', () => {
 });
 
 /** A call without a gRPC library: what the wire itself carries. */
-async function rawCall(method: string): Promise<{ session: ClientHttp2Session; stream: ClientHttp2Stream; trailers: Promise<unknown> }> {
+async function rawCall(method: string): Promise<{ session: ClientHttp2Session; stream: ClientHttp2Stream; error: Promise<DroverError> }> {
   const socket = await connectTls(trusted, box.port);
   const session = connectHttp2('https://init', { createConnection: () => socket });
   const stream = session.request({
@@ -189,32 +191,34 @@ async function rawCall(method: string): Promise<{ session: ClientHttp2Session; s
     'content-type': 'application/grpc',
     te: 'trailers',
   });
-  const trailers = once(stream, 'trailers').then(([headers]) => headers as unknown);
+  const error = once(stream, 'trailers').then(([trailers]) =>
+    fromConnectError(findTrailerError(new Headers(Object.entries(trailers as Record<string, string>)))),
+  );
   stream.resume();
-  return { session, stream, trailers };
+  return { session, stream, error };
 }
 
 it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
-  const { session, stream, trailers } = await rawCall('Nothing');
+  const { session, stream, error } = await rawCall('Nothing');
   stream.end();
-  expect(await trailers).toMatchObject({ 'grpc-status': '12', 'drover-code': 'unimplemented' });
+  expect(await error).toMatchObject({ status: 12, code: 'unimplemented' });
   session.destroy();
 });
 
 it('a message over the limit is RESOURCE_EXHAUSTED before it has arrived', async () => {
-  const { session, stream, trailers } = await rawCall('Exec');
+  const { session, stream, error } = await rawCall('Exec');
   const header = Buffer.alloc(5);
   header.writeUInt32BE(maxSessionMessageBytes + 1, 1);
   stream.write(header);
-  expect(await trailers).toMatchObject({ 'grpc-status': '8', 'drover-code': 'too-large' });
+  expect(await error).toMatchObject({ status: 8, code: 'too-large' });
   session.destroy();
 });
 
 it('a client that goes on sending after its answer has its stream closed without an error', async () => {
-  const { session, stream, trailers } = await rawCall('Exec');
+  const { session, stream, error } = await rawCall('Exec');
   // The first message of an exec must start or attach; an empty one does neither.
   stream.write(Buffer.alloc(5));
-  expect(await trailers).toMatchObject({ 'grpc-status': '3', 'drover-code': 'protocol-violation' });
+  expect(await error).toMatchObject({ status: 3, code: 'protocol-violation' });
   // More than HTTP/2 would take for a stream that is not read.
   stream.write(Buffer.alloc(1024 * 1024));
   await once(stream, 'close');

@@ -1,20 +1,26 @@
 import type { DescMethod, MessageShape } from '@bufbuild/protobuf';
-import { Code, ConnectError, type HandlerContext, type MethodImpl } from '@connectrpc/connect';
+import { Code, ConnectError, createMethodImplSpec, type HandlerContext, type MethodImpl, type MethodImplSpec } from '@connectrpc/connect';
 import { createWritableIterable } from '@connectrpc/connect/protocol';
 import { DroverError } from '@drover/foundation';
-import type { AnyHandler } from './call.ts';
-import { toConnectError } from './errors.ts';
+import { init } from '@drover/protocol';
+import type { AnyHandler, Handlers } from './call.ts';
 
 type Message = MessageShape<DescMethod['output']>;
 
-/** Connect's shape of a handler, for each kind of method: it pulls the answers that a handler of ours pushes. */
-export function implementation(method: DescMethod, handler: AnyHandler): MethodImpl<DescMethod> {
-  const answers = (requests: AsyncIterable<unknown>, context: HandlerContext) => run(handler, requests, context);
+/** The methods of InitService in Connect's form: Connect pulls responses, and these handlers push them. */
+export function methodsOf(handlers: Handlers): readonly MethodImplSpec[] {
+  return (init.InitService.methods as readonly DescMethod[]).map((method) =>
+    createMethodImplSpec(method, implementation(method, handlers[method.localName as keyof Handlers] as AnyHandler)),
+  );
+}
+
+function implementation(method: DescMethod, handler: AnyHandler): MethodImpl<DescMethod> {
+  const responses = (requests: AsyncIterable<unknown>, context: HandlerContext) => run(handler, requests, context);
   const implementations = {
-    bidi_streaming: answers,
-    server_streaming: (request: unknown, context: HandlerContext) => answers(single(request), context),
-    client_streaming: async (requests: AsyncIterable<unknown>, context: HandlerContext) => await first(answers(requests, context)),
-    unary: async (request: unknown, context: HandlerContext) => await first(answers(single(request), context)),
+    bidi_streaming: responses,
+    server_streaming: (request: unknown, context: HandlerContext) => responses(single(request), context),
+    client_streaming: async (requests: AsyncIterable<unknown>, context: HandlerContext) => await first(responses(requests, context)),
+    unary: async (request: unknown, context: HandlerContext) => await first(responses(single(request), context)),
   };
   return implementations[method.methodKind] as unknown as MethodImpl<DescMethod>;
 }
@@ -25,7 +31,7 @@ async function* run(
   { signal }: HandlerContext,
 ): AsyncGenerator<Message, void, undefined> {
   const out = createWritableIterable<Message>();
-  // Rejected when the client goes. Not one promise for all of them: each wait would stay with it for as long as the call lasts.
+  // Rejected when the client disconnects. Not one promise for all of them: each wait would stay with it for as long as the call lasts.
   const sending = new Set<(reason: DroverError) => void>();
   const abort = (): void => {
     for (const reject of sending) reject(cancelled(signal));
@@ -35,19 +41,19 @@ async function* run(
     if (signal.aborted) throw cancelled(signal);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     sending.add(reject);
-    // A write is over when the next answer is asked for: the connection has taken this one.
+    // A write ends when the next response is pulled: the connection has taken this one.
     out.write(response).then(resolve, reject);
     await promise.finally(() => sending.delete(reject));
   };
   const done = handler({ requests, send, signal } as never)
     .then(
       () => undefined,
-      (error: unknown) => toConnectError(error),
+      (error: unknown) => ({ error }),
     )
     .finally(() => out.close());
   yield* out;
   const failure = await done;
-  if (failure !== undefined) throw failure;
+  if (failure !== undefined) throw failure.error;
 }
 
 function cancelled(signal: AbortSignal): DroverError {
@@ -58,9 +64,9 @@ async function* single(request: unknown): AsyncGenerator<unknown, void, undefine
   yield request;
 }
 
-async function first(answers: AsyncGenerator<Message, void, undefined>): Promise<Message> {
-  let answer: Message | undefined;
-  for await (const message of answers) answer ??= message;
-  if (answer === undefined) throw new ConnectError('the method sent no answer', Code.Internal);
-  return answer;
+async function first(responses: AsyncGenerator<Message, void, undefined>): Promise<Message> {
+  let response: Message | undefined;
+  for await (const message of responses) response ??= message;
+  if (response === undefined) throw new ConnectError('the method sent no response', Code.Internal);
+  return response;
 }

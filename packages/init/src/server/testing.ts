@@ -2,14 +2,14 @@ import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
 import { init } from '@drover/protocol';
 import type { Handlers } from './call.ts';
-import { GrpcServer } from './grpc.ts';
+import { serve } from '../service.ts';
 import { createStrictServer, type ServerIdentity } from './tls.ts';
 
 /** For tests: init's listener and its gRPC server without a sandbox behind them. Its calls fail. Returns its port. */
 export async function serveInitAlone(identity: ServerIdentity, controlPlaneUri: string): Promise<number> {
   const fails = async (): Promise<never> => await Promise.reject(new Error('there is no sandbox'));
   const handlers = Object.fromEntries(init.InitService.methods.map(({ localName }) => [localName, fails])) as unknown as Handlers;
-  const grpc = new GrpcServer(handlers);
+  const grpc = serve({ warn: () => undefined }, handlers);
   const { listener } = createStrictServer({
     identity,
     controlPlaneUri,

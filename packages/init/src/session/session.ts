@@ -1,5 +1,5 @@
 import { DroverError, version } from '@drover/foundation';
-import { init } from '@drover/protocol';
+import { errorToWire, init, publicError } from '@drover/protocol';
 import { parseSignal } from '@drover/spec';
 import type { Identity } from '../identity/identity.ts';
 import { maxSessionRequests } from '../limits.ts';
@@ -14,8 +14,15 @@ type SessionCall = Call<init.SessionRequest, Reply<'session'>>;
  * The control plane's stream: each request is answered under its id, beside the others, so that a long one holds up nobody; the end of the
  * main process is told and ends the stream.
  * @param worked called after each request that was more than a sign of life
+ * @param unexpected called with an error of an unknown kind, and the id that the control plane receives for it
  */
-export async function session(call: SessionCall, sandbox: Sandbox, identity: Identity, worked: () => void): Promise<void> {
+export async function session(
+  call: SessionCall,
+  sandbox: Sandbox,
+  identity: Identity,
+  worked: () => void,
+  unexpected: (id: string, error: unknown) => void,
+): Promise<void> {
   const answering = (async () => {
     const running = new Set<Promise<void>>();
     for await (const request of call.requests) {
@@ -27,7 +34,7 @@ export async function session(call: SessionCall, sandbox: Sandbox, identity: Ide
         );
         continue;
       }
-      const answered = serve(request, call, sandbox, identity).finally(() => {
+      const answered = serve(request, call, sandbox, identity, unexpected).finally(() => {
         running.delete(answered);
         if (request.payload.case !== 'ping') worked();
       });
@@ -47,19 +54,30 @@ export async function session(call: SessionCall, sandbox: Sandbox, identity: Ide
   await Promise.race([answering, telling]);
 }
 
-async function serve({ id, payload }: init.SessionRequest, call: SessionCall, sandbox: Sandbox, identity: Identity): Promise<void> {
+async function serve(
+  { id, payload }: init.SessionRequest,
+  call: SessionCall,
+  sandbox: Sandbox,
+  identity: Identity,
+  unexpected: (id: string, error: unknown) => void,
+): Promise<void> {
   const answer: Answer = async (answered) => await call.send({ id, payload: answered });
   try {
     if (payload.case === 'runStep') await runStep(payload.value, sandbox, answer, call.signal);
     else await answer(await handle(payload, sandbox, identity));
   } catch (thrown) {
     call.signal.throwIfAborted();
-    await refuse(call, id, DroverError.from(thrown));
+    await refuse(
+      call,
+      id,
+      publicError(thrown, (errorId) => unexpected(errorId, thrown)),
+    );
   }
 }
 
-async function refuse(call: SessionCall, id: bigint, { code, message }: DroverError): Promise<void> {
-  await call.send({ id, error: { code, message } });
+async function refuse(call: SessionCall, id: bigint, error: DroverError): Promise<void> {
+  const { code, message, hint } = errorToWire(error);
+  await call.send({ id, error: { code, message, hint } });
 }
 
 async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox, identity: Identity): Promise<Payload> {

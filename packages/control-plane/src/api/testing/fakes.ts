@@ -2,6 +2,7 @@ import { duplexPair, PassThrough, Readable, type Duplex } from 'node:stream';
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { createClient, createRouterTransport, type ServiceImpl } from '@connectrpc/connect';
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
+import { silentLogger } from '@drover/foundation/log';
 import { init, link, writeHostStream } from '@drover/protocol';
 import type { CallOptions, HostStreamSource, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
 import type { InitClient, Sessions, SessionStatus } from '../../sessions/sessions.ts';
@@ -37,7 +38,7 @@ export class FakeHub implements Hub {
     this.opened.push(source);
     const [near, far] = duplexPair();
     const messages = records.map((value) => ({ message: { case: 'log' as const, value } }));
-    void writeHostStream(Readable.from(messages), far);
+    void writeHostStream(Readable.from(messages), far, silentLogger);
     return await Promise.resolve(near);
   }
 

@@ -203,9 +203,7 @@ export class World implements AsyncDisposable {
 
   /** Why the calls that came from there so far were refused, in order. */
   refusals(origin: Origin): readonly unknown[] {
-    return this.log
-      .filter((line) => line['msg'] === 'a sandbox was refused' && line['interface'] === origin.interface)
-      .map(({ why }) => why);
+    return this.log.filter((line) => line['code'] === 'permission-denied' && line['interface'] === origin.interface).map(({ why }) => why);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
