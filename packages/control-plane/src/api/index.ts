@@ -1,3 +1,3 @@
-export { openAdminToken } from './auth.ts';
-export type { ApiContext, SystemFacts } from './context.ts';
+export { openAdminToken } from './edge/index.ts';
+export type { ApiContext, SystemFacts } from './edge/index.ts';
 export { startApi, type ApiServer, type ServerIdentity } from './server.ts';

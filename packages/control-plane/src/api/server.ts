@@ -2,7 +2,6 @@ import type { ServerHttp2Session } from 'node:http2';
 import type { AddressInfo } from 'node:net';
 import { fastifyConnectPlugin } from '@connectrpc/connect-fastify';
 import { DroverError } from '@drover/foundation';
-import { api } from '@drover/protocol';
 import { fastify } from 'fastify';
 import {
   apiConnectionWindowBytes,
@@ -12,24 +11,8 @@ import {
   maxRequestBytes,
   maxStreamsPerConnection,
 } from '../limits.ts';
-import { limitConnections } from './connections.ts';
-import type { ApiContext } from './context.ts';
-import { containmentMethods } from './containment.ts';
-import { eventService } from './events.ts';
-import { execMethod } from './exec.ts';
-import { execsMethods } from './execs.ts';
-import { explainMethod } from './explain.ts';
-import { hostService } from './hosts.ts';
-import { identityService } from './identities.ts';
-import { imageService } from './images.ts';
-import { apiEdge } from './interceptors.ts';
-import { joinService } from './join.ts';
-import { logsMethod } from './logs.ts';
-import { sandboxMethods } from './sandboxes.ts';
-import { statsMethod } from './stats.ts';
-import { streamMethods } from './streams.ts';
-import { systemService } from './system.ts';
-import { volumeService } from './volumes.ts';
+import { limitConnections, type ApiContext, apiEdge } from './edge/index.ts';
+import { addServices } from './services/index.ts';
 
 export interface ApiServer {
   readonly port: number;
@@ -79,25 +62,7 @@ export async function startApi(
   const stop = new AbortController();
   await app.register(fastifyConnectPlugin, {
     ...apiEdge(context, stop.signal),
-    routes: (router) => {
-      router.service(api.SandboxService, {
-        ...sandboxMethods(context),
-        ...streamMethods(context),
-        exec: execMethod(context),
-        ...execsMethods(context),
-        logs: logsMethod(context),
-        ...statsMethod(context),
-        ...explainMethod(context),
-        ...containmentMethods(context),
-      });
-      router.service(api.IdentityService, identityService(context));
-      router.service(api.HostService, hostService(context));
-      router.service(api.ImageService, imageService(context));
-      router.service(api.VolumeService, volumeService(context));
-      router.service(api.EventService, eventService(context));
-      router.service(api.SystemService, systemService(context));
-      router.service(api.JoinService, joinService(context));
-    },
+    routes: (router) => addServices(router, context),
   });
   app.get('/healthz', () => ({ status: 'ok' }));
   app.get('/readyz', async (_request, reply) => {

@@ -1,0 +1,39 @@
+import type { Clock, Logger } from '@drover/foundation';
+import type { CertificateAuthority } from '@drover/pki';
+import type { Hub } from '../../hub/index.ts';
+import type { Registry } from '../../identity/index.ts';
+import type { Placement } from '../../placement/index.ts';
+import type { Reconciler } from '../../reconcile/index.ts';
+import type { SecretBox } from '../../secrets/index.ts';
+import type { Sessions } from '../../sessions/index.ts';
+import type { Store } from '../../store/index.ts';
+import type { Volumes } from '../../volumes/index.ts';
+import type { SubjectWakes } from '../../feed/index.ts';
+
+/** What the services call. Everything lives as long as the process. */
+export interface ApiContext {
+  readonly store: Store;
+  readonly hub: Hub;
+  /** Seals the secrets of new sandboxes. */
+  readonly secrets: SecretBox;
+  readonly sessions: Sessions;
+  readonly registry: Registry;
+  readonly placement: Placement;
+  readonly reconciler: Reconciler;
+  readonly volumes: Volumes;
+  readonly ca: CertificateAuthority;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly wakes: SubjectWakes;
+  readonly system: SystemFacts;
+}
+
+export interface SystemFacts {
+  readonly trustDomain: string;
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number;
+  /** `host:port` of the link that a joining host is told; an empty host means the one that it joined. */
+  readonly linkAddress: string;
+  /** `https://host:port` of this API, for commands that are printed. */
+  readonly apiAddress: string;
+}

@@ -1,0 +1,35 @@
+import { fromBinary, toBinary, type DescMessage, type MessageShape } from '@bufbuild/protobuf';
+import type { ContextValues } from '@connectrpc/connect';
+import { DroverError } from '@drover/foundation';
+import { maxIdempotencyKeyLength } from '../../limits.ts';
+import type { Store, Tables } from '../../store/index.ts';
+import { callerOf } from './authentication.ts';
+
+/**
+ * Runs a mutating call as one transaction, once per key and caller (L-20): repeated after a lost answer, gives the first answer.
+ * `action` gets the tables of the transaction, and must not wait for anything else (`Store.together`); what is to follow from it
+ * outside of the store comes after the call, and bears repetition.
+ * @throws {DroverError} idempotency-key-reused, invalid-argument
+ */
+export async function once<I extends DescMessage, O extends DescMessage>(
+  store: Store,
+  values: ContextValues,
+  method: { readonly input: I; readonly output: O; readonly name: string },
+  request: MessageShape<I> & { readonly idempotencyKey: string },
+  action: (store: Tables) => Promise<MessageShape<O>>,
+): Promise<MessageShape<O>> {
+  const key = request.idempotencyKey;
+  if (key === '') return await store.together(action);
+  if (key.length > maxIdempotencyKeyLength) {
+    throw new DroverError('invalid-argument', `the idempotency key has ${key.length} characters`, {
+      hint: `use at most ${maxIdempotencyKeyLength}`,
+    });
+  }
+  // Scoped to the caller, so that nobody gets another caller's answer.
+  const scoped = `${callerOf(values).name}/${key}`;
+  let made: MessageShape<O> | undefined;
+  const answer = await store.idempotency.once(scoped, method.name, toBinary(method.input, request), async (tables) =>
+    toBinary(method.output, (made = await action(tables))),
+  );
+  return made ?? fromBinary(method.output, answer);
+}

@@ -1,0 +1,2 @@
+export { checkArgv, checkEnv, checkSpec, checkUser, checkWorkdir, parseIdentity, requestOf } from './parse.ts';
+export { checkSetup } from './setup.ts';

@@ -1,0 +1,50 @@
+import { DroverError, type HostId } from '@drover/foundation';
+import type { sandbox } from '@drover/protocol';
+import { maxNamedHosts } from '../../limits.ts';
+import { plan } from '../../placement/index.ts';
+import type { HostRow, Room } from '../../model/index.ts';
+import type { HostStore } from '../../store/index.ts';
+
+export interface Possible {
+  /** The hosts as they were looked at. */
+  readonly hosts: readonly HostRow[];
+  /** The one that can take it now; undefined when it has to wait. */
+  readonly hostId: HostId | undefined;
+}
+
+/**
+ * Refuses what is larger than every host there is (L-24), and a host or a runtime that does not exist. What only has to wait passes.
+ * @throws {DroverError} unschedulable, host-not-found
+ */
+export async function checkPossible(store: HostStore, spec: sandbox.SandboxSpec, room: Room): Promise<Possible> {
+  const host = spec.host === '' ? '' : (await store.find(spec.host)).id;
+  const hosts = await store.list();
+  checkRuntime(hosts, spec.runtime, host);
+  const decision = plan(hosts, {
+    room,
+    diskBytes: Number(spec.resources?.diskBytes ?? 0n),
+    runtime: spec.runtime,
+    labels: spec.hostLabels,
+    host,
+  });
+  if (decision.kind !== 'impossible') return { hosts, hostId: decision.kind === 'host' ? decision.hostId : undefined };
+  throw new DroverError('unschedulable', `this sandbox can never be placed: ${decision.message}`, {
+    hint: 'ask for less, or join a larger host',
+  });
+}
+
+/** A runtime that no host has would be waited for without end. */
+function checkRuntime(hosts: readonly HostRow[], runtime: string, host: string): void {
+  const asked = hosts.filter(({ id }) => host === '' || id === host);
+  // A host reports its runtimes when it first connects.
+  const isKnown = asked.length > 0 && asked.every(({ epoch }) => epoch > 0);
+  if (runtime === '' || !isKnown || asked.some(({ runtimes }) => runtimes.includes(runtime))) return;
+  const there = asked.map(({ name, runtimes }) => `${name}: ${runtimes.join(', ') || 'none'}`).slice(0, maxNamedHosts);
+  throw new DroverError(
+    'unschedulable',
+    `no host has the runtime ${runtime} (${there.join('; ')}${asked.length > maxNamedHosts ? '; …' : ''})`,
+    {
+      hint: 'leave out --runtime, or name one that a host has',
+    },
+  );
+}
