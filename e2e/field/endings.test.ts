@@ -106,7 +106,7 @@ const endings: readonly Ending[] = [
     end: async () => await drover.run(['sandbox', 'contain', 'contained', '--kill', '--reason', 'phones home']),
     shown: 'stopped (contained)',
     reason: 'contained',
-    message: 'killed by admin to contain it: "phones home"',
+    message: 'killed by admin to contain it: phones home',
     status: 137,
   },
   {

@@ -89,7 +89,7 @@ function refuseOvertaken({ name, desiredState, generation: now, init }: api.Sand
 
 /** @throws {DroverError} in the sandbox's own words when it never will */
 function hasBegun(sandbox: api.Sandbox): boolean {
-  const { init, exitCode, message, name, reason } = sandbox;
+  const { init, exitCode, hostName, message, name, reason } = sandbox;
   const state = sandboxStates.name(sandbox.state);
   const failed = planFailed(sandbox);
   if (!failed && !over.has(state)) return init?.state === 'completed';
@@ -101,7 +101,7 @@ function hasBegun(sandbox: api.Sandbox): boolean {
   const why = splitSentence(message === '' ? `it is ${state ?? 'gone'}` : message);
   throw new DroverError(
     isErrorCode(reason) ? reason : 'runtime-failed',
-    `sandbox ${name} could not be started: ${why.message}`,
+    `sandbox ${name} could not be started${hostName === '' ? '' : ` on host ${hostName}`}: ${why.message}`,
     why.hint === undefined ? {} : { hint: why.hint },
   );
 }

@@ -20,10 +20,18 @@ export function mayNotRun({ containment }: Contained): boolean {
   return containment.pause !== undefined || containment.kill !== undefined;
 }
 
-/** `it is killed, by admin at 2026-01-01T00:00:00.000Z: "phones home"`. */
+/** `it is killed, by admin at 2026-01-01T00:00:00.000Z: phones home`. */
 export function containmentText(action: ContainmentAction, { by, at, reason }: ContainmentRecord): string {
   const who = by === '' ? '' : ` by ${by}`;
-  return `${effects[action]},${who} at ${new Date(at).toISOString()}${reason === '' ? '' : `: ${JSON.stringify(reason)}`}`;
+  return `${effects[action]},${who} at ${new Date(at).toISOString()}${reason === '' ? '' : `: ${reason}`}`;
+}
+
+/** What to do about a sandbox that has ended: a start of it, or the release without which a start is refused. */
+export function restartHint(row: Pick<SandboxRow, 'name' | 'project' | 'containment'>): string {
+  const label = labelOf(row);
+  return mayNotRun(row)
+    ? `it is contained: \`drover sandbox release ${label}\` lifts that and starts it again`
+    : `\`drover sandbox start ${label}\` starts it again`;
 }
 
 /**

@@ -1,7 +1,9 @@
 import { create } from '@bufbuild/protobuf';
+import { parseName, parseProject } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { restartHint } from './containment.ts';
 import { endReason, type EndColumns } from './end.ts';
 import { stopCauses } from './sandbox.ts';
 
@@ -27,7 +29,7 @@ describe('why a sandbox ended', () => {
       'a containment with a reason',
       { stopCause: 'contained', stopBy: 'eve', containment: { kill } },
       'contained',
-      'killed by eve to contain it: "phones home"',
+      'killed by eve to contain it: phones home',
     ],
     ['a removal', { stopCause: 'removed', stopBy: 'admin' }, 'removed', 'removed by admin'],
     ['a removal while it ran', { reason: '', stopCause: 'removed', stopBy: 'admin' }, 'removed', 'removed by admin'],
@@ -39,6 +41,15 @@ describe('why a sandbox ended', () => {
     ],
   ])('%s', (_, change, reason, message) => {
     expect(endReason(row(change))).toEqual({ reason, message });
+  });
+
+  it.each([
+    [{}, 'drover sandbox start lab/web'],
+    [{ 'cut-network': kill }, 'drover sandbox start lab/web'],
+    [{ pause: kill }, 'drover sandbox release lab/web'],
+    [{ kill }, 'drover sandbox release lab/web'],
+  ])('of one that has ended, contained by %j, the way back is %s', (containment, command) => {
+    expect(restartHint({ project: parseProject('lab'), name: parseName('web'), containment })).toContain(`\`${command}\``);
   });
 
   it('is what was reported from where it happened, whatever was asked for meanwhile', () => {

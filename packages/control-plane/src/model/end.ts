@@ -47,7 +47,7 @@ function stopped({ stopCause, stopBy, containment, spec }: EndColumns): EndReaso
       return { reason: 'drained', message: 'stopped by a drain of its host, as no other host has room for it' };
     case 'contained': {
       const why = containment.kill?.reason ?? '';
-      return { reason: 'contained', message: `killed${by} to contain it${why === '' ? '' : `: ${JSON.stringify(why)}`}` };
+      return { reason: 'contained', message: `killed${by} to contain it${why === '' ? '' : `: ${why}`}` };
     }
     case 'removed':
       return { reason: 'removed', message: `removed${by}` };

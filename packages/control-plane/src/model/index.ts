@@ -1,4 +1,4 @@
-export { containmentsOf, containmentText, mayNotRun, refuseContained } from './containment.ts';
+export { containmentsOf, containmentText, mayNotRun, refuseContained, restartHint } from './containment.ts';
 export { endReason, hasEnded } from './end.ts';
 export { hostState, type HostRow, type Room } from './host.ts';
 export type * from './identity.ts';

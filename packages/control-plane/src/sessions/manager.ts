@@ -6,7 +6,7 @@ import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/index.ts';
 import type { Registry } from '../identity/index.ts';
 import { listPage, sessionLookMs, sessionsCompared } from '../limits.ts';
-import { sandboxState, startOf, type SandboxRow } from '../model/index.ts';
+import { restartHint, sandboxState, startOf, type SandboxRow } from '../model/index.ts';
 import type { Store } from '../store/index.ts';
 import { tunnelConnector, type SessionCredentials } from './connect.ts';
 import type { DialerOptions, DialView } from './dial.ts';
@@ -258,7 +258,7 @@ function refuseEnded(id: SandboxId, row: SandboxRow | undefined): void {
   }
   if (state === 'stopped' || state === 'failed' || state === 'deleted' || state === 'deleting') {
     throw new DroverError('sandbox-not-running', `sandbox ${row.name} is ${state}${why}`, {
-      hint: '`drover sandbox start` starts one that has stopped',
+      hint: state === 'deleted' || state === 'deleting' ? 'create a new sandbox' : restartHint(row),
     });
   }
 }

@@ -20,6 +20,7 @@ describe('what a caller is told of a sandbox that failed', () => {
       message: `sandbox ${name} failed: there is none`,
       hint: 'name another',
     });
+    expect(row === undefined ? '' : endedError(row, 'alpha').message).toBe(`sandbox ${name} failed on host alpha: there is none`);
     await store.close();
   });
 

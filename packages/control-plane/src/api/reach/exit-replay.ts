@@ -2,7 +2,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError, isErrorCode, splitSentence, startFailure, type SandboxId } from '@drover/foundation';
 import { api, link } from '@drover/protocol';
 import { exitReportMs } from '../../limits.ts';
-import { labelOf, refuseContained, sandboxState, type SandboxRow } from '../../model/index.ts';
+import { labelOf, refuseContained, restartHint, sandboxState, type SandboxRow } from '../../model/index.ts';
 import type { ApiContext } from '../edge/index.ts';
 import { connectionBroke } from './peer-errors.ts';
 import { hostStream } from './host-stream.ts';
@@ -29,8 +29,11 @@ function startFailed(row: SandboxRow): boolean {
   return failed(row) && row.reason === 'start-failed';
 }
 
-/** A sandbox that ended, in its own words. */
-export function endedError(row: SandboxRow): DroverError {
+/**
+ * A sandbox that ended, in its own words.
+ * @param hostName the host on which it failed, to be named; empty where it is not known
+ */
+export function endedError(row: SandboxRow, hostName = ''): DroverError {
   const { state, message } = sandboxState(row);
   const own = message === '' ? '' : `: ${message}`;
   if (initFailed(row)) {
@@ -44,13 +47,13 @@ export function endedError(row: SandboxRow): DroverError {
   if (unstarted !== undefined) return unstarted;
   if (row.exitCode !== undefined && !startFailed(row)) {
     return new DroverError('sandbox-not-running', `sandbox ${labelOf(row)} has ended with exit code ${row.exitCode}${own}`, {
-      hint: `\`drover sandbox start ${labelOf(row)}\` starts it again`,
+      hint: restartHint(row),
     });
   }
   if (failed(row)) {
     // It never ran: what stood in its way, as the host said it, with its code.
     const cause = splitSentence(message);
-    const text = `sandbox ${labelOf(row)} failed: ${cause.message}`;
+    const text = `sandbox ${labelOf(row)} failed${hostName === '' ? '' : ` on host ${hostName}`}: ${cause.message}`;
     const hint = cause.hint ?? `\`drover sandbox get ${labelOf(row)}\` shows more`;
     const error = new DroverError(isErrorCode(row.reason) ? row.reason : 'sandbox-not-running', text, { hint });
     // To a caller, a code of broken connections would say that it is worth calling again.
@@ -101,7 +104,10 @@ export async function* replayMain(
 ): AsyncGenerator<api.ExecResponse> {
   const row = await reportedEnd(context, id, signal);
   const { exitCode } = row;
-  if (exitCode === undefined || initFailed(row) || startFailed(row)) throw endedError(row);
+  if (exitCode === undefined || initFailed(row) || startFailed(row)) {
+    const host = row.hostId === undefined ? undefined : await context.store.hosts.get(row.hostId);
+    throw endedError(row, host?.name);
+  }
   const records = hostLogs(context, row, {}, signal)[Symbol.asyncIterator]();
   let next: IteratorResult<link.LogRecord, void> = { done: true, value: undefined };
   try {
