@@ -3,7 +3,7 @@ import { connect } from 'node:http2';
 import { request } from 'node:https';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
-import { createClient } from '@connectrpc/connect';
+import { createClient, type Transport } from '@connectrpc/connect';
 import { createConnectTransport } from '@connectrpc/connect-node';
 import { DroverError, type Logger } from '@drover/foundation';
 import { api as wire, sandbox } from '@drover/protocol';
@@ -36,6 +36,21 @@ async function get(api: TestApi, path: string): Promise<{ readonly status: numbe
     })
       .on('error', reject)
       .end();
+  });
+}
+
+/** For calls whose idempotency keys the test chooses. */
+function transportOf(api: TestApi): Transport {
+  return createConnectTransport({
+    baseUrl: api.url,
+    httpVersion: '2',
+    nodeOptions: { ca: api.ca.caPem },
+    interceptors: [
+      (next) => async (call) => {
+        call.header.set('authorization', `Bearer ${api.token}`);
+        return await next(call);
+      },
+    ],
   });
 }
 
@@ -138,21 +153,27 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect(new Set(made.map(({ id }) => id)).size).toBe(1);
     });
 
+    test('L-20: a repeated create of a volume that its host refused gets the reason again', async () => {
+      await using api = await start();
+      let asked = 0;
+      api.hub.hosts.set(await api.addHost('alpha'), () => {
+        asked++;
+        throw new DroverError('missing-component', 'there is no mkfs.ext4');
+      });
+      const volumes = createClient(wire.VolumeService, transportOf(api));
+      for (const count of [1, 2]) {
+        const call = volumes.createVolume({ idempotencyKey: 'data', name: 'data', sizeBytes: 1n << 30n });
+        await expect(call).rejects.toThrow('there is no mkfs.ext4');
+        expect(asked).toBe(count);
+        expect(await api.client.volumes.list()).toEqual([]);
+      }
+    });
+
     test('L-20: so is a change of what is wanted, of a host, and its removal: nothing happens twice', async () => {
       await using api = await start();
       const hostId = await api.addHost('alpha');
       const made = await api.client.sandboxes.create({ name: 'box', spec: host });
-      const transport = createConnectTransport({
-        baseUrl: api.url,
-        httpVersion: '2',
-        nodeOptions: { ca: api.ca.caPem },
-        interceptors: [
-          (next) => async (call) => {
-            call.header.set('authorization', `Bearer ${api.token}`);
-            return await next(call);
-          },
-        ],
-      });
+      const transport = transportOf(api);
       const sandboxes = createClient(wire.SandboxService, transport);
       const hosts = createClient(wire.HostService, transport);
       const twice = async <T>(call: () => Promise<T>, between: () => Promise<unknown>): Promise<void> => {

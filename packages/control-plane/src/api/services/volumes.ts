@@ -1,11 +1,11 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { DroverError, parseName, type HostId } from '@drover/foundation';
+import { DroverError, hasCode, parseName, type HostId } from '@drover/foundation';
 import { api, type sandbox } from '@drover/protocol';
 import { maxVolumeBytes, minVolumeBytes } from '@drover/spec';
 import { hostState, type HostRow, type VolumeRow } from '../../model/index.ts';
-import type { Tables } from '../../store/index.ts';
+import type { Store, Tables } from '../../store/index.ts';
 import { type ApiContext, once } from '../edge/index.ts';
 
 /** Volumes are rows of the store that hosts carry out; how much is in one, its host is asked. */
@@ -47,12 +47,16 @@ export function volumeService(context: ApiContext): ServiceImpl<typeof api.Volum
     async createVolume(request, { values, signal }) {
       const name = parseName(request.name);
       const sizeBytes = checkSize(request.sizeBytes);
-      await once(store, values, api.VolumeService.method.createVolume, request, async (tables) => {
+      const make = async (tables: Tables): Promise<VolumeRow> => {
         const host = await chooseHost(tables, request.host);
-        const row = await tables.volumes.create({ name, hostId: host.id, sizeBytes });
-        return create(api.VolumeSchema, { name: row.name });
+        return await tables.volumes.create({ name, hostId: host.id, sizeBytes });
+      };
+      let made: VolumeRow | undefined;
+      await once(store, values, api.VolumeService.method.createVolume, request, async (tables) => {
+        made = await make(tables);
+        return create(api.VolumeSchema, { name });
       });
-      const row = await store.volumes.find(name);
+      const row = made ?? (await findOrMake(store, name, make));
       try {
         await volumes.settle(row);
       } catch (thrown) {
@@ -91,6 +95,16 @@ export function volumeService(context: ApiContext): ServiceImpl<typeof api.Volum
       return create(api.RemoveVolumeResponseSchema);
     },
   };
+}
+
+/** Of a repeated call. A volume that its host refused is not kept: the host is asked again, so that the caller gets its reason again. */
+async function findOrMake(store: Store, name: string, make: (tables: Tables) => Promise<VolumeRow>): Promise<VolumeRow> {
+  try {
+    return await store.volumes.find(name);
+  } catch (error) {
+    if (!hasCode(error, 'volume-not-found')) throw error;
+    return await store.together(make);
+  }
 }
 
 /** @param held the volumes of its host; undefined: it could not be asked */
