@@ -24,6 +24,8 @@ export const warmUserNamespaces = 16;
 export const cgroupRemovalMs = 10_000;
 /** How long a path of the host outside the agent's directory may take to respond; then what needs it fails with unavailable. Milliseconds. */
 export const foreignMs = 5_000;
+/** What is read of the file with registry credentials. No more than `programOutputBytes`. Bytes. */
+export const maxCredentialsBytes = 64 * 1024;
 /** Paths of the host that may hang at the same time, each with a program; with one more, no further path is touched. */
 export const maxStuckPrograms = 16;
 /** How long mkfs.ext4 may take, which may wait for a busy disk; then it is killed and the operation fails. Milliseconds. */

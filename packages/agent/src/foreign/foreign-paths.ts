@@ -44,6 +44,14 @@ export class ForeignPaths {
     return { kind, device, inode, uid: Number(uid), gid: Number(gid), mode: mode & 0o7777 };
   }
 
+  /** The beginning of a text file. Undefined: nothing is there. @throws {DroverError} unavailable, runtime-failed */
+  async read(path: string, maxBytes: number): Promise<string | undefined> {
+    const { code, stdout, stderr } = await this.#touch(path, 'head', ['-c', String(maxBytes), '--', path]);
+    if (code === 0) return stdout;
+    if (/No such file|Not a directory/.test(stderr)) return undefined;
+    throw new DroverError('runtime-failed', `${path} on the host cannot be read: ${stderr.trim()}`);
+  }
+
   /** Binds it on `target`, which is the agent's own. @throws {DroverError} unavailable, runtime-failed */
   async bind(path: string, target: string): Promise<void> {
     const { code, stderr } = await this.#touch(path, 'mount', ['--bind', '--', path, target]);

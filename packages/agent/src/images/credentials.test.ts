@@ -1,12 +1,15 @@
+import { execFileSync } from 'node:child_process';
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { ForeignPaths } from '../foreign/index.ts';
 import { readCredentials } from './credentials.ts';
 
 describe('R-11: credentials come from what docker login wrote, and from its credential helpers', () => {
   let directory: string;
   let file: string;
+  const foreign = new ForeignPaths();
 
   beforeEach(async () => {
     directory = await mkdtemp(join(tmpdir(), 'drover-credentials-'));
@@ -25,7 +28,7 @@ describe('R-11: credentials come from what docker login wrote, and from its cred
     await chmod(program, 0o755);
   };
   const config = (value: object): Promise<void> => writeFile(file, JSON.stringify(value));
-  const read = (registry: string, signal: AbortSignal = new AbortController().signal) => readCredentials(file, registry, signal);
+  const read = (registry: string, signal: AbortSignal = new AbortController().signal) => readCredentials(file, registry, foreign, signal);
   const answering = (username: string, secret: string): string =>
     `printf '{"ServerURL":"%s","Username":"${username}","Secret":"${secret}"}' "$server"`;
   const inFile = (host: string, password: string) => ({ [host]: { auth: Buffer.from(`kim:${password}`).toString('base64') } });
@@ -51,6 +54,12 @@ describe('R-11: credentials come from what docker login wrote, and from its cred
     await config({ credsStore: 'all' });
     expect(await read('docker.io')).toEqual({ username: '', password: '', identityToken: 'refresh-me' });
     expect(await readFile(join(directory, 'asked'), 'utf8')).toBe('get https://index.docker.io/v1/\n');
+  });
+
+  test('a file that does not respond holds up its own pull alone, and is named', async () => {
+    // Nothing ever writes to it: a read waits as one of a file system that hangs.
+    execFileSync('mkfifo', [file]);
+    await expect(read('one.example')).rejects.toMatchObject({ code: 'unavailable', message: expect.stringContaining(file) as string });
   });
 
   test.each([

@@ -1,21 +1,29 @@
-import { readFile } from 'node:fs/promises';
-import { DroverError, errnoOf } from '@drover/foundation';
+import { DroverError } from '@drover/foundation';
+import type { ForeignPaths } from '../foreign/index.ts';
+import { maxCredentialsBytes } from '../limits.ts';
 import { askHelper, type Credentials } from './credential-helper.ts';
 
 /**
  * The credentials for a registry, from a file as `docker login` writes it. As with docker, the registry's own helper (`credHelpers`)
  * goes before the one for all (`credsStore`); what that does not know may stand in the file itself (`auths`).
  * Read anew for each pull: a login counts at once.
- * @throws {DroverError} invalid-config, registry-denied where a helper fails
+ * @throws {DroverError} invalid-config, registry-denied where a helper fails, unavailable where the file does not respond
  */
-export async function readCredentials(path: string | undefined, registry: string, signal: AbortSignal): Promise<Credentials | undefined> {
+export async function readCredentials(
+  path: string | undefined,
+  registry: string,
+  foreign: ForeignPaths,
+  signal: AbortSignal,
+): Promise<Credentials | undefined> {
   if (path === undefined) return undefined;
   const hint = 'write it with `docker login`, or name another file';
+  // A home directory can be on a file system that hangs.
+  const text = await foreign.read(path, maxCredentialsBytes);
+  if (text === undefined) return undefined;
   let parsed: unknown;
   try {
-    parsed = JSON.parse(await readFile(path, 'utf8'));
+    parsed = JSON.parse(text);
   } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return undefined;
     throw new DroverError('invalid-config', `the credentials file ${path} cannot be read`, { hint, cause: error });
   }
   const file = isRecord(parsed) ? parsed : {};

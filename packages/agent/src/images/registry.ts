@@ -1,5 +1,6 @@
 import { DroverError, formatBytes, hasCode, type Clock, type Logger } from '@drover/foundation';
 import { formatImageReference, type RegistryReference } from '@drover/spec';
+import type { ForeignPaths } from '../foreign/index.ts';
 import { maxImageConfigBytes, maxManifestBytes } from '../limits.ts';
 import type { BlobStore, OpenBlob } from './blobs.ts';
 import { readCredentials } from './credentials.ts';
@@ -25,6 +26,7 @@ export interface RegistryOptions {
   readonly insecure: boolean;
   readonly platform: Platform;
   readonly blobs: BlobStore;
+  readonly foreign: ForeignPaths;
   readonly clock: Clock;
   readonly logger: Logger;
 }
@@ -158,14 +160,14 @@ export class RegistryImage implements AsyncDisposable {
   }
 
   async #connect(signal: AbortSignal): Promise<RegistryHttp[]> {
-    const { reference, config, clock } = this.#options;
+    const { reference, config, clock, foreign } = this.#options;
     const insecure = (host: string): boolean => this.#options.insecure || (config.insecureRegistries ?? []).includes(host);
     const endpoints: RegistryHttp[] = [];
     const add = async (base: string, registry: string, permitted: boolean): Promise<void> => {
       const endpoint: Endpoint = {
         base,
         insecure: permitted,
-        credentials: await readCredentials(config.credentialsFile, registry, signal),
+        credentials: await readCredentials(config.credentialsFile, registry, foreign, signal),
       };
       endpoints.push(new RegistryHttp(endpoint, reference.repository, clock));
     };

@@ -369,6 +369,7 @@ export class ImageStore implements Images {
       insecure,
       platform: this.#platform,
       blobs: this.#blobs,
+      foreign: this.#foreign,
       clock: this.#clock,
       logger: this.#logger,
     });
