@@ -26,6 +26,11 @@ export const maxSignalNameLength = 32;
 export const maxProcessNameLength = 64;
 /** Characters of the host, the method and the rule of a refused request in an event; a DNS name has at most 253. */
 export const maxEgressTextLength = 300;
+/**
+ * Events of one sandbox that are stored in an hour of those that its host reports (refused connections, out-of-memory kills, full disks). One
+ * that tries a new destination every second would otherwise push the events of all others out of `eventsKept` within days.
+ */
+export const hostEventsPerSandboxHour = 240;
 /** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */
 export const registrationsPerSecond = 400;
 export const registrationBurst = 400;

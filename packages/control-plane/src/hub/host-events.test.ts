@@ -3,7 +3,7 @@ import { FakeClock, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { link } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from 'vitest';
-import { maxEgressTextLength } from '../limits.ts';
+import { hostEventsPerSandboxHour, maxEgressTextLength } from '../limits.ts';
 import type { StoredEvent } from '../events/event.ts';
 import type { Store } from '../store/store.ts';
 import { draft, readyHost } from '../store/testing/fixtures.ts';
@@ -13,13 +13,15 @@ import { HostLink, type ConnectCall } from './host-link.ts';
 
 const stores = new TestStores('sqlite');
 let store: Store;
+let clock: FakeClock;
 let from: HostLink;
 let own: SandboxId;
 
 beforeAll(() => stores.start());
 afterAll(() => stores.stop());
 beforeEach(async () => {
-  store = await stores.open({ clock: new FakeClock(1_000_000) });
+  clock = new FakeClock(1_000_000);
+  store = await stores.open({ clock });
   const host = await readyHost(store);
   // Nothing is sent on its stream.
   from = new HostLink({} as ConnectCall, host.id, host.epoch, '127.0.0.1:1', 0);
@@ -30,7 +32,7 @@ afterEach(() => stores.closeAll());
 
 function report(...events: readonly MessageInitShape<typeof link.HostEventSchema>[]): void {
   const frame = create(link.HostEventsSchema, { events: [...events] });
-  takeHostEvents({ store, logger: silentLogger }, from, frame);
+  takeHostEvents({ store, logger: silentLogger, clock }, from, frame);
 }
 
 async function stored(): Promise<readonly StoredEvent[]> {
@@ -47,6 +49,20 @@ it('the events of a host’s own sandboxes are stored, and those of others are d
   const elsewhere = await store.sandboxes.create(draft());
   report(denied(own, 'a.example'), denied(elsewhere.id, 'b.example'), denied('no id', 'c.example'));
   expect((await stored()).map(({ subject, data }) => [subject, data['name'], data['host']])).toEqual([[own, 'own', 'a.example']]);
+});
+
+it('of one sandbox no more than its share of an hour is stored, and the others keep theirs', async () => {
+  const other = (await store.sandboxes.create(draft({ name: 'other' }))).id;
+  await store.sandboxes.place(other, from.hostId);
+  const noise = Array.from({ length: hostEventsPerSandboxHour + 50 }, (_, i) => denied(own, `${i}.example`));
+  report(...noise, denied(other, 'a.example'));
+  await from.storingEvents;
+  const counts = async (id: SandboxId): Promise<number> => (await store.events.after(0, 1_000, { kinds: ['network'], subject: id })).length;
+  expect([await counts(own), await counts(other)]).toEqual([hostEventsPerSandboxHour, 1]);
+  await clock.advance(3_600_000);
+  report(denied(own, 'later.example'));
+  await from.storingEvents;
+  expect(await counts(own)).toBe(hostEventsPerSandboxHour + 1);
 });
 
 it('a frame without events does not keep later events from being stored', async () => {

@@ -1,9 +1,9 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt';
-import { clip, isSandboxId, type Logger } from '@drover/foundation';
+import { clip, isSandboxId, type Clock, type Logger } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import { hostEventsPerFrame } from '@drover/spec';
 import type { EventDraft } from '../events/index.ts';
-import { maxEgressTextLength, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
+import { hostEventsPerSandboxHour, maxEgressTextLength, maxLimitTextLength, maxProcessNameLength, pendingHostEvents } from '../limits.ts';
 import type { SandboxRow } from '../model/index.ts';
 import type { Store } from '../store/index.ts';
 import type { HostLink } from './host-link.ts';
@@ -40,7 +40,7 @@ function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEven
  * wait, bounded: beyond the limit the oldest are dropped, so that a host that reports without end costs neither memory nor other hosts.
  */
 export function takeHostEvents(
-  to: { readonly store: Pick<Store, 'sandboxes' | 'events'>; readonly logger: Logger },
+  to: { readonly store: Pick<Store, 'sandboxes' | 'events'>; readonly logger: Logger; readonly clock: Pick<Clock, 'now'> },
   from: HostLink,
   { events, dropped }: link.HostEvents,
 ): void {
@@ -54,7 +54,18 @@ export function takeHostEvents(
   if (waiting.length > 0) from.storingEvents ??= storeAll(to, from);
 }
 
-async function storeAll({ store, logger }: Parameters<typeof takeHostEvents>[0], from: HostLink): Promise<void> {
+/** Whether one more event of the sandbox may be stored. */
+function takeBudget({ eventBudgets }: HostLink, sandboxId: string, now: number): boolean {
+  let budget = eventBudgets.get(sandboxId);
+  if (budget === undefined || budget.until <= now) {
+    for (const [id, { until }] of eventBudgets) if (until <= now) eventBudgets.delete(id);
+    budget = { left: hostEventsPerSandboxHour, until: now + 3_600_000 };
+    eventBudgets.set(sandboxId, budget);
+  }
+  return budget.left-- > 0;
+}
+
+async function storeAll({ store, logger, clock }: Parameters<typeof takeHostEvents>[0], from: HostLink): Promise<void> {
   while (from.hostEvents.length > 0) {
     const batch = from.hostEvents.splice(0);
     try {
@@ -69,7 +80,10 @@ async function storeAll({ store, logger }: Parameters<typeof takeHostEvents>[0],
         const draft = row === undefined ? undefined : eventOf(row, event);
         return draft === undefined ? [] : [draft];
       });
-      await store.events.append(drafts);
+      const within = drafts.filter(({ subject }) => takeBudget(from, subject, clock.now()));
+      if (within.length < drafts.length)
+        logger.warn({ hostId: from.hostId, lost: drafts.length - within.length }, 'events were dropped: their sandboxes have too many an hour');
+      await store.events.append(within);
     } catch (error) {
       logger.error({ err: error, hostId: from.hostId, lost: batch.length }, 'events of a host could not be stored');
     }

@@ -36,6 +36,8 @@ export class HostLink {
   storing = false;
   /** Events that the store has not taken yet, and the loop that stores them. */
   readonly hostEvents: link.HostEvent[] = [];
+  /** By sandbox, how many more of its events are stored until when. Milliseconds since the epoch. */
+  readonly eventBudgets = new Map<string, { left: number; readonly until: number }>();
   storingEvents: Promise<void> | undefined;
   signings = 0;
   readonly #call: ConnectCall;

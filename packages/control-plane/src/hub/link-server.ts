@@ -303,7 +303,7 @@ export class LinkServer implements Hub {
       case 'observations':
         return takeObservations({ store: this.#options.store, logger: this.#logger, tell: this.#tellObserved }, held, frame.value);
       case 'events':
-        return takeHostEvents({ store: this.#options.store, logger: this.#logger }, held, frame.value);
+        return takeHostEvents({ store: this.#options.store, logger: this.#logger, clock: this.#clock }, held, frame.value);
       case 'signingRequest':
         void sign(this.#options, this.#logger, held, frame.value);
         return;
