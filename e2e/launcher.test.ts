@@ -1,9 +1,12 @@
-import { execFile, execFileSync } from 'node:child_process';
-import { cp, mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
+import { execFile, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { chmod, cp, mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 import { version } from '@drover/foundation';
+import { isAlive } from './harness/index.ts';
 
 const root = join(import.meta.dirname, '..');
 let clone: string;
@@ -41,6 +44,30 @@ function launch(...args: string[]): Promise<{ code: number; stdout: string; stde
 }
 
 describe('./drover in a clone where nothing was installed', () => {
+  test('Ctrl-C ends the first run though npm does not end, and leaves no npm behind', async () => {
+    const programs = await mkdtemp(join(tmpdir(), 'drover-npm-'));
+    onTestFinished(async () => await rm(programs, { recursive: true }));
+    const pidFile = join(programs, 'pid');
+    await writeFile(
+      join(programs, 'npm'),
+      `#!/bin/sh\ntrap '' INT\necho $$ > ${pidFile}.new\nmv ${pidFile}.new ${pidFile}\nexec sleep 1d\n`,
+    );
+    await chmod(join(programs, 'npm'), 0o755);
+    const child = spawn(join(clone, 'drover'), ['--version'], {
+      env: { PATH: `${programs}:${path}`, HOME: clone, CI: 'true' },
+      // A terminal sends Ctrl-C to a process group.
+      detached: true,
+      stdio: 'ignore',
+    });
+    const ended = once(child, 'exit');
+    await expect.poll(() => existsSync(pidFile)).toBe(true);
+    process.kill(-(child.pid ?? 0), 'SIGINT');
+    const [code, signal] = (await ended) as [number | null, string | null];
+    expect(signal ?? code).toSatisfy((end) => end === 130 || end === 'SIGINT');
+    const npm = Number(await readFile(pidFile, 'utf8'));
+    await expect.poll(() => isAlive(npm)).toBe(false);
+  });
+
   test('two first runs at once install once, say so in a line, and both work', async () => {
     const both = await Promise.all([launch('--version'), launch('--version')]);
     for (const { code, stdout } of both) expect({ code, stdout }).toEqual({ code: 0, stdout: `${version}\n` });

@@ -107,10 +107,21 @@ npm_packages() {
   log=$root/.cache/npm.log
   # `npm ci` refuses lock files that leave out platforms which a registry does not have; with a lock file, install takes
   # the same versions. Packages' own scripts are not run: none is needed.
-  if ! (cd "$root" && NODE_OPTIONS="--require \"$root/scripts/npm-engines.cjs\" ${NODE_OPTIONS-}" npm install --no-save --ignore-scripts --no-audit --no-fund --no-progress --loglevel=error --engine-strict=false >"$log" 2>&1 </dev/null); then
+  (
+    cd "$root"
+    NODE_OPTIONS="--require \"$root/scripts/npm-engines.cjs\" ${NODE_OPTIONS-}"
+    export NODE_OPTIONS
+    exec npm install --no-save --ignore-scripts --no-audit --no-fund --no-progress --loglevel=error --engine-strict=false >"$log" 2>&1 </dev/null
+  ) &
+  npm=$!
+  # npm takes half a minute to end at Ctrl-C. Whatever it leaves behind is not stamped, and the next run goes on from there.
+  trap 'kill -KILL "$npm" 2>/dev/null; exit 130' INT
+  trap 'kill -KILL "$npm" 2>/dev/null; exit 143' TERM HUP
+  if ! wait "$npm"; then
     tail -n 15 "$log" >&2
     fail 'npm could not install the packages' "see $log; is the registry ($(npm config get registry 2>/dev/null)) reachable?"
   fi
+  trap - INT TERM HUP
   if ! [ -x "$node" ]; then
     fail "npm installed no pinned Node.js (${node#"$root"/})" 'remove node_modules and try again; npm must not leave out optional packages (npm config get omit)'
   fi
