@@ -26,9 +26,10 @@ export interface JoinOptions {
  * Joins this host to a control plane (L-2) and keeps what it got in `<stateDir>/identity`. May be repeated, after a lost
  * answer or to renew an expired certificate. The token is sent only to a server that proved to be of the CA that the token
  * names (L-1, L-3).
+ * @returns with the name that the control plane gave the host; empty from one that does not report it
  * @throws {DroverError} invalid-argument, ca-mismatch, join-refused, control-plane-unreachable
  */
-export async function joinHost(options: JoinOptions): Promise<HostIdentity> {
+export async function joinHost(options: JoinOptions): Promise<HostIdentity & { readonly hostName: string }> {
   const { caFingerprint } = parseJoinToken(options.token);
   const url = parseUrl(options.url);
   const hostId = await ensureHostId(options.stateDir, options.hostId);
@@ -75,7 +76,7 @@ export async function joinHost(options: JoinOptions): Promise<HostIdentity> {
     caPem: answer.caPem,
   };
   await saveIdentity(options.stateDir, identity);
-  return identity;
+  return { ...identity, hostName: answer.hostName };
 }
 
 /** A state directory is one host of one control plane: its sandboxes would be unknown to another, and would end. @throws {DroverError} invalid-argument for a token that is none; failed-precondition */

@@ -34,8 +34,14 @@ export async function joinHost(
   const issued = await ca.signHost(hostId, request.csrDer);
   const taken = await store.tokens.takeJoin(hashSecret(secret), hostId);
   if (taken === undefined) throw refused(new Error('the token is unknown, used up or expired'));
+  let name: string;
   try {
-    await store.hosts.join({ id: hostId, name: request.hostname, labels: taken.labels, certificateExpiresAt: issued.notAfter });
+    ({ name } = await store.hosts.join({
+      id: hostId,
+      name: request.hostname,
+      labels: taken.labels,
+      certificateExpiresAt: issued.notAfter,
+    }));
   } catch (error) {
     if (hasCode(error, 'host-removed')) throw refused(error);
     throw error;
@@ -46,5 +52,6 @@ export async function joinHost(
     trustDomain: ca.names.trustDomain,
     linkAddress,
     labels: { ...taken.labels },
+    hostName: name,
   });
 }

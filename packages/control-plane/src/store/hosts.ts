@@ -4,6 +4,7 @@ import type { link } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
 import { type Database, type Tx, prepared, type StoredHost } from '../database/index.ts';
+import { hostNameFor } from './host-name.ts';
 import { register } from './register.ts';
 import { hostRow, sandboxRow } from './rows.ts';
 import type { HostRow } from '../model/index.ts';
@@ -27,9 +28,10 @@ export class SqlHostStore implements HostStore {
 
   async join(host: Parameters<HostStore['join']>[0]): Promise<HostRow> {
     return await this.#database.transact(async (tx) => {
+      const name = await hostNameFor(tx, host.id, host.name);
       const inserted = await tx.db
         .insertInto('hosts')
-        .values(newHost(host, tx.now))
+        .values(newHost({ ...host, name }, tx.now))
         .onConflict((conflict) => conflict.column('id').doNothing())
         .returning('id')
         .executeTakeFirst();
@@ -37,7 +39,7 @@ export class SqlHostStore implements HostStore {
         await this.#lockKept(tx, host.id);
         await tx.db
           .updateTable('hosts')
-          .set({ name: host.name, join_labels: JSON.stringify(host.labels), certificate_expires_at: host.certificateExpiresAt })
+          .set({ name, join_labels: JSON.stringify(host.labels), certificate_expires_at: host.certificateExpiresAt })
           .where('id', '=', host.id)
           .execute();
       }

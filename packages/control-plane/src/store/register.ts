@@ -3,6 +3,7 @@ import { isSandboxId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import { hostEvent, lockSandboxes, readHost } from './change.ts';
 import type { Database, Tx, StoredHost, StrayTable } from '../database/index.ts';
+import { hostNameFor } from './host-name.ts';
 import { applyObservations } from './observe.ts';
 import { held } from './reservations.ts';
 import { observedState } from './rows.ts';
@@ -23,7 +24,7 @@ export async function register(
   await tx.db
     .updateTable('hosts')
     .set({
-      name: registration.hostname === '' ? before.name : registration.hostname,
+      name: registration.hostname === '' ? before.name : await hostNameFor(tx, id, registration.hostname, before.name),
       labels: JSON.stringify(registration.labels),
       zone: registration.zone,
       cpu_millis: capacity?.cpuMillis ?? 0,

@@ -148,11 +148,26 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(sandboxState(await store.sandboxes.setDesired(row.id, 'deleted')).state).toBe('deleted');
     });
 
-    it('finds by name, and says when a name is ambiguous', async () => {
+    it('finds by name, and names another host of that name apart', async () => {
       const one = await readyHost(store, { hostname: 'alpha' });
       expect((await store.hosts.find('alpha')).id).toBe(one.id);
-      await readyHost(store, { hostname: 'alpha' });
-      await expect(store.hosts.find('alpha')).rejects.toMatchObject({ code: 'invalid-argument' });
+      const [two, three] = [await readyHost(store, { hostname: 'alpha' }), await readyHost(store, { hostname: 'alpha' })];
+      expect((await store.hosts.find('alpha-2')).id).toBe(two.id);
+      expect((await store.hosts.find('alpha-3')).id).toBe(three.id);
+      // Each keeps its name while the first has its own.
+      for (const [host, name] of [
+        [one, 'alpha'],
+        [three, 'alpha-3'],
+        [two, 'alpha-2'],
+      ] as const) {
+        await store.hosts.register(registration(host.id, { hostname: 'alpha' }), 'replica-1');
+        expect((await store.hosts.find(name)).id).toBe(host.id);
+      }
+      await store.hosts.register(registration(two.id, { hostname: 'beta' }), 'replica-1');
+      expect((await store.hosts.find('beta')).id).toBe(two.id);
+      await store.hosts.remove(one.id, { force: true });
+      await store.hosts.register(registration(three.id, { hostname: 'alpha' }), 'replica-1');
+      expect((await store.hosts.find('alpha')).id).toBe(three.id);
     });
 
     it('L-29: a replica that begins again marks down what it owned, and nothing else', async () => {

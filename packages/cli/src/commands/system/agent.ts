@@ -68,7 +68,11 @@ export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags)
   const settings = { data: stateDir, host: '', port: 0 };
   await checkMachine(cli, settings, ['Node.js', 'disk', 'clock', ...hostChecks]);
   await checkAgent({ stateDirectory: stateDir, logger: silentLogger, ...hostOptions(flags) });
-  const { hostId } = await joinHost({ url: server, token, stateDir, hostname: flags.name ?? hostname(), signal: cli.signal });
+  const name = flags.name ?? hostname();
+  const { hostId, hostName } = await joinHost({ url: server, token, stateDir, hostname: name, signal: cli.signal });
+  if (hostName !== '' && hostName !== name) {
+    cli.out.note(`another host is named ${name}: this one is ${hostName}`, 'give it a name of its own with --name, also later');
+  }
   await saveHostSettings(stateDir, flags);
   if (cli.out.json) cli.out.record({ hostId, server, state: stateDir });
   else cli.out.line(`drover: joined ${server} as ${hostId}`);
