@@ -50,6 +50,7 @@ export interface HostTable {
   last_seen_at: number;
   load_milli: number;
   memory_available_bytes: number;
+  disk_available_bytes: number;
   joined_at: number;
   certificate_expires_at: number;
 }

@@ -82,7 +82,10 @@ async function storeAll({ store, logger, clock }: Parameters<typeof takeHostEven
       });
       const within = drafts.filter(({ subject }) => takeBudget(from, subject, clock.now()));
       if (within.length < drafts.length)
-        logger.warn({ hostId: from.hostId, lost: drafts.length - within.length }, 'events were dropped: their sandboxes have too many an hour');
+        logger.warn(
+          { hostId: from.hostId, lost: drafts.length - within.length },
+          'events were dropped: their sandboxes have too many an hour',
+        );
       await store.events.append(within);
     } catch (error) {
       logger.error({ err: error, hostId: from.hostId, lost: batch.length }, 'events of a host could not be stored');

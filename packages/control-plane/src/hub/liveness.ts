@@ -32,6 +32,7 @@ export class Liveness {
       at: held.lastSeen,
       loadMilli: heartbeat.loadMilli,
       memoryAvailableBytes: Number(heartbeat.memoryAvailableBytes),
+      diskAvailableBytes: Number(heartbeat.diskAvailableBytes),
     });
   }
 

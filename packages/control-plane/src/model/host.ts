@@ -36,6 +36,7 @@ export interface HostRow {
   readonly lastSeenAt: number;
   readonly loadMilli: number;
   readonly memoryAvailableBytes: number;
+  readonly diskAvailableBytes: number;
   readonly joinedAt: number;
   readonly certificateExpiresAt: number;
 }

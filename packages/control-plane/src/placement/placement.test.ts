@@ -36,6 +36,7 @@ function host(change: Partial<HostRow> = {}): HostRow {
     lastSeenAt: 0,
     loadMilli: 0,
     memoryAvailableBytes: 0,
+    diskAvailableBytes: 0,
     joinedAt: 0,
     certificateExpiresAt: 0,
     ...change,

@@ -87,7 +87,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     const { id, epoch } = await readyHost(store);
     await using _ = running(store, clock);
     const beat = async (): Promise<void> =>
-      await store.hosts.heartbeats([{ id, epoch, at: clock.now(), loadMilli: 0, memoryAvailableBytes: 1 }]);
+      await store.hosts.heartbeats([{ id, epoch, at: clock.now(), loadMilli: 0, memoryAvailableBytes: 1, diskAvailableBytes: 1 }]);
     for (let i = 0; i < 4; i++) {
       await pass(clock, orphanedHostMs / 2);
       await beat();

@@ -210,16 +210,16 @@ export class SqlHostStore implements HostStore {
     const values = sql.join(
       newest.map(
         (b) =>
-          sql`(${b.id}, cast(${b.epoch} as bigint), cast(${b.at} as bigint), cast(${b.loadMilli} as bigint), cast(${b.memoryAvailableBytes} as bigint))`,
+          sql`(${b.id}, cast(${b.epoch} as bigint), cast(${b.at} as bigint), cast(${b.loadMilli} as bigint), cast(${b.memoryAvailableBytes} as bigint), cast(${b.diskAvailableBytes} as bigint))`,
       ),
     );
-    const beat = sql`with beat (id, epoch, at, load_milli, memory) as (values ${values})`;
+    const beat = sql`with beat (id, epoch, at, load_milli, memory, disk) as (values ${values})`;
     const matches = sql`hosts.id = beat.id and hosts.epoch = beat.epoch and hosts.removed_at is null`;
     await this.#database.transact(async (tx) => {
       const revived = await sql<{ id: string }>`${beat} update hosts set connected = 1, down_since = null, down_reason = ''
         from beat where ${matches} and hosts.connected = 0 and beat.at > hosts.down_since returning hosts.id`.execute(tx.db);
-      await sql`${beat} update hosts set last_seen_at = beat.at, load_milli = beat.load_milli, memory_available_bytes = beat.memory
-        from beat where ${matches}`.execute(tx.db);
+      await sql`${beat} update hosts set last_seen_at = beat.at, load_milli = beat.load_milli, memory_available_bytes = beat.memory,
+        disk_available_bytes = beat.disk from beat where ${matches}`.execute(tx.db);
       for (const { id } of revived.rows) tx.emit(hostEvent(await readHost(tx, id as HostId), 'HostReady', {}));
     });
   }
@@ -252,6 +252,7 @@ function newHost(host: Parameters<HostStore['join']>[0], now: number): StoredHos
     last_seen_at: 0,
     load_milli: 0,
     memory_available_bytes: 0,
+    disk_available_bytes: 0,
     joined_at: now,
     certificate_expires_at: host.certificateExpiresAt,
   };

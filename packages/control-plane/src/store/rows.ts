@@ -31,6 +31,7 @@ export function hostRow(row: Selectable<HostTable>): HostRow {
     lastSeenAt: row.last_seen_at,
     loadMilli: row.load_milli,
     memoryAvailableBytes: row.memory_available_bytes,
+    diskAvailableBytes: row.disk_available_bytes,
     joinedAt: row.joined_at,
     certificateExpiresAt: row.certificate_expires_at,
   };

@@ -80,9 +80,16 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       await store.hosts.setScheduling(id, 'cordoned');
       await store.hosts.markDown(id, epoch, 'silent');
       await clock.advance(10);
-      await store.hosts.heartbeats([{ id, epoch, at: clock.now(), loadMilli: 1500, memoryAvailableBytes: 7 }]);
+      await store.hosts.heartbeats([{ id, epoch, at: clock.now(), loadMilli: 1500, memoryAvailableBytes: 7, diskAvailableBytes: 7 }]);
       const row = await store.hosts.get(id);
-      expect(row).toMatchObject({ connected: true, scheduling: 'cordoned', loadMilli: 1500, memoryAvailableBytes: 7, owner: 'replica-1' });
+      expect(row).toMatchObject({
+        connected: true,
+        scheduling: 'cordoned',
+        loadMilli: 1500,
+        memoryAvailableBytes: 7,
+        diskAvailableBytes: 7,
+        owner: 'replica-1',
+      });
       expect(row === undefined ? '' : hostState(row)).toBe('cordoned');
       expect(await types(id)).toEqual(['HostJoined', 'HostReady', 'HostCordoned', 'HostDown', 'HostReady']);
     });
@@ -91,10 +98,10 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       const { id, epoch } = await readyHost(store);
       const at = clock.now();
       await store.hosts.markDown(id, epoch, 'dropped');
-      await store.hosts.heartbeats([{ id, epoch, at, loadMilli: 1, memoryAvailableBytes: 1 }]);
+      await store.hosts.heartbeats([{ id, epoch, at, loadMilli: 1, memoryAvailableBytes: 1, diskAvailableBytes: 1 }]);
       expect((await store.hosts.get(id))?.connected).toBe(false);
       await store.hosts.register(registration(id), 'replica-2');
-      await store.hosts.heartbeats([{ id, epoch, at: at + 99, loadMilli: 9, memoryAvailableBytes: 9 }]);
+      await store.hosts.heartbeats([{ id, epoch, at: at + 99, loadMilli: 9, memoryAvailableBytes: 9, diskAvailableBytes: 9 }]);
       expect((await store.hosts.get(id))?.loadMilli).toBe(1);
     });
 
@@ -110,6 +117,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
         at: 2e6,
         loadMilli: i,
         memoryAvailableBytes: 1,
+        diskAvailableBytes: 1,
       }));
       await store.hosts.heartbeats(beats);
       expect((await store.hosts.list()).map((host) => host.loadMilli).sort((a, b) => a - b)).toEqual([0, 1, 2]);
@@ -500,7 +508,9 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
             if (!hasCode(error, 'failed-precondition')) throw error;
           }),
           store.sandboxes.setDesired(row.id, 'deleted'),
-          store.hosts.heartbeats([{ id: host.id, epoch: host.epoch, at: clock.now(), loadMilli: 1, memoryAvailableBytes: 1 }]),
+          store.hosts.heartbeats([
+            { id: host.id, epoch: host.epoch, at: clock.now(), loadMilli: 1, memoryAvailableBytes: 1, diskAvailableBytes: 1 },
+          ]),
         ]),
       );
       await Promise.all(rows.map((row) => store.sandboxes.gone(row.id, host.id)));

@@ -84,6 +84,7 @@ export interface HostStore {
       readonly at: number;
       readonly loadMilli: number;
       readonly memoryAvailableBytes: number;
+      readonly diskAvailableBytes: number;
     }[],
   ): Promise<void>;
   /** At the start of a replica: hosts that it owned in an earlier life have no stream any more. */

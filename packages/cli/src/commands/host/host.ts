@@ -20,6 +20,11 @@ function room(host: api.Host): string {
   return `${allocatable.cpuMillis / 1000}/${capacity.cpuMillis / 1000} CPUs, ${formatBytes(Number(allocatable.memoryBytes))} of ${formatBytes(Number(capacity.memoryBytes))}`;
 }
 
+function disk({ capacity, diskAvailableBytes }: api.Host): string {
+  if (capacity === undefined || diskAvailableBytes === 0n) return '';
+  return `${formatBytes(Number(diskAvailableBytes))} free of ${formatBytes(Number(capacity.diskBytes))}`;
+}
+
 const columns: readonly Column<api.Host>[] = [
   { title: 'NAME', value: (h) => h.name },
   { title: 'ID', value: (h) => h.id },
@@ -45,6 +50,7 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
     ['id', host.id],
     ['state', stateText(host)],
     ['free', room(host)],
+    ['disk', disk(host)],
     ['sandboxes', String(host.sandboxes)],
     ['runtimes', host.runtimes.join(', ')],
     ['agent', host.agentVersion],

@@ -67,6 +67,7 @@ export function hostToWire(row: HostRow): api.Host {
     ...(row.lastSeenAt > 0 ? { lastSeenAt: timestampFromMs(row.lastSeenAt) } : {}),
     loadMilli: row.loadMilli,
     memoryAvailableBytes: BigInt(row.memoryAvailableBytes),
+    diskAvailableBytes: BigInt(row.diskAvailableBytes),
     // Each sandbox that is placed and not gone holds one slot.
     sandboxes: row.reserved.slots,
     ...(row.certificateExpiresAt > 0 ? { certificateExpiresAt: timestampFromMs(row.certificateExpiresAt) } : {}),

@@ -9,6 +9,7 @@ import * as containment from './005-containment.ts';
 import * as volumes from './006-volumes.ts';
 import * as exitSignal from './007-exit-signal.ts';
 import * as stopCauses from './008-stop-causes.ts';
+import * as hostDisk from './009-host-disk.ts';
 
 /** In the order in which they run. A released one is never changed; a new one is appended. */
 export const migrations = [
@@ -20,6 +21,7 @@ export const migrations = [
   { name: '006-volumes', up: volumes.up },
   { name: '007-exit-signal', up: exitSignal.up },
   { name: '008-stop-causes', up: stopCauses.up },
+  { name: '009-host-disk', up: hostDisk.up },
 ] as const;
 
 /** Any number that no other program's advisory lock has: "drover" in ASCII. */
