@@ -47,6 +47,10 @@ const lines: readonly (readonly [line: string, completed: string])[] = [
   ["drover logs 'a;touch touched' --tai", '--tail'],
   ['drover run --env-file importan', 'important.txt'],
   ['drover cp importan', 'important.txt'],
+  ['drover help sandbo', 'sandbox'],
+  ['drover help sandbox contai', 'contain'],
+  ['drover sandbox help contai', 'contain'],
+  ['drover events --kind sessio', 'session'],
 ];
 
 describe.each([

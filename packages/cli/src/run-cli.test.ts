@@ -29,14 +29,14 @@ function drover(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<O
     const child = execFile(
       process.execPath,
       [...flags, '--', main, ...args],
-      { env: { PATH: process.env['PATH'], HOME: home, NODE_COMPILE_CACHE: join(home, 'compile-cache'), ...env }, timeout: 20_000 },
+      { env: { PATH: process.env['PATH'], HOME: home, NODE_COMPILE_CACHE: join(home, 'compile-cache'), ...env }, timeout: 60_000 },
       (_, stdout, stderr) => resolve({ code: child.exitCode ?? -1, stdout, stderr }),
     );
     child.stdin?.end();
   });
 }
 
-describe.concurrent('bad input: one sentence, what to do, a status that means something', () => {
+describe.concurrent('bad input: one sentence, what to do, a status that means something', { timeout: 90_000 }, () => {
   test.each([
     [['sandbx', 'ls'], 2, /unknown command 'sandbx'/, /Did you mean sandbox\?/],
     [['sandbox', 'lst'], 2, /unknown command 'lst'/, /Did you mean/],
@@ -143,6 +143,33 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     expect(JSON.parse(stderr)).toMatchObject({ error: { code: 'invalid-argument', hint: expect.stringContaining('--host') } });
   });
 
+  test('names only, and objects, are not one output', async () => {
+    const { stderr, code } = await drover(['ps', '-q', '-o', 'json']);
+    expect(JSON.parse(stderr)).toMatchObject({ error: { code: 'invalid-argument', message: expect.stringContaining('--quiet') } });
+    expect(code).toBe(2);
+  });
+
+  test.each([
+    [
+      ['help', 's'],
+      ['sandbox', 'serve', 'start', 'stop'],
+    ],
+    [['help', 'sandbox', 'con'], ['contain']],
+    [['help', 'nothing', 's'], []],
+    [
+      ['events', '--kind', 's'],
+      ['sandbox', 'session'],
+    ],
+    [
+      ['events', '--kind=i'],
+      ['--kind=identity', '--kind=init'],
+    ],
+  ])('completes %j', async (words, completed) => {
+    const { stdout } = await drover(['complete', 'words', ...words]);
+    const lines = stdout.split('\n').filter((line) => line !== '' && !line.startsWith(':'));
+    expect(lines.map((line) => line.split('\t')[0] ?? '').toSorted()).toEqual(completed);
+  });
+
   test('a context file that is broken is named', async () => {
     const config = await mkdtemp(join(home, 'config-'));
     const path = join(config, 'drover');
@@ -169,7 +196,7 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
   });
 });
 
-describe.concurrent('what needs no control plane', () => {
+describe.concurrent('what needs no control plane', { timeout: 90_000 }, () => {
   test('--version and help are on stdout, with 0', async () => {
     expect(await drover(['--version'])).toEqual({ code: 0, stdout: `${version}\n`, stderr: '' });
     for (const args of [[], ['--help'], ['help'], ['run', '--help'], ['sandbox', 'ls', '--help']]) {

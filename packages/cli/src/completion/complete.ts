@@ -1,5 +1,5 @@
 import type { Argument, Command, Option } from 'commander';
-import { commandPath, locate, type Position } from '../command-line.ts';
+import { commandPath, helpQuestion, locate, type HelpQuestion, type Position } from '../command-line.ts';
 import { splitBashLine } from './bash-line.ts';
 import { namesOf, type Candidate, type NameKind } from './names.ts';
 
@@ -18,7 +18,8 @@ interface Offer {
 export async function complete(program: Command, [mode, ...args]: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
   const line =
     mode === 'bash' ? splitBashLine(args[0] ?? '', args[1] ?? '') : { words: args.slice(0, -1), current: args.at(-1) ?? '', kept: 0 };
-  const offer = await offerAt(locate(program, line.words), line.current, env);
+  const question = helpQuestion(program, line.words);
+  const offer = question === undefined ? await offerAt(locate(program, line.words), line.current, env) : commandsOf(question);
   const lines = offer.candidates
     .filter(({ value }) => value.startsWith(line.current) && isPlain(value))
     .map(({ value, description }) => `${value.slice(line.kept)}\t${printable(description)}`);
@@ -26,6 +27,15 @@ export async function complete(program: Command, [mode, ...args]: readonly strin
   if (offer.noSpace === true) lines.push(':nospace');
   if (lines.length > 0) process.stdout.write(`${lines.join('\n')}\n`);
   return 0;
+}
+
+/** What `help` can be asked about next. */
+function commandsOf({ command, unknown }: HelpQuestion): Offer {
+  return { candidates: unknown === undefined ? subcommandsOf(command) : [] };
+}
+
+function subcommandsOf(command: Command): Candidate[] {
+  return command.commands.map((inner) => ({ value: inner.name(), description: inner.description() }));
 }
 
 /** A value goes into the command line as it is; one that a shell would have to quote is not offered. */
@@ -48,8 +58,7 @@ async function offerAt(position: Position, current: string, env: NodeJS.ProcessE
     const offer = await valuesOf(named, env);
     return { ...offer, candidates: offer.candidates.map((candidate) => ({ ...candidate, value: `${name}=${candidate.value}` })) };
   }
-  const commands = operands.length === 0 ? command.commands : [];
-  const own = commands.map((inner) => ({ value: inner.name(), description: inner.description() }));
+  const own = operands.length === 0 ? subcommandsOf(command) : [];
   if (command.parent === null) own.push({ value: 'help', description: 'show the help of a command' });
   const argument = argumentAt(command, operands.length);
   if (argument === undefined) return { candidates: own };

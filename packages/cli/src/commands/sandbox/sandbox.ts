@@ -58,6 +58,11 @@ export interface ListFlags {
 }
 
 export async function ls(cli: Cli, _: readonly [], flags: ListFlags): Promise<void> {
+  if (flags.quiet === true && cli.out.json) {
+    throw new DroverError('invalid-argument', '--quiet prints names, and -o json objects: they cannot be given together', {
+      hint: 'leave out one of the two',
+    });
+  }
   const filter = {
     ...(flags.project !== undefined && { project: parseProject(flags.project) }),
     ...(flags.host !== undefined && { host: flags.host }),
@@ -66,7 +71,7 @@ export async function ls(cli: Cli, _: readonly [], flags: ListFlags): Promise<vo
   };
   const client = await cli.connect();
   const sandboxes = await client.sandboxes.list({ ...filter, signal: cli.signal });
-  if (flags.quiet === true && !cli.out.json) {
+  if (flags.quiet === true) {
     for (const sandbox of sandboxes) cli.out.line(sandboxLabel(sandbox));
   } else {
     cli.out.list(sandboxes, sandboxJson, listColumns, 'no sandboxes; try: drover run host -- sh');

@@ -1,4 +1,4 @@
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import { collect, type Definition } from '../../definition.ts';
 
 // In words, since the help is the same for every user.
@@ -99,7 +99,11 @@ export function defineEventCommands(define: Definition): void {
       command
         .option('-f, --follow', 'wait for new events')
         .option('--since <id>', 'only events after this one; 0 starts with the oldest event')
-        .option('--kind <kinds>', 'sandbox, host, session, identity, init, network (repeatable, or separated by commas)', collect)
+        .addOption(
+          new Option('--kind <kinds>', 'only events of these kinds (repeatable, or separated by commas)')
+            .choices(['sandbox', 'host', 'session', 'identity', 'init', 'network'])
+            .argParser(collect),
+        )
         .option('--tail <number>', 'start with the last NUMBER events')
         .option('--subject <sandbox or host>', 'only events of this sandbox or host, by name or id'),
   );
