@@ -20,6 +20,9 @@ export async function withProgress<T>(cli: Cli, client: DroverClient, reference:
   }
 }
 
+/** States in which a sandbox's message says what it waits for. */
+const onItsWay: ReadonlySet<string> = new Set(['pending', 'scheduled', 'preparing', 'starting', 'lost']);
+
 async function show(cli: Cli, client: DroverClient, reference: string, done: AbortSignal): Promise<void> {
   let status: StatusLine | undefined;
   let last = '';
@@ -32,7 +35,8 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
       const name = sandboxStateName(state);
       // Running, it is still to be prepared; then its command speaks for itself.
       const preparing = init?.state === 'running' ? `init: ${initText(init)}` : '';
-      const text = name === 'running' ? preparing : message === '' ? name : `${name}: ${message}`;
+      // The message of a sandbox that has ended says why, and so does the work that waits.
+      const text = name === 'running' ? preparing : message === '' || !onItsWay.has(name) ? name : `${name}: ${message}`;
       // A failure is told by the work that waits.
       if (text !== last && text !== '' && name !== 'failed' && !cli.out.json) {
         if (!cli.out.interactive) cli.out.note(text);
