@@ -31,7 +31,12 @@ export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags
     throw new DroverError('unauthenticated', `there is no token for ${resolved}`, { hint: 'give one with --token or DROVER_TOKEN' });
   }
   const resolvedCa = caPem ?? known?.caPem;
-  return { server: resolved, token: resolvedToken, ...(resolvedCa !== undefined && { caPem: resolvedCa }) };
+  return {
+    server: resolved,
+    token: resolvedToken,
+    ...(resolvedCa !== undefined && { caPem: resolvedCa }),
+    ...(known?.data !== undefined && { data: known.data }),
+  };
 }
 
 /** The chosen context, where it is of the server that a flag or a variable names. */

@@ -11,6 +11,8 @@ export interface Context {
   readonly token: string;
   /** The CA that the server's certificate must come from; absent trusts the system's. */
   readonly caPem?: string;
+  /** The data directory of the `up` on this machine that made the context. */
+  readonly data?: string;
 }
 
 export interface NamedContext extends Context {
@@ -76,7 +78,7 @@ export async function currentContext(env: NodeJS.ProcessEnv): Promise<string | u
 }
 
 /** @throws {DroverError} failed-precondition when there are too many */
-export async function saveContext(env: NodeJS.ProcessEnv, { name, server, token, caPem }: NamedContext): Promise<void> {
+export async function saveContext(env: NodeJS.ProcessEnv, { name, server, token, caPem, data }: NamedContext): Promise<void> {
   const names = await contextNames(env);
   if (!names.includes(name) && names.length >= maxContexts) {
     throw new DroverError('failed-precondition', `there are ${names.length} contexts already`, {
@@ -85,7 +87,7 @@ export async function saveContext(env: NodeJS.ProcessEnv, { name, server, token,
   }
   const file = fileOf(env, name);
   await makeDirectories(dirname(file), 0o700);
-  await writeFileAtomic(file, `${JSON.stringify({ server, token, caPem }, undefined, 2)}\n`, 0o600);
+  await writeFileAtomic(file, `${JSON.stringify({ server, token, caPem, data }, undefined, 2)}\n`, 0o600);
 }
 
 /** Makes it the current one. */
@@ -142,9 +144,9 @@ function parse(path: string, text: string): Context {
     throw broken(path, error);
   }
   if (typeof value !== 'object' || value === null) throw broken(path);
-  const { server, token, caPem } = value as Record<string, unknown>;
+  const { server, token, caPem, data } = value as Record<string, unknown>;
   if (typeof server !== 'string' || typeof token !== 'string' || (caPem !== undefined && typeof caPem !== 'string')) throw broken(path);
-  return { server, token, ...(caPem !== undefined && { caPem }) };
+  return { server, token, ...(caPem !== undefined && { caPem }), ...(typeof data === 'string' && { data }) };
 }
 
 function broken(path: string, cause?: unknown): DroverError {

@@ -4,7 +4,7 @@ import { silentLogger } from '@drover/foundation/log';
 import { link } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
 import { loadContext } from '../context/index.ts';
-import { defaultDataDirectory, loadHostSettings, parseListen } from '../settings/index.ts';
+import { defaultDataDirectory, loadHostSettings, parseListen, runningServer } from '../settings/index.ts';
 import { runChecks, type Finding } from './checks.ts';
 
 const levels: Readonly<Record<number, Finding['level']>> = {
@@ -13,12 +13,14 @@ const levels: Readonly<Record<number, Finding['level']>> = {
   [link.Finding_Level.PROBLEM]: 'problem',
 };
 
+interface DoctorFlags {
+  readonly host?: string;
+  readonly data?: string;
+  readonly listen?: string;
+}
+
 /** Ends with 1 when there is a problem. */
-export default async function doctor(
-  cli: Cli,
-  _: readonly [],
-  flags: { readonly host?: string; readonly data?: string; readonly listen: string },
-): Promise<number> {
+export default async function doctor(cli: Cli, _: readonly [], flags: DoctorFlags): Promise<number> {
   const findings = flags.host === undefined ? await here(cli, flags) : await there(cli, flags.host);
   if (cli.out.json) cli.out.object(findings);
   else for (const finding of findings) tell(cli, finding);
@@ -32,12 +34,13 @@ export function tell(cli: Cli, { name, level, message, hint }: Finding): void {
   if (level !== 'ok' && hint !== '') cli.out.line(`          hint: ${hint}`);
 }
 
-async function here(cli: Cli, flags: { readonly data?: string; readonly listen: string }): Promise<Finding[]> {
+async function here(cli: Cli, flags: DoctorFlags): Promise<Finding[]> {
   const controlPlane = await reach(cli);
-  const data = flags.data ?? defaultDataDirectory(cli.env);
+  const running = await runningUp(cli);
+  const data = flags.data ?? running?.data ?? defaultDataDirectory(cli.env);
   const findings = await runChecks({
     data,
-    ...parseListen(flags.listen),
+    ...parseListen(flags.listen ?? running?.address ?? '127.0.0.1:7443'),
     ...(controlPlane.level === 'ok' && { running: new URL((await loadContext(cli.env, cli.connection)).server).host }),
   });
   const known = new Set(findings.map(({ name }) => name));
@@ -45,6 +48,18 @@ async function here(cli: Cli, flags: { readonly data?: string; readonly listen: 
   const usable = !findings.some(({ name, level }) => name === 'disk' && level === 'problem');
   const deeper = usable ? await ofRuntime(join(data, 'host')) : [];
   return [...findings, ...deeper.filter(({ name }) => !known.has(name)), controlPlane];
+}
+
+/** The `up` on this machine that the chosen context belongs to: what it was started with is what there is to be looked at. */
+async function runningUp(cli: Cli): Promise<{ readonly data: string; readonly address: string } | undefined> {
+  try {
+    const { data } = await loadContext(cli.env, cli.connection);
+    const server = data === undefined ? undefined : await runningServer(data);
+    return data === undefined || server === undefined ? undefined : { data, address: new URL(server).host };
+  } catch {
+    // Without a context, or for another user than the one that started it: the defaults are looked at.
+    return undefined;
+  }
 }
 
 /** What the runtime says of this machine. What it cannot find out is said, and ends nothing. */

@@ -14,6 +14,7 @@ import { checkMachine, hostChecks, tryListen } from '../doctor/index.ts';
 import { upControlPlaneMs, upHostMs, upStopMs, upTakeOverMs } from '../limits.ts';
 import {
   checkHostFlags,
+  claim,
   defaultDataDirectory,
   type HostFlags,
   linkListen,
@@ -21,9 +22,9 @@ import {
   parentVariable,
   parseListen,
   parseLiveness,
+  release,
   saveHostSettings,
 } from '../settings/index.ts';
-import { claim, release } from './instance.ts';
 import { LogFile } from './log-file.ts';
 import { noticeText } from './notice.ts';
 
@@ -253,7 +254,7 @@ async function contextOf({ data, listenOn }: Settings): Promise<Required<Context
   );
   const { apiPort } = JSON.parse(state ?? '{}') as { apiPort?: number };
   const port = listenOn.port === 0 ? (apiPort ?? 0) : listenOn.port;
-  return { server: `https://${urlHost(listenOn.host)}:${port}`, token: (token ?? '').trim(), caPem: caPem ?? '' };
+  return { server: `https://${urlHost(listenOn.host)}:${port}`, token: (token ?? '').trim(), caPem: caPem ?? '', data };
 }
 
 async function startHost(

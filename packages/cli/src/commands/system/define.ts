@@ -56,8 +56,8 @@ export function defineProgramCommands(define: Definition): void {
     (command) =>
       command
         .option('--host <host>', 'check a host instead of this machine')
-        .option('--data <directory>', `the data directory to check (${dataDefault})`)
-        .option('--listen <address>', 'HOST:PORT that up would listen on', '127.0.0.1:7443'),
+        .option('--data <directory>', `the data directory to check (that of the running up, or ${dataDefault})`)
+        .option('--listen <address>', 'HOST:PORT that up would listen on (that of the running up, or 127.0.0.1:7443)'),
   );
   define.command(
     program,

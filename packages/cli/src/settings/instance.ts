@@ -37,6 +37,13 @@ export async function release(data: string): Promise<void> {
   await rm(file(data), { force: true });
 }
 
+/** The address of the `up` that holds the data directory; undefined where none runs. */
+export async function runningServer(data: string): Promise<string | undefined> {
+  const instance = await read(data);
+  if (instance === undefined || instance.server === '') return undefined;
+  return isSameProcess(instance.pid, instance.startedAt) ? instance.server : undefined;
+}
+
 async function read(data: string): Promise<Instance | undefined> {
   try {
     const value = JSON.parse(await readFile(file(data), 'utf8')) as Partial<Instance>;
