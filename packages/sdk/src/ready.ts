@@ -65,7 +65,8 @@ const over: ReadonlySet<string | undefined> = new Set(['failed', 'stopped', 'del
  */
 export function planFailed({ state, reason, init }: api.Sandbox): boolean {
   const name = sandboxStates.name(state);
-  if (name === 'failed' && reason === 'init-failed') return true;
+  // Deleted, it keeps its reason, and the view of its plan is gone.
+  if (reason === 'init-failed' && (name === 'failed' || name === 'deleting' || name === 'deleted')) return true;
   if (init?.state !== 'failed' || init.reason === 'transport-error') return false;
   if (init.stepName === 'agent-ready') return init.reason !== 'spawn-failed';
   // It is removed because of it (--rm), or was meanwhile.

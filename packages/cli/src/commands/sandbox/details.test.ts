@@ -120,6 +120,10 @@ describe('I-30: a plan that failed is one sentence', () => {
   test('also when it is removed because of that (--rm)', () => {
     const row = box({ state: sandbox.SandboxState.DELETING, init: { ...failed, stderr: 'no\n' } });
     expect(planFailure(row, false)?.message).toMatch(/post-init: exit 3: no$/);
+    // The view of the plan goes with the sandbox.
+    const gone = planFailure(box({ ...over, state: sandbox.SandboxState.DELETED }), false);
+    expect(gone?.message).toBe('the init plan of lab/web failed: the step git took too long');
+    expect(gone?.hint).toMatch(/--rm/);
   });
 
   test('and none for a command that could not be started, a plan that is run again, or any other end', () => {

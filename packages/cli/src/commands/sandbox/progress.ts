@@ -20,8 +20,8 @@ export async function withProgress<T>(cli: Cli, client: DroverClient, reference:
   }
 }
 
-/** States in which a sandbox's message says what it waits for. */
-const onItsWay: ReadonlySet<string> = new Set(['pending', 'scheduled', 'preparing', 'starting', 'lost']);
+/** States that the work which waits reports itself, with the reason. */
+const reported: ReadonlySet<string> = new Set(['stopped', 'failed', 'deleting', 'deleted']);
 
 async function show(cli: Cli, client: DroverClient, reference: string, done: AbortSignal): Promise<void> {
   let status: StatusLine | undefined;
@@ -35,10 +35,8 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
       const name = sandboxStateName(state);
       // Running, it is still to be prepared; then its command speaks for itself.
       const preparing = init?.state === 'running' ? `init: ${initText(init)}` : '';
-      // The message of a sandbox that has ended says why, and so does the work that waits.
-      const text = name === 'running' ? preparing : message === '' || !onItsWay.has(name) ? name : `${name}: ${message}`;
-      // A failure is told by the work that waits.
-      if (text !== last && text !== '' && name !== 'failed' && !cli.out.json) {
+      const text = name === 'running' ? preparing : message === '' ? name : `${name}: ${message}`;
+      if (text !== last && text !== '' && !reported.has(name) && !cli.out.json) {
         if (!cli.out.interactive) cli.out.note(text);
         else (status ??= new StatusLine(cli.out.stderr)).show(text);
       }
