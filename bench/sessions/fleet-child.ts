@@ -1,7 +1,7 @@
 /** Fake hosts with sandboxes that register and hold sessions, in one process. */
 import { FakeSandboxes } from '@drover/agent/link/testing';
 import { createKeyAndRequest } from '@drover/pki';
-import { sandbox, type link } from '@drover/protocol';
+import { sandbox } from '@drover/protocol';
 import { answerParent } from '../children.ts';
 import { startFakeHost, type FakeHost, type FakeIdentity } from '../fake-hosts.ts';
 import { FleetInit } from './fleet-init.ts';
@@ -25,25 +25,22 @@ class FleetSandboxes extends FakeSandboxes {
     };
   }
 
-  override async create(
-    command: link.CreateSandbox,
-    progress: (progress: link.CommandProgress) => void,
-  ): Promise<sandbox.SandboxObservation> {
+  override async create(...args: Parameters<FakeSandboxes['create']>): Promise<sandbox.SandboxObservation> {
     const { host } = this;
-    const sandboxId = command.sandbox?.sandboxId ?? '';
+    const [{ id: sandboxId, name, generation }] = args;
     if (host === undefined) throw new Error('the host has not started');
-    const signed = await host.link.signSandboxCertificate(sandboxId as never, csrDer, life.signal);
+    const signed = await host.link.signSandboxCertificate(sandboxId, csrDer, life.signal);
     const peerAddress = `10.0.${this.#last >> 8}.${this.#last++ & 255}`;
     const carry = (connection: Parameters<typeof host.link.carryInbound>[1]): void =>
       host.link.carryInbound({ sandboxId, interface: 'fake', peerAddress }, connection);
-    this.#inits.set(sandboxId, new FleetInit({ ...signed, sandboxId, name: command.name, keyPem, carry }));
+    this.#inits.set(sandboxId, new FleetInit({ ...signed, sandboxId, name, keyPem, carry }));
     this.set(sandboxId, {
       address: peerAddress,
       state: sandbox.SandboxState.STARTING,
-      generation: command.sandbox?.generation ?? 0n,
+      generation: BigInt(generation),
       startCount: 1n,
     });
-    return await super.create(command, progress);
+    return await super.create(...args);
   }
 }
 

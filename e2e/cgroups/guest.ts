@@ -6,7 +6,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openOciHarness } from '@drover/agent/runtimes/testing';
+import { createFromStandby, openOciHarness } from '@drover/agent/backends/testing';
 
 export interface GuestResult {
   readonly layout: 'v2' | 'v1';
@@ -66,17 +66,19 @@ function mountLayout(layout: GuestResult['layout']): void {
 
 async function probe(layout: GuestResult['layout'], program: string, madeOf: GuestResult['madeOf']): Promise<GuestResult> {
   const harness = await openOciHarness(program, madeOf);
-  const { runtime } = harness;
+  const { backend } = harness;
   const signal = AbortSignal.timeout(240_000);
+  const create = async (request: Parameters<typeof backend.create>[0]): Promise<void> =>
+    await (madeOf === 'standby' ? createFromStandby(backend, request, signal) : backend.create(request, signal));
   try {
-    const findings = await runtime.check();
+    const findings = await backend.check();
     if (findings.some(({ level }) => level === 'problem')) return { layout, program, madeOf, findings };
     const ended = async (behaviour: Parameters<typeof harness.request>[0], limits: Parameters<typeof harness.request>[1]) => {
       const request = await harness.request(behaviour, limits);
-      await runtime.create(request, signal);
-      await runtime.waitExit(request.id, signal);
-      const state = await runtime.inspect(request.id);
-      await runtime.destroy(request.id);
+      await create(request);
+      await backend.waitExit(request.id, signal);
+      const state = await backend.inspect(request.id);
+      await backend.destroy(request.id);
       return { phase: state?.phase ?? 'gone', outOfMemory: state?.outOfMemory ?? false, exitCode: state?.exitCode };
     };
     const outOfMemory = await ended({ kind: 'eat-memory' }, { memoryBytes: 32 * 1024 * 1024 });
@@ -85,10 +87,10 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
     const busy = await harness.requestOf(['/bin/sh', '-c', `(exec > /.drover/run/out 2>&1; ${look}); while :; do :; done`], {
       limits: { cpuMillis: 200, memoryBytes: 64 * 1024 * 1024, diskBytes: 0, pids: 50, shmBytes: 0 },
     });
-    await runtime.create(busy, signal);
+    await create(busy);
     const record = JSON.parse(readFileSync(join(harness.stateDirectory, 'sandboxes', busy.id, 'record.json'), 'utf8')) as object;
     if ('container' in record !== (madeOf === 'standby')) throw new Error(`it was not made of ${madeOf}`);
-    const used = async (): Promise<number> => (await runtime.stats(busy.id))?.cpuUsec ?? Number.NaN;
+    const used = async (): Promise<number> => (await backend.stats(busy.id))?.cpuUsec ?? Number.NaN;
     // Init's own start is behind it when the command has begun; the loop follows what it looked at.
     const out = join(busy.runDirectory, 'out');
     const seen = (): string[] => (existsSync(out) ? readFileSync(out, 'utf8') : '').split('\n').slice(0, -1);
@@ -106,13 +108,13 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
     const [from, began] = [await used(), performance.now()];
     await grows(maxIntervals, 200_000);
     const cpuShare = ((await used()) - from) / 1000 / (performance.now() - began);
-    await runtime.pause(busy.id);
+    await backend.pause(busy.id);
     // The kernel may count a part of what ran before the freezer closed only later.
     let stoodStill = false;
     for (let left = maxIntervals; left > 0 && !stoodStill; left--) stoodStill = !(await grows(1, 0));
-    await runtime.resume(busy.id);
+    await backend.resume(busy.id);
     const pause = { stoodStill, wentOn: await grows(maxIntervals, 0) };
-    await runtime.destroy(busy.id);
+    await backend.destroy(busy.id);
 
     const leftover = execFileSync('find', ['/sys/fs/cgroup', '-name', 'sb-*'], { encoding: 'utf8' })
       .split('\n')

@@ -45,7 +45,7 @@ export async function buildGuest(directory: string): Promise<void> {
     banner: { js: "import { createRequire as requireOf } from 'node:module'; const require = requireOf(import.meta.url);" },
   });
   await writeFile(join(root, 'guest/package.json'), JSON.stringify({ type: 'module' }));
-  await cp(join(repository, 'packages/agent/src/runtimes/testing/init.cjs'), join(root, 'guest/init.cjs'));
+  await cp(join(repository, 'packages/agent/src/backends/testing/init.cjs'), join(root, 'guest/init.cjs'));
   await cp(process.execPath, join(root, 'bin/node'));
   const located = await Promise.all(programs.map(async (name) => (await run('which', [name])).stdout.trim()));
   for (const path of [busybox, ...located]) await cp(path, join(root, path), { dereference: true });

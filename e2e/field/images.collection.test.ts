@@ -3,11 +3,11 @@ import { mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
+  collectImages,
   command,
   ImageStore,
   imageKeptFullDiskMs,
   imageKeptNoSpaceMs,
-  keepImagesTidy,
   requireTools,
   temporaryDirectory,
   type PullProgress,
@@ -60,7 +60,7 @@ describe('R-15: on a disk of 64 MiB', () => {
   /** One round of the agent's upkeep. */
   const tidy = async (): Promise<void> => {
     const end = new AbortController();
-    const round = keepImagesTidy({ images: store, directory: disk, logger: silentLogger, signal: end.signal, clock });
+    const round = collectImages({ images: store, directory: disk, logger: silentLogger, signal: end.signal, clock });
     await expect.poll(() => clock.sleeping).toBeGreaterThan(0);
     end.abort();
     await round;

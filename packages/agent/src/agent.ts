@@ -1,25 +1,30 @@
 import { join } from 'node:path';
-import { create } from '@bufbuild/protobuf';
-import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { counted, DroverError, lockDirectory, makeDirectories, type Logger } from '@drover/foundation';
-import { initBundlePath, ptyAddonPath } from '@drover/init';
+import { counted, DroverError, lockDirectory, makeDirectories, parseSandboxId, type Logger } from '@drover/foundation';
 import { bootId } from '@drover/linux';
 import { namesOf } from '@drover/pki';
-import { link as linkApi } from '@drover/protocol';
+import { checkBackends, defaultStandbys, openBackends } from './backends/index.ts';
 import { checkDisk } from './disks/index.ts';
+import type { Finding } from './finding.ts';
 import { ForeignPaths } from './foreign/index.ts';
 import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
 import { controlPort, proxyPort, standbyMemoryBytes } from './limits.ts';
-import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity } from './link/index.ts';
-import { checkGateway, ControlListener, GatewayProcess, instanceTag, proxyEnvironment, SandboxNetwork } from './network/index.ts';
-import { OciRuntime, prepareInitDirectory, type RuntimeFinding } from './runtimes/index.ts';
-import { defaultStandbys, SandboxManager } from './sandboxes/index.ts';
-import { keepImagesTidy } from './upkeep.ts';
+import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity, type HostIdentity } from './link/index.ts';
+import {
+  checkGateway,
+  ControlListener,
+  defaultPool,
+  gatewayAddressOf,
+  GatewayProcess,
+  instanceTag,
+  SandboxNetwork,
+} from './network/index.ts';
+import { SandboxManager } from './sandboxes/index.ts';
+import { collectImages } from './upkeep.ts';
 import { VolumeStore } from './volumes/index.ts';
 
 export interface AgentOptions {
-  /** Everything that the host keeps: identity, records, images, sandboxes. One agent at a time. */
+  /** Holds the host's identity, records, images and sandboxes. One agent at a time. */
   readonly stateDirectory: string;
   readonly logger: Logger;
   /** The agent's lifetime; aborted, it stops cleanly and sandboxes run on. */
@@ -28,11 +33,11 @@ export interface AgentOptions {
   readonly name?: string;
   readonly labels?: Readonly<Record<string, string>>;
   readonly zone?: string;
-  /** CPUs that it offers to sandboxes, in thousandths: more than there are overcommits them. Default: all there are. */
+  /** CPUs that it offers to sandboxes, in thousandths; more than the machine has overcommits them. Default: all of the machine. */
   readonly cpuMillis?: number;
   /** Sandboxes at most; default 200. */
   readonly slots?: number;
-  /** host:port of the link; default: as the join said. */
+  /** host:port of the link; default: from the join. */
   readonly linkAddress?: string;
   /** The longest wait between two tries to reach the control plane (L-12); default 30 s. Milliseconds. */
   readonly reconnectMaxMs?: number;
@@ -43,9 +48,9 @@ export interface AgentOptions {
   readonly registries?: RegistryConfig;
   /** Directories of the host that sandboxes may mount (R-18). */
   readonly allowedMounts?: readonly string[];
-  /** Sandboxes that are kept ready ahead of creates; default: by the memory of the host, 0 to 16. */
+  /** Standbys at most: the host sets memory aside for them. Default: by its memory, 0 to 16. */
   readonly standbys?: number;
-  /** Starts `drover gateway`, its arguments to follow. Default: this program again, with `gateway`. */
+  /** Starts `drover gateway`; its arguments are appended. Default: this program with `gateway`. */
   readonly gatewayCommand?: readonly [string, ...string[]];
 }
 
@@ -56,7 +61,7 @@ export interface AgentOptions {
  */
 export async function runAgent(options: AgentOptions): Promise<void> {
   const { stateDirectory, logger } = options;
-  // Others may pass through: sandboxes' roots are in here, and their owners are not root.
+  // Other users pass through: it holds the sandboxes' roots, whose owners are not root.
   await makeDirectories(stateDirectory, 0o711);
   const identity = await loadIdentity(stateDirectory);
   if (identity === undefined) {
@@ -65,21 +70,36 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     });
   }
   using _lock = lockDirectory(stateDirectory, 'host agent');
-  // Ends what lives under the agent also when it ends by itself.
+  // Aborted also when the agent fails.
   const life = new AbortController();
   const signal = AbortSignal.any([options.signal, life.signal]);
+  const { images, backends, sandboxes, gateway, control, link } = assemble(options, identity, signal);
+  refuseProblems((await Promise.all(backends.map(async (backend) => await backend.check()))).flat(), logger);
+  try {
+    await images.start();
+    // Makes the address that the control listener listens on.
+    await sandboxes.open();
+    await control.listen();
+    // The first sandbox of this image need not wait for it then.
+    images.ensure('host', { signal }).catch((error: unknown) => logger.warn({ err: error }, 'the image host is not ready'));
+    void collectImages({ images, directory: stateDirectory, logger, signal });
+    if ((await link.run(signal)) === 'removed') await leave(sandboxes, stateDirectory, logger);
+  } finally {
+    life.abort();
+    await control.close();
+    await sandboxes.close();
+    // Sandboxes that run on keep their egress.
+    await gateway.close({ leaveRunning: sandboxes.list().some((sandbox) => sandbox.address !== '') });
+    await images.stopped();
+  }
+}
 
-  const instance = instanceTag(identity.hostId);
+/** Puts the agent's parts together; nothing is started. Parts that need each other do so from within callbacks. */
+function assemble(options: AgentOptions, identity: HostIdentity, signal: AbortSignal) {
+  const { stateDirectory, logger, standbys = defaultStandbys() } = options;
+  const { network, gateway, control } = assembleNetwork(options, identity, () => link);
   const foreign = new ForeignPaths();
-  const runtime = new OciRuntime({
-    stateDirectory,
-    foreign,
-    cgroupParent: `/drover-${instance}`,
-    logger,
-    ...(options.runtimeProgram !== undefined && { program: options.runtimeProgram }),
-  });
-  refuseProblems(await runtime.check(), logger);
-
+  const volumes = new VolumeStore(join(stateDirectory, 'volumes'));
   const images = new ImageStore({
     directory: join(stateDirectory, 'images'),
     foreign,
@@ -87,123 +107,88 @@ export async function runAgent(options: AgentOptions): Promise<void> {
     signal,
     ...(options.registries !== undefined && { config: options.registries }),
   });
-  // The link signs certificates for the sandboxes, and the sandboxes carry out the link's commands.
-  let link: AgentLink | undefined;
-  const volumes = new VolumeStore(join(stateDirectory, 'volumes'));
-  // The gateway listens on an address that the network makes; the network applies its policies to the gateway.
-  let gateway: GatewayProcess | undefined;
-  let control: ControlListener | undefined;
-  const network = new SandboxNetwork({
-    stateDirectory,
-    instance,
-    proxyPort,
-    controlPort,
-    logger,
-    applyGateway: async (policies) => await gateway?.apply(policies),
-    onRelease: (id) => control?.released(id),
-    ...(options.pool !== undefined && { pool: options.pool }),
-  });
-  gateway = new GatewayProcess({
-    stateDirectory,
-    command: options.gatewayCommand ?? ownGatewayCommand(),
-    address: network.gatewayAddress,
-    port: proxyPort,
-    onRefusal: ({ sandboxId, host: destination, port, method, rule, count, atMs }) =>
-      link?.report({
-        sandboxId,
-        at: timestampFromMs(Number(atMs)),
-        event: { case: 'egressDenied', value: { host: destination, port, method, rule, count } },
-      }),
-    logger,
-  });
-
-  const standbys = options.standbys ?? defaultStandbys();
-  const host = new LinuxHost({
-    stateDirectory,
-    reservedMemoryBytes: standbys * standbyMemoryBytes,
-    labels: options.labels ?? {},
-    zone: options.zone ?? '',
-    runtimes: [runtime],
-    checks: [async () => await checkGateway(stateDirectory, options.pool), async () => await checkDisk(stateDirectory)],
-    ...(options.name !== undefined && { name: options.name }),
-    ...(options.cpuMillis !== undefined && { cpuMillis: options.cpuMillis }),
-    ...(options.slots !== undefined && { slots: options.slots }),
-  });
+  const cgroupParent = `/drover-${instanceTag(identity.hostId)}`;
+  const backends = openBackends({ ...options, cgroupParent, images, network, foreign, standbys });
   const sandboxes = new SandboxManager({
-    report: (event) => link?.report(event),
     stateDirectory,
-    runtimes: [runtime],
-    images,
+    backends,
     volumes,
-    network,
-    initDirectory: await prepareInitDirectory(join(stateDirectory, 'init'), {
-      nodePath: process.execPath,
-      bundlePath: initBundlePath(),
-      addonPath: ptyAddonPath(),
-    }),
     names: namesOf(identity.trustDomain),
-    sign: async (id, csrDer, signSignal) => {
-      if (link === undefined) throw new DroverError('unavailable', 'the agent has no link yet');
-      return await link.signSandboxCertificate(id, csrDer, signSignal);
-    },
-    gatewayEnvironment: (attachment, name) =>
-      Object.entries(proxyEnvironment(attachment, name)).map(([variable, value]) => `${variable}=${value}`),
+    sign: async (...request) => await link.signSandboxCertificate(...request),
+    report: (event) => link.report(event),
     allowedMounts: options.allowedMounts ?? [],
-    standbys,
     bootId: bootId(),
     logger,
     signal,
   });
-  link = new AgentLink({
-    credentials: new CredentialsStore(stateDirectory, identity),
+  const info = new LinuxHost({
+    ...options,
+    reservedMemoryBytes: standbys * standbyMemoryBytes,
+    backends,
+    check: async () => await checkHost(options),
+  });
+  const credentials = new CredentialsStore(stateDirectory, identity);
+  const { linkAddress: address, reconnectMaxMs } = options;
+  const link = new AgentLink({
+    credentials,
     sandboxes,
     images,
     volumes,
-    info: host,
+    info,
     logger,
-    ...(options.linkAddress !== undefined && { address: options.linkAddress }),
-    ...(options.reconnectMaxMs !== undefined && { reconnectMaxMs: options.reconnectMaxMs }),
+    ...(address !== undefined && { address }),
+    ...(reconnectMaxMs !== undefined && { reconnectMaxMs }),
   });
-  const { carryInbound } = link;
-  control = new ControlListener({
-    host: network.gatewayAddress,
+  return { images, backends, sandboxes, gateway, control, link };
+}
+
+function assembleNetwork(options: AgentOptions, identity: HostIdentity, link: () => AgentLink) {
+  const { stateDirectory, logger, pool = defaultPool } = options;
+  const gatewayAddress = gatewayAddressOf(pool);
+  const gateway = new GatewayProcess({
+    stateDirectory,
+    command: options.gatewayCommand ?? ownGatewayCommand(),
+    address: gatewayAddress,
+    port: proxyPort,
+    onRefusal: ({ sandboxId, host: destination, port, method, rule, count, atMs }) =>
+      link().report({
+        id: parseSandboxId(sandboxId),
+        at: Number(atMs),
+        event: { case: 'egressDenied', value: { host: destination, port, method, rule, count } },
+      }),
+    logger,
+  });
+  const network: SandboxNetwork = new SandboxNetwork({
+    stateDirectory,
+    instance: instanceTag(identity.hostId),
+    proxyPort,
+    controlPort,
+    logger,
+    pool,
+    applyGateway: async (policies) => await gateway.apply(policies),
+    onRelease: (id) => control.released(id),
+  });
+  const control = new ControlListener({
+    host: gatewayAddress,
     port: controlPort,
     holderOf: (address) => network.holderOf(address),
-    carry: ({ id, interface: name }, peerAddress, connection) => carryInbound({ sandboxId: id, interface: name, peerAddress }, connection),
+    carry: ({ id, interface: name }, peerAddress, connection) =>
+      link().carryInbound({ sandboxId: id, interface: name, peerAddress }, connection),
     logger,
   });
-
-  try {
-    await images.start();
-    // Makes the address that the control listener listens on.
-    await sandboxes.start();
-    await control.listen();
-    // The first sandbox of this image need not wait for it then.
-    images.ensure('host', { signal }).catch((error: unknown) => logger.warn({ err: error }, 'the image host is not ready'));
-    void keepImagesTidy({ images, directory: stateDirectory, logger, signal });
-    if ((await link.run(signal)) === 'removed') await leave(sandboxes, stateDirectory, logger);
-  } finally {
-    life.abort();
-    await control.close();
-    await sandboxes.close();
-    // Sandboxes that run on keep their way out.
-    const needed = sandboxes.list().some((sandbox) => sandbox.address !== '');
-    await gateway.close({ leaveRunning: needed });
-    await images.stopped();
-    await runtime.close();
-  }
+  return { network, gateway, control };
 }
 
 /**
- * L-4: a host that was removed is nobody's. Its sandboxes are lost to their control plane for good, so they end here (L-26), and a
- * later join makes it a new host: the old id is refused for ever.
+ * L-4: the control plane never accepts a removed host's id again. Its sandboxes cannot be reached any more, so they are destroyed (L-26), and a
+ * later join makes it a new host.
  * @throws {DroverError} host-removed, always
  */
 async function leave(sandboxes: SandboxManager, stateDirectory: string, logger: Logger): Promise<never> {
   const left = sandboxes.list();
   for (const { sandboxId } of left) {
-    await sandboxes.destroy(create(linkApi.DestroySandboxSchema, { sandbox: { sandboxId } })).catch((error: unknown) => {
-      logger.error({ err: error, sandbox: sandboxId }, 'a sandbox of a removed host could not be taken away');
+    await sandboxes.destroy(parseSandboxId(sandboxId)).catch((error: unknown) => {
+      logger.error({ err: error, sandbox: sandboxId }, 'a sandbox of a removed host could not be destroyed');
     });
   }
   await forgetIdentity(stateDirectory);
@@ -213,27 +198,18 @@ async function leave(sandboxes: SandboxManager, stateDirectory: string, logger: 
   });
 }
 
-/** What this host can and cannot do, for `drover doctor`. */
-export async function agentDoctor(options: {
-  readonly stateDirectory: string;
-  readonly logger: Logger;
-  readonly pool?: string;
-  readonly runtimeProgram?: string;
-}): Promise<readonly RuntimeFinding[]> {
-  const runtime = new OciRuntime({
-    stateDirectory: options.stateDirectory,
-    cgroupParent: '/drover',
-    logger: options.logger,
-    ...(options.runtimeProgram !== undefined && { program: options.runtimeProgram }),
-  });
-  const findings = await runtime.check();
-  // Anybody else cannot ask the host's own gateway.
+/** Checks what this host can do, for `drover doctor`. @throws {DroverError} invalid-config */
+export async function agentDoctor(
+  options: Pick<AgentOptions, 'stateDirectory' | 'logger' | 'pool' | 'runtimeProgram'>,
+): Promise<readonly Finding[]> {
+  const findings = await checkBackends(options);
+  // Only root may query the host's own gateway.
   if (process.getuid?.() !== 0) return findings;
-  return [...findings, await checkGateway(options.stateDirectory, options.pool), await checkDisk(options.stateDirectory)];
+  return [...findings, ...(await checkHost(options))];
 }
 
 /** Logs the warnings. @throws {DroverError} missing-privilege, missing-component, when there is a problem */
-export function refuseProblems(findings: readonly RuntimeFinding[], logger: Logger): void {
+export function refuseProblems(findings: readonly Finding[], logger: Logger): void {
   for (const finding of findings)
     if (finding.level === 'warning') logger.warn({ subject: finding.subject, hint: finding.hint }, finding.message);
   const problems = findings.filter((finding) => finding.level === 'problem');
@@ -246,6 +222,10 @@ export function refuseProblems(findings: readonly RuntimeFinding[], logger: Logg
       hint: problems.map((p) => p.hint).join('; '),
     },
   );
+}
+
+async function checkHost({ stateDirectory, pool }: Pick<AgentOptions, 'stateDirectory' | 'pool'>): Promise<readonly Finding[]> {
+  return await Promise.all([checkGateway(stateDirectory, pool), checkDisk(stateDirectory)]);
 }
 
 function ownGatewayCommand(): readonly [string, ...string[]] {

@@ -8,6 +8,6 @@ test.each([
   ['more than there is', totalmem() + 1, 0],
 ])('R-10: a host that keeps %s of its memory offers the rest', async (_, reservedMemoryBytes, offered) => {
   const reserved = reservedMemoryBytes === undefined ? {} : { reservedMemoryBytes };
-  const host = new LinuxHost({ stateDirectory: tmpdir(), labels: {}, zone: '', runtimes: [], ...reserved });
+  const host = new LinuxHost({ stateDirectory: tmpdir(), labels: {}, zone: '', backends: [], ...reserved });
   expect((await host.describe()).capacity.memoryBytes).toBe(offered);
 });

@@ -1,3 +1,3 @@
 export { agentDoctor, refuseProblems, runAgent, type AgentOptions } from './agent.ts';
 export { LinuxHost } from './host.ts';
-export { defaultStandbys } from './sandboxes/index.ts';
+export { defaultStandbys } from './backends/index.ts';

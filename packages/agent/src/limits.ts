@@ -41,18 +41,26 @@ export const startsPerCpu = 1.5;
 export const startTurnMs = 5_000;
 /** How often it is looked whether it has. Milliseconds. */
 export const startLookMs = 25;
-/** Standbys of a host that says nothing about it: one for so many bytes of its memory, and no more than `maxDefaultStandbys`. */
+/** Default of --standbys: one standby for so many bytes of the host's memory, and at most `maxDefaultStandbys`. */
 export const memoryPerStandby = 2 * 1024 ** 3;
 export const maxDefaultStandbys = 16;
-/** What a standby has for itself, which its host does not offer to sandboxes. Bytes; measured (docs/benchmarks.md). */
+/** Memory that a host sets aside for each standby of --standbys, and does not offer to sandboxes. Bytes; measured (docs/benchmarks.md). */
 export const standbyMemoryBytes = 20 * 1024 ** 2;
-/** Rest between the last start of a sandbox and making the next standby: what that takes, the start lacks. Milliseconds. */
+/** The largest number of creates within this time, over the last `standbyDemandMs`, is the number of standbys that a host keeps. Milliseconds. */
+export const standbyBurstMs = 10_000;
+/** A burst of creates raises the number of standbys for so long. Milliseconds; without one, a quarter of --standbys is kept. */
+export const standbyDemandMs = 600_000;
+/** How often the number of standbys is reviewed without a create. Milliseconds. */
+export const standbyReviewMs = 60_000;
+/** Creates whose times are remembered for it; the oldest are dropped. */
+export const maxCreatesRemembered = 1_024;
+/** Pause between the last start of a sandbox and making the next standby, which would take CPU from the start. Milliseconds. */
 export const standbyRestMs = 500;
-/** How long a standby may take until it is ready; then it is taken away. Milliseconds. */
+/** How long a standby may take until it is ready; then it is removed. Milliseconds. */
 export const standbyReadyMs = 20_000;
-/** How often it is looked whether it is. Milliseconds. */
-export const standbyLookMs = 25;
-/** Rest after a standby that could not be made, with full jitter: at first, and at most. Milliseconds. */
+/** How often a standby is checked for being ready. Milliseconds. */
+export const standbyPollMs = 25;
+/** Backoff after a standby could not be made, with full jitter: first and largest. Milliseconds. */
 export const standbyRetryMs = 2_000;
 export const standbyRetryCapMs = 300_000;
 /** How long a dial waits for init to listen; then it fails with unavailable. Milliseconds. */

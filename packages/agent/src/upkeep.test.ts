@@ -2,7 +2,7 @@ import { FakeClock } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { expect, test, vi } from 'vitest';
 import { imageKeptFullDiskMs, imageKeptMs, imageUpkeepMs } from './limits.ts';
-import { imageAge, keepImagesTidy } from './upkeep.ts';
+import { imageAge, collectImages } from './upkeep.ts';
 
 test.each([
   ['half full', { blocks: 100, bavail: 50 }, imageKeptMs],
@@ -22,7 +22,7 @@ test('R-15: images are pruned at the start and then now and then; a failure does
       return await Promise.resolve({ removed: [], freedBytes: 0 });
     },
   };
-  const tidying = keepImagesTidy({ images: images as never, directory: '/', logger: silentLogger, signal: end.signal, clock });
+  const tidying = collectImages({ images: images as never, directory: '/', logger: silentLogger, signal: end.signal, clock });
   for (const round of [1, 2, 3]) {
     await vi.waitFor(() => expect(clock.sleeping).toBe(1));
     expect(asked).toHaveLength(round);

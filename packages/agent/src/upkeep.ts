@@ -3,13 +3,13 @@ import { systemClock, type Clock, type Logger } from '@drover/foundation';
 import type { Images } from './images/index.ts';
 import { fullDiskShare, imageKeptFullDiskMs, imageKeptMs, imageUpkeepMs } from './limits.ts';
 
-/** How long an image that nobody holds is kept: less when the disk is nearly full. Milliseconds. */
+/** How long an unused image is retained: less when the disk is nearly full. Milliseconds. */
 export function imageAge(disk: { readonly blocks: number; readonly bavail: number }): number {
   return disk.bavail < disk.blocks * (1 - fullDiskShare) ? imageKeptFullDiskMs : imageKeptMs;
 }
 
-/** Prunes unused images now and then, until the signal aborts. Never rejects. */
-export async function keepImagesTidy(options: {
+/** Prunes unused images periodically until the signal aborts. Never rejects. */
+export async function collectImages(options: {
   readonly images: Images;
   readonly directory: string;
   readonly logger: Logger;
@@ -20,7 +20,7 @@ export async function keepImagesTidy(options: {
   while (!signal.aborted) {
     try {
       const { removed, freedBytes } = await images.prune(imageAge(await statfs(directory)));
-      if (removed.length > 0) logger.info({ removed, freedBytes }, 'pruned images that nobody used');
+      if (removed.length > 0) logger.info({ removed, freedBytes }, 'pruned unused images');
     } catch (error) {
       logger.error({ err: error }, 'pruning images');
     }

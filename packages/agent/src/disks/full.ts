@@ -2,7 +2,7 @@ import type { StatsFs } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
 import { fullFreeBytes, fullFreeShare } from '../limits.ts';
-import type { RuntimeFinding } from '../runtimes/runtime.ts';
+import type { Finding } from '../finding.ts';
 
 /** What a file system has none of; undefined while there is some of both. */
 export function fullnessOf({ blocks, bavail, bsize, files, ffree }: StatsFs): 'disk' | 'inodes' | undefined {
@@ -33,7 +33,7 @@ export function freeOf({ bavail, blocks, bsize, files, ffree }: StatsFs): string
 }
 
 /** Whether the disk that a directory is on has room left, for `drover doctor`. A directory that is not there yet has. */
-export async function checkDisk(directory: string): Promise<RuntimeFinding> {
+export async function checkDisk(directory: string): Promise<Finding> {
   const subject = 'disk';
   let disk: StatsFs;
   try {

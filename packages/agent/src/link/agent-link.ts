@@ -6,7 +6,7 @@ import { createKeyAndRequest, renewAt } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { maxLinkFrameBytes } from '@drover/spec';
 import { Client } from '@grpc/grpc-js';
-import type { Images } from '../images/images.ts';
+import type { Images } from '../images/index.ts';
 import {
   channelBackoffMs,
   healthyStreamMs,
@@ -18,13 +18,14 @@ import {
   reconnectCapMs,
   renewalRetryMs,
 } from '../limits.ts';
-import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import type { SandboxEvent, Sandboxes } from '../sandboxes/index.ts';
 import type { VolumeStore } from '../volumes/index.ts';
 import { CommandRunner } from './commands.ts';
 import { HostChannelCredentials, HostTls } from './credentials.ts';
 import type { HostInfo } from './host-info.ts';
 import type { CredentialsStore } from './identity.ts';
-import { UnsentEvents, type HostEventInit } from './host-events.ts';
+import { eventToWire } from './convert.ts';
+import { UnsentEvents } from './host-events.ts';
 import { UnsentObservations } from './observations.ts';
 import { Signer, type Signed } from './signer.ts';
 import { AgentStream, type Ending } from './stream.ts';
@@ -201,9 +202,9 @@ export class AgentLink {
     this.#channel = undefined;
   }
 
-  /** Reports what happened to a sandbox; it becomes an event. Waits for the link, bounded. */
-  readonly report = (event: HostEventInit): void => {
-    this.#events.add(event);
+  /** Reports an occurrence in a sandbox, which the control plane stores as an event. Waits for the link, bounded. */
+  readonly report = (event: SandboxEvent): void => {
+    this.#events.add(eventToWire(event));
     this.#stream?.observed();
   };
 

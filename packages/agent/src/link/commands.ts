@@ -1,16 +1,17 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { timestampDate, timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { DroverError, parseSandboxId, type Clock, type Logger } from '@drover/foundation';
+import { timestampDate } from '@bufbuild/protobuf/wkt';
+import { DroverError, parseSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { errorToWire, link, publicErrorToWire } from '@drover/protocol';
 import { commandsPerHost } from '@drover/spec';
-import type { ImageInfo, Images } from '../images/images.ts';
+import type { Images, PullProgress } from '../images/index.ts';
 import { rememberedResults } from '../limits.ts';
-import type { Sandboxes } from '../sandboxes/sandboxes.ts';
+import type { Sandboxes } from '../sandboxes/index.ts';
 import type { VolumeStore } from '../volumes/index.ts';
+import { commandOf, createOf, imageToWire, startOf, statsToWire } from './convert.ts';
 
 type Result = MessageInitShape<typeof link.CommandResultSchema>;
 type ResultValue = NonNullable<Result['value']>;
-type Report = (progress: link.CommandProgress) => void;
+type Report = (progress: PullProgress) => void;
 
 /** Where results go: the stream that the command came on. False when it has ended. */
 export interface Replies {
@@ -22,7 +23,7 @@ export interface CommandDependencies {
   readonly sandboxes: Sandboxes;
   readonly images: Images;
   readonly volumes: Pick<VolumeStore, 'create' | 'remove' | 'list'>;
-  /** Opens the tunnel and gives when it stands (L-30). */
+  /** Resolves when the tunnel is open (L-30). */
   readonly openTunnel: (command: link.OpenTunnel) => Promise<void>;
   readonly diagnose: (() => Promise<MessageInitShape<typeof link.DiagnosticsSchema>>) | undefined;
   readonly clock: Clock;
@@ -32,13 +33,13 @@ export interface CommandDependencies {
 }
 
 /**
- * Runs each command on its own (L-18), once per id (L-19): one that comes again while it runs gets the same outcome, one that
- * comes again later gets the remembered one. A failure is remembered until it was told: asked again after that, it is a new try.
+ * Runs commands independently of each other (L-18), each id once (L-19): a command that is repeated while it runs has the same outcome, and
+ * later the retained one. A failure is retained until it is reported; a repetition after that is a new try.
  */
 export class CommandRunner {
   readonly #dependencies: CommandDependencies;
   readonly #running = new Map<string, { replies: Replies }>();
-  readonly #remembered = new Map<string, link.CommandResult>();
+  readonly #retained = new Map<string, link.CommandResult>();
 
   constructor(dependencies: CommandDependencies) {
     this.#dependencies = dependencies;
@@ -48,16 +49,16 @@ export class CommandRunner {
     return this.#running.size;
   }
 
-  /** Returns at once; the result goes to `replies`. */
+  /** Returns immediately; the result goes to `replies`. */
   run(command: link.Command, replies: Replies): void {
     const running = this.#running.get(command.id);
     if (running !== undefined) {
-      // Repeated on a newer stream: the outcome goes there.
+      // Repeated on a newer stream, which receives the outcome.
       running.replies = replies;
       return;
     }
-    const remembered = this.#remembered.get(command.id);
-    if (remembered !== undefined) return this.#reply(remembered, replies);
+    const retained = this.#retained.get(command.id);
+    if (retained !== undefined) return this.#reply(retained, replies);
     if (this.#running.size >= commandsPerHost) {
       const error = new DroverError('queue-full', `${this.#running.size} commands are under way on this host`, {
         hint: 'try again in a moment',
@@ -67,20 +68,31 @@ export class CommandRunner {
     }
     const entry = { replies };
     this.#running.set(command.id, entry);
-    void this.#execute(command, (progress) => entry.replies.progress(progress)).then((result) => {
+    const report: Report = ({ message, doneBytes, totalBytes, doneLayers, totalLayers }) =>
+      entry.replies.progress(
+        create(link.CommandProgressSchema, {
+          commandId: command.id,
+          message,
+          done: BigInt(doneBytes),
+          total: BigInt(totalBytes),
+          layersDone: doneLayers,
+          layersTotal: totalLayers,
+        }),
+      );
+    void this.#execute(command, report).then((result) => {
       this.#running.delete(command.id);
       this.#reply(result, entry.replies, isRead(command.operation.case));
     });
   }
 
-  #reply(result: link.CommandResult, replies: Replies, forget = false): void {
-    const told = replies.result(result);
-    this.#remembered.delete(result.commandId);
-    if (forget || (told && result.error !== undefined)) return;
-    this.#remembered.set(result.commandId, result);
-    if (this.#remembered.size <= rememberedResults) return;
-    const oldest = this.#remembered.keys().next();
-    if (!oldest.done) this.#remembered.delete(oldest.value);
+  #reply(result: link.CommandResult, replies: Replies, isRead = false): void {
+    const isReported = replies.result(result);
+    this.#retained.delete(result.commandId);
+    if (isRead || (isReported && result.error !== undefined)) return;
+    this.#retained.set(result.commandId, result);
+    if (this.#retained.size <= rememberedResults) return;
+    const oldest = this.#retained.keys().next();
+    if (!oldest.done) this.#retained.delete(oldest.value);
   }
 
   /** Never rejects. */
@@ -98,27 +110,28 @@ export class CommandRunner {
     const { sandboxes, images, volumes, openTunnel, diagnose } = this.#dependencies;
     const { operation } = command;
     switch (operation.case) {
-      case 'create': {
-        const tell: Report = (progress) => report(create(link.CommandProgressSchema, { ...progress, commandId: command.id }));
-        return { case: 'sandbox', value: await sandboxes.create(operation.value, tell) };
-      }
+      case 'create':
+        return { case: 'sandbox', value: await sandboxes.create(createOf(operation.value), report) };
       case 'start':
-        return { case: 'sandbox', value: await sandboxes.startAgain(operation.value) };
+        return { case: 'sandbox', value: await sandboxes.start(startOf(operation.value)) };
       case 'stop': {
-        const stopped = await sandboxes.stop(operation.value);
+        const { sandbox, graceMs } = operation.value;
+        const stopped = await sandboxes.stop({ ...commandOf(sandbox), graceMs });
         return stopped === undefined ? undefined : { case: 'sandbox', value: stopped };
       }
       case 'pause':
-        return { case: 'sandbox', value: await sandboxes.pause(operation.value) };
+        return { case: 'sandbox', value: await sandboxes.pause(commandOf(operation.value.sandbox)) };
       case 'resume':
-        return { case: 'sandbox', value: await sandboxes.resume(operation.value) };
-      case 'setNetworkCut':
-        return { case: 'sandbox', value: await sandboxes.setNetworkCut(operation.value) };
+        return { case: 'sandbox', value: await sandboxes.resume(commandOf(operation.value.sandbox)) };
+      case 'setNetworkCut': {
+        const { sandbox, cut: networkCut, registrationClosed } = operation.value;
+        return { case: 'sandbox', value: await sandboxes.setClosure({ ...commandOf(sandbox), networkCut, registrationClosed }) };
+      }
       case 'destroy':
-        await sandboxes.destroy(operation.value);
+        await sandboxes.destroy(commandOf(operation.value.sandbox).id);
         return undefined;
       case 'inspect':
-        return { case: 'sandbox', value: await sandboxes.inspect(parseSandboxId(operation.value.sandboxId)) };
+        return { case: 'sandbox', value: sandboxes.inspect(parseSandboxId(operation.value.sandboxId)) };
       case 'list':
         return { case: 'sandboxes', value: { sandboxes: [...sandboxes.list()] } };
       case 'createVolume':
@@ -138,7 +151,7 @@ export class CommandRunner {
         await openTunnel(operation.value);
         return undefined;
       case 'applyPolicy':
-        await sandboxes.applyPolicy(operation.value);
+        await sandboxes.applyPolicy(parseSandboxId(operation.value.sandboxId), operation.value.allow);
         return undefined;
       case 'collectDiagnostics':
         if (diagnose === undefined) throw unimplemented(operation.case);
@@ -153,7 +166,7 @@ export class CommandRunner {
         return { case: 'pruned', value: { removed: [...pruned.removed], freedBytes: BigInt(pruned.freedBytes) } };
       }
       case 'collectStats':
-        return { case: 'stats', value: await sandboxes.stats(operation.value) };
+        return { case: 'stats', value: statsToWire(await sandboxes.stats(idsOf(operation.value))) };
       case 'applyAddons':
         throw unimplemented(operation.case);
       case undefined:
@@ -163,7 +176,7 @@ export class CommandRunner {
     throw unimplemented('this operation');
   }
 
-  /** The caller's deadline ends this waiting; the pull goes on for the next one (L-21). */
+  /** The caller's deadline ends the waiting; the pull continues for the next caller (L-21). */
   async #pull(command: link.Command, pull: link.PullImage, report: Report): Promise<MessageInitShape<typeof link.ImageSchema>> {
     const { images, clock, signal } = this.#dependencies;
     const late = new AbortController();
@@ -173,7 +186,7 @@ export class CommandRunner {
       clock.sleep(leftMs, done.signal).then(
         () =>
           late.abort(
-            new DroverError('timed-out', `pulling ${pull.image} takes longer than the caller waits`, { hint: 'it goes on; ask again' }),
+            new DroverError('timed-out', `pulling ${pull.image} takes longer than the caller waits`, { hint: 'it continues; try again' }),
           ),
         // The pull was faster.
         () => undefined,
@@ -184,17 +197,7 @@ export class CommandRunner {
         signal: AbortSignal.any([signal, late.signal]),
         insecure: pull.insecure,
         policy: 'always',
-        onProgress: (progress) =>
-          report(
-            create(link.CommandProgressSchema, {
-              commandId: command.id,
-              message: progress.message,
-              done: BigInt(progress.doneBytes),
-              total: BigInt(progress.totalBytes),
-              layersDone: progress.doneLayers,
-              layersTotal: progress.totalLayers,
-            }),
-          ),
+        onProgress: report,
       });
       const info = (await images.list()).find((image) => image.digest === handle.digest && image.reference === pull.image);
       return info === undefined ? { reference: pull.image, digest: handle.digest } : imageToWire(info);
@@ -204,7 +207,7 @@ export class CommandRunner {
   }
 }
 
-/** Reads are repeated, not remembered: their results are large, and a repeated one should be fresh. A tunnel belongs to its stream. */
+/** The results of reads are not retained: they are large, and a repetition should be current. A tunnel belongs to its stream. */
 function isRead(operation: link.Command['operation']['case']): boolean {
   return (
     operation === 'inspect' ||
@@ -220,13 +223,6 @@ function unimplemented(what: string): DroverError {
   return new DroverError('unimplemented', `this agent does not know ${what}`, { hint: 'update the agent on this host' });
 }
 
-function imageToWire(image: ImageInfo): MessageInitShape<typeof link.ImageSchema> {
-  return {
-    reference: image.reference,
-    digest: image.digest,
-    sizeBytes: BigInt(image.sizeBytes),
-    pulledAt: timestampFromMs(image.pulledAt),
-    lastUsedAt: timestampFromMs(image.lastUsedAt),
-    sandboxes: image.holders,
-  };
+function idsOf({ sandboxIds }: link.CollectStats): readonly SandboxId[] | undefined {
+  return sandboxIds.length === 0 ? undefined : sandboxIds.map(parseSandboxId);
 }

@@ -4,7 +4,7 @@ import { hostEventsPerFrame } from '@drover/spec';
 
 export type HostEventInit = MessageInitShape<typeof link.HostEventSchema>;
 
-/** Events of sandboxes that the link has not taken yet, in order. They outlive a stream; beyond the limit the oldest are dropped and counted. */
+/** Events of sandboxes that wait for the link, in order. They outlive a stream; beyond the limit the oldest are dropped and counted. */
 export class UnsentEvents {
   #waiting: HostEventInit[] = [];
   #dropped = 0;

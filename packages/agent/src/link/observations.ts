@@ -1,9 +1,6 @@
 import type { sandbox } from '@drover/protocol';
 
-/**
- * What the control plane has not been told yet: the newest observation of each sandbox (L-22 is about levels), so it never
- * holds more than the host has sandboxes.
- */
+/** Observations that wait for the link: the newest of each sandbox (L-22 is level-triggered), so no more than the host has sandboxes. */
 export class UnsentObservations {
   readonly #bySandbox = new Map<string, sandbox.SandboxObservation>();
 
@@ -15,7 +12,7 @@ export class UnsentObservations {
     return this.#bySandbox.size;
   }
 
-  /** Everything that waits; afterwards nothing does. */
+  /** Removes and returns all. */
   take(): readonly sandbox.SandboxObservation[] {
     const all = [...this.#bySandbox.values()];
     this.#bySandbox.clear();

@@ -4,12 +4,13 @@ import { DroverError, parseSandboxId, type Clock, type SandboxId, type Logger } 
 import { link, methodDefinition, TunnelStream, writeHostStream } from '@drover/protocol';
 import type { Client } from '@grpc/grpc-js';
 import { tunnelDialMs, tunnelsAtOnce } from '../limits.ts';
-import type { HostStreamSource, Sandboxes } from '../sandboxes/sandboxes.ts';
+import type { CopyPart, Sandboxes } from '../sandboxes/index.ts';
+import { logOptionsOf, logsToWire } from './convert.ts';
 import { joinStreams } from './join-streams.ts';
 
 const method = methodDefinition(link.HostLinkService.method.tunnel);
 
-/** The host's ends of the tunnels (L-30). Each lives on the connection that it was asked for on, until either side ends it. */
+/** The host's ends of the tunnels (L-30). A tunnel lives on the connection that requested it, until either side ends it. */
 export class AgentTunnels {
   readonly #sandboxes: Sandboxes;
   readonly #clock: Clock;
@@ -27,12 +28,17 @@ export class AgentTunnels {
 
   /**
    * Dials the port, then opens the tunnel and joins the two. A port that cannot be reached is the command's error.
-   * @throws {DroverError} what the dial throws; timed-out, queue-full, invalid-argument
+   * @throws {DroverError} the dial's errors; timed-out, queue-full, invalid-argument
    */
   async open(client: Client, command: link.OpenTunnel): Promise<void> {
     const id = parseSandboxId(command.sandboxId);
     const { target } = command;
-    if (target.case === 'logs' || target.case === 'copyOut') return this.#send(client, command.tunnelId, id, target);
+    if (target.case === 'logs') {
+      return this.#send(client, command.tunnelId, (signal) => logsToWire(this.#sandboxes.logs(id, logOptionsOf(target.value), signal)));
+    }
+    if (target.case === 'copyOut') {
+      return this.#send(client, command.tunnelId, (signal) => this.#sandboxes.copyOut(id, target.value, signal));
+    }
     const port = portOf(command);
     this.#mustHaveRoom();
     this.#open++;
@@ -42,9 +48,9 @@ export class AgentTunnels {
       try {
         call = callTunnel(client, { case: 'tunnelId', value: command.tunnelId });
       } catch (error) {
-        // The link that asked for it ended during the dial.
+        // The link that requested the tunnel ended during the dial.
         inside.destroy();
-        throw new DroverError('unavailable', 'the link that asked for the tunnel has ended', { cause: error });
+        throw new DroverError('unavailable', 'the link that requested the tunnel has ended', { cause: error });
       }
       if (!inside.closed) {
         this.#open++;
@@ -57,8 +63,8 @@ export class AgentTunnels {
   }
 
   /**
-   * Opens the tunnel of a connection that a sandbox made (I-13) and joins the two; whoever accepted it bounds how many there are.
-   * When the tunnel breaks, or the control plane does not take it, the connection is reset.
+   * Opens the tunnel of a connection from a sandbox (I-13) and joins the two; the acceptor bounds their number.
+   * When the tunnel breaks, or the control plane refuses it, the connection is reset.
    */
   carry(client: Client, inbound: MessageInitShape<typeof link.SandboxInboundSchema>, connection: Duplex): void {
     const call = callTunnel(client, { case: 'inbound', value: inbound });
@@ -70,14 +76,14 @@ export class AgentTunnels {
     throw new DroverError('queue-full', `${this.#open} tunnels are open on this host`, { hint: 'close some and try again' });
   }
 
-  /** Opens a tunnel for what this host keeps of a sandbox. */
-  #send(client: Client, tunnelId: string, id: SandboxId, source: HostStreamSource): void {
+  /** Opens a tunnel for data of a sandbox that this host stores. */
+  #send(client: Client, tunnelId: string, open: (signal: AbortSignal) => AsyncIterable<CopyPart>): void {
     this.#mustHaveRoom();
-    const gone = new AbortController();
-    const messages = this.#sandboxes.hostStream(id, source, AbortSignal.any([gone.signal, this.#signal]));
+    const closed = new AbortController();
+    const messages = open(AbortSignal.any([closed.signal, this.#signal]));
     const call = callTunnel(client, { case: 'tunnelId', value: tunnelId });
     const tunnel = new TunnelStream(call, () => call.cancel());
-    // Its end is in `close`.
+    // `close` follows.
     tunnel.on('error', () => undefined);
     const cut = (): void => void tunnel.destroy();
     this.#signal.addEventListener('abort', cut, { once: true });
@@ -85,12 +91,12 @@ export class AgentTunnels {
     tunnel.once('close', () => {
       this.#open--;
       this.#signal.removeEventListener('abort', cut);
-      gone.abort();
+      closed.abort();
     });
     void writeHostStream(messages, tunnel, this.#logger);
   }
 
-  /** Until either side ends it, or the agent stops. */
+  /** Joins the two until either side ends, or the agent stops. */
   #join(tunnel: TunnelStream, inside: Duplex, sandboxId: string | undefined): void {
     const cut = (): void => void tunnel.destroy();
     this.#signal.addEventListener('abort', cut, { once: true });
@@ -98,7 +104,7 @@ export class AgentTunnels {
     joinStreams(tunnel, inside, this.#clock, (error) => this.#logger.debug({ err: error, sandboxId }, 'a tunnel was cut'));
   }
 
-  async #dial(id: Parameters<Sandboxes['dial']>[0], port: 'init' | number): ReturnType<Sandboxes['dial']> {
+  async #dial(id: SandboxId, port: 'init' | number): ReturnType<Sandboxes['dial']> {
     const late = new AbortController();
     const done = new AbortController();
     this.#clock.sleep(tunnelDialMs, done.signal).then(

@@ -44,7 +44,7 @@ export function planAddresses(instance: string, pool: string): AddressPlan {
   return {
     instance,
     pool: `${network.toString()}/${prefix}`,
-    gatewayAddress: gatewayAddressOf(network),
+    gatewayAddress: offset(network, 1),
     // Without the network's first address, the gateway's, and the broadcast address.
     slots: Math.min(networkSlots, 2 ** (32 - prefix) - 3),
     table: `drover-${instance}`,
@@ -55,9 +55,9 @@ export function planAddresses(instance: string, pool: string): AddressPlan {
   };
 }
 
-/** The first address of a pool. */
-export function gatewayAddressOf(network: ipaddr.IPv4): string {
-  return offset(network, 1);
+/** The first address of a pool, which the egress proxy and the control listener listen on. @throws {DroverError} invalid-config */
+export function gatewayAddressOf(pool: string): string {
+  return offset(checkPool(pool).network, 1);
 }
 
 /**

@@ -4,17 +4,17 @@ import { join } from 'node:path';
 import { errnoOf } from '@drover/foundation';
 import { GatewayClient } from '@drover/gateway';
 import { proxyPort } from '../limits.ts';
-import type { RuntimeFinding } from '../runtimes/runtime.ts';
-import { checkPool, defaultPool, gatewayAddressOf } from './addresses.ts';
+import type { Finding } from '../finding.ts';
+import { defaultPool, gatewayAddressOf } from './addresses.ts';
 
 /**
  * Whether the gateway of a host can have its address, for `drover doctor`: a gateway that no agent knows of any more keeps it.
  * For root; anybody else cannot ask the host's own gateway.
  * @param pool the host's. @throws {DroverError} invalid-config
  */
-export async function checkGateway(stateDirectory: string, pool = defaultPool): Promise<RuntimeFinding> {
+export async function checkGateway(stateDirectory: string, pool = defaultPool): Promise<Finding> {
   const subject = 'gateway';
-  const address = gatewayAddressOf(checkPool(pool).network);
+  const address = gatewayAddressOf(pool);
   const place = `${address}:${proxyPort}`;
   const errno = await tryListen(address);
   // Not there yet: the agent makes the address.

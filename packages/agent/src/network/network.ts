@@ -1,5 +1,21 @@
 import type { SandboxId } from '@drover/foundation';
-import type { NetworkAttachment } from '../runtimes/runtime.ts';
+
+export interface SandboxAddresses {
+  /** The sandbox's address, IPv4, without prefix length. */
+  readonly address: string;
+  /** The host's address that the sandbox can reach: the egress proxy and the registration port. */
+  readonly gatewayAddress: string;
+  readonly proxyPort: number;
+  /** The registration port (I-13). */
+  readonly controlPort: number;
+}
+
+export interface NetworkAttachment extends SandboxAddresses {
+  /** Path of the network namespace, as `ip netns` keeps it. */
+  readonly namespacePath: string;
+  /** The host's end. */
+  readonly interface: string;
+}
 
 export interface AddressHolder {
   readonly id: SandboxId;

@@ -1,4 +1,4 @@
-import type { NetworkAttachment } from '../runtimes/runtime.ts';
+import type { SandboxAddresses } from './network.ts';
 
 /**
  * The environment that leads programs to the egress proxy (G-30). Both spellings: curl reads only the lower-case http_proxy, others only
@@ -6,7 +6,7 @@ import type { NetworkAttachment } from '../runtimes/runtime.ts';
  * The sandbox itself is excluded by each form that a client may know: loopback as names, addresses and network, its own name and address.
  */
 export function proxyEnvironment(
-  { gatewayAddress, proxyPort, address }: Pick<NetworkAttachment, 'gatewayAddress' | 'proxyPort' | 'address'>,
+  { gatewayAddress, proxyPort, address }: Pick<SandboxAddresses, 'gatewayAddress' | 'proxyPort' | 'address'>,
   hostname: string,
 ): Readonly<Record<string, string>> {
   const proxy = `http://${gatewayAddress}:${proxyPort}`;

@@ -3,11 +3,10 @@ import { DroverError, KeyedExecutor, systemClock, type Logger, type SandboxId } 
 import { compilePolicy, type SandboxPolicy } from '@drover/gateway';
 import pLimit from 'p-limit';
 import { emptyNetworkDelayMs, networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
-import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { addressSlot, defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
 import { setSlot, setUpHost, tearDownHost, type SlotSet } from './host-side.ts';
 import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots, restoreHostEnds } from './namespaces.ts';
-import type { AddressHolder, Network } from './network.ts';
+import type { AddressHolder, Network, NetworkAttachment } from './network.ts';
 import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
 import { NetworkRecords, type NetworkRecord } from './records.ts';
 

@@ -1,5 +1,10 @@
 import type { Duplex } from 'node:stream';
 import type { SandboxId } from '@drover/foundation';
+import type { Finding } from '../finding.ts';
+import type { NetworkAttachment } from '../network/index.ts';
+
+export type { Finding as RuntimeFinding } from '../finding.ts';
+export type { NetworkAttachment } from '../network/index.ts';
 
 /**
  * What makes a sandbox on a host (spec 5.2). One conformance suite (`conformance.ts`) says what each must do.
@@ -9,7 +14,7 @@ import type { SandboxId } from '@drover/foundation';
 export interface Runtime {
   readonly name: 'oci' | 'docker' | 'microvm' | 'fake';
   /** What is missing to run, in words; empty when it can run. */
-  check(): Promise<readonly RuntimeFinding[]>;
+  check(): Promise<readonly Finding[]>;
   /** Makes the sandbox's root, namespaces and cgroup, and starts its init. Existing and alive: does nothing. */
   create(request: CreateRequest, signal: AbortSignal): Promise<void>;
   /**
@@ -30,7 +35,7 @@ export interface Runtime {
   /** Kills what runs and removes everything that `create` made. Gone: nothing. */
   destroy(id: SandboxId): Promise<void>;
   /** Removes what belongs to none of `known`: mounts, cgroups, directories of crashed creates (R-9). */
-  sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]>;
+  sweep(known: ReadonlySet<SandboxId>): Promise<readonly SandboxId[]>;
   /** Resolves when the sandbox has ended; several may wait. The level (inspect) is what counts, this only says when to look. */
   waitExit(id: SandboxId, signal: AbortSignal): Promise<void>;
   /** A byte stream to a TCP port inside; `init` waits, bounded, until init listens. @throws {DroverError} sandbox-not-running, unavailable */
@@ -58,13 +63,6 @@ export interface Exhausted {
   readonly resource: 'disk' | 'inodes' | 'pids' | 'host-disk';
   /** Bytes, files or processes; 0 for the host's disk. */
   readonly limit: number;
-}
-
-export interface RuntimeFinding {
-  readonly level: 'ok' | 'warning' | 'problem';
-  readonly subject: string;
-  readonly message: string;
-  readonly hint: string;
 }
 
 export interface CreateRequest {
@@ -100,20 +98,6 @@ export interface StartGate {
   readonly completed: Promise<void>;
   /** Called once, when init waits and what it waits for is the sandbox's own: it goes on when this has resolved, or this process is gone. */
   readonly opening: () => Promise<void>;
-}
-
-export interface NetworkAttachment {
-  /** Path of the network namespace, as `ip netns` keeps it; empty for runtimes without one. */
-  readonly namespacePath: string;
-  /** The sandbox's address, IPv4, without prefix length. */
-  readonly address: string;
-  /** Where the egress proxy listens for this sandbox. */
-  readonly gatewayAddress: string;
-  readonly proxyPort: number;
-  /** Where, on the gateway's address, the way to the control plane's sandbox-facing listener begins (I-13). */
-  readonly controlPort: number;
-  /** The host's end. */
-  readonly interface: string;
 }
 
 export interface Limits {

@@ -9,13 +9,14 @@ import { newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { initPort } from '@drover/init';
 import { namesOf, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
-import { link, sandbox } from '@drover/protocol';
+import { sandbox } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
 import { noImages } from '../link/testing/index.ts';
 import { SandboxNetwork } from '../network/index.ts';
-import { prepareInitDirectory } from '../runtimes/index.ts';
-import { openOciHarness, type OciHarness } from '../runtimes/testing/oci-harness.ts';
-import { SandboxManager } from './index.ts';
+import { OciRuntime, prepareInitDirectory } from '../runtimes/index.ts';
+import { OciBackend } from '../backends/oci/index.ts';
+import { openOciHarness, type OciHarness } from '../backends/testing/oci-harness.ts';
+import { SandboxManager, type CreateCommand, type StopCommand } from './index.ts';
 import { VolumeStore } from '../volumes/index.ts';
 
 /** Containment on a real host: runc, cgroups, nftables; only the image store is not there. */
@@ -30,7 +31,7 @@ const ids: SandboxId[] = [];
 
 beforeAll(async () => {
   harness = await openOciHarness('runc');
-  const bundlePath = fileURLToPath(new URL('../runtimes/testing/init.cjs', import.meta.url));
+  const bundlePath = fileURLToPath(new URL('../backends/testing/init.cjs', import.meta.url));
   initDirectory = await prepareInitDirectory(harness.directory, { nodePath: process.execPath, bundlePath });
 });
 afterAll(async () => await harness.close());
@@ -42,61 +43,69 @@ beforeEach(async () => {
   manager = await open();
 });
 afterEach(async () => {
-  for (const id of ids.splice(0)) await manager.destroy(create(link.DestroySandboxSchema, { sandbox: { sandboxId: id } }));
+  for (const id of ids.splice(0)) await manager.destroy(id);
   life.abort();
   await manager.close();
   await rm(directory, { recursive: true, force: true });
 });
 
-async function open(): Promise<SandboxManager> {
+async function openBackend(): Promise<OciBackend> {
   const config = { entrypoint: [], command: [], env: [], workdir: '/', user: '', stopSignal: '' };
+  const network = new SandboxNetwork({
+    stateDirectory: directory,
+    instance: `c${process.pid.toString(36)}`.slice(0, 8),
+    pool: '10.252.68.0/24',
+    proxyPort: 31_283,
+    controlPort: 31_284,
+    logger: silentLogger,
+    warm: 0,
+    applyGateway: () => Promise.resolve(),
+  });
+  const images = { ...noImages, ensure: () => Promise.resolve({ digest: 'sha256:00', layers: [harness.busybox], submounts: [], config }) };
+  const stateDirectory = harness.stateDirectory;
+  const runtime = new OciRuntime({ stateDirectory, cgroupParent: harness.cgroupParent, program: 'runc', logger: silentLogger });
+  const prepareInit = () => Promise.resolve(initDirectory);
+  return new OciBackend({ stateDirectory: directory, runtime, network, images, prepareInit, logger: silentLogger });
+}
+
+async function open(): Promise<SandboxManager> {
   const opened = new SandboxManager({
     report: () => undefined,
     stateDirectory: directory,
-    runtimes: [harness.restarted()],
-    images: { ...noImages, ensure: () => Promise.resolve({ digest: 'sha256:00', layers: [harness.busybox], submounts: [], config }) },
     volumes: new VolumeStore(join(directory, 'volumes')),
-    network: new SandboxNetwork({
-      stateDirectory: directory,
-      instance: `c${process.pid.toString(36)}`.slice(0, 8),
-      pool: '10.252.65.0/24',
-      proxyPort: 31_283,
-      controlPort: 31_284,
-      logger: silentLogger,
-      warm: 0,
-      applyGateway: () => Promise.resolve(),
-    }),
-    initDirectory,
+    backends: [await openBackend()],
     names: namesOf('drover.test'),
     sign: async (id, csrDer) => ({ ...(await ca.signSandbox(id, 'web', csrDer)), caPem: ca.caPem, bootstrapToken: 'token' }),
-    gatewayEnvironment: () => [],
+    bootId: 'boot',
     allowedMounts: [],
     logger: silentLogger,
     signal: life.signal,
   });
-  await opened.start();
+  await opened.open();
   return opened;
 }
 
-const ref = (id: SandboxId, generation: number): { sandboxId: string; generation: bigint } => ({
-  sandboxId: id,
-  generation: BigInt(generation),
+const stop = (id: SandboxId, generation: number, graceMs: number): StopCommand => ({ id, generation, graceMs });
+const createCommand = (id: SandboxId, spec: sandbox.SandboxSpec, networkCut = false): CreateCommand => ({
+  id,
+  generation: 1,
+  project: '',
+  name: 'web',
+  spec,
+  secrets: [],
+  networkCut,
+  registrationClosed: false,
 });
-const stop = (id: SandboxId, generation: number, graceMs: number): link.StopSandbox =>
-  create(link.StopSandboxSchema, { sandbox: ref(id, generation), graceMs });
 
 /** A sandbox whose command counts in its own log of /count, cut from the first packet on and paused. */
 async function contained(): Promise<SandboxId> {
   const id = newSandboxId();
   ids.push(id);
   const spec = create(sandbox.SandboxSpecSchema, { image: 'busybox', command: ['/bin/sh', '-c', 'while :; do echo >> /count; done'] });
-  const seen = await manager.create(
-    create(link.CreateSandboxSchema, { sandbox: ref(id, 1), name: 'web', spec, networkCut: true }),
-    () => undefined,
-  );
+  const seen = await manager.create(createCommand(id, spec, true), () => undefined);
   expect(seen).toMatchObject({ state: SandboxState.RUNNING, networkCut: true });
   await vi.waitFor(async () => expect((await counted(id)).length).toBeGreaterThan(10), 10_000);
-  expect(await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 2) }))).toMatchObject({ state: SandboxState.PAUSED });
+  expect(await manager.pause({ id, generation: 2 })).toMatchObject({ state: SandboxState.PAUSED });
   return id;
 }
 
@@ -110,10 +119,10 @@ test('I-4: one that is cut and paused runs nothing, and stays so for the next ag
   await manager.close();
   life = new AbortController();
   manager = await open();
-  expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.PAUSED, networkCut: true });
+  expect(manager.inspect(id)).toMatchObject({ state: SandboxState.PAUSED, networkCut: true });
   expect(await counted(id)).toBe(before);
 
-  await manager.resume(create(link.ResumeSandboxSchema, { sandbox: ref(id, 3) }));
+  await manager.resume({ id, generation: 3 });
   await vi.waitFor(async () => expect((await counted(id)).length).toBeGreaterThan(before.length), 10_000);
   const stream = await manager.dial(id, 'init', life.signal);
   stream.write('x');
@@ -125,7 +134,7 @@ test('I-4: the session’s port answers while it is cut, another does when it is
   const id = newSandboxId();
   ids.push(id);
   const spec = create(sandbox.SandboxSpecSchema, { image: 'busybox', command: ['/bin/httpd', '-f', '-p', '7007'] });
-  const seen = await manager.create(create(link.CreateSandboxSchema, { sandbox: ref(id, 1), name: 'web', spec }), () => undefined);
+  const seen = await manager.create(createCommand(id, spec), () => undefined);
   const answers = async (port: number): Promise<boolean> => {
     const socket = connect(port, seen.address);
     const { promise, resolve } = Promise.withResolvers<boolean>();
@@ -139,10 +148,10 @@ test('I-4: the session’s port answers while it is cut, another does when it is
   };
   const bothAnswer = async (): Promise<void> => expect([await answers(initPort), await answers(7007)]).toEqual([true, true]);
   await vi.waitFor(bothAnswer);
-  await manager.setNetworkCut(create(link.SetNetworkCutSchema, { sandbox: ref(id, 2), cut: true }));
+  await manager.setClosure({ id, generation: 2, networkCut: true, registrationClosed: false });
   await vi.waitFor(async () => expect(await answers(initPort)).toBe(true));
   expect(await answers(7007)).toBe(false);
-  await manager.setNetworkCut(create(link.SetNetworkCutSchema, { sandbox: ref(id, 3), cut: false }));
+  await manager.setClosure({ id, generation: 3, networkCut: false, registrationClosed: false });
   await vi.waitFor(bothAnswer);
 });
 
@@ -152,12 +161,12 @@ test.each([
 ])('I-4: one that is cut and paused is stopped with %s', async (_, graceMs, exitCode) => {
   const id = await contained();
   expect(await manager.stop(stop(id, 3, graceMs))).toMatchObject({ state: SandboxState.STOPPED, exitCode, networkCut: true });
-  expect(await harness.runtime.inspect(id)).toMatchObject({ phase: 'ended' });
+  expect(await harness.backend.inspect(id)).toMatchObject({ phase: 'ended' });
 });
 
 test('I-4: one that is cut and paused is destroyed without a trace', async () => {
   const id = await contained();
-  await manager.destroy(create(link.DestroySandboxSchema, { sandbox: ref(id, 3) }));
+  await manager.destroy(id);
   expect(await harness.leftovers(id)).toEqual([]);
   expect(manager.list()).toEqual([]);
 });

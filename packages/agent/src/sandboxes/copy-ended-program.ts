@@ -1,10 +1,10 @@
 /** Run by copy-ended.ts: makes the sandbox's root its own, and writes the copy to stdout. */
-import type { MessageInitShape } from '@bufbuild/protobuf';
 import { packPath } from '@drover/init';
 import { changeRootDirectory } from '@drover/linux';
-import { writeHostStream, type link } from '@drover/protocol';
+import { writeHostStream } from '@drover/protocol';
+import type { StoppedRoot } from '../backends/index.ts';
 import { uidRangeSize } from '../limits.ts';
-import type { StoppedRoot } from '../runtimes/runtime.ts';
+import type { CopyPart } from './sandboxes.ts';
 
 interface Request {
   readonly root: StoppedRoot;
@@ -17,7 +17,7 @@ interface Request {
 /** The user that the kernel shows for an id without a mapping (proc(5), overflowuid). */
 const overflowId = 65_534;
 
-async function* copy({ root, workdir, path, followLinks }: Request): AsyncGenerator<MessageInitShape<typeof link.HostStreamMessageSchema>> {
+async function* copy({ root, workdir, path, followLinks }: Request): AsyncGenerator<CopyPart> {
   changeRootDirectory(root.path);
   const inside = (id: number): number =>
     root.firstId === 0 ? id : id >= root.firstId && id < root.firstId + uidRangeSize ? id - root.firstId : overflowId;

@@ -1,10 +1,10 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import type { MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
-import { readHostStream, type link } from '@drover/protocol';
+import { readHostStream } from '@drover/protocol';
+import type { StoppedRoot } from '../backends/index.ts';
 import { maxEndedCopies } from '../limits.ts';
-import type { StoppedRoot } from '../runtimes/runtime.ts';
+import type { CopyPart, CopySource } from './sandboxes.ts';
 
 // From sources the program runs .ts with type stripping and needs the workspace's resolution; as published, .js.
 const fromSource = import.meta.url.endsWith('.ts');
@@ -12,17 +12,17 @@ const script = new URL(fromSource ? './copy-ended-program.ts' : './copy-ended-pr
 const nodeFlags = ['--disable-warning=ExperimentalWarning', ...(fromSource ? ['--conditions=development'] : [])];
 
 /**
- * A copy out of a sandbox that has ended. A program of its own reads its root, as the sandbox's init would: its links lead nowhere else, since
- * the root is the program's own, and whatever in it is slow holds up only the program.
- * @param workdir what a relative path is relative to
- * @throws {DroverError} queue-full; what the program reports
+ * Copies out of a sandbox that has ended. A separate program makes the sandbox's root its own and reads there: links cannot lead out of the root,
+ * and a slow file system blocks only the program.
+ * @param workdir the base of a relative path
+ * @throws {DroverError} queue-full; the program's error
  */
 export async function* copyEnded(
   root: StoppedRoot,
   workdir: string,
-  { path, followLinks }: link.HostCopyOut,
+  { path, followLinks }: CopySource,
   signal: AbortSignal,
-): AsyncGenerator<MessageInitShape<typeof link.HostStreamMessageSchema>, void, undefined> {
+): AsyncGenerator<CopyPart, void, undefined> {
   if (running >= maxEndedCopies) {
     throw new DroverError('queue-full', `${running} copies out of ended sandboxes are under way on this host`, {
       hint: 'try again when one of them has ended',
@@ -38,13 +38,10 @@ export async function* copyEnded(
 
 let running = 0;
 
-async function* runCopy(
-  request: string,
-  signal: AbortSignal,
-): AsyncGenerator<MessageInitShape<typeof link.HostStreamMessageSchema>, void, undefined> {
+async function* runCopy(request: string, signal: AbortSignal): AsyncGenerator<CopyPart, void, undefined> {
   const child = spawn(process.execPath, [...nodeFlags, script, request], { env: {}, stdio: ['ignore', 'pipe', 'ignore'] });
   const closed = once(child, 'close');
-  // A program that cannot be started says so here, and ends the stream.
+  // A program that cannot be started rejects this, and ends the stream.
   closed.catch(() => undefined);
   let count = 0;
   try {

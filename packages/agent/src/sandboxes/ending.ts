@@ -1,27 +1,27 @@
 import type { SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import { defaultStopGraceMs, killGraceMs, maxStopGraceMs } from '@drover/spec';
-import { killedExitCode, type Runtime, type RuntimeState } from '../runtimes/runtime.ts';
+import { killedExitCode, type Backend, type SandboxState } from '../backends/index.ts';
 import type { SandboxRecord } from './record.ts';
 
-/** Between SIGTERM and SIGKILL. Milliseconds. @param wanted 0 takes the default */
-export function stopGraceMs(wanted: number): number {
-  return Math.min(wanted || defaultStopGraceMs, maxStopGraceMs);
+/** The time between SIGTERM and SIGKILL. Milliseconds. @param requested 0: the default */
+export function stopGraceMs(requested: number): number {
+  return Math.min(requested || defaultStopGraceMs, maxStopGraceMs);
 }
 
 /**
- * How a run of a sandbox that has ended is reported.
- * @param state what the runtime found; undefined when nothing is left of it
- * @param why it was stopped on request, its host restarted while it ran, or it ended without either
+ * How the end of a run is reported.
+ * @param state as the backend found it; undefined: the sandbox does not exist any more
+ * @param why the run was stopped on request, its host restarted meanwhile, or it ended without either
  */
 export function endOf(
   spec: sandbox.SandboxSpec,
-  state: RuntimeState | undefined,
+  state: SandboxState | undefined,
   why: 'stopped' | 'exited' | 'host-restarted',
 ): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'exitSignal' | 'outOfMemory'> {
   const { exitCode = killedExitCode, exitSignal = '' } = state ?? {};
   if (state?.outOfMemory === true && why !== 'stopped') {
-    // R-10: reported as what it is, not as an exit. A run that was stopped ended by the stop, whatever the kernel killed in it before.
+    // R-10: reported as out of memory, not as an exit. A run that was stopped ended by the stop, whatever the kernel killed in it earlier.
     const limit = Number(spec.resources?.memoryBytes ?? 0n);
     const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
     return { phase: 'failed', reason: 'out-of-memory', message, exitCode, exitSignal, outOfMemory: true };
@@ -33,7 +33,7 @@ export function endOf(
   }
   if (why === 'stopped') return { ...ended, phase: 'stopped', reason: why, message: '' };
   if (state === undefined || state.unrecorded === true) {
-    // No status of the command is known: none is made up for a host that took the sandbox with it.
+    // The status of the command is unknown; after a restart of the host none is made up.
     return why === 'host-restarted'
       ? { ...ended, exitCode: undefined, exitSignal: '', phase: 'failed', reason: why, message: 'its host restarted while it ran' }
       : { ...ended, phase: 'stopped', reason: 'killed', message: 'its init was killed from outside the sandbox' };
@@ -42,9 +42,9 @@ export function endOf(
   return { ...ended, phase: 'stopped', reason: 'exited', message: `the command ended with status ${exitCode}${signal}` };
 }
 
-/** The time that a sandbox has from SIGTERM to SIGKILL: the shortest that is asked for while it runs. */
+/** The time from SIGTERM to SIGKILL: the shortest of all stops that are requested while it runs. */
 export class StopGrace implements Disposable {
-  readonly #over = new AbortController();
+  readonly #expiry = new AbortController();
   #timer: NodeJS.Timeout | undefined;
   #endsAt = Number.POSITIVE_INFINITY;
 
@@ -52,18 +52,18 @@ export class StopGrace implements Disposable {
     this.shorten(ms);
   }
 
-  /** Aborts when it is over. */
+  /** Aborts when the grace has expired. */
   get signal(): AbortSignal {
-    return this.#over.signal;
+    return this.#expiry.signal;
   }
 
   shorten(ms: number): void {
-    if (ms <= killGraceMs) this.#over.abort();
+    if (ms <= killGraceMs) this.#expiry.abort();
     const endsAt = performance.now() + ms;
-    if (endsAt >= this.#endsAt || this.#over.signal.aborted) return;
+    if (endsAt >= this.#endsAt || this.#expiry.signal.aborted) return;
     this.#endsAt = endsAt;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#over.abort(), ms);
+    this.#timer = setTimeout(() => this.#expiry.abort(), ms);
   }
 
   [Symbol.dispose](): void {
@@ -71,19 +71,19 @@ export class StopGrace implements Disposable {
   }
 }
 
-/** SIGTERM, then SIGKILL when the grace is over; resolves when the sandbox has ended. @param life the agent's: it leaves the rest to the next one */
-export async function endWithin(runtime: Runtime, id: SandboxId, grace: StopGrace, life: AbortSignal): Promise<void> {
+/** Sends SIGTERM, and SIGKILL when the grace expires; resolves when the sandbox has ended. @param life the agent's: the next agent does the rest */
+export async function endWithin(backend: Backend, id: SandboxId, grace: StopGrace, life: AbortSignal): Promise<void> {
   if (!grace.signal.aborted) {
-    // A frozen process cannot answer SIGTERM.
-    if ((await runtime.inspect(id))?.phase === 'paused') await runtime.resume(id);
-    await runtime.kill(id, 'SIGTERM');
+    // A frozen process cannot handle SIGTERM.
+    if ((await backend.inspect(id))?.phase === 'paused') await backend.resume(id);
+    await backend.kill(id, 'SIGTERM');
     try {
-      await runtime.waitExit(id, AbortSignal.any([life, grace.signal]));
+      await backend.waitExit(id, AbortSignal.any([life, grace.signal]));
       return;
     } catch {
       life.throwIfAborted();
     }
   }
-  await runtime.kill(id, 'SIGKILL');
-  await runtime.waitExit(id, life);
+  await backend.kill(id, 'SIGKILL');
+  await backend.waitExit(id, life);
 }

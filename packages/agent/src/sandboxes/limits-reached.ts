@@ -1,10 +1,10 @@
 import { formatBytes } from '@drover/foundation';
-import type { Exhausted } from '../runtimes/runtime.ts';
+import type { Exhausted } from '../backends/index.ts';
 import type { SandboxRecord } from './record.ts';
 
 export interface LimitReached {
   readonly resource: string;
-  /** What is used up, of what, and what to do. */
+  /** What is used up, and what to do about it. */
   readonly message: string;
 }
 

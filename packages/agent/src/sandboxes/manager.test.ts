@@ -6,104 +6,33 @@ import { create } from '@bufbuild/protobuf';
 import { DroverError, FakeClock, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { namesOf, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
-import { link, sandbox } from '@drover/protocol';
+import { sandbox } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import type { EnsureOptions, ImageHandle, Images } from '../images/index.ts';
 import { resourceCheckMs, secretsTmpfsSize } from '../limits.ts';
-import type { Network } from '../network/index.ts';
-import { FakeRuntime, FakeState, type FakeRuntimeOptions, type NetworkAttachment } from '../runtimes/index.ts';
-import type { Exhausted } from '../runtimes/runtime.ts';
-import { SandboxManager, type SandboxManagerOptions } from './index.ts';
+import { FakeBackend, FakeState, type FakeBackendOptions, type FakeOperation } from '../backends/fake/index.ts';
+import type { Exhausted } from '../backends/index.ts';
+import {
+  SandboxManager,
+  type CreateCommand,
+  type NetworkClosure,
+  type SandboxCommand,
+  type SandboxManagerOptions,
+  type StartCommand,
+  type StopCommand,
+} from './index.ts';
 import { VolumeStore } from '../volumes/index.ts';
 
 const { SandboxState } = sandbox;
-
-/** The image store as far as the manager sees it: who holds what, and what a pull does. */
-class ImagesOnPaper implements Images {
-  readonly holders = new Set<string>();
-  pull: (options: EnsureOptions) => Promise<void> = async () => await Promise.resolve();
-
-  async ensure(_: string, options: EnsureOptions): Promise<ImageHandle> {
-    await this.pull(options);
-    const config = { entrypoint: [], command: ['/bin/sh'], env: [], workdir: '/', user: '', stopSignal: '' };
-    return { digest: 'sha256:00', layers: ['/'], submounts: [], config };
-  }
-  list = async (): Promise<never[]> => await Promise.resolve([]);
-  remove = async (): Promise<void> => await Promise.resolve();
-  prune = async (): Promise<{ removed: string[]; freedBytes: number }> => await Promise.resolve({ removed: [], freedBytes: 0 });
-  async hold(_: string, holder: string): Promise<void> {
-    this.holders.add(holder);
-    await Promise.resolve();
-  }
-  async release(holder: string): Promise<void> {
-    this.holders.delete(holder);
-    await Promise.resolve();
-  }
-  async retain(holders: ReadonlySet<string>): Promise<void> {
-    for (const holder of this.holders) if (!holders.has(holder)) this.holders.delete(holder);
-    await Promise.resolve();
-  }
-}
-
-/** The network as far as the manager sees it: who has an address. */
-class NetworkOnPaper implements Network {
-  readonly attached = new Map<SandboxId, readonly string[]>();
-  readonly cut = new Set<SandboxId>();
-  readonly unregistered = new Set<SandboxId>();
-  uncuttable = false;
-  /** Thrown when a policy is to be put in force. */
-  refusal: DroverError | undefined;
-  async start(known: ReadonlySet<SandboxId>): Promise<void> {
-    for (const id of this.attached.keys()) if (!known.has(id)) this.attached.delete(id);
-    await Promise.resolve();
-  }
-  async acquire(id: SandboxId): Promise<NetworkAttachment> {
-    this.attached.set(id, []);
-    return await Promise.resolve({
-      namespacePath: '/run/netns/x',
-      address: '10.0.0.2',
-      gatewayAddress: '10.0.0.1',
-      proxyPort: 3128,
-      controlPort: 9181,
-      interface: 'x',
-    });
-  }
-  reserve = async (): Promise<undefined> => await Promise.resolve(undefined);
-  unreserve = async (): Promise<void> => await Promise.resolve();
-  async release(id: SandboxId): Promise<void> {
-    this.attached.delete(id);
-    this.cut.delete(id);
-    this.unregistered.delete(id);
-    await Promise.resolve();
-  }
-  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
-    if (this.refusal !== undefined) throw this.refusal;
-    this.attached.set(id, allow);
-    await Promise.resolve();
-  }
-  async setCut(id: SandboxId, cut: boolean): Promise<void> {
-    if (!this.attached.has(id)) throw new DroverError('sandbox-not-found', `${id} has no network`);
-    if (cut && this.uncuttable) throw new DroverError('runtime-failed', 'nft failed');
-    if (cut) this.cut.add(id);
-    else this.cut.delete(id);
-    await Promise.resolve();
-  }
-  async setRegistrationClosed(id: SandboxId, closed: boolean): Promise<void> {
-    if (!this.attached.has(id)) throw new DroverError('sandbox-not-found', `${id} has no network`);
-    if (closed) this.unregistered.add(id);
-    else this.unregistered.delete(id);
-    await Promise.resolve();
-  }
-  holderOf = (): undefined => undefined;
-  close = async (): Promise<void> => await Promise.resolve();
-}
 
 let directory: string;
 let ca: CertificateAuthority;
 let life: AbortController;
 let state: FakeState;
-let images: ImagesOnPaper;
-let network: NetworkOnPaper;
+/** What a pull of an image does. */
+let pull: NonNullable<FakeBackendOptions['pull']>;
+/** Thrown when a policy is to be put in force. */
+let refusal: DroverError | undefined;
+let isCutFailing: boolean;
 let signed: number;
 let beforeSigning: (signal: AbortSignal) => Promise<void>;
 const managers: SandboxManager[] = [];
@@ -113,8 +42,9 @@ beforeEach(async () => {
   ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain: 'drover.test' });
   life = new AbortController();
   state = new FakeState();
-  images = new ImagesOnPaper();
-  network = new NetworkOnPaper();
+  pull = async () => await Promise.resolve();
+  refusal = undefined;
+  isCutFailing = false;
   signed = 0;
   beforeSigning = async () => await Promise.resolve();
 });
@@ -126,18 +56,15 @@ afterEach(async () => {
 
 /** An agent's manager over the state of this test's host; a second one is the agent after a restart. */
 async function open(
-  runtime: FakeRuntimeOptions = {},
-  Kind: typeof FakeRuntime = FakeRuntime,
+  options: FakeBackendOptions = {},
+  Kind: typeof FakeBackend = FakeBackend,
   more: Partial<SandboxManagerOptions> = {},
 ): Promise<SandboxManager> {
   const manager = new SandboxManager({
     report: () => undefined,
     stateDirectory: directory,
-    runtimes: [new Kind({ state, ...runtime })],
+    backends: [new Kind({ state, pull: async (...args) => await pull(...args), fail, ...options })],
     volumes: new VolumeStore(join(directory, 'volumes')),
-    images,
-    network,
-    initDirectory: '/nowhere',
     names: namesOf('drover.test'),
     sign: async (id, csrDer, signal) => {
       await beforeSigning(signal);
@@ -147,32 +74,47 @@ async function open(
         bootstrapToken: `token ${++signed} of ${id}`,
       };
     },
-    gatewayEnvironment: () => ['HTTP_PROXY=http://10.0.0.1:3128'],
+    bootId: 'boot',
     allowedMounts: ['/srv/shared'],
     logger: silentLogger,
     signal: life.signal,
     ...more,
   });
   managers.push(manager);
-  await manager.start();
+  await manager.open();
   return manager;
 }
 
-const ref = (id: SandboxId, generation = 1): link.SandboxRef =>
-  create(link.SandboxRefSchema, { sandboxId: id, generation: BigInt(generation) });
+const fail = (operation: FakeOperation): DroverError | undefined => {
+  if (operation === 'applyPolicy') return refusal;
+  return operation === 'setCut' && isCutFailing ? new DroverError('runtime-failed', 'nft failed') : undefined;
+};
+
+const notClosed = { networkCut: false, registrationClosed: false };
+const ref = (id: SandboxId, generation = 1): SandboxCommand => ({ id, generation });
 const specOf = (spec: Parameters<typeof create<typeof sandbox.SandboxSpecSchema>>[1] = {}): sandbox.SandboxSpec =>
   create(sandbox.SandboxSpecSchema, { image: 'host', command: ['true'], allow: ['example.com'], ...spec });
-const createCommand = (id: SandboxId, spec = specOf()): link.CreateSandbox =>
-  create(link.CreateSandboxSchema, { sandbox: ref(id), name: 'web', spec });
-const start = (id: SandboxId, generation: number): link.StartSandbox => create(link.StartSandboxSchema, { sandbox: ref(id, generation) });
-const stop = (id: SandboxId, generation: number, graceMs = 0): link.StopSandbox =>
-  create(link.StopSandboxSchema, { sandbox: ref(id, generation), graceMs });
-const destroy = (id: SandboxId): link.DestroySandbox => create(link.DestroySandboxSchema, { sandbox: ref(id) });
+const createCommand = (id: SandboxId, spec = specOf(), more: Partial<CreateCommand> = {}): CreateCommand => ({
+  ...ref(id),
+  project: '',
+  name: 'web',
+  spec,
+  secrets: [],
+  ...notClosed,
+  ...more,
+});
+const start = (id: SandboxId, generation: number, more: Partial<StartCommand> = {}): StartCommand => ({
+  ...ref(id, generation),
+  secrets: [],
+  ...notClosed,
+  ...more,
+});
+const stop = (id: SandboxId, generation: number, graceMs = 0): StopCommand => ({ id, generation, graceMs });
 const quiet = (): void => undefined;
 
 async function stateOf(manager: SandboxManager, id: SandboxId, wanted: sandbox.SandboxState): Promise<sandbox.SandboxObservation> {
   return await vi.waitFor(async () => {
-    const seen = await manager.inspect(id);
+    const seen = manager.inspect(id);
     expect(seen.state).toBe(wanted);
     return seen;
   });
@@ -182,8 +124,8 @@ async function stateOf(manager: SandboxManager, id: SandboxId, wanted: sandbox.S
 async function expectNoTrace(id: SandboxId): Promise<void> {
   expect({
     runtime: state.sandboxes.has(id),
-    address: network.attached.has(id),
-    image: images.holders.has(id),
+    address: state.networks.has(id),
+    image: state.images.has(id),
     run: existsSync(join(directory, 'run', id)),
   }).toEqual({ runtime: false, address: false, image: false, run: false });
   await Promise.resolve();
@@ -201,8 +143,8 @@ describe('create', () => {
       imageDigest: 'sha256:00',
       generation: 1n,
     });
-    expect(network.attached.get(id)).toEqual(['example.com']);
-    expect(images.holders.has(id)).toBe(true);
+    expect(state.networks.get(id)?.allow).toEqual(['example.com']);
+    expect(state.images.has(id)).toBe(true);
     const run = join(directory, 'run', id);
     const config = JSON.parse(await readFile(join(run, 'config.json'), 'utf8')) as { main: { argv: string[]; env: string[] } };
     expect(config).toMatchObject({
@@ -224,7 +166,7 @@ describe('create', () => {
     await rm(join(run, 'token'));
     for (const name of ['token', 'exit.json']) await mkdir(join(run, name, 'deep', 'down'), { recursive: true });
     expect(await manager.stop(stop(id, 2))).toMatchObject({ state: SandboxState.STOPPED });
-    await manager.startAgain(start(id, 3));
+    await manager.start(start(id, 3));
     expect(await readFile(join(run, 'token'), 'utf8')).toBe(`token 2 of ${id}`);
   });
 
@@ -232,7 +174,7 @@ describe('create', () => {
     const manager = await open();
     const id = newSandboxId();
     const run = join(directory, 'run', id);
-    await manager.create(create(link.CreateSandboxSchema, { sandbox: ref(id), project: 'blue', name: 'web', spec: specOf() }), quiet);
+    await manager.create(createCommand(id, specOf(), { project: 'blue' }), quiet);
     expect(JSON.parse(await readFile(join(run, 'config.json'), 'utf8'))).toMatchObject({
       project: 'blue',
       name: 'web',
@@ -241,7 +183,7 @@ describe('create', () => {
     expect(await readFile(join(run, 'token'), 'utf8')).toBe(`token 1 of ${id}`);
     await manager.stop(stop(id, 2));
     expect(await readdir(run)).toEqual([]);
-    await manager.startAgain(start(id, 3));
+    await manager.start(start(id, 3));
     expect(await readFile(join(run, 'token'), 'utf8')).toBe(`token 2 of ${id}`);
   });
 
@@ -257,39 +199,39 @@ describe('create', () => {
   test('what fails is taken back, says why, and can be tried again', async () => {
     const manager = await open();
     const id = newSandboxId();
-    images.pull = async () =>
+    pull = async () =>
       await Promise.reject(new DroverError('registry-unreachable', 'the registry does not answer', { hint: 'look at the network' }));
     await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'registry-unreachable' });
-    expect(await manager.inspect(id)).toMatchObject({
+    expect(manager.inspect(id)).toMatchObject({
       state: SandboxState.FAILED,
       reason: 'registry-unreachable',
       message: 'the registry does not answer — look at the network',
     });
     await expectNoTrace(id);
-    images.pull = async () => await Promise.resolve();
+    pull = async () => await Promise.resolve();
     expect(await manager.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
   });
 
   test('L-22: what may pass does not fail it: nothing is left of the try, and it is still to be made', async () => {
     const manager = await open();
     const id = newSandboxId();
-    network.refusal = new DroverError('unavailable', 'the gateway does not answer');
+    refusal = new DroverError('unavailable', 'the gateway does not answer');
     const states: sandbox.SandboxState[] = [];
     manager.onObserved(({ state: at }) => states.push(at));
     await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'unavailable' });
     const toBeMade = { state: SandboxState.PREPARING, startCount: 0n, reason: 'unavailable', message: 'the gateway does not answer' };
-    expect(await manager.inspect(id)).toMatchObject(toBeMade);
+    expect(manager.inspect(id)).toMatchObject(toBeMade);
     await expectNoTrace(id);
-    network.refusal = undefined;
+    refusal = undefined;
     expect(await manager.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
     expect(states).not.toContain(SandboxState.FAILED);
 
     await manager.stop(stop(id, 2));
-    network.refusal = new DroverError('unavailable', 'the gateway does not answer');
-    await expect(manager.startAgain(start(id, 3))).rejects.toMatchObject({ code: 'unavailable' });
-    expect(await manager.inspect(id)).toMatchObject({ ...toBeMade, startCount: 1n });
-    network.refusal = undefined;
-    expect(await manager.startAgain(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
+    refusal = new DroverError('unavailable', 'the gateway does not answer');
+    await expect(manager.start(start(id, 3))).rejects.toMatchObject({ code: 'unavailable' });
+    expect(manager.inspect(id)).toMatchObject({ ...toBeMade, startCount: 1n });
+    refusal = undefined;
+    expect(await manager.start(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
   });
 
   test('L-19: a start that was carried out is not carried out again when its run is over', async () => {
@@ -303,9 +245,9 @@ describe('create', () => {
     const id = newSandboxId();
     await manager.create(createCommand(id), quiet);
     await stateOf(manager, id, SandboxState.STOPPED);
-    await manager.startAgain(start(id, 2));
+    await manager.start(start(id, 2));
     await stateOf(manager, id, SandboxState.STOPPED);
-    expect(await manager.startAgain(start(id, 2))).toMatchObject({ state: SandboxState.STOPPED, exitCode: 7, startCount: 2n });
+    expect(await manager.start(start(id, 2))).toMatchObject({ state: SandboxState.STOPPED, exitCode: 7, startCount: 2n });
     expect(runs).toBe(2);
   });
 
@@ -320,14 +262,14 @@ describe('create', () => {
     const manager = await open();
     const id = newSandboxId();
     const pulling = Promise.withResolvers<void>();
-    images.pull = async ({ signal }) => {
+    pull = async (_, signal) => {
       pulling.resolve();
       await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
     };
     const creating = manager.create(createCommand(id), quiet);
     const refused = expect(creating).rejects.toMatchObject({ code: 'cancelled' });
     await pulling.promise;
-    await manager.destroy(destroy(id));
+    await manager.destroy(id);
     await refused;
     await expectNoTrace(id);
     expect(manager.list()).toEqual([]);
@@ -356,13 +298,13 @@ describe('the end of a sandbox', () => {
       outOfMemory: false,
       address: '',
     });
-    expect(network.attached.has(id)).toBe(false);
-    expect(images.holders.has(id)).toBe(true);
+    expect(state.networks.has(id)).toBe(false);
+    expect(state.images.has(id)).toBe(true);
   });
 
   test('R-10: a limit that is reached is reported though a check before could not be made', async () => {
     let checks = 0;
-    class FullDisk extends FakeRuntime {
+    class FullDisk extends FakeBackend {
       override async exhausted(): Promise<readonly Exhausted[]> {
         if (++checks === 1) throw new Error('statfs failed');
         return await Promise.resolve([{ resource: 'disk', limit: 50_000_000 }]);
@@ -408,22 +350,22 @@ describe('the end of a sandbox', () => {
     await manager.create(createCommand(id), quiet);
     expect(await manager.stop(stop(id, 2))).toMatchObject({ state: SandboxState.STOPPED, generation: 2n, exitCode: 143 });
     expect(await manager.stop(stop(id, 3))).toMatchObject({ state: SandboxState.STOPPED, generation: 3n });
-    expect(await manager.startAgain(start(id, 4))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n, generation: 4n });
+    expect(await manager.start(start(id, 4))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n, generation: 4n });
   });
 
   test('L-19: stop and destroy of one that is gone succeed; start of one that is gone is not found', async () => {
     const manager = await open();
     const id = newSandboxId();
     expect(await manager.stop(stop(id, 1))).toBeUndefined();
-    await manager.destroy(destroy(id));
-    await expect(manager.startAgain(start(id, 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+    await manager.destroy(id);
+    await expect(manager.start(start(id, 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
   });
 
   test('destroy removes every trace', async () => {
     const manager = await open();
     const id = newSandboxId();
     await manager.create(createCommand(id), quiet);
-    await manager.destroy(destroy(id));
+    await manager.destroy(id);
     await expectNoTrace(id);
     expect(await readdir(join(directory, 'records'))).toEqual([]);
   });
@@ -432,19 +374,23 @@ describe('the end of a sandbox', () => {
     const manager = await open();
     const id = newSandboxId();
     await manager.create(createCommand(id), quiet);
-    expect(await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 2) }))).toMatchObject({ state: SandboxState.PAUSED });
-    expect(await manager.resume(create(link.ResumeSandboxSchema, { sandbox: ref(id, 3) }))).toMatchObject({ state: SandboxState.RUNNING });
-    await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 4) }));
+    expect(await manager.pause(ref(id, 2))).toMatchObject({ state: SandboxState.PAUSED });
+    expect(await manager.resume(ref(id, 3))).toMatchObject({ state: SandboxState.RUNNING });
+    await manager.pause(ref(id, 4));
     expect(await manager.stop(stop(id, 5))).toMatchObject({ state: SandboxState.STOPPED });
-    await expect(manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 6) }))).rejects.toMatchObject({
+    await expect(manager.pause(ref(id, 6))).rejects.toMatchObject({
       code: 'sandbox-not-running',
     });
   });
 });
 
 describe('I-4: containment', () => {
-  const cut = (id: SandboxId, generation: number, wanted = true): link.SetNetworkCut =>
-    create(link.SetNetworkCutSchema, { sandbox: ref(id, generation), cut: wanted });
+  const cut = (id: SandboxId, generation: number, networkCut = true): SandboxCommand & NetworkClosure => ({
+    id,
+    generation,
+    networkCut,
+    registrationClosed: false,
+  });
 
   test('a network is cut and restored, each twice is once, and what is in force is reported', async () => {
     const manager = await open();
@@ -456,50 +402,54 @@ describe('I-4: containment', () => {
       [4, false],
       [5, false],
     ] as const) {
-      expect(await manager.setNetworkCut(cut(id, generation, wanted))).toMatchObject({
+      expect(await manager.setClosure(cut(id, generation, wanted))).toMatchObject({
         state: SandboxState.RUNNING,
         networkCut: wanted,
         generation: BigInt(generation),
       });
-      expect(network.cut.has(id)).toBe(wanted);
+      expect(state.networks.get(id)?.cut).toBe(wanted);
     }
-    await expect(manager.setNetworkCut(cut(newSandboxId(), 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+    await expect(manager.setClosure(cut(newSandboxId(), 1))).rejects.toMatchObject({ code: 'sandbox-not-found' });
   });
 
   test('the registration port is closed and opened beside a cut, at a start too', async () => {
     const manager = await open();
     const id = newSandboxId();
     await manager.create(createCommand(id), quiet);
-    const say = (generation: number, registrationClosed: boolean): link.SetNetworkCut =>
-      create(link.SetNetworkCutSchema, { sandbox: ref(id, generation), cut: true, registrationClosed });
-    expect(await manager.setNetworkCut(say(2, true))).toMatchObject({ networkCut: true, registrationClosed: true });
-    expect([network.cut.has(id), network.unregistered.has(id)]).toEqual([true, true]);
-    expect(await manager.setNetworkCut(say(3, false))).toMatchObject({ networkCut: true, registrationClosed: false });
-    expect([network.cut.has(id), network.unregistered.has(id)]).toEqual([true, false]);
+    const say = (generation: number, registrationClosed: boolean): SandboxCommand & NetworkClosure => ({
+      id,
+      generation,
+      networkCut: true,
+      registrationClosed,
+    });
+    expect(await manager.setClosure(say(2, true))).toMatchObject({ networkCut: true, registrationClosed: true });
+    expect([state.networks.get(id)?.cut, state.networks.get(id)?.registrationClosed]).toEqual([true, true]);
+    expect(await manager.setClosure(say(3, false))).toMatchObject({ networkCut: true, registrationClosed: false });
+    expect([state.networks.get(id)?.cut, state.networks.get(id)?.registrationClosed]).toEqual([true, false]);
     await manager.stop(stop(id, 4));
-    await manager.startAgain(create(link.StartSandboxSchema, { sandbox: ref(id, 5), registrationClosed: true }));
-    expect([network.cut.has(id), network.unregistered.has(id)]).toEqual([false, true]);
+    await manager.start(start(id, 5, { registrationClosed: true }));
+    expect([state.networks.get(id)?.cut, state.networks.get(id)?.registrationClosed]).toEqual([false, true]);
   });
 
   test('what could not be cut is not reported as cut', async () => {
     const manager = await open();
     const id = newSandboxId();
     await manager.create(createCommand(id), quiet);
-    network.attached.delete(id);
-    await expect(manager.setNetworkCut(cut(id, 2))).rejects.toMatchObject({ code: 'sandbox-not-found' });
-    expect(await manager.inspect(id)).toMatchObject({ networkCut: false, generation: 1n });
+    state.networks.delete(id);
+    await expect(manager.setClosure(cut(id, 2))).rejects.toMatchObject({ code: 'sandbox-not-found' });
+    expect(manager.inspect(id)).toMatchObject({ networkCut: false, generation: 1n });
   });
 
   test('a create and a start that ask for it are cut before anything runs', async () => {
     const atStart: boolean[] = [];
-    const manager = await open({ behave: ({ id }) => void atStart.push(network.cut.has(id)) });
+    const manager = await open({ behave: ({ id }) => void atStart.push(state.networks.get(id)?.cut === true) });
     const id = newSandboxId();
-    const command = create(link.CreateSandboxSchema, { sandbox: ref(id), name: 'web', spec: specOf(), networkCut: true });
+    const command = createCommand(id, specOf(), { networkCut: true });
     expect(await manager.create(command, quiet)).toMatchObject({ networkCut: true });
     await manager.stop(stop(id, 2));
-    await manager.startAgain(create(link.StartSandboxSchema, { sandbox: ref(id, 3), networkCut: true }));
+    await manager.start(start(id, 3, { networkCut: true }));
     await manager.stop(stop(id, 4));
-    expect(await manager.startAgain(start(id, 5))).toMatchObject({ networkCut: false });
+    expect(await manager.start(start(id, 5))).toMatchObject({ networkCut: false });
     expect(atStart).toEqual([true, true, false]);
   });
 
@@ -508,28 +458,28 @@ describe('I-4: containment', () => {
     const id = newSandboxId();
     await manager.create(createCommand(id), quiet);
     await manager.stop(stop(id, 2));
-    expect(await manager.setNetworkCut(cut(id, 3))).toMatchObject({ state: SandboxState.STOPPED, networkCut: true });
-    expect(network.cut.has(id)).toBe(false);
+    expect(await manager.setClosure(cut(id, 3))).toMatchObject({ state: SandboxState.STOPPED, networkCut: true });
+    expect(state.networks.has(id)).toBe(false);
   });
 
   test('R-9: the next agent keeps it, and what an earlier one wrote down without it counts as not cut', async () => {
     const first = await open();
     const [contained, other] = [newSandboxId(), newSandboxId()];
     for (const id of [contained, other]) await first.create(createCommand(id), quiet);
-    await first.setNetworkCut(cut(contained, 2));
+    await first.setClosure(cut(contained, 2));
     await first.close();
-    network.cut.clear();
+    for (const each of state.networks.values()) each.cut = false;
     const path = join(directory, 'records', `${other}.json`);
     const { networkCut: _, ...old } = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
     await writeFile(path, JSON.stringify(old));
     const second = await open();
-    expect(await second.inspect(contained)).toMatchObject({ state: SandboxState.RUNNING, networkCut: true });
-    expect(await second.inspect(other)).toMatchObject({ state: SandboxState.RUNNING, networkCut: false });
-    expect([...network.cut]).toEqual([contained]);
+    expect(second.inspect(contained)).toMatchObject({ state: SandboxState.RUNNING, networkCut: true });
+    expect(second.inspect(other)).toMatchObject({ state: SandboxState.RUNNING, networkCut: false });
+    expect([...state.networks].filter(([, { cut: isCut }]) => isCut).map(([id]) => id)).toEqual([contained]);
   });
 
   /** A workload that takes no notice of SIGTERM. */
-  class Stubborn extends FakeRuntime {
+  class Stubborn extends FakeBackend {
     override async kill(id: SandboxId, signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
       if (signal === 'SIGKILL') await super.kill(id, signal);
     }
@@ -546,9 +496,9 @@ describe('I-4: containment', () => {
     await manager.create(createCommand(id), quiet);
     const stopped = manager.stop(stop(id, 2, 600_000));
     await stateOf(manager, id, SandboxState.STOPPING);
-    const contained = manager.setNetworkCut(cut(id, 3));
-    await vi.waitFor(() => expect(network.cut.has(id)).toBe(true));
-    expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.STOPPING });
+    const contained = manager.setClosure(cut(id, 3));
+    await vi.waitFor(() => expect(state.networks.get(id)?.cut).toBe(true));
+    expect(manager.inspect(id)).toMatchObject({ state: SandboxState.STOPPING });
     const killed = manager.stop(stop(id, 4, 1));
     expect(await stopped).toMatchObject({ state: SandboxState.STOPPED, exitCode: 137 });
     expect(await contained).toMatchObject({ networkCut: true });
@@ -557,21 +507,21 @@ describe('I-4: containment', () => {
 
   test('one that is cut while its image is prepared is cut before anything runs in it; the newest word counts', async () => {
     const atStart: boolean[] = [];
-    const manager = await open({ behave: ({ id }) => void atStart.push(network.cut.has(id)) });
+    const manager = await open({ behave: ({ id }) => void atStart.push(state.networks.get(id)?.cut === true) });
     for (const [last, generation] of [
       [true, 3],
       [false, 4],
     ] as const) {
       const pulled = Promise.withResolvers<void>();
-      images.pull = async () => await pulled.promise;
+      pull = async () => await pulled.promise;
       const id = newSandboxId();
       const made = manager.create(createCommand(id), quiet);
       await stateOf(manager, id, SandboxState.PREPARING);
-      const words = [manager.setNetworkCut(cut(id, generation, last)), manager.setNetworkCut(cut(id, 2, !last))];
+      const words = [manager.setClosure(cut(id, generation, last)), manager.setClosure(cut(id, 2, !last))];
       pulled.resolve();
       expect(await made).toMatchObject({ state: SandboxState.RUNNING, networkCut: last });
       expect(await Promise.all(words)).toMatchObject([{ networkCut: last }, { networkCut: last }]);
-      expect(network.cut.has(id)).toBe(last);
+      expect(state.networks.get(id)?.cut).toBe(last);
     }
     expect(atStart).toEqual([true, false]);
   });
@@ -579,12 +529,12 @@ describe('I-4: containment', () => {
   test('one that cannot be cut is not started', async () => {
     const manager = await open();
     const pulled = Promise.withResolvers<void>();
-    images.pull = async () => await pulled.promise;
+    pull = async () => await pulled.promise;
     const id = newSandboxId();
     const made = manager.create(createCommand(id), quiet);
     await stateOf(manager, id, SandboxState.PREPARING);
-    network.uncuttable = true;
-    const contained = manager.setNetworkCut(cut(id, 2));
+    isCutFailing = true;
+    const contained = manager.setClosure(cut(id, 2));
     pulled.resolve();
     await expect(made).rejects.toMatchObject({ code: 'runtime-failed' });
     expect(await contained).toMatchObject({ state: SandboxState.FAILED, networkCut: true });
@@ -597,7 +547,7 @@ describe('I-4: containment', () => {
     await manager.create(createCommand(id), quiet);
     const stopped = manager.stop(stop(id, 2, 600_000));
     await stateOf(manager, id, SandboxState.STOPPING);
-    await manager.destroy(destroy(id));
+    await manager.destroy(id);
     expect(await stopped).toMatchObject({ exitCode: 137 });
     await expectNoTrace(id);
   });
@@ -618,12 +568,12 @@ describe('I-4: containment', () => {
     const [killed, destroyed] = [newSandboxId(), newSandboxId()];
     for (const id of [killed, destroyed]) {
       await manager.create(createCommand(id), quiet);
-      await manager.setNetworkCut(cut(id, 2));
-      await manager.pause(create(link.PauseSandboxSchema, { sandbox: ref(id, 3) }));
+      await manager.setClosure(cut(id, 2));
+      await manager.pause(ref(id, 3));
     }
     expect(await manager.stop(stop(killed, 4, 1))).toMatchObject({ state: SandboxState.STOPPED, exitCode: 137, networkCut: true });
     expect(resumed).toEqual([]);
-    await manager.destroy(destroy(destroyed));
+    await manager.destroy(destroyed);
     await expectNoTrace(destroyed);
   });
 });
@@ -636,8 +586,8 @@ describe('I-6: the certificate is signed while the sandbox is being started', ()
     beforeSigning = async () => await signing.promise;
     const id = newSandboxId();
     const made = manager.create(createCommand(id), quiet);
-    await vi.waitFor(() => expect(network.attached.has(id)).toBe(true));
-    expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, address: '' });
+    await vi.waitFor(() => expect(state.networks.has(id)).toBe(true));
+    expect(manager.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, address: '' });
     expect(ran).toEqual([]);
     signing.resolve();
     expect(await made).toMatchObject({ state: SandboxState.RUNNING });
@@ -649,8 +599,8 @@ describe('I-6: the certificate is signed while the sandbox is being started', ()
     beforeSigning = async () => await Promise.reject(new DroverError('permission-denied', 'not placed on this host'));
     const id = newSandboxId();
     await expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'permission-denied' });
-    expect(await manager.inspect(id)).toMatchObject({ state: SandboxState.FAILED });
-    await manager.destroy(destroy(id));
+    expect(manager.inspect(id)).toMatchObject({ state: SandboxState.FAILED });
+    await manager.destroy(id);
     await expectNoTrace(id);
   });
 
@@ -660,8 +610,8 @@ describe('I-6: the certificate is signed while the sandbox is being started', ()
       await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
     const id = newSandboxId();
     const refused = expect(manager.create(createCommand(id), quiet)).rejects.toMatchObject({ code: 'cancelled' });
-    await vi.waitFor(() => expect(network.attached.has(id)).toBe(true));
-    await manager.destroy(destroy(id));
+    await vi.waitFor(() => expect(state.networks.has(id)).toBe(true));
+    await manager.destroy(id);
     await refused;
     await expectNoTrace(id);
   });
@@ -672,10 +622,10 @@ describe('R-9: the next agent', () => {
     const first = await open();
     const id = newSandboxId();
     await first.create(createCommand(id), quiet);
-    const runtime = new FakeRuntime({ state });
+    const runtime = new FakeBackend({ state });
     const second = await open();
-    expect(await second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
-    expect(network.attached.get(id)).toEqual(['example.com']);
+    expect(second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+    expect(state.networks.get(id)?.allow).toEqual(['example.com']);
     runtime.finish(id, { exitCode: 3 });
     expect(await stateOf(second, id, SandboxState.STOPPED)).toMatchObject({ exitCode: 3 });
   });
@@ -687,7 +637,7 @@ describe('R-9: the next agent', () => {
     await mkdir(join(directory, 'run-disks'));
     await writeFile(join(directory, 'run-disks', `${broken}.img`), 'no file system');
     const second = await open();
-    for (const id of [broken, other]) expect(await second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING });
+    for (const id of [broken, other]) expect(second.inspect(id)).toMatchObject({ state: SandboxState.RUNNING });
   });
 
   test('finds the exit code of what ended while no agent was there', async () => {
@@ -695,8 +645,8 @@ describe('R-9: the next agent', () => {
     const id = newSandboxId();
     await first.create(createCommand(id), quiet);
     await first.close();
-    new FakeRuntime({ state }).finish(id, { exitCode: 9 });
-    expect(await (await open()).inspect(id)).toMatchObject({ state: SandboxState.STOPPED, exitCode: 9 });
+    new FakeBackend({ state }).finish(id, { exitCode: 9 });
+    expect((await open()).inspect(id)).toMatchObject({ state: SandboxState.STOPPED, exitCode: 9 });
   });
 
   test('takes back a create that was cut off before the sandbox came to be, so that it is made again', async () => {
@@ -706,7 +656,7 @@ describe('R-9: the next agent', () => {
     await vi.waitFor(async () => expect(await readdir(join(directory, 'run', id))).toContain('config.json'));
     // The record as it is on disk at this moment is what a killed agent leaves.
     const record = await readFile(join(directory, 'records', `${id}.json`));
-    await first.destroy(destroy(id));
+    await first.destroy(id);
     await cut;
     await writeFile(join(directory, 'records', `${id}.json`), record);
     const second = await open();
@@ -726,15 +676,15 @@ describe('R-9: the next agent', () => {
     const record = JSON.parse(await readFile(path, 'utf8')) as object;
     await writeFile(path, JSON.stringify({ ...record, phase: 'preparing', address: '', startCount }));
     const second = await open();
-    expect(network.attached.has(id)).toBe(false);
+    expect(state.networks.has(id)).toBe(false);
     if (startCount === 0) {
       expect(second.list()).toEqual([]);
       await expectNoTrace(id);
       expect(await second.create(createCommand(id), quiet)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
     } else {
-      expect(await second.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
-      expect((await new FakeRuntime({ state }).inspect(id))?.phase).toBe('ended');
-      expect(await second.startAgain(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
+      expect(second.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
+      expect((await new FakeBackend({ state }).inspect(id))?.phase).toBe('ended');
+      expect(await second.start(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
     }
   });
 
@@ -744,31 +694,31 @@ describe('R-9: the next agent', () => {
     await first.create(createCommand(id), quiet);
     await first.stop(stop(id, 2));
     const pulling = Promise.withResolvers<void>();
-    images.pull = async ({ signal }) => {
+    pull = async (_, signal) => {
       pulling.resolve();
       await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
     };
-    const refused = expect(first.startAgain(start(id, 3))).rejects.toMatchObject({ code: 'cancelled' });
+    const refused = expect(first.start(start(id, 3))).rejects.toMatchObject({ code: 'cancelled' });
     await pulling.promise;
     life.abort(new DroverError('cancelled', 'the agent is ended'));
     await refused;
-    expect(await first.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
+    expect(first.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
     await first.close();
 
     life = new AbortController();
-    images.pull = async () => await Promise.resolve();
+    pull = async () => await Promise.resolve();
     const second = await open();
-    expect(await second.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
-    expect(network.attached.has(id)).toBe(false);
-    expect(await second.startAgain(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
+    expect(second.inspect(id)).toMatchObject({ state: SandboxState.PREPARING, startCount: 1n });
+    expect(state.networks.has(id)).toBe(false);
+    expect(await second.start(start(id, 3))).toMatchObject({ state: SandboxState.RUNNING, startCount: 2n });
   });
 
   test('adopts what runs without the gateway too, whose table it gets later', async () => {
     const first = await open();
     const id = newSandboxId();
     await first.create(createCommand(id), quiet);
-    network.refusal = new DroverError('unavailable', 'the gateway does not come up');
-    expect(await (await open()).inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+    refusal = new DroverError('unavailable', 'the gateway does not come up');
+    expect((await open()).inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
   });
 
   test('counts the start that was under way when the agent was killed just after it', async () => {
@@ -778,7 +728,7 @@ describe('R-9: the next agent', () => {
     const path = join(directory, 'records', `${id}.json`);
     const record = JSON.parse(await readFile(path, 'utf8')) as object;
     await writeFile(path, JSON.stringify({ ...record, phase: 'starting', startCount: 0 }));
-    expect(await (await open()).inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
+    expect((await open()).inspect(id)).toMatchObject({ state: SandboxState.RUNNING, startCount: 1n });
   });
 
   test('sweeps what belongs to nobody: a record that cannot be read, run directories, addresses, image holds', async () => {
@@ -829,7 +779,7 @@ describe('R-19: secrets', () => {
     const requests: (number | undefined)[] = [];
     const manager = await open({ behave: (request) => void requests.push(request.secretsBytes) });
     const id = newSandboxId();
-    await manager.create(create(link.CreateSandboxSchema, { sandbox: ref(id), name: 'web', spec, secrets }), quiet);
+    await manager.create(createCommand(id, spec, { secrets }), quiet);
     const config = await configOf(id);
     expect(config.main.env.filter((entry) => entry.startsWith('TOKEN='))).toEqual([`TOKEN=${canary}`]);
     expect(config.secrets).toEqual([{ name: 'KEY', value: Buffer.from(`file ${canary}`).toString('base64') }]);
@@ -839,8 +789,8 @@ describe('R-19: secrets', () => {
     // A sandbox that was killed before its init could read them leaves none behind.
     await manager.stop(stop(id, 2));
     expect(existsSync(join(directory, 'run', id, 'config.json'))).toBe(false);
-    await expect(manager.startAgain(start(id, 3))).rejects.toMatchObject({ code: 'failed-precondition' });
-    await manager.startAgain(create(link.StartSandboxSchema, { sandbox: ref(id, 4), secrets }));
+    await expect(manager.start(start(id, 3))).rejects.toMatchObject({ code: 'failed-precondition' });
+    await manager.start(start(id, 4, { secrets }));
     expect((await configOf(id)).main.env).toContain(`TOKEN=${canary}`);
   });
 
@@ -880,8 +830,7 @@ describe('stats', () => {
     const [one, two] = [newSandboxId(), newSandboxId()];
     for (const id of [one, two]) await manager.create(createCommand(id), quiet);
     await manager.stop(stop(two, 2));
-    const all = await manager.stats(create(link.CollectStatsSchema));
-    expect(all.sandboxes).toMatchObject([{ sandboxId: one, cpuUsec: 5n, memoryBytes: 6n, pids: 7 }]);
-    expect((await manager.stats(create(link.CollectStatsSchema, { sandboxIds: [two, newSandboxId()] }))).sandboxes).toEqual([]);
+    expect(await manager.stats()).toMatchObject([{ id: one, cpuUsec: 5, memoryBytes: 6, pids: 7 }]);
+    expect(await manager.stats([two, newSandboxId()])).toEqual([]);
   });
 });

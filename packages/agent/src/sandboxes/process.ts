@@ -2,16 +2,16 @@ import { clip, DroverError } from '@drover/foundation';
 import type { MainProcess } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
 import { parseSignal } from '@drover/spec';
-import type { ImageConfig } from '../images/images.ts';
+import type { ImageConfig } from '../images/index.ts';
 
 const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
 /**
- * What the sandbox's main process is: the spec over the image's config, as OCI runtimes combine them
+ * The sandbox's main process: the spec over the image's config, combined as OCI runtimes do
  * (image-spec, config.md: Entrypoint and Cmd; replacing the Entrypoint drops the image's Cmd).
- * @param gatewayEnv how programs find the egress proxy; the image's and the spec's own values win
- * @param secretEnv the secrets that are variables; they win over all others
- * @throws {DroverError} invalid-argument when neither names a command, or the image a signal that does not exist
+ * @param gatewayEnv leads programs to the egress proxy; values of the image and the spec override it
+ * @param secretEnv the secrets that are variables; they override all others
+ * @throws {DroverError} invalid-argument when neither names a command, or the image names a signal that does not exist
  */
 export function resolveMain(
   spec: sandbox.SandboxSpec,
@@ -24,7 +24,7 @@ export function resolveMain(
   const argv = [...entrypoint, ...command];
   if (argv.length === 0) {
     throw new DroverError('invalid-argument', `the image ${spec.image} names no command to run`, {
-      hint: 'give one: drover run IMAGE -- COMMAND',
+      hint: 'name one: drover run IMAGE -- COMMAND',
     });
   }
   const ownEnv = spec.env.map(({ name, value }) => `${name}=${value}`);
@@ -53,7 +53,7 @@ function parseStopSignal(image: string, text: string): number {
   }
 }
 
-/** One value a name, the last one given; in the order in which the names first came. */
+/** One value per name, the last one; in the order in which the names first occur. */
 export function mergeEnvironment(...lists: readonly (readonly string[])[]): readonly string[] {
   const byName = new Map<string, string>();
   for (const entry of lists.flat()) {

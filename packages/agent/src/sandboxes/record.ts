@@ -5,40 +5,70 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { isSandboxId, writeFileAtomic, type Logger, type SandboxId } from '@drover/foundation';
 import { sandbox, sandboxStates } from '@drover/protocol';
 import { z } from 'zod';
+import type { CreateCommand } from './sandboxes.ts';
 
 export const phases = ['preparing', 'starting', 'running', 'paused', 'stopping', 'stopped', 'failed'] as const;
 export type Phase = (typeof phases)[number];
 
-/** What the agent keeps of a sandbox, on disk as `<id>.json`; the runtime's own state is elsewhere. */
+/** The agent's record of a sandbox, on disk as `<id>.json`. The backend keeps its own. */
 export interface SandboxRecord {
   readonly id: SandboxId;
   readonly project: string;
   readonly name: string;
   readonly spec: sandbox.SandboxSpec;
   readonly runtime: string;
-  /** The generation of the wanted state that was last acted on. */
+  /** The generation of the desired state that was last carried out. */
   readonly generation: number;
   readonly phase: Phase;
   readonly reason: string;
   readonly message: string;
   readonly exitCode: number | undefined;
-  /** The name of the signal that ended its command; empty: none did. */
+  /** The name of the signal that ended its command; empty: none. */
   readonly exitSignal: string;
   readonly outOfMemory: boolean;
-  /** Kills for want of memory in this start that were reported as events. */
+  /** Kills for want of memory in this run that were reported as events. */
   readonly oomKills: number;
   readonly startedAt: number | undefined;
   readonly finishedAt: number | undefined;
   readonly startCount: number;
   readonly imageDigest: string;
   readonly address: string;
-  /** Its network is to be cut, and is while it runs (I-4). */
+  /** The network is cut while it runs (I-4). */
   readonly networkCut: boolean;
-  /** The registration port is to be closed to it, and is while it runs (I-4). */
+  /** The registration port is closed to it while it runs (I-4). */
   readonly registrationClosed: boolean;
-  /** The boot of the host in which it was started last (random/boot_id); empty in records of earlier agents. */
+  /** The boot of the host in which it was last started (random/boot_id); empty in records of earlier agents. */
   readonly bootId: string;
   readonly sequence: number;
+}
+
+/** The record of a sandbox that is to be made. */
+export function newRecord(command: CreateCommand, runtime: string): SandboxRecord {
+  const { id, project, name, spec, generation, networkCut, registrationClosed } = command;
+  return {
+    id,
+    project,
+    name,
+    spec,
+    runtime,
+    generation,
+    phase: 'preparing',
+    reason: '',
+    message: '',
+    exitCode: undefined,
+    exitSignal: '',
+    outOfMemory: false,
+    oomKills: 0,
+    startedAt: undefined,
+    finishedAt: undefined,
+    startCount: 0,
+    imageDigest: '',
+    address: '',
+    networkCut,
+    registrationClosed,
+    bootId: '',
+    sequence: 0,
+  };
 }
 
 const recordFile = z.object({

@@ -3,18 +3,18 @@ import type { SecretFile } from '@drover/init';
 import { sandbox } from '@drover/protocol';
 import { secretsTmpfsSize } from '../limits.ts';
 
-/** The secrets of one start, by how they reach the sandbox. They are in memory only, and gone when the start is done (R-19). */
+/** The secrets of one start, by the way they reach the sandbox. They are in memory only, until the start is done (R-19). */
 export interface PlacedSecrets {
   /** `NAME=value`. */
   readonly env: readonly string[];
   readonly files: readonly SecretFile[];
 }
 
-/** @throws {DroverError} failed-precondition when a value is missing: a sandbox does not start without what it needs */
-export function placeSecrets(wanted: readonly sandbox.SecretMount[], values: readonly sandbox.SecretValue[]): PlacedSecrets {
+/** @throws {DroverError} failed-precondition when a value is missing */
+export function placeSecrets(mounts: readonly sandbox.SecretMount[], values: readonly sandbox.SecretValue[]): PlacedSecrets {
   const env: string[] = [];
   const files: SecretFile[] = [];
-  for (const { name, target } of wanted) {
+  for (const { name, target } of mounts) {
     const found = values.find((value) => value.name === name);
     if (found === undefined) throw new DroverError('failed-precondition', `the secret ${name} did not come with the start`);
     const bytes = Buffer.from(found.value);
@@ -24,7 +24,7 @@ export function placeSecrets(wanted: readonly sandbox.SecretMount[], values: rea
   return { env, files };
 }
 
-/** What the runtime is asked for: a tmpfs where there is a file to put into it. */
-export function secretsTmpfsBytes(wanted: readonly sandbox.SecretMount[]): { readonly secretsBytes?: number } {
-  return wanted.some(({ target }) => target === sandbox.SecretTarget.FILE) ? { secretsBytes: secretsTmpfsSize } : {};
+/** A tmpfs is needed only where a secret is a file. */
+export function secretsTmpfsBytes(mounts: readonly sandbox.SecretMount[]): { readonly secretsBytes?: number } {
+  return mounts.some(({ target }) => target === sandbox.SecretTarget.FILE) ? { secretsBytes: secretsTmpfsSize } : {};
 }

@@ -1,26 +1,35 @@
 import { create } from '@bufbuild/protobuf';
 import { DroverError, type SandboxId } from '@drover/foundation';
-import { link, sandbox } from '@drover/protocol';
+import { sandbox } from '@drover/protocol';
 import { Readable, type Duplex } from 'node:stream';
-import type { Images } from '../../images/images.ts';
-import type { HostStream, Sandboxes } from '../../sandboxes/sandboxes.ts';
+import type { Images, PullProgress } from '../../images/index.ts';
+import type {
+  CopyPart,
+  CreateCommand,
+  NetworkClosure,
+  SandboxCommand,
+  Sandboxes,
+  SandboxStats,
+  StartCommand,
+} from '../../sandboxes/index.ts';
 
-type Fields = Partial<Omit<sandbox.SandboxObservation, '$typeName' | '$unknown' | 'sandboxId' | 'sequence'>>;
+type Observation = sandbox.SandboxObservation;
+type Fields = Partial<Omit<Observation, '$typeName' | '$unknown' | 'sandboxId' | 'sequence'>>;
 
 /** Sandboxes in memory: for the link's tests, and for fleets of hosts in one process. */
 export class FakeSandboxes implements Sandboxes {
-  readonly #rows = new Map<string, sandbox.SandboxObservation>();
-  readonly #listeners = new Set<(observation: sandbox.SandboxObservation) => void>();
+  readonly #rows = new Map<string, Observation>();
+  readonly #listeners = new Set<(observation: Observation) => void>();
   #sequence = 0n;
   /** Creates that were executed, repeated ones included. */
   creates = 0;
-  /** What `create` waits for. */
+  /** `create` awaits it. */
   gate: Promise<void> = Promise.resolve();
-  /** What `dial` gives. */
+  /** Returned by `dial`. */
   dialled: ((id: SandboxId, port: 'init' | number, signal: AbortSignal) => Promise<Duplex>) | undefined;
 
-  /** A sandbox changed by itself. */
-  set(id: string, fields: Fields): sandbox.SandboxObservation {
+  /** Changes a sandbox without a command. */
+  set(id: string, fields: Fields): Observation {
     const known = this.#rows.get(id);
     const row = Object.assign(create(sandbox.SandboxObservationSchema), known, fields, { sandboxId: id, sequence: ++this.#sequence });
     this.#rows.set(id, row);
@@ -28,16 +37,13 @@ export class FakeSandboxes implements Sandboxes {
     return row;
   }
 
-  async start(): Promise<void> {}
-
-  async create(command: link.CreateSandbox, progress: (progress: link.CommandProgress) => void): Promise<sandbox.SandboxObservation> {
+  async create(command: CreateCommand, onProgress: (progress: PullProgress) => void): Promise<Observation> {
     this.creates++;
-    progress(create(link.CommandProgressSchema, { message: 'making the sandbox' }));
+    onProgress({ message: 'making the sandbox', doneBytes: 0, totalBytes: 0, doneLayers: 0, totalLayers: 0 });
     await this.gate;
-    const { sandboxId, generation } = refOf(command.sandbox);
-    const resources = command.spec?.resources;
-    return this.set(sandboxId, {
-      generation,
+    const { resources } = command.spec;
+    return this.set(command.id, {
+      generation: BigInt(command.generation),
       state: sandbox.SandboxState.RUNNING,
       startCount: 1n,
       runtime: 'fake',
@@ -46,55 +52,54 @@ export class FakeSandboxes implements Sandboxes {
     });
   }
 
-  async startAgain(command: link.StartSandbox): Promise<sandbox.SandboxObservation> {
-    return this.#move(command.sandbox, sandbox.SandboxState.RUNNING, { networkCut: command.networkCut });
+  async start(command: StartCommand): Promise<Observation> {
+    return this.#move(command, sandbox.SandboxState.RUNNING, { networkCut: command.networkCut });
   }
 
-  async stop(command: link.StopSandbox): Promise<sandbox.SandboxObservation | undefined> {
-    if (!this.#rows.has(refOf(command.sandbox).sandboxId)) return undefined;
-    return this.#move(command.sandbox, sandbox.SandboxState.STOPPED);
+  async stop(command: SandboxCommand): Promise<Observation | undefined> {
+    return this.#rows.has(command.id) ? this.#move(command, sandbox.SandboxState.STOPPED) : undefined;
   }
 
-  async pause(command: link.PauseSandbox): Promise<sandbox.SandboxObservation> {
-    return this.#move(command.sandbox, sandbox.SandboxState.PAUSED);
+  async pause(command: SandboxCommand): Promise<Observation> {
+    return this.#move(command, sandbox.SandboxState.PAUSED);
   }
 
-  async resume(command: link.ResumeSandbox): Promise<sandbox.SandboxObservation> {
-    return this.#move(command.sandbox, sandbox.SandboxState.RUNNING);
+  async resume(command: SandboxCommand): Promise<Observation> {
+    return this.#move(command, sandbox.SandboxState.RUNNING);
   }
 
-  async setNetworkCut(command: link.SetNetworkCut): Promise<sandbox.SandboxObservation> {
-    const { sandboxId, generation } = refOf(command.sandbox);
-    this.#get(sandboxId);
-    return this.set(sandboxId, { generation, networkCut: command.cut, registrationClosed: command.registrationClosed });
+  async setClosure({ id, generation, networkCut, registrationClosed }: SandboxCommand & NetworkClosure): Promise<Observation> {
+    this.#get(id);
+    return this.set(id, { generation: BigInt(generation), networkCut, registrationClosed });
   }
 
-  async destroy(command: link.DestroySandbox): Promise<void> {
-    this.#rows.delete(refOf(command.sandbox).sandboxId);
+  async destroy(id: SandboxId): Promise<void> {
+    this.#rows.delete(id);
   }
 
-  async inspect(id: SandboxId): Promise<sandbox.SandboxObservation> {
+  inspect(id: SandboxId): Observation {
     return this.#get(id);
   }
 
-  list(): readonly sandbox.SandboxObservation[] {
+  list(): readonly Observation[] {
     return [...this.#rows.values()];
   }
 
-  async applyPolicy(command: link.ApplyPolicy): Promise<void> {
-    this.#get(command.sandboxId);
-  }
-
-  hostStream(id: SandboxId): HostStream {
+  async applyPolicy(id: SandboxId): Promise<void> {
     this.#get(id);
-    return Readable.from([]);
   }
 
-  async stats(command: link.CollectStats): Promise<link.Stats> {
-    const sandboxes = command.sandboxIds
-      .filter((id) => this.#rows.has(id))
-      .map((sandboxId) => ({ sandboxId, memoryBytes: 1024n, pids: 1 }));
-    return create(link.StatsSchema, { sandboxes });
+  logs(id: SandboxId): AsyncIterable<never> {
+    this.#get(id);
+    return Readable.from([]) as AsyncIterable<never>;
+  }
+
+  copyOut(id: SandboxId): AsyncIterable<CopyPart> {
+    return this.logs(id);
+  }
+
+  async stats(ids = [...this.#rows.keys()] as SandboxId[]): Promise<readonly SandboxStats[]> {
+    return ids.filter((id) => this.#rows.has(id)).map((id) => ({ id, cpuUsec: 0, memoryBytes: 1024, pids: 1, at: 0 }));
   }
 
   async dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex> {
@@ -102,29 +107,21 @@ export class FakeSandboxes implements Sandboxes {
     return await this.dialled(id, port, signal);
   }
 
-  onObserved(listener: (observation: sandbox.SandboxObservation) => void): () => void {
+  onObserved(listener: (observation: Observation) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
   }
 
-  async close(): Promise<void> {}
-
-  #move(ref: link.SandboxRef | undefined, state: sandbox.SandboxState, fields: Fields = {}): sandbox.SandboxObservation {
-    const { sandboxId, generation } = refOf(ref);
-    this.#get(sandboxId);
-    return this.set(sandboxId, { ...fields, generation, state });
+  #move({ id, generation }: SandboxCommand, state: sandbox.SandboxState, fields: Fields = {}): Observation {
+    this.#get(id);
+    return this.set(id, { ...fields, generation: BigInt(generation), state });
   }
 
-  #get(id: string): sandbox.SandboxObservation {
+  #get(id: string): Observation {
     const row = this.#rows.get(id);
     if (row === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id} on this host`);
     return row;
   }
-}
-
-function refOf(ref: link.SandboxRef | undefined): link.SandboxRef {
-  if (ref === undefined) throw new DroverError('invalid-argument', 'the command names no sandbox');
-  return ref;
 }
 
 /** An image store with nothing in it. */

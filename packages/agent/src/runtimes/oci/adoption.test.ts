@@ -1,6 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
 import type { SandboxRecord } from './record.ts';
 
@@ -17,12 +17,12 @@ describe('R-9: a sandbox whose agent died after the runtime program had started 
 
   test('is found running by the next agent, which has its exit code in the end', async () => {
     const request = await harness.requestOf(['/bin/sh', '-c', 'while [ ! -e /.drover/run/go ]; do sleep 0.05; done; exit 7']);
-    await harness.runtime.create(request, lifetime());
+    await harness.backend.create(request, lifetime());
     const { record } = layoutOf(harness.stateDirectory, request.id);
     const { pid, pidStart: _start, startedAt: _startedAt, ...known } = JSON.parse(await readFile(record, 'utf8')) as SandboxRecord;
     await writeFile(record, JSON.stringify({ ...known, phase: 'creating' }));
 
-    const next = harness.restarted();
+    const next = await harness.restarted();
     expect(await next.inspect(request.id)).toMatchObject({ phase: 'running', pid, startedAt: expect.any(Number) });
     await writeFile(`${request.runDirectory}/go`, '');
     await next.waitExit(request.id, lifetime());

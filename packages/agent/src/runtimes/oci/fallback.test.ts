@@ -1,12 +1,11 @@
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError } from '@drover/foundation';
-import { silentLogger } from '@drover/foundation/log';
 import { mountPoints, Mounts } from '@drover/linux';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
-import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import type { OciBackend } from '../../backends/oci/index.ts';
+import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
-import { OciRuntime } from './oci-runtime.ts';
 
 /** Those of a host whose file system has no mapped owners: mount_setattr(2) fails with EINVAL. */
 class MountsWithoutOwners extends Mounts {
@@ -17,21 +16,19 @@ class MountsWithoutOwners extends Mounts {
 
 describe('R-5: a host that cannot map owners', () => {
   let harness: OciHarness;
-  let runtime: OciRuntime;
+  let backend: OciBackend;
   const lifetime = (): AbortSignal => AbortSignal.timeout(15_000);
 
   beforeAll(async () => {
     harness = await openOciHarness('runc');
-    const options = { stateDirectory: harness.stateDirectory, cgroupParent: harness.cgroupParent, logger: silentLogger };
-    runtime = new OciRuntime({ ...options, mounts: new MountsWithoutOwners() });
+    backend = await harness.open({ mounts: new MountsWithoutOwners() });
   });
   afterAll(async () => {
-    await runtime.close();
     await harness.close();
   });
 
   test('is told so', async () => {
-    const finding = (await runtime.check()).find(({ subject }) => subject === 'user namespaces');
+    const finding = (await backend.check()).find(({ subject }) => subject === 'user namespaces');
     expect(finding).toMatchObject({ level: 'warning', message: expect.stringContaining('EINVAL') });
   });
 
@@ -41,21 +38,21 @@ describe('R-5: a host that cannot map owners', () => {
       '-c',
       'exec > /out 2>&1; id -u; cat /proc/self/uid_map; grep CapBnd /proc/self/status; mount -t tmpfs x /tmp',
     ]);
-    await runtime.create(request, lifetime());
-    await runtime.waitExit(request.id, lifetime());
+    await backend.create(request, lifetime());
+    await backend.waitExit(request.id, lifetime());
     const out = join(layoutOf(harness.stateDirectory, request.id).writable, 'upper/out');
     const text = await readFile(out, 'utf8');
     expect(text).toMatch(/^0\n\s+0\s+0\s+4294967295\nCapBnd:\s00000000800405fb\nmount: .*(permission denied|not permitted)/i);
     expect((await stat(out)).uid).toBe(0);
-    await runtime.destroy(request.id);
+    await backend.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
 
   test('R-9: an agent that can map owners adopts what one that could not has made', async () => {
     const request = await harness.requestOf(['/bin/sleep', '600']);
-    await runtime.create(request, lifetime());
-    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'running' });
-    await harness.runtime.destroy(request.id);
+    await backend.create(request, lifetime());
+    expect(await harness.backend.inspect(request.id)).toMatchObject({ phase: 'running' });
+    await harness.backend.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
 });
@@ -67,26 +64,26 @@ test('an agent whose PATH has no directories of the administrator finds its prog
     await harness.close();
   });
   vi.stubEnv('PATH', '/usr/bin:/bin');
-  const findings = await harness.runtime.check();
+  const findings = await harness.backend.check();
   expect(findings.filter(({ subject }) => ['runtime program', 'disk limits'].includes(subject))).toMatchObject([
     { level: 'ok' },
     { level: 'ok' },
   ]);
   const limits = { cpuMillis: 0, memoryBytes: 0, diskBytes: 32 * 1024 ** 2, pids: 0, shmBytes: 0 };
   const request = await harness.requestOf(['/bin/true'], { limits });
-  await harness.runtime.create(request, AbortSignal.timeout(15_000));
-  await harness.runtime.waitExit(request.id, AbortSignal.timeout(15_000));
-  expect(await harness.runtime.inspect(request.id)).toMatchObject({ exitCode: 0 });
-  await harness.runtime.destroy(request.id);
+  await harness.backend.create(request, AbortSignal.timeout(15_000));
+  await harness.backend.waitExit(request.id, AbortSignal.timeout(15_000));
+  expect(await harness.backend.inspect(request.id)).toMatchObject({ exitCode: 0 });
+  await harness.backend.destroy(request.id);
 });
 
 test('a runtime program that is not there is a problem with a remedy, and no sandbox is left of trying', async () => {
   const harness = await openOciHarness('/nowhere/runc');
   try {
-    const finding = (await harness.runtime.check()).find(({ subject }) => subject === 'runtime program');
+    const finding = (await harness.backend.check()).find(({ subject }) => subject === 'runtime program');
     expect(finding).toMatchObject({ level: 'problem', hint: 'apt-get install runc' });
     const request = await harness.requestOf(['/bin/true']);
-    await expect(harness.runtime.create(request, AbortSignal.timeout(15_000))).rejects.toThrow('/nowhere/runc is not there');
+    await expect(harness.backend.create(request, AbortSignal.timeout(15_000))).rejects.toThrow('/nowhere/runc is not there');
     expect(await harness.leftovers(request.id)).toEqual([]);
   } finally {
     await harness.close();
@@ -104,7 +101,7 @@ test('R-9: what the probe of a killed agent left mounted is swept', async () => 
       upper: join(left, 'upper'),
       work: join(left, 'work'),
     });
-    await harness.runtime.sweep(new Set());
+    await harness.backend.sweep(new Set());
     expect(mountPoints().filter((path) => path.startsWith(left))).toEqual([]);
     await expect(stat(left)).rejects.toThrow('ENOENT');
   } finally {

@@ -1,12 +1,12 @@
-import { readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DroverError } from '@drover/foundation';
-import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
-import type { CreateRequest } from '../runtime.ts';
+import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
+import type { StartRequest } from '../../backends/index.ts';
 import { layoutOf } from './layout.ts';
 
-describe('a sandbox whose run directory is completed while it is started', () => {
+describe('a sandbox whose run directory is completed while its init is started', () => {
   let harness: OciHarness;
   const lifetime = (): AbortSignal => AbortSignal.timeout(20_000);
 
@@ -17,14 +17,6 @@ describe('a sandbox whose run directory is completed while it is started', () =>
     await harness.close();
   });
 
-  /** The request without its config, and the config. */
-  const incomplete = async (argv: readonly string[]): Promise<{ request: CreateRequest; path: string; config: string }> => {
-    const request = await harness.requestOf(argv);
-    const path = join(request.runDirectory, 'config.json');
-    const config = await readFile(path, 'utf8');
-    await rm(path);
-    return { request, path, config };
-  };
   const until = async (condition: () => Promise<boolean>): Promise<void> => {
     const signal = lifetime();
     while (!(await condition())) {
@@ -38,49 +30,49 @@ describe('a sandbox whose run directory is completed while it is started', () =>
       () => false,
     );
 
-  test('I-6: waits for it, is given the files before it goes on, and goes on when that is on record', async () => {
-    const { request, path, config } = await incomplete(['/bin/sh', '-c', 'exit 5']);
-    const completed = Promise.withResolvers<void>();
+  test('I-6: waits for it, owns the files before it continues, and continues when the start is on record', async () => {
+    const request = await harness.requestOf(['/bin/sh', '-c', 'exit 5']);
+    const path = join(request.runDirectory, 'config.json');
     const recorded = Promise.withResolvers<void>();
     const exit = join(request.runDirectory, 'exit.json');
     let owner: number | undefined;
+    const complete: StartRequest['complete'] = async (prepared, signal) => {
+      await until(async () => await isThere(layoutOf(harness.stateDirectory, request.id).pidFile));
+      await request.complete(prepared, signal);
+    };
     const opening = async (): Promise<void> => {
       owner = (await stat(path)).uid;
       await recorded.promise;
     };
-    const made = harness.runtime.create({ ...request, gate: { completed: completed.promise, opening } }, lifetime());
-    await until(async () => await isThere(layoutOf(harness.stateDirectory, request.id).pidFile));
-    await writeFile(path, config, { mode: 0o400 });
-    completed.resolve();
+    const made = harness.backend.create({ ...request, complete, opening }, lifetime());
     await until(() => Promise.resolve(owner !== undefined));
     expect(owner).toBe((await stat(request.runDirectory)).uid);
     expect(owner).not.toBe(0);
     expect(await isThere(exit)).toBe(false);
     recorded.resolve();
     await made;
-    await harness.runtime.waitExit(request.id, lifetime());
-    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 5 });
-    await harness.runtime.destroy(request.id);
+    await harness.backend.waitExit(request.id, lifetime());
+    expect(await harness.backend.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 5 });
+    await harness.backend.destroy(request.id);
   });
 
-  test('R-9: is not made when that is given up, and nothing of it is left', async () => {
-    const { request } = await incomplete(['/bin/true']);
+  test('R-9: is not made when that fails, and nothing of it is left', async () => {
+    const request = await harness.requestOf(['/bin/true']);
     const refusal = new DroverError('permission-denied', 'not placed on this host');
-    const gate = { completed: Promise.reject(refusal), opening: async () => await Promise.reject(new Error('it opened')) };
-    gate.completed.catch(() => undefined);
-    await expect(harness.runtime.create({ ...request, gate }, lifetime())).rejects.toBe(refusal);
+    const complete = async (): Promise<never> => await Promise.reject(refusal);
+    const opening = async (): Promise<never> => await Promise.reject(new Error('it opened'));
+    await expect(harness.backend.create({ ...request, complete, opening }, lifetime())).rejects.toBe(refusal);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
 
-  test('R-9: ends by itself when a later start is given up', async () => {
+  test('R-9: ends when that fails at a later start', async () => {
     const request = await harness.requestOf(['/bin/true']);
-    await harness.runtime.create(request, lifetime());
-    await harness.runtime.waitExit(request.id, lifetime());
-    await rm(join(request.runDirectory, 'config.json'), { force: true });
-    const gate = { completed: Promise.reject(new Error('refused')), opening: async () => await Promise.reject(new Error('it opened')) };
-    gate.completed.catch(() => undefined);
-    await expect(harness.runtime.start({ ...request, gate }, lifetime())).rejects.toThrow('refused');
-    await until(async () => (await harness.runtime.inspect(request.id))?.phase === 'ended');
-    await harness.runtime.destroy(request.id);
+    await harness.backend.create(request, lifetime());
+    await harness.backend.waitExit(request.id, lifetime());
+    const complete = async (): Promise<never> => await Promise.reject(new Error('refused'));
+    const opening = async (): Promise<never> => await Promise.reject(new Error('it opened'));
+    await expect(harness.backend.start({ ...request, complete, opening }, lifetime())).rejects.toThrow('refused');
+    await until(async () => (await harness.backend.inspect(request.id))?.phase === 'ended');
+    await harness.backend.destroy(request.id);
   });
 });

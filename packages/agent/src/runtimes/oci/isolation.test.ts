@@ -4,38 +4,38 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { mountPoints, Mounts } from '@drover/linux';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
-import { limitsOf } from '../conformance.ts';
-import type { CreateRequest } from '../runtime.ts';
-import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import { limitsOf } from '../../backends/testing/conformance.ts';
+import type { StartRequest } from '../../backends/index.ts';
+import { openOciHarness, type OciHarness, type Overrides } from '../../backends/testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
 import { rangeStart } from './uid-ranges.ts';
 import { initMemoryAllowance, initPidsAllowance, uidRangeSize } from '../../limits.ts';
 
 describe('what a sandbox of the oci runtime is kept from, and what works in it', () => {
   let harness: OciHarness;
-  const made: CreateRequest[] = [];
+  const made: StartRequest[] = [];
   const lifetime = (): AbortSignal => AbortSignal.timeout(15_000);
 
   beforeAll(async () => {
     harness = await openOciHarness('runc');
   });
   afterEach(async () => {
-    for (const { id } of made.splice(0)) await harness.runtime.destroy(id);
+    for (const { id } of made.splice(0)) await harness.backend.destroy(id);
   });
   afterAll(async () => {
     await harness.close();
   });
 
   /** Runs a script in a sandbox to its end: its output, where the sandbox keeps its files, and how it ended. */
-  const inside = async (script: string, overrides: Partial<CreateRequest> = {}) => {
+  const inside = async (script: string, overrides: Overrides = {}) => {
     const argv = ['/bin/sh', '-c', `exec > /.drover/run/out 2>&1\n${script}`];
     const request = await harness.requestOf(argv, overrides);
     made.push(request);
-    await harness.runtime.create(request, lifetime());
-    await harness.runtime.waitExit(request.id, lifetime());
+    await harness.backend.create(request, lifetime());
+    await harness.backend.waitExit(request.id, lifetime());
     const output = await readFile(join(request.runDirectory, 'out'), 'utf8');
     const writable = layoutOf(harness.stateDirectory, request.id).writable;
-    return { request, output, upper: join(writable, 'upper'), writable, state: await harness.runtime.inspect(request.id) };
+    return { request, output, upper: join(writable, 'upper'), writable, state: await harness.backend.inspect(request.id) };
   };
 
   test('R-5: root inside is nobody in particular outside: its files belong to a range of its own', async () => {
@@ -111,9 +111,9 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
   test('I-38: init runs in an image without anything, and says that the program is not there', async () => {
     const request = await harness.requestOf(['/bin/sh'], { layers: [] });
     made.push(request);
-    await harness.runtime.create(request, lifetime());
-    await harness.runtime.waitExit(request.id, lifetime());
-    expect(await harness.runtime.inspect(request.id)).toMatchObject({ exitCode: 127, startFailure: expect.stringContaining('ENOENT') });
+    await harness.backend.create(request, lifetime());
+    await harness.backend.waitExit(request.id, lifetime());
+    expect(await harness.backend.inspect(request.id)).toMatchObject({ exitCode: 127, startFailure: expect.stringContaining('ENOENT') });
   });
 
   test('I-6: init is no open book to root of the sandbox: its memory, environment and descriptors are closed', async () => {
@@ -130,7 +130,7 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
   test('I-6: what root of a sandbox, or its image, puts into /etc gets nothing into init', async () => {
     const layer = join(harness.directory, 'meddling');
     await mkdir(join(layer, 'etc/ssl'), { recursive: true });
-    await copyFile(join((await harness.requestOf([])).initDirectory, 'lib/libatomic.so.1'), join(layer, 'meddling.so'));
+    await copyFile(join(harness.initDirectory, 'lib/libatomic.so.1'), join(layer, 'meddling.so'));
     await writeFile(join(layer, 'etc/ld.so.preload'), '/meddling.so\n');
     await writeFile(join(layer, 'etc/ld.so.cache'), 'none');
     await writeFile(
@@ -139,9 +139,9 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     );
     const request = await harness.requestOf(['/bin/sh', '-c', ': > /.drover/run/out; sleep 60'], { layers: [harness.busybox, layer] });
     made.push(request);
-    await harness.runtime.create(request, lifetime());
+    await harness.backend.create(request, lifetime());
     await vi.waitFor(async () => await stat(join(request.runDirectory, 'out')), { timeout: 10_000 });
-    const state = await harness.runtime.inspect(request.id);
+    const state = await harness.backend.inspect(request.id);
     const maps = await readFile(`/proc/${state?.pid}/maps`, 'utf8');
     expect(maps).toContain('libc.so.6');
     expect(maps).not.toContain('meddling');
@@ -208,7 +208,7 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     await unmountAll(new Mounts(), layout);
     await rm(join(layout.writable, 'upper/opt'), { recursive: true, force: true });
     await symlink('/tmp', join(layout.writable, 'upper/opt'));
-    await expect(harness.runtime.start(request, lifetime())).rejects.toThrow(/no plain directory|ENOENT/);
+    await expect(harness.backend.start(request, lifetime())).rejects.toThrow(/no plain directory|ENOENT/);
   });
 
   test('R-18: a volume is mounted once, with its owners mapped, also after an agent that was killed while it mounted it', async () => {
@@ -220,9 +220,9 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     const mapped = join(layoutOf(harness.stateDirectory, request.id).mapped, 'volume0');
     await mkdir(`${mapped}-plain`, { recursive: true });
     await promisify(execFile)('mount', ['--bind', volume, `${mapped}-plain`]);
-    await harness.runtime.create(request, lifetime());
+    await harness.backend.create(request, lifetime());
     expect(mountPoints().filter((path) => path.startsWith(mapped))).toEqual([mapped]);
-    await harness.runtime.waitExit(request.id, lifetime());
+    await harness.backend.waitExit(request.id, lifetime());
     expect(await readFile(join(request.runDirectory, 'out'), 'utf8')).toBe('0\n');
     expect(await readFile(join(volume, 'file'), 'utf8')).toBe('two\n');
   });
@@ -243,7 +243,7 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     });
     expect(output).toContain('No space left on device');
     expect(state?.phase).toBe('ended');
-    await harness.runtime.destroy(request.id);
+    await harness.backend.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
 
@@ -255,14 +255,14 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
   ])('R-9: an exit record that is %s counts as none, and does not end what runs', async (_, make) => {
     const request = await harness.requestOf(['/bin/sh', '-c', `cd /.drover/run; ${make}; mkdir done; sleep 60`]);
     made.push(request);
-    await harness.runtime.create(request, lifetime());
+    await harness.backend.create(request, lifetime());
     for (;;) {
       if ((await readdir(request.runDirectory)).includes('done')) break;
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
-    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'running' });
-    await harness.runtime.kill(request.id, 'SIGKILL');
-    await harness.runtime.waitExit(request.id, lifetime());
-    expect(await harness.runtime.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 137 });
+    expect(await harness.backend.inspect(request.id)).toMatchObject({ phase: 'running' });
+    await harness.backend.kill(request.id, 'SIGKILL');
+    await harness.backend.waitExit(request.id, lifetime());
+    expect(await harness.backend.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 137 });
   });
 });

@@ -1,5 +1,5 @@
-import { describeRuntime } from '../conformance.ts';
-import { openOciHarness } from '../testing/oci-harness.ts';
+import { describeBackend } from '../../backends/testing/conformance.ts';
+import { openOciSuite } from '../../backends/testing/oci-harness.ts';
 
-describeRuntime('oci (runc)', () => openOciHarness('runc'));
-describeRuntime('oci (runc, of standbys)', () => openOciHarness('runc', 'standby'));
+describeBackend('oci (runc)', () => openOciSuite('runc'));
+describeBackend('oci (runc, from standbys)', () => openOciSuite('runc', 'standby'));

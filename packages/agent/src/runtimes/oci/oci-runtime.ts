@@ -224,13 +224,13 @@ export class OciRuntime implements Runtime {
     await this.#alone(id, async () => await this.#destroy(id));
   }
 
-  async sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]> {
+  async sweep(known: ReadonlySet<SandboxId>): Promise<readonly SandboxId[]> {
     const mounted = mountPoints().flatMap((path) => idInPath(path, sandboxesDirectory(this.#stateDirectory)) ?? []);
     const started = (await readdir(programDirectory(this.#stateDirectory)).catch((): string[] => [])).filter(isSandboxId);
     const found = new Set([...(await this.list()), ...(await this.#cgroups.list()), ...mounted, ...started]);
     const records = await Promise.all([...known].map(async (id) => await readRecord(layoutOf(this.#stateDirectory, id).record)));
     const kept = new Set([...known, ...records.map((record) => record?.container)]);
-    const swept: string[] = [];
+    const swept: SandboxId[] = [];
     await removeProbes(this.#mounts, this.#stateDirectory);
     for (const id of found) {
       if (kept.has(id)) continue;

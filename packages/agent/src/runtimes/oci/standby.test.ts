@@ -3,9 +3,8 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { SandboxId } from '@drover/foundation';
 import { isSameProcess } from '@drover/linux';
-import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
-import { standByFor } from '../testing/standbys.ts';
-import type { CreateRequest } from '../runtime.ts';
+import { openOciHarness, type OciHarness, type Overrides } from '../../backends/testing/oci-harness.ts';
+import type { StartRequest } from '../../backends/index.ts';
 import { layoutOf } from './layout.ts';
 import { readRecord, type SandboxRecord } from './record.ts';
 
@@ -19,7 +18,7 @@ describe('a sandbox that is made of a standby', () => {
     harness = await openOciHarness('runc');
   });
   afterEach(async () => {
-    for (const id of made.splice(0)) await harness.runtime.destroy(id);
+    for (const id of made.splice(0)) await harness.backend.destroy(id);
   });
   afterAll(async () => {
     await harness.close();
@@ -28,13 +27,13 @@ describe('a sandbox that is made of a standby', () => {
   const recordOf = async (id: SandboxId): Promise<SandboxRecord | undefined> =>
     await readRecord(layoutOf(harness.stateDirectory, id).record);
   /** One that leaves in /out what the script says. */
-  const requestOf = async (script: string, overrides: Partial<CreateRequest> = {}): Promise<CreateRequest> => {
+  const requestOf = async (script: string, overrides: Overrides = {}): Promise<StartRequest> => {
     const request = await harness.requestOf(['/bin/sh', '-c', `( ${script} ) > /out 2>&1`], overrides);
     made.push(request.id);
     return request;
   };
-  const ended = async (request: CreateRequest): Promise<string> => {
-    await harness.runtime.waitExit(request.id, lifetime());
+  const ended = async (request: StartRequest): Promise<string> => {
+    await harness.backend.waitExit(request.id, lifetime());
     return await readFile(join(layoutOf(harness.stateDirectory, request.id).root, 'out'), 'utf8');
   };
 
@@ -51,35 +50,35 @@ describe('a sandbox that is made of a standby', () => {
       limits: { cpuMillis: 500, memoryBytes: 64 * 1024 ** 2, diskBytes: 0, pids: 50, shmBytes: 16 * 1024 ** 2 },
     };
     const request = await requestOf(script, settings);
-    const standby = await standByFor(harness.runtime, request);
+    const standby = await harness.prestart();
     const { pid } = (await recordOf(standby)) ?? {};
-    await harness.runtime.create({ ...request, standby }, lifetime());
+    await harness.backend.create(request, lifetime(), standby);
     expect(await recordOf(request.id)).toMatchObject({ pid, container: standby });
     const plain = await requestOf(script, settings);
-    await harness.runtime.create(plain, lifetime());
+    await harness.backend.create(plain, lifetime());
     // Each has a range of uids of its own.
-    const alike = (text: string, { id }: CreateRequest): string => text.replaceAll(id, 'ID').replaceAll(/([ug]id=)1000\d+/g, '$1N');
+    const alike = (text: string, { id }: StartRequest): string => text.replaceAll(id, 'ID').replaceAll(/([ug]id=)1000\d+/g, '$1N');
     const [text, expected] = [alike(await ended(request), request), alike(await ended(plain), plain)];
     expect(text).toBe(expected);
     expect(text).toContain('chosen');
     expect(text).toContain(String((64 + 96) * 1024 ** 2));
     for (const { id } of [request, plain]) {
-      await harness.runtime.destroy(id);
+      await harness.backend.destroy(id);
       expect(await harness.leftovers(id)).toEqual([]);
     }
   });
 
   test('of one that has ended meanwhile, it is made as without', async () => {
     const request = await requestOf('echo made');
-    const standby = await standByFor(harness.runtime, request);
+    const standby = await harness.prestart();
     const { pid, pidStart } = (await recordOf(standby)) ?? {};
     if (pid === undefined) throw new Error('the standby has no process');
     process.kill(pid, 'SIGKILL');
     while (isSameProcess(pid, pidStart)) await new Promise((resolve) => setImmediate(resolve));
-    await harness.runtime.create({ ...request, standby }, lifetime());
+    await harness.backend.create(request, lifetime(), standby);
     expect(await ended(request)).toBe('made\n');
     expect((await recordOf(request.id))?.container).toBeUndefined();
-    await harness.runtime.destroy(request.id);
+    await harness.backend.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
 
@@ -88,10 +87,10 @@ describe('a sandbox that is made of a standby', () => {
     await mkdir(layer);
     await symlink('/tmp', join(layer, 'dev'));
     const request = await requestOf('echo made', { layers: [harness.busybox, layer] });
-    const standby = await standByFor(harness.runtime, request);
-    await harness.runtime.create({ ...request, standby }, lifetime());
+    const standby = await harness.prestart();
+    await harness.backend.create(request, lifetime(), standby);
     expect(await ended(request)).toBe('made\n');
-    await harness.runtime.destroy(request.id);
+    await harness.backend.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
     await rm(layer, { recursive: true });
   });
@@ -119,18 +118,18 @@ describe('a sandbox that is made of a standby', () => {
       ],
     };
     const request = await requestOf(script, settings);
-    const standby = await standByFor(harness.runtime, request);
-    await harness.runtime.create({ ...request, standby }, lifetime());
+    const standby = await harness.prestart();
+    await harness.backend.create(request, lifetime(), standby);
     expect((await recordOf(request.id))?.container).toBe(standby);
     const plain = await requestOf(script, settings);
-    await harness.runtime.create(plain, lifetime());
+    await harness.backend.create(plain, lifetime());
     const alike = (text: string): string => text.replaceAll(/\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) .{9}/g, 'WHEN');
     const text = alike(await ended(request));
     expect(text).toContain('of the host');
     expect(text).toContain('Read-only file system');
     expect(text).toBe(alike(await ended(plain)));
     for (const { id } of [request, plain]) {
-      await harness.runtime.destroy(id);
+      await harness.backend.destroy(id);
       expect(await harness.leftovers(id)).toEqual([]);
     }
   });
@@ -147,8 +146,8 @@ describe('a sandbox that is made of a standby', () => {
       { source: volume, target: '/data/here', readOnly: false },
     ];
     const request = await harness.requestOf(['/bin/sh', '-c', 'echo ran >> /seen/ran'], { layers: [harness.busybox, layer], mounts });
-    const standby = await standByFor(harness.runtime, request);
-    await expect(harness.runtime.create({ ...request, standby }, lifetime())).rejects.toThrow(/runc run/);
+    const standby = await harness.prestart();
+    await expect(harness.backend.create(request, lifetime(), standby)).rejects.toThrow(/runc run/);
     expect(await readdir(volume)).toEqual([]);
     for (const id of [request.id, standby]) expect(await harness.leftovers(id)).toEqual([]);
   });
@@ -156,17 +155,17 @@ describe('a sandbox that is made of a standby', () => {
   test('R-9: a sandbox of a standby is known to the next agent, and started again; a standby is not kept', async () => {
     const request = await harness.requestOf(['/bin/sleep', '600']);
     made.push(request.id);
-    const standby = await standByFor(harness.runtime, request);
-    await harness.runtime.create({ ...request, standby }, lifetime());
-    const other = await standByFor(harness.runtime, await harness.requestOf(['/bin/true']));
-    const next = harness.restarted();
+    const standby = await harness.prestart();
+    await harness.backend.create(request, lifetime(), standby);
+    const other = await harness.prestart();
+    const next = await harness.restarted();
     expect(await next.sweep(new Set([request.id]))).toEqual([other]);
     expect(await harness.leftovers(other)).toEqual([]);
     expect(await next.inspect(request.id)).toMatchObject({ phase: 'running', pid: (await recordOf(request.id))?.pid });
     await next.kill(request.id, 'SIGKILL');
     await next.waitExit(request.id, lifetime());
     expect(await next.inspect(request.id)).toMatchObject({ phase: 'ended', exitCode: 137 });
-    await next.start(await harness.again(request, { kind: 'run' }), lifetime());
+    await next.start(harness.again(request, { kind: 'run' }), lifetime());
     expect(await next.inspect(request.id)).toMatchObject({ phase: 'running' });
     await next.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
@@ -175,22 +174,20 @@ describe('a sandbox that is made of a standby', () => {
   test('one that exists needs none: what came with the request goes', async () => {
     const request = await harness.requestOf(['/bin/sleep', '600']);
     made.push(request.id);
-    await harness.runtime.create(request, lifetime());
-    const standby = await standByFor(harness.runtime, request);
-    await harness.runtime.create({ ...request, standby }, lifetime());
+    await harness.backend.create(request, lifetime());
+    const standby = await harness.prestart();
+    await harness.backend.create(request, lifetime(), standby);
     expect(await recordOf(standby)).toBeUndefined();
-    await harness.runtime.destroy(request.id);
+    await harness.backend.destroy(request.id);
     expect(await harness.leftovers(request.id)).toEqual([]);
   });
 
   test('R-9: ends with its agent', async () => {
-    const request = await harness.requestOf(['/bin/true']);
-    await rm(join(request.runDirectory, 'config.json'));
-    await harness.standByAndCrash(request);
-    const { pid, pidStart } = (await recordOf(request.id)) ?? {};
+    const standby = await harness.prestartAndCrash();
+    const { pid, pidStart } = (await recordOf(standby)) ?? {};
     expect(pid).toBeTypeOf('number');
     while (isSameProcess(pid, pidStart)) await new Promise((resolve) => setTimeout(resolve, 5));
-    expect(await harness.restarted().sweep(new Set())).toEqual([request.id]);
-    expect(await harness.leftovers(request.id)).toEqual([]);
+    expect(await (await harness.restarted()).sweep(new Set())).toEqual([standby]);
+    expect(await harness.leftovers(standby)).toEqual([]);
   });
 });

@@ -1,8 +1,20 @@
 import { duplexPair, type Duplex } from 'node:stream';
 import { DroverError, systemClock, type Clock, type SandboxId } from '@drover/foundation';
-import type { Exhausted, CreateRequest, Runtime, RuntimeFinding, RuntimeState, RuntimeStats } from '../runtime.ts';
+import type { Finding } from '../../finding.ts';
+import { startCompleting } from '../completion.ts';
+import { killedExitCode, type Backend, type Exhausted, type SandboxState, type SandboxUsage, type StartRequest } from '../backend.ts';
 
-export type FakeOperation = 'create' | 'start' | 'kill' | 'pause' | 'resume' | 'destroy' | 'dial';
+export type FakeOperation =
+  | 'create'
+  | 'start'
+  | 'kill'
+  | 'pause'
+  | 'resume'
+  | 'destroy'
+  | 'dial'
+  | 'applyPolicy'
+  | 'setCut'
+  | 'setRegistrationClosed';
 
 /** How a simulated sandbox ended. */
 export interface FakeOutcome {
@@ -13,24 +25,26 @@ export interface FakeOutcome {
   readonly idle?: boolean;
 }
 
-export interface FakeRuntimeOptions {
-  /** What there is in this world: give the same to another runtime, and it is the agent after a restart. */
+export interface FakeBackendOptions {
+  /** The simulated host: another backend with the same state is the agent after a restart. */
   readonly state?: FakeState;
   readonly clock?: Clock;
   /** How long operations take. Milliseconds; 0 for those not named. */
   readonly latencyMs?: Partial<Record<FakeOperation, number>>;
-  /** An error to fail with, before anything was done. */
+  /** An error to fail with before anything is done. */
   readonly fail?: (operation: FakeOperation, id: SandboxId) => DroverError | undefined;
-  /** Another end for connections into the sandbox; without it, an echo that says `bye` when the other side has ended. */
+  /** Waits until the image is there. Default: it is. */
+  readonly pull?: (request: StartRequest, signal: AbortSignal) => Promise<void>;
+  /** The far end of a connection into the sandbox. Default: an echo that sends `bye` when the other side has ended. */
   readonly connect?: (id: SandboxId, port: 'init' | number, runDirectory: string) => Duplex | Promise<Duplex>;
-  /** Called at each start: what the workload does. It ends the sandbox through `finish`; without it, the sandbox runs until it is killed. */
-  readonly behave?: (request: CreateRequest, finish: (outcome: FakeOutcome) => void) => void;
+  /** The workload: called at each start, and ends the sandbox through `finish`. Default: it runs until it is killed. */
+  readonly behave?: (request: StartRequest, finish: (outcome: FakeOutcome) => void) => void;
   /** What the workload uses, for stats. */
-  readonly usage?: (request: CreateRequest, runningMs: number) => RuntimeStats;
+  readonly usage?: (request: StartRequest, runningMs: number) => SandboxUsage;
 }
 
 interface FakeSandbox {
-  readonly request: CreateRequest;
+  readonly request: StartRequest;
   readonly pid: number;
   readonly startedAt: number;
   phase: 'running' | 'paused' | 'ended';
@@ -40,55 +54,77 @@ interface FakeSandbox {
   readonly connections: Set<Duplex>;
 }
 
-/** The simulated host: sandboxes live here, not in the runtime, as real ones live in the kernel. */
+export interface FakeNetwork {
+  allow: readonly string[];
+  cut: boolean;
+  registrationClosed: boolean;
+}
+
+/** The simulated host: sandboxes live here, not in the backend, as real ones live in the kernel. */
 export class FakeState {
   readonly sandboxes = new Map<SandboxId, FakeSandbox>();
+  /** Sandboxes with an address. */
+  readonly networks = new Map<SandboxId, FakeNetwork>();
+  /** Sandboxes whose images are held. */
+  readonly images = new Set<SandboxId>();
   nextPid = 1000;
 }
 
 /** Sandboxes in memory: for tests, and for fleets that no machine could hold (R-8). */
-export class FakeRuntime implements Runtime {
+export class FakeBackend implements Backend {
   readonly name = 'fake';
-  readonly standBy = undefined;
-  readonly #options: FakeRuntimeOptions;
+  readonly #options: FakeBackendOptions;
   readonly #state: FakeState;
   readonly #clock: Clock;
   /** Creates and starts under way: a second one of the same sandbox joins the first. */
   readonly #pending = new Map<SandboxId, Promise<void>>();
 
-  constructor(options: FakeRuntimeOptions = {}) {
+  constructor(options: FakeBackendOptions = {}) {
     this.#options = options;
     this.#state = options.state ?? new FakeState();
     this.#clock = options.clock ?? systemClock;
   }
 
-  check(): Promise<readonly RuntimeFinding[]> {
+  check(): Promise<readonly Finding[]> {
     return Promise.resolve([]);
   }
 
-  async create(request: CreateRequest, signal: AbortSignal): Promise<void> {
+  open(known: ReadonlySet<SandboxId>): Promise<void> {
+    for (const id of this.#state.networks.keys()) if (!known.has(id)) this.#state.networks.delete(id);
+    return Promise.resolve();
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async create(request: StartRequest, signal: AbortSignal): Promise<void> {
     await this.#once(request.id, async () => {
       if (this.#state.sandboxes.has(request.id)) return;
-      await this.#perform('create', request.id, signal);
-      await request.gate?.completed;
-      await request.gate?.opening();
-      this.#launch(request);
+      try {
+        await this.#launch('create', request, signal);
+      } catch (error) {
+        this.#remove(request.id);
+        throw error;
+      }
     });
   }
 
-  async start(request: CreateRequest, signal: AbortSignal): Promise<void> {
+  async start(request: StartRequest, signal: AbortSignal): Promise<void> {
     await this.#once(request.id, async () => {
       if (this.#must(request.id).phase !== 'ended') return;
-      await this.#perform('start', request.id, signal);
-      await request.gate?.completed;
-      await request.gate?.opening();
-      this.#launch(request);
+      try {
+        await this.#launch('start', request, signal);
+      } catch (error) {
+        this.#state.networks.delete(request.id);
+        throw error;
+      }
     });
   }
 
   async kill(id: SandboxId, signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
     await this.#perform('kill', id);
-    this.finish(id, { exitCode: signal === 'SIGTERM' ? 143 : 137 });
+    this.finish(id, { exitCode: signal === 'SIGTERM' ? 143 : killedExitCode });
   }
 
   async pause(id: SandboxId): Promise<void> {
@@ -101,7 +137,27 @@ export class FakeRuntime implements Runtime {
     this.#mustRun(id).phase = 'running';
   }
 
-  inspect(id: SandboxId): Promise<RuntimeState | undefined> {
+  release(id: SandboxId): Promise<void> {
+    this.finish(id, { exitCode: killedExitCode });
+    this.#state.networks.delete(id);
+    return Promise.resolve();
+  }
+
+  async destroy(id: SandboxId): Promise<void> {
+    // A create under way completes first.
+    await this.#pending.get(id)?.catch(() => undefined);
+    await this.#perform('destroy', id);
+    this.#remove(id);
+  }
+
+  async sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]> {
+    const swept = [...this.#state.sandboxes.keys()].filter((id) => !known.has(id));
+    for (const id of swept) await this.destroy(id);
+    for (const id of this.#state.images) if (!known.has(id)) this.#state.images.delete(id);
+    return swept;
+  }
+
+  inspect(id: SandboxId): Promise<SandboxState | undefined> {
     const found = this.#state.sandboxes.get(id);
     if (found === undefined) return Promise.resolve(undefined);
     const startFailure = found.outcome?.startFailure;
@@ -116,24 +172,6 @@ export class FakeRuntime implements Runtime {
       ...(startFailure === undefined ? {} : { startFailure }),
       ...(found.outcome?.idle === true ? { idle: true } : {}),
     });
-  }
-
-  list(): Promise<readonly SandboxId[]> {
-    return Promise.resolve([...this.#state.sandboxes.keys()]);
-  }
-
-  async destroy(id: SandboxId): Promise<void> {
-    // What is being made is made first, then removed.
-    await this.#pending.get(id)?.catch(() => undefined);
-    await this.#perform('destroy', id);
-    this.finish(id, { exitCode: 137 });
-    this.#state.sandboxes.delete(id);
-  }
-
-  async sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]> {
-    const swept = [...this.#state.sandboxes.keys()].filter((id) => !known.has(id));
-    for (const id of swept) await this.destroy(id);
-    return swept;
   }
 
   async waitExit(id: SandboxId, signal: AbortSignal): Promise<void> {
@@ -179,14 +217,29 @@ export class FakeRuntime implements Runtime {
     return Promise.resolve(undefined);
   }
 
-  stats(id: SandboxId): Promise<RuntimeStats | undefined> {
+  stats(id: SandboxId): Promise<SandboxUsage | undefined> {
     const found = this.#state.sandboxes.get(id);
     if (found === undefined || found.phase === 'ended') return Promise.resolve(undefined);
     const runningMs = this.#clock.now() - found.startedAt;
     return Promise.resolve(this.#options.usage?.(found.request, runningMs) ?? { cpuUsec: 0, memoryBytes: 0, pids: 1 });
   }
 
-  /** Ends a sandbox, as its init would; not running: nothing. */
+  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
+    await this.#perform('applyPolicy', id);
+    this.#network(id).allow = allow;
+  }
+
+  async setCut(id: SandboxId, cut: boolean): Promise<void> {
+    await this.#perform('setCut', id);
+    this.#network(id).cut = cut;
+  }
+
+  async setRegistrationClosed(id: SandboxId, closed: boolean): Promise<void> {
+    await this.#perform('setRegistrationClosed', id);
+    this.#network(id).registrationClosed = closed;
+  }
+
+  /** Ends a sandbox as its init would. Not running: nothing. */
   finish(id: SandboxId, outcome: FakeOutcome): void {
     const found = this.#state.sandboxes.get(id);
     if (found !== undefined) this.#end(found, outcome);
@@ -202,7 +255,25 @@ export class FakeRuntime implements Runtime {
     found.waiters.clear();
   }
 
-  #launch(request: CreateRequest): void {
+  #remove(id: SandboxId): void {
+    this.finish(id, { exitCode: killedExitCode });
+    this.#state.sandboxes.delete(id);
+    this.#state.networks.delete(id);
+    this.#state.images.delete(id);
+  }
+
+  async #launch(operation: 'create' | 'start', request: StartRequest, signal: AbortSignal): Promise<void> {
+    const { id } = request;
+    signal.throwIfAborted();
+    this.#state.networks.set(id, { allow: [], cut: false, registrationClosed: false });
+    await this.#options.pull?.(request, signal);
+    this.#state.images.add(id);
+    const prepared = { imageDigest: 'sha256:00', imageConfig: fakeImageConfig, addresses: fakeAddresses };
+    await startCompleting(request, prepared, signal, async (completed) => {
+      await this.#perform(operation, id, signal);
+      await completed;
+      await request.opening();
+    });
     const sandbox: FakeSandbox = {
       request,
       pid: this.#state.nextPid++,
@@ -213,8 +284,8 @@ export class FakeRuntime implements Runtime {
       waiters: new Set(),
       connections: new Set(),
     };
-    this.#state.sandboxes.set(request.id, sandbox);
-    // Bound to this start: what an earlier one's workload says later does not concern it.
+    this.#state.sandboxes.set(id, sandbox);
+    // Bound to this start: a finish of an earlier start's workload does not end it.
     this.#options.behave?.(request, (outcome) => this.#end(sandbox, outcome));
   }
 
@@ -234,6 +305,12 @@ export class FakeRuntime implements Runtime {
     if (ms > 0) await this.#clock.sleep(ms, signal);
   }
 
+  #network(id: SandboxId): FakeNetwork {
+    const found = this.#state.networks.get(id);
+    if (found === undefined) throw new DroverError('sandbox-not-found', `sandbox ${id} has no network on this host`);
+    return found;
+  }
+
   #must(id: SandboxId): FakeSandbox {
     const found = this.#state.sandboxes.get(id);
     if (found === undefined) throw new DroverError('sandbox-not-found', `there is no sandbox ${id} on this host`);
@@ -247,11 +324,14 @@ export class FakeRuntime implements Runtime {
   }
 }
 
+const fakeImageConfig = { entrypoint: [], command: ['/bin/sh'], env: [], workdir: '/', user: '', stopSignal: '' };
+const fakeAddresses = { address: '10.0.0.2', gatewayAddress: '10.0.0.1', proxyPort: 3128, controlPort: 9181 };
+
 function echo(): Duplex {
   const [near, far] = duplexPair();
   far.on('data', (data: Uint8Array) => far.write(data));
   far.on('end', () => far.end('bye'));
-  // The near side's reader is told; here there is nothing to do.
+  // The reader of the near side sees the error; the far side has nothing to do.
   far.on('error', () => undefined);
   near.once('close', () => far.destroy());
   return near;

@@ -1,4 +1,4 @@
-// A small init for the runtimes' own tests: runs config.json's main.argv, answers on its port, writes exit.json.
+// A small init for the backends' tests: runs config.json's main.argv, listens on its port, writes exit.json.
 'use strict';
 const { spawn } = require('node:child_process');
 const { closeSync, readFileSync, readSync, renameSync, rmSync, writeFileSync } = require('node:fs');
@@ -14,7 +14,7 @@ if (gate !== undefined) {
   closeSync(Number(gate));
 }
 const config = JSON.parse(readFileSync(`${run}/config.json`, 'utf8'));
-// As init does: who waits for it is told so.
+// As init does: its absence shows that init listens.
 rmSync(`${run}/config.json`);
 
 /** Whether the kernel has killed in this sandbox's cgroup: version 2, and version 1 or hybrid. */

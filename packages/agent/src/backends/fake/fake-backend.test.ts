@@ -1,17 +1,17 @@
 import { DroverError, newSandboxId } from '@drover/foundation';
 import { describe, expect, test } from 'vitest';
-import { describeRuntime, limitsOf, type Behaviour, type Harness } from '../conformance.ts';
-import type { CreateRequest } from '../runtime.ts';
-import { FakeRuntime, FakeState, type FakeOutcome } from './index.ts';
+import { describeBackend, limitsOf, type Behaviour, type Harness } from '../testing/conformance.ts';
+import type { StartRequest } from '../backend.ts';
+import { FakeBackend, FakeState, type FakeOutcome } from './index.ts';
 
-function requestOf(limits = limitsOf()): CreateRequest {
+function requestOf(limits = limitsOf()): StartRequest {
   const id = newSandboxId();
-  const network = { namespacePath: '', address: '', gatewayAddress: '', proxyPort: 0, controlPort: 0, interface: '' };
-  return { id, hostname: 'box', layers: [], network, limits, mounts: [], initDirectory: '/', runDirectory: `/run/${id}` };
+  const nothing = async (): Promise<void> => await Promise.resolve();
+  return { id, hostname: 'box', image: 'host', limits, mounts: [], runDirectory: `/run/${id}`, complete: nothing, opening: nothing };
 }
 
-/** A simulated workload: how it ends by itself, if it does. */
-function outcomeOf(behaviour: Behaviour, request: CreateRequest, remembered: Set<string>): FakeOutcome | undefined {
+/** How a simulated workload ends, if it does. */
+function outcomeOf(behaviour: Behaviour, request: StartRequest, remembered: Set<string>): FakeOutcome | undefined {
   switch (behaviour.kind) {
     case 'exit':
       return { exitCode: behaviour.code };
@@ -37,8 +37,8 @@ function openFakeHarness(): Promise<Harness> {
   const state = new FakeState();
   const behaviours = new Map<string, Behaviour>();
   const remembered = new Set<string>();
-  const open = (): FakeRuntime =>
-    new FakeRuntime({
+  const open = (): FakeBackend =>
+    new FakeBackend({
       state,
       behave: (request, finish) => {
         const outcome = outcomeOf(behaviours.get(request.id) ?? { kind: 'run' }, request, remembered);
@@ -52,55 +52,55 @@ function openFakeHarness(): Promise<Harness> {
     return Promise.resolve(asked);
   };
   return Promise.resolve({
-    runtime: open(),
-    restarted: open,
+    backend: open(),
+    restarted: () => Promise.resolve(open()),
     request,
     again: (asked, behaviour) => {
       behaviours.set(asked.id, behaviour);
-      return Promise.resolve(asked);
+      return asked;
     },
     createAndCrash: async (asked, midwayMs) => {
       const crashed = new AbortController();
-      const agent = new FakeRuntime({ state, latencyMs: { create: 50 } });
+      const agent = new FakeBackend({ state, latencyMs: { create: 50 } });
       const created = agent.create(asked, crashed.signal);
       if (midwayMs === undefined) return await created;
       setTimeout(() => crashed.abort(new Error('killed')), midwayMs);
       await created.catch(() => undefined);
     },
-    leftovers: (id) => Promise.resolve(state.sandboxes.has(id) ? [id] : []),
+    leftovers: (id) => Promise.resolve([state.sandboxes, state.networks, state.images].flatMap((each) => (each.has(id) ? [id] : []))),
     close: () => Promise.resolve(),
   });
 }
 
-describeRuntime('fake', openFakeHarness);
+describeBackend('fake', openFakeHarness);
 
-describe('the fake runtime, as a tool of tests', () => {
-  test('R-8: fails as it is told, before anything was done', async () => {
-    const runtime = new FakeRuntime({ fail: (operation) => (operation === 'create' ? new DroverError('disk-full', 'full') : undefined) });
-    await expect(runtime.create(requestOf(), new AbortController().signal)).rejects.toThrow('full');
-    expect(await runtime.list()).toEqual([]);
+describe('the fake backend, as a tool of tests', () => {
+  test('R-8: fails as requested, before anything is done', async () => {
+    const backend = new FakeBackend({ fail: (operation) => (operation === 'create' ? new DroverError('disk-full', 'full') : undefined) });
+    await expect(backend.create(requestOf(), new AbortController().signal)).rejects.toThrow('full');
+    expect(await backend.sweep(new Set())).toEqual([]);
   });
 
-  test('R-8: an end of a connection can be plugged in, and is cut when the sandbox ends', async () => {
+  test('R-8: the far end of a connection can be replaced, and is cut when the sandbox ends', async () => {
     const { duplexPair } = await import('node:stream');
     const [near, far] = duplexPair();
-    const runtime = new FakeRuntime({ connect: () => near });
+    const backend = new FakeBackend({ connect: () => near });
     const request = requestOf();
-    await runtime.create(request, new AbortController().signal);
-    expect(await runtime.dial(request.id, 4711, new AbortController().signal)).toBe(near);
-    runtime.finish(request.id, { exitCode: 3 });
+    await backend.create(request, new AbortController().signal);
+    expect(await backend.dial(request.id, 4711, new AbortController().signal)).toBe(near);
+    backend.finish(request.id, { exitCode: 3 });
     expect(near.destroyed).toBe(true);
     far.destroy();
   });
 
-  test("R-8: what an earlier start's workload says does not end a later start", async () => {
+  test('R-8: the workload of an earlier start cannot end a later one', async () => {
     const finishes: ((outcome: FakeOutcome) => void)[] = [];
-    const runtime = new FakeRuntime({ behave: (_, finish) => void finishes.push(finish) });
+    const backend = new FakeBackend({ behave: (_, finish) => void finishes.push(finish) });
     const request = requestOf();
-    await runtime.create(request, new AbortController().signal);
-    await runtime.kill(request.id, 'SIGKILL');
-    await runtime.start(request, new AbortController().signal);
+    await backend.create(request, new AbortController().signal);
+    await backend.kill(request.id, 'SIGKILL');
+    await backend.start(request, new AbortController().signal);
     finishes[0]?.({ exitCode: 9 });
-    expect(await runtime.inspect(request.id)).toMatchObject({ phase: 'running' });
+    expect(await backend.inspect(request.id)).toMatchObject({ phase: 'running' });
   });
 });

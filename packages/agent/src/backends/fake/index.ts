@@ -1,0 +1,1 @@
+export { FakeBackend, FakeState, type FakeBackendOptions, type FakeOperation, type FakeOutcome } from './fake-backend.ts';

@@ -1,0 +1,1 @@
+export { OciBackend, type OciBackendOptions } from './oci-backend.ts';
