@@ -43,7 +43,10 @@ export class Program {
     ];
     try {
       const code = await Promise.race([child.ended, stuck.promise]);
-      if (code !== 0) throw this.#failure('run', code, await lastMessage(log));
+      if (code !== 0) {
+        const message = await lastMessage(log);
+        throw refusedMount(message) ?? this.#failure('run', code, message);
+      }
       return { [Symbol.dispose]: () => void gate?.destroy() };
     } catch (error) {
       gate?.destroy();
@@ -116,4 +119,21 @@ export function messageOf(line: string): string {
     // One of Go's escapes that JSON has not.
     return line;
   }
+}
+
+/** What runc logs of a mount that it cannot make, and the reason in words. The first that matches counts. */
+const mountRefusals = [
+  [/cannot be mounted because it is (?:inside \/proc|not of type proc)$/, 'it leads into /proc'],
+  [/^open o_path .*: not a directory$/, 'a part of that path is a file in the sandbox'],
+  [/: not a directory$/, 'of the two, one is a directory and the other a file'],
+] as const;
+
+/** The error for a mount that the image has no place for, from what runc logs of it; undefined for any other message. */
+export function refusedMount(message: string): DroverError | undefined {
+  const [, target, why = ''] = /error mounting "[^"]*" to rootfs at "([^"]*)": (.*)$/.exec(message) ?? [];
+  const [, reason] = mountRefusals.find(([pattern]) => pattern.test(why)) ?? [];
+  if (target === undefined || reason === undefined) return undefined;
+  return new DroverError('failed-precondition', `nothing can be mounted on ${target}: ${reason}`, {
+    hint: 'name another path in the sandbox with --volume: a directory for a directory or a volume, a file for a file',
+  });
 }

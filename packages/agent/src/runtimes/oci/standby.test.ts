@@ -147,7 +147,7 @@ describe('a sandbox that is made of a standby', () => {
     ];
     const request = await harness.requestOf(['/bin/sh', '-c', 'echo ran >> /seen/ran'], { layers: [harness.busybox, layer], mounts });
     const standby = await harness.prestart();
-    await expect(harness.backend.create(request, lifetime(), standby)).rejects.toThrow(/runc run/);
+    await expect(harness.backend.create(request, lifetime(), standby)).rejects.toThrow(/nothing can be mounted on \/data\/here/);
     expect(await readdir(volume)).toEqual([]);
     for (const id of [request.id, standby]) expect(await harness.leftovers(id)).toEqual([]);
   });
