@@ -35,7 +35,7 @@ export async function buildGuest(directory: string): Promise<void> {
     // The agent starts a thread from a file beside its own.
     entryPoints: {
       guest: join(import.meta.dirname, 'guest.ts'),
-      'binding-thread': join(repository, 'packages/agent/src/runtimes/oci/binding-thread.ts'),
+      'root-replacement-thread': join(repository, 'packages/linux/src/root-replacement-thread.ts'),
     },
     outdir: join(root, 'guest'),
     bundle: true,
