@@ -426,6 +426,6 @@ describe('R-3: what one does with sandboxes', () => {
     const { code, stderr } = await drover.run(['forward', 'work', `${port}:7000`]);
     server.close();
     expect(code).not.toBe(0);
-    expect(stderr).toMatch(new RegExp(`^drover: 127\\.0\\.0\\.1:${port} is held by another program\n  hint: .*\n$`));
+    expect(stderr).toMatch(new RegExp(`^drover: 127\\.0\\.0\\.1:${port} is in use by another program\n  hint: .*\n$`));
   });
 });

@@ -115,7 +115,7 @@ describe('R-3: drover top', () => {
     await drover.stop('busy', 1);
     const { code, stdout, stderr } = await run('top', 'busy', '-o', 'json');
     expect({ code, stdout }).toEqual({ code: 0, stdout: '[]\n' });
-    expect(stderr).toContain('busy does not run');
+    expect(stderr).toContain('busy is not running');
   });
 });
 

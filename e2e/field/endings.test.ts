@@ -152,11 +152,11 @@ describe('an attached run says why it ended, where that was not for its command'
     const attached = drover.spawn(['attach', '--no-stdin', 'halted']);
     await new Promise<void>((resolve) => attached.stdout.once('data', () => resolve()));
     await drover.stop('halted');
-    expect(await attached).toMatchObject({ exitCode: 0, stderr: expect.stringContaining('halted has ended: stopped by admin\n') });
+    expect(await attached).toMatchObject({ exitCode: 0, stderr: expect.stringContaining('halted ended: stopped by admin\n') });
     expect(await running).toMatchObject({
       code: 0,
       stdout: 'up\n',
-      stderr: expect.stringContaining('halted has ended: stopped by admin\n'),
+      stderr: expect.stringContaining('halted ended: stopped by admin\n'),
     });
   });
 

@@ -39,7 +39,7 @@ describe('logs are all that is kept, and say what is not', () => {
 
   const everything = async (): Promise<void> => {
     const { code, stdout, stderr } = await drover.run(['logs', 'long']);
-    const gap = /^drover: .* \((\d+) bytes\) of output before this are no longer kept.*\nend\n$/.exec(stderr);
+    const gap = /^drover: .* \((\d+) bytes\) of earlier output were dropped.*\nend\n$/.exec(stderr);
     expect(code).toBe(0);
     expect(Number(gap?.[1]) + stdout.length).toBe(written);
     // Much more than a message holds.

@@ -73,7 +73,7 @@ describe('L-15: a host that is down', () => {
         expect(outcome.code).not.toBe(0);
         expect(outcome.stderr).toMatch(/^drover: host near is down: [^\n]+\n {2}hint: [^\n]*drover host ls[^\n]*\n$/);
       }
-      await eventually('the attached run says what it waits for', () => /host near is down.*connecting again/.test(notes));
+      await eventually('the attached run says what it waits for', () => /host near is down.*reconnecting/.test(notes));
     } finally {
       process.kill(agent, 'SIGCONT');
     }

@@ -4,8 +4,8 @@ import { DroverError } from '@drover/foundation';
 import { ownBytes } from '@drover/linux';
 
 /**
- * Node decodes a program's arguments and environment as UTF-8 and puts U+FFFD in place of any other byte. Drover's API carries both as text.
- * Paths of `cp` are carried as bytes, which come from /proc; everything else that is not UTF-8 is refused by name, rather than changed.
+ * Node decodes a program's arguments and environment as UTF-8 and replaces every invalid byte by U+FFFD. Drover's API carries both as text.
+ * `cp` reads the original bytes of its paths from /proc. All other text that is not UTF-8 is refused rather than changed.
  */
 
 /** An argument as a byte string. */
@@ -20,9 +20,9 @@ export function requireText(argv: readonly string[]): void {
     if (raw === undefined) continue;
     throw new DroverError(
       'invalid-argument',
-      `the argument "${showPath(raw.toString('latin1'))}" is not UTF-8, and cannot be passed on as it is`,
+      `the argument "${showPath(raw.toString('latin1'))}" is not UTF-8, so it cannot be passed on unchanged`,
       {
-        hint: 'put it in a file and copy that in, or write it to stdin; drover cp takes such names',
+        hint: 'copy it in as a file, or write it to stdin; drover cp accepts such names',
       },
     );
   }
@@ -32,12 +32,12 @@ export function requireText(argv: readonly string[]): void {
 export function requireTextVariable(name: string, value: string): void {
   const raw = damaged(`${name}=${value}`, 'environ');
   if (raw === undefined) return;
-  throw new DroverError('invalid-argument', `the value of ${name} is not UTF-8, and cannot be passed on as it is`, {
-    hint: 'put it in a file and copy that in',
+  throw new DroverError('invalid-argument', `the value of ${name} is not UTF-8, so it cannot be passed on unchanged`, {
+    hint: 'copy it in as a file',
   });
 }
 
-/** The bytes of a text in which Node has replaced some; undefined when it has not. */
+/** The original bytes of a text in which Node has replaced some; undefined if it has replaced none, or without /proc. */
 function damaged(text: string, source: 'cmdline' | 'environ'): Buffer | undefined {
   if (!text.includes('\ufffd')) return undefined;
   const all = ownBytes(source) ?? Buffer.alloc(0);

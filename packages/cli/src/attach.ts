@@ -10,12 +10,12 @@ export interface AttachOptions {
   readonly stdin: boolean;
 }
 
-/** Detached `onPurpose`, or because the caller's terminal was closed. */
+/** `onPurpose` is false if the caller's terminal was closed. */
 export type AttachOutcome =
   | { readonly kind: 'exited'; readonly exit: ExecExit }
   | { readonly kind: 'detached'; readonly onPurpose: boolean };
 
-/** Is the caller at a terminal, both ways? */
+/** Whether both stdin and stdout are a terminal. */
 export function atTerminal(): boolean {
   return isatty(0) && isatty(1);
 }
@@ -27,13 +27,13 @@ export function terminalSize(): { rows: number; columns: number } {
 const forwarded = ['SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const;
 
 /**
- * Connects the caller's streams, terminal and signals with a process until it ends or the caller detaches.
- * With a terminal Ctrl-C is a key; without one it is a signal to the process, and the third within a second lets go.
+ * Connects the caller's streams, terminal and signals to a process until the process ends or the caller detaches. On a terminal, Ctrl-C is
+ * a key. Otherwise it sends a signal to the process, and the third within a second detaches.
  */
 export async function attach(cli: Cli, handle: ExecHandle, options: AttachOptions): Promise<AttachOutcome> {
   const using: (() => void)[] = [];
   const { promise: left, resolve: leave } = Promise.withResolvers<'detached' | 'hung-up'>();
-  // What the process says about itself is in `exit` as well; unobserved, it would end this one.
+  // `exit` rejects with the same error. Unhandled, this rejection would end the program.
   handle.started.catch(() => undefined);
   try {
     cli.takeSignals();
@@ -86,7 +86,7 @@ function passStdin(handle: ExecHandle, keys: boolean, detach: () => void): () =>
   const onEnd = (): void => {
     handle.stdin.end();
   };
-  // A process that ended no longer reads; its status says so.
+  // An ended process reads no more; its exit status is reported.
   handle.stdin.on('error', () => undefined);
   process.stdin.on('data', onData);
   process.stdin.once('end', onEnd);
@@ -101,16 +101,16 @@ function passStdin(handle: ExecHandle, keys: boolean, detach: () => void): () =>
   };
 }
 
-function passSignals(handle: ExecHandle, letGo: (why: 'detached' | 'hung-up') => void): () => void {
+function passSignals(handle: ExecHandle, detach: (why: 'detached' | 'hung-up') => void): () => void {
   let interrupts: number[] = [];
   const onSignal = (signal: NodeJS.Signals): void => {
     const now = performance.now();
     interrupts = [...interrupts.filter((at) => now - at < 1000), now];
-    if (signal === 'SIGINT' && interrupts.length >= impatientInterrupts) letGo('detached');
+    if (signal === 'SIGINT' && interrupts.length >= impatientInterrupts) detach('detached');
     else handle.kill(signal);
   };
-  // The terminal is gone: the process runs on.
-  const onHangUp = (): void => letGo('hung-up');
+  // The terminal was closed: the process keeps running.
+  const onHangUp = (): void => detach('hung-up');
   for (const signal of forwarded) process.on(signal, onSignal);
   process.on('SIGHUP', onHangUp);
   return () => {
@@ -119,12 +119,12 @@ function passSignals(handle: ExecHandle, letGo: (why: 'detached' | 'hung-up') =>
   };
 }
 
-/** R-10: a status of 137 alone would not say why. */
+/** R-10: reports out-of-memory kills, which the status 137 alone does not explain. */
 export function explainExit(cli: Cli, sandbox: string, { outOfMemory }: ExecExit): void {
   if (outOfMemory) cli.out.error(new DroverError('no-room', `${sandbox} ran out of memory`, { hint: 'give it more with --memory' }));
 }
 
-/** The exit status of `run` and `exec` for what Drover itself could not do: 125, or the shell's 126 and 127. */
+/** The exit status of `run`, `exec` and `attach` for Drover's own failures: 125, or the shell's 126 and 127. */
 export function wrapperStatus(error: DroverError): number {
   if (hasCode(error, 'command-not-found', 'command-not-executable', 'cancelled')) return error.exitCode;
   return 125;

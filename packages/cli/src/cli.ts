@@ -1,17 +1,17 @@
 import type { DroverClient } from '@drover/sdk';
 import type { Output } from './output/index.ts';
 
-/** What every command gets: where to write, how to reach the control plane, and what ends it. */
+/** What every command receives: its output, its connection to the control plane, and its signals. */
 export interface Cli {
   readonly out: Output;
   readonly env: NodeJS.ProcessEnv;
-  /** Aborted by SIGINT, SIGTERM and SIGHUP, unless the command takes the signals for itself. */
+  /** Aborted by SIGINT, SIGTERM and SIGHUP, unless the command handles the signals itself. */
   readonly signal: AbortSignal;
-  /** Stops the signals from aborting `signal`: from now on the command handles them. */
+  /** Stops signals from aborting `signal`. From then on the command handles them. */
   takeSignals(): void;
-  /** The client of the control plane in the flags, the environment or the context file. @throws {DroverError} control-plane-unreachable */
+  /** Connects to the control plane that the flags, the environment or the context names. @throws {DroverError} control-plane-unreachable */
   connect(): Promise<DroverClient>;
-  /** The flags of the connection, for what is not the client. */
+  /** The connection flags, for commands that do more than connect. */
   readonly connection: ConnectionFlags;
 }
 
@@ -24,5 +24,5 @@ export interface ConnectionFlags {
   readonly ca?: string;
 }
 
-/** A command's work, with its parsed arguments; gives the exit status, 0 when absent. */
+/** Runs a command with its parsed arguments. Returns the exit status; absent: 0. */
 export type Handler<A extends readonly unknown[], O> = (cli: Cli, args: A, options: O) => Promise<number | void>;

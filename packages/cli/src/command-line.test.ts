@@ -52,9 +52,9 @@ describe('where a command line stands', () => {
     [['run', '--', 'host'], 'run', undefined, true],
     [['exec', 'web'], 'exec', undefined, true],
     [['logs', 'web'], 'logs', undefined, false],
-  ])('%j', (words, path, flag, isTheirs) => {
+  ])('%j', (words, path, flag, inSandboxCommand) => {
     const position = locate(program, words);
-    expect([commandPath(position.command), position.option?.long, position.isTheirs]).toEqual([path, flag, isTheirs]);
+    expect([commandPath(position.command), position.option?.long, position.inSandboxCommand]).toEqual([path, flag, inSandboxCommand]);
   });
 
   test('words of the command to run are not Drover’s own', () => {

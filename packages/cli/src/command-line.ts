@@ -1,29 +1,29 @@
 import type { Command, Option } from 'commander';
 import { takesCommand } from './definition.ts';
 
-/** Where a command line stands after some of its words, by the rules that the parser follows. */
+/** The state of parsing after some words of a command line. */
 export interface Position {
   /** The innermost command that the words name. */
   readonly command: Command;
-  /** The flag that the next word is the value of. */
+  /** The flag whose value is the next word. */
   readonly option: Option | undefined;
   /** Arguments of `command` so far. */
   readonly operands: readonly string[];
-  /** `--` has ended the flags. */
+  /** Whether `--` has ended the flags. */
   readonly flagsEnded: boolean;
-  /** The next word belongs to the command to run in a sandbox. */
-  readonly isTheirs: boolean;
+  /** Whether the next word belongs to the command to run in the sandbox. */
+  readonly inSandboxCommand: boolean;
 }
 
-/** Reads words as the parser would, without running anything; unknown flags are taken for switches. */
+/** Follows the parser's rules without running anything. Unknown flags count as switches. */
 export function locate(program: Command, words: readonly string[]): Position {
   let command = program;
   let option: Option | undefined;
   let operands: readonly string[] = [];
   let flagsEnded = false;
-  const isTheirs = (): boolean => takesCommand(command) && operands.length >= command.registeredArguments.length - 1;
+  const inSandboxCommand = (): boolean => takesCommand(command) && operands.length >= command.registeredArguments.length - 1;
   for (const word of words) {
-    if (isTheirs()) break;
+    if (inSandboxCommand()) break;
     if (option !== undefined) {
       option = undefined;
     } else if (!flagsEnded && word === '--') {
@@ -36,16 +36,16 @@ export function locate(program: Command, words: readonly string[]): Position {
       else command = inner;
     }
   }
-  return { command, option, operands, flagsEnded, isTheirs: isTheirs() };
+  return { command, option, operands, flagsEnded, inSandboxCommand: inSandboxCommand() };
 }
 
-/** What `help` asks about: the innermost command that the words after it name, and the first word that names none below that. */
+/** The subject of `help`: the innermost command that its words name, and the first word that names no subcommand of it. */
 export interface HelpQuestion {
   readonly command: Command;
   readonly unknown: string | undefined;
 }
 
-/** @returns undefined when the line does not ask with `help`: `drover help sandbox create`, `drover sandbox help create` */
+/** Parses `drover help sandbox create` and `drover sandbox help create`. @returns undefined for other lines */
 export function helpQuestion(program: Command, words: readonly string[]): HelpQuestion | undefined {
   const at = words.findIndex((word, i) => word === 'help' && mayNameCommand(locate(program, words.slice(0, i))));
   if (at < 0) return undefined;
@@ -63,13 +63,13 @@ function mayNameCommand({ command, option, operands, flagsEnded }: Position): bo
   return command.commands.length > 0 && !takesCommand(command) && option === undefined && operands.length === 0 && !flagsEnded;
 }
 
-/** The words of the line that are Drover's own: all but those of the command to run in a sandbox. */
+/** The words of the line without the command to run in a sandbox. */
 export function ownWords(program: Command, words: readonly string[]): readonly string[] {
-  const end = words.findIndex((_, count) => locate(program, words.slice(0, count)).isTheirs);
+  const end = words.findIndex((_, count) => locate(program, words.slice(0, count)).inSandboxCommand);
   return end < 0 ? words : words.slice(0, end);
 }
 
-/** `sandbox ls`, as it is typed behind `drover`; empty for the program itself. */
+/** A command's path, such as `sandbox ls`; empty for the program itself. */
 export function commandPath(command: Command): string {
   const outer = command.parent === null ? '' : commandPath(command.parent);
   return command.parent === null ? '' : `${outer} ${command.name()}`.trim();
@@ -79,7 +79,7 @@ export function subcommand(command: Command, name: string): Command | undefined 
   return command.commands.find((inner) => inner.name() === name || inner.aliases().includes(name));
 }
 
-/** The flag that takes the next word as its value: of `--name`, `-n` or a group such as `-dn`. */
+/** The flag in `--name`, `-n` or a group such as `-dn` whose value is the next word. */
 function flagAwaitingValue(command: Command, word: string): Option | undefined {
   if (word.startsWith('--')) {
     const option = command.options.find(({ long }) => long === word);
@@ -87,7 +87,7 @@ function flagAwaitingValue(command: Command, word: string): Option | undefined {
   }
   for (let at = 1; at < word.length; at++) {
     const option = command.options.find(({ short }) => short === `-${word[at]}`);
-    // The rest of the word is the value of a flag that takes one.
+    // If the flag takes a value, the rest of the word is that value.
     if (option?.required === true) return at === word.length - 1 ? option : undefined;
     if (option === undefined) return undefined;
   }

@@ -2,64 +2,64 @@
 
 /** Environment files and context files larger than this are refused, bytes. */
 export const maxConfigFileBytes = 1024 * 1024;
-/** Contexts of one person; `drover context add` and `up` refuse to make more. */
+/** Contexts of one user; `drover context add` and `up` refuse to create more. */
 export const maxContexts = 100;
-/** How long completion waits for names from the control plane, ms. Then it completes without them. */
+/** How long completion waits for names from the control plane, ms. After that it completes without them. */
 export const completionTimeoutMs = 1_500;
-/** A start that takes longer than this shows what it is doing, ms. */
+/** A start that takes longer than this shows its progress, ms. */
 export const progressAfterMs = 700;
-/** How often a waiting `run` looks at the sandbox's state for its progress, ms. */
+/** How often a waiting `run` reads the sandbox's state for its progress, ms. */
 export const progressIntervalMs = 500;
-/** Characters of a failed step's stderr in the sentence that `run` ends with, the last ones; `sandbox get` shows all that is kept. */
+/** Characters from the end of a failed step's stderr in the error of `run`; `sandbox get` shows all that is retained. */
 export const maxStderrShown = 500;
-/** How often the line with that is redrawn on a terminal, ms. */
+/** How often the progress line is redrawn on a terminal, ms. */
 export const statusFrameMs = 100;
-/** How long an interrupted `run` or `sandbox create` waits for the answer to its create, to remove what it made, and then for the removal, ms. */
+/** How long an interrupted `run` or `sandbox create` waits for the response to its create, and then for the removal, ms. */
 export const interruptGraceMs = 10_000;
-/** How long an interrupted `exec` waits for the end of the process that it has just asked for and killed, ms. */
+/** How long an interrupted `exec` waits for the end of the process that it has just started and killed, ms. */
 export const interruptKillMs = 2_000;
-/** How long `run` waits, after its command was killed or asked to end, for the host to report why, ms. */
+/** How long `run` waits for the host to report why its command was killed or stopped, ms. */
 export const endReportWaitMs = 2_000;
-/** How long `run --rm` waits for the host to tell of the end, and then for the removal, ms. Then it leaves that to the control plane. */
+/** How long `run --rm` waits for the host to report the end, and then for the removal, ms. After that the control plane removes the sandbox. */
 export const removalWaitMs = 5_000;
-/** TCP keepalive of connections that `forward` accepts: so a client that vanished is noticed, ms without traffic. */
+/** TCP keepalive of connections that `forward` accepts, ms without traffic. It detects clients that vanished. */
 export const forwardKeepaliveMs = 30_000;
-/** This many interrupts within a second let go of a process that does not end. */
+/** This many interrupts within a second detach from a process that does not end. */
 export const impatientInterrupts = 3;
-/** Files that a copy left out and names; the others are only counted. */
+/** Files left out of a copy that are named; the others are only counted. */
 export const maxLeftOutShown = 1_000;
-/** A copy redraws its progress on a terminal this often, and says it in a pipe this often, ms. */
+/** How often a copy redraws its progress on a terminal, and prints it in a pipe, ms. */
 export const copyRedrawMs = 200;
 export const copyLineMs = 10_000;
-/** How long `up` waits for the control plane to answer, and then for the host to be ready, ms. */
+/** How long `up` waits for the control plane to respond, and then for the host to be ready, ms. */
 export const upControlPlaneMs = 30_000;
 export const upHostMs = 60_000;
-/** How long `up` waits for its two processes to end after SIGTERM before it kills them, ms. */
+/** How long `up` waits for its processes to exit after SIGTERM before it kills them, ms. */
 export const upStopMs = 15_000;
-/** How long doctor waits for one check, ms. It is then a warning. */
+/** How long doctor waits for one check, ms. After that the check is a warning. */
 export const doctorCheckMs = 5_000;
 /** Free bytes in the data directory below which doctor warns. */
 export const doctorFreeBytes = 2 * 1024 ** 3;
-/** Bytes of `up`'s log file; then it becomes drover.log.1, and the one before is gone. */
+/** Bytes of `up`'s log file. A full log is renamed to drover.log.1, which replaces the previous one. */
 export const upLogBytes = 32 * 1024 * 1024;
-/** How often a process started by `up` looks whether `up` is still there, ms. Without it, it ends. */
+/** How often a process started by `up` checks that `up` is running, ms. Otherwise it exits. */
 export const parentCheckMs = 500;
-/** How long a second `up` waits for the processes of one that was killed to leave the port, ms. */
+/** How long `up` waits for the processes of a killed `up` to release the port, ms. */
 export const upTakeOverMs = 20_000;
-/** A command that waits for the control plane says so after this long, ms; tries this far apart belong to different waits. */
+/** A command that waits for the control plane notes it after this long, ms. Retries further apart than the gap belong to different waits. */
 export const waitNoteAfterMs = 1_000;
 export const waitNoteGapMs = 10_000;
-/** A connection that is still broken is mentioned this often, ms. */
+/** How often a broken connection is noted, ms. */
 export const reconnectNoteMs = 30_000;
 
-/** The shortest --host-ttl (three heartbeats of a second) and --lost-grace, and the longest of both, ms. Others are refused. */
+/** The shortest --host-ttl (three heartbeats of a second) and --lost-grace, and the longest of both, ms. */
 export const minHostTtlMs = 3_000;
 export const minLostGraceMs = 1_000;
 export const maxLivenessMs = 24 * 3_600_000;
-/** The shortest and the longest --reconnect-max, ms. Others are refused. */
+/** The shortest and the longest --reconnect-max, ms. */
 export const minReconnectMaxMs = 500;
 export const maxReconnectMaxMs = 600_000;
 
-/** Between the first two looks of `top`, which give its first shares of CPU, and between the following ones, ms. */
+/** The time between the first two samples of `top`, and between later ones, ms. */
 export const topFirstMs = 1_000;
 export const topIntervalMs = 2_000;

@@ -42,8 +42,8 @@ describe('R-2: flags become values, or one sentence', () => {
     const taken = Object.assign(new Error('listen EADDRINUSE'), { code: 'EADDRINUSE' });
     expect(cannotListen(taken, '127.0.0.1', 8080, 80)).toMatchObject({
       code: 'port-in-use',
-      message: '127.0.0.1:8080 is held by another program',
-      hint: 'name another port here, such as 0:80 for any that is free',
+      message: '127.0.0.1:8080 is in use by another program',
+      hint: 'name another local port, or 0:80 for any free port',
     });
   });
 

@@ -12,12 +12,12 @@ import { reconnectNoteMs, waitNoteAfterMs, waitNoteGapMs } from './limits.ts';
 import { buildProgram } from './program.ts';
 import type { CommonFlags, Run } from './definition.ts';
 
-/** Commands that end with the status of the command that they ran. */
+/** Commands that return the status of the command that they ran. */
 const wrappers = new Set(['run', 'exec', 'attach']);
 
-/** Runs one command line and gives the exit status. Everything that goes wrong is said here, in one place. */
+/** Runs one command line and returns the exit status. Prints every error, so that no command has to. */
 export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> {
-  // Help is written too, before any command runs.
+  // Installed first, since help is printed before any command runs.
   for (const stream of [process.stdout, process.stderr]) {
     if (!stream.listeners('error').includes(endOnBrokenPipe)) stream.on('error', endOnBrokenPipe);
   }
@@ -32,9 +32,9 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     });
   const run: Run = async (command, flags, work) => {
     state.command = command;
-    // `inspect` prints JSON without being asked to; its errors are for people all the same.
+    // `inspect` prints JSON by default, but its errors as text.
     state.json = flags.output === 'json' && command.getOptionValueSource('output') !== 'default';
-    // It takes the bytes of file names.
+    // cp passes file names on as bytes.
     if (command.name() !== 'cp') requireText(argv);
     await using cli = new RunningCli(out(flags.output === 'json'), env, flags, state);
     status = (await work(cli)) ?? 0;
@@ -42,14 +42,14 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
   const program = buildProgram(run, argv);
   try {
     if (argv[0] === 'complete') return await (await import('./completion/complete.ts')).complete(program, argv.slice(1), env);
-    // Internal: its arguments are between the agent and the gateway.
+    // Internal: only the agent starts the gateway.
     if (argv[0] === 'gateway') return await (await import('@drover/gateway')).gatewayMain(argv.slice(1));
     for (const command of [program, ...walk(program)]) {
       command.exitOverride((error) => {
         state.command = command;
         throw error;
       });
-      // Errors are said by us, in one place.
+      // runCli prints the errors.
       command.configureOutput({ outputError: () => undefined, writeErr: () => undefined });
     }
     if (argv.length === 0) {
@@ -72,23 +72,23 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
     const error = await inContext(explain(thrown, command), env, state.connected);
     out(state.json ?? wantsJson(own)).error(error);
     if (isInterrupted(error) && state.signal !== undefined) return 128 + constants.signals[state.signal];
-    // Of a line that could not be parsed, too: the words name the command.
+    // Even if the line could not be parsed, its words name the command.
     if (isWrapper(command) || isWrapper(locate(program, own).command)) return (await import('./attach.ts')).wrapperStatus(error);
     return error.exitCode;
   }
 }
 
-/** What became known of a command line while it was run. */
+/** Facts about a command line that are known only while it runs. */
 interface State {
   command?: Command;
   json?: boolean;
-  /** The flags of its connection, once it has asked for one. */
+  /** Its connection flags, once it has connected. */
   connected?: ConnectionFlags;
   /** The signal that interrupted it. */
   signal?: NodeJS.Signals;
 }
 
-/** Whether a command's status is that of a command in a sandbox: what Drover could not do is 125 there, as with docker. */
+/** Whether a command returns the status of a command in a sandbox. Its own failures are then 125, as in docker. */
 function isWrapper(command: Command): boolean {
   return wrappers.has(commandPath(command));
 }
@@ -104,19 +104,19 @@ function* walk(command: Command): Generator<Command> {
   }
 }
 
-/** An error before the flags are parsed has a format too. */
+/** The output format for errors that occur before the flags are parsed. */
 function wantsJson(words: readonly string[]): boolean {
   return words.some(
     (word, i) => word === '-ojson' || word === '--output=json' || ((word === '-o' || word === '--output') && words[i + 1] === 'json'),
   );
 }
 
-/** The sentence for a person. */
+/** Turns anything thrown into an error with a sentence and a hint. */
 function explain(thrown: unknown, command: Command): DroverError {
   if (thrown instanceof CommanderError) return usageError(thrown, command);
   const error = DroverError.from(thrown);
   if (error === thrown || !(thrown instanceof Error) || errnoOf(thrown) === undefined) return error;
-  // A file or an address of the person's own, which the sentence has to name.
+  // The error concerns a file or address of the user, so the sentence names it.
   const { path } = thrown as NodeJS.ErrnoException;
   const subject = path === undefined ? '' : `${path}: `;
   return new DroverError(error.code, `${subject}${reasonOf(thrown)}`, {
@@ -125,11 +125,11 @@ function explain(thrown: unknown, command: Command): DroverError {
   });
 }
 
-/** Which of several control planes could not be reached. */
+/** Adds which of several control planes could not be reached. */
 async function inContext(thrown: DroverError, env: NodeJS.ProcessEnv, flags: ConnectionFlags | undefined): Promise<DroverError> {
   if (flags === undefined || !hasCode(thrown, 'control-plane-unreachable')) return thrown;
   const { withContextName } = await import('./context/context.ts');
-  // Contexts that cannot be read now are of less importance than the error.
+  // The error matters more than contexts that cannot be read.
   return await withContextName(thrown, env, flags).catch(() => thrown);
 }
 
@@ -138,23 +138,23 @@ function usageError(error: CommanderError, command: Command): DroverError {
   const path = commandPath(command);
   const called = path === '' ? 'drover' : `drover ${path}`;
   if (error.code === 'commander.help') {
-    return new DroverError('invalid-argument', `${called} needs a command of its own`, {
+    return new DroverError('invalid-argument', `${called} needs a subcommand`, {
       hint: `${called} --help lists them`,
       cause: error,
     });
   }
   const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n');
   const suggestion = /\(?(Did you mean .*\?)\)?/.exec(rest.join(' '))?.[1];
-  const hint = dockerHint(path, first) ?? suggestion ?? `${called} --help lists what there is`;
+  const hint = dockerHint(path, first) ?? suggestion ?? `${called} --help lists the commands and flags`;
   return new DroverError('invalid-argument', first, { hint, cause: error });
 }
 
-/** The reader of the output has ended, as `head` does: there is no more to do. */
+/** Exits if the reader of the output has exited, as `head` does. */
 function endOnBrokenPipe(error: NodeJS.ErrnoException): void {
   if (error.code === 'EPIPE') process.exit(0);
 }
 
-/** Says what a command waits for: when it has waited for a while, and again after a longer one. */
+/** Returns a listener that notes what a command waits for: after a short wait, then once per interval. */
 function waitNotes(out: Output): (error: DroverError) => void {
   let [since, last, noted] = [0, Number.NEGATIVE_INFINITY, Number.NEGATIVE_INFINITY];
   return (error) => {
@@ -169,7 +169,7 @@ function waitNotes(out: Output): (error: DroverError) => void {
 
 const endingSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
-/** One command's life: its signals and its connection. */
+/** A running command: its signals and its connection. */
 class RunningCli implements Cli, AsyncDisposable {
   readonly out: Output;
   readonly env: NodeJS.ProcessEnv;
@@ -179,7 +179,7 @@ class RunningCli implements Cli, AsyncDisposable {
   #client: Promise<DroverClient> | undefined;
   readonly #onSignal = (signal: NodeJS.Signals): void => {
     this.#state.signal = signal;
-    // The second one does not wait for the cleanup.
+    // A second signal does not wait for cleanup.
     if (this.#abort.signal.aborted) process.exit(128 + constants.signals[signal]);
     this.#abort.abort(new DroverError('cancelled', signal === 'SIGINT' ? 'interrupted' : `ended by ${signal}`));
   };
@@ -211,7 +211,7 @@ class RunningCli implements Cli, AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.takeSignals();
-    // One that could not be made has been reported by whoever asked for it.
+    // The command has reported a failed connection.
     const client = await this.#client?.catch(() => undefined);
     client?.close();
   }

@@ -2,8 +2,8 @@ import { DroverError } from '@drover/foundation';
 import { errorFromWire, type api } from '@drover/protocol';
 import type { Cli } from '../cli.ts';
 
-/** Says which hosts failed, and gives the status of the last; 0 when none did. */
-export function tellFailures(cli: Cli, failures: readonly api.HostFailure[]): number {
+/** Prints the error of every failed host. Returns the status of the last failure, or 0. */
+export function reportFailures(cli: Cli, failures: readonly api.HostFailure[]): number {
   let status = 0;
   for (const { hostName, hostId, error } of failures) {
     if (error === undefined) continue;

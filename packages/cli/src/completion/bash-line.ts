@@ -1,10 +1,10 @@
-/** The words of a command line that is being typed, and how much of the last one the shell keeps. */
+/** The words of an unfinished command line. */
 export interface TypedLine {
-  /** The words before the one at the cursor, without the program's own name. */
+  /** The words before the cursor's word, without the program name. */
   readonly words: readonly string[];
-  /** The word at the cursor, as far as it is typed and without its quotes. */
+  /** The word at the cursor, without quotes. */
   readonly current: string;
-  /** Characters at the start of `current` that bash leaves as they are: it replaces what follows the last of its word breaks. */
+  /** How many characters at the start of `current` bash keeps: it replaces only the text after the last word break. */
   readonly kept: number;
 }
 
@@ -12,10 +12,9 @@ const separators = /^(?:;|&|\||\n|\(|\))/;
 const redirection = /^(?:&>>|&>|>&|<&|>>|<<<|<<|<>|>\||[<>](?!\())/;
 
 /**
- * Splits a bash command line into words by its quotes, escapes and operators. Nothing is expanded: `$(…)`, backquotes and variables
- * are characters like any other, so that no word of the line is ever evaluated. Targets of redirections are left out, as they are no
- * arguments.
- * @param line what is typed, up to the cursor
+ * Splits a bash command line into words at quotes, escapes and operators. Expands nothing: `$(…)`, backquotes and variables are ordinary
+ * characters, so no word is ever evaluated. Leaves out the targets of redirections, which are not arguments.
+ * @param line the text up to the cursor
  * @param breaks COMP_WORDBREAKS
  */
 export function splitBashLine(line: string, breaks: string): TypedLine {
@@ -50,7 +49,7 @@ export function splitBashLine(line: string, breaks: string): TypedLine {
   }
 }
 
-/** The word that begins at `from`. An open quote reaches to the end of the line. */
+/** The word that starts at `from`. An open quote extends to the end of the line. */
 function readWord(line: string, from: number): { readonly text: string; readonly end: number; readonly quoted: boolean } {
   let text = '';
   let at = from;
@@ -83,7 +82,7 @@ function readWord(line: string, from: number): { readonly text: string; readonly
   return { text, end: Math.min(at, line.length), quoted };
 }
 
-/** Behind the substitution that begins at `from`: of `$(…)`, `<(…)` and `>(…)` the matching parenthesis, else the next backquote. */
+/** The end of the substitution that starts at `from`: after the matching parenthesis of `$(…)`, `<(…)` and `>(…)`, or the next backquote. */
 function substitutionEnd(line: string, from: number): number {
   if (line[from] === '`') {
     const close = line.indexOf('`', from + 1);
@@ -97,13 +96,13 @@ function substitutionEnd(line: string, from: number): number {
   return line.length;
 }
 
-/** Without leading assignments and the name of the program. */
+/** The words after leading assignments and the program name. */
 function argumentsOf(words: readonly string[]): readonly string[] {
   const program = words.findIndex((word) => !/^[A-Za-z_][A-Za-z0-9_]*=/.test(word));
   return program < 0 ? [] : words.slice(program + 1);
 }
 
-/** Up to and with the last word break: bash takes what follows for the word to complete. */
+/** The length up to and including the last word break. Bash completes only the text after it. */
 function lastBreak(text: string, breaks: string): number {
   return (
     Math.max(

@@ -8,10 +8,10 @@ export interface Candidate {
   readonly description: string;
 }
 
-/** @param operands what stands before the cursor */
+/** @param operands the arguments before the cursor */
 type Source = (client: DroverClient, signal: AbortSignal, operands: readonly string[]) => Promise<readonly Candidate[]>;
 
-/** How names are found: with one call to the control plane each. */
+/** Finds names with one call to the control plane each. */
 const sources = {
   sandboxes: async ({ sandboxes }, signal) =>
     (await sandboxes.list({ signal })).map((sandbox) => ({ value: sandboxLabel(sandbox), description: sandbox.spec?.image ?? '' })),
@@ -33,7 +33,7 @@ const sources = {
 
 export type NameKind = keyof typeof sources | 'contexts';
 
-/** Names that exist now; none when the control plane does not respond in time, since a shell must not hang at a key. */
+/** Returns existing names, or none if the control plane does not respond in time, so that the shell does not hang. */
 export async function namesOf(kind: NameKind, env: NodeJS.ProcessEnv, operands: readonly string[] = []): Promise<readonly Candidate[]> {
   if (kind === 'contexts') return (await contextNames(env).catch(() => [])).map((value) => ({ value, description: '' }));
   let client: DroverClient | undefined;

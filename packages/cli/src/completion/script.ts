@@ -2,8 +2,8 @@ import { DroverError } from '@drover/foundation';
 import type { Cli } from '../cli.ts';
 
 /**
- * The scripts hand the words of the line over as arguments, quoted, and insert what comes back; no script evaluates a word. They run
- * the program that printed them, not the one that the line names: a line can name any file.
+ * The scripts pass the words of the line as quoted arguments and insert the printed values. They evaluate no word. They run the program
+ * that printed them, not the program that the line names, which can be any file.
  */
 const scripts: Readonly<Record<string, (program: string) => string>> = {
   bash: (program) => `# Completion of drover for bash: source <(drover completion bash)
@@ -64,7 +64,7 @@ complete -c drover -f -a '(__drover_complete)'
 `,
 };
 
-/** R-3: prints the script of a shell. @throws {DroverError} invalid-argument for another shell */
+/** R-3: prints the completion script for a shell. @throws {DroverError} invalid-argument for an unknown shell */
 export default function completion(cli: Cli, [shell]: readonly [string]): Promise<void> {
   const script = Object.hasOwn(scripts, shell) ? scripts[shell] : undefined;
   if (script === undefined) {
@@ -72,12 +72,12 @@ export default function completion(cli: Cli, [shell]: readonly [string]): Promis
       hint: `drover completion ${Object.keys(scripts).join('|')}`,
     });
   }
-  // Set by the launchers; a program that was started without one is looked up in PATH.
+  // The launcher sets DROVER_LAUNCHER. Without it the shell finds drover in PATH.
   cli.out.stdout.write(script(quoted(cli.env['DROVER_LAUNCHER'] ?? 'drover')));
   return Promise.resolve();
 }
 
-/** In single quotes, which bash, zsh and fish read alike but for the two characters that fish escapes in them. */
+/** Quotes for bash, zsh and fish. Only fish treats a backslash specially inside single quotes. */
 function quoted(program: string): string {
   return /^[A-Za-z0-9_./+-]+$/.test(program) ? program : `'${program.replaceAll("'", `'"'"'`)}'`;
 }

@@ -4,8 +4,8 @@ import type { ConnectionFlags } from '../cli.ts';
 import { loadContext } from './context.ts';
 
 /**
- * Connects lazily: the first call finds out whether the control plane responds.
- * @param onWait called each time a call is going to be repeated
+ * Creates a client. The first call connects.
+ * @param onWait called before each retry of a call
  */
 export async function connect(
   env: NodeJS.ProcessEnv,

@@ -93,7 +93,7 @@ describe('which control plane a command goes to', () => {
   test('an unknown context is refused with the names that exist', async () => {
     await expect(loadContext(env, { context: 'nosuch' })).rejects.toMatchObject({
       code: 'context-not-found',
-      hint: 'contexts that exist: local, prod',
+      hint: 'the contexts are local, prod',
     });
   });
 

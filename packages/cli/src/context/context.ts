@@ -4,20 +4,20 @@ import { maxConfigFileBytes } from '../limits.ts';
 import { contextNames, currentContext, parseContextName, readContext, type Context, type NamedContext } from './store.ts';
 
 /**
- * The connection: a server that is named by --server, else the context that --context names, else DROVER_SERVER, else DROVER_CONTEXT,
- * else the current context. The token and the CA of a context go to its own server alone; --token and --ca, else DROVER_TOKEN and
- * DROVER_CA, go before them. The three variables belong together: where --context sets DROVER_SERVER aside, the other two go with it.
- * @throws {DroverError} failed-precondition when nothing names one, context-not-found, invalid-config when a file is wrong, invalid-argument
+ * Finds the control plane to use: --server, then --context, then DROVER_SERVER, then DROVER_CONTEXT, then the current context. A context's
+ * token and CA are only used for its own server; --token and --ca, then DROVER_TOKEN and DROVER_CA, take precedence over them. The three
+ * variables belong together: if --context overrides DROVER_SERVER, the other two are ignored as well.
+ * @throws {DroverError} failed-precondition when no control plane is named, context-not-found, invalid-config when a file is wrong, invalid-argument
  */
 export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<Context> {
   if (flags.server !== undefined && flags.context !== undefined) {
-    throw new DroverError('invalid-argument', '--server and --context name two control planes', { hint: 'leave out one of them' });
+    throw new DroverError('invalid-argument', '--server and --context exclude each other', { hint: 'leave one of them out' });
   }
   const ownServer = nonEmpty(env['DROVER_SERVER']);
-  const isSetAside = flags.context !== undefined && ownServer !== undefined;
+  const isOverridden = flags.context !== undefined && ownServer !== undefined;
   const server = flags.server ?? (flags.context === undefined ? ownServer : undefined);
-  const token = flags.token ?? (isSetAside ? undefined : nonEmpty(env['DROVER_TOKEN']));
-  const ca = flags.ca ?? (isSetAside ? undefined : nonEmpty(env['DROVER_CA']));
+  const token = flags.token ?? (isOverridden ? undefined : nonEmpty(env['DROVER_TOKEN']));
+  const ca = flags.ca ?? (isOverridden ? undefined : nonEmpty(env['DROVER_CA']));
   const caPem = ca === undefined ? undefined : await readCa(ca);
   const known = await contextOfServer(env, flags, server);
   const resolved = server === undefined ? known?.server : parseServer(server);
@@ -28,7 +28,7 @@ export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags
   }
   const resolvedToken = token ?? known?.token;
   if (resolvedToken === undefined) {
-    throw new DroverError('unauthenticated', `there is no token for ${resolved}`, { hint: 'give one with --token or DROVER_TOKEN' });
+    throw new DroverError('unauthenticated', `no token for ${resolved}`, { hint: 'pass it with --token or DROVER_TOKEN' });
   }
   const resolvedCa = caPem ?? known?.caPem;
   return {
@@ -39,17 +39,17 @@ export async function loadContext(env: NodeJS.ProcessEnv, flags: ConnectionFlags
   };
 }
 
-/** The chosen context, where it is of the server that a flag or a variable names. */
+/** The chosen context, unless a flag or variable names another server. */
 async function contextOfServer(
   env: NodeJS.ProcessEnv,
   flags: ConnectionFlags,
   server: string | undefined,
 ): Promise<NamedContext | undefined> {
-  const kept = await chosenContext(env, flags);
-  return server === undefined || parseServer(server) === kept?.server ? kept : undefined;
+  const chosen = await chosenContext(env, flags);
+  return server === undefined || parseServer(server) === chosen?.server ? chosen : undefined;
 }
 
-/** The error of a control plane that cannot be reached, with the name of its context, and with how to find the others. */
+/** Adds the context's name, and the names of other contexts, to the error of an unreachable control plane. */
 export async function withContextName(error: DroverError, env: NodeJS.ProcessEnv, flags: ConnectionFlags): Promise<DroverError> {
   const server = flags.server ?? (flags.context === undefined ? nonEmpty(env['DROVER_SERVER']) : undefined);
   const context = await contextOfServer(env, flags, server);
@@ -78,7 +78,7 @@ export async function findContext(env: NodeJS.ProcessEnv, text: string): Promise
   if (context !== undefined) return { name, ...context };
   const names = await contextNames(env);
   throw new DroverError('context-not-found', `there is no context ${JSON.stringify(name)}`, {
-    hint: names.length === 0 ? 'drover up makes one, and drover context add' : `contexts that exist: ${names.join(', ')}`,
+    hint: names.length === 0 ? 'drover up and drover context add create contexts' : `the contexts are ${names.join(', ')}`,
   });
 }
 
@@ -118,11 +118,11 @@ async function readCa(path: string): Promise<string> {
   }
   if (Buffer.byteLength(pem) > maxConfigFileBytes) {
     throw new DroverError('invalid-config', `the CA file ${path} is larger than ${maxConfigFileBytes} bytes`, {
-      hint: 'is it the right file?',
+      hint: 'check that it is the right file',
     });
   }
   if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
-    throw new DroverError('invalid-config', `${path} holds no certificate`, { hint: 'give a PEM file with --ca or DROVER_CA' });
+    throw new DroverError('invalid-config', `${path} contains no certificate`, { hint: 'name a PEM file with --ca or DROVER_CA' });
   }
   return pem;
 }

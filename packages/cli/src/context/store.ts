@@ -4,12 +4,12 @@ import { dirname, join } from 'node:path';
 import { clip, DroverError, errnoOf, makeDirectories, reasonOf, writeFileAtomic } from '@drover/foundation';
 import { maxContexts } from '../limits.ts';
 
-/** Where a control plane is, and how to be let in. */
+/** A control plane's address and credentials. */
 export interface Context {
   /** `https://host:port`. */
   readonly server: string;
   readonly token: string;
-  /** The CA that the server's certificate must come from; absent trusts the system's. */
+  /** The CA that issued the server's certificate, PEM. Absent: the system's CAs. */
   readonly caPem?: string;
   /** The data directory of the `up` on this machine that made the context. */
   readonly data?: string;
@@ -19,7 +19,7 @@ export interface NamedContext extends Context {
   readonly name: string;
 }
 
-/** The name of the context in `context.json`, which earlier versions wrote as the only one. */
+/** The context of `context.json`, which earlier versions wrote. */
 const legacyName = 'default';
 const contextName = /^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$/;
 
@@ -29,7 +29,7 @@ function directoryOf(env: NodeJS.ProcessEnv): string {
   return join(base !== undefined && base.startsWith('/') ? base : join(env['HOME'] ?? homedir(), '.config'), 'drover');
 }
 
-/** A file for each context, so that two programs that save theirs at the same time do not lose one. */
+/** Each context has its own file, so that programs that save contexts concurrently lose none. */
 const fileOf = (env: NodeJS.ProcessEnv, name: string): string => join(directoryOf(env), 'contexts', `${name}.json`);
 const legacyFile = (env: NodeJS.ProcessEnv): string => join(directoryOf(env), 'context.json');
 const currentFile = (env: NodeJS.ProcessEnv): string => join(directoryOf(env), 'current-context');
@@ -42,7 +42,7 @@ export function parseContextName(text: string): string {
   });
 }
 
-/** All contexts by name. @throws {DroverError} invalid-config when one cannot be read */
+/** All contexts, sorted by name. @throws {DroverError} invalid-config when one cannot be read */
 export async function listContexts(env: NodeJS.ProcessEnv): Promise<readonly NamedContext[]> {
   const contexts: NamedContext[] = [];
   for (const name of await contextNames(env)) {
@@ -52,7 +52,7 @@ export async function listContexts(env: NodeJS.ProcessEnv): Promise<readonly Nam
   return contexts;
 }
 
-/** Their names alone, in order. */
+/** The names of all contexts, sorted. */
 export async function contextNames(env: NodeJS.ProcessEnv): Promise<readonly string[]> {
   const files = await readdir(dirname(fileOf(env, legacyName))).catch(ignoringAbsence<string[]>([]));
   const names = new Set(files.filter((file) => file.endsWith('.json')).map((file) => file.slice(0, -'.json'.length)));
@@ -60,7 +60,7 @@ export async function contextNames(env: NodeJS.ProcessEnv): Promise<readonly str
   return [...names].filter((name) => contextName.test(name)).toSorted();
 }
 
-/** @returns undefined when there is none of that name @throws {DroverError} invalid-config */
+/** @returns undefined if no context has this name @throws {DroverError} invalid-config */
 export async function readContext(env: NodeJS.ProcessEnv, name: string): Promise<Context | undefined> {
   const file = fileOf(env, name);
   const text = await read(file);
@@ -70,18 +70,18 @@ export async function readContext(env: NodeJS.ProcessEnv, name: string): Promise
   return legacy === undefined ? undefined : parse(legacyFile(env), legacy);
 }
 
-/** The name of the context that commands use unless they name another; undefined when none is chosen. */
+/** The name of the current context; undefined if none is chosen. */
 export async function currentContext(env: NodeJS.ProcessEnv): Promise<string | undefined> {
   const chosen = (await read(currentFile(env)))?.trim();
   if (chosen !== undefined) return contextName.test(chosen) ? chosen : undefined;
   return (await read(legacyFile(env))) === undefined ? undefined : legacyName;
 }
 
-/** @throws {DroverError} failed-precondition when there are too many */
+/** @throws {DroverError} failed-precondition at the limit of contexts */
 export async function saveContext(env: NodeJS.ProcessEnv, { name, server, token, caPem, data }: NamedContext): Promise<void> {
   const names = await contextNames(env);
   if (!names.includes(name) && names.length >= maxContexts) {
-    throw new DroverError('failed-precondition', `there are ${names.length} contexts already`, {
+    throw new DroverError('failed-precondition', `there are already ${names.length} contexts, the most that are allowed`, {
       hint: 'remove some with drover context rm',
     });
   }
@@ -90,7 +90,7 @@ export async function saveContext(env: NodeJS.ProcessEnv, { name, server, token,
   await writeFileAtomic(file, `${JSON.stringify({ server, token, caPem, data }, undefined, 2)}\n`, 0o600);
 }
 
-/** Makes it the current one. */
+/** Makes a context the current one. */
 export async function useContext(env: NodeJS.ProcessEnv, name: string): Promise<void> {
   await makeDirectories(directoryOf(env), 0o700);
   await writeFileAtomic(currentFile(env), `${name}\n`, 0o600);
@@ -102,10 +102,7 @@ export async function removeContext(env: NodeJS.ProcessEnv, name: string): Promi
   if ((await read(currentFile(env)))?.trim() === name) await rm(currentFile(env), { force: true });
 }
 
-/**
- * The name for the context of a control plane: the one that it has already, by its CA or its address, else a free one.
- * @param contexts those that exist
- */
+/** The context name for a control plane: its existing context's, matched by CA or address, or else a new name. */
 export function nameFor(contexts: readonly NamedContext[], { server, caPem }: Context): string {
   const known = contexts.find((context) => caPem !== undefined && context.caPem?.trim() === caPem.trim());
   const same = known ?? contexts.find((context) => context.server === server);

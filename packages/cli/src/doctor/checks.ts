@@ -8,12 +8,12 @@ import { directoryProblem, DroverError, errnoOf, formatBytes, reasonOf } from '@
 import { hasFileSystem, maxUserNamespaces } from '@drover/linux';
 import { doctorCheckMs, doctorFreeBytes } from '../limits.ts';
 
-/** What one check found. */
+/** The result of one check. */
 export interface Finding {
   readonly name: string;
   readonly level: 'ok' | 'warning' | 'problem';
   readonly message: string;
-  /** What to do; empty when all is well. */
+  /** What to do; empty if the check passed. */
   readonly hint: string;
 }
 
@@ -21,7 +21,7 @@ export interface DoctorSettings {
   readonly data: string;
   readonly host: string;
   readonly port: number;
-  /** The control plane that answers, host:port; where it is the address to listen on, that is as it should be. */
+  /** The address of a responding control plane, host:port. If it is the address to listen on, the port is rightly in use. */
   readonly running?: string;
 }
 
@@ -32,10 +32,10 @@ const warning = (name: string, message: string, hint: string): Finding => ({ nam
 const problem = (name: string, message: string, hint: string): Finding => ({ name, level: 'problem', message, hint });
 
 const run = promisify(execFile);
-/** The administrator's directories are not in everybody's PATH. */
+/** Includes the administrator's directories, which may be missing from PATH. */
 const path = `${process.env['PATH'] ?? ''}:/usr/local/sbin:/usr/sbin:/sbin`;
 
-/** The first line that a program prints, or undefined when there is no such program. */
+/** The first line that a program prints; undefined if the program does not exist. */
 async function firstLine(program: string, ...args: string[]): Promise<string | undefined> {
   try {
     const { stdout } = await run(program, args, { timeout: doctorCheckMs, env: { ...process.env, PATH: path } });
@@ -46,33 +46,33 @@ async function firstLine(program: string, ...args: string[]): Promise<string | u
   }
 }
 
-/** The causes that there usually are, in the order in which they stand in each other's way. */
+/** Checks of the usual causes of failure. Each depends on the ones before it. */
 export const checks: Readonly<Record<string, Check>> = {
   'operating system': () => {
     const text = `${platform()} ${release()} (${arch()})`;
-    if (platform() !== 'linux') return problem('operating system', text, 'a host needs Linux; elsewhere there is drover up --no-agent');
+    if (platform() !== 'linux') return problem('operating system', text, 'a host requires Linux; elsewhere, use drover up --no-agent');
     const [major = 0, minor = 0] = release().split('.').map(Number);
-    if (major < 5 || (major === 5 && minor < 4)) return warning('operating system', text, 'Linux 5.4 or newer is what Drover is tried on');
+    if (major < 5 || (major === 5 && minor < 4)) return warning('operating system', text, 'Drover is tested on Linux 5.4 and newer');
     return ok('operating system', text);
   },
   'Node.js': () => {
     const major = Number(process.versions.node.split('.')[0]);
     return major >= 26
       ? ok('Node.js', process.version)
-      : problem('Node.js', `this is ${process.version}, and Drover needs 26`, 'start it with ./drover, which brings its own');
+      : problem('Node.js', `this is ${process.version}, but Drover requires 26`, 'start it with ./drover, which uses its own Node.js');
   },
   privileges: () =>
-    process.getuid?.() === 0 ? ok('privileges', 'root') : problem('privileges', 'not root', 'sandboxes need root: sudo ./drover up'),
+    process.getuid?.() === 0 ? ok('privileges', 'root') : problem('privileges', 'not root', 'sandboxes require root: sudo ./drover up'),
   'container runtime': async () => {
     for (const name of ['runc', 'crun']) {
       const line = await firstLine(name, '--version');
       if (line !== undefined) return ok('container runtime', line);
     }
-    return problem('container runtime', 'there is neither runc nor crun', 'apt-get install runc');
+    return problem('container runtime', 'neither runc nor crun is installed', 'apt-get install runc');
   },
   nftables: async () => {
     const line = await firstLine('nft', '--version');
-    if (line === undefined) return problem('nftables', 'there is no nft', 'apt-get install nftables');
+    if (line === undefined) return problem('nftables', 'nft is not installed', 'apt-get install nftables');
     if (process.getuid?.() !== 0) return ok('nftables', line);
     try {
       await run('nft', ['list', 'tables'], { timeout: doctorCheckMs, env: { ...process.env, PATH: path } });
@@ -87,10 +87,10 @@ export const checks: Readonly<Record<string, Check>> = {
   },
   'ip command': async () => {
     const line = await firstLine('ip', '-V');
-    return line === undefined ? problem('ip command', 'there is no ip', 'apt-get install iproute2') : ok('ip command', line);
+    return line === undefined ? problem('ip command', 'ip is not installed', 'apt-get install iproute2') : ok('ip command', line);
   },
   overlayfs: () => {
-    if (hasFileSystem('overlay')) return ok('overlayfs', 'the kernel has it');
+    if (hasFileSystem('overlay')) return ok('overlayfs', 'supported by the kernel');
     return warning('overlayfs', 'it is not loaded', 'modprobe overlay');
   },
   'user namespaces': () => {
@@ -99,7 +99,7 @@ export const checks: Readonly<Record<string, Check>> = {
     return warning(
       'user namespaces',
       'the kernel does not allow them',
-      'sysctl user.max_user_namespaces=15000; without them, root in a sandbox is root of the host, held by seccomp and capabilities alone',
+      'sysctl user.max_user_namespaces=15000; without them, root in a sandbox is root on the host, confined only by seccomp and capabilities',
     );
   },
   cgroups: async () => {
@@ -107,14 +107,14 @@ export const checks: Readonly<Record<string, Check>> = {
     const v2 = /^\S+ (\S+) cgroup2 /m.exec(mounts)?.[1];
     const v1 = /^\S+ \S+ cgroup /m.test(mounts);
     if (v1) return ok('cgroups', v2 === undefined ? 'version 1' : 'versions 1 and 2 (hybrid)');
-    if (v2 === undefined) return problem('cgroups', 'none is mounted', 'mount -t cgroup2 none /sys/fs/cgroup');
+    if (v2 === undefined) return problem('cgroups', 'no cgroup file system is mounted', 'mount -t cgroup2 none /sys/fs/cgroup');
     const controllers = (await readFile(`${v2}/cgroup.controllers`, 'utf8')).trim().split(' ');
     const lacking = ['cpu', 'memory', 'pids'].filter((name) => !controllers.includes(name));
     if (lacking.length > 0)
       return warning(
         'cgroups',
         `version 2 without ${lacking.join(', ')}`,
-        'limits of these are not enforced; on a Raspberry Pi, boot with cgroup_enable=memory',
+        'their limits are not enforced; on a Raspberry Pi, boot with cgroup_enable=memory',
       );
     return ok('cgroups', 'version 2');
   },
@@ -126,11 +126,11 @@ export const checks: Readonly<Record<string, Check>> = {
     const free = bavail * bsize;
     const text = `${formatBytes(free)} free at ${data}`;
     return free < doctorFreeBytes
-      ? warning('disk', text, 'images need room: free some, or choose another disk with --data')
+      ? warning('disk', text, 'images need disk space: free some, or choose another disk with --data')
       : ok('disk', text);
   },
   port: async ({ host, port, running }) => {
-    if (running === `${host}:${port}`) return ok('port', `drover answers on ${host}:${port}`);
+    if (running === `${host}:${port}`) return ok('port', `drover responds on ${host}:${port}`);
     const code = await tryListen(host, port);
     if (code === undefined) return ok('port', `${host}:${port} is free`);
     if (code === 'EADDRINUSE')
@@ -138,10 +138,10 @@ export const checks: Readonly<Record<string, Check>> = {
     return problem('port', `cannot listen on ${host}:${port}: ${code}`, 'choose another with --listen');
   },
   clock: () => {
-    // Certificates say from when they are valid; a clock before this program was written is wrong.
+    // A wrong clock makes certificates invalid. A time before this program was written is certainly wrong.
     const written = Date.UTC(2026, 10, 1);
     return Date.now() < written
-      ? problem('clock', `it says ${new Date().toISOString()}`, 'set the clock, for instance with timedatectl set-ntp true')
+      ? problem('clock', `it shows ${new Date().toISOString()}`, 'set the clock, for example with timedatectl set-ntp true')
       : ok('clock', new Date().toISOString());
   },
 };
@@ -157,7 +157,7 @@ async function nearest(directory: string): Promise<string> {
   }
 }
 
-/** `EADDRINUSE`, or why the system refuses to listen there, in words; undefined when it works. */
+/** Tries to listen. @returns undefined on success, `EADDRINUSE`, or the reason in words */
 export function tryListen(host: string, port: number): Promise<string | undefined> {
   return new Promise((resolve) => {
     const server = createServer();
@@ -166,19 +166,19 @@ export function tryListen(host: string, port: number): Promise<string | undefine
   });
 }
 
-/** All checks; one that fails or hangs is a warning of its own, never the end of the others. */
+/** Runs checks. A check that throws or hangs becomes a warning. */
 export async function runChecks(settings: DoctorSettings, names: readonly string[] = Object.keys(checks)): Promise<Finding[]> {
   return Promise.all(
     names.map(async (name) => {
       const timeout = Promise.withResolvers<Finding>();
       const timer = setTimeout(
-        () => timeout.resolve(warning(name, 'it could not be found out in time', 'look at it by hand')),
+        () => timeout.resolve(warning(name, 'the check did not finish in time', 'check it by hand')),
         doctorCheckMs * 2,
       );
       try {
         return await Promise.race([(async () => (checks[name] as Check)(settings))(), timeout.promise]);
       } catch (thrown) {
-        return warning(name, `it could not be found out (${DroverError.from(thrown).message})`, 'look at it by hand');
+        return warning(name, `the check failed (${DroverError.from(thrown).message})`, 'check it by hand');
       } finally {
         clearTimeout(timer);
       }

@@ -19,23 +19,23 @@ interface DoctorFlags {
   readonly listen?: string;
 }
 
-/** Ends with 1 when there is a problem. */
+/** Returns 1 if there is a problem. */
 export default async function doctor(cli: Cli, _: readonly [], flags: DoctorFlags): Promise<number> {
-  const findings = flags.host === undefined ? await here(cli, flags) : await there(cli, flags.host);
+  const findings = flags.host === undefined ? await checkMachine(cli, flags) : await checkHost(cli, flags.host);
   if (cli.out.json) cli.out.object(findings);
-  else for (const finding of findings) tell(cli, finding);
+  else for (const finding of findings) printFinding(cli, finding);
   return findings.some(({ level }) => level === 'problem') ? 1 : 0;
 }
 
 const marks: Readonly<Record<Finding['level'], string>> = { ok: 'ok      ', warning: 'warning ', problem: 'problem ' };
 
-export function tell(cli: Cli, { name, level, message, hint }: Finding): void {
+function printFinding(cli: Cli, { name, level, message, hint }: Finding): void {
   cli.out.line(`${marks[level]} ${name}: ${message}`);
   if (level !== 'ok' && hint !== '') cli.out.line(`          hint: ${hint}`);
 }
 
-async function here(cli: Cli, flags: DoctorFlags): Promise<Finding[]> {
-  const controlPlane = await reach(cli);
+async function checkMachine(cli: Cli, flags: DoctorFlags): Promise<Finding[]> {
+  const controlPlane = await checkControlPlane(cli);
   const running = await runningUp(cli);
   const data = flags.data ?? running?.data ?? defaultDataDirectory(cli.env);
   const findings = await runChecks({
@@ -44,26 +44,26 @@ async function here(cli: Cli, flags: DoctorFlags): Promise<Finding[]> {
     ...(controlPlane.level === 'ok' && { running: new URL((await loadContext(cli.env, cli.connection)).server).host }),
   });
   const known = new Set(findings.map(({ name }) => name));
-  // The runtime's checks keep files in the directory.
+  // The runtime's checks write files in the data directory.
   const usable = !findings.some(({ name, level }) => name === 'disk' && level === 'problem');
-  const deeper = usable ? await ofRuntime(join(data, 'host')) : [];
+  const deeper = usable ? await checkRuntime(join(data, 'host')) : [];
   return [...findings, ...deeper.filter(({ name }) => !known.has(name)), controlPlane];
 }
 
-/** The `up` on this machine that the chosen context belongs to: what it was started with is what there is to be looked at. */
+/** The running `up` on this machine that created the chosen context. Its own settings are the ones to check. */
 async function runningUp(cli: Cli): Promise<{ readonly data: string; readonly address: string } | undefined> {
   try {
     const { data } = await loadContext(cli.env, cli.connection);
     const server = data === undefined ? undefined : await runningServer(data);
     return data === undefined || server === undefined ? undefined : { data, address: new URL(server).host };
   } catch {
-    // Without a context, or for another user than the one that started it: the defaults are looked at.
+    // Without a readable context, the defaults are checked.
     return undefined;
   }
 }
 
-/** What the runtime says of this machine. What it cannot find out is said, and ends nothing. */
-async function ofRuntime(stateDirectory: string): Promise<Finding[]> {
+/** Runs the runtime's own checks. If they fail, the failure is a warning. */
+async function checkRuntime(stateDirectory: string): Promise<Finding[]> {
   try {
     const { agentDoctor } = await import('@drover/agent');
     const { pool } = await loadHostSettings(stateDirectory);
@@ -75,18 +75,18 @@ async function ofRuntime(stateDirectory: string): Promise<Finding[]> {
   }
 }
 
-async function there(cli: Cli, host: string): Promise<Finding[]> {
+async function checkHost(cli: Cli, host: string): Promise<Finding[]> {
   const client = await cli.connect();
   const { findings } = await client.hosts.diagnose(host, cli.signal);
   return findings.map(({ level, subject, message, hint }) => ({ name: subject, level: levels[level] ?? 'warning', message, hint }));
 }
 
-/** Not running is no problem of this machine. */
-async function reach(cli: Cli): Promise<Finding> {
+/** Checks the control plane. A control plane that is not running is not a problem of this machine. */
+async function checkControlPlane(cli: Cli): Promise<Finding> {
   const name = 'control plane';
   try {
     const { version } = await (await cli.connect()).version(AbortSignal.any([cli.signal, AbortSignal.timeout(5_000)]));
-    return { name, level: 'ok', message: `version ${version} answers`, hint: '' };
+    return { name, level: 'ok', message: `version ${version} responds`, hint: '' };
   } catch (thrown) {
     const error = DroverError.from(thrown);
     const { code } = error;

@@ -2,7 +2,7 @@ import { DroverError } from '@drover/foundation';
 import type { Cli } from '../cli.ts';
 import { runChecks, type Finding } from './checks.ts';
 
-/** Checks without which a machine is no host. */
+/** Checks that a machine must pass to be a host. */
 export const hostChecks = [
   'operating system',
   'container runtime',
@@ -14,9 +14,9 @@ export const hostChecks = [
 ] as const;
 
 /**
- * Runs checks of this machine before anything is made or used up. Warnings, and problems after the first, go to stderr.
- * @param hostHint what else a person can do about a machine that cannot be a host
- * @throws {DroverError} of the first problem: port-in-use, missing-component, failed-precondition
+ * Checks this machine before anything is created. Prints warnings, and problems after the first, to stderr.
+ * @param hostHint added to the hint if the machine cannot be a host
+ * @throws {DroverError} for the first problem: port-in-use, missing-component, failed-precondition
  */
 export async function checkMachine(
   cli: Cli,

@@ -1,18 +1,18 @@
 import { isUtf8 } from 'node:buffer';
 
-/** Output as JSON carries it. */
+/** A piece of output in JSON. */
 export interface TextOrBytes {
-  /** With U+FFFD in place of what is not UTF-8. */
+  /** With U+FFFD in place of invalid UTF-8. */
   readonly data: string;
-  /** The exact bytes, where `data` is not. */
+  /** The exact bytes, if `data` is not. */
   readonly dataBase64?: string;
 }
 
-/** Cuts a stream of bytes into text where it can be cut: a character whose bytes come in two pieces is in the second. */
+/** Decodes a stream of bytes without splitting a character: its first bytes wait for the rest. */
 export class OutputText {
   #held: Buffer = Buffer.alloc(0);
 
-  /** Undefined while only a part of a character is there. */
+  /** @returns undefined if only part of a character has arrived */
   take(bytes: Uint8Array): TextOrBytes | undefined {
     const all = Buffer.concat([this.#held, bytes]);
     const end = all.length - unfinished(all);
@@ -20,7 +20,7 @@ export class OutputText {
     return end === 0 ? undefined : textOrBytes(all.subarray(0, end));
   }
 
-  /** What is held when no more comes. */
+  /** @returns the bytes of an unfinished character at the end of the stream */
   end(): TextOrBytes | undefined {
     const rest = this.#held;
     this.#held = Buffer.alloc(0);
@@ -33,7 +33,7 @@ function textOrBytes(bytes: Buffer): TextOrBytes {
   return isUtf8(bytes) ? { data } : { data, dataBase64: bytes.toString('base64') };
 }
 
-/** Bytes at the end that begin a character and do not finish it (RFC 3629, section 3). */
+/** How many bytes at the end start a character without finishing it (RFC 3629, section 3). */
 function unfinished(bytes: Buffer): number {
   for (let back = 1; back <= Math.min(3, bytes.length); back++) {
     const byte = bytes[bytes.length - back] ?? 0;

@@ -5,12 +5,12 @@ import { DroverError } from '@drover/foundation';
 import { lineEnd } from '../terminal/index.ts';
 import { table, type Column } from './table.ts';
 
-/** How a command says things: results on stdout, progress and errors on stderr; JSON or text. */
+/** A command's output, as text or JSON: results on stdout, progress and errors on stderr. */
 export class Output {
   readonly json: boolean;
   readonly stdout: Writable;
   readonly stderr: Writable;
-  /** stderr is a terminal: progress may redraw. */
+  /** Whether stderr is a terminal, on which progress may redraw. */
   readonly interactive: boolean;
 
   constructor(options: { readonly json: boolean; readonly stdout: Writable; readonly stderr: Writable; readonly interactive: boolean }) {
@@ -20,28 +20,28 @@ export class Output {
     this.interactive = options.interactive;
   }
 
-  /** Lines of the result. */
+  /** Prints lines of the result. */
   line(text: string): void {
     this.stdout.write(`${withoutControls(text)}\n`);
   }
 
-  /** A line about the work, for people; on stderr, in both formats. */
+  /** Prints a note on stderr, in both formats. */
   note(text: string, hint?: string): void {
     this.stderr.write(`drover: ${text.replace(/\p{Cc}+/gu, ' ')}${lineEnd()}`);
     if (hint !== undefined) this.stderr.write(`  hint: ${oneLine(hint)}${lineEnd()}`);
   }
 
-  /** One JSON document. */
+  /** Prints one JSON document. */
   object(value: unknown): void {
     this.stdout.write(`${json(value, 2)}\n`);
   }
 
-  /** One line of NDJSON. */
+  /** Prints one line of NDJSON. */
   record(value: unknown): void {
     this.stdout.write(`${json(value)}\n`);
   }
 
-  /** A list: a JSON array, or a table. `none` is said, on stderr, when a person would see an empty table. */
+  /** Prints a list as a JSON array or a table. `none` is a note instead of an empty table. */
   list<T>(items: readonly T[], toValue: (item: T) => unknown, columns: readonly Column<T>[], none: string): void {
     if (this.json) {
       this.object(items.map(toValue));
@@ -52,7 +52,12 @@ export class Output {
     }
   }
 
-  /** Bytes to stdout, waiting while its reader is slow; once the stream is gone they go nowhere. @throws what broke the stream */
+  /** Prints one object as `title: value` lines, without empty values. */
+  details(rows: readonly (readonly [title: string, value: string])[]): void {
+    for (const [title, value] of rows) if (value !== '') this.line(`${`${title}:`.padEnd(12)} ${value}`);
+  }
+
+  /** Writes bytes with backpressure. Bytes for a closed stream are dropped. @throws the error that broke the stream */
   async bytes(data: Uint8Array, stream: 'stdout' | 'stderr' = 'stdout'): Promise<void> {
     const to = stream === 'stdout' ? this.stdout : this.stderr;
     if (to.destroyed || to.write(data) || to.destroyed) return;
@@ -62,12 +67,12 @@ export class Output {
       // A closed stream never drains.
       await Promise.race([once(to, 'drain', { signal }), once(to, 'close', { signal })]);
     } finally {
-      // Takes away the listeners of the one that did not come.
+      // Removes the listener of the event that did not occur.
       waiting.abort();
     }
   }
 
-  /** An error: a sentence and what to do on stderr; with -o json an object. */
+  /** Prints an error on stderr: a sentence and a hint, or with -o json an object. */
   error(error: DroverError): void {
     if (this.json) {
       this.stderr.write(
@@ -80,28 +85,28 @@ export class Output {
   }
 }
 
-/** Control characters of a message that came from outside must not reach a terminal. */
+/** Replaces control characters, which an untrusted message must not send to a terminal. */
 export function oneLine(text: string): string {
   return text.replace(/\p{Cc}+/gu, ' ').trim();
 }
 
-/** Tables have several lines; nothing else in them moves the cursor. */
+/** Keeps line feeds and tabs, which tables need, and replaces all other control characters. */
 function withoutControls(text: string): string {
   return text.replace(/[^\P{Cc}\n\t]+/gu, ' ');
 }
 
-/** JSON that a terminal shows as it is: JSON.stringify leaves DEL and the C1 controls (U+0080 to U+009F), which some terminals obey. */
+/** Also escapes DEL and the C1 controls (U+0080 to U+009F), which JSON.stringify leaves and some terminals obey. */
 function json(value: unknown, indent?: number): string {
   return JSON.stringify(value, undefined, indent).replace(/[\u007f-\u009f]/g, (c) => `\\u00${c.charCodeAt(0).toString(16)}`);
 }
 
-/** Enumerations that people see as words: `SANDBOX_STATE_RUNNING` is `running`. */
+/** Enumerations that are printed as words: `SANDBOX_STATE_RUNNING` as `running`. */
 const enumPrefix = /^(?:SANDBOX_STATE|DESIRED_STATE|HOST_STATE|SECRET_TARGET|VERDICT)_/;
 const enumFields = new Set(['state', 'desiredState', 'target', 'verdict']);
 
 /**
- * A message as `-o json` shows it: protobuf JSON (camelCase, every field present, RFC 3339 times), with states as the words that people
- * use and 64-bit integers as numbers. Ids of events and sizes in bytes are below 2^53, so that no digit is lost.
+ * A message in the form of `-o json`: protobuf JSON (camelCase, every field present, RFC 3339 times), with states as words and 64-bit
+ * integers as numbers. Event ids and sizes in bytes are below 2^53, so no digit is lost.
  */
 export function messageJson<D extends DescMessage>(schema: D, message: MessageShape<D>): JsonValue {
   return withWords(withNumbers(schema, toJson(schema, message, { alwaysEmitImplicit: true })));
@@ -117,7 +122,7 @@ const wideIntegers: ReadonlySet<ScalarType> = new Set([
 
 /** Protobuf JSON writes 64-bit integers as strings. */
 function withNumbers(schema: DescMessage, value: JsonValue): JsonValue {
-  // Times, durations and the like have a form of their own.
+  // Times and durations are strings.
   if (value === null || typeof value !== 'object' || Array.isArray(value)) return value;
   const fields = new Map(schema.fields.map((field) => [field.jsonName, field]));
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, fieldWithNumbers(fields.get(key), inner)]));

@@ -1,12 +1,12 @@
-/** Ctrl-P Ctrl-Q, as docker has it. */
+/** Ctrl-P Ctrl-Q, as in docker. */
 const first = 0x10;
 const second = 0x11;
 
-/** Looks for the detach keys in what is typed; they may come in two reads. Another key after Ctrl-P goes on with it. */
+/** Finds the detach keys in the input, also across two reads. Ctrl-P followed by another key is passed on. */
 export class DetachKeys {
   #armed = false;
 
-  /** What to send on, and whether the keys were typed. */
+  /** @returns the data to pass on, and whether the detach keys were typed */
   feed(chunk: Uint8Array): { readonly data: Uint8Array; readonly detached: boolean } {
     const data: number[] = [];
     for (const byte of chunk) {

@@ -4,7 +4,7 @@ import { statusFrameMs } from '../limits.ts';
 const frames = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 const clearLine = '\r\u001b[2K';
 
-/** A line on the terminal that is redrawn: text, and the seconds since it began. It leaves keys and signals to the program. */
+/** A redrawn line on the terminal: a text and the elapsed seconds. It does not touch keys or signals. */
 export class StatusLine implements Disposable {
   readonly #output: Writable & { readonly columns?: number };
   readonly #startedAt = performance.now();
@@ -26,7 +26,7 @@ export class StatusLine implements Disposable {
   #draw(): void {
     const seconds = Math.floor((performance.now() - this.#startedAt) / 1_000);
     const line = `${frames[this.#frame++ % frames.length]} ${this.#text} (${seconds}s)`;
-    // A line that wraps could not be cleared.
+    // A wrapped line could not be cleared.
     this.#output.write(`${clearLine}${line.slice(0, (this.#output.columns ?? 80) - 1)}`);
   }
 

@@ -6,8 +6,8 @@ import type { CopyFlags } from './flags.ts';
 import type { CopyReport } from './report.ts';
 
 /**
- * As cp -R: onto a directory in the sandbox (or a path that ends in `/`) it goes into it under its own name, else it becomes the path; of
- * `DIR/.` the contents go into the path. `-` unpacks a tar stream from stdin below the path. Paths are byte strings.
+ * Copies as cp -R does. If the target is a directory, or ends in `/`, the copy is placed in it under its own name; otherwise it becomes
+ * the target. Of `DIR/.` the contents are copied. `-` unpacks a tar stream from stdin below the target. Paths are byte strings.
  */
 export async function copyIn(
   cli: Cli,
@@ -45,14 +45,14 @@ async function check(path: string, source: string, follow: boolean): Promise<voi
     stats = follow ? await stat(fsPath(path), { bigint: true }) : await lstat(fsPath(path), { bigint: true });
   } catch (error) {
     throw new DroverError('path-not-found', `${showPath(source)} cannot be read: ${reasonOf(error)}`, {
-      hint: 'check the path here; one in a sandbox is written SANDBOX:PATH',
+      hint: 'check the local path; write a path in a sandbox as SANDBOX:PATH',
       cause: error,
     });
   }
   const unfit = kindOf(stats);
   if (unfit === undefined) return;
   throw new DroverError('failed-precondition', `${showPath(source)} ${unfit}: it cannot be copied`, {
-    hint: 'read it yourself, and copy what it returns, for instance through a file',
+    hint: 'copy its content through a file instead',
   });
 }
 

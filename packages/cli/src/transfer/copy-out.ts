@@ -5,11 +5,11 @@ import type { CopyFlags } from './flags.ts';
 import type { CopyReport } from './report.ts';
 
 /**
- * As cp -R: onto a directory here it goes into it under its own name, else it becomes the path; of `DIR/.` the contents go into the path. `-`
- * writes the tar to stdout. Paths are byte strings.
+ * Copies as cp -R does. If the target is a directory, the copy is placed in it under its own name; otherwise it becomes the target. Of
+ * `DIR/.` the contents are copied. `-` writes the tar stream to stdout. Paths are byte strings.
  *
- * The sandbox is not trusted: no entry leaves the target, no link that came with the copy is followed, nothing is written through a link that
- * is there, no device comes along, and without --archive no owner and no set-user-ID bit.
+ * The sandbox is untrusted: no entry leaves the target, no link of the copy is followed, nothing is written through an existing link, no
+ * device is created, and without --archive no owner and no set-user-ID bit is kept.
  */
 export async function copyOut(
   cli: Cli,
@@ -54,7 +54,7 @@ function ownerOf({ archive, chown }: CopyFlags): WriteTreeOptions['owner'] {
   const match = /^(\d{1,10})(?::(\d{1,10}))?$/.exec(chown);
   if (match === null) {
     throw new DroverError('invalid-argument', `--chown ${JSON.stringify(chown)} is not UID[:GID]`, {
-      hint: 'a copy out of a sandbox takes numbers; names are those of the sandbox, for a copy in',
+      hint: 'use numbers for a copy out of a sandbox; names belong to the sandbox, for a copy in',
     });
   }
   return { uid: Number(match[1]), gid: match[2] === undefined ? (process.getgid?.() ?? 0) : Number(match[2]) };

@@ -3,7 +3,7 @@ import { DroverError, formatBytes } from '@drover/foundation';
 import type { Cli } from '../cli.ts';
 import { copyLineMs, copyRedrawMs, maxLeftOutShown, progressAfterMs } from '../limits.ts';
 
-/** What a person sees of a copy: how far it is, what it leaves out, and the result. On stderr; a terminal's line is redrawn, a pipe has a line every `copyLineMs`. */
+/** Reports a copy on stderr: progress, files that are left out, and the result. Progress redraws on a terminal, and is a line per `copyLineMs` in a pipe. */
 export class CopyReport {
   entries = 0;
   bytes = 0;
@@ -12,14 +12,14 @@ export class CopyReport {
   #leftOutCount = 0;
   readonly #began = performance.now();
   #shownAt = 0;
-  /** Columns of the line that is on the terminal. */
+  /** The length of the line on the terminal. */
   #shown = 0;
 
   constructor(cli: Cli) {
     this.#cli = cli;
   }
 
-  /** More bytes have been sent or received. */
+  /** Counts bytes that were sent or received. */
   moved(bytes: number): void {
     this.bytes += bytes;
     const { out } = this.#cli;
@@ -47,12 +47,12 @@ export class CopyReport {
     this.#cli.out.note(`${showPath(item.path)} ${item.reason}`);
   }
 
-  /** Counts what the other side has left out beyond those that it has named. */
+  /** Counts files that the other side has left out without naming them. */
   leftOutUnnamed(count: number): void {
     this.#leftOutCount += count;
   }
 
-  /** @param source what was copied; undefined where stdout is the copy. @throws {DroverError} copy-incomplete */
+  /** @param source the copied path; undefined if the copy went to stdout. @throws {DroverError} copy-incomplete */
   finish(source: string | undefined): void {
     this.#clear();
     const { out } = this.#cli;
@@ -62,7 +62,7 @@ export class CopyReport {
       out.object({ entries: this.entries, bytes: this.bytes, leftOut, leftOutCount: count });
     }
     if (count === 0) return;
-    throw new DroverError('copy-incomplete', `${count} ${count === 1 ? 'file was' : 'files were'} not copied, or not whole`, {
+    throw new DroverError('copy-incomplete', `${count} ${count === 1 ? 'file was' : 'files were'} not copied, or not completely`, {
       hint: count > this.#leftOut.length ? `the first ${this.#leftOut.length} are named above` : 'they are named above',
     });
   }
@@ -73,7 +73,7 @@ export class CopyReport {
   }
 }
 
-/** The exact name, where the text is not it. */
+/** The exact path, if its text is not. */
 function lossless(path: string): { readonly pathBase64?: string } {
   return byteString(showPath(path)) === path ? {} : { pathBase64: Buffer.from(path, 'latin1').toString('base64') };
 }

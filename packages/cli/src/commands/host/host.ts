@@ -45,7 +45,7 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
   const client = await cli.connect();
   const host = await client.hosts.get(reference, cli.signal);
   if (cli.out.json) return cli.out.object(hostJson(host));
-  const rows: readonly (readonly [string, string])[] = [
+  cli.out.details([
     ['name', host.name],
     ['id', host.id],
     ['state', stateText(host)],
@@ -61,11 +61,10 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
         .map(([key, value]) => `${key}=${value}`)
         .join(' '),
     ],
-  ];
-  for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(10)} ${value}`);
+  ]);
 }
 
-/** L-1: a join token, and what to type on the host. */
+/** L-1: prints a join token, and the command to run on the host. */
 export async function token(
   cli: Cli,
   _: readonly [],
@@ -81,8 +80,8 @@ export async function token(
   const address = loopbackAddress(made.command);
   if (address !== undefined) {
     cli.out.note(
-      `other machines cannot join: the control plane's address is one of this machine only (${address})`,
-      'start it with --listen 0.0.0.0:7443 --public-host NAME, where NAME is its name on your network (docs/hosts.md)',
+      `other machines cannot join: the control plane listens on a loopback address (${address})`,
+      'start it with --listen 0.0.0.0:7443 --public-host NAME, its name on your network (docs/hosts.md)',
     );
   }
   if (cli.out.json) return cli.out.object(messageJson(api.JoinTokenSchema, made));
@@ -90,7 +89,7 @@ export async function token(
   if (made.command !== '') cli.out.note(`on the host: ${made.command}`);
 }
 
-/** The address in a join command, where it leads to the machine on which the command is typed. Exported for its tests. */
+/** The address in a join command if it is a loopback address. Exported for its tests. */
 export function loopbackAddress(command: string): string | undefined {
   const url = command.split(' ').find((word) => URL.canParse(word) && word.startsWith('https:'));
   const host = url === undefined ? '' : new URL(url).hostname;
@@ -101,8 +100,8 @@ export function loopbackAddress(command: string): string | undefined {
 export function tokenLifeSeconds(text: string): number {
   const seconds = Math.ceil(parseDurationMs(text) / 1000);
   if (seconds > 0) return seconds;
-  throw new DroverError('invalid-argument', `a token that lives for ${JSON.stringify(text)} lets nobody join`, {
-    hint: 'write how long it can be used, such as --ttl 1h',
+  throw new DroverError('invalid-argument', `a token that is valid for ${JSON.stringify(text)} lets no host join`, {
+    hint: 'write how long it is valid, such as --ttl 1h',
   });
 }
 
@@ -122,18 +121,18 @@ export function uncordon(cli: Cli, [reference]: readonly [string]): Promise<void
   return change(cli, reference, (client, host, signal) => client.hosts.uncordon(host, signal));
 }
 
-/** Ends when the host is empty; interrupted, the drain goes on. */
+/** Waits until the host has no sandboxes. An interrupt does not end the drain. */
 export async function drain(cli: Cli, [reference]: readonly [string], flags: { readonly stop?: boolean }): Promise<void> {
   const client = await cli.connect();
   let last: api.DrainProgress | undefined;
   for await (const progress of client.hosts.drain(reference, { stop: flags.stop === true, signal: cli.signal })) {
     last = progress;
     if (cli.out.json) cli.out.record(messageJson(api.DrainProgressSchema, progress));
-    else cli.out.note(progress.message === '' ? `${progress.remaining} of ${progress.total} sandboxes left` : progress.message);
+    else cli.out.note(progress.message === '' ? `${progress.remaining} of ${progress.total} sandboxes remaining` : progress.message);
   }
-  // Done is a drain that moves nothing more: what no other host has room for may be left.
+  // A finished drain may leave sandboxes for which no other host has capacity.
   if (last?.done !== true || last.remaining > 0) {
-    throw new DroverError('failed-precondition', `${reference} is not empty: sandboxes that run on it: ${last?.remaining ?? 'some'}`, {
+    throw new DroverError('failed-precondition', `${reference} still has sandboxes: ${last?.remaining ?? 'an unknown number'}`, {
       hint: `make room on another host and drain again, or stop them with drover host drain --stop ${reference}`,
     });
   }

@@ -26,18 +26,17 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
   const client = await cli.connect();
   const identity = await client.identities.get(reference, cli.signal);
   if (cli.out.json) return cli.out.object(identityJson(identity));
-  const rows: readonly (readonly [string, string])[] = [
+  cli.out.details([
     ['name', identity.commonName],
     ['sandbox', identity.sandboxId],
     ['project', identity.project],
     ['thumbprint', identity.thumbprint],
     ['registered', identity.registeredAt === undefined ? '' : timestampDate(identity.registeredAt).toISOString()],
     ['last seen', identity.lastSeenAt === undefined ? '' : timestampDate(identity.lastSeenAt).toISOString()],
-  ];
-  for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(12)} ${value}`);
+  ]);
 }
 
-/** I-11: ends the session too; the sandbox runs on, is reached again, and is not trusted before its next start. */
+/** I-11: also ends the session. The sandbox keeps running and is dialled again, but stays untrusted until its next start. */
 export async function evict(cli: Cli, [reference]: readonly [string]): Promise<void> {
   const client = await cli.connect();
   const identity = await client.identities.evict(reference, cli.signal);

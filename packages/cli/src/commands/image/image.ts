@@ -4,7 +4,7 @@ import { api, errorFromWire } from '@drover/protocol';
 import { parseDurationMs } from '@drover/spec';
 import { Listr, type ListrTask } from 'listr2';
 import type { Cli } from '../../cli.ts';
-import { tellFailures } from '../failures.ts';
+import { reportFailures } from '../failures.ts';
 import { messageJson } from '../../output/index.ts';
 import { atTerminal } from '../../attach.ts';
 
@@ -13,7 +13,7 @@ interface PullFlags {
   readonly insecure?: boolean;
 }
 
-/** R-15: pulls on one host or on all, and shows how far each is. Fails when one of them failed. */
+/** R-15: pulls on one host or on all, and shows progress for each. Returns the status of the first failure, or 0. */
 export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlags): Promise<number> {
   const client = await cli.connect();
   const answers = client.images.pull(image, {
@@ -23,8 +23,8 @@ export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlag
   });
   const failures: DroverError[] = [];
   const results: string[] = [];
-  // The board is drawn on stdout, which in a pipe has the result alone.
-  const show = cli.out.interactive && atTerminal() && !cli.out.json ? new Board(cli) : undefined;
+  // Progress is drawn on stdout, so a pipe, whose stdout carries the result, shows none.
+  const show = cli.out.interactive && atTerminal() && !cli.out.json ? new PullProgress(cli) : undefined;
   const last = new Map<string, string>();
   for await (const answer of answers) {
     const where = answer.hostName === '' ? answer.hostId : answer.hostName;
@@ -43,7 +43,7 @@ export async function pull(cli: Cli, [image]: readonly [string], flags: PullFlag
       last.set(where, step);
     }
   }
-  // What lasts is said below the board, which is redrawn until it is closed.
+  // The results follow the progress lines, which are redrawn until they are closed.
   await show?.close();
   for (const line of results) cli.out.line(line);
   for (const failure of failures) cli.out.error(failure);
@@ -58,13 +58,13 @@ export function progressText({ message, done, total, layersDone, layersTotal }: 
   return `${message}: ${layersDone} of ${layersTotal} layers, ${formatBytes(Number(done))} of ${formatBytes(Number(total))}`;
 }
 
-/** In a pipe, a line for each step, each layer and each tenth of the bytes: what is equal here is not repeated. */
+/** In a pipe, progress is printed when this text changes: for each step, each layer and each tenth of the bytes. */
 export function progressStep({ message, done, total, layersDone }: Progress): string {
   return `${message} ${layersDone} ${total === 0n ? 0n : (done * 10n) / total}`;
 }
 
-/** One redrawn line a host. */
-class Board {
+/** One redrawn line per host. */
+class PullProgress {
   readonly #cli: Cli;
   readonly #hosts = new Map<string, { set: (text: string) => void; end: (error?: Error) => void }>();
   readonly #runs: Promise<unknown>[] = [];
@@ -131,9 +131,9 @@ export async function ls(cli: Cli, _: readonly [], flags: { readonly host?: stri
       { title: 'HOST', value: (i) => i.hostName },
       { title: 'USED', value: (i) => (i.image?.lastUsedAt === undefined ? '' : formatAge(Date.now() - timestampMs(i.image.lastUsedAt))) },
     ],
-    'no images; the first run of one pulls it',
+    'no images; drover run pulls an image on first use',
   );
-  return tellFailures(cli, failures);
+  return reportFailures(cli, failures);
 }
 
 export async function rm(cli: Cli, [references]: readonly [readonly string[]], flags: { readonly host?: string }): Promise<number> {
@@ -145,7 +145,7 @@ export async function rm(cli: Cli, [references]: readonly [readonly string[]], f
       ...(flags.host !== undefined && { host: flags.host }),
       signal: cli.signal,
     });
-    const failed = tellFailures(cli, failures);
+    const failed = reportFailures(cli, failures);
     if (failed !== 0) status = failed;
     else removed.push(reference);
     if (failed === 0 && !cli.out.json) cli.out.line(reference);
@@ -164,5 +164,5 @@ export async function prune(cli: Cli, _: readonly [], flags: { readonly host?: s
   });
   if (cli.out.json) cli.out.object(messageJson(api.PruneImagesResponseSchema, answer));
   else cli.out.line(`removed ${counted(answer.removed.length, 'image')}, freed ${formatBytes(Number(answer.freedBytes))}`);
-  return tellFailures(cli, answer.failures);
+  return reportFailures(cli, answer.failures);
 }

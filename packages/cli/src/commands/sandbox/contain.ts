@@ -15,22 +15,22 @@ interface ReasonFlag {
   readonly reason?: string;
 }
 
-/** I-4: whatever its session is, and without one. Ends with 0 when all is done, and with 6 when something has to wait for the host. */
+/** I-4: works without a session. Returns 0 when all actions are in force, and 6 when an action waits for the host. */
 export async function contain(cli: Cli, [reference]: readonly [string], flags: ContainFlags & ReasonFlag): Promise<number> {
   const actions = actionsIn(flags);
   if (actions.length === 0) {
     throw new DroverError('invalid-argument', 'contain needs at least one of --cut-network, --pause, --kill and --revoke', {
-      hint: `drover sandbox contain ${reference} --cut-network keeps it running for you to look at`,
+      hint: `drover sandbox contain ${reference} --cut-network keeps it running for inspection`,
     });
   }
   const client = await cli.connect();
-  return tell(cli, await client.sandboxes.contain(reference, actions, { reason: flags.reason ?? '', signal: cli.signal }));
+  return report(cli, await client.sandboxes.contain(reference, actions, { reason: flags.reason ?? '', signal: cli.signal }));
 }
 
-/** Undoes it: what the flags name, or all that is in force; ends as `contain` does. */
+/** Lifts the actions that the flags name, or all of them. Returns the same statuses as `contain`. */
 export async function release(cli: Cli, [reference]: readonly [string], flags: ContainFlags): Promise<number> {
   const client = await cli.connect();
-  return tell(cli, await client.sandboxes.release(reference, actionsIn(flags), { signal: cli.signal }));
+  return report(cli, await client.sandboxes.release(reference, actionsIn(flags), { signal: cli.signal }));
 }
 
 function actionsIn({ cutNetwork, pause, kill, revoke }: ContainFlags): readonly ContainmentAction[] {
@@ -42,13 +42,13 @@ function actionsIn({ cutNetwork, pause, kill, revoke }: ContainFlags): readonly 
   ];
 }
 
-function tell(cli: Cli, answer: api.ContainSandboxResponse): number {
+function report(cli: Cli, answer: api.ContainSandboxResponse): number {
   if (cli.out.json) {
     cli.out.object(messageJson(api.ContainSandboxResponseSchema, answer));
   } else {
-    if (answer.results.length === 0) cli.out.note('nothing was in force');
+    if (answer.results.length === 0) cli.out.note('no containment was in force');
     for (const { action, done, message } of answer.results) {
-      const why = message === '' && !done ? 'it is stored, and done as soon as the host is back' : message;
+      const why = message === '' && !done ? 'stored; takes effect when the host reconnects' : message;
       cli.out.line(`${action}: ${done ? 'done' : 'not yet'}${why === '' ? '' : `: ${oneLine(why)}`}`);
     }
   }

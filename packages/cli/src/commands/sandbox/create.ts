@@ -5,9 +5,9 @@ import type { Cli } from '../../cli.ts';
 import { interruptGraceMs, removalWaitMs } from '../../limits.ts';
 
 /**
- * Creates a sandbox. Interrupted, it waits for the answer, which names the sandbox to remove: a create that was sent is carried out
- * whether or not its caller is still there.
- * @throws {DroverError} cancelled when interrupted
+ * Creates a sandbox. On an interrupt it still waits for the response, which names the sandbox to remove: the control plane carries out a
+ * create even if its caller has disconnected.
+ * @throws {DroverError} cancelled on an interrupt
  */
 export async function createSandbox(cli: Cli, client: DroverClient, options: CreateOptions): Promise<api.Sandbox> {
   cli.signal.throwIfAborted();
@@ -28,8 +28,8 @@ export async function createSandbox(cli: Cli, client: DroverClient, options: Cre
 }
 
 function unknownResult(): DroverError {
-  return new DroverError('cancelled', 'interrupted, and the control plane has not said whether the sandbox was created', {
-    hint: '`drover sandbox ls` shows it, and `drover sandbox rm --force` removes it',
+  return new DroverError('cancelled', 'interrupted before the control plane reported whether it created the sandbox', {
+    hint: 'drover sandbox ls lists it, and drover sandbox rm --force removes it',
   });
 }
 
@@ -37,15 +37,15 @@ function unknownResult(): DroverError {
 export async function removeInterrupted(cli: Cli, client: DroverClient, id: string): Promise<never> {
   await removeFailed(cli, client, id);
   try {
-    // The next command may want the name.
+    // The next command may use the same name.
     await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs, signal: AbortSignal.timeout(removalWaitMs) });
   } catch {
-    // The control plane has stored the removal, or the note above says that it could not.
+    // The control plane has stored the removal, or removeFailed has reported why not.
   }
   throw cli.signal.reason;
 }
 
-/** Removes what a failed start left, and says when that was not possible. */
+/** Removes the sandbox of a failed start; notes on stderr if that fails. */
 export async function removeFailed(cli: Cli, client: DroverClient, id: string): Promise<void> {
   try {
     await client.sandboxes.remove(id, { graceMs: 1, signal: AbortSignal.timeout(interruptGraceMs) });

@@ -3,7 +3,7 @@ import { oneLine, sandboxLabel } from '../../output/index.ts';
 import { initText } from './init-text.ts';
 import { age, stateText } from './show.ts';
 
-/** What `sandbox get` shows a person: a `title: value` line each, what is empty left out; the end of a failed step's stderr indented below. */
+/** The lines of `sandbox get`: `title: value` for every value, and the end of a failed step's stderr, indented. */
 export function details(sandbox: api.Sandbox): readonly string[] {
   const { identity, init } = sandbox;
   const rows: readonly (readonly [string, string])[] = [

@@ -4,7 +4,7 @@ import { parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { interruptKillMs } from '../../limits.ts';
 import { explainEnd } from './explain-end.ts';
-import { sayBroken } from './reconnect.ts';
+import { noteReconnects } from './reconnect.ts';
 import { parseCommand, parseEnv, readEnvFile } from '../../parse.ts';
 import { atTerminal, attach as attachTo, explainExit, terminalSize } from '../../attach.ts';
 import { sandboxLabel } from '../../output/index.ts';
@@ -19,19 +19,19 @@ export interface ExecFlags {
   readonly workdir?: string;
   readonly env?: readonly string[];
   readonly envFile?: readonly string[];
-  /** The id of an exec that runs already. */
+  /** The id of a running exec. */
   readonly attach?: string;
 }
 
-/** R-3: a process in a running sandbox; ends with its status. */
+/** R-3: runs a process in a running sandbox, and returns its status. */
 export default async function exec(cli: Cli, [reference, words]: readonly [string, readonly string[]], flags: ExecFlags): Promise<number> {
   const argv = parseCommand(words, 'SANDBOX', false);
   if (flags.attach === undefined && argv.length === 0) {
-    throw new DroverError('invalid-argument', 'there is no command to run', { hint: `drover exec ${reference} -- sh` });
+    throw new DroverError('invalid-argument', 'no command was given', { hint: `drover exec ${reference} -- sh` });
   }
   if (flags.attach !== undefined && argv.length > 0) {
-    throw new DroverError('invalid-argument', '--attach connects with a process that runs already; it takes no command', {
-      hint: 'leave out one of the two',
+    throw new DroverError('invalid-argument', '--attach connects to a running process, so it takes no command', {
+      hint: 'leave out --attach or the command',
     });
   }
   const terminal = flags.tty ?? (flags.detach !== true && atTerminal() && flags.stdin !== false);
@@ -53,13 +53,13 @@ export default async function exec(cli: Cli, [reference, words]: readonly [strin
   );
 }
 
-/** A command that is left running on purpose runs for as long as it likes. */
+/** A detached command has no linger time. */
 function lingerOf({ linger, detach }: ExecFlags): { readonly lingerSeconds?: number } {
   if (linger !== undefined) return { lingerSeconds: Math.ceil(parseDurationMs(linger) / 1000) };
   return detach === true ? { lingerSeconds: 0 } : {};
 }
 
-/** R-3: the main process, with what is kept of its output first. */
+/** R-3: connects to the main process, and replays its retained output first. */
 export async function attach(
   cli: Cli,
   [reference]: readonly [string],
@@ -73,8 +73,8 @@ export async function attach(
 }
 
 /**
- * Interrupted before its start is reported, a new process is killed: the request to start it may be under way already. One that was
- * there before runs on.
+ * Waits for the start. An interrupt kills a new process, since its request may be under way; an existing process keeps running.
+ * @param isNew whether this command starts the process
  */
 async function startedUnlessInterrupted(cli: Cli, handle: ExecHandle, isNew: boolean): Promise<ExecStarted> {
   let timer: NodeJS.Timeout | undefined;
@@ -98,9 +98,9 @@ async function startedUnlessInterrupted(cli: Cli, handle: ExecHandle, isNew: boo
   }
 }
 
-/** A process that its caller lets go of on purpose runs without clients for as long as it likes. */
-async function keep(client: DroverClient, reference: string, execId: string): Promise<void> {
-  // Behind all of its output: none is wanted.
+/** Removes the linger time of a process from which its caller detaches on purpose. */
+async function disableLinger(client: DroverClient, reference: string, execId: string): Promise<void> {
+  // An offset beyond all output: this call needs none.
   const handle = client.sandboxes.exec(reference, { execId, lingerSeconds: 0, afterOffset: BigInt(Number.MAX_SAFE_INTEGER) });
   handle.exit.catch(() => undefined);
   await handle.started;
@@ -118,7 +118,7 @@ async function execute(
   const handle = client.sandboxes.exec(reference, {
     ...options,
     ...(options.terminal && { size: terminalSize() }),
-    onReconnect: sayBroken(cli),
+    onReconnect: noteReconnects(cli),
   });
   handle.exit.catch(() => undefined);
   const started = await startedUnlessInterrupted(cli, handle, options.argv !== undefined);
@@ -128,13 +128,13 @@ async function execute(
     else cli.out.line(started.execId);
     return 0;
   }
-  if (started.truncatedBytes > 0n) cli.out.note(`${started.truncatedBytes} bytes of earlier output are no longer kept`);
+  if (started.truncatedBytes > 0n) cli.out.note(`${started.truncatedBytes} bytes of earlier output are no longer retained`);
   const outcome = await attachTo(cli, handle, options);
   if (outcome.kind === 'detached') {
     const { execId } = started;
-    if (outcome.onPurpose && execId !== 'main' && options.lingerSeconds === undefined) await keep(client, reference, execId);
+    if (outcome.onPurpose && execId !== 'main' && options.lingerSeconds === undefined) await disableLinger(client, reference, execId);
     cli.out.note(
-      `detached; the process runs on: ${execId === 'main' ? `drover attach ${reference}` : `drover exec --attach ${execId} ${reference}`}`,
+      `detached; the process keeps running: ${execId === 'main' ? `drover attach ${reference}` : `drover exec --attach ${execId} ${reference}`}`,
     );
     return 0;
   }

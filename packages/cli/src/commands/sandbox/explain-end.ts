@@ -4,27 +4,26 @@ import type { Cli } from '../../cli.ts';
 import { endReportWaitMs } from '../../limits.ts';
 import { explainExit } from '../../attach.ts';
 
-/** A status that a command does not choose for itself begins here: 128 and the signal. */
+/** Statuses from here on stand for a signal: 128 plus its number. */
 const killedStatus = 128;
-/** Reasons of an end of which the command's status and output say all there is. */
-const ownEnds: ReadonlySet<string> = new Set(['exited', 'start-failed']);
+/** Reasons that the command's own status and output explain. */
+const selfExplanatory: ReadonlySet<string> = new Set(['exited', 'start-failed']);
 
 /**
- * Says to the caller of its command why a sandbox ended, where that was not for the command: memory, time to live, a stop, a containment,
- * its host.
- * @param label what the sandbox is called in what is said
+ * Notes on stderr why a sandbox ended, unless its command ended it: memory, time to live, a stop, containment or its host.
+ * @param label names the sandbox in the note
  */
 export async function explainEnd(cli: Cli, client: DroverClient, id: string, label: string, exit: ExecExit): Promise<void> {
   explainExit(cli, label, exit);
   try {
     if (exit.code < killedStatus) {
-      // A command that is asked to end may do so with any status. Most were not asked, and need not wait for their host's report.
+      // A command that was asked to stop may exit with any status. Most were not asked, and need not wait for the host's report.
       const { desiredState, spec } = await client.sandboxes.get(id);
       if (desiredState === sandbox.DesiredState.RUNNING && spec?.idleStopSeconds === 0n) return;
     }
     const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: endReportWaitMs });
-    if (!exit.outOfMemory && ended.message !== '' && !ownEnds.has(ended.reason)) cli.out.note(`${label} has ended: ${ended.message}`);
+    if (!exit.outOfMemory && ended.message !== '' && !selfExplanatory.has(ended.reason)) cli.out.note(`${label} ended: ${ended.message}`);
   } catch {
-    // The status alone has to do: the sandbox may be deleted (--rm) already.
+    // With --rm the sandbox may already be deleted. Its status is then the only explanation.
   }
 }

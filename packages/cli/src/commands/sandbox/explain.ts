@@ -18,7 +18,7 @@ const columns: readonly Column<api.TrustCheck>[] = [
   { title: 'EVIDENCE', value: (c) => c.evidence },
 ];
 
-/** Every check of trust, last made. Ends with 0 only when all of them pass: one that was never made proves nothing. */
+/** Prints the latest result of every trust check. Returns 0 only if all passed: a check that was never made proves nothing. */
 export default async function explain(cli: Cli, [reference]: readonly [string]): Promise<number> {
   const client = await cli.connect();
   const answer = await client.sandboxes.explain(reference, cli.signal);
@@ -27,7 +27,7 @@ export default async function explain(cli: Cli, [reference]: readonly [string]):
     for (const record of answer.sandbox?.containment?.records ?? []) cli.out.line(`contained: ${oneLine(containmentText(record))}`);
     if (answer.sandbox !== undefined && answer.sandbox.message !== '') cli.out.line(`state: ${oneLine(answer.sandbox.message)}`);
     if (answer.sandbox?.session?.state === 'failed') cli.out.line(`session lost: ${oneLine(answer.sandbox.session.lastError)}`);
-    cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check was made yet');
+    cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check has been made yet');
   }
   return answer.checks.length > 0 && answer.checks.every(({ verdict }) => verdict === PASS) ? 0 : 1;
 }

@@ -5,14 +5,14 @@ import type { Cli } from '../../cli.ts';
 import { forwardKeepaliveMs } from '../../limits.ts';
 import { parseForward } from '../../parse.ts';
 
-/** R-3: listens here and carries each connection to a TCP port inside the sandbox, until interrupted. */
+/** R-3: forwards local ports to TCP ports in the sandbox, until interrupted. */
 export default async function forward(cli: Cli, [reference, pairs]: readonly [string, readonly string[]]): Promise<void> {
   const wanted = pairs.map(parseForward);
   const client = await cli.connect();
   const sandbox = await client.sandboxes.waitFor(reference, ['running'], { signal: cli.signal });
   const sockets = new Set<Socket>();
   const servers = wanted.map(({ remote }) =>
-    // A client that vanished without a reset would keep its connection into the sandbox, and the sandbox awake.
+    // Without keepalive, a client that vanishes would keep its connection open, and the sandbox from idling.
     createServer({ allowHalfOpen: true, keepAlive: true, keepAliveInitialDelay: forwardKeepaliveMs }, (socket) => {
       sockets.add(socket);
       socket.on('close', () => sockets.delete(socket));
@@ -49,12 +49,12 @@ export default async function forward(cli: Cli, [reference, pairs]: readonly [st
 export function cannotListen(error: Error, address: string, local: number, remote: number): DroverError {
   if (errnoOf(error) !== 'EADDRINUSE') {
     return new DroverError(DroverError.from(error, 'invalid-argument').code, `cannot listen on ${address}:${local}: ${reasonOf(error)}`, {
-      hint: 'name an address of this machine, and a port above 1023 unless you are root',
+      hint: 'use an address of this machine, and a port above 1023 unless you are root',
       cause: error,
     });
   }
-  return new DroverError('port-in-use', `${address}:${local} is held by another program`, {
-    hint: `name another port here, such as 0:${remote} for any that is free`,
+  return new DroverError('port-in-use', `${address}:${local} is in use by another program`, {
+    hint: `name another local port, or 0:${remote} for any free port`,
     cause: error,
   });
 }

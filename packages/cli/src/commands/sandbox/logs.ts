@@ -4,7 +4,7 @@ import type { api } from '@drover/protocol';
 import { parseCount, parseDurationMs } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { OutputText } from '../../output/index.ts';
-import { sayBroken } from './reconnect.ts';
+import { noteReconnects } from './reconnect.ts';
 
 export interface LogsFlags {
   readonly follow?: boolean;
@@ -15,8 +15,8 @@ export interface LogsFlags {
 const maxTail = 1_000_000_000;
 
 /**
- * The main process's output, as it wrote it: stdout to stdout, stderr to stderr. Output that is no longer kept is mentioned on stderr. With
- * -o json a record a chunk; where the bytes are not UTF-8 they are in `dataBase64`, and a gap is a record with `droppedBytes`.
+ * Prints the main process's output byte for byte: stdout to stdout, stderr to stderr. Dropped output is noted on stderr. With -o json each
+ * chunk is a record; bytes that are not UTF-8 are in `dataBase64`, and dropped output is a record with `droppedBytes`.
  */
 export default async function logs(cli: Cli, [reference]: readonly [string], flags: LogsFlags): Promise<void> {
   const tailLines = flags.tail === undefined || flags.tail === 'all' ? undefined : parseTail(flags.tail);
@@ -26,11 +26,11 @@ export default async function logs(cli: Cli, [reference]: readonly [string], fla
     await client.sandboxes.get(reference, cli.signal);
     return;
   }
-  // On the wire 0 lines are all lines.
+  // In the API, 0 lines means all lines.
   const since = tailLines === 0 ? new Date() : sinceFlag;
   const chunks = client.sandboxes.logs(reference, {
     follow: flags.follow === true,
-    onReconnect: sayBroken(cli),
+    onReconnect: noteReconnects(cli),
     ...(tailLines !== undefined && tailLines > 0 && { tailLines }),
     ...(since !== undefined && { since }),
     signal: cli.signal,
@@ -50,7 +50,7 @@ export function parseTail(text: string): number {
 }
 
 function droppedText(bytes: number): string {
-  return `${formatBytes(bytes)} (${bytes} bytes) of output before this are no longer kept: the log of a sandbox is bounded`;
+  return `${formatBytes(bytes)} (${bytes} bytes) of earlier output were dropped: a sandbox's log is bounded`;
 }
 
 /** `10m` ago, or a time: `2026-11-29T10:00:00Z`. @throws {DroverError} invalid-argument */
@@ -63,7 +63,7 @@ export function parseSince(text: string, nowMs: number): Date {
     return new Date(nowMs - parseDurationMs(text));
   } catch (error) {
     throw new DroverError('invalid-argument', `--since ${JSON.stringify(clip(text))} is neither a time nor a duration`, {
-      hint: 'write for instance 10m, or 2026-11-29T10:00:00Z',
+      hint: 'write a duration such as 10m, or a time such as 2026-11-29T10:00:00Z',
       cause: error,
     });
   }

@@ -6,8 +6,8 @@ import { initText } from './init-text.ts';
 import { progressAfterMs, progressIntervalMs } from '../../limits.ts';
 
 /**
- * While `work` waits for a sandbox, says what the sandbox is at: redrawn on a terminal, a line for each change in a pipe.
- * Quick work shows nothing.
+ * Shows the sandbox's progress until `work` settles: a redrawn line on a terminal, a line for each change in a pipe. Work that settles
+ * quickly shows nothing.
  */
 export async function withProgress<T>(cli: Cli, client: DroverClient, reference: string, work: Promise<T>): Promise<T> {
   const done = new AbortController();
@@ -28,12 +28,12 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
   let last = '';
   try {
     await delay(progressAfterMs, undefined, { signal: done });
-    // Only now: most commands are done before.
+    // Loaded late, since most commands have finished by now.
     const { sandboxStateName } = await import('@drover/sdk');
     for (;;) {
       const { state, message, init } = await client.sandboxes.get(reference, done);
       const name = sandboxStateName(state);
-      // Running, it is still to be prepared; then its command speaks for itself.
+      // A running sandbox may still run its init plan. After that its command's own output shows progress.
       const preparing = init?.state === 'running' ? `init: ${initText(init)}` : '';
       const text = name === 'running' ? preparing : message === '' ? name : `${name}: ${message}`;
       if (text !== last && text !== '' && !reported.has(name) && !cli.out.json) {
@@ -44,7 +44,7 @@ async function show(cli: Cli, client: DroverClient, reference: string, done: Abo
       await delay(progressIntervalMs, undefined, { signal: done });
     }
   } catch {
-    // Ended, or the control plane did not answer: the work itself says what is wrong.
+    // Either `work` has settled or the control plane did not respond, which the caller of `work` reports.
   } finally {
     status?.[Symbol.dispose]();
   }

@@ -5,7 +5,7 @@ import type { Cli } from '../../cli.ts';
 import { explainEnd } from './explain-end.ts';
 import { planFailure } from './init-text.ts';
 import { createSandbox, removeFailed, removeInterrupted } from './create.ts';
-import { sayBroken } from './reconnect.ts';
+import { noteReconnects } from './reconnect.ts';
 import { removalWaitMs } from '../../limits.ts';
 import { atTerminal, attach, terminalSize } from '../../attach.ts';
 import { createOptions, type SpecFlags } from './spec.ts';
@@ -22,7 +22,7 @@ export interface RunFlags extends SpecFlags {
   readonly stdin?: boolean;
 }
 
-/** R-2: creates a sandbox, connects the caller with its command, and ends with the command's status. */
+/** R-2: creates a sandbox, connects the caller to its command, and returns the command's status. */
 export default async function run(cli: Cli, [image, command]: readonly [string, readonly string[]], flags: RunFlags): Promise<number> {
   const detached = flags.detach === true;
   const terminal = flags.tty ?? (!detached && atTerminal() && flags.stdin !== false);
@@ -33,10 +33,10 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
   if (detached) {
     const ready = client.sandboxes.waitReady(created.id, {
       generation: created.generation,
-      onReconnect: sayBroken(cli),
+      onReconnect: noteReconnects(cli),
       signal: cli.signal,
     });
-    const running = await orRemove(cli, client, created.id, flags.rm === true, ready);
+    const running = await startedOrRemoved(cli, client, created.id, flags.rm === true, ready);
     if (cli.signal.aborted) await removeInterrupted(cli, client, created.id);
     if (cli.out.json) cli.out.object(sandboxJson(running));
     else cli.out.line(sandboxLabel(running));
@@ -48,16 +48,16 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
     ...(terminal && { size: terminalSize() }),
     stdin,
     replay: true,
-    onReconnect: sayBroken(cli),
+    onReconnect: noteReconnects(cli),
   });
   handle.exit.catch(() => undefined);
   const started = abortable(handle.started, cli.signal);
-  await orRemove(cli, client, created.id, flags.rm === true, started, () => handle.detach());
-  // Interrupted in the moment of the start: from here on, signals go to the command.
+  await startedOrRemoved(cli, client, created.id, flags.rm === true, started, () => handle.detach());
+  // The interrupt may have arrived during the start. From here on, signals go to the command.
   if (cli.signal.aborted) await removeInterrupted(cli, client, created.id);
   const outcome = await attach(cli, handle, { terminal, stdin });
   if (outcome.kind === 'detached') {
-    cli.out.note(`detached; ${sandboxLabel(created)} runs on: drover attach ${sandboxLabel(created)}`);
+    cli.out.note(`detached; ${sandboxLabel(created)} keeps running: drover attach ${sandboxLabel(created)}`);
     return 0;
   }
   await explainEnd(cli, client, created.id, sandboxLabel(created), outcome.exit);
@@ -66,25 +66,26 @@ export default async function run(cli: Cli, [image, command]: readonly [string, 
 }
 
 /**
- * A start that failed or was given up leaves nothing behind; its own sentence is the one that is said. A sandbox whose init plan
- * failed is left to be looked at (I-30), unless it was to be removed.
+ * Waits for the start. A sandbox that fails to start is removed, and its own error is thrown. A sandbox whose init plan failed is kept
+ * for inspection (I-30), unless --rm was given.
+ * @param beforeRemoval runs before a failed sandbox is removed
  */
-async function orRemove<T>(
+async function startedOrRemoved<T>(
   cli: Cli,
   client: DroverClient,
   id: string,
-  removed: boolean,
+  remove: boolean,
   work: Promise<T>,
-  before?: () => void,
+  beforeRemoval?: () => void,
 ): Promise<T> {
   try {
     return await withProgress(cli, client, id, work);
   } catch (error) {
-    before?.();
+    beforeRemoval?.();
     if (cli.signal.aborted) await removeInterrupted(cli, client, id);
     const sandbox = hasCode(error, 'control-plane-unreachable') ? undefined : await lastSeen(client, id);
-    const failure = sandbox === undefined ? undefined : planFailure(sandbox, !removed);
-    if (failure !== undefined && !removed) throw failure;
+    const failure = sandbox === undefined ? undefined : planFailure(sandbox, !remove);
+    if (failure !== undefined && !remove) throw failure;
     await removeFailed(cli, client, id);
     throw failure ?? reasonOf(sandbox, error);
   }
@@ -94,12 +95,12 @@ async function lastSeen(client: DroverClient, id: string): Promise<api.Sandbox |
   try {
     return await client.sandboxes.get(id);
   } catch {
-    // What went wrong before says more.
+    // The earlier error is more useful than this one.
     return undefined;
   }
 }
 
-/** Where only the session is missing, the sandbox's own state says why. */
+/** The sandbox's state explains why its session is unavailable. */
 function reasonOf(sandbox: api.Sandbox | undefined, thrown: unknown): unknown {
   if (!hasCode(thrown, 'session-unavailable') || sandbox === undefined || sandbox.message === '') return thrown;
   return new DroverError('session-unavailable', sandbox.message, {
@@ -108,19 +109,19 @@ function reasonOf(sandbox: api.Sandbox | undefined, thrown: unknown): unknown {
   });
 }
 
-/** --rm: gone when the command returns, its name free again. The control plane does it in any case, a little later. */
+/** --rm: removes the sandbox before the command returns, so that its name is free. Otherwise the control plane removes it a little later. */
 async function removeEnded(cli: Cli, client: DroverClient, id: string): Promise<void> {
   try {
-    // The host tells of the end a moment after the session did; its exit code is to be stored.
+    // The host reports the end a moment after the session does. Wait, so that the exit code is stored.
     const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: removalWaitMs });
-    // I-4: what was contained is kept to be looked at, as the control plane keeps it.
+    // I-4: a contained sandbox is kept for inspection.
     if (actionsOf(ended.containment).length > 0) {
-      cli.out.note(`${sandboxLabel(ended)} is contained and kept: drover sandbox rm ${sandboxLabel(ended)} removes it`);
+      cli.out.note(`${sandboxLabel(ended)} is contained and was not removed: drover sandbox rm ${sandboxLabel(ended)} removes it`);
       return;
     }
     await client.sandboxes.remove(id);
     await client.sandboxes.waitFor(id, ['deleted'], { timeoutMs: removalWaitMs });
   } catch (error) {
-    if (!hasCode(error, 'sandbox-not-found')) cli.out.note(`sandbox ${id} is removed later: ${DroverError.from(error).message}`);
+    if (!hasCode(error, 'sandbox-not-found')) cli.out.note(`sandbox ${id} will be removed later: ${DroverError.from(error).message}`);
   }
 }

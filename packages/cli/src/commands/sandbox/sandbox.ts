@@ -8,8 +8,8 @@ import { createSandbox, removeInterrupted } from './create.ts';
 import { details } from './details.ts';
 import { planFailure } from './init-text.ts';
 import { withProgress } from './progress.ts';
-import { sayBroken } from './reconnect.ts';
-import { answer, endText, listColumns, sandboxJson } from './show.ts';
+import { noteReconnects } from './reconnect.ts';
+import { endText, listColumns, printSandbox, sandboxJson } from './show.ts';
 import { createOptions, parseStopGrace, type SpecFlags } from './spec.ts';
 import { sandboxLabel } from '../../output/index.ts';
 
@@ -21,9 +21,9 @@ export async function create(
   const options = await createOptions(image, command, flags, { terminal: flags.tty === true, stdin: flags.interactive === true });
   const client = await cli.connect();
   const stored = await createSandbox(cli, client, options);
-  if (flags.wait === false) return answer(cli, stored);
+  if (flags.wait === false) return printSandbox(cli, stored);
   try {
-    answer(cli, await begun(cli, client, stored));
+    printSandbox(cli, await waitUntilStarted(cli, client, stored));
   } catch (error) {
     if (cli.signal.aborted) await removeInterrupted(cli, client, stored.id);
     throw error;
@@ -31,13 +31,13 @@ export async function create(
 }
 
 /**
- * The sandbox once its command has begun. A start that fails is left to be looked at.
- * @throws {DroverError} why the command never begins
+ * Waits until the sandbox's command has started. A sandbox that fails to start is kept for inspection.
+ * @throws {DroverError} why the start failed
  */
-async function begun(cli: Cli, client: DroverClient, sandbox: api.Sandbox, progress = true): Promise<api.Sandbox> {
+async function waitUntilStarted(cli: Cli, client: DroverClient, sandbox: api.Sandbox, progress = true): Promise<api.Sandbox> {
   const ready = client.sandboxes.waitReady(sandbox.id, {
     generation: sandbox.generation,
-    onReconnect: sayBroken(cli),
+    onReconnect: noteReconnects(cli),
     signal: cli.signal,
   });
   try {
@@ -86,10 +86,10 @@ export async function get(cli: Cli, [reference]: readonly [string]): Promise<voi
 }
 
 type Change = (client: DroverClient, reference: string, signal: AbortSignal) => Promise<api.Sandbox>;
-/** What a change is waited for: one of these states, or the begin of the command. */
-type Goal = readonly SandboxStateName[] | 'begun';
+/** What a command waits for after a change: one of these states, or the start of the sandbox's command. */
+type Goal = readonly SandboxStateName[] | 'started';
 
-/** Asks each for the change, waits for each unless `goal` is undefined, and reports every failure: one does not keep the others. */
+/** Changes every sandbox and waits for its goal, if any. A failure is reported and does not stop the others. */
 async function each(cli: Cli, references: readonly string[], change: Change, goal: Goal | undefined): Promise<number> {
   const client = await cli.connect();
   let status = 0;
@@ -98,7 +98,7 @@ async function each(cli: Cli, references: readonly string[], change: Change, goa
     references.map(async (reference) => {
       try {
         let sandbox = await change(client, reference, cli.signal);
-        if (goal === 'begun') sandbox = await begun(cli, client, sandbox, references.length === 1);
+        if (goal === 'started') sandbox = await waitUntilStarted(cli, client, sandbox, references.length === 1);
         else if (goal !== undefined && !goal.includes(sandboxStateName(sandbox.state) as SandboxStateName)) {
           const waiting = client.sandboxes.waitFor(sandbox.id, goal, { generation: sandbox.generation, signal: cli.signal });
           sandbox = references.length === 1 ? await withProgress(cli, client, sandbox.id, waiting) : await waiting;
@@ -113,7 +113,7 @@ async function each(cli: Cli, references: readonly string[], change: Change, goa
       }
     }),
   );
-  // An array for one name too, so that a program that reads it need not count the names.
+  // JSON is an array for one name too, so that programs need not distinguish.
   if (cli.out.json) cli.out.object(done.map(sandboxJson));
   return status;
 }
@@ -126,7 +126,7 @@ export interface WaitFlags {
 const unless = (flags: WaitFlags, goal: Goal): Goal | undefined => (flags.wait === false ? undefined : goal);
 
 export function start(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
-  return each(cli, references, (client, reference, signal) => client.sandboxes.start(reference, signal), unless(flags, 'begun'));
+  return each(cli, references, (client, reference, signal) => client.sandboxes.start(reference, signal), unless(flags, 'started'));
 }
 
 export interface StopFlags extends WaitFlags {
@@ -146,7 +146,7 @@ export function stop(cli: Cli, [references]: readonly [readonly string[]], flags
   );
 }
 
-/** As `stop`, with the least grace that there is. */
+/** As `stop`, without a grace period. */
 export function kill(cli: Cli, [references]: readonly [readonly string[]], flags: WaitFlags): Promise<number> {
   return stop(cli, [references], { ...flags, grace: '0s' });
 }
@@ -165,7 +165,7 @@ export function rm(cli: Cli, [references]: readonly [readonly string[]], flags: 
     cli,
     references,
     async (client, reference, signal) => {
-      // What has ended holds only what it wrote; to end what runs, somebody has to say so.
+      // Only --force or --grace may end a running sandbox.
       const state = sandboxStateName((await client.sandboxes.get(reference, signal)).state);
       if ((state === 'running' || state === 'paused') && flags.force !== true && flags.grace === undefined) {
         throw new DroverError('failed-precondition', `sandbox ${reference} is ${state}`, {
@@ -193,10 +193,10 @@ const stateNames = [
   'deleted',
 ];
 
-/** Of a run that failed without a status of its command, as of `run`. */
+/** The status, as for `run`, if the sandbox failed and its command has no status. */
 const failedStatus = 125;
 
-/** Ends with the main process's status when it waited for the end, else with 0. */
+/** Returns the main process's status after a wait for the end, and 0 otherwise. */
 export async function wait(
   cli: Cli,
   [reference]: readonly [string],
@@ -206,7 +206,7 @@ export async function wait(
   for (const name of wanted) {
     if (!stateNames.includes(name)) {
       throw new DroverError('invalid-argument', `there is no state ${JSON.stringify(name)}`, {
-        hint: `there are ${stateNames.join(', ')}`,
+        hint: `the states are ${stateNames.join(', ')}`,
       });
     }
     sandboxStateValue(name as SandboxStateName);

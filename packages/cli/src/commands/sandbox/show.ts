@@ -14,30 +14,30 @@ export function age(time: Timestamp | undefined, now = Date.now()): string {
   return time === undefined ? '' : formatAge(now - timestampMs(time));
 }
 
-const statusSays: ReadonlySet<string> = new Set(['', 'exited', 'stopped', 'removed']);
+const statusSuffices: ReadonlySet<string> = new Set(['', 'exited', 'stopped', 'removed']);
 const reasonShown: ReadonlySet<string> = new Set(['stopped', 'failed', 'pending', 'lost']);
 
-/** The state with what it takes to understand it: `stopped (3)`, `stopped (ttl)`, `failed (image-not-found)`. */
+/** The state and its cause: `stopped (3)`, `stopped (ttl)`, `failed (image-not-found)`. */
 export function stateText(sandbox: api.Sandbox): string {
   const name = sandboxStateName(sandbox.state);
   const { reason, exitCode } = sandbox;
   if (reason === 'out-of-memory') return `${name} (out of memory)`;
-  // The status says enough of a command that ended, and of one that a person stopped.
-  if (exitCode !== undefined && name === 'stopped' && statusSays.has(reason)) return `${name} (${exitCode})`;
+  // The exit status explains a command that exited or that a person stopped.
+  if (exitCode !== undefined && name === 'stopped' && statusSuffices.has(reason)) return `${name} (${exitCode})`;
   return reason !== '' && reasonShown.has(name) ? `${name} (${reason})` : name;
 }
 
-/** The state, and of one that has ended the sentence that says why: `stopped (ttl): stopped at the end of …`. */
+/** The state, and why an ended sandbox ended: `stopped (ttl): stopped at the end of …`. */
 export function endText(sandbox: api.Sandbox): string {
   const ended = ['stopped', 'failed'].includes(sandboxStateName(sandbox.state));
   return ended && sandbox.message !== '' ? `${stateText(sandbox)}: ${oneLine(sandbox.message)}` : stateText(sandbox);
 }
 
-/** What makes a sandbox one to look at: `contained`, `untrusted`, `session lost`. */
+/** Conditions that need attention: `contained`, `untrusted`, `session lost`. */
 export function marks({ containment, identity, session }: api.Sandbox): readonly string[] {
   return [
     ...(actionsOf(containment).length > 0 ? ['contained'] : []),
-    // What was revoked is contained.
+    // A revoked identity shows as contained.
     ...(identity?.verdict === 'untrusted' ? ['untrusted'] : []),
     ...(session?.state === 'failed' ? ['session lost'] : []),
   ];
@@ -52,8 +52,8 @@ export const listColumns: readonly Column<api.Sandbox>[] = [
   { title: 'AGE', value: (s) => age(s.createdAt) },
 ];
 
-/** One sandbox, as the answer to a command that changed it. */
-export function answer(cli: Cli, sandbox: api.Sandbox): void {
+/** Prints the sandbox that a command created or changed. */
+export function printSandbox(cli: Cli, sandbox: api.Sandbox): void {
   if (cli.out.json) cli.out.object(sandboxJson(sandbox));
   else cli.out.line(sandboxLabel(sandbox));
 }

@@ -7,41 +7,41 @@ import type { DroverClient } from '@drover/sdk';
 import type { Cli } from '../../cli.ts';
 import { topFirstMs, topIntervalMs } from '../../limits.ts';
 import { table, type Column } from '../../output/index.ts';
-import { tellFailures } from '../failures.ts';
+import { reportFailures } from '../failures.ts';
 
 export interface TopFlags {
   readonly once?: boolean;
   readonly project?: string;
 }
 
-/** One line: what a sandbox uses, its share of CPU taken between two looks. */
+/** One line: the sandbox's usage, and its CPU share between two samples. */
 interface Usage {
   readonly now: api.SandboxUsage;
-  /** Of one CPU; 200 is two of them. Undefined when it was not there at the look before. */
+  /** Percent of one CPU; 200 is two CPUs. Undefined if the previous sample did not have the sandbox. */
   readonly cpuPercent: number | undefined;
 }
 
-/** R-3: what sandboxes use. On a terminal it goes on until interrupted; elsewhere, with --once or as JSON, it says it once. */
+/** R-3: shows usage: repeatedly on a terminal, once in a pipe, with --once, or as JSON. */
 export default async function top(cli: Cli, [references]: readonly [readonly string[]], flags: TopFlags): Promise<number> {
   const project = flags.project === undefined ? {} : { project: parseProject(flags.project) };
   const client = await cli.connect();
-  const look = async (): Promise<api.GetStatsResponse> => await client.sandboxes.stats(references, { ...project, signal: cli.signal });
-  const first = await look();
+  const sample = async (): Promise<api.GetStatsResponse> => await client.sandboxes.stats(references, { ...project, signal: cli.signal });
+  const first = await sample();
   await systemClock.sleep(topFirstMs, cli.signal);
-  let [last, now] = [first, await look()];
+  let [last, now] = [first, await sample()];
   if (cli.out.json || flags.once === true || !isatty(1)) {
     const usages = usagesOf(last, now);
-    cli.out.list(usages, usageJson, columns, 'no sandbox runs');
-    await tellStopped(cli, client, references, usages);
-    return tellFailures(cli, now.failures);
+    cli.out.list(usages, usageJson, columns, 'no sandbox is running');
+    await noteStopped(cli, client, references, usages);
+    return reportFailures(cli, now.failures);
   }
   for (;;) {
     draw(usagesOf(last, now), now.failures);
     try {
       await systemClock.sleep(topIntervalMs, cli.signal);
-      [last, now] = [now, await look()];
+      [last, now] = [now, await sample()];
     } catch (error) {
-      // Ctrl-C is how one leaves; it is no failure.
+      // Ctrl-C is the normal way to end.
       if (cli.signal.aborted) return 0;
       throw error;
     }
@@ -50,7 +50,7 @@ export default async function top(cli: Cli, [references]: readonly [readonly str
 
 function draw(usages: readonly Usage[], failures: readonly api.HostFailure[]): void {
   const lines = table(usages, columns).split('\n');
-  for (const { hostName, hostId } of failures) lines.push(`host ${hostName === '' ? hostId : hostName} does not answer`);
+  for (const { hostName, hostId } of failures) lines.push(`host ${hostName === '' ? hostId : hostName} does not respond`);
   const [rows, cells] = [process.stdout.rows || 24, process.stdout.columns || 80];
   cursorTo(process.stdout, 0, 0);
   clearScreenDown(process.stdout);
@@ -62,7 +62,7 @@ function draw(usages: readonly Usage[], failures: readonly api.HostFailure[]): v
   );
 }
 
-/** The busiest first. */
+/** Sorted by CPU, busiest first. */
 function usagesOf(before: api.GetStatsResponse, after: api.GetStatsResponse): readonly Usage[] {
   const known = new Map(before.sandboxes.map((usage) => [usage.id, usage]));
   return after.sandboxes
@@ -102,12 +102,12 @@ function usageJson({ now, cpuPercent: share }: Usage): unknown {
   };
 }
 
-/** Whoever names a sandbox wants to know why it is not in the list. */
-async function tellStopped(cli: Cli, client: DroverClient, references: readonly string[], usages: readonly Usage[]): Promise<void> {
+/** Notes the named sandboxes that are not running, since the table omits them. */
+async function noteStopped(cli: Cli, client: DroverClient, references: readonly string[], usages: readonly Usage[]): Promise<void> {
   if (references.length === 0 || usages.length === references.length) return;
   const shown = new Set(usages.map(({ now }) => now.id));
   for (const reference of references) {
     const { id } = await client.sandboxes.get(reference, cli.signal);
-    if (!shown.has(id)) cli.out.note(`${reference} does not run`);
+    if (!shown.has(id)) cli.out.note(`${reference} is not running`);
   }
 }

@@ -22,7 +22,7 @@ interface AgentFlags extends HostFlags {
 
 const stateOf = (cli: Cli, flags: AgentFlags): string => resolve(flags.state ?? joinPath(defaultDataDirectory(cli.env), 'host'));
 
-/** The host agent of a machine that has joined, until SIGINT or SIGTERM. Sandboxes run on. */
+/** Runs the agent of a joined host until SIGINT or SIGTERM. Its sandboxes keep running. */
 export default async function agent(cli: Cli, _: readonly [], flags: AgentFlags): Promise<void> {
   const stateDirectory = stateOf(cli, flags);
   await prepareDirectory(stateDirectory, 'state directory', '--state', 0o711);
@@ -41,7 +41,7 @@ interface JoinFlags extends AgentFlags {
   readonly run?: boolean;
 }
 
-/** What the agent itself requires of the machine. @throws {DroverError} missing-privilege, missing-component */
+/** Checks the agent's own requirements. @throws {DroverError} missing-privilege, missing-component */
 async function checkAgent(options: Parameters<typeof agentDoctor>[0]): Promise<void> {
   refuseProblems(await agentDoctor(options), options.logger);
 }
@@ -51,12 +51,12 @@ const hostOptions = ({ pool, runtimeProgram }: HostFlags): { readonly pool?: str
   ...(runtimeProgram !== undefined && { runtimeProgram }),
 });
 
-/** L-1, L-2: trades the token for this host's certificate, then runs the agent. */
+/** L-1, L-2: exchanges the token for this host's certificate, then runs the agent. */
 export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags): Promise<void> {
   const { token } = cli.connection;
   if (token === undefined) {
-    throw new DroverError('invalid-argument', 'there is no join token', {
-      hint: 'make one with drover host token, and give it with --token',
+    throw new DroverError('invalid-argument', 'no join token was given', {
+      hint: 'create one with drover host token, and pass it with --token',
     });
   }
   await checkHostFlags(flags);
@@ -64,7 +64,7 @@ export async function join(cli: Cli, [url]: readonly [string], flags: JoinFlags)
   const stateDir = stateOf(cli, flags);
   await checkOtherControlPlane(stateDir, token);
   await prepareDirectory(stateDir, 'state directory', '--state', 0o711);
-  // Before the token is used: it lets one host join, and this machine must be able to be it.
+  // Check the machine first: the token may admit a single host.
   const settings = { data: stateDir, host: '', port: 0 };
   await checkMachine(cli, settings, ['Node.js', 'disk', 'clock', ...hostChecks]);
   await checkAgent({ stateDirectory: stateDir, logger: silentLogger, ...hostOptions(flags) });

@@ -12,7 +12,7 @@ import {
   useContext,
 } from '../../context/index.ts';
 
-/** Their tokens are not shown. */
+/** Does not show tokens. */
 export async function ls(cli: Cli): Promise<void> {
   const current = await currentContext(cli.env);
   const contexts = (await listContexts(cli.env)).map(({ name, server }) => ({ name, server, current: name === current }));
@@ -24,7 +24,7 @@ export async function ls(cli: Cli): Promise<void> {
       { title: 'NAME', value: ({ name }) => name },
       { title: 'SERVER', value: ({ server }) => server },
     ],
-    'no contexts; drover up makes one, and drover context add',
+    'no contexts; drover up and drover context add create them',
   );
 }
 
@@ -35,16 +35,16 @@ export async function use(cli: Cli, [text]: readonly [string]): Promise<void> {
   else cli.out.line(name);
 }
 
-/** Keeps a control plane that is elsewhere; the first one becomes the current one. */
+/** Saves a context. The first one becomes the current one. */
 export async function add(cli: Cli, [text]: readonly [string]): Promise<void> {
   const name = parseContextName(text);
   if (cli.connection.server === undefined) {
-    throw new DroverError('invalid-argument', 'there is no server to keep', {
+    throw new DroverError('invalid-argument', 'no server was given', {
       hint: `drover context add ${name} --server https://HOST:PORT --token TOKEN --ca FILE`,
     });
   }
   if ((await readContext(cli.env, name)) !== undefined) {
-    throw new DroverError('name-taken', `there is a context ${JSON.stringify(name)} already`, {
+    throw new DroverError('name-taken', `the context ${JSON.stringify(name)} already exists`, {
       hint: `choose another name, or remove it with drover context rm ${name}`,
     });
   }

@@ -3,7 +3,7 @@ import type { api } from '@drover/protocol';
 import { oneLine } from '../../output/index.ts';
 import { endOf, failureText, stepText } from '../sandbox/init-text.ts';
 
-/** An event's data: the values that a control plane of this version writes, each perhaps absent in one of another. */
+/** An event's data. A control plane of another version may leave values out. */
 class Data {
   readonly #values: Readonly<Record<string, unknown>>;
 
@@ -32,7 +32,7 @@ class Data {
   }
 
   /** The sandbox's label, or the host's name. */
-  get who(): string {
+  get subject(): string {
     const project = this.text('project');
     return project === '' ? this.text('name') : `${project}/${this.text('name')}`;
   }
@@ -56,31 +56,31 @@ class Data {
   }
 }
 
-/** What each event says: of sandboxes and hosts, and the typed ones of sessions, identities and init plans (I-34). */
+/** A sentence for each event type (I-34). */
 const sentences: Readonly<Record<string, (data: Data) => string>> = {
-  SandboxCreated: (d) => `${d.who}, of ${d.text('image')}`,
-  SandboxScheduled: (d) => `${d.who}, on ${d.text('hostId')}`,
-  SandboxUnschedulable: (d) => `${d.who}${d.after('message')}`,
-  SandboxDesiredChanged: (d) => `${d.who}: ${d.text('desired') || (d.is('networkCut') ? 'its network cut' : 'its network open')}`,
-  SandboxStateChanged: (d) => `${d.who}: ${d.text('from')} to ${d.text('to')}${d.after('message')}`,
-  SandboxOomKill: (d) => `${d.who}: out of memory, ${d.text('process') || 'a process'} was killed${times(d.number('count'))}`,
-  SandboxLimitReached: (d) => `${d.who}: ${d.text('message')}`,
-  SandboxNetworkCut: (d) => d.who,
-  SandboxNetworkRestored: (d) => d.who,
-  SandboxRegistrationClosed: (d) => d.who,
-  SandboxRegistrationOpened: (d) => d.who,
-  SandboxContained: (d) => `${d.who}: ${d.text('action')} by ${d.text('by')}${d.after('reason')}`,
-  SandboxReleased: (d) => `${d.who}: ${d.text('action')}`,
-  SandboxLost: (d) => `${d.who}: ${d.text('reason')}`,
-  SandboxAdopted: (d) => d.who,
-  SandboxDeleted: (d) => d.who,
-  HostJoined: (d) => d.who,
-  HostReady: (d) => `${d.who}${d.text('agentVersion') === '' ? '' : `, agent ${d.text('agentVersion')}`}`,
-  HostDown: (d) => `${d.who}${d.after('reason')}`,
-  HostCordoned: (d) => d.who,
-  HostUncordoned: (d) => d.who,
-  HostDraining: (d) => d.who,
-  HostRemoved: (d) => d.who,
+  SandboxCreated: (d) => `${d.subject}, of ${d.text('image')}`,
+  SandboxScheduled: (d) => `${d.subject}, on ${d.text('hostId')}`,
+  SandboxUnschedulable: (d) => `${d.subject}${d.after('message')}`,
+  SandboxDesiredChanged: (d) => `${d.subject}: ${d.text('desired') || (d.is('networkCut') ? 'its network cut' : 'its network open')}`,
+  SandboxStateChanged: (d) => `${d.subject}: ${d.text('from')} to ${d.text('to')}${d.after('message')}`,
+  SandboxOomKill: (d) => `${d.subject}: out of memory, ${d.text('process') || 'a process'} was killed${times(d.number('count'))}`,
+  SandboxLimitReached: (d) => `${d.subject}: ${d.text('message')}`,
+  SandboxNetworkCut: (d) => d.subject,
+  SandboxNetworkRestored: (d) => d.subject,
+  SandboxRegistrationClosed: (d) => d.subject,
+  SandboxRegistrationOpened: (d) => d.subject,
+  SandboxContained: (d) => `${d.subject}: ${d.text('action')} by ${d.text('by')}${d.after('reason')}`,
+  SandboxReleased: (d) => `${d.subject}: ${d.text('action')}`,
+  SandboxLost: (d) => `${d.subject}: ${d.text('reason')}`,
+  SandboxAdopted: (d) => d.subject,
+  SandboxDeleted: (d) => d.subject,
+  HostJoined: (d) => d.subject,
+  HostReady: (d) => `${d.subject}${d.text('agentVersion') === '' ? '' : `, agent ${d.text('agentVersion')}`}`,
+  HostDown: (d) => `${d.subject}${d.after('reason')}`,
+  HostCordoned: (d) => d.subject,
+  HostUncordoned: (d) => d.subject,
+  HostDraining: (d) => d.subject,
+  HostRemoved: (d) => d.subject,
   SessionThrottled: (d) => d.text('message'),
   SessionConnecting: (d) => `attempt ${d.number('attempt')}`,
   SessionConnected: (d) =>
@@ -96,7 +96,7 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
   IdentityRenewed: (d) => `thumbprint ${d.thumbprint}`,
   ReapDegraded: (d) => `after ${counted(d.number('attempts'), 'attempt')}${d.after('message')}`,
   EgressDenied: (d) =>
-    `${d.who}: ${d.text('method')} ${d.text('host')}:${d.number('port')} refused${times(d.number('count'))}, ${d.text('rule')}`,
+    `${d.subject}: ${d.text('method')} ${d.text('host')}:${d.number('port')} refused${times(d.number('count'))}, ${d.text('rule')}`,
   InitStarted: (d) => `${counted(d.number('count'), 'step')}, start ${d.number('startCount')}`,
   InitStepStarted: (d) => d.step,
   InitStepCompleted: (d) => `${d.step}: exit ${d.number('exitCode')} after ${d.duration}`,
@@ -107,16 +107,16 @@ const sentences: Readonly<Record<string, (data: Data) => string>> = {
 
 const times = (count: number): string => (count > 1 ? ` ${count} times` : '');
 
-/** Kinds whose sentences are about a part of a sandbox. */
-const ofSandboxes: ReadonlySet<string> = new Set(['session', 'identity', 'init']);
+/** Kinds whose sentences do not name the sandbox themselves. */
+const unnamed: ReadonlySet<string> = new Set(['session', 'identity', 'init']);
 
-/** An event's data as a person reads it, on one line: a sentence, or the JSON of an event that has none. */
+/** An event's data on one line: a sentence, or its JSON if the type has no sentence. */
 export function eventText({ kind, type, dataJson }: api.Event): string {
   const sentence = Object.hasOwn(sentences, type) ? sentences[type] : undefined;
   if (dataJson === '' || dataJson === '{}') return '';
   if (sentence === undefined) return oneLine(dataJson);
   const data = new Data(JSON.parse(dataJson) as Readonly<Record<string, unknown>>);
-  // The sentences of sandboxes and hosts name them themselves. Events of earlier versions carry no names.
-  const whose = ofSandboxes.has(kind) && data.who !== '' ? `${data.who}: ` : '';
-  return oneLine(`${whose}${sentence(data)}`);
+  // Events of earlier versions carry no names.
+  const prefix = unnamed.has(kind) && data.subject !== '' ? `${data.subject}: ` : '';
+  return oneLine(`${prefix}${sentence(data)}`);
 }

@@ -21,7 +21,7 @@ interface ServeFlags extends LivenessFlags {
   readonly store?: string;
 }
 
-/** The control plane alone, until SIGINT or SIGTERM. Its log is on stderr, its address on stdout. */
+/** Runs the control plane until SIGINT or SIGTERM. Logs to stderr, and prints its address to stdout. */
 export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags): Promise<void> {
   const listen = parseListen(flags.listen);
   const liveness = parseLiveness(flags);
@@ -51,7 +51,7 @@ export function aborted(signal: AbortSignal): Promise<void> {
       resolve_();
       return;
     }
-    // Holds the process: a signal alone would not.
+    // Keeps the process alive, which a signal listener does not.
     const timer = setInterval(() => undefined, 2 ** 30);
     signal.addEventListener(
       'abort',

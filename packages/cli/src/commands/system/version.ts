@@ -3,7 +3,7 @@ import { api } from '@drover/protocol';
 import type { Cli } from '../../cli.ts';
 import { messageJson } from '../../output/index.ts';
 
-/** The versions of this program and, where one answers, of the control plane. */
+/** Prints the versions of this program and, if it responds, of the control plane. */
 export default async function showVersion(cli: Cli): Promise<void> {
   let server: api.Version | undefined;
   let problem: string | undefined;

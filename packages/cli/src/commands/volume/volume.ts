@@ -35,14 +35,14 @@ export async function create(cli: Cli, [name]: readonly [string], flags: { reado
 export async function ls(cli: Cli, _: readonly [], flags: { readonly host?: string }): Promise<void> {
   const client = await cli.connect();
   const volumes = await client.volumes.list({ ...(flags.host !== undefined && { host: flags.host }), signal: cli.signal });
-  cli.out.list(volumes, volumeJson, columns, 'no volumes; `drover volume create NAME --size 1g` makes one');
+  cli.out.list(volumes, volumeJson, columns, 'no volumes; drover volume create NAME --size 1g creates one');
 }
 
 export async function get(cli: Cli, [name]: readonly [string]): Promise<void> {
   const client = await cli.connect();
   const volume = await client.volumes.get(name, cli.signal);
   if (cli.out.json) return cli.out.object(volumeJson(volume));
-  const rows: readonly (readonly [string, string])[] = [
+  cli.out.details([
     ['name', volume.name],
     ['host', volume.hostName],
     ['size', formatBytes(Number(volume.sizeBytes))],
@@ -50,8 +50,7 @@ export async function get(cli: Cli, [name]: readonly [string]): Promise<void> {
     ['state', volume.message === '' ? volume.state : `${volume.state} (${volume.message})`],
     ['created', volume.createdAt === undefined ? '' : timestampDate(volume.createdAt).toISOString()],
     ['sandboxes', volume.sandboxes.join(', ')],
-  ];
-  for (const [title, value] of rows) if (value !== '') cli.out.line(`${`${title}:`.padEnd(12)} ${value}`);
+  ]);
 }
 
 export async function rm(cli: Cli, [names]: readonly [readonly string[]]): Promise<void> {
