@@ -129,8 +129,6 @@ export const imageFanOut = 64;
 export const hostCallTimeoutMs = 60_000;
 /** API: lifetime of a join token for which none is named. Seconds. */
 export const defaultJoinTtlSeconds = 3_600;
-/** API: events read at once for wake-ups. */
-export const wakeReadBatch = 500;
 
 // Store: packages/control-plane/src/store
 
@@ -158,6 +156,8 @@ export const listPageMax = 10_000;
 
 /** Hosts tried for one sandbox whose room was taken meanwhile; then it waits for the next round. */
 export const placementAttempts = 10;
+/** Characters of the reason why no host can take a sandbox; the rest is cut off. */
+export const maxPendingMessageLength = 2_000;
 /** Sandboxes of one placement round; more are left for the next one. */
 export const placementBatch = 256;
 /** Waiting sandboxes are looked at this often even when nothing woke placement, and at most this often when much does. Milliseconds. */
@@ -269,8 +269,6 @@ export const sessionMessagesPerSecond = 2_000;
 export const sessionBurstMessages = 2_000;
 /** Sessions compared with the registry at each look of upkeep (I-11); the others at the next. */
 export const sessionsCompared = 1_000;
-/** How often those who wait for a session look at the store while events are being written. Milliseconds. */
-export const sessionLookMs = 50;
 /** How long the other calls of a session may go on after the main process has ended. Milliseconds. */
 export const farewellMs = 2_000;
 

@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import { DroverError, hasCode, systemClock, type Clock, type Logger } from '@drover/foundation';
 import { openCertificateAuthority, renewAt, type CertificateAuthority } from '@drover/pki';
 import { openAdminToken, startApi, type ServerIdentity, type SystemFacts } from './api/index.ts';
-import { SubjectWakes } from './feed/index.ts';
+import { EventFeed } from './feed/index.ts';
 import { DataDirectory } from './data-directory.ts';
-import { LinkServer } from './hub/index.ts';
+import { LinkServer, type Observation } from './hub/index.ts';
 import { SqlRegistry } from './identity/index.ts';
 import { Placement } from './placement/index.ts';
 import { Reconciler, Upkeep } from './reconcile/index.ts';
@@ -110,11 +110,11 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   checkSameStore(state.store, store.kind, directory.path);
   const adminToken = await openAdminToken(directory.path, store.tokens);
 
-  const wakes = await SubjectWakes.open(store.events, logger);
-  opened.defer(() => wakes.close());
+  const feed = await EventFeed.open(store.events, clock, logger);
+  opened.defer(async () => await feed.close());
   const worldview = new StoredWorldview({ store, clock, logger });
   opened.defer(async () => await worldview.close());
-  const registry = new SqlRegistry({ store, journal: worldview, wakes, replica: state.replica, clock, logger });
+  const registry = new SqlRegistry({ store, journal: worldview, feed, replica: state.replica, clock, logger });
   // I-12: before anybody can ask.
   await registry.reap();
   const sandboxListener = new SandboxListener({ store, registry, worldview, ca, identity, clock, logger });
@@ -139,6 +139,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   const sessions = new SessionManager({
     store,
     hub,
+    feed,
     tls: () => credentials,
     registry,
     ca,
@@ -155,14 +156,18 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   const reconciler = new Reconciler({
     store,
     hub,
+    feed,
     secrets,
     clock,
     logger,
-    onSandboxSeen: (id) => sessions.observed([id]),
-    onSandboxGone: (id) => sessions.close(id),
+    onAbsent: (id) => sessions.close(id),
   });
 
   // They listen to the hub before it takes the first host.
+  const changed = (observations: readonly Observation[]): void => observations.forEach(({ sandboxId }) => feed.changed(sandboxId));
+  opened.defer(
+    hub.on({ hostConnected: (_host, _epoch, _signal, copies) => changed(copies), observed: (_host, copies) => changed(copies) }),
+  );
   opened.defer(reconciler.attach());
   opened.defer(sessions.attach());
   opened.defer(async () => await reconciler.close());
@@ -181,7 +186,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
     ...(options.lostGraceMs !== undefined && { lostGraceMs: options.lostGraceMs }),
     ...(options.hostTtlMs !== undefined && { orphanedHostMs: options.hostTtlMs * 3 }),
   });
-  const background = Promise.all([placement.run(life.signal), upkeep.run(life.signal), registry.run(life.signal)]);
+  const background = Promise.all([placement.run(feed, life.signal), upkeep.run(life.signal), registry.run(life.signal)]);
   opened.defer(async () => {
     life.abort();
     await background;
@@ -198,7 +203,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
       return address;
     },
   };
-  const context = { store, hub, secrets, sessions, registry, worldview, placement, reconciler, volumes, ca, clock, logger, wakes, system };
+  const context = { store, hub, secrets, sessions, registry, worldview, placement, volumes, ca, clock, logger, feed, system };
   const api = await atPort(options.listen, state.apiPort, 'the API', (listen) => startApi(context, { ...listen, identity }));
   address = `https://${publicHost}:${api.port}`;
   opened.defer(async () => await api.close());

@@ -1,3 +1,3 @@
+export { EventFeed, type FeedListener } from './event-feed.ts';
 export { subscribe, type Subscription } from './subscribe.ts';
-export { SubjectWakes } from './wake-ups.ts';
 export { watchEvents, type WatchedEvent, type WatchOptions } from './watch.ts';

@@ -6,7 +6,7 @@ import { watchEvents, type WatchedEvent } from './watch.ts';
 export interface Subscription {
   /** For the log. */
   readonly name: string;
-  /** After this event, everything that is kept, or (default) what comes from now on. */
+  /** After this event, from the oldest retained one, or (default) from now on. */
   readonly from?: { readonly afterId: number } | 'start' | 'now';
   /** Empty or absent: every kind. */
   readonly kinds?: readonly string[];
@@ -16,9 +16,9 @@ export interface Subscription {
 }
 
 /**
- * Gives each event, in order, to a policy in this process; the next one when the handler is done with the one before (I-36). A slow
- * handler holds up nobody, and is told with its next event how many it lost. One that throws is logged, and gets the next event; a
- * store that does not answer is asked again. Resolves when the signal aborts, and never rejects.
+ * Calls `handler` with each event in order, one at a time (I-36). A slow handler delays no other subscriber; its next event counts those
+ * that it lost. An error of the handler is logged, and the next event follows. A store that fails is read again after a backoff.
+ * Resolves when the signal aborts, and never rejects.
  */
 export async function subscribe(
   events: EventStore,
@@ -31,25 +31,24 @@ export async function subscribe(
   let position = from === 'start' ? 0 : from === 'now' ? undefined : from.afterId;
   while (!signal.aborted) {
     try {
-      // Read once: after a failure it goes on from there.
+      // Read once: after a failure the subscription continues from there.
       position ??= await events.lastId();
       const start = position === 0 && from === 'start' ? { fromStart: true } : { afterId: position };
       for await (const event of watchEvents(events, { ...start, follow: true, kinds, subject, clock }, signal)) {
-        // Before the handler: what it fails at is not given to it again.
+        // Before the handler: an event at which it fails is not repeated.
         position = event.id;
         backoff.reset();
         try {
           await handler(event);
         } catch (error) {
           logger.error(
-            { err: error, policy: name, event: event.id, type: event.type, subject: event.subject },
-            'a policy failed at an event',
+            { err: error, subscriber: name, event: event.id, type: event.type, subject: event.subject },
+            'a subscriber failed at an event',
           );
         }
       }
     } catch (error) {
-      logger.warn({ err: error, policy: name }, 'a policy cannot read its events; it is tried again');
-      // Only the signal rejects it, and the loop looks at that.
+      logger.warn({ err: error, subscriber: name }, 'events could not be read; retrying');
       await clock.sleep(backoff.nextMs(), signal).catch(() => undefined);
     }
   }

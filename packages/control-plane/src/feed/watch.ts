@@ -4,11 +4,11 @@ import type { EventStore } from '../store/index.ts';
 import type { StoredEvent } from '../events/index.ts';
 
 export interface WatchOptions {
-  /** Everything after this id; absent: from now on. */
+  /** All events after this id; absent: from now on. */
   readonly afterId?: number;
-  /** Everything that is kept. */
+  /** All retained events. */
   readonly fromStart?: boolean;
-  /** Goes on with what comes; otherwise it ends at what there is. */
+  /** Continues with new events; otherwise it ends at the newest. */
   readonly follow?: boolean;
   /** Empty or absent: every kind. */
   readonly kinds?: readonly string[];
@@ -17,16 +17,16 @@ export interface WatchOptions {
 }
 
 export interface WatchedEvent extends StoredEvent {
-  /** Events that this watcher asked for and that were dropped just before this one, because it came too late (I-36). */
+  /** Requested events just before this one that were dropped before this watcher could read them (I-36). */
   readonly lost: number;
 }
 
 /**
- * Every event after an id, in order, without a gap or a repeat, then what comes (I-35).
+ * Every event after an id, in order, without a gap or a repeat, then new ones (I-35).
  *
- * A watcher has no queue: it reads the store a page at a time, at its own pace, and is only woken. A slow one holds up nobody and
- * costs no memory; when the store has dropped what it had not read yet, it goes on with the oldest that is kept and is told how
- * many ids it missed. (With a filter that is an upper bound: what was dropped can no longer be asked whether it matched.)
+ * A watcher has no queue: it reads the store a page at a time, at its own pace; a commit only wakes it. A slow watcher delays no other
+ * and costs no memory. When the store has dropped events that it had not read, it continues with the oldest retained one, which counts
+ * the lost ids. (With a filter the count is an upper bound: a dropped event can no longer be matched.)
  */
 export async function* watchEvents(
   events: EventStore,
@@ -46,10 +46,10 @@ export async function* watchEvents(
       const upTo = await events.lastId();
       const page = await events.after(position, limits.eventPage, filter);
       const start = filtered ? await startOf(events) : 0;
-      // Read after the page: whatever was dropped before the page could be read is counted, whenever that was.
+      // Read after the page: all events that were dropped before the page was read are counted.
       lost += Math.max(0, start - position - page.filter((event) => event.id <= start).length);
       for (const event of page) {
-        // Ids have no gaps: without a filter, what is missing between two of them was dropped.
+        // Ids have no gaps: without a filter, an id that is missing was dropped.
         if (!filtered) lost += event.id - position - 1;
         yield { ...event, lost };
         lost = 0;
@@ -57,23 +57,23 @@ export async function* watchEvents(
       }
       position = Math.max(position, start);
       if (page.length < limits.eventPage) {
-        // Those that do not match are behind it as well: they will not be missed when they are trimmed.
+        // Events that do not match are passed too: they do not count as lost when they are trimmed.
         if (filtered) position = Math.max(position, upTo);
         if (!follow) return;
         await appended.wait(signal, limits.watchIntervalMs);
       }
     }
   } catch (error) {
-    // The watcher went away: that is how a watch ends.
+    // A watch ends when its watcher disconnects.
     if (!signal.aborted) throw error;
   } finally {
     unsubscribe();
   }
 }
 
-/** The id before the oldest event that is kept. */
+/** The id before the oldest retained event. */
 async function startOf(events: EventStore): Promise<number> {
-  // Read first: where nothing is kept, what is written before the second answer is not behind it.
+  // Read first: if no event is retained, those written before the second read are not skipped.
   const last = await events.lastId();
   const [oldest] = await events.after(0, 1);
   return oldest === undefined ? last : oldest.id - 1;

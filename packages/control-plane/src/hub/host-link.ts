@@ -1,10 +1,10 @@
 import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
-import { DroverError, newId, type Clock, type HostId } from '@drover/foundation';
-import { errorFromWire, link, type sandbox } from '@drover/protocol';
+import { DroverError, newId, type Clock, type HostId, type SandboxId } from '@drover/foundation';
+import { errorFromWire, link } from '@drover/protocol';
 import { commandsPerHost } from '@drover/spec';
 import type { Metadata, ServerDuplexStream } from '@grpc/grpc-js';
 import { linkQueueBytes, linkQueueFrames } from '../limits.ts';
-import type { CallOptions, Operation, ResultValue } from './hub.ts';
+import type { CallOptions, Observation, Operation, ResultValue } from './hub.ts';
 
 /** The server's side of Connect: frames in, serialized frames out (so that what waits can be counted in bytes). */
 export type ConnectCall = ServerDuplexStream<link.HostFrame, Buffer>;
@@ -32,7 +32,7 @@ export class HostLink {
   /** When a frame last came. Milliseconds since the epoch. */
   lastSeen: number;
   /** Latest observations that the store has not taken yet, by sandbox. */
-  observed: Map<string, sandbox.SandboxObservation> | undefined;
+  observed: Map<SandboxId, Observation> | undefined;
   storing = false;
   /** Events that the store has not taken yet, and the loop that stores them. */
   readonly hostEvents: link.HostEvent[] = [];

@@ -1,5 +1,5 @@
 import type { Duplex } from 'node:stream';
-import type { HostId, SandboxId } from '@drover/foundation';
+import { isSandboxId, type HostId, type SandboxId } from '@drover/foundation';
 import type { link, sandbox } from '@drover/protocol';
 
 /** An operation of the link, as `{ case: 'create', value: … }`. */
@@ -44,10 +44,17 @@ export interface TunnelTarget {
   readonly port: 'init' | number;
 }
 
-/** Called after the store holds what happened. Must not throw; must return fast. */
+/** What a host reports of a copy that it holds. Its id is parsed when it arrives. */
+export type Observation = sandbox.SandboxObservation & { readonly sandboxId: SandboxId };
+
+/** Called after the store holds the change. Must not throw; must return fast. */
 export interface HubListener {
-  /** A stream registered: its owner starts the host's reconcile loop. `signal` aborts when this stream ends or is superseded. */
-  hostConnected?(hostId: HostId, epoch: number, signal: AbortSignal, seen: readonly sandbox.SandboxObservation[]): void;
+  /** A stream registered. `signal` aborts when this stream ends or is superseded. */
+  hostConnected?(hostId: HostId, epoch: number, signal: AbortSignal, copies: readonly Observation[]): void;
   hostDisconnected?(hostId: HostId, epoch: number, reason: string): void;
-  observed?(hostId: HostId, observations: readonly sandbox.SandboxObservation[]): void;
+  observed?(hostId: HostId, observations: readonly Observation[]): void;
+}
+
+export function isObservation(copy: sandbox.SandboxObservation): copy is Observation {
+  return isSandboxId(copy.sandboxId);
 }

@@ -25,9 +25,18 @@ import { Doorway } from './doorway.ts';
 import { Entrance, type Registered } from './entrance.ts';
 import { takeHostEvents } from './host-events.ts';
 import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
-import type { CallOptions, HostStreamSource, Hub, HubListener, Operation, ResultValue, TunnelTarget } from './hub.ts';
+import {
+  isObservation,
+  type CallOptions,
+  type HostStreamSource,
+  type Hub,
+  type HubListener,
+  type Operation,
+  type ResultValue,
+  type TunnelTarget,
+} from './hub.ts';
 import { Liveness } from './liveness.ts';
-import { takeObservations } from './observed.ts';
+import { takeObservations, type ObservationSink } from './observations.ts';
 import { hostOf } from './peer.ts';
 import { AcceptRamp, type RampOptions } from './ramp.ts';
 import { Registrations } from './registrations.ts';
@@ -81,6 +90,7 @@ export class LinkServer implements Hub {
   readonly #ttlMs: number;
   readonly #links = new Map<HostId, HostLink>();
   readonly #listeners = new Set<HubListener>();
+  readonly #observationSink: ObservationSink;
   readonly #liveness: Liveness;
   readonly #tunnels: Tunnels;
   readonly #doorway: Doorway;
@@ -100,6 +110,11 @@ export class LinkServer implements Hub {
     this.#logger = options.logger ?? silentLogger;
     this.#heartbeatMs = options.heartbeatMs ?? heartbeatIntervalMs;
     this.#ttlMs = options.ttlMs ?? hostTtlMs;
+    this.#observationSink = {
+      store: options.store,
+      logger: this.#logger,
+      stored: (hostId, observations) => this.#tell('observed', hostId, observations),
+    };
     this.#liveness = new Liveness(options.store, this.#logger);
     this.#tunnels = new Tunnels(this.#clock, options.onInbound);
     this.#doorway = new Doorway((socket) => this.#injector?.injectConnection(socket), this.#clock);
@@ -284,7 +299,7 @@ export class LinkServer implements Hub {
       },
     });
     this.#logger.info({ hostId, epoch, peer, sandboxes: registration.sandboxes.length }, 'host connected');
-    this.#tell('hostConnected', hostId, epoch, held.signal, registration.sandboxes);
+    this.#tell('hostConnected', hostId, epoch, held.signal, registration.sandboxes.filter(isObservation));
     return held;
   }
 
@@ -301,7 +316,7 @@ export class LinkServer implements Hub {
       case 'progress':
         return held.progress(frame.value);
       case 'observations':
-        return takeObservations({ store: this.#options.store, logger: this.#logger, tell: this.#tellObserved }, held, frame.value);
+        return takeObservations(this.#observationSink, held, frame.value.sandboxes);
       case 'events':
         return takeHostEvents({ store: this.#options.store, logger: this.#logger, clock: this.#clock }, held, frame.value);
       case 'signingRequest':
@@ -394,9 +409,6 @@ export class LinkServer implements Hub {
     else this.#credentials.rotate(identity);
     this.#renewAt = renewAt(issued.certificatePem);
   }
-
-  readonly #tellObserved = (event: 'observed', ...rest: Parameters<NonNullable<HubListener['observed']>>): void =>
-    this.#tell(event, ...rest);
 
   #tell<K extends keyof HubListener>(event: K, ...rest: Parameters<NonNullable<HubListener[K]>>): void {
     for (const listener of this.#listeners) {

@@ -1,12 +1,8 @@
 import { Notifier, type Clock, type HostId, type SandboxId } from '@drover/foundation';
+import type { EventFeed } from '../feed/index.ts';
 import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost } from '../limits.ts';
 import type { SandboxRow } from '../model/index.ts';
 import type { SandboxStore } from '../store/index.ts';
-
-/** Calls back after each event of a subject. */
-export interface Wakes {
-  on(subject: string, wake: () => void): () => void;
-}
 
 /**
  * Reads sandboxes' records for Register (I-14). A host tells the address of a start before the start, but on another stream than the one
@@ -15,14 +11,14 @@ export interface Wakes {
  */
 export class AddressWait {
   readonly #sandboxes: Pick<SandboxStore, 'get'>;
-  readonly #wakes: Wakes | undefined;
+  readonly #feed: Pick<EventFeed, 'on'> | undefined;
   readonly #clock: Clock;
   #waiting = 0;
   readonly #ofHost = new Map<HostId, number>();
 
-  constructor(sandboxes: Pick<SandboxStore, 'get'>, wakes: Wakes | undefined, clock: Clock) {
+  constructor(sandboxes: Pick<SandboxStore, 'get'>, feed: Pick<EventFeed, 'on'> | undefined, clock: Clock) {
     this.#sandboxes = sandboxes;
-    this.#wakes = wakes;
+    this.#feed = feed;
     this.#clock = clock;
   }
 
@@ -36,7 +32,7 @@ export class AddressWait {
     const ofHost = this.#ofHost.get(hostId) ?? 0;
     if (shows(row) || this.#waiting >= addressWaits || ofHost >= addressWaitsPerHost) return row;
     const changed = new Notifier(this.#clock);
-    const off = this.#wakes?.on(id, changed.notify);
+    const off = this.#feed?.on(id, changed.notify);
     const until = this.#clock.now() + addressWaitMs;
     this.#waiting++;
     this.#ofHost.set(hostId, ofHost + 1);

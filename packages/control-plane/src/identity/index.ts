@@ -1,4 +1,4 @@
-export type { Wakes } from './address-wait.ts';
+export { changesIdentity } from './evictions.ts';
 export { joinHost } from './join.ts';
 export type * from './registry.ts';
 export { answerSigningRequest, type SigningDependencies } from './signing.ts';

@@ -4,6 +4,8 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } 
 import { canonicalCommonName, FakeClock, newHostId, newSandboxId, type HostId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { hashSecret } from '@drover/pki';
+import { EventFeed } from '../feed/index.ts';
+import { changesIdentity } from './evictions.ts';
 import type { SandboxEvent } from '../events/typed.ts';
 import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost, pendingSeen, seenFlushMs } from '../limits.ts';
 import type { IdentityStore, Store } from '../store/store.ts';
@@ -251,7 +253,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
     it('is let in at the event, without a poll', async () => {
       const row = await placed();
       let wake = (): void => undefined;
-      registry = open({ wakes: { on: (subject, call) => ((wake = subject === row.id ? call : wake), () => undefined) } });
+      registry = open({ feed: { on: (subject, call) => ((wake = subject === row.id ? call : wake), () => undefined) } });
       const outcome = registry.register(await claimOf(row));
       await until(() => clock.sleeping > 0);
       await starting(row);
@@ -388,10 +390,14 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
 
   describe('in the long run', () => {
     /** Runs the registry's own work until the test is over. */
+    const feedOf = async (of: Store): Promise<EventFeed & AsyncDisposable> => {
+      const feed = await EventFeed.open(of.events, clock, silentLogger);
+      return Object.assign(feed, { [Symbol.asyncDispose]: async () => await feed.close() });
+    };
     const running = async <T>(work: () => Promise<T>): Promise<T> => {
       const stop = new AbortController();
       const run = registry.run(stop.signal);
-      await until(() => clock.sleeping >= 2);
+      await until(() => clock.sleeping >= 1);
       try {
         return await work();
       } finally {
@@ -482,11 +488,12 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const [evicted, revoked, destroyed, early] = [await started(), await started(), await started(), await started()];
       for (const { claim } of [evicted, revoked, destroyed]) await register(claim);
       const told: string[] = [];
-      registry.onEvicted(() => {
+      await using feed = await feedOf(store);
+      feed.listen(() => {
         throw new Error('a listener that fails is isolated');
       });
-      registry.onEvicted((id) => void told.push(id));
-      const off = registry.onEvicted(() => void told.push('off'));
+      feed.listen((subject, event) => void (event !== undefined && changesIdentity(event) && told.push(subject)));
+      const off = feed.listen(() => void told.push('off'));
       off();
       await running(async () => {
         const does = async (what: () => Promise<unknown>, expected: readonly string[]): Promise<void> => {
@@ -511,7 +518,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
         await does(async () => await elsewhere.revoke(early.row.id), [early.row.id]);
         await does(async () => {
           await other.sandboxes.setDesired(destroyed.row.id, 'deleted');
-          await other.sandboxes.gone(destroyed.row.id, host.id);
+          await other.sandboxes.copyAbsent(destroyed.row.id, host.id);
         }, [destroyed.row.id]);
       });
     });

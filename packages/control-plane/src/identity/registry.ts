@@ -100,9 +100,4 @@ export interface Registry {
   secondToken(id: SandboxId, thumbprint: string): Promise<string | undefined>;
   /** Evicts every row whose sandbox exists no more (I-12); publishes ReapDegraded when the listing fails three times. Gives how many. */
   reap(): Promise<number>;
-  /**
-   * Calls back, on every replica, when a row was evicted and when a sandbox was revoked or reinstated: its session is to be ended and
-   * dialled anew (I-11). Must not throw.
-   */
-  onEvicted(listener: (id: SandboxId) => void): () => void;
 }

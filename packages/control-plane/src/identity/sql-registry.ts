@@ -1,22 +1,22 @@
 import { createHash } from 'node:crypto';
 import { Backoff, DroverError, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { clockSkewMs, hashSecret, newSecret, sandboxLifetimeMs } from '@drover/pki';
-import { subscribe } from '../feed/index.ts';
-import type { StoredEvent, Journal } from '../events/index.ts';
+import type { EventFeed } from '../feed/index.ts';
+import type { Journal } from '../events/index.ts';
 import { listPageMax, reapAttempts, reapBackoffBaseMs, reapBackoffCapMs, secondTokenMs } from '../limits.ts';
 import type { Store } from '../store/index.ts';
-import { AddressWait, type Wakes } from './address-wait.ts';
+import { AddressWait } from './address-wait.ts';
 import { addressMatches, claimedNames, crossCheck, outcomeChecks, sameText } from './checks.ts';
 import { LastSeen } from './last-seen.ts';
 import type { Identity } from '../model/index.ts';
 import type { Lookup, RegisterClaim, RegisterOutcome, Registry, Standing } from './registry.ts';
 
 export interface RegistryOptions {
-  readonly store: Pick<Store, 'identities' | 'sandboxes' | 'events'>;
+  readonly store: Pick<Store, 'identities' | 'sandboxes'>;
   /** What the store has no transaction for is published here. */
   readonly journal: Pick<Journal, 'publish'>;
-  /** Of the events of sandboxes. Absent: a record that is waited for is only polled. */
-  readonly wakes?: Wakes;
+  /** Absent: a record that Register waits for is only polled. */
+  readonly feed?: Pick<EventFeed, 'on'>;
   /** This replica's name, for what it publishes of itself. */
   readonly replica: string;
   readonly clock: Clock;
@@ -32,19 +32,16 @@ export class SqlRegistry implements Registry {
   readonly #options: RegistryOptions;
   readonly #records: AddressWait;
   readonly #lastSeen: LastSeen;
-  readonly #listeners = new Set<(id: SandboxId) => void>();
 
   constructor(options: RegistryOptions) {
     this.#options = options;
-    this.#records = new AddressWait(options.store.sandboxes, options.wakes, options.clock);
+    this.#records = new AddressWait(options.store.sandboxes, options.feed, options.clock);
     this.#lastSeen = new LastSeen(options.store.identities, options.clock, options.logger);
   }
 
-  /** Writes who was seen, and tells listeners who was evicted on any replica; until the signal aborts. Never rejects. */
+  /** Writes when sandboxes were last seen, until the signal aborts. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
-    const { store, clock, logger } = this.#options;
-    const subscription = { name: 'sessions of evicted sandboxes', kinds: ['identity'], clock, logger };
-    await Promise.all([this.#lastSeen.run(signal), subscribe(store.events, subscription, (event) => this.#tell(event), signal)]);
+    await this.#lastSeen.run(signal);
   }
 
   async issued({ sandboxId, thumbprint, notAfter, csrDer }: Parameters<Registry['issued']>[0]): Promise<string> {
@@ -150,11 +147,6 @@ export class SqlRegistry implements Registry {
     }
   }
 
-  onEvicted(listener: (id: SandboxId) => void): () => void {
-    this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
-  }
-
   async #register(claim: RegisterClaim): Promise<RegisterOutcome> {
     const { store, clock } = this.#options;
     const names = claimedNames(claim);
@@ -218,22 +210,6 @@ export class SqlRegistry implements Registry {
     }
     if (reaped > 0) logger.warn({ reaped }, 'evicted identities whose sandboxes are gone');
     return reaped;
-  }
-
-  #tell(event: StoredEvent): void {
-    // A revocation that evicted has said so with an event of its own.
-    const changed =
-      event.type === 'IdentityEvicted' ||
-      event.type === 'IdentityReinstated' ||
-      (event.type === 'IdentityRevoked' && event.data['thumbprint'] === undefined);
-    if (!changed) return;
-    for (const listener of this.#listeners) {
-      try {
-        listener(event.subject as SandboxId);
-      } catch (error) {
-        this.#options.logger.error({ err: error, sandboxId: event.subject }, 'a listener for evicted identities threw');
-      }
-    }
   }
 }
 

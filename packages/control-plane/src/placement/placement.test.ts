@@ -7,6 +7,7 @@ import type { Store } from '../store/store.ts';
 import { draft, readyHost, smallRoom } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { Placement } from './placement.ts';
+import { EventFeed } from '../feed/index.ts';
 import { plan, type PlacementRequest } from './plan.ts';
 
 const GiB = 1024 ** 3;
@@ -160,12 +161,14 @@ describe.each(['sqlite', 'postgres'] as const)('L-24: placing on %s', (kind) => 
     const row = await placement.placeNow((await store.sandboxes.create(draft())).id);
     expect(row).toMatchObject({ hostId: undefined, pendingReason: 'unschedulable' });
     const stop = new AbortController();
-    const running = placement.run(stop.signal);
+    const feed = await EventFeed.open(store.events, clock, silentLogger);
+    const running = placement.run(feed, stop.signal);
     await clock.advance(200);
     const { id } = await readyHost(store);
     for (let i = 0; i < 100 && (await store.sandboxes.get(row.id))?.hostId === undefined; i++) await clock.advance(200);
     expect(await store.sandboxes.get(row.id)).toMatchObject({ hostId: id, pendingReason: '' });
     stop.abort();
     await running;
+    await feed.close();
   });
 });

@@ -1,6 +1,7 @@
 import { clip, DroverError, Notifier, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import type { EventFeed } from '../feed/index.ts';
 import * as limits from '../limits.ts';
-import { hasEnded, runIsOver, type HostRow, type SandboxRow } from '../model/index.ts';
+import { hasEnded, runIsOver, type SandboxRow } from '../model/index.ts';
 import type { Store, Tables } from '../store/index.ts';
 import { placementRequest, plan } from './plan.ts';
 
@@ -10,7 +11,7 @@ export interface PlacementOptions {
   readonly logger: Logger;
 }
 
-/** Finds hosts for sandboxes that have none (L-24). Any number may run at once: a place is taken in the store, or not at all. */
+/** Finds hosts for sandboxes that have none (L-24). Several may run concurrently: the store reserves a place conditionally. */
 export class Placement {
   readonly #options: PlacementOptions;
   readonly #changed: Notifier;
@@ -25,10 +26,13 @@ export class Placement {
     return await placeSandbox(this.#options.store, await mustGet(this.#options.store, id));
   }
 
-  /** Places what waits, each time that something changed, and at least every `placementIntervalMs`; until the signal aborts. */
-  async run(signal: AbortSignal): Promise<void> {
-    const { store, clock, logger } = this.#options;
-    const unsubscribe = store.events.onAppend(this.#changed.notify);
+  /** Places waiting sandboxes after each change, and at least every `placementIntervalMs`; until the signal aborts. */
+  async run(feed: Pick<EventFeed, 'listen'>, signal: AbortSignal): Promise<void> {
+    const { clock, logger } = this.#options;
+    // Only these move sandboxes or room.
+    const unsubscribe = feed.listen((_subject, event) => {
+      if (event?.kind === 'sandbox' || event?.kind === 'host') this.#changed.notify();
+    });
     try {
       while (!signal.aborted) {
         try {
@@ -46,11 +50,6 @@ export class Placement {
     }
   }
 
-  /** Makes `run` look again now. */
-  poke(): void {
-    this.#changed.notify();
-  }
-
   async #round(signal: AbortSignal): Promise<void> {
     for (const row of await this.#options.store.sandboxes.unplaced(limits.placementBatch)) {
       if (signal.aborted) return;
@@ -60,25 +59,21 @@ export class Placement {
 }
 
 /**
- * Places one sandbox if it waits for a place; gives the row as it is then, placed or `unschedulable` with why.
- * @param row as it was read last; what has changed since shows when the place is taken
- * @param snapshot the hosts, where they have been read just now
+ * Places a sandbox that waits for a place. @returns its row then: placed, or `unschedulable` with the reason
+ * @param row as it was read last; a change since then shows when the place is reserved
  * @throws {DroverError} sandbox-not-found
  */
-export async function placeSandbox(
-  store: Pick<Tables, 'hosts' | 'sandboxes'>,
-  row: SandboxRow,
-  snapshot?: readonly HostRow[],
-): Promise<SandboxRow> {
+export async function placeSandbox(store: Pick<Tables, 'hosts' | 'sandboxes'>, row: SandboxRow): Promise<SandboxRow> {
   const { id } = row;
-  let [now, hosts] = [row, snapshot];
+  let now = row;
   for (let attempt = 1; waitsForPlace(now); attempt++) {
-    const decision = plan(hosts ?? (await store.hosts.list()), placementRequest(now));
-    if (decision.kind !== 'host') await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, 2_000));
-    else if (!(await store.sandboxes.place(id, decision.hostId))) {
+    const decision = plan(await store.hosts.list(), placementRequest(now));
+    if (decision.kind !== 'host') {
+      await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, limits.maxPendingMessageLength));
+    } else if (!(await store.sandboxes.place(id, decision.hostId))) {
       if (attempt < limits.placementAttempts) {
-        // A lost race: the room went to another one, or the row changed. The next snapshot shows which.
-        [now, hosts] = [await mustGet(store, id), undefined];
+        // Another sandbox took the room, or the row changed: the next snapshot shows which.
+        now = await mustGet(store, id);
         continue;
       }
       await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');

@@ -4,6 +4,7 @@ import { DroverError, FakeClock, newHostId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { killGraceMs } from '@drover/spec';
 import type { Operation } from '../hub/hub.ts';
+import { EventFeed } from '../feed/index.ts';
 import { Placement } from '../placement/index.ts';
 import { SecretBox } from '../secrets/index.ts';
 import { sandboxState } from '../model/state.ts';
@@ -20,6 +21,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
   let store: Store;
   let hub: FakeHub;
   let host: FakeHost;
+  let feed: EventFeed;
   let reconciler: Reconciler;
   let placement: Placement;
   beforeAll(() => stores.start());
@@ -29,8 +31,9 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     store = await stores.open({ clock });
     hub = new FakeHub(store);
     const secrets = new SecretBox(randomBytes(32));
-    const onSandboxGone = (): void => undefined;
-    reconciler = new Reconciler({ store, hub, secrets, clock, logger: silentLogger, random: () => 1, onSandboxGone });
+    const onAbsent = (): void => undefined;
+    feed = await EventFeed.open(store.events, clock, silentLogger);
+    reconciler = new Reconciler({ store, hub, feed, secrets, clock, logger: silentLogger, random: () => 1, onAbsent });
     reconciler.attach();
     placement = new Placement({ store, clock, logger: silentLogger });
     host = new FakeHost(newHostId());
@@ -39,6 +42,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
   });
   afterEach(async () => {
     await reconciler.close();
+    await feed.close();
     await stores.closeAll();
   });
 

@@ -1,80 +1,68 @@
 import { create } from '@bufbuild/protobuf';
-import { DroverError, hasCode, type HostId, type SandboxId } from '@drover/foundation';
+import { DroverError, hasCode, type HostId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
 import { killGraceMs } from '@drover/spec';
-import type { Hub, Operation } from '../hub/index.ts';
+import { isObservation, type Hub, type Observation, type Operation } from '../hub/index.ts';
 import type { SecretBox } from '../secrets/index.ts';
 import { mayNotRun, type SandboxRow } from '../model/index.ts';
 import type { Store } from '../store/index.ts';
-import type { CopyStep, Step } from './plan.ts';
-
-/** What a step did to the host's copy. */
-export type Outcome = { readonly kind: 'seen'; readonly copy: sandbox.SandboxObservation } | { readonly kind: 'absent' };
+import { stepSubject, type CopyStep, type Step } from './step.ts';
 
 export interface ExecuteContext {
   readonly store: Store;
   readonly hub: Hub;
   readonly secrets: SecretBox;
   readonly hostId: HostId;
-  readonly epoch: number;
-  /** The link's: it ends the waiting, not the work on the host (L-21). No step has a deadline (L-23). */
+  /** Of the link: it ends the wait, not the work on the host (L-21). No step has a deadline (L-23). */
   readonly signal: AbortSignal;
 }
 
-/** Which sandbox a step is about. */
-export function stepSubject(step: Step): { readonly id: SandboxId; readonly generation: number } {
-  return step.kind === 'fence' ? step : { id: step.row.id, generation: step.row.generation };
-}
-
 /**
- * Runs one step on the host, and writes what came of it.
- * @throws {DroverError} what the host answered, or host-unavailable
+ * Runs one step on the host. The host reports the change as an observation too, which is how it reaches the store.
+ * @returns the host's copy after the step; undefined: it holds none
+ * @throws {DroverError} the host's error, or host-unavailable
  */
-export async function executeStep(step: Step, context: ExecuteContext): Promise<Outcome> {
+export async function executeStep(step: Step, context: ExecuteContext): Promise<Observation | undefined> {
   const { store, hostId } = context;
   switch (step.kind) {
-    case 'gone':
-      await store.sandboxes.gone(step.row.id, hostId);
-      return { kind: 'absent' };
+    case 'absent':
+      await store.sandboxes.copyAbsent(step.row.id, hostId);
+      return undefined;
     case 'destroy':
-      await call(context, { case: 'destroy', value: create(link.DestroySandboxSchema, { sandbox: ref(step.row) }) });
-      await store.sandboxes.gone(step.row.id, hostId);
-      return { kind: 'absent' };
-    case 'fence':
+    case 'fence': {
+      const { id, generation } = stepSubject(step);
       await call(context, {
         case: 'destroy',
-        value: create(link.DestroySandboxSchema, { sandbox: { sandboxId: step.id, generation: BigInt(step.generation) } }),
+        value: create(link.DestroySandboxSchema, { sandbox: { sandboxId: id, generation: BigInt(generation) } }),
       });
-      // Frees what the stray copy counted for; the sandbox itself, where it is placed here anew, is not gone.
-      if (!step.placedHere) await store.sandboxes.gone(step.id, hostId);
-      return { kind: 'absent' };
+      // The room of a stale copy is released; a sandbox that was placed here again keeps its own.
+      if (!(step.kind === 'fence' && step.placedHere)) await store.sandboxes.copyAbsent(id, hostId);
+      return undefined;
+    }
     default:
       return await changeCopy(step, context);
   }
 }
 
-async function changeCopy(step: CopyStep, context: ExecuteContext): Promise<Outcome> {
+async function changeCopy(step: CopyStep, context: ExecuteContext): Promise<Observation | undefined> {
   let result: link.CommandResult['value'];
   try {
     result = await call(context, await operation(step, context));
   } catch (error) {
-    // The copy that was seen is not there any more: what follows from that is planned anew.
-    if (step.kind !== 'create' && hasCode(error, 'sandbox-not-found')) return { kind: 'absent' };
+    // The copy has disappeared: the next plan takes that into account.
+    if (step.kind !== 'create' && hasCode(error, 'sandbox-not-found')) return undefined;
     throw error;
   }
-  if (result.case === 'sandbox') {
-    await context.store.sandboxes.observe(context.hostId, context.epoch, [result.value]);
-    return { kind: 'seen', copy: result.value };
-  }
-  // The stop of one that is gone succeeds (L-19).
-  if (step.kind === 'stop') return { kind: 'absent' };
-  throw new DroverError('protocol-violation', `the host answered ${step.kind} without saying what it sees`, {
+  if (result.case === 'sandbox' && isObservation(result.value) && result.value.sandboxId === step.row.id) return result.value;
+  // A stop of a sandbox that the host does not hold succeeds (L-19).
+  if (result.case === undefined && step.kind === 'stop') return undefined;
+  throw new DroverError('protocol-violation', `the host responded to ${step.kind} without the state of the sandbox`, {
     hint: 'see that the agent has the same version as the control plane',
   });
 }
 
 async function call(context: ExecuteContext, operation: Operation): Promise<link.CommandResult['value']> {
-  // The hub sends on the host's newest stream: a loop whose own has ended must not command over its successor's (L-28).
+  // The hub sends on the host's newest stream: a loop whose own stream has ended must not send commands on its successor's (L-28).
   context.signal.throwIfAborted();
   return await context.hub.call(context.hostId, operation, { signal: context.signal });
 }
@@ -107,7 +95,7 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
         }),
       };
     case 'stop':
-      // I-4: a grace would let a sandbox that is contained by a pause run again.
+      // I-4: during a grace, a sandbox that a pause contains would run again.
       return {
         case: 'stop',
         value: create(link.StopSandboxSchema, { ...target, graceMs: mayNotRun(row) ? killGraceMs : row.stopGraceMs }),
@@ -126,13 +114,13 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
   }
 }
 
-/** What a sandbox is prepared with is told to its init alone, by the session (spec 2.7): no host needs to know, or to keep it. */
+/** Spec 2.7: the setup reaches init over the session; the host does not receive it. */
 function hostSpec(spec: sandbox.SandboxSpec): sandbox.SandboxSpec {
   const { setup: _, ...rest } = spec;
   return create(sandbox.SandboxSpecSchema, rest);
 }
 
-/** R-19: they are decrypted for the command that carries them, each start anew. @throws {DroverError} failed-precondition */
+/** R-19: secrets are decrypted for each command that carries them. @throws {DroverError} failed-precondition */
 async function secretsOf(row: SandboxRow, { store, secrets }: ExecuteContext): Promise<{ name: string; value: Uint8Array<ArrayBuffer> }[]> {
   if (row.spec.secrets.length === 0) return [];
   const sealed = await store.sandboxes.secrets(row.id);

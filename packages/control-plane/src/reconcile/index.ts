@@ -1,4 +1,3 @@
 export { drainHost, type DrainOptions, type DrainProgress } from './drain.ts';
-export { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
 export { Reconciler, type ReconcilerOptions } from './reconciler.ts';
 export { Upkeep, type UpkeepOptions } from './upkeep.ts';

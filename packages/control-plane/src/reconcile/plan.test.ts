@@ -2,12 +2,14 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { create } from '@bufbuild/protobuf';
 import { sandbox } from '@drover/protocol';
-import { newSandboxId } from '@drover/foundation';
+import { newSandboxId, type SandboxId } from '@drover/foundation';
 import { runIsOver } from '../model/state.ts';
 import type { DesiredState, ObservedState, SandboxRow } from '../model/sandbox.ts';
 import { observedState } from '../store/rows.ts';
 import { draft } from '../store/testing/fixtures.ts';
-import { planHost, planNetwork, planSandbox, type Step } from './plan.ts';
+import type { Observation } from '../hub/hub.ts';
+import { planHost, planNetwork, planSandbox } from './plan.ts';
+import type { Step } from './step.ts';
 
 type StateName = keyof typeof sandbox.SandboxState;
 
@@ -57,8 +59,9 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
   };
 }
 
-function copy(state: StateName, generation = 1, id: string = newSandboxId()): sandbox.SandboxObservation {
-  return create(sandbox.SandboxObservationSchema, { sandboxId: id, generation: BigInt(generation), state: sandbox.SandboxState[state] });
+function copy(state: StateName, generation = 1, id: SandboxId = newSandboxId()): Observation {
+  const fields = { sandboxId: id, generation: BigInt(generation), state: sandbox.SandboxState[state] };
+  return create(sandbox.SandboxObservationSchema, fields) as Observation;
 }
 
 describe('planning one sandbox', () => {
@@ -67,8 +70,8 @@ describe('planning one sandbox', () => {
   const cases: readonly [string, Partial<SandboxRow>, [StateName, number] | undefined, Step['kind'] | undefined][] = [
     ['L-22: placed and not made yet', {}, undefined, 'create'],
     ['begun, and its host has no trace of it', { observed: 'preparing', observedGeneration: 1 }, undefined, 'create'],
-    ['ran, and its host has no trace of it', { observed: 'running', observedGeneration: 1 }, undefined, 'gone'],
-    ['ended, and its host has no trace of it', over, undefined, 'gone'],
+    ['ran, and its host has no trace of it', { observed: 'running', observedGeneration: 1 }, undefined, 'absent'],
+    ['ended, and its host has no trace of it', over, undefined, 'absent'],
     [
       'its creation failed, and it is wanted again',
       { observed: 'failed', observedGeneration: 1, generation: 2, startGeneration: 2 },
@@ -97,10 +100,10 @@ describe('planning one sandbox', () => {
     ['never made, wanted paused', { desired: 'paused', generation: 2 }, undefined, 'create'],
     ['running, wanted stopped', { desired: 'stopped', generation: 2 }, ['RUNNING', 1], 'stop'],
     ['being made, wanted stopped', { desired: 'stopped', generation: 2 }, ['PREPARING', 1], 'stop'],
-    ['never made, wanted stopped', { desired: 'stopped', generation: 2 }, undefined, 'gone'],
+    ['never made, wanted stopped', { desired: 'stopped', generation: 2 }, undefined, 'absent'],
     ['stopped as wanted', { desired: 'stopped', generation: 2 }, ['STOPPED', 2], undefined],
     ['wanted deleted', { desired: 'deleted', generation: 2 }, ['PREPARING', 1], 'destroy'],
-    ['wanted deleted, and gone', { desired: 'deleted', generation: 2 }, undefined, 'gone'],
+    ['wanted deleted, and gone', { desired: 'deleted', generation: 2 }, undefined, 'absent'],
     ['L-26: a copy from an earlier placement', { generation: 3, startGeneration: 3, placedGeneration: 3 }, ['RUNNING', 1], 'fence'],
     ['given up by the control plane, and running', { observed: 'failed', observedGeneration: 1 }, ['RUNNING', 1], 'stop'],
     ['I-4: contained by a pause before it was made', { desired: 'paused', containment: { pause: by } }, undefined, undefined],
@@ -164,7 +167,7 @@ describe('planning one sandbox', () => {
 /** A host and the store's side of it, as simple as can be: what each step is meant to bring about. */
 class Model {
   readonly rows = new Map<string, SandboxRow>();
-  readonly copies = new Map<string, sandbox.SandboxObservation>();
+  readonly copies = new Map<string, Observation>();
 
   steps(): readonly Step[] {
     return planHost([...this.rows.values()], [...this.copies.values()]);
@@ -178,7 +181,7 @@ class Model {
     const { id, generation } = step.row;
     switch (step.kind) {
       case 'destroy':
-      case 'gone':
+      case 'absent':
         this.copies.delete(id);
         this.rows.delete(id);
         return;
@@ -196,13 +199,13 @@ class Model {
     }
   }
 
-  #copy(id: string): sandbox.SandboxObservation {
+  #copy(id: string): Observation {
     const held = this.copies.get(id);
     if (held === undefined) throw new Error(`no copy of ${id}`);
     return held;
   }
 
-  #see(seen: sandbox.SandboxObservation): void {
+  #see(seen: Observation): void {
     this.copies.set(seen.sandboxId, seen);
     const known = this.rows.get(seen.sandboxId);
     if (known === undefined) return;

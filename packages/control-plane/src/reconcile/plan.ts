@@ -1,43 +1,29 @@
-import type { SandboxId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
+import type { Observation } from '../hub/index.ts';
 import { mayNotRun, runIsOver, type SandboxRow } from '../model/index.ts';
+import type { CopyStep, Step } from './step.ts';
 
 const { SandboxState } = sandbox;
 
-/** Changes the host's copy; answered with what the host then sees of it. */
-export interface CopyStep {
-  readonly kind: 'create' | 'start' | 'stop' | 'pause' | 'resume' | 'cut';
-  /** What is wanted there. */
-  readonly row: SandboxRow;
-}
-
-/** What one sandbox on one host needs next (L-22). */
-export type Step =
-  | CopyStep
-  /** Wanted deleted, or (`gone`) without a copy on the host: the store is told. */
-  | { readonly kind: 'destroy' | 'gone'; readonly row: SandboxRow }
-  /** A copy that does not belong here: the sandbox is deleted, placed elsewhere, or placed here anew since (L-26). */
-  | { readonly kind: 'fence'; readonly id: SandboxId; readonly generation: number; readonly placedHere: boolean };
-
 /**
- * The steps that bring a host from what is seen on it to what is wanted: at most one for each sandbox, and one for its network.
- * @param wanted everything placed on the host and not deleted
- * @param seen everything that the host holds
+ * The steps that bring a host from its observed to its desired state: at most one for each sandbox, and one for its network.
+ * @param rows all sandboxes that are placed on the host and not deleted
+ * @param observed all copies that the host holds
  */
-export function planHost(wanted: readonly SandboxRow[], seen: readonly sandbox.SandboxObservation[]): readonly Step[] {
-  const copies = new Map(seen.map((copy) => [copy.sandboxId, copy]));
-  const here = new Set<string>(wanted.map((row) => row.id));
+export function planHost(rows: readonly SandboxRow[], observed: readonly Observation[]): readonly Step[] {
+  const copies = new Map(observed.map((copy) => [copy.sandboxId, copy]));
+  const here = new Set<string>(rows.map((row) => row.id));
   return [
-    ...wanted.flatMap((row) => [planNetwork(row, copies.get(row.id)), planSandbox(row, copies.get(row.id))]),
-    ...seen.filter((copy) => !here.has(copy.sandboxId)).map((copy) => fence(copy, false)),
+    ...rows.flatMap((row) => [planNetwork(row, copies.get(row.id)), planSandbox(row, copies.get(row.id))]),
+    ...observed.filter((copy) => !here.has(copy.sandboxId)).map((copy) => fence(copy, false)),
   ].filter((step) => step !== undefined);
 }
 
-/** One sandbox, but for its network: what is wanted of it here (undefined: nothing), and the copy that is here. */
-export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxObservation | undefined): Step | undefined {
+/** The next step of one sandbox, but for its network. @param row undefined: it is not placed here */
+export function planSandbox(row: SandboxRow | undefined, copy: Observation | undefined): Step | undefined {
   if (row === undefined) return copy === undefined ? undefined : fence(copy, false);
   if (copy === undefined) return planAbsent(row);
-  // L-26: made for an earlier placement; its files are not those that its user left.
+  // L-26: the copy is of an earlier placement; it does not have the files of the last one.
   if (Number(copy.generation) < row.placedGeneration) return fence(copy, true);
   switch (row.desired) {
     case 'deleted':
@@ -53,38 +39,38 @@ export function planSandbox(row: SandboxRow | undefined, copy: sandbox.SandboxOb
 }
 
 /**
- * I-4: its network, which is cut and restored beside whatever else is done to it: while it is made, before it is paused, and while a
- * stop gives it time. What is made or started later carries the wish, from its first packet on.
+ * The next step of a sandbox's network (I-4). The network is cut and restored beside any other step: during a creation, before a pause, and
+ * during the grace of a stop. A create or a start carries the desired state of the network, so it holds from the first packet on.
  */
-export function planNetwork(row: SandboxRow | undefined, copy: sandbox.SandboxObservation | undefined): CopyStep | undefined {
+export function planNetwork(row: SandboxRow | undefined, copy: Observation | undefined): CopyStep | undefined {
   if (row === undefined || copy === undefined || row.desired === 'deleted') return undefined;
   const belongs = Number(copy.generation) >= row.placedGeneration;
-  const isAsWanted = row.networkCut === copy.networkCut && (row.revokedAt !== undefined) === copy.registrationClosed;
-  return belongs && !isOver(copy.state) && !isAsWanted ? { kind: 'cut', row } : undefined;
+  const isAsDesired = row.networkCut === copy.networkCut && (row.revokedAt !== undefined) === copy.registrationClosed;
+  return belongs && !isOver(copy.state) && !isAsDesired ? { kind: 'cut', row } : undefined;
 }
 
-/** There is no copy here. */
+/** The host holds no copy. */
 function planAbsent(row: SandboxRow): Step | undefined {
-  if (row.desired === 'deleted') return { kind: 'gone', row };
+  if (row.desired === 'deleted') return { kind: 'absent', row };
   const everRan = row.observed === 'running' || row.observed === 'paused' || row.observed === 'stopping' || row.observed === 'stopped';
-  // A creation that failed left nothing behind that a new start could lose.
+  // A creation that failed left no files that a new start could lose.
   const wantsCopy = row.desired !== 'stopped' && !runIsOver(row) && !everRan;
-  if (!wantsCopy) return { kind: 'gone', row };
+  if (!wantsCopy) return { kind: 'absent', row };
   // I-4: a pause of a sandbox that does not run yet keeps it from running at all.
   return row.pendingReason === '' && !mayNotRun(row) ? { kind: 'create', row } : undefined;
 }
 
-/** Wanted running or paused, and there is a copy. */
-function planAlive(row: SandboxRow, copy: sandbox.SandboxObservation): Step | undefined {
+/** It is to run or to be paused, and the host holds a copy. */
+function planAlive(row: SandboxRow, copy: Observation): Step | undefined {
   if (isOver(copy.state)) {
-    // Its run is over: it is begun again only for a wish that came after (`drover run` ends with its command).
+    // A run that is over is repeated only for a later request (`drover run` ends with its command).
     if (runIsOver(row) || Number(copy.generation) >= row.startGeneration) return undefined;
     return row.pendingReason === '' && !mayNotRun(row) ? { kind: 'start', row } : undefined;
   }
-  // The control plane gave it up (its init plan failed, for instance): nothing of it is to go on running.
+  // The control plane gave the start up, for instance because its init plan failed: the copy must stop.
   if (runIsOver(row) && row.observed === 'failed') return { kind: 'stop', row };
   if (copy.state === SandboxState.PREPARING) {
-    // A try that failed for what may pass, or one under way from before this link: asked for again, it is the same one (L-19).
+    // A failed try that may succeed later, or one that began before this stream: the repeated request joins it (L-19).
     return runIsOver(row) || mayNotRun(row) ? undefined : { kind: copy.startCount === 0n ? 'create' : 'start', row };
   }
   if (row.desired === 'paused') return copy.state === SandboxState.RUNNING ? { kind: 'pause', row } : undefined;
@@ -95,6 +81,6 @@ function isOver(state: sandbox.SandboxState): boolean {
   return state === SandboxState.STOPPED || state === SandboxState.FAILED;
 }
 
-function fence(copy: sandbox.SandboxObservation, placedHere: boolean): Step {
-  return { kind: 'fence', id: copy.sandboxId as SandboxId, generation: Number(copy.generation), placedHere };
+function fence(copy: Observation, placedHere: boolean): Step {
+  return { kind: 'fence', id: copy.sandboxId, generation: Number(copy.generation), placedHere };
 }

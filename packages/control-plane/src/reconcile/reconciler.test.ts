@@ -3,6 +3,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } 
 import { DroverError, FakeClock, newHostId, newSandboxId, sentenceOf } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { removeOnExitMs, upkeepMs } from '../limits.ts';
+import { EventFeed } from '../feed/index.ts';
 import { Placement } from '../placement/index.ts';
 import { SecretBox } from '../secrets/index.ts';
 import { sandboxState } from '../model/state.ts';
@@ -20,6 +21,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
   let clock: FakeClock;
   let store: Store;
   let hub: FakeHub;
+  let feed: EventFeed;
   let reconciler: Reconciler;
   let placement: Placement;
   let gone: string[];
@@ -32,20 +34,23 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     hub = new FakeHub(store);
     gone = [];
     secrets = new SecretBox(randomBytes(32));
+    feed = await EventFeed.open(store.events, clock, silentLogger);
     reconciler = new Reconciler({
       store,
       hub,
+      feed,
       secrets,
       clock,
       logger: silentLogger,
       random: () => 1,
-      onSandboxGone: (id) => gone.push(id),
+      onAbsent: (id) => gone.push(id),
     });
     reconciler.attach();
     placement = new Placement({ store, clock, logger: silentLogger });
   });
   afterEach(async () => {
     await reconciler.close();
+    await feed.close();
     await stores.closeAll();
   });
 
@@ -136,7 +141,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     const row = await create();
     await becomes(row, 'running');
     await hub.report(host, host.set(row.id, 1n, 'STOPPED', { exitCode: 7 }));
-    reconciler.poke(host.id);
+    await store.events.append([{ kind: 'sandbox', type: 'SandboxDesiredChanged', subject: row.id, data: { hostId: host.id } }]);
     await hub.drop(host);
     await hub.connect(host);
     await clock.advance(120_000);

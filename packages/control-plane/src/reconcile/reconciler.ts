@@ -1,7 +1,7 @@
-import { SerialExecutor, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
-import type { sandbox } from '@drover/protocol';
-import type { Hub } from '../hub/index.ts';
-import * as limits from '../limits.ts';
+import { isSandboxId, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import type { StoredEvent } from '../events/index.ts';
+import type { EventFeed } from '../feed/index.ts';
+import type { Hub, Observation } from '../hub/index.ts';
 import type { SecretBox } from '../secrets/index.ts';
 import type { Store } from '../store/index.ts';
 import { HostLoop } from './host-loop.ts';
@@ -9,84 +9,61 @@ import { HostLoop } from './host-loop.ts';
 export interface ReconcilerOptions {
   readonly store: Store;
   readonly hub: Hub;
+  readonly feed: Pick<EventFeed, 'listen'>;
   /** Opens the secrets that a start carries to its host. */
   readonly secrets: SecretBox;
   readonly clock: Clock;
   readonly logger: Logger;
-  /** A host said what it sees of a sandbox, in the answer to a step; what it says by itself comes from the hub. */
-  readonly onSandboxSeen?: (id: SandboxId) => void;
-  /** A host's copy of a sandbox is no more: its session is over. */
-  readonly onSandboxGone?: (id: SandboxId) => void;
-  /** For the jitter of retries; tests give their own. */
+  /** A host no longer holds a copy of the sandbox: its session ends. */
+  readonly onAbsent?: (id: SandboxId) => void;
+  /** For the jitter of retries. */
   readonly random?: () => number;
 }
 
 /**
- * Holds one loop for each host whose stream this replica holds (L-28); the loop ends with the stream. What other parts and other
- * replicas change in the store reaches the loops as events, which only say which sandbox to look at.
+ * One loop for each host whose stream this replica holds (L-28); a loop ends with its stream. The loops hear of changes by other parts, and
+ * by other replicas, from the events of the store.
  */
 export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #loops = new Map<HostId, { readonly loop: HostLoop; readonly epoch: number }>();
-  /** Every loop that has not ended, also those that a newer stream of their host has replaced. */
+  /** Every loop that has not ended, also one that a newer stream of its host has replaced. */
   readonly #running = new Map<HostLoop, Promise<void>>();
-  #closed = false;
-  readonly #reading = new SerialExecutor();
   #detach: (() => void) | undefined;
-  #lastEvent: number | undefined;
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
   }
 
-  /** Follows the hub and the store, until called back or closed. */
+  /** Follows the hub and the events. @returns a function that ends that */
   attach(): () => void {
-    const { hub, store } = this.#options;
-    const offHub = hub.on({
-      hostConnected: (hostId, epoch, signal, seen) => this.#connected(hostId, epoch, signal, seen),
-      observed: (hostId, observations) => this.#loops.get(hostId)?.loop.observed(observations),
-    });
-    const offStore = store.events.onAppend(() => this.#follow());
+    const { hub, feed } = this.#options;
+    const off = [
+      hub.on({
+        hostConnected: (hostId, epoch, signal, copies) => this.#connected(hostId, epoch, signal, copies),
+        observed: (hostId, observations) => this.#loops.get(hostId)?.loop.observed(observations),
+      }),
+      feed.listen((subject, event) => this.#follow(subject, event)),
+    ];
     this.#detach = () => {
-      offHub();
-      offStore();
+      for (const stop of off) stop();
     };
-    return () => this.#detach?.();
+    return this.#detach;
   }
 
-  /** Looks at one sandbox, or at all, of a host again. Nothing when its stream is elsewhere: the event of the change wakes its owner. */
-  poke(hostId: HostId, id?: SandboxId): void {
-    this.#loops.get(hostId)?.loop.poke(id);
-  }
-
-  /** Stops; commands under way go on on their hosts (L-21). */
+  /** Ends the loops; commands under way continue on their hosts (L-21). */
   async close(): Promise<void> {
     this.#detach?.();
-    this.#closed = true;
     for (const loop of this.#running.keys()) loop.end();
-    await this.#reading.idle();
     await Promise.all(this.#running.values());
   }
 
-  #connected(hostId: HostId, epoch: number, stream: AbortSignal, seen: readonly sandbox.SandboxObservation[]): void {
+  #connected(hostId: HostId, epoch: number, signal: AbortSignal, copies: readonly Observation[]): void {
     const known = this.#loops.get(hostId);
-    // L-11: the newer epoch wins, in whatever order they are told.
+    // L-11: the newer epoch wins, in whatever order the streams are reported.
     if (known !== undefined && known.epoch > epoch) return;
-    const { store, hub, secrets, clock, logger, onSandboxSeen, onSandboxGone, random } = this.#options;
-    const loop = new HostLoop({
-      store,
-      hub,
-      secrets,
-      clock,
-      logger,
-      hostId,
-      epoch,
-      signal: stream,
-      seen,
-      onSeen: (id) => onSandboxSeen?.(id),
-      onGone: (id) => onSandboxGone?.(id),
-      ...(random === undefined ? {} : { random }),
-    });
+    const { feed: _, onAbsent = () => undefined, ...options } = this.#options;
+    const loop = new HostLoop({ ...options, onAbsent, hostId, signal, copies });
     const done = loop.run().finally(() => {
       if (this.#loops.get(hostId)?.loop === loop) this.#loops.delete(hostId);
       this.#running.delete(loop);
@@ -95,35 +72,27 @@ export class Reconciler {
     this.#loops.set(hostId, { loop, epoch });
   }
 
-  /** Reads which sandboxes changed since the last look, in any replica, and pokes the loops that may hold them. */
-  #follow(): void {
-    if (this.#closed || this.#reading.waiting > 1) return;
-    this.#reading
-      .run(() => this.#readEvents())
-      .catch((error: unknown) => {
-        this.#options.logger.error({ err: error }, 'events could not be read; every host is looked at again');
-        for (const { loop } of this.#loops.values()) loop.poke();
-      });
+  #follow(subject: string, event: Parameters<Parameters<EventFeed['listen']>[0]>[1]): void {
+    if (event === undefined) return;
+    if (event.lost > 0) for (const { loop } of this.#loops.values()) loop.wake();
+    if (!isSandboxId(subject) || !changesDesiredState(event)) return;
+    const hostId = event.data['hostId'];
+    for (const [id, { loop }] of this.#loops) if (id === hostId || loop.holds(subject)) loop.wake(subject);
   }
+}
 
-  async #readEvents(): Promise<void> {
-    const { events } = this.#options.store;
-    if (this.#lastEvent === undefined) {
-      // What happened before the first look is in the rows, which each loop reads when it begins.
-      this.#lastEvent = await events.lastId();
-      for (const { loop } of this.#loops.values()) loop.poke();
-      return;
-    }
-    for (;;) {
-      const page = await events.after(this.#lastEvent, limits.eventPage, { kinds: ['sandbox'] });
-      for (const event of page) {
-        const id = event.subject as SandboxId;
-        const hostId = event.data['hostId'];
-        if (typeof hostId === 'string') this.poke(hostId as HostId, id);
-        else for (const { loop } of this.#loops.values()) loop.poke(id);
-        this.#lastEvent = event.id;
-      }
-      if (page.length < limits.eventPage || this.#closed) return;
-    }
-  }
+const desiredStateEvents: ReadonlySet<string> = new Set([
+  'SandboxScheduled',
+  'SandboxDesiredChanged',
+  'SandboxContained',
+  'SandboxReleased',
+  'IdentityRevoked',
+  'IdentityReinstated',
+]);
+
+/** Whether the event may give its host something to do. A change that the host itself has reported does not. */
+function changesDesiredState({ type, data }: StoredEvent): boolean {
+  if (desiredStateEvents.has(type)) return true;
+  // The sandbox was taken off its host, or its start was given up.
+  return type === 'SandboxStateChanged' && (data['to'] === 'pending' || data['to'] === 'failed');
 }

@@ -1,11 +1,12 @@
 import { X509Certificate } from 'node:crypto';
 import { createSecureContext } from 'node:tls';
-import { DroverError, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { DroverError, isSandboxId, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../hub/index.ts';
-import type { Registry } from '../identity/index.ts';
-import { listPage, sessionLookMs, sessionsCompared } from '../limits.ts';
+import type { EventFeed } from '../feed/index.ts';
+import { changesIdentity, type Registry } from '../identity/index.ts';
+import { listPage, sessionsCompared } from '../limits.ts';
 import { restartHint, sandboxState, startOf, type SandboxRow } from '../model/index.ts';
 import type { Store } from '../store/index.ts';
 import { tunnelConnector, type SessionCredentials } from './connect.ts';
@@ -16,11 +17,12 @@ import type { InitClient, Sessions, SessionStatus } from './sessions.ts';
 import { isDialable, isToRun } from './target.ts';
 
 export interface SessionManagerOptions extends Omit<SessionContext, 'store' | 'ca' | 'clock' | 'logger'> {
-  readonly store: Pick<Store, 'sandboxes' | 'events'>;
-  readonly hub: Pick<Hub, 'on' | 'openTunnel' | 'isConnected'>;
+  readonly store: Pick<Store, 'sandboxes'>;
+  readonly hub: Pick<Hub, 'openTunnel' | 'isConnected'>;
+  readonly feed: Pick<EventFeed, 'listen' | 'until' | 'wake'>;
   /** The control plane's client credentials; a function is called for each attempt and gives the same object as long as they are the same. */
   readonly tls: SessionCredentials | (() => SessionCredentials);
-  readonly registry: SessionContext['registry'] & Pick<Registry, 'onEvicted' | 'findAll'>;
+  readonly registry: SessionContext['registry'] & Pick<Registry, 'findAll'>;
   readonly ca: Pick<CertificateAuthority, 'renewSandbox' | 'names'>;
   /** Which dials have to wait after a crash of the server; absent: none has. */
   readonly breaker?: DialerOptions['breaker'];
@@ -33,9 +35,7 @@ export class SessionManager implements Sessions {
   readonly #options: SessionManagerOptions;
   readonly #logger: Logger;
   readonly #dialer: Dialer;
-  readonly #waiters = new Map<SandboxId, Set<() => void>>();
   #comparedLast: SandboxId | undefined;
-  #looking = false;
   #closed = false;
   #detach: (() => void) | undefined;
 
@@ -53,30 +53,24 @@ export class SessionManager implements Sessions {
       names: ca.names,
       caPem: credentials().caPem,
       connect: tunnelConnector(hub, credentials, clock),
-      changed: (id) => this.#changed(id),
+      changed: options.feed.wake,
     });
   }
 
-  /** Listens to the hub and dials what runs on the hosts that are connected already. Gives what stops it. */
+  /** Follows changes, and dials the sandboxes that run on connected hosts. @returns a function that ends the following */
   attach(): () => void {
-    const off = [
-      this.#options.hub.on({
-        hostConnected: (_host, _epoch, _signal, seen) => this.observed(seen.map((o) => o.sandboxId as SandboxId)),
-        observed: (_host, observations) => this.observed(observations.map((o) => o.sandboxId as SandboxId)),
-      }),
-      this.#options.store.events.onAppend(() => this.#lookSoon()),
-      // I-11: evicting ends the session. One that goes on running is dialled as what it is now.
-      this.#options.registry.onEvicted((id) => this.redial(id)),
-    ];
-    this.#detach = () => {
-      for (const stop of off) stop();
-      this.#detach = undefined;
-    };
-    // Hosts that connect later say what they run; those that are here already have said it.
+    const { feed } = this.#options;
+    this.#detach = feed.listen((subject, event) => {
+      if (!isSandboxId(subject)) return;
+      if (event === undefined) this.#check(subject);
+      // I-11: an eviction ends the session. A sandbox that runs on is dialled as what it is now.
+      else if (changesIdentity(event)) this.redial(subject);
+    });
+    // Hosts that connect later report what they run.
     this.#dialRunning().catch((error: unknown) =>
       this.#logger.error({ err: error }, 'the running sandboxes could not be listed for their sessions'),
     );
-    return () => this.#detach?.();
+    return this.#detach;
   }
 
   async #dialRunning(): Promise<void> {
@@ -101,7 +95,7 @@ export class SessionManager implements Sessions {
 
   redial(sandboxId: SandboxId): void {
     void this.#dialer.end(sandboxId);
-    this.observed([sandboxId]);
+    this.#check(sandboxId);
   }
 
   status(sandboxId: SandboxId): SessionStatus {
@@ -113,26 +107,22 @@ export class SessionManager implements Sessions {
   }
 
   async client(sandboxId: SandboxId, signal: AbortSignal): Promise<InitClient> {
-    let asked: DialView | undefined;
-    for (;;) {
-      signal.throwIfAborted();
-      // Before looking: what changes while the store is read must not be missed.
-      using change = this.#nextChange(sandboxId);
+    let dialled: DialView | undefined;
+    const look = async (): Promise<InitClient | undefined> => {
       const client = this.#dialer.client(sandboxId);
       if (client !== undefined) return client;
       const row = await this.#options.store.sandboxes.get(sandboxId);
       refuseEnded(sandboxId, row);
-      const target = this.#dialer.get(sandboxId);
-      if (asked !== undefined && target === asked && asked.over && asked.failure !== undefined) throw asked.failure;
-      if (row !== undefined && isDialable(row)) {
-        this.dial(sandboxId);
-        asked = this.#dialer.get(sandboxId);
-        if (this.#closed) throw new DroverError('session-unavailable', 'the control plane is stopping');
-        if (asked?.client !== undefined) return asked.client;
-        if (asked?.delayed !== undefined) throw asked.delayed;
-      }
-      await change.wait(signal);
-    }
+      const last = this.#dialer.get(sandboxId);
+      if (dialled !== undefined && last === dialled && dialled.over && dialled.failure !== undefined) throw dialled.failure;
+      if (row === undefined || !isDialable(row)) return undefined;
+      this.dial(sandboxId);
+      dialled = this.#dialer.get(sandboxId);
+      if (this.#closed) throw new DroverError('session-unavailable', 'the control plane is stopping');
+      if (dialled?.delayed !== undefined) throw dialled.delayed;
+      return dialled?.client;
+    };
+    return await this.#options.feed.until(sandboxId, look, signal);
   }
 
   /**
@@ -167,66 +157,21 @@ export class SessionManager implements Sessions {
     await this.#dialer.close();
   }
 
-  /** A host said something of these: the store holds it already. */
-  observed(ids: readonly SandboxId[]): void {
-    for (const id of ids) {
-      void this.#look(id).catch((error: unknown) =>
-        this.#logger.error({ sandbox: id, err: error }, 'a sandbox could not be looked at for its session'),
-      );
-    }
+  #check(id: SandboxId): void {
+    this.#follow(id).catch((error: unknown) =>
+      this.#logger.error({ sandbox: id, err: error }, 'a sandbox could not be read for its session'),
+    );
   }
 
-  async #look(id: SandboxId): Promise<void> {
+  /** Dials or ends, by what the store holds of the sandbox. */
+  async #follow(id: SandboxId): Promise<void> {
     const row = await this.#options.store.sandboxes.get(id);
     this.#dialer.wake(id);
     const last = this.#dialer.get(id);
     if (isToRun(row)) {
-      // I-25: where descriptors are lost, observations are no reason to lose another.
+      // I-25: an observation is no reason to dial again where another descriptor would be lost.
       if (last?.leaking !== true || last.startCount !== startOf(row)) this.dial(id);
-    } else if (last?.over === true) {
-      // Ended, and nothing to be told of it any more.
-      void this.#dialer.end(id);
-    }
-    this.#changed(id);
-  }
-
-  /** Wakes those who wait for `id`. */
-  #changed(id: SandboxId): void {
-    for (const wake of this.#waiters.get(id) ?? []) wake();
-  }
-
-  /** The store changed somewhere: everyone who waits looks, at most once in `sessionLookMs`. */
-  #lookSoon(): void {
-    if (this.#looking || this.#waiters.size === 0) return;
-    this.#looking = true;
-    setTimeout(() => {
-      this.#looking = false;
-      for (const id of this.#waiters.keys()) this.#changed(id);
-    }, sessionLookMs).unref();
-  }
-
-  #nextChange(id: SandboxId): Disposable & { wait(signal: AbortSignal): Promise<void> } {
-    const change = Promise.withResolvers<void>();
-    let waiters = this.#waiters.get(id);
-    if (waiters === undefined) this.#waiters.set(id, (waiters = new Set()));
-    const set = waiters;
-    set.add(change.resolve);
-    return {
-      wait: async (signal) => {
-        signal.throwIfAborted();
-        const abort = (): void => change.reject(signal.reason);
-        signal.addEventListener('abort', abort, { once: true });
-        try {
-          await change.promise;
-        } finally {
-          signal.removeEventListener('abort', abort);
-        }
-      },
-      [Symbol.dispose]: () => {
-        set.delete(change.resolve);
-        if (set.size === 0 && this.#waiters.get(id) === set) this.#waiters.delete(id);
-      },
-    };
+    } else if (last?.over === true) void this.#dialer.end(id);
   }
 }
 

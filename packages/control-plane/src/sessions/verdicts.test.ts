@@ -305,7 +305,6 @@ describe('I-27: at Hello', () => {
         secondToken: async (...which) => await registry.secondToken(...which),
         renewed: async (...which) => await registry.renewed(...which),
         seen: (...which) => registry.seen(...which),
-        onEvicted: (listener) => registry.onEvicted(listener),
         findAll: async (...which) => await registry.findAll(...which),
       },
     });
@@ -358,7 +357,11 @@ describe('a registered sandbox', () => {
         renewed: async (...which) => await registry.renewed(...which),
         seen: (...which) => registry.seen(...which),
         findAll: async (...which) => await registry.findAll(...which),
-        onEvicted: () => () => undefined,
+      },
+      feed: {
+        listen: () => () => undefined,
+        wake: world.feed.wake,
+        until: async (...which) => await world.feed.until(...which),
       },
     });
     const [box, other] = [await world.box(), await world.box()];
@@ -394,7 +397,7 @@ describe('a registered sandbox', () => {
   it('I-11: that is destroyed has neither a session nor a row, and nothing is said to be broken', async () => {
     const box = await prepared();
     await world.store.sandboxes.setDesired(box.id, 'deleted');
-    await world.store.sandboxes.gone(box.id, world.host.id);
+    await world.store.sandboxes.copyAbsent(box.id, world.host.id);
     await world.registry.evict(box.id, 'destroyed');
     await eventually(() => box.peer.connections).toBe(0);
     await eventually(() => sessions.status(box.id).state).toBe('none');
@@ -406,7 +409,7 @@ describe('a registered sandbox', () => {
     const old = await prepared();
     // Made anew under the same name; whoever has the old key answers for it.
     await world.store.sandboxes.setDesired(old.id, 'deleted');
-    await world.store.sandboxes.gone(old.id, world.host.id);
+    await world.store.sandboxes.copyAbsent(old.id, world.host.id);
     const row = await world.sandbox({ name: old.row.name });
     const peer = await world.peer({ id: row.id, credentials: old.credentials });
     sessions.dial(row.id);

@@ -353,7 +353,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     await destroy(row.id);
     // Wanted deleted is not deleted: until its host says so it may still be reached.
     expect(await store.identities.find(start.thumbprint)).toBeDefined();
-    await store.sandboxes.gone(row.id, host.id);
+    await store.sandboxes.copyAbsent(row.id, host.id);
     expect(await store.identities.find(start.thumbprint)).toBeUndefined();
     expect(await store.identities.bearer(start.hash)).toBeUndefined();
     expect(await store.views.get([row.id])).toEqual(new Map());

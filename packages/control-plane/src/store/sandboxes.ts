@@ -1,4 +1,4 @@
-import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
+import { clip, DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
 import * as limits from '../limits.ts';
 import { changeSandbox, emitChange, lockHost, lockSandbox, lockSandboxes, sandboxEvent } from './change.ts';
@@ -15,7 +15,7 @@ import {
   type SandboxRow,
 } from '../model/index.ts';
 import { desiredPatch } from './desired.ts';
-import { gonePatch } from './gone.ts';
+import { absentPatch } from './absent.ts';
 import { applyObservations, removesItself } from './observe.ts';
 import { newSandbox, sandboxColumns } from './new-sandbox.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
@@ -26,12 +26,15 @@ import type { DesiredOptions, SandboxDraft, SandboxStore } from './store.ts';
 const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
 
 export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
-  async create(draft: SandboxDraft, hostId?: HostId): Promise<SandboxRow> {
+  async create(draft: SandboxDraft, place?: Parameters<SandboxStore['create']>[1]): Promise<SandboxRow> {
+    const hostId = typeof place === 'string' ? place : undefined;
+    const waitsFor = typeof place === 'object' ? clip(place.unschedulable, limits.maxPendingMessageLength) : '';
     try {
       return await this.database.transact(async (tx) => {
         const unplaced = newSandbox(draft, tx.now);
         const placed = hostId !== undefined && (await reserve(tx, unplaced, hostId, false));
-        const stored: StoredSandbox = placed ? { ...unplaced, host_id: hostId, hold: 'all' } : unplaced;
+        const pending = waitsFor === '' ? {} : { pending_reason: 'unschedulable', pending_message: waitsFor };
+        const stored: StoredSandbox = placed ? { ...unplaced, host_id: hostId, hold: 'all' } : { ...unplaced, ...pending };
         await insertSandbox(tx.db, stored);
         const labels = Object.entries(draft.labels).map(([key, value]) => ({ sandbox_id: draft.id, key, value }));
         if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
@@ -39,8 +42,9 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
         if (secrets.length > 0) await tx.db.insertInto('sandbox_secrets').values(secrets).execute();
         const made = rowWithSpec(unplaced, draft.spec);
         tx.emit(sandboxEvent(made, 'SandboxCreated', { image: draft.spec.image, labels: draft.labels }));
-        if (!placed) return made;
         const row = rowWithSpec(stored, draft.spec);
+        if (waitsFor !== '') tx.emit(sandboxEvent(row, 'SandboxUnschedulable', { reason: 'unschedulable', message: waitsFor }));
+        if (!placed) return row;
         emitChange(tx, made, row);
         tx.emit(sandboxEvent(row, 'SandboxScheduled'));
         return row;
@@ -150,13 +154,13 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
-  async gone(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined> {
+  async copyAbsent(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined> {
     return await this.database.transact(async (tx) => {
       await lockHost(this.database, tx, hostId);
       await dropStray(tx, id, hostId);
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
       if (row === undefined || row.host_id !== hostId || row.deleted_at !== null) return undefined;
-      const after = sandboxRow(await changeSandbox(tx, row, gonePatch(row, tx.now)));
+      const after = sandboxRow(await changeSandbox(tx, row, absentPatch(row, tx.now)));
       if (after.deletedAt !== undefined) tx.emit(sandboxEvent(after, 'SandboxDeleted'));
       return after;
     });

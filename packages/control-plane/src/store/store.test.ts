@@ -131,7 +131,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await reserved(host.id)).toEqual([800, 2]);
       await store.hosts.register(registration(host.id, { sandboxes: [seen(here, 'RUNNING'), seen(elsewhere, 'RUNNING')] }), 'r');
       expect(await reserved(host.id)).toEqual([1200, 3]);
-      expect(await store.sandboxes.gone(elsewhere.id, host.id)).toBeUndefined();
+      expect(await store.sandboxes.copyAbsent(elsewhere.id, host.id)).toBeUndefined();
       expect(await reserved(host.id)).toEqual([800, 2]);
     });
 
@@ -296,7 +296,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       await store.sandboxes.observe(host.id, host.epoch, [seen(await get(row), 'STOPPED', { exitCode: 3, reason: 'exited' })]);
       expect(await get(row)).toMatchObject({ observed: 'stopped', exitCode: 3, reason: 'exited' });
       await store.sandboxes.setDesired(row.id, 'deleted');
-      await store.sandboxes.gone(row.id, host.id);
+      await store.sandboxes.copyAbsent(row.id, host.id);
       expect(await types(row.id)).toEqual([
         'SandboxCreated',
         'pending->scheduled',
@@ -356,7 +356,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.sandboxes.unplaced(10)).map((waiting) => waiting.id)).toEqual([row.id]);
       expect(await store.sandboxes.place(row.id, host.id)).toBe(false);
       await store.sandboxes.setDesired(other.id, 'deleted');
-      await store.sandboxes.gone(other.id, host.id);
+      await store.sandboxes.copyAbsent(other.id, host.id);
       expect(await store.sandboxes.place(row.id, host.id)).toBe(true);
       expect(sandboxState(await get(row)).state).toBe('scheduled');
       expect(await reserved(host.id)).toEqual([400, 1]);
@@ -391,7 +391,11 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     it('a copy that vanished fails its sandbox, which can be started anew anywhere', async () => {
       const host = await readyHost(store);
       const row = await running(host);
-      expect(await store.sandboxes.gone(row.id, host.id)).toMatchObject({ observed: 'failed', reason: 'copy-lost', hostId: undefined });
+      expect(await store.sandboxes.copyAbsent(row.id, host.id)).toMatchObject({
+        observed: 'failed',
+        reason: 'copy-lost',
+        hostId: undefined,
+      });
       expect(await reserved(host.id)).toEqual([0, 0]);
       expect(await store.sandboxes.unplaced(10)).toEqual([]);
       await store.sandboxes.setDesired(row.id, 'running');
@@ -513,7 +517,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
           ]),
         ]),
       );
-      await Promise.all(rows.map((row) => store.sandboxes.gone(row.id, host.id)));
+      await Promise.all(rows.map((row) => store.sandboxes.copyAbsent(row.id, host.id)));
       expect((await store.sandboxes.list({ includeDeleted: true, hostId: host.id })).map((row) => sandboxState(row).state)).toEqual(
         rows.map(() => 'deleted'),
       );
@@ -605,7 +609,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     expect(await store.sandboxes.secrets(row.id)).toEqual(secrets);
     await store.sandboxes.setDesired(row.id, 'deleted');
     expect(await store.sandboxes.secrets(row.id)).toEqual(secrets);
-    await store.sandboxes.gone(row.id, host.id);
+    await store.sandboxes.copyAbsent(row.id, host.id);
     expect(await store.sandboxes.secrets(row.id)).toEqual([]);
     expect(await store.sandboxes.secrets(other.id)).toEqual(secrets.slice(1));
     // On no host: deleted at once.

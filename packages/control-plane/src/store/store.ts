@@ -101,10 +101,11 @@ export interface HostStore {
 
 export interface SandboxStore {
   /**
-   * Places it on the host with the same condition and effect as `place`, or, when that has no room any more, nowhere.
+   * Places it on a host as `place` does or, if the host no longer has room, on none.
+   * @param place the host, or why none can take it now; absent: placement decides later
    * @throws {DroverError} name-taken
    */
-  create(draft: SandboxDraft, hostId?: HostId): Promise<SandboxRow>;
+  create(draft: SandboxDraft, place?: HostId | { readonly unschedulable: string }): Promise<SandboxRow>;
   /** Reserves room on the host and sets host_id in one conditional update (L-24); false when the room is gone or the row is placed or deleted. */
   place(id: SandboxId, hostId: HostId): Promise<boolean>;
   setPending(id: SandboxId, reason: string, message: string): Promise<void>;
@@ -121,8 +122,8 @@ export interface SandboxStore {
   setDesired(id: SandboxId, desired: DesiredState, options?: DesiredOptions): Promise<SandboxRow>;
   /** Applies what a host saw; older sequences, and hosts that it is not placed on, are dropped. Gives the rows that changed. */
   observe(hostId: HostId, epoch: number, observations: readonly sandbox.SandboxObservation[]): Promise<readonly SandboxRow[]>;
-  /** The host holds no copy any more: deleted when that is wanted, otherwise failed as lost with its host's copy. Frees the reservation. */
-  gone(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined>;
+  /** The host holds no copy: the sandbox is deleted if that is desired, and otherwise failed. Releases the reservation. */
+  copyAbsent(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined>;
   /** What failed before or outside the host: the reconciler's own word. */
   fail(id: SandboxId, reason: string, message: string): Promise<void>;
   /** Sandboxes of hosts down since before `downBefore` become lost (L-26). */

@@ -3,12 +3,11 @@ import type { CertificateAuthority } from '@drover/pki';
 import type { Hub } from '../../hub/index.ts';
 import type { Registry } from '../../identity/index.ts';
 import type { Placement } from '../../placement/index.ts';
-import type { Reconciler } from '../../reconcile/index.ts';
 import type { SecretBox } from '../../secrets/index.ts';
 import type { Sessions } from '../../sessions/index.ts';
 import type { Store } from '../../store/index.ts';
 import type { Volumes } from '../../volumes/index.ts';
-import type { SubjectWakes } from '../../feed/index.ts';
+import type { EventFeed } from '../../feed/index.ts';
 
 /** What the services call. Everything lives as long as the process. */
 export interface ApiContext {
@@ -19,12 +18,11 @@ export interface ApiContext {
   readonly sessions: Sessions;
   readonly registry: Registry;
   readonly placement: Placement;
-  readonly reconciler: Reconciler;
   readonly volumes: Volumes;
   readonly ca: CertificateAuthority;
   readonly clock: Clock;
   readonly logger: Logger;
-  readonly wakes: SubjectWakes;
+  readonly feed: Pick<EventFeed, 'on' | 'until'>;
   readonly system: SystemFacts;
 }
 

@@ -142,7 +142,7 @@ export async function* replayMain(
 async function reportedEnd(context: ApiContext, id: SandboxId, signal: AbortSignal): Promise<SandboxRow> {
   const timeout = AbortSignal.timeout(exitReportMs);
   try {
-    return await context.wakes.until(
+    return await context.feed.until(
       id,
       async () => {
         const row = await context.store.sandboxes.get(id);

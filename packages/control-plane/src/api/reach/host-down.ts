@@ -82,9 +82,9 @@ export async function sessionClient(context: ApiContext, row: SandboxRow, signal
 /** Rejects when the sandbox's host has been down for `hostReturnMs`. */
 async function untilDown(context: ApiContext, row: SandboxRow, signal: AbortSignal): Promise<never> {
   const placed = async (): Promise<HostId | undefined> => (await context.store.sandboxes.get(row.id))?.hostId;
-  const hostId = row.hostId ?? (await context.wakes.until(row.id, placed, signal));
+  const hostId = row.hostId ?? (await context.feed.until(row.id, placed, signal));
   for (;;) {
-    const { host, leftMs } = await context.wakes.until(hostId, async () => await returnTime(context, row), signal);
+    const { host, leftMs } = await context.feed.until(hostId, async () => await returnTime(context, row), signal);
     if (leftMs <= 0) throw hostDownError(host);
     await context.clock.sleep(leftMs, signal);
   }

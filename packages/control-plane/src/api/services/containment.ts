@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { DroverError, hasCode, isHostId, isSandboxId, Notifier, sentenceOf, type SandboxId } from '@drover/foundation';
+import { DroverError, hasCode, isSandboxId, Notifier, sentenceOf, type SandboxId } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { containWaitMs, maxContainReasonLength } from '../../limits.ts';
 import { placeSandbox } from '../../placement/index.ts';
@@ -35,8 +35,6 @@ export function containmentMethods(context: ApiContext): Methods {
   ): Promise<api.ContainSandboxResponse> {
     const id = stored.sandbox?.id ?? '';
     if (!isSandboxId(id)) return stored;
-    const hostId = stored.sandbox?.hostId ?? '';
-    if (isHostId(hostId)) context.reconciler.poke(hostId, id);
     const { row, results } = await settle(id, stored.results, progressOf, signal);
     const sandbox = row === undefined ? stored.sandbox : await describeOne(store, sessions, row);
     return create(api.ContainSandboxResponseSchema, { ...(sandbox === undefined ? {} : { sandbox }), results });
@@ -52,7 +50,7 @@ export function containmentMethods(context: ApiContext): Methods {
     const { clock } = context;
     const until = clock.now() + containWaitMs;
     const changed = new Notifier(clock);
-    const off = context.wakes.on(id, changed.notify);
+    const off = context.feed.on(id, changed.notify);
     let offHost: (() => void) | undefined;
     try {
       for (;;) {
@@ -60,7 +58,7 @@ export function containmentMethods(context: ApiContext): Methods {
         const hostId = row?.hostId;
         // Before it is looked at: a host that goes away is not waited for.
         offHost?.();
-        offHost = hostId === undefined ? undefined : context.wakes.on(hostId, changed.notify);
+        offHost = hostId === undefined ? undefined : context.feed.on(hostId, changed.notify);
         const host = hostId === undefined ? undefined : await store.hosts.get(hostId);
         let waits = false;
         const results = stored.map((result) => {

@@ -8,8 +8,8 @@ import type { HostStore } from '../../store/index.ts';
 export interface Possible {
   /** The hosts as they were looked at. */
   readonly hosts: readonly HostRow[];
-  /** The one that can take it now; undefined when it has to wait. */
-  readonly hostId: HostId | undefined;
+  /** The host that can take it now, or why it has to wait. */
+  readonly place: HostId | { readonly unschedulable: string };
 }
 
 /**
@@ -27,7 +27,8 @@ export async function checkPossible(store: HostStore, spec: sandbox.SandboxSpec,
     labels: spec.hostLabels,
     host,
   });
-  if (decision.kind !== 'impossible') return { hosts, hostId: decision.kind === 'host' ? decision.hostId : undefined };
+  if (decision.kind !== 'impossible')
+    return { hosts, place: decision.kind === 'host' ? decision.hostId : { unschedulable: decision.message } };
   throw new DroverError('unschedulable', `this sandbox can never be placed: ${decision.message}`, {
     hint: 'ask for less, or join a larger host',
   });

@@ -29,7 +29,7 @@ export function logsMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
       }
       if (!running) {
         // It has not begun, or is paused or lost: its next state decides.
-        await context.wakes.until(
+        await context.feed.until(
           row.id,
           async () => {
             const now = await context.store.sandboxes.get(row.id);

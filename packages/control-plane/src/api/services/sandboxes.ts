@@ -1,6 +1,6 @@
 import { clone, create } from '@bufbuild/protobuf';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
-import { DroverError, isHostId, isSandboxId, makeUpName, newSandboxId, type SandboxId } from '@drover/foundation';
+import { DroverError, isSandboxId, makeUpName, newSandboxId } from '@drover/foundation';
 import { api, desiredStates, sandbox, sandboxStates } from '@drover/protocol';
 import { maxStopGraceMs, parseLabels } from '@drover/spec';
 import { defaultPageSize, maxPageSize } from '../../limits.ts';
@@ -28,12 +28,6 @@ export function sandboxMethods(context: ApiContext): Methods {
 
   const toWire = async (tables: Tables, row: SandboxRow): Promise<api.Sandbox> => await describeOne(tables, sessions, row);
 
-  /** Its host may have something to do. The event of the change says the same, to the other replicas too; this one is sooner. */
-  function poke<T extends api.Sandbox>(answer: T): T {
-    if (isHostId(answer.hostId)) context.reconciler.poke(answer.hostId, answer.id as SandboxId);
-    return answer;
-  }
-
   /** Running is a sandbox whose command has begun: its init plan was completed in this start (I-30). */
   async function isIn(row: SandboxRow, states: ReadonlySet<sandbox.SandboxState>): Promise<boolean> {
     const { state } = sandboxState(row);
@@ -58,16 +52,16 @@ export function sandboxMethods(context: ApiContext): Methods {
       // What is remembered of the request (L-20) must not help to guess a secret.
       const asked = request.secrets.length === 0 ? request : clone(api.CreateSandboxRequestSchema, request);
       for (const secret of asked.secrets) secret.value = new Uint8Array(secrets.digest(secret.value));
-      return poke(
-        await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
-          const volumes = await placeByVolumes(tables, spec);
-          const { hosts, hostId } = await checkPossible(tables.hosts, spec, draft.request);
-          const created = await tables.sandboxes.create(draft, hostId);
-          await tables.volumes.use(volumes, id);
-          const row = await placeSandbox(tables, created, hosts);
-          return await describeNew(tables, sessions, row, hosts);
-        }),
-      );
+      return await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
+        const volumes = await placeByVolumes(tables, spec);
+        const { hosts, place } = await checkPossible(tables.hosts, spec, draft.request);
+        const created = await tables.sandboxes.create(draft, place);
+        await tables.volumes.use(volumes, id);
+        // Another transaction took the room: the choice is made again.
+        const lostRace = typeof place === 'string' && created.hostId === undefined;
+        const row = lostRace ? await placeSandbox(tables, created) : created;
+        return await describeNew(tables, sessions, row, hosts);
+      });
     },
 
     async getSandbox(request) {
@@ -106,15 +100,13 @@ export function sandboxMethods(context: ApiContext): Methods {
           hint: `use at most ${maxStopGraceMs} ms`,
         });
       }
-      return poke(
-        await once(store, values, api.SandboxService.method.setDesiredState, request, async (tables) => {
-          const found = await tables.sandboxes.find(request.sandbox);
-          // The grace of an earlier stop, or of a kill, is not this one's.
-          const graceMs = request.graceMs || found.spec.stopGraceMs;
-          const row = await tables.sandboxes.setDesired(found.id, desired, { graceMs, by: callerOf(values).name });
-          return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row) : row);
-        }),
-      );
+      return await once(store, values, api.SandboxService.method.setDesiredState, request, async (tables) => {
+        const found = await tables.sandboxes.find(request.sandbox);
+        // The grace of an earlier stop, or of a kill, is not this one's.
+        const graceMs = request.graceMs || found.spec.stopGraceMs;
+        const row = await tables.sandboxes.setDesired(found.id, desired, { graceMs, by: callerOf(values).name });
+        return await toWire(tables, desired === 'running' ? await placeSandbox(tables, row) : row);
+      });
     },
 
     async waitSandbox(request, { signal }: HandlerContext) {
@@ -131,7 +123,7 @@ export function sandboxMethods(context: ApiContext): Methods {
         request.timeoutMs > 0n ? AbortSignal.timeout(Number(request.timeoutMs > maxTimerMs ? maxTimerMs : request.timeoutMs)) : undefined;
       const either = timeout === undefined ? signal : AbortSignal.any([signal, timeout]);
       try {
-        const row = await context.wakes.until(
+        const row = await context.feed.until(
           id,
           async () => {
             const now = await store.sandboxes.get(id);

@@ -7,16 +7,15 @@ import { silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, sandbox } from '@drover/protocol';
 import { DroverClient } from '@drover/sdk';
-import { SqlRegistry } from '../../identity/sql-registry.ts';
+import { changesIdentity, SqlRegistry } from '../../identity/index.ts';
 import { Placement } from '../../placement/index.ts';
 import { Volumes } from '../../volumes/index.ts';
-import { Reconciler } from '../../reconcile/index.ts';
 import { SecretBox } from '../../secrets/index.ts';
 import { openStore } from '../../store/open.ts';
 import type { Store } from '../../store/store.ts';
 import { StoredWorldview } from '../../journal/journal.ts';
 import { openAdminToken, startApi, type ApiServer } from '../index.ts';
-import { SubjectWakes } from '../../feed/wake-ups.ts';
+import { EventFeed } from '../../feed/index.ts';
 import { FakeHub, FakeSessions } from './fakes.ts';
 
 /** The API over real TLS with a real store; hosts and inits are the test's. */
@@ -57,10 +56,12 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
   const hub = new FakeHub();
   const sessions = new FakeSessions();
   const secrets = await SecretBox.open(join(directory, 'pki', 'secrets.key'));
-  const wakes = await SubjectWakes.open(store.events, logger);
+  const feed = await EventFeed.open(store.events, clock, logger);
   const worldview = new StoredWorldview({ store, clock, logger });
-  const registry = new SqlRegistry({ store, journal: worldview, wakes, replica: 'test', clock, logger });
-  registry.onEvicted((id) => sessions.redial(id));
+  const registry = new SqlRegistry({ store, journal: worldview, feed, replica: 'test', clock, logger });
+  feed.listen((subject, event) => {
+    if (event !== undefined && changesIdentity(event)) sessions.redial(subject as SandboxId);
+  });
   const life = new AbortController();
   const watching = registry.run(life.signal);
   const context = {
@@ -71,10 +72,9 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
     ca,
     clock,
     logger,
-    wakes,
+    feed,
     registry,
     placement: new Placement({ store, clock, logger }),
-    reconciler: new Reconciler({ store, hub, secrets, clock, logger }),
     volumes: new Volumes({ store, hub, logger }),
     system: { trustDomain: 'test.drover', startedAt: Date.now(), linkAddress: ':7444', apiAddress: 'https://127.0.0.1:7443' },
   };
@@ -128,7 +128,7 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
     [Symbol.asyncDispose]: async () => {
       client.close();
       await stop();
-      wakes.close();
+      await feed.close();
       life.abort();
       await watching;
       await worldview.close();

@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import type { Duplex } from 'node:stream';
 import { DroverError, type HostId } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import type { CallOptions, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
+import { isObservation, type CallOptions, type Hub, type HubListener, type Operation, type ResultValue } from '../../hub/hub.ts';
 import type { Store } from '../../store/store.ts';
 import { registration } from '../../store/testing/fixtures.ts';
 
@@ -79,7 +79,7 @@ export class FakeHub implements Hub {
     const { epoch } = await this.#store.hosts.register(registration(host.id, { ...options, sandboxes: seen }), 'replica-1');
     host.epoch = epoch;
     host.stream = new AbortController();
-    for (const listener of this.#listeners) listener.hostConnected?.(host.id, epoch, host.stream.signal, seen);
+    for (const listener of this.#listeners) listener.hostConnected?.(host.id, epoch, host.stream.signal, seen.filter(isObservation));
   }
 
   async drop(host: FakeHost): Promise<void> {
@@ -93,7 +93,7 @@ export class FakeHub implements Hub {
   async report(host: FakeHost, ...observations: sandbox.SandboxObservation[]): Promise<void> {
     if (host.stream === undefined) return;
     await this.#store.sandboxes.observe(host.id, host.epoch, observations);
-    for (const listener of this.#listeners) listener.observed?.(host.id, observations);
+    for (const listener of this.#listeners) listener.observed?.(host.id, observations.filter(isObservation));
   }
 
   isConnected(hostId: HostId): boolean {
@@ -115,16 +115,14 @@ export class FakeHub implements Hub {
       signal?.addEventListener('abort', () => reject(new DroverError('cancelled', 'nobody waits for it')), { once: true });
     });
     const performed = this.#perform(host, operation, id, target?.generation ?? 0n);
-    // L-16: an agent goes on when the stream ends, and tells the next one what it has done since.
-    performed.then(
-      async (result) => {
-        if (stream.signal.aborted && result.case === 'sandbox') await this.report(host, result.value);
-      },
-      // Told by #couldNot.
-      () => undefined,
-    );
+    // An agent reports each change as an observation too; on its next stream if this one has ended (L-16).
+    const reported = performed.then(async (result) => {
+      if (result.case === 'sandbox') await this.report(host, result.value);
+      return result;
+    });
+    reported.catch(() => undefined);
     try {
-      return await Promise.race([performed, dropped]);
+      return await Promise.race([reported, dropped]);
     } finally {
       host.busy.delete(id);
     }

@@ -10,7 +10,7 @@ import { canonicalCommonName, parseName, parseProject, systemClock, type Clock, 
 import { createLogger, silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link } from '@drover/protocol';
-import { SubjectWakes } from '../../feed/wake-ups.ts';
+import { EventFeed } from '../../feed/index.ts';
 import { SqlRegistry } from '../../identity/sql-registry.ts';
 import { openStore } from '../../store/open.ts';
 import type { Store } from '../../store/store.ts';
@@ -104,16 +104,16 @@ export class World implements AsyncDisposable {
     });
     const store = await openStore(join(directory, 'store.sqlite'), { logger: silentLogger, clock });
     const identity = await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] });
-    const wakes = await SubjectWakes.open(store.events, silentLogger);
+    const feed = await EventFeed.open(store.events, systemClock, silentLogger);
     const journal = { publish: () => undefined };
-    const registry = new SqlRegistry({ store, journal, wakes, replica: 'replica-1', clock, logger: silentLogger });
+    const registry = new SqlRegistry({ store, journal, feed, replica: 'replica-1', clock, logger: silentLogger });
     const world = new World(directory, store, ca, registry, clock, identity);
     const life = new AbortController();
     const running = registry.run(life.signal);
     world.#closers.push(async () => {
       life.abort();
       await running;
-      wakes.close();
+      await feed.close();
     });
     world.#server.listen(0, '127.0.0.1');
     await once(world.#server, 'listening');

@@ -12,7 +12,8 @@ import { hashSecret, openCertificateAuthority, type CertificateAuthority } from 
 import { control, link, sandbox } from '@drover/protocol';
 import { expect } from 'vitest';
 import type { StoredEvent } from '../../events/event.ts';
-import type { Hub, HubListener, TunnelTarget } from '../../hub/hub.ts';
+import { EventFeed } from '../../feed/index.ts';
+import type { Hub, TunnelTarget } from '../../hub/hub.ts';
 import { SqlRegistry } from '../../identity/sql-registry.ts';
 import { SandboxListener } from '../../sandbox-facing/index.ts';
 import { issue, type Credentials } from '../../sandbox-facing/testing/certificates.ts';
@@ -32,22 +33,16 @@ export function eventually<T>(look: () => T): ReturnType<typeof expect.poll<T>> 
 }
 
 /** A hub whose tunnels lead to inits on this machine. */
-export class LocalHub implements Pick<Hub, 'on' | 'openTunnel' | 'isConnected'> {
+export class LocalHub implements Pick<Hub, 'openTunnel' | 'isConnected'> {
   readonly ports = new Map<SandboxId, number>();
   readonly tunnels: Socket[] = [];
   connected = true;
   fail: Error | undefined;
-  #listener: HubListener = {};
+  /** Called when the host reports a sandbox. */
+  observed: (id: SandboxId) => void = () => undefined;
 
   isConnected(): boolean {
     return this.connected;
-  }
-
-  on(listener: HubListener): () => void {
-    this.#listener = listener;
-    return () => {
-      this.#listener = {};
-    };
   }
 
   async openTunnel(_host: HostId, target: TunnelTarget, signal?: AbortSignal): Promise<Socket> {
@@ -63,9 +58,9 @@ export class LocalHub implements Pick<Hub, 'on' | 'openTunnel' | 'isConnected'> 
     return socket;
   }
 
-  /** A host said something of it. */
+  /** The host reports the sandbox. */
   observe(id: SandboxId): void {
-    this.#listener.observed?.('' as HostId, [create(sandbox.SandboxObservationSchema, { sandboxId: id })]);
+    this.observed(id);
   }
 }
 
@@ -85,6 +80,7 @@ export class World implements AsyncDisposable {
   readonly caKeyPem: string;
   readonly identity: { readonly certificatePem: string; readonly keyPem: string };
   readonly store: Store;
+  readonly feed: EventFeed;
   readonly registry: SqlRegistry;
   readonly worldview: StoredWorldview;
   readonly listener: SandboxListener;
@@ -94,7 +90,7 @@ export class World implements AsyncDisposable {
   readonly #held = new AsyncDisposableStack();
   #addresses = 1;
 
-  private constructor(parts: Pick<World, 'directory' | 'clock' | 'ca' | 'caKeyPem' | 'identity' | 'store'>, host: World['host']) {
+  private constructor(parts: Pick<World, 'directory' | 'clock' | 'ca' | 'caKeyPem' | 'identity' | 'store' | 'feed'>, host: World['host']) {
     const { clock, ca, identity, store } = parts;
     this.directory = parts.directory;
     this.clock = clock;
@@ -102,6 +98,8 @@ export class World implements AsyncDisposable {
     this.caKeyPem = parts.caKeyPem;
     this.identity = identity;
     this.store = store;
+    this.feed = parts.feed;
+    this.hub.observed = this.feed.changed;
     this.#host = host;
     this.worldview = new StoredWorldview({ store, clock, logger: silentLogger });
     this.registry = new SqlRegistry({ store, journal: this.worldview, replica: 'replica-1', clock, logger: silentLogger });
@@ -122,7 +120,8 @@ export class World implements AsyncDisposable {
     const identity = await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] });
     const store = await openStore(join(directory, 'store.sqlite'), { logger: silentLogger, clock });
     const host = await readyHost(store, { slots: 50, cpuMillis: 40_000, memoryBytes: 100 * 1024 ** 3 });
-    return new World({ directory, clock, ca, caKeyPem, identity, store }, host);
+    const feed = await EventFeed.open(store.events, clock, silentLogger);
+    return new World({ directory, clock, ca, caKeyPem, identity, store, feed }, host);
   }
 
   get host(): { readonly id: HostId; readonly epoch: number } {
@@ -141,6 +140,7 @@ export class World implements AsyncDisposable {
       ca,
       clock,
       tls: { certPem: identity.certificatePem, keyPem: identity.keyPem, caPem: ca.caPem },
+      feed: this.feed,
       plans: planSource(store, this.secrets),
       lastRefusal: (id, thumbprint) => this.listener.lastRefusal(id, thumbprint),
       initFailed: async (id, startCount, message) => await store.sandboxes.failInit(id, startCount, message),
@@ -293,6 +293,7 @@ export class World implements AsyncDisposable {
     await this.#held.disposeAsync();
     await this.listener.close();
     await this.worldview.close();
+    await this.feed.close();
     await this.store.close();
     await rm(this.directory, { recursive: true, force: true });
   }

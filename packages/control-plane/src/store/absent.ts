@@ -4,8 +4,8 @@ import { sandboxRow } from './rows.ts';
 import type { SandboxTable, StoredSandbox } from '../database/index.ts';
 import { runIsOver } from '../model/index.ts';
 
-/** The host it is placed on has no copy of it. */
-export function gonePatch(row: StoredSandbox, now: number): Updateable<SandboxTable> {
+/** What changes when the host that the sandbox is placed on holds no copy of it. */
+export function absentPatch(row: StoredSandbox, now: number): Updateable<SandboxTable> {
   const freed = { hold: 'nothing' as const, lost_since: null, pending_reason: '', pending_message: '' };
   if (row.desired === 'deleted') return { ...freed, deleted_at: now };
   const nowhere = { ...freed, host_id: null, observed_sequence: 0, address: '' };
@@ -20,7 +20,7 @@ export function gonePatch(row: StoredSandbox, now: number): Updateable<SandboxTa
     observed: 'failed',
     observed_generation: row.generation,
     reason: 'copy-lost',
-    message: 'its host has no copy of it any more; start it to make it anew, without what it had written',
+    message: 'its host has no copy of it any more; start it to create it again, without the files it had written',
     finished_at: now,
   };
 }
