@@ -22,6 +22,12 @@ const below = {
  * of the layers below its own, and a folder only through its index.ts (scripts/layers.ts). A path with a slash names an inner folder.
  */
 const layers = {
+  spec: [
+    ['limits.ts', 'invalid.ts'],
+    ['durations.ts', 'labels.ts', 'ports.ts', 'signals.ts', 'sizes.ts'],
+    ['image-reference.ts', 'policy'],
+    ['index.ts'],
+  ],
   'control-plane': [
     ['limits.ts'],
     ['secrets', 'events'],

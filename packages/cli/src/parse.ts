@@ -101,12 +101,12 @@ export function parseVolume(text: string): { source: string; volume: string; tar
   return { source: resolve(source), volume: '', target, readOnly };
 }
 
-/** What --allow takes is what the gateway reads. @throws {DroverError} invalid-argument */
+/** Rules in their short form, canonical. @throws {DroverError} invalid-argument */
 export async function parseAllow(texts: readonly string[]): Promise<string[]> {
   if (texts.length === 0) return [];
-  // Loaded by who needs it: the start of the CLI is worth milliseconds.
-  const { parsePattern } = await import('@drover/gateway/policy');
-  return texts.map((text) => parsePattern(text).text.trim().toLowerCase());
+  // Only here: the library for addresses would add milliseconds to every command.
+  const { parseShortRule } = await import('@drover/spec/policy');
+  return texts.map((text) => parseShortRule(text).text);
 }
 
 /** `LOCAL:REMOTE` or one port for both; LOCAL may be 0, and `ADDRESS:LOCAL:REMOTE` listens elsewhere than on 127.0.0.1. */

@@ -89,8 +89,6 @@ export const maxIdempotencyKeyLength = 128;
 /** API: rows of a page when the caller names no number, and at most. More is cut to the most. */
 export const defaultPageSize = 500;
 export const maxPageSize = 1_000;
-/** API: destinations of one sandbox. More is refused. */
-export const maxAllowPatterns = 256;
 /** API: how long the host may take to contain a sandbox or to release it, before the answer says that it has not yet. Milliseconds. */
 export const containWaitMs = 10_000;
 /** API: hosts, or sandboxes, that one error names; the others are counted. */

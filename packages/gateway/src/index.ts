@@ -3,4 +3,4 @@ export { GatewayClient, type GatewayHealth, type GatewayRefusal } from './contro
 export { EgressProxy, type Decision, type EgressProxyOptions, type EgressStats, type ListenOn, type Resolve } from './egress/index.ts';
 export { runGateway, type GatewayOptions } from './gateway.ts';
 export { gatewayMain, parseGatewayArguments, type GatewayArguments } from './main.ts';
-export { compilePolicy, parsePattern, PolicyTable, type Pattern, type SandboxPolicy } from './policy/index.ts';
+export { PolicyTable, type SandboxPolicy } from './policy/index.ts';

@@ -1,7 +1,5 @@
 /** Every limit of the gateway. Listed in docs/limits.md. */
 export const limits = {
-  /** Entries of one sandbox's allow list; a longer one is refused with invalid-argument. */
-  patternsPerSandbox: 1024,
   /** Sandboxes in one table; a larger table is refused with too-large. */
   sandboxes: 16_384,
   /** Bytes of one control message (a whole table). Larger: the call fails with resource-exhausted. */

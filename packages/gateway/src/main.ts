@@ -2,9 +2,9 @@ import { parseArgs } from 'node:util';
 import { DroverError, type Logger } from '@drover/foundation';
 import { createLogger } from '@drover/foundation/log';
 import { parsePort } from '@drover/spec';
+import { formatHost, parseAuthority } from '@drover/spec/policy';
 import type { ListenOn } from './egress/index.ts';
 import { runGateway } from './gateway.ts';
-import { formatHost, parseAuthority } from './policy/index.ts';
 
 /** What `drover gateway` was asked to do. */
 export interface GatewayArguments {

@@ -34,6 +34,9 @@ export const maxArgumentBytes = 1024 * 1024;
 /** Environment variables, and mounts, of one sandbox. More is refused. */
 export const maxEnvVars = 1_024;
 export const maxMounts = 64;
+/** Rules of one policy, and ports, methods, paths or credentials of one rule. More is refused. */
+export const maxPolicyRules = 256;
+export const maxRuleEntries = 64;
 /** Secrets of one sandbox, bytes of one and of all of them: they fit into one frame of the link. More is refused. */
 export const maxSecrets = 64;
 export const maxSecretBytes = 64 * 1024;

@@ -1,5 +1,6 @@
 import type { Duplex } from 'node:stream';
 import type { SandboxId } from '@drover/foundation';
+import type { Policy } from '@drover/spec/policy';
 import type { Finding } from '../finding.ts';
 import type { ImageConfig, PullProgress } from '../images/index.ts';
 import type { SandboxAddresses } from '../network/index.ts';
@@ -55,7 +56,7 @@ export interface Backend {
   oomVictims(id: SandboxId, count: number): Promise<readonly string[]>;
 
   /** Replaces what the sandbox may reach; in force when it resolves. */
-  applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void>;
+  applyPolicy(id: SandboxId, policy: Policy): Promise<void>;
   /** Cuts or restores the network, for open connections too (I-4); in force when it resolves. Init's port and the registration port stay open. */
   setCut(id: SandboxId, cut: boolean): Promise<void>;
   /** Closes or opens the registration port (I-4); in force when it resolves. @throws {DroverError} sandbox-not-found when it has no network */

@@ -6,6 +6,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { silentLogger } from '@drover/foundation/log';
+import { emptyPolicy, parseAllowList } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
 import { startOutside, type Outside } from './testing/outside.ts';
@@ -46,7 +47,7 @@ function gateway(): GatewayProcess {
   return made;
 }
 
-const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', allow: [web.origin] }];
+const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', policy: parseAllowList([web.origin]) }];
 
 /** Asks for the test's page through the gateway: the status, or undefined when nobody listens. */
 async function ask(): Promise<number | undefined> {
@@ -103,8 +104,9 @@ describe('the gateway process', () => {
     const agent = `
       import { GatewayProcess } from ${JSON.stringify(new URL('./gateway-process.ts', import.meta.url).href)};
       import { silentLogger } from '@drover/foundation/log';
+      import { parseAllowList } from '@drover/spec/policy';
       const gateway = new GatewayProcess({ stateDirectory: ${JSON.stringify(state)}, command: ${JSON.stringify(command)}, address: '127.0.0.1', port: ${port}, logger: silentLogger });
-      await gateway.apply(${JSON.stringify(policies())});
+      await gateway.apply([{ sandboxId: 'sb-a', address: '127.0.0.1', policy: parseAllowList([${JSON.stringify(web.origin)}]) }]);
       console.log((await gateway.status()).pid);
       setInterval(() => {}, 1000);`;
     const child = spawn(process.execPath, ['--conditions=development', '--input-type=module', '-e', agent], {
@@ -204,7 +206,7 @@ describe('the gateway process', () => {
 test('policies that cannot be are refused by the gateway as they are, and the old ones stay', async () => {
   const own = gateway();
   await own.apply(policies());
-  await expect(own.apply([{ sandboxId: 'sb-a', address: '127.0.0.1', allow: ['not a host'] }])).rejects.toMatchObject({
+  await expect(own.apply([{ sandboxId: 'sb-a', address: 'not an address', policy: emptyPolicy }])).rejects.toMatchObject({
     code: 'invalid-argument',
   });
   expect(await ask()).toBe(200);

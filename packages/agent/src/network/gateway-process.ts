@@ -1,6 +1,6 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DroverError, hasCode, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
+import { DroverError, SerialExecutor, systemClock, version as programVersion, type Logger } from '@drover/foundation';
 import { GatewayClient, type GatewayHealth, type GatewayRefusal, type SandboxPolicy } from '@drover/gateway';
 import { isSameProcess, processStart } from '@drover/linux';
 import { SupervisedProcess, type ProcessStatus } from '@drover/supervisor';
@@ -44,8 +44,6 @@ export class GatewayProcess {
   #adoptedPid = 0;
   #process: SupervisedProcess | undefined;
   #policies: readonly SandboxPolicy[] | undefined;
-  /** Of the table that this agent put in force last; undefined: the gateway is asked. */
-  #version: bigint | undefined;
   #watching: Promise<void> | undefined;
   #refusals: Promise<void> | undefined;
   #reapplying = false;
@@ -72,7 +70,7 @@ export class GatewayProcess {
         if (this.#complaint !== undefined && (state === 'restarting' || state === 'circuit-open')) this.#process?.restart();
         await this.#ensureUp();
         this.#refusals ??= this.#watchRefusals();
-        await this.#push(policies);
+        await this.#client.apply(policies);
       });
     } catch (error) {
       if (DroverError.from(error).transient) void this.#reapply();
@@ -109,22 +107,6 @@ export class GatewayProcess {
 
   get #identityFile(): string {
     return join(this.#directory, 'process.json');
-  }
-
-  async #push(policies: readonly SandboxPolicy[]): Promise<void> {
-    const version = (this.#version ?? (await this.#client.health()).version) + 1n;
-    // Whatever becomes of this one, the next asks again.
-    this.#version = undefined;
-    try {
-      await this.#client.applyPolicies(version, policies);
-      this.#version = version;
-    } catch (error) {
-      if (!hasCode(error, 'conflict')) throw error;
-      // Not the gateway that took the last one.
-      const newer = (await this.#client.health()).version + 1n;
-      await this.#client.applyPolicies(newer, policies);
-      this.#version = newer;
-    }
   }
 
   async #ensureUp(): Promise<void> {
@@ -261,7 +243,7 @@ export class GatewayProcess {
         try {
           await this.#serial.run(async () => {
             await this.#ensureUp();
-            if (this.#policies !== undefined) await this.#push(this.#policies);
+            if (this.#policies !== undefined) await this.#client.apply(this.#policies);
           });
           return;
         } catch (error) {

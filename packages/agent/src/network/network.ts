@@ -1,4 +1,5 @@
 import type { SandboxId } from '@drover/foundation';
+import type { Policy } from '@drover/spec/policy';
 
 export interface SandboxAddresses {
   /** The sandbox's address, IPv4, without prefix length. */
@@ -46,7 +47,7 @@ export interface Network {
   /** Takes everything back; none there: nothing. */
   release(id: SandboxId): Promise<void>;
   /** Replaces what the sandbox may reach, in force when it resolves. */
-  applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void>;
+  applyPolicy(id: SandboxId, policy: Policy): Promise<void>;
   /**
    * Cuts or restores the sandbox's network (I-4), for connections that stand too. What is left to one that is cut: init's port, and
    * the way to the control plane. In force when it resolves. @throws {DroverError} sandbox-not-found when it has no network

@@ -1,13 +1,14 @@
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isSandboxId, type Logger, type SandboxId } from '@drover/foundation';
+import { formatPolicy, parseAllowList, parsePolicy, type Policy, type PolicyDocument } from '@drover/spec/policy';
 
 /** What is kept on disk of one sandbox's network. */
 export interface NetworkRecord {
   readonly id: SandboxId;
   readonly slot: number;
   readonly pool: string;
-  readonly allow: readonly string[];
+  readonly policy: Policy;
   readonly cut: boolean;
   /** It does not reach the control listener. */
   readonly unregistered: boolean;
@@ -45,7 +46,7 @@ export class NetworkRecords {
   async save(record: NetworkRecord): Promise<void> {
     const path = join(this.#directory, `${record.id}.json`);
     const temporary = `${path}.tmp`;
-    await writeFile(temporary, JSON.stringify(record), { mode: 0o600 });
+    await writeFile(temporary, JSON.stringify({ ...record, policy: formatPolicy(record.policy) }), { mode: 0o600 });
     await rename(temporary, path);
   }
 
@@ -55,8 +56,8 @@ export class NetworkRecords {
 }
 
 function parse(value: unknown, name: string): NetworkRecord {
-  // Records of earlier agents lack the last one.
-  const { id, slot, pool, allow, cut, unregistered = false } = value as Partial<Record<keyof NetworkRecord, unknown>>;
+  // Records of earlier agents lack `unregistered`, and have the policy as an allow list.
+  const { id, slot, pool, policy, allow, cut, unregistered = false } = value as Partial<Record<keyof NetworkRecord | 'allow', unknown>>;
   if (
     typeof id !== 'string' ||
     !isSandboxId(id) ||
@@ -64,12 +65,17 @@ function parse(value: unknown, name: string): NetworkRecord {
     !Number.isSafeInteger(slot) ||
     (slot as number) < 0 ||
     typeof pool !== 'string' ||
-    !Array.isArray(allow) ||
-    !allow.every((a): a is string => typeof a === 'string') ||
     typeof cut !== 'boolean' ||
     typeof unregistered !== 'boolean'
   ) {
     throw new TypeError('not a network record');
   }
-  return { id, slot: slot as number, pool, allow, cut, unregistered };
+  return {
+    id,
+    slot: slot as number,
+    pool,
+    policy: policy === undefined ? parseAllowList(allow as readonly string[]) : parsePolicy(policy as PolicyDocument),
+    cut,
+    unregistered,
+  };
 }

@@ -12,6 +12,8 @@ import { silentLogger } from '@drover/foundation/log';
 import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
 import { initPort } from '@drover/init';
 import { interfaceNames } from '@drover/linux';
+import { policyFromWire } from '@drover/protocol/policy';
+import { parseAllowList } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';
 import { ControlListener, SandboxNetwork, type AddressHolder, type SandboxNetworkOptions } from './index.ts';
@@ -84,7 +86,7 @@ async function start(options: Partial<SandboxNetworkOptions> = {}, known: Readon
         await proxy.listen({ host: network.gatewayAddress, port: proxyPort });
       }
       applied = [...policies];
-      table.replace(table.version + 1n, policies);
+      table.apply({ version: table.version + 1n, base: undefined, policies, removed: [] });
     },
     ...options,
   });
@@ -194,7 +196,7 @@ describe('R-16: a sandbox reaches the gateway and nothing else', () => {
     const network = await start();
     const sandbox = id();
     const at = await network.acquire(sandbox);
-    await network.applyPolicy(sandbox, [web.origin]);
+    await network.applyPolicy(sandbox, parseAllowList([web.origin]));
 
     expect(await viaProxy(at, `http://${web.origin}/a`)).toEqual({ code: 0, out: 'hello /a\n' });
     expect(await viaProxy(at, '-p', `http://${web.origin}/b`)).toEqual({ code: 0, out: 'hello /b\n' });
@@ -335,7 +337,7 @@ ${kinds.map((kind) => `add rule inet ${seen} ${name} iifname "${at.interface}" $
     const network = await start();
     const sandbox = id();
     const at = await network.acquire(sandbox);
-    await network.applyPolicy(sandbox, [web.origin]);
+    await network.applyPolicy(sandbox, parseAllowList([web.origin]));
     const control = await listen(network);
     const servers = await echoes(at, initPort, 7007);
     const [session, forward] = [dialIn(at, initPort), dialIn(at, 7007)];
@@ -487,7 +489,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     const network = await start();
     const sandbox = id();
     const at = await network.acquire(sandbox);
-    await network.applyPolicy(sandbox, ['example.org']);
+    await network.applyPolicy(sandbox, parseAllowList(['example.org']));
     await network.release(sandbox);
     await network.release(sandbox);
     expect(await leftovers()).not.toContain(at.interface);
@@ -544,7 +546,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     await network.release(all[0] as SandboxId);
     await expect(network.acquire(id())).rejects.toMatchObject({ code: 'no-room' });
     fail = false;
-    await network.applyPolicy(all[1] as SandboxId, []);
+    await network.applyPolicy(all[1] as SandboxId, parseAllowList([]));
     expect(addresses).toContain((await network.acquire(id())).address);
   });
 
@@ -554,11 +556,12 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     const program = `
       import { SandboxNetwork } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
       import { silentLogger } from '@drover/foundation/log';
+      import { parseAllowList } from '@drover/spec/policy';
       const network = new SandboxNetwork({ stateDirectory: ${JSON.stringify(state)}, instance: ${JSON.stringify(instance)}, pool: ${JSON.stringify(pool)},
         proxyPort: ${proxyPort}, controlPort: ${controlPort}, logger: silentLogger, warm: 2, applyGateway: async () => undefined });
       await network.start(new Set());
       const a = await network.acquire(${JSON.stringify(kept)});
-      await network.applyPolicy(${JSON.stringify(kept)}, ['${web.origin}']);
+      await network.applyPolicy(${JSON.stringify(kept)}, parseAllowList(['${web.origin}']));
       await network.acquire(${JSON.stringify(gone)});
       console.log(JSON.stringify(a));
       setInterval(() => {}, 1000);`;
@@ -575,7 +578,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
     const network = await start({ stateDirectory: state, warm: 0 }, new Set([kept]));
     expect(await leftovers()).toEqual(expect.arrayContaining([before.interface]));
     expect((await leftovers()).filter((n) => n.includes('-'))).toHaveLength(2);
-    expect(applied).toEqual([{ sandboxId: kept, address: before.address, allow: [web.origin] }]);
+    expect(applied).toEqual([{ sandboxId: kept, address: before.address, policy: parseAllowList([web.origin]) }]);
     expect(await network.acquire(kept)).toEqual(before);
     expect((await viaProxy(before, `http://${web.origin}/`)).out).toBe('hello /\n');
   });
@@ -594,7 +597,7 @@ describe('R-17: addresses and interfaces come from a pool that a crash cannot le
 
     const after = await start({ stateDirectory: state, warm: 0 }, new Set([sandbox]));
     expect(await after.acquire(sandbox)).toEqual(before);
-    await after.applyPolicy(sandbox, [web.origin]);
+    await after.applyPolicy(sandbox, parseAllowList([web.origin]));
     expect((await viaProxy(before, `http://${web.origin}/`)).out).toBe('hello /\n');
   });
 
@@ -667,14 +670,10 @@ test('G-14: a policy that cannot be read is refused, and the one before stays in
   const network = await start();
   const sandbox = id();
   const at = await network.acquire(sandbox);
-  await network.applyPolicy(sandbox, [web.origin]);
-  await expect(network.applyPolicy(sandbox, ['http://x/'])).rejects.toMatchObject({ code: 'invalid-argument' });
-  await expect(
-    network.applyPolicy(
-      sandbox,
-      Array.from({ length: 2000 }, (_, i) => `h${i}.test`),
-    ),
-  ).rejects.toMatchObject({ code: 'invalid-argument' });
+  await network.applyPolicy(sandbox, parseAllowList([web.origin]));
+  const apply = async (...allow: string[]): Promise<void> => await network.applyPolicy(sandbox, policyFromWire({ allow }));
+  await expect(apply('http://x/')).rejects.toMatchObject({ code: 'invalid-argument' });
+  await expect(apply(...Array.from({ length: 2000 }, (_, i) => `h${i}.test`))).rejects.toMatchObject({ code: 'invalid-argument' });
   expect((await viaProxy(at, `http://${web.origin}/`)).out).toBe('hello /\n');
 });
 

@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { DroverError, KeyedExecutor, systemClock, type Logger, type SandboxId } from '@drover/foundation';
-import { compilePolicy, type SandboxPolicy } from '@drover/gateway';
+import type { SandboxPolicy } from '@drover/gateway';
+import { emptyPolicy, type Policy } from '@drover/spec/policy';
 import pLimit from 'p-limit';
 import { emptyNetworkDelayMs, networkCreatesAtOnce, networkOperationsPerSandbox, warmNetworkDelayMs, warmNetworks } from '../limits.ts';
 import { addressSlot, defaultPool, planAddresses, slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
@@ -111,7 +112,7 @@ export class SandboxNetwork implements Network {
       const existing = this.#records.get(id);
       if (existing !== undefined) return await this.#restore(existing);
       const slot = this.#takeReserved(reserved) ?? this.#ready.shift() ?? (await this.#createCold());
-      const record: NetworkRecord = { id, slot, pool: this.#plan.pool, allow: [], cut: false, unregistered: false };
+      const record: NetworkRecord = { id, slot, pool: this.#plan.pool, policy: emptyPolicy, cut: false, unregistered: false };
       try {
         await this.#disk.save(record);
       } catch (error) {
@@ -160,11 +161,9 @@ export class SandboxNetwork implements Network {
     });
   }
 
-  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
-    // One that cannot be read would have the gateway refuse everybody's.
-    compilePolicy(id, allow, 0n);
+  async applyPolicy(id: SandboxId, policy: Policy): Promise<void> {
     await this.#exclusively(id, async () => {
-      await this.#change(id, { allow: [...allow] });
+      await this.#change(id, { policy });
       await this.#publish();
     });
   }
@@ -224,7 +223,7 @@ export class SandboxNetwork implements Network {
     return record;
   }
 
-  async #change(id: SandboxId, change: Partial<Pick<NetworkRecord, 'allow' | SlotSet>>): Promise<void> {
+  async #change(id: SandboxId, change: Partial<Pick<NetworkRecord, 'policy' | SlotSet>>): Promise<void> {
     const record = { ...this.#record(id), ...change };
     await this.#disk.save(record);
     this.#records.set(id, record);
@@ -293,7 +292,7 @@ export class SandboxNetwork implements Network {
   }
 
   #policies(): readonly SandboxPolicy[] {
-    return [...this.#records.values()].map((r) => ({ sandboxId: r.id, address: slotAddress(this.#plan, r.slot), allow: r.allow }));
+    return [...this.#records.values()].map((r) => ({ sandboxId: r.id, address: slotAddress(this.#plan, r.slot), policy: r.policy }));
   }
 
   async #publish(): Promise<void> {

@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream';
 import { DroverError, systemClock, type Clock, type SandboxId } from '@drover/foundation';
 import type { LogEntry } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
+import type { Policy } from '@drover/spec/policy';
 import type { Backend } from '../backends/index.ts';
 import type { PullProgress } from '../images/index.ts';
 import { newRecord, RecordStore } from './record.ts';
@@ -117,8 +118,8 @@ export class SandboxManager implements Sandboxes {
     return [...this.#sandboxes.values()].map(({ observation }) => observation);
   }
 
-  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
-    await this.#get(id).applyPolicy(allow);
+  async applyPolicy(id: SandboxId, policy: Policy): Promise<void> {
+    await this.#get(id).applyPolicy(policy);
   }
 
   logs(id: SandboxId, options: LogOptions, signal: AbortSignal): AsyncIterable<LogEntry> {

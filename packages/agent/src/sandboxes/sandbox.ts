@@ -2,7 +2,9 @@ import type { Duplex } from 'node:stream';
 import { DroverError, formatBytes, sentenceOf, SerialExecutor, type SandboxId } from '@drover/foundation';
 import { readLog, type LogEntry } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
+import { policyFromWire } from '@drover/protocol/policy';
 import { killGraceMs } from '@drover/spec';
+import type { Policy } from '@drover/spec/policy';
 import type { Backend, SandboxState } from '../backends/index.ts';
 import { hostDiskFull } from '../disks/index.ts';
 import type { PullProgress } from '../images/index.ts';
@@ -125,8 +127,8 @@ export class Sandbox {
     });
   }
 
-  async applyPolicy(allow: readonly string[]): Promise<void> {
-    await this.#operations.run(async () => await this.#backend.applyPolicy(this.#record.id, allow));
+  async applyPolicy(policy: Policy): Promise<void> {
+    await this.#operations.run(async () => await this.#backend.applyPolicy(this.#record.id, policy));
   }
 
   async destroy(): Promise<void> {
@@ -351,7 +353,7 @@ export class Sandbox {
       const log = (what: string) => (error: unknown) => logger.error({ sandbox: id, err: String(error) }, what);
       await setClosure(this.#backend, id, this.#record).catch(log('the network cut of an adopted sandbox could not be set'));
       // Without the gateway nothing leaves the sandbox; the gateway receives the table when it is up.
-      await this.#backend.applyPolicy(id, spec.allow).catch(log('the policy of an adopted sandbox is not in force yet'));
+      await this.#backend.applyPolicy(id, policyFromWire(spec)).catch(log('the policy of an adopted sandbox is not in force yet'));
       this.#watchRun();
       logger.info({ sandbox: id, phase: state.phase }, 'adopted');
       return;

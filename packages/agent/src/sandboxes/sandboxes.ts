@@ -3,6 +3,7 @@ import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { SandboxId } from '@drover/foundation';
 import type { LogEntry } from '@drover/init';
 import type { link, sandbox } from '@drover/protocol';
+import type { Policy } from '@drover/spec/policy';
 import type { SandboxUsage } from '../backends/index.ts';
 import type { PullProgress } from '../images/index.ts';
 
@@ -22,7 +23,7 @@ export interface Sandboxes {
   destroy(id: SandboxId): Promise<void>;
   inspect(id: SandboxId): sandbox.SandboxObservation;
   list(): readonly sandbox.SandboxObservation[];
-  applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void>;
+  applyPolicy(id: SandboxId, policy: Policy): Promise<void>;
   /** The retained output of the main process, oldest first, running or not. @throws {DroverError} sandbox-not-found */
   logs(id: SandboxId, options: LogOptions, signal: AbortSignal): AsyncIterable<LogEntry>;
   /** Copies out of a sandbox that has ended. @throws {DroverError} sandbox-not-found, failed-precondition */

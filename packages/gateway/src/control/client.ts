@@ -1,16 +1,22 @@
-import { create, type MessageInitShape, type MessageShape } from '@bufbuild/protobuf';
-import { DroverError, isErrorCode } from '@drover/foundation';
+import { create, type MessageShape } from '@bufbuild/protobuf';
+import { DroverError, hasCode, isErrorCode } from '@drover/foundation';
 import { gatewayv1, methodDefinition } from '@drover/protocol';
 import { Client, credentials, type MethodDefinition, type ServiceError } from '@grpc/grpc-js';
 import { limits } from '../limits.ts';
-import type { SandboxPolicy } from '../policy/index.ts';
+import type { SandboxPolicy, TableUpdate } from '../policy/index.ts';
+import { updateToWire } from './table-update.ts';
 
 export type GatewayRefusal = MessageShape<typeof gatewayv1.RefusalSchema>;
 export type GatewayHealth = MessageShape<typeof gatewayv1.HealthResponseSchema>;
 
-/** The agent's end of the gateway's control socket. */
+/**
+ * The agent's end of the gateway's control socket. It knows the table that the gateway confirmed last, and sends only what differs from
+ * it. Entries count as unchanged while their `policy` is the same object.
+ */
 export class GatewayClient {
   readonly #client: Client;
+  /** Undefined: unknown; the next apply asks for the version and sends the whole table. */
+  #confirmed: { readonly version: bigint; readonly policies: ReadonlyMap<string, SandboxPolicy> } | undefined;
 
   constructor(socket: string) {
     this.#client = new Client(`unix:${socket}`, credentials.createInsecure(), {
@@ -22,17 +28,33 @@ export class GatewayClient {
     });
   }
 
-  /** @throws {DroverError} conflict, invalid-argument, too-large as the gateway says; unavailable when it does not answer in `timeoutMs` */
-  async applyPolicies(version: bigint, policies: readonly SandboxPolicy[], timeoutMs = 5000): Promise<void> {
-    const request: MessageInitShape<typeof gatewayv1.ApplyPoliciesRequestSchema> = {
-      version,
-      policies: policies.map((p) => ({ sandboxId: p.sandboxId, address: p.address, allow: [...p.allow] })),
-    };
-    await this.#call(
-      methodDefinition(gatewayv1.GatewayService.method.applyPolicies),
-      create(gatewayv1.ApplyPoliciesRequestSchema, request),
-      timeoutMs,
-    );
+  /**
+   * Puts a table in force. Calls must not overlap.
+   * @throws {DroverError} invalid-argument, too-large as the gateway says; unavailable when it does not answer in `timeoutMs`
+   */
+  async apply(policies: readonly SandboxPolicy[], timeoutMs = 5000): Promise<void> {
+    const confirmed = this.#confirmed;
+    const table = new Map(policies.map((policy) => [policy.address, policy]));
+    // Whatever becomes of this apply, the next one knows only what was confirmed.
+    this.#confirmed = undefined;
+    if (confirmed !== undefined) {
+      const version = confirmed.version + 1n;
+      try {
+        await this.#send({ version, base: confirmed.version, ...difference(confirmed.policies, table) }, timeoutMs);
+        this.#confirmed = { version, policies: table };
+        return;
+      } catch (error) {
+        // This gateway is not the one that confirmed.
+        if (!hasCode(error, 'conflict')) throw error;
+      }
+    }
+    const version = (await this.health()).version + 1n;
+    await this.#send({ version, base: undefined, policies, removed: [] }, timeoutMs);
+    this.#confirmed = { version, policies: table };
+  }
+
+  async #send(update: TableUpdate, timeoutMs: number): Promise<void> {
+    await this.#call(methodDefinition(gatewayv1.GatewayService.method.applyPolicies), updateToWire(update), timeoutMs);
   }
 
   /** @throws {DroverError} unavailable */
@@ -74,6 +96,21 @@ export class GatewayClient {
       );
     });
   }
+}
+
+/** The entries that `to` adds or changes, and the addresses that it has no more. */
+function difference(
+  from: ReadonlyMap<string, SandboxPolicy>,
+  to: ReadonlyMap<string, SandboxPolicy>,
+): Pick<TableUpdate, 'policies' | 'removed'> {
+  const isKnown = ({ address, sandboxId, policy }: SandboxPolicy): boolean => {
+    const known = from.get(address);
+    return known?.sandboxId === sandboxId && known.policy === policy;
+  };
+  return {
+    policies: [...to.values()].filter((entry) => !isKnown(entry)),
+    removed: [...from.keys()].filter((address) => !to.has(address)),
+  };
 }
 
 function fromService(error: ServiceError | null): DroverError {

@@ -15,6 +15,7 @@ import {
 import type { EgressStats, RefusalReports } from '../egress/index.ts';
 import { limits } from '../limits.ts';
 import type { PolicyTable } from '../policy/index.ts';
+import { updateFromWire } from './table-update.ts';
 
 export interface ControlServiceOptions {
   /** Path of the unix socket, made with mode 0600; one left by a dead gateway is replaced. */
@@ -39,7 +40,7 @@ export async function serveControl(options: ControlServiceOptions): Promise<() =
   const { socket, table, logger } = options;
   const applyPolicies: handleUnaryCall<Apply, Applied> = (call, answer) => {
     try {
-      table.replace(call.request.version, call.request.policies);
+      table.apply(updateFromWire(call.request));
       logger.debug({ version: String(table.version), sandboxes: table.size }, 'policies in force');
       answer(null, create(gatewayv1.ApplyPoliciesResponseSchema, { version: table.version }));
     } catch (thrown) {

@@ -1,11 +1,10 @@
 import type { Socket } from 'node:net';
+import { evaluate, parseAddress, type EgressRequest } from '@drover/spec/policy';
 import { limits } from '../limits.ts';
-import { judgeAddress, judgeHost, parseAddress, type Host, type Policy, type PolicyTable } from '../policy/index.ts';
+import { judgeAddress, type PolicyTable } from '../policy/index.ts';
 
 /** One use of a destination: a tunnel, or a request under way. */
-export interface Flow {
-  readonly host: Host;
-  readonly port: number;
+export interface Flow extends EgressRequest {
   /** The address that was dialled; undefined until it is. */
   address: string | undefined;
   readonly close: () => void;
@@ -63,10 +62,9 @@ export class Clients {
 
   /** Does the table in force still allow the flow? */
   allows(client: Client, flow: Flow): boolean {
-    const policy: Policy | undefined = this.#table.get(client.address);
-    if (policy === undefined || policy.sandboxId !== client.sandboxId) return false;
-    if (!judgeHost(policy, flow.host, flow.port).allowed) return false;
-    return flow.address === undefined || judgeAddress(policy, parseAddress(flow.address), flow.port, this.#own()).allowed;
+    const entry = this.#table.get(client.address);
+    if (entry === undefined || entry.sandboxId !== client.sandboxId || !evaluate(entry.policy, flow).allowed) return false;
+    return flow.address === undefined || judgeAddress(entry.policy, parseAddress(flow.address), flow, this.#own()).allowed;
   }
 
   /** Closes what the table in force forbids: flows, and the connections of sandboxes that gave their address back (G-14). */

@@ -2,8 +2,9 @@ import { lookup } from 'node:dns/promises';
 import { connect, isIP, type Socket } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
+import { formatHost, parseAddress, parseHost, type EgressRequest, type Policy } from '@drover/spec/policy';
 import { limits } from '../limits.ts';
-import { formatHost, judgeAddress, parseAddress, parseHost, type Host, type Policy } from '../policy/index.ts';
+import { judgeAddress } from '../policy/index.ts';
 import { denied, RefusedError } from './refusal.ts';
 
 /** The addresses of a name, as text. A test may give its own. */
@@ -33,14 +34,14 @@ export function ownAddresses(now: () => number = () => performance.now()): () =>
  */
 export async function permittedAddresses(
   policy: Policy,
-  host: Host,
-  port: number,
+  request: EgressRequest,
   resolve: Resolve,
   own: ReadonlySet<string>,
 ): Promise<readonly string[]> {
+  const { host, port } = request;
   const name = formatHost(host);
   const found = host.kind === 'address' ? [host.address] : (await resolveInTime(host.name, resolve)).map((text) => parseAddress(text));
-  const verdicts = found.map((address) => ({ address: address.toString(), verdict: judgeAddress(policy, address, port, own) }));
+  const verdicts = found.map((address) => ({ address: address.toString(), verdict: judgeAddress(policy, address, request, own) }));
   const permitted = verdicts.filter((v) => v.verdict.allowed).map((v) => v.address);
   if (permitted.length > 0) return alternateFamilies(permitted).slice(0, limits.dialAddresses);
   const [first] = verdicts;

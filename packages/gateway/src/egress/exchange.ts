@@ -1,7 +1,7 @@
 import { request as httpRequest, type ClientRequest, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
+import { formatHost } from '@drover/spec/policy';
 import { limits } from '../limits.ts';
-import { formatHost } from '../policy/index.ts';
 import { endToEndHeaders, requestFraming } from './headers.ts';
 import type { Target } from './target.ts';
 import { tunnel } from './tunnel.ts';

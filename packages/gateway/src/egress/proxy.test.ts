@@ -5,6 +5,7 @@ import { connect, createServer as createTcpServer, type AddressInfo, type Server
 import { silentLogger } from '@drover/foundation/log';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { limits } from '../limits.ts';
+import { parseAllowList } from '@drover/spec/policy';
 import { PolicyTable } from '../policy/index.ts';
 import type { Decision } from './decisions.ts';
 import { alternateFamilies } from './dial.ts';
@@ -89,10 +90,14 @@ afterEach(async () => {
 
 let version = 0n;
 function allow(a: readonly string[], b: readonly string[] = []): void {
-  table.replace(++version, [
+  apply([
     { sandboxId: 'sb-a', address: sandboxA, allow: a },
     { sandboxId: 'sb-b', address: sandboxB, allow: b },
   ]);
+}
+function apply(entries: readonly { readonly sandboxId: string; readonly address: string; readonly allow: readonly string[] }[]): void {
+  const policies = entries.map(({ allow: texts, ...rest }) => ({ ...rest, policy: parseAllowList(texts) }));
+  table.apply({ version: ++version, base: undefined, policies, removed: [] });
 }
 /** Allows web.test, and the private address that it has in these tests. */
 const allowWeb = () => allow([`web.test:${webPort}`, `${origin}:${webPort}`]);
@@ -315,7 +320,7 @@ describe('CONNECT', () => {
     const { socket } = await tunnelTo(`echo.test:${echoPort}`);
     socket.resume();
     const ended = once(socket, 'end');
-    table.replace(++version, [{ sandboxId: 'sb-new', address: sandboxA, allow: [`echo.test:${echoPort}`, `${origin}:${echoPort}`] }]);
+    apply([{ sandboxId: 'sb-new', address: sandboxA, allow: [`echo.test:${echoPort}`, `${origin}:${echoPort}`] }]);
     await ended;
   });
 });

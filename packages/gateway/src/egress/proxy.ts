@@ -2,14 +2,15 @@ import { createServer, ServerResponse, type IncomingMessage, type Server } from 
 import type { AddressInfo, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { DroverError, type Logger } from '@drover/foundation';
+import { evaluate, formatHost } from '@drover/spec/policy';
 import { limits } from '../limits.ts';
-import { formatHost, judgeHost, type PolicyTable } from '../policy/index.ts';
+import type { PolicyTable } from '../policy/index.ts';
 import { Clients, type Client, type Flow } from './clients.ts';
 import { DecisionLog, type Decision } from './decisions.ts';
 import { dialFirst, ownAddresses, permittedAddresses, systemResolve, type Resolve } from './dial.ts';
 import { exchange, type UpgradeStream } from './exchange.ts';
 import { requestFraming } from './headers.ts';
-import { badRequest, denied, RefusedError, refusalBody, refusalBytes, refusalHeaders, type Refusal } from './refusal.ts';
+import { badRequest, denied, noRule, RefusedError, refusalBody, refusalBytes, refusalHeaders, type Refusal } from './refusal.ts';
 import { RefusalReports } from './refusal-reports.ts';
 import { parseAbsoluteTarget, parseConnectTarget, type Target } from './target.ts';
 import { tunnel } from './tunnel.ts';
@@ -172,7 +173,7 @@ export class EgressProxy {
     const aborter = new AbortController();
     const connection = upgrade?.socket ?? response;
     connection.once('close', () => aborter.abort(new DroverError('cancelled', 'the client disconnected')));
-    const flow: Flow = { host: target.host, port: target.port, address: undefined, close: () => connection.destroy() };
+    const flow: Flow = { host: target.host, port: target.port, protocol: 'http', address: undefined, close: () => connection.destroy() };
     client.flows.add(flow);
     try {
       const socket = await this.#open(client, flow, request.method ?? '', aborter.signal);
@@ -198,7 +199,7 @@ export class EgressProxy {
     try {
       if (requestFraming(request.rawHeaders).kind !== 'none') throw badRequest('CONNECT carries no body');
       target = parseConnectTarget(request.url ?? '');
-      flow = { host: target.host, port: target.port, address: undefined, close: () => socket.destroy() };
+      flow = { host: target.host, port: target.port, protocol: 'tcp', address: undefined, close: () => socket.destroy() };
       client.flows.add(flow);
       const server = await this.#open(client, flow, 'CONNECT', aborter.signal);
       socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
@@ -213,22 +214,22 @@ export class EgressProxy {
   /** Judges, resolves, judges the addresses, dials, and judges once more: the table may have changed meanwhile. */
   async #open(client: Client, flow: Flow, method: string, signal: AbortSignal): Promise<Socket> {
     const name = formatHost(flow.host);
-    const policy = this.#table.get(client.address);
-    const verdict = judgeHost(policy, flow.host, flow.port);
-    if (policy === undefined || !verdict.allowed || policy.sandboxId !== client.sandboxId)
-      throw denied(verdict.allowed ? 'no rule' : verdict.rule, name, flow.port);
+    const entry = this.#table.get(client.address);
+    const verdict = entry?.sandboxId === client.sandboxId ? evaluate(entry.policy, flow) : undefined;
+    const rule = verdict?.rule?.text ?? noRule;
+    if (entry === undefined || verdict?.allowed !== true) throw denied(rule, name, flow.port);
     const resolve: Resolve = async (asked) => await this.#lookup(client, asked);
-    const addresses = await permittedAddresses(policy, flow.host, flow.port, resolve, this.#own());
+    const addresses = await permittedAddresses(entry.policy, flow, resolve, this.#own());
     signal.throwIfAborted();
     const socket = await dialFirst(addresses, flow.port, name, signal);
     flow.address = socket.remoteAddress ?? addresses[0];
     if (signal.aborted || !this.#clients.allows(client, flow)) {
       socket.destroy();
       signal.throwIfAborted();
-      throw denied('no rule', name, flow.port);
+      throw denied(noRule, name, flow.port);
     }
     this.#allowed++;
-    this.#onDecision(this.#decision(client, method, flow, true, verdict.rule));
+    this.#onDecision(this.#decision(client, method, flow, true, rule));
     return socket;
   }
 

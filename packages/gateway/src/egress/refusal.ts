@@ -22,6 +22,9 @@ export interface Refusal {
   readonly hint: string;
 }
 
+/** Where no rule names the destination. */
+export const noRule = 'no rule';
+
 /** Thrown on the way to a destination; carries what the client is told. */
 export class RefusedError extends Error {
   override readonly name = 'RefusedError';
@@ -36,9 +39,11 @@ export class RefusedError extends Error {
 export function denied(rule: string, host: string, port: number): RefusedError {
   const target = port === 80 || port === 443 ? host : `${host}:${port}`;
   const hint =
-    rule === 'no rule'
+    rule === noRule
       ? `ask the person who runs this sandbox to allow it: --allow ${target}`
-      : 'private addresses open only by a rule that names them, such as --allow 10.1.2.3:8080; the host itself never opens';
+      : rule.startsWith('deny ')
+        ? 'a rule of its policy denies it'
+        : 'private addresses open only by a rule that names them, such as --allow 10.1.2.3:8080; the host itself never opens';
   return new RefusedError({ status: 403, error: 'egress-denied', rule, hint }, `this sandbox may not reach ${host}:${port} (${rule})`);
 }
 

@@ -1,5 +1,5 @@
 import { DroverError } from '@drover/foundation';
-import { formatHost, parseAuthority, type Host } from '../policy/index.ts';
+import { formatHost, parseAuthority, type Host } from '@drover/spec/policy';
 import { badRequest } from './refusal.ts';
 
 /** Where a request wants to go. */

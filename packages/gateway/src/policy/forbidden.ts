@@ -1,7 +1,5 @@
+import { unmapped, type Address } from '@drover/spec/policy';
 import ipaddr from 'ipaddr.js';
-import { unmapped } from './host.ts';
-
-type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 /**
  * Why a sandbox may not reach an address without a rule for it.

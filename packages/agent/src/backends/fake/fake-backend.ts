@@ -1,5 +1,6 @@
 import { duplexPair, type Duplex } from 'node:stream';
 import { DroverError, systemClock, type Clock, type SandboxId } from '@drover/foundation';
+import type { Policy } from '@drover/spec/policy';
 import type { Finding } from '../../finding.ts';
 import { startCompleting } from '../completion.ts';
 import { killedExitCode, type Backend, type Exhausted, type SandboxState, type SandboxUsage, type StartRequest } from '../backend.ts';
@@ -224,9 +225,9 @@ export class FakeBackend implements Backend {
     return Promise.resolve(this.#options.usage?.(found.request, runningMs) ?? { cpuUsec: 0, memoryBytes: 0, pids: 1 });
   }
 
-  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
+  async applyPolicy(id: SandboxId, policy: Policy): Promise<void> {
     await this.#perform('applyPolicy', id);
-    this.#network(id).allow = allow;
+    this.#network(id).allow = policy.rules.map((rule) => rule.text);
   }
 
   async setCut(id: SandboxId, cut: boolean): Promise<void> {

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { DroverError, KeyedExecutor, newSandboxId, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { standbyFile } from '@drover/init';
+import type { Policy } from '@drover/spec/policy';
 import type { Finding } from '../../finding.ts';
 import type { ImageHandle, Images } from '../../images/index.ts';
 import { standbyPollMs, standbyReadyMs } from '../../limits.ts';
@@ -150,8 +151,8 @@ export class OciBackend implements PrestartingBackend {
     return await this.#runtime.oomVictims(id, count);
   }
 
-  async applyPolicy(id: SandboxId, allow: readonly string[]): Promise<void> {
-    await this.#network.applyPolicy(id, allow);
+  async applyPolicy(id: SandboxId, policy: Policy): Promise<void> {
+    await this.#network.applyPolicy(id, policy);
   }
 
   async setCut(id: SandboxId, cut: boolean): Promise<void> {

@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { DroverError, hasCode, type SandboxId } from '@drover/foundation';
+import { parseAllowList } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { noLimits, type Backend, type Limits, type StartRequest } from '../backend.ts';
 
@@ -331,7 +332,7 @@ export function describeBackend(name: string, open: () => Promise<Harness>): voi
 
     test('I-4: network and registration port are closed and opened, repeatedly, while it has a network', async () => {
       const asked = await create({ kind: 'run' });
-      await backend.applyPolicy(asked.id, ['example.com']);
+      await backend.applyPolicy(asked.id, parseAllowList(['example.com']));
       for (const closed of [true, true, false, false]) {
         await backend.setCut(asked.id, closed);
         await backend.setRegistrationClosed(asked.id, closed);

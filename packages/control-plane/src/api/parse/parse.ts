@@ -1,9 +1,7 @@
-import { isIP } from 'node:net';
-import { domainToASCII } from 'node:url';
 import { clip, DroverError, parseName, parseProject, type Name, type Project } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
+import { policyFromWire } from '@drover/protocol/policy';
 import {
-  isPort,
   maxArgumentBytes,
   maxArguments,
   maxEnvVars,
@@ -14,7 +12,7 @@ import {
   parseImageReference,
   parseLabels,
 } from '@drover/spec';
-import { defaultRequestCpuMillis, defaultRequestMemoryBytes, maxAllowPatterns } from '../../limits.ts';
+import { defaultRequestCpuMillis, defaultRequestMemoryBytes } from '../../limits.ts';
 import type { Room } from '../../model/index.ts';
 
 function invalid(message: string, hint: string): DroverError {
@@ -66,42 +64,6 @@ export function checkUser(user: string): void {
   }
 }
 
-/** IPv6 is in brackets where a port follows. */
-const allowPattern = /^(?:\[(?<bracketed>[^\]]*:[^\]]*)\]|(?<bare>[^:[\]]*|[^[\]]*:[^[\]]*:[^[\]]*))(?::(?<port>[1-9]\d{0,4}))?$/;
-const dnsLabel = /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/i;
-
-/**
- * A destination for egress, as the gateway reads it: `host`, `*.host`, an address, `10.0.0.0/8`, each with `:port` or not (R-16).
- * @throws {DroverError} invalid-argument
- */
-export function checkAllow(pattern: string): void {
-  const { bracketed, bare, port } = (pattern.length <= 260 ? allowPattern.exec(pattern)?.groups : undefined) ?? {};
-  const host = bracketed ?? bare ?? '';
-  if ((port !== undefined && !isPort(Number(port))) || !(isNetwork(host) || (bracketed === undefined && isDnsName(host)))) {
-    throw invalid(
-      `${quote(pattern)} is not a destination`,
-      'write a host, *.host, an address or a network, with :port or without, such as registry.example.com:443 or 10.0.0.0/8',
-    );
-  }
-}
-
-function isNetwork(text: string): boolean {
-  const [address = '', prefix, ...rest] = text.split('/');
-  const version = address.includes('%') ? 0 : isIP(address);
-  const longest = version === 4 ? 32 : 128;
-  return version !== 0 && rest.length === 0 && (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= longest));
-}
-
-/** `*.` before it or not. A name in another script is written as its A-label, as the resolver will ask for it. */
-function isDnsName(text: string): boolean {
-  const given = text.replace(/^\*\./, '').replace(/\.$/, '');
-  // As a host of a URL it would be cut at a slash and the like.
-  const name = /^[!-~]*$/.test(given) || /[\s%@/?#\\]/.test(given) ? given : domainToASCII(given);
-  const labels = name.split('.');
-  // A last label of digits makes it an IPv4 address to a URL parser.
-  return name.length <= 253 && labels.every((label) => dnsLabel.test(label)) && !/^(?:\d+|0x[0-9a-f]*)$/i.test(labels.at(-1) ?? '');
-}
-
 const reservedTargets = ['/proc', '/sys', '/dev', '/.drover'];
 
 function checkMount(mount: sandbox.BindMount): void {
@@ -137,8 +99,7 @@ export function checkSpec(spec: sandbox.SandboxSpec): void {
   }
   if (!runtimes.includes(spec.runtime))
     throw invalid(`there is no runtime ${quote(spec.runtime)}`, '`drover host ls` shows the runtimes of the hosts');
-  if (spec.allow.length > maxAllowPatterns) throw invalid(`there are ${spec.allow.length} destinations`, `use at most ${maxAllowPatterns}`);
-  for (const pattern of spec.allow) checkAllow(pattern);
+  policyFromWire(spec);
   parseLabels(spec.hostLabels);
   if (spec.host.length > 253) throw invalid(`${quote(spec.host)} cannot be a host`, '`drover host ls` lists them');
   if (spec.ttlSeconds > BigInt(maxTtlSeconds))

@@ -6,13 +6,15 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Policy } from "../../sandbox/v1/sandbox_pb.ts";
+import { file_drover_sandbox_v1_sandbox } from "../../sandbox/v1/sandbox_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file drover/gateway/v1/gateway.proto.
  */
 export const file_drover_gateway_v1_gateway: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kcm92ZXIvZ2F0ZXdheS92MS9nYXRld2F5LnByb3RvEhFkcm92ZXIuZ2F0ZXdheS52MSJbChRBcHBseVBvbGljaWVzUmVxdWVzdBIPCgd2ZXJzaW9uGAEgASgEEjIKCHBvbGljaWVzGAIgAygLMiAuZHJvdmVyLmdhdGV3YXkudjEuU2FuZGJveFBvbGljeSJDCg1TYW5kYm94UG9saWN5EhIKCnNhbmRib3hfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgVhbGxvdxgDIAMoCSIoChVBcHBseVBvbGljaWVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBCIPCg1IZWFsdGhSZXF1ZXN0IpABCg5IZWFsdGhSZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgEEhMKC2Nvbm5lY3Rpb25zGAIgASgEEg8KB2FsbG93ZWQYAyABKAQSDgoGZGVuaWVkGAQgASgEEgsKA3BpZBgFIAEoDRIXCg9wcm9ncmFtX3ZlcnNpb24YBiABKAkSEQoJbGlzdGVuaW5nGAcgAygJIhYKFFdhdGNoUmVmdXNhbHNSZXF1ZXN0InUKB1JlZnVzYWwSEgoKc2FuZGJveF9pZBgBIAEoCRIOCgZtZXRob2QYAiABKAkSDAoEaG9zdBgDIAEoCRIMCgRwb3J0GAQgASgNEgwKBHJ1bGUYBSABKAkSDQoFY291bnQYBiABKA0SDQoFYXRfbXMYByABKAQymwIKDkdhdGV3YXlTZXJ2aWNlEmIKDUFwcGx5UG9saWNpZXMSJy5kcm92ZXIuZ2F0ZXdheS52MS5BcHBseVBvbGljaWVzUmVxdWVzdBooLmRyb3Zlci5nYXRld2F5LnYxLkFwcGx5UG9saWNpZXNSZXNwb25zZRJNCgZIZWFsdGgSIC5kcm92ZXIuZ2F0ZXdheS52MS5IZWFsdGhSZXF1ZXN0GiEuZHJvdmVyLmdhdGV3YXkudjEuSGVhbHRoUmVzcG9uc2USVgoNV2F0Y2hSZWZ1c2FscxInLmRyb3Zlci5nYXRld2F5LnYxLldhdGNoUmVmdXNhbHNSZXF1ZXN0GhouZHJvdmVyLmdhdGV3YXkudjEuUmVmdXNhbDABYgZwcm90bzM");
+  fileDesc("Ch9kcm92ZXIvZ2F0ZXdheS92MS9nYXRld2F5LnByb3RvEhFkcm92ZXIuZ2F0ZXdheS52MSKYAQoUQXBwbHlQb2xpY2llc1JlcXVlc3QSDwoHdmVyc2lvbhgBIAEoBBIyCghwb2xpY2llcxgCIAMoCzIgLmRyb3Zlci5nYXRld2F5LnYxLlNhbmRib3hQb2xpY3kSGQoMYmFzZV92ZXJzaW9uGAMgASgESACIAQESDwoHcmVtb3ZlZBgEIAMoCUIPCg1fYmFzZV92ZXJzaW9uIm4KDVNhbmRib3hQb2xpY3kSEgoKc2FuZGJveF9pZBgBIAEoCRIPCgdhZGRyZXNzGAIgASgJEg0KBWFsbG93GAMgAygJEikKBnBvbGljeRgEIAEoCzIZLmRyb3Zlci5zYW5kYm94LnYxLlBvbGljeSIoChVBcHBseVBvbGljaWVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBCIPCg1IZWFsdGhSZXF1ZXN0IpABCg5IZWFsdGhSZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgEEhMKC2Nvbm5lY3Rpb25zGAIgASgEEg8KB2FsbG93ZWQYAyABKAQSDgoGZGVuaWVkGAQgASgEEgsKA3BpZBgFIAEoDRIXCg9wcm9ncmFtX3ZlcnNpb24YBiABKAkSEQoJbGlzdGVuaW5nGAcgAygJIhYKFFdhdGNoUmVmdXNhbHNSZXF1ZXN0InUKB1JlZnVzYWwSEgoKc2FuZGJveF9pZBgBIAEoCRIOCgZtZXRob2QYAiABKAkSDAoEaG9zdBgDIAEoCRIMCgRwb3J0GAQgASgNEgwKBHJ1bGUYBSABKAkSDQoFY291bnQYBiABKA0SDQoFYXRfbXMYByABKAQymwIKDkdhdGV3YXlTZXJ2aWNlEmIKDUFwcGx5UG9saWNpZXMSJy5kcm92ZXIuZ2F0ZXdheS52MS5BcHBseVBvbGljaWVzUmVxdWVzdBooLmRyb3Zlci5nYXRld2F5LnYxLkFwcGx5UG9saWNpZXNSZXNwb25zZRJNCgZIZWFsdGgSIC5kcm92ZXIuZ2F0ZXdheS52MS5IZWFsdGhSZXF1ZXN0GiEuZHJvdmVyLmdhdGV3YXkudjEuSGVhbHRoUmVzcG9uc2USVgoNV2F0Y2hSZWZ1c2FscxInLmRyb3Zlci5nYXRld2F5LnYxLldhdGNoUmVmdXNhbHNSZXF1ZXN0GhouZHJvdmVyLmdhdGV3YXkudjEuUmVmdXNhbDABYgZwcm90bzM", [file_drover_sandbox_v1_sandbox]);
 
 /**
  * @generated from message drover.gateway.v1.ApplyPoliciesRequest
@@ -26,9 +28,25 @@ export type ApplyPoliciesRequest = Message<"drover.gateway.v1.ApplyPoliciesReque
   version: bigint;
 
   /**
+   * The whole table; with base_version the entries that differ from that one.
+   *
    * @generated from field: repeated drover.gateway.v1.SandboxPolicy policies = 2;
    */
   policies: SandboxPolicy[];
+
+  /**
+   * The version of the table that changes. The apply is refused unless it is in force.
+   *
+   * @generated from field: optional uint64 base_version = 3;
+   */
+  baseVersion?: bigint | undefined;
+
+  /**
+   * With base_version: addresses that the table has no more.
+   *
+   * @generated from field: repeated string removed = 4;
+   */
+  removed: string[];
 };
 
 /**
@@ -55,11 +73,16 @@ export type SandboxPolicy = Message<"drover.gateway.v1.SandboxPolicy"> & {
   address: string;
 
   /**
-   * `host`, `*.host`, `host:port`.
+   * Rules in their short form, beside those of the policy.
    *
    * @generated from field: repeated string allow = 3;
    */
   allow: string[];
+
+  /**
+   * @generated from field: drover.sandbox.v1.Policy policy = 4;
+   */
+  policy?: Policy | undefined;
 };
 
 /**
@@ -223,7 +246,7 @@ export const RefusalSchema: GenMessage<Refusal> = /*@__PURE__*/
  */
 export const GatewayService: GenService<{
   /**
-   * Replaces the whole table; an address that is not in it is refused everything.
+   * Puts a table of policies in force, or a change of it. An address that is not in the table is refused everything.
    *
    * @generated from rpc drover.gateway.v1.GatewayService.ApplyPolicies
    */

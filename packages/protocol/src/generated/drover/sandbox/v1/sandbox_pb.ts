@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file drover/sandbox/v1/sandbox.proto.
  */
 export const file_drover_sandbox_v1_sandbox: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSLCBQoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0SLwoHc2VjcmV0cxgWIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldE1vdW50EhkKEWlkbGVfc3RvcF9zZWNvbmRzGBcgASgEEicKBXNldHVwGBggASgLMhguZHJvdmVyLnNhbmRib3gudjEuU2V0dXAaMQoPSG9zdExhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEimwEKBVNldHVwEisKBWZpbGVzGAEgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuU2V0dXBGaWxlEigKA2dpdBgCIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwEigKA3NzaBgDIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLlNzaFNldHVwEhEKCXBvc3RfaW5pdBgEIAEoCSJWCglTZXR1cEZpbGUSDAoEcGF0aBgBIAEoCRIRCgdjb250ZW50GAIgASgJSAASEAoGc2VjcmV0GAMgASgJSAASDAoEbW9kZRgEIAEoDUIICgZzb3VyY2UinwEKCEdpdFNldHVwEjcKBmNvbmZpZxgBIAMoCzInLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwLkNvbmZpZ0VudHJ5EisKBmNsb25lcxgCIAMoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdENsb25lGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiMgoIR2l0Q2xvbmUSCwoDdXJsGAEgASgJEgwKBHBhdGgYAiABKAkSCwoDcmVmGAMgASgJIj0KCFNzaFNldHVwEhMKC2tub3duX2hvc3RzGAEgAygJEgwKBGtleXMYAiADKAkSDgoGY29uZmlnGAMgASgJIiUKBkVudlZhchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJIkwKC1NlY3JldE1vdW50EgwKBG5hbWUYASABKAkSLwoGdGFyZ2V0GAIgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VGFyZ2V0Ii8KC1NlY3JldFZhbHVlEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAxCA4ABASJOCglCaW5kTW91bnQSDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgSDgoGdm9sdW1lGAQgASgJImoKCVJlc291cmNlcxISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SEQoJc2htX2J5dGVzGAUgASgEIoIEChJTYW5kYm94T2JzZXJ2YXRpb24SEgoKc2FuZGJveF9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgEEi4KBXN0YXRlGAMgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFN0YXRlEg4KBnJlYXNvbhgEIAEoCRIPCgdtZXNzYWdlGAUgASgJEhYKCWV4aXRfY29kZRgGIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYByABKAgSLgoKc3RhcnRlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg8KB2FkZHJlc3MYCiABKAkSEwoLc3RhcnRfY291bnQYCyABKAQSFAoMaW1hZ2VfZGlnZXN0GAwgASgJEg8KB3J1bnRpbWUYDSABKAkSLwoJcmVzb3VyY2VzGA4gASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHNlcXVlbmNlGA8gASgEEhMKC25ldHdvcmtfY3V0GBAgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYESABKAgSEwoLZXhpdF9zaWduYWwYEiABKAlCDAoKX2V4aXRfY29kZSrzAgoMU2FuZGJveFN0YXRlEh0KGVNBTkRCT1hfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVTQU5EQk9YX1NUQVRFX1BFTkRJTkcQARIbChdTQU5EQk9YX1NUQVRFX1NDSEVEVUxFRBACEhsKF1NBTkRCT1hfU1RBVEVfUFJFUEFSSU5HEAMSGgoWU0FOREJPWF9TVEFURV9TVEFSVElORxAEEhkKFVNBTkRCT1hfU1RBVEVfUlVOTklORxAFEhgKFFNBTkRCT1hfU1RBVEVfUEFVU0VEEAYSGgoWU0FOREJPWF9TVEFURV9TVE9QUElORxAHEhkKFVNBTkRCT1hfU1RBVEVfU1RPUFBFRBAIEhgKFFNBTkRCT1hfU1RBVEVfRkFJTEVEEAkSFgoSU0FOREJPWF9TVEFURV9MT1NUEAoSGgoWU0FOREJPWF9TVEFURV9ERUxFVElORxALEhkKFVNBTkRCT1hfU1RBVEVfREVMRVRFRBAMKpgBCgxEZXNpcmVkU3RhdGUSHQoZREVTSVJFRF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFURFU0lSRURfU1RBVEVfUlVOTklORxABEhkKFURFU0lSRURfU1RBVEVfU1RPUFBFRBACEhgKFERFU0lSRURfU1RBVEVfUEFVU0VEEAMSGQoVREVTSVJFRF9TVEFURV9ERUxFVEVEEAQqZAoMU2VjcmV0VGFyZ2V0Eh0KGVNFQ1JFVF9UQVJHRVRfVU5TUEVDSUZJRUQQABIdChlTRUNSRVRfVEFSR0VUX0VOVklST05NRU5UEAESFgoSU0VDUkVUX1RBUkdFVF9GSUxFEAJiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSLtBQoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0SLwoHc2VjcmV0cxgWIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldE1vdW50EhkKEWlkbGVfc3RvcF9zZWNvbmRzGBcgASgEEicKBXNldHVwGBggASgLMhguZHJvdmVyLnNhbmRib3gudjEuU2V0dXASKQoGcG9saWN5GBkgASgLMhkuZHJvdmVyLnNhbmRib3gudjEuUG9saWN5GjEKD0hvc3RMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlgKBlBvbGljeRIPCgd2ZXJzaW9uGAEgASgNEiwKBXJ1bGVzGAIgAygLMh0uZHJvdmVyLnNhbmRib3gudjEuUG9saWN5UnVsZRIPCgdleHRlbmRzGAMgAygJIoABCgpQb2xpY3lSdWxlEgwKBGhvc3QYASABKAkSDQoFcG9ydHMYAiADKA0SEAoIcHJvdG9jb2wYAyABKAkSDwoHbWV0aG9kcxgEIAMoCRINCgVwYXRocxgFIAMoCRIOCgZhY3Rpb24YBiABKAkSEwoLY3JlZGVudGlhbHMYByADKAkimwEKBVNldHVwEisKBWZpbGVzGAEgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuU2V0dXBGaWxlEigKA2dpdBgCIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwEigKA3NzaBgDIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLlNzaFNldHVwEhEKCXBvc3RfaW5pdBgEIAEoCSJWCglTZXR1cEZpbGUSDAoEcGF0aBgBIAEoCRIRCgdjb250ZW50GAIgASgJSAASEAoGc2VjcmV0GAMgASgJSAASDAoEbW9kZRgEIAEoDUIICgZzb3VyY2UinwEKCEdpdFNldHVwEjcKBmNvbmZpZxgBIAMoCzInLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwLkNvbmZpZ0VudHJ5EisKBmNsb25lcxgCIAMoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdENsb25lGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiMgoIR2l0Q2xvbmUSCwoDdXJsGAEgASgJEgwKBHBhdGgYAiABKAkSCwoDcmVmGAMgASgJIj0KCFNzaFNldHVwEhMKC2tub3duX2hvc3RzGAEgAygJEgwKBGtleXMYAiADKAkSDgoGY29uZmlnGAMgASgJIiUKBkVudlZhchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJIkwKC1NlY3JldE1vdW50EgwKBG5hbWUYASABKAkSLwoGdGFyZ2V0GAIgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VGFyZ2V0Ii8KC1NlY3JldFZhbHVlEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAxCA4ABASJOCglCaW5kTW91bnQSDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgSDgoGdm9sdW1lGAQgASgJImoKCVJlc291cmNlcxISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SEQoJc2htX2J5dGVzGAUgASgEIoIEChJTYW5kYm94T2JzZXJ2YXRpb24SEgoKc2FuZGJveF9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgEEi4KBXN0YXRlGAMgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFN0YXRlEg4KBnJlYXNvbhgEIAEoCRIPCgdtZXNzYWdlGAUgASgJEhYKCWV4aXRfY29kZRgGIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYByABKAgSLgoKc3RhcnRlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg8KB2FkZHJlc3MYCiABKAkSEwoLc3RhcnRfY291bnQYCyABKAQSFAoMaW1hZ2VfZGlnZXN0GAwgASgJEg8KB3J1bnRpbWUYDSABKAkSLwoJcmVzb3VyY2VzGA4gASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHNlcXVlbmNlGA8gASgEEhMKC25ldHdvcmtfY3V0GBAgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYESABKAgSEwoLZXhpdF9zaWduYWwYEiABKAlCDAoKX2V4aXRfY29kZSrzAgoMU2FuZGJveFN0YXRlEh0KGVNBTkRCT1hfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVTQU5EQk9YX1NUQVRFX1BFTkRJTkcQARIbChdTQU5EQk9YX1NUQVRFX1NDSEVEVUxFRBACEhsKF1NBTkRCT1hfU1RBVEVfUFJFUEFSSU5HEAMSGgoWU0FOREJPWF9TVEFURV9TVEFSVElORxAEEhkKFVNBTkRCT1hfU1RBVEVfUlVOTklORxAFEhgKFFNBTkRCT1hfU1RBVEVfUEFVU0VEEAYSGgoWU0FOREJPWF9TVEFURV9TVE9QUElORxAHEhkKFVNBTkRCT1hfU1RBVEVfU1RPUFBFRBAIEhgKFFNBTkRCT1hfU1RBVEVfRkFJTEVEEAkSFgoSU0FOREJPWF9TVEFURV9MT1NUEAoSGgoWU0FOREJPWF9TVEFURV9ERUxFVElORxALEhkKFVNBTkRCT1hfU1RBVEVfREVMRVRFRBAMKpgBCgxEZXNpcmVkU3RhdGUSHQoZREVTSVJFRF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFURFU0lSRURfU1RBVEVfUlVOTklORxABEhkKFURFU0lSRURfU1RBVEVfU1RPUFBFRBACEhgKFERFU0lSRURfU1RBVEVfUEFVU0VEEAMSGQoVREVTSVJFRF9TVEFURV9ERUxFVEVEEAQqZAoMU2VjcmV0VGFyZ2V0Eh0KGVNFQ1JFVF9UQVJHRVRfVU5TUEVDSUZJRUQQABIdChlTRUNSRVRfVEFSR0VUX0VOVklST05NRU5UEAESFgoSU0VDUkVUX1RBUkdFVF9GSUxFEAJiBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * What runs in a sandbox, and with what. Immutable once created.
@@ -107,7 +107,7 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   stdin: boolean;
 
   /**
-   * Destinations that egress lets through: `host`, `*.host`, `host:port` (R-16, --allow).
+   * Rules of the policy in their short form: `host`, `*.host`, `host:port` (R-16, --allow).
    *
    * @generated from field: repeated string allow = 14;
    */
@@ -183,6 +183,13 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
    * @generated from field: drover.sandbox.v1.Setup setup = 24;
    */
   setup?: Setup | undefined;
+
+  /**
+   * What it may reach (G-12), together with the rules of `allow`; without any rule, nothing.
+   *
+   * @generated from field: drover.sandbox.v1.Policy policy = 25;
+   */
+  policy?: Policy | undefined;
 };
 
 /**
@@ -191,6 +198,100 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
  */
 export const SandboxSpecSchema: GenMessage<SandboxSpec> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 0);
+
+/**
+ * A policy (G-12). Deny wins over allow, and allow over observe; what no rule covers is denied.
+ *
+ * @generated from message drover.sandbox.v1.Policy
+ */
+export type Policy = Message<"drover.sandbox.v1.Policy"> & {
+  /**
+   * Of the policy language: 1.
+   *
+   * @generated from field: uint32 version = 1;
+   */
+  version: number;
+
+  /**
+   * @generated from field: repeated drover.sandbox.v1.PolicyRule rules = 2;
+   */
+  rules: PolicyRule[];
+
+  /**
+   * Names of shared sets of rules.
+   *
+   * @generated from field: repeated string extends = 3;
+   */
+  extends: string[];
+};
+
+/**
+ * Describes the message drover.sandbox.v1.Policy.
+ * Use `create(PolicySchema)` to create a new message.
+ */
+export const PolicySchema: GenMessage<Policy> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 1);
+
+/**
+ * @generated from message drover.sandbox.v1.PolicyRule
+ */
+export type PolicyRule = Message<"drover.sandbox.v1.PolicyRule"> & {
+  /**
+   * `host`, `*.host`, an address, a network such as `10.0.0.0/8`, or `internet`.
+   *
+   * @generated from field: string host = 1;
+   */
+  host: string;
+
+  /**
+   * Empty: 80 and 443.
+   *
+   * @generated from field: repeated uint32 ports = 2;
+   */
+  ports: number[];
+
+  /**
+   * https, http, tls, tcp or git; empty: every protocol.
+   *
+   * @generated from field: string protocol = 3;
+   */
+  protocol: string;
+
+  /**
+   * Empty: every method.
+   *
+   * @generated from field: repeated string methods = 4;
+   */
+  methods: string[];
+
+  /**
+   * Globs; empty: every path.
+   *
+   * @generated from field: repeated string paths = 5;
+   */
+  paths: string[];
+
+  /**
+   * allow, deny or observe (allow and report); empty: allow.
+   *
+   * @generated from field: string action = 6;
+   */
+  action: string;
+
+  /**
+   * Secrets that the gateway adds to requests.
+   *
+   * @generated from field: repeated string credentials = 7;
+   */
+  credentials: string[];
+};
+
+/**
+ * Describes the message drover.sandbox.v1.PolicyRule.
+ * Use `create(PolicyRuleSchema)` to create a new message.
+ */
+export const PolicyRuleSchema: GenMessage<PolicyRule> = /*@__PURE__*/
+  messageDesc(file_drover_sandbox_v1_sandbox, 2);
 
 /**
  * What the steps of the init plan do, in this order: config, git, ssh, clone, post-init. A step with nothing to do is left out.
@@ -228,7 +329,7 @@ export type Setup = Message<"drover.sandbox.v1.Setup"> & {
  * Use `create(SetupSchema)` to create a new message.
  */
 export const SetupSchema: GenMessage<Setup> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 1);
+  messageDesc(file_drover_sandbox_v1_sandbox, 3);
 
 /**
  * @generated from message drover.sandbox.v1.SetupFile
@@ -273,7 +374,7 @@ export type SetupFile = Message<"drover.sandbox.v1.SetupFile"> & {
  * Use `create(SetupFileSchema)` to create a new message.
  */
 export const SetupFileSchema: GenMessage<SetupFile> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 2);
+  messageDesc(file_drover_sandbox_v1_sandbox, 4);
 
 /**
  * @generated from message drover.sandbox.v1.GitSetup
@@ -299,7 +400,7 @@ export type GitSetup = Message<"drover.sandbox.v1.GitSetup"> & {
  * Use `create(GitSetupSchema)` to create a new message.
  */
 export const GitSetupSchema: GenMessage<GitSetup> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 3);
+  messageDesc(file_drover_sandbox_v1_sandbox, 5);
 
 /**
  * Needs git in the image, and a policy that lets it out.
@@ -332,7 +433,7 @@ export type GitClone = Message<"drover.sandbox.v1.GitClone"> & {
  * Use `create(GitCloneSchema)` to create a new message.
  */
 export const GitCloneSchema: GenMessage<GitClone> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 4);
+  messageDesc(file_drover_sandbox_v1_sandbox, 6);
 
 /**
  * @generated from message drover.sandbox.v1.SshSetup
@@ -365,7 +466,7 @@ export type SshSetup = Message<"drover.sandbox.v1.SshSetup"> & {
  * Use `create(SshSetupSchema)` to create a new message.
  */
 export const SshSetupSchema: GenMessage<SshSetup> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 5);
+  messageDesc(file_drover_sandbox_v1_sandbox, 7);
 
 /**
  * @generated from message drover.sandbox.v1.EnvVar
@@ -387,7 +488,7 @@ export type EnvVar = Message<"drover.sandbox.v1.EnvVar"> & {
  * Use `create(EnvVarSchema)` to create a new message.
  */
 export const EnvVarSchema: GenMessage<EnvVar> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 6);
+  messageDesc(file_drover_sandbox_v1_sandbox, 8);
 
 /**
  * @generated from message drover.sandbox.v1.SecretMount
@@ -409,7 +510,7 @@ export type SecretMount = Message<"drover.sandbox.v1.SecretMount"> & {
  * Use `create(SecretMountSchema)` to create a new message.
  */
 export const SecretMountSchema: GenMessage<SecretMount> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 7);
+  messageDesc(file_drover_sandbox_v1_sandbox, 9);
 
 /**
  * A secret itself (R-19). It is in no answer, no event and no log.
@@ -433,7 +534,7 @@ export type SecretValue = Message<"drover.sandbox.v1.SecretValue"> & {
  * Use `create(SecretValueSchema)` to create a new message.
  */
 export const SecretValueSchema: GenMessage<SecretValue> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 8);
+  messageDesc(file_drover_sandbox_v1_sandbox, 10);
 
 /**
  * A directory of the host or a named volume, as the sandbox sees it.
@@ -471,7 +572,7 @@ export type BindMount = Message<"drover.sandbox.v1.BindMount"> & {
  * Use `create(BindMountSchema)` to create a new message.
  */
 export const BindMountSchema: GenMessage<BindMount> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 9);
+  messageDesc(file_drover_sandbox_v1_sandbox, 11);
 
 /**
  * @generated from message drover.sandbox.v1.Resources
@@ -518,7 +619,7 @@ export type Resources = Message<"drover.sandbox.v1.Resources"> & {
  * Use `create(ResourcesSchema)` to create a new message.
  */
 export const ResourcesSchema: GenMessage<Resources> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 10);
+  messageDesc(file_drover_sandbox_v1_sandbox, 12);
 
 /**
  * What a host saw of one sandbox (L-22). Times are the host's.
@@ -644,7 +745,7 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
  * Use `create(SandboxObservationSchema)` to create a new message.
  */
 export const SandboxObservationSchema: GenMessage<SandboxObservation> = /*@__PURE__*/
-  messageDesc(file_drover_sandbox_v1_sandbox, 11);
+  messageDesc(file_drover_sandbox_v1_sandbox, 13);
 
 /**
  * States of a sandbox (L-25).

@@ -1,0 +1,23 @@
+import { create } from '@bufbuild/protobuf';
+import { gatewayv1 } from '@drover/protocol';
+import { policyFromWire, policyToWire } from '@drover/protocol/policy';
+import type { TableUpdate } from '../policy/index.ts';
+
+export function updateToWire({ version, base, policies, removed }: TableUpdate): gatewayv1.ApplyPoliciesRequest {
+  return create(gatewayv1.ApplyPoliciesRequestSchema, {
+    version,
+    ...(base !== undefined && { baseVersion: base }),
+    policies: policies.map(({ sandboxId, address, policy }) => ({ sandboxId, address, policy: policyToWire(policy) })),
+    removed: [...removed],
+  });
+}
+
+/** @throws {DroverError} invalid-argument, unimplemented */
+export function updateFromWire({ version, baseVersion, policies, removed }: gatewayv1.ApplyPoliciesRequest): TableUpdate {
+  return {
+    version,
+    base: baseVersion,
+    policies: policies.map(({ sandboxId, address, ...rest }) => ({ sandboxId, address, policy: policyFromWire(rest) })),
+    removed,
+  };
+}
