@@ -156,19 +156,6 @@ export class DroverError extends Error {
   }
 }
 
-const hintMark = ' — ';
-
-/** Message and hint as one text, for a place that has room for one. */
-export function sentenceOf({ message, hint }: DroverError): string {
-  return hint === undefined ? message : `${message}${hintMark}${hint}`;
-}
-
-/** The opposite of `sentenceOf`. */
-export function splitSentence(text: string): { readonly message: string; readonly hint: string | undefined } {
-  const at = text.lastIndexOf(hintMark);
-  return at < 0 ? { message: text, hint: undefined } : { message: text.slice(0, at), hint: text.slice(at + hintMark.length) };
-}
-
 /** Says whether `thrown` is a DroverError with one of `codes`. */
 export function hasCode(thrown: unknown, ...codes: readonly ErrorCode[]): thrown is DroverError {
   return thrown instanceof DroverError && codes.includes(thrown.code);

@@ -9,8 +9,6 @@ export {
   hasCode,
   isErrorCode,
   reasonOf,
-  sentenceOf,
-  splitSentence,
   startFailure,
   type DroverErrorOptions,
   type ErrorCode,

@@ -10,17 +10,14 @@ export function thumbprintOf(certificate: string | Uint8Array): string {
   return createHash('sha256').update(new X509Certificate(certificate).raw).digest('hex');
 }
 
-/** The URI SANs of a certificate, as they stand in it. */
+/** The URI SANs of a certificate, in their order. */
 export function uriNamesOf(certificate: X509Certificate): readonly string[] {
   // Node prints SANs as `URI:a, DNS:b` and JSON-quotes values that could be mistaken for a separator (CVE-2021-44532).
   const names = certificate.subjectAltName ?? '';
   return [...names.matchAll(/(?:^|, )URI:([^",]+)(?=, |$)/g)].flatMap((match) => (match[1] === undefined ? [] : [match[1]]));
 }
 
-/**
- * Who a certificate speaks for: its one URI SAN, read in the trust domain of `names`.
- * None, several (SPIFFE X.509-SVID, section 2 allows one) or a foreign one: undefined.
- */
+/** The subject of a certificate's URI SAN in the trust domain of `names`; undefined for none, several (SPIFFE X.509-SVID, section 2), or a foreign one. */
 export function subjectOf(certificate: X509Certificate, names: Names): SpiffeSubject | undefined {
   const uris = uriNamesOf(certificate);
   return uris.length === 1 && uris[0] !== undefined ? names.parse(uris[0]) : undefined;
@@ -31,19 +28,19 @@ export function hasKeyUsage(certificate: X509Certificate, usage: typeof serverAu
 }
 
 /**
- * The dates of a certificate; an invalid Date for one that cannot be read. They are read from Node's text: `validFromDate` and `validToDate`
- * of such a certificate are whatever its memory held before (Node 26.10), which may well be a date that includes the present.
+ * The dates of a certificate; an invalid Date where one cannot be parsed. They come from Node's text: `validFromDate` and `validToDate` of
+ * such a certificate are uninitialized memory (Node 26.10), which may be a date that includes the present.
  */
 export function validityOf({ validFrom, validTo }: X509Certificate): { readonly from: Date; readonly to: Date } {
   return { from: new Date(validFrom), to: new Date(validTo) };
 }
 
-/** When the certificate ends. Milliseconds since the epoch. */
+/** When the certificate expires. Milliseconds since the epoch. */
 export function notAfterOf(certificatePem: string): number {
   return validityOf(new X509Certificate(certificatePem)).to.getTime();
 }
 
-/** When to renew: two thirds through the life. Milliseconds since the epoch. */
+/** When to renew a certificate: after two thirds of its lifetime. Milliseconds since the epoch. */
 export function renewAt(certificatePem: string): number {
   const { from, to } = validityOf(new X509Certificate(certificatePem));
   return from.getTime() + ((to.getTime() - from.getTime()) * 2) / 3;

@@ -1,4 +1,4 @@
-// @peculiar/x509 resolves its algorithms through tsyringe, which needs the metadata API to be there first.
+// @peculiar/x509 resolves its algorithms through tsyringe, which needs the metadata API first.
 import 'reflect-metadata';
 import { webcrypto } from 'node:crypto';
 import * as x509 from '@peculiar/x509';
@@ -7,7 +7,7 @@ x509.cryptoProvider.set(webcrypto);
 
 export { x509 };
 
-/** Every key of Drover's: ECDSA on P-256, signed with SHA-256. */
+/** The algorithm of all of Drover's keys: ECDSA on P-256 with SHA-256. */
 export const keyAlgorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
 
 export async function generateKeyPair(): Promise<webcrypto.CryptoKeyPair> {

@@ -1,15 +1,15 @@
 const minute = 60_000;
 const day = 24 * 60 * minute;
 
-/** The CA's own certificate. Milliseconds; replaced by making a new CA. */
+/** Lifetime of the CA's certificate. Milliseconds. A new CA replaces it. */
 export const caLifetimeMs = 3650 * day;
-/** A host's certificate; renewed on the open link at two thirds of it (L-2). */
+/** Lifetime of a host's certificate, which is renewed on the open link after two thirds of it (L-2). Milliseconds. */
 export const hostLifetimeMs = 7 * day;
-/** A sandbox's certificate (I-6: short-lived, new on every start). */
+/** Lifetime of a sandbox's certificate (I-6), which is new at every start. Milliseconds. */
 export const sandboxLifetimeMs = day;
-/** The control plane's own; renewed in place at two thirds of it. */
+/** Lifetime of the control plane's certificate, which is renewed in place after two thirds of it. Milliseconds. */
 export const controlPlaneLifetimeMs = 30 * day;
-/** Certificates begin this much in the past, so that clocks that differ by it break nothing (I-17). */
+/** How far in the past a certificate's validity begins. Clocks may differ by as much (I-17). Milliseconds. */
 export const clockSkewMs = 5 * minute;
-/** A certificate request larger than this is refused unread. Bytes. */
+/** Bytes of a certificate request or a public key; a larger one is refused without parsing. */
 export const maxRequestBytes = 8 * 1024;

@@ -9,7 +9,7 @@ export interface Names {
   host(id: HostId): string;
   /** `spiffe://td/sandbox/<id>` (I-5) */
   sandbox(id: SandboxId): string;
-  /** What a URI SAN names; undefined for anything else or another trust domain. */
+  /** The subject that a URI SAN names; undefined for anything else or another trust domain. */
   parse(uri: string): SpiffeSubject | undefined;
 }
 
@@ -31,25 +31,25 @@ export interface IssuedCertificate {
 export interface CertificateAuthority {
   readonly names: Names;
   readonly caPem: string;
-  /** SHA-256 of the CA certificate's DER, lower-case hex: what a join token carries (L-1). */
+  /** SHA-256 of the CA certificate's DER, lower-case hex. Join tokens carry it (L-1). */
   readonly fingerprint: string;
-  /** For the API and link listeners: server and client authentication, DNS and IP names as given. Made with its key. */
+  /** For the API and link listeners: server and client authentication, with a new key. */
   issueControlPlane(options: {
     readonly dnsNames: readonly string[];
     readonly ipAddresses: readonly string[];
   }): Promise<IssuedCertificate & { readonly keyPem: string }>;
-  /** Takes the public key of the request and nothing else: names come from the CA. @throws {DroverError} invalid-argument */
+  /** Uses only the public key of the request: names come from the CA. @throws {DroverError} invalid-argument */
   signHost(id: HostId, csrDer: Uint8Array): Promise<IssuedCertificate>;
   /** Server and client authentication; CN `commonName`. @throws {DroverError} invalid-argument */
   signSandbox(id: SandboxId, commonName: string, csrDer: Uint8Array): Promise<IssuedCertificate>;
   /**
-   * As `signSandbox`, for the key that the sandbox has already (I-6). Whoever calls has seen that the peer holds its private half, as in
-   * a TLS handshake. @param spkiDer the public key, SubjectPublicKeyInfo. @throws {DroverError} invalid-argument
+   * As `signSandbox`, for the key that the sandbox already has (I-6). The caller has verified that the peer holds the private key, as a TLS
+   * handshake does. @param spkiDer the public key, SubjectPublicKeyInfo. @throws {DroverError} invalid-argument
    */
   renewSandbox(id: SandboxId, commonName: string, spkiDer: Uint8Array): Promise<IssuedCertificate>;
 }
 
-/** A key pair made on this machine, and the request to sign it. The key never leaves it (L-2). */
+/** A new private key, which never leaves this machine (L-2), and the request to sign its public key. */
 export interface KeyAndRequest {
   /** PKCS #8, PEM. */
   readonly keyPem: string;

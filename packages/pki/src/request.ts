@@ -3,17 +3,14 @@ import { exportPrivateKey, generateKeyPair, keyAlgorithm, x509 } from './crypto.
 import { maxRequestBytes } from './limits.ts';
 import type { KeyAndRequest } from './pki.ts';
 
-/** Makes a key pair on this machine and a request to sign its public half. The request names nobody: names come from the CA. */
+/** Creates a key pair and a request to sign its public key. The request has no subject: names come from the CA. */
 export async function createKeyAndRequest(): Promise<KeyAndRequest> {
   const keys = await generateKeyPair();
   const request = await x509.Pkcs10CertificateRequestGenerator.create({ keys, signingAlgorithm: keyAlgorithm });
   return { keyPem: await exportPrivateKey(keys.privateKey), csrDer: new Uint8Array(request.rawData) };
 }
 
-/**
- * The public key of a request whose signature proves that the sender holds the private one.
- * @throws {DroverError} invalid-argument
- */
+/** The public key of a request. The request's signature proves that its sender holds the private key. @throws {DroverError} invalid-argument */
 export async function publicKeyOfRequest(csrDer: Uint8Array): Promise<x509.PublicKey> {
   const refuse = (why: string, cause?: unknown): DroverError =>
     new DroverError('invalid-argument', `the certificate request is refused: ${why}`, {
@@ -33,11 +30,7 @@ export async function publicKeyOfRequest(csrDer: Uint8Array): Promise<x509.Publi
   return request.publicKey;
 }
 
-/**
- * A public key that somebody was seen to hold the private half of.
- * @param spkiDer SubjectPublicKeyInfo
- * @throws {DroverError} invalid-argument
- */
+/** Parses a public key. @param spkiDer SubjectPublicKeyInfo @throws {DroverError} invalid-argument */
 export function publicKeyOf(spkiDer: Uint8Array): x509.PublicKey {
   const refuse = (why: string, cause?: unknown): DroverError =>
     new DroverError('invalid-argument', `the public key is refused: ${why}`, { hint: 'use a P-256 key', cause });

@@ -9,7 +9,7 @@ export function newSecret(): string {
   return randomBytes(32).toString('base64url');
 }
 
-/** What the store keeps of a secret. Secrets are random and long, so a plain hash is enough. Lower-case hex. */
+/** The hash of a secret, lower-case hex, which the store keeps instead. Secrets are random and long, so a plain hash suffices. */
 export function hashSecret(secret: string): string {
   return createHash('sha256').update(secret).digest('hex');
 }

@@ -1,5 +1,5 @@
 import type { Client } from '@connectrpc/connect';
-import { DroverError, isErrorCode, splitSentence, startFailure } from '@drover/foundation';
+import { DroverError, isErrorCode, startFailure } from '@drover/foundation';
 import { desiredStates, sandboxStates, type api } from '@drover/protocol';
 import { withSignal, type Calls } from './calls.ts';
 import type { EventsApi } from './events.ts';
@@ -90,7 +90,7 @@ function refuseOvertaken({ name, desiredState, generation: now, init }: api.Sand
 
 /** @throws {DroverError} in the sandbox's own words when it never will */
 function hasBegun(sandbox: api.Sandbox): boolean {
-  const { init, exitCode, hostName, message, name, reason } = sandbox;
+  const { init, exitCode, hostName, message, hint, name, reason } = sandbox;
   const state = sandboxStates.name(sandbox.state);
   const failed = planFailed(sandbox);
   if (!failed && !over.has(state)) return init?.state === 'completed';
@@ -99,12 +99,11 @@ function hasBegun(sandbox: api.Sandbox): boolean {
   if (!never) return true;
   const unstarted = reason === 'start-failed' ? startFailure(exitCode, message) : undefined;
   if (unstarted !== undefined) throw unstarted;
-  const why = splitSentence(message === '' ? `it is ${state ?? 'gone'}` : message);
-  throw new DroverError(
-    isErrorCode(reason) ? reason : 'runtime-failed',
-    `sandbox ${name} could not be started${hostName === '' ? '' : ` on host ${hostName}`}: ${why.message}`,
-    why.hint === undefined ? {} : { hint: why.hint },
-  );
+  const place = hostName === '' ? '' : ` on host ${hostName}`;
+  const why = message === '' ? `it is ${state ?? 'deleted'}` : message;
+  throw new DroverError(isErrorCode(reason) ? reason : 'runtime-failed', `sandbox ${name} could not be started${place}: ${why}`, {
+    ...(hint !== '' && { hint }),
+  });
 }
 
 async function abortAfter(late: AbortController, signal: AbortSignal, { clock }: Calls): Promise<void> {

@@ -205,7 +205,8 @@ describe('create', () => {
     expect(manager.inspect(id)).toMatchObject({
       state: SandboxState.FAILED,
       reason: 'registry-unreachable',
-      message: 'the registry does not answer — look at the network',
+      message: 'the registry does not answer',
+      hint: 'look at the network',
     });
     await expectNoTrace(id);
     pull = async () => await Promise.resolve();

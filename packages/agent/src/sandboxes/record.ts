@@ -22,6 +22,8 @@ export interface SandboxRecord {
   readonly phase: Phase;
   readonly reason: string;
   readonly message: string;
+  /** What a person can do about the message; empty for nothing. */
+  readonly hint: string;
   readonly exitCode: number | undefined;
   /** The name of the signal that ended its command; empty: none. */
   readonly exitSignal: string;
@@ -55,6 +57,7 @@ export function newRecord(command: CreateCommand, runtime: string): SandboxRecor
     phase: 'preparing',
     reason: '',
     message: '',
+    hint: '',
     exitCode: undefined,
     exitSignal: '',
     outOfMemory: false,
@@ -82,6 +85,8 @@ const recordFile = z.object({
   phase: z.enum(phases),
   reason: z.string(),
   message: z.string(),
+  // Records of earlier agents lack it.
+  hint: z.string().default(''),
   exitCode: z.number().optional(),
   // Records of earlier agents lack it.
   exitSignal: z.string().default(''),
@@ -162,6 +167,7 @@ export function observationOf(record: SandboxRecord): sandbox.SandboxObservation
     state: sandboxStates.value(record.phase),
     reason: record.reason,
     message: record.message,
+    hint: record.hint,
     exitSignal: record.exitSignal,
     outOfMemory: record.outOfMemory,
     address: record.address,

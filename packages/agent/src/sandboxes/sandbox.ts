@@ -1,5 +1,5 @@
 import type { Duplex } from 'node:stream';
-import { DroverError, formatBytes, sentenceOf, SerialExecutor, type SandboxId } from '@drover/foundation';
+import { DroverError, formatBytes, SerialExecutor, type SandboxId } from '@drover/foundation';
 import { readLog, type LogEntry } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
 import { policyFromWire } from '@drover/protocol/policy';
@@ -227,7 +227,7 @@ export class Sandbox {
       const isCancelled = signal.aborted;
       starting.abort(error);
       await this.#removeStart(earlier === 0);
-      const why = { reason: error.code, message: sentenceOf(error), address: '' };
+      const why = { reason: error.code, message: error.message, hint: error.hint ?? '', address: '' };
       // L-22: a transient error does not fail the sandbox. It is still to be made, and the control plane decides how often that is tried.
       if (isCancelled || isTransient(error)) await this.#update({ ...why, phase: 'preparing' });
       else await this.#update({ ...why, phase: 'failed', finishedAt: this.#host.clock.now() });
@@ -386,7 +386,9 @@ export class Sandbox {
     const generation = Math.max(this.#record.generation, change.generation ?? 0);
     // The clock makes it rise over restarts of the agent too, without the last value being read back.
     const sequence = Math.max(this.#record.sequence + 1, this.#host.clock.now() * 1000);
-    this.#record = { ...this.#record, ...change, generation, sequence };
+    // A hint belongs to its message.
+    const hint = change.message === undefined ? this.#record.hint : (change.hint ?? '');
+    this.#record = { ...this.#record, ...change, hint, generation, sequence };
     await this.#host.records.save(this.#record);
     this.#host.observed(this.observation);
   }

@@ -223,7 +223,7 @@ describe('images', () => {
     // Of one host alone its own answer is the call's.
     await expect(api.client.images.remove('alpine', { host: 'uses' })).rejects.toMatchObject({ code: 'image-in-use' });
     await expect(api.client.images.remove('alpine', { host: 'none' })).rejects.toMatchObject({ code: 'image-not-found' });
-    await expect(api.client.images.remove('')).rejects.toMatchObject({ code: 'invalid-argument' });
+    await expect(api.client.images.remove('')).rejects.toMatchObject({ code: 'invalid-image-reference' });
   });
 
   test('that no host has cannot be removed', async () => {

@@ -82,6 +82,7 @@ export interface SandboxTable {
   observed_sequence: number;
   reason: string;
   message: string;
+  hint: string;
   exit_code: number | null;
   /** The name of the signal that ended the main process; empty when none did. */
   exit_signal: string;
@@ -157,6 +158,7 @@ export interface VolumeTable {
   /** `pending`, `ready`, `deleting`. */
   state: string;
   message: string;
+  hint: string;
   created_at: number;
 }
 

@@ -10,6 +10,7 @@ import { stopCauses } from './sandbox.ts';
 const row = (change: Partial<EndColumns>): EndColumns => ({
   reason: 'stopped',
   message: '',
+  hint: '',
   stopCause: undefined,
   stopBy: '',
   containment: {},
@@ -40,7 +41,7 @@ describe('why a sandbox ended', () => {
       'stopped by admin, before it ran',
     ],
   ])('%s', (_, change, reason, message) => {
-    expect(endReason(row(change))).toEqual({ reason, message });
+    expect(endReason(row(change))).toEqual({ reason, message, hint: '' });
   });
 
   it.each([
@@ -65,7 +66,8 @@ describe('why a sandbox ended', () => {
     );
     fc.assert(
       fc.property(reported, fc.string(), fc.constantFrom(undefined, ...stopCauses), (reason, message, stopCause) => {
-        expect(endReason(row({ reason, message, stopCause, stopBy: 'admin' }))).toEqual({ reason, message });
+        const reported = { reason, message, hint: 'do this' };
+        expect(endReason(row({ ...reported, stopCause, stopBy: 'admin' }))).toEqual(reported);
       }),
     );
   });

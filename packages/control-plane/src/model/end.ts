@@ -5,9 +5,11 @@ import type { ObservedState, SandboxRow } from './sandbox.ts';
 export interface EndReason {
   readonly reason: string;
   readonly message: string;
+  /** What a person can do about it; empty for nothing. */
+  readonly hint: string;
 }
 
-export type EndColumns = Pick<SandboxRow, 'reason' | 'message' | 'stopCause' | 'stopBy' | 'containment' | 'spec'>;
+export type EndColumns = Pick<SandboxRow, 'reason' | 'message' | 'hint' | 'stopCause' | 'stopBy' | 'containment' | 'spec'>;
 
 const endedStates: ReadonlySet<ObservedState | undefined> = new Set<ObservedState>(['stopped', 'failed']);
 
@@ -23,22 +25,25 @@ export function hasEnded(observed: ObservedState | undefined): boolean {
  * memory, a restart of the host, a start that failed) is known where it happened, and stands in the row as it was reported.
  */
 export function endReason(row: EndColumns): EndReason {
-  switch (row.reason) {
+  const { reason, message, hint } = row;
+  switch (reason) {
     case 'stopped':
-      return stopped(row);
-    case 'never-started': {
-      const { message } = stopped(row);
-      return { reason: row.reason, message: `${message}, before it ran` };
-    }
+      return withoutHint(stopped(row));
+    case 'never-started':
+      return withoutHint({ reason, message: `${stopped(row).message}, before it ran` });
     case '':
       // Removed while it ran: its host reports that nothing is left, and no end.
-      return row.stopCause === undefined ? { reason: '', message: row.message } : stopped(row);
+      return row.stopCause === undefined ? { reason, message, hint } : withoutHint(stopped(row));
     default:
-      return { reason: row.reason, message: row.message };
+      return { reason, message, hint };
   }
 }
 
-function stopped({ stopCause, stopBy, containment, spec }: EndColumns): EndReason {
+function withoutHint(reason: Omit<EndReason, 'hint'>): EndReason {
+  return { ...reason, hint: '' };
+}
+
+function stopped({ stopCause, stopBy, containment, spec }: EndColumns): Omit<EndReason, 'hint'> {
   const by = stopBy === '' ? '' : ` by ${stopBy}`;
   switch (stopCause) {
     case 'ttl':

@@ -1,5 +1,5 @@
 export { containmentsOf, containmentText, mayNotRun, refuseContained, restartHint } from './containment.ts';
-export { endReason, hasEnded } from './end.ts';
+export { endReason, hasEnded, type EndReason } from './end.ts';
 export { hostState, type HostRow, type Room } from './host.ts';
 export type * from './identity.ts';
 export { containmentActions, labelOf } from './sandbox.ts';

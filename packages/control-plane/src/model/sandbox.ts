@@ -30,6 +30,8 @@ export interface SandboxRow {
   readonly observedSequence: number;
   readonly reason: string;
   readonly message: string;
+  /** What a person can do about the message; empty for nothing. */
+  readonly hint: string;
   readonly exitCode: number | undefined;
   /** The name of the signal that ended the main process; empty when none did. */
   readonly exitSignal: string;

@@ -16,6 +16,7 @@ const fresh: StateColumns = {
   observedGeneration: 0,
   reason: 'r',
   message: 'm',
+  hint: 'h',
   lostSince: undefined,
   deletedAt: undefined,
   stopCause: undefined,

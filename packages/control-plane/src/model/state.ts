@@ -1,12 +1,10 @@
-import { endReason, hasEnded, type EndColumns } from './end.ts';
+import { endReason, hasEnded, type EndColumns, type EndReason } from './end.ts';
 import type { SandboxStateName } from '@drover/protocol';
 import type { SandboxRow } from './sandbox.ts';
 
-/** What people see of a sandbox: the state, a stable word for programs, and a sentence for a person (L-25). */
-export interface DisplayedState {
+/** What people see of a sandbox: the state, a stable word for programs, and a sentence and a hint for a person (L-25). */
+export interface DisplayedState extends EndReason {
   readonly state: SandboxStateName;
-  readonly reason: string;
-  readonly message: string;
 }
 
 /** The columns that the displayed state is computed from. */
@@ -45,7 +43,8 @@ export function currentStart(
 /** The displayed state of a sandbox: desired, placed and observed put together (L-25). */
 export function sandboxState(row: StateColumns): DisplayedState {
   const over = hasEnded(row.observed) || row.deletedAt !== undefined;
-  const said = over ? endReason(row) : { reason: row.reason, message: row.message };
+  const said = over ? endReason(row) : { reason: row.reason, message: row.message, hint: row.hint };
+  const noHint = { hint: '' };
   if (row.deletedAt !== undefined) return { state: 'deleted', ...said };
   if (row.desired === 'deleted') return { state: 'deleting', ...said };
   if (row.lostSince !== undefined) {
@@ -53,15 +52,18 @@ export function sandboxState(row: StateColumns): DisplayedState {
       state: 'lost',
       reason: 'host-down',
       message: 'its host does not answer; it goes on when the host is back, or can be removed and created again',
+      ...noHint,
     };
   }
   if (row.observed !== undefined && hasEnded(row.observed) && (runIsOver(row) || row.desired === 'stopped')) {
     return { state: row.observed, ...said };
   }
-  if (row.pendingReason !== '') return { state: 'pending', reason: row.pendingReason, message: row.pendingMessage };
-  if (row.hostId === undefined) return { state: 'pending', reason: 'placing', message: 'a host is being chosen' };
-  if (row.observed === undefined) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to create it' };
-  if (hasEnded(row.observed)) return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to start it again' };
+  if (row.pendingReason !== '') return { state: 'pending', reason: row.pendingReason, message: row.pendingMessage, ...noHint };
+  if (row.hostId === undefined) return { state: 'pending', reason: 'placing', message: 'a host is being chosen', ...noHint };
+  if (row.observed === undefined)
+    return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to create it', ...noHint };
+  if (hasEnded(row.observed))
+    return { state: 'scheduled', reason: 'scheduled', message: 'its host has been told to start it again', ...noHint };
   if (row.desired === 'stopped') return { state: 'stopping', ...said };
   return { state: row.observed, ...said };
 }

@@ -8,5 +8,6 @@ export interface VolumeRow {
   /** Until its host has made or removed it, it is `pending` or `deleting`; the row goes with the volume. */
   readonly state: 'pending' | 'ready' | 'deleting';
   readonly message: string;
+  readonly hint: string;
   readonly createdAt: number;
 }

@@ -1,4 +1,5 @@
-import { DroverError, Notifier, sentenceOf, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import { type DroverError, Notifier, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
+import { publicError } from '@drover/protocol';
 import type { Hub, Observation } from '../hub/index.ts';
 import * as limits from '../limits.ts';
 import type { SecretBox } from '../secrets/index.ts';
@@ -162,7 +163,8 @@ export class HostLoop {
       logger.debug({ hostId, sandboxId: id, step: step.kind, generation, tookMs: clock.now() - began }, 'reconciled');
     } catch (thrown) {
       if (signal.aborted) return;
-      await this.#failed(step, DroverError.from(thrown)).catch((error: unknown) => {
+      const known = publicError(thrown, (errorId) => logger.error({ err: thrown, errorId }, 'a step failed unexpectedly'));
+      await this.#failed(step, known).catch((error: unknown) => {
         logger.error({ err: error, hostId, sandboxId: id, step: step.kind }, 'the failure of a step could not be stored; retrying');
         this.#retries.failed(step, clock.now());
       });
@@ -172,6 +174,7 @@ export class HostLoop {
   async #failed(step: Step, error: DroverError): Promise<void> {
     const { store, clock, logger, hostId } = this.#options;
     const { id, generation } = stepSubject(step);
+    const { code, message, hint = '' } = error;
     const tries = this.#retries.failures(step) + 1;
     // The host itself has already retried a registry.
     const mayPass = error.transient && error.code !== 'registry-unreachable';
@@ -181,12 +184,12 @@ export class HostLoop {
       this.#retries.forget(laneOf(step));
       const row = await store.sandboxes.get(id);
       // A start that was requested since has tries of its own.
-      if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, error.code, sentenceOf(error));
+      if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, { reason: code, message, hint });
       return;
     }
     const retryInMs = this.#retries.failed(step, clock.now());
     if (tries > 1) return;
-    const data = { step: step.kind, hostId, code: error.code, message: sentenceOf(error), retryInMs };
+    const data = { step: step.kind, hostId, code, message, ...(hint !== '' && { hint }), retryInMs };
     await store.events.append([{ kind: 'sandbox', type: 'SandboxStepFailed', subject: id, data }]);
   }
 }

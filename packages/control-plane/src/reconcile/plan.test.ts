@@ -34,6 +34,7 @@ function row(change: Partial<SandboxRow> = {}): SandboxRow {
     observedSequence: 0,
     reason: '',
     message: '',
+    hint: '',
     exitCode: undefined,
     exitSignal: '',
     stopCause: undefined,

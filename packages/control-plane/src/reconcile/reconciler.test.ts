@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
-import { DroverError, FakeClock, newHostId, newSandboxId, sentenceOf } from '@drover/foundation';
+import { DroverError, FakeClock, newHostId, newSandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { removeOnExitMs, upkeepMs } from '../limits.ts';
 import { EventFeed } from '../feed/index.ts';
@@ -178,8 +178,8 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(host.commands).toHaveLength(1);
     expect(await store.sandboxes.get(row.id)).toMatchObject({
       reason: 'image-not-found',
-      // With the hint, so that whoever shows it can tell the two apart again.
-      message: sentenceOf(new DroverError('image-not-found', 'there is no image nope', { hint: 'look at its name' })),
+      message: 'there is no image nope',
+      hint: 'look at its name',
     });
     // What its host keeps of it takes a slot, as a stopped one does.
     expect((await store.hosts.get(host.id))?.reserved).toEqual({ cpuMillis: 0, memoryBytes: 0, slots: 1 });

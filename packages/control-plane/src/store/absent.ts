@@ -20,7 +20,8 @@ export function absentPatch(row: StoredSandbox, now: number): Updateable<Sandbox
     observed: 'failed',
     observed_generation: row.generation,
     reason: 'copy-lost',
-    message: 'its host has no copy of it any more; start it to create it again, without the files it had written',
+    message: 'its host no longer has a copy of it',
+    hint: 'start it to create it again, without the files it had written',
     finished_at: now,
   };
 }

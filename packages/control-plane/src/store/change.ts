@@ -124,6 +124,7 @@ export function emitChange(tx: Tx, before: SandboxRow, after: SandboxRow): void 
         to: is.state,
         reason: is.reason,
         message: is.message,
+        ...(is.hint !== '' && { hint: is.hint }),
         ...(host === undefined ? {} : { hostId: host }),
         ...(after.exitCode === undefined ? {} : { exitCode: after.exitCode }),
       }),

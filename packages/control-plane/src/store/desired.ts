@@ -77,6 +77,7 @@ export function neverStarted(generation: number, now: number): Updateable<Sandbo
     observed_generation: generation,
     reason: 'never-started',
     message: 'it was stopped before it ran',
+    hint: '',
     finished_at: now,
   };
 }

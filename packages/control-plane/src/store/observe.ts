@@ -38,6 +38,7 @@ export function observationPatch(
           observed_generation: generation,
           reason: seen.reason,
           message: seen.message,
+          hint: seen.hint,
           exit_code: seen.exitCode ?? null,
           out_of_memory: seen.outOfMemory ? 1 : 0,
           exit_signal: clip(seen.exitSignal, maxSignalNameLength),

@@ -65,6 +65,7 @@ export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.Sandbox
     observedSequence: row.observed_sequence,
     reason: row.reason,
     message: row.message,
+    hint: row.hint,
     exitCode: optional(row.exit_code),
     exitSignal: row.exit_signal,
     outOfMemory: row.out_of_memory === 1,

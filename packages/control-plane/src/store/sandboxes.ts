@@ -13,6 +13,7 @@ import {
   type ContainmentRecord,
   type DesiredState,
   type SandboxRow,
+  type EndReason,
 } from '../model/index.ts';
 import { desiredPatch } from './desired.ts';
 import { absentPatch } from './absent.ts';
@@ -166,11 +167,11 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
-  async fail(id: SandboxId, reason: string, message: string): Promise<void> {
+  async fail(id: SandboxId, why: EndReason): Promise<void> {
     await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
       if (found === undefined || found.row.deleted_at !== null) return;
-      await fail(tx, found.row, reason, message);
+      await fail(tx, found.row, why);
     });
   }
 
@@ -182,7 +183,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
       // Another start has begun, or is asked for; or the host has said already how this one ended.
       const another = startOf(row) !== startCount || row.observedGeneration < row.startGeneration;
       if (another || row.observed === undefined || hasEnded(row.observed)) return false;
-      await fail(tx, found.row, 'init-failed', message);
+      await fail(tx, found.row, { reason: 'init-failed', message, hint: '' });
       return true;
     });
   }
@@ -280,7 +281,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
 }
 
 /** Gives up the newest start of a sandbox that is not deleted. */
-async function fail(tx: Tx, row: StoredSandbox, reason: string, message: string): Promise<void> {
+async function fail(tx: Tx, row: StoredSandbox, why: EndReason): Promise<void> {
   const running = row.observed !== null && !hasEnded(sandboxRow(row).observed);
   const removed = removesItself(row);
   const deleted = row.host_id === null && (removed || row.desired === 'deleted');
@@ -288,8 +289,7 @@ async function fail(tx: Tx, row: StoredSandbox, reason: string, message: string)
     observed: 'failed',
     observed_generation: row.generation,
     given_up_generation: row.generation,
-    reason,
-    message,
+    ...why,
     finished_at: tx.now,
     pending_reason: '',
     pending_message: '',

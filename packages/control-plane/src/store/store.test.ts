@@ -379,9 +379,14 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     it('what the control plane gives up stays failed, whatever its copy goes on doing, and counts until that has ended', async () => {
       const host = await readyHost(store);
       const row = await running(host);
-      await store.sandboxes.fail(row.id, 'init-failed', 'post-init exited with 1');
+      await store.sandboxes.fail(row.id, { reason: 'init-failed', message: 'post-init exited with 1', hint: '' });
       await store.sandboxes.observe(host.id, host.epoch, [seen(await get(row), 'RUNNING')]);
-      expect(sandboxState(await get(row))).toEqual({ state: 'failed', reason: 'init-failed', message: 'post-init exited with 1' });
+      expect(sandboxState(await get(row))).toEqual({
+        state: 'failed',
+        reason: 'init-failed',
+        message: 'post-init exited with 1',
+        hint: '',
+      });
       expect(await reserved(host.id)).toEqual([400, 1]);
       await store.sandboxes.observe(host.id, host.epoch, [seen(await get(row), 'STOPPED')]);
       expect(sandboxState(await get(row))).toMatchObject({ state: 'failed', reason: 'init-failed' });
@@ -447,7 +452,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       const row = await store.sandboxes.create(draft());
       await store.sandboxes.setPending(row.id, 'unschedulable', 'no host');
       await store.sandboxes.setPending(row.id, 'unschedulable', 'no host at all');
-      expect(sandboxState(await get(row))).toEqual({ state: 'pending', reason: 'unschedulable', message: 'no host at all' });
+      expect(sandboxState(await get(row))).toEqual({ state: 'pending', reason: 'unschedulable', message: 'no host at all', hint: '' });
       expect(await types(row.id)).toEqual(['SandboxCreated', 'SandboxUnschedulable']);
     });
 

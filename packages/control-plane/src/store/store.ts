@@ -6,6 +6,7 @@ import type {
   ContainmentAction,
   ContainmentRecord,
   DesiredState,
+  EndReason,
   EvictionCause,
   HostRow,
   Identity,
@@ -125,7 +126,7 @@ export interface SandboxStore {
   /** The host holds no copy: the sandbox is deleted if that is desired, and otherwise failed. Releases the reservation. */
   copyAbsent(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined>;
   /** What failed before or outside the host: the reconciler's own word. */
-  fail(id: SandboxId, reason: string, message: string): Promise<void>;
+  fail(id: SandboxId, why: EndReason): Promise<void>;
   /** Sandboxes of hosts down since before `downBefore` become lost (L-26). */
   markLost(downBefore: number): Promise<readonly SandboxRow[]>;
   get(id: SandboxId): Promise<SandboxRow | undefined>;
@@ -185,7 +186,11 @@ export interface VolumeStore {
   /** Keeps the volumes for the sandbox until it is deleted. @throws {DroverError} volume-not-found, failed-precondition when one is not ready */
   use(names: readonly string[], id: SandboxId): Promise<void>;
   /** Notes what its host did, if the volume is still in the state `from`. */
-  settle(name: string, from: VolumeRow['state'], change: { readonly state?: 'ready'; readonly message: string }): Promise<void>;
+  settle(
+    name: string,
+    from: VolumeRow['state'],
+    change: { readonly state?: 'ready'; readonly message: string; readonly hint: string },
+  ): Promise<void>;
   /** Marks it as deleting: from here on no sandbox gets it. @throws {DroverError} volume-not-found, volume-in-use */
   remove(name: string): Promise<VolumeRow>;
   /** The host holds it no longer, or is removed itself. */

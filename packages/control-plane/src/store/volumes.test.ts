@@ -18,7 +18,7 @@ describe.each(['sqlite', 'postgres'] as const)('R-18: volumes on %s', (kind) => 
   const readyVolume = async (name: string): Promise<void> => {
     const host = await readyHost(store);
     await store.volumes.create({ name, hostId: host.id, sizeBytes: 2 ** 30 });
-    await store.volumes.settle(name, 'pending', { state: 'ready', message: '' });
+    await store.volumes.settle(name, 'pending', { state: 'ready', message: '', hint: '' });
   };
 
   it('a volume is kept by the sandboxes that have it, and by none that is deleted, purged or not', async () => {

@@ -22,6 +22,7 @@ export class SqlVolumeStore implements VolumeStore {
         size_bytes: volume.sizeBytes,
         state: 'pending',
         message: 'its host has not made it yet',
+        hint: '',
         created_at: tx.now,
       };
       const made = await tx.db
@@ -73,7 +74,11 @@ export class SqlVolumeStore implements VolumeStore {
     });
   }
 
-  async settle(name: string, from: VolumeRow['state'], change: { readonly state?: 'ready'; readonly message: string }): Promise<void> {
+  async settle(
+    name: string,
+    from: VolumeRow['state'],
+    change: { readonly state?: 'ready'; readonly message: string; readonly hint: string },
+  ): Promise<void> {
     await this.#database.db.updateTable('volumes').set(change).where('name', '=', name).where('state', '=', from).execute();
   }
 
@@ -87,7 +92,7 @@ export class SqlVolumeStore implements VolumeStore {
           hint: `remove what uses it first: drover sandbox rm ${users[0]}`,
         });
       }
-      const change = { state: 'deleting', message: 'its host has not removed it yet' } as const;
+      const change = { state: 'deleting', message: 'its host has not removed it yet', hint: '' } as const;
       await tx.db.updateTable('volumes').set(change).where('name', '=', name).execute();
       return rowOf({ ...row, ...change });
     });
@@ -138,6 +143,7 @@ function rowOf(row: VolumeTable): VolumeRow {
     sizeBytes: row.size_bytes,
     state: row.state as VolumeRow['state'],
     message: row.message,
+    hint: row.hint,
     createdAt: row.created_at,
   };
 }

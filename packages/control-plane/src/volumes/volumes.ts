@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
-import { clip, DroverError, sentenceOf, type HostId, type Logger } from '@drover/foundation';
-import { link } from '@drover/protocol';
+import { type HostId, type Logger } from '@drover/foundation';
+import { link, publicErrorToWire } from '@drover/protocol';
 import type { Hub, Operation } from '../hub/index.ts';
 import { hostCallTimeoutMs } from '../limits.ts';
 import type { Store } from '../store/index.ts';
@@ -66,13 +66,14 @@ export class Volumes {
           case: 'createVolume',
           value: create(link.CreateVolumeSchema, { name, sizeBytes: BigInt(sizeBytes) }),
         });
-        await volumes.settle(name, state, { state: 'ready', message: '' });
+        await volumes.settle(name, state, { state: 'ready', message: '', hint: '' });
       } else {
         await this.#call(hostId, { case: 'removeVolume', value: create(link.RemoveVolumeSchema, { name }) });
         await volumes.drop(name);
       }
     } catch (error) {
-      await volumes.settle(name, state, { message: clip(sentenceOf(DroverError.from(error)), 1_000) });
+      const { message, hint } = publicErrorToWire(error, this.#options.logger, { volume: name });
+      await volumes.settle(name, state, { message, hint });
       throw error;
     }
   }

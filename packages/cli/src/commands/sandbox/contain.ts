@@ -47,9 +47,10 @@ function report(cli: Cli, answer: api.ContainSandboxResponse): number {
     cli.out.object(messageJson(api.ContainSandboxResponseSchema, answer));
   } else {
     if (answer.results.length === 0) cli.out.note('no containment was in force');
-    for (const { action, done, message } of answer.results) {
+    for (const { action, done, message, hint } of answer.results) {
       const why = message === '' && !done ? 'stored; takes effect when the host reconnects' : message;
       cli.out.line(`${action}: ${done ? 'done' : 'not yet'}${why === '' ? '' : `: ${oneLine(why)}`}`);
+      if (hint !== '') cli.out.line(`  hint: ${oneLine(hint)}`);
     }
   }
   return answer.results.every(({ done }) => done) ? 0 : errorCodes['host-unavailable'].exit;

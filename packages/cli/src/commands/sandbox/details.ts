@@ -11,6 +11,7 @@ export function details(sandbox: api.Sandbox): readonly string[] {
     ['id', sandbox.id],
     ['state', stateText(sandbox)],
     ['message', sandbox.message],
+    ['hint', sandbox.hint],
     ...(sandbox.containment?.records ?? []).map((record) => ['contained', containmentText(record)] as const),
     ['image', sandbox.spec?.image ?? ''],
     ['digest', sandbox.imageDigest],

@@ -22,7 +22,8 @@ export async function explainEnd(cli: Cli, client: DroverClient, id: string, lab
       if (desiredState === sandbox.DesiredState.RUNNING && spec?.idleStopSeconds === 0n) return;
     }
     const ended = await client.sandboxes.waitFor(id, ['stopped', 'failed', 'deleting', 'deleted'], { timeoutMs: endReportWaitMs });
-    if (!exit.outOfMemory && ended.message !== '' && !selfExplanatory.has(ended.reason)) cli.out.note(`${label} ended: ${ended.message}`);
+    if (exit.outOfMemory || ended.message === '' || selfExplanatory.has(ended.reason)) return;
+    cli.out.note(`${label} ended: ${ended.message}`, ended.hint || undefined);
   } catch {
     // With --rm the sandbox may already be deleted. Its status is then the only explanation.
   }

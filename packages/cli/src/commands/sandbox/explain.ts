@@ -25,7 +25,9 @@ export default async function explain(cli: Cli, [reference]: readonly [string]):
   if (cli.out.json) cli.out.object(messageJson(api.ExplainSandboxResponseSchema, answer));
   else {
     for (const record of answer.sandbox?.containment?.records ?? []) cli.out.line(`contained: ${oneLine(containmentText(record))}`);
-    if (answer.sandbox !== undefined && answer.sandbox.message !== '') cli.out.line(`state: ${oneLine(answer.sandbox.message)}`);
+    const { message = '', hint = '' } = answer.sandbox ?? {};
+    if (message !== '') cli.out.line(`state: ${oneLine(message)}`);
+    if (hint !== '') cli.out.line(`hint: ${oneLine(hint)}`);
     if (answer.sandbox?.session?.state === 'failed') cli.out.line(`session lost: ${oneLine(answer.sandbox.session.lastError)}`);
     cli.out.list(answer.checks, (check) => messageJson(api.TrustCheckSchema, check), columns, 'no check has been made yet');
   }

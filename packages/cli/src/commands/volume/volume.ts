@@ -28,7 +28,7 @@ export async function create(cli: Cli, [name]: readonly [string], flags: { reado
     signal: cli.signal,
   });
   if (cli.out.json) return cli.out.object(volumeJson(volume));
-  if (volume.state !== 'ready') cli.out.note(`the volume is ${volume.state}: ${volume.message}`);
+  if (volume.state !== 'ready') cli.out.note(`the volume is ${volume.state}: ${volume.message}`, volume.hint || undefined);
   cli.out.line(volume.name);
 }
 
@@ -48,6 +48,7 @@ export async function get(cli: Cli, [name]: readonly [string]): Promise<void> {
     ['size', formatBytes(Number(volume.sizeBytes))],
     ['used', used(volume)],
     ['state', volume.message === '' ? volume.state : `${volume.state} (${volume.message})`],
+    ['hint', volume.hint],
     ['created', volume.createdAt === undefined ? '' : timestampDate(volume.createdAt).toISOString()],
     ['sandboxes', volume.sandboxes.join(', ')],
   ]);

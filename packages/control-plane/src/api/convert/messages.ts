@@ -18,6 +18,7 @@ export function sandboxToWire(row: SandboxRow, facts: SandboxFacts): api.Sandbox
     state: sandboxStates.value(shown.state),
     reason: shown.reason,
     message: shown.message,
+    hint: shown.hint,
     hostId: row.hostId ?? '',
     hostName: facts.host?.name ?? '',
     address: row.address,

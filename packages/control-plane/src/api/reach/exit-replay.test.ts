@@ -1,4 +1,3 @@
-import { sentenceOf, DroverError } from '@drover/foundation';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { draft } from '../../store/testing/fixtures.ts';
 import { TestStores } from '../../store/testing/stores.ts';
@@ -12,7 +11,7 @@ describe('what a caller is told of a sandbox that failed', () => {
   it('R-2: one that removes itself (--rm) says no less', async () => {
     const store = await stores.open();
     const { id, name } = await store.sandboxes.create(draft({ spec: { removeOnExit: true } }));
-    await store.sandboxes.fail(id, 'image-not-found', sentenceOf(new DroverError('internal', 'there is none', { hint: 'name another' })));
+    await store.sandboxes.fail(id, { reason: 'image-not-found', message: 'there is none', hint: 'name another' });
     const row = await store.sandboxes.get(id);
     expect(row).toMatchObject({ desired: 'deleted' });
     expect(row === undefined ? undefined : endedError(row)).toMatchObject({
@@ -34,7 +33,7 @@ describe('what a caller is told of a sandbox that failed', () => {
   ] as const)('L-22: %s is %s', async (reason, code) => {
     const store = await stores.open();
     const { id, name } = await store.sandboxes.create(draft());
-    await store.sandboxes.fail(id, reason, sentenceOf(new DroverError('internal', 'it stood in the way', { hint: 'take it away' })));
+    await store.sandboxes.fail(id, { reason, message: 'it stood in the way', hint: 'take it away' });
     const row = await store.sandboxes.get(id);
     expect(row === undefined ? undefined : endedError(row)).toMatchObject({
       code,
@@ -52,7 +51,7 @@ describe('what a caller is told of a sandbox that failed', () => {
   ] as const)('R-2: a command that could not be started is no command that ended with %i', async (exitCode, code, hint) => {
     const store = await stores.open();
     const { id } = await store.sandboxes.create(draft());
-    await store.sandboxes.fail(id, 'start-failed', 'nope: it cannot be started');
+    await store.sandboxes.fail(id, { reason: 'start-failed', message: 'nope: it cannot be started', hint: '' });
     const row = await store.sandboxes.get(id);
     expect(row === undefined ? undefined : endedError({ ...row, exitCode })).toMatchObject({
       code,

@@ -1,5 +1,5 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { DroverError, isErrorCode, splitSentence, startFailure, type SandboxId } from '@drover/foundation';
+import { DroverError, isErrorCode, startFailure, type SandboxId } from '@drover/foundation';
 import { api, link } from '@drover/protocol';
 import { exitReportMs } from '../../limits.ts';
 import { labelOf, refuseContained, restartHint, sandboxState, type SandboxRow } from '../../model/index.ts';
@@ -30,11 +30,11 @@ function startFailed(row: SandboxRow): boolean {
 }
 
 /**
- * A sandbox that ended, in its own words.
- * @param hostName the host on which it failed, to be named; empty where it is not known
+ * The error for a caller that needs a sandbox which has ended.
+ * @param hostName the host on which it failed; empty where that is unknown
  */
 export function endedError(row: SandboxRow, hostName = ''): DroverError {
-  const { state, message } = sandboxState(row);
+  const { state, message, hint: known } = sandboxState(row);
   const own = message === '' ? '' : `: ${message}`;
   if (initFailed(row)) {
     // I-30: in the words of the step that failed, which may be any. What became of the copy afterwards is no answer to anything.
@@ -51,10 +51,9 @@ export function endedError(row: SandboxRow, hostName = ''): DroverError {
     });
   }
   if (failed(row)) {
-    // It never ran: what stood in its way, as the host said it, with its code.
-    const cause = splitSentence(message);
-    const text = `sandbox ${labelOf(row)} failed${hostName === '' ? '' : ` on host ${hostName}`}: ${cause.message}`;
-    const hint = cause.hint ?? `\`drover sandbox get ${labelOf(row)}\` shows more`;
+    // It never ran: the cause, as its host reported it, with its code.
+    const text = `sandbox ${labelOf(row)} failed${hostName === '' ? '' : ` on host ${hostName}`}: ${message}`;
+    const hint = known || `\`drover sandbox get ${labelOf(row)}\` shows more`;
     const error = new DroverError(isErrorCode(row.reason) ? row.reason : 'sandbox-not-running', text, { hint });
     // To a caller, a code of broken connections would say that it is worth calling again.
     return connectionBroke(error) ? new DroverError('sandbox-not-running', text, { hint }) : error;

@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { DroverError, hasCode, isSandboxId, Notifier, sentenceOf, type SandboxId } from '@drover/foundation';
+import { DroverError, hasCode, isSandboxId, Notifier, type SandboxId } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { containWaitMs, maxContainReasonLength } from '../../limits.ts';
 import { placeSandbox } from '../../placement/index.ts';
@@ -122,7 +122,7 @@ export function containmentMethods(context: ApiContext): Methods {
 }
 
 /** What is known of an action as it is stored; undefined: that shows later. */
-type Settled = { readonly done: boolean; readonly message: string } | undefined;
+type Settled = { readonly done: boolean; readonly message: string; readonly hint?: string } | undefined;
 const wasNot: Settled = { done: true, message: 'it was not in force' };
 
 function resultOf(action: ContainmentAction, settled: Settled): api.ContainmentResult {
@@ -197,7 +197,8 @@ async function wanted(wish: () => Promise<unknown>): Promise<Settled> {
     await wish();
     return undefined;
   } catch (error) {
-    if (hasCode(error, 'sandbox-not-running', 'failed-precondition')) return { done: false, message: sentenceOf(error) };
+    if (hasCode(error, 'sandbox-not-running', 'failed-precondition'))
+      return { done: false, message: error.message, hint: error.hint ?? '' };
     throw error;
   }
 }

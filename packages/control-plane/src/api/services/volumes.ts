@@ -29,7 +29,7 @@ export function volumeService(context: ApiContext): ServiceImpl<typeof api.Volum
         hostName: host?.name ?? '',
         sizeBytes: BigInt(row.sizeBytes),
         state: row.state,
-        message: messageOf(row, host, used.get(row.hostId)),
+        ...explanationOf(row, host, used.get(row.hostId)),
         createdAt: timestampFromMs(row.createdAt),
         sandboxes: [...(users.get(row.name) ?? [])],
         ...(usedBytes !== undefined && { usedBytes }),
@@ -108,10 +108,16 @@ async function findOrMake(store: Store, name: string, make: (tables: Tables) => 
 }
 
 /** @param held the volumes of its host; undefined: it could not be asked */
-function messageOf(row: VolumeRow, host: HostRow | undefined, held: ReadonlyMap<string, bigint> | undefined): string {
-  if (host?.removedAt !== undefined) return 'its host was removed: it can only be removed';
-  if (row.state === 'ready' && held?.has(row.name) === false) return 'its file is missing on the host: remove it and create it again';
-  return row.message;
+function explanationOf(
+  { name, state, message, hint }: VolumeRow,
+  host: HostRow | undefined,
+  held: ReadonlyMap<string, bigint> | undefined,
+): { readonly message: string; readonly hint: string } {
+  if (host?.removedAt !== undefined) return { message: 'its host was removed', hint: 'remove the volume' };
+  if (state === 'ready' && held?.has(name) === false) {
+    return { message: 'its file is missing on the host', hint: 'remove the volume and create it again' };
+  }
+  return { message, hint };
 }
 
 function checkSize(bytes: bigint): number {

@@ -10,6 +10,7 @@ import * as volumes from './006-volumes.ts';
 import * as exitSignal from './007-exit-signal.ts';
 import * as stopCauses from './008-stop-causes.ts';
 import * as hostDisk from './009-host-disk.ts';
+import * as hints from './010-hints.ts';
 
 /** In the order in which they run. A released one is never changed; a new one is appended. */
 export const migrations = [
@@ -22,6 +23,7 @@ export const migrations = [
   { name: '007-exit-signal', up: exitSignal.up },
   { name: '008-stop-causes', up: stopCauses.up },
   { name: '009-host-disk', up: hostDisk.up },
+  { name: '010-hints', up: hints.up },
 ] as const;
 
 /** Any number that no other program's advisory lock has: "drover" in ASCII. */

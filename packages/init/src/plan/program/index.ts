@@ -1,5 +1,5 @@
 import { readFileSync, writeSync } from 'node:fs';
-import { DroverError, sentenceOf } from '@drover/foundation';
+import { DroverError } from '@drover/foundation';
 import { userEnvironment } from '../own-program.ts';
 import { placeConfig } from './config.ts';
 import { cloneRepositories, setUpGit } from './git.ts';
@@ -27,7 +27,8 @@ export async function runBuiltInStep(name: string): Promise<number> {
     return await step(readFileSync(0), { home: env['HOME'] || '/', env });
   } catch (thrown) {
     const error = DroverError.from(thrown);
-    writeSync(2, `drover-step ${name}: ${sentenceOf(error).replaceAll(/\s+/g, ' ')}\n`);
+    const text = error.hint === undefined ? error.message : `${error.message}; ${error.hint}`;
+    writeSync(2, `drover-step ${name}: ${text.replaceAll(/\s+/g, ' ')}\n`);
     return error.code === 'command-not-found' ? error.exitCode : 1;
   }
 }

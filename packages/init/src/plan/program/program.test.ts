@@ -91,9 +91,9 @@ describe('I-29: step config', () => {
     [
       'the user may not write',
       '/root/forbidden',
-      /^drover-step config: \/root\/forbidden cannot be written by the sandbox's user 4321: permission denied — choose .*\n$/,
+      /^drover-step config: \/root\/forbidden cannot be written by the sandbox's user 4321: permission denied; choose .*\n$/,
     ],
-    ['is a directory', 'taken', /^drover-step config: .*\/taken cannot be made: something else is in its place — .*\n$/],
+    ['is a directory', 'taken', /^drover-step config: .*\/taken cannot be made: something else is in its place; .*\n$/],
     ['is none', '', /^drover-step config: "" cannot be a path\n$/],
   ])('says in one line when a path %s', async (_, path, message) => {
     mkdirSync(join(home, 'taken'));
@@ -199,9 +199,9 @@ describe('I-29: step git', () => {
   });
 
   it.each<[string, MessageInitShape<typeof init.GitCloneSchema>, RegExp]>([
-    ['has something else in its place', { path: 'taken' }, /taken holds files already, and is not a git repository — choose another path/],
-    ['has no such ref', { path: 'repo', ref: 'nowhere' }, /has no nowhere: .* — name a branch/],
-    ['is not there', { url: '/no/such/repository', path: 'repo' }, /\/no\/such\/repository cannot be cloned: .* — check the address/],
+    ['has something else in its place', { path: 'taken' }, /taken holds files already, and is not a git repository; choose another path/],
+    ['has no such ref', { path: 'repo', ref: 'nowhere' }, /has no nowhere: .*; name a branch/],
+    ['is not there', { url: '/no/such/repository', path: 'repo' }, /\/no\/such\/repository cannot be cloned: .*; check the address/],
     ['is asked for an option', { path: 'repo', ref: '--exec=x' }, /"--exec=x" cannot be a git ref/],
   ])('says in one line when a clone %s, and leaves nothing', async (_, clone, message) => {
     mkdirSync(join(home, 'taken'));
@@ -222,7 +222,7 @@ describe('I-29: step git', () => {
   it('of an image without git says so, with the status of a command that is not there', async () => {
     const end = await git({ config: { 'user.name': 'x' } }, ['PATH=/nowhere']);
     expect(end.code).toBe(127);
-    expect(end.stderr).toBe('drover-step git: the image has no git — use an image with git in it, or leave git out of the setup\n');
+    expect(end.stderr).toBe('drover-step git: the image has no git; use an image with git in it, or leave git out of the setup\n');
   });
 });
 
@@ -246,7 +246,7 @@ describe('I-29: step post-init', () => {
   it('of an image without the interpreter says so', async () => {
     const end = await postInit('#!/no/such/interpreter\n');
     expect(end.code).toBe(127);
-    expect(end.stderr).toMatch(/^drover-step post-init: the image has no \/no\/such\/interpreter to run the script with — name .*\n$/);
+    expect(end.stderr).toMatch(/^drover-step post-init: the image has no \/no\/such\/interpreter to run the script with; name .*\n$/);
   });
 
   it('has the environment as the user chose it, which does not touch the step itself', async () => {
