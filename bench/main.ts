@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { defaultStandbys } from '@drover/agent';
-import { connectDrover } from '@drover/sdk';
+import { connectDrover, type DroverClient } from '@drover/sdk';
 import {
   endProcesses,
   eventually,
@@ -17,6 +17,7 @@ import {
   TestDrover,
 } from '../e2e/harness/index.ts';
 import { measureCopy } from './copy/copy.ts';
+import { measureCpu, type MeasuredHost } from './create/cpu.ts';
 import { measureCreate } from './create/create.ts';
 import { Docker } from './create/docker.ts';
 import { commandLine, throughApi } from './create/first-byte.ts';
@@ -29,7 +30,7 @@ import { measureSessions } from './sessions/sessions.ts';
 import { reportOf } from './report.ts';
 import type { Results, Section } from './result.ts';
 
-const names = ['create', 'memory', 'copy', 'sessions', 'hub', 'hosts'] as const;
+const names = ['create', 'cpu', 'memory', 'copy', 'sessions', 'hub', 'hosts'] as const;
 type Name = (typeof names)[number];
 /** The longest that a run may take, ms. Then it is ended, and what it started with it. */
 const limitMs = { full: 1_200_000, quick: 180_000 };
@@ -156,7 +157,7 @@ class RunRecord {
 /** Every section that is wanted. One that fails does not keep the others from being measured. */
 async function measureAll(quick: boolean, scratch: string, wanted: (name: Name) => boolean, record: RunRecord): Promise<void> {
   const parts: readonly (readonly [readonly Name[], () => Promise<void>])[] = [
-    [['create', 'memory', 'copy', 'sessions'], async () => await onOneDrover(quick, wanted, record)],
+    [['create', 'cpu', 'memory', 'copy', 'sessions'], async () => await onOneDrover(quick, wanted, record)],
     [['hub'], async () => record.add(await measureHub(quick, scratch))],
     [['hosts'], async () => record.add(await measureHosts(quick, scratch))],
   ];
@@ -199,43 +200,65 @@ async function onOneDrover(quick: boolean, wanted: (name: Name) => boolean, reco
   const ofDocker = docker === undefined ? [] : [await docker.way(rootfs)];
   const image = `dir:${rootfs}`;
 
-  if (wanted('create')) {
-    const env = { ...process.env, ...drover.environment };
-    const launcher = join(repository, 'drover');
-    const typed = (name: string, ofImage: string, words: readonly string[]) =>
-      commandLine(
-        name,
-        () => [launcher, 'run', '--rm', ofImage, '--', ...words],
-        env,
-        async () => undefined,
-      );
+  const quiet = async (): Promise<void> => {
+    await eventually('the standbys are ready', async () => (await readyStandbys(drover.data)) === standbys);
+  };
+  if (wanted('create') || wanted('cpu')) {
     await using plain = await TestDrover.start(['--pool', plainPool, '--cpus', offeredCpus, '--standbys', '0']);
     const plainClient = await connectDrover(await plain.connection());
     held.defer(() => plainClient.close());
-    add(
-      await measureCreate({
-        quick,
-        scratch: directory,
-        onProgress: record.progress,
-        quiet: async () => {
-          await eventually('the standbys are ready', async () => (await readyStandbys(drover.data)) === standbys);
-        },
-        ways: [
-          throughApi('API, busybox', client, image),
-          throughApi('API, busybox, without standbys', plainClient, image),
-          throughApi('API, `host`', client, 'host'),
-          typed('`drover run`, busybox', image, ['/bin/busybox', 'echo', 'first']),
-          await bareRunc(needProgram('runc', 'runc'), rootfs, directory),
-          ...ofDocker,
-        ],
-        bare: 'runc run',
-        absent: 'absent' in started ? [started.absent] : [],
-      }),
-    );
+    if (wanted('create')) {
+      const env = { ...process.env, ...drover.environment };
+      const launcher = join(repository, 'drover');
+      const typed = (name: string, ofImage: string, words: readonly string[]) =>
+        commandLine(
+          name,
+          () => [launcher, 'run', '--rm', ofImage, '--', ...words],
+          env,
+          async () => undefined,
+        );
+      add(
+        await measureCreate({
+          quick,
+          scratch: directory,
+          onProgress: record.progress,
+          quiet,
+          ways: [
+            throughApi('API, busybox', client, image),
+            throughApi('API, busybox, without standbys', plainClient, image),
+            throughApi('API, `host`', client, 'host'),
+            typed('`drover run`, busybox', image, ['/bin/busybox', 'echo', 'first']),
+            await bareRunc(needProgram('runc', 'runc'), rootfs, directory),
+            ...ofDocker,
+          ],
+          bare: 'runc run',
+          absent: 'absent' in started ? [started.absent] : [],
+        }),
+      );
+    }
+    if (wanted('cpu')) {
+      const hosts = [
+        await measuredHost('with standbys', drover, client, quiet),
+        await measuredHost('without standbys', plain, plainClient, async () => undefined),
+      ];
+      add(await measureCpu(hosts, image, quick));
+    }
   }
   if (wanted('memory')) add(await measureMemory({ client, image, stateDirectory: join(drover.data, 'host'), docker }));
   if (wanted('copy')) add(await measureCopy({ quick, drover, client, scratch: directory }));
   if (wanted('sessions')) add(await measureSessions({ quick, scratch: directory, client, image }));
+}
+
+async function measuredHost(name: string, drover: TestDrover, client: DroverClient, quiet: () => Promise<void>): Promise<MeasuredHost> {
+  return {
+    name,
+    client,
+    quiet,
+    controlPlane: await drover.pidOf('serve'),
+    agent: await drover.pidOf('agent'),
+    gateway: await drover.pidOf('gateway'),
+    stateDirectory: join(drover.data, 'host'),
+  };
 }
 
 try {
