@@ -1,8 +1,8 @@
 import { isUtf8 } from 'node:buffer';
 import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
-import { clip, DroverError, parseName, readAtMost, reasonOf } from '@drover/foundation';
-import { parseLabel } from '@drover/spec';
+import { clip, DroverError, formatBytes, parseName, readAtMost, reasonOf } from '@drover/foundation';
+import { parseBytes, parseLabel } from '@drover/spec';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
@@ -107,6 +107,18 @@ export async function parseAllow(texts: readonly string[]): Promise<string[]> {
   // Only here: the library for addresses would add milliseconds to every command.
   const { parseShortRule } = await import('@drover/spec/policy');
   return texts.map((text) => parseShortRule(text).text);
+}
+
+/**
+ * The size that a flag asks for. The control plane has the same limits, but knows only bytes, and not what was typed.
+ * @throws {DroverError} invalid-argument
+ */
+export function parseSize(flag: string, text: string, leastBytes = 1, mostBytes = Number.MAX_SAFE_INTEGER): number {
+  const bytes = parseBytes(text);
+  if (bytes >= leastBytes && bytes <= mostBytes) return bytes;
+  const [what, hint] =
+    bytes < leastBytes ? ['small', `at least ${formatBytes(leastBytes)}`] : ['large', `at most ${formatBytes(mostBytes)}`];
+  throw new DroverError('invalid-argument', `${flag} ${JSON.stringify(clip(text))} is too ${what}`, { hint: `give ${hint}` });
 }
 
 /** `LOCAL:REMOTE` or one port for both; LOCAL may be 0, and `ADDRESS:LOCAL:REMOTE` listens elsewhere than on 127.0.0.1. */

@@ -1,4 +1,4 @@
-import { parseName, parseProject } from '@drover/foundation';
+import { DroverError, parseName, parseProject } from '@drover/foundation';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
 import {
   absoluteImageReference,
@@ -6,12 +6,12 @@ import {
   maxPids,
   maxStopGraceMs,
   maxTtlSeconds,
-  parseBytes,
+  minMemoryBytes,
   parseCount,
   parseCpus,
   parseDurationWithin,
 } from '@drover/spec';
-import { parseAllow, parseCommand, parseEnv, parseLabels, parseVolume, readEnvFile } from '../../parse.ts';
+import { parseAllow, parseCommand, parseEnv, parseLabels, parseSize, parseVolume, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
 import { terminalSize } from '../../attach.ts';
@@ -72,9 +72,7 @@ export async function createOptions(
     hostname: flags.hostname ?? '',
     resources: {
       cpuMillis: flags.cpus === undefined ? 0 : parseCpus(flags.cpus),
-      memoryBytes: flags.memory === undefined ? 0n : BigInt(parseBytes(flags.memory)),
-      diskBytes: flags.disk === undefined ? 0n : BigInt(parseBytes(flags.disk)),
-      shmBytes: flags.shmSize === undefined ? 0n : BigInt(parseBytes(flags.shmSize)),
+      ...sizesOf(flags),
       pids: flags.pids === undefined ? 0 : parseCount('--pids', flags.pids, maxPids),
     },
     terminal: streams.terminal,
@@ -111,4 +109,25 @@ function secondsOf(flag: string, text: string | undefined): bigint {
 /** The grace of a stop. None at all is the least on the wire, where 0 means the default. @throws {DroverError} invalid-argument */
 export function parseStopGrace(flag: string, text: string): number {
   return Math.max(killGraceMs, parseDurationWithin(flag, text, 0, maxStopGraceMs));
+}
+
+function sizesOf({ memory, disk, shmSize }: SpecFlags): {
+  readonly memoryBytes: bigint;
+  readonly diskBytes: bigint;
+  readonly shmBytes: bigint;
+} {
+  const memoryBytes = memory === undefined ? 0 : parseSize('--memory', memory, minMemoryBytes);
+  const diskBytes = disk === undefined ? 0 : parseSize('--disk', disk);
+  const shmBytes = shmSize === undefined ? 0 : parseSize('--shm-size', shmSize);
+  // What is in /dev/shm is memory of the sandbox.
+  if (memory !== undefined && shmSize !== undefined && shmBytes > memoryBytes) {
+    throw new DroverError(
+      'invalid-argument',
+      `--shm-size ${JSON.stringify(shmSize)} is more than the memory limit, --memory ${JSON.stringify(memory)}`,
+      {
+        hint: 'raise --memory, or lower --shm-size',
+      },
+    );
+  }
+  return { memoryBytes: BigInt(memoryBytes), diskBytes: BigInt(diskBytes), shmBytes: BigInt(shmBytes) };
 }

@@ -2,9 +2,10 @@ import { timestampDate } from '@bufbuild/protobuf/wkt';
 import type { JsonValue } from '@bufbuild/protobuf';
 import { formatBytes } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { parseBytes } from '@drover/spec';
+import { maxVolumeBytes, minVolumeBytes } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
 import { type Column, messageJson } from '../../output/index.ts';
+import { parseSize } from '../../parse.ts';
 
 const volumeJson = (volume: api.Volume): JsonValue => messageJson(api.VolumeSchema, volume);
 const used = (volume: api.Volume): string => (volume.usedBytes === undefined ? '' : formatBytes(Number(volume.usedBytes)));
@@ -20,7 +21,7 @@ const columns: readonly Column<api.Volume>[] = [
 
 /** prints the name of the new volume. */
 export async function create(cli: Cli, [name]: readonly [string], flags: { readonly size: string; readonly host?: string }): Promise<void> {
-  const sizeBytes = parseBytes(flags.size);
+  const sizeBytes = parseSize('--size', flags.size, minVolumeBytes, maxVolumeBytes);
   const client = await cli.connect();
   const volume = await client.volumes.create(name, {
     sizeBytes,
