@@ -426,6 +426,12 @@ describe('doctor finds the usual causes first', () => {
     );
   });
 
+  test('without flags it looks at what the running up was started with', async () => {
+    const { stdout } = await drover.run(['doctor']);
+    expect(stdout).toContain(` free at ${drover.data}\n`);
+    expect(stdout).toMatch(/^ok {7}port: drover answers on /m);
+  });
+
   test('no runc and no crun', async () => {
     const { code, stdout } = await without(['runc', 'crun'], doctor());
     expect(stdout).toMatch(/^problem {2}container runtime: there is neither runc nor crun\n +hint: apt-get install runc$/m);
