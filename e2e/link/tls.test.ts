@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { connect } from 'node:tls';
 import { create } from '@bufbuild/protobuf';
 import { FakeClock, newSandboxId } from '@drover/foundation';
+import { createLogger } from '@drover/foundation/log';
 import { createKeyAndRequest } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { status } from '@grpc/grpc-js';
@@ -71,6 +72,16 @@ describe('the TLS of the link', () => {
     returning.relay.cut();
     await until('it is back', async () => returning.link.connected && (await world.row(returning.id)).epoch > firstEpoch);
     expect(returning.link.resumed).toBe(true);
+  });
+
+  it.each([
+    ['the control plane', { controlPlaneLifetimeMs: -1_000 }],
+    ['the host', { hostLifetimeMs: -1_000 }],
+  ])('L-5: a host that cannot connect because the certificate of %s has expired names its clock', async (_, lifetimes) => {
+    await using world = await World.open(sqlite, lifetimes);
+    let log = '';
+    await world.host({ logger: createLogger({ name: 'agent', destination: { write: (line: string) => void (log += line) } }) });
+    await until('it says so', () => /(?:expired|not valid now): the clock of this machine says \d{4}-/.test(log));
   });
 
   it('L-12: connections that say nothing keep nobody from a handshake, and are closed after a while', async () => {

@@ -1,3 +1,4 @@
+import { X509Certificate } from 'node:crypto';
 import type { Duplex } from 'node:stream';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { Backoff, DroverError, newId, systemClock, type Clock, type Logger, type SandboxId } from '@drover/foundation';
@@ -127,7 +128,9 @@ export class AgentLink {
         // L-12: the server's delay goes first.
         const told = Math.min(ending.goAway?.reconnectAfterMs ?? 0, maxServerDelayMs);
         const delayMs = told > 0 ? told : backoff.nextMs();
-        this.#logger.warn({ reason: ending.reason, delayMs }, 'the link is down; dialling again');
+        const failure = this.#tls.takeFailure();
+        const reason = (ending.since === undefined ? this.#clockReason(failure) : undefined) ?? ending.reason;
+        this.#logger.warn({ reason, delayMs }, 'the link is down; dialling again');
         try {
           await this.#clock.sleep(delayMs, signal);
         } catch {
@@ -140,6 +143,19 @@ export class AgentLink {
       stopListening();
       this.#closeClient();
     }
+  }
+
+  /**
+   * Which clocks to compare, when a connection broke because of the dates of the control plane's certificate, or while those of this host's
+   * do not include the present time: then the control plane closes the connection.
+   */
+  #clockReason(failure: NodeJS.ErrnoException | undefined): string | undefined {
+    const { validFrom, validTo, validFromDate, validToDate } = new X509Certificate(this.#options.credentials.current.certificatePem);
+    const now = new Date(this.#clock.now());
+    const isRefused = now < validFromDate || now > validToDate;
+    if (!isRefused && !/EXPIRED|NOT_YET_VALID/.test(failure?.code ?? '')) return undefined;
+    const why = isRefused ? "this host's certificate is not valid now" : `of the control plane: ${failure?.message}`;
+    return `${why}: the clock of this machine says ${now.toISOString()}, and its certificate is valid from ${validFrom} to ${validTo}; compare this clock with the control plane's`;
   }
 
   /** One stream, from dialling to its end. */

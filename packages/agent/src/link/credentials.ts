@@ -16,6 +16,7 @@ export class HostTls {
   #contextOf: HostIdentity | undefined;
   #session: Buffer | undefined;
   #resumed = false;
+  #failure: Error | undefined;
 
   constructor(store: CredentialsStore) {
     this.#store = store;
@@ -24,6 +25,13 @@ export class HostTls {
   /** The last handshake resumed a session (RFC 8446, section 2.2): no certificates, no signatures. */
   get resumed(): boolean {
     return this.#resumed;
+  }
+
+  /** Why a connection broke, in its handshake or later, since the last call of this. gRPC reports only that it did. */
+  takeFailure(): Error | undefined {
+    const failure = this.#failure;
+    this.#failure = undefined;
+    return failure;
   }
 
   #secureContext(): SecureContext {
@@ -59,8 +67,11 @@ export class HostTls {
           resolve(secured);
         },
       );
-      // Stays for the socket's life: what breaks later is seen by the streams on it.
-      secured.on('error', reject);
+      // Stays for the socket's life: with TLS 1.3 a server refuses a client's certificate after the handshake.
+      secured.on('error', (error) => {
+        this.#failure = error;
+        reject(error);
+      });
       secured.once('close', () => reject(new Error('the connection was closed')));
       secured.on('session', (session: Buffer) => {
         if (this.#context === secureContext) this.#session = session;
