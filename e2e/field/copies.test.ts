@@ -51,15 +51,17 @@ describe('copies are exact, or they fail', () => {
 
   test('onto a link to a directory a copy goes into the directory, and a link to a file keeps leading to it', async () => {
     writeFileSync(here('tool'), '#!/bin/sh\necho tool\n', { mode: 0o755 });
-    const links = await inside('web', 'readlink /bin /lib');
-    await copied(here('tool'), 'web:/bin');
-    await copied(here('tool'), 'web:/lib');
-    expect(await inside('web', 'tool; ls /usr/bin/tool /usr/lib/tool; readlink /bin /lib')).toBe(
+    await drover.begin('links', ['sleep', 'infinity']);
+    const links = await inside('links', 'readlink /bin /lib');
+    await copied(here('tool'), 'links:/bin');
+    expect(await inside('links', 'readlink /bin /lib')).toBe(links);
+    await copied(here('tool'), 'links:/lib');
+    expect(await inside('links', 'tool; ls /usr/bin/tool /usr/lib/tool; readlink /bin /lib')).toBe(
       `tool\n/usr/bin/tool\n/usr/lib/tool\n${links}`,
     );
-    await inside('web', 'cd /var/tmp; echo old > real; ln -s real link');
-    await copied(here('tool'), 'web:/var/tmp/link');
-    expect(await inside('web', 'cd /var/tmp; readlink link; tail -1 real')).toBe('real\necho tool\n');
+    await inside('links', 'cd /var/tmp; echo old > real; ln -s real link');
+    await copied(here('tool'), 'links:/var/tmp/link');
+    expect(await inside('links', 'cd /var/tmp; readlink link; tail -1 real')).toBe('real\necho tool\n');
   });
 
   test('a setup file does not replace a link to a directory', async () => {

@@ -23,15 +23,16 @@ afterAll(async () => {
 });
 
 test('a paste into a terminal whose program does not read holds up nothing else, and arrives whole when it reads', async () => {
+  await drover.begin('pasted', ['sleep', '1d']);
   const paste = Buffer.from(randomBytes(200_000).toString('hex'));
   const script = `stty raw -echo; echo ready; until [ -e /tmp/go ]; do sleep 0.1; done; head -c ${paste.length} | sha256sum`;
-  const handle = client.sandboxes.exec('web', { argv: ['sh', '-c', script], terminal: true, stdin: true });
+  const handle = client.sandboxes.exec('pasted', { argv: ['sh', '-c', script], terminal: true, stdin: true });
   handle.stderr.resume();
   const [first] = (await once(handle.stdout, 'data')) as [Buffer];
   expect(first.toString()).toContain('ready');
   handle.stdin.write(paste);
-  expect(await drover.exec('web', ['true'])).toMatchObject({ code: 0 });
-  await drover.exec('web', ['touch', '/tmp/go']);
+  expect(await drover.run(['exec', '-n', 'pasted', 'true'], { timeoutMs: 30_000 })).toMatchObject({ code: 0 });
+  await drover.exec('pasted', ['touch', '/tmp/go']);
   expect(await text(handle.stdout)).toContain(createHash('sha256').update(paste).digest('hex'));
   expect(await handle.exit).toMatchObject({ code: 0 });
 });
@@ -112,21 +113,24 @@ test('with -n a loop over lines runs exec for each of them', async () => {
 });
 
 test('forwards have a bound of their own: an exec does not wait for them', async () => {
+  await drover.begin('forwarded', ['sleep', '1d']);
   const server =
     'import socket; s = socket.create_server(("127.0.0.1", 7777), backlog=512); print("ready", flush=True); a = []\nwhile True: a.append(s.accept())';
-  const listener = client.sandboxes.exec('web', { argv: ['python3', '-c', server] });
+  const listener = client.sandboxes.exec('forwarded', { argv: ['python3', '-c', server] });
   listener.stderr.resume();
   await once(listener.stdout, 'data');
-  const forwards = Array.from({ length: 300 }, () => client.sandboxes.forward('web', 7777));
+  const forwards = Array.from({ length: 300 }, () => client.sandboxes.forward('forwarded', 7777));
   const refusals: string[] = [];
   for (const forward of forwards) {
     forward.on('error', (error) => refusals.push(error.message));
     forward.resume();
     forward.write('hello');
   }
+  const exec = async (): Promise<unknown> => await drover.run(['exec', '-n', 'forwarded', 'true'], { timeoutMs: 30_000 });
+  expect(await exec()).toMatchObject({ code: 0 });
   await eventually('those above the bound are refused', () => refusals.length >= 300 - 128);
   expect(refusals.every((message) => message.includes('128 connections are forwarded into the sandbox already'))).toBe(true);
-  expect(await drover.exec('web', ['true'])).toMatchObject({ code: 0 });
+  expect(await exec()).toMatchObject({ code: 0 });
   for (const forward of forwards) forward.destroy();
   listener.kill('SIGKILL');
   await listener.exit;

@@ -6,10 +6,12 @@ import { eventually, isAlive, sharedDirectory, TestDrover, type Spec } from '../
 
 interface SandboxJson {
   readonly id: string;
+  readonly name: string;
   readonly state: string;
   readonly reason: string;
   readonly message: string;
   readonly startCount: number;
+  readonly session: { readonly state: string; readonly since: string };
   readonly identity: { readonly thumbprint: string; readonly commonName: string };
   readonly init: { readonly state: string; readonly stepName?: string };
 }
@@ -33,7 +35,7 @@ exec sh -c "$2"
 `;
 
 /** Every built-in step, and a hook that counts its runs. */
-const prepared = (post: string): Spec => ({
+const prepared = (post: string, server = 'origin'): Spec => ({
   image: 'host',
   env: [
     { name: 'HOME', value: '/root' },
@@ -50,7 +52,7 @@ const prepared = (post: string): Spec => ({
     ],
     git: {
       config: { 'user.name': 'A Robot', 'safe.directory': '*' },
-      clones: [{ url: 'ssh://git@origin/shared/origin.git', path: 'project', ref: '' }],
+      clones: [{ url: `ssh://git@${server}/shared/origin.git`, path: 'project', ref: '' }],
     },
     ssh: { knownHosts: ['origin ssh-ed25519 AAAA'], keys: [], config: '' },
     postInit: `#!/bin/sh\n${post}\n`,
@@ -79,14 +81,17 @@ async function killServe(): Promise<void> {
   await eventually('the next one answers', async () => await drover.answers());
 }
 
-/** Kills the control plane and waits for the sandbox's next session. */
-async function reconnect({ id }: SandboxJson): Promise<void> {
-  const connected = (types: readonly string[]): number => types.filter((type) => type === 'SessionConnected').length;
-  const before = (await eventsOf('--subject', id, '--kind', 'session')).map(({ type }) => type);
+/** Kills the control plane and waits until each sandbox has its next session and a completed plan, or runs no longer. */
+async function reconnect(names: readonly string[]): Promise<void> {
+  const before = await Promise.all(names.map(sandbox));
   await killServe();
-  await drover.saw(id, ['session'], (types) => connected(types) > connected(before));
-  // A call goes out on the new session, after what Hello begins.
-  await inside(id, 'true');
+  for (const { name, session } of before) {
+    await eventually(`${name} has its next session`, async () => {
+      const now = await sandbox(name);
+      const connected = now.session.state === 'connected' && now.session.since !== session.since;
+      return now.state !== 'running' || (connected && now.init.state === 'completed');
+    });
+  }
 }
 
 beforeAll(async () => {
@@ -106,29 +111,52 @@ beforeAll(async () => {
 });
 afterAll(async () => await drover[Symbol.asyncDispose]());
 
-describe('I-32: a reconnect', () => {
-  test('leaves a prepared workload as it is, whatever it made of what the setup had put there', async () => {
-    const row = await drover.begin<SandboxJson>('web', ['sh', '-c', 'echo begun; sleep 1d'], prepared('echo ran >> /shared/web'));
-    // I-29: the clone came after ssh, through which it went.
-    expect(await inside('web', 'cat /root/project/README')).toBe('from origin\n');
-    await inside(
-      'web',
-      `cd /root; git -C project remote set-url origin https://elsewhere.example/x; git config --global user.name Somebody
-       echo mine > settings; rm notes; mkdir notes; echo precious > notes/one; rm .ssh/known_hosts`,
+/** What a workload does to what its setup made, how that is looked at, and what is then printed. */
+const changes: Readonly<Record<string, readonly [change: string, look: string, expected: string]>> = {
+  remote: [
+    'git -C project remote set-url origin https://elsewhere.example/x',
+    'git -C project remote get-url origin',
+    'https://elsewhere.example/x\n',
+  ],
+  directory: ['rm notes; mkdir notes; echo precious > notes/one', 'cat notes/one', 'precious\n'],
+  web: [
+    'echo mine > settings; git config --global user.name Somebody; rm .ssh/known_hosts',
+    'cat settings; git config --global user.name; ls -A .ssh',
+    'mine\nSomebody\ndeploy\n',
+  ],
+};
+
+describe('I-32: a reconnect leaves a prepared workload as it is', () => {
+  let before: readonly EventJson[];
+
+  beforeAll(async () => {
+    await Promise.all(
+      Object.entries(changes).map(async ([name, [change]]) => {
+        await drover.begin(name, ['sh', '-c', 'echo begun; sleep 1d'], prepared(`echo ran >> /shared/${name}`));
+        // I-29: the clone came after ssh, through which it went.
+        expect(await inside(name, `cat /root/project/README; cd /root; ${change}`)).toBe('from origin\n');
+      }),
     );
-    const before = await eventsOf('--subject', 'web', '--kind', 'init,identity');
-    await reconnect(row);
-    await reconnect(row);
-    const look =
-      'cd /root; cat settings notes/one; git -C project remote get-url origin; git config --global user.name; ls -A .ssh; cat /shared/web';
-    expect(await inside('web', look)).toBe('mine\nprecious\nhttps://elsewhere.example/x\nSomebody\ndeploy\nran\n');
-    expect(await drover.logs('web')).toBe('begun\n');
-    expect(await sandbox('web')).toMatchObject({ state: 'running', startCount: 1, init: { state: 'completed' } });
-    // Neither the plan nor the registration is told of again (I-34).
-    expect(await eventsOf('--subject', 'web', '--kind', 'init,identity')).toEqual(before);
-    expect(before.filter(({ type }) => type === 'AgentRegistered')).toHaveLength(1);
+    before = await eventsOf('--subject', (await sandbox('web')).id, '--kind', 'init,identity');
+    for (let i = 0; i < 2; i++) await reconnect(Object.keys(changes));
   });
 
+  test.each(Object.entries(changes))('%s', async (name, [, look, expected]) => {
+    const { state, message, ...seen } = await sandbox(name);
+    expect({ state, message: state === 'running' ? '' : message }).toEqual({ state: 'running', message: '' });
+    expect(await inside(name, `cd /root; ${look}`)).toBe(expected);
+    expect(seen).toMatchObject({ startCount: 1, init: { state: 'completed' } });
+    expect(await drover.logs(name)).toBe('begun\n');
+    expect(await readFile(join(shared, name), 'utf8')).toBe('ran\n');
+  });
+
+  test('and neither the plan nor the registration is an event again (I-34)', async () => {
+    expect(await eventsOf('--subject', (await sandbox('web')).id, '--kind', 'init,identity')).toEqual(before);
+    expect(before.filter(({ type }) => type === 'AgentRegistered')).toHaveLength(1);
+  });
+});
+
+describe('I-32: a reconnect in the middle of a plan', () => {
   test('runs the steps that are missing, and no other', async () => {
     const post = 'echo changed > /root/settings; echo began >> /shared/half; until [ -e /shared/go ]; do sleep 0.1; done';
     await drover.create('half', ['sleep', '1d'], prepared(post));
@@ -155,7 +183,7 @@ describe('I-32: a reconnect', () => {
 
 describe('a new start', () => {
   test('applies files, git settings and ssh again, and leaves a repository alone', async () => {
-    await inside('web', 'rm -r /root/notes');
+    await inside('web', 'git -C /root/project remote set-url origin https://elsewhere.example/x');
     await drover.stop('web');
     expect(await drover.run(['sandbox', 'start', 'web'])).toMatchObject({ code: 0, stdout: 'web\n' });
     const look = 'cd /root; cat settings notes; git -C project remote get-url origin; git config --global user.name; cat .ssh/known_hosts';
@@ -215,9 +243,8 @@ ssh:
     expect(await sandbox(name)).toMatchObject({ state: 'failed', reason: 'init-failed' });
   });
 
-  test('by wait --for running after create --no-wait, and by start', async () => {
-    const made = await drover.run(['sandbox', 'create', '--no-wait', '--name', 'later', ...args], { env: { deploy: 'KEY' } });
-    expect(made).toMatchObject({ code: 0, stdout: 'later\n' });
+  test('by wait --for running, and by start', async () => {
+    await drover.create('later', ['sleep', '1d'], prepared('true', 'stranger'));
     for (const command of [
       ['sandbox', 'wait', '--for', 'running', 'later'],
       ['sandbox', 'start', 'later'],
@@ -234,9 +261,10 @@ ssh:
 
 describe('what a sandbox is called', () => {
   test('every event of it carries its name; --subject takes the name, --tail begins with the last ones', async () => {
-    const events = await eventsOf('--subject', 'web');
+    const events = await eventsOf('--subject', (await sandbox('web')).id);
     expect(new Set(events.map(({ kind }) => kind))).toEqual(new Set(['sandbox', 'session', 'identity', 'init']));
     expect(events.filter(({ data }) => data['name'] !== 'web')).toEqual([]);
+    expect(await eventsOf('--subject', 'web')).toEqual(events);
     expect(await eventsOf('--subject', 'web', '--tail', '3')).toEqual(events.slice(-3));
     const init = events.filter(({ kind }) => kind === 'init');
     expect(await eventsOf('--subject', 'web', '--kind', 'init', '--tail', '2')).toEqual(init.slice(-2));
@@ -273,6 +301,6 @@ describe('a command that waits and is overtaken', () => {
     expect(await drover.run(['sandbox', 'start', 'slow'])).toMatchObject({ code: 0 });
     const { code, stderr } = await stopping;
     expect(code).toBe(4);
-    expect(stderr).toMatch(/^drover: sandbox slow was started again while this command waited for it\n {2}hint: /);
+    expect(stderr).toMatch(/^drover: sandbox slow was started again while this command waited for it\n {2}hint: /m);
   });
 });

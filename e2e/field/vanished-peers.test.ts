@@ -54,13 +54,16 @@ test.concurrent('9.2: a session that is lost is shown as lost, and is redialled 
 }, async () => {
   const { id } = await drover.begin<Seen>('web', ['sleep', '1d']);
   const restore = await cutInit(id);
+  let shown: unknown;
   const lost = await eventually(
     'the session is lost',
     async () => {
       const seen = await drover.sandbox<Seen>('web');
+      shown = { session: seen.session, identity: seen.identity };
       return seen.identity.reason === 'session-lost' ? seen : undefined;
     },
     180_000,
+    () => shown,
   );
   expect(lost).toMatchObject({ state: 'running', startCount: 1, identity: { verdict: 'unknown' } });
   expect((await drover.run(['sandbox', 'ls'])).stdout).toMatch(/web.*session lost/);
