@@ -297,9 +297,14 @@ while True: os.read(fd, 1 << 17)
     await drover.create('hung-image', ['true'], { image: `dir:${hang}/root` });
     await drover.create('hung-archive', ['true'], { image: `oci-archive:${hang}/archive.tar` });
     for (const [name, path] of [...names.map((each) => [each, 'data']), ['hung-image', 'root'], ['hung-archive', 'archive.tar']]) {
-      await eventually(`${name} names the path`, async () =>
-        (await drover.sandbox<{ message?: string }>(name as string)).message?.includes(`${hang}/${path} on the host does not respond`),
-      );
+      let seen: unknown;
+      const named = async (): Promise<boolean> => {
+        const { state, message = '' } = await drover.sandbox<{ state: string; message?: string }>(name as string);
+        const [host] = await drover.hosts<{ state: string }>();
+        seen = { host: host?.state, state, message };
+        return message.includes(`${hang}/${path} on the host does not respond`);
+      };
+      await eventually(`${name} names the path`, named, 30_000, () => seen);
     }
     // While all of them hang, and for longer than a host may be silent.
     expect(await drover.hosts()).toMatchObject([{ state: 'ready' }]);

@@ -154,9 +154,9 @@ export class TestDrover implements AsyncDisposable {
     return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
   }
 
-  /** Runs `drover -o json ARGS…` and gives what it printed; rejects when it fails. */
+  /** Runs `drover ARGS… -o json` and gives what it printed; rejects when it fails. */
   async json<T = Record<string, unknown>>(args: readonly string[]): Promise<T> {
-    const { code, stdout, stderr } = await this.run(['-o', 'json', ...args]);
+    const { code, stdout, stderr } = await this.run([...args, '-o', 'json']);
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
     return JSON.parse(stdout) as T;
   }
