@@ -20,8 +20,6 @@ export const uidRangeSize = 65_536;
 export const uidRangeCount = 16_384;
 /** User namespaces made ahead of the creates that will use them. */
 export const warmUserNamespaces = 16;
-/** How long a sandbox's cgroups may take to empty after SIGKILL; then they are left to the next sweep. Milliseconds. */
-export const cgroupRemovalMs = 10_000;
 /** How long a path of the host outside the agent's directory may take to respond; then what needs it fails with unavailable. Milliseconds. */
 export const foreignMs = 5_000;
 /** What is read of the file with registry credentials. No more than `programOutputBytes`. Bytes. */

@@ -29,3 +29,7 @@ export { killedProgramMs } from './limits.ts';
 
 // Mounts and namespaces.
 export { isMounted, mountPoints, mountProgram, Mounts, type MountOption, type OverlayOptions } from './mounts.ts';
+export { makeUserNamespace } from './user-namespaces.ts';
+
+// Cgroups.
+export { Cgroups, ownOomKills, type CgroupLimits, type CgroupUsage } from './cgroups.ts';

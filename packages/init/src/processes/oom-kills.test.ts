@@ -34,7 +34,7 @@ describe.each([
     await count(0);
     const kills = new OomKills(root, () => now);
     await count(1);
-    kills.look();
+    kills.count();
     now += oomClaimMs + 1;
     expect(kills.claim()).toBe(false);
   });

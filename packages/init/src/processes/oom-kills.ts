@@ -1,30 +1,27 @@
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { ownOomKills } from '@drover/linux';
 import { oomClaimMs } from '../limits.ts';
 
-/** The kernel's own count of kills in this sandbox's cgroup: version 2, and version 1 or hybrid. */
-const counters = ['memory.events', 'memory/memory.oom_control'];
-
 /**
- * Says whether a process was killed because the sandbox had no memory left. The kernel counts such kills and does not say whom they hit: a
- * kill is attributed to a process that ended as by SIGKILL, that init did not kill, when the count has just risen.
+ * Attributes out-of-memory kills to processes. The kernel counts such kills in the sandbox's cgroup and does not report which process each one
+ * hit. A kill is attributed to a process that ended as by SIGKILL, that init did not kill, when the count has just risen.
  */
 export class OomKills {
-  readonly #root: string;
+  readonly #root: string | undefined;
   readonly #now: () => number;
   #seen: number;
   #unclaimed = 0;
   #seenAt = Number.NEGATIVE_INFINITY;
 
-  constructor(root = '/sys/fs/cgroup', now = () => performance.now()) {
+  /** @param root where the sandbox's cgroup is mounted */
+  constructor(root?: string, now = () => performance.now()) {
     this.#root = root;
     this.#now = now;
-    this.#seen = this.#count();
+    this.#seen = ownOomKills(root);
   }
 
-  /** Takes note of the kills so far. Called when processes start and end, so that an old kill is not attributed to a later one. */
-  look(): void {
-    const count = this.#count();
+  /** Counts the kills so far. Called when processes start and end, so that a kill is not attributed to a later process. */
+  count(): void {
+    const count = ownOomKills(this.#root);
     if (count <= this.#seen) return;
     if (this.#now() - this.#seenAt > oomClaimMs) this.#unclaimed = 0;
     this.#unclaimed += count - this.#seen;
@@ -32,22 +29,11 @@ export class OomKills {
     this.#seenAt = this.#now();
   }
 
-  /** Whether there is a kill to attribute to a process that has just ended; it is attributed once. */
+  /** Whether there is a kill to attribute to a process that has just ended. Each kill is attributed once. */
   claim(): boolean {
-    this.look();
+    this.count();
     if (this.#unclaimed === 0 || this.#now() - this.#seenAt > oomClaimMs) return false;
     this.#unclaimed--;
     return true;
-  }
-
-  #count(): number {
-    for (const name of counters) {
-      try {
-        return Number(/^oom_kill (\d+)$/m.exec(readFileSync(join(this.#root, name), 'latin1'))?.[1] ?? 0);
-      } catch {
-        // The other version's, or a sandbox without its cgroup.
-      }
-    }
-    return 0;
   }
 }

@@ -58,7 +58,7 @@ export class ManagedProcess {
     this.#sink = sink;
     this.#replay = new ReplayBuffer(shared.replay);
     this.#oomKills = shared.oomKills;
-    this.#oomKills.look();
+    this.#oomKills.count();
     this.#sources = [spawned.stdout, ...(spawned.stderr === undefined ? [] : [spawned.stderr])];
     const ends = this.#sources.map((source) => this.#follow(source, source === spawned.stderr));
     this.finished = this.#finish(Promise.all(ends));
@@ -172,7 +172,7 @@ export class ManagedProcess {
   async #finish(ended: Promise<unknown>): Promise<Exit> {
     const raw = await this.spawned.exited;
     const at = Date.now();
-    this.#oomKills.look();
+    this.#oomKills.count();
     const outOfMemory = raw.code === killedStatus && !this.#killed && this.#oomKills.claim();
     await this.#drained(ended);
     this.#exit = { ...raw, at, outOfMemory };

@@ -3,9 +3,8 @@ import { mkdir, mkdtemp, readdir, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { errnoOf } from '@drover/foundation';
-import { hasFileSystem, mountPoints, searchPath, type Mounts } from '@drover/linux';
+import { hasFileSystem, mountPoints, searchPath, type Cgroups, type Mounts } from '@drover/linux';
 import type { RuntimeFinding } from '../runtime.ts';
-import type { Cgroups } from './cgroup.ts';
 import type { Program } from './program.ts';
 import { UidRanges } from './uid-ranges.ts';
 
@@ -111,8 +110,8 @@ export async function probeIdmap(mounts: Mounts, ranges: UidRanges, stateDirecto
   const mounted: string[] = [];
   try {
     await Promise.all(paths.map((path) => mkdir(path)));
-    const slot = ranges.take();
-    ranges.give(slot);
+    const slot = ranges.acquire();
+    ranges.release(slot);
     mounts.mapOwners(layer, mapped, await ranges.namespace(slot), 'read-only');
     mounted.push(mapped);
     mounts.overlay({ target: root, lower: [mapped], upper, work });

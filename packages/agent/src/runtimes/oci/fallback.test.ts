@@ -1,7 +1,7 @@
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError } from '@drover/foundation';
-import { mountPoints, Mounts } from '@drover/linux';
+import { Cgroups, mountPoints, Mounts, parseMountTable } from '@drover/linux';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { OciBackend } from '../../backends/oci/index.ts';
 import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
@@ -111,10 +111,10 @@ test('R-9: what the probe of a killed agent left mounted is swept', async () => 
 
 test('crun on a hybrid cgroup layout is refused in words', async () => {
   const { checkProgram } = await import('./check.ts');
-  const { Cgroups } = await import('./cgroup.ts');
   const { Program } = await import('./program.ts');
   const mount = (path: string, type: string, options: string): string => `30 20 0:1 / ${path} rw - ${type} ${type} ${options}`;
-  const hybrid = new Cgroups('/drover', [mount('/c/memory', 'cgroup', 'rw,memory'), mount('/c/unified', 'cgroup2', 'rw')].join('\n'));
+  const lines = [mount('/c/memory', 'cgroup', 'rw,memory'), mount('/c/unified', 'cgroup2', 'rw')];
+  const hybrid = new Cgroups('/drover', parseMountTable(lines.join('\n')));
   expect(await checkProgram(new Program('crun', '/tmp'), hybrid)).toMatchObject({
     level: 'problem',
     message: expect.stringContaining('hybrid'),

@@ -16,6 +16,7 @@ import {
 } from '@drover/foundation';
 import { initPort } from '@drover/init';
 import {
+  Cgroups,
   isInCgroup,
   isMounted,
   isSameProcess,
@@ -43,7 +44,6 @@ import {
   type StandbyRequest,
   type StoppedRoot,
 } from '../runtime.ts';
-import { Cgroups } from './cgroup.ts';
 import { checkHost, probeIdmap, removeProbes } from './check.ts';
 import { readExitRecord } from './exit-record.ts';
 import { ExitWatch } from './exit-watch.ts';
@@ -227,7 +227,7 @@ export class OciRuntime implements Runtime {
   async sweep(known: ReadonlySet<SandboxId>): Promise<readonly SandboxId[]> {
     const mounted = mountPoints().flatMap((path) => idInPath(path, sandboxesDirectory(this.#stateDirectory)) ?? []);
     const started = (await readdir(programDirectory(this.#stateDirectory)).catch((): string[] => [])).filter(isSandboxId);
-    const found = new Set([...(await this.list()), ...(await this.#cgroups.list()), ...mounted, ...started]);
+    const found = new Set([...(await this.list()), ...[...(await this.#cgroups.list())].filter(isSandboxId), ...mounted, ...started]);
     const records = await Promise.all([...known].map(async (id) => await readRecord(layoutOf(this.#stateDirectory, id).record)));
     const kept = new Set([...known, ...records.map((record) => record?.container)]);
     const swept: SandboxId[] = [];
@@ -357,7 +357,7 @@ export class OciRuntime implements Runtime {
   /** A sandbox's directory, and its uid range: on disk before anything has its owner. */
   async #take(layout: Layout, record: SandboxRecord): Promise<{ slot: number | undefined; owners: Owners | undefined }> {
     const ranges = await this.#prepare();
-    const slot = ranges?.take();
+    const slot = ranges?.acquire();
     await mkdir(layout.directory, { mode: 0o710 });
     await writeRecord(layout.record, { ...record, slot });
     const owners = await this.#owners(slot);
@@ -520,7 +520,7 @@ export class OciRuntime implements Runtime {
       if (join(layout.directory, name) !== layout.record) await removeTree(join(layout.directory, name));
     }
     await removeTree(layout.directory);
-    if (record?.slot !== undefined) (await this.#prepare())?.give(record.slot);
+    if (record?.slot !== undefined) (await this.#prepare())?.release(record.slot);
   }
 
   /** @throws {DroverError} runtime-failed */

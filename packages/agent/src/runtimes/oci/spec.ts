@@ -1,4 +1,5 @@
 import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory, standbyVariable } from '@drover/init';
+import type { CgroupLimits } from '@drover/linux';
 import { maxPids } from '@drover/spec';
 import {
   devicesBytes,
@@ -209,17 +210,8 @@ function secretsMounts({ secretsBytes }: CreateRequest): object[] {
   return [{ destination: secretsDirectory, type: 'tmpfs', source: 'drover', options }];
 }
 
-/** Source: OCI runtime-spec 1.0.2, config-linux.md, "Control groups": what of it is used here. */
-export interface Resources {
-  /** Microseconds. */
-  readonly cpu?: { readonly period: number; readonly quota: number };
-  /** Bytes; `swap` counts both. */
-  readonly memory?: { readonly limit: number; readonly swap?: number };
-  readonly pids?: { readonly limit: number };
-}
-
 /** R-10. Init's own share comes on top of what the workload was promised. */
-export function resourcesOf(limits: Limits, limitsSwap: boolean): Resources {
+export function resourcesOf(limits: Limits, limitsSwap: boolean): CgroupLimits {
   const memory = limits.memoryBytes === 0 ? undefined : limits.memoryBytes + initMemoryAllowance;
   return {
     ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),

@@ -1,66 +1,59 @@
-import { once } from 'node:events';
-import { closeSync, openSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { closeSync } from 'node:fs';
 import { DroverError } from '@drover/foundation';
-import { launch } from '@drover/linux';
+import { makeUserNamespace } from '@drover/linux';
 import { uidRangeBase, uidRangeCount, uidRangeSize, warmUserNamespaces } from '../../limits.ts';
 
-/** The first uid (and gid) on the host of a slot's range; 0 inside. */
+/** The host's id that is 0 in a sandbox with this slot. */
 export const rangeStart = (slot: number): number => uidRangeBase + slot * uidRangeSize;
 
 /**
- * Which range of uids each sandbox has: two sandboxes share none, so that neither could touch the other's files or processes
- * even outside of its namespaces. The slot is kept in the sandbox's record.
+ * The range of uids of each sandbox. No two sandboxes share an id, so that neither could touch the other's files or processes even outside of
+ * its namespaces. The sandbox's record has its slot.
  *
- * For owners of image layers to be mapped, the kernel wants a user namespace that carries the mapping. One is made per slot by a
- * short-lived process, held by a descriptor, and made ahead, since it takes longer than the rest of a create's preparations.
+ * The kernel maps the owners of image layers by a user namespace. Each slot has one, held by a descriptor and made in advance, since making it
+ * takes longer than the rest of a create's preparations.
  */
 export class UidRanges {
   readonly #used: Set<number>;
   readonly #namespaces = new Map<number, Promise<number>>();
   #closed = false;
 
+  /** @param used the slots of the sandboxes on record */
   constructor(used: Iterable<number>) {
     this.#used = new Set(used);
   }
 
-  /** A free slot, now taken. @throws {DroverError} no-room */
-  take(): number {
-    for (let slot = 0; slot < uidRangeCount; slot++) {
-      if (this.#used.has(slot)) continue;
-      this.#used.add(slot);
-      return slot;
+  /** Acquires a free slot. @throws {DroverError} no-room */
+  acquire(): number {
+    const slot = this.#free(1)[0];
+    if (slot === undefined) {
+      throw new DroverError('no-room', `all ${uidRangeCount} uid ranges of this host are in use`, {
+        hint: 'remove sandboxes that are not needed',
+      });
     }
-    throw new DroverError('no-room', `all ${uidRangeCount} uid ranges of this host are taken`, {
-      hint: 'remove sandboxes that are not needed',
-    });
+    this.#used.add(slot);
+    return slot;
   }
 
-  give(slot: number): void {
+  release(slot: number): void {
     this.#used.delete(slot);
   }
 
-  /** A descriptor of a user namespace with the slot's mapping; it stays this object's. */
+  /** A descriptor of the slot's user namespace. This object closes it. */
   namespace(slot: number): Promise<number> {
     let made = this.#namespaces.get(slot);
     if (made === undefined) {
-      made = makeUserNamespace(rangeStart(slot));
+      made = makeUserNamespace(rangeStart(slot), uidRangeSize);
       this.#namespaces.set(slot, made);
       made.catch(() => this.#namespaces.delete(slot));
     }
     return made;
   }
 
-  /** Makes namespaces for the slots that are next, in the background. */
+  /** Makes namespaces for the next slots, in the background. */
   warm(): void {
-    if (this.#closed) return;
-    let ahead = 0;
-    for (let slot = 0; slot < uidRangeCount && ahead < warmUserNamespaces; slot++) {
-      if (this.#used.has(slot)) continue;
-      ahead++;
-      // The create that needs it gets the error.
-      this.namespace(slot).catch(() => undefined);
-    }
+    // A create that needs the namespace gets the error.
+    if (!this.#closed) for (const slot of this.#free(warmUserNamespaces)) this.namespace(slot).catch(() => undefined);
   }
 
   async close(): Promise<void> {
@@ -71,24 +64,11 @@ export class UidRanges {
     }
     this.#namespaces.clear();
   }
-}
 
-/** unshare(1) makes it, this process (which has the privilege) writes the mapping and keeps a descriptor, and the helper ends. */
-async function makeUserNamespace(start: number): Promise<number> {
-  // The shell says when unshare(2) is done; it ends with its stdin, so with this process at the latest.
-  const helper = await launch('unshare', ['--user', 'sh', '-c', 'echo; read -r _'], { streams: ['stdin', 'stdout'] });
-  const { stdin, stdout } = helper;
-  try {
-    if (stdin === undefined || stdout === undefined) throw new DroverError('internal', 'the helper has no streams');
-    const ready = await Promise.race([once(stdout, 'data').then(() => true), helper.ended.then(() => false)]);
-    if (!ready) throw new DroverError('runtime-failed', 'this host makes no user namespaces');
-    const mapping = `0 ${start} ${uidRangeSize}\n`;
-    await writeFile(`/proc/${helper.pid}/uid_map`, mapping);
-    await writeFile(`/proc/${helper.pid}/gid_map`, mapping);
-    return openSync(`/proc/${helper.pid}/ns/user`, 'r');
-  } finally {
-    stdin?.destroy();
-    await helper.ended;
-    stdout?.destroy();
+  /** The first free slots, at most `count`. */
+  #free(count: number): readonly number[] {
+    const slots: number[] = [];
+    for (let slot = 0; slot < uidRangeCount && slots.length < count; slot++) if (!this.#used.has(slot)) slots.push(slot);
+    return slots;
   }
 }

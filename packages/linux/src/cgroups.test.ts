@@ -3,13 +3,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { newSandboxId } from '@drover/foundation';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { Cgroups } from './cgroup.ts';
+import { Cgroups, parseMountTable } from './index.ts';
 
 const id = newSandboxId();
 let root: string;
+/** A line of /proc/self/mountinfo. */
 const mount = (path: string, type: string, options: string): string => `30 20 0:1 / ${path} rw,relatime - ${type} ${type} ${options}`;
 
-/** The kernel's files as they stand on such a host, for what this machine has not: the real ones are in the conformance suite. */
+/** The kernel's files on hosts that this machine is not; the agent's conformance suite runs on the real ones. */
 async function put(path: string, text: string): Promise<void> {
   await mkdir(join(path, '..'), { recursive: true });
   await writeFile(path, text);
@@ -22,17 +23,17 @@ afterAll(async () => {
   await rm(root, { recursive: true, force: true });
 });
 
-describe('R-10: limits, kills and use are read on every layout of cgroups', () => {
+describe('R-10: limits, kills and usage are read on every layout of cgroups', () => {
   test.each([
     ['v2', [mount('/c', 'cgroup2', 'rw,nsdelegate')]],
     ['v1', [mount('/c/memory', 'cgroup', 'rw,memory'), mount('/c/cpu', 'cgroup', 'rw,cpu,cpuacct')]],
     ['hybrid', [mount('/c/memory', 'cgroup', 'rw,memory'), mount('/c/unified', 'cgroup2', 'rw')]],
   ])('%s is recognised', (kind, lines) => {
-    expect(new Cgroups('/drover', lines.join('\n')).kind).toBe(kind);
+    expect(new Cgroups('/drover', parseMountTable(lines.join('\n'))).kind).toBe(kind);
   });
 
   test('v2: one hierarchy has it all', async () => {
-    const cgroups = new Cgroups('/drover', mount(root, 'cgroup2', 'rw'));
+    const cgroups = new Cgroups('/drover', parseMountTable(mount(root, 'cgroup2', 'rw')));
     const path = join(root, 'drover', id);
     await put(join(root, 'cgroup.controllers'), 'cpuset cpu io memory pids\n');
     await put(join(path, 'memory.events'), 'low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n');
@@ -48,16 +49,20 @@ describe('R-10: limits, kills and use are read on every layout of cgroups', () =
     expect(cgroups.isFrozen(id)).toBe(false);
   });
 
-  test('a controller that is missing is named', async () => {
+  test('missing names the controllers that are absent', async () => {
     await put(join(root, 'cgroup.controllers'), 'cpu pids\n');
-    expect(new Cgroups('/drover', mount(root, 'cgroup2', 'rw')).missing()).toEqual(['memory']);
-    expect(new Cgroups('/drover', mount('/c/memory', 'cgroup', 'rw,memory')).missing()).toEqual(['cpu', 'pids', 'freezer']);
-    expect(new Cgroups('/drover', '').missing()).toEqual(['memory', 'cpu', 'pids']);
+    expect(new Cgroups('/drover', parseMountTable(mount(root, 'cgroup2', 'rw'))).missing()).toEqual(['memory']);
+    expect(new Cgroups('/drover', parseMountTable(mount('/c/memory', 'cgroup', 'rw,memory'))).missing()).toEqual([
+      'cpu',
+      'pids',
+      'freezer',
+    ]);
+    expect(new Cgroups('/drover', parseMountTable('')).missing()).toEqual(['memory', 'cpu', 'pids']);
   });
 
-  test('what is gone counts as never killed, not frozen and unknown', () => {
-    const cgroups = new Cgroups('/drover', mount(root, 'cgroup2', 'rw'));
-    const gone = newSandboxId();
-    expect([cgroups.oomKills(gone), cgroups.isFrozen(gone), cgroups.stats(gone)]).toEqual([0, false, undefined]);
+  test('a cgroup that does not exist has no kills, is not frozen, and has no usage', () => {
+    const cgroups = new Cgroups('/drover', parseMountTable(mount(root, 'cgroup2', 'rw')));
+    const absent = newSandboxId();
+    expect([cgroups.oomKills(absent), cgroups.isFrozen(absent), cgroups.stats(absent)]).toEqual([0, false, undefined]);
   });
 });
