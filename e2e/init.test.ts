@@ -183,10 +183,17 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     expect((await drover.exec('scores', ['id', '-G'], { user: 'daemon' })).stdout).toContain('4242');
   });
 
-  test('I-6: to root of the sandbox its init is a closed book', async () => {
+  test('I-6: root of the sandbox cannot read the memory, environment and descriptors of init', async () => {
     const script =
       'for name in maps mem environ; do cat /proc/1/$name > /dev/null 2>&1 && echo "read $name"; done; ls /proc/1/fd 2>&1; id -u';
     expect((await drover.exec('scores', ['sh', '-c', script])).stdout).toMatch(/^ls: [^\n]*Permission denied\n0\n$/);
+    // PTRACE_SEIZE, and process_vm_readv(2) with no bytes.
+    const trace = `import ctypes
+c = ctypes.CDLL(None, use_errno=True)
+for call in (lambda: c.ptrace(0x4206, 1, None, None), lambda: c.process_vm_readv(1, None, 0, None, 0, 0)):
+    ctypes.set_errno(0)
+    print(call(), ctypes.get_errno())`;
+    expect((await drover.exec('scores', ['python3', '-c', trace])).stdout).toBe('-1 1\n-1 1\n');
   });
 
   test('init itself is not the workload’s to change: what it needs is read-only', async () => {

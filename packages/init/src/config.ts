@@ -84,9 +84,6 @@ export const standbyVariable = 'DROVER_STANDBY';
 /** Empty. A standby writes it once its gate may open; the host takes it away. */
 export const standbyFile = 'standby';
 
-/** What the name of the loader that starts init ends with, and that of the one beside it, for what init itself starts, does not. */
-export const closedSuffix = '.init';
-
 /** The port that init listens on inside the sandbox. */
 export const initPort = 9180;
 /** Kept log of the main process: `/.drover/run/log`, then `log.1`; each line a JSON LogLine. */

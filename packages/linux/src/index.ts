@@ -19,7 +19,7 @@ export {
 // Processes: /proc, children, and this process itself.
 export * from './proc.ts';
 export { childExit, collectExits, isAwaited, reapChild, type ChildExit } from './children.ts';
-export { closeOnExec, forbidTracing, makePipe, signalProcess, trimMemory, withFileOwner, type Pipe } from './process-calls.ts';
+export { closeOnExec, makePipe, signalProcess, trimMemory, withFileOwner, type Pipe } from './process-calls.ts';
 
 // Programs of the system.
 export { launch, type Launched, type LaunchOptions } from './launch.ts';

@@ -1,5 +1,5 @@
 import { DroverError, errnoOf } from '@drover/foundation';
-import { libcFunctions, systemError } from './libc.ts';
+import { libcFunctions } from './libc.ts';
 
 /** The descriptors of the two ends of a pipe. */
 export interface Pipe {
@@ -11,17 +11,15 @@ const libc = libcFunctions({
   pipe2: { arguments: ['buffer', 'i32'], return: 'i32' },
   fcntl: { arguments: ['i32', 'i32', 'i32'], return: 'i32' },
   setfsuid: { arguments: ['u32'], return: 'i32' },
-  prctl: { arguments: ['i32', 'u64', 'u64', 'u64', 'u64'], return: 'i32' },
 });
 
 /** Of glibc alone. */
 const glibc = libcFunctions({ malloc_trim: { arguments: ['u64'], return: 'i32' } });
 
-/** Source: include/uapi/asm-generic/fcntl.h, include/uapi/linux/prctl.h. */
+/** Source: include/uapi/asm-generic/fcntl.h. */
 const O_CLOEXEC = 0o2000000;
 const F_SETFD = 2;
 const FD_CLOEXEC = 1;
-const PR_SET_DUMPABLE = 4;
 
 const filled = Buffer.alloc(8);
 
@@ -58,12 +56,4 @@ export function signalProcess(pid: number, signal: NodeJS.Signals | number): voi
   } catch (error) {
     if (errnoOf(error) !== 'ESRCH') throw error;
   }
-}
-
-/**
- * prctl(2), PR_SET_DUMPABLE: from now on no process without CAP_SYS_PTRACE may trace this one, read its memory or environment, or list its
- * descriptors.
- */
-export function forbidTracing(): void {
-  if (libc().prctl(PR_SET_DUMPABLE, 0n, 0n, 0n, 0n) !== 0) throw systemError('prctl', 'PR_SET_DUMPABLE');
 }

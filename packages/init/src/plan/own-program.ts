@@ -1,5 +1,4 @@
 import { argumentsOf } from '@drover/linux';
-import { closedSuffix } from '../config.ts';
 
 /** `argv[0]` of a built-in step. */
 const ownProgram = 'drover-step';
@@ -41,12 +40,8 @@ export function userEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   );
 }
 
-/**
- * This process's command as far as the bundle. In /proc, unlike in process.argv, it begins with the loader. Init's own is closed to the
- * sandbox, and would make of what it starts something that has nothing of its own in /proc.
- */
+/** The command of this process up to the bundle. In /proc it begins with the loader, unlike in process.argv. */
 export function ownCommand(): readonly string[] {
-  const [program = '', ...words] = argumentsOf('self');
-  const open = program.endsWith(closedSuffix) ? program.slice(0, -closedSuffix.length) : program;
-  return [open, ...words.slice(0, words.indexOf(process.argv[1] ?? '') + 1)];
+  const words = argumentsOf('self');
+  return words.slice(0, words.indexOf(process.argv[1] ?? '') + 1);
 }

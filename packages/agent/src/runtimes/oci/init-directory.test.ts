@@ -1,12 +1,12 @@
 import { execFile } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { ptyAddonPath } from '@drover/init';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { prepareInitDirectory } from './init-directory.ts';
-import { initLoaderName, loaderName } from './spec.ts';
+import { loaderName } from './spec.ts';
 
 const run = promisify(execFile);
 let directory: string;
@@ -27,14 +27,27 @@ async function bundle(text: string): Promise<string> {
 test('I-38: node runs from it with an empty root around it, terminals included', async () => {
   const bundlePath = await bundle('require("/pty.node"); console.log("alive", process.version)');
   const path = await prepareInitDirectory(directory, { nodePath: process.execPath, bundlePath, addonPath: ptyAddonPath() });
-  expect((await readdir(path)).sort()).toEqual(
-    ['init.cjs', loaderName(process.arch), initLoaderName(process.arch), 'lib', 'node', 'pty.node', 'run'].sort(),
-  );
+  expect((await readdir(path)).sort()).toEqual(['init.cjs', loaderName(process.arch), 'lib', 'node', 'pty.node', 'run'].sort());
   const { stdout } = await run('chroot', [path, `/${loaderName(process.arch)}`, '--library-path', '/lib', '/node', '/init.cjs']);
   expect(stdout).toBe(`alive ${process.version}\n`);
 });
 
-test('I-38: any user of a sandbox runs it, whatever the umask of the agent; what belongs to its root alone stays closed', async () => {
+test('I-6: the loader takes no library from the preload list or the cache of the root around it', async () => {
+  const bundlePath = await bundle('console.log(process.report.getReport().sharedObjects.join())');
+  const path = await prepareInitDirectory(directory, { nodePath: process.execPath, bundlePath });
+  const root = join(directory, 'hostile-root');
+  await run('cp', ['-al', path, root]);
+  await mkdir(join(root, 'etc'));
+  await copyFile(join(root, 'lib/libatomic.so.1'), join(root, 'hostile.so'));
+  await writeFile(join(root, 'etc/ld.so.preload'), '/hostile.so\n');
+  await writeFile(join(root, 'etc/ld.so.cache'), 'damaged');
+  const command = [`/${loaderName(process.arch)}`, '--inhibit-cache', '--library-path', '/lib', '/node', '/init.cjs'];
+  const { stdout } = await run('chroot', [root, ...command]);
+  expect(stdout).toContain('/lib/libc.so.6');
+  expect(stdout).not.toContain('hostile');
+});
+
+test('I-38: every user of a sandbox can run it, whatever the umask of the agent is; the run directory stays closed', async () => {
   const bundlePath = await bundle(
     'require("/pty.node"); console.log(process.getuid(), require("fs").readFileSync("/init.cjs").length > 0)',
   );
@@ -51,7 +64,7 @@ test('I-38: any user of a sandbox runs it, whatever the umask of the agent; what
   expect((await stat(join(path, 'run'))).mode & 0o777).toBe(0o700);
 });
 
-test('I-38: named for its content: made once, also by many at once, and anew for another bundle', async () => {
+test('I-38: it is named after its content: made once, also by concurrent calls, and again for another bundle', async () => {
   const first = await bundle('1');
   const options = { nodePath: process.execPath, bundlePath: first };
   const made = await Promise.all([1, 2, 3].map(() => prepareInitDirectory(directory, options)));
@@ -64,11 +77,11 @@ test('I-38: named for its content: made once, also by many at once, and anew for
   expect((await readdir(directory)).filter((name) => name.endsWith('.tmp'))).toEqual([]);
 });
 
-test('I-38: what is remembered of the files does not outlive them, and is not needed', async () => {
+test('I-38: a cached digest is not used for another file of the same name, size and time, and the cache may be damaged', async () => {
   const options = { nodePath: process.execPath, bundlePath: await bundle('3') };
   const made = await prepareInitDirectory(directory, options);
-  const remembered = join(directory, 'digests.json');
-  expect(await readFile(remembered, 'utf8')).toMatch(/"[0-9a-f]{64}"/);
+  const cache = join(directory, 'digests.json');
+  expect(await readFile(cache, 'utf8')).toMatch(/"[0-9a-f]{64}"/);
   // Another file of the same size and time, moved into its place.
   const { atime, mtime } = await stat(options.bundlePath);
   await writeFile(join(directory, 'other.cjs'), '4');
@@ -76,11 +89,11 @@ test('I-38: what is remembered of the files does not outlive them, and is not ne
   await rename(join(directory, 'other.cjs'), options.bundlePath);
   expect(await prepareInitDirectory(directory, options)).not.toBe(made);
   await bundle('3');
-  await writeFile(remembered, '{"half');
+  await writeFile(cache, '{"half');
   expect(await prepareInitDirectory(directory, options)).toBe(made);
 });
 
-test('a program that is not there is said to be missing', async () => {
+test('reports a program that does not exist', async () => {
   const options = { nodePath: join(directory, 'no-node'), bundlePath: await bundle('1') };
   await expect(prepareInitDirectory(directory, options)).rejects.toThrow(/no-node/);
 });

@@ -116,18 +116,18 @@ describe('what a sandbox of the oci runtime is kept from, and what works in it',
     expect(await harness.backend.inspect(request.id)).toMatchObject({ exitCode: 127, startFailure: expect.stringContaining('ENOENT') });
   });
 
-  test('I-6: init is no open book to root of the sandbox: its memory, environment and descriptors are closed', async () => {
+  test('I-6: root of the sandbox cannot read the memory, environment and descriptors of init', async () => {
     const { output } = await inside(
       'id -u; for name in mem maps environ; do head -c 1 /proc/1/$name > /dev/null && echo "read $name"; done; ls /proc/1/fd && echo "read fd"; cat /proc/1/comm',
     );
     expect(output).toMatch(/^0\n/);
     expect(output).not.toMatch(/read /);
     expect(output.match(/permission denied/gi)).toHaveLength(4);
-    // What any process may see of another, it sees of init too.
+    // What every process may see of another is visible of init, too.
     expect(output).toMatch(/ld-linux|MainThread|node/);
   });
 
-  test('I-6: what root of a sandbox, or its image, puts into /etc gets nothing into init', async () => {
+  test('I-6: init loads no library and no setting from /etc of the image', async () => {
     const layer = join(harness.directory, 'meddling');
     await mkdir(join(layer, 'etc/ssl'), { recursive: true });
     await copyFile(join(harness.initDirectory, 'lib/libatomic.so.1'), join(layer, 'meddling.so'));

@@ -1,4 +1,4 @@
-import { closedSuffix, gateVariable, initNodeFlags, secretsDirectory, standbyVariable } from '@drover/init';
+import { gateVariable, initNodeFlags, secretsDirectory, standbyVariable } from '@drover/init';
 import type { CgroupLimits } from '@drover/linux';
 import { maxPids } from '@drover/spec';
 import {
@@ -18,11 +18,6 @@ import { seccompProfile } from './seccomp.ts';
 /** The loader's file name in the init directory, as the architecture's ABI names it. `architecture` as in process.arch. */
 export function loaderName(architecture: string): string {
   return architecture === 'arm64' ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2';
-}
-
-/** The same, for init itself (see init-directory.ts). Without the end it is the plain one, which init starts what is not itself with. */
-export function initLoaderName(architecture: string): string {
-  return `${loaderName(architecture)}${closedSuffix}`;
 }
 
 /** Where init finds the gate (see program.ts): the first descriptor after the standard streams. */
@@ -92,7 +87,9 @@ export function buildSpec(options: SpecOptions): object {
       terminal: false,
       user: { uid: 0, gid: 0 },
       args: [
-        `/.drover/${initLoaderName(options.architecture)}`,
+        `/.drover/${loaderName(options.architecture)}`,
+        // The cache is the image's file (docs/decisions/0009).
+        '--inhibit-cache',
         '--library-path',
         '/.drover/lib',
         '/.drover/node',
