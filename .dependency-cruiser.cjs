@@ -25,7 +25,7 @@ const layers = {
   spec: [
     ['limits.ts', 'invalid.ts'],
     ['durations.ts', 'labels.ts', 'ports.ts', 'signals.ts', 'sizes.ts'],
-    ['image-reference.ts', 'policy'],
+    ['image-reference.ts', 'policy', 'setup'],
     ['index.ts'],
   ],
   'control-plane': [

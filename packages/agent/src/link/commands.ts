@@ -2,7 +2,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { DroverError, parseSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { errorToWire, link, publicErrorToWire } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/policy';
+import { policyFromWire } from '@drover/protocol/spec';
 import { commandsPerHost } from '@drover/spec';
 import type { Images, PullProgress } from '../images/index.ts';
 import { rememberedResults } from '../limits.ts';

@@ -12,7 +12,7 @@ import { silentLogger } from '@drover/foundation/log';
 import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
 import { initPort } from '@drover/init';
 import { interfaceNames } from '@drover/linux';
-import { policyFromWire } from '@drover/protocol/policy';
+import { policyFromWire } from '@drover/protocol/spec';
 import { parseAllowList } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { NetworkAttachment } from '../runtimes/runtime.ts';

@@ -2,7 +2,7 @@ import type { Duplex } from 'node:stream';
 import { DroverError, formatBytes, SerialExecutor, type SandboxId } from '@drover/foundation';
 import { readLog, type LogEntry } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/policy';
+import { policyFromWire } from '@drover/protocol/spec';
 import { killGraceMs } from '@drover/spec';
 import type { Policy } from '@drover/spec/policy';
 import type { Backend, SandboxState } from '../backends/index.ts';

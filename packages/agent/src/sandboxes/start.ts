@@ -1,7 +1,7 @@
 import { abortable, DroverError, parseName, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, type Names } from '@drover/pki';
 import type { sandbox } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/policy';
+import { policyFromWire } from '@drover/protocol/spec';
 import type { Backend, Mount, PreparedStart, StartRequest } from '../backends/index.ts';
 import { settled } from '../concurrency.ts';
 import type { PullProgress } from '../images/index.ts';

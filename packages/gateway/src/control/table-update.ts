@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
 import { gatewayv1 } from '@drover/protocol';
-import { policyFromWire, policyToWire } from '@drover/protocol/policy';
+import { policyFromWire, policyToWire } from '@drover/protocol/spec';
 import type { TableUpdate } from '../policy/index.ts';
 
 export function updateToWire({ version, base, policies, removed }: TableUpdate): gatewayv1.ApplyPoliciesRequest {

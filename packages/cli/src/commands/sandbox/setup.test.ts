@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { create, toJson } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
+import { setupToWire } from '@drover/protocol/spec';
 import { maxSetupBytes, maxSetupScriptBytes } from '@drover/spec';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { readSetup } from './setup.ts';
@@ -24,7 +25,7 @@ const write = async (name: string, content: string | Uint8Array): Promise<string
 async function read(text: string, secrets: readonly string[] = [], postInit?: string): Promise<unknown> {
   const file = await write('setup.yaml', text);
   const setup = readSetup({ setup: file, ...(postInit !== undefined && { postInit }) }, new Set(secrets));
-  return toJson(sandbox.SetupSchema, create(sandbox.SetupSchema, setup));
+  return toJson(sandbox.SetupSchema, setup === undefined ? create(sandbox.SetupSchema) : setupToWire(setup));
 }
 
 describe('I-29: --setup', () => {
@@ -87,7 +88,7 @@ postInit: |
     const script = await write('prepare.sh', '#!/bin/sh\n');
     expect(await read('postInitFrom: prepare.sh\n')).toEqual({ postInit: '#!/bin/sh\n' });
     expect(await read('ssh: { config: "Host *" }\n', [], script)).toEqual({ ssh: { config: 'Host *' }, postInit: '#!/bin/sh\n' });
-    expect(readSetup({ postInit: script }, new Set())).toEqual({ postInit: '#!/bin/sh\n' });
+    expect(readSetup({ postInit: script }, new Set())).toMatchObject({ files: [], postInit: '#!/bin/sh\n' });
     expect(readSetup({}, new Set())).toBeUndefined();
     expect(await read('')).toEqual({});
   });
@@ -101,12 +102,20 @@ postInit: |
     [
       'a secret that is not given',
       'files:\n  - path: a\n    secret: NOT_THERE\n',
-      /:3:13: files\.0\.secret: there is no secret "NOT_THERE"/,
+      /:3:13: files\.0\.secret: .* the secret "NOT_THERE", which the sandbox does not have/,
     ],
-    ['a key that is not given', 'ssh:\n  keys:\n    - NOT_THERE\n', /:3:7: ssh\.keys\.0: there is no secret/],
-    ['a path out of the home directory', 'files:\n  - { path: ../x, content: a }\n', /files\.0\.path: write a path from \//],
-    ["somebody else's home directory", 'files:\n  - { path: ~bob/x, content: a }\n', /files\.0\.path: write a path/],
-    ['a path that is a directory', 'files:\n  - { path: x/, content: a }\n', /files\.0\.path: names a directory/],
+    ['a key that is not given', 'ssh:\n  keys:\n    - NOT_THERE\n', /:3:7: ssh\.keys\.0: .* the secret "NOT_THERE"/],
+    [
+      'a path out of the home directory',
+      'files:\n  - { path: ../x, content: a }\n',
+      /files\.0\.path: the path "\.\.\/x" of a file holds \. or \.\./,
+    ],
+    [
+      "somebody else's home directory",
+      'files:\n  - { path: ~bob/x, content: a }\n',
+      /files\.0\.path: "~bob\/x" cannot be the path of a file/,
+    ],
+    ['a path that is a directory', 'files:\n  - { path: x/, content: a }\n', /files\.0\.path: "x\/" names a directory/],
     ['a mode that YAML reads as another number', 'files:\n  - { path: x, content: a, mode: 0640 }\n', /mode: write the mode in quotes/],
     ['a mode with more than permissions', 'files:\n  - { path: x, content: a, mode: "4755" }\n', /mode: write the mode as chmod/],
     [
@@ -114,23 +123,27 @@ postInit: |
       'files:\n  - path: x\n    contentFrom: none\n',
       /:3:\d+: files\.0\.contentFrom: \S+\/none cannot be read: no such file or directory/,
     ],
-    ['a name that git has not', 'git:\n  config:\n    user: x\n', /:3:\d+: git\.config\.user: is not a name/],
+    ['a name that git has not', 'git:\n  config:\n    user: x\n', /:3:\d+: git\.config\.user: "user" cannot be a setting of git/],
     [
       'an option in place of a repository',
       'git:\n  clones:\n    - { url: --upload-pack=x, path: a }\n',
-      /clones\.0\.url: is not the address/,
+      /clones\.0\.url: "--upload-pack=x" is not an address/,
     ],
-    ['an option in place of a branch', 'git:\n  clones:\n    - { url: a, path: a, ref: --x }\n', /clones\.0\.ref: is not a branch/],
-    ['two lines in place of one', 'ssh:\n  knownHosts: ["a\\nb"]\n', /knownHosts\.0: must be one line/],
+    [
+      'an option in place of a branch',
+      'git:\n  clones:\n    - { url: https://example.org/a, path: a, ref: --x }\n',
+      /clones\.0\.ref: "--x" is not a branch/,
+    ],
+    ['two lines in place of one', 'ssh:\n  knownHosts: ["a\\nb"]\n', /knownHosts\.0: .* is not a line/],
     ['two scripts', 'postInit: a\npostInitFrom: setup.yaml\n', /postInitFrom: is a second script/],
-    ['too many files', `files:\n${'  - { path: x, content: a }\n'.repeat(101)}`, /files: holds more than 100 files/],
+    ['too many files', `files:\n${'  - { path: x, content: a }\n'.repeat(101)}`, /files: the setup has 101 files/],
     [
       'files that are too large together',
       `files:\n  - { path: x, content: ${'a'.repeat(maxSetupBytes)}b }\n`,
-      /files: hold more than 262144 bytes/,
+      /files: the setup has 26\d{4} bytes/,
     ],
-    ['too many clones', `git:\n  clones:\n${'    - { url: a, path: a }\n'.repeat(21)}`, /clones: holds more than 20 clones/],
-    ['a script that is too long', `postInit: ${'a'.repeat(maxSetupScriptBytes + 1)}\n`, /postInit: is longer than 65536 bytes/],
+    ['too many clones', `git:\n  clones:\n${'    - { url: a, path: a }\n'.repeat(21)}`, /clones: the setup has 21 clones/],
+    ['a script that is too long', `postInit: ${'a'.repeat(maxSetupScriptBytes + 1)}\n`, /postInit: the post-init script has 65537 bytes/],
   ])('refuses %s, with the place and what to do', async (_, text, message) => {
     const reading = read(text, ['MINE']);
     await expect(reading).rejects.toThrow(message);

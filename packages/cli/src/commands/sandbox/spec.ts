@@ -1,4 +1,5 @@
 import { DroverError, parseName, parseProject } from '@drover/foundation';
+import { setupToWire } from '@drover/protocol/spec';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
 import {
   absoluteImageReference,
@@ -87,7 +88,7 @@ export async function createOptions(
     idleStopSeconds: secondsOf('--idle-stop', flags.idleStop),
     mounts: (flags.volume ?? []).map(parseVolume),
     stopGraceMs: flags.stopGrace === undefined ? 0 : parseStopGrace('--stop-grace', flags.stopGrace),
-    ...(setup !== undefined && { setup }),
+    ...(setup !== undefined && { setup: setupToWire(setup) }),
   };
   // Last: what is wrong with a flag is said before anything is read from stdin.
   const secrets = await readSecrets(flags, { env: process.env, stdin: process.stdin, stdinTaken: streams.stdinTaken === true });

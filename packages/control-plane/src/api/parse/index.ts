@@ -1,2 +1,1 @@
 export { checkArgv, checkEnv, checkSpec, checkUser, checkWorkdir, parseIdentity, requestOf } from './parse.ts';
-export { checkSetup } from './setup.ts';

@@ -1,6 +1,6 @@
 import { clip, DroverError, parseName, parseProject, type Name, type Project } from '@drover/foundation';
 import type { sandbox } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/policy';
+import { policyFromWire } from '@drover/protocol/spec';
 import {
   maxArgumentBytes,
   maxArguments,

@@ -1,14 +1,12 @@
-import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
-import { sandbox } from '@drover/protocol';
-import { maxGitClones, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '@drover/spec';
 import { describe, expect, test } from 'vitest';
-import { checkSetup } from './setup.ts';
+import { maxGitClones, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '../limits.ts';
+import { parseSetup, type SetupInput } from './index.ts';
 
-type Setup = MessageInitShape<typeof sandbox.SetupSchema>;
+type Setup = SetupInput;
 
 function check(setup: Setup, secrets: readonly string[] = ['TOKEN', 'id_ed25519']): void {
-  checkSetup(create(sandbox.SandboxSpecSchema, { image: 'host', setup, secrets: secrets.map((name) => ({ name })) }));
+  parseSetup(setup, new Set(secrets));
 }
 
 const file = (path: string, content = 'x', mode = 0): NonNullable<Setup['files']>[number] => ({
