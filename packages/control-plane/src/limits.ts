@@ -143,6 +143,8 @@ export const listenBackoffBaseMs = 200;
 export const listenBackoffCapMs = 10_000;
 /** Runs of a transaction that PostgreSQL gave up for another's sake; then the call fails. */
 export const transactionAttempts = 5;
+/** Transactions that share one commit of SQLite, at most. */
+export const transactionsPerCommit = 64;
 /** Rows in one INSERT or one batch; more go into the next. Both databases bound the parameters of a statement. */
 export const rowsPerStatement = 500;
 /** Rows of a list when its caller gives no limit. */

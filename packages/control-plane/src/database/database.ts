@@ -3,6 +3,7 @@ import { Kysely, sql, type Transaction } from 'kysely';
 import { DroverError, isSandboxId, type Clock, type Logger } from '@drover/foundation';
 import type { EventDraft } from '../events/index.ts';
 import * as limits from '../limits.ts';
+import { GroupCommit } from './group-commit.ts';
 import { eventChannel, PostgresListener, postgresDialect } from './postgres.ts';
 import { prepared } from './prepared.ts';
 import type { EventTable, Schema } from './schema.ts';
@@ -44,6 +45,8 @@ export class OpenDatabase implements Database {
   readonly clock: Clock;
   readonly logger: Logger;
   readonly #db: Kysely<Schema>;
+  /** SQLite has a single writer. */
+  readonly #commits: GroupCommit | undefined;
   /** Set in what runs within `together`. */
   readonly #together = new AsyncLocalStorage<true>();
   readonly #listeners = new Set<() => void>();
@@ -62,6 +65,7 @@ export class OpenDatabase implements Database {
     this.logger = options.logger;
     const dialect = options.kind === 'sqlite' ? sqliteDialect(options.location) : postgresDialect(options.location, options.logger);
     this.#db = new Kysely<Schema>({ dialect });
+    this.#commits = options.kind === 'sqlite' ? new GroupCommit(this.#db) : undefined;
     this.#remote =
       options.kind === 'sqlite'
         ? undefined
@@ -85,7 +89,7 @@ export class OpenDatabase implements Database {
     for (let attempt = 1; ; attempt++) {
       const events: EventDraft[] = [];
       try {
-        const result = await this.db.transaction().execute(async (db) => {
+        const result = await this.#commit(async (db) => {
           const tx: Tx = { db, now: this.clock.now(), emit: (event) => void events.push(event) };
           const value = await work(tx);
           await this.#write(tx, await named(tx, events));
@@ -97,6 +101,11 @@ export class OpenDatabase implements Database {
         if (attempt >= limits.transactionAttempts || !mayBeRepeated(error)) throw error;
       }
     }
+  }
+
+  async #commit<T>(work: (db: Transaction<Schema>) => Promise<T>): Promise<T> {
+    const { db } = this;
+    return await (this.#commits?.run(work) ?? db.transaction().execute(work));
   }
 
   /** Every transaction that `work` makes on the database that it is given is a part of one (L-20). */
