@@ -429,19 +429,19 @@ describe('doctor finds the usual causes first', () => {
   test('without flags it looks at what the running up was started with', async () => {
     const { stdout } = await drover.run(['doctor']);
     expect(stdout).toContain(` free at ${drover.data}\n`);
-    expect(stdout).toMatch(/^ok {7}port: drover answers on /m);
+    expect(stdout).toMatch(/^ok {7}port: drover responds on /m);
   });
 
   test('no runc and no crun', async () => {
     const { code, stdout } = await without(['runc', 'crun'], doctor());
-    expect(stdout).toMatch(/^problem {2}container runtime: there is neither runc nor crun\n +hint: apt-get install runc$/m);
+    expect(stdout).toMatch(/^problem {2}container runtime: neither runc nor crun is installed\n +hint: apt-get install runc$/m);
     expect(code).toBe(1);
   });
 
   test('no nft, no ip', async () => {
     const { code, stdout } = await without(['nft', 'ip'], doctor());
-    expect(stdout).toMatch(/^problem {2}nftables: there is no nft\n +hint: apt-get install nftables$/m);
-    expect(stdout).toMatch(/^problem {2}ip command: there is no ip\n +hint: apt-get install iproute2$/m);
+    expect(stdout).toMatch(/^problem {2}nftables: nft is not installed\n +hint: apt-get install nftables$/m);
+    expect(stdout).toMatch(/^problem {2}ip command: ip is not installed\n +hint: apt-get install iproute2$/m);
     expect(code).toBe(1);
   });
 
@@ -485,7 +485,7 @@ describe('doctor finds the usual causes first', () => {
       ['-m', 'sh', '-ec', 'umount -R /sys/fs/cgroup || umount -Rl /sys/fs/cgroup; exec "$@"', 'sh', ...doctor()],
       { reject: false, stdin: 'ignore', env: drover.environment },
     );
-    expect(stdout).toMatch(/^problem {2}cgroups: none is mounted\n +hint: mount -t cgroup2/m);
+    expect(stdout).toMatch(/^problem {2}cgroups: no cgroup file system is mounted\n +hint: mount -t cgroup2/m);
     expect(exitCode).toBe(1);
   });
 });
