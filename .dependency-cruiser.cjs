@@ -38,6 +38,8 @@ const layers = {
     ['identity', 'placement'],
     ['hub'],
     ['volumes', 'sandbox-facing', 'reconcile'],
+    ['sessions/connection'],
+    ['sessions/plan', 'sessions/policy'],
     ['sessions'],
     ['api/edge', 'api/parse'],
     ['api/convert'],

@@ -270,7 +270,7 @@ export const sessionBurstMessages = 2_000;
 /** Sessions compared with the registry at each look of upkeep (I-11); the others at the next. */
 export const sessionsCompared = 1_000;
 /** How long the other calls of a session may go on after the main process has ended. Milliseconds. */
-export const farewellMs = 2_000;
+export const closeGraceMs = 2_000;
 
 // Worldview and policies: packages/control-plane/src/{worldview,events}
 

@@ -1,126 +1,97 @@
 import type { X509Certificate } from 'node:crypto';
-import { Backoff, canonicalCommonName, clip, DroverError, type HostId, type SandboxId } from '@drover/foundation';
+import { abortable, Backoff, canonicalCommonName, clip, DroverError, hasCode, type SandboxId } from '@drover/foundation';
 import type { Names } from '@drover/pki';
 import type { init } from '@drover/protocol';
+import type { StepFailure } from '../events/index.ts';
 import type { Hub } from '../hub/index.ts';
 import {
   closeFailuresMax,
+  closeGraceMs,
   dialAttemptMs,
   dialBackoffBaseMs,
   dialBackoffCapMs,
   dialTotalMs,
   endReportMs,
-  farewellMs,
-  interruptedPlansMax,
   maxInitErrorLength,
   sessionMessagesPerSecond,
 } from '../limits.ts';
 import { startOf, type SandboxRow } from '../model/index.ts';
-import type { CrashBreaker } from './crash-breaker.ts';
-import { CloseFailed, type Connection, type Connector } from './connect.ts';
-import { failedUnbegun, mayHaveBegun, recall, Session, type Remembered, type SessionContext } from './session.ts';
-import type { InitClient, SessionStatus } from './sessions.ts';
-import { isDialable, isToRun } from './target.ts';
-import { judge, type PeerVerdict } from './trust.ts';
+import { CloseFailed, judge, type Connection, type Connector, type InitClient, type PeerVerdict } from './connection/index.ts';
+import { declareStartFailed } from './failed-start.ts';
+import {
+  afterFailure,
+  afterSession,
+  DialFailed,
+  isToRun,
+  mayHaveBegun,
+  mustBeReachable,
+  type ConnectionEnd,
+  type CrashBreaker,
+  type Reachable,
+  type StartHistory,
+} from './policy/index.ts';
+import type { SessionContext } from './context.ts';
+import { Session } from './session.ts';
+import { noSession, type SessionStatus } from './sessions.ts';
 
 export interface DialerOptions extends SessionContext {
   readonly hub: Pick<Hub, 'isConnected'>;
   readonly connect: Connector;
   readonly names: Names;
   readonly caPem: string;
-  /** Which dials have to wait after a crash of the server; absent: none has. */
+  /** Delays dials after a crash of the server; absent: none. */
   readonly breaker?: Pick<CrashBreaker, 'admit'> | undefined;
   /** The state of the sandbox's session changed. */
   readonly changed: (id: SandboxId) => void;
 }
 
-/** Why a dial ended without a session (SessionFailed). */
-type FailureReason =
-  | 'not-running'
-  | 'no-address'
-  | 'host-not-connected'
-  | 'unreachable'
-  | 'init-interrupted'
-  | 'fd-leak-ceiling'
-  | 'internal';
-
-class DialFailed extends Error {
-  override readonly name = 'DialFailed';
-  readonly reason: FailureReason;
-  readonly hint: string;
-
-  constructor(reason: FailureReason, message: string, hint: string, cause?: unknown) {
-    super(message, { cause });
-    this.reason = reason;
-    this.hint = hint;
-  }
-}
-
-/** What is kept of a sandbox between its dials; it goes with the sandbox. */
-export interface Memory extends Remembered {
-  /** The start that was dialled last, and the host that counted it; 0: none. */
-  start: number;
-  host: HostId | undefined;
-  /** In a row (I-25). */
-  closeFailures: number;
-}
-
-export const none: SessionStatus = { state: 'none', since: 0, attempts: 0, lastError: '' };
-
 export interface DialContext extends DialerOptions {
   readonly caCertificate: X509Certificate;
-  readonly memory: Memory;
+  readonly history: StartHistory;
+  /** A frame with an unknown id was dropped (I-33). */
   readonly dropped: () => void;
-  /** A closing that nobody has to wait for. It never rejects. */
+  /** Closes a connection that no caller waits for. `closing` never rejects. */
   readonly inBackground: (closing: Promise<void>) => void;
 }
 
 export interface DialView {
   readonly status: SessionStatus;
   readonly client: InitClient | undefined;
-  /** The thumbprint under which its peer is trusted now; undefined when none is. */
+  /** The thumbprint under which its peer is trusted now. */
   readonly trustedAs: string | undefined;
-  /** Its loop has ended: nothing more comes of it. */
+  /** Its loop has ended. */
   readonly over: boolean;
   /** Why the loop ended without a session, when that was not intended. */
-  readonly failure: DroverError | undefined;
-  /** Why it waits to be dialled after a crash of the server. */
+  readonly failure: DialFailed | undefined;
+  /** Why the dial waits after a crash of the server. */
   readonly delayed: DroverError | undefined;
-  /** It failed for descriptors (I-25): only one who needs the session, or another start, is worth another. */
-  readonly leaking: boolean;
   /** The start of the sandbox that was dialled last. */
   readonly startCount: number;
 }
 
-type Reachable = SandboxRow & { readonly hostId: HostId };
-
-/** How one connection ended: with the sandbox, or before it. */
-type AttemptEnd = 'sandbox-ended' | 'broken';
-
-/** The dialling of one sandbox: one loop, from the first attempt until the session is over for good (I-22 to I-24). */
+/** The dial of one sandbox: one loop, from the first attempt to the intended end of its session (I-22 to I-24). */
 export class Dial implements DialView {
   readonly #id: SandboxId;
-  /** Its loop has ended. */
+  /** Resolves when its loop has ended. */
   readonly done: Promise<void>;
-  /** And what it had open is closed. */
-  readonly gone: Promise<void>;
+  /** Resolves when its connections are closed too. */
+  readonly closed: Promise<void>;
   readonly #context: DialContext;
   readonly #ending = new AbortController();
   readonly #backoff: Backoff;
   #client: InitClient | undefined;
   #session: Session | undefined;
   #status: SessionStatus;
-  #failure: DroverError | undefined;
-  #reason: FailureReason | undefined;
+  #failure: DialFailed | undefined;
   #delayed: DroverError | undefined;
   #startCount = 0;
   #over = false;
-  /** The last connection, when the sandbox has ended. */
+  /** Of the last connection, after the end of the sandbox. */
   #closing: Promise<void> | undefined;
   #wake: (() => void) | undefined;
-  /** What follows when it has been ended. */
+  /** Called when it has been ended. */
   next: (() => void) | undefined;
-  /** It redials a lost session: one attempt, which publishes nothing unless it succeeds. */
+  /** It redials a lost session: one attempt, of which only a success is published. */
   #slow: boolean;
 
   constructor(id: SandboxId, context: DialContext, slow = false) {
@@ -131,7 +102,7 @@ export class Dial implements DialView {
     this.#backoff = new Backoff({ baseMs: dialBackoffBaseMs, capMs: dialBackoffCapMs, ...(random === undefined ? {} : { random }) });
     this.#status = { state: 'connecting', since: context.clock.now(), attempts: 0, lastError: '' };
     this.done = this.#run();
-    this.gone = this.done.then(async () => await this.#closing);
+    this.closed = this.done.then(async () => await this.#closing);
   }
 
   get client(): InitClient | undefined {
@@ -143,7 +114,7 @@ export class Dial implements DialView {
   }
 
   get status(): SessionStatus {
-    return this.ending ? none : this.#status;
+    return this.ending ? noSession : this.#status;
   }
 
   get ending(): boolean {
@@ -154,16 +125,12 @@ export class Dial implements DialView {
     return this.#over;
   }
 
-  get failure(): DroverError | undefined {
+  get failure(): DialFailed | undefined {
     return this.#failure;
   }
 
   get delayed(): DroverError | undefined {
     return this.#delayed;
-  }
-
-  get leaking(): boolean {
-    return this.#reason === 'fd-leak-ceiling';
   }
 
   get startCount(): number {
@@ -180,14 +147,14 @@ export class Dial implements DialView {
     this.#context.changed(this.#id);
   }
 
+  /** Never rejects (I-21); an error here affects no other dial (I-26). */
   async #run(): Promise<void> {
-    // The caller of dial() gets nothing thrown (I-21), and what goes wrong in here touches no other (I-26).
     try {
       await this.#loop();
       this.#set('none', '');
     } catch (thrown) {
-      if (this.#ending.signal.aborted) this.#set('none', '');
-      else this.#failed(thrown instanceof DialFailed ? thrown : unexpected(thrown));
+      if (this.ending) this.#set('none', '');
+      else this.#failed(thrown);
     } finally {
       this.#over = true;
       this.#client = undefined;
@@ -195,39 +162,41 @@ export class Dial implements DialView {
     }
   }
 
-  #failed(error: DialFailed): void {
+  #failed(thrown: unknown): void {
     const { journal, logger } = this.#context;
-    const { attempts } = this.#status;
-    this.#reason = error.reason;
-    this.#failure = new DroverError('session-unavailable', error.message, { hint: error.hint, cause: error.cause });
+    const message = thrown instanceof Error ? thrown.message : String(thrown);
+    const unexpected = new DialFailed('internal', `the dial of the sandbox failed: ${message}`, 'see the log of the control plane', thrown);
+    const error = thrown instanceof DialFailed ? thrown : unexpected;
+    const data = { attempts: this.#status.attempts, reason: error.reason, message: error.message };
+    this.#failure = error;
     this.#set('broken', error.message);
-    if (this.#slow) return logger.info({ sandbox: this.#id, reason: error.reason, err: error }, 'a lost session could not be redialled');
-    logger.warn({ sandbox: this.#id, attempts, reason: error.reason, err: error }, 'SessionFailed');
-    const data = { attempts, reason: error.reason, message: error.message };
+    if (this.#slow) return logger.info({ sandbox: this.#id, ...data, err: error }, 'a lost session could not be redialled');
+    logger.warn({ sandbox: this.#id, ...data, err: error }, 'SessionFailed');
     journal.publish({ kind: 'session', type: 'SessionFailed', subject: this.#id, data });
   }
 
-  /** Dials, and dials again what broke, until the sandbox has ended. @throws {DialFailed} */
+  /** Dials, and redials after each break, until the sandbox has ended. @throws {DialFailed} */
   async #loop(): Promise<void> {
-    const { store, journal, logger, memory } = this.#context;
+    const { store, journal, logger, history } = this.#context;
     for (;;) {
       await this.#admitted();
-      const ended = (await this.#dial()) === 'sandbox-ended';
+      const end = await this.#dial();
+      const ended = end === 'sandbox-ended';
       const row = ended ? await this.#afterItsEnd() : await store.sandboxes.get(this.#id);
       this.#ending.signal.throwIfAborted();
-      // I-24: a stop, a pause or a removal ends a session as it should.
-      if (!isToRun(row)) return;
-      if (ended && startOf(row) !== this.#startCount) continue;
-      const message = ended ? 'its init said that the main process had ended, and its host says that it runs' : this.#status.lastError;
-      if (ended && !mayHaveBegun(memory, this.#startCount)) memory.interruptedPlans++;
+      if (ended && isToRun(row) && startOf(row) === this.#startCount) history.report({ kind: 'interrupted', start: this.#startCount });
+      const next = afterSession(history.state, row, this.#startCount, end);
+      if (next === 'done' || row === undefined) return;
+      if (next === 'redial-now') continue;
+      const message = ended ? 'its init reported the end of the main process, but its host reports that it runs' : this.#status.lastError;
       logger.warn({ sandbox: this.#id, reason: message }, 'SessionBroken');
       journal.publish({ kind: 'session', type: 'SessionBroken', subject: this.#id, data: { message } });
-      if (memory.interruptedPlans >= interruptedPlansMax) await this.#planFailed(row, message);
+      if (next === 'fail-start') await this.#failInterrupted(row, message);
       await this.#pause(this.#backoff.nextMs());
     }
   }
 
-  /** After crashes of the server, a dial waits until the breaker admits it. Waiting is no attempt, and fails no start. */
+  /** Waits until the breaker admits the dial. This wait is no attempt, and fails no start. */
   async #admitted(): Promise<void> {
     const { breaker, journal, logger } = this.#context;
     const wait = breaker?.admit(this.#id);
@@ -239,30 +208,25 @@ export class Dial implements DialView {
       logger.warn({ sandbox: this.#id, delayMs }, 'SessionDelayed');
       journal.publish({ kind: 'session', type: 'SessionDelayed', subject: this.#id, data: { delayMs, message: reason.message } });
     }
-    const { signal } = this.#ending;
-    const ended = Promise.withResolvers<never>();
-    const abort = (): void => ended.reject(signal.reason as Error);
-    signal.addEventListener('abort', abort, { once: true });
     try {
-      signal.throwIfAborted();
-      await Promise.race([admitted, ended.promise]);
+      await abortable(admitted, this.#ending.signal);
     } finally {
-      signal.removeEventListener('abort', abort);
       cancel();
       this.#delayed = undefined;
     }
   }
 
   /**
-   * A sandbox has ended when its host says so: an init that says it only to be rid of its session is dialled again (I-2). Gives the row
-   * when its host has spoken, or as it is after `endReportMs`; undefined when the host is away, whose word begins another dial.
+   * Its host decides whether the sandbox has ended: an init that only claims so to end its session is redialled (I-2).
+   * @returns the row once the host has reported, or after `endReportMs`; undefined while the host is not connected, whose return begins
+   *   another dial
    */
   async #afterItsEnd(): Promise<SandboxRow | undefined> {
     const { store, hub, clock } = this.#context;
     this.#set('none', '');
     const until = clock.now() + endReportMs;
     for (;;) {
-      // Before looking: what is said while the store is read must not be missed.
+      // Before the read: a report that arrives during it ends the pause.
       const woken = this.#wakeable();
       const row = await store.sandboxes.get(this.#id);
       const left = until - clock.now();
@@ -272,9 +236,9 @@ export class Dial implements DialView {
     }
   }
 
-  /** One dial (I-23): attempts until one stands; gives how its session ended. @throws {DialFailed} */
-  async #dial(): Promise<AttemptEnd> {
-    const { clock, logger, store } = this.#context;
+  /** One dial (I-23): attempts until one establishes a session. @returns how that ended @throws {DialFailed} */
+  async #dial(): Promise<ConnectionEnd> {
+    const { clock, logger, store, hub, history } = this.#context;
     const signal = this.#ending.signal;
     let until = clock.now() + dialTotalMs;
     let runs = false;
@@ -283,9 +247,9 @@ export class Dial implements DialView {
       let stood = false;
       let row: Reachable | undefined;
       try {
-        row = this.#mustBeReachable(await store.sandboxes.get(this.#id));
+        row = mustBeReachable(await store.sandboxes.get(this.#id), (hostId) => hub.isConnected(hostId));
         signal.throwIfAborted();
-        // How long it takes to start is its host's business (L-23): the time for an answer begins when it runs.
+        // L-23: the host has any time to start the sandbox. The time for its init begins when it runs.
         if (!runs && row.observed === 'running') {
           runs = true;
           until = clock.now() + dialTotalMs;
@@ -299,114 +263,86 @@ export class Dial implements DialView {
         if (thrown instanceof DialFailed) throw thrown;
         const message = clip(thrown instanceof Error ? thrown.message : String(thrown), maxInitErrorLength);
         this.#set(stood ? 'broken' : 'connecting', message);
-        if (this.#context.memory.closeFailures >= closeFailuresMax) {
+        // After a session that stood, the delay is drawn when the end is known.
+        const delayMs = stood ? 0 : this.#backoff.nextMs();
+        const next = afterFailure(history.state, { stood, slow: this.#slow }, until - clock.now(), delayMs);
+        if (next === 'broken') return 'broken';
+        if (next === 'leaking') {
           throw new DialFailed(
             'fd-leak-ceiling',
             `${closeFailuresMax} connections in a row could not be closed: ${message}`,
-            'see the log of the control plane; a restart of it closes them',
+            'see the log of the control plane; its restart closes them',
             thrown,
           );
         }
-        if (stood) return 'broken';
         logger.info({ sandbox: this.#id, attempt: this.#status.attempts, reason: message }, 'a session attempt failed');
-        const delayMs = this.#backoff.nextMs();
-        if (this.#slow || clock.now() + delayMs >= until) {
-          if (row !== undefined && (await this.#neverBegan(row))) {
-            if (this.#context.memory.interruptedPlans > 0) await this.#planFailed(row, message);
-            await this.#failUnbegun(row, message);
-          }
-          throw new DialFailed(
-            'unreachable',
-            `no session with the sandbox could be had: ${message}`,
-            '`drover sandbox get` shows its state',
-            thrown,
-          );
-        }
+        if (next === 'give-up') await this.#giveUp(row, message, thrown);
         await this.#pause(delayMs);
       }
     }
   }
 
-  /** Each attempt inspects afresh (I-23). @throws {DialFailed} */
-  #mustBeReachable(row: SandboxRow | undefined): Reachable {
-    if (row === undefined || !isDialable(row)) {
-      const state = row === undefined || row.deletedAt !== undefined ? 'removed' : (row.observed ?? 'waiting for a place');
-      throw new DialFailed('not-running', `the sandbox is not running: it is ${state}`, '`drover sandbox get` shows its state');
+  /** @throws {DialFailed} always; the start has failed too, if its command cannot have begun */
+  async #giveUp(row: Reachable | undefined, message: string, cause: unknown): Promise<never> {
+    if (row !== undefined && (await this.#neverBegan(row))) {
+      if (this.#context.history.state.interruptedPlans > 0) await this.#failInterrupted(row, message);
+      // I-30: a start that never began must not look as if it ran.
+      const reason = `its command was never started, since its init could not be reached for ${dialTotalMs / 1000} s: ${message}`;
+      await this.#declareFailed(row, reason, { reason: 'transport-error', message: reason });
     }
-    const { hostId } = row;
-    if (hostId === undefined || row.address === '') {
-      throw new DialFailed('no-address', 'the sandbox has no address yet', '`drover sandbox get` shows its state');
-    }
-    if (!this.#context.hub.isConnected(hostId)) {
-      throw new DialFailed('host-not-connected', 'the host of the sandbox is not connected', 'see `drover host ls`');
-    }
-    // Not a copy: that would read its spec.
-    return row as Reachable;
+    throw new DialFailed(
+      'unreachable',
+      `no session with the sandbox could be established: ${message}`,
+      '`drover sandbox get` shows its state',
+      cause,
+    );
   }
 
-  /**
-   * The sandbox runs, and its user's command cannot have begun: no session came as far as starting it. Where that is not certain, the
-   * command may be at work, and the sandbox is left alone.
-   */
+  /** The sandbox runs, and no session came as far as starting its command. False when that is not certain: the command may run. */
   async #neverBegan(row: Reachable): Promise<boolean> {
-    const { memory, worldview, logger } = this.#context;
+    const { history, worldview, logger } = this.#context;
     const start = startOf(row);
-    if (row.observed !== 'running' || mayHaveBegun(memory, start)) return false;
+    if (row.observed !== 'running' || mayHaveBegun(history.state, start)) return false;
     try {
-      const { init: view } = await worldview.get(this.#id);
-      recall(memory, view, start);
-      return !mayHaveBegun(memory, start);
+      const { init } = await worldview.get(this.#id);
+      history.report({ kind: 'recalled', start, init });
+      return !mayHaveBegun(history.state, start);
     } catch (error) {
-      logger.error({ sandbox: this.#id, err: error }, 'the view of a sandbox that does not answer could not be read');
+      logger.error({ sandbox: this.#id, err: error }, 'the view of a sandbox that does not respond could not be read');
       return false;
     }
   }
 
-  /** I-30: what never began must not look as if it ran, nor as if it were about to. */
-  async #failUnbegun(row: Reachable, message: string): Promise<void> {
-    const { initFailed, journal, logger } = this.#context;
-    const said = `its command was never started, since its init could not be reached for ${dialTotalMs / 1000} s: ${message}`;
-    try {
-      if (!(await initFailed(this.#id, startOf(row), `init failed: ${said}`))) return;
-      journal.publish(failedUnbegun(row, startOf(row), { reason: 'transport-error', message: said }));
-    } catch (error) {
-      logger.error({ sandbox: this.#id, err: error }, 'a failed init could not be written down');
-    }
-  }
-
-  /** The plan was begun, and no session lasts for it: that is its failure (I-30). @throws {DialFailed} */
-  async #planFailed(row: SandboxRow, message: string): Promise<never> {
-    const { initFailed, logger, memory } = this.#context;
-    memory.interruptedPlans = 0;
-    try {
-      await initFailed(this.#id, startOf(row), `init failed: the session broke again and again: ${message}`);
-    } catch (error) {
-      logger.error({ sandbox: this.#id, err: error }, 'a failed init could not be written down');
-    }
+  /** The plan was begun, and no session lasts for it (I-30). @throws {DialFailed} */
+  async #failInterrupted(row: SandboxRow, message: string): Promise<never> {
+    this.#context.history.report({ kind: 'settled' });
+    await this.#declareFailed(row, `the session broke repeatedly: ${message}`, undefined);
     throw new DialFailed(
       'init-interrupted',
-      `the session broke again and again before the sandbox was prepared: ${message}`,
+      `the session broke repeatedly before the sandbox was prepared: ${message}`,
       'see `drover sandbox explain`',
     );
   }
 
-  /** One connection's life. @throws what broke it, whether or not it stood */
-  async #attempt(row: Reachable, withinMs: number, stands: () => void): Promise<AttemptEnd> {
-    const { clock, connect, journal, memory, dropped, names, caCertificate } = this.#context;
-    const attempt = this.#status.attempts + 1;
-    this.#status = { ...this.#status, state: 'connecting', attempts: attempt };
+  async #declareFailed(row: SandboxRow, message: string, unbegun: StepFailure | undefined): Promise<void> {
+    try {
+      await declareStartFailed(this.#context, { row, startCount: startOf(row) }, message, unbegun, this.#ending.signal);
+    } catch (error) {
+      // Another start has begun, which has a dial of its own.
+      if (!hasCode(error, 'conflict')) throw error;
+    }
+  }
+
+  /** One connection's life. @throws the error that broke it, before or after its session was established */
+  async #attempt(row: Reachable, withinMs: number, stands: () => void): Promise<ConnectionEnd> {
+    const { clock, connect, history } = this.#context;
     this.#startCount = startOf(row);
-    if (memory.start !== this.#startCount) memory.interruptedPlans = 0;
-    // A host counts the starts of its own copy.
-    if (memory.host !== row.hostId) Object.assign(memory, { completedStart: 0, readyAsked: 0, interruptedPlans: 0 });
-    memory.start = this.#startCount;
-    memory.host = row.hostId;
-    if (!this.#slow) journal.publish({ kind: 'session', type: 'SessionConnecting', subject: this.#id, data: { attempt } });
-    const answered = new AbortController();
+    this.#began(row);
+    const greeted = new AbortController();
     const deadline = new AbortController();
-    void clock.sleep(withinMs, answered.signal).then(
-      () => deadline.abort(new DroverError('timed-out', 'the sandbox did not answer in time')),
-      // The attempt ended or stands: no deadline any more.
+    void clock.sleep(withinMs, greeted.signal).then(
+      () => deadline.abort(new DroverError('timed-out', 'the sandbox did not respond in time')),
+      // The attempt ended, or its session was established.
       () => undefined,
     );
     const signal = AbortSignal.any([this.#ending.signal, deadline.signal]);
@@ -415,42 +351,53 @@ export class Dial implements DialView {
     let settledAt: number | undefined;
     try {
       connection = await connect({ id: this.#id, hostId: row.hostId }, signal);
-      const expected = { id: this.#id, commonName: canonicalCommonName(row.project, row.name), names, ca: caCertificate, now: clock.now() };
-      const verdict = judge(connection.shown, expected);
+      const verdict = this.#judge(row, connection);
       connection.throttled.addEventListener('abort', () => this.#publishThrottled(), { once: true });
-      // Calls may go out at once: init has a call on the main process wait for its start.
+      // Callers may use it immediately: init delays a call on the main process until its start.
       this.#client = connection.client;
       this.#set('connected', '');
-      const greeted = (ack: init.HelloAck): void => {
-        answered.abort();
-        stands();
-        this.#publishConnected(row, verdict, ack);
+      const hooks = {
+        greeted: (ack: init.HelloAck): void => {
+          greeted.abort();
+          stands();
+          this.#publishConnected(row, verdict, ack);
+        },
+        settled: (): void => void (settledAt = clock.now()),
+        dropped: this.#context.dropped,
       };
-      const settled = (): void => {
-        settledAt = clock.now();
-        memory.interruptedPlans = 0;
-      };
-      const options = { row, connection, verdict, remembered: memory, greeted, dropped, settled };
-      this.#session = new Session(this.#context, options, signal);
+      this.#session = new Session(this.#context, { row, connection, verdict, history, ...hooks }, signal);
       const end = await this.#session.run();
       if (!end.mainExited) throw new Error(end.reason);
       ended = true;
       return 'sandbox-ended';
     } catch (thrown) {
-      if (thrown instanceof CloseFailed) memory.closeFailures++;
+      if (thrown instanceof CloseFailed) history.report({ kind: 'closed', ok: false });
       throw deadline.signal.aborted ? deadline.signal.reason : thrown;
     } finally {
-      answered.abort();
+      greeted.abort();
       this.#client = undefined;
       this.#session = undefined;
-      // A peer that breaks off as soon as it was prepared is dialled ever more slowly.
+      // A peer that breaks its session soon after the plan is redialled ever more slowly.
       if (settledAt !== undefined && clock.now() - settledAt >= dialBackoffCapMs) this.#backoff.reset();
-      // I-26: nothing of a dial outlives it; but calls that have the end of the main process still to read are given the time to.
+      // I-26: nothing of a dial outlives it, except calls that still read the end of the main process.
       if (connection !== undefined) {
         if (ended) this.#context.inBackground((this.#closing = this.#closeLater(connection)));
         else await this.#close(connection);
       }
     }
+  }
+
+  #began(row: Reachable): void {
+    const { journal, history } = this.#context;
+    const attempt = this.#status.attempts + 1;
+    this.#status = { ...this.#status, state: 'connecting', attempts: attempt };
+    history.report({ kind: 'attempted', start: this.#startCount, hostId: row.hostId });
+    if (!this.#slow) journal.publish({ kind: 'session', type: 'SessionConnecting', subject: this.#id, data: { attempt } });
+  }
+
+  #judge({ project, name }: SandboxRow, { shown }: Connection): PeerVerdict {
+    const { names, caCertificate, clock } = this.#context;
+    return judge(shown, { id: this.#id, commonName: canonicalCommonName(project, name), names, ca: caCertificate, now: clock.now() });
   }
 
   #publishThrottled(): void {
@@ -468,34 +415,24 @@ export class Dial implements DialView {
     journal.publish({ kind: 'session', type: 'SessionConnected', subject: this.#id, data });
   }
 
-  /** I-25: failures in a row are counted, and a success begins anew. Never rejects. */
+  /** Counts failures in a row (I-25). Never rejects. */
   async #close(connection: Connection): Promise<void> {
-    const { memory, logger } = this.#context;
+    const { history, logger } = this.#context;
     try {
       await connection.close();
-      memory.closeFailures = 0;
+      history.report({ kind: 'closed', ok: true });
     } catch (error) {
-      memory.closeFailures++;
-      logger.error({ sandbox: this.#id, inARow: memory.closeFailures, err: error }, 'a connection to a sandbox could not be closed');
+      history.report({ kind: 'closed', ok: false });
+      const inARow = history.state.closeFailures;
+      logger.error({ sandbox: this.#id, inARow, err: error }, 'a connection to a sandbox could not be closed');
     }
   }
 
-  /** Init closes the connection itself once the last call has its end. */
+  /** Init closes the connection itself after its last call. */
   async #closeLater(connection: Connection): Promise<void> {
-    // Not the injected clock: this is about the peer's calls, and ends with them.
-    const { lost } = connection;
-    if (!lost.aborted) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, farewellMs);
-        timer.unref();
-        const now = (): void => {
-          clearTimeout(timer);
-          resolve();
-        };
-        lost.addEventListener('abort', now, { once: true });
-        this.#ending.signal.addEventListener('abort', now, { once: true });
-      });
-    }
+    // Not the injected clock: the calls of the peer take real time.
+    const grace = AbortSignal.any([connection.lost, this.#ending.signal, AbortSignal.timeout(closeGraceMs)]);
+    if (!grace.aborted) await new Promise((resolve) => grace.addEventListener('abort', resolve, { once: true }));
     await this.#close(connection);
   }
 
@@ -520,9 +457,4 @@ export class Dial implements DialView {
     this.#status = { ...this.#status, state, since: this.#context.clock.now(), lastError };
     this.#context.changed(this.#id);
   }
-}
-
-function unexpected(thrown: unknown): DialFailed {
-  const message = thrown instanceof Error ? thrown.message : String(thrown);
-  return new DialFailed('internal', `the dial of the sandbox failed: ${message}`, 'see the log of the control plane', thrown);
 }

@@ -11,8 +11,8 @@ import { dialTotalMs, lostRedialMs, concurrentLostRedials } from '../limits.ts';
 import type { SandboxRow } from '../model/sandbox.ts';
 import { emptyView } from '../worldview/apply.ts';
 import type { InitView, SandboxView } from '../worldview/worldview.ts';
-import { CloseFailed, type Connection, type Connector } from './connect.ts';
-import type { Wait } from './crash-breaker.ts';
+import { CloseFailed, type Connection, type Connector } from './connection/connect.ts';
+import type { Wait } from './policy/crash-breaker.ts';
 import { Dialer } from './dialer.ts';
 
 /** A peer without a certificate whose stream breaks at once, ends with the word that the sandbox has, or stays without an answer. */
@@ -151,7 +151,7 @@ describe('a dial', () => {
     dialer.dial(id);
     await clock.advance(60_000);
     expect(attempts.map(({ at }) => at)).toEqual([0, 20_500, 41_500]);
-    expect(failure(id)).toMatchObject({ message: expect.stringContaining('did not answer in time') });
+    expect(failure(id)).toMatchObject({ message: expect.stringContaining('did not respond in time') });
   });
 
   it.each([
@@ -270,7 +270,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     await clock.advance(1_500);
     expect(told(id)).toEqual(['SessionConnecting', 'SessionBroken', 'SessionConnecting']);
     expect(published.find(({ type }) => type === 'SessionBroken')?.data).toEqual({
-      message: 'its init said that the main process had ended, and its host says that it runs',
+      message: 'its init reported the end of the main process, but its host reports that it runs',
     });
   });
 

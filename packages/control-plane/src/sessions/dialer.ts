@@ -1,9 +1,10 @@
 import { X509Certificate } from 'node:crypto';
 import type { SandboxId } from '@drover/foundation';
-import { lostRedialMs, concurrentLostRedials } from '../limits.ts';
-import { Dial, none, type DialContext, type DialerOptions, type DialView, type Memory } from './dial.ts';
-import type { InitClient, SessionStatus } from './sessions.ts';
-import { isToRun } from './target.ts';
+import { concurrentLostRedials, lostRedialMs } from '../limits.ts';
+import type { InitClient } from './connection/index.ts';
+import { Dial, type DialContext, type DialerOptions, type DialView } from './dial.ts';
+import { isToRun, StartHistory } from './policy/index.ts';
+import { noSession, type SessionStatus } from './sessions.ts';
 
 export interface DialerStats {
   readonly connecting: number;
@@ -12,28 +13,27 @@ export interface DialerStats {
   readonly droppedFrames: number;
 }
 
-/** Holds one session with each sandbox that it was told to dial (spec 2.6). It holds no policy: whoever answers is talked to (I-1). */
+/** One dial for each sandbox that it was told to dial (spec 2.6). It opens a session with any peer (I-1). */
 export class Dialer {
   readonly #options: DialerOptions;
   readonly #ca: X509Certificate;
   readonly #dials = new Map<SandboxId, Dial>();
-  readonly #memories = new Map<SandboxId, Memory>();
+  readonly #histories = new Map<SandboxId, StartHistory>();
   readonly #closings = new Set<Promise<void>>();
   /** Redials of lost sessions under way. */
   readonly #redials = new Set<Dial>();
   readonly #life = new AbortController();
   #droppedFrames = 0;
-  #closed = false;
 
-  /** @throws when the CA's certificate cannot be read; who makes a dialer has looked (I-28) */
+  /** @throws when the CA's certificate cannot be read (I-28) */
   constructor(options: DialerOptions) {
     this.#options = options;
     this.#ca = new X509Certificate(options.caPem);
   }
 
-  /** Returns at once (I-21); nothing while one is in flight or established (I-22). One that is being ended is followed by it. */
+  /** Returns immediately (I-21). Without an effect while a dial is in flight or its session stands (I-22); after one that is ending. */
   dial(id: SandboxId): void {
-    if (this.#closed) return;
+    if (this.#life.signal.aborted) return;
     const standing = this.#dials.get(id);
     if (standing === undefined || standing.over) this.#begin(id);
     else if (standing.ending) standing.next = () => this.dial(id);
@@ -43,29 +43,26 @@ export class Dialer {
     const dial = new Dial(id, this.#contextOf(id), slow);
     this.#dials.set(id, dial);
     if (slow) this.#redials.add(dial);
-    void dial.gone.then(() => {
+    void dial.closed.then(() => {
       this.#redials.delete(dial);
       if (this.#dials.get(id) !== dial) return;
       // Keep the error of a failed dial for the status call. A dial that ended normally leaves none.
       if (dial.failure === undefined) this.#dials.delete(id);
       // I-25: a redial would lose another descriptor.
-      else if (!dial.leaking) void this.#redialLost(id, dial);
+      else if (dial.failure.reason !== 'fd-leak-ceiling') void this.#redialLost(id, dial);
     });
   }
 
-  /** Redials a lost session for as long as its sandbox runs: slowly, and a bounded number at a time. Never rejects. */
+  /** Redials a lost session while its sandbox runs: slowly, and a bounded number at a time. Never rejects. */
   async #redialLost(id: SandboxId, lost: Dial): Promise<void> {
     const { clock, store, hub, logger, random = Math.random } = this.#options;
+    const { signal } = this.#life;
     for (;;) {
+      await clock.sleep(lostRedialMs * (0.5 + random()), signal).catch(() => undefined);
       try {
-        await clock.sleep(lostRedialMs * (0.5 + random()), this.#life.signal);
-      } catch {
-        return; // closed
-      }
-      try {
-        const row = await store.sandboxes.get(id);
-        // A call needed it and began another dial, or it was ended.
-        if (this.#dials.get(id) !== lost || this.#closed) return;
+        const row = signal.aborted ? undefined : await store.sandboxes.get(id);
+        // A caller has begun another dial, or this one was ended.
+        if (this.#dials.get(id) !== lost || signal.aborted) return;
         if (!isToRun(row)) return await this.end(id);
         if (row.hostId === undefined || !hub.isConnected(row.hostId) || this.#redials.size >= concurrentLostRedials) continue;
         return this.#begin(id, true);
@@ -75,7 +72,7 @@ export class Dialer {
     }
   }
 
-  /** An intended end (I-24): from now on there is no session. Resolves when nothing of it is left. */
+  /** An intended end (I-24). Resolves when nothing of the session is left. */
   async end(id: SandboxId): Promise<void> {
     const dial = this.#dials.get(id);
     if (dial === undefined) return;
@@ -87,31 +84,31 @@ export class Dialer {
     next?.();
   }
 
-  /** An intended end, of a sandbox that is no more or will be another when it starts again. */
+  /** The intended end of a sandbox that is deleted, or will be another one when it starts again. */
   forget(id: SandboxId): void {
-    this.#memories.delete(id);
+    this.#histories.delete(id);
     void this.end(id);
   }
 
-  /** Something changed: a loop that waits looks again now. */
+  /** Ends the pause of a waiting dial. */
   wake(id: SandboxId): void {
     this.#dials.get(id)?.wake();
   }
 
   status(id: SandboxId): SessionStatus {
-    return this.#dials.get(id)?.status ?? none;
+    return this.#dials.get(id)?.status ?? noSession;
   }
 
   client(id: SandboxId): InitClient | undefined {
     return this.#dials.get(id)?.client;
   }
 
-  /** The dial that stands, or failed last; undefined when none did. */
+  /** The present dial, or the last one if it failed. */
   get(id: SandboxId): DialView | undefined {
     return this.#dials.get(id);
   }
 
-  /** The sandboxes whose peers are trusted now, and as what. */
+  /** The sandboxes whose peers are trusted now, with the thumbprints. */
   *trusted(): Generator<readonly [SandboxId, string]> {
     for (const [id, { trustedAs }] of this.#dials) if (trustedAs !== undefined) yield [id, trustedAs];
   }
@@ -125,26 +122,20 @@ export class Dialer {
     };
   }
 
-  /** Ends every session; nothing is dialled after it. */
+  /** Ends every session; later dials have no effect. */
   async close(): Promise<void> {
-    this.#closed = true;
     this.#life.abort();
     await Promise.all([...this.#dials.keys()].map(async (id) => await this.end(id)));
     await Promise.all(this.#closings);
   }
 
   #contextOf(id: SandboxId): DialContext {
-    let memory = this.#memories.get(id);
-    if (memory === undefined) {
-      this.#memories.set(
-        id,
-        (memory = { completedStart: 0, readyAsked: 0, interruptedPlans: 0, start: 0, host: undefined, closeFailures: 0 }),
-      );
-    }
+    const history = this.#histories.get(id) ?? new StartHistory();
+    this.#histories.set(id, history);
     return {
       ...this.#options,
       caCertificate: this.#ca,
-      memory,
+      history,
       dropped: () => {
         this.#droppedFrames++;
       },

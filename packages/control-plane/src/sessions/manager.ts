@@ -9,12 +9,12 @@ import { changesIdentity, type Registry } from '../identity/index.ts';
 import { listPage, sessionsCompared } from '../limits.ts';
 import { restartHint, sandboxState, startOf, type SandboxRow } from '../model/index.ts';
 import type { Store } from '../store/index.ts';
-import { tunnelConnector, type SessionCredentials } from './connect.ts';
+import { tunnelConnector, type InitClient, type SessionCredentials } from './connection/index.ts';
 import type { DialerOptions, DialView } from './dial.ts';
 import { Dialer, type DialerStats } from './dialer.ts';
-import type { SessionContext } from './session.ts';
-import type { InitClient, Sessions, SessionStatus } from './sessions.ts';
-import { isDialable, isToRun } from './target.ts';
+import type { SessionContext } from './context.ts';
+import type { Sessions, SessionStatus } from './sessions.ts';
+import { isDialable, isToRun } from './policy/index.ts';
 
 export interface SessionManagerOptions extends Omit<SessionContext, 'store' | 'ca' | 'clock' | 'logger'> {
   readonly store: Pick<Store, 'sandboxes'>;
@@ -170,7 +170,7 @@ export class SessionManager implements Sessions {
     const last = this.#dialer.get(id);
     if (isToRun(row)) {
       // I-25: an observation is no reason to dial again where another descriptor would be lost.
-      if (last?.leaking !== true || last.startCount !== startOf(row)) this.dial(id);
+      if (last?.failure?.reason !== 'fd-leak-ceiling' || last.startCount !== startOf(row)) this.dial(id);
     } else if (last?.over === true) void this.#dialer.end(id);
   }
 }

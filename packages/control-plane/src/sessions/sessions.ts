@@ -1,9 +1,5 @@
-import type { Client } from '@connectrpc/connect';
 import type { SandboxId } from '@drover/foundation';
-import type { init } from '@drover/protocol';
-
-/** The control plane's client of one init, over its session connection. */
-export type InitClient = Client<typeof init.InitService>;
+import type { InitClient } from './connection/index.ts';
 
 export interface SessionStatus {
   readonly state: 'none' | 'connecting' | 'connected' | 'broken';
@@ -13,18 +9,20 @@ export interface SessionStatus {
   readonly lastError: string;
 }
 
-/** One session per running sandbox (spec 2): dialled through a tunnel, kept open, dialled again when it breaks. */
+export const noSession: SessionStatus = { state: 'none', since: 0, attempts: 0, lastError: '' };
+
+/** One session per running sandbox (spec 2): dialled through a tunnel, kept open, redialled when it breaks. */
 export interface Sessions {
-  /** Returns at once (I-21); nothing while one is in flight or established (I-22). */
+  /** Returns immediately (I-21); without an effect while a dial is in flight or its session stands (I-22). */
   dial(sandboxId: SandboxId): void;
   /** An intended end: stop, destroy, shutdown (I-24). */
   close(sandboxId: SandboxId): void;
-  /** Ends the session, which publishes nothing, and dials anew when it is to have one: after its identity was revoked, evicted or reinstated. */
+  /** Ends the session without an event, and dials if the sandbox is to have one: after a revocation, an eviction or a reinstatement. */
   redial(sandboxId: SandboxId): void;
   status(sandboxId: SandboxId): SessionStatus;
   /**
-   * The init's client, as soon as the session stands; dials if nobody has.
-   * @throws {DroverError} session-unavailable, sandbox-not-running with the sandbox's own message when it ended or failed, cancelled
+   * The client of its init, once the session stands; dials if necessary.
+   * @throws {DroverError} session-unavailable; sandbox-not-running with the reason of its end; cancelled
    */
   client(sandboxId: SandboxId, signal: AbortSignal): Promise<InitClient>;
   closeAll(): Promise<void>;

@@ -66,7 +66,7 @@ async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Pro
   await eventually(async () => await world.row(row.id)).toMatchObject({
     observed: 'failed',
     reason: 'init-failed',
-    message: expect.stringContaining('init failed: nothing is prepared for a peer that is not trusted'),
+    message: expect.stringContaining('init failed: no plan is sent to a peer that is not trusted'),
   });
 }
 
@@ -210,7 +210,7 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     await eventually(async () => await world.told(box.id)).toContain('InitFailed');
     expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
       reason: 'certificate-invalid',
-      message: expect.stringContaining('its init says that it is'),
+      message: expect.stringContaining('its init claims to be'),
     });
     expect(sessions.status(box.id).state).toBe('connected');
   });

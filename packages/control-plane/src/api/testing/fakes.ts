@@ -5,7 +5,7 @@ import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { init, link, writeHostStream } from '@drover/protocol';
 import type { CallOptions, HostStreamSource, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
-import type { InitClient, Sessions, SessionStatus } from '../../sessions/sessions.ts';
+import type { InitClient, Sessions, SessionStatus } from '../../sessions/index.ts';
 
 type Answer = (operation: Operation, options: CallOptions) => Promise<ResultValue> | ResultValue;
 

@@ -1,2 +1,2 @@
 /** The session's client, for tests that put a hostile peer at its other end. */
-export { connectInit, type SessionCredentials } from '../connect.ts';
+export { connectInit, type SessionCredentials } from '../connection/connect.ts';

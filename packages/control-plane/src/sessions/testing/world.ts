@@ -23,7 +23,7 @@ import type { Store } from '../../store/store.ts';
 import { draft, readyHost, seen } from '../../store/testing/fixtures.ts';
 import { StoredWorldview } from '../../journal/journal.ts';
 import { SessionManager, type SessionManagerOptions } from '../manager.ts';
-import { planSource } from '../plan.ts';
+import { planSource } from '../plan/plan.ts';
 import { SecretBox } from '../../secrets/index.ts';
 import { Peer, type PeerOptions } from './peer.ts';
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { FakeClock, newSandboxId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { crashDelayBaseMs, crashSettledMs, crashTrialGroupMax, crashTrialMs } from '../limits.ts';
+import { crashDelayBaseMs, crashSettledMs, crashTrialGroupMax, crashTrialMs } from '../../limits.ts';
 import { CrashBreaker } from './crash-breaker.ts';
 
 let directory: string;

@@ -1,5 +1,5 @@
 import { isSandboxId, type SandboxId } from '@drover/foundation';
-import { crashDelayBaseMs, crashDelayCapMs, crashTrialCapMs, crashTrialMs, crashesBeforeTrials } from '../limits.ts';
+import { crashDelayBaseMs, crashDelayCapMs, crashTrialCapMs, crashTrialMs, crashesBeforeTrials } from '../../limits.ts';
 
 /** The record that a server leaves for the next one in its data directory, which tells a crash loop from a restart by it. */
 export interface CrashRecord {

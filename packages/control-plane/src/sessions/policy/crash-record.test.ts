@@ -1,7 +1,7 @@
 import { newSandboxId } from '@drover/foundation';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { crashDelayBaseMs, crashDelayCapMs, crashesBeforeTrials, crashTrialCapMs, crashTrialMs } from '../limits.ts';
+import { crashDelayBaseMs, crashDelayCapMs, crashesBeforeTrials, crashTrialCapMs, crashTrialMs } from '../../limits.ts';
 import { begin, noCrash, parseRecord, suspectDelayMs, trialMs, type CrashRecord } from './crash-record.ts';
 
 const [a, b] = [newSandboxId(), newSandboxId()];

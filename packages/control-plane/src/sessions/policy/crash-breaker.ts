@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { DroverError, errnoOf, writeFileAtomic, type Clock, type Logger, type SandboxId } from '@drover/foundation';
-import { crashSettledMs, crashTrialGroupMax, crashTrialsMax } from '../limits.ts';
+import { crashSettledMs, crashTrialGroupMax, crashTrialsMax } from '../../limits.ts';
 import { begin, noCrash, parseRecord, suspectDelayMs, trialMs, type Beginning } from './crash-record.ts';
 
 /** A dial that has to wait for its trial. */

@@ -1,8 +1,8 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { BoundedQueue, DroverError, clip, type Logger } from '@drover/foundation';
 import { errorFromWire, init } from '@drover/protocol';
-import { driftsLogged, maxInitErrorLength, sessionQueueFrames } from '../limits.ts';
-import type { InitClient } from './sessions.ts';
+import { driftsLogged, maxInitErrorLength, sessionQueueFrames } from '../../limits.ts';
+import type { InitClient } from './connect.ts';
 
 export type RequestPayload = NonNullable<MessageInitShape<typeof init.SessionRequestSchema>['payload']>;
 export type AnswerPayload = Exclude<init.SessionResponse['payload'], { case: undefined }>;
@@ -17,12 +17,11 @@ export interface SessionEnd {
 }
 
 /** The stream ended before the answer to a request came. */
-export class StreamLost extends Error {
-  override readonly name = 'StreamLost';
+export class StreamLost extends DroverError {
   readonly mainExited: boolean;
 
   constructor({ mainExited, reason }: SessionEnd) {
-    super(reason);
+    super('session-unavailable', reason);
     this.mainExited = mainExited;
   }
 }

@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { newSandboxId, parseName, parseProject, type SandboxId } from '@drover/foundation';
 import { clientAuth, namesOf, openCertificateAuthority, serverAuth, type CertificateAuthority } from '@drover/pki';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { Identity } from '../model/identity.ts';
-import type { Standing } from '../identity/registry.ts';
-import type { TrustCheckName } from '../worldview/worldview.ts';
-import { issue, signByHand, type Credentials } from '../sandbox-facing/testing/certificates.ts';
+import type { Identity } from '../../model/identity.ts';
+import type { Standing } from '../../identity/registry.ts';
+import type { TrustCheckName } from '../../worldview/worldview.ts';
+import { issue, signByHand, type Credentials } from '../../sandbox-facing/testing/certificates.ts';
 import { decide, judge, registryCheck, type PeerVerdict } from './trust.ts';
 
 const checkNames = ['chain', 'validity', 'eku', 'cn', 'san'] as const;

@@ -3,9 +3,9 @@ import { newSandboxId } from '@drover/foundation';
 import { init, sandbox } from '@drover/protocol';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { SecretBox } from '../secrets/index.ts';
-import type { SandboxRow } from '../model/sandbox.ts';
-import type { Store } from '../store/store.ts';
+import { SecretBox } from '../../secrets/index.ts';
+import type { SandboxRow } from '../../model/sandbox.ts';
+import type { Store } from '../../store/store.ts';
 import { planOf, planSource, stepNames, type CommandStep } from './plan.ts';
 
 function setup(value: MessageInitShape<typeof sandbox.SetupSchema>): sandbox.Setup {

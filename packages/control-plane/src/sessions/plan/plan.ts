@@ -1,10 +1,10 @@
 import { create, toBinary } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
 import { init, type sandbox } from '@drover/protocol';
-import { postInitStepMs, stepMs } from '../limits.ts';
-import type { SecretBox } from '../secrets/index.ts';
-import type { SandboxRow } from '../model/index.ts';
-import type { Store } from '../store/index.ts';
+import { postInitStepMs, stepMs } from '../../limits.ts';
+import type { SecretBox } from '../../secrets/index.ts';
+import type { SandboxRow } from '../../model/index.ts';
+import type { Store } from '../../store/index.ts';
 
 /** One step of the init plan (I-29). The last one has init start the user's command; the others run as commands in the sandbox. */
 export type PlanStep = CommandStep | { readonly name: 'agent-ready' };

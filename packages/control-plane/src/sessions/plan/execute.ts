@@ -1,8 +1,8 @@
 import { DroverError, withDeadline, type Clock, type SandboxId } from '@drover/foundation';
-import type { InitFailure, Journal, StepFailure, StepPlace } from '../events/index.ts';
-import { answerSlackMs, stderrTailBytes, stepMs } from '../limits.ts';
+import type { InitFailure, Journal, StepFailure, StepPlace } from '../../events/index.ts';
+import { answerSlackMs, stderrTailBytes, stepMs } from '../../limits.ts';
 import type { CommandStep, PlanStep } from './plan.ts';
-import { StreamLost, type AnswerOf, type SessionStream } from './stream.ts';
+import { StreamLost, type AnswerOf, type SessionStream } from '../connection/index.ts';
 import { Tail } from './tail.ts';
 
 export interface PlanContext {
@@ -54,7 +54,7 @@ export async function executePlan(steps: readonly PlanStep[], context: PlanConte
 }
 
 /** Asks for AgentReady; repeated, it is answered done (I-32). */
-export async function askReady(stream: SessionStream): Promise<void> {
+export async function requestReady(stream: SessionStream): Promise<void> {
   await stream.request({ case: 'agentReady', value: {} }, 'agentReadyDone');
 }
 

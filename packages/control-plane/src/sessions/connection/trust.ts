@@ -1,9 +1,9 @@
 import type { X509Certificate } from 'node:crypto';
 import { clip, type SandboxId } from '@drover/foundation';
 import { clientAuth, hasKeyUsage, serverAuth, subjectOf, uriNamesOf, validityOf, type Names } from '@drover/pki';
-import type { UntrustedReason } from '../events/index.ts';
-import type { Standing } from '../identity/index.ts';
-import type { TrustCheck, TrustCheckName } from '../worldview/index.ts';
+import type { UntrustedReason } from '../../events/index.ts';
+import type { Standing } from '../../identity/index.ts';
+import type { TrustCheck, TrustCheckName } from '../../worldview/index.ts';
 
 /** What a peer showed in the TLS handshake, and what TLS said of it. */
 export interface ShownCertificate {
