@@ -55,7 +55,6 @@ const layers = {
     ['foreign'],
     ['disks'],
     ['images', 'volumes', 'network'],
-    ['runtimes'],
     ['backends'],
     ['sandboxes'],
     ['link'],

@@ -31,14 +31,14 @@ export const formatDiskMs = 120_000;
 /** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
 export const runtimeProgramMs = 30_000;
 /**
- * Sandboxes that are between the start of their init and that of their command at the same time, for each CPU of the host. More wait, in
- * the order in which they came: all at once would take as long, and none be early.
+ * Sandboxes between the start of their init and that of their command at the same time, for each CPU of the host. Further ones wait, in the
+ * order in which they came: concurrently all of them would finish late.
  */
 export const startsPerCpu = 1.5;
-/** How long a start that does not get to its command keeps others waiting. Milliseconds. */
-export const startTurnMs = 5_000;
-/** How often it is looked whether it has. Milliseconds. */
-export const startLookMs = 25;
+/** How long a start whose command does not begin delays others. Milliseconds. */
+export const startPermitMs = 5_000;
+/** How often a start is checked for its command. Milliseconds. */
+export const startPollMs = 25;
 /** Default of --standbys: one standby for so many bytes of the host's memory, and at most `maxDefaultStandbys`. */
 export const memoryPerStandby = 2 * 1024 ** 3;
 export const maxDefaultStandbys = 16;

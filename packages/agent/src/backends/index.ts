@@ -1,3 +1,3 @@
 export * from './backend.ts';
 export { defaultStandbys } from './standby-demand.ts';
-export { checkBackends, openBackends, type BackendOptions } from './table.ts';
+export { checkBackends, openBackends } from './table.ts';

@@ -6,7 +6,7 @@ import { silentLogger } from '@drover/foundation/log';
 import { link } from '@drover/protocol';
 import { Client, credentials } from '@grpc/grpc-js';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { dialSandbox } from '../runtimes/dial.ts';
+import { dialSandbox } from '../backends/oci/dial.ts';
 import { FakeSandboxes } from './testing/index.ts';
 import { AgentTunnels } from './tunnels.ts';
 
@@ -25,7 +25,7 @@ async function dial(): ReturnType<typeof dialSandbox> {
     address: '127.0.0.1',
     port: (server.address() as AddressInfo).port,
     runDirectory: undefined,
-    hasEnded: () => Promise.resolve(false),
+    hasEnded: () => false,
     clock: systemClock,
     signal: AbortSignal.timeout(10_000),
   });

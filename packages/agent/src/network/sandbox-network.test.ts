@@ -15,7 +15,7 @@ import { interfaceNames } from '@drover/linux';
 import { policyFromWire } from '@drover/protocol/spec';
 import { parseAllowList } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
-import type { NetworkAttachment } from '../runtimes/runtime.ts';
+import type { NetworkAttachment } from './index.ts';
 import { ControlListener, SandboxNetwork, type AddressHolder, type SandboxNetworkOptions } from './index.ts';
 import { startOutside, type Outside } from './testing/outside.ts';
 

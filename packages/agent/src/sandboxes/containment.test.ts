@@ -13,8 +13,8 @@ import { sandbox } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
 import { noImages } from '../link/testing/index.ts';
 import { SandboxNetwork } from '../network/index.ts';
-import { OciRuntime, prepareInitDirectory } from '../runtimes/index.ts';
-import { OciBackend } from '../backends/oci/index.ts';
+import { prepareInitDirectory } from '../backends/oci/init-directory.ts';
+import type { OciBackend } from '../backends/oci/oci-backend.ts';
 import { openOciHarness, type OciHarness } from '../backends/testing/oci-harness.ts';
 import { SandboxManager, type CreateCommand, type StopCommand } from './index.ts';
 import { VolumeStore } from '../volumes/index.ts';
@@ -49,7 +49,7 @@ afterEach(async () => {
   await rm(directory, { recursive: true, force: true });
 });
 
-async function openBackend(): Promise<OciBackend> {
+function makeBackend(): OciBackend {
   const config = { entrypoint: [], command: [], env: [], workdir: '/', user: '', stopSignal: '' };
   const network = new SandboxNetwork({
     stateDirectory: directory,
@@ -62,10 +62,7 @@ async function openBackend(): Promise<OciBackend> {
     applyGateway: () => Promise.resolve(),
   });
   const images = { ...noImages, ensure: () => Promise.resolve({ digest: 'sha256:00', layers: [harness.busybox], submounts: [], config }) };
-  const stateDirectory = harness.stateDirectory;
-  const runtime = new OciRuntime({ stateDirectory, cgroupParent: harness.cgroupParent, program: 'runc', logger: silentLogger });
-  const prepareInit = () => Promise.resolve(initDirectory);
-  return new OciBackend({ stateDirectory: directory, runtime, network, images, prepareInit, logger: silentLogger });
+  return harness.make({ runsIn: directory, network, images, prepareInit: () => Promise.resolve(initDirectory) });
 }
 
 async function open(): Promise<SandboxManager> {
@@ -73,7 +70,7 @@ async function open(): Promise<SandboxManager> {
     report: () => undefined,
     stateDirectory: directory,
     volumes: new VolumeStore(join(directory, 'volumes')),
-    backends: [await openBackend()],
+    backends: [makeBackend()],
     names: namesOf('drover.test'),
     sign: async (id, csrDer) => ({ ...(await ca.signSandbox(id, 'web', csrDer)), caPem: ca.caPem, bootstrapToken: 'token' }),
     bootId: 'boot',

@@ -2,11 +2,11 @@ import { create } from '@bufbuild/protobuf';
 import { sandbox } from '@drover/protocol';
 import { defaultStopGraceMs, killGraceMs, maxStopGraceMs } from '@drover/spec';
 import { describe, expect, it } from 'vitest';
-import type { RuntimeState } from '../runtimes/runtime.ts';
+import type { SandboxState } from '../backends/index.ts';
 import { endOf, stopGraceMs } from './ending.ts';
 
 const spec = create(sandbox.SandboxSpecSchema, { idleStopSeconds: 60n });
-const state = (change: Partial<RuntimeState> = {}): RuntimeState => ({
+const state = (change: Partial<SandboxState> = {}): SandboxState => ({
   phase: 'ended',
   pid: undefined,
   exitCode: 3,
@@ -29,7 +29,7 @@ describe('the grace of a stop', () => {
 });
 
 describe('how a run that ended is reported', () => {
-  it.each<[string, RuntimeState | undefined, Parameters<typeof endOf>[2], object]>([
+  it.each<[string, SandboxState | undefined, Parameters<typeof endOf>[2], object]>([
     ['its own exit', state(), 'exited', { phase: 'stopped', reason: 'exited', exitCode: 3 }],
     ['its own exit before the host restarted', state(), 'host-restarted', { phase: 'stopped', reason: 'exited', exitCode: 3 }],
     ['a stop on request', state(), 'stopped', { phase: 'stopped', reason: 'stopped', exitCode: 3, message: '' }],

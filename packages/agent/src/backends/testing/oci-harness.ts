@@ -11,9 +11,9 @@ import { initPort } from '@drover/init';
 import { processStart } from '@drover/linux';
 import type { ImageHandle, Submount } from '../../images/index.ts';
 import type { Network, NetworkAttachment } from '../../network/index.ts';
-import { OciRuntime, prepareInitDirectory, type OciRuntimeOptions } from '../../runtimes/index.ts';
 import { noLimits, type Backend, type Limits, type StartRequest } from '../backend.ts';
-import { OciBackend, type OciBackendOptions } from '../oci/index.ts';
+import { prepareInitDirectory } from '../oci/init-directory.ts';
+import { OciBackend, type OciBackendOptions } from '../oci/oci-backend.ts';
 import { override } from '../override.ts';
 import { limitsOf, type Behaviour, type Harness } from './conformance.ts';
 
@@ -33,8 +33,10 @@ export interface OciHarness extends Harness {
   /** A root that contains busybox. */
   readonly busybox: string;
   requestOf(argv: readonly string[], overrides?: Overrides): Promise<StartRequest>;
+  /** Another backend over the same host, which is not open yet. */
+  make(options?: Partial<OciBackendOptions>): OciBackend;
   /** Another backend over the same host. */
-  open(options?: Partial<OciBackendOptions & OciRuntimeOptions>): Promise<OciBackend>;
+  open(options?: Partial<OciBackendOptions>): Promise<OciBackend>;
   prestart(): Promise<SandboxId>;
   /** Makes a standby in another process, which is killed. */
   prestartAndCrash(): Promise<SandboxId>;
@@ -66,8 +68,9 @@ export async function openOciHarness(program: string, ahead: 'standby' | 'nothin
   const images = new FixedImages();
   const settings = { stateDirectory, cgroupParent, program };
   const opened: OciBackend[] = [];
-  const open: OciHarness['open'] = async (options = {}) => {
-    const backend = openBackend(settings, initDirectory, images, network, options);
+  const make: OciHarness['make'] = (options) => openBackend(settings, initDirectory, images, network, options);
+  const open: OciHarness['open'] = async (options) => {
+    const backend = make(options);
     opened.push(backend);
     await backend.open(new Set());
     return backend;
@@ -107,6 +110,7 @@ export async function openOciHarness(program: string, ahead: 'standby' | 'nothin
     initDirectory,
     busybox,
     requestOf,
+    make,
     open,
     restarted: open,
     prestart: async () => {
@@ -133,7 +137,7 @@ export async function openOciHarness(program: string, ahead: 'standby' | 'nothin
   };
 }
 
-type Settings = Pick<OciRuntimeOptions, 'stateDirectory' | 'cgroupParent' | 'program'>;
+type Settings = Pick<OciBackendOptions, 'stateDirectory' | 'cgroupParent' | 'program'>;
 
 /** What the process of `create-child.ts` does. */
 export interface CrashOrder extends Pick<StartRequest, 'id' | 'runDirectory' | 'limits'> {
@@ -158,12 +162,10 @@ function openBackend(
   initDirectory: string,
   images: FixedImages,
   network: SharedNamespace,
-  options: Partial<OciBackendOptions & OciRuntimeOptions> = {},
+  options: Partial<OciBackendOptions> = {},
 ): OciBackend {
-  const runtime = new OciRuntime({ ...settings, logger: silentLogger, ...options });
   const prepareInit = async (): Promise<string> => await Promise.resolve(initDirectory);
-  const { stateDirectory } = settings;
-  return new OciBackend({ stateDirectory, runtime, images, network, prepareInit, logger: silentLogger, ...options });
+  return new OciBackend({ ...settings, images, network, prepareInit, logger: silentLogger, ...options });
 }
 
 /** Which command a run directory's config names; for the process of `create-child.ts`. */

@@ -1,5 +1,5 @@
-import { describeBackend } from '../../backends/testing/conformance.ts';
-import { openOciSuite } from '../../backends/testing/oci-harness.ts';
+import { describeBackend } from '../testing/conformance.ts';
+import { openOciSuite } from '../testing/oci-harness.ts';
 
 describeBackend('oci (runc)', () => openOciSuite('runc'));
 describeBackend('oci (runc, from standbys)', () => openOciSuite('runc', 'standby'));

@@ -2,8 +2,8 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DroverError } from '@drover/foundation';
-import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
-import type { StartRequest } from '../../backends/index.ts';
+import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
+import type { StartRequest } from '../backend.ts';
 import { layoutOf } from './layout.ts';
 
 describe('a sandbox whose run directory is completed while its init is started', () => {

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { messageOf, refusedMount } from './program.ts';
+import { messageOf, refusedMount } from './runtime-program.ts';
 
 test('what a runtime program logs becomes a sentence', () => {
   const line = 'time="2026-11-27T21:17:57Z" level=error msg="runc run failed: failed to write \\"4194320\\":\\ninvalid argument"';

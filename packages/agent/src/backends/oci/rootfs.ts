@@ -4,10 +4,10 @@ import { DroverError, errnoOf, removeTree } from '@drover/foundation';
 import { isMounted, mountPoints, type Mounts } from '@drover/linux';
 import { makeDisk } from '../../disks/index.ts';
 import type { ForeignPaths, ForeignStatus } from '../../foreign/index.ts';
-import type { CreateRequest } from '../runtime.ts';
+import { settled } from '../../concurrency.ts';
+import type { ContainerRequest } from './container.ts';
 import { fillRoot } from './fill-root.ts';
 import type { Layout } from './layout.ts';
-import { together } from './together.ts';
 
 /** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
 export interface Owners {
@@ -26,10 +26,10 @@ export interface MountingHost {
  * The sandbox's root: an overlay of the image's layers under a directory of its own, and more overlays for `submounts`.
  * Idempotent; with the writable directories there already, they are taken as they are.
  */
-export async function mountRoot(host: MountingHost, layout: Layout, request: CreateRequest): Promise<void> {
+export async function mountRoot(host: MountingHost, layout: Layout, request: ContainerRequest): Promise<void> {
   const { owners, foreign } = host;
   const uid = owners?.start ?? 0;
-  await together(...[layout.mapped, layout.writable].map(async (path) => await mkdir(path, { recursive: true, mode: 0o700 })));
+  await settled(...[layout.mapped, layout.writable].map(async (path) => await mkdir(path, { recursive: true, mode: 0o700 })));
   if (request.limits.diskBytes > 0) {
     await makeDisk({ image: layout.diskImage, mountPoint: layout.writable }, request.limits.diskBytes, 'no-journal');
     await chmod(layout.writable, 0o700);
@@ -38,7 +38,7 @@ export async function mountRoot(host: MountingHost, layout: Layout, request: Cre
   const fill = async (): Promise<void> =>
     await fillRoot(layout.root, { hostname: request.hostname, address: request.network.address, uid });
   if (fresh) await (request.foreignLayer === undefined ? fill() : foreign.inPool('root', request.foreignLayer, fill));
-  for (const [index, submount] of (request.submounts ?? []).entries()) {
+  for (const [index, submount] of request.submounts.entries()) {
     const target = await plainTarget(layout.root, submount.target);
     const own = join(layout.writable, `sub${index}`);
     await mkdirOnce(own, 0);
@@ -80,7 +80,7 @@ export interface MappedVolume {
  * be on a file system that hangs: nothing in this process touches it.
  * @throws {DroverError} failed-precondition, unavailable, runtime-failed
  */
-export async function mapVolumes(host: MountingHost, layout: Layout, request: CreateRequest): Promise<MappedVolume[]> {
+export async function mapVolumes(host: MountingHost, layout: Layout, request: ContainerRequest): Promise<MappedVolume[]> {
   const { mounts, foreign, owners } = host;
   const volumes: MappedVolume[] = [];
   for (const [index, mount] of request.mounts.entries()) {
@@ -124,7 +124,7 @@ async function overlayOn(
   layout: Layout,
   name: string,
   target: string,
-  { layers, rootLayer, foreignLayer }: Pick<CreateRequest, 'layers' | 'rootLayer' | 'foreignLayer'>,
+  { layers, rootLayer, foreignLayer }: Pick<ContainerRequest, 'layers' | 'rootLayer' | 'foreignLayer'>,
 ): Promise<boolean> {
   if (isMounted(target)) return false;
   const own = name === 'root' ? layout.writable : join(layout.writable, name);
@@ -143,7 +143,7 @@ async function overlayOn(
     await mkdir(work, { mode: 0o700 });
   };
   const upperMade = makeUpper();
-  await together(upperMade, makeWork(), ...(name === 'root' ? [mkdir(target, { recursive: true, mode: 0o755 })] : []));
+  await settled(upperMade, makeWork(), ...(name === 'root' ? [mkdir(target, { recursive: true, mode: 0o755 })] : []));
   const mapped: string[] = [];
   try {
     const lower: string[] = [];

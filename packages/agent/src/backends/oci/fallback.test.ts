@@ -3,8 +3,8 @@ import { join } from 'node:path';
 import { DroverError } from '@drover/foundation';
 import { Cgroups, mountPoints, Mounts, parseMountTable } from '@drover/linux';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
-import type { OciBackend } from '../../backends/oci/index.ts';
-import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
+import type { OciBackend } from './oci-backend.ts';
+import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
 
 /** Those of a host whose file system has no mapped owners: mount_setattr(2) fails with EINVAL. */
@@ -111,11 +111,11 @@ test('R-9: what the probe of a killed agent left mounted is swept', async () => 
 
 test('crun on a hybrid cgroup layout is refused in words', async () => {
   const { checkProgram } = await import('./check.ts');
-  const { Program } = await import('./program.ts');
+  const { RuntimeProgram } = await import('./runtime-program.ts');
   const mount = (path: string, type: string, options: string): string => `30 20 0:1 / ${path} rw - ${type} ${type} ${options}`;
   const lines = [mount('/c/memory', 'cgroup', 'rw,memory'), mount('/c/unified', 'cgroup2', 'rw')];
   const hybrid = new Cgroups('/drover', parseMountTable(lines.join('\n')));
-  expect(await checkProgram(new Program('crun', '/tmp'), hybrid)).toMatchObject({
+  expect(await checkProgram(new RuntimeProgram('crun', '/tmp'), hybrid)).toMatchObject({
     level: 'problem',
     message: expect.stringContaining('hybrid'),
   });

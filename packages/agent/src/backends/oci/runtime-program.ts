@@ -6,7 +6,7 @@ import { killedProgramMs, launch, runProgram, type Finished, type Launched } fro
 import { pauseAttempts, pauseRetryMs, runtimeProgramMs } from '../../limits.ts';
 
 /** An OCI runtime program, driven by its command line, which runc, crun, youki and runsc share. */
-export class Program {
+export class RuntimeProgram {
   readonly path: string;
   readonly name: string;
   readonly #root: string;

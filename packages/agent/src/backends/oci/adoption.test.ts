@@ -1,8 +1,8 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { openOciHarness, type OciHarness } from '../../backends/testing/oci-harness.ts';
+import { openOciHarness, type OciHarness } from '../testing/oci-harness.ts';
 import { layoutOf } from './layout.ts';
-import type { SandboxRecord } from './record.ts';
+import type { ContainerRecord } from './container-record.ts';
 
 describe('R-9: a sandbox whose agent died after the runtime program had started it, and before it was recorded', () => {
   let harness: OciHarness;
@@ -19,7 +19,7 @@ describe('R-9: a sandbox whose agent died after the runtime program had started 
     const request = await harness.requestOf(['/bin/sh', '-c', 'while [ ! -e /.drover/run/go ]; do sleep 0.05; done; exit 7']);
     await harness.backend.create(request, lifetime());
     const { record } = layoutOf(harness.stateDirectory, request.id);
-    const { pid, pidStart: _start, startedAt: _startedAt, ...known } = JSON.parse(await readFile(record, 'utf8')) as SandboxRecord;
+    const { pid, pidStart: _start, startedAt: _startedAt, ...known } = JSON.parse(await readFile(record, 'utf8')) as ContainerRecord;
     await writeFile(record, JSON.stringify({ ...known, phase: 'creating' }));
 
     const next = await harness.restarted();

@@ -3,10 +3,10 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { SandboxId } from '@drover/foundation';
 import { isSameProcess } from '@drover/linux';
-import { openOciHarness, type OciHarness, type Overrides } from '../../backends/testing/oci-harness.ts';
-import type { StartRequest } from '../../backends/index.ts';
+import { openOciHarness, type OciHarness, type Overrides } from '../testing/oci-harness.ts';
+import type { StartRequest } from '../backend.ts';
 import { layoutOf } from './layout.ts';
-import { readRecord, type SandboxRecord } from './record.ts';
+import { readRecord, type ContainerRecord } from './container-record.ts';
 
 /** What any sandbox does, one made of a standby does too: that is the conformance suite's (oci-runtime.test.ts). */
 describe('a sandbox that is made of a standby', () => {
@@ -24,7 +24,7 @@ describe('a sandbox that is made of a standby', () => {
     await harness.close();
   });
 
-  const recordOf = async (id: SandboxId): Promise<SandboxRecord | undefined> =>
+  const recordOf = async (id: SandboxId): Promise<ContainerRecord | undefined> =>
     await readRecord(layoutOf(harness.stateDirectory, id).record);
   /** One that leaves in /out what the script says. */
   const requestOf = async (script: string, overrides: Overrides = {}): Promise<StartRequest> => {

@@ -12,7 +12,8 @@ import {
   tmpfsInodes,
   uidRangeSize,
 } from '../../limits.ts';
-import type { CreateRequest, Limits } from '../runtime.ts';
+import type { Limits } from '../backend.ts';
+import type { ContainerRequest } from './container.ts';
 import { seccompProfile } from './seccomp.ts';
 
 /** The loader's file name in the init directory, as the architecture's ABI names it. `architecture` as in process.arch. */
@@ -24,7 +25,7 @@ export function loaderName(architecture: string): string {
 const gateDescriptor = 3;
 
 export interface SpecOptions {
-  readonly request: CreateRequest;
+  readonly request: ContainerRequest;
   readonly root: string;
   readonly cgroupsPath: string;
   /** First uid and gid on the host; undefined without a user namespace. */
@@ -100,7 +101,7 @@ export function buildSpec(options: SpecOptions): object {
         'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
         // Init has few threads; an arena for each costs 0.7 MB a sandbox (mallopt(3)).
         'MALLOC_ARENA_MAX=1',
-        ...(request.gate === undefined ? [] : [`${gateVariable}=${gateDescriptor}`]),
+        `${gateVariable}=${gateDescriptor}`,
         ...(options.standby === true ? [`${standbyVariable}=1`] : []),
       ],
       cwd: '/',
@@ -184,7 +185,7 @@ function systemMounts(limits: Limits): object[] {
 }
 
 /** I-38: what init needs, whatever the image has. */
-function droverMounts(request: CreateRequest): object[] {
+function droverMounts(request: ContainerRequest): object[] {
   return [
     { destination: '/.drover', type: 'bind', source: request.initDirectory, options: ['bind', 'ro', 'nosuid', 'nodev'] },
     { destination: '/.drover/run', type: 'bind', source: request.runDirectory, options: ['bind', 'rw', 'nosuid', 'nodev', 'noexec'] },
@@ -201,7 +202,7 @@ function boundMounts(options: SpecOptions): object[] {
 }
 
 /** R-19: a tmpfs of the sandbox's own, gone with its mount namespace. */
-function secretsMounts({ secretsBytes }: CreateRequest): object[] {
+function secretsMounts({ secretsBytes }: ContainerRequest): object[] {
   if (secretsBytes === undefined) return [];
   const options = ['nosuid', 'noexec', 'nodev', 'mode=755', `size=${secretsBytes}`, `nr_inodes=${secretsInodes}`];
   return [{ destination: secretsDirectory, type: 'tmpfs', source: 'drover', options }];
