@@ -39,9 +39,7 @@ describe('13.5: host token', () => {
   test('a token for other machines comes with a warning where they cannot reach the control plane', async () => {
     const { stdout, stderr } = await drover.run(['host', 'token']);
     expect(stdout).toMatch(/^drv1\./);
-    expect(stderr).toMatch(
-      /other machines cannot join: .*this machine only \(127\.0\.0\.1\)\n {2}hint: .*--listen 0\.0\.0\.0:7443 --public-host NAME/,
-    );
+    expect(stderr).toMatch(/other machines cannot join: [^\n]*\(127\.0\.0\.1\)\n {2}hint: .*--listen 0\.0\.0\.0:7443 --public-host NAME/);
     expect(JSON.parse((await drover.run(['host', 'token', '-o', 'json'])).stdout)).toHaveProperty('token');
   });
 });
