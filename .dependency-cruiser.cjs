@@ -74,7 +74,22 @@ const layers = {
     ['pid1'],
     ['entry.ts', 'index.ts', 'testing.ts'],
   ],
-  gateway: [['limits.ts'], ['policy'], ['egress'], ['control'], ['gateway.ts'], ['main.ts'], ['bin.ts', 'index.ts']],
+  supervisor: [
+    ['limits.ts'],
+    ['lifecycle.ts', 'health.ts', 'output.ts', 'sockets.ts', 'identity.ts', 'pid1.ts'],
+    ['process.ts', 'channel.ts'],
+    ['daemon.ts', 'supervisor.ts'],
+    ['index.ts'],
+  ],
+  gateway: [
+    ['limits.ts'],
+    ['policy'],
+    ['daemon.ts', 'identity.ts', 'log.ts', 'state.ts'],
+    ['egress'],
+    ['control', 'daemons.ts', 'gateway.ts'],
+    ['main.ts'],
+    ['bin.ts', 'index.ts'],
+  ],
   cli: [
     ['limits.ts', 'arguments.ts', 'config-file.ts'],
     ['parse.ts', 'terminal'],

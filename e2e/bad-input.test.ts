@@ -352,8 +352,15 @@ describe('a gateway that cannot have its address', () => {
     process.kill(gateway, 'SIGKILL');
     await eventually('the gateway is gone', () => !isAlive(gateway));
     // Before the agent has started the next one.
-    const holder = createServer().listen(3128, '10.218.128.1');
-    await once(holder, 'listening');
+    const holder = createServer();
+    await eventually('its daemons are gone as well', async () => {
+      try {
+        await once(holder.listen(3128, '10.218.128.1'), 'listening');
+        return true;
+      } catch {
+        return false;
+      }
+    });
     try {
       const began = Date.now();
       for (const verb of [

@@ -10,15 +10,7 @@ import { LinuxHost } from './host.ts';
 import { ImageStore, type RegistryConfig } from './images/index.ts';
 import { controlPort, proxyPort, standbyMemoryBytes } from './limits.ts';
 import { AgentLink, CredentialsStore, forgetIdentity, loadIdentity, type HostIdentity } from './link/index.ts';
-import {
-  checkGateway,
-  ControlListener,
-  defaultPool,
-  gatewayAddressOf,
-  GatewayProcess,
-  instanceTag,
-  SandboxNetwork,
-} from './network/index.ts';
+import { checkGateway, ControlListener, defaultPool, gatewayAddressOf, HostGateway, instanceTag, SandboxNetwork } from './network/index.ts';
 import { SandboxManager } from './sandboxes/index.ts';
 import { collectImages } from './upkeep.ts';
 import { VolumeStore } from './volumes/index.ts';
@@ -145,7 +137,7 @@ function assemble(options: AgentOptions, identity: HostIdentity, signal: AbortSi
 function assembleNetwork(options: AgentOptions, identity: HostIdentity, link: () => AgentLink) {
   const { stateDirectory, logger, pool = defaultPool } = options;
   const gatewayAddress = gatewayAddressOf(pool);
-  const gateway = new GatewayProcess({
+  const gateway = new HostGateway({
     stateDirectory,
     command: options.gatewayCommand ?? ownGatewayCommand(),
     address: gatewayAddress,

@@ -192,19 +192,16 @@ export const networkCommandMs = 15_000;
 export const networkCommandOutputBytes = 8 * 1024 * 1024;
 /** Operations waiting on one sandbox's network; one more is refused with queue-full. */
 export const networkOperationsPerSandbox = 64;
-/** How often the gateway is asked whether it is well. Milliseconds; three failures in a row replace it. */
+/** Time between health probes of the gateway. Milliseconds; three failures in a row replace the gateway. */
 export const gatewayProbeMs = 2000;
-/** How long a gateway that an earlier agent left may take to answer; one that does not is replaced, with its connections. Milliseconds. */
+/** How long the gateway of an earlier agent may take to respond; after that it is replaced, with its connections. Milliseconds. */
 export const gatewayAdoptMs = 5000;
-/** How long an applied policy waits for a gateway that is starting. Milliseconds; then unavailable. */
+/** How long an apply waits for a gateway that is starting. Milliseconds; then unavailable. */
 export const gatewayStartMs = 10_000;
-/** How long a gateway gets from SIGTERM to SIGKILL. Milliseconds. */
-export const gatewayStopGraceMs = 3000;
-/**
- * Threads of the gateway. libuv resolves names in half of them, and a name whose server is silent holds one for some 10 s: with
- * `lookupsPerSandbox` of each, it takes 8 hostile sandboxes to keep the others of the host waiting.
- */
-export const gatewayThreads = 128;
+/** The wait between two tries of one apply, when the gateway died in between. Milliseconds. */
+export const gatewayRetryMs = 50;
+/** The time between SIGTERM and SIGKILL for the gateway: its daemons have 8 s. Milliseconds. */
+export const gatewayStopGraceMs = 10_000;
 /** Sandboxes that a host takes when its configuration says nothing. */
 export const defaultSlots = 200;
 /** Where the egress proxy listens on the gateway's address. */

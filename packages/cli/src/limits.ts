@@ -42,8 +42,6 @@ export const doctorCheckMs = 5_000;
 export const doctorFreeBytes = 2 * 1024 ** 3;
 /** Bytes of `up`'s log file. A full log is renamed to drover.log.1, which replaces the previous one. */
 export const upLogBytes = 32 * 1024 * 1024;
-/** How often a process started by `up` checks that `up` is running, ms. Otherwise it exits. */
-export const parentCheckMs = 500;
 /** How long `up` waits for the processes of a killed `up` to release the port, ms. */
 export const upTakeOverMs = 20_000;
 /** A command that waits for the control plane notes it after this long, ms. Retries further apart than the gap belong to different waits. */

@@ -42,8 +42,9 @@ export async function runCli(argv: readonly string[], env: NodeJS.ProcessEnv = p
   const program = buildProgram(run, argv);
   try {
     if (argv[0] === 'complete') return await (await import('./completion/complete.ts')).complete(program, argv.slice(1), env);
-    // Internal: only the agent starts the gateway.
-    if (argv[0] === 'gateway') return await (await import('@drover/gateway')).gatewayMain(argv.slice(1));
+    // Internal: the agent starts the gateway, and the gateway its daemons.
+    if (argv[0] === 'gateway' || argv[0] === 'gateway-daemon')
+      return await (await import('@drover/gateway/main')).gatewayPrograms[argv[0]](argv.slice(1));
     for (const command of [program, ...walk(program)]) {
       command.exitOverride((error) => {
         state.command = command;

@@ -1,4 +1,5 @@
-/** The gateway as a program of its own: `node bin.ts --control-socket PATH --listen ADDRESS:PORT`. */
-import { gatewayMain } from './main.ts';
+/** The gateway as its own program: `node bin.ts gateway …` and `node bin.ts gateway-daemon …`. */
+import { gatewayPrograms } from './main.ts';
 
-process.exitCode = await gatewayMain(process.argv.slice(2));
+const [name, ...argv] = process.argv.slice(2);
+process.exitCode = await gatewayPrograms[name as keyof typeof gatewayPrograms](argv);

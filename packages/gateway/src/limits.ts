@@ -44,6 +44,13 @@ export const limits = {
   refusalsWaiting: 1024,
   /** Refusals of one sandbox that are logged in a second; the rest is counted in the next line. */
   refusalsLoggedPerSecond: 10,
-  /** Milliseconds that connections get to end when the gateway stops. */
+  /** Milliseconds from SIGTERM to SIGKILL for a daemon (G-6). */
+  daemonStopGraceMs: 8000,
+  /**
+   * Threads of the egress daemon. libuv resolves names in half of them, and a name whose server is silent holds one for some 10 s: with
+   * `lookupsPerSandbox` of each, it takes 8 hostile sandboxes to keep the others of the host waiting.
+   */
+  egressThreads: 128,
+  /** Milliseconds that connections get to end when the egress daemon stops. */
   stopGraceMs: 1000,
 } as const;

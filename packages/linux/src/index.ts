@@ -21,6 +21,9 @@ export * from './proc.ts';
 export { childExit, collectExits, isAwaited, reapChild, type ChildExit } from './children.ts';
 export { closeOnExec, makePipe, signalProcess, trimMemory, withFileOwner, type Pipe } from './process-calls.ts';
 
+// Sockets that listen without a server.
+export { listenAtPath, listenOn } from './sockets.ts';
+
 // Programs of the system.
 export { launch, type Launched, type LaunchOptions } from './launch.ts';
 export { runProgram, type Finished, type RunOptions } from './run-program.ts';

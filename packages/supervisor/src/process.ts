@@ -1,115 +1,128 @@
-import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
-import { systemClock, type Clock, type Logger } from '@drover/foundation';
-import { limits } from './limits.ts';
+import { systemClock, type Clock } from '@drover/foundation';
+import { followHealth, type Health } from './health.ts';
 import {
+  canReload,
   decide,
-  defaultRestartPolicy,
+  defaultPolicy,
   initialState,
   isAlive,
   type Action,
   type Announcement,
   type Exit,
-  type MachineEvent,
-  type MachineState,
+  type LifecycleEvent,
+  type LifecyclePolicy,
+  type LifecycleState,
   type Phase,
-  type RestartPolicy,
-} from './machine.ts';
-import { logLines } from './output.ts';
+} from './lifecycle.ts';
 
+/** A running process, whoever started it. */
+export interface Child {
+  readonly pid: number;
+  /** Settles when the process has ended; never rejects. */
+  readonly exited: Promise<Pick<Exit, 'code' | 'signal'>>;
+  /** Signals the process and everything that it started. A process that has ended is no error. */
+  kill(signal: NodeJS.Signals | number): void;
+  /** Lets the process run on without this one: its output has no reader, and it does not keep this process alive. */
+  release?(): void;
+}
+
+/** What a supervisor needs to know to run a process, or to follow one. */
 export interface ProcessSpec {
   /** Unique within its supervisor; in every log line. */
   readonly name: string;
-  /** Program and arguments; no shell. */
-  readonly argv: readonly [string, ...string[]];
-  /** The whole environment: nothing is inherited (G-11). A restarted process also has `lastEndVariable`. */
-  readonly env: Readonly<Record<string, string>>;
-  readonly cwd?: string;
-  readonly uid?: number;
-  readonly gid?: number;
-  /** Descriptors from 3 on that the process inherits, sockets handed over for instance (G-9). */
-  readonly inherit?: readonly number[];
-  /** Resolves when the process answers, rejects when it does not. None: it is ready once it runs. */
-  readonly probe?: (signal: AbortSignal) => Promise<void>;
-  readonly probeEveryMs?: number;
-  /** Takes its output, line by line, instead of the log; for programs whose lines are log entries already. */
-  readonly onLine?: (line: string, pid: number) => void;
-  readonly policy?: Partial<RestartPolicy>;
+  /** Starts the process. Absent: attach mode, in which another supervisor owns it (S-2). */
+  readonly launch?: (lastExit: Exit | undefined) => Promise<Child>;
+  /** Absent: the process is ready as soon as it runs. Attach mode requires it. */
+  readonly health?: Health;
+  readonly policy?: Partial<Omit<LifecyclePolicy, 'mode'>>;
 }
 
 export interface ProcessStatus {
   readonly name: string;
+  readonly mode: LifecyclePolicy['mode'];
   readonly state: Phase;
-  /** 0 when there is none. */
+  /** 0 when no process exists, and always in attach mode (S-3). */
   readonly pid: number;
   readonly restarts: number;
   /** Milliseconds since the epoch. */
   readonly lastHealthy: number | undefined;
   readonly lastError: string | undefined;
   readonly lastExit: Exit | undefined;
+  /** The largest exit code so far (G-10). */
+  readonly exitCode: number;
 }
 
 export interface SupervisedProcessOptions {
-  readonly logger: Logger;
   readonly clock?: Clock;
-  /** The process's lifetime: aborted, it is stopped. */
+  /** The lifetime of the process: when it aborts, the process is stopped. */
   readonly signal?: AbortSignal;
-  /** Called after each change of state, with what was announced along with it. */
-  readonly onChange?: (status: ProcessStatus, announced: Announcement | undefined) => void;
+  /** Called after each change of state, with the announcement that it makes. */
+  readonly onChange?: (status: ProcessStatus, announcement: Announcement | undefined) => void;
 }
 
-/**
- * One process under supervision (S-6): started in a process group of its own, probed, restarted when it dies, stopped with
- * everything it started. What to do is decided by `machine.ts`; this class only does it.
- */
+/** One process under supervision (S-6). `lifecycle.ts` decides, this class executes. */
 export class SupervisedProcess {
   readonly spec: ProcessSpec;
-  readonly #policy: RestartPolicy;
-  readonly #logger: Logger;
+  readonly #policy: LifecyclePolicy;
   readonly #clock: Clock;
   readonly #onChange: NonNullable<SupervisedProcessOptions['onChange']>;
-  #state: MachineState = initialState;
-  #child: ChildProcess | undefined;
-  #lastEnd: string | undefined;
+  #state: LifecycleState = initialState;
+  #child: Child | undefined;
   #wake: AbortController | undefined;
   #probing: AbortController | undefined;
-  #letGo = false;
+  #released = false;
   readonly #waiters = new Set<() => void>();
 
-  constructor(spec: ProcessSpec, options: SupervisedProcessOptions) {
+  constructor(spec: ProcessSpec, options: SupervisedProcessOptions = {}) {
     this.spec = spec;
-    this.#policy = { ...defaultRestartPolicy, ...spec.policy };
-    this.#logger = options.logger;
+    this.#policy = { ...defaultPolicy, ...spec.policy, mode: spec.launch === undefined ? 'attach' : 'launch' };
     this.#clock = options.clock ?? systemClock;
     this.#onChange = options.onChange ?? (() => undefined);
     options.signal?.addEventListener('abort', () => this.#handle({ type: 'stop' }), { once: true });
   }
 
   status(): ProcessStatus {
-    const { phase, pid, restarts, lastHealthy, lastError, lastExit } = this.#state;
-    return { name: this.spec.name, state: phase, pid: pid ?? 0, restarts, lastHealthy, lastError, lastExit };
+    const { phase, pid, restarts, lastHealthy, lastError, lastExit, exitCode } = this.#state;
+    const { name } = this.spec;
+    return { name, mode: this.#policy.mode, state: phase, pid: pid ?? 0, restarts, lastHealthy, lastError, lastExit, exitCode };
   }
 
-  /** Wants it up. Up already, or on its way: nothing. */
+  /** The mode in which the process is started; undefined while it is stopped (S-5). */
+  mode(): LifecyclePolicy['mode'] | undefined {
+    return this.#state.phase === 'stopped' ? undefined : this.#policy.mode;
+  }
+
+  /** Starts the process, or keeps it up. */
   start(): void {
     this.#handle({ type: 'start' });
   }
 
-  /** Ends it and lets it come up again; in a backoff or an open circuit, tries at once. Not started: nothing. */
+  /** Replaces the process (G-6). In a backoff or an open circuit it starts immediately. Stopped or attached: nothing. */
   restart(): void {
     this.#handle({ type: 'restart' });
   }
 
-  /** Wants it down: SIGTERM to its group, SIGKILL after its grace. Resolves when it is gone. Let go of: nothing. */
-  async stop(): Promise<void> {
-    if (this.#letGo) return;
-    this.#handle({ type: 'stop' });
-    await this.waitFor('stopped');
+  /** Asks the process to read its configuration again. Returns false when it does not run, or does not support that. */
+  reload(): boolean {
+    const possible = canReload(this.#state, this.#policy);
+    this.#handle({ type: 'reload' });
+    return possible;
   }
 
-  /** Resolves when it is in one of the phases. Rejects with the signal's reason when that comes first. */
+  /**
+   * Ends the process: its stop signal, then SIGKILL after its grace. Resolves when it has exited. An attached or released process runs on.
+   * @param graceMs replaces the grace of its policy
+   */
+  async stop(graceMs?: number): Promise<void> {
+    if (this.#released) return;
+    this.#handle({ type: 'stop', ...(graceMs !== undefined && { graceMs }) });
+    await this.waitFor(['stopped', 'exited']);
+  }
+
+  /** Resolves when the process is in one of the phases. Rejects with the signal's reason when that aborts first. */
   async waitFor(phases: Phase | readonly Phase[], signal?: AbortSignal): Promise<void> {
-    const wanted = typeof phases === 'string' ? [phases] : phases;
-    while (!wanted.includes(this.#state.phase)) {
+    const awaited = typeof phases === 'string' ? [phases] : phases;
+    while (!awaited.includes(this.#state.phase)) {
       signal?.throwIfAborted();
       await new Promise<void>((resolve) => {
         const done = (): void => {
@@ -123,31 +136,24 @@ export class SupervisedProcess {
     }
   }
 
-  /**
-   * Lets go of it without ending it: it is watched, restarted and stopped no more, and nothing of it keeps this process
-   * alive. Its output has no reader from now on.
-   */
-  letGo(): void {
-    this.#letGo = true;
+  /** Ends the supervision and lets the process run on. */
+  release(): void {
+    this.#released = true;
     this.#armWake(undefined);
     this.#probing?.abort();
-    this.#child?.unref();
-    this.#child?.stdout?.destroy();
-    this.#child?.stderr?.destroy();
+    this.#child?.release?.();
   }
 
-  #handle(event: MachineEvent): void {
-    if (this.#letGo) return;
+  #handle(event: LifecycleEvent): void {
+    if (this.#released) return;
     const before = this.#state;
     const { state, actions } = decide(before, event, this.#clock.now(), this.#policy);
     this.#state = state;
     if (state.wakeAt !== before.wakeAt) this.#armWake(state.wakeAt);
-    const announced = actions.flatMap((a) => (a.type === 'announce' ? [a.what] : []));
-    for (const what of announced) this.#announce(what);
-    if (state.phase !== before.phase || announced.length > 0) {
-      for (const what of announced.length > 0 ? announced : [undefined]) this.#onChange(this.status(), what);
-      for (const waiter of this.#waiters) waiter();
-    }
+    const announcements = actions.flatMap((a) => (a.type === 'announce' ? [a.what] : []));
+    if (state.phase !== before.phase && announcements.length === 0) this.#onChange(this.status(), undefined);
+    for (const what of announcements) this.#onChange(this.status(), what);
+    for (const waiter of this.#waiters) waiter();
     for (const action of actions) this.#act(action);
     if (!isAlive(this.#state)) this.#probing?.abort();
   }
@@ -155,78 +161,53 @@ export class SupervisedProcess {
   #act(action: Action): void {
     switch (action.type) {
       case 'spawn':
-        this.#spawn();
+        void this.#spawn();
+        break;
+      case 'probe':
+        void this.#probe();
         break;
       case 'signal':
-        signalGroup(this.#child?.pid, action.signal);
+        this.#child?.kill(action.signal);
         break;
       case 'announce':
         break;
     }
   }
 
-  #announce(what: Announcement): void {
-    const { name, state, pid, restarts, lastError, lastExit } = this.status();
-    const fields = { process: name, childPid: pid, state, restarts, ...(lastError && { lastError }), ...(lastExit && { lastExit }) };
-    if (what === 'running' || what === 'stopped' || what === 'circuit-closed') this.#logger.info(fields, `${name}: ${what}`);
-    else this.#logger.warn(fields, `${name}: ${what}`);
-  }
-
-  #spawn(): void {
-    const { argv, env, cwd, uid, gid, inherit = [] } = this.spec;
-    const [program, ...args] = argv;
-    const stdio: StdioOptions = ['ignore', 'pipe', 'pipe', ...inherit];
-    let child: ChildProcess;
+  async #spawn(): Promise<void> {
+    let child: Child;
     try {
-      // detached: a session and process group of its own, so that signals reach what it starts and ours do not reach it.
-      child = spawn(program, args, {
-        env: this.#lastEnd === undefined ? env : { ...env, [lastEndVariable]: this.#lastEnd },
-        stdio,
-        detached: true,
-        ...(cwd && { cwd }),
-        ...(uid !== undefined && { uid }),
-        ...(gid !== undefined && { gid }),
-      });
+      child = await (this.spec.launch as NonNullable<ProcessSpec['launch']>)(this.#state.lastExit);
     } catch (error) {
-      this.#handle({ type: 'spawn-failed', error: String(error) });
+      this.#handle({ type: 'spawn-failed', error: error instanceof Error ? error.message : String(error) });
       return;
     }
-    const { pid } = child;
-    if (pid === undefined) {
-      child.once('error', (error) => this.#handle({ type: 'spawn-failed', error: error.message }));
-      return;
-    }
-    child.on('error', (error) => this.#logger.warn({ process: this.spec.name, err: error.message }, 'the process cannot be signalled'));
     this.#child = child;
-    this.#readOutput(child, pid);
-    child.once('exit', (code, signal) => {
-      // What it started does not outlive it (R-9).
-      if (!this.#letGo) signalGroup(pid, 'SIGKILL');
-      this.#child = undefined;
-      this.#lastEnd = signal ?? String(code);
-      void this.#closeOutput(child);
-      this.#handle({ type: 'exited', code, signal });
-    });
-    this.#handle({ type: 'spawned', pid });
-    void this.#probe();
+    if (this.#released) child.release?.();
+    this.#handle({ type: 'spawned', pid: child.pid });
+    const exit = await child.exited;
+    this.#child = undefined;
+    this.#handle({ type: 'exited', ...exit });
   }
 
-  #readOutput(child: ChildProcess, pid: number): void {
-    const { name, onLine } = this.spec;
-    for (const stream of ['stdout', 'stderr'] as const) {
-      const fields = { process: name, childPid: pid, stream };
-      const write =
-        onLine === undefined ? (line: string): void => this.#logger.info(fields, line) : (line: string): void => onLine(line, pid);
-      const source = child[stream];
-      if (source === null) continue;
-      logLines(source, write, (lines) => this.#logger.warn({ ...fields, lines }, 'output left out: too much in a second'));
+  async #probe(): Promise<void> {
+    this.#probing?.abort();
+    const { health } = this.spec;
+    if (health === undefined) {
+      this.#handle({ type: 'probe-passed' });
+      return;
     }
-  }
-
-  async #closeOutput(child: ChildProcess): Promise<void> {
-    await systemClock.sleep(limits.outputDrainMs);
-    child.stdout?.destroy();
-    child.stderr?.destroy();
+    const life = new AbortController();
+    this.#probing = life;
+    await followHealth(
+      health,
+      {
+        clock: this.#clock,
+        isReady: () => (this.#state.lastHealthy ?? Number.NEGATIVE_INFINITY) >= (this.#state.startedAt ?? 0),
+        report: (result) => this.#handle(result),
+      },
+      life.signal,
+    );
   }
 
   #armWake(at: number | undefined): void {
@@ -236,56 +217,9 @@ export class SupervisedProcess {
     const wake = new AbortController();
     this.#wake = wake;
     this.#clock.sleep(Math.max(0, at - this.#clock.now()), wake.signal).then(
-      // A timer may fire a moment before the clock says so; a wake that comes too early would be the last one.
+      // A timer may fire a moment early by the clock; the machine would ignore that wake-up, and no other follows.
       () => (this.#clock.now() < at ? this.#armWake(at) : this.#handle({ type: 'woken' })),
-      // Aborted: the machine wants to be woken at another time, or not at all.
       () => undefined,
     );
-  }
-
-  async #probe(): Promise<void> {
-    this.#probing?.abort();
-    const { probe, probeEveryMs = limits.probeEveryMs } = this.spec;
-    if (probe === undefined) {
-      this.#handle({ type: 'probe-passed' });
-      return;
-    }
-    const life = new AbortController();
-    this.#probing = life;
-    // Until it is ready, it is asked more often, since somebody waits for it; failures count at the usual pace.
-    let eager = Math.min(50, probeEveryMs);
-    let countedAt = Number.NEGATIVE_INFINITY;
-    while (!life.signal.aborted) {
-      let event: MachineEvent | undefined = { type: 'probe-passed' };
-      try {
-        await probe(AbortSignal.any([life.signal, AbortSignal.timeout(limits.probeTimeoutMs)]));
-      } catch (error) {
-        const counts = this.#state.phase !== 'starting' || this.#clock.now() - countedAt >= probeEveryMs;
-        event = counts ? { type: 'probe-failed', error: error instanceof Error ? error.message : String(error) } : undefined;
-        if (counts) countedAt = this.#clock.now();
-      }
-      if (life.signal.aborted) return;
-      if (event !== undefined) this.#handle(event);
-      const pause = this.#state.phase === 'starting' ? eager : probeEveryMs;
-      eager = Math.min(probeEveryMs, 200, eager * 2);
-      try {
-        await this.#clock.sleep(pause, life.signal);
-      } catch {
-        return;
-      }
-    }
-  }
-}
-
-/** How the process before this one ended: the name of the signal, or the exit status. Any service manager may set it. */
-export const lastEndVariable = 'DROVER_LAST_END';
-
-/** Signals a whole process group; one that is gone has nothing to be signalled. */
-function signalGroup(pid: number | undefined, signal: 'SIGTERM' | 'SIGKILL'): void {
-  if (pid === undefined) return;
-  try {
-    process.kill(-pid, signal);
-  } catch {
-    // ESRCH: everybody has ended already.
   }
 }

@@ -2,7 +2,7 @@
 export { checkPool, defaultPool, gatewayAddressOf, instanceTag } from './addresses.ts';
 export { ControlListener, type ControlListenerOptions } from './control-listener.ts';
 export { checkGateway } from './gateway-check.ts';
-export { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
+export { HostGateway, type HostGatewayOptions } from './host-gateway.ts';
 export type { AddressHolder, Network, NetworkAttachment, SandboxAddresses } from './network.ts';
 export type { ApplyGateway } from './policy-publisher.ts';
 export { proxyEnvironment } from './proxy-environment.ts';

@@ -10,15 +10,17 @@ const status: ProcessStatus = {
   lastHealthy: 1,
   lastError: 'ENOENT: admin-token',
   lastExit: undefined,
+  mode: 'launch',
+  exitCode: 0,
 };
 const killed = { code: null, signal: 'SIGKILL', at: 2 };
 
 test.each([
-  ['died', { lastExit: killed }, undefined, 'control plane: killed by SIGKILL; starting it again'],
-  ['died', { lastExit: killed }, 'the error of the other process', 'control plane: killed by SIGKILL; starting it again'],
-  ['died', { lastExit: killed, state: 'circuit-open' }, undefined, 'control plane: killed by SIGKILL'],
+  ['exited', { lastExit: killed }, undefined, 'control plane: killed by SIGKILL; starting it again'],
+  ['exited', { lastExit: killed }, 'the error of the other process', 'control plane: killed by SIGKILL; starting it again'],
+  ['exited', { lastExit: killed, state: 'circuit-open' }, undefined, 'control plane: killed by SIGKILL'],
   [
-    'died',
+    'exited',
     { lastExit: { code: 6, signal: null, at: 2 } },
     'the disk is full',
     'control plane: ended with status 6 (the disk is full); starting it again',

@@ -6,7 +6,7 @@ import type { Announcement, ProcessStatus } from '@drover/supervisor';
  */
 export function noticeText({ name, state, lastError, lastExit }: ProcessStatus, announced: Announcement, said: string | undefined): string {
   switch (announced) {
-    case 'died':
+    case 'exited':
       // A process that a signal ends has not written why.
       return `${name}: ${endText(lastExit)}${lastExit?.signal ? '' : because(said)}${state === 'restarting' ? '; starting it again' : ''}`;
     case 'circuit-open':

@@ -2,11 +2,11 @@ import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { DroverError, hasCode, lockDirectory, prepareDirectory, version } from '@drover/foundation';
+import { DroverError, hasCode, lockDirectory, prepareDirectory, version, type Logger } from '@drover/foundation';
 import { createLogger, openLogOutput } from '@drover/foundation/log';
 import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
-import { Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
+import { daemon, probing, Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
 import type { Cli } from '../cli.ts';
 import { hostStateName } from '../output/index.ts';
 import { currentContext, listContexts, nameFor, parseContextName, saveContext, useContext, type Context } from '../context/index.ts';
@@ -19,7 +19,6 @@ import {
   type HostFlags,
   linkListen,
   type LivenessFlags,
-  parentVariable,
   parseListen,
   parseLiveness,
   release,
@@ -128,7 +127,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   let client: DroverClient | undefined;
   try {
     const controlPlane = supervisor.start(
-      own(cli, 'control plane', serveArguments(settings), async (signal) => {
+      own(cli, logger, 'control plane', serveArguments(settings), async (signal) => {
         const probe = await connectDrover(await contextOf(settings));
         try {
           await probe.version(signal);
@@ -141,7 +140,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     const context = await contextOf(settings);
     client = await connectDrover(context);
     await claim(data, context.server);
-    if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log);
+    if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log, logger);
     // Not before it works: an `up` that fails leaves the caller with the control plane that they had.
     ready(cli, settings, context.server, await keepContext(cli, context));
     quiet = false;
@@ -216,17 +215,20 @@ function ready(cli: Cli, { data, withAgent }: Settings, server: string, { name, 
 }
 
 /** This same program, under supervision. */
-function own(cli: Cli, name: string, args: readonly string[], probe: (signal: AbortSignal) => Promise<void>): ProcessSpec {
+function own(cli: Cli, logger: Logger, name: string, args: readonly string[], probe: (signal: AbortSignal) => Promise<void>): ProcessSpec {
   const main = process.argv[1];
   if (main === undefined) throw new DroverError('internal', 'the path of this program is not known');
   const env = Object.fromEntries(Object.entries(cli.env).filter((entry): entry is [string, string] => entry[1] !== undefined));
-  return {
-    name,
-    argv: [process.execPath, ...process.execArgv, '--', main, ...args],
-    env: { ...env, [parentVariable]: String(process.pid) },
-    probe,
-    policy: { stopGraceMs: upStopMs, backoffBaseMs: 200 },
-  };
+  return daemon(
+    {
+      name,
+      argv: [process.execPath, ...process.execArgv, '--', main, ...args],
+      env,
+      health: probing(probe),
+      policy: { stopGraceMs: upStopMs, backoffBaseMs: 200 },
+    },
+    logger,
+  );
 }
 
 async function running(cli: Cli, child: SupervisedProcess, log: LogFile, timeoutMs: number): Promise<void> {
@@ -264,6 +266,7 @@ async function startHost(
   supervisor: Supervisor,
   client: DroverClient,
   log: LogFile,
+  logger: Logger,
 ): Promise<void> {
   const { data } = settings;
   const { server, caPem } = context;
@@ -280,7 +283,7 @@ async function startHost(
   const id = hostId;
   const agent = supervisor.start(
     // The address of the join is that of an earlier start: this one may listen elsewhere.
-    own(cli, 'agent', ['agent', '--state', stateDir, '--link', await linkAddressOf(settings)], async (signal) => {
+    own(cli, logger, 'agent', ['agent', '--state', stateDir, '--link', await linkAddressOf(settings)], async (signal) => {
       const host = await client.hosts.get(id, signal);
       const state = hostStateName(host.state);
       if (!['ready', 'cordoned', 'draining'].includes(state)) {

@@ -3,8 +3,7 @@ import { DroverError, hasCode, isErrorCode } from '@drover/foundation';
 import { gatewayv1, methodDefinition } from '@drover/protocol';
 import { Client, credentials, type MethodDefinition, type ServiceError } from '@grpc/grpc-js';
 import { limits } from '../limits.ts';
-import type { SandboxPolicy, TableUpdate } from '../policy/index.ts';
-import { updateToWire } from './table-update.ts';
+import { updateToWire, type SandboxPolicy, type TableUpdate } from '../policy/index.ts';
 
 export type GatewayRefusal = MessageShape<typeof gatewayv1.RefusalSchema>;
 export type GatewayHealth = MessageShape<typeof gatewayv1.HealthResponseSchema>;
@@ -26,6 +25,11 @@ export class GatewayClient {
       'grpc.max_send_message_length': limits.controlMessageBytes,
       'grpc.enable_http_proxy': 0,
     });
+  }
+
+  /** The version of the table that the gateway confirmed last; undefined when another one may be in force. */
+  get confirmedVersion(): bigint | undefined {
+    return this.#confirmed?.version;
   }
 
   /**

@@ -1,2 +1,1 @@
 export { GatewayClient, type GatewayHealth, type GatewayRefusal } from './client.ts';
-export { serveControl, type ControlServiceOptions } from './service.ts';

@@ -4,16 +4,10 @@ import { agentDoctor, refuseProblems, runAgent } from '@drover/agent';
 import { checkOtherControlPlane, joinHost } from '@drover/agent/link';
 import { DroverError, prepareDirectory } from '@drover/foundation';
 import { createLogger, silentLogger } from '@drover/foundation/log';
+import { connectToSupervisor } from '@drover/supervisor';
 import type { Cli } from '../../cli.ts';
 import { parseServer } from '../../context/index.ts';
-import {
-  checkHostFlags,
-  defaultDataDirectory,
-  type HostFlags,
-  loadHostSettings,
-  saveHostSettings,
-  whileParentLives,
-} from '../../settings/index.ts';
+import { checkHostFlags, defaultDataDirectory, type HostFlags, loadHostSettings, saveHostSettings } from '../../settings/index.ts';
 import { checkMachine, hostChecks } from '../../doctor/index.ts';
 
 interface AgentFlags extends HostFlags {
@@ -32,7 +26,7 @@ export default async function agent(cli: Cli, _: readonly [], flags: AgentFlags)
     stateDirectory,
     ...settings,
     logger: createLogger({ name: 'agent' }),
-    signal: AbortSignal.any([cli.signal, whileParentLives(cli.env)]),
+    signal: AbortSignal.any([cli.signal, connectToSupervisor(cli.env)]),
   });
 }
 

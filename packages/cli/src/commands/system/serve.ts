@@ -2,16 +2,9 @@ import { resolve } from 'node:path';
 import { prepareDirectory } from '@drover/foundation';
 import { createLogger } from '@drover/foundation/log';
 import { startControlPlane } from '@drover/control-plane';
-import { lastEndVariable } from '@drover/supervisor';
+import { connectToSupervisor, lastEndVariable } from '@drover/supervisor';
 import type { Cli } from '../../cli.ts';
-import {
-  defaultDataDirectory,
-  linkListen,
-  type LivenessFlags,
-  parseListen,
-  parseLiveness,
-  whileParentLives,
-} from '../../settings/index.ts';
+import { defaultDataDirectory, linkListen, type LivenessFlags, parseListen, parseLiveness } from '../../settings/index.ts';
 
 interface ServeFlags extends LivenessFlags {
   readonly data?: string;
@@ -27,7 +20,7 @@ export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags)
   const liveness = parseLiveness(flags);
   const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
   await prepareDirectory(data, 'data directory', '--data');
-  const end = AbortSignal.any([cli.signal, whileParentLives(cli.env)]);
+  const end = AbortSignal.any([cli.signal, connectToSupervisor(cli.env)]);
   const controlPlane = await startControlPlane({
     dataDirectory: data,
     listen,

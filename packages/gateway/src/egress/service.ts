@@ -1,5 +1,4 @@
-import { chmod, mkdir, rm } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { createServer } from 'node:net';
 import { create, type MessageShape } from '@bufbuild/protobuf';
 import { DroverError, type Logger, version } from '@drover/foundation';
 import { gatewayv1, serviceDefinition } from '@drover/protocol';
@@ -12,17 +11,19 @@ import {
   type handleUnaryCall,
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
-import type { EgressStats, RefusalReports } from '../egress/index.ts';
 import { limits } from '../limits.ts';
-import type { PolicyTable } from '../policy/index.ts';
-import { updateFromWire } from './table-update.ts';
+import { updateFromWire, type PolicyTable } from '../policy/index.ts';
+import type { EgressStats } from './proxy.ts';
+import type { RefusalReports } from './refusal-reports.ts';
 
 export interface ControlServiceOptions {
-  /** Path of the unix socket, made with mode 0600; one left by a dead gateway is replaced. */
-  readonly socket: string;
+  /** The listening unix socket, or its path; only the agent may be able to open it. */
+  readonly listen: { readonly fd: number } | { readonly path: string };
   readonly table: PolicyTable;
   readonly stats: () => EgressStats;
   readonly refusals: RefusalReports;
+  /** Called after each change of the table. */
+  readonly onApplied?: () => void;
   /** Where the proxy listens, `address:port`. */
   readonly listening: readonly string[];
   readonly logger: Logger;
@@ -35,12 +36,13 @@ type Refusal = MessageShape<typeof gatewayv1.RefusalSchema>;
 type HealthAsk = MessageShape<typeof gatewayv1.HealthRequestSchema>;
 type Health = MessageShape<typeof gatewayv1.HealthResponseSchema>;
 
-/** Serves the gateway's control API. Gives the way to stop. @throws {DroverError} when the socket cannot be made */
+/** Serves the control API of the gateway. Returns how to stop. @throws {DroverError} when the socket cannot be listened on */
 export async function serveControl(options: ControlServiceOptions): Promise<() => Promise<void>> {
-  const { socket, table, logger } = options;
+  const { table, logger } = options;
   const applyPolicies: handleUnaryCall<Apply, Applied> = (call, answer) => {
     try {
       table.apply(updateFromWire(call.request));
+      options.onApplied?.();
       logger.debug({ version: String(table.version), sandboxes: table.size }, 'policies in force');
       answer(null, create(gatewayv1.ApplyPoliciesResponseSchema, { version: table.version }));
     } catch (thrown) {
@@ -58,7 +60,7 @@ export async function serveControl(options: ControlServiceOptions): Promise<() =
         connections: BigInt(connections),
         allowed: BigInt(allowed),
         denied: BigInt(denied),
-        pid: process.pid,
+        pid: process.ppid,
         programVersion: version,
         listening: [...options.listening],
       }),
@@ -78,24 +80,17 @@ export async function serveControl(options: ControlServiceOptions): Promise<() =
   const server = new Server({ 'grpc.max_receive_message_length': limits.controlMessageBytes });
   const handlers: UntypedServiceImplementation = { applyPolicies, health, watchRefusals };
   server.addService(serviceDefinition(gatewayv1.GatewayService), handlers);
-  await mkdir(dirname(socket), { recursive: true, mode: 0o700 });
-  await rm(socket, { force: true });
-  // Nobody else may connect even between bind and chmod.
-  const umask = process.umask(0o177);
-  try {
-    await new Promise<void>((resolve, reject) => {
-      server.bindAsync(`unix:${socket}`, ServerCredentials.createInsecure(), (error) =>
-        error === null ? resolve() : reject(DroverError.from(error, 'unavailable')),
-      );
-    });
-  } finally {
-    process.umask(umask);
-  }
-  await chmod(socket, 0o600);
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const listener = createServer((socket) => injector.injectConnection(socket));
+  await new Promise<void>((resolve, reject) => {
+    listener.once('error', (error) => reject(DroverError.from(error, 'unavailable')));
+    listener.listen(options.listen, resolve);
+  });
   return async () => {
+    const closed = new Promise((resolve) => listener.close(resolve));
     server.forceShutdown();
-    // Without privileges the directory is not ours any more; the next gateway removes what is left.
-    await rm(socket, { force: true }).catch(() => undefined);
+    injector.destroy();
+    await closed;
   };
 }
 

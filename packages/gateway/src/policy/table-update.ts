@@ -1,7 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import { gatewayv1 } from '@drover/protocol';
 import { policyFromWire, policyToWire } from '@drover/protocol/spec';
-import type { TableUpdate } from '../policy/index.ts';
+import type { TableUpdate } from './table.ts';
 
 export function updateToWire({ version, base, policies, removed }: TableUpdate): gatewayv1.ApplyPoliciesRequest {
   return create(gatewayv1.ApplyPoliciesRequestSchema, {

@@ -8,16 +8,16 @@ import { join } from 'node:path';
 import { silentLogger } from '@drover/foundation/log';
 import { emptyPolicy, parseAllowList } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { GatewayProcess, type GatewayProcessOptions } from './gateway-process.ts';
+import { HostGateway, type HostGatewayOptions } from './host-gateway.ts';
 import { startOutside, type Outside } from './testing/outside.ts';
 
 const program = new URL('../../../gateway/src/bin.ts', import.meta.url).pathname;
-const command: GatewayProcessOptions['command'] = [process.execPath, '--conditions=development', program];
+const command: HostGatewayOptions['command'] = [process.execPath, '--conditions=development', program, 'gateway'];
 
 let state: string;
 let port: number;
 let web: Outside;
-const opened: GatewayProcess[] = [];
+const opened: HostGateway[] = [];
 
 beforeAll(async () => {
   web = await startOutside('10.252.66');
@@ -34,22 +34,22 @@ beforeEach(async () => {
 
 afterEach(async () => {
   for (const gateway of opened.splice(0)) await gateway.close({ leaveRunning: false }).catch(() => undefined);
-  // One that a failed test left, by the pid it wrote down.
+  // A gateway that a failed test left records its pid.
   const left = await readFile(join(state, 'gateway/process.json'), 'utf8').catch(() => '{}');
   const { pid } = JSON.parse(left) as { pid?: number };
   if (pid !== undefined && (await isAlive(pid))) process.kill(pid, 'SIGKILL');
   await rm(state, { recursive: true, force: true });
 });
 
-function gateway(): GatewayProcess {
-  const made = new GatewayProcess({ stateDirectory: state, command, address: '127.0.0.1', port, logger: silentLogger });
+function gateway(): HostGateway {
+  const made = new HostGateway({ stateDirectory: state, command, address: '127.0.0.1', port, logger: silentLogger });
   opened.push(made);
   return made;
 }
 
 const policies = () => [{ sandboxId: 'sb-a', address: '127.0.0.1', policy: parseAllowList([web.origin]) }];
 
-/** Asks for the test's page through the gateway: the status, or undefined when nobody listens. */
+/** Requests the test's page through the gateway. Returns the status, or undefined when nothing listens. */
 async function ask(): Promise<number | undefined> {
   return await new Promise((resolve) => {
     request({ host: '127.0.0.1', port, path: `http://${web.origin}/`, headers: { host: web.origin }, agent: false }, (answer) => {
@@ -59,6 +59,11 @@ async function ask(): Promise<number | undefined> {
       .on('error', () => resolve(undefined))
       .end();
   });
+}
+
+/** The pid of the gateway's only daemon. */
+async function daemonOf(pid: number): Promise<number> {
+  return Number((await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8')).trim());
 }
 
 async function isAlive(pid: number): Promise<boolean> {
@@ -74,15 +79,16 @@ async function until(condition: () => Promise<boolean>): Promise<void> {
   }
 }
 
-describe('the gateway process', () => {
+describe('the gateway of a host', () => {
   test('starts with the first policies, runs without privileges, and only the agent can open its control socket', async () => {
     const own = gateway();
     await own.apply(policies());
     expect(await ask()).toBe(200);
     const { mode, pid, health } = await own.status();
-    expect(mode).toBe('launched');
+    expect(mode).toBe('launch');
     expect(health).toMatchObject({ version: 1n, pid, listening: [`127.0.0.1:${port}`] });
-    const proc = await readFile(`/proc/${pid}/status`, 'utf8');
+    const egress = await daemonOf(pid);
+    const proc = await readFile(`/proc/${egress}/status`, 'utf8');
     expect(proc).toMatch(/^Uid:\s+64213\s+64213\s+64213\s+64213$/m);
     expect(proc).toMatch(/^Gid:\s+64213\s+64213\s+64213\s+64213$/m);
     expect(proc).toMatch(/^Groups:\s*$/m);
@@ -92,7 +98,7 @@ describe('the gateway process', () => {
     expect(await isAlive(pid)).toBe(false);
   });
 
-  test('a gateway that is killed comes back with the policies in force', async () => {
+  test('a gateway that is killed is replaced, with the policies in force', async () => {
     const own = gateway();
     await own.apply(policies());
     const { pid } = await own.status();
@@ -100,12 +106,12 @@ describe('the gateway process', () => {
     await until(async () => (await own.status()).pid !== pid && (await ask()) === 200);
   });
 
-  test('R-9: serves on when the agent is killed; the next agent takes it over, and replaces it when it dies later', async () => {
+  test('R-9, G-29: the gateway serves on when the agent is killed; the next agent attaches to it, and replaces it when it dies later', async () => {
     const agent = `
-      import { GatewayProcess } from ${JSON.stringify(new URL('./gateway-process.ts', import.meta.url).href)};
+      import { HostGateway } from ${JSON.stringify(new URL('./host-gateway.ts', import.meta.url).href)};
       import { silentLogger } from '@drover/foundation/log';
       import { parseAllowList } from '@drover/spec/policy';
-      const gateway = new GatewayProcess({ stateDirectory: ${JSON.stringify(state)}, command: ${JSON.stringify(command)}, address: '127.0.0.1', port: ${port}, logger: silentLogger });
+      const gateway = new HostGateway({ stateDirectory: ${JSON.stringify(state)}, command: ${JSON.stringify(command)}, address: '127.0.0.1', port: ${port}, logger: silentLogger });
       await gateway.apply([{ sandboxId: 'sb-a', address: '127.0.0.1', policy: parseAllowList([${JSON.stringify(web.origin)}]) }]);
       console.log((await gateway.status()).pid);
       setInterval(() => {}, 1000);`;
@@ -117,7 +123,7 @@ describe('the gateway process', () => {
     child.kill('SIGKILL');
     await once(child, 'exit');
     expect(await ask()).toBe(200);
-    // Its log has no reader any more; refusals are written there all the same.
+    // Its log has lost its reader, and refusals are still logged.
     expect(
       await new Promise((resolve) =>
         request({ host: '127.0.0.1', port, path: 'http://other.test/', headers: { host: 'other.test' } }, (a) =>
@@ -128,35 +134,36 @@ describe('the gateway process', () => {
 
     const next = gateway();
     await next.apply(policies());
-    expect(await next.status()).toMatchObject({ mode: 'adopted', pid });
+    expect(await next.status()).toMatchObject({ mode: 'attach', pid });
     expect(await ask()).toBe(200);
 
     process.kill(pid, 'SIGKILL');
-    await until(async () => (await next.status()).mode === 'launched' && (await ask()) === 200);
+    await until(async () => (await next.status()).mode === 'launch' && (await ask()) === 200);
   });
 
-  test('R-9: one that was taken over and is gone is replaced by the next apply at once', async () => {
+  test('R-9: an attached gateway that has died is replaced by the next apply', async () => {
     const first = gateway();
     await first.apply(policies());
     const { pid } = await first.status();
     await first.close({ leaveRunning: true });
     const next = gateway();
     await next.apply([]);
+    const egress = await daemonOf(pid);
     process.kill(pid, 'SIGKILL');
-    await until(async () => !(await isAlive(pid)));
+    await until(async () => !(await isAlive(pid)) && !(await isAlive(egress)));
     await next.apply(policies());
-    expect((await next.status()).mode).toBe('launched');
+    expect((await next.status()).mode).toBe('launch');
     expect(await ask()).toBe(200);
   });
 
-  test('one that cannot listen says so, without a wait, and is tried at once when it is needed again', async () => {
+  test('a gateway that cannot listen fails the apply immediately with the reason, and the next apply tries it again without a wait', async () => {
     const holder = createServer().listen(port, '127.0.0.1');
     await once(holder, 'listening');
     const own = gateway();
     const error = await own.apply(policies()).catch((thrown: unknown) => thrown);
     expect(error).toMatchObject({
       code: 'unavailable',
-      message: `the gateway does not come up: 127.0.0.1:${port}, where the gateway is to listen, is held by another process`,
+      message: `the gateway does not start: 127.0.0.1:${port}, where the gateway is to listen, is held by another process`,
       hint: expect.stringContaining(`ss -Hltnp sport = :${port}`) as string,
     });
     for (let tries = 0; tries < 3; tries++) await expect(own.apply(policies())).rejects.toMatchObject({ code: 'unavailable' });
@@ -165,7 +172,7 @@ describe('the gateway process', () => {
     expect(await ask()).toBe(200);
   });
 
-  test('R-9: the policies that it could not be given reach it by themselves when it comes up', async () => {
+  test('R-9: policies that could not be applied reach the gateway as soon as it is healthy', async () => {
     const holder = createServer().listen(port, '127.0.0.1');
     await once(holder, 'listening');
     const own = gateway();
@@ -174,7 +181,7 @@ describe('the gateway process', () => {
     await until(async () => (await ask()) === 200);
   });
 
-  test('R-1: let go of, it serves the sandboxes that run on', async () => {
+  test('R-1: a released gateway serves the sandboxes that run on', async () => {
     const first = gateway();
     await first.apply(policies());
     const { pid } = await first.status();
@@ -182,11 +189,11 @@ describe('the gateway process', () => {
     expect(await ask()).toBe(200);
     const next = gateway();
     await next.apply([]);
-    expect(await next.status()).toMatchObject({ mode: 'adopted', pid });
+    expect(await next.status()).toMatchObject({ mode: 'attach', pid });
     expect(await ask()).toBe(403);
   });
 
-  test('one that listens elsewhere is ended and replaced', async () => {
+  test('a gateway that listens elsewhere is ended and replaced', async () => {
     const first = gateway();
     await first.apply(policies());
     const { pid } = await first.status();
@@ -198,12 +205,12 @@ describe('the gateway process', () => {
     const next = gateway();
     await next.apply(policies());
     expect(await isAlive(pid)).toBe(false);
-    expect((await next.status()).mode).toBe('launched');
+    expect((await next.status()).mode).toBe('launch');
     expect(await ask()).toBe(200);
   });
 });
 
-test('policies that cannot be are refused by the gateway as they are, and the old ones stay', async () => {
+test('the gateway refuses invalid policies as a whole, and the old ones stay in force', async () => {
   const own = gateway();
   await own.apply(policies());
   await expect(own.apply([{ sandboxId: 'sb-a', address: 'not an address', policy: emptyPolicy }])).rejects.toMatchObject({
