@@ -2,7 +2,7 @@ import { closeSync, openSync, rmSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DroverError, writeFileAtomic, type Logger } from '@drover/foundation';
-import { daemon, openListener, ownIdentity, Supervisor, type PassedDescriptor, type SignalPlan } from '@drover/supervisor';
+import { daemon, isDaemon, openListener, ownIdentity, reapOrphans, Supervisor, type PassedDescriptor, type SignalPlan } from '@drover/supervisor';
 import type { GatewayAddresses, GatewayDaemon, RunAs } from './daemon.ts';
 import { gatewayIdentityFile } from './identity.ts';
 import { relayLogLine } from './log.ts';
@@ -32,6 +32,8 @@ export async function runGateway(options: GatewayOptions): Promise<number> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
   // Before anything else: an agent must be able to end a gateway that never became ready.
   await writeFileAtomic(join(directory, gatewayIdentityFile), JSON.stringify(ownIdentity()), { mode: 0o600, sync: false });
+  // G-5: as PID 1 of a container, it is the parent of every orphan.
+  using _reaper = process.pid === 1 ? reapOrphans(isDaemon) : undefined;
   using descriptors = new DisposableStack();
   const supervisor = new Supervisor({ logger });
   using _signals = supervisor.onSignals(signalPlan(options.daemons));

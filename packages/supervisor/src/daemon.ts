@@ -33,6 +33,14 @@ export interface DaemonSpec {
 /** How the previous process ended: the name of the signal, or the exit status. A service manager may set it as well. */
 export const lastEndVariable = 'DROVER_LAST_END';
 
+/** Pids of daemons, each from its spawn until Node.js has reaped it. */
+const running = new Set<number>();
+
+/** Reports whether the pid is that of a daemon, whose exit Node.js waits for. */
+export function isDaemon(pid: number): boolean {
+  return running.has(pid);
+}
+
 /** What a supervisor runs for the spec: a child process in its own session and process group, which ends with everything that it started. */
 export function daemon(spec: DaemonSpec, logger: Logger): ProcessSpec {
   let channel: Socket | undefined;
@@ -63,7 +71,7 @@ function start({ argv, env, user, sockets = [], outlivesSupervisor = false }: Da
     ...sockets.map(({ fd }) => fd),
     ...(outlivesSupervisor ? [] : (['pipe'] as const)),
   ];
-  return spawn(program, args, {
+  const child = spawn(program, args, {
     env: {
       ...env,
       ...passingEnvironment(sockets),
@@ -75,6 +83,13 @@ function start({ argv, env, user, sockets = [], outlivesSupervisor = false }: Da
     detached: true,
     ...user,
   });
+  // In the turn of the spawn: no reaper of orphans can come first.
+  const { pid } = child;
+  if (pid !== undefined) {
+    running.add(pid);
+    child.once('exit', () => running.delete(pid));
+  }
+  return child;
 }
 
 function supervised(child: ChildProcess): Child {

@@ -106,3 +106,25 @@ test('S-7: a daemon reports its health over the channel to its supervisor, and e
   await once(process_, 'exit');
   for (const pid of pids) await expect.poll(async () => await isRunning(pid)).toBe(false);
 });
+
+test('G-5, G-10: as PID 1 it reaps every orphan, and ends with the largest exit code of its daemons', async () => {
+  const index = JSON.stringify(new URL('./index.ts', import.meta.url).href);
+  const log = JSON.stringify(import.meta.resolve('@drover/foundation/log'));
+  // Each inner shell leaves a background child, which init adopts. The daemon ends well when all of them have been reaped.
+  const left = 'grep -l "Name:.sleep" /proc/[0-9]*/status 2>/dev/null | wc -l';
+  const orphans = `for i in $(seq 1 30); do (sh -c "sleep 0.1 & exit 0"); done; until [ $(${left}) = 0 ]; do sleep 0.05; done; exit 5`;
+  const init = `
+    import { daemon, isDaemon, reapOrphans, Supervisor } from ${index};
+    import { silentLogger } from ${log};
+    const reaper = reapOrphans(isDaemon);
+    const all = new Supervisor({ logger: silentLogger });
+    const env = { PATH: process.env.PATH };
+    for (const [name, script] of [['orphans', ${JSON.stringify(orphans)}], ['other', 'exit 3']])
+      all.start(daemon({ name, argv: ['/bin/sh', '-c', script], env, policy: { restart: 'never' } }, silentLogger));
+    process.exitCode = process.pid === 1 ? await all.ended : 99;
+    reaper[Symbol.dispose]();`;
+  const argv = ['--pid', '--fork', '--mount-proc', '--kill-child', process.execPath, '--conditions=development', '--input-type=module', '-e', init];
+  const child = spawn('unshare', argv, { stdio: ['ignore', 'inherit', 'inherit'] });
+  onTestFinished(() => void child.kill('SIGKILL'));
+  expect(await once(child, 'exit')).toEqual([5, null]);
+});
