@@ -2,7 +2,16 @@ import { closeSync, openSync, rmSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DroverError, writeFileAtomic, type Logger } from '@drover/foundation';
-import { daemon, isDaemon, openListener, ownIdentity, reapOrphans, Supervisor, type PassedDescriptor, type SignalPlan } from '@drover/supervisor';
+import {
+  daemon,
+  isDaemon,
+  openListener,
+  ownIdentity,
+  reapOrphans,
+  Supervisor,
+  type PassedDescriptor,
+  type SignalPlan,
+} from '@drover/supervisor';
 import type { GatewayAddresses, GatewayDaemon, RunAs } from './daemon.ts';
 import { gatewayIdentityFile } from './identity.ts';
 import { relayLogLine } from './log.ts';

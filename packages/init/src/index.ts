@@ -1,5 +1,5 @@
 /** For the agent: what init reads and writes, and where its program is. Nothing here loads init itself. */
 export { buildInitBundle, initBundlePath, initNodeFlags, ptyAddonPath } from './bundle.ts';
 export * from './config.ts';
-export { packPath } from './files/copy-out.ts';
-export { readLog, type LogEntry } from './logs/reader.ts';
+export { packPath } from './files/index.ts';
+export { readLog, type LogEntry } from './logs/index.ts';

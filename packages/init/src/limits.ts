@@ -92,9 +92,7 @@ export const forwardConnectMs = 10_000;
 /** Milliseconds between the last SIGKILL and exit, for exits to be reaped and told. */
 export const killWaitMs = 2_000;
 /** Milliseconds that attached streams get, at exit, to carry their last bytes. */
-export const farewellMs = 500;
-/** Milliseconds between looks for orphans that no signal announced (I-37). */
-export const reapIntervalMs = 10_000;
+export const closeGraceMs = 500;
 /** How long after the kernel's count of out-of-memory kills was seen to rise a kill is attributed to a process that ends. Milliseconds. */
 export const oomClaimMs = 1_000;
 /** oom_score_adj of what the user runs: the kernel takes it before init. */
@@ -108,8 +106,8 @@ export const rehearsalMs = 10_000;
 export const idleTrimMs = 1_500;
 export const trimIntervalMs = 30_000;
 /** A sandbox that may be idle is looked at five times in its idle time, but not more and not less often than this. Milliseconds. */
-export const minIdleLookMs = 500;
-export const maxIdleLookMs = 10_000;
+export const minIdleCheckMs = 500;
+export const maxIdleCheckMs = 10_000;
 /** CPU time between two looks that still counts as idle: this share of one CPU, or so many milliseconds where that is more. */
 export const idleCpuShare = 0.02;
 export const idleCpuFloorMs = 50;

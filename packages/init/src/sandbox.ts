@@ -1,23 +1,32 @@
 import { renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { abortable, DroverError } from '@drover/foundation';
+import { abortable, DroverError, systemClock, withDeadline } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import { maxStopGraceMs } from '@drover/spec';
+import { SupervisedProcess, type Child } from '@drover/supervisor';
 import type { ExitRecord, InitConfig } from './config.ts';
-import { idleLookMs, IdleWatch, workloadCpuMs, type Activity } from './idle.ts';
 import { logFlushMs } from './limits.ts';
-import { LogWriter } from './logs/writer.ts';
-import { Steps } from './plan/steps.ts';
-import { Execs } from './processes/execs.ts';
-import { OomKills } from './processes/oom-kills.ts';
-import { ManagedProcess, type Exit, type Shared } from './processes/process.ts';
-import { ReplayBudget } from './processes/replay.ts';
-import type { Spawner } from './processes/spawned.ts';
-import { writeSecrets } from './secrets.ts';
+import { LogWriter } from './logs/index.ts';
+import { Steps } from './plan/index.ts';
+import {
+  Execs,
+  idleCheckMs,
+  IdleWatch,
+  ManagedProcess,
+  OomKills,
+  ReplayBudget,
+  workloadCpuMs,
+  writeSecrets,
+  type Activity,
+  type Exit,
+  type Shared,
+  type Spawner,
+  type SpawnRequest,
+} from './processes/index.ts';
 
 export interface SandboxOptions {
   readonly config: InitConfig;
-  /** Where log and exit.json go. */
+  /** The log and exit.json are written there. */
   readonly runDirectory: string;
   readonly bootId: string;
   readonly spawn: Spawner;
@@ -26,8 +35,8 @@ export interface SandboxOptions {
 export type End = Omit<ExitRecord, 'at'> & Exit;
 
 /**
- * What runs in this sandbox: the main process, started once (I-32), the steps before it, and the execs; and how it ends.
- * It knows nothing of gRPC, TLS or being PID 1.
+ * The processes of this sandbox: the main process, started once (I-32), the steps before it, and the execs; and how the sandbox ends.
+ * Independent of gRPC, of TLS and of being PID 1.
  */
 export class Sandbox {
   readonly config: InitConfig;
@@ -36,20 +45,20 @@ export class Sandbox {
   readonly execs: Execs;
   readonly steps: Steps;
   readonly log: LogWriter;
-  /** Settles when the main process has ended (or failed to start, or was stopped before), its log is on disk and exit.json is written. */
+  /** Resolves when the main process has ended, failed to start or was stopped before, its log is on disk and exit.json is written. */
   readonly end: Promise<End>;
   readonly #settle: (end: End) => void;
   readonly #spawn: Spawner;
   readonly #shared: Shared = { replay: new ReplayBudget(), oomKills: new OomKills() };
+  readonly #supervised: SupervisedProcess;
+  readonly #started = Promise.withResolvers<ManagedProcess>();
   #main: ManagedProcess | undefined;
-  #starting: Promise<ManagedProcess> | undefined;
-  readonly #started: Promise<ManagedProcess>;
-  readonly #started_: { resolve: (main: ManagedProcess) => void; reject: (error: unknown) => void };
-  #stopping: 'stopped' | 'idle' | undefined;
+  #startRequested = false;
+  #stopReason: 'stopped' | 'idle' | undefined;
   #attached = 0;
   #calls = 0;
-  /** What kept the secrets from their place; the main process's start says so. */
-  readonly #secretsError: unknown;
+  /** Why the secrets could not be written; the start of the main process fails with it. */
+  #secretsError: unknown;
 
   constructor(options: SandboxOptions) {
     this.config = options.config;
@@ -63,16 +72,19 @@ export class Sandbox {
       attached: async (work) => await this.attached(work),
     });
     this.log = new LogWriter({ directory: options.runDirectory });
-    const end = Promise.withResolvers<End>();
-    this.end = end.promise;
-    this.#settle = end.resolve;
-    const started = Promise.withResolvers<ManagedProcess>();
-    this.#started = started.promise;
-    this.#started_ = started;
-    // Whoever waits for the start gets the failure; nobody needs to.
-    this.#started.catch(() => undefined);
+    const { promise, resolve } = Promise.withResolvers<End>();
+    this.end = promise;
+    this.#settle = resolve;
+    const { stopSignal } = this.config.main;
+    this.#supervised = new SupervisedProcess({
+      name: 'main',
+      launch: async () => await this.#launch(),
+      policy: { restart: 'never', stopSignal },
+    });
+    // A failed start is no unhandled rejection when no caller waits for it.
+    this.#started.promise.catch(() => undefined);
     try {
-      // R-19: before the first step and exec, which read them too, and have the same user.
+      // R-19: before the first step and exec, which may read the secrets too, as the same user.
       writeSecrets(this.config.secrets ?? [], this.config.main.user);
     } catch (error) {
       this.#secretsError = error;
@@ -84,22 +96,24 @@ export class Sandbox {
     return this.#main;
   }
 
-  /** The main process, as soon as it is started. @throws {DroverError} what kept it from starting; cancelled */
+  /** Resolves with the main process when it has started. @throws {DroverError} the error of its start; cancelled */
   async mainProcess(signal: AbortSignal): Promise<ManagedProcess> {
-    return await abortable(this.#started, signal);
+    return await abortable(this.#started.promise, signal);
   }
 
-  /** Starts the main process; repeated, only says that it was (I-32). @throws {DroverError} command-not-found, command-not-executable, … */
+  /**
+   * Starts the main process. Returns whether an earlier call did (I-32).
+   * @throws {DroverError} command-not-found, command-not-executable, …; sandbox-not-running
+   */
   async startMain(): Promise<boolean> {
-    if (this.#starting !== undefined) {
-      await this.#starting;
-      return true;
+    const repeated = this.#startRequested;
+    if (!repeated) {
+      if (this.#stopReason !== undefined) throw new DroverError('sandbox-not-running', 'the sandbox is stopping');
+      this.#startRequested = true;
+      this.#supervised.start();
     }
-    if (this.#stopping !== undefined) throw new DroverError('sandbox-not-running', 'the sandbox is stopping');
-    this.#starting = this.#start();
-    this.#starting.catch(() => undefined);
-    await this.#starting;
-    return false;
+    await this.#started.promise;
+    return repeated;
   }
 
   async startExec(start: init.ExecStart): Promise<ManagedProcess> {
@@ -127,79 +141,22 @@ export class Sandbox {
     this.#main.kill(signal);
   }
 
-  /** Ends the main process: its stop signal, a grace, then SIGKILL (I-37). Repeated: nothing. */
+  /** Ends the main process: its stop signal, a grace, then SIGKILL (I-37). Later calls do nothing. */
   stop(graceMs: number = this.config.stopGraceMs, reason: 'stopped' | 'idle' = 'stopped'): void {
-    if (this.#stopping !== undefined) return;
-    this.#stopping = reason;
-    // What prepares a sandbox for work that nobody wants any more gets no grace.
+    if (this.#stopReason !== undefined) return;
+    this.#stopReason = reason;
+    // The steps prepare work that is no longer desired: they get no grace.
     void this.steps.stop();
-    const { stopSignal } = this.config.main;
-    void (async () => {
-      if (this.#starting === undefined) {
-        this.#finish({
-          code: 143,
-          signal: 'SIGTERM',
-          at: Date.now(),
-          outOfMemory: false,
-          reason: 'stopped',
-          message: 'stopped before its command was started',
-        });
-        return;
-      }
-      const main = await this.#starting;
-      main.kill(stopSignal);
-      const timer = setTimeout(() => main.kill('SIGKILL'), Math.min(graceMs, maxStopGraceMs));
-      await main.finished;
-      clearTimeout(timer);
-      // A start that failed has ended the sandbox already.
-    })().catch(() => undefined);
+    if (this.#startRequested) void this.#supervised.stop(Math.min(graceMs, maxStopGraceMs));
+    else this.#finish({ ...ended, code: 143, signal: 'SIGTERM', reason: 'stopped', message: 'stopped before its command was started' });
   }
 
-  /** The exit of the sandbox, or undefined when `signal` aborts first. */
+  /** Resolves with the exit of the sandbox, or with undefined when `signal` aborts first. */
   async ended(signal: AbortSignal): Promise<Exit | undefined> {
-    try {
-      return await abortable(this.end, signal);
-    } catch {
-      return undefined;
-    }
+    return await abortable(this.end, signal).catch(() => undefined);
   }
 
-  async #start(): Promise<ManagedProcess> {
-    const { main } = this.config;
-    try {
-      if (this.#secretsError !== undefined) throw this.#secretsError;
-      const spawned = await this.#spawn({
-        argv: main.argv,
-        env: this.#environment(),
-        workdir: main.workdir,
-        user: main.user,
-        terminal: main.terminal,
-        rows: main.rows,
-        columns: main.columns,
-        stdin: main.stdin,
-        makeWorkdir: true,
-      });
-      this.#main = new ManagedProcess('main', spawned, main.terminal, this.#shared, this.log);
-      this.#started_.resolve(this.#main);
-      void this.#main.finished.then((exit) => this.#finish({ ...exit, reason: this.#stopping ?? 'main-exited', message: '' }));
-      this.#watchIdle(this.#main);
-      return this.#main;
-    } catch (thrown) {
-      const error = DroverError.from(thrown);
-      this.#started_.reject(error);
-      this.#finish({
-        code: error.exitCode,
-        signal: '',
-        at: Date.now(),
-        outOfMemory: false,
-        reason: 'start-failed',
-        message: error.message,
-      });
-      throw error;
-    }
-  }
-
-  /** Runs what somebody does with the sandbox: as long as it lasts, the sandbox is not idle (R-20). */
+  /** Runs a caller's work in the sandbox, which is not idle meanwhile (R-20). */
   async attached<T>(work: () => Promise<T>): Promise<T> {
     this.#attached++;
     this.#calls++;
@@ -210,7 +167,32 @@ export class Sandbox {
     }
   }
 
-  /** R-20. Init watches by itself: whatever happens to the agent and the control plane, the time goes on. */
+  async #launch(): Promise<Child> {
+    try {
+      if (this.#secretsError !== undefined) throw this.#secretsError;
+      const main = new ManagedProcess('main', await this.#spawn(this.#mainRequest()), this.config.main.terminal, this.#shared, this.log);
+      this.#main = main;
+      this.#started.resolve(main);
+      this.#watchIdle(main);
+      const exited = main.finished.then((exit) => {
+        this.#finish({ ...exit, reason: this.#stopReason ?? 'main-exited', message: '' });
+        return exit.signal === '' ? { code: exit.code, signal: null } : { code: null, signal: exit.signal };
+      });
+      return { pid: main.spawned.pid, exited, kill: (signal) => main.kill(signal) };
+    } catch (thrown) {
+      const error = DroverError.from(thrown);
+      this.#started.reject(error);
+      this.#finish({ ...ended, code: error.exitCode, signal: '', reason: 'start-failed', message: error.message });
+      throw error;
+    }
+  }
+
+  #mainRequest(): SpawnRequest {
+    const { argv, workdir, user, terminal, rows, columns, stdin } = this.config.main;
+    return { argv, env: this.#environment(), workdir, user, terminal, rows, columns, stdin, makeWorkdir: true };
+  }
+
+  /** R-20. Init watches without the agent and the control plane: their absence does not stop the clock. */
   #watchIdle(main: ManagedProcess): void {
     const { idleStopMs } = this.config;
     if (idleStopMs === undefined) return;
@@ -222,8 +204,8 @@ export class Sandbox {
     });
     const watch = new IdleWatch(idleStopMs, performance.now(), activity());
     const timer = setInterval(() => {
-      if (watch.look(performance.now(), activity())) this.stop(undefined, 'idle');
-    }, idleLookMs(idleStopMs));
+      if (watch.check(performance.now(), activity())) this.stop(undefined, 'idle');
+    }, idleCheckMs(idleStopMs));
     void this.end.then(() => clearInterval(timer));
   }
 
@@ -232,23 +214,22 @@ export class Sandbox {
     return [...(hostname === '' ? [] : [`HOSTNAME=${hostname}`]), ...main.env];
   }
 
-  #finish(end: End): void {
+  #finish(end: Omit<End, 'at'> & Partial<Pick<End, 'at'>>): void {
     void (async () => {
-      let timer: NodeJS.Timeout | undefined;
-      await Promise.race([this.log.close(), new Promise<void>((resolve) => (timer = setTimeout(resolve, logFlushMs)))]);
-      clearTimeout(timer);
-      this.#record(end);
-      this.#settle(end);
+      const at = end.at ?? Date.now();
+      // A log that cannot be written must not keep the sandbox from ending.
+      await withDeadline(this.log.close(), logFlushMs, systemClock, () => new Error('the log is late')).catch(() => undefined);
+      this.#record({ ...end, at });
+      this.#settle({ ...end, at });
     })();
   }
 
-  /** For the agent, which may not be watching: replaced whole, so that it never reads half of it. */
-  #record(end: End): void {
-    const { code, signal, at, outOfMemory, reason, message } = end;
+  /** For an agent that may not be watching. Replaced as a whole, so that it never reads a half. */
+  #record({ code, signal, at, outOfMemory, reason, message }: End): void {
     const record: ExitRecord = { code, signal, at, outOfMemory, reason, message };
     const path = join(this.runDirectory, 'exit.json');
     try {
-      // The workload may have put something else there, and must not hold its own end up.
+      // The workload may have put something else there, which must not hold up its own end.
       rmSync(`${path}.tmp`, { recursive: true, force: true });
       writeFileSync(`${path}.tmp`, JSON.stringify(record), { mode: 0o600, flag: 'wx' });
       renameSync(`${path}.tmp`, path);
@@ -257,3 +238,6 @@ export class Sandbox {
     }
   }
 }
+
+/** An end without a main process. */
+const ended = { outOfMemory: false } as const;

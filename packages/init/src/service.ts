@@ -3,14 +3,13 @@ import { DroverError, systemClock } from '@drover/foundation';
 import { rpcEdge, type init } from '@drover/protocol';
 import { GrpcServer } from '@drover/protocol/grpc-server';
 import { maxSessionMessageBytes } from '@drover/spec';
-import type { Identity } from './identity/identity.ts';
+import type { Identity } from './identity/index.ts';
 import { lingerMs, maxConcurrentCalls, maxCopyCalls, maxExecCalls, maxForwardCalls, maxListCalls, maxLogCalls } from './limits.ts';
-import { readLog } from './logs/reader.ts';
+import { readLog } from './logs/index.ts';
 import type { Sandbox } from './sandbox.ts';
-import type { Call, Handlers, Reply } from './server/call.ts';
-import { methodsOf } from './server/streams.ts';
-import { exec, listExecs, signalExec } from './session/exec.ts';
-import { session } from './session/session.ts';
+import type { Call, Handlers, Reply } from './server/index.ts';
+import { methodsOf } from './methods.ts';
+import { exec, listExecs, session, signalExec } from './session/index.ts';
 
 export interface InitServiceOptions {
   readonly sandbox: Sandbox;
@@ -41,11 +40,9 @@ export function createInitService({ sandbox, identity, onCall = ignore, warn }: 
       logs: (call) => logReaders.run(() => logs(call, sandbox)),
       // The three below are loaded when first used: an idle sandbox does not pay for them.
       copyIn: (call) =>
-        copies.run(() =>
-          sandbox.attached(async () => (await import('./files/copy-in.ts')).copyIn(call, workdir, sandbox.config.main.user)),
-        ),
-      copyOut: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/copy-out.ts')).copyOut(call, workdir))),
-      forward: (call) => forwards.run(() => sandbox.attached(async () => (await import('./forward.ts')).forward(call))),
+        copies.run(() => sandbox.attached(async () => (await import('./files/index.ts')).copyIn(call, workdir, sandbox.config.main.user))),
+      copyOut: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/index.ts')).copyOut(call, workdir))),
+      forward: (call) => forwards.run(() => sandbox.attached(async () => (await import('./session/forward.ts')).forward(call))),
     },
   );
 }

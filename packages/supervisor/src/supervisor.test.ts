@@ -123,7 +123,17 @@ test('G-5, G-10: as PID 1 it reaps every orphan, and ends with the largest exit 
       all.start(daemon({ name, argv: ['/bin/sh', '-c', script], env, policy: { restart: 'never' } }, silentLogger));
     process.exitCode = process.pid === 1 ? await all.ended : 99;
     reaper[Symbol.dispose]();`;
-  const argv = ['--pid', '--fork', '--mount-proc', '--kill-child', process.execPath, '--conditions=development', '--input-type=module', '-e', init];
+  const argv = [
+    '--pid',
+    '--fork',
+    '--mount-proc',
+    '--kill-child',
+    process.execPath,
+    '--conditions=development',
+    '--input-type=module',
+    '-e',
+    init,
+  ];
   const child = spawn('unshare', argv, { stdio: ['ignore', 'inherit', 'inherit'] });
   onTestFinished(() => void child.kill('SIGKILL'));
   expect(await once(child, 'exit')).toEqual([5, null]);

@@ -2,8 +2,8 @@ import { bytesOf, placeOf, resolveGiven, stringOf, writeTree, type LeftOut, type
 import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import { maxLeftOutNamed } from '../limits.ts';
-import { lookUpUser } from '../processes/users.ts';
-import type { Call, Reply } from '../server/call.ts';
+import { lookUpUser } from '../processes/index.ts';
+import type { Call, Reply } from '../server/index.ts';
 
 /**
  * Unpacks a tar stream into the sandbox. What cannot be written is left out and named in the answer.

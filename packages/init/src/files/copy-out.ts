@@ -2,7 +2,7 @@ import { lstat, stat } from 'node:fs/promises';
 import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf, treeChunkBytes } from '@drover/archive';
 import { DroverError, errnoOf } from '@drover/foundation';
 import type { init } from '@drover/protocol';
-import type { Call, Reply } from '../server/call.ts';
+import type { Call, Reply } from '../server/index.ts';
 
 /**
  * A tar stream of a file or directory of the sandbox; names in it begin with the path's last part, `.` for a directory's contents. What

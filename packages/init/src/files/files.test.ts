@@ -20,7 +20,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { fromConnectError, init } from '@drover/protocol';
 import { pack, type Header } from 'tar-stream';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
+import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing/index.ts';
 
 let test: TestAuthority;
 let box: TestInit;

@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream';
 import { connect, type PeerCertificate, type TLSSocket } from 'node:tls';
 import { DroverError } from '@drover/foundation';
 import { earlyConnectionMs } from '../limits.ts';
-import { uriNames, type ServerIdentity } from '../server/tls.ts';
+import { uriNames, type ServerIdentity } from '../server/index.ts';
 
 /** Where the control plane's sandbox-facing listener is, and who says so to whom. */
 export interface ControlPlaneAddress {

@@ -19,7 +19,7 @@ import {
   type Credentials,
   type TestAuthority,
   type TestInit,
-} from '../testing.ts';
+} from '../testing/index.ts';
 
 let trusted: TestAuthority;
 let foreign: TestAuthority;

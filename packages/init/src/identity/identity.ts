@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { DroverError } from '@drover/foundation';
 import type { InitConfig } from '../config.ts';
-import type { ServerIdentity } from '../server/tls.ts';
+import type { ServerIdentity } from '../server/index.ts';
 import { EarlyConnection } from './connect.ts';
 
 export interface IdentityOptions {

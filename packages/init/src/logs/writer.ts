@@ -2,7 +2,7 @@ import { close, closeSync, constants, fstatSync, openSync, renameSync, write } f
 import { join } from 'node:path';
 import { logFile, maxLogBytes, type LogLine } from '../config.ts';
 import { maxLogPendingBytes, maxLogRecordBytes } from '../limits.ts';
-import type { OutputSink } from '../processes/process.ts';
+import type { OutputSink } from '../processes/index.ts';
 
 /** The directory is the workload's too: a link is not followed, and a pipe that nobody reads holds nobody up. */
 const appendOnly = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK;

@@ -1,44 +1,46 @@
 import { randomUUID } from 'node:crypto';
 import { access, closeSync, existsSync, readFileSync, readSync, rmSync, writeFileSync, writeSync } from 'node:fs';
-import { BoundSocket } from 'node:net';
+import { BoundSocket, type Server } from 'node:net';
 import { join } from 'node:path';
+import { systemClock, withDeadline } from '@drover/foundation';
+import { onSignals, reapOrphans } from '@drover/supervisor';
 import { gateVariable, standbyFile, standbyVariable, type InitConfig } from '../config.ts';
-import { Identity } from '../identity/identity.ts';
-import { farewellMs, killWaitMs } from '../limits.ts';
-import { spawnProcess } from '../processes/spawn.ts';
+import { Identity } from '../identity/index.ts';
+import { closeGraceMs, killWaitMs } from '../limits.ts';
+import { spawnProcess, terminalChildren } from '../processes/index.ts';
 import { Sandbox } from '../sandbox.ts';
-import { createStrictServer, type ServerIdentity } from '../server/tls.ts';
+import { createStrictServer, type ServerIdentity } from '../server/index.ts';
 import { IdleTrim } from './memory.ts';
-import { Reaper } from './reaper.ts';
 
-/** Signals that go on to the user's process group as they are; SIGTERM stops (I-37). */
+/** Signals that are forwarded to the user's process group; SIGTERM stops the sandbox (I-37). */
 const forwarded = ['SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGWINCH', 'SIGCONT'] as const;
 
 /** drover-init as PID 1 of a sandbox. */
 export async function main(runDirectory: string): Promise<void> {
-  // Nothing of how init was started is the workload's: its environment comes from the config.
-  const addon = process.env['DROVER_PTY_ADDON'];
-  const gate = process.env[gateVariable];
-  const isStandby = process.env[standbyVariable] === '1';
-  for (const name of Object.keys(process.env)) delete process.env[name];
-  if (addon !== undefined) process.env['DROVER_PTY_ADDON'] = addon;
-  // One thread is enough for the log and for copies, and each costs memory; read when the first is started.
-  process.env['UV_THREADPOOL_SIZE'] = '2';
-  // Started now: once the workload has used up its processes, libuv could start none and would abort.
+  const { gate, isStandby } = takeEnvironment();
+  // Starts the threads of the pool: once the workload has used up its processes, libuv could start none and would abort.
   access('/', () => undefined);
-
   if (gate !== undefined) {
     if (isStandby) await standBy(runDirectory);
-    waitForEnd(Number(gate));
+    waitForEnd(gate);
   }
-  const { config, certificates, bootstrapToken } = readRunDirectory(runDirectory);
+  run(runDirectory, readRunDirectory(runDirectory));
+}
+
+/** Removes the environment that init was started with: the workload's environment comes from the config alone. */
+function takeEnvironment(): { readonly gate: number | undefined; readonly isStandby: boolean } {
+  const { DROVER_PTY_ADDON: addon, [gateVariable]: gate, [standbyVariable]: standby } = process.env;
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  if (addon !== undefined) process.env['DROVER_PTY_ADDON'] = addon;
+  // Enough for the log and for copies; each thread costs memory. libuv reads it when it starts the first one.
+  process.env['UV_THREADPOOL_SIZE'] = '2';
+  return { gate: gate === undefined ? undefined : Number(gate), isStandby: standby === '1' };
+}
+
+/** Runs the sandbox to its end, and ends this process with the exit code of its main process. */
+function run(runDirectory: string, { config, certificates, bootstrapToken }: Startup): void {
   const idle = new IdleTrim();
-  const sandbox = new Sandbox({
-    config,
-    runDirectory,
-    bootId: randomUUID(),
-    spawn: spawnProcess,
-  });
+  const sandbox = new Sandbox({ config, runDirectory, bootId: randomUUID(), spawn: spawnProcess });
   const identity = new Identity({
     config,
     runDirectory,
@@ -46,7 +48,7 @@ export async function main(runDirectory: string): Promise<void> {
     bootstrapToken,
     renewed: (renewed) => server.renew(renewed),
   });
-  // gRPC and protobuf cost as much CPU time as the rest of the start: they are loaded while the control plane is on its way here.
+  // gRPC and protobuf cost as much CPU time as the rest of the start. They are loaded while the control plane connects.
   const listening = Promise.withResolvers<void>();
   const service = listening.promise.then(async () =>
     (await import('../service.ts')).createInitService({ sandbox, identity, onCall: () => idle.touch(), warn }),
@@ -56,61 +58,65 @@ export async function main(runDirectory: string): Promise<void> {
     identity: certificates,
     controlPlaneUri: config.controlPlaneUri,
     peerAddress: config.listen.peer,
-    // Loaded by then, and the first to see the socket's errors: it has listened since the turn in which the server began to.
+    // The service is loaded by then and handles the socket's errors first: its promise was made before the listener accepts.
     accept: (socket) => void service.then((grpc) => grpc.accept(socket)),
     refused: (reason) => warn(`refused a connection: ${reason}`),
   });
-  const { listener } = server;
-  const { host, port } = config.listen;
-  const cannotListen = (error: Error): never => fail(`cannot listen on ${host}:${port}: ${error.message}`);
-  listener.on('error', cannotListen);
-  listener.listen(bind(host, port, cannotListen), () => {
+  listen(server.listener, config.listen, () => {
     idle.touch();
-    const address = listener.address();
-    writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
     identity.connectEarly();
     listening.resolve();
   });
-
-  const reaper = new Reaper();
-  process.on('SIGTERM', () => sandbox.stop());
-  for (const signal of forwarded) process.on(signal, () => sandbox.main?.kill(signal));
+  const handlers = forwarded.map((signal) => [signal, () => sandbox.main?.kill(signal)]);
+  onSignals({ ...Object.fromEntries(handlers), SIGTERM: () => sandbox.stop() });
+  const reaper = reapOrphans((pid) => terminalChildren.has(pid));
 
   void sandbox.end.then(async (end) => {
     await killEverything(sandbox);
-    reaper.stop();
+    reaper[Symbol.dispose]();
     idle.stop();
-    listener.close();
-    // A sandbox that ends before it listens has a service to wait for too.
+    server.listener.close();
+    // A sandbox may end before it listens; its service is waited for all the same.
     listening.resolve();
-    await (await service).close(farewellMs);
+    await (await service).close(closeGraceMs);
     process.exit(end.code);
   });
 }
 
-/** Rehearses, and says that it has. An init that could not waits at its gate all the same, and starts as any other; nobody is to use it. */
+/** Does the warm-up run and reports it. An init whose run failed waits at its gate as well; its host does not use it as a standby. */
 async function standBy(runDirectory: string): Promise<void> {
   try {
-    const { rehearse } = await import('../rehearsal/rehearsal.ts');
+    const { rehearse } = await import('../rehearsal/index.ts');
     await rehearse(runDirectory);
     writeFileSync(join(runDirectory, standbyFile), '', { mode: 0o400 });
   } catch (error) {
-    warn(`the rehearsal failed: ${String(error)}`);
-  }
-}
-
-/** The host is an address. Through a name lookup, as `listen(port, host)` does it, Node would compile its pattern of IPv6: 6 ms and 0.7 MB. */
-function bind(host: string, port: number, failed: (error: Error) => never): BoundSocket {
-  try {
-    return new BoundSocket({ host, port });
-  } catch (error) {
-    return failed(error as Error);
+    warn(`the warm-up run failed: ${String(error)}`);
   }
 }
 
 /**
- * Waits until the host has closed its end: the run directory is complete, or the host has given this start up or died over it, and left no
- * config. Only SIGKILL ends PID 1 in here.
+ * The host is an address. BoundSocket makes no name lookup, unlike `listen(port, host)`, for which Node would compile its pattern of IPv6:
+ * 6 ms and 0.7 MB.
+ */
+function listen(listener: Server, { host, port }: InitConfig['listen'], listening: () => void): void {
+  const cannotListen = (error: unknown): never => fail(`cannot listen on ${host}:${port}: ${String(error)}`);
+  listener.on('error', cannotListen);
+  let bound: BoundSocket;
+  try {
+    bound = new BoundSocket({ host, port });
+  } catch (error) {
+    return cannotListen(error);
+  }
+  listener.listen(bound, () => {
+    const address = listener.address();
+    writeSync(1, `drover-init listening on ${typeof address === 'object' ? String(address?.port) : address}\n`);
+    listening();
+  });
+}
+
+/**
+ * Waits until the host has closed its end: the run directory is complete, or the host has given up or lost this start and left no config.
+ * Only SIGKILL ends PID 1 meanwhile.
  */
 function waitForEnd(descriptor: number): void {
   try {
@@ -118,7 +124,7 @@ function waitForEnd(descriptor: number): void {
   } catch (error) {
     warn(`the wait for the host broke: ${String(error)}`);
   }
-  // It is nothing for the workload.
+  // The workload must not inherit it.
   closeSync(descriptor);
 }
 
@@ -128,19 +134,15 @@ interface Startup {
   readonly bootstrapToken: string;
 }
 
-/** Read once: key, token and config (its environment may hold secrets) leave the disk, and every start writes them anew (I-6). */
+/** Reads the run directory once. Key, token and config, whose environment may hold secrets, leave the disk; every start writes new ones (I-6). */
 function readRunDirectory(directory: string): Startup {
+  const read = (name: string): string => readFileSync(join(directory, name), 'latin1');
   try {
     const config = JSON.parse(readFileSync(join(directory, 'config.json'), 'utf8')) as InitConfig;
     if (config.version !== 1) fail(`the config has version ${String(config.version)}; this init reads version 1`);
-    const certificates = {
-      caPem: readFileSync(join(directory, 'ca.pem'), 'latin1'),
-      certificatePem: readFileSync(join(directory, 'cert.pem'), 'latin1'),
-      keyPem: readFileSync(join(directory, 'key.pem'), 'latin1'),
-    };
-    // A start that is not to register is given none.
-    const token = join(directory, 'token');
-    const bootstrapToken = existsSync(token) ? readFileSync(token, 'latin1').trim() : '';
+    const certificates = { caPem: read('ca.pem'), certificatePem: read('cert.pem'), keyPem: read('key.pem') };
+    // A start that must not register has no token.
+    const bootstrapToken = existsSync(join(directory, 'token')) ? read('token').trim() : '';
     for (const name of ['config.json', 'key.pem', 'token']) rmSync(join(directory, name), { force: true });
     return { config, certificates, bootstrapToken };
   } catch (error) {
@@ -148,20 +150,19 @@ function readRunDirectory(directory: string): Startup {
   }
 }
 
-/** As PID 1, everything there is; otherwise (no PID namespace) what init itself started. */
-async function killEverything(sandbox: Sandbox): Promise<void> {
+/** As PID 1, kills every process; without a PID namespace, those that init has started. */
+async function killEverything({ execs, steps }: Sandbox): Promise<void> {
   if (process.pid === 1) {
     try {
       process.kill(-1, 'SIGKILL');
     } catch {
-      // ESRCH: nobody else is left.
+      // ESRCH: no other process is left.
     }
   }
-  await Promise.all([sandbox.execs.killAll(), sandbox.steps.stop()]);
-  const settled = Promise.all([sandbox.execs.settled(), sandbox.steps.settled()]);
-  let timer: NodeJS.Timeout | undefined;
-  await Promise.race([settled, new Promise<void>((resolve) => (timer = setTimeout(resolve, killWaitMs)))]);
-  clearTimeout(timer);
+  await Promise.all([execs.killAll(), steps.stop()]);
+  // A process that hangs in the kernel ends with the PID namespace.
+  const settled = Promise.all([execs.settled(), steps.settled()]);
+  await withDeadline(settled, killWaitMs, systemClock, () => new Error('a process does not end')).catch(() => undefined);
 }
 
 function warn(message: string): void {

@@ -9,7 +9,7 @@ import { init } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { ExitRecord, MainProcess } from '../config.ts';
 import { parseLogLine } from '../logs/reader.ts';
-import { createTestAuthority, startInit, type StartOptions, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
+import { createTestAuthority, startInit, type StartOptions, type TestAuthority, type TestClient, type TestInit } from '../testing/index.ts';
 
 let test: TestAuthority;
 let box: TestInit | undefined;

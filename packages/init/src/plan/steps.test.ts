@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeAll, afterAll, beforeEach, describe, expect, it } from 'vitest';
 import { maxRunningSteps, maxSessionRequests } from '../limits.ts';
-import { createTestAuthority, startInit, TestSession, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
+import { createTestAuthority, startInit, TestSession, type TestAuthority, type TestClient, type TestInit } from '../testing/index.ts';
 
 let test: TestAuthority;
 let box: TestInit;

@@ -2,9 +2,8 @@ import { DroverError, clip } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { MainProcess } from '../config.ts';
 import { endedExecTtlMs, maxOnceSteps, maxRunningSteps, maxStepMs, maxStepNameLength } from '../limits.ts';
-import { ManagedProcess, type Shared } from '../processes/process.ts';
-import type { Spawner } from '../processes/spawned.ts';
-import { programOf } from './own-program.ts';
+import { programOf } from '../own-program.ts';
+import { ManagedProcess, type Shared, type Spawner } from '../processes/index.ts';
 
 /** One run of a step. It lives under the sandbox: the session that asked for it may go (I-32). */
 export interface Step {

@@ -1,7 +1,7 @@
 import { DroverError, clip } from '@drover/foundation';
 import { maxExecIdLength } from '@drover/spec';
-import { IdleWatch, idleLookMs } from '../idle.ts';
 import { endedExecTtlMs, lingerGraceMs, maxEndedExecs, maxRunningExecs } from '../limits.ts';
+import { idleCheckMs, IdleWatch } from './idle.ts';
 import { ManagedProcess, type Shared } from './process.ts';
 import type { Spawner, SpawnRequest } from './spawned.ts';
 
@@ -139,10 +139,10 @@ class Linger {
     const activity = () => ({ attached: process.readers, calls: process.attachments, outputBytes: process.outputEnd, cpuMs: 0 });
     const watch = new IdleWatch(ms, performance.now(), activity());
     this.#timer = setInterval(() => {
-      if (!watch.look(performance.now(), activity())) return;
+      if (!watch.check(performance.now(), activity())) return;
       clearTimeout(this.#timer);
       process.kill('SIGHUP');
       this.#timer = setTimeout(() => process.kill('SIGKILL'), lingerGraceMs);
-    }, idleLookMs(ms));
+    }, idleCheckMs(ms));
   }
 }

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { buildInitBundle } from '../bundle.ts';
-import { becomeFlag } from '../plan/own-program.ts';
+import { becomeFlag } from '../own-program.ts';
 import { withGroups } from './groups.ts';
 import { resolveUser } from './users.ts';
 

@@ -6,7 +6,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { ReplayBudget, ReplayBuffer } from './replay.ts';
 import { parseIdMap } from '@drover/linux';
 import { mustBeMapped, resolveUser } from './users.ts';
-import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing.ts';
+import { createTestAuthority, startInit, type TestAuthority, type TestClient, type TestInit } from '../testing/index.ts';
 
 let test: TestAuthority;
 let box: TestInit;

@@ -1,4 +1,4 @@
-import type { ServerIdentity } from '../server/tls.ts';
+import type { ServerIdentity } from '../server/index.ts';
 
 /** The name in the certificate below. No trust domain of Drover's ends so (RFC 6761, `invalid`). */
 export const rehearsalUri = 'spiffe://rehearsal.invalid/init';

@@ -10,7 +10,7 @@ import { promisify } from 'node:util';
 import { X509Certificate } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { parseLogLine } from '../logs/reader.ts';
-import { connectTls, createTestAuthority, startInit, TestSession, type TestAuthority, type TestInit } from '../testing.ts';
+import { connectTls, createTestAuthority, startInit, TestSession, type TestAuthority, type TestInit } from '../testing/index.ts';
 import { rehearsalIdentity, rehearsalUri } from './identity.ts';
 
 const run = promisify(execFile);
@@ -111,7 +111,7 @@ describe('a standby', () => {
     await expect(abandoned).rejects.toThrow(/ended with 125: .*config\.json/s);
   });
 
-  it('that cannot rehearse does not say that it is ready, and starts all the same', async () => {
+  it('whose warm-up run fails does not report that it is ready, and starts all the same', async () => {
     // Where its rehearsal would be there is something already.
     await writeFile(join(directory, 'rehearsal'), '');
     const gate = Promise.withResolvers<void>();
@@ -119,7 +119,7 @@ describe('a standby', () => {
     gate.resolve();
     box = await starting;
     expect(existsSync(join(directory, 'standby'))).toBe(false);
-    expect(box.stderr()).toContain('the rehearsal failed');
+    expect(box.stderr()).toContain('the warm-up run failed');
     await new TestSession(await box.client()).ask({ case: 'agentReady', value: {} });
     expect(await box.exited).toBe(0);
   });

@@ -4,12 +4,12 @@ import { connect, type Server } from 'node:net';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { InitConfig } from '../config.ts';
-import { Identity } from '../identity/identity.ts';
-import { farewellMs, rehearsalMs } from '../limits.ts';
-import { ownCommand } from '../plan/own-program.ts';
-import { spawnProcess } from '../processes/spawn.ts';
+import { Identity } from '../identity/index.ts';
+import { closeGraceMs, rehearsalMs } from '../limits.ts';
+import { ownCommand } from '../own-program.ts';
+import { spawnProcess } from '../processes/index.ts';
 import { Sandbox } from '../sandbox.ts';
-import { createStrictServer } from '../server/tls.ts';
+import { createStrictServer } from '../server/index.ts';
 import { createInitService } from '../service.ts';
 import { listenForRegister, playSession } from './control-plane.ts';
 import { rehearsalIdentity, rehearsalUri } from './identity.ts';
@@ -62,7 +62,7 @@ export async function rehearse(runDirectory: string): Promise<void> {
     clearTimeout(timer);
     control.close();
     listener.close();
-    await service.close(farewellMs);
+    await service.close(closeGraceMs);
     rmSync(directory, { recursive: true, force: true });
   }
   // What was closed goes in the next turn of the loop.

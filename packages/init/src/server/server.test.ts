@@ -11,7 +11,7 @@ import { createKeyAndRequest } from '@drover/pki';
 import { newHostId, newSandboxId, type DroverError, type SandboxId } from '@drover/foundation';
 import { fromConnectError } from '@drover/protocol';
 import { maxSessionMessageBytes } from '@drover/spec';
-import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing.ts';
+import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing/index.ts';
 import { handshakeTimeoutMs, maxConnections } from '../limits.ts';
 import { uriNames } from './tls.ts';
 

@@ -4,8 +4,8 @@ import { clip, DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import { parseSignal } from '@drover/spec';
 import { maxChunkBytes, maxListedCommandLength } from '../limits.ts';
-import type { Exit, ManagedProcess } from '../processes/process.ts';
-import type { Call, Reply } from '../server/call.ts';
+import type { Exit, ManagedProcess } from '../processes/index.ts';
+import type { Call, Reply } from '../server/index.ts';
 import type { Sandbox } from '../sandbox.ts';
 
 type ExecCall = Call<init.ExecRequest, Reply<'exec'>>;

@@ -1,9 +1,9 @@
 import { DroverError, version } from '@drover/foundation';
 import { errorToWire, init, publicError } from '@drover/protocol';
 import { parseSignal } from '@drover/spec';
-import type { Identity } from '../identity/identity.ts';
+import type { Identity } from '../identity/index.ts';
 import { maxSessionRequests } from '../limits.ts';
-import type { Call, Reply } from '../server/call.ts';
+import type { Call, Reply } from '../server/index.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { exitStatus } from './exec.ts';
 import { runStep, type Answer, type Payload } from './step.ts';

@@ -1,6 +1,6 @@
 import type { init } from '@drover/protocol';
 import { maxChunkBytes } from '../limits.ts';
-import type { Reply } from '../server/call.ts';
+import type { Reply } from '../server/index.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { exitStatus } from './exec.ts';
 

@@ -15,8 +15,8 @@ import { BoundedQueue, canonicalCommonName, newSandboxId, parseName, parseProjec
 import { createKeyAndRequest, openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { init } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
-import { buildInitBundle, initNodeFlags, ptyAddonPath } from './bundle.ts';
-import { gateVariable, standbyFile, standbyVariable, type InitConfig, type MainProcess } from './config.ts';
+import { buildInitBundle, initNodeFlags, ptyAddonPath } from '../bundle.ts';
+import { gateVariable, standbyFile, standbyVariable, type InitConfig, type MainProcess } from '../config.ts';
 
 /** For tests: the real init as a real process with real certificates, and clients of it. */
 

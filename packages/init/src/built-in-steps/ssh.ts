@@ -1,8 +1,7 @@
 import { join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
 import { init } from '@drover/protocol';
-import { pathBelow, placeFile, placePrivateDirectory, textOf } from './files.ts';
-import type { Surroundings } from './surroundings.ts';
+import { pathBelow, placeFile, placePrivateDirectory, textOf, type Surroundings } from './files.ts';
 
 /** What ssh(1) asks of private keys and of the directory around them. */
 const privateMode = 0o600;

@@ -1,8 +1,8 @@
 import { closeSync, fchownSync, openSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DroverError, reasonOf } from '@drover/foundation';
-import { secretsDirectory, type SecretFile } from './config.ts';
-import { lookUpUser } from './processes/users.ts';
+import { secretsDirectory, type SecretFile } from '../config.ts';
+import { lookUpUser } from './users.ts';
 
 /** Linux, include/uapi/linux/magic.h. */
 const TMPFS_MAGIC = 0x01021994;

@@ -3,7 +3,7 @@ import { Code, ConnectError, createMethodImplSpec, type HandlerContext, type Met
 import { createWritableIterable } from '@connectrpc/connect/protocol';
 import { DroverError } from '@drover/foundation';
 import { init } from '@drover/protocol';
-import type { AnyHandler, Handlers } from './call.ts';
+import type { AnyHandler, Handlers } from './server/index.ts';
 
 type Message = MessageShape<DescMethod['output']>;
 

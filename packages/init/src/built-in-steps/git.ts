@@ -4,9 +4,8 @@ import { basename, dirname, join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
 import { DroverError, clip, errnoOf, makeDirectoriesSync } from '@drover/foundation';
 import { init } from '@drover/protocol';
-import { maxComplaintLength } from '../../limits.ts';
-import { pathBelow, placeError } from './files.ts';
-import type { Surroundings } from './surroundings.ts';
+import { maxComplaintLength } from '../limits.ts';
+import { pathBelow, placeError, type Surroundings } from './files.ts';
 
 /** git-config(1): `--get-all` of a key that is not set, or without a file to look into. */
 const notSet = 1;

@@ -2,8 +2,8 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { DroverError } from '@drover/foundation';
 import type { init } from '@drover/protocol';
-import { forwardConnectMs, maxChunkBytes } from './limits.ts';
-import type { Call, Reply } from './server/call.ts';
+import { forwardConnectMs, maxChunkBytes } from '../limits.ts';
+import type { Call, Reply } from '../server/index.ts';
 
 /** Carries bytes between a call and a TCP port in the sandbox; each direction ends on its own, each waits for the other side (I-39). */
 export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): Promise<void> {

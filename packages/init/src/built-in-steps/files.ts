@@ -1,20 +1,38 @@
 import { chmodSync, lstatSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
+import { fromBinary } from '@bufbuild/protobuf';
 import { DroverError, clip, errnoOf, makeDirectoriesSync, reasonOf } from '@drover/foundation';
+import { init } from '@drover/protocol';
 
-/** An absolute path, or one below the user's home; `~/` says the latter too. */
+/** The user that a built-in step runs as, and the environment of what it starts. */
+export interface Surroundings {
+  readonly home: string;
+  readonly env: NodeJS.ProcessEnv;
+}
+
+const defaultMode = 0o644;
+
+/** Step `config`: files with their content and mode. */
+export function placeConfig(input: Uint8Array, { home }: Surroundings): number {
+  for (const file of fromBinary(init.ConfigStepSchema, input).files) {
+    placeFile(pathBelow(home, file.path), file.content, file.mode === 0 ? defaultMode : file.mode);
+  }
+  return 0;
+}
+
+/** Resolves a path against the user's home; `~/` means the home as well. */
 export function pathBelow(home: string, path: string): string {
   if (path === '' || path.includes('\0')) throw new DroverError('invalid-argument', `${JSON.stringify(clip(path))} cannot be a path`);
   return resolve(home, path.replace(/^~(?=\/|$)/, '.'));
 }
 
 /**
- * Makes `path` a file with this content and these permission bits, and its directories; nothing when it is one already. The file is
- * replaced whole, so that nobody reads half of it, and a link in its place is replaced rather than written through.
+ * Makes `path` a file with this content and these permission bits, with its directories. A file that is so already stays untouched. The file
+ * is replaced as a whole, so that no reader sees a half, and a link in its place is replaced, not written through.
  */
 export function placeFile(path: string, content: Uint8Array, mode: number): void {
   if (mode > 0o7777) throw new DroverError('invalid-argument', `${mode.toString(8)} are no permission bits (of ${clip(path)})`);
-  // A fixed name: what a step that was killed has left goes with the next.
+  // A fixed name: the next run removes the file that a killed step has left.
   const temporary = join(dirname(path), `.${basename(path)}.drover-new`);
   try {
     if (isSame(path, content, mode)) return;
@@ -34,7 +52,7 @@ export function placeFile(path: string, content: Uint8Array, mode: number): void
   }
 }
 
-/** Makes a directory of the user's own, 0700. */
+/** Makes a directory that only the user can enter. */
 export function placePrivateDirectory(path: string): void {
   try {
     makeDirectoriesSync(path, 0o700);
@@ -44,7 +62,7 @@ export function placePrivateDirectory(path: string): void {
   }
 }
 
-/** The file's text; empty where there is none. */
+/** The file's text; empty when the file does not exist. */
 export function textOf(path: string): string {
   try {
     return readFileSync(path, 'utf8');
@@ -88,7 +106,7 @@ function isSame(path: string, content: Uint8Array, mode: number): boolean {
     const found = lstatSync(path);
     return found.isFile() && (found.mode & 0o7777) === mode && found.size === content.length && readFileSync(path).equals(content);
   } catch {
-    // It is not there, or cannot be read: it is made anew.
+    // It does not exist, or cannot be read: it is replaced.
     return false;
   }
 }

@@ -6,9 +6,8 @@ import { join } from 'node:path';
 import { fromBinary } from '@bufbuild/protobuf';
 import { clip, DroverError, errnoOf, reasonOf } from '@drover/foundation';
 import { init } from '@drover/protocol';
-import { exitOf } from '../../processes/children.ts';
-import { placeError } from './files.ts';
-import type { Surroundings } from './surroundings.ts';
+import { exitOf } from '../processes/index.ts';
+import { placeError, type Surroundings } from './files.ts';
 
 /** Step `post-init`: the user's own script, its output the step's, its status the step's (128 + n for signal n). */
 export async function runPostInit(input: Uint8Array, { env }: Surroundings): Promise<number> {

@@ -1,11 +1,10 @@
 import { readFileSync, writeSync } from 'node:fs';
 import { DroverError } from '@drover/foundation';
 import { userEnvironment } from '../own-program.ts';
-import { placeConfig } from './config.ts';
 import { cloneRepositories, setUpGit } from './git.ts';
 import { runPostInit } from './post-init.ts';
 import { setUpSsh } from './ssh.ts';
-import type { Surroundings } from './surroundings.ts';
+import { placeConfig, type Surroundings } from './files.ts';
 
 /** Each takes its message as bytes, is idempotent (I-32), and returns its exit status. */
 const steps: Readonly<Record<string, (input: Uint8Array, surroundings: Surroundings) => number | Promise<number>>> = {

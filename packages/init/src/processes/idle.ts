@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync } from 'node:fs';
-import { idleCpuFloorMs, idleCpuShare, maxIdleLookMs, minIdleLookMs } from './limits.ts';
+import { idleCpuFloorMs, idleCpuShare, maxIdleCheckMs, minIdleCheckMs } from '../limits.ts';
 
 /** What tells whether a sandbox is idle (R-20). All but `attached` only ever rise. */
 export interface Activity {
@@ -14,8 +14,8 @@ export interface Activity {
 }
 
 /** How often to look. Milliseconds. */
-export function idleLookMs(idleStopMs: number): number {
-  return Math.min(maxIdleLookMs, Math.max(minIdleLookMs, idleStopMs / 5));
+export function idleCheckMs(idleStopMs: number): number {
+  return Math.min(maxIdleCheckMs, Math.max(minIdleCheckMs, idleStopMs / 5));
 }
 
 /**
@@ -35,7 +35,7 @@ export class IdleWatch {
     this.#last = activity;
   }
 
-  look(now: number, activity: Activity): boolean {
+  check(now: number, activity: Activity): boolean {
     const [last, elapsedMs] = [this.#last, now - this.#lookedAt];
     this.#last = activity;
     this.#lookedAt = now;
@@ -45,7 +45,7 @@ export class IdleWatch {
       activity.outputBytes !== last.outputBytes ||
       activity.cpuMs - last.cpuMs > Math.max(idleCpuFloorMs, elapsedMs * idleCpuShare) ||
       // Init itself did not run: the sandbox was paused, and nobody could have used it.
-      elapsedMs > 3 * idleLookMs(this.#idleStopMs);
+      elapsedMs > 3 * idleCheckMs(this.#idleStopMs);
     if (busy) this.#since = now;
     return now - this.#since >= this.#idleStopMs;
   }

@@ -2,7 +2,7 @@ import { mkdtempSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { idleLookMs, IdleWatch, workloadCpuMs, type Activity } from './idle.ts';
+import { idleCheckMs, IdleWatch, workloadCpuMs, type Activity } from './idle.ts';
 
 const quiet: Activity = { attached: 0, calls: 0, outputBytes: 0, cpuMs: 0 };
 
@@ -17,21 +17,21 @@ describe('R-20: a sandbox is idle', () => {
   ])('%s', (_, at50s, idle) => {
     const watch = new IdleWatch(60_000, 0, quiet);
     const seen: boolean[] = [];
-    for (let now = 10_000; now <= 60_000; now += 10_000) seen.push(watch.look(now, now < 50_000 ? quiet : { ...quiet, ...at50s }));
+    for (let now = 10_000; now <= 60_000; now += 10_000) seen.push(watch.check(now, now < 50_000 ? quiet : { ...quiet, ...at50s }));
     expect(seen).toEqual([false, false, false, false, false, idle]);
   });
 
   test('counted from the last thing that happened', () => {
     const watch = new IdleWatch(20_000, 0, quiet);
     const worked = { ...quiet, cpuMs: 9_000 };
-    expect([watch.look(4_000, quiet), watch.look(8_000, worked)]).toEqual([false, false]);
-    expect([12_000, 16_000, 20_000, 24_000, 28_000].map((now) => watch.look(now, worked))).toEqual([false, false, false, false, true]);
+    expect([watch.check(4_000, quiet), watch.check(8_000, worked)]).toEqual([false, false]);
+    expect([12_000, 16_000, 20_000, 24_000, 28_000].map((now) => watch.check(now, worked))).toEqual([false, false, false, false, true]);
   });
 
   test('and the time of a pause does not count: init did not run, and nobody could have used it', () => {
     const watch = new IdleWatch(20_000, 0, quiet);
-    expect([watch.look(4_000, quiet), watch.look(600_000, quiet), watch.look(604_000, quiet)]).toEqual([false, false, false]);
-    expect(watch.look(620_000, quiet)).toBe(false);
+    expect([watch.check(4_000, quiet), watch.check(600_000, quiet), watch.check(604_000, quiet)]).toEqual([false, false, false]);
+    expect(watch.check(620_000, quiet)).toBe(false);
   });
 
   test.each([
@@ -39,7 +39,7 @@ describe('R-20: a sandbox is idle', () => {
     [10_000, 2_000],
     [3_600_000, 10_000],
   ])('idle for %i ms is looked for every %i ms', (idleStopMs, everyMs) => {
-    expect(idleLookMs(idleStopMs)).toBe(everyMs);
+    expect(idleCheckMs(idleStopMs)).toBe(everyMs);
   });
 });
 

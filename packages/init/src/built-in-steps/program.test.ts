@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { init } from '@drover/protocol';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { initBundlePath } from '../../bundle.ts';
-import { createTestAuthority, startInit, TestSession, type TestAuthority, type TestInit, type TestStepEnd } from '../../testing.ts';
+import { initBundlePath } from '../bundle.ts';
+import { createTestAuthority, startInit, TestSession, type TestAuthority, type TestInit, type TestStepEnd } from '../testing/index.ts';
 
 /** Whom the steps run as: nobody in particular, without an account. */
 const uid = 4321;

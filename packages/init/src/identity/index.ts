@@ -1,0 +1,2 @@
+/** How this sandbox proves who it is: its certificate and its registration. */
+export { Identity } from './identity.ts';

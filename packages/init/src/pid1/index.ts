@@ -1,0 +1,2 @@
+/** drover-init as PID 1. */
+export { main } from './main.ts';

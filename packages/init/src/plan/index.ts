@@ -1,0 +1,2 @@
+/** The init plan: its steps, by name. */
+export { Steps } from './steps.ts';

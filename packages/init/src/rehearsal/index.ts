@@ -1,0 +1,2 @@
+/** The warm-up run of a standby. */
+export { rehearse } from './rehearsal.ts';
