@@ -93,7 +93,7 @@ describe('copies are exact, or they fail', () => {
     const { code, stderr } = await cp('-a', here('owners'), 'web:/var/tmp');
     expect(code).toBe(1);
     expect(stderr).toMatch(
-      /^drover: owners\/far was copied without its owner 3000000:0: invalid argument\ndrover: 1 file was not copied, or not whole\n/,
+      /^drover: owners\/far was copied without its owner 3000000:0: invalid argument\ndrover: 1 file was not copied, or not completely\n/,
     );
   });
 
@@ -123,7 +123,7 @@ describe('copies are exact, or they fail', () => {
       stdout: '',
       stderr:
         `drover: ${here('odd/pipe')} is a FIFO\ndrover: ${here('odd/socket')} is a socket\n` +
-        'drover: 2 files were not copied, or not whole\n  hint: they are named above\n',
+        'drover: 2 files were not copied, or not completely\n  hint: they are named above\n',
     });
     expect(await inside('web', 'ls /var/tmp/odd')).toBe('z\n');
 

@@ -109,7 +109,7 @@ test('with -n a loop over lines runs exec for each of them', async () => {
   const { stdout } = await execa('sh', ['-c', script], { env: drover.environment });
   expect(stdout).toBe('line 1\nline 2');
   for (const command of ['exec', 'run'])
-    expect((await drover.run([command, '--help'])).stdout).toMatch(/stdin is yours[^]* -n is needed:\n[^]*while read/);
+    expect((await drover.run([command, '--help'])).stdout).toMatch(/reads your stdin[^]* needs -n [^]*while read/);
 });
 
 test('forwards have a bound of their own: an exec does not wait for them', async () => {
