@@ -46,8 +46,7 @@ const layers = {
     ['api/reach'],
     ['api/services'],
     ['api'],
-    ['data-directory.ts'],
-    ['serve.ts'],
+    ['server'],
     ['index.ts'],
   ],
   agent: [

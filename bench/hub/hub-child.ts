@@ -19,7 +19,8 @@ answerParent({
   start: async (): Promise<number> => {
     const ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain });
     const store = await openStore(join(directory, 'drover.db'), { logger: silentLogger });
-    server = new LinkServer({ store, ca, replica: 'bench' });
+    const identity = await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1', '::1'] });
+    server = new LinkServer({ store, ca, identity, replica: 'bench' });
     server.on({ hostConnected: (hostId) => hosts.push(hostId) });
     return (await server.listen({ host: '127.0.0.1', port: 0 })).port;
   },

@@ -136,21 +136,25 @@ export class RawHost {
   }
 }
 
+async function newIdentity(ca: CertificateAuthority): Promise<LinkServerOptions['identity']> {
+  return await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1', '::1'] });
+}
+
 /** A store, a CA and a link server of its own, with what was made on them; all closed together. */
 export class World {
   readonly directory: string;
   readonly store: Store;
   readonly ca: CertificateAuthority;
-  readonly #options: Partial<LinkServerOptions>;
+  readonly options: Partial<LinkServerOptions> & Pick<LinkServerOptions, 'identity'>;
   readonly #closers: (() => Promise<void> | void)[] = [];
   server: LinkServer;
   port = 0;
 
-  private constructor(directory: string, store: Store, ca: CertificateAuthority, options: Partial<LinkServerOptions>) {
+  private constructor(directory: string, store: Store, ca: CertificateAuthority, options: World['options']) {
     this.directory = directory;
     this.store = store;
     this.ca = ca;
-    this.#options = options;
+    this.options = options;
     this.server = this.newServer();
   }
 
@@ -169,13 +173,18 @@ export class World {
     });
     const clock = options.clock === undefined ? {} : { clock: options.clock };
     const store = await openStore(await storeUrl(directory), { logger: silentLogger, ...clock });
-    const world = new World(directory, store, ca, rest);
+    const world = new World(directory, store, ca, { ...rest, identity: await newIdentity(ca) });
     ({ port: world.port } = await world.server.listen({ host: '127.0.0.1', port: 0 }));
     return world;
   }
 
+  /** Has the server show another certificate. */
+  async rotate(): Promise<void> {
+    this.server.rotate(await newIdentity(this.ca));
+  }
+
   newServer(replica = 'replica-1'): LinkServer {
-    return new LinkServer({ store: this.store, ca: this.ca, replica, ...this.#options });
+    return new LinkServer({ store: this.store, ca: this.ca, replica, ...this.options });
   }
 
   /** As after a restart of the control plane: a new server over the same store, at the same address. */

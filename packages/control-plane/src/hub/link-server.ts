@@ -1,7 +1,7 @@
 import { type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError, systemClock, version, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
-import { renewAt, type CertificateAuthority } from '@drover/pki';
+import type { CertificateAuthority } from '@drover/pki';
 import { link, methodDefinition } from '@drover/protocol';
 import { Server, status, type ConnectionInjector } from '@grpc/grpc-js';
 import type { Duplex } from 'node:stream';
@@ -20,7 +20,7 @@ import {
 } from '../limits.ts';
 import type { Store } from '../store/index.ts';
 import { audit } from './audit.ts';
-import { LinkServerCredentials } from './credentials.ts';
+import { LinkServerCredentials, type ServerIdentity } from './credentials.ts';
 import { Doorway } from './doorway.ts';
 import { Entrance, type Registered } from './entrance.ts';
 import { takeHostEvents } from './host-events.ts';
@@ -60,9 +60,8 @@ export interface LinkServerOptions {
    * Without them only for as long as this process lives.
    */
   readonly ticketKeys?: Buffer;
-  /** DNS names and addresses of the listener. Hosts do not check them (they check the URI), other programs may. */
-  readonly dnsNames?: readonly string[];
-  readonly ipAddresses?: readonly string[];
+  /** The control plane's certificate. Hosts check its URI, not its names. */
+  readonly identity: ServerIdentity;
   readonly onInbound?: InboundHandler;
 }
 
@@ -98,8 +97,7 @@ export class LinkServer implements Hub {
   readonly #server: Server;
   readonly #life = new AbortController();
   #injector: ConnectionInjector | undefined;
-  #credentials: LinkServerCredentials | undefined;
-  #renewAt = 0;
+  readonly #credentials: LinkServerCredentials;
   #loop: Promise<void> | undefined;
   #lastAudit = 0;
   #droppedResults = 0;
@@ -133,6 +131,7 @@ export class LinkServer implements Hub {
       receive: (held, frame) => this.#receive(held, frame),
       over: (held) => this.#drop(held, 'its stream ended'),
     });
+    this.#credentials = new LinkServerCredentials(this.#identity(options.identity));
     this.#server = new Server({
       // Agents send keepalive pings; a silent host is found by its heartbeats, with no timer of its own here.
       'grpc.enable_channelz': 0,
@@ -164,8 +163,6 @@ export class LinkServer implements Hub {
    */
   async listen(address: { readonly host: string; readonly port: number }): Promise<{ readonly port: number }> {
     await this.#options.store.hosts.markOwnedDown(this.#options.replica);
-    await this.#rotate();
-    if (this.#credentials === undefined) throw new DroverError('internal', 'the link has no certificate');
     this.#injector = this.#server.createConnectionInjector(this.#credentials);
     let port: number;
     try {
@@ -199,6 +196,11 @@ export class LinkServer implements Hub {
     clearTimeout(timeout);
     this.#doorway.destroy();
     this.#server.forceShutdown();
+  }
+
+  /** Takes effect for new connections; open ones keep their certificate. */
+  rotate(identity: ServerIdentity): void {
+    this.#credentials.rotate(this.#identity(identity));
   }
 
   isConnected(hostId: HostId): boolean {
@@ -370,7 +372,6 @@ export class LinkServer implements Hub {
       this.#doorway.sweep(now);
       try {
         await this.#liveness.flush();
-        if (now >= this.#renewAt) await this.#rotate();
         if (now - this.#lastAudit >= linkAuditMs) await this.#audit(now);
       } catch (error) {
         this.#logger.error({ err: error }, 'the hub could not do its round; it tries again');
@@ -398,16 +399,9 @@ export class LinkServer implements Hub {
     }
   }
 
-  async #rotate(): Promise<void> {
-    const { ca, dnsNames, ipAddresses, ticketKeys } = this.#options;
-    const issued = await ca.issueControlPlane({
-      dnsNames: dnsNames ?? ['localhost'],
-      ipAddresses: ipAddresses ?? ['127.0.0.1', '::1'],
-    });
-    const identity = { ...issued, caPem: ca.caPem, ...(ticketKeys === undefined ? {} : { ticketKeys }) };
-    if (this.#credentials === undefined) this.#credentials = new LinkServerCredentials(identity);
-    else this.#credentials.rotate(identity);
-    this.#renewAt = renewAt(issued.certificatePem);
+  #identity(identity: ServerIdentity): ConstructorParameters<typeof LinkServerCredentials>[0] {
+    const { ca, ticketKeys } = this.#options;
+    return { ...identity, caPem: ca.caPem, ...(ticketKeys === undefined ? {} : { ticketKeys }) };
   }
 
   #tell<K extends keyof HubListener>(event: K, ...rest: Parameters<NonNullable<HubListener[K]>>): void {

@@ -18,7 +18,7 @@ import { silentLogger } from '@drover/foundation/log';
 import type { Names } from '@drover/pki';
 import { control, type link } from '@drover/protocol';
 import { sandboxConnectionsPerHost } from '@drover/spec';
-import type { InboundHandler } from '../hub/index.ts';
+import type { InboundHandler, ServerIdentity } from '../hub/index.ts';
 import type { Registry, RegisterRefusal } from '../identity/index.ts';
 import {
   connectionsPerSandbox,
@@ -35,12 +35,6 @@ import { sandboxEdge } from './edge.ts';
 import { checkMethods } from './methods.ts';
 import { Refusals } from './refusals.ts';
 import { controlService } from './service.ts';
-
-/** PEM. `certificatePem`: leaf first. */
-interface ServerIdentity {
-  readonly certificatePem: string;
-  readonly keyPem: string;
-}
 
 export interface SandboxListenerOptions {
   readonly store: { readonly identities: Pick<IdentityStore, 'bearer'>; readonly sandboxes: Pick<SandboxStore, 'get'> };

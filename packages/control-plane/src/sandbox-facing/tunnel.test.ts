@@ -21,6 +21,7 @@ beforeAll(async () => {
   server = new LinkServer({
     store: world.store,
     ca: world.ca,
+    identity: await world.ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1'] }),
     replica: 'replica-1',
     onInbound: world.listener.accept,
     logger: silentLogger,

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, hasCode, lockDirectory, makeDirectories, newId, writeFileAtomic } from '@drover/foundation';
-import type { Store } from './store/index.ts';
+import type { Store } from '../store/index.ts';
 
 /** What node:tls takes as ticketKeys. */
 const ticketKeyBytes = 48;
@@ -60,7 +60,7 @@ export class DataDirectory {
         return { replica, apiPort, linkPort, ...((store === 'sqlite' || store === 'postgres') && { store }) };
       }
     } catch {
-      // Said below.
+      // The error below reports it.
     }
     throw new DroverError('invalid-config', `${path} cannot be read`, { hint: 'move it away; the next start makes another one' });
   }

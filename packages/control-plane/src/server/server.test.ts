@@ -10,8 +10,9 @@ import { silentLogger } from '@drover/foundation/log';
 import { connectDrover } from '@drover/sdk';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { DataDirectory } from './data-directory.ts';
-import { certificateCheckMs } from './limits.ts';
-import { startControlPlane, type ControlPlane, type ControlPlaneOptions } from './serve.ts';
+import { certificateCheckMs } from '../limits.ts';
+import type { ControlPlane, ControlPlaneOptions } from './options.ts';
+import { startControlPlane } from './server.ts';
 
 let directory: string;
 const running: ControlPlane[] = [];
