@@ -24,8 +24,9 @@ const below = {
 const layers = {
   spec: [
     ['limits.ts', 'invalid.ts'],
-    ['durations.ts', 'labels.ts', 'ports.ts', 'signals.ts', 'sizes.ts'],
-    ['image-reference.ts', 'policy', 'setup'],
+    ['command.ts', 'durations.ts', 'labels.ts', 'names.ts', 'paths.ts', 'ports.ts', 'signals.ts', 'sizes.ts'],
+    ['image-reference.ts', 'mounts.ts', 'policy', 'setup'],
+    ['sandbox'],
     ['index.ts'],
   ],
   'control-plane': [
@@ -41,7 +42,7 @@ const layers = {
     ['sessions/connection'],
     ['sessions/plan', 'sessions/policy'],
     ['sessions'],
-    ['api/edge', 'api/parse'],
+    ['api/edge'],
     ['api/convert'],
     ['api/reach'],
     ['api/services'],

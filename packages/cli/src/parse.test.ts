@@ -1,11 +1,11 @@
 import { describe, expect, test } from 'vitest';
 import { DroverError } from '@drover/foundation';
-import { parseCount } from '@drover/spec';
+import { parseCount, parseMountFlag } from '@drover/spec';
 import { parsePlace } from './commands/sandbox/cp.ts';
 import { cannotListen } from './commands/sandbox/forward.ts';
 import { tokenLifeSeconds } from './commands/host/host.ts';
 import { parseServer } from './context/context.ts';
-import { parseAllow, parseEnv, parseForward, parseVolume } from './parse.ts';
+import { parseAllow, parseEnv, parseForward } from './parse.ts';
 import { parseListen } from './settings/listen.ts';
 
 describe('R-2: flags become values, or one sentence', () => {
@@ -15,10 +15,10 @@ describe('R-2: flags become values, or one sentence', () => {
   });
 
   test('--volume is SOURCE:TARGET[:ro]: a volume, or a directory, which is the caller’s when it is relative', () => {
-    expect(parseVolume('/a:/b')).toEqual({ source: '/a', volume: '', target: '/b', readOnly: false });
-    expect(parseVolume('./x:/b:ro')).toEqual({ source: `${process.cwd()}/x`, volume: '', target: '/b', readOnly: true });
-    expect(parseVolume('x:/b:ro')).toEqual({ source: '', volume: 'x', target: '/b', readOnly: true });
-    expect(() => parseVolume('No Name:/b')).toThrow(expect.objectContaining({ code: 'invalid-name' }));
+    expect(parseMountFlag('/a:/b', process.cwd())).toEqual({ source: '/a', volume: '', target: '/b', readOnly: false });
+    expect(parseMountFlag('./x:/b:ro', process.cwd())).toEqual({ source: `${process.cwd()}/x`, volume: '', target: '/b', readOnly: true });
+    expect(parseMountFlag('x:/b:ro', process.cwd())).toEqual({ source: '', volume: 'x', target: '/b', readOnly: true });
+    expect(() => parseMountFlag('No Name:/b', process.cwd())).toThrow(expect.objectContaining({ code: 'invalid-name' }));
   });
 
   test('R-16: --allow is a host, a host with a star before it, an address or a network, each with a port or not', async () => {
@@ -69,13 +69,13 @@ describe('R-2: flags become values, or one sentence', () => {
   });
 
   test.each([
-    ['--env', () => parseEnv(['1A=x'], {})],
+    ['--env', () => parseEnv(['export A=x'], {})],
     ['--env', () => parseEnv(['=x'], {})],
     ['--ttl', () => tokenLifeSeconds('0s')],
-    ['--volume', () => parseVolume('/a')],
-    ['--volume', () => parseVolume('/a:b')],
-    ['--volume', () => parseVolume('/a:/b:rx')],
-    ['--volume', () => parseVolume('/a:/b:ro:x')],
+    ['--volume', () => parseMountFlag('/a', process.cwd())],
+    ['--volume', () => parseMountFlag('/a:b', process.cwd())],
+    ['--volume', () => parseMountFlag('/a:/b:rx', process.cwd())],
+    ['--volume', () => parseMountFlag('/a:/b:ro:x', process.cwd())],
     ['--pids', () => parseCount('--pids', '0', 10)],
     ['--pids', () => parseCount('--pids', '1e3', 10_000)],
     ['forward', () => parseForward('80:70000')],

@@ -1,8 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import { isIP } from 'node:net';
-import { isAbsolute, resolve } from 'node:path';
-import { clip, DroverError, formatBytes, parseName, readAtMost, reasonOf } from '@drover/foundation';
-import { parseBytes, parseLabel } from '@drover/spec';
+import { clip, DroverError, formatBytes, readAtMost, reasonOf } from '@drover/foundation';
+import { parseBytes, parseLabel, parseVariableName } from '@drover/spec';
 import { requireTextVariable } from './arguments.ts';
 import { maxConfigFileBytes } from './limits.ts';
 
@@ -21,19 +20,13 @@ export function parseCommand(words: readonly string[], before: 'IMAGE' | 'SANDBO
   });
 }
 
-const envName = /^[A-Za-z_][A-Za-z0-9_]*$/;
-
 /** `NAME=value`, or `NAME` to take the caller's own. Unset, a bare NAME is left out. @throws {DroverError} invalid-argument */
 export function parseEnv(entries: readonly string[], own: NodeJS.ProcessEnv): Record<string, string> {
   const result: Record<string, string> = {};
   for (const entry of entries) {
     const at = entry.indexOf('=');
     const name = at < 0 ? entry : entry.slice(0, at);
-    if (!envName.test(name)) {
-      throw new DroverError('invalid-argument', `${JSON.stringify(clip(name))} cannot be the name of an environment variable`, {
-        hint: 'write --env NAME=value, or --env NAME to pass on your own',
-      });
-    }
+    parseVariableName(name);
     const value = at < 0 ? own[name] : entry.slice(at + 1);
     if (value === undefined) continue;
     if (at < 0) requireTextVariable(name, value);
@@ -78,27 +71,6 @@ export async function readEnvFile(path: string): Promise<readonly string[]> {
 /** @throws {DroverError} invalid-argument */
 export function parseLabels(entries: readonly string[]): Record<string, string> {
   return Object.fromEntries(entries.map(parseLabel));
-}
-
-/** `VOLUME:TARGET[:ro]` or `DIRECTORY:TARGET[:ro]`. A relative directory is the caller's. @throws {DroverError} invalid-argument */
-export function parseVolume(text: string): { source: string; volume: string; target: string; readOnly: boolean } {
-  const [source, target, mode, ...rest] = text.split(':');
-  if (
-    source === undefined ||
-    source === '' ||
-    target === undefined ||
-    !isAbsolute(target) ||
-    rest.length > 0 ||
-    ![undefined, 'ro', 'rw'].includes(mode)
-  ) {
-    throw new DroverError('invalid-argument', `${JSON.stringify(clip(text))} is not a volume`, {
-      hint: 'write SOURCE:TARGET or SOURCE:TARGET:ro; SOURCE is a volume or a directory of the host (./DIR), TARGET a path in the sandbox, from /',
-    });
-  }
-  const readOnly = mode === 'ro';
-  // As docker has it: a name without a slash is a volume's, and ./name a directory.
-  if (source !== '.' && source !== '..' && !source.includes('/')) return { source: '', volume: parseName(source), target, readOnly };
-  return { source: resolve(source), volume: '', target, readOnly };
 }
 
 /** Rules in their short form, canonical. @throws {DroverError} invalid-argument */

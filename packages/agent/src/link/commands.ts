@@ -2,8 +2,8 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { DroverError, parseSandboxId, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { errorToWire, link, publicErrorToWire } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/spec';
 import { commandsPerHost } from '@drover/spec';
+import { parseSandboxPolicy } from '@drover/spec/policy';
 import type { Images, PullProgress } from '../images/index.ts';
 import { rememberedResults } from '../limits.ts';
 import type { Sandboxes } from '../sandboxes/index.ts';
@@ -152,7 +152,7 @@ export class CommandRunner {
         await openTunnel(operation.value);
         return undefined;
       case 'applyPolicy':
-        await sandboxes.applyPolicy(parseSandboxId(operation.value.sandboxId), policyFromWire(operation.value));
+        await sandboxes.applyPolicy(parseSandboxId(operation.value.sandboxId), parseSandboxPolicy(operation.value));
         return undefined;
       case 'collectDiagnostics':
         if (diagnose === undefined) throw unimplemented(operation.case);

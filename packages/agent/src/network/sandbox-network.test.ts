@@ -12,8 +12,7 @@ import { silentLogger } from '@drover/foundation/log';
 import { EgressProxy, PolicyTable, type SandboxPolicy } from '@drover/gateway';
 import { initPort } from '@drover/init';
 import { interfaceNames } from '@drover/linux';
-import { policyFromWire } from '@drover/protocol/spec';
-import { parseAllowList } from '@drover/spec/policy';
+import { parseAllowList, parseSandboxPolicy } from '@drover/spec/policy';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { NetworkAttachment } from './index.ts';
 import { ControlListener, SandboxNetwork, type AddressHolder, type SandboxNetworkOptions } from './index.ts';
@@ -671,7 +670,7 @@ test('G-14: a policy that cannot be read is refused, and the one before stays in
   const sandbox = id();
   const at = await network.acquire(sandbox);
   await network.applyPolicy(sandbox, parseAllowList([web.origin]));
-  const apply = async (...allow: string[]): Promise<void> => await network.applyPolicy(sandbox, policyFromWire({ allow }));
+  const apply = async (...allow: string[]): Promise<void> => await network.applyPolicy(sandbox, parseSandboxPolicy({ allow }));
   await expect(apply('http://x/')).rejects.toMatchObject({ code: 'invalid-argument' });
   await expect(apply(...Array.from({ length: 2000 }, (_, i) => `h${i}.test`))).rejects.toMatchObject({ code: 'invalid-argument' });
   expect((await viaProxy(at, `http://${web.origin}/`)).out).toBe('hello /\n');

@@ -2,9 +2,8 @@ import type { Duplex } from 'node:stream';
 import { DroverError, formatBytes, SerialExecutor, type SandboxId } from '@drover/foundation';
 import { readLog, type LogEntry } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/spec';
 import { killGraceMs } from '@drover/spec';
-import type { Policy } from '@drover/spec/policy';
+import { type Policy, parseSandboxPolicy } from '@drover/spec/policy';
 import type { Backend, SandboxState } from '../backends/index.ts';
 import { hostDiskFull } from '../disks/index.ts';
 import type { PullProgress } from '../images/index.ts';
@@ -353,7 +352,7 @@ export class Sandbox {
       const log = (what: string) => (error: unknown) => logger.error({ sandbox: id, err: String(error) }, what);
       await setClosure(this.#backend, id, this.#record).catch(log('the network cut of an adopted sandbox could not be set'));
       // Without the gateway nothing leaves the sandbox; the gateway receives the table when it is up.
-      await this.#backend.applyPolicy(id, policyFromWire(spec)).catch(log('the policy of an adopted sandbox is not in force yet'));
+      await this.#backend.applyPolicy(id, parseSandboxPolicy(spec)).catch(log('the policy of an adopted sandbox is not in force yet'));
       this.#watchRun();
       logger.info({ sandbox: id, phase: state.phase }, 'adopted');
       return;

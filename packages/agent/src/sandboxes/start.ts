@@ -1,7 +1,7 @@
 import { abortable, DroverError, parseName, type Clock, type Logger, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, type Names } from '@drover/pki';
 import type { sandbox } from '@drover/protocol';
-import { policyFromWire } from '@drover/protocol/spec';
+import { parseSandboxPolicy } from '@drover/spec/policy';
 import type { Backend, Mount, PreparedStart, StartRequest } from '../backends/index.ts';
 import { settled } from '../concurrency.ts';
 import type { PullProgress } from '../images/index.ts';
@@ -99,7 +99,7 @@ export async function requestStart(
     complete: async (prepared, completing) => {
       opened = { imageDigest: prepared.imageDigest, address: prepared.addresses.address };
       // Both are in force before anything of the user's runs: the first packet meets the cut (I-4) and the policy.
-      await settled(write(prepared, completing), backend.applyPolicy(id, policyFromWire(spec)), setClosure(backend, id, record));
+      await settled(write(prepared, completing), backend.applyPolicy(id, parseSandboxPolicy(spec)), setClosure(backend, id, record));
     },
     opening: async () => await opening(opened),
   };

@@ -1,13 +1,9 @@
 import { isUtf8 } from 'node:buffer';
 import { clip, DroverError } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
-import { maxSecretBytes, maxSecrets, maxSecretsBytes } from '@drover/spec';
+import { maxSecretBytes, maxSecrets, maxSecretsBytes, parseSecretName } from '@drover/spec';
 
 const { SecretTarget } = sandbox;
-
-const variableName = /^[A-Za-z_][A-Za-z0-9_]{0,127}$/;
-/** A file's name; one that begins with a dot would be hidden, or `..`. */
-const fileName = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/;
 
 function invalid(message: string, hint: string): DroverError {
   return new DroverError('invalid-argument', message, { hint });
@@ -41,15 +37,13 @@ function checkSecret(name: string, target: sandbox.SecretTarget, value: Uint8Arr
   }
   switch (target) {
     case SecretTarget.ENVIRONMENT:
-      if (!variableName.test(name)) {
-        throw invalid(`${shown} cannot be the name of an environment variable`, 'use letters, digits and _, beginning with no digit');
-      }
+      parseSecretName(name, 'environment');
       if (value.includes(0) || !isUtf8(value)) {
         throw invalid(`the secret ${shown} is not text, and cannot be an environment variable`, 'give it as a file');
       }
       return;
     case SecretTarget.FILE:
-      if (!fileName.test(name)) throw invalid(`${shown} cannot be the name of a secret`, 'use letters, digits, dots, hyphens and _');
+      parseSecretName(name, 'file');
       return;
     default:
       throw invalid(`nothing says how the secret ${shown} is to reach the sandbox`, 'choose the environment or a file');

@@ -1,6 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import { gatewayv1 } from '@drover/protocol';
-import { policyFromWire, policyToWire } from '@drover/protocol/spec';
+import { policyToWire } from '@drover/protocol/spec';
+import { parseSandboxPolicy } from '@drover/spec/policy';
 import type { TableUpdate } from './table.ts';
 
 export function updateToWire({ version, base, policies, removed }: TableUpdate): gatewayv1.ApplyPoliciesRequest {
@@ -17,7 +18,7 @@ export function updateFromWire({ version, baseVersion, policies, removed }: gate
   return {
     version,
     base: baseVersion,
-    policies: policies.map(({ sandboxId, address, ...rest }) => ({ sandboxId, address, policy: policyFromWire(rest) })),
+    policies: policies.map(({ sandboxId, address, ...rest }) => ({ sandboxId, address, policy: parseSandboxPolicy(rest) })),
     removed,
   };
 }

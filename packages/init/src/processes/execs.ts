@@ -1,5 +1,5 @@
 import { DroverError, clip } from '@drover/foundation';
-import { maxExecIdLength } from '@drover/spec';
+import { parseExecId } from '@drover/spec';
 import { endedExecTtlMs, lingerGraceMs, maxEndedExecs, maxRunningExecs } from '../limits.ts';
 import { idleCheckMs, IdleWatch } from './idle.ts';
 import { ManagedProcess, type Shared } from './process.ts';
@@ -37,9 +37,8 @@ export class Execs {
     this.#expire();
     const existing = this.#byId.get(id);
     if (existing !== undefined) return (await existing).process;
-    if (id === '' || id === 'main' || id.length > maxExecIdLength) {
-      throw new DroverError('invalid-argument', `${JSON.stringify(clip(id))} cannot be the id of an exec`);
-    }
+    if (id === 'main') throw new DroverError('invalid-argument', 'main is the id of the main process');
+    parseExecId(id);
     if (this.#byId.size - this.#ended.length >= maxRunningExecs) {
       throw new DroverError('no-room', `${maxRunningExecs} execs are running in the sandbox already`, {
         hint: '`drover exec ls SANDBOX` lists them, `drover exec kill SANDBOX ID` ends one',

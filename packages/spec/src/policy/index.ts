@@ -9,11 +9,13 @@ export {
   mergePolicies,
   parseAllowList,
   parsePolicy,
+  parseSandboxPolicy,
   policyVersion,
   requireEnforced,
   type EgressRequest,
   type Policy,
   type PolicyDocument,
+  type PolicyInput,
   type Verdict,
 } from './policy.ts';
 export { formatRule, parseRule, parseShortRule, type Action, type Protocol, type Rule, type RuleDocument } from './rule.ts';

@@ -68,6 +68,18 @@ export function requireEnforced(policy: Policy): Policy {
   return policy;
 }
 
+/** A policy as a message carries it: its rules, and those that older clients write in their short form. */
+export interface PolicyInput {
+  readonly allow: readonly string[];
+  readonly policy?: PolicyDocument | undefined;
+}
+
+/** @throws {DroverError} invalid-argument; unimplemented for what the gateway does not enforce yet */
+export function parseSandboxPolicy({ allow, policy }: PolicyInput): Policy {
+  const short = parseAllowList(allow);
+  return requireEnforced(policy === undefined ? short : mergePolicies(short, parsePolicy(policy)));
+}
+
 /** What a client of the egress proxy asks for. */
 export interface EgressRequest {
   readonly host: Host;

@@ -2,7 +2,7 @@ import { DroverError } from '@drover/foundation';
 import { invalid, quote } from '../invalid.ts';
 import { maxGitClones, maxGitConfig, maxKnownHosts, maxSecrets, maxSetupBytes, maxSetupFiles, maxSetupScriptBytes } from '../limits.ts';
 import { checkGitSetting, parseCloneUrl, parseGitRef, type GitClone } from './git.ts';
-import { parseSetupPath } from './paths.ts';
+import { parseSetupPath } from '../paths.ts';
 
 /** What the init plan does before the sandbox's command starts (I-29). */
 export interface Setup {

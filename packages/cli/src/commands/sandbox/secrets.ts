@@ -1,8 +1,8 @@
 import { createReadStream } from 'node:fs';
 import { isatty } from 'node:tty';
-import { clip, DroverError, reasonOf } from '@drover/foundation';
+import { DroverError, reasonOf } from '@drover/foundation';
 import type { Secret } from '@drover/sdk';
-import { maxSecretBytes } from '@drover/spec';
+import { maxSecretBytes, parseSecretName } from '@drover/spec';
 
 export interface SecretFlags {
   /** As variables. */
@@ -17,8 +17,6 @@ export interface SecretSources {
   readonly stdinTaken: boolean;
   readonly stdin: NodeJS.ReadableStream;
 }
-
-const secretName = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/;
 
 /**
  * The secrets of `--secret` and `--secret-file` (R-19): `NAME` is the caller's own variable of that name, `NAME=@FILE` is a file's
@@ -65,8 +63,7 @@ export function secretNames(flags: SecretFlags): ReadonlySet<string> {
 function parseEntry(flag: string, entry: string): { readonly name: string; readonly source: string | undefined } {
   const at = entry.indexOf('=');
   const name = at < 0 ? entry : entry.slice(0, at);
-  if (!secretName.test(name))
-    throw invalid(`${JSON.stringify(clip(name))} cannot be the name of a secret`, `write ${flag} NAME or ${flag} NAME=@FILE`);
+  parseSecretName(name, flag === '--secret' ? 'environment' : 'file');
   const source = at < 0 ? undefined : entry.slice(at + 1);
   if (source === undefined || source === '-' || (source.startsWith('@') && source.length > 1)) return { name, source };
   // Not repeated here: a message ends in logs.

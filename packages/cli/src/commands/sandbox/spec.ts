@@ -11,8 +11,13 @@ import {
   parseCount,
   parseCpus,
   parseDurationWithin,
+  parseHostname,
+  parseMountFlag,
+  parseRuntimeName,
+  parseUser,
+  parseWorkdir,
 } from '@drover/spec';
-import { parseAllow, parseCommand, parseEnv, parseLabels, parseSize, parseVolume, readEnvFile } from '../../parse.ts';
+import { parseAllow, parseCommand, parseEnv, parseLabels, parseSize, readEnvFile } from '../../parse.ts';
 import { readSecrets, secretNames, type SecretFlags } from './secrets.ts';
 import type { SetupFlags } from './setup.ts';
 import { terminalSize } from '../../attach.ts';
@@ -68,9 +73,9 @@ export async function createOptions(
     command: [...parseCommand(command, 'IMAGE', image !== 'host' || flags.entrypoint !== undefined)],
     ...(flags.entrypoint !== undefined && { setEntrypoint: true, entrypoint: flags.entrypoint === '' ? [] : [flags.entrypoint] }),
     env: Object.entries(env).map(([name, value]) => ({ name, value })),
-    workdir: flags.workdir ?? '',
-    user: flags.user ?? '',
-    hostname: flags.hostname ?? '',
+    workdir: parseWorkdir(flags.workdir ?? ''),
+    user: parseUser(flags.user ?? ''),
+    hostname: parseHostname(flags.hostname ?? ''),
     resources: {
       cpuMillis: flags.cpus === undefined ? 0 : parseCpus(flags.cpus),
       ...sizesOf(flags),
@@ -80,13 +85,13 @@ export async function createOptions(
     ...(streams.terminal && { terminalRows: size.rows, terminalColumns: size.columns }),
     stdin: streams.stdin,
     allow: await parseAllow(flags.allow ?? []),
-    runtime: flags.runtime ?? '',
+    runtime: flags.runtime === undefined ? '' : parseRuntimeName(flags.runtime),
     hostLabels: parseLabels(flags.hostLabel ?? []),
     host: flags.host ?? '',
     removeOnExit: flags.rm === true,
     ttlSeconds: secondsOf('--ttl', flags.ttl),
     idleStopSeconds: secondsOf('--idle-stop', flags.idleStop),
-    mounts: (flags.volume ?? []).map(parseVolume),
+    mounts: (flags.volume ?? []).map((text) => parseMountFlag(text, process.cwd())),
     stopGraceMs: flags.stopGrace === undefined ? 0 : parseStopGrace('--stop-grace', flags.stopGrace),
     ...(setup !== undefined && { setup: setupToWire(setup) }),
   };

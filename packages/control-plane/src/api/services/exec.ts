@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode, newId } from '@drover/foundation';
 import { api, fromConnectError, init } from '@drover/protocol';
-import { inputSettledMs, maxLingerSeconds } from '@drover/spec';
+import { inputSettledMs, maxLingerSeconds, parseArguments, parseEnvironment, parseExecId, parseUser, parseWorkdir } from '@drover/spec';
 import { defaultLingerSeconds, initAnswerMs, reattachBaseMs, reattachCapMs, reattachMs } from '../../limits.ts';
 import { type SandboxRow, sandboxState } from '../../model/index.ts';
 import { type ApiContext, StreamInput } from '../edge/index.ts';
@@ -19,7 +19,6 @@ import {
   inTime,
   silentError,
 } from '../reach/index.ts';
-import { checkArgv, checkEnv, checkUser, checkWorkdir } from '../parse/index.ts';
 
 /** The id of a sandbox's main process. */
 const mainId = 'main';
@@ -42,15 +41,11 @@ export function execMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
 }
 
 function parseOpen(open: api.ExecOpen): api.ExecOpen {
-  if (open.execId !== '' && !/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(open.execId)) {
-    throw new DroverError('invalid-argument', `${JSON.stringify(open.execId.slice(0, 80))} cannot be an exec id`, {
-      hint: 'use at most 64 letters, digits, dots, underscores and hyphens',
-    });
-  }
-  checkArgv('command', open.argv);
-  checkEnv(open.env);
-  checkWorkdir(open.workdir);
-  checkUser(open.user);
+  if (open.execId !== '') parseExecId(open.execId);
+  parseArguments('command', open.argv);
+  parseEnvironment(open.env);
+  parseWorkdir(open.workdir);
+  parseUser(open.user);
   if ((open.lingerSeconds ?? 0) > maxLingerSeconds) {
     throw new DroverError('invalid-argument', `an exec cannot linger for ${open.lingerSeconds} s`, {
       hint: `use at most ${maxLingerSeconds} s, or 0 for as long as it runs`,

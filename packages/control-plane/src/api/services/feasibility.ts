@@ -1,6 +1,6 @@
 import { DroverError, type HostId } from '@drover/foundation';
-import type { sandbox } from '@drover/protocol';
-import { maxNamedHosts } from '../../limits.ts';
+import type { SandboxSpec } from '@drover/spec/sandbox';
+import { defaultRequestCpuMillis, defaultRequestMemoryBytes, maxNamedHosts } from '../../limits.ts';
 import { plan } from '../../placement/index.ts';
 import type { HostRow, Room } from '../../model/index.ts';
 import type { HostStore } from '../../store/index.ts';
@@ -16,15 +16,20 @@ export interface Possible {
  * Refuses what is larger than every host there is (L-24), and a host or a runtime that does not exist. What only has to wait passes.
  * @throws {DroverError} unschedulable, host-not-found
  */
-export async function checkPossible(store: HostStore, spec: sandbox.SandboxSpec, room: Room): Promise<Possible> {
+export async function checkPossible(
+  store: HostStore,
+  spec: Pick<SandboxSpec, 'host' | 'hostLabels' | 'resources' | 'runtime'>,
+  room: Room,
+): Promise<Possible> {
   const host = spec.host === '' ? '' : (await store.find(spec.host)).id;
   const hosts = await store.list();
-  checkRuntime(hosts, spec.runtime, host);
+  const { runtime = '', resources, hostLabels: labels } = spec;
+  checkRuntime(hosts, runtime, host);
   const decision = plan(hosts, {
     room,
-    diskBytes: Number(spec.resources?.diskBytes ?? 0n),
-    runtime: spec.runtime,
-    labels: spec.hostLabels,
+    diskBytes: resources.diskBytes,
+    runtime,
+    labels,
     host,
   });
   if (decision.kind !== 'impossible')
@@ -48,4 +53,13 @@ function checkRuntime(hosts: readonly HostRow[], runtime: string, host: string):
       hint: 'leave out --runtime, or name one that a host has',
     },
   );
+}
+
+/** What placement counts for a sandbox; defaults stand for what it does not limit. */
+export function roomOf({ resources }: Pick<SandboxSpec, 'resources'>): Room {
+  return {
+    cpuMillis: resources.cpuMillis || defaultRequestCpuMillis,
+    memoryBytes: resources.memoryBytes || defaultRequestMemoryBytes,
+    slots: 1,
+  };
 }

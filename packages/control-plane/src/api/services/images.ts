@@ -90,8 +90,6 @@ export function imageService(context: ApiContext): ServiceImpl<typeof api.ImageS
     },
 
     async removeImage(request, { signal }) {
-      if (request.image === '')
-        throw new DroverError('invalid-argument', 'the request names no image', { hint: '`drover image ls` lists them' });
       if (!isDigest(request.image)) parseImageReference(request.image);
       const value = create(link.RemoveImageSchema, { image: request.image });
       let removed = 0;

@@ -1,8 +1,8 @@
 import { clone, create } from '@bufbuild/protobuf';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
-import { DroverError, isSandboxId, makeUpName, newSandboxId } from '@drover/foundation';
+import { DroverError, isSandboxId, makeUpName, newSandboxId, parseName, parseProject } from '@drover/foundation';
 import { api, desiredStates, sandbox, sandboxStates } from '@drover/protocol';
-import { maxStopGraceMs, parseLabels } from '@drover/spec';
+import { parseLabels } from '@drover/spec';
 import { parseSetup } from '@drover/spec/setup';
 import { defaultPageSize, maxPageSize } from '../../limits.ts';
 import { placeSandbox } from '../../placement/index.ts';
@@ -10,12 +10,12 @@ import { checkSecrets } from '../../secrets/index.ts';
 import { currentStart, labelOf, sandboxState, type SandboxRow } from '../../model/index.ts';
 import type { SandboxFilter, Tables } from '../../store/index.ts';
 import type { SandboxStateName } from '@drover/protocol';
+import { parseSandboxSpec, parseStopGraceMs } from '@drover/spec/sandbox';
 import { callerOf, type ApiContext, once } from '../edge/index.ts';
 import { describe, describeNew, describeOne } from '../convert/index.ts';
 import { endedError } from '../reach/index.ts';
-import { checkSpec, parseIdentity, requestOf } from '../parse/index.ts';
 import { overtaken } from './superseded.ts';
-import { checkPossible } from './feasibility.ts';
+import { checkPossible, roomOf } from './feasibility.ts';
 import { placeByVolumes } from './volumes.ts';
 
 type Methods = Pick<
@@ -42,20 +42,22 @@ export function sandboxMethods(context: ApiContext): Methods {
     async createSandbox(request, { values }) {
       const { spec } = request;
       if (spec === undefined) throw new DroverError('invalid-argument', 'the request has no spec', { hint: 'give at least an image' });
-      checkSpec(spec);
+      const parsed = parseSandboxSpec(spec);
       checkSecrets(spec, request.secrets);
       if (spec.setup !== undefined) parseSetup(spec.setup, new Set(spec.secrets.map((secret) => secret.name)));
       const labels = parseLabels(request.labels);
-      const { project, name } = parseIdentity(request.project, request.name === '' ? makeUpName() : request.name);
+      const project = parseProject(request.project);
+      const name = request.name === '' ? makeUpName() : parseName(request.name);
       const id = newSandboxId();
       const sealed = request.secrets.map((secret) => ({ name: secret.name, sealed: secrets.seal(id, secret.name, secret.value) }));
-      const draft = { id, project, name, spec, labels, request: requestOf(spec), secrets: sealed };
+      const draft = { id, project, name, spec, labels, request: roomOf(parsed), secrets: sealed };
       // What is remembered of the request (L-20) must not help to guess a secret.
       const asked = request.secrets.length === 0 ? request : clone(api.CreateSandboxRequestSchema, request);
       for (const secret of asked.secrets) secret.value = new Uint8Array(secrets.digest(secret.value));
       return await once(store, values, api.SandboxService.method.createSandbox, asked, async (tables) => {
-        const volumes = await placeByVolumes(tables, spec);
-        const { hosts, place } = await checkPossible(tables.hosts, spec, draft.request);
+        const { volumes, host } = await placeByVolumes(tables, parsed);
+        spec.host = host;
+        const { hosts, place } = await checkPossible(tables.hosts, { ...parsed, host }, draft.request);
         const created = await tables.sandboxes.create(draft, place);
         await tables.volumes.use(volumes, id);
         // Another transaction took the room: the choice is made again.
@@ -96,11 +98,7 @@ export function sandboxMethods(context: ApiContext): Methods {
           hint: 'use running, stopped, paused or deleted',
         });
       }
-      if (request.graceMs > maxStopGraceMs) {
-        throw new DroverError('invalid-argument', `a grace of ${request.graceMs} ms is too long`, {
-          hint: `use at most ${maxStopGraceMs} ms`,
-        });
-      }
+      parseStopGraceMs(request.graceMs);
       return await once(store, values, api.SandboxService.method.setDesiredState, request, async (tables) => {
         const found = await tables.sandboxes.find(request.sandbox);
         // The grace of an earlier stop, or of a kill, is not this one's.

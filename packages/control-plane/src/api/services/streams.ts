@@ -2,7 +2,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, init, link } from '@drover/protocol';
-import { isPort, maxPathBytes } from '@drover/spec';
+import { isPort, maxPathBytes, parseUser } from '@drover/spec';
 import { type ApiContext, StreamInput } from '../edge/index.ts';
 import {
   ended,
@@ -15,7 +15,6 @@ import {
   silentError,
   UploadWatch,
 } from '../reach/index.ts';
-import { checkUser } from '../parse/index.ts';
 import { initSilenceMs } from '../../limits.ts';
 import type { SandboxRow } from '../../model/index.ts';
 
@@ -30,7 +29,7 @@ export function streamMethods(context: ApiContext): Methods {
       if (first.payload.case !== 'target') throw new DroverError('protocol-violation', 'the first message of a copy must be its target');
       const target = first.payload.value;
       const { placeAsCp, keepOwners, chown } = target;
-      checkUser(chown);
+      parseUser(chown);
       const value = create(init.CopyInTargetSchema, { path: pathOf(target), placeAsCp, keepOwners, chown });
       const row = await context.store.sandboxes.find(target.sandbox);
       refusePaused(row);

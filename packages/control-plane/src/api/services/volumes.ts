@@ -1,9 +1,10 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { ServiceImpl } from '@connectrpc/connect';
-import { DroverError, hasCode, parseName, type HostId } from '@drover/foundation';
-import { api, type sandbox } from '@drover/protocol';
+import { DroverError, type HostId, type Name, hasCode, parseName } from '@drover/foundation';
+import { api } from '@drover/protocol';
 import { maxVolumeBytes, minVolumeBytes } from '@drover/spec';
+import { type SandboxSpec } from '@drover/spec/sandbox';
 import { hostState, type HostRow, type VolumeRow } from '../../model/index.ts';
 import type { Store, Tables } from '../../store/index.ts';
 import { type ApiContext, once } from '../edge/index.ts';
@@ -145,13 +146,16 @@ async function chooseHost(tables: Tables, reference: string): Promise<HostRow> {
 }
 
 /**
- * The names of a spec's volumes, after its host was set to theirs: a sandbox goes where its volumes are.
+ * The names of a sandbox's volumes, and the host that it goes to: theirs, where it has volumes.
  * @throws {DroverError} volume-not-found, invalid-argument when they are on different hosts or another host is asked for
  */
-export async function placeByVolumes(tables: Tables, spec: sandbox.SandboxSpec): Promise<readonly string[]> {
-  const names = [...new Set(spec.mounts.map((mount) => mount.volume).filter((name) => name !== ''))];
-  const [first, ...others] = await Promise.all(names.map(async (name) => await tables.volumes.find(name)));
-  if (first === undefined) return names;
+export async function placeByVolumes(
+  tables: Tables,
+  { mounts, host: wanted }: Pick<SandboxSpec, 'mounts' | 'host'>,
+): Promise<{ readonly volumes: readonly Name[]; readonly host: string }> {
+  const volumes = [...new Set(mounts.flatMap(({ volume }) => (volume === '' ? [] : [volume])))];
+  const [first, ...others] = await Promise.all(volumes.map(async (name) => await tables.volumes.find(name)));
+  if (first === undefined) return { volumes, host: wanted };
   const elsewhere = others.find((row) => row.hostId !== first.hostId);
   if (elsewhere !== undefined) {
     throw new DroverError('invalid-argument', `the volumes ${first.name} and ${elsewhere.name} are on different hosts`, {
@@ -159,11 +163,10 @@ export async function placeByVolumes(tables: Tables, spec: sandbox.SandboxSpec):
     });
   }
   const host = await tables.hosts.find(first.hostId);
-  if (spec.host !== '' && spec.host !== host.id && spec.host !== host.name) {
-    throw new DroverError('invalid-argument', `the volume ${first.name} is on the host ${host.name}, not on ${spec.host}`, {
+  if (wanted !== '' && wanted !== host.id && wanted !== host.name) {
+    throw new DroverError('invalid-argument', `the volume ${first.name} is on the host ${host.name}, not on ${wanted}`, {
       hint: 'leave --host out: the sandbox goes where its volume is',
     });
   }
-  spec.host = host.id;
-  return names;
+  return { volumes, host: host.id };
 }

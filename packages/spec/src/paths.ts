@@ -1,5 +1,5 @@
-import { invalid, quote } from '../invalid.ts';
-import { maxPathBytes } from '../limits.ts';
+import { invalid, quote } from './invalid.ts';
+import { maxPathBytes } from './limits.ts';
 
 /** Directories that the sandbox's kernel or its init own, by their first part. */
 const reserved: ReadonlySet<string> = new Set(['proc', 'sys', 'dev', '.drover']);

@@ -1,1 +1,0 @@
-export { checkArgv, checkEnv, checkSpec, checkUser, checkWorkdir, parseIdentity, requestOf } from './parse.ts';
