@@ -58,7 +58,7 @@ async function buildCliBundle(began: Date): Promise<void> {
     // Threads and programs of the agent's are started from their own files, beside.
     entryPoints: [
       'cli/src/main.ts',
-      'agent/src/images/unpack-thread.ts',
+      'agent/src/images/unpack/unpack-thread.ts',
       'linux/src/root-replacement-thread.ts',
       'agent/src/sandboxes/copy-ended-program.ts',
     ].map((path) => join(root, 'packages', path)),

@@ -16,7 +16,7 @@ const inspect = (sandboxId: string): Operation => ({ case: 'inspect', value: cre
 const list: Operation = { case: 'list', value: create(link.ListSandboxesSchema) };
 const createSandbox = (sandboxId: string): Operation => ({
   case: 'create',
-  value: create(link.CreateSandboxSchema, { sandbox: { sandboxId, generation: 1n }, name: 'x' }),
+  value: create(link.CreateSandboxSchema, { sandbox: { sandboxId, generation: 1n }, name: 'x', spec: { image: 'host' } }),
 });
 const coded = (code: string): unknown => expect.objectContaining({ code });
 

@@ -1,8 +1,8 @@
 /** The host's image store (spec 5.3): content-addressed layers and configs, unpacked once, shared by every sandbox. */
 export interface Images {
   /**
-   * The image, pulled and unpacked if it is not yet. One build per reference however many wait (R-13), under the agent's
-   * lifetime: aborting `signal` ends this caller's waiting, not the build.
+   * The image, pulled and unpacked if it is not yet. One build per reference for all waiters (R-13), under the agent's lifetime: aborting `signal`
+   * ends the caller's wait, not the build.
    * @throws {DroverError} invalid-image-reference, image-not-found, registry-unreachable, registry-denied, corrupt-image,
    *   unsafe-archive, too-large, disk-full, timed-out, cancelled
    */
@@ -10,12 +10,12 @@ export interface Images {
   list(): Promise<readonly ImageInfo[]>;
   /** @throws {DroverError} image-not-found, image-in-use */
   remove(reference: string): Promise<void>;
-  /** Removes what no sandbox holds and nobody used for `olderThanMs` (R-15). */
+  /** Removes images that no sandbox holds and that were unused for `olderThanMs` (R-15). */
   prune(olderThanMs: number): Promise<{ readonly removed: readonly string[]; readonly freedBytes: number }>;
-  /** Keeps the image while the holder exists. Holders are named by sandbox id and survive a restart of the agent. */
+  /** Retains the image for a holder, which is a sandbox id. Holds survive a restart of the agent. */
   hold(digest: string, holder: string): Promise<void>;
   release(holder: string): Promise<void>;
-  /** Holders that there still are, after a restart; the others are released. */
+  /** Releases all holders but these. */
   retain(holders: ReadonlySet<string>): Promise<void>;
 }
 
@@ -24,7 +24,7 @@ export interface EnsureOptions {
   readonly onProgress?: (progress: PullProgress) => void;
   /** Plain HTTP, or a certificate that does not verify (R-11): only by explicit flag. */
   readonly insecure?: boolean;
-  /** `always` asks the registry again for tags; `missing` (default) takes what the store has. */
+  /** `always` resolves tags at the registry again; `missing` (default) uses the store. */
   readonly policy?: 'missing' | 'always';
 }
 
@@ -33,22 +33,22 @@ export interface PullProgress {
   readonly doneBytes: number;
   /** 0 while unknown. */
   readonly totalBytes: number;
-  /** Unpacked, or there already. */
+  /** Unpacked, now or earlier. */
   readonly doneLayers: number;
   /** 0 while unknown. */
   readonly totalLayers: number;
 }
 
 export interface ImageHandle {
-  /** `sha256:…` of the manifest; for `host` and `dir:` a made-up one that is stable for the path. */
+  /** `sha256:…` of the manifest; for `host` and `dir:` a digest that is stable for the path. */
   readonly digest: string;
   /** Unpacked layers, lowest first: overlayfs lower directories. */
   readonly layers: readonly string[];
-  /** The one of them whose owner and mode the root has; absent: the uppermost. */
+  /** The layer whose owner and mode the root has. Absent: the uppermost. */
   readonly rootLayer?: string;
-  /** The one of them that is no layer of the store: the directory of `dir:`, which may be on a file system that hangs. */
+  /** The layer that is not in the store: the directory of `dir:`, which may be on a file system that hangs. */
   readonly foreignLayer?: string;
-  /** More overlays over the root, for `host`: the runtime shows `lower` read-only under a writable layer at `target`. Empty for others. */
+  /** For `host`, further overlays over the root. Empty for other images. */
   readonly submounts: readonly Submount[];
   readonly config: ImageConfig;
 }
@@ -77,6 +77,6 @@ export interface ImageInfo {
   readonly sizeBytes: number;
   readonly pulledAt: number;
   readonly lastUsedAt: number;
-  /** How many hold it. */
+  /** The number of its holders. */
   readonly holders: number;
 }

@@ -4,12 +4,12 @@ import type { PullProgress } from './images.ts';
 
 type Listener = (progress: PullProgress) => void;
 
-/** Tells everyone who waits for an image how far it is, at a bounded rate; whoever comes later hears the latest at once. */
+/** Reports the progress of an image to its waiters, at a bounded rate. A new waiter receives the latest report immediately. */
 export class ProgressReport {
   readonly #clock: Clock;
   readonly #listeners = new Set<Listener>();
   #latest: PullProgress;
-  #toldAt = Number.NEGATIVE_INFINITY;
+  #reportedAt = Number.NEGATIVE_INFINITY;
   readonly #done = new Map<string, number>();
   #totalBytes = 0;
   #totalLayers = 0;
@@ -27,7 +27,7 @@ export class ProgressReport {
     return () => this.#listeners.delete(listener);
   }
 
-  /** A new step: told at once. */
+  /** A new step, reported immediately. */
   step(message: string): void {
     this.#update(message, true);
   }
@@ -35,12 +35,12 @@ export class ProgressReport {
   total(bytes: number, layers: number): void {
     this.#totalBytes = bytes;
     this.#totalLayers = layers;
-    // Of an attempt before.
+    // Of an earlier attempt.
     this.#done.clear();
     this.#doneLayers = 0;
   }
 
-  /** One more layer is there: reported in any case. */
+  /** One more layer is unpacked; reported immediately. */
   layerDone(): void {
     this.#doneLayers++;
     this.#update(this.#latest.message, true);
@@ -55,8 +55,8 @@ export class ProgressReport {
     let doneBytes = 0;
     for (const bytes of this.#done.values()) doneBytes += bytes;
     this.#latest = { message, doneBytes, totalBytes: this.#totalBytes, doneLayers: this.#doneLayers, totalLayers: this.#totalLayers };
-    if (!now && this.#clock.now() - this.#toldAt < progressEveryMs) return;
-    this.#toldAt = this.#clock.now();
+    if (!now && this.#clock.now() - this.#reportedAt < progressEveryMs) return;
+    this.#reportedAt = this.#clock.now();
     for (const listener of this.#listeners) listener(this.#latest);
   }
 }

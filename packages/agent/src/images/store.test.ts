@@ -179,7 +179,7 @@ describe('R-11: pulling from a registry', () => {
     const store = await openStore({ config: {} });
     await expect(store.ensure(`${proxy.host}/tools/busybox:1`, patient())).rejects.toMatchObject({
       code: 'registry-unreachable',
-      message: `the registry ${proxy.host} speaks plain HTTP, which anybody on the way can read and change`,
+      message: `the registry ${proxy.host} speaks plain HTTP, which anyone on the network path can read and change`,
       hint: expect.stringContaining('--insecure'),
     });
     expect(proxy.requests).toEqual([]);

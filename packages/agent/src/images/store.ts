@@ -1,41 +1,23 @@
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { abortable, DroverError, SerialExecutor, systemClock, type Clock, type Logger } from '@drover/foundation';
-import {
-  formatImageReference,
-  isDigest,
-  parseImageReference,
-  type ArchiveReference,
-  type DirectoryReference,
-  type ImageReference,
-  type RegistryReference,
-} from '@drover/spec';
+import { abortable, DroverError, SerialExecutor, systemClock, type Clock, type FileRecords, type Logger } from '@drover/foundation';
+import { formatImageReference, isDigest, parseImageReference, type ImageReference } from '@drover/spec';
 import { hostDiskFull } from '../disks/index.ts';
 import { ForeignPaths } from '../foreign/index.ts';
 import { imageKeptNoSpaceMs, lastUsedResolutionMs, partialKeptMs, pullTimeoutMs as defaultPullTimeoutMs } from '../limits.ts';
-import { openArchive } from './archives.ts';
-import { BlobStore } from './blobs.ts';
-import { digestOf, fileNameOf } from './digest.ts';
-import { buildHostTree, hostSignature } from './host.ts';
-import type { EnsureOptions, ImageConfig, ImageHandle, ImageInfo, Images } from './images.ts';
-import { LayerStore, placeNames } from './layers.ts';
-import { hostPlatform, type Platform } from './manifest.ts';
+import { ImageBuilder } from './builder.ts';
+import type { EnsureOptions, ImageHandle, ImageInfo, Images } from './images.ts';
+import { BlobStore } from './layers/blob-store.ts';
+import { LayerStore } from './layers/layer-store.ts';
+import type { Platform } from './manifest.ts';
+import { hostPlatform } from './platform.ts';
 import { ProgressReport } from './progress.ts';
-import {
-  holdRecords,
-  imageRecords,
-  referenceRecords,
-  type HoldRecord,
-  type ImageRecord,
-  type Records,
-  type ReferenceRecord,
-} from './records.ts';
-import type { RegistryConfig } from './registry.ts';
-import type { FoundImage } from './source.ts';
+import { holdRecords, imageRecords, referenceRecords, type HoldRecord, type ImageRecord, type ReferenceRecord } from './records.ts';
+import type { RegistryConfig } from './registry/registry-image.ts';
 
 export interface ImageStoreOptions {
-  /** The store's own; made with mode 0700, since layers have setuid programs. */
+  /** The store's own; made with mode 0700, since layers contain setuid programs. */
   readonly directory: string;
   /** Default: this machine's. */
   readonly platform?: Platform;
@@ -44,9 +26,9 @@ export interface ImageStoreOptions {
   readonly pullTimeoutMs?: number;
   readonly clock?: Clock;
   readonly logger: Logger;
-  /** The agent's lifetime: builds run under it, not under those who wait for them (R-13). */
+  /** The agent's lifetime: builds run under it, not under those of their waiters (R-13). */
   readonly signal: AbortSignal;
-  /** Shared with the runtime. Default: its own. */
+  /** Shared with the backends. Default: its own. */
   readonly foreign?: ForeignPaths;
   /** The root of the image `host`; another in tests. */
   readonly hostRoot?: string;
@@ -57,70 +39,68 @@ interface Build {
   readonly progress: ProgressReport;
 }
 
-const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
-/** `host` and `dir:` say nothing about what runs. */
-const plainConfig: ImageConfig = { entrypoint: [], command: ['/bin/sh'], env: [defaultPath], workdir: '/', user: '', stopSignal: '' };
-
 /** The host's images (spec 5.3). Call `start` before anything else. */
 export class ImageStore implements Images {
   readonly #directory: string;
-  readonly #platform: Platform;
-  readonly #config: RegistryConfig;
   readonly #pullTimeoutMs: number;
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #lifetime: AbortSignal;
-  readonly #hostRoot: string;
-  readonly #foreign: ForeignPaths;
   readonly #blobs: BlobStore;
   readonly #layers: LayerStore;
-  readonly #images: Records<ImageRecord>;
-  readonly #references: Records<ReferenceRecord>;
-  readonly #holds: Records<HoldRecord>;
-  /** Owner of the records: whatever changes them, or removes layers, runs in it. */
+  readonly #builder: ImageBuilder;
+  readonly #images: FileRecords<ImageRecord>;
+  readonly #references: FileRecords<ReferenceRecord>;
+  readonly #holds: FileRecords<HoldRecord>;
+  /** Everything that changes the records, or removes layers, runs in it. */
   readonly #serial = new SerialExecutor(10_000);
-  /** By reference: one build however many wait (R-13). */
+  /** By reference: one build for all waiters (R-13). */
   readonly #builds = new Map<string, Build>();
-  /** Layers that builds under way count on, and how many do. */
-  readonly #pinned = new Map<string, number>();
-  #host: { readonly signature: string; readonly record: ImageRecord } | undefined;
 
   constructor(options: ImageStoreOptions) {
-    this.#directory = options.directory;
-    this.#platform = options.platform ?? hostPlatform();
-    this.#config = options.config ?? {};
+    const { directory, logger, clock = systemClock } = options;
+    this.#directory = directory;
     this.#pullTimeoutMs = options.pullTimeoutMs ?? defaultPullTimeoutMs;
-    this.#clock = options.clock ?? systemClock;
-    this.#logger = options.logger;
+    this.#clock = clock;
+    this.#logger = logger;
     this.#lifetime = options.signal;
-    this.#hostRoot = options.hostRoot ?? '/';
-    this.#foreign = options.foreign ?? new ForeignPaths();
-    const below = (name: string): string => join(options.directory, name);
-    this.#blobs = new BlobStore({ blobs: below('blobs'), partial: below('partial'), clock: this.#clock });
+    this.#blobs = new BlobStore({ blobs: join(directory, 'blobs'), partial: join(directory, 'partial'), clock });
     this.#layers = new LayerStore(options);
-    this.#images = imageRecords(below('images'));
-    this.#references = referenceRecords(below('references'));
-    this.#holds = holdRecords(below('holds'));
+    this.#builder = new ImageBuilder({
+      scratch: join(directory, 'scratch'),
+      platform: options.platform ?? hostPlatform(),
+      config: options.config ?? {},
+      hostRoot: options.hostRoot ?? '/',
+      blobs: this.#blobs,
+      layers: this.#layers,
+      foreign: options.foreign ?? new ForeignPaths(),
+      clock,
+      logger,
+      register: async (name, record) => await this.#register(name, record),
+    });
+    this.#images = imageRecords(join(directory, 'images'), logger);
+    this.#references = referenceRecords(join(directory, 'references'), logger);
+    this.#holds = holdRecords(join(directory, 'holds'), logger);
   }
 
-  /** Reads the store and sweeps what a crash left in it (R-12). */
+  /** Reads the store and sweeps the remains of a crash (R-12). */
   async start(): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     for (const name of ['blobs', 'partial', 'scratch']) await mkdir(join(this.#directory, name), { recursive: true, mode: 0o700 });
     for (const file of await readdir(join(this.#directory, 'scratch'))) await rm(join(this.#directory, 'scratch', file), { force: true });
-    // Whole blobs that wait for being unpacked are progress (R-13), for as long as unfinished ones are.
+    // Whole blobs that wait for being unpacked are progress (R-13), and are retained as long as unfinished ones.
     for (const file of await readdir(join(this.#directory, 'blobs'))) {
       const path = join(this.#directory, 'blobs', file);
       if (this.#clock.now() - (await stat(path)).mtimeMs > partialKeptMs) await rm(path, { force: true });
     }
     await this.#blobs.sweep();
     await this.#layers.start();
-    await this.#images.load(this.#logger);
-    await this.#references.load(this.#logger);
-    await this.#holds.load(this.#logger);
+    await this.#images.load();
+    await this.#references.load();
+    await this.#holds.load();
   }
 
-  /** Resolves when nothing of the store runs any more, after its lifetime ended. */
+  /** Resolves when nothing of the store runs any more, after the end of its lifetime. */
   async stopped(): Promise<void> {
     await Promise.allSettled([...this.#builds.values()].map((build) => build.done));
     await this.#serial.idle();
@@ -137,14 +117,14 @@ export class ImageStore implements Images {
       return this.#handle(known);
     }
     const insecure = options.insecure ?? false;
-    // A caller who insists on verification does not share a build that gave it up.
+    // A caller who insists on verification does not share an unverified build.
     const key = `${name} ${insecure ? 'insecure' : 'verified'}`;
-    const build = this.#builds.get(key) ?? this.#start(key, reference, name, insecure);
+    const build = this.#builds.get(key) ?? this.#begin(key, reference, name, insecure);
     const stop = options.onProgress === undefined ? undefined : build.progress.listen(options.onProgress);
     try {
       return this.#handle(await abortable(build.done, options.signal));
     } catch (error) {
-      // R-13: the waiting ends, the build goes on.
+      // R-13: the wait ends, the build goes on.
       if (options.signal.aborted) throw cancelled(name, error);
       throw error;
     } finally {
@@ -153,29 +133,18 @@ export class ImageStore implements Images {
   }
 
   async list(): Promise<readonly ImageInfo[]> {
-    return this.#references
-      .all()
-      .map((record) => ({
-        reference: record.reference,
-        digest: record.digest,
-        sizeBytes: (this.#images.get(record.digest)?.layers ?? []).reduce((sum, layer) => sum + this.#layers.bytes(layer), 0),
-        pulledAt: record.pulledAt,
-        lastUsedAt: record.lastUsedAt,
-        holders: this.#holders(record.digest),
-      }))
-      .sort((a, b) => a.reference.localeCompare(b.reference));
+    const images = this.#references.all().map(({ reference, digest, pulledAt, lastUsedAt }) => {
+      const layers = this.#images.get(digest)?.layers ?? [];
+      const sizeBytes = layers.reduce((sum, layer) => sum + this.#layers.bytes(layer), 0);
+      return { reference, digest, sizeBytes, pulledAt, lastUsedAt, holders: this.#holders(digest) };
+    });
+    return await Promise.resolve(images.sort((a, b) => a.reference.localeCompare(b.reference)));
   }
 
   async remove(text: string): Promise<void> {
-    const matches = isDigest(text)
-      ? (record: ReferenceRecord): boolean => record.digest === text
-      : (
-          (name) =>
-          (record: ReferenceRecord): boolean =>
-            record.reference === name
-        )(formatImageReference(parseImageReference(text)));
+    const name = isDigest(text) ? undefined : formatImageReference(parseImageReference(text));
     await this.#serial.run(async () => {
-      const found = this.#references.all().filter(matches);
+      const found = this.#references.all().filter(({ digest, reference }) => (name === undefined ? digest === text : reference === name));
       const [first] = found;
       if (first === undefined) {
         throw new DroverError('image-not-found', `this host has no image ${text}`, { hint: 'see `drover image ls`' });
@@ -193,7 +162,7 @@ export class ImageStore implements Images {
   }
 
   async prune(olderThanMs: number): Promise<{ readonly removed: readonly string[]; readonly freedBytes: number }> {
-    return this.#serial.run(async () => {
+    return await this.#serial.run(async () => {
       const removed: string[] = [];
       const now = this.#clock.now();
       for (const record of this.#references.all()) {
@@ -202,7 +171,7 @@ export class ImageStore implements Images {
         removed.push(record.reference);
       }
       const freedBytes = await this.#collect();
-      // Progress of builds that failed (R-13) is kept unless everything unused is to go.
+      // The progress of failed builds (R-13) is retained unless everything unused is to be removed.
       const progressBytes = olderThanMs === 0 ? await this.#blobs.clear(() => this.#builds.size === 0) : 0;
       return { removed, freedBytes: freedBytes + progressBytes };
     });
@@ -219,7 +188,7 @@ export class ImageStore implements Images {
   }
 
   async release(holder: string): Promise<void> {
-    await this.#serial.run(() => this.#release(holder));
+    await this.#serial.run(async () => await this.#release(holder));
   }
 
   async retain(holders: ReadonlySet<string>): Promise<void> {
@@ -232,10 +201,9 @@ export class ImageStore implements Images {
     const held = this.#holds.get(holder);
     if (held === undefined) return;
     await this.#holds.delete(holder);
-    // Its age counts from the last sandbox's end.
+    // An image's age counts from the end of its last sandbox.
     for (const record of this.#references.all()) {
-      if (held.digests.includes(record.digest) && this.#isStale(record))
-        await this.#references.put({ ...record, lastUsedAt: this.#clock.now() });
+      if (held.digests.includes(record.digest)) await this.#renew(record);
     }
   }
 
@@ -247,51 +215,51 @@ export class ImageStore implements Images {
     return record?.layers.every((layer) => this.#layers.has(layer)) === true;
   }
 
-  #handle(record: ImageRecord): ImageHandle {
-    const foreignLayer = record.layers.find((layer) => layer.startsWith('/'));
+  #handle({ digest, layers, rootLayer, submounts, config }: ImageRecord): ImageHandle {
+    const foreignLayer = layers.find((layer) => layer.startsWith('/'));
     return {
-      digest: record.digest,
+      digest,
       ...(foreignLayer !== undefined && { foreignLayer }),
-      layers: record.layers.map((layer) => this.#layers.path(layer)),
-      ...(record.rootLayer !== undefined && { rootLayer: this.#layers.path(record.rootLayer) }),
-      submounts: record.submounts,
-      config: record.config,
+      layers: layers.map((layer) => this.#layers.path(layer)),
+      ...(rootLayer !== undefined && { rootLayer: this.#layers.path(rootLayer) }),
+      submounts,
+      config,
     };
   }
 
-  /** What needs no build. Archives, directories and the host are looked at each time: they may have changed. */
+  /** An image that needs no build. Archives, directories and the host may have changed, so they are built each time. */
   #known(reference: ImageReference, name: string, policy: 'missing' | 'always'): ImageRecord | undefined {
     if (reference.kind === 'host') {
-      const host = this.#host;
-      if (host === undefined || !this.#isComplete(this.#images.get(host.record.digest))) return undefined;
-      return hostSignature(this.#hostRoot) === host.signature ? host.record : undefined;
+      const { host } = this.#builder;
+      return host !== undefined && this.#isComplete(this.#images.get(host.digest)) ? host : undefined;
     }
     if (reference.kind !== 'registry' || (policy === 'always' && reference.digest === undefined)) return undefined;
     const record = this.#images.get(this.#references.get(name)?.digest ?? '');
     return this.#isComplete(record) ? record : undefined;
   }
 
-  /** Each is a write that waits for the disk, and on the way of every create and destroy. */
+  /** At a coarse resolution: each write waits for the disk, and every create and destroy would make one. */
   #isStale({ lastUsedAt }: ReferenceRecord): boolean {
     return this.#clock.now() - lastUsedAt >= lastUsedResolutionMs;
+  }
+
+  async #renew(record: ReferenceRecord | undefined): Promise<void> {
+    if (record !== undefined && this.#isStale(record)) await this.#references.put({ ...record, lastUsedAt: this.#clock.now() });
   }
 
   #touch(name: string): void {
     const record = this.#references.get(name);
     if (record === undefined || !this.#isStale(record)) return;
     this.#serial
-      .run(async () => {
-        const current = this.#references.get(name);
-        if (current !== undefined && this.#isStale(current)) await this.#references.put({ ...current, lastUsedAt: this.#clock.now() });
-      })
+      .run(async () => await this.#renew(this.#references.get(name)))
       // Only the age for pruning is lost.
       .catch((error: unknown) => this.#logger.warn({ image: name, err: error }, 'the last use of an image could not be written'));
   }
 
-  #start(key: string, reference: ImageReference, name: string, insecure: boolean): Build {
+  #begin(key: string, reference: ImageReference, name: string, insecure: boolean): Build {
     const progress = new ProgressReport(this.#clock, `resolving ${name}`);
     const done = this.#build(reference, name, insecure, progress).finally(() => this.#builds.delete(key));
-    // Whoever waits gets the error; that nobody waits any more is no reason to fall over.
+    // Waiters receive the error; there may be none.
     done.catch((error: unknown) => this.#logger.warn({ image: name, err: error }, 'an image could not be prepared'));
     const build = { done, progress };
     this.#builds.set(key, build);
@@ -300,25 +268,25 @@ export class ImageStore implements Images {
 
   async #build(reference: ImageReference, name: string, insecure: boolean, progress: ProgressReport): Promise<ImageRecord> {
     const timeout = new AbortController();
-    const over = new AbortController();
+    const finished = new AbortController();
     const signal = AbortSignal.any([this.#lifetime, timeout.signal]);
     const startedAt = this.#clock.now();
-    this.#clock.sleep(this.#pullTimeoutMs, over.signal).then(
+    this.#clock.sleep(this.#pullTimeoutMs, finished.signal).then(
       () =>
         timeout.abort(
-          new DroverError('timed-out', `the image ${name} was not there after ${Math.round(this.#pullTimeoutMs / 1000)} s`, {
-            hint: 'try again: it goes on where it stopped',
+          new DroverError('timed-out', `the image ${name} was not ready after ${Math.round(this.#pullTimeoutMs / 1000)} s`, {
+            hint: 'try again: it continues where it stopped',
           }),
         ),
-      // The build was done before.
+      // The build finished first.
       () => undefined,
     );
     try {
-      const make = async (): Promise<ImageRecord> => await this.#make(reference, name, insecure, progress, signal);
-      const record = await make().catch(async (error: unknown) => {
-        // R-15: by space. Images that no sandbox uses make room for one that is needed now.
+      const build = async (): Promise<ImageRecord> => await this.#builder.build(reference, name, insecure, progress, signal);
+      const record = await build().catch(async (error: unknown) => {
+        // R-15: by space. Unused images make room for an image that is needed now.
         if (DroverError.from(error).code !== 'disk-full' || (await this.#makeRoom(progress)) === 0) throw error;
-        return await make();
+        return await build();
       });
       this.#logger.info({ image: name, digest: record.digest, ms: this.#clock.now() - startedAt }, 'image ready');
       progress.step(`${name} is ready`);
@@ -329,7 +297,7 @@ export class ImageStore implements Images {
       const known = DroverError.from(error);
       throw known.code === 'disk-full' ? await hostDiskFull(this.#directory, `the image ${name} does not fit`, error) : known;
     } finally {
-      over.abort();
+      finished.abort();
     }
   }
 
@@ -341,113 +309,12 @@ export class ImageStore implements Images {
     return freedBytes;
   }
 
-  async #make(
-    reference: ImageReference,
-    name: string,
-    insecure: boolean,
-    progress: ProgressReport,
-    signal: AbortSignal,
-  ): Promise<ImageRecord> {
-    if (reference.kind === 'host') return this.#makeHost(name);
-    if (reference.kind === 'dir') return this.#register(name, await directoryImage(reference, this.#foreign));
-    if (reference.kind === 'registry') return this.#makeFromRegistry(reference, name, insecure, progress, signal);
-    return this.#makeFromArchive(reference, name, progress, signal);
-  }
-
-  async #makeFromRegistry(
-    reference: RegistryReference,
-    name: string,
-    insecure: boolean,
-    progress: ProgressReport,
-    signal: AbortSignal,
-  ): Promise<ImageRecord> {
-    // With the HTTP client, which no start of an agent waits for.
-    const { RegistryImage } = await import('./registry.ts');
-    await using source = new RegistryImage({
-      reference,
-      config: this.#config,
-      insecure,
-      platform: this.#platform,
-      blobs: this.#blobs,
-      foreign: this.#foreign,
-      clock: this.#clock,
-      logger: this.#logger,
-    });
-    return await this.#fill(name, await source.find(signal), progress, signal);
-  }
-
-  async #makeFromArchive(reference: ArchiveReference, name: string, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
-    const scratch = join(this.#directory, 'scratch');
-    const make = async (): Promise<ImageRecord> => {
-      const { image, files } = await openArchive({ reference, platform: this.#platform, scratch }, signal);
-      await using _files = files;
-      return await this.#fill(name, image, progress, signal);
-    };
-    return await this.#foreign.inPool('archive', reference.path, make, signal);
-  }
-
-  async #fill(name: string, found: FoundImage, progress: ProgressReport, signal: AbortSignal): Promise<ImageRecord> {
-    // overlayfs takes a directory once. Of a layer that an image lists twice the uppermost counts: it covers all that lies below.
-    const layers = found.layers.filter((layer, i) => !found.layers.slice(i + 1).some((later) => later.diffId === layer.diffId));
-    const places = placeNames(layers.map((layer) => layer.diffId));
-    const pinned = [...new Set([...layers.map((layer) => fileNameOf(layer.diffId)), ...places])];
-    this.#pin(pinned, 1);
-    try {
-      progress.total(
-        layers.reduce((sum, layer) => sum + layer.size, 0),
-        layers.length,
-      );
-      progress.step(`pulling ${name}`);
-      const ensured: Promise<string>[] = [];
-      for (const [index, layer] of layers.entries()) {
-        const place = {
-          name: places[index] as string,
-          lower: async () => (await Promise.all(ensured.slice(0, index))).map((lower) => this.#layers.path(lower)),
-        };
-        const there = this.#layers.ensure(layer, place, (bytes) => progress.bytes(layer.diffId, bytes), signal);
-        ensured.push(
-          there.then((found) => {
-            progress.layerDone();
-            return found;
-          }),
-        );
-      }
-      // All have settled: what the others got is kept for the next try, and nothing runs on behind the error.
-      await Promise.allSettled(ensured);
-      const names = await Promise.all(ensured);
-      const { layers: visible, rootLayer } = this.#layers.visible(names);
-      const record = { digest: found.digest, layers: visible, submounts: [], config: found.config };
-      return await this.#register(name, rootLayer === undefined ? record : { ...record, rootLayer });
-    } finally {
-      this.#pin(pinned, -1);
-    }
-  }
-
-  async #makeHost(name: string): Promise<ImageRecord> {
-    const signature = hostSignature(this.#hostRoot);
-    const staged = await this.#layers.stage();
-    let layer: string | undefined;
-    try {
-      const { digest, submounts } = await buildHostTree(staged, this.#hostRoot);
-      layer = `host-${digest.slice('sha256:'.length)}`;
-      this.#pin([layer], 1);
-      await this.#layers.adopt(staged, layer, { bytes: 0, entries: 0, relative: false, rootEntry: true, opaqueRoot: false });
-      const record = await this.#register(name, { digest, layers: [layer], submounts, config: plainConfig });
-      this.#host = { signature, record };
-      return record;
-    } finally {
-      if (layer !== undefined) this.#pin([layer], -1);
-      await rm(staged, { recursive: true, force: true });
-    }
-  }
-
-  /** The image is whole: from here on it is believed. */
   async #register(name: string, record: ImageRecord): Promise<ImageRecord> {
-    return this.#serial.run(async () => {
-      // What is looked at for each create is so on the disk already, and the create does not wait for the disk.
+    return await this.#serial.run(async () => {
+      // `host` is registered for each create, which must not wait for the disk when nothing changes.
       const known = this.#references.get(name);
-      const same = known?.digest === record.digest && isDeepStrictEqual(this.#images.get(record.digest), record);
-      if (same && !this.#isStale(known)) return record;
+      const isSame = known?.digest === record.digest && isDeepStrictEqual(this.#images.get(record.digest), record);
+      if (isSame && !this.#isStale(known)) return record;
       await this.#images.put(record);
       const now = this.#clock.now();
       await this.#references.put({ reference: name, digest: record.digest, pulledAt: now, lastUsedAt: now });
@@ -455,26 +322,16 @@ export class ImageStore implements Images {
     });
   }
 
-  #pin(layers: readonly string[], change: 1 | -1): void {
-    for (const layer of layers) {
-      const count = (this.#pinned.get(layer) ?? 0) + change;
-      if (count === 0) this.#pinned.delete(layer);
-      else this.#pinned.set(layer, count);
-    }
-  }
-
   /** R-15: removes images without a name or a holder, and layers without an image; never what is held or being built. */
   async #collect(): Promise<number> {
     const named = new Set(this.#references.all().map((record) => record.digest));
-    for (const image of this.#images.all()) {
-      if (!named.has(image.digest) && this.#holders(image.digest) === 0) await this.#images.delete(image.digest);
+    for (const { digest } of this.#images.all()) {
+      if (!named.has(digest) && this.#holders(digest) === 0) await this.#images.delete(digest);
     }
-    const needed = new Set(
-      this.#images.all().flatMap(({ layers, rootLayer }) => (rootLayer === undefined ? layers : [...layers, rootLayer])),
-    );
+    const needed = new Set(this.#images.all().flatMap(({ layers, rootLayer }) => [...layers, rootLayer]));
     let freedBytes = 0;
     for (const layer of this.#layers.names()) {
-      if (!needed.has(layer) && !this.#pinned.has(layer)) freedBytes += await this.#layers.remove(layer);
+      if (!needed.has(layer) && !this.#builder.isPinned(layer)) freedBytes += await this.#layers.remove(layer);
     }
     return freedBytes;
   }
@@ -482,24 +339,7 @@ export class ImageStore implements Images {
 
 function cancelled(name: string, cause: unknown): DroverError {
   return new DroverError('cancelled', `waiting for the image ${name} was cancelled`, {
-    hint: 'what was pulled so far is kept for the next try',
+    hint: 'what was pulled so far is retained for the next try',
     cause,
   });
-}
-
-/** The directory itself is the layer: read-only, below the sandbox's own. */
-async function directoryImage({ path }: DirectoryReference, foreign: ForeignPaths): Promise<ImageRecord> {
-  if (path === '/') {
-    throw new DroverError('invalid-image-reference', 'dir:/ would show the whole host to the sandbox', { hint: 'use the image host' });
-  }
-  const status = await foreign.status(path);
-  if (status === undefined) {
-    throw new DroverError('image-not-found', `there is no directory ${path} on the host`, {
-      hint: 'the path is looked up on the host that runs the sandbox',
-    });
-  }
-  if (status.kind !== 'directory')
-    throw new DroverError('image-not-found', `${path} on the host is not a directory`, { hint: 'name a root file system' });
-  const digest = digestOf(`dir\0${path}\0${status.device}\0${status.inode}`);
-  return { digest, layers: [path], submounts: [], config: plainConfig };
 }

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { DroverError, KeyedExecutor, systemClock, type Logger, type SandboxId } from '@drover/foundation';
+import { DroverError, KeyedExecutor, systemClock, type FileRecords, type Logger, type SandboxId } from '@drover/foundation';
 import type { SandboxPolicy } from '@drover/gateway';
 import { emptyPolicy, type Policy } from '@drover/spec/policy';
 import pLimit from 'p-limit';
@@ -9,7 +9,7 @@ import { setSlot, setUpHost, tearDownHost, type SlotSet } from './host-side.ts';
 import { createNamespace, isJoinable, namespacePath, presentSlots, removeSlots, restoreHostEnds } from './namespaces.ts';
 import type { AddressHolder, Network, NetworkAttachment } from './network.ts';
 import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
-import { NetworkRecords, type NetworkRecord } from './records.ts';
+import { networkRecords, type NetworkRecord } from './records.ts';
 
 export interface SandboxNetworkOptions {
   /** Its own; records are kept in `<stateDirectory>/networks`. */
@@ -40,7 +40,7 @@ export class SandboxNetwork implements Network {
   readonly #plan: AddressPlan;
   readonly #options: SandboxNetworkOptions;
   readonly #logger: Logger;
-  readonly #disk: NetworkRecords;
+  readonly #disk: FileRecords<NetworkRecord>;
   readonly #records = new Map<SandboxId, NetworkRecord>();
   readonly #publisher: PolicyPublisher;
   readonly #serial = new KeyedExecutor<SandboxId>(networkOperationsPerSandbox);
@@ -66,7 +66,7 @@ export class SandboxNetwork implements Network {
     this.#plan = planAddresses(options.instance, options.pool ?? defaultPool);
     this.#options = options;
     this.#logger = options.logger;
-    this.#disk = new NetworkRecords(join(options.stateDirectory, 'networks'), options.logger);
+    this.#disk = networkRecords(join(options.stateDirectory, 'networks'), options.logger);
     this.#publisher = new PolicyPublisher(options.applyGateway, () => this.#policies());
   }
 
@@ -86,7 +86,7 @@ export class SandboxNetwork implements Network {
     }
     for (const record of records) {
       if (known.has(record.id)) this.#records.set(record.id, record);
-      else await this.#disk.remove(record.id);
+      else await this.#disk.delete(record.id);
     }
     this.#begun = true;
     const owned = new Set([...this.#records.values()].map((r) => r.slot));
@@ -114,7 +114,7 @@ export class SandboxNetwork implements Network {
       const slot = this.#takeReserved(reserved) ?? this.#ready.shift() ?? (await this.#createCold());
       const record: NetworkRecord = { id, slot, pool: this.#plan.pool, policy: emptyPolicy, cut: false, unregistered: false };
       try {
-        await this.#disk.save(record);
+        await this.#disk.put(record);
       } catch (error) {
         this.#ready.push(slot);
         throw DroverError.from(error);
@@ -150,7 +150,7 @@ export class SandboxNetwork implements Network {
       if (record === undefined) return;
       await removeSlots(this.#plan, [record.slot]);
       for (const set of ['cut', 'unregistered'] as const) if (record[set]) await setSlot(this.#plan, set, record.slot, false);
-      await this.#disk.remove(id);
+      await this.#disk.delete(id);
       this.#records.delete(id);
       this.#options.onRelease?.(id);
       // The next sandbox on this address must not inherit what this one was allowed: the slot is free once the gateway forgot it.
@@ -225,7 +225,7 @@ export class SandboxNetwork implements Network {
 
   async #change(id: SandboxId, change: Partial<Pick<NetworkRecord, 'policy' | SlotSet>>): Promise<void> {
     const record = { ...this.#record(id), ...change };
-    await this.#disk.save(record);
+    await this.#disk.put(record);
     this.#records.set(id, record);
   }
 

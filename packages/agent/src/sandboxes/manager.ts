@@ -7,7 +7,7 @@ import type { sandbox } from '@drover/protocol';
 import type { Policy } from '@drover/spec/policy';
 import type { Backend } from '../backends/index.ts';
 import type { PullProgress } from '../images/index.ts';
-import { newRecord, RecordStore } from './record.ts';
+import { newRecord, sandboxRecords } from './record.ts';
 import { restoreRunDirectory, sweepRunDirectories } from './run-directory.ts';
 import { Sandbox } from './sandbox.ts';
 import type {
@@ -44,7 +44,7 @@ export class SandboxManager implements Sandboxes {
     this.#host = {
       ...host,
       clock,
-      records: new RecordStore(join(host.stateDirectory, 'records'), host.logger),
+      records: sandboxRecords(join(host.stateDirectory, 'records'), host.logger),
       observed: (observation) => {
         for (const listener of this.#listeners) listener(observation);
       },

@@ -1,8 +1,6 @@
-import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { create, fromJson, toJson } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { isSandboxId, writeFileAtomic, type Logger, type SandboxId } from '@drover/foundation';
+import { FileRecords, isSandboxId, type Logger, type SandboxId } from '@drover/foundation';
 import { sandbox, sandboxStates } from '@drover/protocol';
 import { z } from 'zod';
 import type { CreateCommand } from './sandboxes.ts';
@@ -106,57 +104,21 @@ const recordFile = z.object({
 });
 
 /**
- * The records of a host's sandboxes. A write replaces the file by rename, without fsync: a power cut ends the sandboxes
- * anyway, and a record that it damaged is treated as missing, which makes the sandbox one to sweep and make again.
+ * The records of a host's sandboxes. Not synced: a power cut ends the sandboxes too. A sandbox whose record cannot be read is swept and made
+ * again.
  */
-export class RecordStore {
-  readonly #directory: string;
-  readonly #logger: Logger;
-
-  constructor(directory: string, logger: Logger) {
-    this.#directory = directory;
-    this.#logger = logger;
-  }
-
-  async load(): Promise<readonly SandboxRecord[]> {
-    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
-    const records: SandboxRecord[] = [];
-    for (const file of await readdir(this.#directory)) {
-      const path = join(this.#directory, file);
-      if (!file.endsWith('.json') || file.startsWith('.')) {
-        await rm(path, { force: true });
-        continue;
-      }
-      try {
-        records.push(parseRecord(await readFile(path, 'utf8')));
-      } catch (error) {
-        this.#logger.error({ err: error, path }, 'a sandbox record cannot be read; the sandbox is swept');
-        await rm(path, { force: true });
-      }
-    }
-    return records;
-  }
-
-  async save(record: SandboxRecord): Promise<void> {
-    const file = { version: 1, ...record, spec: toJson(sandbox.SandboxSpecSchema, record.spec) };
-    await writeFileAtomic(join(this.#directory, `${record.id}.json`), JSON.stringify(file), { sync: false });
-  }
-
-  async remove(id: SandboxId): Promise<void> {
-    await rm(join(this.#directory, `${id}.json`), { force: true });
-  }
-}
-
-function parseRecord(text: string): SandboxRecord {
-  const { version: _, spec, id, exitCode, startedAt, finishedAt, ...rest } = recordFile.parse(JSON.parse(text));
-  return {
-    ...rest,
-    id,
-    spec: fromJson(sandbox.SandboxSpecSchema, spec),
-    exitCode,
-    startedAt,
-    finishedAt,
-  };
+export function sandboxRecords(directory: string, logger: Logger): FileRecords<SandboxRecord> {
+  return new FileRecords<SandboxRecord>({
+    directory,
+    key: ({ id }) => id,
+    parse: (value) => {
+      const { version: _, spec, exitCode, startedAt, finishedAt, ...rest } = recordFile.parse(value);
+      return { ...rest, spec: fromJson(sandbox.SandboxSpecSchema, spec), exitCode, startedAt, finishedAt };
+    },
+    format: (record) => ({ version: 1, ...record, spec: toJson(sandbox.SandboxSpecSchema, record.spec) }),
+    sync: false,
+    logger,
+  });
 }
 
 /** The record as it is reported to the control plane. */

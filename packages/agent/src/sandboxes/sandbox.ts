@@ -370,7 +370,7 @@ export class Sandbox {
   }
 
   async #forget(): Promise<void> {
-    await this.#host.records.remove(this.#record.id);
+    await this.#host.records.delete(this.#record.id);
     this.#isDestroyed = true;
     this.#host.removed(this.#record.id);
   }
@@ -388,7 +388,7 @@ export class Sandbox {
     // A hint belongs to its message.
     const hint = change.message === undefined ? this.#record.hint : (change.hint ?? '');
     this.#record = { ...this.#record, ...change, hint, generation, sequence };
-    await this.#host.records.save(this.#record);
+    await this.#host.records.put(this.#record);
     this.#host.observed(this.observation);
   }
 

@@ -1,4 +1,4 @@
-import { abortable, DroverError, parseName, type Clock, type Logger, type SandboxId } from '@drover/foundation';
+import { abortable, DroverError, parseName, type Clock, type FileRecords, type Logger, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, type Names } from '@drover/pki';
 import type { sandbox } from '@drover/protocol';
 import { parseSandboxPolicy } from '@drover/spec/policy';
@@ -11,7 +11,7 @@ import type { VolumeStore } from '../volumes/index.ts';
 import { setClosure } from './closure.ts';
 import { stopGraceMs } from './ending.ts';
 import { resolveMain } from './process.ts';
-import type { RecordStore, SandboxRecord } from './record.ts';
+import type { SandboxRecord } from './record.ts';
 import { makeRunDirectory, runDirectoryOf, writeStartMaterial } from './run-directory.ts';
 import type { SandboxEvent, SignSandboxCertificate } from './sandboxes.ts';
 import { placeSecrets, secretsTmpfsBytes } from './secrets.ts';
@@ -27,7 +27,7 @@ export interface SandboxHost {
   readonly allowedMounts: readonly string[];
   /** The kernel's id of this boot of the host (random/boot_id): a sandbox that was started in another boot ended with it. */
   readonly bootId: string;
-  readonly records: RecordStore;
+  readonly records: FileRecords<SandboxRecord>;
   readonly report: (event: SandboxEvent) => void;
   readonly observed: (observation: sandbox.SandboxObservation) => void;
   /** Drops the sandbox from the table; its record is removed. */

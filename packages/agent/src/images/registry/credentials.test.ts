@@ -3,7 +3,7 @@ import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { ForeignPaths } from '../foreign/index.ts';
+import { ForeignPaths } from '../../foreign/index.ts';
 import { readCredentials } from './credentials.ts';
 
 describe('R-11: credentials come from what docker login wrote, and from its credential helpers', () => {
@@ -73,7 +73,7 @@ describe('R-11: credentials come from what docker login wrote, and from its cred
     await config({ credsStore: 'all' });
     const error: unknown = await read('one.example').catch((thrown: unknown) => thrown);
     expect(error).toMatchObject({ code: 'registry-denied', hint: expect.stringContaining('docker-credential-all get') });
-    expect((error as Error).message).toContain(`docker-credential-all gave no credentials for one.example: ${reason}`);
+    expect((error as Error).message).toContain(`docker-credential-all returned no credentials for one.example: ${reason}`);
     expect((error as Error).message).not.toContain('hunter2');
   });
 

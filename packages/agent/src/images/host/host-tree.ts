@@ -3,16 +3,15 @@ import { chmod, chown, copyFile, lstat, mkdir, readdir, readFile, readlink, syml
 import { basename, dirname, join, relative } from 'node:path';
 import { lstatSync } from 'node:fs';
 import { errnoOf } from '@drover/foundation';
-import { maxHostFileBytes, maxHostFiles } from '../limits.ts';
-import type { Submount } from './images.ts';
+import { maxHostFileBytes, maxHostFiles } from '../../limits.ts';
+import type { Submount } from '../images.ts';
 
 /**
  * The image `host` (R-4): the host's own system, without homes or secrets, so that the first run needs no registry.
  *
- * One small layer, the skeleton, has the directories, the links of a merged /usr and copies of those files of /etc that a
- * program needs to run; /usr and what else is large are submounts, read-only under a writable overlay.
- * /etc is a list of what is taken, never of what is left out; and of what is listed, a file that not everybody may read,
- * or that looks like a key or a password, is not taken.
+ * One small layer, the skeleton, has the directories, the links of a merged /usr and copies of those files of /etc that programs need. /usr and
+ * other large directories are submounts, read-only under a writable overlay. Of /etc only listed files are copied, and of those none that is
+ * not world-readable, or that looks like a key or a password.
  */
 export interface HostTree {
   readonly submounts: readonly Submount[];
@@ -20,7 +19,7 @@ export interface HostTree {
   readonly digest: string;
 }
 
-/** Of /etc. A trailing `*` takes all that begin so. */
+/** The files and directories of /etc that are copied. A trailing `*` matches any ending. */
 const taken = [
   'alternatives',
   'bash.bashrc',
@@ -83,7 +82,7 @@ const secretName =
 /** A key, a URL with a password in it, or a variable that is set to a secret or a proxy. */
 const secretContent =
   /PRIVATE KEY|:\/\/[^\s/@:]+:[^\s/@]+@|\b\w*(?:proxy|token|secret|passw(?:or)?d|credential|api_?key|access_?key)\w*\s*=\s*['"]?[^\s'"$]/i;
-/** Where a match of the above is a sample or a setting, not a secret. */
+/** Files in which a match is a sample or a setting, not a secret. */
 const contentFree = /^(?:ssl|pki|ca-certificates|java-|apk\/keys|apt\/(?:keyrings|trusted))/;
 
 /** Directories of every root, with their modes. */
@@ -119,9 +118,9 @@ const directories: readonly (readonly [string, number])[] = [
   ['var/tmp', 0o1777],
 ];
 
-/** Of the root: on a merged /usr they are links, else directories that are shown as they are. */
+/** In the root: links on a merged /usr, otherwise directories, which become submounts. */
 const systemDirectories = ['bin', 'lib', 'lib32', 'lib64', 'libx32', 'sbin'];
-/** The package manager's lists of what is installed: no secrets, and without them nothing can be installed. */
+/** The databases of package managers: no secrets, and required to install packages. */
 const packageDatabases = ['/var/lib/dpkg', '/var/lib/rpm', '/usr/lib/sysimage', '/lib/apk'];
 
 /**
@@ -157,7 +156,7 @@ export async function buildHostTree(directory: string, hostRoot = '/'): Promise<
   return { submounts, digest: await digestOfTree(directory, submounts) };
 }
 
-/** What changes when a part of the host that the skeleton copies changes: cheap to look at before each use. */
+/** Changes when a copied part of the host changes; cheap enough for every use. */
 export function hostSignature(hostRoot = '/'): string {
   const parts: string[] = [];
   for (const item of [...taken, 'passwd', 'group', '.', 'ssl', 'default', 'apt']) {
@@ -167,7 +166,7 @@ export function hostSignature(hostRoot = '/'): string {
   return createHash('sha256').update(parts.join('\n')).digest('hex');
 }
 
-/** Nothing there, or not to be looked at: left out. */
+/** Absent or inaccessible files are left out. */
 function absent(error: unknown): undefined {
   if (['ENOENT', 'ENOTDIR', 'EACCES', 'ELOOP'].includes(errnoOf(error) ?? '')) return undefined;
   throw error;
@@ -176,7 +175,7 @@ function absent(error: unknown): undefined {
 class Copier {
   readonly #from: string;
   readonly #to: string;
-  /** Directories that are there already. */
+  /** Directories that exist in the skeleton. */
   readonly #made = new Set<string>();
   #files = 0;
 
@@ -207,7 +206,7 @@ class Copier {
     }
     if (status === undefined || !this.#mayHave(path)) return;
     if (status.isDirectory()) {
-      // What not everybody may list is not shown.
+      // Only directories that are world-readable.
       if ((status.mode & 0o005) !== 0o005) return;
       await this.#directory(path);
       await Promise.all(
@@ -251,7 +250,7 @@ const withoutComments = (text: string): string =>
     .filter((line) => !/^\s*[#;]/.test(line))
     .join('\n');
 
-/** System accounts only, without password hashes (never shadow), and what every root needs besides. */
+/** Writes system accounts only, without password hashes (never shadow), and the files that every root needs. */
 async function writeAccounts(from: string, to: string): Promise<void> {
   const isSystem = (id: string | undefined): boolean =>
     id !== undefined && /^\d+$/.test(id) && (Number(id) < 1000 || Number(id) === 65_534);
@@ -295,7 +294,7 @@ async function writeAccounts(from: string, to: string): Promise<void> {
 async function digestOfTree(root: string, submounts: readonly Submount[]): Promise<string> {
   const describe = async (path: string, isLink: boolean): Promise<readonly string[]> => {
     const name = relative(root, path);
-    // Its mode and owner are of no use to anybody.
+    // A link's mode and owner have no effect.
     if (isLink) return [`${name}\0link\0${await readlink(path)}`];
     const status = await lstat(path);
     const line = `${name}\0${status.mode}\0${status.uid}:${status.gid}`;

@@ -3,26 +3,26 @@ import { existsSync } from 'node:fs';
 import { mkdir, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
-import { abortable, hasCode, type Logger } from '@drover/foundation';
+import { abortable, hasCode, type FileRecords, type Logger } from '@drover/foundation';
 import { bootId } from '@drover/linux';
-import { maxDownloads, maxUnpacks } from '../limits.ts';
-import { syncDirectory } from './blobs.ts';
-import { digestOf, fileNameOf } from './digest.ts';
-import { layerRecords, type LayerRecord, type Records } from './records.ts';
-import type { FoundLayer } from './source.ts';
-import { syncInThread, unpackInThread } from './threads.ts';
-import type { UnpackedLayer } from './unpack.ts';
+import { maxDownloads, maxUnpacks } from '../../limits.ts';
+import { syncDirectory } from './blob-store.ts';
+import { digestOf, fileNameOf } from '../digest.ts';
+import { layerRecords, type LayerRecord } from '../records.ts';
+import type { FoundLayer } from '../found-image.ts';
+import { syncInThread, unpackInThread } from '../unpack/unpack-workers.ts';
+import type { UnpackedLayer } from '../unpack/unpack.ts';
 
 interface LayerTask {
   readonly done: Promise<void>;
   readonly listeners: Set<(doneBytes: number) => void>;
 }
 
-/** Where a layer stands in an image. */
+/** The place of a layer in an image. */
 export interface LayerPlace {
-  /** The layer over exactly these lower ones: `placeName`. Equal to the layer's own name for the lowest. */
+  /** The name of the layer over exactly these lower ones (`placeNames`). The lowest has the layer's own name. */
   readonly name: string;
-  /** The unpacked layers below it, lowest first; resolves when all are there. */
+  /** Resolves with the unpacked layers below it, lowest first. */
   readonly lower: () => Promise<readonly string[]>;
 }
 
@@ -50,7 +50,7 @@ export type AdoptedLayer = Omit<UnpackedLayer, 'diffId'>;
 export class LayerStore {
   readonly #directory: string;
   readonly #staging: string;
-  readonly #records: Records<LayerRecord>;
+  readonly #records: FileRecords<LayerRecord>;
   readonly #logger: Logger;
   /** The agent's lifetime. */
   readonly #lifetime: AbortSignal;
@@ -63,18 +63,18 @@ export class LayerStore {
   constructor(options: { readonly directory: string; readonly logger: Logger; readonly signal: AbortSignal }) {
     this.#directory = join(options.directory, 'layers');
     this.#staging = join(options.directory, 'staging');
-    this.#records = layerRecords(join(options.directory, 'layer-records'));
+    this.#records = layerRecords(join(options.directory, 'layer-records'), options.logger);
     this.#logger = options.logger;
     this.#lifetime = options.signal;
   }
 
-  /** Removes what a crash left: staging directories, layers without a record, and layers that a power cut may have damaged. */
+  /** Removes the remains of a crash: staging directories, layers without a record, and layers that a power cut may have damaged. */
   async start(): Promise<void> {
     this.#boot = bootId();
     await rm(this.#staging, { recursive: true, force: true });
     await mkdir(this.#staging, { recursive: true, mode: 0o700 });
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
-    await this.#records.load(this.#logger);
+    await this.#records.load();
     for (const record of this.#records.all()) {
       if (!existsSync(this.path(record.name)) || (!record.durable && record.boot !== this.#boot)) await this.#records.delete(record.name);
     }
@@ -88,7 +88,7 @@ export class LayerStore {
     return name.startsWith('/') ? name : join(this.#directory, name);
   }
 
-  /** Of a directory of the host's, that is left to its use: it may be on a file system that hangs. */
+  /** A directory of the host is not checked: it may be on a file system that hangs. */
   has(name: string): boolean {
     return name.startsWith('/') || (this.#records.get(name) !== undefined && existsSync(this.path(name)));
   }
@@ -113,7 +113,7 @@ export class LayerStore {
   /** @returns freed bytes */
   async remove(name: string): Promise<number> {
     const bytes = this.bytes(name);
-    // Without its record it is not believed, even half removed.
+    // Without its record it does not count, even half removed.
     await this.#records.delete(name);
     const going = join(this.#staging, `${name}.${randomBytes(6).toString('hex')}`);
     await rename(this.path(name), going);
@@ -121,14 +121,14 @@ export class LayerStore {
     return bytes;
   }
 
-  /** An empty directory that becomes a layer with `adopt`, or goes at the next start. */
+  /** Makes an empty directory. `adopt` makes it a layer; otherwise the next start removes it. */
   async stage(): Promise<string> {
     const path = join(this.#staging, randomBytes(8).toString('hex'));
     await mkdir(path, { mode: 0o755 });
     return path;
   }
 
-  /** Makes a staged directory a layer; when there is one of that name already, that one stays. */
+  /** Makes a staged directory a layer, unless a layer of that name exists. */
   async adopt(staged: string, name: string, unpacked: AdoptedLayer): Promise<void> {
     if (this.has(name)) {
       await rm(staged, { recursive: true, force: true });
@@ -138,7 +138,7 @@ export class LayerStore {
     await rename(staged, this.path(name));
     await syncDirectory(this.#directory);
     const { bytes, entries, relative, rootEntry, opaqueRoot } = unpacked;
-    // Under the name of its place it is only ever used there.
+    // Under the name of a place it is used only there.
     await this.#records.put({
       name,
       bytes,
@@ -153,13 +153,13 @@ export class LayerStore {
   }
 
   /**
-   * Downloads and unpacks a layer unless it is there; a second caller for the same layer waits with the first (R-13).
-   * Whether the other's way to it fails does not matter: then it is tried on this one's.
-   * @returns its name, by which `path` finds it
+   * Downloads and unpacks a layer unless the store has it; a second caller for the same layer waits for the first (R-13). If the first fails, the
+   * second tries its own source.
+   * @returns its name, for `path`
    */
   async ensure(layer: FoundLayer, place: LayerPlace, onBytes: (doneBytes: number) => void, signal: AbortSignal): Promise<string> {
     const alone = fileNameOf(layer.diffId);
-    // Most layers are the same over any other. One that is not is unpacked again, over the layers of this image, under their name.
+    // Most layers are the same over any other. A layer that is not is unpacked over the layers of this image, under the name of its place.
     let relative = false;
     for (;;) {
       signal.throwIfAborted();
@@ -179,7 +179,7 @@ export class LayerStore {
           await abortable(running.done, signal);
         } catch (error) {
           signal.throwIfAborted();
-          this.#logger.debug({ layer: name, err: error }, 'a layer that another image shares failed there');
+          this.#logger.debug({ layer: name, err: error }, 'a shared layer failed for another image');
         } finally {
           running.listeners.delete(onBytes);
         }
@@ -214,7 +214,7 @@ export class LayerStore {
         return 'adopted';
       } catch (error) {
         await rm(staged, { recursive: true, force: true });
-        // What is wrong with these bytes stays wrong; a full disk is not kept full by them.
+        // Corrupt bytes stay corrupt, and a full disk must not stay full of them.
         if (hasCode(error, 'corrupt-image', 'unsafe-archive', 'too-large', 'disk-full')) await layer.discard();
         throw error;
       }
@@ -223,7 +223,7 @@ export class LayerStore {
     return outcome;
   }
 
-  /** After a write-back of the file system, what was unpacked before it is safe from a power cut. One at a time. */
+  /** Writes back the file system, one call at a time: layers that were unpacked earlier survive a power cut from then on. */
   #makeDurable(): void {
     if (this.#syncing !== undefined || this.#lifetime.aborted) return;
     this.#syncing = (async () => {
@@ -237,7 +237,7 @@ export class LayerStore {
       }
     })()
       .catch((error: unknown) => {
-        // They are unpacked again after the next boot; nothing else is lost.
+        // They are unpacked again after the next boot.
         if (!this.#lifetime.aborted) this.#logger.warn({ err: error }, 'unpacked layers could not be written back');
       })
       .finally(() => {
@@ -245,7 +245,7 @@ export class LayerStore {
       });
   }
 
-  /** Resolves when what runs in the background has ended. */
+  /** Resolves when the work in the background has ended. */
   async idle(): Promise<void> {
     await this.#syncing;
   }

@@ -1,8 +1,8 @@
 import { spawn } from 'node:child_process';
 import { DroverError, errnoOf, reasonOf } from '@drover/foundation';
-import { credentialHelperMs, maxCredentialBytes } from '../limits.ts';
+import { credentialHelperMs, maxCredentialBytes } from '../../limits.ts';
 
-/** What a registry takes from someone it knows. */
+/** A login at a registry. */
 export interface Credentials {
   readonly username: string;
   readonly password: string;
@@ -10,20 +10,20 @@ export interface Credentials {
   readonly identityToken: string | undefined;
 }
 
-/** What helpers say of a server that they do not know. Source: docker-credential-helpers, credentials/error.go. */
+/** A helper's error for an unknown server. Source: docker-credential-helpers, credentials/error.go. */
 const notFound = /credentials not found in native keychain/;
 /** The user name that stands for "the secret is an identity token". Source: docker/cli, config/credentials/native_store.go. */
 const tokenUser = '<token>';
 
 /**
- * Asks a credential helper of docker's (`docker-credential-NAME get`, the server's name on its stdin) for what it knows of a server.
+ * Queries a Docker credential helper (`docker-credential-NAME get`, the server's name on its stdin).
  * Source: the docker-credential-helpers protocol.
  * @throws {DroverError} invalid-config, missing-component, registry-denied
  */
 export async function askHelper(name: string, server: string, signal: AbortSignal): Promise<Credentials | undefined> {
   if (!/^[\w.-]+$/.test(name)) {
     throw new DroverError('invalid-config', `${JSON.stringify(name)} is no name of a credential helper`, {
-      hint: 'in the credentials file, write what follows docker-credential- in the name of the program',
+      hint: 'in the credentials file, write the part of the program name after docker-credential-',
     });
   }
   const program = `docker-credential-${name}`;
@@ -38,7 +38,7 @@ export async function askHelper(name: string, server: string, signal: AbortSigna
   try {
     parsed = JSON.parse(answer);
   } catch {
-    // No cause: the answer may hold a secret, and so may what the parser says of it.
+    // No cause: the parser's error may quote a secret.
     throw failed(program, server, 'its answer is not JSON');
   }
   const { Username: username, Secret: secret } = (parsed ?? {}) as { Username?: unknown; Secret?: unknown };
@@ -47,16 +47,16 @@ export async function askHelper(name: string, server: string, signal: AbortSigna
   return username === '' ? undefined : { username, password: secret, identityToken: undefined };
 }
 
-/** Runs it to its end, bounded in time and output. */
+/** Runs the helper, bounded in time and output. */
 async function ask(program: string, server: string, signal: AbortSignal): Promise<{ code: number | null; answer: string }> {
   const limit = AbortSignal.timeout(credentialHelperMs);
   const { promise, resolve, reject } = Promise.withResolvers<{ code: number | null; answer: string }>();
-  // A group of its own: what it started ends with it.
+  // A process group, so that the helper's own processes end with it.
   const helper = spawn(program, ['get'], { stdio: ['pipe', 'pipe', 'ignore'], detached: true });
   const end = (): void => {
-    // Nothing to end where it could not be started, and ESRCH where it has ended.
+    // Without a pid it could not be started; ESRCH: it has ended.
     if (helper.pid !== undefined) ignoringGone(() => process.kill(-(helper.pid as number), 'SIGKILL'));
-    reject(signal.aborted ? signal.reason : failed(program, server, `it did not answer in ${credentialHelperMs / 1000} s`));
+    reject(signal.aborted ? signal.reason : failed(program, server, `it did not finish in ${credentialHelperMs / 1000} s`));
   };
   const chunks: Buffer[] = [];
   let size = 0;
@@ -79,7 +79,7 @@ async function ask(program: string, server: string, signal: AbortSignal): Promis
     );
   });
   helper.on('close', (code) => resolve({ code, answer: Buffer.concat(chunks).toString('utf8') }));
-  // One that ends without reading its question has said what it had to.
+  // A helper may end without reading its input.
   helper.stdin.on('error', () => undefined).end(server);
   const either = AbortSignal.any([limit, signal]);
   either.addEventListener('abort', end, { once: true });
@@ -100,7 +100,7 @@ function ignoringGone(act: () => void): void {
 }
 
 function failed(program: string, server: string, reason: string): DroverError {
-  return new DroverError('registry-denied', `${program} gave no credentials for ${server}: ${reason}`, {
+  return new DroverError('registry-denied', `${program} returned no credentials for ${server}: ${reason}`, {
     hint: `run \`echo ${server} | ${program} get\` as the agent's user, or log in again`,
   });
 }

@@ -5,11 +5,11 @@ import { join } from 'node:path';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { pack, type Header } from 'tar-stream';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { expansionFreeBytes, maxLayerEntries } from '../limits.ts';
+import { expansionFreeBytes, maxLayerEntries } from '../../limits.ts';
 import { LayerWriter } from './layer-writer.ts';
 import type { TarEntry } from '@drover/archive';
-import { command, requireTools, temporaryDirectory } from './testing/peers.ts';
-import { unpackInThread } from './threads.ts';
+import { command, requireTools, temporaryDirectory } from '../testing/peers.ts';
+import { unpackInThread } from './unpack-workers.ts';
 import { unpackLayer, type LayerFile } from './unpack.ts';
 
 let directory: string;

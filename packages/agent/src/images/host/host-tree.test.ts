@@ -4,9 +4,9 @@ import { chmod, mkdir, readdir, readlink, rm, symlink, writeFile } from 'node:fs
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
 import { silentLogger } from '@drover/foundation/log';
-import { buildHostTree, hostSignature } from './host.ts';
-import { ImageStore } from './store.ts';
-import { command, temporaryDirectory } from './testing/peers.ts';
+import { buildHostTree, hostSignature } from './host-tree.ts';
+import { ImageStore } from '../store.ts';
+import { command, temporaryDirectory } from '../testing/peers.ts';
 
 let directory: string;
 beforeAll(async () => {

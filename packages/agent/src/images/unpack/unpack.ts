@@ -4,18 +4,17 @@ import { open } from 'node:fs/promises';
 import type { Duplex } from 'node:stream';
 import { constants as zlibConstants, createGunzip, createZstdDecompress } from 'node:zlib';
 import { DroverError, errnoOf } from '@drover/foundation';
-import { expansionFreeBytes, maxLayerExpansion } from '../limits.ts';
-import { parseDigest } from './digest.ts';
+import { expansionFreeBytes, maxLayerExpansion } from '../../limits.ts';
+import { parseDigest } from '../digest.ts';
 import { bomb, LayerWriter } from './layer-writer.ts';
-import { NeedsLowerLayers } from './lower-layers.ts';
 import { TarParser } from '@drover/archive';
 
-/** Where a layer's bytes are: a file, or a part of one (an archive's entry). */
+/** The bytes of a layer: a file, or a part of one (an archive's entry). */
 export interface LayerFile {
   readonly path: string;
   readonly offset: number;
   readonly size: number;
-  /** Digest of the bytes as they are, when it was not verified yet. */
+  /** Digest of the stored bytes, unless it was verified already. */
   readonly digest: string | undefined;
 }
 
@@ -24,7 +23,7 @@ export interface UnpackedLayer {
   /** Sum of the files' sizes. */
   readonly bytes: number;
   readonly entries: number;
-  /** See LayerWriter: it is right over these lower layers only. */
+  /** See LayerWriter. */
   readonly relative: boolean;
   readonly rootEntry: boolean;
   readonly opaqueRoot: boolean;
@@ -33,12 +32,12 @@ export interface UnpackedLayer {
 const chunkBytes = 512 * 1024;
 
 /**
- * Unpacks a layer into an empty directory and verifies it while reading (R-11, R-14): plain, gzip or zstd tar, known by its
- * first bytes, since media types in the wild are not always true.
+ * Unpacks a layer into an empty directory and verifies it while reading (R-11, R-14). Its first bytes decide between plain, gzip and zstd tar:
+ * the media types of some images are wrong.
  * @param diffId the digest that the uncompressed layer must have (image-spec config.md)
- * @param lower the layers below, unpacked, lowest first; absent: not there yet
+ * @param lower the unpacked layers below, lowest first; absent: they are not unpacked yet
  * @throws {DroverError} corrupt-image, unsafe-archive, too-large, disk-full
- * @throws {NeedsLowerLayers} without `lower`, when the layer depends on it
+ * @throws {NeedsLowerLayers} when the layer depends on `lower` and that is absent
  */
 export async function unpackLayer(
   file: LayerFile,
@@ -46,7 +45,7 @@ export async function unpackLayer(
   diffId: string | undefined,
   lower?: readonly string[],
 ): Promise<UnpackedLayer> {
-  // R-14: one rule for every codec, since they differ by orders of magnitude in how small they make a run of zeros.
+  // R-14: one rule for every codec: they compress runs of zeros very differently.
   const dataLimit = Math.max(expansionFreeBytes, file.size * maxLayerExpansion);
   const writer = new LayerWriter(directory, { lower, dataLimit });
   const parser = new TarParser(writer);
@@ -65,7 +64,7 @@ export async function unpackLayer(
   try {
     for await (const chunk of decompress(file.size === 0 ? undefined : source, format, count)) {
       unpackedBytes += chunk.length;
-      // Files are refused by their headers, before a byte of them is written; this bounds what is no file.
+      // Files are refused by their headers, before a byte of them is written; this bounds everything else.
       if (unpackedBytes > dataLimit) throw bomb(unpackedBytes);
       unpacked.update(chunk);
       parser.write(chunk);
@@ -88,7 +87,7 @@ export async function unpackLayer(
 function expectDigest(found: string, expected: string): void {
   if (found === expected) return;
   throw new DroverError('corrupt-image', `a layer of the image has the digest ${found} instead of ${expected}`, {
-    hint: 'pull or save the image again; if it stays so, the image was built wrongly',
+    hint: 'pull or save the image again; if the error repeats, the image was built wrongly',
   });
 }
 
@@ -115,7 +114,7 @@ export function formatOfBytes(head: Buffer): Format {
   return 'tar';
 }
 
-/** Memory that a zstd frame may ask for is bounded: 2^27, what the reference tool takes by default. */
+/** Bounds the memory that a zstd frame may require: 2^27, the default of the reference tool. */
 const zstdOptions = { chunkSize: chunkBytes, params: { [zlibConstants.ZSTD_d_windowLogMax]: 27 } };
 
 async function* decompress(source: ReadStream | undefined, format: Format, count: (chunk: Buffer) => void): AsyncGenerator<Buffer> {
@@ -138,9 +137,9 @@ async function* decompress(source: ReadStream | undefined, format: Format, count
   }
 }
 
-/** Errors of zlib and of the file system, as what they mean for an image. */
+/** Errors of zlib and of the file system, translated for an image. */
 function readable(error: unknown): unknown {
-  if (error instanceof DroverError || error instanceof NeedsLowerLayers || !(error instanceof Error)) return error;
+  if (error instanceof DroverError || !(error instanceof Error)) return error;
   const code = 'code' in error ? String(error.code) : '';
   if (/^Z_|^ZSTD_|ERR_.*(ZLIB|ZSTD)/.test(code)) {
     return new DroverError('corrupt-image', `a layer of the image cannot be decompressed: ${error.message}`, {

@@ -5,7 +5,7 @@ import { NeedsLowerLayers } from './lower-layers.ts';
 import { syncFileSystem } from '@drover/linux';
 import { unpackLayer, type LayerFile, type UnpackedLayer } from './unpack.ts';
 
-/** The thread's side of threads.ts: one task at a time, one answer each. */
+/** The thread's side of unpack-workers.ts: one task at a time, one answer each. */
 export type ThreadTask =
   | {
       readonly kind: 'unpack';
@@ -38,7 +38,7 @@ async function work(task: ThreadTask): Promise<ThreadAnswer> {
 }
 
 parentPort?.on('message', (task: ThreadTask) => {
-  // `work` turns every failure into an answer.
+  // It never rejects.
   void work(task).then((answer) => {
     // A port between threads has no origin; the rule means windows.
     // oxlint-disable-next-line unicorn/require-post-message-target-origin

@@ -1,19 +1,24 @@
 import { fsPath } from '@drover/archive';
 import { attributesOf } from '@drover/linux';
 import { lstatSync, type Stats } from 'node:fs';
+import { DroverError } from '@drover/foundation';
 
-/** A layer cannot be unpacked without the layers below it: it links to a file of theirs, or leaves out a directory that may be theirs. */
-export class NeedsLowerLayers extends Error {}
+/** The layer depends on the layers below it: it links to a file of theirs, or has no entry for a directory that may be theirs. */
+export class NeedsLowerLayers extends DroverError {
+  constructor() {
+    super('internal', 'the layer depends on the layers below it');
+  }
+}
 
 export interface LowerEntry {
-  /** Where it is on this machine, in latin1 (see tar.ts). */
+  /** On this machine, in latin1 (see tar.ts). */
   readonly path: string;
   readonly status: Stats;
 }
 
 /**
- * The tree that the layers below show, as overlayfs merges them: a whiteout (a character device 0/0) and an opaque directory hide what lies
- * further down (kernel Documentation/filesystems/overlayfs.rst). Links are not followed: only a directory has something below it.
+ * The tree of the layers below, merged as by overlayfs: a whiteout (a character device 0/0) and an opaque directory hide the layers further down
+ * (kernel Documentation/filesystems/overlayfs.rst). Links are not followed.
  */
 export class LowerLayers {
   readonly #roots: readonly string[];
@@ -33,7 +38,7 @@ export class LowerLayers {
   }
 }
 
-/** `hidden`: this layer hides the path in the layers below it; undefined: it says nothing of the path. */
+/** `hidden`: this layer hides the path in the layers below it. Undefined: this layer does not concern the path. */
 function findIn(root: string, components: readonly string[]): LowerEntry | 'hidden' | undefined {
   let path = root;
   let opaque = false;

@@ -22,7 +22,7 @@ import {
 import { fsPath, type TarEntry, type TarHandler } from '@drover/archive';
 import { makeNode, setAttribute } from '@drover/linux';
 import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
-import { maxLayerBytes, maxLayerEntries, maxLinksFollowed } from '../limits.ts';
+import { maxLayerBytes, maxLayerEntries, maxLinksFollowed } from '../../limits.ts';
 import { copyMetadata, copyUp } from './copy-up.ts';
 import { isWhiteout, LowerLayers, NeedsLowerLayers, opaqueAttribute, type LowerEntry } from './lower-layers.ts';
 
@@ -34,23 +34,22 @@ export interface LayerWriterOptions {
 }
 
 /**
- * Writes a layer's entries into an empty directory that no other process writes to, as root, in the form that overlayfs
- * takes for a lower directory: whiteouts become character devices 0/0, opaque markers an attribute (R-11;
- * image-spec layer.md; kernel Documentation/filesystems/overlayfs.rst). Over the layers below it, the tree is the one that
- * unpacking all of them into one directory would make: an entry follows a link of a lower layer on its way, a directory that has no
- * entry keeps the lower one's owner and mode, and a hard link may name a lower file, which is copied up.
+ * Writes a layer's entries, as root, into an empty directory that no other process writes to, in the form of an overlayfs lower directory:
+ * whiteouts become character devices 0/0, opaque markers an attribute (R-11; image-spec layer.md; kernel
+ * Documentation/filesystems/overlayfs.rst). Over the layers below it, the tree equals that of unpacking all of them into one directory: an
+ * entry's path follows links of lower layers, a directory without an entry keeps the lower directory's owner and mode, and a hard link may name
+ * a lower file, which is copied up.
  *
- * No path leaves the root (R-14): every directory on the way to an entry is looked at with lstat, a symbolic link
- * among them is resolved as if the root were `/`, and the last component is never followed. Since only this writer
- * changes the tree, what was looked at stays true.
+ * No path leaves the root (R-14): every directory on the path of an entry is checked with lstat, a symbolic link among them is resolved as if
+ * the root were `/`, and the last component is never followed. Only this writer changes the tree, so the checks stay valid.
  *
- * Paths are byte strings in latin1, as tar.ts gives them.
+ * Paths are byte strings in latin1, as from tar.ts.
  */
 export class LayerWriter implements TarHandler {
   readonly #root: string;
-  /** Directories that are real directories, by the path they were asked for. Cleared when one goes. */
+  /** Real directories by requested path. Cleared when one is removed. */
   #resolved = new Map<string, string>();
-  /** Times of directories are set last: writing into them changes them. */
+  /** Set last, since writing into a directory changes its time. */
   readonly #directoryTimes = new Map<string, number>();
   readonly #lower: LowerLayers | undefined;
   readonly #dataLimit: number;
@@ -71,17 +70,17 @@ export class LayerWriter implements TarHandler {
     this.#resolved.set('', this.#root);
   }
 
-  /** What was written depends on the layers below: over others it would be wrong. */
+  /** The result depends on the layers below, and is wrong over others. */
   get relative(): boolean {
     return this.#relative;
   }
 
-  /** The layer says what owner and mode the root has. */
+  /** The layer has an entry for the root, which decides its owner and mode. */
   get rootEntry(): boolean {
     return this.#rootEntry;
   }
 
-  /** The layer hides everything below it. Overlayfs does not look at the attribute of a layer's root. */
+  /** The layer hides everything below it. Overlayfs ignores the attribute on a layer's root. */
   get opaqueRoot(): boolean {
     return this.#opaque.has(this.#root);
   }
@@ -126,7 +125,7 @@ export class LayerWriter implements TarHandler {
     for (const [path, mtime] of this.#directoryTimes) lutimesSync(fsPath(path), mtime, mtime);
   }
 
-  /** Closes what a failure left open. */
+  /** Closes the open file after a failure. */
   abandon(): void {
     this.#file?.close();
     this.#file = undefined;
@@ -215,7 +214,7 @@ export class LayerWriter implements TarHandler {
     }
   }
 
-  /** What was here hid a lower directory of this name; the new directory must hide it too. */
+  /** The replaced entry hid a lower directory of this name, so the new directory must hide it too. */
   #replaceByDirectory(path: string): void {
     this.#remove(path);
     mkdirSync(fsPath(path), 0o755);
@@ -262,7 +261,7 @@ export class LayerWriter implements TarHandler {
     this.#directoryTimes.set(path, entry.mtime);
   }
 
-  /** Makes something that must not exist; what is there goes: in a tar, the later entry wins. */
+  /** Makes an entry, in place of an existing one: the later entry of a tar wins. */
   #create<T>(path: string, make: () => T): T {
     try {
       return make();
@@ -283,7 +282,7 @@ export class LayerWriter implements TarHandler {
     for (const known of this.#opaque) if (known === path || known.startsWith(`${path}/`)) this.#opaque.delete(known);
   }
 
-  /** image-spec layer.md, "Whiteouts": they hide what lower layers have, not what this one has. */
+  /** image-spec layer.md, "Whiteouts": they hide entries of lower layers, not of this layer. */
   #whiteout(parent: string, marker: string): void {
     if (marker === '.wh..wh..opq') {
       this.#hideLower(parent);
@@ -294,25 +293,24 @@ export class LayerWriter implements TarHandler {
       }
       return;
     }
-    // Bookkeeping of AUFS, which old images carry (.wh..wh.aufs, .wh..wh.plnk, .wh..wh.orph): it means nothing here.
+    // Bookkeeping of AUFS in old images (.wh..wh.aufs, .wh..wh.plnk, .wh..wh.orph).
     if (marker.startsWith('.wh..wh.')) return;
     const hidden = marker.slice('.wh.'.length);
     if (hidden === '' || hidden === '.' || hidden === '..') throw unsafe(marker, 'a whiteout of a directory above it');
     const path = `${parent}/${hidden}`;
     const own = lstat(path);
-    // This layer's own entry stays, and what lies below it is hidden: by any file, and by a directory that is opaque.
+    // This layer's own entry stays, and hides the lower ones: a file does, and a directory that is opaque.
     if (own !== undefined) {
       if (own.isDirectory()) this.#hideLower(path);
       return;
     }
-    // Where there is nothing to hide, a directory without a lower one would show the marker.
+    // With nothing to hide, a directory that is not merged would show the marker.
     if (this.#opaque.has(parent) || (this.#lower !== undefined && this.#below(path) === undefined)) return;
     makeNode(path, 'character', 0, 0);
   }
 
   /**
-   * The real directory for components below the root, made where it is missing. Links are resolved inside the root (R-14), those of lower
-   * layers too.
+   * The real directory for components below the root, made if it is absent. Links are resolved inside the root (R-14), those of lower layers too.
    * @throws {DroverError} unsafe-archive
    * @throws {NeedsLowerLayers}
    */
@@ -327,7 +325,7 @@ export class LayerWriter implements TarHandler {
     let links = followed;
     for (let component = waiting.shift(); component !== undefined; component = waiting.shift()) {
       if (component === '..') {
-        // Only from a link's target: clamped at the root, as in a chroot.
+        // From a link's target: clamped at the root, as in a chroot.
         depth = depth.slice(0, -1);
         current = [this.#root, ...depth].join('/');
         continue;
@@ -348,7 +346,7 @@ export class LayerWriter implements TarHandler {
         continue;
       }
       if (status === undefined) this.#makeImplied(next, below);
-      // A file where a directory is needed: the later entry wins, as in any tar.
+      // A file in place of a directory: the later entry of a tar wins.
       else if (!status.isDirectory()) this.#replaceByDirectory(next);
       depth.push(component);
       current = next;
@@ -357,7 +355,7 @@ export class LayerWriter implements TarHandler {
     return current;
   }
 
-  /** A directory that has no entry: the lower one's owner, mode and time stay in force. */
+  /** Makes a directory that has no entry, with the lower directory's owner, mode and time. */
   #makeImplied(path: string, below: LowerEntry | undefined): void {
     mkdirSync(fsPath(path), 0o755);
     if (below?.status.isDirectory() !== true) return;
@@ -368,7 +366,7 @@ export class LayerWriter implements TarHandler {
 
 const createFlags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 
-/** A regular file while its data comes. */
+/** A regular file that is being written. */
 class OpenFile {
   readonly #fd: number;
   readonly #path: string;
@@ -442,14 +440,14 @@ function lstat(path: string): Stats | undefined {
   return lstatSync(fsPath(path), { throwIfNoEntry: false });
 }
 
-/** Also for root's: what is made in a directory with the setgid bit has that directory's group. */
+/** For root's files too: in a directory with the setgid bit a file gets the directory's group. */
 function setOwner(path: string, entry: TarEntry): void {
   lchownSync(fsPath(path), entry.uid, entry.gid);
 }
 
 /**
- * Attributes that an image may carry. `trusted.` ones command overlayfs itself (redirects, opaque directories), so a layer
- * may not bring them; labels of the machine that built it (`security.selinux`, `security.ima`, …) mean nothing here.
+ * Sets the attributes that an image may have. `trusted.` attributes control overlayfs itself (redirects, opaque directories), so a layer must not
+ * set them. Labels of the build machine (`security.selinux`, `security.ima`, …) have no meaning here.
  */
 function setAttributes(path: string, entry: TarEntry): void {
   for (const [attribute, value] of entry.attributes) {
@@ -458,7 +456,7 @@ function setAttributes(path: string, entry: TarEntry): void {
     try {
       setAttribute(path, attribute, value);
     } catch (error) {
-      // File systems without them, and user attributes on links and devices (xattr(7)): the file is right without.
+      // File systems without attributes, and user attributes on links and devices (xattr(7)): the file is correct without.
       if (errnoOf(error) === 'ENOTSUP' || (errnoOf(error) === 'EPERM' && attribute.startsWith('user.'))) continue;
       throw error;
     }
@@ -473,9 +471,9 @@ const noSuchFile = (linkPath: string, cause?: unknown): DroverError =>
     cause,
   });
 
-/** R-14: the layer would grow more than an honest one does. */
+/** R-14: the layer expands more than honest data does. */
 export function bomb(bytes: number): DroverError {
-  return new DroverError('unsafe-archive', `the layer is refused: it unpacks to more than ${formatBytes(bytes)}, out of far fewer bytes`, {
+  return new DroverError('unsafe-archive', `the layer is refused: it expands to more than ${formatBytes(bytes)} from far fewer bytes`, {
     hint: 'do not trust where this image comes from',
   });
 }

@@ -5,13 +5,13 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
 import { DroverError, formatBytes } from '@drover/foundation';
-import { maxArchiveEntries, maxBlobBytes } from '../limits.ts';
+import { maxArchiveEntries, maxBlobBytes } from '../../limits.ts';
 import { TarParser, type TarEntry } from '@drover/archive';
-import { formatOfBytes } from './unpack.ts';
+import { formatOfBytes } from '../unpack/unpack.ts';
 
-/** The files of an image archive, found where they lie in it: nothing is copied out but what is asked for. */
+/** The files of an image archive, read in place. */
 export interface ArchiveIndex extends AsyncDisposable {
-  /** Part of which file a member is; links are followed. Undefined when there is none of that name. */
+  /** The part of a file that a member is; links are followed. Undefined: no such member. */
   member(name: string): { readonly path: string; readonly offset: number; readonly size: number } | undefined;
   /** A small member's content. @throws {DroverError} corrupt-image, too-large */
   read(name: string, limit: number): Promise<Buffer>;
@@ -63,7 +63,7 @@ interface Member {
   readonly link: string | undefined;
 }
 
-/** `./a//b/../c` as `a/c`; what leads out of the archive finds nothing. */
+/** `./a//b/../c` as `a/c`; a path out of the archive finds nothing. */
 function clean(name: string): string {
   const parts: string[] = [];
   for (const part of name.split('/')) {
@@ -123,7 +123,7 @@ async function readMembers(file: FileHandle, signal: AbortSignal): Promise<Map<s
 
 const utf8 = (text: string): string => Buffer.from(text, 'latin1').toString('utf8');
 
-/** Archives are seldom compressed as a whole (`docker save | gzip`); one that is, is decompressed into a file first. */
+/** An archive that is compressed as a whole (`docker save | gzip`) is decompressed into a file first. */
 async function decompressed(path: string, scratch: string, signal: AbortSignal): Promise<string> {
   const file = await open(path, 'r');
   const head = Buffer.alloc(4);

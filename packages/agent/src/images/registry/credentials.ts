@@ -1,6 +1,6 @@
 import { DroverError } from '@drover/foundation';
-import type { ForeignPaths } from '../foreign/index.ts';
-import { maxCredentialsBytes } from '../limits.ts';
+import type { ForeignPaths } from '../../foreign/index.ts';
+import { maxCredentialsBytes } from '../../limits.ts';
 import { askHelper, type Credentials } from './credential-helper.ts';
 
 /**

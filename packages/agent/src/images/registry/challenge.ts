@@ -6,7 +6,7 @@ export interface Challenge {
   readonly parameters: Readonly<Record<string, string>>;
 }
 
-/** All challenges of a header; what is malformed ends the list. */
+/** The challenges of a header, up to the first malformed one. */
 export function parseChallenges(header: string): readonly Challenge[] {
   const challenges: { scheme: string; parameters: Record<string, string> }[] = [];
   const token = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";

@@ -1,13 +1,10 @@
 import { Worker } from 'node:worker_threads';
 import { DroverError } from '@drover/foundation';
-import { idleThreadMs, maxUnpacks } from '../limits.ts';
+import { idleThreadMs, maxUnpacks } from '../../limits.ts';
 import type { ThreadAnswer, ThreadTask } from './unpack-thread.ts';
 import type { LayerFile, UnpackedLayer } from './unpack.ts';
 
-/**
- * Unpacking writes with synchronous calls, which a slow disk can hold for seconds; in a thread of its own it holds up
- * neither the host's heartbeats nor other sandboxes.
- */
+/** Unpacks in a thread: synchronous calls on a slow disk must not delay the host's heartbeats and other sandboxes. */
 export async function unpackInThread(
   file: LayerFile,
   directory: string,
@@ -16,11 +13,11 @@ export async function unpackInThread(
   signal: AbortSignal,
 ): Promise<UnpackedLayer | 'needs-lower-layers'> {
   const layer = await run({ kind: 'unpack', file, directory, diffId, lower }, signal);
-  if (layer === undefined) throw new DroverError('internal', 'the unpacking thread gave no layer');
+  if (layer === undefined) throw new DroverError('internal', 'the unpacking thread returned no layer');
   return layer;
 }
 
-/** Writes back everything of the directory's file system. */
+/** Writes back the directory's whole file system. */
 export async function syncInThread(directory: string, signal: AbortSignal): Promise<void> {
   await run({ kind: 'sync', directory }, signal);
 }
@@ -30,7 +27,7 @@ const fromSource = import.meta.url.endsWith('.ts');
 const script = new URL(fromSource ? './unpack-thread.ts' : './unpack-thread.js', import.meta.url);
 const execArgv = ['--disable-warning=ExperimentalWarning', ...(fromSource ? ['--conditions=development'] : [])];
 
-/** Threads that wait for the next layer: starting one costs more than unpacking a small layer. */
+/** Threads that wait for the next layer: starting a thread costs more than unpacking a small layer. */
 const idle: Worker[] = [];
 
 function start(): Worker {
@@ -39,7 +36,7 @@ function start(): Worker {
     const at = idle.indexOf(worker);
     if (at !== -1) idle.splice(at, 1);
   };
-  // While it works, `run` listens too; while it waits, its end concerns nobody.
+  // While it works, `run` listens too.
   worker.on('error', forget);
   worker.on('exit', forget);
   return worker;
@@ -50,7 +47,7 @@ function park(worker: Worker): void {
   worker.unref();
   idle.push(worker);
   const timer = setTimeout(() => {
-    // Taken out first: one that is ending must not get work.
+    // Removed first: a thread that is ending must not get work.
     const at = idle.indexOf(worker);
     if (at === -1) return;
     idle.splice(at, 1);
@@ -65,7 +62,7 @@ async function run(task: ThreadTask, signal: AbortSignal): Promise<UnpackedLayer
   worker.ref();
   const { promise, resolve, reject } = Promise.withResolvers<ThreadAnswer>();
   const abort = (): void => reject(signal.reason as Error);
-  const ended = (): void => reject(new DroverError('internal', 'the unpacking thread ended without an answer'));
+  const ended = (): void => reject(new DroverError('internal', 'the unpacking thread ended without a result'));
   worker.on('message', resolve);
   worker.on('error', reject);
   worker.on('exit', ended);
@@ -88,7 +85,7 @@ async function run(task: ThreadTask, signal: AbortSignal): Promise<UnpackedLayer
     worker.off('error', reject);
     worker.off('exit', ended);
     if (answered && idle.length < maxUnpacks) park(worker);
-    // Terminated before the caller removes what it was writing.
+    // Terminated before the caller removes its directory.
     else await worker.terminate();
   }
 }

@@ -1,15 +1,17 @@
 import { DroverError, formatBytes, hasCode, type Clock, type Logger } from '@drover/foundation';
 import { formatImageReference, type RegistryReference } from '@drover/spec';
-import type { ForeignPaths } from '../foreign/index.ts';
-import { maxImageConfigBytes, maxManifestBytes } from '../limits.ts';
-import type { BlobStore, OpenBlob } from './blobs.ts';
+import type { ForeignPaths } from '../../foreign/index.ts';
+import { maxImageConfigBytes, maxManifestBytes } from '../../limits.ts';
+import type { BlobStore, OpenBlob } from '../layers/blob-store.ts';
 import { readCredentials } from './credentials.ts';
-import { digestOf, parseDigest } from './digest.ts';
-import { choosePlatform, indexTypes, manifestTypes, parseConfig, parseManifest, type Descriptor, type Platform } from './manifest.ts';
-import { RegistryHttp, type Endpoint } from './registry-http.ts';
-import type { FoundImage, FoundLayer } from './source.ts';
+import { digestOf, parseDigest } from '../digest.ts';
+import { indexTypes, manifestTypes, parseConfig, parseManifest, type Descriptor, type Platform } from '../manifest.ts';
+import { choosePlatform } from '../platform.ts';
+import { RegistryClient } from './registry-client.ts';
+import type { Endpoint } from './registry-endpoint.ts';
+import type { FoundImage, FoundLayer } from '../found-image.ts';
 
-/** What an operator may say about registries (R-11). */
+/** An operator's settings for registries (R-11). */
 export interface RegistryConfig {
   /** For a registry's host, the addresses to try before it: `host[:port][/prefix]`, or a URL; `http://` permits plain HTTP. */
   readonly mirrors?: Readonly<Record<string, readonly string[]>>;
@@ -31,11 +33,11 @@ export interface RegistryOptions {
   readonly logger: Logger;
 }
 
-/** One image of a registry. Dispose it when the layers are there. */
+/** One image of a registry. Dispose of it when its layers are unpacked. */
 export class RegistryImage implements AsyncDisposable {
   readonly #options: RegistryOptions;
   readonly #name: string;
-  #endpoints: readonly RegistryHttp[] = [];
+  #endpoints: readonly RegistryClient[] = [];
 
   constructor(options: RegistryOptions) {
     this.#options = options;
@@ -58,7 +60,7 @@ export class RegistryImage implements AsyncDisposable {
     // An index may hold an index; deeper nesting is no image.
     for (let depth = 0; manifest.kind === 'index'; depth++) {
       if (depth >= 3)
-        throw new DroverError('corrupt-image', `the image ${this.#name} is an index of indexes without end`, { hint: 'try another tag' });
+        throw new DroverError('corrupt-image', `the image ${this.#name} nests its indexes too deeply`, { hint: 'try another tag' });
       const chosen = choosePlatform(manifest.manifests, platform, this.#name);
       ({ digest, data } = await this.#manifest(chosen.digest, signal));
       manifest = parseManifest(data);
@@ -68,7 +70,7 @@ export class RegistryImage implements AsyncDisposable {
     if (parsed.diffIds.length !== layers.length) {
       throw new DroverError(
         'corrupt-image',
-        `the image ${this.#name} has ${layers.length} layers, but its config says ${parsed.diffIds.length}`,
+        `the image ${this.#name} has ${layers.length} layers, but ${parsed.diffIds.length} in its config`,
         {
           hint: 'the image was built wrongly; try another tag',
         },
@@ -84,7 +86,7 @@ export class RegistryImage implements AsyncDisposable {
       size: descriptor.size,
       fetch: async (onBytes, signal) => {
         const path = await blobs.fetch(descriptor, this.#openBlob(descriptor), onBytes, signal);
-        // Verified while it was downloaded.
+        // Verified during the download.
         return { path, offset: 0, size: descriptor.size, digest: undefined };
       },
       discard: () => blobs.remove(descriptor.digest),
@@ -95,30 +97,30 @@ export class RegistryImage implements AsyncDisposable {
     return (offset, signal) =>
       this.#anywhere(async (endpoint) => {
         const headers: Record<string, string> = offset === 0 ? {} : { range: `bytes=${offset}-` };
-        const answer = await endpoint.get(`blobs/${digest}`, headers, signal);
-        const begins = answer.status === 206 ? Number(/^bytes (\d+)-/.exec(answer.headers['content-range'] ?? '')?.[1]) : 0;
+        const response = await endpoint.get(`blobs/${digest}`, headers, signal);
+        const begins = response.status === 206 ? Number(/^bytes (\d+)-/.exec(response.headers['content-range'] ?? '')?.[1]) : 0;
         if (begins !== 0 && begins !== offset) {
-          answer.body.destroy();
+          response.body.destroy();
           throw new DroverError(
             'registry-unreachable',
-            `the registry ${endpoint.host} answered with another part of a layer than was asked for`,
+            `the registry ${endpoint.host} returned another part of a layer than was requested`,
           );
         }
-        return { offset: begins, stream: answer.body as AsyncIterable<Uint8Array> };
+        return { offset: begins, stream: response.body as AsyncIterable<Uint8Array> };
       });
   }
 
   async #manifest(target: string, signal: AbortSignal): Promise<{ digest: string; data: Buffer }> {
     const isDigest = target.includes(':');
     return this.#anywhere(async (endpoint) => {
-      const answer = await endpoint.get(`manifests/${target}`, { accept: [...indexTypes, ...manifestTypes].join(', ') }, signal);
-      const data = await readBounded(answer.body as AsyncIterable<Buffer>, maxManifestBytes, `the manifest of ${this.#name}`);
-      // Verified against what was asked for, or what the registry itself says (distribution-spec, Docker-Content-Digest).
-      const expected = isDigest ? target : answer.headers['docker-content-digest'];
+      const response = await endpoint.get(`manifests/${target}`, { accept: [...indexTypes, ...manifestTypes].join(', ') }, signal);
+      const data = await readBounded(response.body as AsyncIterable<Buffer>, maxManifestBytes, `the manifest of ${this.#name}`);
+      // Verified against the requested digest, or against the registry's own header (distribution-spec, Docker-Content-Digest).
+      const expected = isDigest ? target : response.headers['docker-content-digest'];
       const digest = digestOf(data, expected === undefined ? 'sha256' : parseDigest(expected).algorithm);
       if (expected !== undefined && digest !== expected) {
         throw new DroverError('corrupt-image', `the manifest of ${this.#name} has the digest ${digest} instead of ${expected}`, {
-          hint: 'try again; if it stays so, the registry or something on the way damages it',
+          hint: damagedHint,
         });
       }
       return { digest, data };
@@ -130,28 +132,31 @@ export class RegistryImage implements AsyncDisposable {
       throw new DroverError('too-large', `the config of ${this.#name} has more than ${formatBytes(limit)}`, { hint: 'use another image' });
     }
     return this.#anywhere(async (endpoint) => {
-      const answer = await endpoint.get(`blobs/${descriptor.digest}`, {}, signal);
-      const data = await readBounded(answer.body as AsyncIterable<Buffer>, limit, `the config of ${this.#name}`);
+      const response = await endpoint.get(`blobs/${descriptor.digest}`, {}, signal);
+      const data = await readBounded(response.body as AsyncIterable<Buffer>, limit, `the config of ${this.#name}`);
       if (digestOf(data, parseDigest(descriptor.digest).algorithm) !== descriptor.digest) {
-        throw new DroverError('corrupt-image', `the config of ${this.#name} does not have the digest that its manifest says`, {
-          hint: 'try again; if it stays so, the registry or something on the way damages it',
+        throw new DroverError('corrupt-image', `the config of ${this.#name} does not have the digest of its manifest`, {
+          hint: damagedHint,
         });
       }
       return data;
     });
   }
 
-  /** The mirrors in their order, then the registry itself, whose error counts. */
-  async #anywhere<T>(attempt: (endpoint: RegistryHttp) => Promise<T>): Promise<T> {
+  /** Tries the mirrors in their order, then the registry itself, whose error counts. */
+  async #anywhere<T>(attempt: (endpoint: RegistryClient) => Promise<T>): Promise<T> {
     let last: unknown;
     for (const endpoint of this.#endpoints) {
       try {
         return await attempt(endpoint);
       } catch (error) {
-        // Whatever is wrong with a mirror, the registry may have it.
+        // The next one may have the image, whatever is wrong with a mirror.
         if (!hasCode(error, 'registry-unreachable', 'registry-denied', 'image-not-found', 'corrupt-image')) throw error;
         if (last !== undefined || this.#endpoints.length > 1) {
-          this.#options.logger.warn({ registry: endpoint.host, image: this.#name, err: error.message }, 'a registry did not give an image');
+          this.#options.logger.warn(
+            { registry: endpoint.host, image: this.#name, err: error.message },
+            'an image could not be read from a registry',
+          );
         }
         last = error;
       }
@@ -159,17 +164,17 @@ export class RegistryImage implements AsyncDisposable {
     throw last;
   }
 
-  async #connect(signal: AbortSignal): Promise<RegistryHttp[]> {
+  async #connect(signal: AbortSignal): Promise<RegistryClient[]> {
     const { reference, config, clock, foreign } = this.#options;
     const insecure = (host: string): boolean => this.#options.insecure || (config.insecureRegistries ?? []).includes(host);
-    const endpoints: RegistryHttp[] = [];
+    const endpoints: RegistryClient[] = [];
     const add = async (base: string, registry: string, permitted: boolean): Promise<void> => {
       const endpoint: Endpoint = {
         base,
         insecure: permitted,
         credentials: await readCredentials(config.credentialsFile, registry, foreign, signal),
       };
-      endpoints.push(new RegistryHttp(endpoint, reference.repository, clock));
+      endpoints.push(new RegistryClient(endpoint, reference.repository, clock));
     };
     for (const mirror of config.mirrors?.[reference.registry] ?? []) {
       const hasScheme = /^https?:\/\//.test(mirror);
@@ -195,12 +200,14 @@ export class RegistryImage implements AsyncDisposable {
   }
 }
 
-/** Asks without secrets whether a host speaks plain HTTP; unreachable counts as TLS, so that the real request says why. */
+const damagedHint = 'try again; if the error repeats, the registry or the network path damages the image';
+
+/** Finds out without secrets whether a host speaks plain HTTP. Unreachable counts as TLS: the request that follows reports why. */
 async function speaksPlainHttp(host: string): Promise<boolean> {
   try {
     const response = await fetch(`http://${host}/v2/`, { redirect: 'manual', signal: AbortSignal.timeout(5000) });
     await response.body?.cancel();
-    // A TLS server answers 400 to plain HTTP.
+    // A TLS server responds with 400 to plain HTTP.
     return response.status !== 400;
   } catch {
     return false;
@@ -219,7 +226,7 @@ async function readBounded(body: AsyncIterable<Buffer>, limit: number, what: str
   } catch (error) {
     if (error instanceof DroverError) throw error;
     const message = error instanceof Error ? error.message : String(error);
-    throw new DroverError('registry-unreachable', `the registry broke off while sending ${what}: ${message}`, {
+    throw new DroverError('registry-unreachable', `the registry interrupted ${what}: ${message}`, {
       hint: 'try again',
       cause: error,
     });

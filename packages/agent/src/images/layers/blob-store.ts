@@ -3,19 +3,19 @@ import { createReadStream } from 'node:fs';
 import { open, readdir, rename, rm, stat, truncate, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Backoff, DroverError, errnoOf, type Clock } from '@drover/foundation';
-import { maxRegistryTries, partialKeptMs } from '../limits.ts';
-import { fileNameOf, parseDigest } from './digest.ts';
+import { maxRegistryTries, partialKeptMs } from '../../limits.ts';
+import { fileNameOf, parseDigest } from '../digest.ts';
 
-/** Gives a blob's bytes from an offset; `offset` in the answer says where they really begin (0: a server that knows no ranges). */
+/** Opens a blob at an offset; the returned offset is where the bytes begin (0: a server without ranges). */
 export type OpenBlob = (
   offset: number,
   signal: AbortSignal,
 ) => Promise<{ readonly offset: number; readonly stream: AsyncIterable<Uint8Array> }>;
 
 /**
- * Packed layers while they are needed (R-12): `blobs/<algorithm>-<hex>` is whole and verified, or is not there.
- * `partial/<algorithm>-<hex>` is what a download has so far; it stays when the download, or the agent, dies, and the next
- * try goes on from there (R-13). One download per digest: the store above sees to that.
+ * Packed layers while they are needed (R-12): `blobs/<algorithm>-<hex>` is whole and verified, or absent. `partial/<algorithm>-<hex>` is an
+ * unfinished download; it outlives a failure of the download or the agent, and the next try resumes it (R-13). The caller makes sure that a digest
+ * has one download.
  */
 export class BlobStore {
   readonly #blobs: string;
@@ -37,7 +37,7 @@ export class BlobStore {
     await rm(this.#partialPath(digest), { force: true });
   }
 
-  /** Removes what earlier builds left for the next try, while `isIdle`: a build may begin meanwhile. @returns freed bytes */
+  /** Removes the progress of earlier builds, while `isIdle`: a build may begin meanwhile. @returns freed bytes */
   async clear(isIdle: () => boolean): Promise<number> {
     let freed = 0;
     for (const directory of [this.#blobs, this.#partial]) {
@@ -52,7 +52,7 @@ export class BlobStore {
     return freed;
   }
 
-  /** Removes downloads that nobody went on with. */
+  /** Removes abandoned downloads. */
   async sweep(): Promise<void> {
     for (const file of await readdir(this.#partial)) {
       const path = join(this.#partial, file);
@@ -61,8 +61,8 @@ export class BlobStore {
   }
 
   /**
-   * The path of the whole, verified blob, downloading what is missing of it.
-   * @throws {DroverError} corrupt-image, disk-full, registry-unreachable, and what `openBlob` throws
+   * The path of the whole, verified blob, whose missing part is downloaded.
+   * @throws {DroverError} corrupt-image, disk-full, registry-unreachable, and the errors of `openBlob`
    */
   async fetch(
     descriptor: { readonly digest: string; readonly size: number },
@@ -82,7 +82,7 @@ export class BlobStore {
       await this.#download(partial, descriptor, openBlob, onBytes, signal);
     } catch (error) {
       if (resumed === 0 || !(error instanceof DroverError) || error.code !== 'corrupt-image') throw error;
-      // What was resumed may have been damaged by a crash: once more from the start.
+      // A crash may have damaged the resumed part: try again from the start.
       await this.#download(partial, descriptor, openBlob, onBytes, signal);
     }
     await rename(partial, whole);
@@ -113,15 +113,15 @@ export class BlobStore {
       while (done < size) {
         const before = done;
         try {
-          const answer = await openBlob(done, signal);
-          if (answer.offset !== done) {
+          const response = await openBlob(done, signal);
+          if (response.offset !== done) {
             await truncate(partial, 0);
             hash = createHash(algorithm);
             done = 0;
           }
-          for await (const chunk of answer.stream) {
+          for await (const chunk of response.stream) {
             if (done + chunk.length > size) {
-              throw corruptBlob(digest, `is longer than the ${size} bytes that its manifest says`);
+              throw corruptBlob(digest, `is longer than the ${size} bytes of its manifest`);
             }
             hash.update(chunk);
             await appendAll(file, chunk);
@@ -142,7 +142,7 @@ export class BlobStore {
       if (found !== digest) throw corruptBlob(digest, `has the digest ${found}`);
       await file.sync();
     } catch (error) {
-      // A full disk is not kept full by what does not fit on it; and nothing good comes of corrupt bytes.
+      // A full disk must not stay full of an unfinished download, and corrupt bytes stay corrupt.
       const known = DroverError.from(error, 'registry-unreachable');
       if (known.code === 'disk-full' || known.code === 'corrupt-image') await rm(partial, { force: true });
       throw known;
@@ -154,11 +154,11 @@ export class BlobStore {
 
 function corruptBlob(digest: string, what: string): DroverError {
   return new DroverError('corrupt-image', `the layer ${digest} that the registry sent ${what}`, {
-    hint: 'try again; if it stays so, the registry or something on the way damages it',
+    hint: 'try again; if the error repeats, the registry or the network path damages the image',
   });
 }
 
-/** Worth going on after: a cut or silent connection. */
+/** A cut or silent connection, after which the download can be resumed. */
 function isInterruption(error: unknown): boolean {
   if (error instanceof DroverError) return error.code === 'registry-unreachable';
   const code = error instanceof Error && 'code' in error ? String(error.code) : '';
@@ -168,8 +168,8 @@ function isInterruption(error: unknown): boolean {
 function asUnreachable(error: unknown): DroverError {
   if (error instanceof DroverError) return error;
   const message = error instanceof Error ? error.message : String(error);
-  return new DroverError('registry-unreachable', `the download of a layer broke off again and again: ${message}`, {
-    hint: 'try again: it goes on where it stopped',
+  return new DroverError('registry-unreachable', `the download of a layer was interrupted repeatedly: ${message}`, {
+    hint: 'try again: it continues where it stopped',
     cause: error,
   });
 }
@@ -192,7 +192,7 @@ async function sizeOf(path: string): Promise<number | undefined> {
   }
 }
 
-/** Makes a rename in it last through a power cut. */
+/** Makes a rename in the directory survive a power cut. */
 export async function syncDirectory(path: string): Promise<void> {
   const directory = await open(path, 'r');
   try {

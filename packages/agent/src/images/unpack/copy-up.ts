@@ -3,7 +3,7 @@ import { attributesOf, makeNode, setAttribute } from '@drover/linux';
 import { chmodSync, constants, copyFileSync, lchownSync, lutimesSync, readlinkSync, symlinkSync } from 'node:fs';
 import { opaqueAttribute, type LowerEntry } from './lower-layers.ts';
 
-/** Copies a file, link, device or fifo of a lower layer to `target`, where nothing is. Paths in latin1 (see tar.ts). */
+/** Copies a file, link, device or fifo of a lower layer to `target`, which must not exist. Paths in latin1 (see tar.ts). */
 export function copyUp({ path, status }: LowerEntry, target: string): void {
   if (status.isFile()) copyFileSync(fsPath(path), fsPath(target), constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
   else if (status.isSymbolicLink()) symlinkSync(readlinkSync(fsPath(path), 'buffer'), fsPath(target));
@@ -16,7 +16,7 @@ export function copyUp({ path, status }: LowerEntry, target: string): void {
   lutimesSync(fsPath(target), status.mtimeMs / 1000, status.mtimeMs / 1000);
 }
 
-/** Owner, mode and attributes; not the time, which later changes of a directory's content would change again. */
+/** Copies owner, mode and attributes; not the time, which later changes of a directory's content would change. */
 export function copyMetadata({ path, status }: LowerEntry, target: string): void {
   // chown clears setuid bits and capabilities, so it comes first.
   lchownSync(fsPath(target), status.uid, status.gid);

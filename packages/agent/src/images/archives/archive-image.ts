@@ -2,11 +2,12 @@ import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
 import { formatImageReference, parseRegistryReference, type ArchiveReference } from '@drover/spec';
-import { maxImageConfigBytes, maxLayers, maxManifestBytes } from '../limits.ts';
+import { maxImageConfigBytes, maxLayers, maxManifestBytes } from '../../limits.ts';
 import { indexArchive, type ArchiveIndex } from './archive-index.ts';
-import { digestOf, parseDigest } from './digest.ts';
-import { choosePlatform, parseConfig, parseManifest, type Descriptor, type Platform } from './manifest.ts';
-import type { FoundImage, FoundLayer } from './source.ts';
+import { digestOf, parseDigest } from '../digest.ts';
+import { parseConfig, parseManifest, type Descriptor, type Platform } from '../manifest.ts';
+import { choosePlatform } from '../platform.ts';
+import type { FoundImage, FoundLayer } from '../found-image.ts';
 
 export interface ArchiveOptions {
   readonly reference: ArchiveReference;
@@ -40,7 +41,7 @@ export async function openArchive({ reference, platform, scratch }: ArchiveOptio
   }
   const files = wantsDirectory ? layoutDirectory(reference.path) : await indexArchive(reference.path, scratch, signal);
   try {
-    // docker save writes both since version 25; its own manifest.json names the tags that a person knows.
+    // docker save writes both formats since version 25; manifest.json has the tags that a person knows.
     const image =
       reference.kind === 'docker-archive'
         ? await findSaved(files, reference, text)
@@ -123,10 +124,10 @@ async function findInLayout(files: ArchiveIndex, name: string | undefined, platf
     const layers = manifest.layers.map((layer, i) => localLayer(files, blobName(layer.digest), parsed.diffIds[i] as string, layer));
     return { digest: chosen.digest, config: parsed.config, layers };
   }
-  throw new DroverError('corrupt-image', `${text} is an index of indexes without end`, { hint: 'save it again' });
+  throw new DroverError('corrupt-image', `${text} nests its indexes too deeply`, { hint: 'save it again' });
 }
 
-/** What `docker save` writes: manifest.json, in all its versions (moby image/spec v1.2). */
+/** The manifest.json of `docker save`, in all its versions (moby image/spec v1.2). */
 async function findSaved(files: ArchiveIndex, reference: ArchiveReference, text: string): Promise<FoundImage> {
   let parsed: unknown;
   try {
@@ -175,7 +176,7 @@ function canonical(name: string): string {
   try {
     return formatImageReference(parseRegistryReference(name));
   } catch {
-    // Not a reference: it is only equal to itself.
+    // Not a reference: it equals only itself.
     return name;
   }
 }
@@ -215,4 +216,4 @@ function verify(data: Buffer, digest: string, text: string): void {
 }
 
 const layersDiffer = (text: string): DroverError =>
-  new DroverError('corrupt-image', `${text} has another number of layers than its config says`, { hint: 'save it again' });
+  new DroverError('corrupt-image', `${text} and its config differ in the number of layers`, { hint: 'save it again' });
