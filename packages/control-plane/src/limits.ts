@@ -4,7 +4,7 @@
 export const heartbeatIntervalMs = 10_000;
 /** A host silent for this long is marked down and its stream closed (L-10). Milliseconds. */
 export const hostTtlMs = 30_000;
-/** The hub's one loop: heartbeats are written and silence is looked for this often. Milliseconds. */
+/** The hub's one loop writes heartbeats and checks for silent hosts this often. Milliseconds. */
 export const hubTickMs = 1_000;
 /** Heartbeats in one store transaction; more go into the next one. */
 export const heartbeatBatch = 1_000;
@@ -28,27 +28,27 @@ export const maxProcessNameLength = 64;
 export const maxEgressTextLength = 300;
 /**
  * Events of one sandbox that are stored in an hour of those that its host reports (refused connections, out-of-memory kills, full disks). One
- * that tries a new destination every second would otherwise push the events of all others out of `eventsKept` within days.
+ * that tries a new destination every second would otherwise push the events of all others out of `retainedEvents` within days.
  */
 export const hostEventsPerSandboxHour = 240;
-/** Accept ramp (L-12): registrations a second, and at once after quiet; the others get GoAway BUSY with their turn. */
+/** Accept ramp (L-12): registrations a second, and the burst after a quiet time; the others get GoAway BUSY with the time of their slot. */
 export const registrationsPerSecond = 400;
 export const registrationBurst = 400;
 /** Registrations in one transaction on SQLite; more go into the next one. */
 export const registrationBatch = 64;
 /** Between the beginnings of two such transactions, unless one is full; a registration waits for the next. Milliseconds. */
 export const registrationGatherMs = 20;
-/** The longest wait that the ramp tells a host. Milliseconds; beyond it hosts share the last turn, spread by their own jitter. */
+/** The longest delay that the ramp gives a host. Milliseconds; beyond it hosts share the last slot, spread by their own jitter. */
 export const rampMaxDelayMs = 30_000;
 /** Connections whose TLS handshake is under way; the others wait unread (L-12). */
-export const handshakesAtOnce = 64;
-/** A connection that has not made a call by then lets the next one in, and may go on. Milliseconds. */
-export const handshakeTurnMs = 2_000;
+export const concurrentHandshakes = 64;
+/** A connection that has not made a call by then releases its slot to the next one, and may continue. Milliseconds. */
+export const handshakeSlotMs = 2_000;
 /** Connections waiting for a handshake; one more is closed at once, and the host backs off. */
 export const waitingConnections = 16_384;
 /** A connection that has not made a call by then is closed. Milliseconds. */
 export const handshakeMs = 15_000;
-/** How long a host that was told to go may take to read it before its connection is cut. Milliseconds. */
+/** How long a host may take to read GoAway before its connection is destroyed. Milliseconds. */
 export const goAwayGraceMs = 2_000;
 /** Streams on one connection: the link and its tunnels. */
 export const streamsPerConnection = 2_048;
@@ -128,7 +128,7 @@ export const hostCallTimeoutMs = 60_000;
 /** API: lifetime of a join token for which none is named. Seconds. */
 export const defaultJoinTtlSeconds = 3_600;
 
-// Store: packages/control-plane/src/store
+// Store: packages/control-plane/src/{store,database}
 
 /** SQL statements kept prepared; when there are more, all are prepared again as they are used. */
 export const preparedStatements = 500;
@@ -152,7 +152,7 @@ export const listPage = 500;
 /** Rows of the largest list; more are left for the next page. */
 export const listPageMax = 10_000;
 
-// Placement, reconcile and events: packages/control-plane/src/{placement,reconcile,events}
+// Placement, reconcile and the event feed: packages/control-plane/src/{placement,reconcile,feed}
 
 /** Hosts tried for one sandbox whose room was taken meanwhile; then it waits for the next round. */
 export const placementAttempts = 10;
@@ -160,7 +160,7 @@ export const placementAttempts = 10;
 export const maxPendingMessageLength = 2_000;
 /** Sandboxes of one placement round; more are left for the next one. */
 export const placementBatch = 256;
-/** Waiting sandboxes are looked at this often even when nothing woke placement, and at most this often when much does. Milliseconds. */
+/** Placement runs at least this often, and pauses at least this long after each round. Milliseconds. */
 export const placementIntervalMs = 5_000;
 export const placementPauseMs = 100;
 /** Commands of the reconciler under way on one host; more sandboxes wait for one to end. */
@@ -170,35 +170,35 @@ export const stepBackoffBaseMs = 500;
 export const stepBackoffCapMs = 60_000;
 /** Tries of a creation or start that fail for reasons that may pass; then the sandbox fails with the last one. */
 export const startAttempts = 6;
-/** Every sandbox of a connected host is compared anew this often, whatever woke the loop before. Milliseconds. */
+/** A host's loop plans for all of its sandboxes this often. Milliseconds. */
 export const resyncMs = 60_000;
 /** A host down for this long makes its sandboxes lost (L-26). Milliseconds. */
 export const lostGraceMs = 60_000;
-/** A host that no replica has heard of for this long is marked down by any of them: its own may be gone. Milliseconds; three times `hostTtlMs`. */
+/** Any replica marks a host down that was silent for this long, as the host's own replica may be down. Milliseconds; three times `hostTtlMs`. */
 export const orphanedHostMs = 90_000;
-/** How often lost, expired and old rows are looked for. Milliseconds. */
+/** How often lost, expired and old rows are handled. Milliseconds. */
 export const upkeepMs = 5_000;
-/** How long a sandbox made with --rm stays after its end, for the rest of its output to be read; then it is removed. Milliseconds. */
+/** How long a sandbox with --rm stays after its end, so that the rest of its output can be read. Milliseconds. */
 export const removeOnExitMs = 5_000;
-/** Events that are kept; older ones are dropped, and a watcher that needs them is told how many it lost (I-36). */
-export const eventsKept = 100_000;
+/** Retained events; a watcher that needs older ones learns how many it lost (I-36). */
+export const retainedEvents = 100_000;
 /** Events that a watcher reads at once. */
 export const eventPage = 256;
-/** A watcher looks for new events this often even when nothing woke it. Milliseconds. */
+/** A watcher reads new events this often even without a wake-up. Milliseconds. */
 export const watchIntervalMs = 5_000;
-/** How long the answer to an idempotency key is kept (L-20), and how many are; a call repeated later is a new call. Milliseconds. */
-export const idempotencyKeptMs = 24 * 60 * 60 * 1_000;
-export const idempotencyKept = 50_000;
-/** How long a deleted sandbox is still listed and found by its id, and how many are; its events stay as long as other events. Milliseconds. */
-export const deletedKeptMs = 7 * 24 * 60 * 60 * 1_000;
-export const deletedKept = 10_000;
-/** Old rows are dropped in batches of `rowsPerStatement`, so many at each look; the rest at the next. */
+/** How long the response to an idempotency key is retained (L-20), and how many are; a call repeated later is a new call. Milliseconds. */
+export const idempotencyRetentionMs = 24 * 60 * 60 * 1_000;
+export const retainedIdempotencyKeys = 50_000;
+/** How long a deleted sandbox is listed and found by its id, and how many are; its events stay as long as other events. Milliseconds. */
+export const deletedRetentionMs = 7 * 24 * 60 * 60 * 1_000;
+export const retainedDeleted = 10_000;
+/** Batches of `rowsPerStatement` old rows that one round of upkeep drops. */
 export const trimBatches = 20;
-/** How long a join or sandbox token is kept after it expired; it is refused all that time, and then as an unknown one. Milliseconds. */
-export const expiredTokensKeptMs = 24 * 60 * 60 * 1_000;
-/** How often a drain looks at what is left. Milliseconds. */
+/** How long an expired join or sandbox token is retained; later it is refused as unknown. Milliseconds. */
+export const expiredTokenRetentionMs = 24 * 60 * 60 * 1_000;
+/** How often a drain checks the remaining sandboxes. Milliseconds. */
 export const drainPollMs = 500;
-/** Control plane: how often it looks whether its certificate is due for renewal, ms. */
+/** How often certificates are checked for their renewal. Milliseconds. */
 export const certificateCheckMs = 3_600_000;
 
 // Sessions: packages/control-plane/src/sessions
@@ -242,21 +242,21 @@ export const registerRequiredMs = 30_000;
 /** A step of the init plan, and post-init (I-29); init kills it then. Milliseconds. */
 export const stepMs = 30_000;
 export const postInitStepMs = 600_000;
-/** How much longer than a request's own time its answer is waited for; then it has failed with timeout. Milliseconds. */
-export const answerSlackMs = 10_000;
-/** What is kept of the end of a step's stderr (I-30). Bytes. */
+/** How much longer than its own time a request may wait for its response; then it has failed with timeout. Milliseconds. */
+export const responseSlackMs = 10_000;
+/** The retained end of a step's stderr (I-30). Bytes. */
 export const stderrTailBytes = 4_096;
-/** Characters that are kept of an error in an init's own words; longer ones are cut. */
+/** Characters of an error that init reports; the rest is cut off. */
 export const maxInitErrorLength = 1_000;
-/** How long a host may take to say how a sandbox ended whose init says so; then init's word counts for nothing. Milliseconds. */
+/** How long a host may take to report the end of a sandbox after its init did; then its session is redialled. Milliseconds. */
 export const endReportMs = 10_000;
-/** Unknown payloads of one session that are logged; further ones are passed over. */
+/** Unknown payloads of one session that are logged. */
 export const driftsLogged = 10;
 /** Frames waiting to be sent on one session, and requests waiting for their answers; one more fails its request. */
 export const sessionQueueFrames = 64;
 /** A certificate that could not be renewed on its session is tried again after this. Milliseconds. */
 export const sandboxRenewalRetryMs = 60_000;
-/** A session that hears nothing for the first of these sends a ping, and is broken when no answer comes within the second. Milliseconds. */
+/** A session without a frame for the first of these sends a ping, and is broken without a response within the second. Milliseconds. */
 export const sessionPingMs = 15_000;
 export const sessionPingTimeoutMs = 10_000;
 /**
@@ -267,25 +267,25 @@ export const sessionBytesPerSecond = 64 * 1024 * 1024;
 export const sessionBurstBytes = 64 * 1024 * 1024;
 export const sessionMessagesPerSecond = 2_000;
 export const sessionBurstMessages = 2_000;
-/** Sessions compared with the registry at each look of upkeep (I-11); the others at the next. */
+/** Sessions that one round of upkeep compares with the registry (I-11). */
 export const sessionsCompared = 1_000;
-/** How long the other calls of a session may go on after the main process has ended. Milliseconds. */
+/** How long the other calls of a session may continue after the end of the main process. Milliseconds. */
 export const closeGraceMs = 2_000;
 
-// Worldview and policies: packages/control-plane/src/{worldview,events}
+// Journal and event feed: packages/control-plane/src/{journal,feed}
 
-/** Events and checks that wait for the store; one more drops the oldest, and the log says how many were lost. */
+/** Events and checks that wait for the store; one more drops the oldest, and the log counts the lost ones. */
 export const journalQueue = 10_000;
 /** Events and checks in one transaction; more go into the next one. */
 export const journalBatch = 1_000;
 /** Between tries to write a batch: first ceiling and longest; drawn with full jitter. Milliseconds. */
 export const journalBackoffBaseMs = 100;
 export const journalBackoffCapMs = 5_000;
-/** Tries to write one batch, over a minute in all; then it is given up, and the log says how many were lost. */
+/** Tries to write one batch, over a minute in all; then it is dropped, and the log counts the lost ones. */
 export const journalAttempts = 40;
-/** Characters of a message, a name or a piece of evidence that a view keeps; longer ones are cut. */
+/** Characters of a message, a name or a piece of evidence in a view; the rest is cut off. */
 export const viewTextLength = 1_000;
-/** A policy whose events cannot be read tries again, after: first ceiling and longest; drawn with full jitter. Milliseconds. */
+/** Between tries of a subscriber to read events: first ceiling and longest; drawn with full jitter. Milliseconds. */
 export const subscribeBackoffBaseMs = 200;
 export const subscribeBackoffCapMs = 10_000;
 
@@ -297,18 +297,18 @@ export const certificatesPerSandbox = 8;
 export const accessTokensPerSandbox = 4;
 /** How long the token of a sandbox that was reinstated may be used. Milliseconds; twice the clock skew that breaks nothing (I-17). */
 export const secondTokenMs = 10 * 60_000;
-/** How long Register waits for the host's word of the address that its caller has; then it is refused (I-14). Milliseconds. */
+/** How long Register waits until the host reports the address of its caller; then it is refused (I-14). Milliseconds. */
 export const addressWaitMs = 3_000;
-/** Registrations that wait so at once, in all and through one host; one more is decided by the record as it stands. */
+/** Registrations that wait for an address, in all and through one host; one more is decided by the present record. */
 export const addressWaits = 1_024;
 export const addressWaitsPerHost = 128;
 /** The record is read again this often even when no event of its sandbox came. Milliseconds. */
 export const addressPollMs = 250;
 /** Last seen is written this often (I-10). Milliseconds. */
 export const seenFlushMs = 5_000;
-/** Sandboxes whose last seen waits for that; further ones are left out until their next call or frame. */
+/** Sandboxes whose last seen waits to be written; further ones are skipped until their next call or frame. */
 export const pendingSeen = 65_536;
-/** Listings of the registry that failed at the start; then it goes on unreaped (I-12). */
+/** Tries to list the registry's orphans at the start; then the server continues without a reap (I-12). */
 export const reapAttempts = 3;
 /** Between them: first ceiling and longest; full jitter. Milliseconds. */
 export const reapBackoffBaseMs = 200;
@@ -335,9 +335,9 @@ export const sandboxStreamsPerConnection = 16;
 export const refusalMs = 100;
 /** And one of Register not sooner than this: some of them wait for the address first. Milliseconds. */
 export const registerRefusalMs = addressWaitMs + 200;
-/** Sandboxes whose last refusal is remembered; the oldest is forgotten. */
-export const refusalsKept = 10_000;
-/** How long calls of sandboxes may go on after the control plane began to stop; then they are cut. Milliseconds. */
+/** Sandboxes whose last refusal is retained; one more drops the oldest. */
+export const retainedRefusals = 10_000;
+/** How long calls of sandboxes may continue after the control plane began to stop. Milliseconds. */
 export const sandboxShutdownMs = 2_000;
 
 /** Characters of what a host reports of a limit that a sandbox has reached; the rest is cut off. */

@@ -21,8 +21,7 @@ import {
 import type { Store } from '../store/index.ts';
 import { audit } from './audit.ts';
 import { LinkServerCredentials, type ServerIdentity } from './credentials.ts';
-import { Doorway } from './doorway.ts';
-import { Entrance, type Registered } from './entrance.ts';
+import { HandshakeLimiter } from './handshake-limiter.ts';
 import { takeHostEvents } from './host-events.ts';
 import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
 import {
@@ -41,12 +40,13 @@ import { hostOf } from './peer.ts';
 import { AcceptRamp, type RampOptions } from './ramp.ts';
 import { Registrations } from './registrations.ts';
 import { sign } from './signing.ts';
+import { StreamAcceptor, type Registered } from './stream-acceptor.ts';
 import { Tunnels, type InboundHandler, type TunnelServerCall } from './tunnels.ts';
 
 export interface LinkServerOptions {
   readonly store: Store;
   readonly ca: CertificateAuthority;
-  /** Is told of the certificates that hosts have signed for their sandboxes (I-13). Absent: no sandbox can register. */
+  /** Receives the certificates that are signed for sandboxes (I-13). Absent: no sandbox can register. */
   readonly registry?: Pick<Registry, 'issued'>;
   /** This replica's name: the owner of the streams that it holds (L-28). */
   readonly replica: string;
@@ -69,17 +69,17 @@ export interface LinkServerStats {
   readonly hosts: number;
   readonly pendingCommands: number;
   readonly connections: number;
-  /** Results that nobody waited for: duplicate, late or unknown (L-14). */
+  /** Results without a caller: duplicate, late or unknown (L-14). */
   readonly droppedResults: number;
-  /** Registrations that the ramp sent away (L-12). */
+  /** Registrations that the ramp refused (L-12). */
   readonly refusedByRamp: number;
 }
 
 const superseded = { reason: link.GoAway_Reason.SUPERSEDED, message: 'a newer stream of this host took over' };
 
 /**
- * The hosts' end of the link (spec 1): one gRPC server, one stream a host. State of a stream is in its HostLink; this class
- * decides which stream is a host's current one, and everything by time is done in one loop for all hosts.
+ * The control plane's end of the link (spec 1): one gRPC server, one stream per host. A HostLink holds the state of a stream; this class
+ * decides which stream is a host's current one. One loop for all hosts does everything that depends on time.
  */
 export class LinkServer implements Hub {
   readonly #options: LinkServerOptions;
@@ -92,8 +92,8 @@ export class LinkServer implements Hub {
   readonly #observationSink: ObservationSink;
   readonly #liveness: Liveness;
   readonly #tunnels: Tunnels;
-  readonly #doorway: Doorway;
-  readonly #entrance: Entrance;
+  readonly #handshakes: HandshakeLimiter;
+  readonly #acceptor: StreamAcceptor;
   readonly #server: Server;
   readonly #life = new AbortController();
   #injector: ConnectionInjector | undefined;
@@ -115,21 +115,21 @@ export class LinkServer implements Hub {
     };
     this.#liveness = new Liveness(options.store, this.#logger);
     this.#tunnels = new Tunnels(this.#clock, options.onInbound);
-    this.#doorway = new Doorway((socket) => this.#injector?.injectConnection(socket), this.#clock);
-    this.#entrance = new Entrance({
+    this.#handshakes = new HandshakeLimiter((socket) => this.#injector?.injectConnection(socket), this.#clock);
+    this.#acceptor = new StreamAcceptor({
       names: options.ca.names,
       ramp: new AcceptRamp(
         options.ramp ?? { perSecond: registrationsPerSecond, burst: registrationBurst, maxDelayMs: rampMaxDelayMs },
         this.#clock.now(),
       ),
       registrations: new Registrations(options.store, options.replica, this.#logger),
-      doorway: this.#doorway,
+      handshakes: this.#handshakes,
       clock: this.#clock,
       logger: this.#logger,
       signal: this.#life.signal,
-      enter: (call, registered) => this.#enter(call, registered),
+      registered: (call, registered) => this.#registered(call, registered),
       receive: (held, frame) => this.#receive(held, frame),
-      over: (held) => this.#drop(held, 'its stream ended'),
+      ended: (held) => this.#drop(held, 'its stream ended'),
     });
     this.#credentials = new LinkServerCredentials(this.#identity(options.identity));
     this.#server = new Server({
@@ -143,7 +143,7 @@ export class LinkServer implements Hub {
     const tunnel = methodDefinition(link.HostLinkService.method.tunnel);
     this.#server.register<link.HostFrame, Buffer>(
       connect.path,
-      (call: ConnectCall) => this.#entrance.accept(call),
+      (call: ConnectCall) => this.#acceptor.accept(call),
       asIs,
       connect.requestDeserialize,
       'bidi',
@@ -158,7 +158,7 @@ export class LinkServer implements Hub {
   }
 
   /**
-   * Starts to take hosts. Those that this replica held in an earlier life are marked down first.
+   * Starts to accept hosts. Those that this replica held before its restart are marked down first.
    * @throws {DroverError} port-in-use, missing-privilege
    */
   async listen(address: { readonly host: string; readonly port: number }): Promise<{ readonly port: number }> {
@@ -166,7 +166,7 @@ export class LinkServer implements Hub {
     this.#injector = this.#server.createConnectionInjector(this.#credentials);
     let port: number;
     try {
-      port = await this.#doorway.listen(address.host, address.port);
+      port = await this.#handshakes.listen(address.host, address.port);
     } catch (error) {
       throw DroverError.from(error);
     }
@@ -174,14 +174,14 @@ export class LinkServer implements Hub {
     return { port };
   }
 
-  /** Tells every host to come back later, marks them down, ends what waits, closes. */
+  /** Asks every host to reconnect later, marks them down, fails the waiting calls, closes. */
   async close(): Promise<void> {
     if (this.#life.signal.aborted) return;
     this.#life.abort(new DroverError('unavailable', 'the control plane stops'));
-    this.#doorway.stop();
-    // Hosts come back evenly over the time that the ramp needs for them.
+    this.#handshakes.stop();
+    // The hosts reconnect evenly over the time that the ramp needs for them.
     const spreadMs = Math.min(rampMaxDelayMs, 1_000 + (this.#links.size * 1_000) / registrationsPerSecond);
-    this.#entrance.close();
+    this.#acceptor.close();
     for (const held of this.#links.values()) {
       const reconnectAfterMs = Math.max(1, Math.round(Math.random() * spreadMs));
       this.#drop(held, 'the control plane stops', { reason: link.GoAway_Reason.SHUTDOWN, reconnectAfterMs });
@@ -191,10 +191,10 @@ export class LinkServer implements Hub {
     const closed = new Promise<void>((resolve) => {
       this.#server.tryShutdown(() => resolve());
     });
-    const timeout = setTimeout(() => this.#doorway.destroy(), goAwayGraceMs);
+    const timeout = setTimeout(() => this.#handshakes.destroy(), goAwayGraceMs);
     await closed;
     clearTimeout(timeout);
-    this.#doorway.destroy();
+    this.#handshakes.destroy();
     this.#server.forceShutdown();
   }
 
@@ -232,7 +232,7 @@ export class LinkServer implements Hub {
     );
   }
 
-  /** L-15: a host that is not connected fails at once. */
+  /** L-15: a call to a host that is not connected fails immediately. */
   #linkOf(hostId: HostId): HostLink {
     const held = this.#links.get(hostId);
     if (held !== undefined) return held;
@@ -252,7 +252,7 @@ export class LinkServer implements Hub {
       removed ? { code: status.PERMISSION_DENIED, details: 'the host was removed' } : undefined,
     );
     // Its tunnels end with it (L-4).
-    if (removed) this.#doorway.cut(held.peer, goAwayGraceMs);
+    if (removed) this.#handshakes.close(held.peer, goAwayGraceMs);
   }
 
   on(listener: HubListener): () => void {
@@ -266,17 +266,17 @@ export class LinkServer implements Hub {
     return {
       hosts: this.#links.size,
       pendingCommands,
-      connections: this.#doorway.connections,
+      connections: this.#handshakes.connections,
       droppedResults: this.#droppedResults,
-      refusedByRamp: this.#entrance.refusedByRamp,
+      refusedByRamp: this.#acceptor.refusedByRamp,
     };
   }
 
   /** Makes a registered stream its host's current one (L-11). */
-  #enter(call: ConnectCall, { hostId, epoch, peer, registration }: Registered): HostLink | undefined {
+  #registered(call: ConnectCall, { hostId, epoch, peer, registration }: Registered): HostLink | undefined {
     const older = this.#links.get(hostId);
     if (older !== undefined && older.epoch > epoch) {
-      // A stream that registered after this one was faster with it.
+      // A newer stream has registered meanwhile.
       writeGoAway(call, superseded);
       endWith(call, status.ABORTED, superseded.message);
       return undefined;
@@ -306,7 +306,7 @@ export class LinkServer implements Hub {
   }
 
   #receive(held: HostLink, frame: link.HostFrame['frame']): void {
-    // What a superseded or dropped stream still says is not heard (L-11).
+    // L-11: frames of a superseded or dropped stream are ignored.
     if (held.ended) return;
     held.lastSeen = this.#clock.now();
     switch (frame.case) {
@@ -327,21 +327,21 @@ export class LinkServer implements Hub {
       case 'register':
         return this.#drop(held, 'it registered twice', undefined, { code: status.INVALID_ARGUMENT, details: 'Register came twice' });
       case undefined:
-        // A frame of a newer agent: nothing waits for an answer to it.
+        // A frame of a newer agent, which expects no response.
         return;
     }
   }
 
   #tunnel(call: TunnelServerCall): void {
     const certified = hostOf(call, this.#options.ca.names, this.#clock.now());
-    // Only a host whose link stands: a removed one has none (L-4).
+    // L-4: a removed host has no link.
     if (certified === undefined || !this.#links.has(certified)) {
       return endWith(call, status.PERMISSION_DENIED, 'the host has no link');
     }
     this.#tunnels.accept(certified, call);
   }
 
-  /** Ends one stream. Only if it still is the host's current one does anything happen to the host (L-11). */
+  /** Ends one stream. The host goes down only if the stream is its current one (L-11). */
   #drop(
     held: HostLink,
     reason: string,
@@ -367,14 +367,14 @@ export class LinkServer implements Hub {
         return; // closed
       }
       const now = this.#clock.now();
-      this.#entrance.sweep(now);
+      this.#acceptor.sweep(now);
       this.#sweep(now);
-      this.#doorway.sweep(now);
+      this.#handshakes.sweep(now);
       try {
         await this.#liveness.flush();
         if (now - this.#lastAudit >= linkAuditMs) await this.#audit(now);
       } catch (error) {
-        this.#logger.error({ err: error }, 'the hub could not do its round; it tries again');
+        this.#logger.error({ err: error }, 'a round of the hub failed; retrying');
       }
     }
   }
@@ -384,15 +384,15 @@ export class LinkServer implements Hub {
       if (now - held.lastSeen <= this.#ttlMs) continue;
       const message = `nothing was heard of it for ${Math.round((now - held.lastSeen) / 1000)} s`;
       this.#drop(held, message, { reason: link.GoAway_Reason.SILENT, message });
-      // It may not read what it was told.
-      this.#doorway.cut(held.peer, goAwayGraceMs);
+      // It may not read GoAway.
+      this.#handshakes.close(held.peer, goAwayGraceMs);
     }
   }
 
   async #audit(now: number): Promise<void> {
     this.#lastAudit = now;
     for (const [held, verdict] of await audit(this.#options.store, this.#links)) {
-      // Its host may have come with another stream meanwhile.
+      // Another stream of the host may have replaced it meanwhile.
       if (held.ended) continue;
       if (verdict === 'removed') this.disconnect(held.hostId, link.GoAway_Reason.REMOVED, 'the host was removed');
       else this.#drop(held, superseded.message, superseded);

@@ -1,22 +1,22 @@
-/** How fast hosts are let in after a restart (L-12). */
+/** How fast hosts may register after a restart (L-12). */
 export interface RampOptions {
   readonly perSecond: number;
   readonly burst: number;
-  /** The longest delay that is told. Milliseconds. */
+  /** The longest delay that a host is given. Milliseconds. */
   readonly maxDelayMs: number;
 }
 
 /**
- * A token bucket that gives turns: who finds it empty is told when to come back, and that turn is kept free.
- * So N hosts at once come back evenly over N / perSecond seconds, each refused once.
+ * A token bucket with reservations: a host that finds it empty receives the time of a slot, which is kept free for it. So N hosts that
+ * reconnect at the same time register evenly over N / perSecond seconds, each refused once.
  */
 export class AcceptRamp {
   readonly #options: RampOptions;
   /** When the bucket was last counted. Milliseconds. */
   #at: number;
   #tokens: number;
-  /** The next turn to be given to a host that was refused. */
-  #nextTurn = 0;
+  /** The last reserved slot. */
+  #lastSlot = 0;
 
   constructor(options: RampOptions, now: number) {
     this.#options = options;
@@ -24,7 +24,7 @@ export class AcceptRamp {
     this.#tokens = options.burst;
   }
 
-  /** 0: come in. Otherwise in how many milliseconds to come again. */
+  /** @returns after how many milliseconds the host may register; 0: now */
   admit(now: number): number {
     const { perSecond, burst, maxDelayMs } = this.#options;
     this.#tokens = Math.min(burst, this.#tokens + ((now - this.#at) * perSecond) / 1000);
@@ -33,9 +33,9 @@ export class AcceptRamp {
       this.#tokens--;
       return 0;
     }
-    this.#nextTurn = Math.max(this.#nextTurn, now) + 1000 / perSecond;
-    const delay = Math.min(this.#nextTurn - now, maxDelayMs);
-    this.#nextTurn = now + delay;
+    this.#lastSlot = Math.max(this.#lastSlot, now) + 1000 / perSecond;
+    const delay = Math.min(this.#lastSlot - now, maxDelayMs);
+    this.#lastSlot = now + delay;
     return Math.max(1, Math.ceil(delay));
   }
 }

@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { FakeClock, newHostId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
-import { eventsKept, lostGraceMs, orphanedHostMs, removeOnExitMs, upkeepMs } from '../limits.ts';
+import { retainedEvents, lostGraceMs, orphanedHostMs, removeOnExitMs, upkeepMs } from '../limits.ts';
 import { sandboxState } from '../model/state.ts';
 import type { Store } from '../store/store.ts';
 import { draft, readyHost, registration, seen } from '../store/testing/fixtures.ts';
@@ -161,11 +161,11 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect(await answer('first')).toBe('first');
     const names = async (): Promise<string[]> => (await store.sandboxes.list({ includeDeleted: true })).map((row) => row.name).sort();
     {
-      await using _ = running(store, clock, { deletedKept: 1, eventsKept: 2 });
+      await using _ = running(store, clock, { retainedDeleted: 1, retainedEvents: 2 });
       await pass(clock, upkeepMs);
       // By number at once, the one that was deleted last kept.
       expect(await names()).toEqual(['b', 'c']);
-      expect(await store.events.after(0, eventsKept)).toHaveLength(2);
+      expect(await store.events.after(0, retainedEvents)).toHaveLength(2);
       expect(await answer('second')).toBe('first');
     }
     await clock.advance(8 * 86_400_000);

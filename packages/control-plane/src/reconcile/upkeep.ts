@@ -15,10 +15,10 @@ export interface UpkeepOptions {
   readonly lostGraceMs?: number;
   /** How long a host that no replica hears of stays ready. Milliseconds; default 90 s. */
   readonly orphanedHostMs?: number;
-  /** Default: `eventsKept`. */
-  readonly eventsKept?: number;
-  /** Default: `deletedKept`. */
-  readonly deletedKept?: number;
+  /** Default: `retainedEvents`. */
+  readonly retainedEvents?: number;
+  /** Default: `retainedDeleted`. */
+  readonly retainedDeleted?: number;
 }
 
 /** What only time brings about: sessions of evicted identities end, sandboxes of silent hosts become lost, those past their ttl stop, old rows go. */
@@ -105,15 +105,15 @@ export class Upkeep {
   }
 
   async #trim(): Promise<void> {
-    const { store, clock, eventsKept = limits.eventsKept, deletedKept = limits.deletedKept } = this.#options;
+    const { store, clock, retainedEvents = limits.retainedEvents, retainedDeleted = limits.retainedDeleted } = this.#options;
     const now = clock.now();
-    await store.events.trim(eventsKept);
-    await store.idempotency.trim(now - limits.idempotencyKeptMs, limits.idempotencyKept);
+    await store.events.trim(retainedEvents);
+    await store.idempotency.trim(now - limits.idempotencyRetentionMs, limits.retainedIdempotencyKeys);
     for (let batch = 0; batch < limits.trimBatches; batch++) {
-      const dropped = await store.sandboxes.trimDeleted(now - limits.deletedKeptMs, deletedKept);
+      const dropped = await store.sandboxes.trimDeleted(now - limits.deletedRetentionMs, retainedDeleted);
       if (dropped < limits.rowsPerStatement) break;
     }
-    await store.tokens.trimJoin(now - limits.expiredTokensKeptMs);
-    await store.identities.trimTokens(now - limits.expiredTokensKeptMs);
+    await store.tokens.trimJoin(now - limits.expiredTokenRetentionMs);
+    await store.identities.trimTokens(now - limits.expiredTokenRetentionMs);
   }
 }

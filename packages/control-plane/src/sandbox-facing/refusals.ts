@@ -1,6 +1,6 @@
 import { DroverError, type Logger, type SandboxId } from '@drover/foundation';
 import type { RegisterRefusal } from '../identity/index.ts';
-import { refusalsKept } from '../limits.ts';
+import { retainedRefusals } from '../limits.ts';
 import type { SandboxStore } from '../store/index.ts';
 import type { TrustCheck, Worldview } from '../worldview/index.ts';
 import type { Caller } from './caller.ts';
@@ -58,7 +58,7 @@ export class Refusals {
     this.#last.delete(sandboxId);
     this.#last.set(sandboxId, { thumbprint, refusal });
     for (const oldest of this.#last.keys()) {
-      if (this.#last.size <= refusalsKept) break;
+      if (this.#last.size <= retainedRefusals) break;
       this.#last.delete(oldest);
     }
     if (checks.length > 0) this.#worldview.record(sandboxId, checks);

@@ -1,6 +1,6 @@
 import { DroverError, withDeadline, type Clock, type SandboxId } from '@drover/foundation';
 import type { InitFailure, Journal, StepFailure, StepPlace } from '../../events/index.ts';
-import { answerSlackMs, stderrTailBytes, stepMs } from '../../limits.ts';
+import { responseSlackMs, stderrTailBytes, stepMs } from '../../limits.ts';
 import type { CommandStep, PlanStep } from './plan.ts';
 import { StreamLost, type AnswerOf, type SessionStream } from '../connection/index.ts';
 import { Tail } from './tail.ts';
@@ -60,7 +60,7 @@ export async function requestReady(stream: SessionStream): Promise<void> {
 
 async function startMain({ clock, ready }: PlanContext): Promise<StepFailure | undefined> {
   try {
-    await within(clock, stepMs + answerSlackMs, 'the start of the command', ready());
+    await within(clock, stepMs + responseSlackMs, 'the start of the command', ready());
     return undefined;
   } catch (error) {
     // It was started: its end was told before the answer.
@@ -83,7 +83,7 @@ async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Pr
       },
     );
     // Init ends the step in time; this is for one that does not say so.
-    exited = await within(clock, timeoutMs + answerSlackMs, `the end of the step ${name}`, request);
+    exited = await within(clock, timeoutMs + responseSlackMs, `the end of the step ${name}`, request);
   } catch (error) {
     if (error instanceof StreamLost && error.mainExited) return 'sandbox-ended';
     return withStderr(failureOf(error), stderr);

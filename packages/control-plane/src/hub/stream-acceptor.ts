@@ -3,26 +3,26 @@ import type { Names } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { status } from '@grpc/grpc-js';
 import { firstFrameMs, goAwayGraceMs } from '../limits.ts';
-import type { Doorway } from './doorway.ts';
+import type { HandshakeLimiter } from './handshake-limiter.ts';
 import { endWith, writeGoAway, type ConnectCall, type HostLink } from './host-link.ts';
 import { hostOf } from './peer.ts';
 import type { AcceptRamp } from './ramp.ts';
 import type { Registrations } from './registrations.ts';
 
-export interface EntranceOptions {
+export interface StreamAcceptorOptions {
   readonly names: Names;
   readonly ramp: AcceptRamp;
   readonly registrations: Registrations;
-  readonly doorway: Doorway;
+  readonly handshakes: HandshakeLimiter;
   readonly clock: Clock;
   readonly logger: Logger;
   /** Aborts when the server stops. */
   readonly signal: AbortSignal;
-  /** The store has it registered: makes it the host's current stream. Undefined: it was sent away. */
-  readonly enter: (call: ConnectCall, registered: Registered) => HostLink | undefined;
+  /** Makes a stream that the store has registered its host's current one. Undefined: it was refused. */
+  readonly registered: (call: ConnectCall, registered: Registered) => HostLink | undefined;
   /** Every frame after Register. */
   readonly receive: (held: HostLink, frame: link.HostFrame['frame']) => void;
-  readonly over: (held: HostLink) => void;
+  readonly ended: (link: HostLink) => void;
 }
 
 export interface Registered {
@@ -32,14 +32,14 @@ export interface Registered {
   readonly registration: link.Register;
 }
 
-/** What a stream passes on its way in: certificate, first frame, ramp, store (L-5, L-6, L-12, L-4). */
-export class Entrance {
-  readonly #options: EntranceOptions;
-  /** Streams that have not registered, with when they came. */
-  readonly #strangers = new Map<ConnectCall, number>();
+/** Accepts the streams of hosts. Checks the certificate, the first frame, the ramp and the store, in this order (L-5, L-6, L-12, L-4). */
+export class StreamAcceptor {
+  readonly #options: StreamAcceptorOptions;
+  /** Unregistered streams, with the time of their call. */
+  readonly #unregistered = new Map<ConnectCall, number>();
   #refusedByRamp = 0;
 
-  constructor(options: EntranceOptions) {
+  constructor(options: StreamAcceptorOptions) {
     this.#options = options;
   }
 
@@ -49,56 +49,56 @@ export class Entrance {
 
   /** One Connect call. */
   accept(call: ConnectCall): void {
-    const { names, clock, doorway, signal, receive, over } = this.#options;
+    const { names, clock, handshakes, signal, receive, ended } = this.#options;
     const peer = call.getPeer();
-    doorway.called(peer);
+    handshakes.called(peer);
     const certified = hostOf(call, names, clock.now());
     if (certified === undefined) {
       endWith(call, status.PERMISSION_DENIED, 'the certificate names no host');
-      // A sandbox's certificate is of the same CA: its call must not make the connection one that may stay.
-      return doorway.cut(peer, goAwayGraceMs);
+      // A sandbox's certificate is of the same CA, but its connection may not stay.
+      return handshakes.close(peer, goAwayGraceMs);
     }
     if (signal.aborted) return endWith(call, status.UNAVAILABLE, 'the control plane stops');
-    this.#strangers.set(call, clock.now());
+    this.#unregistered.set(call, clock.now());
     let held: HostLink | undefined;
-    const ended = (): void => {
-      this.#strangers.delete(call);
-      if (held !== undefined) over(held);
+    const end = (): void => {
+      this.#unregistered.delete(call);
+      if (held !== undefined) ended(held);
     };
-    call.on('cancelled', ended);
+    call.on('cancelled', end);
     call.on('end', () => {
-      ended();
+      end();
       call.end();
     });
     call.on('data', ({ frame }: link.HostFrame) => {
       if (held !== undefined) return receive(held, frame);
-      if (!this.#strangers.delete(call)) return;
-      // L-6: registered, or ended.
+      if (!this.#unregistered.delete(call)) return;
+      // L-6: the first frame is Register, or the stream ends.
       if (frame.case !== 'register') return endWith(call, status.INVALID_ARGUMENT, 'the first frame must be Register');
-      // L-5: the certificate says who it is.
+      // L-5: the certificate names the host.
       if (frame.value.hostId !== certified) return endWith(call, status.PERMISSION_DENIED, 'the certificate is for another host');
       call.pause();
       void this.#register(call, certified, peer, frame.value).then((registered) => {
         held = registered;
-        if (held !== undefined && call.cancelled) over(held);
+        if (held !== undefined && call.cancelled) ended(held);
         call.resume();
       });
     });
   }
 
-  /** Never rejects; undefined when the stream was sent away. */
+  /** Never rejects; undefined when the stream was refused. */
   async #register(call: ConnectCall, hostId: HostId, peer: string, registration: link.Register): Promise<HostLink | undefined> {
-    const { ramp, registrations, clock, enter } = this.#options;
+    const { ramp, registrations, clock, registered } = this.#options;
     const delayMs = ramp.admit(clock.now());
     if (delayMs > 0) {
       this.#refusedByRamp++;
-      writeGoAway(call, { reason: link.GoAway_Reason.BUSY, message: 'many hosts come back at once', reconnectAfterMs: delayMs });
-      endWith(call, status.UNAVAILABLE, 'many hosts come back at once');
+      writeGoAway(call, { reason: link.GoAway_Reason.BUSY, message: 'many hosts reconnect at the same time', reconnectAfterMs: delayMs });
+      endWith(call, status.UNAVAILABLE, 'many hosts reconnect at the same time');
       return undefined;
     }
     try {
       const { epoch } = await registrations.register(registration);
-      return enter(call, { hostId, epoch, peer, registration });
+      return registered(call, { hostId, epoch, peer, registration });
     } catch (error) {
       this.#refuse(call, hostId, peer, error);
       return undefined;
@@ -106,14 +106,14 @@ export class Entrance {
   }
 
   #refuse(call: ConnectCall, hostId: HostId, peer: string, error: unknown): void {
-    const { doorway, logger } = this.#options;
+    const { handshakes, logger } = this.#options;
     if (hasCode(error, 'host-removed')) {
-      // L-4: on every stream, whatever certificate it still has.
+      // L-4: a removed host is refused, even while its certificate is valid.
       writeGoAway(call, { reason: link.GoAway_Reason.REMOVED, message: 'the host was removed' });
       endWith(call, status.PERMISSION_DENIED, 'the host was removed');
-      doorway.cut(peer, goAwayGraceMs);
+      handshakes.close(peer, goAwayGraceMs);
     } else if (hasCode(error, 'host-not-found')) {
-      endWith(call, status.PERMISSION_DENIED, 'the host is not known here');
+      endWith(call, status.PERMISSION_DENIED, 'the host is unknown here');
     } else {
       logger.error({ err: error, hostId }, 'a host could not be registered');
       endWith(call, status.UNAVAILABLE, 'the host could not be registered');
@@ -122,16 +122,16 @@ export class Entrance {
 
   /** Called from the hub's one loop. */
   sweep(now: number): void {
-    for (const [call, since] of this.#strangers) {
+    for (const [call, since] of this.#unregistered) {
       if (now - since < firstFrameMs) continue;
-      this.#strangers.delete(call);
+      this.#unregistered.delete(call);
       endWith(call, status.DEADLINE_EXCEEDED, 'Register did not come in time');
-      this.#options.doorway.cut(call.getPeer(), goAwayGraceMs);
+      this.#options.handshakes.close(call.getPeer(), goAwayGraceMs);
     }
   }
 
-  /** Ends those that have not registered. */
+  /** Ends the unregistered streams. */
   close(): void {
-    for (const call of this.#strangers.keys()) endWith(call, status.UNAVAILABLE, 'the control plane stops');
+    for (const call of this.#unregistered.keys()) endWith(call, status.UNAVAILABLE, 'the control plane stops');
   }
 }
