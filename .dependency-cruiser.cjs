@@ -70,7 +70,7 @@ const layers = {
     ['sandbox.ts'],
     ['files', 'session'],
     ['service.ts'],
-    ['rehearsal'],
+    ['warm-up'],
     ['pid1'],
     ['entry.ts', 'index.ts'],
   ],

@@ -4,13 +4,13 @@ export const limits = {
   sandboxes: 16_384,
   /** Bytes of one control message (a whole table). Larger: the call fails with resource-exhausted. */
   controlMessageBytes: 64 * 1024 * 1024,
-  /** Client connections of one sandbox; one more is closed at once. */
+  /** Client connections of one sandbox; one more is closed immediately. */
   connectionsPerSandbox: 512,
-  /** Connections of an address that is not in the table; one more is closed at once. */
-  connectionsPerStranger: 8,
-  /** Client connections in all; one more is closed at once. */
+  /** Connections of an address that is not in the table; one more is closed immediately. */
+  connectionsPerUnknownAddress: 8,
+  /** Client connections in total; one more is closed immediately. */
   connections: 16_384,
-  /** Bytes of a request's or answer's head. More: 431 to the client, or 502 when the server sent it. */
+  /** Bytes of the head of a request or a response. More: 431 to the client, or 502 for a response. */
   headBytes: 32 * 1024,
   /** Header lines of a request's head; more: 431. */
   headerLines: 128,
@@ -20,19 +20,19 @@ export const limits = {
   keepAliveMs: 15_000,
   /** Milliseconds for a name to be resolved; then 504. */
   resolveTimeoutMs: 5000,
-  /** Names of one sandbox being resolved at once, those that were given up and have not ended among them; one more is answered 503. */
+  /** Concurrent lookups of one sandbox, abandoned ones that have not ended included; one more: 503. */
   lookupsPerSandbox: 8,
-  /** Milliseconds for one address to accept a connection; then its attempt has failed. */
+  /** Milliseconds for one address to accept a connection; then the attempt has failed. */
   dialTimeoutMs: 10_000,
-  /** Milliseconds before the next address is tried beside one that has not connected yet. Source: RFC 8305, section 8. */
+  /** Milliseconds before the next address is tried concurrently. Source: RFC 8305, section 8. */
   attemptDelayMs: 250,
   /** Addresses of one name that are tried; further ones are ignored. */
   dialAddresses: 16,
-  /** Milliseconds without a byte in either direction; then the connection is closed. Long polls and idle tunnels live under it. */
+  /** Milliseconds without a byte in either direction; then the connection is closed. It bounds long polls and idle tunnels. */
   idleMs: 60 * 60_000,
   /** Milliseconds that one direction of a tunnel may go on without a byte after the other has ended. */
   halfOpenIdleMs: 5 * 60_000,
-  /** Milliseconds that the host's own addresses are remembered. */
+  /** Milliseconds that the host's own addresses are cached. */
   ownAddressesMs: 2000,
   /** Characters of the reason phrase of a refusal; longer ones are cut. */
   reasonPhraseLength: 256,
@@ -40,7 +40,7 @@ export const limits = {
   refusalsReportedPerSandbox: 32,
   /** Milliseconds in which repeated refusals of one destination are counted into one report. */
   refusalQuietMs: 60_000,
-  /** Reports that wait for an agent; the oldest are dropped. */
+  /** Reports that wait for an agent; beyond it the oldest are dropped. */
   refusalsWaiting: 1024,
   /** Refusals of one sandbox that are logged in a second; the rest is counted in the next line. */
   refusalsLoggedPerSecond: 10,
@@ -51,6 +51,6 @@ export const limits = {
    * `lookupsPerSandbox` of each, it takes 8 hostile sandboxes to keep the others of the host waiting.
    */
   egressThreads: 128,
-  /** Milliseconds that connections get to end when the egress daemon stops. */
+  /** Milliseconds in which the connection of a refused client ends. */
   stopGraceMs: 1000,
 } as const;

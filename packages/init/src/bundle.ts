@@ -7,10 +7,10 @@ import { writeFileAtomic } from '@drover/foundation';
 const packageRoot = dirname(import.meta.dirname);
 
 /**
- * How init's Node is started: these before the path of the bundle. No worker threads for V8, and none that parses the public roots.
- * `--disable-sigusr1`: the workload must not open a debugger in PID 1. `--openssl-config`: nor name libraries for it to load, in the
- * /etc/ssl/openssl.cnf of its image. No flags of V8's own: each of those makes it refuse the code cache
- * that Node carries for its own modules, and start-up twice as long.
+ * The flags of init's Node.js, before the path of the bundle. No worker threads for V8, and none that parses the public roots.
+ * `--disable-sigusr1`: the workload must not open a debugger in PID 1. `--openssl-config`: the /etc/ssl/openssl.cnf of the image must not name
+ * libraries for it to load. No flags of V8: with any of them it rejects the code cache of Node.js's own modules, and the start takes twice as
+ * long.
  */
 export const initNodeFlags: readonly string[] = [
   '--v8-pool-size=0',
@@ -25,7 +25,7 @@ export function initBundlePath(): string {
   return join(packageRoot, 'dist', 'bundle', 'init.cjs');
 }
 
-/** The native addon for terminals, to be copied to `/.drover/pty.node`; undefined when there is none for this machine. It needs libutil.so.1. */
+/** The native addon for terminals, to be copied to `/.drover/pty.node`; undefined when this platform has none. It needs libutil.so.1. */
 export function ptyAddonPath(): string | undefined {
   const require = createRequire(import.meta.url);
   try {
@@ -37,7 +37,7 @@ export function ptyAddonPath(): string | undefined {
   }
 }
 
-/** Bundles init into one file; needs the workspace's esbuild, so published packages carry the result. Gives the path. */
+/** Bundles init into one file, and returns its path. It needs the workspace's esbuild, so published packages contain the result. */
 export async function buildInitBundle(outfile: string = initBundlePath()): Promise<string> {
   const { build } = await import('esbuild');
   await mkdir(dirname(outfile), { recursive: true });
@@ -56,7 +56,7 @@ export async function buildInitBundle(outfile: string = initBundlePath()): Promi
     // In place of the platform's global, wherever a library uses it.
     inject: [join(packageRoot, 'src', 'server', 'headers.ts')],
   });
-  // Replaced whole: another process may be starting init from it.
+  // Replaced as a whole: another process may be starting init from it.
   await writeFileAtomic(outfile, outputFiles[0]?.contents ?? '', { mode: 0o644, sync: false });
   return outfile;
 }

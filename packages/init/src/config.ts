@@ -1,5 +1,5 @@
 /**
- * What the agent writes into the run directory before it starts init: `/.drover/run/config.json`, mode 0400, read once.
+ * The agent writes it into the run directory before it starts init: `/.drover/run/config.json`, mode 0400, read once.
  * Agent and init come from the same release; `version` guards against a mix.
  */
 export interface InitConfig {
@@ -8,9 +8,9 @@ export interface InitConfig {
   readonly hostname: string;
   /** URI SAN of the one peer that may connect (I-3). */
   readonly controlPlaneUri: string;
-  /** Where init registers (I-13): the host's end of the way to the control plane's sandbox-facing listener. Absent: it cannot be asked to. */
+  /** Where init registers (I-13): the host's listener for the control plane's sandbox-facing API. Absent: init cannot register. */
   readonly control?: { readonly host: string; readonly port: number };
-  /** What Register claims, beside the certificate. */
+  /** Claimed by Register, beside the certificate. */
   readonly project: string;
   readonly name: string;
   /** PEM files beside the config: `ca.pem`, `cert.pem`, `key.pem`; and `token`, the single-use bootstrap token. */
@@ -25,9 +25,9 @@ export interface InitConfig {
   readonly stopGraceMs: number;
   /** Rises with every start of the sandbox. */
   readonly startCount: number;
-  /** Files to make in `secretsDirectory`, which the runtime has mounted a tmpfs on. Secrets of the environment are in `main.env`. */
+  /** Files for `secretsDirectory`, a tmpfs that the runtime has mounted. Secrets of the environment are in `main.env`. */
   readonly secrets?: readonly SecretFile[];
-  /** The sandbox is stopped when idle for so long (R-20). Milliseconds; absent: never. */
+  /** The sandbox is stopped after this long without use (R-20). Milliseconds; absent: never. */
   readonly idleStopMs?: number;
 }
 
@@ -38,7 +38,7 @@ export interface SecretFile {
   readonly value: string;
 }
 
-/** Where secrets that are files are (R-19). */
+/** The directory of secrets that are files (R-19). */
 export const secretsDirectory = '/run/secrets';
 
 export interface MainProcess {
@@ -50,13 +50,13 @@ export interface MainProcess {
   readonly terminal: boolean;
   readonly rows: number;
   readonly columns: number;
-  /** False closes the main process's stdin at once. */
+  /** False: the main process has no stdin. */
   readonly stdin: boolean;
   /** The number of the signal that asks it to end. */
   readonly stopSignal: number;
 }
 
-/** What init writes just before it exits: `/.drover/run/exit.json`. Written by the sandbox, so read with care. */
+/** Init writes it just before it exits: `/.drover/run/exit.json`. The sandbox can write it too, so it is not trusted. */
 export interface ExitRecord {
   readonly code: number;
   readonly signal: string;
@@ -66,22 +66,22 @@ export interface ExitRecord {
   readonly outOfMemory: boolean;
   /** `main-exited`, `stopped`, `idle`, `start-failed`. */
   readonly reason: string;
-  /** Set for start-failed: why the main process could not be started. */
+  /** For start-failed: why the main process could not be started. */
   readonly message: string;
 }
 
 /**
- * In init's environment: the descriptor that is at its end once the run directory is complete; absent: it is. Init is so started while its
- * certificate is still being signed.
+ * In init's environment: a descriptor whose end of file means that the run directory is complete. Absent: it is complete. Init can so start
+ * while its certificate is still being signed.
  */
 export const gateVariable = 'DROVER_GATE';
 
 /**
- * In init's environment, beside the gate: init is a standby, started before anybody asked for its sandbox. While it waits it rehearses a start
- * (see rehearsal.ts), and says by `standbyFile` in the run directory that it has.
+ * In init's environment, beside the gate: init is a standby, started before its sandbox is requested. While it waits it does a warm-up run
+ * (see warm-up.ts), and reports it by `standbyFile` in the run directory.
  */
 export const standbyVariable = 'DROVER_STANDBY';
-/** Empty. A standby writes it once its gate may open; the host takes it away. */
+/** Empty. A standby creates it when its gate may open; the host removes it. */
 export const standbyFile = 'standby';
 
 /** The port that init listens on inside the sandbox. */
@@ -97,6 +97,6 @@ export interface LogLine {
   /** Milliseconds since the epoch. */
   readonly t: number;
   readonly d: string;
-  /** Bytes of output over both streams before this record, since this start of the sandbox. Absent in those of earlier releases. */
+  /** Bytes of output over both streams before this record, since this start of the sandbox. Absent in records of earlier releases. */
   readonly o?: number;
 }

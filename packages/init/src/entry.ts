@@ -1,6 +1,6 @@
 import { becomeFlag, stepFlag } from './own-program.ts';
 
-/** `init.cjs [run directory]` is PID 1; `init.cjs --step NAME` a built-in step, `--become …` a user with groups. What the other one needs is not loaded. */
+/** `init.cjs [run directory]` is PID 1, `init.cjs --step NAME` a built-in step, `--become …` a user with groups. Each loads only its own part. */
 if (process.argv[2] === stepFlag) {
   void import('./built-in-steps/index.ts').then(async ({ runBuiltInStep }) => {
     process.exitCode = await runBuiltInStep(process.argv[3] ?? '');

@@ -1,4 +1,4 @@
-/** For the agent: what init reads and writes, and where its program is. Nothing here loads init itself. */
+/** For the agent: the files that init reads and writes, and its program. Nothing here loads init itself. */
 export { buildInitBundle, initBundlePath, initNodeFlags, ptyAddonPath } from './bundle.ts';
 export * from './config.ts';
 export { packPath } from './files/index.ts';

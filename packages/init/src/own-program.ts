@@ -2,14 +2,14 @@ import { argumentsOf } from '@drover/linux';
 
 /** `argv[0]` of a built-in step. */
 const ownProgram = 'drover-step';
-/** Tells init's bundle that it is to be a step rather than PID 1: `init.cjs --step NAME`. */
+/** Makes init's bundle run a step: `init.cjs --step NAME`. */
 export const stepFlag = '--step';
-/** Tells it to become another program: `init.cjs --become UID GID GROUP,GROUP FILE ARGV…`. */
+/** Makes it become another program: `init.cjs --become UID GID GROUP,GROUP FILE ARGV…`. */
 export const becomeFlag = '--become';
 
 /**
- * A built-in step runs in the environment that the user chose for the sandbox, parts of which would act on the Node and the loader that
- * run the step. Those travel under another name, and what the step starts has them back.
+ * A built-in step has the user's environment, parts of which would act on the Node.js and the loader that run the step. Those variables are
+ * renamed for the step, and restored for the programs that it starts.
  */
 const hidden = 'DROVER_STEP_';
 export const actsOnNode = /^(?:NODE_|LD_|UV_|OPENSSL_|SSL_|GLIBC_|MALLOC_|ICU_)/;
@@ -21,8 +21,8 @@ interface Program {
 }
 
 /**
- * What to run for a step. A built-in one is init's own bundle, run by the Node, the loader and the flags that init itself was started
- * with: it needs nothing of the image (I-38).
+ * The program of a step. A built-in step is init's own bundle, run by the same Node.js, loader and flags as init: it needs nothing of the
+ * image (I-38).
  */
 export function programOf(step: Program): Program {
   const [name, ...rest] = step.argv;
@@ -33,7 +33,7 @@ export function programOf(step: Program): Program {
   };
 }
 
-/** The environment as the user chose it, for what a built-in step starts. */
+/** The user's environment, for the programs that a built-in step starts. */
 export function userEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   return Object.fromEntries(
     Object.entries(env).map(([name, value]) => [name.startsWith(hidden) ? name.slice(hidden.length) : name, value]),

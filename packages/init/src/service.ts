@@ -38,7 +38,7 @@ export function createInitService({ sandbox, identity, onCall = ignore, warn }: 
       listExecs: (call) => lists.run(() => listExecs(call, sandbox)),
       signalExec: (call) => lists.run(() => signalExec(call, sandbox)),
       logs: (call) => logReaders.run(() => logs(call, sandbox)),
-      // The three below are loaded when first used: an idle sandbox does not pay for them.
+      // The three below are loaded when first used: an idle sandbox has no cost of them.
       copyIn: (call) =>
         copies.run(() => sandbox.attached(async () => (await import('./files/index.ts')).copyIn(call, workdir, sandbox.config.main.user))),
       copyOut: (call) => copies.run(() => sandbox.attached(async () => (await import('./files/index.ts')).copyOut(call, workdir))),

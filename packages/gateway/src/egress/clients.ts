@@ -5,7 +5,7 @@ import { judgeAddress, type PolicyTable } from '../policy/index.ts';
 
 /** One use of a destination: a tunnel, or a request under way. */
 export interface Flow extends EgressRequest {
-  /** The address that was dialled; undefined until it is. */
+  /** The dialled address; undefined until then. */
   address: string | undefined;
   readonly close: () => void;
 }
@@ -13,14 +13,14 @@ export interface Flow extends EgressRequest {
 /** A client's connection to the proxy. */
 export interface Client {
   readonly socket: Socket;
-  /** The source address, which the kernel's rules hold it to. */
+  /** The source address, which the kernel's rules enforce. */
   readonly address: string;
-  /** The sandbox that the address belonged to when it connected; empty: a stranger. */
+  /** The sandbox that the address belonged to when it connected; empty: an unknown address. */
   readonly sandboxId: string;
   readonly flows: Set<Flow>;
 }
 
-/** The connections to the proxy, counted by source address, and what flows through each. */
+/** The connections to the proxy, counted by source address, with their flows. */
 export class Clients {
   readonly #table: PolicyTable;
   readonly #own: () => ReadonlySet<string>;
@@ -40,13 +40,13 @@ export class Clients {
     return this.#bySocket.get(socket);
   }
 
-  /** Takes a connection in; undefined when its address has too many already. */
+  /** Adds a connection; undefined when its address has too many. */
   add(socket: Socket): Client | undefined {
     if (socket.remoteAddress === undefined) return undefined;
     const address = parseAddress(socket.remoteAddress.replace(/%.*$/, '')).toString();
     const sandboxId = this.#table.get(address)?.sandboxId ?? '';
     const count = this.#counts.get(address) ?? 0;
-    if (count >= (sandboxId === '' ? limits.connectionsPerStranger : limits.connectionsPerSandbox)) return undefined;
+    if (count >= (sandboxId === '' ? limits.connectionsPerUnknownAddress : limits.connectionsPerSandbox)) return undefined;
     this.#counts.set(address, count + 1);
     const client: Client = { socket, address, sandboxId, flows: new Set() };
     this.#bySocket.set(socket, client);
@@ -60,14 +60,14 @@ export class Clients {
     return client;
   }
 
-  /** Does the table in force still allow the flow? */
+  /** Reports whether the table in force allows the flow. */
   allows(client: Client, flow: Flow): boolean {
     const entry = this.#table.get(client.address);
     if (entry === undefined || entry.sandboxId !== client.sandboxId || !evaluate(entry.policy, flow).allowed) return false;
     return flow.address === undefined || judgeAddress(entry.policy, parseAddress(flow.address), flow, this.#own()).allowed;
   }
 
-  /** Closes what the table in force forbids: flows, and the connections of sandboxes that gave their address back (G-14). */
+  /** Closes the flows that the table in force forbids, and the connections of sandboxes that have released their address (G-14). */
   enforce(): number {
     let closed = 0;
     for (const client of this.#bySocket.values()) {

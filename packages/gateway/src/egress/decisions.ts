@@ -1,7 +1,7 @@
 import type { Logger } from '@drover/foundation';
 import { limits } from '../limits.ts';
 
-/** What the proxy decided about one request or tunnel (G-18). */
+/** A decision of the proxy about one request or tunnel (G-18). */
 export interface Decision {
   readonly sandbox: string;
   readonly address: string;
@@ -15,8 +15,8 @@ export interface Decision {
 }
 
 /**
- * Writes decisions to the log: those allowed at debug, refusals at info, a bounded number a second for each sandbox, so that
- * a program which asks in a loop fills no disk.
+ * Writes decisions to the log: allowed ones at debug, refusals at info, a bounded number per second and sandbox, so that a program that tries
+ * in a loop fills no disk.
  */
 export class DecisionLog {
   readonly #logger: Logger;

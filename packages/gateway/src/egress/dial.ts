@@ -7,13 +7,13 @@ import { limits } from '../limits.ts';
 import { judgeAddress } from '../policy/index.ts';
 import { denied, RefusedError } from './refusal.ts';
 
-/** The addresses of a name, as text. A test may give its own. */
+/** Resolves a name to addresses, as text. Tests pass their own. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
 
 /** The system's resolver, with its hosts file and search order. */
 export const systemResolve: Resolve = async (name) => (await lookup(name, { all: true, verbatim: true })).map((a) => a.address);
 
-/** The host's own addresses, looked up again after a while. */
+/** The host's own addresses, cached for `ownAddressesMs`. */
 export function ownAddresses(now: () => number = () => performance.now()): () => ReadonlySet<string> {
   let known: ReadonlySet<string> = new Set();
   let until = Number.NEGATIVE_INFINITY;
@@ -28,9 +28,9 @@ export function ownAddresses(now: () => number = () => performance.now()): () =>
 }
 
 /**
- * Resolves a destination once and gives the addresses that may be dialled for it, as text (G-16): what was checked is what
- * is dialled, so that a name which changes its mind between the two gets nowhere.
- * @throws {RefusedError} 403 when every address is forbidden, 502 or 504 when there is none
+ * Resolves a destination once, and returns the addresses that may be dialled for it (G-16). The checked addresses are dialled, so that DNS
+ * rebinding fails.
+ * @throws {RefusedError} 403 when every address is forbidden, 502 or 504 when the name has none
  */
 export async function permittedAddresses(
   policy: Policy,
@@ -116,7 +116,7 @@ export async function dialFirst(addresses: readonly string[], port: number, name
     throw unreachable(error instanceof AggregateError ? error.errors.at(-1) : error, `${name}:${port}`);
   } finally {
     stop.abort();
-    // Two attempts can succeed in the same turn of the event loop.
+    // Two attempts can succeed in one turn of the event loop.
     for (const attempt of attempts) void attempt.then((socket) => void (socket === winner || socket.destroy())).catch(() => undefined);
   }
 }
@@ -139,12 +139,12 @@ const lateMessage = 'no response';
 
 async function dial(address: string, port: number, signal: AbortSignal): Promise<Socket> {
   signal.throwIfAborted();
-  // The address is parsed once more so that nothing that could be a name reaches the resolver behind connect().
+  // Parsed again, so that no name can reach the resolver in connect().
   const host = parseHost(address);
   if (host.kind !== 'address') throw new TypeError(`${address} is not an address`);
   return await new Promise<Socket>((resolve, reject) => {
     const socket = connect({ host: host.address.toString(), port, allowHalfOpen: true, noDelay: true });
-    // Stays for the socket's life: a reset that comes before somebody reads it must not end the gateway.
+    // A reset before the socket has a reader must not end the daemon.
     socket.on('error', () => undefined);
     const settle = (error?: Error): void => {
       clearTimeout(timer);

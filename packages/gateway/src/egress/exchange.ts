@@ -6,15 +6,15 @@ import { endToEndHeaders, requestFraming } from './headers.ts';
 import type { Target } from './target.ts';
 import { tunnel } from './tunnel.ts';
 
-/** The client's connection of a request that asks for another protocol, and the bytes that followed the request's head. */
+/** The client's connection of a request for another protocol, and the bytes after the request's head. */
 export interface UpgradeStream {
   readonly socket: Socket;
   readonly head: Buffer;
 }
 
 /**
- * Forwards a request, and its response back. With `upgrade`, the server may switch protocols; the connections are joined then.
- * Rejects when the server breaks off before its response begins.
+ * Forwards a request, and returns its response to the client. With `upgrade`, the server may switch protocols, and the connections are joined.
+ * Rejects when the server ends the connection before its response begins.
  */
 export async function exchange(
   request: IncomingMessage,
@@ -27,7 +27,7 @@ export async function exchange(
   const framing = requestFraming(request.rawHeaders);
   const method = request.method ?? 'GET';
   const host = target.port === 80 ? formatHost(target.host) : `${formatHost(target.host)}:${target.port}`;
-  // Host is the target's, whatever the client wrote (RFC 9112, 3.2.2).
+  // Host is that of the target, not the client's field (RFC 9112, 3.2.2).
   const headers = ['Host', host, ...endToEndHeaders(request.rawHeaders, ['host', 'expect']), 'Via', '1.1 drover'];
   if (framing.kind === 'chunked') headers.push('Transfer-Encoding', 'chunked');
   if (framing.kind === 'none' && ['POST', 'PUT', 'PATCH'].includes(method)) headers.push('Content-Length', '0');
@@ -60,7 +60,7 @@ export async function exchange(
     upstream.once('upgrade', (answer, server, head) => {
       if (upgrade === undefined) {
         server.destroy();
-        reject(new Error('the server switched protocols without being asked to'));
+        reject(new Error('the server switched protocols without a request for it'));
         return;
       }
       response.detachSocket(upgrade.socket);

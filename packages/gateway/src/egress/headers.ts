@@ -1,6 +1,6 @@
 import { badRequest } from './refusal.ts';
 
-/** Fields that belong to one connection and are not passed on (RFC 9110, 7.6.1), the older names among them. */
+/** Fields of one connection, which are not forwarded (RFC 9110, 7.6.1), older names included. */
 const hopByHop = new Set([
   'connection',
   'keep-alive',
@@ -15,9 +15,9 @@ const hopByHop = new Set([
 ]);
 
 /**
- * The end-to-end fields of a message, in their order and spelling, duplicates kept: without the hop-by-hop ones, those that
- * Connection names, and `drop` (lower case).
- * @param raw as node:http gives them: name, value, name, value, …
+ * The end-to-end fields of a message in their order and spelling, with duplicates: all but the hop-by-hop fields, those that Connection names,
+ * and `drop` (lower case).
+ * @param raw in the form of node:http: name, value, name, value, …
  */
 export function endToEndHeaders(raw: readonly string[], drop: readonly string[] = []): string[] {
   const dropped = new Set([...hopByHop, ...drop]);
@@ -30,13 +30,13 @@ export function endToEndHeaders(raw: readonly string[], drop: readonly string[] 
     .flat();
 }
 
-/** How a message's body is delimited. */
+/** How the body of a message is delimited. */
 export type Framing = { readonly kind: 'none' } | { readonly kind: 'length'; readonly length: string } | { readonly kind: 'chunked' };
 
 /**
- * Reads a request's framing, and refuses whatever two servers could read in two ways: both kinds at once, a repeated or odd
- * Content-Length, a Transfer-Encoding that is not exactly `chunked` (RFC 9112, 6.3; G-17).
- * Node's parser refuses most of these already; this check does not depend on its mode.
+ * Reads the framing of a request, and refuses everything that two servers could read differently: both kinds together, a repeated or invalid
+ * Content-Length, a Transfer-Encoding other than `chunked` (RFC 9112, 6.3; G-17: request smuggling). Node's parser refuses most of these, depending
+ * on its mode.
  */
 export function requestFraming(raw: readonly string[]): Framing {
   const values = (wanted: string): string[] => pairs(raw).flatMap(([name, value]) => (name.toLowerCase() === wanted ? [value.trim()] : []));

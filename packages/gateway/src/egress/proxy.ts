@@ -15,7 +15,7 @@ import { RefusalReports } from './refusal-reports.ts';
 import { parseAbsoluteTarget, parseConnectTarget, type Target } from './target.ts';
 import { tunnel } from './tunnel.ts';
 
-/** Where to listen: an address, or a socket that somebody opened already (sd_listen_fds(3)). */
+/** Where to listen: an address, or a listening socket (sd_listen_fds(3)). */
 export type ListenOn = { readonly host: string; readonly port: number } | { readonly fd: number };
 
 export interface EgressProxyOptions {
@@ -25,7 +25,7 @@ export interface EgressProxyOptions {
   readonly resolve?: Resolve;
   /** Default: the addresses of the host's interfaces. */
   readonly own?: () => ReadonlySet<string>;
-  /** Called with each decision, beside the log. */
+  /** Called with each decision, in addition to the log. */
   readonly onDecision?: (decision: Decision) => void;
 }
 
@@ -36,8 +36,8 @@ export interface EgressStats {
 }
 
 /**
- * The allow-list forward proxy: HTTP in absolute-form, and CONNECT for the rest. A client is known by its source address.
- * Nothing passes that the table does not allow; a changed table is in force for connections that exist as well.
+ * The allow-list forward proxy: HTTP in absolute-form, CONNECT for other protocols. A client is identified by its source address. Nothing passes
+ * that the table does not allow; a changed table applies to existing connections too.
  */
 export class EgressProxy {
   readonly #table: PolicyTable;
@@ -47,7 +47,7 @@ export class EgressProxy {
   readonly #onDecision: (decision: Decision) => void;
   readonly #clients: Clients;
   readonly #servers: Server[] = [];
-  /** Lookups that have not ended, by the sandbox's address and the name. */
+  /** Running lookups, by the sandbox's address and the name. */
   readonly #lookups = new Map<string, Map<string, Promise<readonly string[]>>>();
   readonly #unsubscribe: () => void;
   /** Refusals, grouped for people. */
@@ -78,12 +78,12 @@ export class EgressProxy {
     return { connections: this.#clients.size, allowed: this.#allowed, denied: this.#denied };
   }
 
-  /** Listens on one more place. @throws {DroverError} port-in-use, missing-privilege */
+  /** Listens on an additional address or socket. @throws {DroverError} port-in-use, missing-privilege */
   async listen(on: ListenOn): Promise<AddressInfo> {
     const server = createServer({
       maxHeaderSize: limits.headBytes,
       headersTimeout: limits.headTimeoutMs,
-      // Bodies may take as long as bytes keep coming: `timeout` below bounds the silence.
+      // Bodies may take any time while bytes arrive: `timeout` below bounds the silence.
       requestTimeout: 0,
       keepAliveTimeout: limits.keepAliveMs,
       connectionsCheckingInterval: 1000,
@@ -95,7 +95,7 @@ export class EgressProxy {
       shouldUpgradeCallback: (request) => !offersHttp2(request),
     });
     server.timeout = limits.idleMs;
-    // One more than is allowed, so that too many are seen rather than cut off.
+    // One more than the limit, so that too many are refused, not truncated.
     server.maxHeadersCount = limits.headerLines + 1;
     server.maxConnections = limits.connections;
     server.on('connection', (socket) => this.#onConnection(socket));
@@ -122,12 +122,12 @@ export class EgressProxy {
   }
 
   #onConnection(socket: Socket): void {
-    // Errors show as the close that follows; what was under way is ended there.
+    // The close that follows ends the flows.
     socket.on('error', () => undefined);
     if (this.#clients.add(socket) === undefined) socket.destroy();
   }
 
-  /** The HTTP server lets go of the connection; the response gets it back for servers that do not switch protocols, and for refusals. */
+  /** The HTTP server has released the connection; the response takes it for servers that do not switch protocols, and for refusals. */
   #onUpgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
     socket.on('error', () => undefined);
     const response = new ServerResponse(request);
@@ -147,7 +147,7 @@ export class EgressProxy {
     try {
       if (request.rawHeaders.length / 2 > limits.headerLines) throw tooManyHeaders();
       const { kind } = requestFraming(request.rawHeaders);
-      if (upgrade !== undefined && kind !== 'none') throw badRequest('a request that asks for another protocol carries no body');
+      if (upgrade !== undefined && kind !== 'none') throw badRequest('a request for another protocol carries no body');
       target = parseAbsoluteTarget(request.url ?? '', headerValues(request.rawHeaders, 'host'));
       await this.#forward(client, request, response, target, upgrade);
     } catch (error) {
@@ -190,10 +190,10 @@ export class EgressProxy {
       socket.destroy();
       return;
     }
-    // The HTTP server took its own handlers off the socket with the request.
+    // The HTTP server has removed its handlers from the socket.
     socket.on('error', () => undefined);
     const aborter = new AbortController();
-    socket.once('close', () => aborter.abort(new DroverError('cancelled', 'the client went away')));
+    socket.once('close', () => aborter.abort(new DroverError('cancelled', 'the client disconnected')));
     let target: Target | undefined;
     let flow: Flow | undefined;
     try {
@@ -211,7 +211,7 @@ export class EgressProxy {
     }
   }
 
-  /** Judges, resolves, judges the addresses, dials, and judges once more: the table may have changed meanwhile. */
+  /** Checks the name, resolves it, checks the addresses, dials, and checks again: the table may have changed meanwhile. */
   async #open(client: Client, flow: Flow, method: string, signal: AbortSignal): Promise<Socket> {
     const name = formatHost(flow.host);
     const entry = this.#table.get(client.address);
@@ -234,8 +234,8 @@ export class EgressProxy {
   }
 
   /**
-   * Bounds the names of one sandbox that are being resolved, for it may choose names that resolve slowly. One that was given up counts until
-   * its lookup ends: until then it holds a thread of the resolver, which all sandboxes share.
+   * Bounds the concurrent lookups of one sandbox, which may choose names that resolve slowly. An abandoned lookup counts until it ends: it
+   * occupies a thread of the resolver, which all sandboxes share.
    */
   async #lookup(client: Client, name: string): Promise<readonly string[]> {
     const running = this.#lookups.get(client.address) ?? new Map<string, Promise<readonly string[]>>();
@@ -275,7 +275,7 @@ export class EgressProxy {
       thrown instanceof RefusedError
         ? thrown
         : new RefusedError(
-            { status: 502, error: 'upstream-failed', rule: 'no rule', hint: 'the rule allows it; the server broke the exchange off' },
+            { status: 502, error: 'upstream-failed', rule: 'no rule', hint: 'the rule allows it; the server ended the exchange' },
             thrown instanceof Error ? thrown.message : String(thrown),
             thrown,
           );
@@ -292,7 +292,7 @@ export class EgressProxy {
     const socket = stream as Socket;
     const client = this.#clients.get(socket);
     const code = 'code' in error ? error.code : undefined;
-    // With an answer under way, more bytes would be taken for a part of it.
+    // During a response, further bytes would be taken for a part of it.
     if (client === undefined || client.flows.size > 0 || !socket.writable || code === 'ECONNRESET') {
       socket.destroy();
       return;
@@ -321,7 +321,7 @@ export class EgressProxy {
   }
 }
 
-/** Writes a last answer and closes, in a bounded time, reading what the client still sends so that it gets to read the answer. */
+/** Writes a last response and closes within a bounded time. Reads the client's bytes meanwhile, so that it reads the response. */
 function endWith(socket: Socket, bytes: Buffer): void {
   if (socket.destroyed) return;
   socket.setTimeout(limits.stopGraceMs, () => socket.destroy());

@@ -8,7 +8,7 @@ export interface RefusalReport {
   readonly host: string;
   readonly port: number;
   readonly rule: string;
-  /** Attempts since the report before. */
+  /** Attempts since the previous report. */
   readonly count: number;
   /** Of the last of them. Milliseconds since the epoch. */
   readonly at: number;
@@ -22,8 +22,8 @@ interface Group {
 }
 
 /**
- * Groups refusals into reports for people (G-18): the first attempt at a destination is reported when it happens, repeated ones once per
- * `refusalQuietMs` with their number. A program that tries in a loop so makes one report a minute.
+ * Groups refusals into reports for people (G-18): the first attempt at a destination is reported immediately, repeated ones once per
+ * `refusalQuietMs` with their number. A program that tries in a loop causes one report a minute.
  */
 export class RefusalReports {
   readonly #groups = new Map<string, Map<string, Group>>();
@@ -35,7 +35,7 @@ export class RefusalReports {
     this.#now = now;
   }
 
-  /** Reports that wait go to the listener immediately. The newest listener replaces the one before. Returns how to stop. */
+  /** Passes waiting and later reports to the listener, which replaces an earlier one. Returns how to stop. */
   listen(listener: (report: RefusalReport) => void): () => void {
     this.#listener = listener;
     for (const report of this.#waiting.splice(0)) listener(report);
@@ -63,7 +63,7 @@ export class RefusalReports {
     this.#report(added);
   }
 
-  /** Reports what was counted and has been quiet, and forgets what was reported long ago. Called now and then. */
+  /** Reports counted attempts whose quiet time is over, and drops groups without any. Called periodically. */
   sweep(): void {
     const now = this.#now();
     for (const [sandbox, groups] of this.#groups) {

@@ -1,7 +1,7 @@
 import { STATUS_CODES } from 'node:http';
 import { limits } from '../limits.ts';
 
-/** What a client gets instead of its answer: readable by a program and by a person (G-18). */
+/** The response to a refused request, for programs and people (G-18). */
 export interface Refusal {
   readonly status: number;
   readonly error:
@@ -17,15 +17,15 @@ export interface Refusal {
   readonly host: string;
   readonly port: number;
   readonly method: string;
-  /** Which rule decided; "no rule" when none names the destination. */
+  /** The rule that decided; "no rule" when none names the destination. */
   readonly rule: string;
   readonly hint: string;
 }
 
-/** Where no rule names the destination. */
+/** The rule of a destination that no rule names. */
 export const noRule = 'no rule';
 
-/** Thrown on the way to a destination; carries what the client is told. */
+/** Refuses a request, with the response to the client. */
 export class RefusedError extends Error {
   override readonly name = 'RefusedError';
   readonly refusal: Pick<Refusal, 'status' | 'error' | 'rule' | 'hint'>;
@@ -55,8 +55,8 @@ export function badRequest(message: string): RefusedError {
 }
 
 /**
- * The whole response as bytes, for a client whose connection Node's HTTP server has let go of; the connection ends with it.
- * The reason phrase carries the message, because it is all that most clients show of a refused CONNECT.
+ * The whole response as bytes, for a connection that Node's HTTP server no longer owns; the connection ends with it. The reason phrase contains the
+ * message, since most clients show nothing else of a refused CONNECT.
  */
 export function refusalBytes(refusal: Refusal): Buffer {
   const body = refusalBody(refusal);
@@ -68,7 +68,7 @@ export function refusalBytes(refusal: Refusal): Buffer {
   return Buffer.concat([Buffer.from(`${head.join('\r\n')}\r\n\r\n`), body]);
 }
 
-/** Visible ASCII on one line (RFC 9112, 4), bounded: the host in the message comes from the client. */
+/** One bounded line of visible ASCII (RFC 9112, 4): the host in the message comes from the client. */
 function reasonPhrase({ status, message, hint }: Refusal): string {
   const text = status === 403 ? `${message}; ${hint}` : message;
   const phrase = text.replaceAll(/[^\u0020-\u007e]+/g, ' ').slice(0, limits.reasonPhraseLength);

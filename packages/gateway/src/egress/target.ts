@@ -2,7 +2,7 @@ import { DroverError } from '@drover/foundation';
 import { formatHost, parseAuthority, type Host } from '@drover/spec/policy';
 import { badRequest } from './refusal.ts';
 
-/** Where a request wants to go. */
+/** The destination of a request. */
 export interface Target {
   readonly host: Host;
   readonly port: number;
@@ -10,14 +10,14 @@ export interface Target {
   readonly path: string;
 }
 
-/** Parses CONNECT's authority-form: host and port, both there. @throws {RefusedError} 400 */
+/** Parses CONNECT's authority-form, with host and port. @throws {RefusedError} 400 */
 export function parseConnectTarget(text: string): Target {
   return { ...authority(text), path: '' };
 }
 
 /**
- * Parses the absolute-form of a request to a proxy: `http://host[:port]/path`. No user information, no fragment, no other scheme.
- * @param hostHeaders every Host field; the name in it must be the one in the target (G-16)
+ * Parses the absolute-form of a request to a proxy: `http://host[:port]/path`, without user information, fragment or another scheme.
+ * @param hostHeaders every Host field; it must name the same host as the target (G-16)
  * @throws {RefusedError} 400
  */
 export function parseAbsoluteTarget(url: string, hostHeaders: readonly string[]): Target {
@@ -25,7 +25,7 @@ export function parseAbsoluteTarget(url: string, hostHeaders: readonly string[])
   if (match?.[1] === undefined) {
     throw badRequest(
       url.startsWith('/')
-        ? 'this is an HTTP proxy: it serves no pages of its own'
+        ? 'this is an HTTP proxy: it has no pages'
         : 'a request to this proxy is http://HOST/PATH, or CONNECT HOST:PORT for anything else',
     );
   }

@@ -2,10 +2,10 @@ import type { Socket } from 'node:net';
 import { limits } from '../limits.ts';
 
 /**
- * Joins two connections until both directions have ended, or either breaks. A direction that ends leaves the other open
- * (half-close), under a shorter idle limit. Back pressure is the pipes'. Resolves, never rejects, with the bytes carried.
+ * Joins two connections until both directions have ended, or one breaks. When one direction ends, the other stays open (half-close) under a
+ * shorter idle limit. Never rejects.
  */
-export async function tunnel(client: Socket, server: Socket, head: Buffer): Promise<{ readonly sent: number; readonly received: number }> {
+export async function tunnel(client: Socket, server: Socket, head: Buffer): Promise<void> {
   if (head.length > 0) server.write(head);
   await new Promise<void>((resolve) => {
     const destroy = (): void => {
@@ -18,7 +18,7 @@ export async function tunnel(client: Socket, server: Socket, head: Buffer): Prom
       const peer = sockets[1 - i] as Socket;
       socket.setTimeout(limits.idleMs, destroy);
       socket.setKeepAlive(true, 60_000);
-      // A broken connection breaks the other: there is nothing to say on it any more.
+      // A broken connection breaks the other: no byte can be carried any more.
       socket.on('error', destroy);
       socket.on('close', (hadError) => {
         if (hadError || !socket.readableEnded || !socket.writableFinished) destroy();
@@ -32,5 +32,4 @@ export async function tunnel(client: Socket, server: Socket, head: Buffer): Prom
       socket.pipe(peer);
     }
   });
-  return { sent: server.bytesWritten, received: client.bytesWritten };
 }

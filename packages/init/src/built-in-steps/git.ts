@@ -13,7 +13,7 @@ const notSet = 1;
 interface Outcome {
   readonly status: number;
   readonly stdout: string;
-  /** What git and the programs that it runs said of the failure. */
+  /** The reason for a failure, from the stderr of git and of the programs that it runs. */
   readonly complaint: string;
 }
 
@@ -40,8 +40,8 @@ function configure(key: string, value: string, { home, env }: Surroundings): voi
 }
 
 /**
- * A clone appears in its place whole, with its ref checked out: one that was interrupted leaves nothing there. A repository that is in its
- * place belongs to the workload, whatever became of its remotes and files since it was cloned, and is left alone.
+ * A clone appears in its place complete, with its ref checked out; an interrupted one leaves nothing there. An existing repository belongs to
+ * the workload and stays untouched, whatever its remotes and files are by now.
  */
 function placeClone({ url, path, ref }: init.GitClone, { home, env }: Surroundings): void {
   const target = pathBelow(home, path);
@@ -53,7 +53,7 @@ function placeClone({ url, path, ref }: init.GitClone, { home, env }: Surroundin
     });
   }
   make(dirname(target));
-  // A fixed name: what a step that was killed has left goes with the next.
+  // A fixed name: the next run removes the directory that a killed step has left.
   const temporary = join(dirname(target), `.${basename(target)}.drover-clone`);
   try {
     rmSync(temporary, { recursive: true, force: true });
@@ -72,7 +72,7 @@ function placeClone({ url, path, ref }: init.GitClone, { home, env }: Surroundin
   }
 }
 
-/** A branch, a tag, a commit; or what a clone does not bring along, such as `refs/pull/1/head`. */
+/** Checks out a branch, a tag, a commit, or a ref that a clone does not fetch, such as `refs/pull/1/head`. */
 function checkOut(repository: string, url: string, ref: string, env: NodeJS.ProcessEnv): void {
   const found = git(env, '-C', repository, 'checkout', '--quiet', ref, '--');
   if (found.status === 0) return;
@@ -88,7 +88,7 @@ function git(env: NodeJS.ProcessEnv, ...args: readonly string[]): Outcome {
   const { status, stdout, stderr, error } = spawnSync('git', args, {
     stdio: ['ignore', 'pipe', 'pipe'],
     encoding: 'utf8',
-    // Nobody is there to be asked for a password.
+    // No person can enter a password.
     env: { ...env, GIT_TERMINAL_PROMPT: '0' },
   });
   if (errnoOf(error) === 'ENOENT') {
@@ -100,10 +100,10 @@ function git(env: NodeJS.ProcessEnv, ...args: readonly string[]): Outcome {
   return { status: status ?? 128, stdout, complaint: complaintOf(stderr) };
 }
 
-/** What git adds to an error without saying what went wrong: advice, progress, and the advice on access that ends every failed fetch. */
+/** Lines of git that do not name the error: hints, progress, and the advice on access that ends every failed fetch. */
 const advice = /^(?:hint:|warning:|Cloning into |Please make sure you have the correct access rights$|and the repository exists\.$)/;
 
-/** Everything up to git's last `fatal:` or `error:`; what ssh or the remote said comes before that. One line. */
+/** One line: everything up to git's last `fatal:` or `error:`. The output of ssh and of the remote precedes that. */
 export function complaintOf(stderr: string): string {
   const lines = stderr
     .split('\n')

@@ -6,7 +6,7 @@ import { runPostInit } from './post-init.ts';
 import { setUpSsh } from './ssh.ts';
 import { placeConfig, type Surroundings } from './files.ts';
 
-/** Each takes its message as bytes, is idempotent (I-32), and returns its exit status. */
+/** The built-in steps. Each takes its message as bytes, is idempotent (I-32), and returns its exit status. */
 const steps: Readonly<Record<string, (input: Uint8Array, surroundings: Surroundings) => number | Promise<number>>> = {
   config: placeConfig,
   git: setUpGit,

@@ -9,7 +9,7 @@ import { init } from '@drover/protocol';
 import { exitOf } from '../processes/index.ts';
 import { placeError, type Surroundings } from './files.ts';
 
-/** Step `post-init`: the user's own script, its output the step's, its status the step's (128 + n for signal n). */
+/** Step `post-init`: runs the user's script. Its output and its status (128 + n for signal n) are those of the step. */
 export async function runPostInit(input: Uint8Array, { env }: Surroundings): Promise<number> {
   const { script } = fromBinary(init.PostInitStepSchema, input);
   const directory = privateDirectory();
@@ -17,7 +17,7 @@ export async function runPostInit(input: Uint8Array, { env }: Surroundings): Pro
     const file = join(directory, 'post-init');
     writeFileSync(file, script, { flag: 'wx', mode: 0o700 });
     const [interpreter = 'sh', ...args] = interpreterOf(script);
-    // Not by the kernel, from the file's first line: the directory may be on a mount without exec.
+    // The kernel would not run the file itself on a mount without exec.
     const child = spawn(interpreter, [...args, file], { stdio: ['ignore', 'inherit', 'inherit'], env });
     if (child.pid === undefined) throw interpreterError(interpreter, ((await once(child, 'error')) as [Error])[0]);
     return (await exitOf(child, child.pid)).code;
@@ -33,13 +33,13 @@ function privateDirectory(): string {
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw placeError(parent, error);
     throw new DroverError('failed-precondition', `the sandbox has no directory ${clip(parent)} for the post-init script`, {
-      hint: 'add it to the image, or set TMPDIR to one that is there',
+      hint: 'add it to the image, or set TMPDIR to an existing one',
       cause: error,
     });
   }
 }
 
-/** `#!` as Linux reads it (execve(2)): the interpreter, and all that follows it as one argument. Without it, sh. */
+/** Parses `#!` as Linux does (execve(2)): the interpreter, and the rest of the line as one argument. Without it, sh. */
 function interpreterOf(script: string): readonly string[] {
   const line = /^#![\t ]*([^\t\n ]+)[\t ]*([^\n]*)/.exec(script);
   if (line === null) return ['sh'];

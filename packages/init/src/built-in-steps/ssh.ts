@@ -3,7 +3,7 @@ import { fromBinary } from '@bufbuild/protobuf';
 import { init } from '@drover/protocol';
 import { pathBelow, placeFile, placePrivateDirectory, textOf, type Surroundings } from './files.ts';
 
-/** What ssh(1) asks of private keys and of the directory around them. */
+/** ssh(1) requires it of private keys. */
 const privateMode = 0o600;
 
 /** Step `ssh`: keys, known hosts and the configuration of the user's ssh. A key's path without a slash is in `~/.ssh`. */
@@ -22,14 +22,14 @@ export function setUpSsh(input: Uint8Array, { home }: Surroundings): number {
   return 0;
 }
 
-/** The lines there are, then those that are new. */
+/** The existing lines, followed by the new ones. */
 function merged(text: string, lines: readonly string[]): string {
   const all = [...text.split('\n'), ...lines.flatMap((line) => line.split('\n'))].map((line) => line.trimEnd());
   const kept = all.filter((line, index) => line !== '' && all.indexOf(line) === index);
   return kept.map((line) => `${line}\n`).join('');
 }
 
-/** ssh refuses a key whose last line does not end. */
+/** ssh refuses a key without a final newline. */
 function withNewline(content: Uint8Array): Uint8Array {
   return content.at(-1) === 0x0a ? content : Buffer.concat([content, Buffer.from('\n')]);
 }

@@ -5,20 +5,20 @@ import { DroverError } from '@drover/foundation';
 import { earlyConnectionMs } from '../limits.ts';
 import { uriNames, type ServerIdentity } from '../server/index.ts';
 
-/** Where the control plane's sandbox-facing listener is, and who says so to whom. */
+/** The control plane's sandbox-facing listener, and the names and keys of both ends. */
 export interface ControlPlaneAddress {
   readonly control: { readonly host: string; readonly port: number };
-  /** URI SAN of the one server that is asked. */
+  /** URI SAN that the server must have. */
   readonly controlPlaneUri: string;
   readonly identity: ServerIdentity;
-  /** What the connection goes over; undefined: TCP. */
+  /** Opens the transport; undefined: TCP. */
   readonly transport: (() => Duplex) | undefined;
 }
 
 /** id-kp-serverAuth, RFC 5280 section 4.2.1.12. */
 const serverAuth = '1.3.6.1.5.5.7.3.1';
 
-/** A connection whose other end has proved to be the control plane. @throws {DroverError} ca-mismatch; whatever kept it from being made */
+/** Connects, and authenticates the control plane. @throws {DroverError} ca-mismatch; the error of the connection */
 export async function connectToControlPlane(
   { control: { host, port }, controlPlaneUri, identity, transport }: ControlPlaneAddress,
   signal: AbortSignal,
@@ -33,7 +33,7 @@ export async function connectToControlPlane(
     rejectUnauthorized: true,
     checkServerIdentity: (_name, peer) => mismatch(peer, controlPlaneUri),
   });
-  // Whatever comes later shows in the call.
+  // Later errors show in the call.
   socket.on('error', () => undefined);
   try {
     await once(socket, 'secureConnect', { signal });
@@ -41,8 +41,8 @@ export async function connectToControlPlane(
   } catch (error) {
     socket.destroy();
     if (socket.authorizationError) {
-      throw new DroverError('ca-mismatch', `what answers at ${host}:${port} is not the control plane: ${(error as Error).message}`, {
-        hint: "look for who else listens there: the sandbox's own host must",
+      throw new DroverError('ca-mismatch', `the server at ${host}:${port} is not the control plane: ${(error as Error).message}`, {
+        hint: "find out which program listens there: it must be the sandbox's host",
         cause: error,
       });
     }
@@ -50,16 +50,16 @@ export async function connectToControlPlane(
   }
 }
 
-/** Why a server that chains to the CA is not the control plane all the same; undefined when it is. */
+/** Why a server with a certificate of the CA is not the control plane; undefined when it is. */
 function mismatch(peer: PeerCertificate, controlPlaneUri: string): Error | undefined {
   if (!peer.ext_key_usage?.includes(serverAuth)) return new Error('the certificate is not for server authentication');
   const uris = uriNames(peer.subjectaltname ?? '');
-  return uris.length === 1 && uris[0] === controlPlaneUri ? undefined : new Error('the certificate names someone else');
+  return uris.length === 1 && uris[0] === controlPlaneUri ? undefined : new Error('the certificate has another name');
 }
 
 /**
- * A connection made before it is asked for. A sandbox that starts is told to register as soon as it is reached, and both handshakes then run
- * side by side. It ends after `earlyConnectionMs` when it was not taken; that there is none is no failure.
+ * A connection that is opened before it is needed. A starting sandbox is asked to register as soon as the control plane reaches it, so that both
+ * handshakes run concurrently. It ends after `earlyConnectionMs` unless it is taken. A failure to connect is not reported.
  */
 export class EarlyConnection {
   readonly #ending = new AbortController();
@@ -72,7 +72,7 @@ export class EarlyConnection {
     this.#timer.unref();
   }
 
-  /** The connection, once, as soon as it stands; undefined when there is none, or none any more. */
+  /** Returns the connection, once, when it is open; undefined when it failed or has ended. */
   async take(): Promise<TLSSocket | undefined> {
     const socket = await this.#socket;
     clearTimeout(this.#timer);

@@ -284,8 +284,8 @@ describe('I-6: a renewed certificate', () => {
 
   it.each<[string, () => Promise<string>, string]>([
     ['another key', async () => (await createOther()).certificatePem, 'it is for another key'],
-    ['another sandbox', async () => await renewed(newSandboxId()), 'it names someone else'],
-    ['another name', async () => await renewed(box.config.sandboxId, 'shop.db'), 'it names someone else'],
+    ['another sandbox', async () => await renewed(newSandboxId()), 'it has other names'],
+    ['another name', async () => await renewed(box.config.sandboxId, 'shop.db'), 'it has other names'],
     ['nothing at all', () => Promise.resolve('-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n'), 'it cannot be parsed'],
   ])('for %s is refused, and the one before it stays', async (_, certificate, message) => {
     const before = await thumbprintNow();

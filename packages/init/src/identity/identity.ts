@@ -9,18 +9,18 @@ import { EarlyConnection } from './connect.ts';
 
 export interface IdentityOptions {
   readonly config: InitConfig;
-  /** Where a renewed certificate goes. */
+  /** A renewed certificate is written there. */
   readonly runDirectory: string;
   readonly identity: ServerIdentity;
-  /** The single-use token that this start was given; empty when it was given none. */
+  /** The single-use token of this start; empty: it has none. */
   readonly bootstrapToken: string;
-  /** Has new connections answered with the new certificate. */
+  /** Makes the server use the new certificate for new connections. */
   readonly renewed: (identity: ServerIdentity) => void;
-  /** What to reach the control plane over; default: TCP, to the config's `control`. */
+  /** Opens the transport to the control plane; default: TCP, to the config's `control`. */
   readonly transport?: (() => Duplex) | undefined;
 }
 
-/** What this sandbox proves who it is with: its certificate, which is renewed (I-6), and what registering gave it (I-13). */
+/** The identity of this sandbox: its certificate, which is renewed (I-6), and its registration (I-13). */
 export class Identity {
   readonly #options: IdentityOptions;
   #current: ServerIdentity;
@@ -32,7 +32,7 @@ export class Identity {
     this.#current = options.identity;
   }
 
-  /** Makes the connection that Register will need, when it may be asked for. */
+  /** Opens the connection that Register will need, if this start can register. */
   connectEarly(): void {
     const { config, bootstrapToken, transport } = this.#options;
     if (config.control === undefined || bootstrapToken === '') return;
@@ -40,8 +40,8 @@ export class Identity {
   }
 
   /**
-   * Registers with the control plane (I-13); called while it does so, waits for the same.
-   * @param token a fresh bootstrap token; empty: the one that this start was given
+   * Registers with the control plane (I-13). Concurrent calls share one registration.
+   * @param token a fresh bootstrap token; empty: that of this start
    * @throws {DroverError} failed-precondition, permission-denied, ca-mismatch, control-plane-unreachable, timed-out, …
    */
   async register(token: string): Promise<void> {
@@ -52,16 +52,15 @@ export class Identity {
   }
 
   /**
-   * Takes a certificate for the key that this sandbox has, and the same names (I-6). Connections that stand keep the old one.
-   * @throws {DroverError} invalid-argument when it is another's
+   * Installs a certificate for this sandbox's key and names (I-6). Existing connections keep the old one.
+   * @throws {DroverError} invalid-argument for another key or other names
    */
   install(certificatePem: string): void {
     const { keyPem, certificatePem: present } = this.#current;
     const certificate = parse(certificatePem);
     if (!certificate.checkPrivateKey(createPrivateKey(keyPem))) throw refusal('it is for another key');
     const before = new X509Certificate(present);
-    if (certificate.subject !== before.subject || certificate.subjectAltName !== before.subjectAltName)
-      throw refusal('it names someone else');
+    if (certificate.subject !== before.subject || certificate.subjectAltName !== before.subjectAltName) throw refusal('it has other names');
     const renewed = { ...this.#current, certificatePem };
     try {
       this.#options.renewed(renewed);
@@ -69,7 +68,7 @@ export class Identity {
       throw refusal('OpenSSL does not take it', error);
     }
     this.#current = renewed;
-    // It would show the old one.
+    // It would present the old one.
     this.#early?.end();
     this.#early = undefined;
     this.#write(certificatePem);
@@ -77,15 +76,15 @@ export class Identity {
 
   async #register(bootstrapToken: string): Promise<void> {
     const { config, transport } = this.#options;
-    if (config.control === undefined) throw new DroverError('failed-precondition', 'the sandbox was given no way to the control plane');
-    if (bootstrapToken === '') throw new DroverError('failed-precondition', 'the sandbox was given no token to register with');
-    // The client is needed once in most sandboxes' lives.
+    if (config.control === undefined) throw new DroverError('failed-precondition', 'the sandbox has no connection to the control plane');
+    if (bootstrapToken === '') throw new DroverError('failed-precondition', 'the sandbox has no token to register with');
+    // Most sandboxes register once: the client is loaded for it.
     const [{ register }, early] = await Promise.all([import('./register.ts'), this.#early?.take()]);
     this.#early = undefined;
     await register({ ...config, control: config.control, identity: this.#current, bootstrapToken, early, transport });
   }
 
-  /** For who looks into the run directory; init itself has it in memory. */
+  /** For readers of the run directory; init has the certificate in memory. */
   #write(certificatePem: string): void {
     const path = join(this.#options.runDirectory, 'cert.pem');
     const temporary = `${path}.tmp`;
@@ -94,7 +93,7 @@ export class Identity {
       writeFileSync(temporary, certificatePem, { flag: 'wx', mode: 0o400 });
       renameSync(temporary, path);
     } catch {
-      // A full disk does not take the certificate away again.
+      // A full disk: the certificate stays in force.
       rmSync(temporary, { force: true });
     }
   }

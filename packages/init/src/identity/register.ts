@@ -8,18 +8,18 @@ import { maxSessionMessageBytes } from '@drover/spec';
 import { maxRegisterBackoffMs, registerBackoffMs, registerMs, registerTryMs } from '../limits.ts';
 import { connectToControlPlane, type ControlPlaneAddress } from './connect.ts';
 
-/** ControlService.Register by the Connect protocol: a call of one answer is a POST of JSON (connectrpc.com/docs/protocol). */
+/** ControlService.Register by the Connect protocol: a unary call is a POST of JSON (connectrpc.com/docs/protocol). */
 const registerPath = '/drover.control.v1.ControlService/Register';
 
 export interface Registration extends ControlPlaneAddress {
   readonly project: string;
   readonly name: string;
   readonly bootstrapToken: string;
-  /** A connection that stands already, for the first try; undefined: there is none. */
+  /** An open connection for the first try, if there is one. */
   readonly early: TLSSocket | undefined;
 }
 
-/** Connect's codes for an answer that will not change; anything else is tried again. */
+/** Connect's codes of final errors; every other error is retried. */
 const final: Readonly<Partial<Record<string, ErrorCode>>> = {
   permission_denied: 'permission-denied',
   unauthenticated: 'unauthenticated',
@@ -30,9 +30,9 @@ const final: Readonly<Partial<Record<string, ErrorCode>>> = {
 };
 
 /**
- * Calls Register on the control plane's sandbox-facing listener (I-13), over a connection for it alone. Tried again, with backoff, while the
- * connection cannot be had or breaks; an answer is final.
- * @throws {DroverError} permission-denied and the other answers, ca-mismatch when somebody else answers, control-plane-unreachable
+ * Calls Register on the control plane's sandbox-facing listener (I-13), over a connection of its own. Retries with backoff while the connection
+ * fails; a response is final.
+ * @throws {DroverError} permission-denied and other errors of the response, ca-mismatch, control-plane-unreachable
  */
 export async function register(registration: Registration): Promise<void> {
   const deadline = performance.now() + registerMs;
@@ -51,7 +51,7 @@ export async function register(registration: Registration): Promise<void> {
   }
 }
 
-/** Unlike AbortSignal.timeout, it leaves no timer behind. */
+/** Unlike AbortSignal.timeout, it leaves no timer. */
 async function within(ms: number, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const late = new AbortController();
   const timer = setTimeout(() => late.abort(new Error(`no answer within ${Math.round(ms)} ms`)), ms);
@@ -67,14 +67,14 @@ async function tryRegister(registration: Registration, signal: AbortSignal): Pro
   const socket = early ?? (await connectToControlPlane(registration, signal));
   try {
     const { status, body } = await post(socket, { project, name }, bootstrapToken, signal);
-    // The access token of the answer is for other methods; init calls none.
+    // The access token in the response is for other methods, which init does not call.
     if (status !== 200) throw refusal(status, body);
   } finally {
     socket.destroy();
   }
 }
 
-/** One request, and its whole answer. Plain HTTP/1.1: a client library for this one call would cost each start as much as its TLS does. */
+/** One request and its whole response. Plain HTTP/1.1: a client library for this call would cost each start as much as its TLS. */
 async function post(
   socket: TLSSocket,
   message: MessageInitShape<typeof control.RegisterRequestSchema>,
@@ -110,13 +110,13 @@ async function post(
   return { status: answer.statusCode ?? 0, body: Buffer.concat(parts).toString() };
 }
 
-/** A final answer as what it says; anything else as what may pass. */
+/** A final error by its code; any other as an error that is retried. */
 function refusal(status: number, body: string): Error {
   let said: { readonly code?: unknown; readonly message?: unknown } = {};
   try {
     said = (JSON.parse(body) ?? {}) as typeof said;
   } catch {
-    // Not of Connect: somebody in between answered.
+    // Not a response of Connect: it comes from a proxy in between.
   }
   const code = typeof said.code === 'string' ? final[said.code] : undefined;
   const message = typeof said.message === 'string' ? clip(said.message) : `it answered with status ${status}`;

@@ -1,6 +1,7 @@
 import { constants } from 'node:fs';
 import { open, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Notifier } from '@drover/foundation';
 import { logFile, type LogLine } from '../config.ts';
 import { maxLogFileReadBytes, maxLogRecordBytes } from '../limits.ts';
 import type { LogWriter } from './writer.ts';
@@ -17,12 +18,12 @@ export interface LogEntry {
   readonly droppedBytes: number;
 }
 
-/** A line that is longer than any record can be is not one: base64, and room for the frame around it. */
+/** A longer line is no record: base64, and room for the frame around it. */
 const maxLineBytes = maxLogRecordBytes * 2;
-/** Rotations that may come between opening one file and the other. */
+/** Tries to open both files without a rotation in between. */
 const maxOpenTries = 10;
 
-/** One line of the file; undefined for what is no record (a write that a full disk cut). */
+/** One line of the file; undefined when it is no record, for instance a write that a full disk cut. */
 export function parseLogLine(line: string): LogEntry | undefined {
   try {
     const { s, t, d, o } = JSON.parse(line) as Partial<LogLine>;
@@ -34,12 +35,12 @@ export function parseLogLine(line: string): LogEntry | undefined {
   }
 }
 
-/** The workload can write anything into the file; a Timestamp has no room for more (timestamp.proto: years 1 to 9999). */
+/** The workload can write anything into the file; a Timestamp holds the years 1 to 9999 (timestamp.proto). */
 function isTime(t: unknown): t is number {
   return Number.isSafeInteger(t) && (t as number) >= 0 && (t as number) <= Date.UTC(9999, 11, 31);
 }
 
-/** The records of one open file from its current position to its present end, and what is left of an unfinished line. */
+/** The records of one open file from the current position to its end. Keeps the beginning of an unfinished line. */
 class Tail {
   readonly #file: FileHandle;
   #position: number;
@@ -70,26 +71,27 @@ class Tail {
 
 export interface ReadLogOptions {
   readonly directory: string;
-  /** 0: all that is kept. */
+  /** 0: the whole log. */
   readonly tailLines: number;
-  /** Records of this time or later only, milliseconds since the epoch; 0: all that is kept. */
+  /** Only records of this time or later. Milliseconds since the epoch; 0: the whole log. */
   readonly sinceMs?: number;
-  /** Given: goes on until it is closed. */
+  /** Follows this writer until it is closed. */
   readonly follow?: LogWriter;
-  /** The writer of this process; its rotations are taken into account. Absent: nothing rotates the files. */
+  /** The writer of this process, whose rotations are taken into account. Absent: nothing rotates the files. */
   readonly writer?: LogWriter;
   readonly signal: AbortSignal;
 }
 
 /**
- * The kept log from its beginning, or its last lines, and with `follow` what comes after, across rotations. Where output is missing, since the
- * log is bounded or the disk refused it, an entry says how much.
+ * The kept log from its beginning, or its last lines, and with `follow` later output, across rotations. Where output is missing, since the log
+ * is bounded or the disk refused it, an entry reports how much.
  */
 export async function* readLog(options: ReadLogOptions): AsyncGenerator<LogEntry, void, undefined> {
   const { follow, sinceMs = 0, tailLines } = options;
   const writer = follow ?? options.writer;
   const path = join(options.directory, logFile);
-  const changes = follow === undefined ? undefined : new Changes(follow, options.signal);
+  const changes = new Notifier();
+  const unsubscribe = follow?.onChange(changes.notify);
   const { files, generation: opened } = await openLog(path, writer);
   let generation = opened;
   let current: FileHandle | undefined;
@@ -101,13 +103,12 @@ export async function* readLog(options: ReadLogOptions): AsyncGenerator<LogEntry
       tail = new Tail(file.handle, file.from);
       for await (const entry of tail.read(file.end)) yield* filter.take(entry);
     }
-    if (changes === undefined) return;
+    if (follow === undefined) return;
     current = files.find(({ isCurrent }) => isCurrent)?.handle;
     if (current === undefined) tail = undefined;
     for (;;) {
-      changes.reset();
-      // Both read before the file is: what is written or rotated meanwhile shows in the next round.
-      const { closed, generation: now } = changes.writer;
+      // Both are read before the file: what is written or rotated meanwhile is found in the next round.
+      const { closed, generation: now } = follow;
       if (tail !== undefined) for await (const entry of tail.read()) yield* filter.take(entry);
       if (tail === undefined || now !== generation) {
         if (!files.some(({ handle }) => handle === current)) await current?.close();
@@ -117,22 +118,23 @@ export async function* readLog(options: ReadLogOptions): AsyncGenerator<LogEntry
         if (tail !== undefined) continue;
       }
       if (closed || options.signal.aborted) return;
-      await changes.next();
+      // Rejects when the reader leaves, which ends the loop.
+      await changes.wait(options.signal).catch(() => undefined);
     }
   } finally {
-    changes?.stop();
+    unsubscribe?.();
     if (!files.some(({ handle }) => handle === current)) await current?.close();
     for (const { handle } of files) await handle.close();
   }
 }
 
-/** What of the records a reader gets, and where output is missing between them. */
+/** Selects the records for a reader, and reports where output is missing between them. */
 class Filter {
   readonly #sinceMs: number;
   #skipLines: number;
-  /** Where the next record begins when none is missing. */
+  /** Where the next record begins if none is missing. */
   #expected = 0;
-  /** The next record is the first behind the lines that were skipped: what is missing before it is not of interest. */
+  /** The next record is the first after the skipped lines: missing output before it is not reported. */
   #behindSkipped = false;
 
   constructor(sinceMs: number, skipLines: number) {
@@ -157,7 +159,7 @@ class Filter {
     yield entry;
   }
 
-  /** Where the first line that is wanted begins in the record; 0 when it does not, as 0 lines are skipped then. */
+  /** Where the first line to keep begins in the record; 0 when it does not begin in it. */
   #skip(data: Buffer): number {
     for (let at = data.indexOf(10); at >= 0; at = data.indexOf(10, at + 1)) {
       this.#skipLines--;
@@ -191,7 +193,7 @@ async function openLog(
       const { size } = await handle.stat();
       files.push({ handle, from: Math.max(0, size - maxLogFileReadBytes), end: size, isCurrent });
     }
-    // Rotated in between, a file is missing or there twice.
+    // After a rotation in between, a file is missing or open twice.
     if ((writer?.generation ?? 0) === generation || tries === maxOpenTries) return { files, generation };
     for (const { handle } of files) await handle.close();
   }
@@ -211,53 +213,14 @@ async function countLines(files: readonly OpenLogFile[], sinceMs: number): Promi
   return lines + (unfinished ? 1 : 0);
 }
 
-/** As in writer.ts: no link, no wait for whoever writes to a pipe, and nothing that is no file. */
+/** As in writer.ts: follows no link, waits for no writer of a pipe, and opens regular files only. */
 async function openIfThere(path: string): Promise<FileHandle | undefined> {
   try {
     const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     if ((await file.stat()).isFile()) return file;
     await file.close();
   } catch {
-    // Nothing was logged yet, or nothing was rotated.
+    // No output has been logged, or no file rotated.
   }
   return undefined;
-}
-
-/** Wakes one reader when the writer has written. */
-class Changes {
-  readonly writer: LogWriter;
-  readonly #off: () => void;
-  readonly #signal: AbortSignal;
-  #changed = false;
-  #wake: (() => void) | undefined;
-  readonly #abort = (): void => this.#notify();
-
-  constructor(writer: LogWriter, signal: AbortSignal) {
-    this.writer = writer;
-    this.#signal = signal;
-    this.#off = writer.onChange(() => this.#notify());
-    signal.addEventListener('abort', this.#abort, { once: true });
-  }
-
-  reset(): void {
-    this.#changed = false;
-  }
-
-  async next(): Promise<void> {
-    if (this.#changed || this.#signal.aborted) return;
-    await new Promise<void>((resolve) => {
-      this.#wake = resolve;
-    });
-  }
-
-  stop(): void {
-    this.#off();
-    this.#signal.removeEventListener('abort', this.#abort);
-  }
-
-  #notify(): void {
-    this.#changed = true;
-    this.#wake?.();
-    this.#wake = undefined;
-  }
 }

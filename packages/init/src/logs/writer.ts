@@ -4,7 +4,7 @@ import { logFile, maxLogBytes, type LogLine } from '../config.ts';
 import { maxLogPendingBytes, maxLogRecordBytes } from '../limits.ts';
 import type { OutputSink } from '../processes/index.ts';
 
-/** The directory is the workload's too: a link is not followed, and a pipe that nobody reads holds nobody up. */
+/** The workload can write into the directory too: no link is followed, and a pipe without a reader blocks nothing. */
 const appendOnly = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
 export interface LogOptions {
@@ -14,9 +14,9 @@ export interface LogOptions {
 }
 
 /**
- * The kept log of the main process: JSON lines, one record a chunk of output, two files at most.
- * Writes go to the disk in order, off the loop; while too much waits for it, the process's output is not read.
- * A disk that refuses (full, read-only) costs the output its record, never the workload its life: what is lost is counted.
+ * The kept log of the main process: JSON lines, one record per chunk of output, in two files at most. Writes go to the disk in order and
+ * asynchronously; while too many bytes wait for it, the process's output is not read. A disk that refuses a write (full, read-only) loses
+ * records, which are counted, and does not affect the workload.
  */
 export class LogWriter implements OutputSink {
   readonly #path: string;
@@ -31,7 +31,7 @@ export class LogWriter implements OutputSink {
   #closed = false;
   #lostBytes = 0;
   #generation = 0;
-  /** Bytes of output so far: a reader sees by it what is no longer kept. */
+  /** Bytes of output so far. Readers find gaps by it. */
   #offset = 0;
 
   constructor(options: LogOptions) {
@@ -78,7 +78,7 @@ export class LogWriter implements OutputSink {
     return () => this.#listeners.delete(listener);
   }
 
-  /** Everything is on its way to the disk: resolves when the disk has it or has refused it. */
+  /** Resolves when the disk has taken or refused every record. */
   async close(): Promise<void> {
     while (this.#writing) await new Promise<void>((resolve) => this.#drain.push(resolve));
     this.#closed = true;
@@ -90,7 +90,7 @@ export class LogWriter implements OutputSink {
   #pump(): void {
     if (this.#writing || this.#pending.length === 0) return;
     this.#writing = true;
-    // No more than one file takes, whatever came while the last batch was written.
+    // At most one file's worth.
     let count = 0;
     for (let bytes = 0; count < this.#pending.length; count++) {
       bytes += this.#pending[count]?.length ?? 0;
@@ -100,7 +100,7 @@ export class LogWriter implements OutputSink {
     const fd = this.#file(batch.length);
     if (fd === undefined) {
       this.#lost(batch);
-      // Not at once: the process must not be able to make this a busy loop.
+      // In a later turn: the process must not be able to cause a busy loop.
       setImmediate(() => this.#written(batch.length));
       return;
     }
@@ -111,7 +111,7 @@ export class LogWriter implements OutputSink {
     write(fd, batch, at, batch.length - at, null, (error, count) => {
       if (error !== null) {
         this.#lost(batch.subarray(at));
-        // The record cut in the middle ends here; a reader skips what is not a record.
+        // Ends the record that was cut; a reader skips it.
         this.#size += 1;
         write(fd, '\n', () => this.#written(batch.length));
         return;
@@ -137,7 +137,7 @@ export class LogWriter implements OutputSink {
     for (const listener of this.#listeners) listener();
   }
 
-  /** The file to append to; undefined when it cannot be had. */
+  /** The file to append to; undefined when it cannot be opened. */
   #file(incoming: number): number | undefined {
     try {
       if (this.#fd !== undefined && this.#size + incoming > this.#maxBytes && this.#size > 0) {
@@ -153,7 +153,7 @@ export class LogWriter implements OutputSink {
       }
       return this.#fd;
     } catch {
-      // A full or broken disk: the batch is counted as lost, the next one tries again.
+      // A full or broken disk: the batch is lost, and the next one tries again.
       return undefined;
     }
   }

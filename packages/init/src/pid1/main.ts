@@ -86,8 +86,8 @@ function run(runDirectory: string, { config, certificates, bootstrapToken }: Sta
 /** Does the warm-up run and reports it. An init whose run failed waits at its gate as well; its host does not use it as a standby. */
 async function standBy(runDirectory: string): Promise<void> {
   try {
-    const { rehearse } = await import('../rehearsal/index.ts');
-    await rehearse(runDirectory);
+    const { warmUp } = await import('../warm-up/index.ts');
+    await warmUp(runDirectory);
     writeFileSync(join(runDirectory, standbyFile), '', { mode: 0o400 });
   } catch (error) {
     warn(`the warm-up run failed: ${String(error)}`);

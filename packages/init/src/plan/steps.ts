@@ -5,16 +5,16 @@ import { endedExecTtlMs, maxOnceSteps, maxRunningSteps, maxStepMs, maxStepNameLe
 import { programOf } from '../own-program.ts';
 import { ManagedProcess, type Shared, type Spawner } from '../processes/index.ts';
 
-/** One run of a step. It lives under the sandbox: the session that asked for it may go (I-32). */
+/** One run of a step. Its lifetime is the sandbox: the session that requested it may end first (I-32). */
 export interface Step {
   readonly process: ManagedProcess;
-  /** It was killed for taking too long. */
+  /** It was killed because it exceeded its time limit. */
   readonly timedOut: boolean;
 }
 
 export interface StepDefaults {
   readonly main: Pick<MainProcess, 'workdir' | 'user'>;
-  /** What every process of the sandbox gets; a step's own comes after it. */
+  /** The environment of every process of the sandbox; a step's own entries follow it. */
   readonly env: readonly string[];
   /** Runs work during which the sandbox is not idle. */
   readonly attached: <T>(work: () => Promise<T>) => Promise<T>;
@@ -27,8 +27,8 @@ interface Entry {
 }
 
 /**
- * The steps of the init plan by name (I-29): those that run, and those that run once a start and have ended. A step that runs already is
- * joined, never started twice; one that ran once is told again (I-32).
+ * The steps of the init plan by name (I-29): those that run, and those of this start that run only once and have ended. A step is never started
+ * twice: a request joins its run, or receives its recorded end (I-32).
  */
 export class Steps {
   readonly #spawn: Spawner;
@@ -44,13 +44,13 @@ export class Steps {
     this.#defaults = defaults;
   }
 
-  /** Names of the steps that run once a start and ended well: HelloAck's `steps_done` (I-32). */
+  /** Names of the steps that run once per start and succeeded: HelloAck's `steps_done` (I-32). */
   get done(): readonly string[] {
     return [...this.#done];
   }
 
   /**
-   * Starts the step or joins the run of that name; `joined` says which.
+   * Starts the step, or joins the run of that name (`joined`).
    * @throws {DroverError} invalid-argument, no-room, sandbox-not-running, and as resolveCommand
    */
   async run(request: init.RunStep): Promise<{ readonly step: Step; readonly joined: boolean }> {
@@ -75,22 +75,22 @@ export class Steps {
       void this.#settle(name, entry, step);
       return { step, joined: false };
     } catch (error) {
-      // Nothing ran: it may be tried again.
+      // Nothing ran: the step may be requested again.
       this.#byName.delete(name);
       throw error;
     }
   }
 
-  /** SIGKILL to what runs; no step starts after it. */
+  /** Kills the running steps; no step starts afterwards. */
   async stop(): Promise<void> {
     this.#stopped = true;
     for (const { started } of this.#byName.values()) {
-      // One that failed to start has nothing to kill.
+      // A step that failed to start has no process.
       await started.then((step) => step.process.kill('SIGKILL')).catch(() => undefined);
     }
   }
 
-  /** Resolves when every step has told its exit. */
+  /** Resolves when every step has ended. */
   async settled(): Promise<void> {
     await Promise.allSettled([...this.#byName.values()].map(async ({ started }) => (await started).process.finished));
   }
@@ -105,7 +105,7 @@ export class Steps {
       rows: 0,
       columns: 0,
       stdin: true,
-      // The main process's is made for it; a step comes before it.
+      // The main process's directory is created for it, and steps run first.
       makeWorkdir: request.workdir === '',
     });
     const process = new ManagedProcess(request.name, spawned, false, this.#shared);
@@ -117,7 +117,7 @@ export class Steps {
     const timer = setTimeout(timeout, request.timeoutMs === 0 ? maxStepMs : Math.min(request.timeoutMs, maxStepMs));
     void spawned.exited.finally(() => clearTimeout(timer));
     void this.#defaults.attached(async () => await process.finished);
-    // One that does not read it all is its own business; the end of the process ends the writing.
+    // A step need not read all of its input; the end of its process ends the write.
     void process.write(request.stdin, new AbortController().signal).finally(() => spawned.endStdin());
     return step;
   }
@@ -127,7 +127,7 @@ export class Steps {
     entry.ended = true;
     if (!entry.once) this.#byName.delete(name);
     else if (exit.code === 0) this.#done.add(name);
-    // The end is kept, the output only for a while; whoever reads it now has it long before.
+    // The end is kept for the whole start, the output for a limited time.
     setTimeout(() => process.dispose(), endedExecTtlMs).unref();
   }
 }

@@ -5,19 +5,19 @@ import { lookUpUser, type User } from './users.ts';
 
 export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
-/** What somebody asks to run. */
+/** A request to run a command. */
 export interface CommandRequest {
   readonly argv: readonly string[];
-  /** `NAME=value`; later ones win. */
+  /** `NAME=value`; later entries win. */
   readonly env: readonly string[];
   readonly workdir: string;
   readonly user: string;
   readonly terminal: boolean;
-  /** Makes a missing working directory, as for the main process. */
+  /** Creates a missing working directory, as for the main process. */
   readonly makeWorkdir: boolean;
 }
 
-/** What can be handed to the kernel. */
+/** A command in the form that the kernel takes. */
 export interface Command {
   readonly file: string;
   readonly argv: readonly string[];
@@ -66,7 +66,7 @@ function enterable(workdir: string, make: boolean): void {
   });
 }
 
-/** As execvp(3): a name with a slash is a path, any other is looked for along PATH. */
+/** As execvp(3): a name with a slash is a path; any other is searched for in PATH. */
 function findProgram(name: string, path: string, workdir: string): string {
   const candidates = name.includes('/')
     ? [isAbsolute(name) ? name : join(workdir, name)]
@@ -82,7 +82,7 @@ function findProgram(name: string, path: string, workdir: string): string {
       accessSync(candidate, constants.X_OK);
       return candidate;
     } catch {
-      // The next directory may have it; what was found and is not executable is remembered.
+      // The next directory may have it. A file that is not executable is reported if no other is found.
     }
   }
   throw found === undefined ? commandNotFound(name) : notExecutable(name, 'permission denied');

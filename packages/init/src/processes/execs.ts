@@ -5,7 +5,7 @@ import { idleCheckMs, IdleWatch } from './idle.ts';
 import { ManagedProcess, type Shared } from './process.ts';
 import type { Spawner, SpawnRequest } from './spawned.ts';
 
-/** What is shown of an exec. */
+/** An exec, as it is listed. */
 export interface ExecInfo {
   readonly process: ManagedProcess;
   readonly argv: readonly string[];
@@ -15,7 +15,7 @@ export interface ExecInfo {
   readonly linger: Linger;
 }
 
-/** The exec processes of this sandbox by id (I-40): running ones, and for a while those that have ended. */
+/** The exec processes of this sandbox by id (I-40): running ones, and recently ended ones. */
 export class Execs {
   readonly #spawn: Spawner;
   readonly #shared: Shared;
@@ -29,8 +29,8 @@ export class Execs {
   }
 
   /**
-   * Starts, or finds what an earlier start with this id started.
-   * @param lingerMs how long it runs without a client and without output; 0: for as long as it likes
+   * Starts an exec, or finds the one that an earlier call with this id started.
+   * @param lingerMs how long it may run without a client and without output; 0: without limit
    * @throws {DroverError} no-room, invalid-argument, and as resolveCommand
    */
   async start(id: string, request: SpawnRequest, lingerMs: number): Promise<ManagedProcess> {
@@ -59,12 +59,12 @@ export class Execs {
     return (await this.#find(id)).process;
   }
 
-  /** @param lingerMs 0: it runs without clients for as long as it likes @throws {DroverError} exec-not-found */
+  /** @param lingerMs 0: it may run without clients without limit @throws {DroverError} exec-not-found */
   async setLinger(id: string, lingerMs: number): Promise<void> {
     (await this.#find(id)).linger.set(lingerMs);
   }
 
-  /** In the order of their starts. */
+  /** All execs, in the order of their starts. */
   async list(): Promise<readonly ExecInfo[]> {
     this.#expire();
     const all = await Promise.allSettled(this.#byId.values());
@@ -73,12 +73,12 @@ export class Execs {
 
   async killAll(): Promise<void> {
     for (const started of this.#byId.values()) {
-      // One that failed to start has nothing to kill.
+      // An exec that failed to start has no process.
       await started.then(({ process }) => process.kill('SIGKILL')).catch(() => undefined);
     }
   }
 
-  /** Resolves when every exec has told its exit. */
+  /** Resolves when every exec has ended. */
   async settled(): Promise<void> {
     await Promise.allSettled([...this.#byId.values()].map(async (started) => (await started).process.finished));
   }
@@ -88,7 +88,7 @@ export class Execs {
     const found = this.#byId.get(id);
     if (found !== undefined) return await found;
     throw new DroverError('exec-not-found', `the sandbox has no exec ${JSON.stringify(clip(id))}`, {
-      hint: 'it never was, or it ended a while ago, or the sandbox was started again; `drover exec ls SANDBOX` lists what there is',
+      hint: 'it may have ended, or the sandbox was started again; `drover exec ls SANDBOX` lists the execs',
     });
   }
 
@@ -113,7 +113,7 @@ export class Execs {
   }
 }
 
-/** Ends a process that has no client and writes nothing: first as a closed terminal does, then for certain. */
+/** Ends a process that has no client and writes no output: by SIGHUP, as a closed terminal does, then by SIGKILL. */
 class Linger {
   readonly #process: ManagedProcess;
   #ms = 0;
@@ -129,7 +129,7 @@ class Linger {
     return this.#ms;
   }
 
-  /** @param ms how long it may; 0: for as long as it likes */
+  /** @param ms how long it may run so; 0: without limit */
   set(ms: number): void {
     const process = this.#process;
     this.#ms = ms;

@@ -9,29 +9,30 @@ import type { RawExit, Spawned } from './spawned.ts';
 export interface Exit extends RawExit {
   /** Milliseconds since the epoch. */
   readonly at: number;
-  /** The kernel killed it, or a child whose status it passed on, because the sandbox had no memory left. */
+  /** The kernel killed the process, or a child whose status it passed on, because the sandbox had no memory left. */
   readonly outOfMemory: boolean;
 }
 
-/** What the processes of a sandbox share. */
+/** State that the processes of a sandbox share. */
 export interface Shared {
   readonly replay: ReplayBudget;
   readonly oomKills: OomKills;
 }
 
-/** 128 + SIGKILL: the status of a process that was killed, and of a shell whose last command was. */
+/** 128 + SIGKILL: the status of a killed process, and of a shell whose last command was killed. */
 const killedStatus = 137;
 
-/** Where a process's output goes besides those attached; says whether it takes more now. */
+/** A destination of a process's output beside its readers. */
 export interface OutputSink {
+  /** Returns whether it takes more now. */
   write(stderr: boolean, data: Buffer): boolean;
-  /** Calls back once it takes more again. */
+  /** Calls back when it takes more again. */
   onDrain(callback: () => void): void;
 }
 
 /**
- * A process with its output kept and shared: any number of readers, each at its own offset, each able to come back (I-40).
- * Output is read no faster than the slowest attached reader and the sink take it; with nobody attached it is read and the oldest dropped.
+ * A process whose last output is kept for any number of readers, each at its own offset, which can reattach (I-40). Output is read no faster than
+ * the slowest reader and the sink take it. Without readers it is read, and the oldest is dropped.
  */
 export class ManagedProcess {
   readonly id: string;
@@ -64,12 +65,12 @@ export class ManagedProcess {
     this.finished = this.#finish(Promise.all(ends));
   }
 
-  /** Clients that read its output now. */
+  /** Readers that are attached. */
   get readers(): number {
     return this.#readers.size;
   }
 
-  /** How often a client began to. */
+  /** Readers that have attached so far. */
   get attachments(): number {
     return this.#attachments;
   }
@@ -78,7 +79,7 @@ export class ManagedProcess {
     return this.#exit;
   }
 
-  /** Output bytes lost to one who has seen `offset`. */
+  /** Output bytes after `offset` that are no longer kept. */
   truncatedAfter(offset: number): number {
     return Math.max(0, this.#replay.start - offset);
   }
@@ -91,7 +92,7 @@ export class ManagedProcess {
     return this.#replay.end;
   }
 
-  /** Output from `offset` on, until the process has ended and all of it was read. `signal` detaches; the process runs on. */
+  /** The output from `offset` to the end of the process. `signal` detaches the reader; the process runs on. */
   async *output(offset: number, signal: AbortSignal): AsyncGenerator<OutputChunk, void, undefined> {
     const reader = { offset: Math.min(offset, this.#replay.end) };
     this.#readers.add(reader);
@@ -101,7 +102,7 @@ export class ManagedProcess {
         const chunk = this.#replay.read(reader.offset);
         if (chunk !== undefined) {
           yield chunk;
-          // Only now: what is being sent still counts as behind.
+          // Only after the consumer has sent it: until then the reader lags behind.
           reader.offset = chunk.offset + chunk.data.length;
           this.#flow();
         } else if (this.#exit !== undefined) {
@@ -116,7 +117,7 @@ export class ManagedProcess {
     }
   }
 
-  /** Resolves when the process takes more (I-39); when it reads no more, at once. */
+  /** Resolves when the process takes more input (I-39), or immediately when it no longer reads. */
   async write(data: Uint8Array, signal: AbortSignal): Promise<void> {
     const stdin = this.spawned.stdin;
     if (stdin === undefined || !stdin.writable) return;
@@ -125,7 +126,7 @@ export class ManagedProcess {
     const abort = (): void => stop.abort();
     signal.addEventListener('abort', abort, { once: true });
     try {
-      // Whatever comes first: room, the end of the process, or of the caller.
+      // Room in the pipe, the end of the process, or the caller's abort.
       await Promise.race([once(stdin, 'drain', { signal: stop.signal }), once(stdin, 'close', { signal: stop.signal }), this.finished]);
     } catch {
       signal.throwIfAborted();
@@ -141,7 +142,7 @@ export class ManagedProcess {
     this.spawned.kill(signal);
   }
 
-  /** Gives up what is kept. */
+  /** Drops the kept output. */
   dispose(): void {
     this.#replay.dispose();
     this.#wake();
@@ -149,7 +150,7 @@ export class ManagedProcess {
 
   async #follow(source: Readable, stderr: boolean): Promise<void> {
     source.on('data', (data: Buffer) => {
-      // After the exit was told, leftovers of background children are read, so that they do not die of SIGPIPE, and dropped.
+      // After the exit, the output of background children is read and dropped, so that they do not die of SIGPIPE.
       if (this.#exit !== undefined) return;
       this.#replay.push(stderr, data);
       if (this.#sink !== undefined && !this.#sink.write(stderr, data) && !this.#sinkFull) {
@@ -182,8 +183,8 @@ export class ManagedProcess {
   }
 
   /**
-   * The end of the output; or, when a background child holds the pipe open, a bounded wait without progress, and a bounded one with it: what
-   * the process itself wrote is in the pipe when it ends. While a reader is waited for the time does not count.
+   * Resolves at the end of the output. While a background child holds the pipe open, the wait is bounded, with and without progress: the
+   * output of the process itself is in the pipe when it ends. Time in which a reader is waited for does not count.
    */
   async #drained(ended: Promise<unknown>): Promise<void> {
     let over = false;

@@ -7,7 +7,7 @@ export interface OutputChunk {
   readonly offset: number;
 }
 
-/** How much each of the buffers that share a budget may keep. */
+/** Shares a number of bytes evenly between buffers. */
 export class ReplayBudget {
   readonly #buffers = new Set<ReplayBuffer>();
 
@@ -25,7 +25,7 @@ export class ReplayBudget {
   }
 }
 
-/** Small chunks are joined up to this size: a million lines must not become a million objects. */
+/** Small chunks are joined up to this size, so that a million lines do not become a million objects. */
 const joinBytes = 4096;
 
 /** The last bytes of a process's output, both streams in order, addressed by offset (I-40). */
@@ -40,7 +40,7 @@ export class ReplayBuffer {
     budget.add(this);
   }
 
-  /** The offset of the first byte kept. */
+  /** The offset of the first byte that is kept. */
   get start(): number {
     return this.#start;
   }
@@ -61,7 +61,7 @@ export class ReplayBuffer {
     this.trim(this.#budget.share);
   }
 
-  /** What follows `offset`, at most one chunk; undefined when nothing does yet. Of what is no longer kept, it gives the first that is. */
+  /** The chunk at `offset`, or at the first byte that is kept after it. Undefined: no output follows yet. */
   read(offset: number): OutputChunk | undefined {
     const from = Math.max(offset, this.#start);
     if (from >= this.#end) return undefined;

@@ -8,7 +8,7 @@ import { lookUpUser } from './users.ts';
 const TMPFS_MAGIC = 0x01021994;
 
 /**
- * Puts the secrets where the workload reads them (R-19): one file each, mode 0400, the main process's user's. All of them or none.
+ * Writes the secrets for the workload (R-19): one file each, mode 0400, owned by the main process's user. All of them or none.
  * @throws {DroverError} runtime-failed when the directory is no tmpfs, so that none is ever written to a disk
  */
 export function writeSecrets(secrets: readonly SecretFile[], user: string, directory = secretsDirectory): void {

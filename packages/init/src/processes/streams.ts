@@ -6,7 +6,7 @@ import type { User } from './users.ts';
 /** The two ends of one standard stream of a process: init's and the process's. */
 export interface StandardStream {
   readonly ours: Socket;
-  /** To be closed once the process has it. */
+  /** To be closed when the process has inherited it. */
   readonly theirs: number;
 }
 

@@ -12,7 +12,7 @@ import type { Command } from './command.ts';
 import { withGroups } from './groups.ts';
 import { killGroup, type RawExit, type Spawned } from './spawned.ts';
 
-/** The native half of @lydell/node-pty 1.1.0, used directly: its JavaScript half knows no backpressure for stdin. */
+/** The native part of @lydell/node-pty 1.1.0. It is used directly, since the JavaScript part has no backpressure for stdin. */
 interface PtyAddon {
   fork(
     file: string,
@@ -32,7 +32,7 @@ interface PtyAddon {
 
 let loaded: PtyAddon | undefined;
 
-/** Loaded for the first terminal: most sandboxes never have one. */
+/** Loaded for the first terminal: most sandboxes have none. */
 function addon(): PtyAddon {
   if (loaded !== undefined) return loaded;
   const path = process.env['DROVER_PTY_ADDON'] ?? '/.drover/pty.node';
@@ -47,8 +47,8 @@ function addon(): PtyAddon {
 }
 
 /**
- * What is typed into a terminal. Neither Node nor libuv can wait until a terminal's own end takes more: they would write in a busy loop, on
- * the only thread. This writes without blocking and tries again after a wait, so that a program that does not read holds up its writer alone.
+ * The input of a terminal. Neither Node.js nor libuv can wait until a terminal takes more: they would write in a busy loop on the only thread.
+ * This stream writes without blocking and retries after a wait, so that a program that does not read delays its writer alone.
  */
 class TerminalInput extends Writable {
   readonly #terminal: ReadStream;
@@ -60,7 +60,7 @@ class TerminalInput extends Writable {
     super();
     this.#terminal = terminal;
     this.#fd = fd;
-    // The descriptor is closed, and its number may be another file's.
+    // The descriptor is closed by then, and its number may be reused.
     terminal.once('close', () => this.destroy());
   }
 
@@ -79,7 +79,7 @@ class TerminalInput extends Writable {
     try {
       written = writeSync(this.#fd, data);
     } catch (error) {
-      // EIO and the like: no process has the terminal any more.
+      // For instance EIO: no process has the terminal open.
       if (errnoOf(error) !== 'EAGAIN') return done();
     }
     if (written === data.length) return done();
@@ -89,8 +89,8 @@ class TerminalInput extends Writable {
 }
 
 /**
- * Starts a process with a terminal of its own as stdin, stdout and stderr.
- * @throws {DroverError} missing-component, no-room, runtime-failed, and what `refused` makes of an error of execve(2)
+ * Starts a process with a new terminal as stdin, stdout and stderr.
+ * @throws {DroverError} missing-component, no-room, runtime-failed, and the result of `refused` for an error of execve(2)
  */
 export async function spawnTerminal(
   resolved: Command,
@@ -117,16 +117,16 @@ export async function spawnTerminal(
       (code, signal) => settle(signal === 0 ? exitedWith(code) : endedBy(signal)),
     );
   const untilExec = makePipe();
-  // A new terminal belongs to the file user of its opener (devpts). Make that the command's user, who may open it again as /dev/stdout.
+  // A new terminal belongs to the file user of its opener (devpts): the command's user, who may open it again as /dev/stdout.
   const { fd, pid } = closingOnError(untilExec, () => withFileOwner(resolved.user.uid, fork));
-  // The addon leaves it open in all later children, which could then read this terminal and type into it.
+  // The addon would leave it open in all later children, which could then read this terminal and write to it.
   closeOnExec(fd);
   terminalChildren.add(pid);
-  // Only once the addon has reaped it; until then its number cannot be another's.
+  // The addon has reaped it by then; until then its pid cannot be reused.
   void exited.finally(() => terminalChildren.delete(pid));
   const head = await outputAtExec(untilExec, fd);
   const stream = new ReadStream(fd);
-  // EIO is how a terminal says that its last process has gone.
+  // A terminal reports EIO when its last process has ended.
   stream.on('error', () => stream.destroy());
   const errno = errnoOfFailure(head.toString('latin1'));
   if (errno !== undefined) {
@@ -142,7 +142,7 @@ export async function spawnTerminal(
     stdout: stream,
     stderr: undefined,
     exited,
-    // Ctrl-D: a terminal has no other end of file.
+    // Ctrl-D is a terminal's end of file.
     endStdin: () => {
       if (stdin.writable) stdin.write('\x04');
     },
@@ -153,7 +153,7 @@ export async function spawnTerminal(
   };
 }
 
-/** Fork fails when the sandbox has its limit of processes or terminals, as often as a client tries. */
+/** Closes the pipe when `work` fails: fork fails whenever the sandbox has reached its limit of processes or terminals. */
 function closingOnError<T>(pipe: Pipe, work: () => T): T {
   try {
     return work();
@@ -163,7 +163,9 @@ function closingOnError<T>(pipe: Pipe, work: () => T): T {
   }
 }
 
-/** What the terminal shows when the child has become its program, or could not: then both ends of `pipe`, closed on exec, are closed in it. */
+/**
+ * The output of the terminal when the child has become its program, or has failed to: both ends of `pipe` are closed on exec.
+ */
 async function outputAtExec(pipe: Pipe, fd: number): Promise<Buffer> {
   closeSync(pipe.writer);
   const end = new Socket({ fd: pipe.reader, readable: true, writable: false });
@@ -175,12 +177,12 @@ async function outputAtExec(pipe: Pipe, fd: number): Promise<Buffer> {
   try {
     return head.subarray(0, readSync(fd, head));
   } catch {
-    // EAGAIN: nothing yet. EIO: the process has ended.
+    // EAGAIN: no output yet. EIO: the process has ended.
     return head.subarray(0, 0);
   }
 }
 
-/** The addon's child reports on the terminal itself, in the words of perror(3), what kept it from becoming its program. */
+/** The addon's child reports on the terminal, by perror(3), why it could not become its program. */
 function errnoOfFailure(text: string): string | undefined {
   const [, message] = /^(?:chdir|setgid|setuid|execvp)\(\d\) failed\.: ([^\r\n]+)\r\n$/.exec(text) ?? [];
   if (message === undefined) return undefined;

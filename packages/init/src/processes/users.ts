@@ -6,14 +6,14 @@ import { maxAccountBytes, maxGroups } from '../limits.ts';
 export interface User {
   readonly uid: number;
   readonly gid: number;
-  /** The others that /etc/group has the user in; none where a group was named, as with other runtimes. */
+  /** The user's other groups in /etc/group; none when a group was named, as with other runtimes. */
   readonly groups: readonly number[];
   readonly home: string;
   readonly name: string;
 }
 
 /**
- * Who `text` is in this sandbox: `name`, `uid`, `name:group`, `uid:gid`, or empty for root, as in an OCI image's config.
+ * Resolves a user of this sandbox: `name`, `uid`, `name:group`, `uid:gid`, or empty for root, as in an OCI image's config.
  * Numbers need no entry in /etc/passwd; names do.
  * @throws {DroverError} invalid-argument
  */
@@ -38,7 +38,7 @@ export function resolveUser(text: string, passwd: string, group: string): User {
 }
 
 /**
- * The same, from the sandbox's own files; one that is absent counts as empty.
+ * The same, from the sandbox's own files. An absent file counts as empty.
  * @throws {DroverError} invalid-argument, also for ids that the sandbox's user namespace does not have
  */
 export function lookUpUser(text: string, directory = '/etc'): User {
@@ -90,7 +90,7 @@ function unknown(kind: string, text: string, file: string): DroverError {
   });
 }
 
-/** The file is the workload's: a pipe or a device in its place would hold PID 1 up, or fill its memory. */
+/** The workload can replace the file: a pipe or a device would block PID 1, or fill its memory. */
 function readOr(path: string): string {
   try {
     const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);

@@ -10,7 +10,7 @@ import type { Sandbox } from '../sandbox.ts';
 
 type ExecCall = Call<init.ExecRequest, Reply<'exec'>>;
 
-/** Starts or finds a process and carries its streams until it has ended or the client has gone; the process stays (I-40). */
+/** Starts or finds a process and carries its streams until it ends or the client disconnects; the process runs on (I-40). */
 export async function exec(call: ExecCall, sandbox: Sandbox): Promise<void> {
   const requests = call.requests[Symbol.asyncIterator]();
   const first = await requests.next();
@@ -34,7 +34,7 @@ export async function exec(call: ExecCall, sandbox: Sandbox): Promise<void> {
     call.signal.throwIfAborted();
     await call.send(respond({ case: 'exit', value: exitStatus(await process.finished) }));
   })();
-  // A malformed frame from the client ends the call; the end of its input does not.
+  // A malformed message of the client ends the call; the end of its input does not.
   await Promise.race([output, input.then(() => new Promise<never>(() => undefined))]);
 }
 
@@ -51,7 +51,7 @@ async function open(
     }
     case 'attach': {
       const attach = request.payload.value;
-      // Attaching may come before AgentReady, on the same connection: it waits for the start.
+      // An attach may precede AgentReady on the same connection: it waits for the start.
       const process = attach.execId === 'main' ? await sandbox.mainProcess(signal) : await sandbox.execs.get(attach.execId);
       if (attach.lingerMs !== undefined && attach.execId !== 'main') await sandbox.execs.setLinger(attach.execId, attach.lingerMs);
       if (attach.size !== undefined) process.spawned.resize(attach.size.rows, attach.size.columns);
@@ -62,7 +62,7 @@ async function open(
   }
 }
 
-/** A process that does not read holds up its input alone: resizes and signals still reach it, until the next chunk of input. */
+/** A process that does not read delays its input alone: resizes and signals still reach it, until the next chunk of input. */
 async function feed(requests: AsyncIterator<init.ExecRequest>, process: ManagedProcess, signal: AbortSignal): Promise<void> {
   let writing: Promise<void> = Promise.resolve();
   for (;;) {
@@ -73,7 +73,7 @@ async function feed(requests: AsyncIterator<init.ExecRequest>, process: ManagedP
       case 'stdin':
         await writing;
         writing = process.write(payload.value, signal);
-        // It rejects only when the call has ended; the next chunk, if there is one, sees it.
+        // It rejects only when the call has ended; the next chunk finds out.
         writing.catch(() => undefined);
         break;
       case 'stdinEof':
@@ -106,7 +106,7 @@ export async function listExecs(call: Call<init.ListExecsRequest, Reply<'listExe
   await call.send({ execs });
 }
 
-/** As much of a command as a list shows: all of them together must fit into one message. */
+/** The beginning of a command, as a list shows it: all commands together must fit into one message. */
 function shortened(argv: readonly string[]): string[] {
   let left = maxListedCommandLength;
   return argv.flatMap((argument) => {
@@ -131,7 +131,7 @@ function respond(payload: NonNullable<Reply<'exec'>['payload']>): Reply<'exec'> 
   return { payload };
 }
 
-/** ExitStatus, as it is sent. */
+/** An exit in the form of the protocol. */
 export function exitStatus({ code, signal, at, outOfMemory }: Exit): MessageInitShape<typeof init.ExitStatusSchema> {
   return { code, signal, at: timestampFromMs(at), outOfMemory };
 }

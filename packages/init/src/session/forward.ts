@@ -5,7 +5,7 @@ import type { init } from '@drover/protocol';
 import { forwardConnectMs, maxChunkBytes } from '../limits.ts';
 import type { Call, Reply } from '../server/index.ts';
 
-/** Carries bytes between a call and a TCP port in the sandbox; each direction ends on its own, each waits for the other side (I-39). */
+/** Carries bytes between a call and a TCP port in the sandbox. Each direction ends independently, and has backpressure (I-39). */
 export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): Promise<void> {
   const requests = call.requests[Symbol.asyncIterator]();
   const first = await requests.next();
@@ -15,7 +15,7 @@ export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): 
   const abort = (): void => void socket.destroy();
   call.signal.addEventListener('abort', abort, { once: true });
   try {
-    // Each direction ends on its own, and the call with the second one; a reset ends both, also when only one of them is left.
+    // The call ends with the second direction. A reset ends both, also when one has ended before.
     const reset = new Promise<never>((_resolve, reject) => void socket.on('error', reject));
     await Promise.race([Promise.all([inward(requests, socket), outward(socket, call)]), reset]);
   } catch (error) {
@@ -28,7 +28,7 @@ export async function forward(call: Call<init.ForwardFrame, Reply<'forward'>>): 
   }
 }
 
-/** What the client sends, until its end or its eof. */
+/** Carries the client's bytes until its end or its eof. */
 async function inward(requests: AsyncIterator<init.ForwardFrame>, socket: Socket): Promise<void> {
   for (;;) {
     const next = await requests.next();
@@ -41,7 +41,7 @@ async function inward(requests: AsyncIterator<init.ForwardFrame>, socket: Socket
 }
 
 async function outward(socket: Socket, call: Call<init.ForwardFrame, Reply<'forward'>>): Promise<void> {
-  // The end of what the program sends must not end what it receives.
+  // The end of the program's output must not end its input.
   for await (const data of socket.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     for (let at = 0; at < data.length; at += maxChunkBytes) {
       await call.send({ payload: { case: 'data', value: data.subarray(at, at + maxChunkBytes) } });
@@ -50,12 +50,12 @@ async function outward(socket: Socket, call: Call<init.ForwardFrame, Reply<'forw
   await call.send({ payload: { case: 'eof', value: true } });
 }
 
-/** Localhost over IPv4, then IPv6: what listens on one of them only is found. */
+/** Connects to localhost over IPv4, then IPv6: a program may listen on one of them only. */
 async function dial(port: number, signal: AbortSignal): Promise<Socket> {
   let cause: unknown;
   for (const host of ['127.0.0.1', '::1']) {
     const socket = connect({ host, port, allowHalfOpen: true, noDelay: true });
-    // Stays for the socket's life: a reset that comes before somebody reads it must not end init.
+    // A reset before the socket has a reader must not end init.
     socket.on('error', () => undefined);
     try {
       await once(socket, 'connect', { signal: AbortSignal.any([signal, AbortSignal.timeout(forwardConnectMs)]) });
@@ -66,7 +66,7 @@ async function dial(port: number, signal: AbortSignal): Promise<Socket> {
       cause ??= error;
     }
   }
-  // Not a transient code: the connection to the sandbox stands, and a client that tries again finds the same.
+  // Not a transient code: a client that retries gets the same.
   throw new DroverError('failed-precondition', `nothing listens on port ${port} in the sandbox`, {
     hint: 'start a program in the sandbox that listens on it',
     cause,

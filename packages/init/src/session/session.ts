@@ -11,9 +11,9 @@ import { runStep, type Answer, type Payload } from './step.ts';
 type SessionCall = Call<init.SessionRequest, Reply<'session'>>;
 
 /**
- * The control plane's stream: each request is answered under its id, beside the others, so that a long one holds up nobody; the end of the
- * main process is told and ends the stream.
- * @param worked called after each request that was more than a sign of life
+ * The control plane's stream. Requests are served concurrently and answered by their id, so that a long one delays no other. The end of the main
+ * process is sent and ends the stream.
+ * @param worked called after each request but a ping
  * @param unexpected called with an error of an unknown kind, and the id that the control plane receives for it
  */
 export async function session(
@@ -38,7 +38,7 @@ export async function session(
         running.delete(answered);
         if (request.payload.case !== 'ping') worked();
       });
-      // One whose answer could not be sent: the stream has ended, which ends the reading too.
+      // A response that cannot be sent means that the stream has ended, which ends the loop as well.
       answered.catch(() => undefined);
       running.add(answered);
     }
@@ -111,7 +111,7 @@ async function handle(payload: init.SessionRequest['payload'], sandbox: Sandbox,
     case 'installCertificate':
       identity.install(payload.value.certificatePem);
       return { case: 'certificateInstalled', value: {} };
-    // I-33: an unknown payload is answered as such and ends nothing.
+    // I-33: an unknown request is answered with an error; it does not end the session.
     default:
       throw new DroverError('unimplemented', 'this init does not know the request');
   }

@@ -5,10 +5,10 @@ import type { Sandbox } from '../sandbox.ts';
 import { exitStatus } from './exec.ts';
 
 export type Payload = NonNullable<Reply<'session'>['payload']>;
-/** Sends one answer to a request; resolves when the connection takes more. */
+/** Sends one response to a request; resolves when the connection takes more. */
 export type Answer = (payload: Payload) => Promise<void>;
 
-/** Runs a step of the plan or joins it, and tells its output and its end. When `signal` aborts only the telling ends (I-32). */
+/** Runs a step of the plan or joins its run, and sends its output and its end. `signal` ends the sending, not the step (I-32). */
 export async function runStep(request: init.RunStep, sandbox: Sandbox, answer: Answer, signal: AbortSignal): Promise<void> {
   const { step, joined } = await sandbox.steps.run(request);
   const { process } = step;

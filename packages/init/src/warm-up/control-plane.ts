@@ -4,14 +4,14 @@ import type { Socket } from 'node:net';
 import { connect, createServer, type Server } from 'node:tls';
 import { create, fromBinary, toBinary, type DescMessage, type MessageInitShape, type MessageShape } from '@bufbuild/protobuf';
 import { init } from '@drover/protocol';
-import { rehearsalIdentity } from './identity.ts';
+import { warmUpIdentity } from './identity.ts';
 
-/** The control plane's part in a rehearsal. With what init has anyway: a client library for it would stay in memory. */
+/** The control plane's part in a warm-up run, from modules that init uses anyway: a client library would stay in memory. */
 
-const credentials = { ca: rehearsalIdentity.caPem, cert: rehearsalIdentity.certificatePem, key: rehearsalIdentity.keyPem };
+const credentials = { ca: warmUpIdentity.caPem, cert: warmUpIdentity.certificatePem, key: warmUpIdentity.keyPem };
 
-/** As a session begins: Hello, Register, the plan of one step, and beside it an attach to the main process, to its end. */
-export async function playSession(transport: Socket, deadline: AbortSignal): Promise<void> {
+/** Runs a session to its end: Hello, Register, a plan of one step, and an attach to the main process. */
+export async function runSession(transport: Socket, deadline: AbortSignal): Promise<void> {
   const socket = connect({ ...credentials, socket: transport, checkServerIdentity: () => undefined, ALPNProtocols: ['h2'] });
   const connection = connectHttp2('https://init', { createConnection: () => socket });
   const broken = Promise.withResolvers<never>();
@@ -41,7 +41,7 @@ async function plan(connection: ClientHttp2Session): Promise<void> {
     const answer = await call.next();
     if (answer === undefined || answer.error !== undefined) throw new Error(`${payload.case}: ${answer?.error?.message ?? 'no answer'}`);
   }
-  // The end of the main process is told and ends the call.
+  // The end of the main process ends the call.
   while ((await call.next()) !== undefined);
 }
 
@@ -51,10 +51,10 @@ async function attach(connection: ClientHttp2Session): Promise<void> {
   call.send({ payload: { case: 'attach', value: { execId: 'main', replay: true } } });
   const got: unknown[] = [];
   for (let answer = await call.next(); answer !== undefined; answer = await call.next()) got.push(answer.payload.case);
-  if (!got.includes('output') || got.at(-1) !== 'exit') throw new Error(`the command gave ${got.join(', ')}`);
+  if (!got.includes('output') || got.at(-1) !== 'exit') throw new Error(`the call returned ${got.join(', ')}`);
 }
 
-/** A gRPC call: each message behind a zero byte and its length in four (gRPC over HTTP/2, "Length-Prefixed-Message"). */
+/** A gRPC call: each message follows a zero byte and four bytes of its length (gRPC over HTTP/2, "Length-Prefixed-Message"). */
 class Call<I extends DescMessage, O extends DescMessage> {
   readonly #stream: ClientHttp2Stream;
   readonly #input: I;
@@ -94,7 +94,7 @@ class Call<I extends DescMessage, O extends DescMessage> {
   }
 }
 
-/** The control plane's sandbox-facing listener, as far as the one request goes that init makes of it. Not listening yet. */
+/** The control plane's sandbox-facing listener, for init's one request. It does not listen yet. */
 export function listenForRegister(): Server {
   return createServer(
     { ...credentials, minVersion: 'TLSv1.3', requestCert: true, rejectUnauthorized: true, ALPNProtocols: ['http/1.1'] },

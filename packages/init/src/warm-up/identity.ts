@@ -1,13 +1,13 @@
 import type { ServerIdentity } from '../server/index.ts';
 
-/** The name in the certificate below. No trust domain of Drover's ends so (RFC 6761, `invalid`). */
-export const rehearsalUri = 'spiffe://rehearsal.invalid/init';
+/** The name in the certificate below. No trust domain of Drover has this ending (RFC 6761, `invalid`). */
+export const warmUpUri = 'spiffe://rehearsal.invalid/init';
 
 /**
- * Who both ends of the rehearsal are. The key is no secret: everybody can read it here, and nobody but the rehearsal trusts the certificate. It
- * is not made anew each time because init has no library that makes one. The key of the CA was thrown away; the dates are not to matter.
+ * The identity of both ends of the warm-up run. The key is public: only the warm-up run trusts this certificate. It is fixed, since init has no
+ * library to create certificates. The key of its CA does not exist any more, and its dates include every date.
  */
-export const rehearsalIdentity: ServerIdentity = {
+export const warmUpIdentity: ServerIdentity = {
   caPem: `-----BEGIN CERTIFICATE-----
 MIIBVzCB/aADAgECAgEBMAoGCCqGSM49BAMCMCAxHjAcBgNVBAMTFWRyb3Zlci1p
 bml0IHJlaGVhcnNhbDAgFw0wMDAxMDEwMDAwMDBaGA85OTk5MTIzMTIzNTk1OVow

@@ -1,11 +1,11 @@
-// Rehearses in a process of its own, and prints what of it is still there afterwards, as JSON. Argument: the run directory. Needs --expose-gc.
+// Does a warm-up run in its own process, and prints its leftovers as JSON. Argument: the run directory. Needs --expose-gc.
 import { createHook } from 'node:async_hooks';
 import { readdirSync, readlinkSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
-import { rehearse } from '../rehearsal.ts';
+import { warmUp } from '../warm-up.ts';
 
 const [runDirectory = ''] = process.argv.slice(2);
-/** Ends by itself, or has nothing outside V8. */
+/** Resources that end automatically, or have nothing outside V8. */
 const passing = new Set(['PROMISE', 'TickObject', 'Immediate', 'Microtask', 'RANDOMBYTESREQUEST']);
 
 function descriptors(): string[] {
@@ -13,14 +13,14 @@ function descriptors(): string[] {
     try {
       return [readlinkSync(`/proc/self/fd/${fd}`)];
     } catch {
-      // The one that read the directory.
+      // The descriptor that read the directory.
       return [];
     }
   });
 }
 
-// The first rehearsal starts what every process of Node's has once it watches a child.
-await rehearse(runDirectory);
+// The first run creates the resources of every Node.js process that watches a child.
+await warmUp(runDirectory);
 const before = descriptors();
 const alive = new Map<number, string>();
 const made = new Set<string>();
@@ -32,7 +32,7 @@ const hook = createHook({
   },
   destroy: (id) => void alive.delete(id),
 }).enable();
-await rehearse(runDirectory);
+await warmUp(runDirectory);
 // What is garbage says so only when it is collected.
 for (let round = 0; round < 3; round++) {
   globalThis.gc?.();

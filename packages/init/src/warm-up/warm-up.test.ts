@@ -11,7 +11,7 @@ import { X509Certificate } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { parseLogLine } from '../logs/reader.ts';
 import { connectTls, createTestAuthority, startInit, TestSession, type TestAuthority, type TestInit } from '../testing/index.ts';
-import { rehearsalIdentity, rehearsalUri } from './identity.ts';
+import { warmUpIdentity, warmUpUri } from './identity.ts';
 
 const run = promisify(execFile);
 
@@ -53,7 +53,7 @@ function logged(of: TestInit): string {
 }
 
 describe('a standby', () => {
-  it('has nothing left of its rehearsal when it says that it is ready, and then serves a session', async () => {
+  it('has nothing left of its warm-up run when it reports that it is ready, and then serves a session', async () => {
     let seen: { fds: string[]; children: number[]; files: string[] } | undefined;
     box = await startInit(test, {
       main: { argv: ['sh', '-c', 'env; ls /proc/$$/fd; exit 7'] },
@@ -72,12 +72,12 @@ describe('a standby', () => {
     expect(await session.ask({ case: 'hello', value: {} })).toMatchObject({ case: 'helloAck', value: { sandboxId: box.config.sandboxId } });
     await session.ask({ case: 'agentReady', value: {} });
     expect(await box.exited).toBe(7);
-    expect(logged(box)).not.toMatch(/rehears|standby|gate/i);
+    expect(logged(box)).not.toMatch(/rehears|warm|standby|gate/i);
     expect(box.stderr()).toBe('');
-    expect(readdirSync(box.runDirectory)).not.toContain('rehearsal');
+    expect(readdirSync(box.runDirectory)).not.toContain('warm-up');
   });
 
-  it('every timer, handle and descriptor of a rehearsal is gone after it', async () => {
+  it('a warm-up run leaves no timer, handle or descriptor', async () => {
     const child = join(import.meta.dirname, 'testing', 'resources-child.ts');
     const flags = ['--conditions=development', '--disable-warning=ExperimentalWarning', '--expose-gc'];
     const { stdout } = await run(process.execPath, [...flags, child, directory]);
@@ -112,8 +112,8 @@ describe('a standby', () => {
   });
 
   it('whose warm-up run fails does not report that it is ready, and starts all the same', async () => {
-    // Where its rehearsal would be there is something already.
-    await writeFile(join(directory, 'rehearsal'), '');
+    // A file is in the place of its directory.
+    await writeFile(join(directory, 'warm-up'), '');
     const gate = Promise.withResolvers<void>();
     const starting = startInit(test, { runDirectory: directory, main: { argv: ['true'] }, standby: 'unheard', gate: gate.promise });
     gate.resolve();
@@ -125,17 +125,17 @@ describe('a standby', () => {
   });
 });
 
-describe('I-3, I-13: what the rehearsal trusted', () => {
+describe('I-3, I-13: the identity of the warm-up run', () => {
   it('outlives no date, and is for both ends', () => {
-    const certificate = new X509Certificate(rehearsalIdentity.certificatePem);
-    expect(certificate.checkIssued(new X509Certificate(rehearsalIdentity.caPem))).toBe(true);
-    expect(certificate.subjectAltName).toBe(`URI:${rehearsalUri}`);
+    const certificate = new X509Certificate(warmUpIdentity.certificatePem);
+    expect(certificate.checkIssued(new X509Certificate(warmUpIdentity.caPem))).toBe(true);
+    expect(certificate.subjectAltName).toBe(`URI:${warmUpUri}`);
     expect(certificate.validToDate.getUTCFullYear()).toBe(9999);
   });
 
   it('is nobody to the sandbox', async () => {
     box = await startInit(test, { standby: () => Promise.resolve() });
-    const { certificatePem, keyPem } = rehearsalIdentity;
+    const { certificatePem, keyPem } = warmUpIdentity;
     const socket = await connectTls(test, box.port, { cert: certificatePem, key: keyPem });
     socket.on('error', () => undefined);
     await once(socket, 'close');
@@ -143,7 +143,7 @@ describe('I-3, I-13: what the rehearsal trusted', () => {
   });
 
   it('is not the control plane where a sandbox registers', async () => {
-    const { caPem, certificatePem, keyPem } = rehearsalIdentity;
+    const { caPem, certificatePem, keyPem } = warmUpIdentity;
     const server = createTlsServer({ ca: caPem, cert: certificatePem, key: keyPem, ALPNProtocols: ['http/1.1'] });
     server.on('tlsClientError', () => undefined);
     server.listen(0, '127.0.0.1');

@@ -5,44 +5,44 @@ import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { InitConfig } from '../config.ts';
 import { Identity } from '../identity/index.ts';
-import { closeGraceMs, rehearsalMs } from '../limits.ts';
+import { closeGraceMs, warmUpMs } from '../limits.ts';
 import { ownCommand } from '../own-program.ts';
 import { spawnProcess } from '../processes/index.ts';
 import { Sandbox } from '../sandbox.ts';
 import { createStrictServer } from '../server/index.ts';
 import { createInitService } from '../service.ts';
-import { listenForRegister, playSession } from './control-plane.ts';
-import { rehearsalIdentity, rehearsalUri } from './identity.ts';
+import { listenForRegister, runSession } from './control-plane.ts';
+import { warmUpIdentity, warmUpUri } from './identity.ts';
 
 /**
- * One whole start of a sandbox, played by init with itself before there is one: the session, Register, the main process and its output. Code
- * that runs for the first time costs ten times what it costs later; so it is paid for while nobody waits.
+ * Runs the whole start of a sandbox within init, before its sandbox exists: the session, Register, the main process and its output. Code costs
+ * ten times as much on its first run as later, and no caller waits for this one.
  *
- * The sandbox's root, name, limits and network come later and are others, and nothing of today's may be kept: users, programs and directories
- * are looked up at each start of a process (`resolveCommand`), addresses need no resolver, and neither the local time nor the host's name
- * is asked for. Nothing of the rehearsal stays either: no descriptor, timer or child, nothing in the run directory; its sockets lie in a
- * directory that root alone may enter, not in the network, and its certificate is trusted in TLS contexts of its own.
+ * The sandbox gets its root, name, limits and network later, so nothing of the present ones may be cached: users, programs and directories are
+ * looked up at each start of a process (`resolveCommand`), addresses need no resolver, and neither the local time nor the host's name is read.
+ * The run leaves nothing: no descriptor, timer or child, and no file in the run directory. Its sockets are in a directory that only root can
+ * enter, not in the network, and only its own TLS contexts trust its certificate.
  *
- * @throws {Error} when it cannot be played to its end, or not in `rehearsalMs`
+ * @throws {Error} when it fails, or takes longer than `warmUpMs`
  */
-export async function rehearse(runDirectory: string): Promise<void> {
-  const directory = join(runDirectory, 'rehearsal');
+export async function warmUp(runDirectory: string): Promise<void> {
+  const directory = join(runDirectory, 'warm-up');
   mkdirSync(directory, { mode: 0o700 });
   const paths = { session: join(directory, 'session'), control: join(directory, 'control') };
-  const config = rehearsalConfig();
-  const sandbox = new Sandbox({ config, runDirectory: directory, bootId: 'rehearsal', spawn: spawnProcess });
+  const config = warmUpConfig();
+  const sandbox = new Sandbox({ config, runDirectory: directory, bootId: 'warm-up', spawn: spawnProcess });
   const identity = new Identity({
     config,
     runDirectory: directory,
-    identity: rehearsalIdentity,
-    bootstrapToken: 'rehearsal',
+    identity: warmUpIdentity,
+    bootstrapToken: 'warm-up',
     renewed: () => undefined,
     transport: () => connect(paths.control),
   });
   const service = createInitService({ sandbox, identity, warn: () => undefined });
   const { listener } = createStrictServer({
-    identity: rehearsalIdentity,
-    controlPlaneUri: rehearsalUri,
+    identity: warmUpIdentity,
+    controlPlaneUri: warmUpUri,
     peerAddress: undefined,
     accept: (socket) => service.accept(socket),
     refused: () => undefined,
@@ -50,13 +50,13 @@ export async function rehearse(runDirectory: string): Promise<void> {
   const control = listenForRegister();
   const deadline = new AbortController();
   const timer = setTimeout(() => {
-    deadline.abort(new Error(`it took longer than ${rehearsalMs} ms`));
+    deadline.abort(new Error(`it took longer than ${warmUpMs} ms`));
     sandbox.stop(0);
-  }, rehearsalMs);
+  }, warmUpMs);
   try {
     await Promise.all([listen(control, paths.control), listen(listener, paths.session)]);
     identity.connectEarly();
-    await playSession(connect(paths.session), deadline.signal);
+    await runSession(connect(paths.session), deadline.signal);
     await sandbox.end;
   } finally {
     clearTimeout(timer);
@@ -65,7 +65,7 @@ export async function rehearse(runDirectory: string): Promise<void> {
     await service.close(closeGraceMs);
     rmSync(directory, { recursive: true, force: true });
   }
-  // What was closed goes in the next turn of the loop.
+  // The closed handles are released in the next turn of the loop.
   await turn();
 }
 
@@ -74,17 +74,17 @@ async function listen(server: Server, path: string): Promise<void> {
   await once(server, 'listening');
 }
 
-/** The one program that is there whatever the root is: init's loader, or without one its Node. */
-function rehearsalConfig(): InitConfig {
+/** The main process is init's loader, or else its Node.js: the one program that exists in every root. */
+function warmUpConfig(): InitConfig {
   const [program = ''] = ownCommand();
   return {
     version: 1,
-    sandboxId: 'rehearsal',
+    sandboxId: 'warm-up',
     hostname: '',
-    controlPlaneUri: rehearsalUri,
-    control: { host: 'rehearsal', port: 0 },
-    project: 'rehearsal',
-    name: 'rehearsal',
+    controlPlaneUri: warmUpUri,
+    control: { host: 'warm-up', port: 0 },
+    project: 'warm-up',
+    name: 'warm-up',
     listen: { host: '', port: 0, peer: '' },
     main: {
       argv: [program, '--version'],

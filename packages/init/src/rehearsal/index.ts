@@ -1,2 +1,0 @@
-/** The warm-up run of a standby. */
-export { rehearse } from './rehearsal.ts';
