@@ -29,6 +29,12 @@ const layers = {
     ['sandbox'],
     ['index.ts'],
   ],
+  protocol: [
+    ['limits.ts', 'http2-lifetime.ts'],
+    ['errors.ts', 'containment.ts', 'states.ts', 'log-position.ts', 'grpc.ts', 'tunnel.ts', 'spec.ts', 'http2-client.ts'],
+    ['host-stream.ts', 'rpc'],
+    ['index.ts'],
+  ],
   'control-plane': [
     ['limits.ts'],
     ['secrets', 'events'],

@@ -371,7 +371,7 @@ describe('R-3: what one does with sandboxes', () => {
 
   test('-o json parses everywhere, with names that stay', async () => {
     const sandbox = [
-      'address containment createdAt desiredState exitCode exitSignal finishedAt generation hostId hostName id identity imageDigest init labels message name outOfMemory',
+      'address containment createdAt desiredState exitCode exitSignal finishedAt generation hint hostId hostName id identity imageDigest init labels message name outOfMemory',
       'project reason runtime session spec startCount startedAt state',
     ]
       .join(' ')

@@ -36,7 +36,8 @@ export class Notifier {
       try {
         await promise;
       } finally {
-        this.#wake = undefined;
+        // An aborted waiter may end after the next one has begun.
+        if (this.#wake === resolve) this.#wake = undefined;
         signal?.removeEventListener('abort', abort);
         if (ms !== undefined) timer.abort(finished);
       }

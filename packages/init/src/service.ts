@@ -1,6 +1,7 @@
 import { timestampFromMs, timestampMs } from '@bufbuild/protobuf/wkt';
 import { DroverError, systemClock } from '@drover/foundation';
-import { rpcEdge, type init } from '@drover/protocol';
+import type { init } from '@drover/protocol';
+import { rpcEdge } from '@drover/protocol/rpc';
 import { GrpcServer } from '@drover/protocol/grpc-server';
 import { maxSessionMessageBytes } from '@drover/spec';
 import type { Identity } from './identity/index.ts';

@@ -2,15 +2,15 @@ import { once } from 'node:events';
 import { Duplex, type Readable, type Writable } from 'node:stream';
 import { create, fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
-import { errorFromWire, publicErrorToWire, type ErrorLog } from './errors.ts';
+import { errorFromWire } from './errors.ts';
 import { maxHostStreamMessageBytes } from './limits.ts';
-import { HostStreamMessageSchema, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
+import { HostStreamMessageSchema, type Error as WireError, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
 
 /** Writes messages into a tunnel or a pipe, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
 export async function writeHostStream(
   messages: AsyncIterable<MessageInitShape<typeof HostStreamMessageSchema>>,
   tunnel: Writable,
-  logger: ErrorLog,
+  encodeError: (thrown: unknown) => WireError,
 ): Promise<void> {
   const gone = new AbortController();
   tunnel.once('close', () => gone.abort());
@@ -30,7 +30,7 @@ export async function writeHostStream(
     }
   } catch (error) {
     if (gone.signal.aborted) return;
-    await write({ message: { case: 'error', value: publicErrorToWire(error, logger) } }).catch(() => undefined);
+    await write({ message: { case: 'error', value: encodeError(error) } }).catch(() => undefined);
   }
   tunnel.end();
 }

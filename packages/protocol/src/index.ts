@@ -11,18 +11,8 @@ export * as gatewayv1 from './generated/drover/gateway/v1/gateway_pb.ts';
 export * as init from './generated/drover/init/v1/init_pb.ts';
 export * as link from './generated/drover/link/v1/link_pb.ts';
 export * as sandbox from './generated/drover/sandbox/v1/sandbox_pb.ts';
-export { rpcEdge, type EdgeOptions, type RpcEdge, type RpcRequest } from './edge.ts';
-export {
-  errorFromWire,
-  errorToWire,
-  fromConnectError,
-  knownError,
-  peerError,
-  publicError,
-  publicErrorToWire,
-  toConnectError,
-  type ErrorLog,
-} from './errors.ts';
+export { actionsOf, containmentActions, containmentOf, type ContainmentAction } from './containment.ts';
+export { errorFromWire, errorToWire } from './errors.ts';
 export { methodDefinition, serviceDefinition } from './grpc.ts';
 export { readHostStream, writeHostStream } from './host-stream.ts';
 export { LogPosition, type KeptOutput } from './log-position.ts';

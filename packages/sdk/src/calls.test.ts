@@ -36,7 +36,7 @@ test('a server that does not come back ends a wait, in bounded time', async () =
   expect(tries).toBeGreaterThan(5);
 });
 
-test('what the server itself says ends a wait at once', async () => {
+test('an error of the server ends a wait immediately', async () => {
   const refusal = new ConnectError('no', Code.PermissionDenied);
   await expect(new Calls(server, new FakeClock()).wait(() => Promise.reject(refusal))).rejects.toMatchObject({ code: 'permission-denied' });
 });
@@ -57,7 +57,7 @@ async function failing(
     keys.add(key);
     return Promise.reject((failures[Math.min(tries++, failures.length - 1)] ?? broken)());
   };
-  const outcome = (how === 'ask' ? calls.ask(call) : calls.mutate(call, undefined)).then(
+  const outcome = (how === 'ask' ? calls.ask(() => call()) : calls.mutate(call, undefined)).then(
     () => undefined,
     (error: unknown) => ({ error: error as DroverError, ms: clock.now(), keys }),
   );
@@ -83,7 +83,7 @@ describe('what a call waits for', () => {
     expect(keys.size).toBe(1);
   });
 
-  test('a question whose answer was lost leaves no doubt behind', async () => {
+  test('a lost response to a call without side effects leaves no doubt', async () => {
     expect((await failing([broken], 'ask')).error.message).not.toContain('not known');
   });
 

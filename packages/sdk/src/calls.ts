@@ -1,15 +1,18 @@
+import type { CallOptions } from '@connectrpc/connect';
 import { newId, systemClock, type Clock, type DroverError } from '@drover/foundation';
 import { fromApiError } from './errors.ts';
 import { callWaitMs, retryCapMs, streamWaitMs } from './limits.ts';
 import { Retry } from './retry.ts';
 
-/** How this client calls: errors converted once, calls repeated when their answer was lost (L-20). */
+type Call<T> = (options: CallOptions) => Promise<T>;
+
+/** The client's calls: errors are converted in one place, and a call whose response was lost is repeated (L-20). */
 export class Calls {
   readonly server: string;
   readonly clock: Clock;
   readonly #onWait: ((error: DroverError) => void) | undefined;
 
-  /** @param onWait called each time a call is going to be repeated */
+  /** @param onWait called before each wait for the repetition of a call */
   constructor(server: string, clock: Clock = systemClock, onWait?: (error: DroverError) => void) {
     this.server = server;
     this.clock = clock;
@@ -20,22 +23,22 @@ export class Calls {
     return fromApiError(thrown, this.server);
   }
 
-  /** A call that may be repeated as it is. */
-  async ask<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+  /** A call without side effects, which can be repeated. */
+  async ask<T>(call: Call<T>, signal?: AbortSignal): Promise<T> {
     return await this.#repeat(call, new Retry(this.clock, { controlPlaneMs: callWaitMs }), signal);
   }
 
   /**
-   * A call that waits, for hours perhaps, and may be repeated: it outlives any number of broken connections.
-   * @param call takes how long the whole has taken so far, ms
+   * A call that can be repeated and may wait for hours: it outlives any number of broken connections.
+   * @param call receives the time since the first try, ms
    */
-  async wait<T>(call: (passedMs: number) => Promise<T>, signal?: AbortSignal): Promise<T> {
+  async wait<T>(call: (passedMs: number, options: CallOptions) => Promise<T>, signal?: AbortSignal): Promise<T> {
     const retry = new Retry(this.clock, { controlPlaneMs: streamWaitMs });
     const start = this.clock.now();
     for (;;) {
       const began = this.clock.now();
       try {
-        return await call(began - start);
+        return await call(began - start, optionsOf(signal));
       } catch (thrown) {
         // A call that lasted had reached the control plane.
         if (this.clock.now() - began > retryCapMs) retry.succeeded();
@@ -45,47 +48,51 @@ export class Calls {
   }
 
   /**
-   * A call that changes something: repeated with one key, the caller's own if it has one.
-   * @throws {DroverError} control-plane-unreachable, whose sentence says so where a request may have arrived and its answer did not
+   * A call that changes something: repeated with one idempotency key.
+   * @param key the caller's own key
+   * @throws {DroverError} control-plane-unreachable; its message says so when the change may have been made
    */
-  async mutate<T>(call: (idempotencyKey: string) => Promise<T>, signal: AbortSignal | undefined, key = newId('key')): Promise<T> {
+  async mutate<T>(
+    call: (idempotencyKey: string, options: CallOptions) => Promise<T>,
+    signal?: AbortSignal,
+    key = newId('key'),
+  ): Promise<T> {
     const retry = new Retry(this.clock, { controlPlaneMs: callWaitMs });
     try {
-      return await this.#repeat(async () => await call(key), retry, signal);
+      return await this.#repeat(async (options) => await call(key, options), retry, signal);
     } catch (error) {
       throw retry.withDoubt(error, 'whether the change was made');
     }
   }
 
-  async #repeat<T>(call: () => Promise<T>, retry: Retry, signal: AbortSignal | undefined): Promise<T> {
+  async #repeat<T>(call: Call<T>, retry: Retry, signal: AbortSignal | undefined): Promise<T> {
     for (;;) {
       try {
-        return await call();
+        return await call(optionsOf(signal));
       } catch (thrown) {
         await retry.pause(this.error(thrown), signal, this.#onWait);
       }
     }
   }
 
-  /** A call that cannot be repeated, since its input is gone. */
-  async single<T>(call: () => Promise<T>): Promise<T> {
+  /** A call that cannot be repeated: its input is consumed, or a second one would have another effect. */
+  async once<T>(call: Call<T>, signal?: AbortSignal): Promise<T> {
     try {
-      return await call();
+      return await call(optionsOf(signal));
     } catch (thrown) {
       throw this.error(thrown);
     }
   }
 
-  async *stream<T>(messages: AsyncIterable<T>): AsyncGenerator<T, void, undefined> {
+  async *stream<T>(open: (options: CallOptions) => AsyncIterable<T>, signal?: AbortSignal): AsyncGenerator<T, void, undefined> {
     try {
-      yield* messages;
+      yield* open(optionsOf(signal));
     } catch (thrown) {
       throw this.error(thrown);
     }
   }
 }
 
-/** Call options with the signal, when there is one. */
-export function withSignal(signal: AbortSignal | undefined): { readonly signal?: AbortSignal } {
+export function optionsOf(signal: AbortSignal | undefined): CallOptions {
   return signal === undefined ? {} : { signal };
 }

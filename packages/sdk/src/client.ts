@@ -3,7 +3,7 @@ import { createConnectTransport, type Http2SessionManager } from '@connectrpc/co
 import { systemClock, type DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
-import { Calls, withSignal } from './calls.ts';
+import { Calls } from './calls.ts';
 import { fromApiError, isDateError } from './errors.ts';
 import { eventsApi, type EventsApi } from './events.ts';
 import { hostsApi, type HostsApi } from './hosts.ts';
@@ -21,14 +21,14 @@ export interface ConnectOptions {
   readonly token: string;
   /** Trusts exactly this CA, PEM. */
   readonly caPem?: string;
-  /** Trusts exactly the CA with this SHA-256 (hex), fetched from the server first. Ignored with `caPem`. Neither: the system's CAs. */
+  /** Trusts exactly the CA with this SHA-256 (hex), which is fetched from the server. Ignored with `caPem`. Neither: the system's CAs. */
   readonly caFingerprint?: string;
-  /** Called each time a call is going to be repeated, since the control plane could not be reached. */
+  /** Called before each wait for the repetition of a call that did not reach the control plane. */
   readonly onWait?: (error: DroverError) => void;
 }
 
 /**
- * Makes a client; talks to the server only to fetch a CA by its fingerprint.
+ * Makes a client. It connects to the server only to fetch a CA by its fingerprint.
  * @throws {DroverError} ca-mismatch, control-plane-unreachable, invalid-argument
  */
 export async function connectDrover(options: ConnectOptions): Promise<DroverClient> {
@@ -37,7 +37,7 @@ export async function connectDrover(options: ConnectOptions): Promise<DroverClie
   return new DroverClient({ ...rest, caPem: await fetchCaByFingerprint(rest.server, caFingerprint) });
 }
 
-/** One server, over one HTTP/2 connection that is opened when it is needed. Every method rejects with a DroverError. */
+/** A client of one server, over one HTTP/2 connection that is opened when it is needed. Every method rejects with a DroverError. */
 export class DroverClient {
   readonly sandboxes: SandboxesApi;
   readonly hosts: HostsApi;
@@ -49,7 +49,7 @@ export class DroverClient {
   readonly #version: (signal: AbortSignal | undefined) => Promise<api.Version>;
   readonly #sessions: Http2SessionManager;
 
-  /** @throws {DroverError} invalid-argument when `server` is no https address */
+  /** @throws {DroverError} invalid-argument when `server` is not an https address */
   constructor(options: Omit<ConnectOptions, 'caFingerprint'>) {
     const url = parseServer(options.server);
     const tls = options.caPem === undefined ? {} : trustOnly(options.caPem);
@@ -84,7 +84,7 @@ export class DroverClient {
     this.worldview = worldviewApi(events, calls);
     this.identities = identitiesApi(createClient(api.IdentityService, transport), calls);
     const system = createClient(api.SystemService, transport);
-    this.#version = (signal) => calls.ask(async () => await system.getVersion({}, withSignal(signal)), signal);
+    this.#version = (signal) => calls.ask((options) => system.getVersion({}, options), signal);
   }
 
   version(signal?: AbortSignal): Promise<api.Version> {

@@ -3,17 +3,17 @@ import { create } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import type { Calls } from './calls.ts';
 import { copyChunkBytes } from './limits.ts';
 import { chunksOf } from './streams.ts';
 
 export interface CopyInOptions {
   /**
-   * The topmost entry of the tar is placed as cp(1) places a source: in the path where that is a directory or ends in a slash, else as the path.
-   * Absent or false: all entries go below the path, a directory that is made where it is missing.
+   * Places the topmost entry of the tar as cp(1) places a source: in the path if that is a directory or ends in a slash, otherwise as the path.
+   * Absent or false: all entries go below the path, a directory that is created if it is missing.
    */
   readonly placeAsCp?: boolean;
-  /** Owners as the tar has them, by number, with set-user-ID bits, capabilities and access lists. Absent: the user of the sandbox's command. */
+  /** Keeps the tar's owners, by number, with set-user-ID bits, capabilities and access lists. Absent: the user of the sandbox's command. */
   readonly keepOwners?: boolean;
   /** `USER[:GROUP]` of the sandbox; not with `keepOwners`. */
   readonly chown?: string;
@@ -21,9 +21,9 @@ export interface CopyInOptions {
 }
 
 export interface CopyOutOptions {
-  /** Copies what symbolic links point at. */
+  /** Copies the targets of symbolic links. */
   readonly followLinks?: boolean;
-  /** Called for each file that is not in the archive. Absent: the first of them is an error at the archive's end. */
+  /** Called for each file that the archive lacks. Absent: the first of them is an error at the end of the archive. */
   readonly onLeftOut?: (item: api.LeftOut) => void;
   readonly signal?: AbortSignal;
 }
@@ -42,7 +42,7 @@ export async function copyIn(
   tar: AsyncIterable<Uint8Array>,
   { placeAsCp = false, keepOwners = false, chown = '', signal }: CopyInOptions,
 ): Promise<api.CopyInResponse> {
-  // An error of the source is none of the connection's.
+  // An error of the source is not one of the connection.
   let ofSource: { readonly error: unknown } | undefined;
   const messages = async function* (): AsyncGenerator<api.CopyInRequest> {
     const target = create(api.CopyTargetSchema, { sandbox, ...pathFields(path), placeAsCp, keepOwners, chown });
@@ -57,7 +57,7 @@ export async function copyIn(
     }
   };
   try {
-    return await calls.single(() => client.copyIn(messages(), withSignal(signal)));
+    return await calls.once((options) => client.copyIn(messages(), options), signal);
   } catch (error) {
     throw ofSource === undefined ? error : ofSource.error;
   }
@@ -72,7 +72,8 @@ export function copyOut(
 ): Readable {
   const bytes = async function* (): AsyncGenerator<Uint8Array> {
     let first: api.LeftOut | undefined;
-    for await (const { tar, leftOut } of calls.stream(client.copyOut({ sandbox, ...pathFields(path), followLinks }, withSignal(signal)))) {
+    const request = { sandbox, ...pathFields(path), followLinks };
+    for await (const { tar, leftOut } of calls.stream((options) => client.copyOut(request, options), signal)) {
       if (leftOut !== undefined) {
         first ??= leftOut;
         onLeftOut?.(leftOut);
@@ -81,7 +82,7 @@ export function copyOut(
     }
     if (first === undefined || onLeftOut !== undefined) return;
     throw new DroverError('copy-incomplete', `${Buffer.from(first.path).toString()} ${first.reason}`, {
-      hint: 'the rest of the copy is whole',
+      hint: 'the rest of the copy is complete',
     });
   };
   return Readable.from(bytes(), { objectMode: false, highWaterMark: copyChunkBytes });

@@ -1,8 +1,8 @@
 import { Code, ConnectError } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
-import { fromConnectError, knownError } from '@drover/protocol';
+import { fromConnectError, knownError } from '@drover/protocol/rpc';
 
-/** Anything that a call throws as the DroverError that the server sent, or the one that tells why it could not be reached. */
+/** Anything that a call throws, as the server's own error, or as the reason why the server could not be reached. */
 export function fromApiError(thrown: unknown, server = 'the server'): DroverError {
   const known = knownError(thrown);
   if (known !== undefined) return known;
@@ -45,7 +45,7 @@ function unreachableError(inner: unknown, server: string): DroverError | undefin
       return because('its address does not respond', 'check the address and the network in between');
     case 'EADDRNOTAVAIL':
     case 'EINVAL':
-      return because('that is no address to connect to', 'check the address');
+      return because('the address is not valid', 'check the address');
     case 'ECONNRESET':
     case 'EPIPE':
     case 'ERR_HTTP2_SESSION_ERROR':
@@ -81,7 +81,7 @@ function certificateError(inner: unknown, code: string, server: string): DroverE
   });
 }
 
-/** Whether a certificate was refused for its dates alone, which a wrong clock on either side makes. */
+/** Whether a certificate was refused for its dates alone, as with a wrong clock on either side. */
 export function isDateError(error: DroverError): boolean {
   const inner = innermost(error);
   return inner instanceof Error && 'code' in inner && dateCodes.has(String(inner.code));

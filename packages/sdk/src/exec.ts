@@ -17,25 +17,25 @@ export interface TerminalSize {
 export interface ExecOptions {
   /** Absent attaches to the process that has `execId`. */
   readonly argv?: readonly string[];
-  /** `main` is the main process; made up when absent. */
+  /** `main` is the main process; generated when absent. */
   readonly execId?: string;
   readonly env?: Readonly<Record<string, string>>;
   readonly workdir?: string;
   readonly user?: string;
   readonly terminal?: boolean;
   readonly size?: TerminalSize;
-  /** Keeps the process's stdin open for `ExecHandle.stdin`; otherwise it reads an end at once. */
+  /** Keeps the process's stdin open for `ExecHandle.stdin`; otherwise the process reads an end immediately. */
   readonly stdin?: boolean;
   /**
-   * It is ended after it had no client and wrote nothing for so long, seconds; 0: it is not. Default: an hour, or for a process that runs
-   * already, as it is.
+   * Seconds without a client and without output after which the process is ended; 0: never. Default: an hour for a new process, unchanged
+   * for a running one.
    */
   readonly lingerSeconds?: number;
-  /** Output already seen, bytes over both streams. */
+  /** Output that was received before, bytes over both streams. */
   readonly afterOffset?: bigint;
-  /** Begins with everything that is kept of the output. */
+  /** Begins with all retained output. */
   readonly replay?: boolean;
-  /** Told each time the connection broke and is being made again. */
+  /** Called each time the connection has broken, before the next attempt. */
   readonly onReconnect?: (error: Error) => void;
   /** Detaches: the process runs on (I-40). */
   readonly signal?: AbortSignal;
@@ -44,7 +44,7 @@ export interface ExecOptions {
 export interface ExecStarted {
   readonly execId: string;
   readonly pid: number;
-  /** Output that the bounded buffer no longer held when this attached, bytes. */
+  /** Bytes of output that the bounded buffer had dropped before this client attached. */
   readonly truncatedBytes: bigint;
 }
 
@@ -58,30 +58,30 @@ export interface ExecExit {
 }
 
 /**
- * A process in a sandbox, and its streams. It outlives the connection: when that breaks, the handle attaches
- * again by itself and goes on where it was (I-40).
+ * A process in a sandbox, and its streams. The process outlives the connection: after a break the handle attaches again automatically, at
+ * the last byte that it received (I-40).
  *
- * Both `stdout` and `stderr` must be read (or resumed): what is not read holds the process up, as a full pipe does.
+ * Both `stdout` and `stderr` must be read or resumed: an unread stream blocks the process, as a full pipe does.
  */
 export interface ExecHandle {
   readonly execId: string;
   /** Settles when the process runs and the streams are attached. */
   readonly started: Promise<ExecStarted>;
   readonly stdout: Readable;
-  /** Stays empty with a terminal. */
+  /** Empty with a terminal. */
   readonly stderr: Readable;
   /** `end()` ends the process's stdin. */
   readonly stdin: Writable;
-  /** The exit status, once all output was handed over. Rejects with a DroverError. */
+  /** The exit status, after all output was delivered. Rejects with a DroverError. */
   readonly exit: Promise<ExecExit>;
   resize(size: TerminalSize): void;
   /** `SIGINT`, `SIGTERM`, … to the process's group. */
   kill(signal: string): void;
-  /** Lets go of the process; it runs on. `exit` rejects with cancelled. */
+  /** Detaches; the process runs on. `exit` rejects with cancelled. */
   detach(): void;
 }
 
-/** Starts or attaches in the background; what goes wrong rejects `started` and `exit`. */
+/** Starts or attaches in the background; a failure rejects `started` and `exit`. */
 export function startExec(client: Client<typeof api.SandboxService>, calls: Calls, sandbox: string, options: ExecOptions): ExecHandle {
   const exec = new Exec(client, calls, sandbox, options);
   void exec.run();
@@ -104,7 +104,7 @@ class Exec implements ExecHandle {
   readonly #exit = Promise.withResolvers<ExecExit>();
   readonly #input = new Handoff<api.ExecRequest>(execInputQueue);
   #isStarted = false;
-  /** Output handed over, bytes over both streams. */
+  /** Output that was delivered, bytes over both streams. */
   #seen: bigint;
   #size: TerminalSize | undefined;
   #inputAt = Number.NEGATIVE_INFINITY;
@@ -120,7 +120,7 @@ class Exec implements ExecHandle {
     this.#size = options.size;
     this.started = this.#started.promise;
     this.exit = this.#exit.promise;
-    // A caller may look at one of the two only.
+    // A caller may await only one of the two.
     this.started.catch(() => undefined);
     this.exit.catch(() => undefined);
     this.stdin = new Writable({
@@ -128,7 +128,7 @@ class Exec implements ExecHandle {
       write: (chunk: Buffer, _encoding, done) => void report(this.#send(chunk), done),
       final: (done) => void report(this.#input.offer(message({ case: 'stdinEof', value: true })), done),
     });
-    // Input that comes after the end of the process has nowhere to go; `exit` tells what happened.
+    // Input after the end of the process is dropped; `exit` reports the end.
     this.stdin.on('error', () => undefined);
     if (options.stdin !== true) this.stdin.destroy();
     const { signal } = options;
@@ -189,7 +189,7 @@ class Exec implements ExecHandle {
         const error = this.#calls.error(thrown);
         const isBroken = hasCode(error, 'control-plane-unreachable', 'unavailable', 'host-unavailable');
         if (isBroken) this.#refuseLostInput(error);
-        // L-15: a process that has not started waits for no host.
+        // L-15: a process that has not started does not wait for a host.
         if (this.#isStarted) await attached.pause(error, signal, this.#options.onReconnect);
         else await this.#pauseBefore(before, error);
       }
@@ -244,7 +244,7 @@ class Exec implements ExecHandle {
       value: create(api.ExecOpenSchema, {
         sandbox: this.#sandbox,
         execId: this.execId,
-        // Once started, a repeated open attaches behind what was seen.
+        // Once started, a repeated open attaches after the received output.
         argv: this.#isStarted ? [] : [...argv],
         env: Object.entries(env).map(([name, value]) => ({ name, value })),
         workdir,
@@ -257,7 +257,7 @@ class Exec implements ExecHandle {
         ...(this.#size === undefined ? {} : { size: create(api.TerminalSizeSchema, this.#size) }),
       }),
     });
-    // It may have been lost with the connection; a second end does nothing.
+    // The end may have been lost with the connection; a second one has no effect.
     if (this.#inputEnded) yield message({ case: 'stdinEof', value: true });
     for await (const next of this.#input.items(signal)) {
       if (next.payload.case === 'stdin') this.#inputAt = this.#calls.clock.now();
@@ -270,10 +270,10 @@ class Exec implements ExecHandle {
     for (const chunk of chunksOf(bytes)) await this.#input.offer(message({ case: 'stdin', value: chunk }));
   }
 
-  /** What was on its way may be lost. On a terminal a person sees that and types it again; a pipe does not. */
+  /** Input in flight may be lost. A person at a terminal notices and repeats it; a pipe does not. */
   #refuseLostInput(error: DroverError): void {
     if (this.#options.terminal === true || this.#calls.clock.now() - this.#inputAt > inputSettledMs) return;
-    // Not control-plane-unreachable: it may be back already, and to call again would not bring the input back.
+    // Not control-plane-unreachable: a repeated call would not restore the input.
     throw new DroverError(
       'session-unavailable',
       `the connection broke while input was being sent, and some of it may be lost: ${error.message}`,

@@ -11,8 +11,8 @@ export interface ForwardOptions {
 }
 
 /**
- * One connection to a TCP port in a sandbox, as a stream of bytes. Its directions end apart, as those of a socket that allows half-open
- * connections: `end()` is the end of what the program in the sandbox receives, and `end` is emitted when it has sent its last byte.
+ * One connection to a TCP port in a sandbox, as a stream of bytes. Its directions end separately, as with a half-open socket: `end()` ends
+ * what the program in the sandbox receives, and `end` is emitted after the last byte that the program has sent.
  */
 export function openForward(
   client: Client<typeof api.SandboxService>,
@@ -49,7 +49,7 @@ class Forward extends Duplex {
       });
     }
     this.#endOutput();
-    // The call is over in both directions: what is still written goes nowhere, as on a closed socket.
+    // The call has ended in both directions: later writes are dropped, as on a closed socket.
     this.#input.close();
     this.end();
   }

@@ -1,23 +1,19 @@
 import type { Client } from '@connectrpc/connect';
 import type { api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import type { Calls } from './calls.ts';
 
 /** The registry of sandbox identities (I-7): by sandbox (id, `name` or `project/name`) or by thumbprint. Everything rejects with a DroverError. */
-export interface IdentitiesApi {
-  /** Sorted by project and name (I-10). */
-  list(signal?: AbortSignal): Promise<api.Identity[]>;
-  get(reference: string, signal?: AbortSignal): Promise<api.Identity>;
-  /** Takes the row away and ends the session; the sandbox registers again at its next start. Gives the row that was. */
-  evict(reference: string, signal?: AbortSignal): Promise<api.Identity>;
-}
+export type IdentitiesApi = ReturnType<typeof identitiesApi>;
 
-export function identitiesApi(client: Client<typeof api.IdentityService>, calls: Calls): IdentitiesApi {
+export function identitiesApi(client: Client<typeof api.IdentityService>, calls: Calls) {
   return {
-    async list(signal) {
-      return (await calls.ask(() => client.listIdentities({}, withSignal(signal)), signal)).identities;
-    },
-    get: (identity, signal) => calls.ask(() => client.getIdentity({ identity }, withSignal(signal)), signal),
-    evict: (identity, signal) =>
-      calls.mutate((idempotencyKey) => client.evictIdentity({ idempotencyKey, identity }, withSignal(signal)), signal),
+    /** Sorted by project and name (I-10). */
+    list: async (signal?: AbortSignal): Promise<api.Identity[]> =>
+      (await calls.ask((options) => client.listIdentities({}, options), signal)).identities,
+    get: (identity: string, signal?: AbortSignal): Promise<api.Identity> =>
+      calls.ask((options) => client.getIdentity({ identity }, options), signal),
+    /** Removes the row, which it returns, and ends the session. The sandbox registers again at its next start. */
+    evict: (identity: string, signal?: AbortSignal): Promise<api.Identity> =>
+      calls.mutate((idempotencyKey, options) => client.evictIdentity({ idempotencyKey, identity }, options), signal),
   };
 }

@@ -8,7 +8,7 @@ import { api, sandbox } from '@drover/protocol';
 import { ReadableSessionManager } from '@drover/protocol/http2-client';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Calls } from './calls.ts';
-import { actionsOf } from './containment.ts';
+import { actionsOf } from '@drover/protocol';
 import { eventsApi, type EventsApi } from './events.ts';
 import { identitiesApi, type IdentitiesApi } from './identities.ts';
 import { planWaitMs } from './limits.ts';

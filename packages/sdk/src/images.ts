@@ -1,38 +1,39 @@
 import type { Client } from '@connectrpc/connect';
 import type { api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import type { Calls } from './calls.ts';
 
 export interface PullOptions {
-  /** A host id or name; absent pulls on every ready host. */
+  /** A host id or name; absent: every ready host. */
   readonly host?: string;
-  /** Allows plain HTTP and unverified TLS to the registry. */
+  /** Allows plain HTTP to the registry, and a certificate that does not verify. */
   readonly insecure?: boolean;
-  /** Ends the watching; the pull goes on (L-21). */
+  /** Ends the progress reports; the pull goes on (L-21). */
   readonly signal?: AbortSignal;
 }
 
-export interface PruneOptions {
+export interface HostOptions {
+  /** A host id or name; absent: every ready host. */
   readonly host?: string;
-  readonly olderThanSeconds?: number;
   readonly signal?: AbortSignal;
 }
 
-/** Images on hosts. Hosts that could not be asked are listed in `failures`. */
-export interface ImagesApi {
-  /** Progress of each host; its last message carries `image` or `error`. */
-  pull(image: string, options?: PullOptions): AsyncIterable<api.PullImageResponse>;
-  list(options?: { readonly host?: string; readonly signal?: AbortSignal }): Promise<api.ListImagesResponse>;
-  remove(image: string, options?: { readonly host?: string; readonly signal?: AbortSignal }): Promise<api.RemoveImageResponse>;
-  prune(options?: PruneOptions): Promise<api.PruneImagesResponse>;
+export interface PruneOptions extends HostOptions {
+  readonly olderThanSeconds?: number;
 }
 
-export function imagesApi(client: Client<typeof api.ImageService>, calls: Calls): ImagesApi {
+/** Images on hosts. `failures` lists the hosts that did not respond. */
+export type ImagesApi = ReturnType<typeof imagesApi>;
+
+export function imagesApi(client: Client<typeof api.ImageService>, calls: Calls) {
   return {
-    pull: (image, { host = '', insecure = false, signal } = {}) =>
-      calls.stream(client.pullImage({ image, host, insecure }, withSignal(signal))),
-    list: ({ host = '', signal } = {}) => calls.ask(() => client.listImages({ host }, withSignal(signal)), signal),
-    remove: (image, { host = '', signal } = {}) => calls.ask(() => client.removeImage({ image, host }, withSignal(signal)), signal),
-    prune: ({ host = '', olderThanSeconds = 0, signal } = {}) =>
-      calls.ask(() => client.pruneImages({ host, olderThanSeconds: BigInt(olderThanSeconds) }, withSignal(signal)), signal),
+    /** The progress of each host; the last message of a host has `image` or `error`. */
+    pull: (image: string, { host = '', insecure = false, signal }: PullOptions = {}): AsyncIterable<api.PullImageResponse> =>
+      calls.stream((options) => client.pullImage({ image, host, insecure }, options), signal),
+    list: ({ host = '', signal }: HostOptions = {}): Promise<api.ListImagesResponse> =>
+      calls.ask((options) => client.listImages({ host }, options), signal),
+    remove: (image: string, { host = '', signal }: HostOptions = {}): Promise<api.RemoveImageResponse> =>
+      calls.ask((options) => client.removeImage({ image, host }, options), signal),
+    prune: ({ host = '', olderThanSeconds = 0, signal }: PruneOptions = {}): Promise<api.PruneImagesResponse> =>
+      calls.ask((options) => client.pruneImages({ host, olderThanSeconds: BigInt(olderThanSeconds) }, options), signal),
   };
 }

@@ -1,6 +1,6 @@
 /** The client library of Drover's public API: `connectDrover({ server, token, caPem })`. */
 export { connectDrover, DroverClient, type ConnectOptions } from './client.ts';
-export { actionsOf, containmentActions, type ContainmentAction, type ContainOptions, type ReleaseOptions } from './containment.ts';
+export { actionsOf, containmentActions, type ContainmentAction } from '@drover/protocol';
 export type { CopyInOptions, CopyOutOptions, SandboxPath } from './copies.ts';
 export { fromApiError } from './errors.ts';
 export type { EventsApi, WatchOptions } from './events.ts';

@@ -1,21 +1,24 @@
 import { timestampFromDate } from '@bufbuild/protobuf/wkt';
 import type { Client } from '@connectrpc/connect';
 import { LogPosition, type api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import { optionsOf, type Calls } from './calls.ts';
 import { reconnecting } from './reconnecting.ts';
 
 export interface LogsOptions {
   readonly follow?: boolean;
-  /** Last lines only; absent or 0 is all that is kept. */
+  /** Only the last lines; absent or 0: everything that is retained. */
   readonly tailLines?: number;
   /** Output of this time or later only, by the clock of the sandbox's host. */
   readonly since?: Date;
-  /** Told each time the connection broke and is being made again. */
+  /** Called each time the connection has broken, before the next attempt. */
   readonly onReconnect?: (error: Error) => void;
   readonly signal?: AbortSignal;
 }
 
-/** Output of the main process; a chunk with `droppedBytes` stands for output that is no longer kept. Followed, it goes on after a broken connection behind what was handed out, each byte once. */
+/**
+ * Output of the main process. A chunk with `droppedBytes` stands for output that is no longer retained. A follower goes on after a broken
+ * connection, and receives each byte once.
+ */
 export async function* readLogs(
   client: Client<typeof api.SandboxService>,
   calls: Calls,
@@ -25,10 +28,10 @@ export async function* readLogs(
   const position = new LogPosition();
   const open = async function* (): AsyncGenerator<api.LogChunk | undefined> {
     position.begin();
-    // What was handed out is skipped by its time, so that a later try asks for everything that is kept.
+    // A later try asks for everything that is retained, and skips by its time what was delivered.
     const tail = BigInt(position.atStart ? tailLines : 0);
-    yield* client.logs({ sandbox, follow, tailLines: tail, ...(since && { since: timestampFromDate(since) }) }, withSignal(signal));
-    // The end of the process, which is no broken connection.
+    yield* client.logs({ sandbox, follow, tailLines: tail, ...(since && { since: timestampFromDate(since) }) }, optionsOf(signal));
+    // Marks the end of the process, which is not a broken connection.
     yield undefined;
   };
   for await (const chunk of reconnecting(calls, open, { follow, onReconnect, signal })) {

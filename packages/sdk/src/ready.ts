@@ -1,21 +1,21 @@
 import type { Client } from '@connectrpc/connect';
 import { DroverError, isErrorCode, startFailure } from '@drover/foundation';
 import { desiredStates, sandboxStates, type api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import type { Calls } from './calls.ts';
 import type { EventsApi } from './events.ts';
 import { planWaitMs } from './limits.ts';
 
 export interface ReadyOptions {
-  /** Of the start that is waited for, as the call that asked for it returned it; absent: of now. */
+  /** The generation that the call that requested the start returned; absent: the present one. */
   readonly generation?: bigint;
-  /** Told each time the connection broke and is being made again. */
+  /** Called each time the connection has broken, before the next attempt. */
   readonly onReconnect?: (error: Error) => void;
   readonly signal?: AbortSignal;
 }
 
 /**
- * Waits until a sandbox's init plan is done and its command has begun; one whose command has ended has begun too. What is stored
- * decides; the events only say when to look.
+ * Waits until a sandbox's init plan is done and its command has begun, also when the command has ended since. The stored state decides;
+ * events only tell when to read it.
  * @param id a sandbox's id
  */
 export async function waitReady(
@@ -38,9 +38,9 @@ export async function waitReady(
       ...(onReconnect !== undefined && { onReconnect }),
     });
     for await (const { type } of changes) {
-      // Between its beginning and its end a plan decides nothing.
+      // A plan is decided at its end.
       if (type.startsWith('InitStep')) continue;
-      const sandbox = await calls.ask(() => client.getSandbox({ sandbox: id }, withSignal(either)), either);
+      const sandbox = await calls.ask((options) => client.getSandbox({ sandbox: id }, options), either);
       if (generation !== undefined) refuseOvertaken(sandbox, generation);
       if (hasBegun(sandbox)) return sandbox;
       if (sandboxStates.name(sandbox.state) !== 'running' || timed) continue;
@@ -60,8 +60,8 @@ export async function waitReady(
 const over: ReadonlySet<string | undefined> = new Set(['failed', 'stopped', 'deleting', 'deleted']);
 
 /**
- * Its init plan failed for good (I-30), so that its command never begins. A plan that only lost its session is run again, and of a
- * command that could not be started its host tells.
+ * Whether its init plan failed for good (I-30), so that its command never begins. A plan that only lost its session is run again; the
+ * host reports a command that could not be started.
  */
 export function planFailed({ state, reason, init }: api.Sandbox): boolean {
   const name = sandboxStates.name(state);
@@ -69,7 +69,7 @@ export function planFailed({ state, reason, init }: api.Sandbox): boolean {
   if (reason === 'init-failed' && (name === 'failed' || name === 'deleting' || name === 'deleted')) return true;
   if (init?.state !== 'failed' || init.reason === 'transport-error') return false;
   if (init.stepName === 'agent-ready') return init.reason !== 'spawn-failed';
-  // It is removed because of it (--rm), or was meanwhile.
+  // The failure removes it (--rm), or a person has.
   return name === 'deleting' || name === 'deleted';
 }
 
@@ -88,13 +88,13 @@ function refuseOvertaken({ name, desiredState, generation: now, init }: api.Sand
   });
 }
 
-/** @throws {DroverError} in the sandbox's own words when it never will */
+/** @throws {DroverError} when its command can never begin, with the sandbox's message */
 function hasBegun(sandbox: api.Sandbox): boolean {
   const { init, exitCode, hostName, message, hint, name, reason } = sandbox;
   const state = sandboxStates.name(sandbox.state);
   const failed = planFailed(sandbox);
   if (!failed && !over.has(state)) return init?.state === 'completed';
-  // An end that is that of its init alone says nothing of its command.
+  // The end of its init alone says nothing about its command.
   const never = failed || exitCode === undefined || (init?.state === 'failed' && init.reason !== 'transport-error');
   if (!never) return true;
   const unstarted = reason === 'start-failed' ? startFailure(exitCode, message) : undefined;
@@ -110,7 +110,7 @@ async function abortAfter(late: AbortController, signal: AbortSignal, { clock }:
   try {
     await clock.sleep(planWaitMs, signal);
   } catch {
-    // It was done before.
+    // The plan was done in time.
     return;
   }
   const message = `the sandbox runs, and its init plan is not done after ${planWaitMs / 60_000} minutes`;

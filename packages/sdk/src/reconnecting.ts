@@ -4,16 +4,16 @@ import { streamWaitMs } from './limits.ts';
 import { Retry } from './retry.ts';
 
 export interface ReconnectOptions {
-  /** The stream has no end of its own: one is a broken connection. False takes what there is once, and tries nothing again. */
+  /** The stream has no regular end: an end is a broken connection. False: it is read once, without a second attempt. */
   readonly follow: boolean;
   readonly onReconnect: ((error: Error) => void) | undefined;
   readonly signal: AbortSignal | undefined;
 }
 
 /**
- * The messages of a stream that is opened again whenever it breaks. `open` is called after the last message was dealt with, so that
- * it can ask for what comes behind that.
- * @throws {DroverError} the connection's error when `streamWaitMs` passed without an answer
+ * The messages of a stream that is opened again whenever it breaks. `open` is called after the last message was processed, so that it can
+ * request what follows that message.
+ * @throws {DroverError} the connection's error after `streamWaitMs` without a response
  */
 export async function* reconnecting<T>(
   calls: Calls,

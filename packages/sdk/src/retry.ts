@@ -2,26 +2,25 @@ import { Backoff, DroverError, errnoOf, formatAge, hasCode, type Clock } from '@
 import { innermost } from './errors.ts';
 import { connectWaitMs, retryBaseMs, retryCapMs } from './limits.ts';
 
-/** What a call that failed may wait for, and how long, ms. */
+/** How long a failed call may wait, and for what, ms. */
 export interface RetryBudgets {
-  /** The control plane, once a connection to it stood or may have: it is restarting, or the network is interrupted. */
+  /** The control plane, if a request may have reached it: it is restarting, or the network is interrupted. */
   readonly controlPlaneMs: number;
-  /** The host of a process that was attached to. Absent fails at the first such answer (L-15). */
+  /** The host of an attached process. Absent: the call fails at the first such response (L-15). */
   readonly hostMs?: number;
 }
 
 /**
- * The tries of one call. A budget begins with a failure and ends with the next success, so that a call may break any number of times. That
- * a host is down is what the control plane responds: it ends the wait for the control plane. The wait for the host goes on meanwhile.
- * Where nothing has listened from the first try on, `connectWaitMs` is all that is waited: that covers a control plane that is being
- * started or restarted, and does not keep a person who named a wrong address.
+ * The tries of one call. A budget begins with a failure and ends with the next success, so that a call may break any number of times. A
+ * response that a host is down ends the wait for the control plane; the wait for the host continues. If nothing has listened at the address
+ * since the first try, the limit is `connectWaitMs`: enough for a control plane that is starting, and short for a wrong address.
  */
 export class Retry {
   readonly #clock: Clock;
   readonly #budgets: RetryBudgets;
   readonly #backoff = new Backoff({ baseMs: retryBaseMs, capMs: retryCapMs });
   #failingSince: { readonly controlPlane?: number; readonly host?: number } = {};
-  /** A request may have arrived: some try ended otherwise than by a refused connection. */
+  /** A request may have arrived: a try ended in another way than a refused connection. */
   #wasReached = false;
 
   constructor(clock: Clock, budgets: RetryBudgets) {
@@ -37,8 +36,8 @@ export class Retry {
 
   /**
    * Waits before the next try.
-   * @param onWait called when there is to be another one
-   * @throws {DroverError} `error` where another try makes no sense; with what was waited for, and how long, where the budget is spent
+   * @param onWait called before the wait
+   * @throws {DroverError} `error` if another try is pointless; with the wait in its message if the budget is spent
    */
   async pause(error: DroverError, signal: AbortSignal | undefined, onWait?: (error: DroverError) => void): Promise<void> {
     const budgetMs = this.#budgetMs(error);
@@ -51,16 +50,16 @@ export class Retry {
     await clock.sleep(delayMs, signal);
   }
 
-  /** `error`, with the doubt in its sentence where a request may have arrived and only its answer was lost. */
+  /** `error`, with the doubt in its message if a request may have arrived and only its response was lost. */
   withDoubt(error: unknown, doubt: string): unknown {
     if (!this.#wasReached || !hasCode(error, 'control-plane-unreachable', 'unavailable')) return error;
     return new DroverError(error.code, `${error.message}; ${doubt} is not known`, {
-      hint: 'when the control plane is back, look with drover sandbox ls, drover host ls or drover events before trying again',
+      hint: 'when the control plane is back, check with drover sandbox ls, drover host ls or drover events before you try again',
       cause: error,
     });
   }
 
-  /** When the wait for what `error` reports as missing began. */
+  /** The start of the wait for the component that `error` reports as missing. */
   #since(error: DroverError): number {
     const now = this.#clock.now();
     const { controlPlane = now, host = now } = this.#failingSince;

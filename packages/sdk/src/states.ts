@@ -2,7 +2,7 @@ import { sandboxStates, type sandbox, type SandboxStateName } from '@drover/prot
 
 export type { SandboxStateName } from '@drover/protocol';
 
-/** The name of a state; `unknown` for one that this version does not know. */
+/** The name of a state; `unknown` for a state of a later version. */
 export function sandboxStateName(state: sandbox.SandboxState): SandboxStateName | 'unknown' {
   return sandboxStates.name(state) ?? 'unknown';
 }

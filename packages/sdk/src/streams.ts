@@ -1,19 +1,20 @@
 import { Readable } from 'node:stream';
+import { Notifier } from '@drover/foundation';
 import { chunkBytes } from './limits.ts';
 
-/** `bytes` in pieces that fit a message. */
+/** `bytes` in pieces that fit into a message. */
 export function* chunksOf(bytes: Uint8Array, size = chunkBytes): Generator<Uint8Array> {
   for (let at = 0; at < bytes.byteLength; at += size) yield bytes.subarray(at, at + size);
 }
 
-/** Messages handed from a writer to whichever connection stands at the moment. An offer settles when its message was taken. */
+/** Messages from a writer to the connection of the moment. An offer settles when a connection has taken its message. */
 export class Handoff<T> {
   readonly #waiting: { readonly kind: string; item: T; readonly taken: () => void }[] = [];
   readonly #capacity: number;
   #ended = false;
-  #wake: (() => void) | undefined;
+  readonly #changed = new Notifier();
 
-  /** @param capacity messages that may wait; those beyond are dropped, as only a caller that does not await its offers makes them */
+  /** @param capacity messages that may wait. More are dropped; a caller that awaits its offers never has more. */
   constructor(capacity: number) {
     this.#capacity = capacity;
   }
@@ -22,50 +23,42 @@ export class Handoff<T> {
     if (this.#ended || this.#waiting.length >= this.#capacity) return;
     await new Promise<void>((taken) => {
       this.#waiting.push({ kind: '', item, taken });
-      this.#wake?.();
+      this.#changed.notify();
     });
   }
 
-  /** Offers an item in the place of one of its kind that still waits. */
+  /** Offers an item, in place of a waiting one of the same kind. */
   replace(kind: string, item: T): void {
     const same = this.#waiting.find((entry) => entry.kind === kind);
     if (same !== undefined) same.item = item;
     else if (!this.#ended && this.#waiting.length < this.#capacity) this.#waiting.push({ kind, item, taken: () => undefined });
-    this.#wake?.();
+    this.#changed.notify();
   }
 
-  /** The readers end when they have what was offered. */
+  /** Readers end after the waiting items. */
   end(): void {
     this.#ended = true;
-    this.#wake?.();
+    this.#changed.notify();
   }
 
-  /** Nobody is going to read any more: what waits is let go. */
+  /** There will be no more readers: the waiting offers settle. */
   close(): void {
     this.end();
     for (const { taken } of this.#waiting.splice(0)) taken();
   }
 
-  /** What is offered, for one connection; ends when the signal aborts, leaving what was not taken to the next one. */
+  /** The items for one connection. It ends when the signal aborts; the next connection gets the remaining items. */
   async *items(signal: AbortSignal): AsyncGenerator<T, void, undefined> {
-    const wake = (): void => this.#wake?.();
-    signal.addEventListener('abort', wake);
-    try {
-      while (!signal.aborted) {
-        const next = this.#waiting.shift();
-        if (next !== undefined) {
-          next.taken();
-          yield next.item;
-          continue;
-        }
-        if (this.#ended) return;
-        await new Promise<void>((resolve) => {
-          this.#wake = resolve;
-        });
-        this.#wake = undefined;
+    while (!signal.aborted) {
+      const next = this.#waiting.shift();
+      if (next !== undefined) {
+        next.taken();
+        yield next.item;
+        continue;
       }
-    } finally {
-      signal.removeEventListener('abort', wake);
+      if (this.#ended) return;
+      // The loop's condition handles an abort.
+      await this.#changed.wait(signal).catch(() => undefined);
     }
   }
 }
@@ -87,7 +80,7 @@ export class OutputStream extends Readable {
     done(error);
   }
 
-  /** Resolves when the reader wants more, or will never: the output of a stream that was destroyed is thrown away. */
+  /** Resolves when the reader wants more, or the stream was destroyed, which drops the output. */
   async accept(bytes: Uint8Array, signal: AbortSignal): Promise<void> {
     if (this.destroyed || signal.aborted || this.push(bytes)) return;
     await new Promise<void>((resolve) => {
@@ -99,7 +92,7 @@ export class OutputStream extends Readable {
   }
 }
 
-/** Tells a stream's callback how `work` ended. */
+/** Passes the outcome of `work` to a stream's callback. */
 export async function report(work: Promise<void>, done: (error?: Error | null) => void): Promise<void> {
   let failure: Error | undefined;
   try {

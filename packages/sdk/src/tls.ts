@@ -4,12 +4,12 @@ import { certificateDatesError, DroverError } from '@drover/foundation';
 import { caFetchTimeoutMs } from './limits.ts';
 import { fromApiError } from './errors.ts';
 
-/** SPIFFE ID of a control plane (spec 2, I-5 names its peers): what a server certificate of Drover's own CA must carry. */
+/** The SPIFFE ID of a control plane (spec 2, I-5), which a server certificate of Drover's own CA must carry. */
 const controlPlaneId = /^spiffe:\/\/[^/]+\/control-plane$/;
 
 /**
- * TLS options that trust exactly `caPem`. The server proves itself as the control plane by its URI name, so that it can be reached
- * under any address; a host's or sandbox's certificate of the same CA does not pass.
+ * TLS options that trust exactly `caPem`. The server is authenticated by its URI name, so that it can have any address; the certificate of a
+ * host or a sandbox of the same CA is refused.
  */
 export function trustOnly(caPem: string): SecureContextOptions & {
   readonly checkServerIdentity: (host: string, certificate: PeerCertificate) => Error | undefined;
@@ -22,15 +22,15 @@ export function trustOnly(caPem: string): SecureContextOptions & {
       const uris = [...names.matchAll(/(?:^|, )URI:([^",]+)(?=, |$)/g)].flatMap((match) => match[1] ?? []);
       if (uris.length === 1 && controlPlaneId.test(uris[0] ?? '')) return undefined;
       return new DroverError('ca-mismatch', 'the certificate of the server is not a control plane’s', {
-        hint: 'check the address: something else of this installation answers there',
+        hint: 'check the address: another component of this installation listens there',
       });
     },
   };
 }
 
 /**
- * Fetches the CA certificate whose SHA-256 is `fingerprint` from a server. The connection it comes over is not trusted and carries
- * nothing; the certificate is trusted because of its fingerprint.
+ * Fetches the CA certificate with the SHA-256 `fingerprint` from a server. The connection is not trusted and carries no data; the certificate
+ * is trusted because of its fingerprint.
  * @param server `https://host:port`
  * @param fingerprint lower-case hex
  * @returns PEM
@@ -49,7 +49,7 @@ export async function fetchCaByFingerprint(server: string, fingerprint: string, 
   return new X509Certificate(ca).toString();
 }
 
-/** `cause`, an error about the dates of a server's certificate, with the dates and the time of this machine in its sentence. */
+/** `cause`, an error about the dates of a server's certificate, with those dates and the time of this machine in its message. */
 export async function clockError(url: URL, cause: DroverError): Promise<DroverError> {
   try {
     const chain = await peerChain(url, undefined);
@@ -72,7 +72,7 @@ export function parseServer(server: string): URL {
   try {
     url = new URL(server);
   } catch {
-    // Said below, in our own words.
+    // Reported below.
   }
   if (url === undefined || url.protocol !== 'https:' || url.hostname === '' || (url.pathname !== '/' && url.pathname !== '')) {
     throw new DroverError('invalid-argument', `${JSON.stringify(server.slice(0, 200))} is not a server`, {
@@ -89,7 +89,7 @@ async function peerChain(url: URL, signal: AbortSignal | undefined): Promise<rea
   const socket = connect({
     host,
     port: Number(url.port || 443),
-    // Only to look at the certificates: nothing is sent or read (see above).
+    // Only the certificates are read: nothing else is sent or received.
     rejectUnauthorized: false,
     ALPNProtocols: ['h2', 'http/1.1'],
   });
@@ -101,7 +101,7 @@ async function peerChain(url: URL, signal: AbortSignal | undefined): Promise<rea
     });
     const chain: Buffer[] = [];
     let certificate: DetailedPeerCertificate | undefined = socket.getPeerCertificate(true);
-    // The last one's issuer is itself.
+    // The last certificate is its own issuer.
     while (certificate?.raw !== undefined && chain.length < 8) {
       chain.push(certificate.raw);
       const issuer: DetailedPeerCertificate | undefined = certificate.issuerCertificate;

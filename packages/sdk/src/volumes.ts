@@ -1,9 +1,9 @@
 import type { Client } from '@connectrpc/connect';
 import type { api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import type { Calls } from './calls.ts';
 
 export interface CreateVolumeOptions {
-  /** Its quota. */
+  /** The volume's quota. */
   readonly sizeBytes: number;
   /** A host id or name; absent: the control plane chooses a ready host. */
   readonly host?: string;
@@ -11,27 +11,21 @@ export interface CreateVolumeOptions {
 }
 
 /** Named volumes, each on one host. */
-export interface VolumesApi {
-  create(name: string, options: CreateVolumeOptions): Promise<api.Volume>;
-  get(name: string, signal?: AbortSignal): Promise<api.Volume>;
-  list(options?: { readonly host?: string; readonly signal?: AbortSignal }): Promise<readonly api.Volume[]>;
-  /** Refused with volume-in-use while a sandbox has it, running or not. */
-  remove(name: string, signal?: AbortSignal): Promise<void>;
-}
+export type VolumesApi = ReturnType<typeof volumesApi>;
 
-export function volumesApi(client: Client<typeof api.VolumeService>, calls: Calls): VolumesApi {
+export function volumesApi(client: Client<typeof api.VolumeService>, calls: Calls) {
   return {
-    create: (name, { sizeBytes, host = '', signal }) =>
+    create: (name: string, { sizeBytes, host = '', signal }: CreateVolumeOptions): Promise<api.Volume> =>
       calls.mutate(
-        (idempotencyKey) => client.createVolume({ idempotencyKey, name, sizeBytes: BigInt(sizeBytes), host }, withSignal(signal)),
+        (idempotencyKey, options) => client.createVolume({ idempotencyKey, name, sizeBytes: BigInt(sizeBytes), host }, options),
         signal,
       ),
-    get: (name, signal) => calls.ask(() => client.getVolume({ name }, withSignal(signal)), signal),
-    async list({ host = '', signal } = {}) {
-      return (await calls.ask(() => client.listVolumes({ host }, withSignal(signal)), signal)).volumes;
-    },
-    async remove(name, signal) {
-      await calls.ask(() => client.removeVolume({ name }, withSignal(signal)), signal);
+    get: (name: string, signal?: AbortSignal): Promise<api.Volume> => calls.ask((options) => client.getVolume({ name }, options), signal),
+    list: async ({ host = '', signal }: { host?: string; signal?: AbortSignal } = {}): Promise<readonly api.Volume[]> =>
+      (await calls.ask((options) => client.listVolumes({ host }, options), signal)).volumes,
+    /** Rejects with volume-in-use while a sandbox has it, running or not. */
+    async remove(name: string, signal?: AbortSignal): Promise<void> {
+      await calls.ask((options) => client.removeVolume({ name }, options), signal);
     },
   };
 }

@@ -1,61 +1,59 @@
 import type { Client } from '@connectrpc/connect';
 import type { api } from '@drover/protocol';
-import { withSignal, type Calls } from './calls.ts';
+import { optionsOf, type Calls } from './calls.ts';
 import { reconnecting } from './reconnecting.ts';
 
 export interface WorldviewOptions {
-  /** A sandbox id; absent is all. */
+  /** A sandbox id; absent: all sandboxes. */
   readonly sandbox?: string;
   readonly signal?: AbortSignal;
 }
 
 export interface WatchWorldviewOptions extends WorldviewOptions {
-  /** Goes on after this event, without a snapshot: the last one that was seen before a restart of your own. Absent begins with a snapshot. */
+  /** Goes on after this event without a snapshot, as after a restart of the watching program. Absent: begins with a snapshot. */
   readonly afterId?: bigint;
-  /** Told each time the connection broke and is being made again. */
+  /** Called each time the connection has broken, before the next attempt. */
   readonly onReconnect?: (error: Error) => void;
 }
 
-/** What is true of every sandbox that was asked for, at one moment. */
+/** The state of every requested sandbox at one moment. */
 export interface WorldviewSnapshot {
   readonly kind: 'snapshot';
-  /** The event that it stands at: every later one changes it. */
+  /** The newest event that it includes. */
   readonly atEventId: bigint;
   readonly sandboxes: readonly api.SandboxView[];
 }
 
-/** A snapshot replaces everything known before; an event (of kind sandbox, session, identity or init) may change the one that is its subject, and told twice changes nothing. */
+/** A snapshot replaces all earlier knowledge. An event (of kind sandbox, session, identity or init) may change its subject; a repeated event changes nothing. */
 export type WorldviewUpdate = WorldviewSnapshot | { readonly kind: 'event'; readonly event: api.Event };
 
-/** What is true now of sessions, identities and init plans (I-35). Everything rejects with a DroverError. */
-export interface WorldviewApi {
-  snapshot(options?: WorldviewOptions): Promise<WorldviewSnapshot>;
-  /**
-   * A snapshot, then every later event, in order, without a gap or a repeat; after a broken connection it goes on behind the last
-   * event. A watcher that was so slow that events were lost begins again with a new snapshot (I-36).
-   */
-  watch(options?: WatchWorldviewOptions): AsyncIterable<WorldviewUpdate>;
-}
+/** The present state of sessions, identities and init plans (I-35). Everything rejects with a DroverError. */
+export type WorldviewApi = ReturnType<typeof worldviewApi>;
 
-export function worldviewApi(client: Client<typeof api.EventService>, calls: Calls): WorldviewApi {
+export function worldviewApi(client: Client<typeof api.EventService>, calls: Calls) {
   return {
-    snapshot: ({ sandbox = '', signal } = {}) =>
-      calls.ask(async () => {
+    snapshot: ({ sandbox = '', signal }: WorldviewOptions = {}): Promise<WorldviewSnapshot> =>
+      calls.ask(async (options) => {
         const pages = new Pages();
-        for await (const { update } of client.watchWorldview({ sandbox, follow: false }, withSignal(signal))) {
+        for await (const { update } of client.watchWorldview({ sandbox, follow: false }, options)) {
           if (update.case === 'page') pages.add(update.value);
         }
         return pages.snapshot();
       }, signal),
 
-    async *watch({ sandbox = '', afterId = 0n, onReconnect, signal } = {}) {
+    /**
+     * A snapshot, then every later event in order, without a gap or a repeat; after a broken connection it goes on after the last event.
+     * A watcher that was too slow, so that events were dropped, receives a new snapshot (I-36).
+     */
+    async *watch(options: WatchWorldviewOptions = {}): AsyncGenerator<WorldviewUpdate, void, undefined> {
+      const { sandbox = '', afterId = 0n, onReconnect, signal } = options;
       let position = afterId;
       for (;;) {
         let pages = new Pages();
         const open = (): AsyncIterable<api.WorldviewUpdate> => {
-          // A snapshot that broke off is asked for anew.
+          // A snapshot that broke off is requested again.
           pages = new Pages();
-          return client.watchWorldview({ sandbox, afterId: position, follow: true }, withSignal(signal));
+          return client.watchWorldview({ sandbox, afterId: position, follow: true }, optionsOf(signal));
         };
         for await (const { update } of reconnecting(calls, open, { follow: true, onReconnect, signal })) {
           if (update.case === 'page') {
@@ -71,20 +69,20 @@ export function worldviewApi(client: Client<typeof api.EventService>, calls: Cal
             yield { kind: 'event', event: update.value };
           }
         }
-        // What was lost is in a new snapshot.
+        // A new snapshot includes the effect of the dropped events.
         position = 0n;
       }
     },
   };
 }
 
-/** A snapshot on its way. */
+/** The pages of a snapshot. */
 class Pages {
   readonly #sandboxes: api.SandboxView[] = [];
   #atEventId: bigint | undefined;
 
   add({ atEventId, sandboxes }: api.WorldviewPage): void {
-    // The first page says where it stands.
+    // The first page has the position.
     this.#atEventId ??= atEventId;
     this.#sandboxes.push(...sandboxes);
   }

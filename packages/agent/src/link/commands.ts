@@ -1,6 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import { DroverError, type Logger } from '@drover/foundation';
-import { errorToWire, link, publicErrorToWire } from '@drover/protocol';
+import { errorToWire, link } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import { commandsPerHost } from '@drover/spec';
 import { rememberedResults } from '../limits.ts';
 import { operator, type OperationDependencies, type Report } from './operations.ts';

@@ -2,6 +2,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Duplex } from 'node:stream';
 import { DroverError, parseSandboxId, type Clock, type SandboxId, type Logger } from '@drover/foundation';
 import { link, methodDefinition, TunnelStream, writeHostStream } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { Client } from '@grpc/grpc-js';
 import { tunnelDialMs, tunnelsAtOnce } from '../limits.ts';
 import type { CopyPart, Sandboxes } from '../sandboxes/index.ts';
@@ -93,7 +94,7 @@ export class AgentTunnels {
       this.#signal.removeEventListener('abort', cut);
       closed.abort();
     });
-    void writeHostStream(messages, tunnel, this.#logger);
+    void writeHostStream(messages, tunnel, (error) => publicErrorToWire(error, this.#logger));
   }
 
   /** Joins the two until either side ends, or the agent stops. */

@@ -2,6 +2,7 @@
 import { packPath } from '@drover/init';
 import { changeRootDirectory } from '@drover/linux';
 import { writeHostStream } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { StoppedRoot } from '../backends/index.ts';
 import { uidRangeSize } from '../limits.ts';
 import type { CopyPart } from './sandboxes.ts';
@@ -34,4 +35,4 @@ const logger = {
   error: ({ err, errorId }: Record<string, unknown>, message: string): void =>
     void process.stderr.write(`${message} (${String(errorId)}): ${String(err)}\n`),
 };
-await writeHostStream(copy(JSON.parse(process.argv[2] ?? '') as Request), process.stdout, logger);
+await writeHostStream(copy(JSON.parse(process.argv[2] ?? '') as Request), process.stdout, (error) => publicErrorToWire(error, logger));

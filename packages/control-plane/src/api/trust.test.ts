@@ -306,7 +306,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect(killed.stopGraceMs).toBe(killGraceMs);
       await api.observe(hostId, id, { state: STOPPED, exitCode: 137 });
       expect(resultsOf(await killing)).toEqual([
-        ['pause', true, 'it is killed, which is more'],
+        ['pause', true, 'it is killed, which includes a pause'],
         ['kill', true, 'it is stopped'],
       ]);
       const releasing = api.client.sandboxes.release('box');
@@ -360,7 +360,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       await api.store.hosts.markDown(hostId, epoch, 'silent');
       const answer = await api.client.sandboxes.contain('box', ['cut-network', 'pause', 'revoke']);
       expect(resultsOf(answer)).toEqual([
-        ['cut-network', false, expect.stringMatching(/host-of-box is not connected.*as soon as the host is back/)],
+        ['cut-network', false, expect.stringMatching(/host-of-box is not connected.*takes effect when the host reconnects/)],
         ['pause', false, expect.stringContaining('not connected')],
         ['revoke', false, expect.stringMatching(/identity is revoked.*not connected/)],
       ]);
@@ -429,7 +429,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
           .containSandbox({ sandbox: 'box' })
           .catch((error: unknown) => Promise.reject(DroverError.from(error))),
       );
-      expect(nothing.message).toContain('names nothing');
+      expect(nothing.message).toContain('names no way');
       expect((await errorOf(api.client.sandboxes.contain('nobody', ['kill']))).code).toBe('sandbox-not-found');
       const { id } = await api.client.sandboxes.create({ name: 'box', spec: { image: 'host' } });
       await api.client.sandboxes.remove(id);

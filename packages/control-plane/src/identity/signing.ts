@@ -1,7 +1,8 @@
 import { create } from '@bufbuild/protobuf';
 import { canonicalCommonName, DroverError, parseSandboxId, type HostId, type Logger } from '@drover/foundation';
 import type { CertificateAuthority, IssuedCertificate } from '@drover/pki';
-import { link, publicErrorToWire } from '@drover/protocol';
+import { link } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { Store } from '../store/index.ts';
 import type { Registry } from './registry.ts';
 

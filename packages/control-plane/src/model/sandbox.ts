@@ -1,6 +1,8 @@
 import type { HostId, Name, Project, SandboxId } from '@drover/foundation';
-import type { DesiredStateName, sandbox } from '@drover/protocol';
+import type { ContainmentAction, DesiredStateName, sandbox } from '@drover/protocol';
 import type { Room } from './host.ts';
+
+export { containmentActions, type ContainmentAction } from '@drover/protocol';
 
 export type DesiredState = DesiredStateName;
 export type ObservedState = 'preparing' | 'starting' | 'running' | 'paused' | 'stopping' | 'stopped' | 'failed';
@@ -67,10 +69,6 @@ export interface SandboxRow {
 /** Why a sandbox was requested to end: by a person, at its time to live, by a drain of its host, a containment, or its removal. */
 export const stopCauses = ['asked', 'ttl', 'drain', 'contained', 'removed'] as const;
 export type StopCause = (typeof stopCauses)[number];
-
-/** The ways to contain a sandbox (I-4), in the order in which they are carried out. */
-export const containmentActions = ['cut-network', 'pause', 'kill', 'revoke'] as const;
-export type ContainmentAction = (typeof containmentActions)[number];
 
 export interface ContainmentRecord {
   /** The name of the caller's token; empty for a containment of an earlier version. */

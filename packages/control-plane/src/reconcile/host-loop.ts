@@ -1,5 +1,5 @@
 import { type DroverError, Notifier, type Clock, type HostId, type Logger, type SandboxId } from '@drover/foundation';
-import { publicError } from '@drover/protocol';
+import { publicError } from '@drover/protocol/rpc';
 import type { Hub, Observation } from '../hub/index.ts';
 import * as limits from '../limits.ts';
 import type { SecretBox } from '../secrets/index.ts';

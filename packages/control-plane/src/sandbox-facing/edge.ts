@@ -1,7 +1,8 @@
 import type { DescMethod } from '@bufbuild/protobuf';
 import type { Clock, Logger } from '@drover/foundation';
 import { hashSecret } from '@drover/pki';
-import { control, rpcEdge, type RpcEdge, type RpcRequest } from '@drover/protocol';
+import { control } from '@drover/protocol';
+import { rpcEdge, type RpcEdge, type RpcRequest } from '@drover/protocol/rpc';
 import type { Registry } from '../identity/index.ts';
 import { refusalMs, registerRefusalMs, sandboxRequestBytes } from '../limits.ts';
 import type { IdentityStore, SandboxStore } from '../store/index.ts';

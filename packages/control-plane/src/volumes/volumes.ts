@@ -1,6 +1,7 @@
 import { create } from '@bufbuild/protobuf';
 import { type HostId, type Logger } from '@drover/foundation';
-import { link, publicErrorToWire } from '@drover/protocol';
+import { link } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { Hub, Operation } from '../hub/index.ts';
 import { hostCallTimeoutMs } from '../limits.ts';
 import type { Store } from '../store/index.ts';

@@ -1,7 +1,8 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { readFileSync } from 'node:fs';
 import { BoundedQueue, newId } from '@drover/foundation';
-import { fromConnectError, init } from '@drover/protocol';
+import { init } from '@drover/protocol';
+import { fromConnectError } from '@drover/protocol/rpc';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { ReplayBudget, ReplayBuffer } from './replay.ts';
 import { parseIdMap } from '@drover/linux';

@@ -9,7 +9,7 @@ import { findTrailerError } from '@connectrpc/connect/protocol-grpc';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createKeyAndRequest } from '@drover/pki';
 import { newHostId, newSandboxId, type DroverError, type SandboxId } from '@drover/foundation';
-import { fromConnectError } from '@drover/protocol';
+import { fromConnectError } from '@drover/protocol/rpc';
 import { maxSessionMessageBytes } from '@drover/spec';
 import { connectTls, createTestAuthority, startInit, type TestAuthority, type TestInit } from '../testing/index.ts';
 import { handshakeTimeoutMs, maxConnections } from '../limits.ts';

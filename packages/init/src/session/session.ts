@@ -1,5 +1,6 @@
 import { DroverError, version } from '@drover/foundation';
-import { errorToWire, init, publicError } from '@drover/protocol';
+import { errorToWire, init } from '@drover/protocol';
+import { publicError } from '@drover/protocol/rpc';
 import { parseSignal } from '@drover/spec';
 import type { Identity } from '../identity/index.ts';
 import { maxSessionRequests } from '../limits.ts';

@@ -9,7 +9,7 @@ import type { SandboxFacts } from './status.ts';
 
 type Sources = Pick<Tables, 'hosts' | 'views' | 'identities'>;
 
-/** What is known of these rows: one query for each kind of thing, however many rows. */
+/** The facts about these rows, with one query per table. */
 export async function factsOf(
   tables: Sources,
   sessions: Sessions,
@@ -36,7 +36,7 @@ export async function describeOne(tables: Sources, sessions: Sessions, row: Sand
   return sandboxToWire(row, (await factsOf(tables, sessions, [row]))(row));
 }
 
-/** Of one that was made just now: nothing is known of it but its row. @param hosts those that have been read already */
+/** As `describeOne`, for a sandbox that was just created: there is nothing but its row. @param hosts rows that were already read */
 export async function describeNew(tables: Sources, sessions: Sessions, row: SandboxRow, hosts: readonly HostRow[]): Promise<api.Sandbox> {
   const host = hosts.find(({ id }) => id === row.hostId) ?? (await hostsOf(tables, [row])).get(row.hostId);
   return sandboxToWire(row, { host, view: emptyView(row.id), identity: undefined, live: sessions.status(row.id) });

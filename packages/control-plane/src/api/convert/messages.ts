@@ -1,7 +1,8 @@
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import type { Logger } from '@drover/foundation';
-import { api, desiredStates, hostStates, link, publicErrorToWire, sandboxStates, type HostStateName } from '@drover/protocol';
+import { api, desiredStates, hostStates, link, sandboxStates, type HostStateName } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { WatchedEvent } from '../../feed/index.ts';
 import { hostState, sandboxState, type HostRow, type SandboxRow } from '../../model/index.ts';
 import { containmentToWire, identityStatusToWire, initToWire, sessionToWire, type SandboxFacts } from './status.ts';
@@ -55,7 +56,7 @@ export function hostToWire(row: HostRow): api.Host {
       diskBytes: BigInt(row.capacity.diskBytes),
       slots: row.capacity.slots,
     }),
-    // L-8: never below zero, whatever the host was found to hold.
+    // L-8: never below zero, even if the host holds more than it offers.
     allocatable: create(link.CapacitySchema, {
       cpuMillis: Math.max(0, row.capacity.cpuMillis - row.reserved.cpuMillis),
       memoryBytes: BigInt(Math.max(0, row.capacity.memoryBytes - row.reserved.memoryBytes)),
@@ -69,14 +70,14 @@ export function hostToWire(row: HostRow): api.Host {
     loadMilli: row.loadMilli,
     memoryAvailableBytes: BigInt(row.memoryAvailableBytes),
     diskAvailableBytes: BigInt(row.diskAvailableBytes),
-    // Each sandbox that is placed and not gone holds one slot.
+    // Each placed sandbox that is not deleted holds one slot.
     sandboxes: row.reserved.slots,
     ...(row.certificateExpiresAt > 0 ? { certificateExpiresAt: timestampFromMs(row.certificateExpiresAt) } : {}),
   });
 }
 
 function hostReason(row: HostRow, state: HostStateName): string {
-  if (state === 'joining') return 'it has joined and has not connected yet';
+  if (state === 'joining') return 'it has joined, and has not connected yet';
   if (state !== 'down') return '';
   const why = row.downReason === '' ? 'it is not connected' : row.downReason;
   return row.scheduling === 'open' ? why : `${why}; it was ${row.scheduling} before`;
@@ -94,7 +95,7 @@ export function eventToWire(event: WatchedEvent): api.Event {
   });
 }
 
-/** The error of a call to a host, as a part of a response. */
+/** The error of a call to a host, for a response that reports failures host by host. */
 export function hostError({ logger }: { readonly logger: Logger }, { id }: HostRow, thrown: unknown): link.Error {
   return publicErrorToWire(thrown, logger, { hostId: id });
 }

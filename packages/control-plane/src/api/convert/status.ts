@@ -6,17 +6,17 @@ import type { SessionStatus } from '../../sessions/index.ts';
 import type { SandboxStateName } from '@drover/protocol';
 import type { InitView, SandboxView, TrustCheck } from '../../worldview/index.ts';
 
-/** What is told of a sandbox beside its row. */
+/** What a message about a sandbox shows beside its row. */
 export interface SandboxFacts {
   readonly host: HostRow | undefined;
   readonly view: SandboxView;
-  /** Its row of the registry. */
+  /** Its row in the registry. */
   readonly identity: Identity | undefined;
-  /** Of this replica's session, if it holds one. */
+  /** The status of this replica's session, if it has one. */
   readonly live: SessionStatus;
 }
 
-/** The states in which there is an init that can be talked to. The end that a pause makes of a session is no event (I-24). */
+/** The states in which init can respond. A pause ends a session without an event (I-24). */
 const hasInit: ReadonlySet<SandboxStateName> = new Set<SandboxStateName>(['starting', 'running', 'stopping']);
 
 export function sessionToWire(row: SandboxRow, { host, view: { session }, live }: SandboxFacts): api.SessionStatus {
@@ -31,19 +31,19 @@ export function sessionToWire(row: SandboxRow, { host, view: { session }, live }
     ...(session.since > 0 ? { since: timestampFromMs(session.since) } : {}),
   });
   if (session.state === 'connected' && host?.connected === false) {
-    // Whoever held it can no longer say so: the stream that carried it is gone.
+    // The replica that held it cannot report its end: the stream that carried it has ended.
     message.state = 'broken';
     message.lastError = `its host ${host.name} is not connected`;
     if (host.downSince !== undefined) message.since = timestampFromMs(host.downSince);
   } else if (session.state === 'connecting' && live.state === 'connecting' && live.lastError !== '') {
-    // What went wrong with an attempt is no event; the dial goes on.
+    // A failed attempt is not an event; the dial goes on.
     message.lastError = live.lastError;
     message.attempts = Math.max(message.attempts, live.attempts);
   }
   return message;
 }
 
-/** Whether its session's dial was given up while it runs. */
+/** Whether the dial of its session was given up while it runs. */
 function isLost(row: SandboxRow, session: SandboxView['session']): boolean {
   return session.state === 'failed' && hasInit.has(sandboxState(row).state);
 }
@@ -62,7 +62,7 @@ export function identityStatusToWire(row: SandboxRow, { view, identity }: Sandbo
   });
 }
 
-/** The sandbox's row and the registry are newer than what the last session found. */
+/** The verdict. The sandbox's row and the registry are newer than the last session's finding. */
 function verdictOf(
   row: SandboxRow,
   { identity: { verdict, reason, message }, session }: SandboxView,
@@ -73,16 +73,16 @@ function verdictOf(
   }
   if (verdict === 'revoked')
     return { verdict: 'unknown', reason: '', message: 'its identity was reinstated, and it has not registered again yet' };
-  // Trust is a property of the peer of a session: of one that is lost, nothing is known now.
+  // Trust is a property of the peer of a session: nothing is known about the peer of a lost one.
   if (verdict === 'trusted' && isLost(row, session)) {
     return { verdict: 'unknown', reason: 'session-lost', message: `its session is lost, and is redialled: ${session.lastError}` };
   }
-  if (verdict === 'trusted' && !registered) return { verdict: 'unknown', reason: '', message: 'it is not in the registry any more' };
+  if (verdict === 'trusted' && !registered) return { verdict: 'unknown', reason: '', message: 'it is no longer in the registry' };
   return { verdict, reason, message };
 }
 
 export function initToWire(row: SandboxRow, { view: { init } }: SandboxFacts): api.InitStatus {
-  // A new start is asked for or has begun, and its init plan has not.
+  // A new start was requested or has begun, and its init plan has not.
   if (init.startCount < currentStart(row)) return create(api.InitStatusSchema, { state: 'none' });
   return initStatus(init);
 }
@@ -97,7 +97,7 @@ function initStatus({ state, since, place, failure }: InitView): api.InitStatus 
   });
 }
 
-/** The containments that are in force (I-4), with who asked for each. */
+/** The containments that are in force (I-4), with their records. */
 export function containmentToWire(row: SandboxRow): api.Containment {
   return create(api.ContainmentSchema, {
     networkCut: row.containment['cut-network'] !== undefined,

@@ -6,7 +6,7 @@ import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
 import { hashSecret } from '@drover/pki';
 import type { TokenStore } from '../../store/index.ts';
 
-/** Who calls: the token's name, and the token itself for what is derived from it. Never logged. */
+/** The caller: the name of its token, and the token itself, from which secrets are derived. Never logged. */
 export interface Caller {
   readonly name: string;
   readonly token: string;
@@ -28,14 +28,14 @@ export function newApiToken(): string {
 }
 
 /**
- * Checks a bearer token against the hashes in the store. Only hashes are compared, so that no comparison's time tells anything
- * about a token.
+ * Checks a bearer token against the hashes in the store. Only hashes are compared, so that the time of a comparison reveals nothing about a
+ * token.
  * @throws {DroverError} unauthenticated
  */
 export async function authenticate(tokens: TokenStore, authorization: string | null): Promise<Caller> {
   const refuse = (why: string): DroverError =>
     new DroverError('unauthenticated', why, {
-      hint: 'the first token is in the file admin-token of the server’s data directory; give it with --token or $DROVER_TOKEN',
+      hint: 'the first token is in the file admin-token of the server’s data directory; pass it with --token or $DROVER_TOKEN',
     });
   if (authorization === null || authorization === '') throw refuse('this call carries no API token');
   const token = /^bearer +(\S+)$/i.exec(authorization)?.[1];
@@ -46,8 +46,8 @@ export async function authenticate(tokens: TokenStore, authorization: string | n
 }
 
 /**
- * The admin's token: made at the first start and kept in `<directory>/admin-token` for its owner alone. A file that is there is
- * the truth: its token is put into a store that does not have it.
+ * The admin's token, created at the first start in `<directory>/admin-token`, which only its owner can read. An existing file has precedence:
+ * its token is added to a store that lacks it.
  * @throws {DroverError} invalid-config when the file holds anything else (I-28)
  */
 export async function openAdminToken(directory: string, tokens: TokenStore): Promise<string> {
@@ -58,17 +58,19 @@ export async function openAdminToken(directory: string, tokens: TokenStore): Pro
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') {
       throw new DroverError('invalid-config', `the admin token in ${path} cannot be read`, {
-        hint: 'give the file to the user that runs the server',
+        hint: 'change the owner of the file to the user that runs the server',
         cause: error,
       });
     }
   }
   if (token === undefined) {
     token = newApiToken();
-    // The file first: a crash in between leaves a token that the next start puts into the store.
+    // The file first: after a crash in between, the next start adds the token to the store.
     await writeFileAtomic(path, `${token}\n`, 0o600);
   } else if (!tokenPattern.test(token)) {
-    throw new DroverError('invalid-config', `${path} holds no API token`, { hint: 'move the file away; the next start makes another one' });
+    throw new DroverError('invalid-config', `${path} contains no API token`, {
+      hint: 'move the file away; the next start creates another one',
+    });
   }
   const hash = hashSecret(token);
   if ((await tokens.findApi(hash)) === undefined) await tokens.createApi({ hash, name: 'admin' });

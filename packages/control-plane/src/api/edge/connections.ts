@@ -11,7 +11,7 @@ import { limitHandshakes, type Clock } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { apiHandshakeTimeoutMs, apiIdleMs, apiPingMs, apiPingTimeoutMs, apiRequestMs } from '../../limits.ts';
 
-/** Paths of the methods whose caller may go on sending for as long as the call lasts. */
+/** The paths of the methods whose caller may send for as long as the call lasts. */
 const clientStreams: ReadonlySet<string> = new Set(
   Object.values(api)
     .filter((value) => typeof value === 'object' && value !== null && 'kind' in value && value.kind === 'service')
@@ -21,8 +21,8 @@ const clientStreams: ReadonlySet<string> = new Set(
 );
 
 /**
- * The time limits of the API's connections: for the TLS handshake, for the time without a call, for a request to arrive, and for
- * the answer to a ping. They hold whatever a peer sends meanwhile, since nothing about it is known before its first call.
+ * The time limits of the API's connections: for the TLS handshake, the time without a call, the arrival of a request, and the response to a
+ * ping. They apply whatever a peer sends, since it is unauthenticated before its first call.
  */
 export function limitConnections(server: Http2SecureServer, clock: Clock): void {
   limitHandshakes(server, apiHandshakeTimeoutMs, clock);
@@ -38,10 +38,10 @@ export function limitConnections(server: Http2SecureServer, clock: Clock): void 
     void endSilent(session, () => limit.busy, clock);
   });
   server.on('secureConnection', (socket: TLSSocket) => {
-    // HTTP/2 has its session.
+    // The session is watched instead.
     if (socket.alpnProtocol === 'h2') return;
     watch(socket);
-    // HTTP/1.1 has no ping: the kernel asks the peer's.
+    // HTTP/1.1 has no ping: the kernel probes the peer.
     socket.setKeepAlive(true, apiPingMs);
   });
   server.on('request', (message: Http2ServerRequest | IncomingMessage, response: Http2ServerResponse | ServerResponse) => {
@@ -55,16 +55,16 @@ export function limitConnections(server: Http2SecureServer, clock: Clock): void 
     message.once('close', () => arrived.abort());
     clock.sleep(apiRequestMs, arrived.signal).then(
       () => message.destroy(),
-      // It arrived in time.
+      // The request arrived in time.
       () => undefined,
     );
   });
 }
 
 /**
- * Ends a connection whose peer sends nothing after a ping while a call is under way. A client that vanished without a reset would otherwise
- * keep its calls for ever, and with them awake a sandbox that is to stop when idle. Any byte is a sign of life: over a slow line the answer
- * to a ping arrives behind everything that the client has sent before it.
+ * Ends a connection whose peer sends nothing after a ping while a call is under way. The calls of a client that vanished without a reset
+ * would otherwise last forever, and prevent the idle stop of a sandbox. Any byte counts as a response: over a slow line the response to a
+ * ping arrives after everything that the client has sent before.
  */
 async function endSilent(session: ServerHttp2Session, busy: () => boolean, clock: Clock): Promise<void> {
   const life = new AbortController();
@@ -116,7 +116,7 @@ class IdleLimit {
   }
 
   close(): void {
-    // A call that ends with its connection begins no further wait.
+    // A call that ends with its connection starts no further wait.
     this.#calls++;
     this.#busy.abort();
   }

@@ -9,7 +9,7 @@ import type { Store } from '../../store/index.ts';
 import type { Volumes } from '../../volumes/index.ts';
 import type { EventFeed } from '../../feed/index.ts';
 
-/** What the services call. Everything lives as long as the process. */
+/** The components that the services use. All of them live as long as the process. */
 export interface ApiContext {
   readonly store: Store;
   readonly hub: Hub;
@@ -30,8 +30,8 @@ export interface SystemFacts {
   readonly trustDomain: string;
   /** Milliseconds since the epoch. */
   readonly startedAt: number;
-  /** `host:port` of the link that a joining host is told; an empty host means the one that it joined. */
+  /** `host:port` of the link for joining hosts; an empty host stands for the address that they joined at. */
   readonly linkAddress: string;
-  /** `https://host:port` of this API, for commands that are printed. */
+  /** `https://host:port` of this API, for printed commands. */
   readonly apiAddress: string;
 }

@@ -1,4 +1,5 @@
-import { api, rpcEdge, type RpcEdge, type RpcRequest } from '@drover/protocol';
+import { api } from '@drover/protocol';
+import { rpcEdge, type RpcEdge, type RpcRequest } from '@drover/protocol/rpc';
 import { maxRequestBytes } from '../../limits.ts';
 import { authenticate, callerKey } from './authentication.ts';
 import type { ApiContext } from './context.ts';

@@ -6,9 +6,9 @@ import type { Store, Tables } from '../../store/index.ts';
 import { callerOf } from './authentication.ts';
 
 /**
- * Runs a mutating call as one transaction, once per key and caller (L-20): repeated after a lost answer, gives the first answer.
- * `action` gets the tables of the transaction, and must not wait for anything else (`Store.together`); what is to follow from it
- * outside of the store comes after the call, and bears repetition.
+ * Runs a mutating call as one transaction, once per key and caller (L-20): a repetition after a lost response returns the first response.
+ * `action` receives the tables of the transaction and must not wait for anything else (`Store.together`). Effects outside of the store come
+ * after the call, and must be idempotent.
  * @throws {DroverError} idempotency-key-reused, invalid-argument
  */
 export async function once<I extends DescMessage, O extends DescMessage>(
@@ -25,7 +25,7 @@ export async function once<I extends DescMessage, O extends DescMessage>(
       hint: `use at most ${maxIdempotencyKeyLength}`,
     });
   }
-  // Scoped to the caller, so that nobody gets another caller's answer.
+  // Scoped to the caller, so that no caller receives the response of another.
   const scoped = `${callerOf(values).name}/${key}`;
   let made: MessageShape<O> | undefined;
   const answer = await store.idempotency.once(scoped, method.name, toBinary(method.input, request), async (tables) =>

@@ -2,8 +2,8 @@ import { abortable, DroverError } from '@drover/foundation';
 import { firstMessageTimeoutMs } from '../../limits.ts';
 
 /**
- * The caller's side of a stream, read one message at a time and only when somebody asks for it: that is the backpressure.
- * A message that arrives after its reader has gone waits for the next reader.
+ * The caller's messages, read one at a time and only on demand, which is the backpressure. A message that arrives after its reader has left
+ * is for the next reader.
  */
 export class StreamInput<T> {
   readonly #iterator: AsyncIterator<T>;
@@ -17,14 +17,14 @@ export class StreamInput<T> {
   async next(signal: AbortSignal): Promise<T | undefined> {
     signal.throwIfAborted();
     this.#pending ??= this.#iterator.next();
-    // Nobody may be listening when the stream breaks: the next reader, if there is one, gets the error all the same.
+    // The stream may break without a reader: the next reader gets the error.
     this.#pending.catch(() => undefined);
     const result = await abortable(this.#pending, signal);
     this.#pending = undefined;
     return result.done === true ? undefined : result.value;
   }
 
-  /** The first message. @throws {DroverError} protocol-violation when there is none in time */
+  /** The first message. @throws {DroverError} protocol-violation when it does not arrive in time */
   async first(signal: AbortSignal): Promise<T> {
     const timeout = AbortSignal.timeout(firstMessageTimeoutMs);
     let message: T | undefined;

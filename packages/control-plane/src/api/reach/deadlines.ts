@@ -10,9 +10,9 @@ export function silentError(row: SandboxRow, what: string, ms: number): DroverEr
 }
 
 /**
- * The messages of a call, each of which must come in time. The call itself is ended by its caller, whose signal it has.
- * @param limitMs for the message after `received` ones; undefined: it may take as long as it likes
- * @param late the error for one that comes too late
+ * The messages of a call, each within a time limit. The caller ends the call itself, by its signal.
+ * @param limitMs for the message after `received` ones; undefined: none
+ * @param late the error for a message that is late
  */
 export async function* inTime<T>(
   messages: AsyncIterable<T>,
@@ -30,7 +30,7 @@ export async function* inTime<T>(
   }
 }
 
-/** Expires when init has not taken the next message, or sent its answer, in time. Waiting for the caller's input does not count. */
+/** Expires when init has not taken the next message, or has not responded, in time. Waiting for the caller's input does not count. */
 export class UploadWatch {
   readonly #clock: Pick<Clock, 'sleep'>;
   readonly #ms: number;
@@ -43,7 +43,7 @@ export class UploadWatch {
     this.#ms = ms;
     this.#clock = clock;
     this.#late = late;
-    // A call that ends in time leaves it unread.
+    // A call that ends in time never awaits it.
     this.#expired.promise.catch(() => undefined);
     this.#wait();
   }
@@ -53,12 +53,12 @@ export class UploadWatch {
     return this.#abort.signal;
   }
 
-  /** Rejects when it expires: a call does not have to heed its signal immediately. */
+  /** Rejects when it expires: a call may react late to its signal. */
   get expired(): Promise<never> {
     return this.#expired.promise;
   }
 
-  /** The messages to send. */
+  /** Passes the messages to send. */
   async *watch<T>(messages: AsyncIterable<T>): AsyncGenerator<T> {
     this.stop();
     for await (const message of messages) {
@@ -81,7 +81,7 @@ export class UploadWatch {
         this.#expired.reject(error);
         this.#abort.abort(error);
       },
-      // It went on in time.
+      // The message was taken in time.
       () => undefined,
     );
   }

@@ -1,5 +1,6 @@
+import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { DroverError } from '@drover/foundation';
-import { readHostStream, type link } from '@drover/protocol';
+import { link, readHostStream } from '@drover/protocol';
 import type { HostStreamSource } from '../../hub/index.ts';
 import { initSilenceMs } from '../../limits.ts';
 import { labelOf, type SandboxRow } from '../../model/index.ts';
@@ -8,7 +9,7 @@ import { brokenCallError, refuseDownHost } from './host-down.ts';
 import { inTime } from './deadlines.ts';
 
 /**
- * What a host itself keeps of a sandbox, as fast as it is read; nothing for a sandbox without a host.
+ * Data of a sandbox from its host, as fast as it is read; nothing for a sandbox without a host.
  * @param what for the error, `copy`
  * @throws {DroverError} host-unavailable; timed-out when the host sends nothing for `initSilenceMs`; the host's own error
  */
@@ -34,5 +35,18 @@ export async function* hostStream(
     throw await brokenCallError(context, row, thrown);
   } finally {
     ended.abort();
+  }
+}
+
+/** The retained output of the main process from its host, oldest first, as fast as it is read. @throws {DroverError} as `hostStream` */
+export async function* hostLogs(
+  context: ApiContext,
+  row: SandboxRow,
+  range: MessageInitShape<typeof link.HostLogsSchema>,
+  signal: AbortSignal,
+): AsyncGenerator<link.LogRecord, void, undefined> {
+  const source = { case: 'logs', value: create(link.HostLogsSchema, range) } as const;
+  for await (const message of hostStream(context, row, source, 'reading of its log', signal)) {
+    if (message.case === 'log') yield message.value;
   }
 }

@@ -1,6 +1,6 @@
 import { ConnectError } from '@connectrpc/connect';
 import { hasCode } from '@drover/foundation';
-import { fromConnectError, peerError } from '@drover/protocol';
+import { fromConnectError, peerError } from '@drover/protocol/rpc';
 
 /** Whether the response to a gRPC call was not gRPC: the peer is not an init of Drover. Connect says so only in its message. */
 export function peerIsForeign(thrown: unknown): boolean {

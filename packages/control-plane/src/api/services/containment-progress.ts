@@ -1,6 +1,8 @@
+import { create } from '@bufbuild/protobuf';
+import { Notifier, type SandboxId } from '@drover/foundation';
 import { api } from '@drover/protocol';
+import { containWaitMs } from '../../limits.ts';
 import {
-  containmentActions,
   containmentsOf,
   hasEnded,
   runIsOver,
@@ -9,25 +11,22 @@ import {
   type HostRow,
   type SandboxRow,
 } from '../../model/index.ts';
+import type { ApiContext } from '../edge/index.ts';
 
-const fields = { 'cut-network': 'networkCut', pause: 'paused', kill: 'killed', revoke: 'revoked' } as const;
-
-/** Those that a message names. */
-export function actionsOf(containment: api.Containment | undefined): readonly ContainmentAction[] {
-  return containmentActions.filter((action) => containment?.[fields[action]] === true);
-}
-
-/** How far an action, or its undoing, has come. `waits`: more may come of it soon. */
+/** How far an action, or its release, has come. */
 export interface Progress {
   readonly done: boolean;
   readonly message: string;
+  /** It may change soon. */
   readonly waits: boolean;
 }
+
+export type ProgressOf = (action: ContainmentAction, row: SandboxRow, host: HostRow | undefined) => Progress;
 
 const done = (message: string): Progress => ({ done: true, message, waits: false });
 const never = (message: string): Progress => ({ done: false, message, waits: false });
 
-/** How far an action has come, from what is wanted and what its host last said. */
+/** How far an action has come, by the desired state and the last report of its host. */
 export function containProgress(action: ContainmentAction, row: SandboxRow, host: HostRow | undefined): Progress {
   if (row.desired !== 'deleted' && !containmentsOf(row).includes(action)) return never('it was undone meanwhile');
   switch (action) {
@@ -35,10 +34,10 @@ export function containProgress(action: ContainmentAction, row: SandboxRow, host
       if (row.observed === undefined || hasEnded(row.observed)) {
         return done('it does not run; its network is cut from the first packet on when it starts');
       }
-      return row.observedNetworkCut ? done('its network is cut, but for the control plane’s own session') : atHost(host);
+      return row.observedNetworkCut ? done('its network is cut, except for the session with the control plane') : atHost(host);
     case 'pause':
       if (row.observed === 'paused') return done('it is paused');
-      if (row.observed === undefined) return done('it does not run yet, and does not until it is released');
+      if (row.observed === undefined) return done('it does not run, and does not until it is released');
       return runIsOver(row) ? never('it has ended, and cannot be paused') : atHost(host);
     case 'kill':
       if (hasEnded(row.observed) && (row.desired === 'stopped' || runIsOver(row))) return done('it is stopped');
@@ -47,14 +46,14 @@ export function containProgress(action: ContainmentAction, row: SandboxRow, host
       if (row.observed === undefined || hasEnded(row.observed) || row.observedRegistrationClosed) {
         return done('its identity is revoked, and it does not reach the registration port');
       }
-      // Nothing registers as this sandbox from now on; the port is a second lock.
+      // No registration succeeds any more; the closed port is a second barrier.
       return { ...atHost(host), message: `its identity is revoked; closing the registration port: ${atHost(host).message}` };
     default:
       return action satisfies never;
   }
 }
 
-/** How far the undoing of an action has come. */
+/** How far the release of an action has come. */
 export function releaseProgress(action: ContainmentAction, row: SandboxRow, host: HostRow | undefined): Progress {
   if (containmentsOf(row).includes(action)) return never('it was contained again meanwhile');
   const { state, message } = sandboxState(row);
@@ -75,6 +74,47 @@ export function releaseProgress(action: ContainmentAction, row: SandboxRow, host
 }
 
 function atHost(host: HostRow | undefined): Progress {
-  if (host?.connected === true) return { done: false, message: `its host ${host.name} has not done it yet; it stays wanted`, waits: true };
-  return never(`its host${host === undefined ? '' : ` ${host.name}`} is not connected; it is done as soon as the host is back`);
+  if (host?.connected === true) return { done: false, message: `its host ${host.name} has not done it yet; it is stored`, waits: true };
+  return never(`its host${host === undefined ? '' : ` ${host.name}`} is not connected; it takes effect when the host reconnects`);
 }
+
+/**
+ * Waits until no result may change soon, at most `containWaitMs`.
+ * @param stored results; one with a message is final
+ */
+export async function untilSettled(
+  { store, feed, clock }: ApiContext,
+  id: SandboxId,
+  stored: readonly api.ContainmentResult[],
+  progressOf: ProgressOf,
+  signal: AbortSignal,
+): Promise<{ readonly row: SandboxRow | undefined; readonly results: api.ContainmentResult[] }> {
+  const deadline = clock.now() + containWaitMs;
+  const changed = new Notifier(clock);
+  const off = feed.on(id, changed.notify);
+  let offHost: (() => void) | undefined;
+  try {
+    for (;;) {
+      const row = await store.sandboxes.get(id);
+      const hostId = row?.hostId;
+      // Subscribed before the host is read: a host that disconnects ends the wait.
+      offHost?.();
+      offHost = hostId === undefined ? undefined : feed.on(hostId, changed.notify);
+      const host = hostId === undefined ? undefined : await store.hosts.get(hostId);
+      const progress = stored.map(({ action }) => (row === undefined ? deleted : progressOf(action as ContainmentAction, row, host)));
+      const results = stored.map((result, index) => {
+        const { done, message } = progress[index] ?? deleted;
+        return result.message === '' ? create(api.ContainmentResultSchema, { action: result.action, done, message }) : result;
+      });
+      const mayChange = stored.some(({ message }, index) => message === '' && progress[index]?.waits === true);
+      const leftMs = deadline - clock.now();
+      if (!mayChange || leftMs <= 0) return { row, results };
+      await changed.wait(signal, leftMs);
+    }
+  } finally {
+    off();
+    offHost?.();
+  }
+}
+
+const deleted = never('the sandbox was deleted');

@@ -6,8 +6,7 @@ import { eventKinds } from '../../events/index.ts';
 import { watchEvents } from '../../feed/index.ts';
 import type { ApiContext } from '../edge/index.ts';
 import { eventToWire } from '../convert/index.ts';
-import { eventPosition } from './event-position.ts';
-import { eventSubject } from './event-subject.ts';
+import { eventPosition, eventSubject } from './event-selection.ts';
 import { worldviewMethod } from './worldview.ts';
 
 export function eventService(context: ApiContext): ServiceImpl<typeof api.EventService> {
@@ -20,14 +19,14 @@ export function eventService(context: ApiContext): ServiceImpl<typeof api.EventS
       const subject = request.subject === '' ? '' : await eventSubject(store, request.subject);
       const filter = { kinds: request.kinds, ...(subject === '' ? {} : { subject }) };
       if (request.tail > 0 && request.afterId > 0n) {
-        throw new DroverError('invalid-argument', 'a watch begins after an event or with the last ones, not both', {
-          hint: 'give --since or --tail',
+        throw new DroverError('invalid-argument', 'a watch begins either after an event or with the last events', {
+          hint: 'use --since or --tail',
         });
       }
       const first = request.tail > 0 ? await store.events.beforeLast(request.tail, filter) : undefined;
       const fromStart = first === undefined ? request.fromStart : first === 0;
       const position = first ?? (request.fromStart ? 0 : await eventPosition(store.events, request.afterId));
-      // Said before anything is waited for: a stream that breaks before its first event leaves its watcher with a place to go on from.
+      // Sent before the first wait: a watcher whose stream breaks before its first event has a position to go on from.
       if (request.announce) yield create(api.EventSchema, { id: BigInt(position), kind: 'watch', type: 'Began' });
       const options = {
         clock,
@@ -37,7 +36,7 @@ export function eventService(context: ApiContext): ServiceImpl<typeof api.EventS
         ...(fromStart ? { fromStart } : { afterId: position }),
       };
       for await (const event of watchEvents(store.events, options, signal)) yield eventToWire(event);
-      // A follower that is cut off must not take it for the end.
+      // A follower that is cut off must not mistake that for the end.
       signal.throwIfAborted();
     },
   };

@@ -165,7 +165,7 @@ describe('exec', () => {
     const { id, hostId } = await running(api);
     await api.client.sandboxes.pause('box');
     await api.observe(hostId, id, { state: SandboxState.PAUSED });
-    const refusal = { code: 'sandbox-not-running', message: 'sandbox box is paused', hint: '`drover sandbox resume box` lets it go on' };
+    const refusal = { code: 'sandbox-not-running', message: 'sandbox box is paused', hint: '`drover sandbox resume box` continues it' };
     const exec = api.client.sandboxes.exec('box', { argv: ['true'] });
     exec.started.catch(() => undefined);
     await expect(exec.exit).rejects.toMatchObject(refusal);

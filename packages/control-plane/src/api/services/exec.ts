@@ -1,13 +1,14 @@
 import { create } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { Backoff, DroverError, hasCode, newId } from '@drover/foundation';
-import { api, fromConnectError, init } from '@drover/protocol';
+import { api, init } from '@drover/protocol';
+import { fromConnectError } from '@drover/protocol/rpc';
 import { inputSettledMs, maxLingerSeconds, parseArguments, parseEnvironment, parseExecId, parseUser, parseWorkdir } from '@drover/spec';
 import { defaultLingerSeconds, initAnswerMs, reattachBaseMs, reattachCapMs, reattachMs } from '../../limits.ts';
 import { type SandboxRow, sandboxState } from '../../model/index.ts';
 import { type ApiContext, StreamInput } from '../edge/index.ts';
 import {
-  ended,
+  hasEnded,
   refusePaused,
   replayMain,
   connectionBroke,
@@ -24,8 +25,8 @@ import {
 const mainId = 'main';
 
 /**
- * Carries a process's streams between the caller and init. The process outlives the stream: when the session breaks, this attaches
- * again by the process's id behind the last byte that the caller has, so that the caller sees no gap (I-40).
+ * Carries a process's streams between the caller and init. The process outlives the stream: after a break of the session this attaches again
+ * by the process's id, after the last byte that the caller has received, so that the caller sees no gap (I-40).
  */
 export function execMethod(context: ApiContext): ServiceImpl<typeof api.SandboxService>['exec'] {
   return async function* exec(requests, { signal }) {
@@ -34,7 +35,7 @@ export function execMethod(context: ApiContext): ServiceImpl<typeof api.SandboxS
     if (first.payload.case !== 'open') throw new DroverError('protocol-violation', 'the first message of an exec must be open');
     const open = parseOpen(first.payload.value);
     const row = await context.store.sandboxes.find(open.sandbox);
-    // What runs already may be attached to: it goes on when it is resumed.
+    // A caller may attach to a running process, which continues when the sandbox is resumed.
     if (open.argv.length > 0) refusePaused(row);
     yield* new ExecRelay(context, row, open, input, signal).run();
   };
@@ -57,8 +58,8 @@ function parseOpen(open: api.ExecOpen): api.ExecOpen {
     });
   }
   if (open.argv.length > 0 && open.execId === mainId) {
-    throw new DroverError('invalid-argument', 'the main process has its command already', {
-      hint: 'leave the command out to attach to it',
+    throw new DroverError('invalid-argument', 'the main process already has a command', {
+      hint: 'omit the command to attach to it',
     });
   }
   if (open.execId === '') open.execId = newId('exec');
@@ -71,14 +72,14 @@ class ExecRelay {
   readonly #open: api.ExecOpen;
   readonly #input: StreamInput<api.ExecRequest>;
   readonly #signal: AbortSignal;
-  /** Output that the caller has, bytes over both streams. */
+  /** Output that the caller has received, bytes over both streams. */
   #seen: bigint;
   #started = false;
-  /** Which start of the sandbox the process belongs to. */
+  /** The start of the sandbox to which the process belongs. */
   #startCount: number | undefined;
   #inputAt = Number.NEGATIVE_INFINITY;
   #inputEnded = false;
-  /** How long init has left the exec without a response, over all attempts that reached it. Milliseconds. */
+  /** The time that init has left the exec without a response, over all attempts that reached it. Milliseconds. */
   #silentMs = 0;
 
   constructor(context: ApiContext, row: SandboxRow, open: api.ExecOpen, input: StreamInput<api.ExecRequest>, signal: AbortSignal) {
@@ -121,19 +122,19 @@ class ExecRelay {
       await refuseDownHost(this.#context, this.#row);
       brokenSince ??= clock.now();
       if (clock.now() - brokenSince > reattachMs) throw await brokenCallError(this.#context, this.#row, error);
-      this.#context.logger.info({ sandbox: this.#row.id, exec: this.#open.execId, err: error }, 'exec attaches again');
+      this.#context.logger.info({ sandbox: this.#row.id, exec: this.#open.execId, err: error }, 'attaching an exec again');
       await clock.sleep(backoff.nextMs(), this.#signal);
     }
   }
 
-  /** The main process may be attached to before init has been prepared and starts it; any other exec begins immediately. */
-  async #mustAnswer(): Promise<boolean> {
+  /** A caller may attach to the main process before init has started it; any other exec begins immediately. */
+  async #mustRespond(): Promise<boolean> {
     if (this.#open.execId !== mainId) return true;
     const view = (await this.#context.store.views.get([this.#row.id])).get(this.#row.id);
     return view?.init.state === 'completed' && view.init.startCount === this.#startCount;
   }
 
-  /** One connection to init, from its start or from the last byte seen. */
+  /** One call to init, from the start of the process or from the last received byte. */
   async *#attempt(): AsyncGenerator<api.ExecResponse> {
     const { clock } = this.#context;
     const attempt = new AbortController();
@@ -141,10 +142,10 @@ class ExecRelay {
     try {
       const client = await sessionClient(this.#context, this.#row, signal);
       await this.#checkSameStart();
-      const limitMs = (await this.#mustAnswer()) ? initAnswerMs - this.#silentMs : undefined;
+      const limitMs = (await this.#mustRespond()) ? initAnswerMs - this.#silentMs : undefined;
       const late = (): DroverError => silentError(this.#row, 'exec', initAnswerMs);
       const responses = client.exec(this.#requests(signal), { signal });
-      // Counted until the first response, also when the connection breaks before it.
+      // The time until the first response counts, also when the connection breaks before.
       let silentSince: number | undefined = clock.now();
       using _counted = { [Symbol.dispose]: () => (this.#silentMs += silentSince === undefined ? 0 : clock.now() - silentSince) };
       for await (const response of inTime(responses, clock, (received) => (received === 0 ? limitMs : undefined), late)) {
@@ -160,14 +161,14 @@ class ExecRelay {
 
   async *#requests(signal: AbortSignal): AsyncGenerator<init.ExecRequest> {
     yield this.#begin();
-    // The end of the input may have been lost with the session; a second one does nothing.
+    // The end of the input may have been lost with the session; a second one has no effect.
     if (this.#inputEnded) yield create(init.ExecRequestSchema, { payload: { case: 'stdinEof', value: true } });
     for (;;) {
       let message: api.ExecRequest | undefined;
       try {
         message = await this.#input.next(signal);
       } catch (error) {
-        // The attempt is over: the message, if one comes, is for the next attempt.
+        // The attempt has ended: the next attempt gets the message.
         if (signal.aborted) return;
         throw error;
       }
@@ -183,7 +184,7 @@ class ExecRelay {
     const open = this.#open;
     const size = open.size === undefined ? {} : { size: create(init.ResizeSchema, { rows: open.size.rows, columns: open.size.columns }) };
     if (open.argv.length > 0 && !this.#started) {
-      // Sent again after a break it attaches: init knows the id.
+      // Repeated after a break, it attaches: init knows the id.
       const value = create(init.ExecStartSchema, {
         execId: open.execId,
         argv: open.argv,
@@ -222,7 +223,7 @@ class ExecRelay {
       case 'output': {
         const { stderr, data, offset } = payload.value;
         const end = offset + BigInt(data.byteLength);
-        // A start that was repeated plays from the beginning: the caller gets what it has not seen.
+        // A repeated start replays the output from its beginning: the caller receives the part that it lacks.
         const known = this.#seen - offset;
         if (end <= this.#seen && known > 0n) return undefined;
         const fresh = known > 0n ? data.subarray(Number(known)) : data;
@@ -244,7 +245,7 @@ class ExecRelay {
     return undefined;
   }
 
-  /** Offsets and ids mean nothing in another start of the sandbox. @throws {DroverError} sandbox-not-running */
+  /** Offsets and ids belong to one start of the sandbox. @throws {DroverError} exec-not-found */
   async #checkSameStart(): Promise<void> {
     const row = await this.#context.store.sandboxes.get(this.#row.id);
     if (this.#started && row !== undefined && this.#startCount !== undefined && row.startCount > this.#startCount) {
@@ -255,23 +256,23 @@ class ExecRelay {
 
   async #hasEnded(): Promise<boolean> {
     const row = await this.#context.store.sandboxes.get(this.#row.id);
-    return row === undefined || ended(row);
+    return row === undefined || hasEnded(row);
   }
 
   async #notRunning(): Promise<DroverError> {
     const row = await this.#context.store.sandboxes.get(this.#row.id);
-    const state = row === undefined ? 'gone' : sandboxState(row).state;
+    const state = row === undefined ? 'deleted' : sandboxState(row).state;
     return new DroverError('sandbox-not-running', `the process ended with its sandbox, which is ${state}`);
   }
 
-  /** What was on its way when the session broke may be lost. On a terminal a person sees that and types it again; a pipe does not. */
+  /** Input in flight may be lost with the session. A person at a terminal notices and repeats it; a pipe does not. */
   #refuseLostInput(error: DroverError): void {
     if (this.#open.terminal || this.#context.clock.now() - this.#inputAt > inputSettledMs) return;
     throw new DroverError(
       'session-unavailable',
       `the session broke while input was being sent, and some of it may be lost: ${error.message}`,
       {
-        hint: 'the process runs on; look at what it has read before sending more',
+        hint: 'the process runs on; check what it has read before you send more',
         cause: error,
       },
     );

@@ -8,7 +8,7 @@ import type { InitClient } from '../../sessions/index.ts';
 import type { ApiContext } from '../edge/index.ts';
 import { refusePaused, brokenCallError, sessionClient, silentError } from '../reach/index.ts';
 
-/** The execs of a sandbox as a person manages them; `exec.ts` carries their streams. */
+/** Lists and ends the execs of a sandbox; `exec.ts` carries their streams. */
 export function execsMethods(context: ApiContext): Pick<ServiceImpl<typeof api.SandboxService>, 'listExecs' | 'killExec'> {
   /** One call to the sandbox's init. @throws {DroverError} timed-out when init does not respond; host-unavailable (L-15) */
   async function ask<T>(sandbox: string, signal: AbortSignal, call: (client: InitClient, options: CallOptions) => Promise<T>): Promise<T> {

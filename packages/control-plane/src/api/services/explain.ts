@@ -6,11 +6,11 @@ import type { TrustCheck, TrustCheckName } from '../../worldview/index.ts';
 import type { ApiContext } from '../edge/index.ts';
 import { sandboxToWire, factsOf, checkToWire, type SandboxFacts } from '../convert/index.ts';
 
-/** Every check of trust that there is, in the order in which they are shown. */
+/** All trust checks, in the order in which they are shown. */
 const checkNames: readonly TrustCheckName[] = ['chain', 'validity', 'eku', 'cn', 'san', 'thumbprint', 'registry', 'host', 'peer-address'];
 const sources: readonly TrustCheck['source'][] = ['now', 'session', 'register'];
 
-/** All that was looked at to trust a sandbox, when and with what result. */
+/** All trust checks of a sandbox, with the time and the result of each. */
 export function explainMethod(context: ApiContext): Pick<ServiceImpl<typeof api.SandboxService>, 'explainSandbox'> {
   const { store, sessions, clock } = context;
   return {
@@ -25,7 +25,7 @@ export function explainMethod(context: ApiContext): Pick<ServiceImpl<typeof api.
   };
 }
 
-/** One of each name at least: what was never made is not left out. */
+/** At least one of each name: a check that was never made is listed as unknown. */
 export function allChecks(made: readonly TrustCheck[]): api.TrustCheck[] {
   return checkNames.flatMap((check) => {
     const of = made.filter((one) => one.check === check).sort((a, b) => sources.indexOf(a.source) - sources.indexOf(b.source));
@@ -34,7 +34,7 @@ export function allChecks(made: readonly TrustCheck[]): api.TrustCheck[] {
   });
 }
 
-/** What can be told without asking anybody: from the sandbox's row, the registry's, and the session that stands. */
+/** The checks that need no call: from the sandbox's row, its row in the registry, and its open session. */
 export function checksNow(row: SandboxRow, { host, view, identity }: SandboxFacts, at: number): readonly TrustCheck[] {
   const now = (check: TrustCheckName, verdict: TrustCheck['verdict'], evidence: string): TrustCheck => {
     return { check, verdict, evidence, at, source: 'now' };
@@ -58,7 +58,7 @@ export function checksNow(row: SandboxRow, { host, view, identity }: SandboxFact
   const thumbprint = (): TrustCheck => {
     if (identity === undefined) return now('thumbprint', 'unknown', 'no certificate is registered for it');
     if (peer === undefined)
-      return now('thumbprint', 'unknown', `${identity.thumbprint} is registered; no session stands to compare it with`);
+      return now('thumbprint', 'unknown', `${identity.thumbprint} is registered; there is no open session to compare it with`);
     const { thumbprint: shown } = peer;
     if (shown === identity.thumbprint) return now('thumbprint', 'pass', `its session's peer showed ${shown}, which is registered`);
     if (shown === identity.nextThumbprint) return now('thumbprint', 'pass', `its session's peer showed ${shown}, to which it was renewed`);
@@ -76,7 +76,7 @@ export function checksNow(row: SandboxRow, { host, view, identity }: SandboxFact
   const address = (): TrustCheck => {
     if (row.address === '') return now('peer-address', 'unknown', 'its host has reported no address for it');
     if (peer === undefined || peer.address === '') {
-      return now('peer-address', 'unknown', `its host gave it ${row.address}; no session stands to compare it with`);
+      return now('peer-address', 'unknown', `its host gave it ${row.address}; there is no open session to compare it with`);
     }
     return hostOf(peer.address) === row.address
       ? now('peer-address', 'pass', `its session is with ${peer.address}, the address that its host gave it`)

@@ -5,22 +5,22 @@ import { plan } from '../../placement/index.ts';
 import type { HostRow, Room } from '../../model/index.ts';
 import type { HostStore } from '../../store/index.ts';
 
-export interface Possible {
-  /** The hosts as they were looked at. */
+export interface Feasibility {
+  /** The hosts that the decision is based on. */
   readonly hosts: readonly HostRow[];
   /** The host that can take it now, or why it has to wait. */
   readonly place: HostId | { readonly unschedulable: string };
 }
 
 /**
- * Refuses what is larger than every host there is (L-24), and a host or a runtime that does not exist. What only has to wait passes.
+ * Refuses a sandbox that is larger than every host (L-24), or that names a host or a runtime that does not exist. One that only has to wait passes.
  * @throws {DroverError} unschedulable, host-not-found
  */
-export async function checkPossible(
+export async function checkFeasible(
   store: HostStore,
   spec: Pick<SandboxSpec, 'host' | 'hostLabels' | 'resources' | 'runtime'>,
   room: Room,
-): Promise<Possible> {
+): Promise<Feasibility> {
   const host = spec.host === '' ? '' : (await store.find(spec.host)).id;
   const hosts = await store.list();
   const { runtime = '', resources, hostLabels: labels } = spec;
@@ -39,7 +39,7 @@ export async function checkPossible(
   });
 }
 
-/** A runtime that no host has would be waited for without end. */
+/** A sandbox with a runtime that no host has would wait forever. */
 function checkRuntime(hosts: readonly HostRow[], runtime: string, host: string): void {
   const asked = hosts.filter(({ id }) => host === '' || id === host);
   // A host reports its runtimes when it first connects.

@@ -1,17 +1,17 @@
 import { createHmac } from 'node:crypto';
 import { create } from '@bufbuild/protobuf';
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import type { ServiceImpl } from '@connectrpc/connect';
+import type { ContextValues, ServiceImpl } from '@connectrpc/connect';
 import { DroverError, type HostId } from '@drover/foundation';
 import { formatJoinToken, hashSecret, newSecret } from '@drover/pki';
 import { api, link } from '@drover/protocol';
 import { maxJoinTtlSeconds, maxJoinUses, parseLabels } from '@drover/spec';
-import { defaultJoinTtlSeconds, hostCallTimeoutMs } from '../../limits.ts';
+import { defaultJoinTtlSeconds } from '../../limits.ts';
 import { callerOf, type ApiContext, once } from '../edge/index.ts';
 import { drainHost } from '../../reconcile/index.ts';
 import { hostState } from '../../model/index.ts';
 import { hostToWire } from '../convert/index.ts';
-import { hostDownError } from '../reach/index.ts';
+import { callHost, hostDownError } from '../reach/index.ts';
 
 const methods = api.HostService.method;
 
@@ -28,29 +28,7 @@ export function hostService(context: ApiContext): ServiceImpl<typeof api.HostSer
       return hostToWire(await store.hosts.find(request.host));
     },
 
-    async createJoinToken(request, { values }) {
-      const labels = parseLabels(request.labels);
-      const ttlSeconds = Number(request.ttlSeconds) || defaultJoinTtlSeconds;
-      const uses = request.uses || 1;
-      if (ttlSeconds > maxJoinTtlSeconds || uses > maxJoinUses) {
-        throw new DroverError('invalid-argument', 'the token would live too long or be used too often', {
-          hint: `at most ${maxJoinTtlSeconds} s and ${maxJoinUses} uses`,
-        });
-      }
-      // The answer of a repeated call must be the same, and the store may keep only hashes: with a key the secret comes from the
-      // caller's own token, which the store does not have.
-      const { token } = callerOf(values);
-      const key = request.idempotencyKey;
-      const secret = key === '' ? newSecret() : createHmac('sha256', token).update(`join-token\0${key}`).digest('base64url');
-      const answer = await once(store, values, methods.createJoinToken, request, async ({ tokens }) => {
-        const expiresAt = context.clock.now() + ttlSeconds * 1000;
-        await tokens.createJoin({ hash: hashSecret(secret), expiresAt, uses, labels });
-        return create(api.JoinTokenSchema, { expiresAt: timestampFromMs(expiresAt), uses });
-      });
-      answer.token = formatJoinToken({ caFingerprint: context.ca.fingerprint, secret });
-      answer.command = `drover agent join ${context.system.apiAddress} --token ${answer.token}`;
-      return answer;
-    },
+    createJoinToken: async (request, { values }) => await createJoinToken(context, request, values),
 
     async setHostScheduling(request, { values }) {
       return await once(store, values, methods.setHostScheduling, request, async ({ hosts }) => {
@@ -70,25 +48,47 @@ export function hostService(context: ApiContext): ServiceImpl<typeof api.HostSer
 
     async removeHost(request, { values }) {
       let removed: HostId | undefined;
-      const answer = await once(store, values, methods.removeHost, request, async ({ hosts }) => {
+      const response = await once(store, values, methods.removeHost, request, async ({ hosts }) => {
         const host = await hosts.find(request.host);
         await hosts.remove(host.id, { force: request.force });
         removed = host.id;
         return create(api.RemoveHostResponseSchema);
       });
-      // L-4. Should this process end before it does so, the stream ends with it; one on another replica is ended by its audit.
+      // L-4. If this process ends first, the stream ends with it. The audit of another replica ends a stream there.
       if (removed !== undefined) hub.disconnect(removed, link.GoAway_Reason.REMOVED, 'the host was removed');
-      return answer;
+      return response;
     },
 
     async diagnoseHost(request, { signal }) {
       const host = await store.hosts.find(request.host);
       if (hostState(host) === 'down') throw hostDownError(host);
-      const deadline = new Date(context.clock.now() + hostCallTimeoutMs);
-      const operation = { case: 'collectDiagnostics' as const, value: create(link.CollectDiagnosticsSchema) };
-      const result = await hub.call(host.id, operation, { signal, deadline });
-      if (result.case === 'diagnostics') return result.value;
-      throw new DroverError('protocol-violation', `host ${host.name} answered a diagnosis with something else`);
+      const operation = { case: 'collectDiagnostics', value: create(link.CollectDiagnosticsSchema) } as const;
+      return await callHost(context, host, operation, 'diagnostics', signal);
     },
   };
+}
+
+async function createJoinToken(context: ApiContext, request: api.CreateJoinTokenRequest, values: ContextValues): Promise<api.JoinToken> {
+  const { store, clock, ca, system } = context;
+  const labels = parseLabels(request.labels);
+  const ttlSeconds = Number(request.ttlSeconds) || defaultJoinTtlSeconds;
+  const uses = request.uses || 1;
+  if (ttlSeconds > maxJoinTtlSeconds || uses > maxJoinUses) {
+    throw new DroverError('invalid-argument', 'the token would live too long or have too many uses', {
+      hint: `use at most ${maxJoinTtlSeconds} s and ${maxJoinUses} uses`,
+    });
+  }
+  // A repeated call must return the same token, and the store has only hashes: with a key, the secret is derived from the caller's own
+  // token, which the store does not have.
+  const { token } = callerOf(values);
+  const key = request.idempotencyKey;
+  const secret = key === '' ? newSecret() : createHmac('sha256', token).update(`join-token\0${key}`).digest('base64url');
+  const response = await once(store, values, methods.createJoinToken, request, async ({ tokens }) => {
+    const expiresAt = clock.now() + ttlSeconds * 1000;
+    await tokens.createJoin({ hash: hashSecret(secret), expiresAt, uses, labels });
+    return create(api.JoinTokenSchema, { expiresAt: timestampFromMs(expiresAt), uses });
+  });
+  response.token = formatJoinToken({ caFingerprint: ca.fingerprint, secret });
+  response.command = `drover agent join ${system.apiAddress} --token ${response.token}`;
+  return response;
 }

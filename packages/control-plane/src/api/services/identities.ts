@@ -7,7 +7,7 @@ import type { Tables } from '../../store/index.ts';
 import { type ApiContext, once } from '../edge/index.ts';
 import { identityToWire } from '../convert/index.ts';
 
-/** The registry, as people see it (I-7 to I-11). What an eviction means for the session follows from its event (`Registry.onEvicted`). */
+/** The registry (I-7 to I-11). The event of an eviction ends the session. */
 export function identityService(context: ApiContext): ServiceImpl<typeof api.IdentityService> {
   const { store, registry } = context;
 

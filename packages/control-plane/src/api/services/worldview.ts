@@ -7,14 +7,14 @@ import { worldviewPage } from '../../limits.ts';
 import type { SandboxRow } from '../../model/index.ts';
 import type { ApiContext } from '../edge/index.ts';
 import { eventToWire, factsOf, identityStatusToWire, initToWire, sessionToWire, type SandboxFacts } from '../convert/index.ts';
-import { eventPosition } from './event-position.ts';
+import { eventPosition } from './event-selection.ts';
 
-/** The kinds of events that change what is true of a sandbox. */
+/** The kinds of events that change a sandbox's view. */
 const kinds = ['sandbox', 'session', 'identity', 'init'];
 
 /**
- * What is true now, page by page, then every later event (I-35). The event that the snapshot stands at is read before it: whatever
- * happens while its pages are read is told again as an event, and nothing is left out. Told twice, an event changes nothing.
+ * The present state, page by page, then every later event (I-35). The position of the snapshot is read before its pages: a change during the
+ * reading is repeated as an event, and none is missing. A repeated event changes nothing.
  */
 export function worldviewMethod(context: ApiContext): Pick<ServiceImpl<typeof api.EventService>, 'watchWorldview'> {
   const { store, sessions, clock } = context;
@@ -33,7 +33,7 @@ export function worldviewMethod(context: ApiContext): Pick<ServiceImpl<typeof ap
   }
 
   async function rowsAfter(subject: string, after: SandboxRow | undefined): Promise<readonly SandboxRow[]> {
-    // One more than a page tells whether another follows.
+    // One more row than a page shows whether another follows.
     if (subject === '') return await store.sandboxes.list({ limit: worldviewPage + 1, ...(after === undefined ? {} : { after }) });
     return isSandboxId(subject) ? [await store.sandboxes.find(subject)] : [];
   }
@@ -53,7 +53,7 @@ export function worldviewMethod(context: ApiContext): Pick<ServiceImpl<typeof ap
       for await (const event of watchEvents(store.events, options, signal)) {
         yield create(api.WorldviewUpdateSchema, { update: { case: 'event', value: eventToWire(event) } });
       }
-      // A follower that is cut off must not take it for the end.
+      // A follower that is cut off must not mistake that for the end.
       signal.throwIfAborted();
     },
   };

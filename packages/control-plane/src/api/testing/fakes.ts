@@ -4,6 +4,7 @@ import { createClient, createRouterTransport, type ServiceImpl } from '@connectr
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { init, link, writeHostStream } from '@drover/protocol';
+import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { CallOptions, HostStreamSource, Hub, HubListener, Operation, ResultValue } from '../../hub/hub.ts';
 import type { InitClient, Sessions, SessionStatus } from '../../sessions/index.ts';
 
@@ -38,7 +39,7 @@ export class FakeHub implements Hub {
     this.opened.push(source);
     const [near, far] = duplexPair();
     const messages = records.map((value) => ({ message: { case: 'log' as const, value } }));
-    void writeHostStream(Readable.from(messages), far, silentLogger);
+    void writeHostStream(Readable.from(messages), far, (error) => publicErrorToWire(error, silentLogger));
     return await Promise.resolve(near);
   }
 

@@ -1,9 +1,23 @@
 import { clip, DroverError, hasCode, isHostId, isSandboxId } from '@drover/foundation';
-import type { Store } from '../../store/index.ts';
+import type { EventStore, Store } from '../../store/index.ts';
 
 /**
- * The subject that a person means: an id, or the id of the sandbox or host that the name belongs to; of what was deleted too, for as long
- * as it is kept.
+ * The position of a watcher that names the last event it has received; 0: from now on. A watcher whose event does not exist, as after the
+ * restoration of a backup, would receive nothing until that id is reached, and miss what happened until then (I-35).
+ * @throws {DroverError} invalid-argument
+ */
+export async function eventPosition(events: Pick<EventStore, 'lastId'>, afterId: bigint): Promise<number> {
+  const last = await events.lastId();
+  if (afterId === 0n) return last;
+  if (afterId > 0n && afterId <= BigInt(last)) return Number(afterId);
+  throw new DroverError('invalid-argument', `there is no event ${afterId}: the newest is ${last}`, {
+    hint: 'begin with the oldest retained one, --since 0; was the store of the control plane replaced?',
+  });
+}
+
+/**
+ * The subject for a reference: an id, or the id of the sandbox or host with that name. Deleted ones are found for as long as they are
+ * retained.
  * @throws {DroverError} sandbox-not-found when nothing has that name and no event has that subject; invalid-argument when several do
  */
 export async function eventSubject(
@@ -21,10 +35,10 @@ export async function eventSubject(
   }
   const row = host ?? sandbox;
   if (row !== undefined) return row.id;
-  // Events outlive what they are about.
+  // Events outlive their subjects.
   if ((await events.after(0, 1, { subject: reference })).length > 0) return reference;
   const kind = isSandboxId(reference) ? 'sandbox' : isHostId(reference) ? 'host' : 'sandbox or host';
-  throw new DroverError('sandbox-not-found', `there is no ${kind} ${JSON.stringify(clip(reference))}, and no event of one is kept`, {
+  throw new DroverError('sandbox-not-found', `there is no ${kind} ${JSON.stringify(clip(reference))}, and no event of one is retained`, {
     hint: '`drover sandbox ls --all` and `drover host ls --all` list them',
   });
 }

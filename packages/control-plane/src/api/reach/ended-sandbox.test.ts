@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { draft } from '../../store/testing/fixtures.ts';
 import { TestStores } from '../../store/testing/stores.ts';
-import { endedError } from './exit-replay.ts';
+import { endedError } from './ended-sandbox.ts';
 
 describe('what a caller is told of a sandbox that failed', () => {
   const stores = new TestStores('sqlite');

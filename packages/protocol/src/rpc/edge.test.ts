@@ -4,7 +4,7 @@ import { DroverError, FakeClock } from '@drover/foundation';
 import { describe, expect, test } from 'vitest';
 import { rpcEdge, type EdgeOptions } from './edge.ts';
 import { fromConnectError } from './errors.ts';
-import { init } from './index.ts';
+import { init } from '../index.ts';
 
 type Line = Record<string, unknown> & { readonly level: string; readonly message: string };
 const caller = createContextKey('nobody');

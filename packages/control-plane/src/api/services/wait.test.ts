@@ -2,7 +2,7 @@ import type { Name, Project } from '@drover/foundation';
 import { sandbox } from '@drover/protocol';
 import { describe, expect, it } from 'vitest';
 import type { SandboxRow } from '../../model/sandbox.ts';
-import { overtaken } from './superseded.ts';
+import { overtaken } from './wait.ts';
 
 const { RUNNING, PAUSED, STOPPED, FAILED, DELETING, DELETED } = sandbox.SandboxState;
 const ended = [STOPPED, FAILED, DELETING, DELETED];

@@ -2,10 +2,10 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { ServiceImpl } from '@connectrpc/connect';
 import { DroverError } from '@drover/foundation';
 import { api, init, link } from '@drover/protocol';
-import { isPort, maxPathBytes, parseUser } from '@drover/spec';
+import { maxPathBytes, parseUser } from '@drover/spec';
 import { type ApiContext, StreamInput } from '../edge/index.ts';
 import {
-  ended,
+  hasEnded,
   endedError,
   refusePaused,
   brokenCallError,
@@ -18,10 +18,10 @@ import {
 import { initSilenceMs } from '../../limits.ts';
 import type { SandboxRow } from '../../model/index.ts';
 
-type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'copyIn' | 'copyOut' | 'forward'>;
+type Methods = Pick<ServiceImpl<typeof api.SandboxService>, 'copyIn' | 'copyOut'>;
 
-/** Byte streams into and out of a sandbox. One message is read when the one before was taken: that is the backpressure (I-39). */
-export function streamMethods(context: ApiContext): Methods {
+/** Copies into and out of a sandbox. A message is read after the previous one was taken, which is the backpressure (I-39). */
+export function copyMethods(context: ApiContext): Methods {
   return {
     async copyIn(requests, { signal }) {
       const input = new StreamInput(requests);
@@ -53,7 +53,7 @@ export function streamMethods(context: ApiContext): Methods {
       const copy = { path: pathOf(request), followLinks: request.followLinks };
       const row = await context.store.sandboxes.find(request.sandbox);
       refusePaused(row);
-      if (ended(row)) {
+      if (hasEnded(row)) {
         yield* copyFromHost(context, row, copy, signal);
         return;
       }
@@ -72,28 +72,10 @@ export function streamMethods(context: ApiContext): Methods {
         call.abort();
       }
     },
-
-    async *forward(requests, { signal }) {
-      const input = new StreamInput(requests);
-      const first = await input.first(signal);
-      if (first.payload.case !== 'target') throw new DroverError('protocol-violation', 'the first message of a forward must be its target');
-      const { sandbox, port } = first.payload.value;
-      if (!isPort(port)) throw new DroverError('invalid-argument', `${port} is not a port`, { hint: 'use a number from 1 to 65535' });
-      const row = await context.store.sandboxes.find(sandbox);
-      refusePaused(row);
-      const client = await sessionClient(context, row, signal);
-      try {
-        for await (const { payload } of client.forward(bytesOf(input, port, signal), { signal })) {
-          if (payload.case === 'data' || payload.case === 'eof') yield create(api.ForwardFrameSchema, { payload });
-        }
-      } catch (thrown) {
-        throw await brokenCallError(context, row, thrown);
-      }
-    },
   };
 }
 
-/** Of a sandbox that has ended: its host has its files. */
+/** The host has the files of a sandbox that has ended. */
 async function* copyFromHost(
   context: ApiContext,
   row: SandboxRow,
@@ -116,7 +98,7 @@ function leftOutOf({ path, reason }: { readonly path: Uint8Array; readonly reaso
 function pathOf({ path, pathBytes }: { readonly path: string; readonly pathBytes: Uint8Array }): Uint8Array {
   const bytes = pathBytes.length > 0 ? pathBytes : Buffer.from(path);
   if (bytes.length === 0 || bytes.length > maxPathBytes || bytes.includes(0)) {
-    throw new DroverError('invalid-argument', 'this cannot be a path in the sandbox', { hint: 'write for instance /tmp/results' });
+    throw new DroverError('invalid-argument', 'this cannot be a path in the sandbox', { hint: 'for instance /tmp/results' });
   }
   return bytes;
 }
@@ -130,18 +112,8 @@ async function* tarOf(
   for (;;) {
     const message = await input.next(signal);
     if (message === undefined) return;
-    if (message.payload.case !== 'tar') throw new DroverError('protocol-violation', 'a copy goes on with bytes of a tar stream');
+    if (message.payload.case !== 'tar')
+      throw new DroverError('protocol-violation', 'after its target, a copy consists of bytes of a tar stream');
     yield create(init.CopyInRequestSchema, { payload: { case: 'tar', value: message.payload.value } });
-  }
-}
-
-async function* bytesOf(input: StreamInput<api.ForwardFrame>, port: number, signal: AbortSignal): AsyncGenerator<init.ForwardFrame> {
-  yield create(init.ForwardFrameSchema, { payload: { case: 'port', value: port } });
-  for (;;) {
-    const message = await input.next(signal);
-    // The caller's end ends this direction alone.
-    if (message === undefined || message.payload.case === 'eof') return;
-    if (message.payload.case !== 'data') throw new DroverError('protocol-violation', 'a forward goes on with data');
-    yield create(init.ForwardFrameSchema, { payload: message.payload });
   }
 }

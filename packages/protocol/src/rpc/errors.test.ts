@@ -3,8 +3,9 @@ import { Code, ConnectError } from '@connectrpc/connect';
 import { DroverError, errorCodes, type ErrorCode } from '@drover/foundation';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { errorFromWire, errorToWire, fromConnectError, link, publicError, publicErrorToWire, toConnectError } from './index.ts';
-import { maxErrorLength } from './limits.ts';
+import { errorFromWire, errorToWire, link } from '../index.ts';
+import { maxErrorLength } from '../limits.ts';
+import { fromConnectError, publicError, publicErrorToWire, toConnectError } from './errors.ts';
 
 describe('errors across processes', () => {
   test('keep code, message and hint; the cause stays behind', () => {
