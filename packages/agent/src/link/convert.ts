@@ -4,7 +4,16 @@ import { DroverError, parseSandboxId } from '@drover/foundation';
 import type { LogEntry } from '@drover/init';
 import { link } from '@drover/protocol';
 import type { ImageInfo } from '../images/index.ts';
-import type { CopyPart, CreateCommand, LogOptions, SandboxCommand, SandboxEvent, SandboxStats, StartCommand } from '../sandboxes/index.ts';
+import {
+  receiveSpec,
+  type CopyPart,
+  type CreateCommand,
+  type LogOptions,
+  type SandboxCommand,
+  type SandboxEvent,
+  type SandboxStats,
+  type StartCommand,
+} from '../sandboxes/index.ts';
 
 /** @throws {DroverError} invalid-argument when it names no sandbox */
 export function commandOf(ref: link.SandboxRef | undefined): SandboxCommand {
@@ -15,11 +24,11 @@ export function startOf({ sandbox, networkCut, registrationClosed, secrets }: Om
   return { ...commandOf(sandbox), networkCut, registrationClosed, secrets };
 }
 
-/** @throws {DroverError} protocol-violation when it has no spec */
+/** @throws {DroverError} protocol-violation when it has no spec; invalid-argument and others when it cannot be */
 export function createOf(command: link.CreateSandbox): CreateCommand {
   const { project, name, spec } = command;
   if (spec === undefined) throw new DroverError('protocol-violation', 'the create command holds no spec');
-  return { ...startOf(command), project, name, spec };
+  return { ...startOf(command), project, name, spec: receiveSpec(spec) };
 }
 
 export function logOptionsOf({ tailLines, since }: link.HostLogs): LogOptions {

@@ -3,6 +3,7 @@ import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { DroverError, parseSandboxId, type Clock } from '@drover/foundation';
 import type { link, sandbox } from '@drover/protocol';
 import { parseSandboxPolicy } from '@drover/spec/policy';
+import { parseStopGraceMs } from '@drover/spec/sandbox';
 import type { Images, PullProgress } from '../images/index.ts';
 import type { Sandboxes } from '../sandboxes/index.ts';
 import type { VolumeStore } from '../volumes/index.ts';
@@ -58,7 +59,7 @@ function sandboxHandlers(
     create: async (command, { report }) => observed(await sandboxes.create(createOf(command), report)),
     start: async (command) => observed(await sandboxes.start(startOf(command))),
     stop: async ({ sandbox: ref, graceMs }) => {
-      const stopped = await sandboxes.stop({ ...commandOf(ref), graceMs });
+      const stopped = await sandboxes.stop({ ...commandOf(ref), graceMs: parseStopGraceMs(graceMs) });
       return stopped === undefined ? undefined : observed(stopped);
     },
     pause: async ({ sandbox: ref }) => observed(await sandboxes.pause(commandOf(ref))),

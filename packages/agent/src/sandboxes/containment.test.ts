@@ -16,7 +16,7 @@ import { SandboxNetwork } from '../network/index.ts';
 import { prepareInitDirectory } from '../backends/oci/init-directory.ts';
 import type { OciBackend } from '../backends/oci/oci-backend.ts';
 import { openOciHarness, type OciHarness } from '../backends/testing/oci-harness.ts';
-import { SandboxManager, type CreateCommand, type StopCommand } from './index.ts';
+import { receiveSpec, SandboxManager, type CreateCommand, type StopCommand } from './index.ts';
 import { VolumeStore } from '../volumes/index.ts';
 
 /** Containment on a real host: runc, cgroups, nftables; only the image store is not there. */
@@ -88,7 +88,7 @@ const createCommand = (id: SandboxId, spec: sandbox.SandboxSpec, networkCut = fa
   generation: 1,
   project: '',
   name: 'web',
-  spec,
+  spec: receiveSpec(spec),
   secrets: [],
   networkCut,
   registrationClosed: false,

@@ -1,11 +1,11 @@
 import { create } from '@bufbuild/protobuf';
 import { sandbox } from '@drover/protocol';
-import { defaultStopGraceMs, killGraceMs, maxStopGraceMs } from '@drover/spec';
 import { describe, expect, it } from 'vitest';
 import type { SandboxState } from '../backends/index.ts';
-import { endOf, stopGraceMs } from './ending.ts';
+import { endOf } from './ending.ts';
+import { receiveSpec } from './received-spec.ts';
 
-const spec = create(sandbox.SandboxSpecSchema, { idleStopSeconds: 60n });
+const spec = receiveSpec(create(sandbox.SandboxSpecSchema, { image: 'host', idleStopSeconds: 60n }));
 const state = (change: Partial<SandboxState> = {}): SandboxState => ({
   phase: 'ended',
   pid: undefined,
@@ -17,16 +17,6 @@ const state = (change: Partial<SandboxState> = {}): SandboxState => ({
   ...change,
 });
 const unrecorded = state({ exitCode: 137, unrecorded: true });
-
-describe('the grace of a stop', () => {
-  it.each([
-    [0, defaultStopGraceMs],
-    [killGraceMs, killGraceMs],
-    [maxStopGraceMs, maxStopGraceMs],
-  ])('%d ms asked for: %d ms', (asked, given) => {
-    expect(stopGraceMs(asked)).toBe(given);
-  });
-});
 
 describe('how a run that ended is reported', () => {
   it.each<[string, SandboxState | undefined, Parameters<typeof endOf>[2], object]>([

@@ -1,13 +1,8 @@
 import type { SandboxId } from '@drover/foundation';
-import type { sandbox } from '@drover/protocol';
-import { defaultStopGraceMs, killGraceMs, maxStopGraceMs } from '@drover/spec';
+import { killGraceMs } from '@drover/spec';
+import type { SandboxSpec } from '@drover/spec/sandbox';
 import { killedExitCode, type Backend, type SandboxState } from '../backends/index.ts';
 import type { SandboxRecord } from './record.ts';
-
-/** The time between SIGTERM and SIGKILL. Milliseconds. @param requested 0: the default */
-export function stopGraceMs(requested: number): number {
-  return Math.min(requested || defaultStopGraceMs, maxStopGraceMs);
-}
 
 /**
  * How the end of a run is reported.
@@ -15,14 +10,14 @@ export function stopGraceMs(requested: number): number {
  * @param why the run was stopped on request, its host restarted meanwhile, or it ended without either
  */
 export function endOf(
-  spec: sandbox.SandboxSpec,
+  spec: Pick<SandboxSpec, 'resources' | 'idleStopSeconds'>,
   state: SandboxState | undefined,
   why: 'stopped' | 'exited' | 'host-restarted',
 ): Pick<SandboxRecord, 'phase' | 'reason' | 'message' | 'exitCode' | 'exitSignal' | 'outOfMemory'> {
   const { exitCode = killedExitCode, exitSignal = '' } = state ?? {};
   if (state?.outOfMemory === true && why !== 'stopped') {
     // R-10: reported as out of memory, not as an exit. A run that was stopped ended by the stop, whatever the kernel killed in it earlier.
-    const limit = Number(spec.resources?.memoryBytes ?? 0n);
+    const limit = spec.resources.memoryBytes;
     const message = `ended for want of memory${limit > 0 ? `: its limit is ${limit} bytes; give it more with --memory` : ''}`;
     return { phase: 'failed', reason: 'out-of-memory', message, exitCode, exitSignal, outOfMemory: true };
   }

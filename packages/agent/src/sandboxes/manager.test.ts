@@ -12,9 +12,11 @@ import { resourceCheckMs, secretsTmpfsSize } from '../limits.ts';
 import { FakeBackend, FakeState, type FakeBackendOptions, type FakeOperation } from '../backends/fake/index.ts';
 import type { Exhausted } from '../backends/index.ts';
 import {
+  receiveSpec,
   SandboxManager,
   type CreateCommand,
   type NetworkClosure,
+  type ReceivedSpec,
   type SandboxCommand,
   type SandboxManagerOptions,
   type StartCommand,
@@ -92,8 +94,8 @@ const fail = (operation: FakeOperation): DroverError | undefined => {
 
 const notClosed = { networkCut: false, registrationClosed: false };
 const ref = (id: SandboxId, generation = 1): SandboxCommand => ({ id, generation });
-const specOf = (spec: Parameters<typeof create<typeof sandbox.SandboxSpecSchema>>[1] = {}): sandbox.SandboxSpec =>
-  create(sandbox.SandboxSpecSchema, { image: 'host', command: ['true'], allow: ['example.com'], ...spec });
+const specOf = (spec: Parameters<typeof create<typeof sandbox.SandboxSpecSchema>>[1] = {}): ReceivedSpec =>
+  receiveSpec(create(sandbox.SandboxSpecSchema, { image: 'host', command: ['true'], allow: ['example.com'], ...spec }));
 const createCommand = (id: SandboxId, spec = specOf(), more: Partial<CreateCommand> = {}): CreateCommand => ({
   ...ref(id),
   project: '',
@@ -278,7 +280,8 @@ describe('create', () => {
 
   test('R-18: only directories that the host allows are mounted', async () => {
     const manager = await open();
-    for (const source of ['/etc', '/srv/shared/../../etc', '/srv/shared-not']) {
+    expect(() => specOf({ mounts: [{ source: '/srv/shared/../../etc', target: '/mnt' }] })).toThrow('cannot be the source of a mount');
+    for (const source of ['/etc', '/srv/shared-not']) {
       const id = newSandboxId();
       const spec = specOf({ mounts: [{ source, target: '/mnt', readOnly: true }] });
       await expect(manager.create(createCommand(id, spec), quiet)).rejects.toMatchObject({ code: 'permission-denied' });

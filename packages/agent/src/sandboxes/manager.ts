@@ -79,7 +79,7 @@ export class SandboxManager implements Sandboxes {
   async create(command: CreateCommand, onProgress: (progress: PullProgress) => void): Promise<Observation> {
     let found = this.#sandboxes.get(command.id);
     if (found === undefined) {
-      const backend = this.#backend(command.spec.runtime);
+      const backend = this.#backend(command.spec.runtime ?? '');
       found = new Sandbox(this.#host, backend, newRecord(command, backend.name));
       this.#sandboxes.set(command.id, found);
     }

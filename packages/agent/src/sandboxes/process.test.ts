@@ -3,6 +3,7 @@ import { sandbox } from '@drover/protocol';
 import { describe, expect, test } from 'vitest';
 import type { ImageConfig } from '../images/images.ts';
 import { mergeEnvironment, resolveMain } from './process.ts';
+import { receiveSpec } from './received-spec.ts';
 
 const image: ImageConfig = {
   entrypoint: ['/entry'],
@@ -14,7 +15,7 @@ const image: ImageConfig = {
 };
 
 const resolve = (spec: MessageInitShape<typeof sandbox.SandboxSpecSchema>, config = image): ReturnType<typeof resolveMain> =>
-  resolveMain(create(sandbox.SandboxSpecSchema, { image: 'x', ...spec }), config, ['HTTP_PROXY=gateway', 'B=gateway']);
+  resolveMain(receiveSpec(create(sandbox.SandboxSpecSchema, { image: 'x', ...spec })), config, ['HTTP_PROXY=gateway', 'B=gateway']);
 
 describe('the main process of a sandbox (image-spec, config.md)', () => {
   test.each<[string, MessageInitShape<typeof sandbox.SandboxSpecSchema>, readonly string[]]>([

@@ -1,8 +1,8 @@
 import { clip, DroverError } from '@drover/foundation';
 import type { MainProcess } from '@drover/init';
-import type { sandbox } from '@drover/protocol';
 import { parseSignal } from '@drover/spec';
 import type { ImageConfig } from '../images/index.ts';
+import type { ReceivedSpec } from './received-spec.ts';
 
 const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
@@ -14,31 +14,31 @@ const defaultPath = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
  * @throws {DroverError} invalid-argument when neither names a command, or the image names a signal that does not exist
  */
 export function resolveMain(
-  spec: sandbox.SandboxSpec,
+  spec: ReceivedSpec,
   image: ImageConfig,
   gatewayEnv: readonly string[],
   secretEnv: readonly string[] = [],
 ): MainProcess {
-  const entrypoint = spec.setEntrypoint ? spec.entrypoint : image.entrypoint;
-  const command = spec.command.length > 0 || spec.setEntrypoint ? spec.command : image.command;
+  const entrypoint = spec.entrypoint ?? image.entrypoint;
+  const command = spec.command.length > 0 || spec.entrypoint !== undefined ? spec.command : image.command;
   const argv = [...entrypoint, ...command];
   if (argv.length === 0) {
-    throw new DroverError('invalid-argument', `the image ${spec.image} names no command to run`, {
+    throw new DroverError('invalid-argument', `the image ${spec.message.image} names no command to run`, {
       hint: 'name one: drover run IMAGE -- COMMAND',
     });
   }
   const ownEnv = spec.env.map(({ name, value }) => `${name}=${value}`);
-  const terminalEnv = spec.terminal ? ['TERM=xterm-256color'] : [];
+  const terminalEnv = spec.terminal !== undefined ? ['TERM=xterm-256color'] : [];
   return {
     argv,
     env: mergeEnvironment([defaultPath], terminalEnv, gatewayEnv, image.env, ownEnv, secretEnv),
     workdir: spec.workdir === '' ? image.workdir || '/' : spec.workdir,
     user: spec.user === '' ? image.user : spec.user,
-    terminal: spec.terminal,
-    rows: spec.terminalRows || 24,
-    columns: spec.terminalColumns || 80,
+    terminal: spec.terminal !== undefined,
+    rows: spec.terminal?.rows ?? 0,
+    columns: spec.terminal?.columns ?? 0,
     stdin: spec.stdin,
-    stopSignal: parseStopSignal(spec.image, image.stopSignal || 'SIGTERM'),
+    stopSignal: parseStopSignal(spec.message.image, image.stopSignal || 'SIGTERM'),
   };
 }
 

@@ -3,6 +3,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import { FileRecords, isSandboxId, type Logger, type SandboxId } from '@drover/foundation';
 import { sandbox, sandboxStates } from '@drover/protocol';
 import { z } from 'zod';
+import { receiveSpec, type ReceivedSpec } from './received-spec.ts';
 import type { CreateCommand } from './sandboxes.ts';
 
 export const phases = ['preparing', 'starting', 'running', 'paused', 'stopping', 'stopped', 'failed'] as const;
@@ -13,7 +14,7 @@ export interface SandboxRecord {
   readonly id: SandboxId;
   readonly project: string;
   readonly name: string;
-  readonly spec: sandbox.SandboxSpec;
+  readonly spec: ReceivedSpec;
   readonly runtime: string;
   /** The generation of the desired state that was last carried out. */
   readonly generation: number;
@@ -113,9 +114,9 @@ export function sandboxRecords(directory: string, logger: Logger): FileRecords<S
     key: ({ id }) => id,
     parse: (value) => {
       const { version: _, spec, exitCode, startedAt, finishedAt, ...rest } = recordFile.parse(value);
-      return { ...rest, spec: fromJson(sandbox.SandboxSpecSchema, spec), exitCode, startedAt, finishedAt };
+      return { ...rest, spec: receiveSpec(fromJson(sandbox.SandboxSpecSchema, spec)), exitCode, startedAt, finishedAt };
     },
-    format: (record) => ({ version: 1, ...record, spec: toJson(sandbox.SandboxSpecSchema, record.spec) }),
+    format: (record) => ({ version: 1, ...record, spec: toJson(sandbox.SandboxSpecSchema, record.spec.message) }),
     sync: false,
     logger,
   });
@@ -140,7 +141,8 @@ export function observationOf(record: SandboxRecord): sandbox.SandboxObservation
     runtime: record.runtime,
     sequence: BigInt(record.sequence),
   });
-  if (record.spec.resources !== undefined) observation.resources = record.spec.resources;
+  const { resources } = record.spec.message;
+  if (resources !== undefined) observation.resources = resources;
   if (record.exitCode !== undefined) observation.exitCode = record.exitCode;
   if (record.startedAt !== undefined) observation.startedAt = timestampFromMs(record.startedAt);
   if (record.finishedAt !== undefined) observation.finishedAt = timestampFromMs(record.finishedAt);

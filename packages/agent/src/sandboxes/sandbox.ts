@@ -3,7 +3,7 @@ import { DroverError, formatBytes, SerialExecutor, type SandboxId } from '@drove
 import { readLog, type LogEntry } from '@drover/init';
 import type { sandbox } from '@drover/protocol';
 import { killGraceMs } from '@drover/spec';
-import { type Policy, parseSandboxPolicy } from '@drover/spec/policy';
+import { type Policy } from '@drover/spec/policy';
 import type { Backend, SandboxState } from '../backends/index.ts';
 import { hostDiskFull } from '../disks/index.ts';
 import type { PullProgress } from '../images/index.ts';
@@ -11,7 +11,7 @@ import { maxOperationsPerSandbox, pullMessageMs } from '../limits.ts';
 import { closureOf, isSameClosure, newerClosure, setClosure, type RequestedClosure } from './closure.ts';
 import { OpenConnections } from './connections.ts';
 import { copyEnded } from './copy-ended.ts';
-import { endOf, endWithin, StopGrace, stopGraceMs } from './ending.ts';
+import { endOf, endWithin, StopGrace } from './ending.ts';
 import { observationOf, type SandboxRecord } from './record.ts';
 import { reportOomKills, watchResources } from './resources.ts';
 import { removeRunDirectory, removeStartMaterial, runDirectoryOf } from './run-directory.ts';
@@ -81,7 +81,7 @@ export class Sandbox {
 
   async stop(command: StopCommand): Promise<Observation | undefined> {
     this.#starting?.abort(new DroverError('cancelled', 'the sandbox is to be stopped'));
-    const graceMs = stopGraceMs(command.graceMs || this.#record.spec.stopGraceMs);
+    const graceMs = command.graceMs || this.#record.spec.stopGraceMs;
     this.#grace?.shorten(graceMs);
     return await this.#operations.run(async () => {
       if (this.#isDestroyed) return undefined;
@@ -193,7 +193,7 @@ export class Sandbox {
         phase: 'preparing',
         generation,
         reason: '',
-        message: `preparing the image ${spec.image}`,
+        message: `preparing the image ${spec.message.image}`,
         exitCode: undefined,
         exitSignal: '',
         outOfMemory: false,
@@ -352,7 +352,7 @@ export class Sandbox {
       const log = (what: string) => (error: unknown) => logger.error({ sandbox: id, err: String(error) }, what);
       await setClosure(this.#backend, id, this.#record).catch(log('the network cut of an adopted sandbox could not be set'));
       // Without the gateway nothing leaves the sandbox; the gateway receives the table when it is up.
-      await this.#backend.applyPolicy(id, parseSandboxPolicy(spec)).catch(log('the policy of an adopted sandbox is not in force yet'));
+      await this.#backend.applyPolicy(id, spec.policy).catch(log('the policy of an adopted sandbox is not in force yet'));
       this.#watchRun();
       logger.info({ sandbox: id, phase: state.phase }, 'adopted');
       return;

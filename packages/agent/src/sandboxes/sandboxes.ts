@@ -6,6 +6,7 @@ import type { link, sandbox } from '@drover/protocol';
 import type { Policy } from '@drover/spec/policy';
 import type { SandboxUsage } from '../backends/index.ts';
 import type { PullProgress } from '../images/index.ts';
+import type { ReceivedSpec } from './received-spec.ts';
 
 /**
  * The sandboxes of one host. Operations on one sandbox run one after another; different sandboxes never wait for each other. Work lives
@@ -55,7 +56,7 @@ export interface StartCommand extends SandboxCommand, NetworkClosure {
 export interface CreateCommand extends StartCommand {
   readonly project: string;
   readonly name: string;
-  readonly spec: sandbox.SandboxSpec;
+  readonly spec: ReceivedSpec;
 }
 
 export interface StopCommand extends SandboxCommand {

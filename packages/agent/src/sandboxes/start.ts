@@ -1,7 +1,7 @@
 import { abortable, DroverError, parseName, type Clock, type FileRecords, type Logger, type SandboxId } from '@drover/foundation';
 import { createKeyAndRequest, type Names } from '@drover/pki';
 import type { sandbox } from '@drover/protocol';
-import { parseSandboxPolicy } from '@drover/spec/policy';
+import { type Mount as SpecMount } from '@drover/spec';
 import type { Backend, Mount, PreparedStart, StartRequest } from '../backends/index.ts';
 import { settled } from '../concurrency.ts';
 import type { PullProgress } from '../images/index.ts';
@@ -9,7 +9,6 @@ import { defaultPids } from '../limits.ts';
 import { proxyEnvironment } from '../network/index.ts';
 import type { VolumeStore } from '../volumes/index.ts';
 import { setClosure } from './closure.ts';
-import { stopGraceMs } from './ending.ts';
 import { resolveMain } from './process.ts';
 import type { SandboxRecord } from './record.ts';
 import { makeRunDirectory, runDirectoryOf, writeStartMaterial } from './run-directory.ts';
@@ -53,12 +52,12 @@ export async function requestStart(
   signal: AbortSignal,
 ): Promise<StartRequest> {
   const { id, spec } = record;
-  const secrets = placeSecrets(spec.secrets, secretValues);
+  const secrets = placeSecrets(spec.message.secrets, secretValues);
   const identity = certify(host.sign, id, signal);
   // `complete` awaits it.
   identity.catch(() => undefined);
   const mounts = await Promise.all(spec.mounts.map(async (mount) => await mountOf(mount, host)));
-  await makeRunDirectory(host.stateDirectory, id, Number(spec.resources?.diskBytes ?? 0n));
+  await makeRunDirectory(host.stateDirectory, id, spec.resources.diskBytes);
   const hostname = spec.hostname === '' ? parseName(record.name) : spec.hostname;
   const runDirectory = runDirectoryOf(host.stateDirectory, id);
   let opened = { imageDigest: '', address: '' };
@@ -75,8 +74,8 @@ export async function requestStart(
       controlPlaneUri: host.names.controlPlane(),
       main,
       secrets: secrets.files,
-      idleStopMs: Number(spec.idleStopSeconds) * 1000,
-      stopGraceMs: stopGraceMs(spec.stopGraceMs),
+      idleStopMs: spec.idleStopSeconds * 1000,
+      stopGraceMs: spec.stopGraceMs,
       startCount: record.startCount + 1,
       ...(await abortable(identity, completing)),
     });
@@ -84,22 +83,16 @@ export async function requestStart(
   return {
     id,
     hostname,
-    image: spec.image,
-    limits: {
-      cpuMillis: spec.resources?.cpuMillis ?? 0,
-      memoryBytes: Number(spec.resources?.memoryBytes ?? 0n),
-      diskBytes: Number(spec.resources?.diskBytes ?? 0n),
-      pids: spec.resources?.pids || defaultPids,
-      shmBytes: Number(spec.resources?.shmBytes ?? 0n),
-    },
+    image: spec.message.image,
+    limits: { ...spec.resources, pids: spec.resources.pids || defaultPids },
     mounts,
-    ...secretsTmpfsBytes(spec.secrets),
+    ...secretsTmpfsBytes(spec.message.secrets),
     runDirectory,
     onProgress,
     complete: async (prepared, completing) => {
       opened = { imageDigest: prepared.imageDigest, address: prepared.addresses.address };
       // Both are in force before anything of the user's runs: the first packet meets the cut (I-4) and the policy.
-      await settled(write(prepared, completing), backend.applyPolicy(id, parseSandboxPolicy(spec)), setClosure(backend, id, record));
+      await settled(write(prepared, completing), backend.applyPolicy(id, spec.policy), setClosure(backend, id, record));
     },
     opening: async () => await opening(opened),
   };
@@ -115,10 +108,10 @@ async function certify(
   return { ...(await sign(id, csrDer, signal)), keyPem };
 }
 
-async function mountOf({ volume, source, target, readOnly }: sandbox.BindMount, host: SandboxHost): Promise<Mount> {
+async function mountOf({ volume, source, target, readOnly }: SpecMount, host: SandboxHost): Promise<Mount> {
   if (volume !== '') return { source: await host.volumes.mount(volume), target, readOnly };
   const isAllowed = host.allowedMounts.some((root) => source === root || source.startsWith(`${root}/`));
-  if (isAllowed && !source.split('/').includes('..')) return { source, target, readOnly };
+  if (isAllowed) return { source, target, readOnly };
   throw new DroverError('permission-denied', `the directory ${source} may not be mounted on this host`, {
     hint: "the host's administrator allows directories with drover agent --allow-mount DIR",
   });

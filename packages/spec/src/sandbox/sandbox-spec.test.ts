@@ -20,6 +20,10 @@ const empty: SandboxSpecInput = {
   idleStopSeconds: 0n,
   mounts: [],
   stopGraceMs: 0,
+  terminal: false,
+  terminalRows: 0,
+  terminalColumns: 0,
+  stdin: false,
 };
 const resources = { cpuMillis: 0, memoryBytes: 0n, diskBytes: 0n, pids: 0, shmBytes: 0n };
 const mount = (change: Partial<SandboxSpecInput['mounts'][number]>) => ({
@@ -49,6 +53,8 @@ describe('a sandbox', () => {
       idleStopSeconds: 0,
       mounts: [],
       stopGraceMs: defaultStopGraceMs,
+      terminal: undefined,
+      stdin: false,
     });
   });
 
@@ -57,6 +63,8 @@ describe('a sandbox', () => {
       ...empty,
       setEntrypoint: true,
       user: '1000:adm',
+      terminal: true,
+      terminalRows: 50,
       runtime: 'oci',
       allow: ['example.org'],
       mounts: [mount({}), mount({ source: '', volume: 'cache', target: '/cache', readOnly: true })],
@@ -67,6 +75,7 @@ describe('a sandbox', () => {
     expect(parseSandboxSpec(input)).toMatchObject({
       entrypoint: [],
       user: '1000:adm',
+      terminal: { rows: 50, columns: 80 },
       runtime: 'oci',
       policy: { rules: [{ text: 'example.org' }] },
       mounts: input.mounts,

@@ -41,6 +41,10 @@ export interface SandboxSpec {
   readonly idleStopSeconds: number;
   readonly mounts: readonly Mount[];
   readonly stopGraceMs: number;
+  /** The size of the main process's terminal; undefined: it has none. */
+  readonly terminal: { readonly rows: number; readonly columns: number } | undefined;
+  /** The main process's stdin stays open for attach. */
+  readonly stdin: boolean;
 }
 
 /** A specification as it is written on the wire. */
@@ -62,6 +66,11 @@ export interface SandboxSpecInput extends PolicyInput {
   readonly mounts: readonly MountInput[];
   /** 0: the default. */
   readonly stopGraceMs: number;
+  readonly terminal: boolean;
+  /** 0: the default. */
+  readonly terminalRows: number;
+  readonly terminalColumns: number;
+  readonly stdin: boolean;
 }
 
 const maxHostLength = 253;
@@ -89,6 +98,8 @@ export function parseSandboxSpec(input: SandboxSpecInput): SandboxSpec {
     idleStopSeconds: parseSeconds('an idle time', input.idleStopSeconds),
     mounts: mounts.map(parseMount),
     stopGraceMs: parseStopGraceMs(input.stopGraceMs) || defaultStopGraceMs,
+    terminal: input.terminal ? { rows: input.terminalRows || 24, columns: input.terminalColumns || 80 } : undefined,
+    stdin: input.stdin,
   };
 }
 

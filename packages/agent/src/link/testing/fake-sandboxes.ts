@@ -41,7 +41,7 @@ export class FakeSandboxes implements Sandboxes {
     this.creates++;
     onProgress({ message: 'making the sandbox', doneBytes: 0, totalBytes: 0, doneLayers: 0, totalLayers: 0 });
     await this.gate;
-    const { resources } = command.spec;
+    const { resources } = command.spec.message;
     return this.set(command.id, {
       generation: BigInt(command.generation),
       state: sandbox.SandboxState.RUNNING,
