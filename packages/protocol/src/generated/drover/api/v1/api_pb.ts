@@ -2,7 +2,7 @@
 // @generated from file drover/api/v1/api.proto (package drover.api.v1, syntax proto3)
 /* eslint-disable */
 
-// The public API, spoken by the CLI, the SDK and the console.
+// The public API, used by the CLI, the SDK and the console.
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
@@ -145,21 +145,21 @@ export type Sandbox = Message<"drover.api.v1.Sandbox"> & {
   init?: InitStatus | undefined;
 
   /**
-   * What containment is in force or on its way.
+   * Containment that is in force or pending.
    *
    * @generated from field: drover.api.v1.Containment containment = 25;
    */
   containment?: Containment | undefined;
 
   /**
-   * The name of the signal that ended the main process, `SIGTERM`, `SIGRTMIN+3`; empty when none did.
+   * The name of the signal that ended the main process, `SIGTERM`, `SIGRTMIN+3`; empty if none did.
    *
    * @generated from field: string exit_signal = 26;
    */
   exitSignal: string;
 
   /**
-   * What a person can do about the message; may be empty.
+   * What to do; may be empty.
    *
    * @generated from field: string hint = 27;
    */
@@ -200,7 +200,7 @@ export type SessionStatus = Message<"drover.api.v1.SessionStatus"> & {
   lastError: string;
 
   /**
-   * The CN and the thumbprint that the peer showed last.
+   * The CN and the thumbprint that the peer presented last.
    *
    * @generated from field: string peer_common_name = 5;
    */
@@ -229,7 +229,7 @@ export const SessionStatusSchema: GenMessage<SessionStatus> = /*@__PURE__*/
  */
 export type IdentityStatus = Message<"drover.api.v1.IdentityStatus"> & {
   /**
-   * Empty while there is no registry row.
+   * Empty without a registry row.
    *
    * @generated from field: string thumbprint = 1;
    */
@@ -294,7 +294,7 @@ export type InitStatus = Message<"drover.api.v1.InitStatus"> & {
   since?: Timestamp | undefined;
 
   /**
-   * While it runs, or where it failed: 1 to `count`.
+   * The current or failed step: 1 to `count`.
    *
    * @generated from field: uint32 step = 3;
    */
@@ -362,7 +362,7 @@ export type Containment = Message<"drover.api.v1.Containment"> & {
   revoked: boolean;
 
   /**
-   * One for each that is in force, with who asked for it. Empty in requests.
+   * One for each action in force, with the caller who requested it. Empty in requests.
    *
    * @generated from field: repeated drover.api.v1.ContainmentRecord records = 5;
    */
@@ -400,7 +400,7 @@ export type ContainmentRecord = Message<"drover.api.v1.ContainmentRecord"> & {
   at?: Timestamp | undefined;
 
   /**
-   * As given; may be empty.
+   * The reason in the request; may be empty.
    *
    * @generated from field: string reason = 4;
    */
@@ -480,7 +480,7 @@ export type TrustCheck = Message<"drover.api.v1.TrustCheck"> & {
   madeAt?: Timestamp | undefined;
 
   /**
-   * Where it was made: `session`, `register`, `now`.
+   * When the check was made: `session`, `register`, `now`.
    *
    * @generated from field: string source = 5;
    */
@@ -514,7 +514,7 @@ export const TrustCheck_Verdict = {
   FAIL: 2,
 
   /**
-   * It was never made, or could not be.
+   * The check was never made, or could not be made.
    *
    * @generated from enum value: VERDICT_UNKNOWN = 3;
    */
@@ -581,7 +581,7 @@ export type ReleaseSandboxRequest = Message<"drover.api.v1.ReleaseSandboxRequest
   sandbox: string;
 
   /**
-   * None set: everything that is in force.
+   * None set: every action in force.
    *
    * @generated from field: drover.api.v1.Containment actions = 3;
    */
@@ -629,7 +629,7 @@ export type ContainmentResult = Message<"drover.api.v1.ContainmentResult"> & {
   action: string;
 
   /**
-   * False: stored, and done as soon as the host is back.
+   * False: stored, and carried out when the host reconnects.
    *
    * @generated from field: bool done = 2;
    */
@@ -641,7 +641,7 @@ export type ContainmentResult = Message<"drover.api.v1.ContainmentResult"> & {
   message: string;
 
   /**
-   * What a person can do where it is not done; may be empty.
+   * What to do if it is not done; may be empty.
    *
    * @generated from field: string hint = 4;
    */
@@ -780,7 +780,7 @@ export const EvictIdentityRequestSchema: GenMessage<EvictIdentityRequest> = /*@_
  */
 export type WatchWorldviewRequest = Message<"drover.api.v1.WatchWorldviewRequest"> & {
   /**
-   * 0: begins with a snapshot; otherwise goes on after this event.
+   * 0: starts with a snapshot; otherwise continues after this event.
    *
    * @generated from field: uint64 after_id = 1;
    */
@@ -794,7 +794,7 @@ export type WatchWorldviewRequest = Message<"drover.api.v1.WatchWorldviewRequest
   sandbox: string;
 
   /**
-   * False ends after the snapshot.
+   * False: ends after the snapshot.
    *
    * @generated from field: bool follow = 3;
    */
@@ -817,7 +817,7 @@ export type WorldviewUpdate = Message<"drover.api.v1.WorldviewUpdate"> & {
    */
   update: {
     /**
-     * The first of a snapshot's pages says the event that it stands at; later events follow it.
+     * The first page of a snapshot names its latest event; later events follow.
      *
      * @generated from field: drover.api.v1.WorldviewPage page = 1;
      */
@@ -903,7 +903,7 @@ export const SandboxViewSchema: GenMessage<SandboxView> = /*@__PURE__*/
  */
 export type CreateSandboxRequest = Message<"drover.api.v1.CreateSandboxRequest"> & {
   /**
-   * Repeated after a lost answer, gives the first answer (L-20).
+   * A repeated request returns the first response (L-20).
    *
    * @generated from field: string idempotency_key = 1;
    */
@@ -915,7 +915,7 @@ export type CreateSandboxRequest = Message<"drover.api.v1.CreateSandboxRequest">
   project: string;
 
   /**
-   * Empty: one is made up.
+   * Empty: a generated name.
    *
    * @generated from field: string name = 3;
    */
@@ -1053,7 +1053,7 @@ export type SetDesiredStateRequest = Message<"drover.api.v1.SetDesiredStateReque
   desiredState: DesiredState;
 
   /**
-   * For stopping; 0 takes the spec's.
+   * For stopping; 0: the spec's grace.
    *
    * @generated from field: uint32 grace_ms = 4;
    */
@@ -1077,22 +1077,21 @@ export type WaitSandboxRequest = Message<"drover.api.v1.WaitSandboxRequest"> & {
   sandbox: string;
 
   /**
-   * RUNNING waits for the start of the command, not of the sandbox alone: a start whose init plan fails never comes to it.
+   * RUNNING waits for the start of the command, not only of the sandbox: a start whose init plan fails never reaches it.
    *
    * @generated from field: repeated drover.sandbox.v1.SandboxState states = 2;
    */
   states: SandboxState[];
 
   /**
-   * 0: as long as the caller stays.
+   * 0: while the caller is connected.
    *
    * @generated from field: uint64 timeout_ms = 3;
    */
   timeoutMs: bigint;
 
   /**
-   * The generation of the change whose end is waited for; 0: that of now. A later change that keeps the sandbox from the states ends the
-   * call with `conflict`.
+   * The generation of the awaited change; 0: the current one. A later change that prevents the states ends the call with `conflict`.
    *
    * @generated from field: uint64 generation = 4;
    */
@@ -1163,14 +1162,14 @@ export type ExecOpen = Message<"drover.api.v1.ExecOpen"> & {
   sandbox: string;
 
   /**
-   * `main` attaches to the main process; another id starts a process, or attaches to the one that has it.
+   * `main` attaches to the main process. Another id starts a process, or attaches to the process with that id.
    *
    * @generated from field: string exec_id = 2;
    */
   execId: string;
 
   /**
-   * Empty attaches only.
+   * Empty: attach only.
    *
    * @generated from field: repeated string argv = 3;
    */
@@ -1217,8 +1216,8 @@ export type ExecOpen = Message<"drover.api.v1.ExecOpen"> & {
   replay: boolean;
 
   /**
-   * The exec is ended after it had no client and wrote nothing for this long; 0: it is not. Absent: an hour, or, for an exec that runs already,
-   * as it is. Seconds.
+   * Init ends the exec after this long without a client and without output; 0: never. Absent: one hour, or for a running exec no change.
+   * Seconds.
    *
    * @generated from field: optional uint32 linger_seconds = 12;
    */
@@ -1358,7 +1357,7 @@ export type ExecExit = Message<"drover.api.v1.ExecExit"> & {
   signal: string;
 
   /**
-   * The kernel killed it, or its last child, because the sandbox had no memory left.
+   * The kernel killed it, or its last child, because the sandbox ran out of memory.
    *
    * @generated from field: bool out_of_memory = 3;
    */
@@ -1394,7 +1393,7 @@ export const ListExecsRequestSchema: GenMessage<ListExecsRequest> = /*@__PURE__*
  */
 export type ListExecsResponse = Message<"drover.api.v1.ListExecsResponse"> & {
   /**
-   * In the order of their starts.
+   * In order of their starts.
    *
    * @generated from field: repeated drover.api.v1.ExecInfo execs = 1;
    */
@@ -1423,7 +1422,7 @@ export type ExecInfo = Message<"drover.api.v1.ExecInfo"> & {
   argv: string[];
 
   /**
-   * As it was asked for; empty is the sandbox's own.
+   * The requested user; empty: the sandbox's user.
    *
    * @generated from field: string user = 3;
    */
@@ -1445,7 +1444,7 @@ export type ExecInfo = Message<"drover.api.v1.ExecInfo"> & {
   startedAt?: Timestamp | undefined;
 
   /**
-   * Clients that are attached to it.
+   * The number of attached clients.
    *
    * @generated from field: uint32 clients = 7;
    */
@@ -1464,7 +1463,7 @@ export type ExecInfo = Message<"drover.api.v1.ExecInfo"> & {
   finishedAt?: Timestamp | undefined;
 
   /**
-   * 0: it runs without clients for as long as it likes.
+   * 0: no limit without clients.
    *
    * @generated from field: uint32 linger_seconds = 10;
    */
@@ -1493,7 +1492,7 @@ export type KillExecRequest = Message<"drover.api.v1.KillExecRequest"> & {
   execId: string;
 
   /**
-   * A name or a number: `SIGTERM`, `RTMIN+3`, `15`; empty is SIGTERM.
+   * A name or a number: `SIGTERM`, `RTMIN+3`, `15`; empty: SIGTERM.
    *
    * @generated from field: string signal = 3;
    */
@@ -1512,7 +1511,7 @@ export const KillExecRequestSchema: GenMessage<KillExecRequest> = /*@__PURE__*/
  */
 export type KillExecResponse = Message<"drover.api.v1.KillExecResponse"> & {
   /**
-   * False: it had ended already.
+   * False: it had already ended.
    *
    * @generated from field: bool signalled = 1;
    */
@@ -1541,14 +1540,14 @@ export type LogsRequest = Message<"drover.api.v1.LogsRequest"> & {
   follow: boolean;
 
   /**
-   * Last lines only; 0 is all that is kept.
+   * Only the last lines; 0: all retained output.
    *
    * @generated from field: uint64 tail_lines = 3;
    */
   tailLines: bigint;
 
   /**
-   * Output of this time or later only, by the clock of the sandbox's host; absent is all that is kept.
+   * Only output since this time, by the clock of the sandbox's host; absent: all retained output.
    *
    * @generated from field: google.protobuf.Timestamp since = 4;
    */
@@ -1582,7 +1581,7 @@ export type LogChunk = Message<"drover.api.v1.LogChunk"> & {
   time?: Timestamp | undefined;
 
   /**
-   * More than 0: a chunk without data. So many bytes of output before what follows are no longer kept.
+   * If not 0, the chunk has no data: this many bytes of output before the next chunk were dropped.
    *
    * @generated from field: uint64 dropped_bytes = 4;
    */
@@ -1640,22 +1639,22 @@ export type CopyTarget = Message<"drover.api.v1.CopyTarget"> & {
   path: string;
 
   /**
-   * In place of `path`, for one that is not UTF-8.
+   * Instead of `path` if it is not UTF-8.
    *
    * @generated from field: bytes path_bytes = 3;
    */
   pathBytes: Uint8Array;
 
   /**
-   * The topmost entry is placed as cp(1) places a source: in the path where that is a directory (also one that a link leads to) or ends in
-   * a slash, else as the path. False: all entries go below the path, a directory that is made where it is missing.
+   * Places the topmost entry as cp(1) places a source: into the path if it is a directory (also behind a link) or ends in a slash, else as
+   * the path. False: all entries are placed below the path, which is created if missing.
    *
    * @generated from field: bool place_as_cp = 4;
    */
   placeAsCp: boolean;
 
   /**
-   * Owners as the archive has them, by number, with set-user-ID bits, capabilities and access lists.
+   * Keeps the archive's owners, by number, with set-user-ID bits, capabilities and access lists.
    *
    * @generated from field: bool keep_owners = 5;
    */
@@ -1691,7 +1690,7 @@ export type CopyInResponse = Message<"drover.api.v1.CopyInResponse"> & {
   bytes: bigint;
 
   /**
-   * What was not copied, or not whole; the first of them, see left_out_count.
+   * Files that were not copied, or not completely; only the first, see left_out_count.
    *
    * @generated from field: repeated drover.api.v1.LeftOut left_out = 3;
    */
@@ -1744,21 +1743,21 @@ export type CopyOutRequest = Message<"drover.api.v1.CopyOutRequest"> & {
   sandbox: string;
 
   /**
-   * One that ends in `/.` is a directory's contents.
+   * A path that ends in `/.` is a directory's content.
    *
    * @generated from field: string path = 2;
    */
   path: string;
 
   /**
-   * In place of `path`, for one that is not UTF-8.
+   * Instead of `path` if it is not UTF-8.
    *
    * @generated from field: bytes path_bytes = 3;
    */
   pathBytes: Uint8Array;
 
   /**
-   * Copies what symbolic links point at.
+   * Copies the targets of symbolic links.
    *
    * @generated from field: bool follow_links = 4;
    */
@@ -1782,7 +1781,7 @@ export type CopyOutResponse = Message<"drover.api.v1.CopyOutResponse"> & {
   tar: Uint8Array;
 
   /**
-   * Something that is not in the archive.
+   * A file that is not in the archive.
    *
    * @generated from field: drover.api.v1.LeftOut left_out = 2;
    */
@@ -1817,7 +1816,7 @@ export type ForwardFrame = Message<"drover.api.v1.ForwardFrame"> & {
     case: "data";
   } | {
     /**
-     * The last frame of its direction; the other one goes on. Ending the requests says the same.
+     * The last frame of its direction; the other direction stays open. Ending the requests has the same effect.
      *
      * @generated from field: bool eof = 3;
      */
@@ -1860,14 +1859,14 @@ export const ForwardTargetSchema: GenMessage<ForwardTarget> = /*@__PURE__*/
  */
 export type GetStatsRequest = Message<"drover.api.v1.GetStatsRequest"> & {
   /**
-   * By id, `name` or `project/name`; empty: all that run.
+   * By id, `name` or `project/name`; empty: every running sandbox.
    *
    * @generated from field: repeated string sandboxes = 1;
    */
   sandboxes: string[];
 
   /**
-   * Only of one project; empty: every project.
+   * Only this project; empty: every project.
    *
    * @generated from field: string project = 2;
    */
@@ -1886,14 +1885,14 @@ export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
  */
 export type GetStatsResponse = Message<"drover.api.v1.GetStatsResponse"> & {
   /**
-   * In the order of their creation; what does not run is left out.
+   * In order of creation, without sandboxes that are not running.
    *
    * @generated from field: repeated drover.api.v1.SandboxUsage sandboxes = 1;
    */
   sandboxes: SandboxUsage[];
 
   /**
-   * Hosts that could not be asked, with why.
+   * Hosts that did not respond, with the reason.
    *
    * @generated from field: repeated drover.api.v1.HostFailure failures = 2;
    */
@@ -1937,7 +1936,7 @@ export type SandboxUsage = Message<"drover.api.v1.SandboxUsage"> & {
   hostName: string;
 
   /**
-   * Used since its start; the difference of two answers, over that of their times, is its share of a CPU. Microseconds.
+   * CPU time since its start, microseconds; two samples give its CPU share.
    *
    * @generated from field: uint64 cpu_usec = 6;
    */
@@ -1949,14 +1948,14 @@ export type SandboxUsage = Message<"drover.api.v1.SandboxUsage"> & {
   memoryBytes: bigint;
 
   /**
-   * 0 is no limit.
+   * 0: no limit.
    *
    * @generated from field: uint64 memory_limit_bytes = 8;
    */
   memoryLimitBytes: bigint;
 
   /**
-   * Processes and threads, its init's among them.
+   * Processes and threads, including init's.
    *
    * @generated from field: uint32 pids = 9;
    */
@@ -2022,7 +2021,7 @@ export type Host = Message<"drover.api.v1.Host"> & {
   capacity?: Capacity | undefined;
 
   /**
-   * What placement may still give out; never below zero (L-8).
+   * What placement may still allocate; never below zero (L-8).
    *
    * @generated from field: drover.link.v1.Capacity allocatable = 8;
    */
@@ -2146,21 +2145,21 @@ export type CreateJoinTokenRequest = Message<"drover.api.v1.CreateJoinTokenReque
   idempotencyKey: string;
 
   /**
-   * 0 is the default (1 h). Seconds.
+   * 0: the default (1 h). Seconds.
    *
    * @generated from field: uint64 ttl_seconds = 2;
    */
   ttlSeconds: bigint;
 
   /**
-   * 0 is the default (single use).
+   * 0: the default (single use).
    *
    * @generated from field: uint32 uses = 3;
    */
   uses: number;
 
   /**
-   * Labels that the host gets whatever it says.
+   * Labels that the host receives regardless of its own.
    *
    * @generated from field: map<string, string> labels = 4;
    */
@@ -2194,7 +2193,7 @@ export type JoinToken = Message<"drover.api.v1.JoinToken"> & {
   uses: number;
 
   /**
-   * What to type on the host.
+   * The command to run on the host.
    *
    * @generated from field: string command = 4;
    */
@@ -2252,7 +2251,7 @@ export type DrainHostRequest = Message<"drover.api.v1.DrainHostRequest"> & {
   host: string;
 
   /**
-   * Stops what cannot move, instead of leaving it.
+   * Stops sandboxes that cannot move; otherwise they stay.
    *
    * @generated from field: bool stop = 3;
    */
@@ -2313,7 +2312,7 @@ export type RemoveHostRequest = Message<"drover.api.v1.RemoveHostRequest"> & {
   host: string;
 
   /**
-   * Removes it even though it still holds sandboxes; they become lost.
+   * Removes the host even if it has sandboxes, which become lost.
    *
    * @generated from field: bool force = 3;
    */
@@ -2414,7 +2413,7 @@ export type PullImageResponse = Message<"drover.api.v1.PullImageResponse"> & {
   total: bigint;
 
   /**
-   * Set in the last message of each host: one or the other.
+   * Either is set in the last message of each host.
    *
    * @generated from field: drover.link.v1.Image image = 6;
    */
@@ -2499,7 +2498,7 @@ export type ListImagesResponse = Message<"drover.api.v1.ListImagesResponse"> & {
   images: HostImage[];
 
   /**
-   * Hosts that could not be asked, with why.
+   * Hosts that did not respond, with the reason.
    *
    * @generated from field: repeated drover.api.v1.HostFailure failures = 2;
    */
@@ -2655,7 +2654,7 @@ export type Volume = Message<"drover.api.v1.Volume"> & {
   sizeBytes: bigint;
 
   /**
-   * pending: its host has not made it yet; ready; deleting: its host has not removed it yet.
+   * pending: its host has not created it yet; ready; deleting: its host has not removed it yet.
    *
    * @generated from field: string state = 5;
    */
@@ -2674,21 +2673,21 @@ export type Volume = Message<"drover.api.v1.Volume"> & {
   createdAt?: Timestamp | undefined;
 
   /**
-   * Sandboxes that have it, running or not.
+   * Sandboxes that mount it, running or not.
    *
    * @generated from field: repeated string sandboxes = 8;
    */
   sandboxes: string[];
 
   /**
-   * Absent when its host could not be asked.
+   * Absent if its host did not respond.
    *
    * @generated from field: optional uint64 used_bytes = 9;
    */
   usedBytes?: bigint | undefined;
 
   /**
-   * What a person can do about it; may be empty.
+   * What to do; may be empty.
    *
    * @generated from field: string hint = 10;
    */
@@ -2717,7 +2716,7 @@ export type CreateVolumeRequest = Message<"drover.api.v1.CreateVolumeRequest"> &
   sizeBytes: bigint;
 
   /**
-   * A host id or name; empty takes the ready host with the fewest volumes.
+   * A host id or name; empty: the ready host with the fewest volumes.
    *
    * @generated from field: string host = 3;
    */
@@ -2822,7 +2821,7 @@ export const RemoveVolumeResponseSchema: GenMessage<RemoveVolumeResponse> = /*@_
  */
 export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
   /**
-   * 0: from now on; use `from_start` for all that is kept.
+   * 0: only new events; use `from_start` for all retained events.
    *
    * @generated from field: uint64 after_id = 1;
    */
@@ -2846,22 +2845,22 @@ export type WatchEventsRequest = Message<"drover.api.v1.WatchEventsRequest"> & {
   kinds: string[];
 
   /**
-   * A sandbox or host: an id, a name or `project/name`, of a deleted one too while it is kept.
+   * A sandbox or host: an id, a name or `project/name`. A deleted one can be named while its record is retained.
    *
    * @generated from field: string subject = 5;
    */
   subject: string;
 
   /**
-   * Begins with a message of kind `watch`, type `Began`, whose id is where the watch begins: a watcher whose stream breaks before
-   * its first event goes on from there without a gap. It is no stored event.
+   * Starts with a message of kind `watch` and type `Began`, whose id is the start of the watch: a watcher whose stream breaks before its
+   * first event continues from there without a gap. The message is not a stored event.
    *
    * @generated from field: bool announce = 6;
    */
   announce: boolean;
 
   /**
-   * Begins with the last so many of the events that are asked for; 0 is no limit. Not with after_id.
+   * Starts with this many of the last matching events; 0: no limit. Excludes after_id.
    *
    * @generated from field: uint32 tail = 7;
    */
@@ -2916,7 +2915,7 @@ export type Event = Message<"drover.api.v1.Event"> & {
   dataJson: string;
 
   /**
-   * Events that this watcher lost just before this one, because it was too slow (I-36).
+   * Events dropped before this one because the watcher was too slow (I-36).
    *
    * @generated from field: uint64 lost = 7;
    */
@@ -2985,7 +2984,7 @@ export type JoinRequest = Message<"drover.api.v1.JoinRequest"> & {
   token: string;
 
   /**
-   * Made and kept by the agent (L-7).
+   * Generated and stored by the agent (L-7).
    *
    * @generated from field: string host_id = 2;
    */
@@ -3031,7 +3030,7 @@ export type JoinResponse = Message<"drover.api.v1.JoinResponse"> & {
   trustDomain: string;
 
   /**
-   * host:port of the link; an empty host means the one that was joined.
+   * host:port of the link; an empty host means the address of the join.
    *
    * @generated from field: string link_address = 4;
    */
@@ -3043,7 +3042,7 @@ export type JoinResponse = Message<"drover.api.v1.JoinResponse"> & {
   labels: { [key: string]: string };
 
   /**
-   * The name that the host has now: the one it asked for, or that with a number behind it when another host has it.
+   * The host's name: the requested name, or that name with a number if another host has it.
    *
    * @generated from field: string host_name = 6;
    */
@@ -3117,7 +3116,7 @@ export const HostStateSchema: GenEnum<HostState> = /*@__PURE__*/
  */
 export const SandboxService: GenService<{
   /**
-   * Answers when the sandbox is stored and, where there is room, placed.
+   * Returns when the sandbox is stored and, if a host has capacity, placed.
    *
    * @generated from rpc drover.api.v1.SandboxService.CreateSandbox
    */
@@ -3151,7 +3150,7 @@ export const SandboxService: GenService<{
     output: typeof SandboxSchema;
   },
   /**
-   * Answers when the sandbox is in one of the states, or can no longer come to it.
+   * Returns when the sandbox is in one of the states, or can no longer reach any of them.
    *
    * @generated from rpc drover.api.v1.SandboxService.WaitSandbox
    */
@@ -3171,7 +3170,7 @@ export const SandboxService: GenService<{
     output: typeof ExecResponseSchema;
   },
   /**
-   * The execs of a sandbox: those that run, and those that ended lately.
+   * Running and recently ended execs of a sandbox.
    *
    * @generated from rpc drover.api.v1.SandboxService.ListExecs
    */
@@ -3223,7 +3222,7 @@ export const SandboxService: GenService<{
     output: typeof ForwardFrameSchema;
   },
   /**
-   * What sandboxes use now, asked of their hosts.
+   * Current usage of sandboxes, as reported by their hosts.
    *
    * @generated from rpc drover.api.v1.SandboxService.GetStats
    */
@@ -3233,7 +3232,7 @@ export const SandboxService: GenService<{
     output: typeof GetStatsResponseSchema;
   },
   /**
-   * Every trust check that there is, with its evidence, its verdict and when it was last made.
+   * Every trust check with its evidence, its verdict and the time of its latest result.
    *
    * @generated from rpc drover.api.v1.SandboxService.ExplainSandbox
    */
@@ -3243,7 +3242,7 @@ export const SandboxService: GenService<{
     output: typeof ExplainSandboxResponseSchema;
   },
   /**
-   * I-4. Answers when the host has done it, as far as it is connected; what is stored is done when it comes back.
+   * I-4. Returns when the host has carried it out. If the host is disconnected, it does so when it reconnects.
    *
    * @generated from rpc drover.api.v1.SandboxService.ContainSandbox
    */
@@ -3253,7 +3252,7 @@ export const SandboxService: GenService<{
     output: typeof ContainSandboxResponseSchema;
   },
   /**
-   * Undoes containment.
+   * Lifts containment.
    *
    * @generated from rpc drover.api.v1.SandboxService.ReleaseSandbox
    */
@@ -3288,7 +3287,7 @@ export const IdentityService: GenService<{
     output: typeof IdentitySchema;
   },
   /**
-   * Takes the row away and ends the session; the sandbox registers again at its next start.
+   * Removes the row and ends the session. The sandbox registers again at its next start.
    *
    * @generated from rpc drover.api.v1.IdentityService.EvictIdentity
    */
@@ -3435,7 +3434,7 @@ export const VolumeService: GenService<{
     output: typeof ListVolumesResponseSchema;
   },
   /**
-   * Refused while a sandbox has it, running or not.
+   * Refused while a sandbox, running or not, mounts it.
    *
    * @generated from rpc drover.api.v1.VolumeService.RemoveVolume
    */
@@ -3452,7 +3451,7 @@ export const VolumeService: GenService<{
  */
 export const EventService: GenService<{
   /**
-   * Everything after `after_id`, then what comes, in order, without a gap.
+   * Every event after `after_id`, then new events, in order and without a gap.
    *
    * @generated from rpc drover.api.v1.EventService.WatchEvents
    */
@@ -3462,7 +3461,7 @@ export const EventService: GenService<{
     output: typeof EventSchema;
   },
   /**
-   * What is true now, then every later event that changes it (I-35).
+   * The current worldview, then every later event that changes it (I-35).
    *
    * @generated from rpc drover.api.v1.EventService.WatchWorldview
    */

@@ -3,7 +3,7 @@
 /* eslint-disable */
 
 // Served by the control plane to sandboxes, through a tunnel of their host (spec 2, I-13 to I-20). Each call carries a client
-// certificate and a bearer token; every refusal of an identity looks the same.
+// certificate and a bearer token; every refusal of an identity is identical.
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
@@ -44,7 +44,7 @@ export const RegisterRequestSchema: GenMessage<RegisterRequest> = /*@__PURE__*/
  */
 export type RegisterResponse = Message<"drover.control.v1.RegisterResponse"> & {
   /**
-   * The bearer token for every other method, for as long as the registration stands.
+   * The bearer token for every other method while the registration is valid.
    *
    * @generated from field: string access_token = 1;
    */
@@ -115,7 +115,7 @@ export const WhoAmIResponseSchema: GenMessage<WhoAmIResponse> = /*@__PURE__*/
  */
 export const ControlService: GenService<{
   /**
-   * Once in the life of a sandbox's certificate, with the bootstrap token as bearer (I-13). Repeated with the same certificate, welcome again.
+   * Called once per certificate of a sandbox, with the bootstrap token as bearer (I-13). A repeated call with the same certificate succeeds.
    *
    * @generated from rpc drover.control.v1.ControlService.Register
    */
@@ -125,7 +125,7 @@ export const ControlService: GenService<{
     output: typeof RegisterResponseSchema;
   },
   /**
-   * Who the control plane takes the caller for.
+   * Returns the identity that the control plane assigns to the caller.
    *
    * @generated from rpc drover.control.v1.ControlService.WhoAmI
    */

@@ -21,14 +21,14 @@ export const file_drover_gateway_v1_gateway: GenFile = /*@__PURE__*/
  */
 export type ApplyPoliciesRequest = Message<"drover.gateway.v1.ApplyPoliciesRequest"> & {
   /**
-   * Rises with every apply; an older table is refused.
+   * Increases with every apply; an older table is refused.
    *
    * @generated from field: uint64 version = 1;
    */
   version: bigint;
 
   /**
-   * The whole table; with base_version the entries that differ from that one.
+   * The whole table; with base_version, only the entries that differ from that version.
    *
    * @generated from field: repeated drover.gateway.v1.SandboxPolicy policies = 2;
    */
@@ -42,7 +42,7 @@ export type ApplyPoliciesRequest = Message<"drover.gateway.v1.ApplyPoliciesReque
   baseVersion?: bigint | undefined;
 
   /**
-   * With base_version: addresses that the table has no more.
+   * With base_version: addresses that are no longer in the table.
    *
    * @generated from field: repeated string removed = 4;
    */
@@ -73,7 +73,7 @@ export type SandboxPolicy = Message<"drover.gateway.v1.SandboxPolicy"> & {
   address: string;
 
   /**
-   * Rules in their short form, beside those of the policy.
+   * Rules in their short form, in addition to those of the policy.
    *
    * @generated from field: repeated string allow = 3;
    */
@@ -147,7 +147,7 @@ export type HealthResponse = Message<"drover.gateway.v1.HealthResponse"> & {
   denied: bigint;
 
   /**
-   * The gateway's process, for an agent that takes it over.
+   * The gateway's process, for an agent that attaches to it.
    *
    * @generated from field: uint32 pid = 5;
    */
@@ -213,21 +213,21 @@ export type Refusal = Message<"drover.gateway.v1.Refusal"> & {
   port: number;
 
   /**
-   * What decided; "no rule" when no rule names the destination.
+   * The deciding rule; "no rule" if no rule names the destination.
    *
    * @generated from field: string rule = 5;
    */
   rule: string;
 
   /**
-   * Attempts since the message before for this destination.
+   * Attempts since the previous message for this destination.
    *
    * @generated from field: uint32 count = 6;
    */
   count: number;
 
   /**
-   * Of the last of them. Milliseconds since the epoch.
+   * The time of the last attempt. Milliseconds since the epoch.
    *
    * @generated from field: uint64 at_ms = 7;
    */
@@ -246,7 +246,7 @@ export const RefusalSchema: GenMessage<Refusal> = /*@__PURE__*/
  */
 export const GatewayService: GenService<{
   /**
-   * Puts a table of policies in force, or a change of it. An address that is not in the table is refused everything.
+   * Puts a table of policies, or a change to it, into force. An address that is not in the table is denied everything.
    *
    * @generated from rpc drover.gateway.v1.GatewayService.ApplyPolicies
    */
@@ -264,7 +264,7 @@ export const GatewayService: GenService<{
     output: typeof HealthResponseSchema;
   },
   /**
-   * Refused attempts as they happen, grouped by destination. One watcher: a newer call takes over from an older one.
+   * Refused attempts as they happen, grouped by destination. A newer call replaces an older one.
    *
    * @generated from rpc drover.gateway.v1.GatewayService.WatchRefusals
    */

@@ -2,7 +2,7 @@
 // @generated from file drover/init/v1/init.proto (package drover.init.v1, syntax proto3)
 /* eslint-disable */
 
-// Served by drover-init, PID 1 of a sandbox, to the control plane alone (I-3).
+// Served by drover-init, PID 1 of a sandbox, to the control plane only (I-3).
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
@@ -21,7 +21,7 @@ export const file_drover_init_v1_init: GenFile = /*@__PURE__*/
  */
 export type SessionRequest = Message<"drover.init.v1.SessionRequest"> & {
   /**
-   * Correlates the answer; unknown ids are dropped and counted (I-33).
+   * Correlates the response; frames with unknown ids are dropped and counted (I-33).
    *
    * @generated from field: uint64 id = 1;
    */
@@ -38,7 +38,7 @@ export type SessionRequest = Message<"drover.init.v1.SessionRequest"> & {
     case: "hello";
   } | {
     /**
-     * Starts the main process; answered done, and nothing else, when it already was.
+     * Starts the main process. If it has started before, init only responds with done.
      *
      * @generated from field: drover.init.v1.AgentReady agent_ready = 3;
      */
@@ -66,7 +66,7 @@ export type SessionRequest = Message<"drover.init.v1.SessionRequest"> & {
     case: "ping";
   } | {
     /**
-     * Has init call Register on the control plane's sandbox-facing listener (I-13).
+     * Makes init call Register on the control plane's sandbox-facing listener (I-13).
      *
      * @generated from field: drover.init.v1.RegisterRequired register_required = 7;
      */
@@ -74,7 +74,7 @@ export type SessionRequest = Message<"drover.init.v1.SessionRequest"> & {
     case: "registerRequired";
   } | {
     /**
-     * Runs one step of the init plan (I-29); answered by StepStarted, StepOutput and, in the end, StepExited.
+     * Runs one step of the init plan (I-29). The responses are StepStarted, StepOutput and finally StepExited.
      *
      * @generated from field: drover.init.v1.RunStep run_step = 8;
      */
@@ -82,7 +82,7 @@ export type SessionRequest = Message<"drover.init.v1.SessionRequest"> & {
     case: "runStep";
   } | {
     /**
-     * A renewed certificate for the key that init has (I-6).
+     * A renewed certificate for init's existing key (I-6).
      *
      * @generated from field: drover.init.v1.InstallCertificate install_certificate = 9;
      */
@@ -110,7 +110,7 @@ export type SessionResponse = Message<"drover.init.v1.SessionResponse"> & {
   id: bigint;
 
   /**
-   * Set when the request failed.
+   * Set if the request failed.
    *
    * @generated from field: drover.init.v1.InitError error = 2;
    */
@@ -263,7 +263,7 @@ export type HelloAck = Message<"drover.init.v1.HelloAck"> & {
   initVersion: string;
 
   /**
-   * Differs for every start of the sandbox.
+   * Different for every start of the sandbox.
    *
    * @generated from field: string boot_id = 3;
    */
@@ -275,7 +275,7 @@ export type HelloAck = Message<"drover.init.v1.HelloAck"> & {
   main?: MainState | undefined;
 
   /**
-   * Names of the plan steps that this start has already done (I-32).
+   * Names of the plan steps that this start has completed (I-32).
    *
    * @generated from field: repeated string steps_done = 5;
    */
@@ -480,7 +480,7 @@ export const PongSchema: GenMessage<Pong> = /*@__PURE__*/
  */
 export type RegisterRequired = Message<"drover.init.v1.RegisterRequired"> & {
   /**
-   * A fresh single-use token, when the one that the start was given is spent; empty: use that one.
+   * A new single-use token if the start's token is spent; empty: use the start's token.
    *
    * @generated from field: string bootstrap_token = 1;
    */
@@ -495,7 +495,7 @@ export const RegisterRequiredSchema: GenMessage<RegisterRequired> = /*@__PURE__*
   messageDesc(file_drover_init_v1_init, 14);
 
 /**
- * Init's own word that it was let in. The control plane looks into the registry, and believes that.
+ * Init's claim that it has registered. The control plane trusts only the registry.
  *
  * @generated from message drover.init.v1.RegisterDone
  */
@@ -521,21 +521,21 @@ export type RunStep = Message<"drover.init.v1.RunStep"> & {
   name: string;
 
   /**
-   * `drover-step NAME` is init's own program for the built-in steps, which needs nothing of the image.
+   * `drover-step NAME` is init's own program for the built-in steps. It needs no program of the image.
    *
    * @generated from field: repeated string argv = 2;
    */
   argv: string[];
 
   /**
-   * As a spec's user; empty is the main process's.
+   * As a spec's user; empty: the main process's user.
    *
    * @generated from field: string user = 3;
    */
   user: string;
 
   /**
-   * Empty is the main process's.
+   * Empty: the main process's.
    *
    * @generated from field: string workdir = 4;
    */
@@ -547,21 +547,21 @@ export type RunStep = Message<"drover.init.v1.RunStep"> & {
   env: string[];
 
   /**
-   * All of the step's stdin, which is closed behind it.
+   * The step's whole stdin.
    *
    * @generated from field: bytes stdin = 6;
    */
   stdin: Uint8Array;
 
   /**
-   * SIGKILL to the step's process group after this. Milliseconds.
+   * After this time the step's process group receives SIGKILL. Milliseconds.
    *
    * @generated from field: uint32 timeout_ms = 7;
    */
   timeoutMs: number;
 
   /**
-   * At most once per start of the sandbox (I-32): while it runs, another session joins it; when it has ended, its end is told again.
+   * Runs at most once per start of the sandbox (I-32). While it runs, another session joins it; afterwards init reports its end again.
    *
    * @generated from field: bool once = 8;
    */
@@ -576,7 +576,7 @@ export const RunStepSchema: GenMessage<RunStep> = /*@__PURE__*/
   messageDesc(file_drover_init_v1_init, 16);
 
 /**
- * What the built-in steps read from stdin, binary. Secrets are resolved. Paths are absolute or below the user's home.
+ * Input of the built-in steps on stdin, binary. Secrets are resolved. Paths are absolute or below the user's home.
  *
  * @generated from message drover.init.v1.ConfigStep
  */
@@ -736,7 +736,7 @@ export type StepStarted = Message<"drover.init.v1.StepStarted"> & {
   pid: number;
 
   /**
-   * An earlier session began it.
+   * An earlier session started it.
    *
    * @generated from field: bool joined = 2;
    */
@@ -814,7 +814,7 @@ export const InstallCertificateSchema: GenMessage<InstallCertificate> = /*@__PUR
   messageDesc(file_drover_init_v1_init, 27);
 
 /**
- * New connections are answered with the new certificate.
+ * New connections receive the new certificate.
  *
  * @generated from message drover.init.v1.CertificateInstalled
  */
@@ -850,14 +850,14 @@ export const MainExitedSchema: GenMessage<MainExited> = /*@__PURE__*/
  */
 export type ExitStatus = Message<"drover.init.v1.ExitStatus"> & {
   /**
-   * 0 to 255; 128 + n for signal n, as shells count.
+   * 0 to 255; 128 + n for signal n, as in shells.
    *
    * @generated from field: int32 code = 1;
    */
   code: number;
 
   /**
-   * The signal's name when one ended the process.
+   * The name of the signal that ended the process.
    *
    * @generated from field: string signal = 2;
    */
@@ -869,7 +869,7 @@ export type ExitStatus = Message<"drover.init.v1.ExitStatus"> & {
   at?: Timestamp | undefined;
 
   /**
-   * The kernel killed it, or its last child, because the sandbox had no memory left.
+   * The kernel killed it, or its last child, because the sandbox ran out of memory.
    *
    * @generated from field: bool out_of_memory = 4;
    */
@@ -901,7 +901,7 @@ export const ListExecsRequestSchema: GenMessage<ListExecsRequest> = /*@__PURE__*
  */
 export type ListExecsResponse = Message<"drover.init.v1.ListExecsResponse"> & {
   /**
-   * In the order of their starts.
+   * In order of their starts.
    *
    * @generated from field: repeated drover.init.v1.ExecInfo execs = 1;
    */
@@ -950,7 +950,7 @@ export type ExecInfo = Message<"drover.init.v1.ExecInfo"> & {
   startedAt?: Timestamp | undefined;
 
   /**
-   * Clients that read its output.
+   * The number of clients that read its output.
    *
    * @generated from field: uint32 clients = 7;
    */
@@ -964,7 +964,7 @@ export type ExecInfo = Message<"drover.init.v1.ExecInfo"> & {
   exit?: ExitStatus | undefined;
 
   /**
-   * 0: it runs without clients for as long as it likes. Milliseconds.
+   * Milliseconds; 0: no limit without clients.
    *
    * @generated from field: uint32 linger_ms = 9;
    */
@@ -1007,7 +1007,7 @@ export const SignalExecRequestSchema: GenMessage<SignalExecRequest> = /*@__PURE_
  */
 export type SignalExecResponse = Message<"drover.init.v1.SignalExecResponse"> & {
   /**
-   * False: it had ended already.
+   * False: it had already ended.
    *
    * @generated from field: bool signalled = 1;
    */
@@ -1118,14 +1118,14 @@ export type ExecStart = Message<"drover.init.v1.ExecStart"> & {
   size?: Resize | undefined;
 
   /**
-   * False closes stdin at once.
+   * False: stdin is closed immediately.
    *
    * @generated from field: bool stdin = 8;
    */
   stdin: boolean;
 
   /**
-   * The exec is ended after it had no client and wrote nothing for this long; 0: it is not. Milliseconds.
+   * Init ends the exec after this long without a client and without output; 0: never. Milliseconds.
    *
    * @generated from field: uint32 linger_ms = 9;
    */
@@ -1149,14 +1149,14 @@ export type ExecAttach = Message<"drover.init.v1.ExecAttach"> & {
   execId: string;
 
   /**
-   * Output already seen, in bytes over both streams; what was missed comes first.
+   * Output already received, in bytes over both streams; later output follows.
    *
    * @generated from field: uint64 after_offset = 2;
    */
   afterOffset: bigint;
 
   /**
-   * True takes the whole kept buffer, whatever after_offset says.
+   * True: the whole retained output, regardless of after_offset.
    *
    * @generated from field: bool replay = 3;
    */
@@ -1168,7 +1168,7 @@ export type ExecAttach = Message<"drover.init.v1.ExecAttach"> & {
   size?: Resize | undefined;
 
   /**
-   * Replaces the linger time of its start; absent keeps it. Milliseconds.
+   * Replaces the exec's linger time; absent: unchanged. Milliseconds.
    *
    * @generated from field: optional uint32 linger_ms = 5;
    */
@@ -1254,7 +1254,7 @@ export type ExecStarted = Message<"drover.init.v1.ExecStarted"> & {
   pid: number;
 
   /**
-   * Bytes of output lost because the buffer is bounded, before what follows.
+   * Bytes of output that the bounded buffer dropped before the next chunk.
    *
    * @generated from field: uint64 truncated_bytes = 3;
    */
@@ -1307,14 +1307,14 @@ export type LogsRequest = Message<"drover.init.v1.LogsRequest"> & {
   follow: boolean;
 
   /**
-   * Last lines only; 0 is all that is kept.
+   * Only the last lines; 0: all retained output.
    *
    * @generated from field: uint64 tail_lines = 2;
    */
   tailLines: bigint;
 
   /**
-   * Output of this time or later only; absent is all that is kept.
+   * Only output since this time; absent: all retained output.
    *
    * @generated from field: google.protobuf.Timestamp since = 3;
    */
@@ -1348,7 +1348,7 @@ export type LogChunk = Message<"drover.init.v1.LogChunk"> & {
   time?: Timestamp | undefined;
 
   /**
-   * More than 0: a chunk without data. So many bytes of output before what follows are no longer kept.
+   * If not 0, the chunk has no data: this many bytes of output before the next chunk were dropped.
    *
    * @generated from field: uint64 dropped_bytes = 4;
    */
@@ -1405,15 +1405,15 @@ export type CopyInTarget = Message<"drover.init.v1.CopyInTarget"> & {
   path: Uint8Array;
 
   /**
-   * The topmost entry is placed as cp(1) places a source: in `path` where that is a directory (also one that a link leads to) or ends in
-   * a slash, else as `path`. False: all entries go below `path`, a directory that is made where it is missing.
+   * Places the topmost entry as cp(1) places a source: into `path` if it is a directory (also behind a link) or ends in a slash, else as
+   * `path`. False: all entries are placed below `path`, which is created if missing.
    *
    * @generated from field: bool place_as_cp = 2;
    */
   placeAsCp: boolean;
 
   /**
-   * Owners as the archive has them, by number, with set-user-ID bits, capabilities and access lists.
+   * Keeps the archive's owners, by number, with set-user-ID bits, capabilities and access lists.
    *
    * @generated from field: bool keep_owners = 3;
    */
@@ -1449,7 +1449,7 @@ export type CopyInResponse = Message<"drover.init.v1.CopyInResponse"> & {
   bytes: bigint;
 
   /**
-   * What was not copied, or not whole; the first of them, see left_out_count.
+   * Files that were not copied, or not completely; only the first, see left_out_count.
    *
    * @generated from field: repeated drover.init.v1.LeftOut left_out = 3;
    */
@@ -1497,14 +1497,14 @@ export const LeftOutSchema: GenMessage<LeftOut> = /*@__PURE__*/
  */
 export type CopyOutRequest = Message<"drover.init.v1.CopyOutRequest"> & {
   /**
-   * As in CopyInTarget. One that ends in `/.` is a directory's contents, one that ends in `/` is followed where it is a link.
+   * As in CopyInTarget. A path that ends in `/.` is a directory's content; a link whose path ends in `/` is followed.
    *
    * @generated from field: bytes path = 2;
    */
   path: Uint8Array;
 
   /**
-   * Copies what symbolic links point at.
+   * Copies the targets of symbolic links.
    *
    * @generated from field: bool follow_links = 3;
    */
@@ -1561,7 +1561,7 @@ export type ForwardFrame = Message<"drover.init.v1.ForwardFrame"> & {
     case: "data";
   } | {
     /**
-     * The last frame of its direction; the other one goes on. Ending the requests says the same.
+     * The last frame of its direction; the other direction stays open. Ending the requests has the same effect.
      *
      * @generated from field: bool eof = 3;
      */
@@ -1582,7 +1582,7 @@ export const ForwardFrameSchema: GenMessage<ForwardFrame> = /*@__PURE__*/
  */
 export const InitService: GenService<{
   /**
-   * One per sandbox: Hello, then the plan, then notices for as long as the sandbox lives.
+   * One per sandbox: Hello, then the plan, then notices while the sandbox lives.
    *
    * @generated from rpc drover.init.v1.InitService.Session
    */
@@ -1592,7 +1592,7 @@ export const InitService: GenService<{
     output: typeof SessionResponseSchema;
   },
   /**
-   * Starts a process or attaches to one by id; the main process has the id `main`.
+   * Starts a process, or attaches to a process by id. The main process has the id `main`.
    * The process outlives the stream (I-40).
    *
    * @generated from rpc drover.init.v1.InitService.Exec
@@ -1603,7 +1603,7 @@ export const InitService: GenService<{
     output: typeof ExecResponseSchema;
   },
   /**
-   * The execs that run, and those that ended lately.
+   * Running and recently ended execs.
    *
    * @generated from rpc drover.init.v1.InitService.ListExecs
    */
@@ -1621,7 +1621,7 @@ export const InitService: GenService<{
     output: typeof SignalExecResponseSchema;
   },
   /**
-   * Output of the main process, from the kept log on.
+   * Retained and later output of the main process.
    *
    * @generated from rpc drover.init.v1.InitService.Logs
    */
@@ -1652,7 +1652,7 @@ export const InitService: GenService<{
   },
   /**
    * Bytes to and from a TCP port inside the sandbox; the first request carries the port.
-   * Ending one direction half-closes it.
+   * Ending a direction half-closes it.
    *
    * @generated from rpc drover.init.v1.InitService.Forward
    */

@@ -51,7 +51,7 @@ export type HostFrame = Message<"drover.link.v1.HostFrame"> & {
     case: "progress";
   } | {
     /**
-     * State changes seen on the host; sent when they happen.
+     * State changes on the host, sent when they occur.
      *
      * @generated from field: drover.link.v1.Observations observations = 5;
      */
@@ -67,7 +67,7 @@ export type HostFrame = Message<"drover.link.v1.HostFrame"> & {
     case: "signingRequest";
   } | {
     /**
-     * What happened to sandboxes on the host. Each becomes an event of its sandbox.
+     * Events on the host. Each becomes an event of its sandbox.
      *
      * @generated from field: drover.link.v1.HostEvents events = 7;
      */
@@ -173,7 +173,7 @@ export type Register = Message<"drover.link.v1.Register"> & {
   bootId: string;
 
   /**
-   * Every sandbox that the host holds, stopped ones too (L-6, L-8).
+   * Every sandbox on the host, stopped ones included (L-6, L-8).
    *
    * @generated from field: repeated drover.sandbox.v1.SandboxObservation sandboxes = 9;
    */
@@ -297,7 +297,7 @@ export type HostEvents = Message<"drover.link.v1.HostEvents"> & {
   events: HostEvent[];
 
   /**
-   * Events that the agent had to drop before these, because the link did not take them.
+   * Events that the agent dropped before these because the link was too slow.
    *
    * @generated from field: uint32 dropped = 2;
    */
@@ -382,14 +382,14 @@ export type EgressDenied = Message<"drover.link.v1.EgressDenied"> & {
   method: string;
 
   /**
-   * What decided; "no rule" when no rule names the destination.
+   * The deciding rule; "no rule" if no rule names the destination.
    *
    * @generated from field: string rule = 4;
    */
   rule: string;
 
   /**
-   * Attempts since the event before for this destination.
+   * Attempts since the previous event for this destination.
    *
    * @generated from field: uint32 count = 5;
    */
@@ -404,7 +404,7 @@ export const EgressDeniedSchema: GenMessage<EgressDenied> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 8);
 
 /**
- * The sandbox has used up something, and what needs more of it fails in there (R-10).
+ * The sandbox has used up a resource, so its processes fail to obtain more of it (R-10).
  *
  * @generated from message drover.link.v1.LimitReached
  */
@@ -417,7 +417,7 @@ export type LimitReached = Message<"drover.link.v1.LimitReached"> & {
   resource: string;
 
   /**
-   * What has happened and what to do, for people.
+   * What happened and what to do, for people.
    *
    * @generated from field: string message = 2;
    */
@@ -432,20 +432,20 @@ export const LimitReachedSchema: GenMessage<LimitReached> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 9);
 
 /**
- * The kernel killed processes of the sandbox because it had no memory left (R-10).
+ * The kernel killed processes because the sandbox ran out of memory (R-10).
  *
  * @generated from message drover.link.v1.OomKill
  */
 export type OomKill = Message<"drover.link.v1.OomKill"> & {
   /**
-   * The process's name; empty where the kernel does not say.
+   * The process's name; empty if unknown.
    *
    * @generated from field: string process = 1;
    */
   process: string;
 
   /**
-   * Kills of processes of that name since the event before.
+   * Kills of processes with this name since the previous event.
    *
    * @generated from field: uint32 count = 2;
    */
@@ -486,7 +486,7 @@ export type Welcome = Message<"drover.link.v1.Welcome"> & {
   controlPlaneVersion: string;
 
   /**
-   * Trusted CA certificates, PEM, for what the host verifies.
+   * CA certificates that the host trusts, PEM.
    *
    * @generated from field: string ca_pem = 5;
    */
@@ -520,7 +520,7 @@ export type GoAway = Message<"drover.link.v1.GoAway"> & {
   message: string;
 
   /**
-   * Goes before the agent's own backoff (L-12).
+   * Takes precedence over the agent's backoff (L-12).
    *
    * @generated from field: uint32 reconnect_after_ms = 3;
    */
@@ -544,21 +544,21 @@ export const GoAway_Reason = {
   UNSPECIFIED: 0,
 
   /**
-   * The server stops; reconnect after the delay.
+   * The server is stopping; reconnect after the delay.
    *
    * @generated from enum value: REASON_SHUTDOWN = 1;
    */
   SHUTDOWN: 1,
 
   /**
-   * A newer stream of this host took over; an agent that still runs reconnects with backoff.
+   * A newer stream of this host replaced this one; a running agent reconnects with backoff.
    *
    * @generated from enum value: REASON_SUPERSEDED = 2;
    */
   SUPERSEDED: 2,
 
   /**
-   * The host was removed; the agent stops trying.
+   * The host was removed; the agent stops reconnecting.
    *
    * @generated from enum value: REASON_REMOVED = 3;
    */
@@ -600,7 +600,7 @@ export type Command = Message<"drover.link.v1.Command"> & {
   id: string;
 
   /**
-   * Absent: no deadline of the caller's (L-13).
+   * Absent: the caller set no deadline (L-13).
    *
    * @generated from field: google.protobuf.Timestamp deadline = 2;
    */
@@ -768,7 +768,7 @@ export const SandboxRefSchema: GenMessage<SandboxRef> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 14);
 
 /**
- * Makes and starts the sandbox: init is up, the user's program is not begun until the session says so.
+ * Creates the sandbox and starts its init. The session starts the user's program.
  *
  * @generated from message drover.link.v1.CreateSandbox
  */
@@ -801,14 +801,14 @@ export type CreateSandbox = Message<"drover.link.v1.CreateSandbox"> & {
   secrets: SecretValue[];
 
   /**
-   * Contained (I-4): its network is cut from the first packet on.
+   * Contained (I-4): its network is cut from the first packet.
    *
    * @generated from field: bool network_cut = 6;
    */
   networkCut: boolean;
 
   /**
-   * Its identity is revoked: it does not reach the registration port.
+   * Its identity is revoked: it cannot reach the registration port.
    *
    * @generated from field: bool registration_closed = 7;
    */
@@ -823,7 +823,7 @@ export const CreateSandboxSchema: GenMessage<CreateSandbox> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 15);
 
 /**
- * Starts a stopped sandbox again, with its root filesystem as it was left.
+ * Starts a stopped sandbox with its existing root file system.
  *
  * @generated from message drover.link.v1.StartSandbox
  */
@@ -834,7 +834,7 @@ export type StartSandbox = Message<"drover.link.v1.StartSandbox"> & {
   sandbox?: SandboxRef | undefined;
 
   /**
-   * As in CreateSandbox: a start gets them again.
+   * As in CreateSandbox: every start receives them.
    *
    * @generated from field: repeated drover.sandbox.v1.SecretValue secrets = 2;
    */
@@ -868,7 +868,7 @@ export type StopSandbox = Message<"drover.link.v1.StopSandbox"> & {
   sandbox?: SandboxRef | undefined;
 
   /**
-   * Milliseconds between SIGTERM and SIGKILL; 0 takes the spec's.
+   * Milliseconds between the stop signal and SIGKILL; 0: the spec's grace.
    *
    * @generated from field: uint32 grace_ms = 2;
    */
@@ -934,7 +934,7 @@ export const DestroySandboxSchema: GenMessage<DestroySandbox> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 20);
 
 /**
- * What of a sandbox's network is cut (I-4). Kept by the host until the next one.
+ * Cuts a sandbox's network (I-4). In force until the next SetNetworkCut.
  *
  * @generated from message drover.link.v1.SetNetworkCut
  */
@@ -945,7 +945,7 @@ export type SetNetworkCut = Message<"drover.link.v1.SetNetworkCut"> & {
   sandbox?: SandboxRef | undefined;
 
   /**
-   * Every packet but those of the control plane's session and to the registration port.
+   * Every packet except the session's and those to the registration port.
    *
    * @generated from field: bool cut = 2;
    */
@@ -1019,7 +1019,7 @@ export const PullImageSchema: GenMessage<PullImage> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 24);
 
 /**
- * Makes an empty volume (R-18). One of this name and size that is there already stays as it is.
+ * Creates an empty volume (R-18). An existing volume with this name and size is left unchanged.
  *
  * @generated from message drover.link.v1.CreateVolume
  */
@@ -1043,7 +1043,7 @@ export const CreateVolumeSchema: GenMessage<CreateVolume> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 25);
 
 /**
- * Removes a volume with everything in it; nothing when there is none.
+ * Removes a volume and its content. An absent volume is no error.
  *
  * @generated from message drover.link.v1.RemoveVolume
  */
@@ -1089,7 +1089,7 @@ export type Volume = Message<"drover.link.v1.Volume"> & {
   sizeBytes: bigint;
 
   /**
-   * Written in it so far.
+   * Bytes in use.
    *
    * @generated from field: uint64 used_bytes = 3;
    */
@@ -1206,7 +1206,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
     case: "port";
   } | {
     /**
-     * A stream of HostStreamMessages, each after its length in four bytes, most significant first.
+     * A stream of HostStreamMessages, each preceded by its length in four bytes, big-endian.
      *
      * @generated from field: drover.link.v1.HostLogs logs = 5;
      */
@@ -1214,7 +1214,7 @@ export type OpenTunnel = Message<"drover.link.v1.OpenTunnel"> & {
     case: "logs";
   } | {
     /**
-     * The same: a copy out of a sandbox that has ended.
+     * The same, for a copy out of an ended sandbox.
      *
      * @generated from field: drover.link.v1.HostCopyOut copy_out = 6;
      */
@@ -1231,13 +1231,13 @@ export const OpenTunnelSchema: GenMessage<OpenTunnel> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 33);
 
 /**
- * Output that is kept on the host, for sandboxes whose init does not run or cannot be reached.
+ * Retained output on the host, for sandboxes whose init is not running or not reachable.
  *
  * @generated from message drover.link.v1.HostLogs
  */
 export type HostLogs = Message<"drover.link.v1.HostLogs"> & {
   /**
-   * Last lines only; 0 is all that is kept.
+   * Only the last lines; 0: all retained output.
    *
    * @generated from field: uint64 tail_lines = 1;
    */
@@ -1268,7 +1268,7 @@ export type HostCopyOut = Message<"drover.link.v1.HostCopyOut"> & {
   path: Uint8Array;
 
   /**
-   * Copies what symbolic links point at.
+   * Copies the targets of symbolic links.
    *
    * @generated from field: bool follow_links = 2;
    */
@@ -1283,7 +1283,7 @@ export const HostCopyOutSchema: GenMessage<HostCopyOut> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 35);
 
 /**
- * Something that a copy does not carry.
+ * A file that a copy leaves out.
  *
  * @generated from message drover.link.v1.LeftOut
  */
@@ -1323,7 +1323,7 @@ export type HostStreamMessage = Message<"drover.link.v1.HostStreamMessage"> & {
     case: "log";
   } | {
     /**
-     * The last message, when the stream failed.
+     * The last message of a failed stream.
      *
      * @generated from field: drover.link.v1.Error error = 2;
      */
@@ -1361,7 +1361,7 @@ export type ApplyPolicy = Message<"drover.link.v1.ApplyPolicy"> & {
   sandboxId: string;
 
   /**
-   * Rules in their short form, beside those of the policy.
+   * Rules in their short form, in addition to those of the policy.
    *
    * @generated from field: repeated string allow = 2;
    */
@@ -1386,7 +1386,7 @@ export const ApplyPolicySchema: GenMessage<ApplyPolicy> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 38);
 
 /**
- * Spec 4; answered UNIMPLEMENTED by agents without add-ons (L-14).
+ * Spec 4; agents without add-ons respond with UNIMPLEMENTED (L-14).
  *
  * @generated from message drover.link.v1.ApplyAddons
  */
@@ -1414,13 +1414,13 @@ export const CollectDiagnosticsSchema: GenMessage<CollectDiagnostics> = /*@__PUR
   messageDesc(file_drover_link_v1_link, 40);
 
 /**
- * What sandboxes use now.
+ * Current usage of sandboxes.
  *
  * @generated from message drover.link.v1.CollectStats
  */
 export type CollectStats = Message<"drover.link.v1.CollectStats"> & {
   /**
-   * Empty: every sandbox that runs. One that does not run is left out.
+   * Empty: every running sandbox. Others are left out.
    *
    * @generated from field: repeated string sandbox_ids = 1;
    */
@@ -1444,7 +1444,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
   sandboxId: string;
 
   /**
-   * Used since its start; the difference of two gives a share of CPUs. Microseconds.
+   * CPU time since its start, microseconds; two samples give its CPU share.
    *
    * @generated from field: uint64 cpu_usec = 2;
    */
@@ -1463,7 +1463,7 @@ export type SandboxStats = Message<"drover.link.v1.SandboxStats"> & {
   pids: number;
 
   /**
-   * When the host looked; the host's clock.
+   * The time of the sample, by the host's clock.
    *
    * @generated from field: google.protobuf.Timestamp at = 5;
    */
@@ -1598,7 +1598,7 @@ export type CommandProgress = Message<"drover.link.v1.CommandProgress"> & {
   total: bigint;
 
   /**
-   * Of an image: layers that are there, and all that it has; 0 while unknown.
+   * For an image: layers present, and all layers; 0 while unknown.
    *
    * @generated from field: uint32 layers_done = 5;
    */
@@ -1618,13 +1618,13 @@ export const CommandProgressSchema: GenMessage<CommandProgress> = /*@__PURE__*/
   messageDesc(file_drover_link_v1_link, 45);
 
 /**
- * An error as it crosses a process boundary: foundation's DroverError.
+ * A DroverError that crosses a process boundary.
  *
  * @generated from message drover.link.v1.Error
  */
 export type Error = Message<"drover.link.v1.Error"> & {
   /**
-   * A code of foundation's table, `image-not-found`.
+   * A code of foundation's error table, such as `image-not-found`.
    *
    * @generated from field: string code = 1;
    */
@@ -1636,7 +1636,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
   message: string;
 
   /**
-   * What the person can do; may be empty.
+   * What to do; may be empty.
    *
    * @generated from field: string hint = 3;
    */
@@ -1655,7 +1655,7 @@ export const ErrorSchema: GenMessage<Error> = /*@__PURE__*/
  */
 export type Image = Message<"drover.link.v1.Image"> & {
   /**
-   * The reference it was asked for by.
+   * The reference of the request.
    *
    * @generated from field: string reference = 1;
    */
@@ -1760,7 +1760,7 @@ export type Finding = Message<"drover.link.v1.Finding"> & {
   level: Finding_Level;
 
   /**
-   * What was looked at: `oci runtime`, `nftables`, …
+   * The subject of the check: `oci runtime`, `nftables`, …
    *
    * @generated from field: string subject = 2;
    */
@@ -1840,14 +1840,14 @@ export type LogRecord = Message<"drover.link.v1.LogRecord"> & {
   time?: Timestamp | undefined;
 
   /**
-   * More than 0: a record without data. So many bytes of output before what follows are no longer kept.
+   * If not 0, the record has no data: this many bytes of output before the next record were dropped.
    *
    * @generated from field: uint64 dropped_bytes = 4;
    */
   droppedBytes: bigint;
 
   /**
-   * Bytes of output over both streams before this record, in the start of the sandbox that it is of.
+   * Bytes of output over both streams before this record, within one start of the sandbox.
    *
    * @generated from field: uint64 offset = 5;
    */
@@ -1959,14 +1959,14 @@ export type SigningResponse = Message<"drover.link.v1.SigningResponse"> & {
   certificatePem: string;
 
   /**
-   * The CA that the holder is to trust. PEM.
+   * The CA that the certificate's holder trusts. PEM.
    *
    * @generated from field: string ca_pem = 4;
    */
   caPem: string;
 
   /**
-   * For a sandbox: the single-use token that its init registers with (I-13).
+   * For a sandbox: the single-use token with which its init registers (I-13).
    *
    * @generated from field: string bootstrap_token = 5;
    */
@@ -2026,7 +2026,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
    */
   direction: {
     /**
-     * Answers Command.open_tunnel.
+     * In response to Command.open_tunnel.
      *
      * @generated from field: string tunnel_id = 1;
      */
@@ -2034,7 +2034,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
     case: "tunnelId";
   } | {
     /**
-     * A connection that a sandbox made to the host's sandbox-facing address (spec 2, I-14).
+     * A connection from a sandbox to the host's sandbox-facing address (spec 2, I-14).
      *
      * @generated from field: drover.link.v1.SandboxInbound inbound = 2;
      */
@@ -2043,7 +2043,7 @@ export type TunnelOpen = Message<"drover.link.v1.TunnelOpen"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * Set instead of opening when the target could not be reached.
+   * Set if the target could not be reached; the tunnel is then not open.
    *
    * @generated from field: drover.link.v1.Error error = 3;
    */
@@ -2074,7 +2074,7 @@ export type SandboxInbound = Message<"drover.link.v1.SandboxInbound"> & {
   interface: string;
 
   /**
-   * As the host saw it.
+   * As seen by the host.
    *
    * @generated from field: string peer_address = 3;
    */
@@ -2093,7 +2093,7 @@ export const SandboxInboundSchema: GenMessage<SandboxInbound> = /*@__PURE__*/
  */
 export const HostLinkService: GenService<{
   /**
-   * Commands down, results and heartbeats up. The first frame is Register (L-6).
+   * The control plane sends commands; the host sends results and heartbeats. Its first frame is Register (L-6).
    *
    * @generated from rpc drover.link.v1.HostLinkService.Connect
    */
@@ -2103,8 +2103,8 @@ export const HostLinkService: GenService<{
     output: typeof ControlFrameSchema;
   },
   /**
-   * Tunnelled bytes (L-30). The host opens it; the first frame is TunnelOpen. A frame `end`
-   * half-closes the sender's direction: a gRPC server that ends its side ends the whole call.
+   * Carries a byte stream (L-30). The host opens it; the first frame is TunnelOpen. The frame `end`
+   * half-closes the sender's direction, since a gRPC server that ends its side ends the whole call.
    *
    * @generated from rpc drover.link.v1.HostLinkService.Tunnel
    */

@@ -2,7 +2,7 @@
 // @generated from file drover/sandbox/v1/sandbox.proto (package drover.sandbox.v1, syntax proto3)
 /* eslint-disable */
 
-// What a sandbox is: shared by the public API, the host link and the store.
+// Sandboxes, as the public API, the host link and the store share them.
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
@@ -17,7 +17,7 @@ export const file_drover_sandbox_v1_sandbox: GenFile = /*@__PURE__*/
   fileDesc("Ch9kcm92ZXIvc2FuZGJveC92MS9zYW5kYm94LnByb3RvEhFkcm92ZXIuc2FuZGJveC52MSLtBQoLU2FuZGJveFNwZWMSDQoFaW1hZ2UYASABKAkSDwoHY29tbWFuZBgCIAMoCRISCgplbnRyeXBvaW50GAMgAygJEhYKDnNldF9lbnRyeXBvaW50GAQgASgIEiYKA2VudhgFIAMoCzIZLmRyb3Zlci5zYW5kYm94LnYxLkVudlZhchIPCgd3b3JrZGlyGAYgASgJEgwKBHVzZXIYByABKAkSEAoIaG9zdG5hbWUYCCABKAkSLwoJcmVzb3VyY2VzGAkgASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHRlcm1pbmFsGAogASgIEhUKDXRlcm1pbmFsX3Jvd3MYCyABKA0SGAoQdGVybWluYWxfY29sdW1ucxgMIAEoDRINCgVzdGRpbhgNIAEoCBINCgVhbGxvdxgOIAMoCRIPCgdydW50aW1lGA8gASgJEkMKC2hvc3RfbGFiZWxzGBAgAygLMi4uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFNwZWMuSG9zdExhYmVsc0VudHJ5EgwKBGhvc3QYESABKAkSFgoOcmVtb3ZlX29uX2V4aXQYEiABKAgSEwoLdHRsX3NlY29uZHMYEyABKAQSLAoGbW91bnRzGBQgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuQmluZE1vdW50EhUKDXN0b3BfZ3JhY2VfbXMYFSABKA0SLwoHc2VjcmV0cxgWIAMoCzIeLmRyb3Zlci5zYW5kYm94LnYxLlNlY3JldE1vdW50EhkKEWlkbGVfc3RvcF9zZWNvbmRzGBcgASgEEicKBXNldHVwGBggASgLMhguZHJvdmVyLnNhbmRib3gudjEuU2V0dXASKQoGcG9saWN5GBkgASgLMhkuZHJvdmVyLnNhbmRib3gudjEuUG9saWN5GjEKD0hvc3RMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlgKBlBvbGljeRIPCgd2ZXJzaW9uGAEgASgNEiwKBXJ1bGVzGAIgAygLMh0uZHJvdmVyLnNhbmRib3gudjEuUG9saWN5UnVsZRIPCgdleHRlbmRzGAMgAygJIoABCgpQb2xpY3lSdWxlEgwKBGhvc3QYASABKAkSDQoFcG9ydHMYAiADKA0SEAoIcHJvdG9jb2wYAyABKAkSDwoHbWV0aG9kcxgEIAMoCRINCgVwYXRocxgFIAMoCRIOCgZhY3Rpb24YBiABKAkSEwoLY3JlZGVudGlhbHMYByADKAkimwEKBVNldHVwEisKBWZpbGVzGAEgAygLMhwuZHJvdmVyLnNhbmRib3gudjEuU2V0dXBGaWxlEigKA2dpdBgCIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwEigKA3NzaBgDIAEoCzIbLmRyb3Zlci5zYW5kYm94LnYxLlNzaFNldHVwEhEKCXBvc3RfaW5pdBgEIAEoCSJWCglTZXR1cEZpbGUSDAoEcGF0aBgBIAEoCRIRCgdjb250ZW50GAIgASgJSAASEAoGc2VjcmV0GAMgASgJSAASDAoEbW9kZRgEIAEoDUIICgZzb3VyY2UinwEKCEdpdFNldHVwEjcKBmNvbmZpZxgBIAMoCzInLmRyb3Zlci5zYW5kYm94LnYxLkdpdFNldHVwLkNvbmZpZ0VudHJ5EisKBmNsb25lcxgCIAMoCzIbLmRyb3Zlci5zYW5kYm94LnYxLkdpdENsb25lGi0KC0NvbmZpZ0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiMgoIR2l0Q2xvbmUSCwoDdXJsGAEgASgJEgwKBHBhdGgYAiABKAkSCwoDcmVmGAMgASgJIj0KCFNzaFNldHVwEhMKC2tub3duX2hvc3RzGAEgAygJEgwKBGtleXMYAiADKAkSDgoGY29uZmlnGAMgASgJIiUKBkVudlZhchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJIkwKC1NlY3JldE1vdW50EgwKBG5hbWUYASABKAkSLwoGdGFyZ2V0GAIgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2VjcmV0VGFyZ2V0Ii8KC1NlY3JldFZhbHVlEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAxCA4ABASJOCglCaW5kTW91bnQSDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgSDgoGdm9sdW1lGAQgASgJImoKCVJlc291cmNlcxISCgpjcHVfbWlsbGlzGAEgASgNEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBISCgpkaXNrX2J5dGVzGAMgASgEEgwKBHBpZHMYBCABKA0SEQoJc2htX2J5dGVzGAUgASgEIpAEChJTYW5kYm94T2JzZXJ2YXRpb24SEgoKc2FuZGJveF9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgEEi4KBXN0YXRlGAMgASgOMh8uZHJvdmVyLnNhbmRib3gudjEuU2FuZGJveFN0YXRlEg4KBnJlYXNvbhgEIAEoCRIPCgdtZXNzYWdlGAUgASgJEhYKCWV4aXRfY29kZRgGIAEoBUgAiAEBEhUKDW91dF9vZl9tZW1vcnkYByABKAgSLgoKc3RhcnRlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg8KB2FkZHJlc3MYCiABKAkSEwoLc3RhcnRfY291bnQYCyABKAQSFAoMaW1hZ2VfZGlnZXN0GAwgASgJEg8KB3J1bnRpbWUYDSABKAkSLwoJcmVzb3VyY2VzGA4gASgLMhwuZHJvdmVyLnNhbmRib3gudjEuUmVzb3VyY2VzEhAKCHNlcXVlbmNlGA8gASgEEhMKC25ldHdvcmtfY3V0GBAgASgIEhsKE3JlZ2lzdHJhdGlvbl9jbG9zZWQYESABKAgSEwoLZXhpdF9zaWduYWwYEiABKAkSDAoEaGludBgUIAEoCUIMCgpfZXhpdF9jb2RlKvMCCgxTYW5kYm94U3RhdGUSHQoZU0FOREJPWF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNBTkRCT1hfU1RBVEVfUEVORElORxABEhsKF1NBTkRCT1hfU1RBVEVfU0NIRURVTEVEEAISGwoXU0FOREJPWF9TVEFURV9QUkVQQVJJTkcQAxIaChZTQU5EQk9YX1NUQVRFX1NUQVJUSU5HEAQSGQoVU0FOREJPWF9TVEFURV9SVU5OSU5HEAUSGAoUU0FOREJPWF9TVEFURV9QQVVTRUQQBhIaChZTQU5EQk9YX1NUQVRFX1NUT1BQSU5HEAcSGQoVU0FOREJPWF9TVEFURV9TVE9QUEVEEAgSGAoUU0FOREJPWF9TVEFURV9GQUlMRUQQCRIWChJTQU5EQk9YX1NUQVRFX0xPU1QQChIaChZTQU5EQk9YX1NUQVRFX0RFTEVUSU5HEAsSGQoVU0FOREJPWF9TVEFURV9ERUxFVEVEEAwqmAEKDERlc2lyZWRTdGF0ZRIdChlERVNJUkVEX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVREVTSVJFRF9TVEFURV9SVU5OSU5HEAESGQoVREVTSVJFRF9TVEFURV9TVE9QUEVEEAISGAoUREVTSVJFRF9TVEFURV9QQVVTRUQQAxIZChVERVNJUkVEX1NUQVRFX0RFTEVURUQQBCpkCgxTZWNyZXRUYXJnZXQSHQoZU0VDUkVUX1RBUkdFVF9VTlNQRUNJRklFRBAAEh0KGVNFQ1JFVF9UQVJHRVRfRU5WSVJPTk1FTlQQARIWChJTRUNSRVRfVEFSR0VUX0ZJTEUQAmIGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
- * What runs in a sandbox, and with what. Immutable once created.
+ * The definition of a sandbox. Immutable once created.
  *
  * @generated from message drover.sandbox.v1.SandboxSpec
  */
@@ -31,7 +31,7 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   image: string;
 
   /**
-   * Replaces the image's Cmd; empty keeps it.
+   * Replaces the image's Cmd; empty: the image's.
    *
    * @generated from field: repeated string command = 2;
    */
@@ -57,21 +57,21 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   env: EnvVar[];
 
   /**
-   * Empty keeps the image's WorkingDir.
+   * Empty: the image's WorkingDir.
    *
    * @generated from field: string workdir = 6;
    */
   workdir: string;
 
   /**
-   * `uid[:gid]` or names from the image's passwd and group; empty keeps the image's User.
+   * `uid[:gid]` or names from the image's passwd and group; empty: the image's User.
    *
    * @generated from field: string user = 7;
    */
   user: string;
 
   /**
-   * Empty uses the sandbox's name.
+   * Empty: the sandbox's name.
    *
    * @generated from field: string hostname = 8;
    */
@@ -114,21 +114,21 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   allow: string[];
 
   /**
-   * oci, docker, microvm or fake; empty lets placement choose.
+   * oci, docker, microvm or fake; empty: placement chooses.
    *
    * @generated from field: string runtime = 15;
    */
   runtime: string;
 
   /**
-   * Only hosts that carry all of these labels.
+   * Only hosts with all of these labels.
    *
    * @generated from field: map<string, string> host_labels = 16;
    */
   hostLabels: { [key: string]: string };
 
   /**
-   * A host id or name to pin to; empty lets placement choose.
+   * A host id or name; empty: placement chooses.
    *
    * @generated from field: string host = 17;
    */
@@ -142,7 +142,7 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   removeOnExit: boolean;
 
   /**
-   * Stopped when older than this, counted from creation; 0 is never. Seconds.
+   * Stopped at this age, counted from creation; 0: never. Seconds.
    *
    * @generated from field: uint64 ttl_seconds = 19;
    */
@@ -156,22 +156,22 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   mounts: BindMount[];
 
   /**
-   * Grace between SIGTERM and SIGKILL at stop. Milliseconds; 0 is the default (10 s).
+   * Time between the stop signal and SIGKILL, milliseconds; 0: the default (10 s).
    *
    * @generated from field: uint32 stop_grace_ms = 21;
    */
   stopGraceMs: number;
 
   /**
-   * What secrets it gets, and how (R-19): their names only. The values are not part of a spec.
+   * The names of its secrets, and how it receives them (R-19). The values are not part of a spec.
    *
    * @generated from field: repeated drover.sandbox.v1.SecretMount secrets = 22;
    */
   secrets: SecretMount[];
 
   /**
-   * Stopped, with reason `idle`, when for so long nobody was attached to it (exec, attach, cp, forward), its command wrote nothing,
-   * and its processes used next to no CPU (R-20); 0 is never. Seconds.
+   * Stopped with reason `idle` after this long without a client (exec, attach, cp, forward), without output of its command, and with
+   * almost no CPU use (R-20); 0: never. Seconds.
    *
    * @generated from field: uint64 idle_stop_seconds = 23;
    */
@@ -185,7 +185,7 @@ export type SandboxSpec = Message<"drover.sandbox.v1.SandboxSpec"> & {
   setup?: Setup | undefined;
 
   /**
-   * What it may reach (G-12), together with the rules of `allow`; without any rule, nothing.
+   * The destinations that it may reach (G-12), together with the rules of `allow`; without any rule, none.
    *
    * @generated from field: drover.sandbox.v1.Policy policy = 25;
    */
@@ -200,13 +200,13 @@ export const SandboxSpecSchema: GenMessage<SandboxSpec> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 0);
 
 /**
- * A policy (G-12). Deny wins over allow, and allow over observe; what no rule covers is denied.
+ * A policy (G-12). Deny wins over allow, and allow over observe. A request that no rule covers is denied.
  *
  * @generated from message drover.sandbox.v1.Policy
  */
 export type Policy = Message<"drover.sandbox.v1.Policy"> & {
   /**
-   * Of the policy language: 1.
+   * The version of the policy language: 1.
    *
    * @generated from field: uint32 version = 1;
    */
@@ -294,7 +294,7 @@ export const PolicyRuleSchema: GenMessage<PolicyRule> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 2);
 
 /**
- * What the steps of the init plan do, in this order: config, git, ssh, clone, post-init. A step with nothing to do is left out.
+ * The steps of the init plan, in this order: config, git, ssh, clone, post-init. A step with nothing to do is left out.
  *
  * @generated from message drover.sandbox.v1.Setup
  */
@@ -403,7 +403,7 @@ export const GitSetupSchema: GenMessage<GitSetup> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 5);
 
 /**
- * Needs git in the image, and a policy that lets it out.
+ * Requires git in the image, and a policy that allows the remote.
  *
  * @generated from message drover.sandbox.v1.GitClone
  */
@@ -414,14 +414,14 @@ export type GitClone = Message<"drover.sandbox.v1.GitClone"> & {
   url: string;
 
   /**
-   * Absolute, or below the user's home directory. A path that holds a repository already is left alone.
+   * Absolute, or below the user's home directory. A path that already holds a repository is left unchanged.
    *
    * @generated from field: string path = 2;
    */
   path: string;
 
   /**
-   * A branch, a tag or a commit; empty is the remote's default.
+   * A branch, a tag or a commit; empty: the remote's default branch.
    *
    * @generated from field: string ref = 3;
    */
@@ -513,7 +513,7 @@ export const SecretMountSchema: GenMessage<SecretMount> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 9);
 
 /**
- * A secret itself (R-19). It is in no answer, no event and no log.
+ * A secret's value (R-19). No response, event or log contains it.
  *
  * @generated from message drover.sandbox.v1.SecretValue
  */
@@ -579,35 +579,35 @@ export const BindMountSchema: GenMessage<BindMount> = /*@__PURE__*/
  */
 export type Resources = Message<"drover.sandbox.v1.Resources"> & {
   /**
-   * Thousandths of a CPU; 0 is no limit (placement counts the default request).
+   * Thousandths of a CPU; 0: no limit (placement counts the default request).
    *
    * @generated from field: uint32 cpu_millis = 1;
    */
   cpuMillis: number;
 
   /**
-   * Bytes; 0 is no limit.
+   * Bytes; 0: no limit.
    *
    * @generated from field: uint64 memory_bytes = 2;
    */
   memoryBytes: bigint;
 
   /**
-   * Writable layer, bytes; 0 is no limit.
+   * The writable layer, bytes; 0: no limit.
    *
    * @generated from field: uint64 disk_bytes = 3;
    */
   diskBytes: bigint;
 
   /**
-   * Processes and threads; 0 is the default (4096).
+   * Processes and threads; 0: the default (4096).
    *
    * @generated from field: uint32 pids = 4;
    */
   pids: number;
 
   /**
-   * Size of /dev/shm, bytes; 0 is the default (64 MiB, or the memory limit where that is less). It counts as memory of the sandbox.
+   * Size of /dev/shm, bytes; 0: the default (64 MiB, or the memory limit if smaller). Its content counts as memory of the sandbox.
    *
    * @generated from field: uint64 shm_bytes = 5;
    */
@@ -622,7 +622,7 @@ export const ResourcesSchema: GenMessage<Resources> = /*@__PURE__*/
   messageDesc(file_drover_sandbox_v1_sandbox, 12);
 
 /**
- * What a host saw of one sandbox (L-22). Times are the host's.
+ * A host's observation of one sandbox (L-22). Times are the host's.
  *
  * @generated from message drover.sandbox.v1.SandboxObservation
  */
@@ -633,7 +633,7 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
   sandboxId: string;
 
   /**
-   * The generation of the desired state that this answers.
+   * The generation of the desired state that this observation reflects.
    *
    * @generated from field: uint64 generation = 2;
    */
@@ -688,7 +688,7 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
   address: string;
 
   /**
-   * How often the sandbox was started on this host; a new start is a new number.
+   * The number of starts of the sandbox on this host.
    *
    * @generated from field: uint64 start_count = 11;
    */
@@ -705,14 +705,14 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
   runtime: string;
 
   /**
-   * What placement has to count for it (L-8).
+   * The resources that placement counts for it (L-8).
    *
    * @generated from field: drover.sandbox.v1.Resources resources = 14;
    */
   resources?: Resources | undefined;
 
   /**
-   * Rises with every observation of this sandbox on this host; an older one is dropped.
+   * Increases with every observation of this sandbox on this host; an older observation is dropped.
    *
    * @generated from field: uint64 sequence = 15;
    */
@@ -733,14 +733,14 @@ export type SandboxObservation = Message<"drover.sandbox.v1.SandboxObservation">
   registrationClosed: boolean;
 
   /**
-   * The name of the signal that ended the main process, `SIGTERM`, `SIGRTMIN+3`; empty when none did.
+   * The name of the signal that ended the main process, `SIGTERM`, `SIGRTMIN+3`; empty if none did.
    *
    * @generated from field: string exit_signal = 18;
    */
   exitSignal: string;
 
   /**
-   * What a person can do about a failure; may be empty. Earlier agents join it to the message.
+   * What to do about a failure; may be empty. Earlier agents append it to the message.
    *
    * @generated from field: string hint = 20;
    */
@@ -840,7 +840,7 @@ export const SandboxStateSchema: GenEnum<SandboxState> = /*@__PURE__*/
   enumDesc(file_drover_sandbox_v1_sandbox, 0);
 
 /**
- * What a person wants of a sandbox.
+ * The desired state of a sandbox.
  *
  * @generated from enum drover.sandbox.v1.DesiredState
  */
@@ -872,7 +872,7 @@ export const DesiredState = {
 } as const;
 
 /**
- * What a person wants of a sandbox.
+ * The desired state of a sandbox.
  *
  * @generated from enum drover.sandbox.v1.DesiredState
  */
@@ -903,7 +903,7 @@ export const SecretTarget = {
   ENVIRONMENT: 1,
 
   /**
-   * `/run/secrets/NAME` on a tmpfs, mode 0400, the main process's user's.
+   * `/run/secrets/NAME` on a tmpfs, mode 0400, owned by the main process's user.
    *
    * @generated from enum value: SECRET_TARGET_FILE = 2;
    */
