@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generates packages/protocol/src/generated from proto/, and docs/limits.md from the packages' limits. Needs no network.
+# Generates packages/protocol/src/generated from proto/, docs/limits.md from the packages' limits, and docs/policy.schema.json. Needs no network.
 # With --check it changes nothing, and fails when what is there differs.
 set -eu
 root=$(cd -- "$(dirname -- "$0")/.." && pwd)
@@ -21,6 +21,7 @@ if [ "${1-}" = --check ]; then
     exit 1
   fi
   node ../scripts/limits.ts --check
+  node --conditions=development ../scripts/policy-schema.ts --check
   exit
 fi
 # Files are replaced one by one, so that a program that starts meanwhile finds them all.
@@ -32,3 +33,4 @@ for file in $(cd "$target" && find . -type f); do
   [ -e "$fresh/$file" ] || rm "$target/$file"
 done
 node ../scripts/limits.ts
+node --conditions=development ../scripts/policy-schema.ts

@@ -2,6 +2,8 @@ import { closeSync, openSync, readSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { DroverError, reasonOf } from '@drover/foundation';
 import { parseConfig } from '@drover/foundation/config';
+import type { sandbox } from '@drover/protocol';
+import { setupToWire } from '@drover/protocol/spec';
 import { maxSetupBytes, maxSetupScriptBytes } from '@drover/spec';
 import { parseSetup, type Setup } from '@drover/spec/setup';
 import { z } from 'zod';
@@ -12,6 +14,12 @@ export interface SetupFlags {
   readonly setup?: string;
   /** A file with a script. */
   readonly postInit?: string;
+}
+
+/** As `readSetup`, for the API. */
+export function readSetupMessage(flags: SetupFlags, secrets: ReadonlySet<string>): sandbox.Setup | undefined {
+  const setup = readSetup(flags, secrets);
+  return setup === undefined ? undefined : setupToWire(setup);
 }
 
 /**

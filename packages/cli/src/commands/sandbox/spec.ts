@@ -1,5 +1,4 @@
 import { DroverError, parseName, parseProject } from '@drover/foundation';
-import { setupToWire } from '@drover/protocol/spec';
 import type { CreateOptions, SpecInit } from '@drover/sdk';
 import {
   absoluteImageReference,
@@ -66,7 +65,7 @@ export async function createOptions(
   const secretsNamed = secretNames(flags);
   const asksForSetup = flags.setup !== undefined || flags.postInit !== undefined;
   // Loaded by who needs it: what reads YAML and checks it is half of what this command would load.
-  const setup = asksForSetup ? (await import('./setup.ts')).readSetup(flags, secretsNamed) : undefined;
+  const setup = asksForSetup ? (await import('./setup.ts')).readSetupMessage(flags, secretsNamed) : undefined;
   const size = terminalSize();
   const spec: SpecInit = {
     image: absoluteImageReference(image, process.cwd()),
@@ -93,7 +92,7 @@ export async function createOptions(
     idleStopSeconds: secondsOf('--idle-stop', flags.idleStop),
     mounts: (flags.volume ?? []).map((text) => parseMountFlag(text, process.cwd())),
     stopGraceMs: flags.stopGrace === undefined ? 0 : parseStopGrace('--stop-grace', flags.stopGrace),
-    ...(setup !== undefined && { setup: setupToWire(setup) }),
+    ...(setup !== undefined && { setup }),
   };
   // Last: what is wrong with a flag is said before anything is read from stdin.
   const secrets = await readSecrets(flags, { env: process.env, stdin: process.stdin, stdinTaken: streams.stdinTaken === true });
