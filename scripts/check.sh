@@ -30,6 +30,7 @@ check 'types' tsc -b
 check 'lint' oxlint --type-aware --quiet
 check 'format' biome format .
 check 'import directions' node --disable-warning=ExperimentalWarning scripts/imports.ts
+check 'calls to the kernel' sh scripts/kernel.sh
 check 'sizes of files and functions' node --disable-warning=ExperimentalWarning scripts/sizes.ts
 check 'nothing unused' knip --no-progress --no-config-hints
 

@@ -20,11 +20,11 @@ interface Outcome {
   readonly output: string;
 }
 
-function run(script: 'imports.ts' | 'sizes.ts'): Promise<Outcome> {
+function run(script: 'imports.ts' | 'sizes.ts' | 'kernel.sh'): Promise<Outcome> {
+  const path = join(root, 'scripts', script);
+  const [program, args] = script.endsWith('.sh') ? ['sh', [path]] : [process.execPath, ['--disable-warning=ExperimentalWarning', path]];
   return new Promise((resolve) => {
-    execFile(process.execPath, ['--disable-warning=ExperimentalWarning', join(root, 'scripts', script), copy], (error, stdout, stderr) =>
-      resolve({ failed: error !== null, output: stdout + stderr }),
-    );
+    execFile(program, [...args, copy], (error, stdout, stderr) => resolve({ failed: error !== null, output: stdout + stderr }));
   });
 }
 
@@ -47,6 +47,14 @@ test('an import upwards fails the check, also of a type alone', async () => {
   });
   expect(failed).toBe(true);
   expect(output).toContain('layers-foundation: packages/foundation/src/planted.js');
+});
+
+test('reading /proc outside packages/linux fails the check', async () => {
+  expect(await run('kernel.sh')).toEqual({ failed: false, output: '' });
+  const text = "import { readFileSync } from 'node:fs';\nexport const planted = readFileSync('/proc/meminfo');\n";
+  const { failed, output } = await planted({ 'packages/agent/src/planted.ts': text }, 'kernel.sh');
+  expect(failed).toBe(true);
+  expect(output).toContain('packages/agent/src/planted.ts:2:');
 });
 
 test('a path into another package fails the check', async () => {

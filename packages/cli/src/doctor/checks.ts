@@ -1,11 +1,11 @@
 import { execFile } from 'node:child_process';
-import { access, readFile, statfs } from 'node:fs/promises';
+import { access, statfs } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { arch, platform, release } from 'node:os';
 import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import { directoryProblem, DroverError, errnoOf, formatBytes, reasonOf } from '@drover/foundation';
-import { hasFileSystem, maxUserNamespaces } from '@drover/linux';
+import { Cgroups, hasFileSystem, maxUserNamespaces, mountTable } from '@drover/linux';
 import { doctorCheckMs, doctorFreeBytes } from '../limits.ts';
 
 /** The result of one check. */
@@ -102,14 +102,12 @@ export const checks: Readonly<Record<string, Check>> = {
       'sysctl user.max_user_namespaces=15000; without them, root in a sandbox is root on the host, confined only by seccomp and capabilities',
     );
   },
-  cgroups: async () => {
-    const mounts = await readFile('/proc/self/mounts', 'utf8');
-    const v2 = /^\S+ (\S+) cgroup2 /m.exec(mounts)?.[1];
-    const v1 = /^\S+ \S+ cgroup /m.test(mounts);
-    if (v1) return ok('cgroups', v2 === undefined ? 'version 1' : 'versions 1 and 2 (hybrid)');
-    if (v2 === undefined) return problem('cgroups', 'no cgroup file system is mounted', 'mount -t cgroup2 none /sys/fs/cgroup');
-    const controllers = (await readFile(`${v2}/cgroup.controllers`, 'utf8')).trim().split(' ');
-    const lacking = ['cpu', 'memory', 'pids'].filter((name) => !controllers.includes(name));
+  cgroups: () => {
+    const cgroups = new Cgroups('/drover');
+    if (cgroups.kind !== 'v2') return ok('cgroups', cgroups.kind === 'v1' ? 'version 1' : 'versions 1 and 2 (hybrid)');
+    if (!mountTable().some(({ type }) => type === 'cgroup2'))
+      return problem('cgroups', 'no cgroup file system is mounted', 'mount -t cgroup2 none /sys/fs/cgroup');
+    const lacking = cgroups.missing();
     if (lacking.length > 0)
       return warning(
         'cgroups',
