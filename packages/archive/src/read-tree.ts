@@ -4,7 +4,7 @@ import { DroverError, errnoOf, reasonOf as systemReasonOf } from '@drover/founda
 import { attributesOf, nextData, nextHole } from '@drover/linux';
 import { maxSparseSegments, maxUnsizedBytes, treeChunkBytes, wholeFileBytes } from './limits.ts';
 import { fsPath, showPath } from './names.ts';
-import type { SparseMap } from './tar-reader.ts';
+import type { SparseMap } from './sparse.ts';
 import { tarEnd, tarHeader, tarPadding, type TarHeader } from './tar-writer.ts';
 
 /** Something that a copy does not carry. */

@@ -1,5 +1,5 @@
 import { floorSeconds, nanoseconds, timeText } from './times.ts';
-import type { SparseMap } from './tar-reader.ts';
+import type { SparseMap } from './sparse.ts';
 import { bytesOf } from './names.ts';
 
 /**
