@@ -8,9 +8,9 @@ export const maxSparseSegments = 1_000_000;
 export const maxCopyEntries = 1_000_000;
 /** Bytes of one copied tree. Above: too-large. */
 export const maxCopyBytes = 64 * 1024 ** 3;
-/** Bytes that a walk collects before it hands them on, and of one read of a large file: in a message, they fill a buffer of 256 KiB. */
+/** Bytes that a walk collects before it passes them on, and of one read of a large file: in a message, they fill a buffer of 256 KiB. */
 export const treeChunkBytes = 256 * 1024 - 64;
-/** A file of up to so many bytes is read whole before its size is promised, so that it may change meanwhile. */
+/** Bytes of a file up to which it is read whole before its size is written, so that it may change meanwhile. */
 export const wholeFileBytes = 1024 ** 2;
-/** Bytes of a file that does not say its size, such as those of /proc. Above: it is left out and named. */
+/** Bytes of a file that reports no size, such as a file of /proc. Above: it is left out and named. */
 export const maxUnsizedBytes = 16 * 1024 ** 2;

@@ -1,6 +1,4 @@
-/**
- * Paths in this package are byte strings: one latin1 character is one byte, since a file's name need not be UTF-8.
- */
+/** Paths in this package are byte strings: one latin1 character is one byte, since a file's name need not be UTF-8. */
 
 /** Text as a byte string. */
 export function byteString(text: string): string {
@@ -16,7 +14,7 @@ export function stringOf(path: Uint8Array): string {
   return Buffer.from(path.buffer, path.byteOffset, path.byteLength).toString('latin1');
 }
 
-/** What fs functions take: the string itself when it is ASCII, else its bytes. */
+/** A path for functions of node:fs: the string itself when it is ASCII, else its bytes. */
 export function fsPath(path: string): string | Buffer {
   // oxlint-disable-next-line no-control-regex
   return /^[\0-\x7f]*$/.test(path) ? path : bytesOf(path);

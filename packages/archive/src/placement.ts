@@ -4,17 +4,17 @@ import { DroverError, errnoOf, makeDirectories } from '@drover/foundation';
 import { byteString, fsPath, showPath } from './names.ts';
 import type { WriteTreeOptions } from './write-tree.ts';
 
-/** A path that a person gave to copy from or to. */
+/** A path that a person copies from or to. */
 export interface GivenPath {
   /** Absolute, without `.`, `..` and slashes at its end. A byte string. */
   readonly path: string;
   /** Its last part; `.` for the contents of a directory (`DIR/.`, `.`, `/`). */
   readonly name: string;
-  /** It can only be a directory, or a link to one. */
+  /** Only a directory, or a link to one, can be meant. */
   readonly endsInSlash: boolean;
 }
 
-/** @param workdir what a relative path is relative to; text */
+/** @param workdir the directory of a relative path; text */
 export function resolveGiven(given: string, workdir: string): GivenPath {
   const path = posix.resolve(byteString(workdir), given);
   const isContents = path === '/' || /(?:^|\/)\.\.?\/*$/.test(given);
@@ -22,9 +22,9 @@ export function resolveGiven(given: string, workdir: string): GivenPath {
 }
 
 /**
- * Where a copy goes. As cp(1): into the target where that is a directory, also one that a link leads to, else to the target's own name. A link
- * to a file stays and its file is replaced; a link to nothing is replaced.
- * @param contents entries go below the target, a directory that is made where it is missing
+ * The place of a copy, as with cp(1): in the target if it is a directory or a link to one, else under the target's own name. A link to a file
+ * stays and its file is replaced; a link to nothing is replaced.
+ * @param contents whether entries go below the target, a directory that is made if it does not exist
  * @param parents whether directories above the target are made
  * @throws {DroverError} failed-precondition, path-not-found
  */

@@ -7,7 +7,7 @@ import { fsPath, showPath } from './names.ts';
 import type { SparseMap } from './sparse.ts';
 import { tarEnd, tarHeader, tarPadding, type TarHeader } from './tar-writer.ts';
 
-/** Something that a copy does not carry. */
+/** A file that a copy does not contain. */
 export interface LeftOut {
   /** A byte string. */
   readonly path: string;
@@ -16,46 +16,46 @@ export interface LeftOut {
 }
 
 export interface ReadTreeOptions {
-  /** Where the tree begins, a byte string; must exist. */
+  /** The top of the tree, which must exist. A byte string. */
   readonly path: string;
-  /** What its entries' names begin with; `.` for the contents of a directory. */
+  /** The first part of the entries' names; `.` for the contents of a directory. */
   readonly name: string;
-  /** Takes what symbolic links point at, instead of the links. */
+  /** Copies the targets of symbolic links instead of the links. */
   readonly followLinks: boolean;
-  /** Follows the path itself where it is a link. */
+  /** Follows `path` itself if it is a link. */
   readonly followPath?: boolean;
-  /** A directory that becomes an empty one in the archive. */
+  /** Whether a directory is empty in the archive. */
   readonly isOpaque?: (path: string) => boolean;
-  /** The owner to write, of a file's owner. */
+  /** Maps the owner of a file to the owner in the archive. */
   readonly owner?: (uid: number, gid: number) => { readonly uid: number; readonly gid: number };
   readonly signal: AbortSignal;
 }
 
 /**
- * A tree of files as a tar stream, in pieces of about `treeChunkBytes`; between them, what it leaves out and why. It is exact: a large file
- * that changes while it is read ends the copy with an error that names it. Holes, hard links, extended attributes and nanoseconds are kept.
+ * A tree of files as a tar stream, in pieces of about `treeChunkBytes`, and between them the files that it leaves out. A large file that changes
+ * while it is read ends the copy with an error that names it. Holes, hard links, extended attributes and nanoseconds are kept.
  * @throws {DroverError} failed-precondition, disk-full, …; the signal's reason
  */
 export function readTree(options: ReadTreeOptions): AsyncGenerator<Buffer | LeftOut, void, undefined> {
   return new TreeReader(options).read();
 }
 
-/** Whether a copy can carry it: a file, a directory or a symbolic link. */
-export function kindOf(stats: BigIntStats): string | undefined {
+/** Why a copy cannot contain this; undefined for a file, a directory or a symbolic link. */
+export function unsupportedKind(stats: BigIntStats): string | undefined {
   if (stats.isFIFO()) return 'is a FIFO';
   if (stats.isSocket()) return 'is a socket';
   if (stats.isCharacterDevice() || stats.isBlockDevice()) return 'is a device';
   return undefined;
 }
 
-/** Attributes that mean something on another machine. Not carried: labels of this one (`security.selinux`, …) and those of its overlays. */
+/** Whether an attribute has a meaning on another machine. Labels of this machine (`security.selinux`, …) and its overlays' attributes have none. */
 export function isCarriedAttribute(name: string): boolean {
   return name.startsWith('user.')
     ? !name.startsWith('user.overlay.')
     : name === 'security.capability' || name === 'system.posix_acl_access' || name === 'system.posix_acl_default';
 }
 
-/** Errors of one file that leave the others readable. */
+/** Errors that concern one file; the others remain readable. */
 const ofOneFile = new Set([
   'ENODATA',
   'EACCES',
@@ -75,9 +75,9 @@ const ofOneFile = new Set([
 
 class TreeReader {
   readonly #options: ReadTreeOptions;
-  /** First names of files with several, by device and inode. */
+  /** First names of files with several names, by device and inode. */
   readonly #linked = new Map<string, string>();
-  /** Directories between the root and here, by device and inode: following links must not lead back. */
+  /** Directories above the current one, by device and inode: following links must not lead back to them. */
   readonly #above = new Set<string>();
   #pieces: Buffer[] = [];
   #bytes = 0;
@@ -98,7 +98,7 @@ class TreeReader {
     signal.throwIfAborted();
     try {
       const stats = followLinks ? await stat(fsPath(path), { bigint: true }) : await lstat(fsPath(path), { bigint: true });
-      const unfit = kindOf(stats);
+      const unfit = unsupportedKind(stats);
       if (unfit !== undefined) yield { path, reason: unfit };
       else if (stats.isDirectory()) yield* this.#directory(path, name, stats, followLinks);
       else if (stats.isSymbolicLink()) {
@@ -136,7 +136,7 @@ class TreeReader {
       yield* this.#flush();
       return;
     }
-    // Not blocking: a FIFO may have taken its place.
+    // O_NONBLOCK: a FIFO may have replaced the file.
     const noFollow = follows ? 0 : constants.O_NOFOLLOW;
     const file = await open(fsPath(path), constants.O_RDONLY | constants.O_NONBLOCK | noFollow);
     try {
@@ -150,7 +150,7 @@ class TreeReader {
       if (sparse === undefined && size <= wholeFileBytes) {
         const content = await readWhole(file, size);
         if (content === undefined) {
-          yield { path, reason: `does not say its size, and has more than ${maxUnsizedBytes} bytes` };
+          yield { path, reason: `reports no size, and has more than ${maxUnsizedBytes} bytes` };
           return;
         }
         this.#header(path, stats, follows, { name, type: 'file', size: content.length });
@@ -163,7 +163,7 @@ class TreeReader {
     }
   }
 
-  /** Its size is promised before its data is read. */
+  /** Writes the size before it reads the data. */
   async *#largeFile(
     file: FileHandle,
     path: string,
@@ -223,13 +223,13 @@ class TreeReader {
     }
   }
 
-  /** What has been collected, once it is enough. */
+  /** Passes on what has been collected if it is at least this much. */
   *#flush(atLeast = treeChunkBytes): Generator<Buffer, void, undefined> {
     if (this.#bytes === 0 || this.#bytes < atLeast) return;
     const [first, ...more] = this.#pieces;
     this.#pieces = [];
     this.#bytes = 0;
-    // A large piece goes on without being copied.
+    // A single piece is passed on without a copy.
     if (first !== undefined && more.length === 0) yield first;
     else yield Buffer.concat([first ?? Buffer.alloc(0), ...more]);
   }
@@ -245,7 +245,7 @@ function carriedAttributes(path: string): ReadonlyMap<string, Buffer> | undefine
   }
 }
 
-/** Where a file has data; undefined when it is simpler to take it as one piece. */
+/** The parts of a file with data; undefined when it is simpler to read it as one piece. */
 function sparseMapOf(fd: number, realSize: number): SparseMap | undefined {
   const segments: { offset: number; size: number }[] = [];
   for (let at = 0; at < realSize; ) {
@@ -254,7 +254,7 @@ function sparseMapOf(fd: number, realSize: number): SparseMap | undefined {
     const end = nextHole(fd, offset);
     if (end === undefined || segments.length === maxSparseSegments) return undefined;
     at = Math.min(end, realSize);
-    // The file was cut short meanwhile; reading it says so.
+    // The file was truncated meanwhile; reading it reports that.
     if (at <= offset) return undefined;
     segments.push({ offset, size: at - offset });
   }
@@ -262,11 +262,11 @@ function sparseMapOf(fd: number, realSize: number): SparseMap | undefined {
   return segments.length === 1 && only?.size === realSize ? undefined : { realSize, segments };
 }
 
-/** All of a small file, or of one that does not say its size; undefined when that is more than `maxUnsizedBytes`. */
+/** All of a small file, or of a file that reports no size; undefined when that is more than `maxUnsizedBytes`. */
 async function readWhole(file: FileHandle, size: number): Promise<Buffer | undefined> {
   const pieces: Buffer[] = [];
   let length = 0;
-  // One more than there is: a short read of a file with a size is its end.
+  // One byte more than the size: a short read is the end of the file.
   for (let wanted = size === 0 ? 4096 : size + 1; ; wanted = 64 * 1024) {
     const buffer = Buffer.allocUnsafeSlow(wanted);
     const { bytesRead } = await file.read(buffer, 0, wanted, null);
@@ -279,11 +279,11 @@ async function readWhole(file: FileHandle, size: number): Promise<Buffer | undef
 
 function changed(path: string, how: string): DroverError {
   return new DroverError('failed-precondition', `${showPath(path)} changed while it was copied: ${how}`, {
-    hint: 'what was copied of it is incomplete; copy it again when no process writes to it',
+    hint: 'the copy of it is incomplete; copy it again when no process writes to it',
   });
 }
 
-/** The size of the file stands in the archive already: if it were left out now, the entries after it would be read as its content. */
+/** The archive already has the size of the file: if the file were left out now, the entries after it would be read as its content. */
 function unreadable(path: string, at: number, cause: unknown): DroverError {
   const { code } = DroverError.from(cause, 'runtime-failed');
   return new DroverError(code, `${showPath(path)} cannot be read to its end: ${systemReasonOf(cause)} after ${at} bytes`, {
@@ -294,7 +294,7 @@ function unreadable(path: string, at: number, cause: unknown): DroverError {
 
 function reasonOf(errno: string, followLinks: boolean): string {
   if (errno === 'ENOENT') return followLinks ? 'does not exist, or is a link to nothing' : 'was removed while it was copied';
-  // Directories that a program has moved into each other: the kernel takes paths of 4,096 bytes.
+  // A program can move directories into each other; the kernel accepts paths of 4,096 bytes.
   if (errno === 'ENAMETOOLONG') return 'has too long a path';
   if (errno === 'EACCES' || errno === 'EPERM') return 'cannot be read: permission denied';
   return `cannot be read (${errno})`;

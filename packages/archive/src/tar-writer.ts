@@ -3,11 +3,11 @@ import type { SparseMap } from './sparse.ts';
 import { bytesOf } from './names.ts';
 
 /**
- * Writes tar: ustar, with a PAX header (POSIX.1-2017, pax) for what ustar has no room for. Extended attributes are `SCHILY.xattr.` records
- * and sparse files GNU's format 1.0, as GNU tar and bsdtar read them. Names go in as they are, byte for byte.
+ * An entry of an archive in ustar, with a PAX header (POSIX.1-2017, pax) for values that do not fit ustar. Extended attributes are
+ * `SCHILY.xattr.` records, and sparse files have GNU's format 1.0, as GNU tar and bsdtar read them. Names are written byte for byte.
  */
 export interface TarHeader {
-  /** A byte string. That of a directory ends in `/`. */
+  /** A byte string. The name of a directory ends in `/`. */
   readonly name: string;
   readonly type: 'file' | 'directory' | 'symlink' | 'hardlink';
   readonly linkName?: string;
@@ -17,26 +17,26 @@ export interface TarHeader {
   readonly gid: number;
   /** Nanoseconds since the epoch. */
   readonly mtimeNs: bigint;
-  /** Bytes of data that follow, for a sparse file those of its segments. */
+  /** Bytes of data that follow; of a sparse file, those of its segments. */
   readonly size?: number;
   readonly attributes?: ReadonlyMap<string, Buffer>;
   readonly sparse?: SparseMap;
 }
 
 const block = 512;
-/** What fits the octal fields of ustar. */
+/** The largest numbers of ustar's octal fields. */
 const maxOctal7 = 0o7777777;
 const maxOctal11 = 0o77777777777;
 const flags = { file: '0', hardlink: '1', symlink: '2', directory: '5' } as const;
 
-/** Two blocks of zeros. */
+/** The end of an archive: two blocks of zeros. */
 export const tarEnd = Buffer.alloc(2 * block);
 
 export function tarPadding(size: number): Buffer {
   return tarEnd.subarray(0, (block - (size % block)) % block);
 }
 
-/** The headers of an entry, and for a sparse file the map in front of its data. */
+/** The headers of an entry, and for a sparse file the map that precedes its data. */
 export function tarHeader(entry: TarHeader): Buffer {
   const { type, linkName = '', sparse, attributes } = entry;
   const map = sparse === undefined ? Buffer.alloc(0) : sparseMap(sparse);
@@ -115,10 +115,10 @@ function octal(header: Buffer, at: number, length: number, value: number): void 
   header.write(`${value.toString(8).padStart(length - 1, '0')}\0`, at, length, 'latin1');
 }
 
-/** Name and prefix, cut at a slash; undefined when it does not fit. */
+/** A name as ustar's name and prefix, divided at a slash; undefined when it does not fit. */
 function split(name: string): { readonly name: string; readonly prefix: string } | undefined {
   if (name.length <= 100) return { name, prefix: '' };
-  // The last slash at which what precedes it fits; a directory's own slash cuts nothing off.
+  // The last slash that leaves a short enough prefix. The slash at the end of a directory's name does not divide it.
   const at = name.lastIndexOf('/', 155);
   const rest = name.slice(at + 1);
   return at > 0 && rest !== '' && rest.length <= 100 ? { name: rest, prefix: name.slice(0, at) } : undefined;
@@ -132,7 +132,7 @@ function paxRecord(key: string, value: Buffer): Buffer {
   return Buffer.concat([Buffer.from(`${length} ${key}=`), value, Buffer.from('\n')]);
 }
 
-/** Decimal lines in whole blocks: how many segments, then offset and size of each. GNU tar makes a file end at its last segment. */
+/** Decimal lines in whole blocks: the number of segments, then offset and size of each. For GNU tar a file ends at its last segment. */
 function sparseMap({ realSize, segments }: SparseMap): Buffer {
   const last = segments.at(-1);
   const all = last !== undefined && last.offset + last.size === realSize ? segments : [...segments, { offset: realSize, size: 0 }];

@@ -1,4 +1,4 @@
-/** In a second. */
+/** Nanoseconds in a second. */
 export const nanoseconds = 1_000_000_000n;
 
 /** Whole seconds, rounded down. */
@@ -14,7 +14,7 @@ export function timeText(time: bigint): string {
   return `${time < 0n ? '-' : ''}${magnitude / nanoseconds}${fraction === '' ? '' : `.${fraction}`}`;
 }
 
-/** The opposite: PAX's decimal seconds in nanoseconds; undefined when it is no such number. */
+/** Parses PAX's decimal seconds; undefined for other text. */
 export function parseTime(text: string): bigint | undefined {
   const match = /^(-?)(\d{1,18})(?:\.(\d*))?$/.exec(text);
   if (match === null) return undefined;

@@ -72,7 +72,7 @@ async function unpack(tar: AsyncIterable<Uint8Array>, root: string, options: Par
 const names = (left: readonly LeftOut[]): string[] => left.map(({ path, reason }) => `${path.replace(`${base}/`, '')} ${reason}`);
 
 describe('a tree survives a tar stream', () => {
-  test('whatever its names, modes, owners, times, links, holes and attributes are', async () => {
+  test('with any names, modes, owners, times, links, holes and attributes', async () => {
     let round = 0;
     await fc.assert(
       fc.asyncProperty(arbitraryTree, fc.integer({ min: 100, max: 600_000 }), async (tree, chunk) => {
@@ -92,7 +92,7 @@ describe('a tree survives a tar stream', () => {
     );
   });
 
-  test('GNU tar reads what is written, and the other way round', async () => {
+  test('written by GNU tar, and read by it', async () => {
     let round = 0;
     await fc.assert(
       fc.asyncProperty(arbitraryTree, async (tree) => {
@@ -121,7 +121,7 @@ async function* one(tar: Buffer): AsyncGenerator<Buffer> {
 }
 
 describe('reading a tree', () => {
-  test('names what it leaves out, and goes on', async () => {
+  test('reports what it leaves out, and continues', async () => {
     mkdirSync(join(base, 'd'));
     execFileSync('mkfifo', [join(base, 'd/pipe')]);
     const server = createServer().listen(join(base, 'd/socket'));
@@ -155,7 +155,7 @@ describe('reading a tree', () => {
     });
   });
 
-  test('a large file that the disk cannot read to its end ends the copy with its name: its size is promised already', async () => {
+  test('a large file that cannot be read to its end ends the copy with its name', async () => {
     const path = join(base, 'd/large');
     mkdirSync(join(base, 'd'));
     writeFileSync(path, Buffer.alloc(8_000_000, 'a'));
@@ -170,7 +170,7 @@ describe('reading a tree', () => {
     });
   });
 
-  test('a file that does not say its size has its content', async () => {
+  test('copies the content of a file that reports no size', async () => {
     const left: LeftOut[] = [];
     const tar = await bytes(tarOf('/proc/version', left));
     await unpack(one(tar), join(base, 'to'), { owner: undefined });
@@ -178,7 +178,7 @@ describe('reading a tree', () => {
     expect(left).toEqual([]);
   });
 
-  test('follows links where that is wanted, and names those that lead nowhere or in a circle', async () => {
+  test('follows links if asked to, and reports dangling links and cycles', async () => {
     mkdirSync(join(base, 'd/sub'), { recursive: true });
     writeFileSync(join(base, 'target'), 'content');
     symlinkSync('../target', join(base, 'd/link'));
@@ -209,7 +209,7 @@ describe('writing a tree', () => {
     expect(names(left)).toEqual(['tree/bin would replace a directory, to which a link leads']);
   });
 
-  test('without its owners no set-user-ID bit comes along; with them it does', async () => {
+  test('keeps set-user-ID bits only with the owners', async () => {
     const from = join(base, 'from');
     mkdirSync(from);
     writeFileSync(join(from, 'tool'), 'x');
@@ -223,7 +223,7 @@ describe('writing a tree', () => {
     expect(lstatSync(join(base, 'kept/tree/tool')).mode & 0o7777).toBe(0o4755);
   });
 
-  test('a path that is too long for the kernel is named, and the rest is copied', async () => {
+  test('reports a path that is too long for the kernel, and copies the rest', async () => {
     const from = join(base, 'from');
     mkdirSync(from);
     writeFileSync(join(from, 'z'), 'x');
@@ -238,7 +238,7 @@ describe('writing a tree', () => {
     renameSync(join(chain('from'), 'other'), join(base, 'other'));
   });
 
-  test('a stream that breaks off leaves no half file', async () => {
+  test('leaves no incomplete file when the stream breaks off', async () => {
     const from = join(base, 'from');
     mkdirSync(from);
     writeFileSync(join(from, 'file'), Buffer.alloc(2_000_000));
@@ -252,7 +252,7 @@ describe('writing a tree', () => {
     expect(existsSync(join(base, 'to/tree/file'))).toBe(false);
   });
 
-  test('holes stay holes', async () => {
+  test('keeps holes', async () => {
     const from = join(base, 'from');
     const fd = openSync(from, 'w');
     writeSync(fd, 'end', 50_000_000);
@@ -267,7 +267,7 @@ describe('writing a tree', () => {
   });
 });
 
-test('a name is shown as text where it is text, else as its bytes', () => {
+test('showPath shows UTF-8 as text, and other names as bytes', () => {
   expect(showPath(Buffer.from('grün').toString('latin1'))).toBe('grün');
   expect(showPath('caf\xe9\n')).toBe('caf\\xe9\\x0a');
   // U+009B begins a control sequence as ESC [ does (ECMA-48, 5.3).
@@ -275,7 +275,7 @@ test('a name is shown as text where it is text, else as its bytes', () => {
   expect(fsPath('caf\xe9')).toEqual(bytesOf('caf\xe9'));
 });
 
-describe('an archive that is made to exhaust its reader', () => {
+describe('an archive that is made to exhaust its reader is refused', () => {
   /** A PAX record: its length, which counts its own digits, then key=value (POSIX, pax). */
   const record = (key: string, value: string): string => {
     const rest = ` ${key}=${value}\n`;
@@ -301,14 +301,14 @@ describe('an archive that is made to exhaust its reader', () => {
     await unpack(one(Buffer.concat([...pieces, tarEnd])), join(base, 'target'), { links: 'none', owner: undefined });
 
   // Reading the map anew at each of its blocks would take minutes.
-  test('a map of a sparse file that is never whole', { timeout: 30_000 }, async () => {
+  test('with a sparse map without an end', { timeout: 30_000 }, async () => {
     const sparse = { 'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.realsize': '9' };
     const records = Object.entries(sparse).map(([key, value]) => record(key, value));
     const map = Buffer.from(`1000000\n${'0\n'.repeat(900_000)}`);
     await expect(read(header('x', Buffer.from(records.join(''))), header('0', map))).rejects.toMatchObject({ code: 'invalid-argument' });
   });
 
-  test('global headers, each of a permitted size', async () => {
+  test('with many global headers of a permitted size', async () => {
     const globals = [1, 2, 3].map((i) => header('g', Buffer.from(record(`comment.${i}`, 'x'.repeat(500_000)))));
     await read(...globals.slice(0, 2));
     await expect(read(...globals)).rejects.toMatchObject({ code: 'unsafe-archive' });
@@ -332,13 +332,13 @@ describe('an archive from a sandbox', () => {
     await expect(hostile({ ...entry, name })).rejects.toMatchObject(refused);
   });
 
-  test('is not followed through a link that it brought', async () => {
+  test('is not written through a link that it contains', async () => {
     const linkName = join(base, 'outside');
     await expect(hostile({ ...entry, name: 'd', type: 'symlink', linkName }, { ...entry, name: 'd/evil' })).rejects.toMatchObject(refused);
     expect(readdirSync(linkName)).toEqual([]);
   });
 
-  test('replaces a link in the place of a file, and does not write through it', async () => {
+  test('replaces a link that has a file’s name, and does not write through it', async () => {
     writeFileSync(join(base, 'outside/precious'), 'mine');
     mkdirSync(join(base, 'target'));
     symlinkSync('../outside/precious', join(base, 'target/file'));
@@ -347,7 +347,7 @@ describe('an archive from a sandbox', () => {
     expect(readFileSync(join(base, 'target/file'), 'utf8')).toBe('theirs');
   });
 
-  test('links no file that was there before', async () => {
+  test('makes no hard link to a file that existed before', async () => {
     mkdirSync(join(base, 'target'));
     writeFileSync(join(base, 'target/mine'), 'mine');
     await expect(hostile({ ...entry, name: 'x', type: 'hardlink', linkName: 'mine' })).rejects.toMatchObject(refused);

@@ -10,19 +10,19 @@ import { TarParser, type TarEntry } from './tar-reader.ts';
 export interface WriteTreeOptions {
   /** The directory that entries go below: a byte string, a real path. */
   readonly root: string;
-  /** What the topmost name becomes; absent: it stays. */
+  /** Replaces the first part of the entries' names. */
   readonly rename?: string;
-  /** The root was made for this copy, so that an entry for it sets its mode. */
+  /** The root was made for this copy: an entry for it sets its mode. */
   readonly rootIsNew: boolean;
   /**
-   * Links of directories on the way to an entry. `below`: followed when they lead to a place below the root. `none`: refused, for an archive
-   * that comes from a sandbox.
+   * Links among the directories above an entry. `below`: followed when they lead to a directory below the root. `none`: refused, for an archive
+   * from a sandbox.
    */
   readonly links: 'below' | 'none';
-  /** `keep`: as the archive has it, with set-user-ID bits, capabilities and access lists, also of directories that exist. Undefined: this process's. */
+  /** `keep`: the archive's, with set-user-ID bits, capabilities and access lists, also of directories that exist. Undefined: this process's. */
   readonly owner: 'keep' | { readonly uid: number; readonly gid: number } | undefined;
   readonly leftOut: (item: LeftOut) => void;
-  /** Called with the bytes of files written so far. */
+  /** Called with the bytes of each write to a file. */
   readonly onBytes?: (bytes: number) => void;
   readonly signal: AbortSignal;
 }
@@ -33,8 +33,8 @@ export interface Written {
 }
 
 /**
- * Unpacks a tar stream below a directory. What stands in the way is replaced, except a directory, or a link to one, by something else.
- * No entry leaves the root, and nothing is written through a link in a file's place.
+ * Unpacks a tar stream below a directory. Files that exist are replaced; a directory, or a link to one, is replaced by nothing else. No entry is
+ * written outside the root, and none through a link that has a file's name.
  * @throws {DroverError} unsafe-archive, too-large, disk-full, invalid-argument; what the stream throws
  */
 export async function writeTree(tar: AsyncIterable<Uint8Array>, options: WriteTreeOptions): Promise<Written> {
@@ -68,7 +68,7 @@ export async function writeTree(tar: AsyncIterable<Uint8Array>, options: WriteTr
   }
 }
 
-/** Errors of one entry that leave the others writable. */
+/** Errors that concern one entry; the others can still be written. */
 const ofOneEntry = new Set([
   'EACCES',
   'EPERM',
@@ -87,11 +87,11 @@ class TreeWriter {
   entries = 0;
   bytes = 0;
   readonly #options: WriteTreeOptions;
-  /** Set at the end: a directory that is read-only could not be filled, and filling it changes its time. */
+  /** Set up at the end: a read-only directory cannot be filled, and filling a directory changes its time. */
   readonly #directories: { readonly path: string; readonly entry: TarEntry }[] = [];
-  /** Files of this copy: the only ones that an archive from a sandbox may name by a hard link. */
+  /** Files of this copy. A hard link of an archive from a sandbox may name no others. */
   readonly #files = new Set<string>();
-  /** The directory of the entry before, which is mostly that of the next. */
+  /** The directory of the last entry, which mostly is that of the next one, too. */
   #parent: { readonly parts: string; readonly path: string } | undefined;
   #file: OpenFile | undefined;
 
@@ -130,7 +130,7 @@ class TreeWriter {
     this.#file = undefined;
     try {
       await file.finish();
-      await this.#dress(file.path, file.entry, file.handle);
+      await this.#setMetadata(file.path, file.entry, file.handle);
     } finally {
       await file.handle.close();
     }
@@ -141,7 +141,7 @@ class TreeWriter {
     for (const { path, entry } of this.#directories.reverse()) {
       const handle = await open(fsPath(path), constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
       try {
-        await this.#dress(path, entry, handle);
+        await this.#setMetadata(path, entry, handle);
       } finally {
         await handle.close();
       }
@@ -149,7 +149,7 @@ class TreeWriter {
     }
   }
 
-  /** Removes the file that is under way: half of it must not pass for the whole. */
+  /** Removes the file that is being written: half a file must not look like a whole one. */
   async abandon(): Promise<void> {
     const file = this.#file;
     if (file === undefined) return;
@@ -181,7 +181,7 @@ class TreeWriter {
       case 'symlink': {
         const made = await this.#create(path, entry, async () => await symlink(fsPath(entry.linkPath), fsPath(path)).then(() => true));
         if (made === undefined) return;
-        await this.#dress(path, entry, undefined);
+        await this.#setMetadata(path, entry, undefined);
         this.#setTime(path, entry);
         return;
       }
@@ -201,7 +201,7 @@ class TreeWriter {
     return parts;
   }
 
-  /** The directory that an entry goes into, made where it is missing. @throws {DroverError} unsafe-archive */
+  /** The directory of an entry; missing parts are made. @throws {DroverError} unsafe-archive */
   async #realParent(name: string, parts: readonly string[]): Promise<string> {
     const { root, links } = this.#options;
     const key = parts.join('/');
@@ -232,11 +232,11 @@ class TreeWriter {
       if (errnoOf(error) !== 'EEXIST') throw error;
       const found = await lstat(fsPath(path));
       if (found.isDirectory()) {
-        // One that exists keeps its owner, mode and time, as with cp(1).
+        // An existing directory keeps its owner, mode and time, as with cp(1).
         if (this.#options.owner === 'keep') this.#directories.push({ path, entry });
         return;
       }
-      // What leads to a directory below the root is one; `realParent` checks that when something goes into it.
+      // A link to a directory below the root counts as one; `realParent` checks where it leads when an entry goes into it.
       const isLink = found.isSymbolicLink() && this.#options.links === 'below';
       if (isLink && (await stat(fsPath(path)).catch(absent))?.isDirectory() === true) return;
       this.#leaveOut(entry.path, 'is a directory, and something else has its name');
@@ -261,7 +261,7 @@ class TreeWriter {
     }
   }
 
-  /** Makes something that must not exist yet. Undefined: a directory has its name, and it was left out. */
+  /** Makes a file or link; replaces what has its name. Undefined: the name belongs to a directory, and the entry was left out. */
   async #create<T>(path: string, entry: TarEntry, make: () => Promise<T>): Promise<T | undefined> {
     try {
       return await make();
@@ -278,8 +278,8 @@ class TreeWriter {
     return await make();
   }
 
-  /** Owner, mode and attributes; a link has no mode. What the file system does not take is said. */
-  async #dress(path: string, entry: TarEntry, handle: FileHandle | undefined): Promise<void> {
+  /** Sets owner, mode and attributes; a link has no mode. Reports what the file system refuses. */
+  async #setMetadata(path: string, entry: TarEntry, handle: FileHandle | undefined): Promise<void> {
     const { owner } = this.#options;
     const keeps = owner === 'keep';
     const { uid, gid } = keeps ? entry : (owner ?? {});
@@ -310,7 +310,7 @@ class TreeWriter {
     try {
       setTime(path, entry.mtimeNs);
     } catch (error) {
-      // A running sandbox may have removed it by now.
+      // A process of the sandbox may have removed it.
       if (errnoOf(error) !== 'ENOENT') this.#notKept(entry, 'its time', error);
     }
   }
@@ -320,7 +320,7 @@ class TreeWriter {
   }
 }
 
-/** A file while its data comes. */
+/** A file whose data is being written. */
 class OpenFile {
   readonly handle: FileHandle;
   readonly path: string;
@@ -339,7 +339,7 @@ class OpenFile {
     if (sparse === undefined) return await this.#writeAll(chunk, null);
     for (let at = 0; at < chunk.length; ) {
       const segment = sparse.segments[this.#segment];
-      // The parser checks that the map covers the data.
+      // The parser has checked that the map covers the data.
       if (segment === undefined) return;
       const take = Math.min(segment.size - this.#inSegment, chunk.length - at);
       if (take > 0) await this.#writeAll(chunk.subarray(at, at + take), segment.offset + this.#inSegment);
@@ -387,7 +387,7 @@ function unsafe(path: string, why: string): DroverError {
   });
 }
 
-/** The error of a system call on one entry, with the entry's name. */
+/** The error of a system call, with the name of its entry. */
 function named(path: string, error: unknown): unknown {
   const errno = errnoOf(error);
   if (errno === undefined) return error;

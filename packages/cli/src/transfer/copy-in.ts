@@ -1,5 +1,5 @@
 import { lstat, stat } from 'node:fs/promises';
-import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf } from '@drover/archive';
+import { bytesOf, fsPath, readTree, resolveGiven, showPath, stringOf, unsupportedKind } from '@drover/archive';
 import { DroverError, reasonOf } from '@drover/foundation';
 import type { Cli } from '../cli.ts';
 import type { CopyFlags } from './flags.ts';
@@ -49,7 +49,7 @@ async function check(path: string, source: string, follow: boolean): Promise<voi
       cause: error,
     });
   }
-  const unfit = kindOf(stats);
+  const unfit = unsupportedKind(stats);
   if (unfit === undefined) return;
   throw new DroverError('failed-precondition', `${showPath(source)} ${unfit}: it cannot be copied`, {
     hint: 'copy its content through a file instead',

@@ -1,5 +1,5 @@
 import { lstat, stat } from 'node:fs/promises';
-import { bytesOf, fsPath, kindOf, readTree, resolveGiven, showPath, stringOf, treeChunkBytes } from '@drover/archive';
+import { bytesOf, fsPath, readTree, resolveGiven, showPath, stringOf, treeChunkBytes, unsupportedKind } from '@drover/archive';
 import { DroverError, errnoOf } from '@drover/foundation';
 import type { init } from '@drover/protocol';
 import type { Call, Reply } from '../server/index.ts';
@@ -25,7 +25,7 @@ export async function* packPath(
   const { path, name, endsInSlash } = resolveGiven(stringOf(given), workdir);
   try {
     const stats = await (followLinks || endsInSlash ? stat(fsPath(path), { bigint: true }) : lstat(fsPath(path), { bigint: true }));
-    const unfit = kindOf(stats);
+    const unfit = unsupportedKind(stats);
     if (unfit !== undefined) {
       throw new DroverError('failed-precondition', `${showPath(path)} ${unfit}: it cannot be copied`, {
         hint: 'read it in the sandbox, with `drover exec`, and copy what it returns',
