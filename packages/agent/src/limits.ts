@@ -28,6 +28,8 @@ export const maxCredentialsBytes = 64 * 1024;
 export const maxStuckPrograms = 16;
 /** How long mkfs.ext4 may take, which may wait for a busy disk; then it is killed and the operation fails. Milliseconds. */
 export const formatDiskMs = 120_000;
+/** The smallest disk: ext4 needs some room of its own. Bytes. */
+export const minDiskBytes = 16 * 1024 * 1024;
 /** How long the OCI runtime program may take for one command; then it is killed and the operation fails. Milliseconds. */
 export const runtimeProgramMs = 30_000;
 /**

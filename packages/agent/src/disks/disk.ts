@@ -2,28 +2,28 @@ import { open, rename, rm, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { DroverError, errnoOf } from '@drover/foundation';
 import { isMounted, mountProgram, runProgram } from '@drover/linux';
-import { formatDiskMs } from '../limits.ts';
+import { formatDiskMs, minDiskBytes } from '../limits.ts';
 
 export interface Disk {
-  /** The file that holds it. */
+  /** The file that contains the file system. */
   readonly image: string;
   readonly mountPoint: string;
 }
 
 /**
- * A file system of its own size: a sparse file with ext4 on it, mounted. Full, writes to it fail with ENOSPC; it takes of the host's disk what is
- * written to it. Made once, mounted when it is not.
+ * Mounts a file system of a bounded size: a sparse file with ext4, made if it does not exist. When it is full, writes fail with ENOSPC. It
+ * occupies as much of the host's disk as has been written to it.
  *
- * @param keep `journal`: it outlives a power cut; `no-journal`: it is as short-lived as its sandbox, and made in milliseconds
- * @throws {DroverError} missing-component without mkfs.ext4, runtime-failed
+ * @param keep `journal`: it survives a power cut; `no-journal`: it is as short-lived as its sandbox, and made in milliseconds
+ * @throws {DroverError} missing-component without mkfs.ext4; runtime-failed
  */
 export async function makeDisk({ image, mountPoint }: Disk, bytes: number, keep: 'journal' | 'no-journal'): Promise<void> {
   if (isMounted(mountPoint)) return;
-  await format(image, bytes, keep);
+  if (!(await exists(image))) await format(image, bytes, keep);
   await mountDisk({ image, mountPoint });
 }
 
-/** Mounts a disk that was made before; false when there is none. @throws {DroverError} runtime-failed */
+/** Mounts an existing disk. @returns false when there is none @throws {DroverError} runtime-failed */
 export async function mountDisk({ image, mountPoint }: Disk): Promise<boolean> {
   if (isMounted(mountPoint)) return true;
   if (!(await exists(image))) return false;
@@ -31,7 +31,7 @@ export async function mountDisk({ image, mountPoint }: Disk): Promise<boolean> {
   return true;
 }
 
-/** Unmounts it, if it is mounted. @throws {DroverError} runtime-failed */
+/** Unmounts a disk if it is mounted. @throws {DroverError} runtime-failed */
 export async function unmountDisk({ mountPoint }: Pick<Disk, 'mountPoint'>): Promise<void> {
   if (isMounted(mountPoint)) await mountProgram('umount', ['-l', '--', mountPoint]);
 }
@@ -51,7 +51,6 @@ export async function isDiskRoot(path: string): Promise<boolean> {
 }
 
 async function format(image: string, bytes: number, keep: 'journal' | 'no-journal'): Promise<void> {
-  if (await exists(image)) return;
   const temporary = `${image}.new`;
   await rm(temporary, { force: true });
   const file = await open(temporary, 'wx', 0o600);
@@ -60,7 +59,7 @@ async function format(image: string, bytes: number, keep: 'journal' | 'no-journa
   } finally {
     await file.close();
   }
-  // No reserved blocks; the tables are made while it is in use.
+  // No reserved blocks; the kernel writes the tables while the disk is in use.
   const journal = keep === 'journal' ? [] : ['-O', '^has_journal'];
   const args = ['-q', '-F', '-m', '0', ...journal, '-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard', temporary];
   try {
@@ -79,15 +78,12 @@ async function format(image: string, bytes: number, keep: 'journal' | 'no-journa
   await rename(temporary, image);
 }
 
-/** ext4 needs some room for itself. */
-const minDiskBytes = 16 * 1024 * 1024;
-
 async function exists(path: string): Promise<boolean> {
-  try {
-    await (await open(path, 'r')).close();
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === 'ENOENT') return false;
-    throw error;
-  }
+  return await stat(path).then(
+    () => true,
+    (error: unknown) => {
+      if (errnoOf(error) === 'ENOENT') return false;
+      throw error;
+    },
+  );
 }

@@ -21,12 +21,12 @@ test.each([
   expect(fullnessOf({ ...disk, ...change })).toBe(full);
 });
 
-test('inodes are counted only where the file system has a number of them', () => {
+test('freeOf counts inodes only where the file system has a fixed number', () => {
   expect(freeOf(disk)).toMatch(/ and 500 inodes free$/);
   expect(freeOf({ ...disk, files: 0, ffree: 0 })).not.toContain('inode');
 });
 
-test('R-10: a full disk of the host is named, with what to do, by errors and by the doctor', async () => {
+test('R-10: errors and doctor name a full disk of the host, with what to do', async () => {
   const directory = mkdtempSync(join(tmpdir(), 'drover-full-'));
   const mountPoint = join(directory, 'disk');
   execFileSync('mkdir', [mountPoint]);

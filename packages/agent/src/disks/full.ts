@@ -4,17 +4,17 @@ import { DroverError, errnoOf, formatBytes } from '@drover/foundation';
 import { fullFreeBytes, fullFreeShare } from '../limits.ts';
 import type { Finding } from '../finding.ts';
 
-/** What a file system has none of; undefined while there is some of both. */
+/** What a file system has run out of; undefined while it has blocks and inodes. */
 export function fullnessOf({ blocks, bavail, bsize, files, ffree }: StatsFs): 'disk' | 'inodes' | undefined {
   if (bavail * bsize < Math.min(fullFreeBytes, blocks * bsize * fullFreeShare)) return 'disk';
-  // A file system that makes inodes as they are needed has none to count.
+  // A file system that makes inodes on demand reports none.
   return files > 0 && ffree < files * fullFreeShare ? 'inodes' : undefined;
 }
 
 /**
- * The error for a write on a full file system of the host: which one it is, and what frees it.
- * @param directory on that file system
- * @param what could not be done: "the image NAME does not fit"
+ * The error for a write to a full file system of the host.
+ * @param directory a directory of that file system
+ * @param what what could not be done: "the image NAME does not fit"
  */
 export async function hostDiskFull(directory: string, what: string, cause: unknown): Promise<DroverError> {
   const disk = await statfs(directory);
@@ -27,19 +27,19 @@ export async function hostDiskFull(directory: string, what: string, cause: unkno
   );
 }
 
-/** What a file system has left, for a person. */
+/** The free space of a file system, for a person. */
 export function freeOf({ bavail, blocks, bsize, files, ffree }: StatsFs): string {
   return `${formatBytes(bavail * bsize)} of ${formatBytes(blocks * bsize)}${files > 0 ? ` and ${ffree} inodes` : ''} free`;
 }
 
-/** Whether the disk that a directory is on has room left, for `drover doctor`. A directory that is not there yet has. */
+/** Checks for `drover doctor` that the disk of a directory is not full. A directory that does not exist yet passes. */
 export async function checkDisk(directory: string): Promise<Finding> {
   const subject = 'disk';
   let disk: StatsFs;
   try {
     disk = await statfs(directory);
   } catch (error) {
-    return { level: 'ok', subject, message: `${directory} is not there yet (${errnoOf(error) ?? String(error)})`, hint: '' };
+    return { level: 'ok', subject, message: `${directory} does not exist yet (${errnoOf(error) ?? String(error)})`, hint: '' };
   }
   const free = freeOf(disk);
   const full = fullnessOf(disk);

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { ForeignPaths } from './foreign-paths.ts';
 
-test('work behind other work that hangs is given up at its own deadline, and work of another kind goes on', async () => {
+test('work that waits for hanging work fails at its own deadline, and work of another kind runs', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'drover-foreign-'));
   onTestFinished(async () => await rm(directory, { recursive: true }));
   const foreign = new ForeignPaths();

@@ -13,22 +13,22 @@ export interface ForeignStatus {
   readonly mode: number;
 }
 
-/** An archive takes minutes to unpack, and the root of a sandbox, over a directory as its image, milliseconds to fill: neither waits for the other. */
+/** Unpacking an archive takes minutes, and filling a root over an image directory takes milliseconds: neither waits for the other. */
 type PooledWork = 'archive' | 'root';
 
 /**
- * Paths of the host outside the agent's own directory: directories that sandboxes mount, images in directories and archives. They may be on a
- * file system that does not respond (NFS, FUSE), and a call that touches it then hangs in the kernel, where not even SIGKILL ends it. In the
- * agent it would keep the main thread, or one of the few threads of its pool, for good; so a program makes the call, which may hang alone.
+ * Paths of the host outside the agent's own directory: directories that sandboxes mount, image directories and archives. They may be on a file
+ * system that does not respond (NFS, FUSE). A call that touches it then hangs in the kernel, where not even SIGKILL ends it. In the agent it
+ * would block the main thread, or one of the few threads of its pool, for good, so a program makes the call.
  */
 export class ForeignPaths {
-  /** Programs that hang, by the path that they touched. */
+  /** The number of programs that hang, by the path that they touched. */
   readonly #stuck = new Map<string, number>();
-  /** One at a time of each kind: see `inPool`. */
+  /** One task of each kind at a time: see `inPool`. */
   readonly #pools: Readonly<Record<PooledWork, LimitFunction>> = { archive: pLimit(1), root: pLimit(1) };
 
   /**
-   * What is at a path; links are followed. Undefined: nothing.
+   * Looks a path up; links are followed. Undefined: it does not exist.
    * @throws {DroverError} unavailable when its file system does not respond
    */
   async status(path: string): Promise<ForeignStatus | undefined> {
@@ -52,15 +52,15 @@ export class ForeignPaths {
     throw new DroverError('runtime-failed', `${path} on the host cannot be read: ${stderr.trim()}`);
   }
 
-  /** Binds it on `target`, which is the agent's own. @throws {DroverError} unavailable, runtime-failed */
+  /** Bind-mounts a path on `target`, in the agent's own directory. @throws {DroverError} unavailable, runtime-failed */
   async bind(path: string, target: string): Promise<void> {
     const { code, stderr } = await this.#touch(path, 'mount', ['--bind', '--', path, target]);
     if (code !== 0) throw new DroverError('runtime-failed', `${path} on the host cannot be mounted: ${stderr.trim()}`);
   }
 
   /**
-   * Runs work that reads below a path in this process, such as unpacking an archive, once the path has responded. When it hangs all the same, it
-   * keeps one thread of the pool, and no other work of its kind begins.
+   * Runs work that reads below a path in this process, such as unpacking an archive, once the path has responded. If it hangs all the same, it
+   * occupies one thread of the pool, and no other work of its kind begins.
    * @param signal ends the wait for this and earlier work, which cannot be interrupted itself
    * @throws {DroverError} unavailable; the signal's reason
    */
@@ -75,7 +75,7 @@ export class ForeignPaths {
   }
 
   async #touch(path: string, program: string, args: readonly string[]): Promise<Finished> {
-    // Another program would hang too: retries must not add more of them.
+    // Another program would hang, too: retries must not add to them.
     if (this.#stuck.has(path)) throw unresponsive(path);
     if (this.#stuck.size >= maxStuckPrograms) throw tooMany([...this.#stuck.keys()]);
     const env = { ...process.env, PATH: searchPath(), LC_ALL: 'C' };

@@ -4,10 +4,10 @@ import { hostMac, sandboxMac, slotAddress, slotInterface, slotNamespace, type Ad
 import { command } from './commands.ts';
 import { initPortRules } from './ruleset.ts';
 
-/** Where `ip netns` keeps names (ip-netns(8)). */
+/** The names of `ip netns` (ip-netns(8)). */
 const directory = '/run/netns';
 
-/** NSFS_MAGIC of linux/magic.h: a name with a namespace mounted on it. */
+/** NSFS_MAGIC of linux/magic.h: a namespace is mounted on the name. */
 const nsfsMagic = 0x6e_73_66_73;
 
 export function namespacePath(plan: AddressPlan, slot: number): string {
@@ -15,8 +15,8 @@ export function namespacePath(plan: AddressPlan, slot: number): string {
 }
 
 /**
- * Makes a slot's namespace and the veth pair into it: four processes, some 15 ms. Nothing is left when it fails.
- * The sandbox has its own address, a route to the gateway's and no other: what it may not reach is unreachable at once.
+ * Makes a slot's namespace and the veth pair into it, with four processes in some 15 ms. Removes everything when it fails. The sandbox has its own
+ * address and a route to the gateway's address only: connections to any other fail immediately.
  */
 export async function createNamespace(plan: AddressPlan, slot: number): Promise<void> {
   const host = slotInterface(plan, slot);
@@ -30,10 +30,10 @@ export async function createNamespace(plan: AddressPlan, slot: number): Promise<
 link add ${host} address ${hostMac} type veth peer name eth0 address ${sandboxMac} netns ${name}
 ${hostEnd(plan, slot)}`,
     );
-    // /proc/sys/net shows the namespace of whoever opens it. Where the kernel has no IPv6 or /proc is read-only there is
-    // nothing to switch off or no way to; the rules drop IPv6 in any case. The loopback interface keeps ::1, which /etc/hosts names.
+    // /proc/sys/net shows the namespace of the process that opens it. Without IPv6 in the kernel, or with a read-only /proc, this does nothing;
+    // the firewall's rules drop IPv6 in any case. The loopback interface keeps ::1, which /etc/hosts names.
     const noIPv6 = 'for c in all=1 default=1 lo=0; do echo ${c#*=} > /proc/sys/net/ipv6/conf/${c%=*}/disable_ipv6; done 2> /dev/null';
-    // A namespace of the sandbox's own: low ports in it are nobody's privilege, and user namespaces give none over it.
+    // Only the sandbox uses the namespace, and its user namespace has no privilege over it: every user may listen on low ports.
     const allPorts = 'echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start';
     await command(
       'nsenter',
@@ -53,16 +53,16 @@ neigh replace ${plan.gatewayAddress} lladdr ${hostMac} dev eth0 nud permanent
 }
 
 /**
- * Restores what the host needs to reach slots whose interfaces exist: the kernel removes a route when its interface goes down or when its
- * source, the gateway's address, goes. Changes nothing where nothing is missing.
+ * Restores the host's side of slots whose interfaces exist: the kernel removes a route when its interface goes down or its source, the gateway's
+ * address, is removed. Idempotent.
  */
 export async function restoreHostEnds(plan: AddressPlan, slots: readonly number[]): Promise<void> {
   if (slots.length === 0) return;
-  // -force: a slot that fails does not keep the others from being restored.
+  // -force: continue with the other slots when one fails.
   await command('ip', ['-force', '-batch', '-'], slots.map((slot) => hostEnd(plan, slot)).join(''));
 }
 
-/** The host's side of a slot, in lines for `ip -batch` that can be repeated. */
+/** The host's side of a slot, as idempotent lines for `ip -batch`. */
 function hostEnd(plan: AddressPlan, slot: number): string {
   const host = slotInterface(plan, slot);
   const address = slotAddress(plan, slot);
@@ -72,26 +72,26 @@ neigh replace ${address} lladdr ${sandboxMac} dev ${host} nud permanent
 `;
 }
 
-/** Takes the interfaces and namespaces of slots away, whichever of them are there. */
+/** Removes the interfaces and namespaces of slots, as far as they exist. */
 export async function removeSlots(plan: AddressPlan, slots: readonly number[]): Promise<void> {
   if (slots.length === 0) return;
-  const there = await presentSlots(plan);
+  const present = await presentSlots(plan);
   const lines = slots.flatMap((slot) => [
-    // The pair goes at once and with it the last packet; the namespace itself when its last process has gone.
-    ...(there.interfaces.has(slot) ? [`link del ${slotInterface(plan, slot)}`] : []),
-    ...(there.names.has(slot) ? [`netns del ${slotNamespace(plan, slot)}`] : []),
+    // Deleting the pair stops all packets immediately. The namespace exists until its last process has ended.
+    ...(present.interfaces.has(slot) ? [`link del ${slotInterface(plan, slot)}`] : []),
+    ...(present.names.has(slot) ? [`netns del ${slotNamespace(plan, slot)}`] : []),
   ]);
-  // -force: a line that fails because somebody was quicker does not keep the others from being done; what is left is looked at below.
+  // -force: another process may have removed a part already. `checkRemoved` decides whether a failure matters.
   if (lines.length > 0)
-    await command('ip', ['-force', '-batch', '-'], `${lines.join('\n')}\n`).catch((error: unknown) => checkGone(plan, slots, error));
+    await command('ip', ['-force', '-batch', '-'], `${lines.join('\n')}\n`).catch((error: unknown) => checkRemoved(plan, slots, error));
 }
 
-async function checkGone(plan: AddressPlan, slots: readonly number[], error: unknown): Promise<void> {
+async function checkRemoved(plan: AddressPlan, slots: readonly number[], error: unknown): Promise<void> {
   const left = await presentSlots(plan);
   if (slots.some((slot) => left.interfaces.has(slot) || left.names.has(slot))) throw error;
 }
 
-/** The slots that have something in the kernel: host ends, and names of namespaces. */
+/** The slots that have an interface or a named namespace. */
 export async function presentSlots(
   plan: AddressPlan,
 ): Promise<{ readonly interfaces: ReadonlySet<number>; readonly names: ReadonlySet<number> }> {
@@ -110,7 +110,7 @@ function slotsAmong(plan: AddressPlan, names: readonly string[]): ReadonlySet<nu
   );
 }
 
-/** Can a process still join the namespace by its name? A name outlives its mount when the mount namespace it was made in is gone. */
+/** Whether a process can join the namespace by its name. The name outlives its mount when the mount namespace that it was made in no longer exists. */
 export async function isJoinable(plan: AddressPlan, slot: number): Promise<boolean> {
   try {
     return (await statfs(namespacePath(plan, slot))).type === nsfsMagic;

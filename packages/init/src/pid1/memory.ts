@@ -3,15 +3,12 @@ import { runInNewContext } from 'node:vm';
 import { trimMemory } from '@drover/linux';
 import { idleTrimMs, trimIntervalMs } from '../limits.ts';
 
-/**
- * Gives memory back when init falls idle: start-up and TLS leave garbage and compiled code that V8 would keep for as long as nothing
- * happens, and nothing is what happens in most sandboxes.
- */
+/** Returns memory to the kernel when init becomes idle: V8 keeps the garbage and compiled code of start-up and TLS until it allocates again. */
 export class IdleTrim {
   #timer: NodeJS.Timeout | undefined;
   #last = 0;
 
-  /** Something happened: idleness is counted anew. */
+  /** Restarts the idle timer. */
   touch(): void {
     const wait = Math.max(idleTrimMs, this.#last + trimIntervalMs - Date.now());
     if (this.#timer === undefined) this.#timer = setTimeout(() => this.#trim(), wait);
@@ -32,9 +29,9 @@ export class IdleTrim {
 }
 
 /**
- * V8's gc() without --expose-gc on the command line, which would cost every start 20 ms (see initNodeFlags), and with every function's
- * bytecode given up that is not hot; by itself V8 waits for six collections in which it was not used. Both flags go away again: as long as
- * they stand, V8 takes no compiled code of what is loaded later. The function does not stay either: it holds a whole context.
+ * Calls V8's gc() without --expose-gc on the command line, which costs every start 20 ms (see initNodeFlags). It also flushes the bytecode of
+ * functions that are not hot, for which V8 otherwise waits for six collections without a use. Both flags are reset: while they are set, V8 uses
+ * no cached code of modules that are loaded later. The function is not kept, because it holds a whole context.
  */
 function collect(): void {
   setFlagsFromString('--expose-gc');

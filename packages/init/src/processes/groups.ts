@@ -5,9 +5,9 @@ import type { Command } from './command.ts';
 const root = { uid: 0, gid: 0, groups: [] };
 
 /**
- * The command for a user who is in more groups than one. libuv drops every group but the user's own when it spawns as somebody else, so
- * these begin as init's own program, as root, which takes the groups and the ids and then becomes the program, with the same pid. It
- * costs the start of a Node; root has every right already, and is left as it is.
+ * The command of a user with supplementary groups. libuv drops these when it spawns a process as another user. The command therefore starts as
+ * init's own program, as root, which sets the groups and ids and then becomes the command, with the same pid. That costs the start of a Node;
+ * root needs no groups.
  */
 export function withGroups(command: Command): Command {
   const { uid, gid, groups } = command.user;

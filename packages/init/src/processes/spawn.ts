@@ -11,7 +11,7 @@ import { killGroup, type RawExit, type Spawned, type Spawner } from './spawned.t
 import { openStandardStream, type StandardStream } from './streams.ts';
 import { spawnTerminal } from './terminal.ts';
 
-/** Starts a real process in a session and process group of its own. @throws {DroverError} see resolveCommand; no-room */
+/** Starts a process as the leader of a new session and process group. @throws {DroverError} see resolveCommand; no-room */
 export const spawnProcess: Spawner = async (request) => {
   const command = resolveCommand(request);
   const spawned = request.terminal
@@ -22,8 +22,8 @@ export const spawnProcess: Spawner = async (request) => {
 };
 
 /**
- * Raising it is always permitted, but of a process that has not become its own program yet: until then it is as closed as init (see the
- * agent's init-directory.ts). Without /proc, or with the process gone, there is nothing to raise.
+ * Makes the kernel choose the process before init when memory runs out. Its file in /proc is as closed as init's until it has become its program
+ * (docs/decisions/0009), so this is retried. Without /proc, or when the process has ended, it has no effect.
  */
 function raiseOomScore({ pid, exited }: Spawned): void {
   let timer: NodeJS.Timeout | undefined;
@@ -35,7 +35,7 @@ function raiseOomScore({ pid, exited }: Spawned): void {
     }
   };
   raise(oomScoreTries);
-  // Its number may be another's afterwards.
+  // Afterwards the pid may belong to another process.
   void exited.finally(() => clearTimeout(timer));
 }
 
@@ -76,7 +76,7 @@ async function spawnPiped(command: Command, stdin: boolean): Promise<Spawned> {
 }
 
 function pipedProcess(pid: number, exited: Promise<RawExit>, stdin: Writable | undefined, stdout: Readable, stderr: Readable): Spawned {
-  // EPIPE when the process no longer reads: its business, not ours.
+  // EPIPE: the process no longer reads.
   stdin?.on('error', () => undefined);
   return {
     pid,
@@ -90,10 +90,7 @@ function pipedProcess(pid: number, exited: Promise<RawExit>, stdin: Writable | u
   };
 }
 
-/**
- * What execve(2) refused, in the codes that shells use: everything but a missing program is "cannot be executed".
- * Exported for its tests.
- */
+/** An error of execve(2) in the codes that shells use: every error but a missing program is "cannot be executed". Exported for its tests. */
 export function spawnError(command: Pick<Command, 'file' | 'argv'>, error: unknown): DroverError {
   const name = command.argv[0] ?? command.file;
   const errno = errnoOf(error);
@@ -102,7 +99,7 @@ export function spawnError(command: Pick<Command, 'file' | 'argv'>, error: unkno
       return commandNotFound(name);
     case 'EAGAIN':
       return new DroverError('no-room', `${name}: the sandbox may not start more processes`, { hint: 'raise --pids', cause: error });
-    // Of init itself: they say nothing of the command.
+    // Errors of init itself, not of the command.
     case undefined:
     case 'ENOMEM':
     case 'EMFILE':

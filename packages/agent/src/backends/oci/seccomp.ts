@@ -1,12 +1,11 @@
 /**
- * Which system calls a sandbox may make: an allow-list; everything else fails with EPERM, and what this list's libseccomp does
- * not know yet with ENOSYS, as if the kernel were older (runc and crun do that by themselves).
+ * The system calls that a sandbox may make. Every other call fails with EPERM; calls that libseccomp does not know yet fail with ENOSYS, as on an
+ * older kernel (runc and crun add that).
  *
- * Left out on purpose: mounting and namespaces (a nested user namespace would give every capability back), kernel modules,
- * kexec, bpf, perf, keyrings, io_uring (its operations pass no seccomp filter), userfaultfd, ptrace's cross-process memory
- * calls beyond one's own, clock setting, swap, quota, and everything that has been obsolete for ten years.
- * Only the machine's own 64-bit calls: a 32-bit program is killed (SIGSYS), and with it goes the kernel's compatibility layer as
- * a thing to attack; every further architecture would also cost each create 8 ms of compiling the filter.
+ * Not in the list: mounts and namespaces (a nested user namespace would return every capability), kernel modules, kexec, bpf, perf, keyrings,
+ * io_uring (its operations pass no seccomp filter), userfaultfd, access to the memory of other processes except by ptrace, clock setting, swap,
+ * quota, and calls that have been obsolete for ten years. Only the machine's 64-bit calls are allowed: a 32-bit program is killed (SIGSYS), so
+ * that the kernel's compatibility layer cannot be attacked. Each further architecture would also cost every create 8 ms to compile the filter.
  */
 const allowed = `accept accept4 access alarm arch_prctl bind brk cachestat capget capset chdir chmod chown clock_getres clock_gettime
 clock_gettime64 clock_nanosleep close close_range connect copy_file_range creat dup dup2 dup3 epoll_create
@@ -63,17 +62,17 @@ export function seccompProfile(architecture: string): SeccompProfile {
     architectures: [architecture === 'arm64' ? 'SCMP_ARCH_AARCH64' : 'SCMP_ARCH_X86_64'],
     syscalls: [
       { names: allowed, action: 'SCMP_ACT_ALLOW' },
-      // Processes and threads, but no namespaces.
+      // New processes and threads, without new namespaces.
       {
         names: ['clone'],
         action: 'SCMP_ACT_ALLOW',
         args: [{ index: 0, value: namespaceFlags, valueTwo: 0, op: 'SCMP_CMP_MASKED_EQ' }],
       },
-      // Its flags are behind a pointer, which a filter cannot follow: C libraries fall back to clone.
+      // A filter cannot follow the pointer to its flags. C libraries then use clone.
       { names: ['clone3'], action: 'SCMP_ACT_ERRNO', errnoRet: ENOSYS },
-      // vsock leads past the network namespace, to the hypervisor.
+      // vsock reaches the hypervisor, past the network namespace.
       { names: ['socket'], action: 'SCMP_ACT_ALLOW', args: [{ index: 0, value: AF_VSOCK, op: 'SCMP_CMP_NE' }] },
-      // Linux, 32-bit on 64-bit, query only; every other personality switches protections off (ADDR_NO_RANDOMIZE).
+      // Linux, 32-bit on 64-bit, and queries. Every other personality turns protections off (ADDR_NO_RANDOMIZE).
       ...[0, 8, 0x20000, 0x20008, 0xffffffff].map(
         (value): SeccompRule => ({ names: ['personality'], action: 'SCMP_ACT_ALLOW', args: [{ index: 0, value, op: 'SCMP_CMP_EQ' }] }),
       ),
