@@ -27,7 +27,7 @@ export function readHeader(header: Buffer): RawHeader {
   const prefix = isUstar ? textField(header, 345, 155) : '';
   const name = textField(header, 0, 100);
   const flag = header[156] === 0 ? '0' : String.fromCharCode(header[156] as number);
-  // Some writers leave other data in the device numbers of what is not a device.
+  // Some writers leave other data in the device numbers of other types.
   const isDevice = flag === '3' || flag === '4';
   const raw = {
     name: prefix === '' ? name : `${prefix}/${name}`,

@@ -170,7 +170,6 @@ function spawnAttributes(): Buffer {
 function stringArray(list: readonly string[]): Buffer {
   const texts = list.map((text) => cString(text));
   const table = 8 * (texts.length + 1);
-  // Not from Buffer's pool, so that the address stays the buffer's.
   const array = Buffer.alloc(table + texts.reduce((sum, { length }) => sum + length, 0));
   const start = addressOf(array);
   let offset = table;

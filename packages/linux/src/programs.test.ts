@@ -18,9 +18,9 @@ describe('a program', () => {
 
   test('has its arguments and its environment, and no others', async () => {
     const child = await shell('printf "%s|" "$@"; exec env', { streams: ['stdout'], env: { NAME: 'a value' } });
-    const [said, code] = await Promise.all([text(child.stdout), child.ended]);
+    const [output, code] = await Promise.all([text(child.stdout), child.ended]);
     expect(code).toBe(0);
-    const [args, variables = ''] = said.split('||ä|');
+    const [args, variables = ''] = output.split('||ä|');
     expect(args).toBe('two words');
     expect(
       variables
@@ -43,17 +43,17 @@ describe('a program', () => {
   test('has /dev/null for streams that are not connected, and inherits no open file', async () => {
     const file = await open('/etc/hostname');
     const child = await shell('exec ls -l /proc/self/fd', { streams: ['stdout'] });
-    const said = await text(child.stdout);
+    const output = await text(child.stdout);
     await file.close();
-    const there = [...said.matchAll(/ (\d+) -> (\S+)/g)].map(([, fd, target]) => `${fd} ${target?.replace(/\d+/, 'N')}`);
-    expect(there.slice(0, 3)).toEqual(['0 /dev/null', expect.stringMatching(/^1 (?:pipe|socket):/), '2 /dev/null']);
-    expect(said).not.toContain('/etc/hostname');
+    const descriptors = [...output.matchAll(/ (\d+) -> (\S+)/g)].map(([, fd, target]) => `${fd} ${target?.replace(/\d+/, 'N')}`);
+    expect(descriptors.slice(0, 3)).toEqual(['0 /dev/null', expect.stringMatching(/^1 (?:pipe|socket):/), '2 /dev/null']);
+    expect(output).not.toContain('/etc/hostname');
   });
 
   test('has its streams connected to this process', async () => {
-    const child = await shell('cat; echo said >&2', { streams: ['stdin', 'stdout', 'stderr'] });
+    const child = await shell('cat; echo error >&2', { streams: ['stdin', 'stdout', 'stderr'] });
     child.stdin?.end('through');
-    expect(await Promise.all([text(child.stdout), text(child.stderr), child.ended])).toEqual(['through', 'said\n', 0]);
+    expect(await Promise.all([text(child.stdout), text(child.stderr), child.ended])).toEqual(['through', 'error\n', 0]);
   });
 
   test('sees the end of its channel when it is closed here', async () => {

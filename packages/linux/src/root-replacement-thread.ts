@@ -22,7 +22,7 @@ export interface RootReplacementTask {
   readonly kept: readonly string[];
   /** Mounts that are then removed from the new root: absolute paths. */
   readonly dropped: readonly string[];
-  /** What is then mounted in the new root, in this order. */
+  /** Mounts that are then attached in the new root, in this order. */
   readonly attached: readonly AttachedMount[];
   /** The uid, and the gid, of the owner of mount points that are created for these. */
   readonly owner: number;
@@ -94,7 +94,7 @@ function replaceRoot({ root, place, kept, dropped, attached, owner }: RootReplac
   }
 }
 
-/** Creates what is missing of a path. No process of the sandbox that could interfere runs yet. */
+/** Makes the missing parts of a path. No process of the sandbox that could interfere runs yet. */
 function makeMountPoint(path: string, kind: AttachedMount['kind'], owner: number): void {
   const parts = path.split('/').slice(1);
   for (let count = 1; count <= parts.length; count++) {

@@ -17,8 +17,8 @@ const script = new URL(`./root-replacement-thread.${fromSource ? 'ts' : 'js'}`, 
 const execArgv = ['--disable-warning=ExperimentalWarning', ...(fromSource ? ['--conditions=development'] : [])];
 
 /**
- * Gives containers another root and host name from outside. The process in the container takes no part and needs no privilege; its root is the
- * new one when the call returns. One container at a time; each takes some milliseconds.
+ * Replaces the root and the host name of containers from outside. The process in the container takes no part and needs no privilege; it has the
+ * new root when the call returns. One container at a time; each takes some milliseconds.
  */
 export class RootReplacer {
   readonly #executor = new SerialExecutor(rootReplacementsQueued);

@@ -44,7 +44,7 @@ export class ForeignPaths {
     return { kind, device, inode, uid: Number(uid), gid: Number(gid), mode: mode & 0o7777 };
   }
 
-  /** The beginning of a text file. Undefined: nothing is there. @throws {DroverError} unavailable, runtime-failed */
+  /** The beginning of a text file. Undefined: it does not exist. @throws {DroverError} unavailable, runtime-failed */
   async read(path: string, maxBytes: number): Promise<string | undefined> {
     const { code, stdout, stderr } = await this.#touch(path, 'head', ['-c', String(maxBytes), '--', path]);
     if (code === 0) return stdout;

@@ -126,7 +126,7 @@ async function librariesOf(loader: string, program: string): Promise<string[]> {
 async function digestOf(files: ReadonlyMap<string, string>, cache: string): Promise<string> {
   const known = await readDigests(cache);
   const current: Record<string, string> = {};
-  // The number changes with what is made of the sources: directories of earlier releases stay as they are.
+  // The number changes with the processing of the sources: directories of earlier releases stay as they are.
   const hash = createHash('sha256').update('4\0');
   for (const [name, source] of files) {
     const { dev, ino, size, mtimeNs, ctimeNs } = await stat(source, { bigint: true });
