@@ -50,8 +50,25 @@ export function* oldSparseMap(header: Buffer): Generator<number, SparseMap, Buff
   }
 }
 
+/**
+ * PAX formats, for a file whose records have them.
+ * @param size bytes of the entry's data, with the map of format 1.0
+ * @returns the map, if there is one, and the bytes of data without it
+ */
+export function* paxSparseMap(
+  records: PaxRecords,
+  size: number,
+): Generator<number, { readonly sparse: SparseMap | undefined; readonly dataBytes: number }, Buffer> {
+  const pax = new Map(records);
+  const realSizeText = pax.get('GNU.sparse.realsize') ?? pax.get('GNU.sparse.size');
+  if (realSizeText === undefined) return { sparse: undefined, dataBytes: size };
+  const realSize = wholeNumber(realSizeText, 'a size');
+  if (pax.get('GNU.sparse.major') === '1') return yield* sparseMapInData(realSize, size);
+  return { sparse: checkSparse({ realSize, segments: paxSparseSegments(records) }, size), dataBytes: size };
+}
+
 /** PAX formats 0.0 and 0.1: the map is in the records. @throws {DroverError} corrupt-image, unsafe-archive */
-export function paxSparseSegments(records: PaxRecords): readonly Segment[] {
+function paxSparseSegments(records: PaxRecords): readonly Segment[] {
   const valuesOf = (key: string): readonly string[] => records.flatMap(([name, value]) => (name === key ? [value] : []));
   const map = valuesOf('GNU.sparse.map').at(-1);
   const numbers = (map === '' ? [] : map?.split(','))?.map((text) => wholeNumber(text, 'a sparse offset'));
@@ -63,22 +80,18 @@ export function paxSparseSegments(records: PaxRecords): readonly Segment[] {
   return offsets.map((offset, i) => ({ offset, size: sizes[i] as number }));
 }
 
-/**
- * PAX format 1.0: the map precedes the data, as decimal lines in whole blocks.
- * @param dataBytes bytes of map and data together
- * @returns the map, checked against the bytes that remain
- */
-export function* sparseMapInData(realSize: number, dataBytes: number): Generator<number, { map: SparseMap; remaining: number }, Buffer> {
+/** PAX format 1.0: the map precedes the data, as decimal lines in whole blocks. */
+function* sparseMapInData(realSize: number, size: number): Generator<number, { sparse: SparseMap; dataBytes: number }, Buffer> {
   let text = '';
   let lineEnds = 0;
   let count: number | undefined;
-  let remaining = dataBytes;
+  let dataBytes = size;
   // Split when it is complete: at every block, an archive of some megabytes would occupy its reader for hours.
   while (count === undefined || lineEnds < 1 + count * 2) {
     const bytes = yield blockBytes;
     text += bytes.toString('latin1');
-    remaining -= blockBytes;
-    if (remaining < 0 || text.length > maxTarHeaderBytes * 32) throw wrongMap();
+    dataBytes -= blockBytes;
+    if (dataBytes < 0 || text.length > maxTarHeaderBytes * 32) throw wrongMap();
     for (const byte of bytes) if (byte === 0x0a) lineEnds++;
     if (count === undefined && lineEnds > 0) {
       count = wholeNumber(text.slice(0, text.indexOf('\n')), 'a sparse map');
@@ -90,7 +103,7 @@ export function* sparseMapInData(realSize: number, dataBytes: number): Generator
     offset: wholeNumber(lines[1 + 2 * i] as string, 'a sparse offset'),
     size: wholeNumber(lines[2 + 2 * i] as string, 'a sparse size'),
   }));
-  return { map: checkSparse({ realSize, segments }, remaining), remaining };
+  return { sparse: checkSparse({ realSize, segments }, dataBytes), dataBytes };
 }
 
 function checkCount(segments: number): void {

@@ -1,5 +1,5 @@
 import { maxTarHeaderBytes } from './limits.ts';
-import { checkSparse, oldSparseMap, paxSparseSegments, sparseMapInData, unsafe, type SparseMap } from './sparse.ts';
+import { checkSparse, oldSparseMap, paxSparseMap, unsafe, type SparseMap } from './sparse.ts';
 import { blockBytes, corrupt, readHeader, readPax, textField, wholeNumber, type PaxRecords, type RawHeader } from './tar-header.ts';
 import { nanoseconds, parseTime } from './times.ts';
 
@@ -190,18 +190,13 @@ export class TarParser {
       this.#padding = paddedSize;
       return;
     }
-    if (type !== 'file') return this.#begin({ ...entry, type }, 0, type === 'hardlink' ? paddedSize : 0);
-
-    const begin = (sparse: SparseMap | undefined, dataBytes = size): void =>
-      this.#begin({ ...entry, type, size: dataBytes, sparse }, dataBytes, paddedSize - size);
-    if (old !== undefined) return begin(checkSparse(old, size));
-    const realSizeText = pax.get('GNU.sparse.realsize') ?? pax.get('GNU.sparse.size');
-    if (realSizeText === undefined) return begin(undefined);
-    const realSize = wholeNumber(realSizeText, 'a size');
-    const segments = paxSparseSegments(records);
-    if (pax.get('GNU.sparse.major') !== '1') return begin(checkSparse({ realSize, segments }, size));
-    const { map, remaining } = yield* sparseMapInData(realSize, size);
-    begin(map, remaining);
+    if (type !== 'file') {
+      this.#begin({ ...entry, type }, 0, type === 'hardlink' ? paddedSize : 0);
+      return;
+    }
+    const { sparse, dataBytes } =
+      old === undefined ? yield* paxSparseMap(records, size) : { sparse: checkSparse(old, size), dataBytes: size };
+    this.#begin({ ...entry, type, size: dataBytes, sparse }, dataBytes, paddedSize - size);
   }
 
   #begin(entry: TarEntry, dataBytes: number, padding: number): void {
