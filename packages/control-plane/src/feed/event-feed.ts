@@ -1,7 +1,7 @@
 import { Notifier, type Clock, type Logger } from '@drover/foundation';
 import type { StoredEvent } from '../events/index.ts';
-import type { EventStore } from '../store/index.ts';
 import { subscribe } from './subscribe.ts';
+import type { ReadableEvents } from './watch.ts';
 
 /**
  * Called for each event of the store, and with undefined for a change that only this replica knows of. `lost` counts the events that
@@ -19,14 +19,14 @@ export class EventFeed {
   readonly #closing = new AbortController();
   readonly #done: Promise<void>;
 
-  private constructor(events: EventStore, afterId: number, clock: Clock, logger: Logger) {
+  private constructor(events: ReadableEvents, afterId: number, clock: Clock, logger: Logger) {
     this.#logger = logger;
     const subscription = { name: 'feed', from: { afterId }, clock, logger };
     this.#done = subscribe(events, subscription, (event) => this.#pass(event.subject, event), this.#closing.signal);
   }
 
   /** Follows what is written from now on. */
-  static async open(events: EventStore, clock: Clock, logger: Logger): Promise<EventFeed> {
+  static async open(events: ReadableEvents, clock: Clock, logger: Logger): Promise<EventFeed> {
     return new EventFeed(events, await events.lastId(), clock, logger);
   }
 

@@ -2,10 +2,10 @@ import { FakeClock } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { subscribeBackoffCapMs } from '../limits.ts';
-import type { EventStore, Store } from '../store/store.ts';
+import type { Store } from '../store/store.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { subscribe, type Subscription } from './subscribe.ts';
-import type { WatchedEvent } from './watch.ts';
+import type { ReadableEvents, WatchedEvent } from './watch.ts';
 
 describe.each(['sqlite', 'postgres'] as const)('policies on %s', (kind) => {
   const stores = new TestStores(kind);
@@ -31,7 +31,7 @@ describe.each(['sqlite', 'postgres'] as const)('policies on %s', (kind) => {
   const begin = (
     handler: (event: WatchedEvent) => Promise<void> | void,
     options: Partial<Subscription> = {},
-    events: EventStore = store.events,
+    events: ReadableEvents = store.events,
   ): void => {
     policies.push(subscribe(events, { name: 'test', clock, logger: silentLogger, ...options }, handler, stop.signal));
   };
@@ -120,12 +120,9 @@ describe.each(['sqlite', 'postgres'] as const)('policies on %s', (kind) => {
 
   it('a store that does not answer for a while is asked again, from where it was', async () => {
     let down = true;
-    const events: EventStore = {
-      append: async (drafts) => await store.events.append(drafts),
+    const events: ReadableEvents = {
       after: async (...asked) => (down ? await Promise.reject(new Error('gone')) : await store.events.after(...asked)),
-      beforeLast: async (...asked) => await store.events.beforeLast(...asked),
       lastId: async () => (down ? await Promise.reject(new Error('gone')) : await store.events.lastId()),
-      trim: async (keep) => await store.events.trim(keep),
       onAppend: (listener) => store.events.onAppend(listener),
     };
     await write(2);

@@ -1,7 +1,6 @@
 import { Backoff, type Clock, type Logger } from '@drover/foundation';
 import { subscribeBackoffBaseMs, subscribeBackoffCapMs } from '../limits.ts';
-import type { EventStore } from '../store/index.ts';
-import { watchEvents, type WatchedEvent } from './watch.ts';
+import { watchEvents, type ReadableEvents, type WatchedEvent } from './watch.ts';
 
 export interface Subscription {
   /** For the log. */
@@ -21,7 +20,7 @@ export interface Subscription {
  * Resolves when the signal aborts, and never rejects.
  */
 export async function subscribe(
-  events: EventStore,
+  events: ReadableEvents,
   subscription: Subscription,
   handler: (event: WatchedEvent) => Promise<void> | void,
   signal: AbortSignal,

@@ -3,6 +3,8 @@ import * as limits from '../limits.ts';
 import type { EventStore } from '../store/index.ts';
 import type { StoredEvent } from '../events/index.ts';
 
+export type ReadableEvents = Pick<EventStore, 'after' | 'lastId' | 'onAppend'>;
+
 export interface WatchOptions {
   /** All events after this id; absent: from now on. */
   readonly afterId?: number;
@@ -29,7 +31,7 @@ export interface WatchedEvent extends StoredEvent {
  * the lost ids. (With a filter the count is an upper bound: a dropped event can no longer be matched.)
  */
 export async function* watchEvents(
-  events: EventStore,
+  events: ReadableEvents,
   options: WatchOptions,
   signal: AbortSignal,
 ): AsyncGenerator<WatchedEvent, void, undefined> {
@@ -72,7 +74,7 @@ export async function* watchEvents(
 }
 
 /** The id before the oldest retained event. */
-async function startOf(events: EventStore): Promise<number> {
+async function startOf(events: ReadableEvents): Promise<number> {
   // Read first: if no event is retained, those written before the second read are not skipped.
   const last = await events.lastId();
   const [oldest] = await events.after(0, 1);

@@ -8,7 +8,7 @@ import { EventFeed } from '../feed/index.ts';
 import { changesIdentity } from './evictions.ts';
 import type { SandboxEvent } from '../events/typed.ts';
 import { addressPollMs, addressWaitMs, addressWaits, addressWaitsPerHost, pendingSeen, seenFlushMs } from '../limits.ts';
-import type { IdentityStore, Store } from '../store/store.ts';
+import type { IdentityStore, Store } from '../store/index.ts';
 import type { SandboxRow } from '../model/sandbox.ts';
 import { draft, readyHost, seen } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';

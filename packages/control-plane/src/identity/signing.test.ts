@@ -10,7 +10,7 @@ import { createKeyAndRequest, hashSecret, openCertificateAuthority, thumbprintOf
 import { link } from '@drover/protocol';
 import { openStore } from '../store/open.ts';
 import type { SandboxRow } from '../model/sandbox.ts';
-import type { Store } from '../store/store.ts';
+import type { Store } from '../store/index.ts';
 import { draft, readyHost, seen } from '../store/testing/fixtures.ts';
 import { answerSigningRequest } from './signing.ts';
 import { SqlRegistry } from './sql-registry.ts';

@@ -5,7 +5,7 @@ import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { SandboxEvent } from '../events/typed.ts';
 import { journalAttempts, journalBackoffCapMs, journalBatch, journalQueue } from '../limits.ts';
-import type { Store, Tables } from '../store/store.ts';
+import type { Store, Tables } from '../store/index.ts';
 import { draft } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
 import { emptyView } from '../worldview/apply.ts';

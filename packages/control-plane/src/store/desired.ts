@@ -4,7 +4,7 @@ import { killGraceMs } from '@drover/spec';
 import type { SandboxTable, StoredHost, StoredSandbox } from '../database/index.ts';
 import { hasEnded, runIsOver, type DesiredState } from '../model/index.ts';
 import { sandboxRow } from './rows.ts';
-import type { DesiredOptions } from './store.ts';
+import type { DesiredOptions } from './drafts.ts';
 
 /**
  * What a wish changes; undefined when it is the one that stands already. The row and its host are locked.

@@ -9,7 +9,7 @@ import { isSandboxId, type HostId } from '@drover/foundation';
 import { silentLogger } from '@drover/foundation/log';
 import { placeSandbox } from '../placement/index.ts';
 import { openStore } from './open.ts';
-import type { Store } from './store.ts';
+import type { Store } from './index.ts';
 import { draft, readyHost } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 

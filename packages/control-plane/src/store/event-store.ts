@@ -1,13 +1,12 @@
 import type { EventDraft, StoredEvent } from '../events/index.ts';
 import * as limits from '../limits.ts';
 import { type Database, prepared } from '../database/index.ts';
-import type { EventStore } from './store.ts';
 
-type EventFilter = NonNullable<Parameters<EventStore['after']>[2]>;
+type EventFilter = NonNullable<{ readonly kinds?: readonly string[]; readonly subject?: string }>;
 
 const counter = prepared([], (db) => db.selectFrom('event_counter').select('last').where('id', '=', 1));
 
-export class SqlEventStore implements EventStore {
+export class EventStore {
   readonly #database: Database;
 
   constructor(database: Database) {
@@ -22,6 +21,7 @@ export class SqlEventStore implements EventStore {
     });
   }
 
+  /** Ids rise in commit order: a reader that saw id n never later finds a smaller one. */
   async after(id: number, limit: number, filter: EventFilter = {}): Promise<readonly StoredEvent[]> {
     const rows = await this.#matching(filter)
       .selectAll()
@@ -32,6 +32,7 @@ export class SqlEventStore implements EventStore {
     return rows.map((row) => ({ ...row, data: JSON.parse(row.data) as Record<string, unknown> }));
   }
 
+  /** The id before the first of the last `count` matching events; 0 when there are no more than those. */
   async beforeLast(count: number, filter: EventFilter = {}): Promise<number> {
     const row = await this.#matching(filter)
       .select('id')
@@ -46,6 +47,7 @@ export class SqlEventStore implements EventStore {
     return (await counter(this.#database.db, {})).rows[0]?.last ?? 0;
   }
 
+  /** Drops all but the newest `keep`. @returns how many */
   async trim(keep: number): Promise<number> {
     const last = await this.lastId();
     const result = await this.#database.db
@@ -55,6 +57,7 @@ export class SqlEventStore implements EventStore {
     return Number(result.numDeletedRows);
   }
 
+  /** Called after each commit that wrote events, in this process or (PostgreSQL) another; a wake-up, not the data. */
   onAppend(listener: () => void): () => void {
     return this.#database.onAppend(listener);
   }

@@ -8,7 +8,6 @@ import { hostNameFor } from './host-name.ts';
 import { register } from './register.ts';
 import { hostRow, sandboxRow } from './rows.ts';
 import type { HostRow } from '../model/index.ts';
-import type { HostStore } from './store.ts';
 
 export function hostNotFound(reference: string): DroverError {
   return new DroverError('host-not-found', `there is no host ${JSON.stringify(clip(reference))}`, {
@@ -19,14 +18,31 @@ export function hostNotFound(reference: string): DroverError {
 const everyHost = prepared([], (db) => db.selectFrom('hosts').selectAll().orderBy('name').orderBy('id'));
 const keptHosts = prepared([], (db) => db.selectFrom('hosts').selectAll().where('removed_at', 'is', null).orderBy('name').orderBy('id'));
 
-export class SqlHostStore implements HostStore {
+export interface NewHost {
+  readonly id: HostId;
+  readonly name: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly certificateExpiresAt: number;
+}
+
+export interface Heartbeat {
+  readonly id: HostId;
+  readonly epoch: number;
+  readonly at: number;
+  readonly loadMilli: number;
+  readonly memoryAvailableBytes: number;
+  readonly diskAvailableBytes: number;
+}
+
+export class HostStore {
   readonly #database: Database;
 
   constructor(database: Database) {
     this.#database = database;
   }
 
-  async join(host: Parameters<HostStore['join']>[0]): Promise<HostRow> {
+  /** Inserts or updates the row in place (L-7); a removed host is refused. @throws {DroverError} host-removed */
+  async join(host: NewHost): Promise<HostRow> {
     return await this.#database.transact(async (tx) => {
       const name = await hostNameFor(tx, host.id, host.name);
       const inserted = await tx.db
@@ -49,6 +65,11 @@ export class SqlHostStore implements HostStore {
     });
   }
 
+  /**
+   * One stream's Register (L-8, L-11): raises the epoch, marks the host connected, stores what it reports of itself and of its sandboxes,
+   * and counts `reserved` again from the sandboxes that are placed on it and those that it reports, each once.
+   * @throws {DroverError} host-removed, host-not-found
+   */
   async register(registration: link.Register, owner: string): Promise<{ readonly host: HostRow; readonly epoch: number }> {
     return await this.#database.transact(async (tx) => {
       const before = await this.#lockKept(tx, registration.hostId);
@@ -56,6 +77,7 @@ export class SqlHostStore implements HostStore {
     });
   }
 
+  /** Marks the host down if `epoch` is still the newest (L-11). @returns whether it was */
   async markDown(id: HostId, epoch: number, reason: string): Promise<boolean> {
     return await this.#database.transact(async (tx) => {
       const before = await lockHost(this.#database, tx, id);
@@ -66,12 +88,14 @@ export class SqlHostStore implements HostStore {
     });
   }
 
-  async heartbeats(beats: Parameters<HostStore['heartbeats']>[0]): Promise<void> {
+  /** Batched liveness (L-9). A beat of an older epoch has no effect; a host that was marked down by silence is ready again. */
+  async heartbeats(beats: readonly Heartbeat[]): Promise<void> {
     for (let i = 0; i < beats.length; i += limits.rowsPerStatement) {
       await this.#heartbeats(beats.slice(i, i + limits.rowsPerStatement));
     }
   }
 
+  /** At the start of a replica: the streams that it held before have ended. @returns how many hosts were marked down */
   async markOwnedDown(owner: string): Promise<number> {
     const owned = await this.#database.db
       .selectFrom('hosts')
@@ -102,6 +126,7 @@ export class SqlHostStore implements HostStore {
     return row === undefined ? undefined : hostRow(row);
   }
 
+  /** By id or by name; names of removed hosts do not count. @throws {DroverError} host-not-found, invalid-argument (an ambiguous name) */
   async find(idOrName: string): Promise<HostRow> {
     if (isHostId(idOrName)) {
       const row = await this.get(idOrName);
@@ -141,6 +166,7 @@ export class SqlHostStore implements HostStore {
     });
   }
 
+  /** Revokes (L-4): refused with host-not-empty while it holds sandboxes, unless forced; forced, they become lost immediately. */
   async remove(id: HostId, options: { readonly force: boolean }): Promise<HostRow> {
     return await this.#database.transact(async (tx) => {
       const before = await lockHost(this.#database, tx, id);
@@ -204,7 +230,7 @@ export class SqlHostStore implements HostStore {
    * One statement for all (L-9). A beat counts only for the newest epoch; one that was received before its host was marked
    * down (it waited in a batch while the stream dropped) does not make it ready again.
    */
-  async #heartbeats(beats: Parameters<HostStore['heartbeats']>[0]): Promise<void> {
+  async #heartbeats(beats: readonly Heartbeat[]): Promise<void> {
     const newest = [...new Map(beats.map((beat) => [beat.id, beat])).values()].sort((a, b) => (a.id < b.id ? -1 : 1));
     if (newest.length === 0) return;
     const values = sql.join(
@@ -225,7 +251,7 @@ export class SqlHostStore implements HostStore {
   }
 }
 
-function newHost(host: Parameters<HostStore['join']>[0], now: number): StoredHost {
+function newHost(host: NewHost, now: number): StoredHost {
   return {
     id: host.id,
     name: host.name,

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { clip, DroverError } from '@drover/foundation';
 import { type Database, type OpenDatabase, prepared, type IdempotencyTable } from '../database/index.ts';
-import type { IdempotencyStore, Tables } from './store.ts';
+import { tablesOf, type Tables } from './tables.ts';
 
 const insertKey = prepared(['key', 'method', 'request_hash', 'response', 'created_at'], (db, row: IdempotencyTable) =>
   db
@@ -19,15 +19,18 @@ const keepAnswer = prepared(['key', 'response'], (db, { key, response }: { reado
  * and a repeated call gets the answer, or nothing is and a repeated call is the first. The key is written first, so that a second
  * call with it waits, on this replica or another, until the first has ended.
  */
-export class SqlIdempotencyStore implements IdempotencyStore {
+export class IdempotencyStore {
   readonly #database: OpenDatabase;
-  readonly #tablesOf: (database: Database) => Tables;
 
-  constructor(database: OpenDatabase, tablesOf: (database: Database) => Tables) {
+  constructor(database: OpenDatabase) {
     this.#database = database;
-    this.#tablesOf = tablesOf;
   }
 
+  /**
+   * Runs `action` once per key (L-20), as `together` does: its changes, the key and the response are one transaction. A repeated or concurrent
+   * call returns the stored response. A failure stores nothing.
+   * @throws {DroverError} idempotency-key-reused for the same key with another request
+   */
   async once(key: string, method: string, request: Uint8Array, action: (store: Tables) => Promise<Uint8Array>): Promise<Uint8Array> {
     const hash = createHash('sha256').update(request).digest('hex');
     return await this.#database.together(async (within) => {
@@ -35,12 +38,13 @@ export class SqlIdempotencyStore implements IdempotencyStore {
       // PostgreSQL waits here for another transaction that has written the key; SQLite has one writer at a time anyway.
       const inserted = await insertKey(within.db, row);
       if (inserted.rows.length === 0) return await this.#answer(within, key, method, hash);
-      const answer = await action(this.#tablesOf(within));
+      const answer = await action(tablesOf(within));
       await keepAnswer(within.db, { key, response: Buffer.from(answer).toString('base64') });
       return answer;
     });
   }
 
+  /** Drops older keys, and all but the newest `keep`. @returns how many */
   async trim(olderThan: number, keep: number): Promise<number> {
     const { db } = this.#database;
     const old = await db.deleteFrom('idempotency').where('created_at', '<', olderThan).executeTakeFirst();

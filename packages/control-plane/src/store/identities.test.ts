@@ -3,7 +3,7 @@ import { canonicalCommonName, FakeClock, newSandboxId, type SandboxId } from '@d
 import { accessTokensPerSandbox, certificatesPerSandbox } from '../limits.ts';
 import { emptyView } from '../worldview/apply.ts';
 import type { SandboxView } from '../worldview/worldview.ts';
-import type { IdentityStore, Store } from './store.ts';
+import type { IdentityStore, Store } from './index.ts';
 import type { SandboxRow } from '../model/sandbox.ts';
 import { draft, readyHost, seen } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';

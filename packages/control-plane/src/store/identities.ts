@@ -1,26 +1,37 @@
 import { sql } from 'kysely';
 import { DroverError, type SandboxId } from '@drover/foundation';
-import type { Identity, TokenScope } from '../model/index.ts';
+import type { Bearer, EvictionCause, Identity, TokenScope } from '../model/index.ts';
 import * as limits from '../limits.ts';
 import { changeSandbox, lockSandboxes } from './change.ts';
 import { isUniqueViolation, type Database, type Tx, type StoredIdentity, type StoredSandbox } from '../database/index.ts';
+import type { Registration, RegistrationResult } from './drafts.ts';
 import { evictIdentity } from './evict.ts';
 import { dropBareTokens, dropCertificate, hasOwnToken, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
 import { registerIdentity } from './register-identity.ts';
-import type { IdentityStore } from './store.ts';
 
 /**
  * The registry's rows (I-7). Whatever adds to them holds the sandbox's row locked, as its deletion does: a deleted sandbox has nothing
  * here (I-11).
  */
-export class SqlIdentityStore implements IdentityStore {
+export class IdentityStore {
   readonly #database: Database;
 
   constructor(database: Database) {
     this.#database = database;
   }
 
-  async issue(token: Parameters<IdentityStore['issue']>[0]): Promise<void> {
+  /**
+   * Stores a certificate that was signed for a start of the sandbox, and its token's hash. All certificates of one start have the hash of the
+   * same signing request. Beyond `certificatesPerSandbox`, the oldest are dropped with their tokens.
+   * @throws {DroverError} sandbox-not-found
+   */
+  async issue(token: {
+    readonly hash: string;
+    readonly sandboxId: SandboxId;
+    readonly thumbprint: string;
+    readonly requestHash: string;
+    readonly expiresAt: number;
+  }): Promise<void> {
     await this.#database.transact(async (tx) => {
       const { hash, sandboxId, thumbprint, requestHash, expiresAt } = token;
       if ((await this.#lockKept(tx, sandboxId)) === undefined) {
@@ -59,7 +70,16 @@ export class SqlIdentityStore implements IdentityStore {
     });
   }
 
-  async issueAgain(token: Parameters<IdentityStore['issueAgain']>[0]): Promise<boolean> {
+  /**
+   * Stores the hash of another token for a certificate whose own is spent or expired; it replaces an earlier one. False when the certificate
+   * is unknown, or the sandbox revoked or registered.
+   */
+  async issueAgain(token: {
+    readonly hash: string;
+    readonly sandboxId: SandboxId;
+    readonly thumbprint: string;
+    readonly expiresAt: number;
+  }): Promise<boolean> {
     return await this.#database.transact(async (tx) => {
       const { hash, sandboxId, thumbprint, expiresAt } = token;
       const row = await this.#lockKept(tx, sandboxId);
@@ -81,7 +101,12 @@ export class SqlIdentityStore implements IdentityStore {
     });
   }
 
-  async register(registration: Parameters<IdentityStore['register']>[0]): ReturnType<IdentityStore['register']> {
+  /**
+   * The last part of Register, in one transaction (I-15, I-17): checks and consumes the token, writes or finds the row, stores the access
+   * token's hash, and emits AgentRegistered for a new row. A row with another thumbprint is replaced only by a certificate that was issued
+   * after it, with its own unspent token.
+   */
+  async register(registration: Registration): Promise<RegistrationResult> {
     try {
       return await this.#database.transact(async (tx) => {
         const sandbox = await this.#lockKept(tx, registration.sandboxId);
@@ -96,6 +121,7 @@ export class SqlIdentityStore implements IdentityStore {
     }
   }
 
+  /** By the present or the next thumbprint. */
   async find(thumbprint: string): Promise<Identity | undefined> {
     const row = await this.#database.db
       .selectFrom('identities')
@@ -110,6 +136,7 @@ export class SqlIdentityStore implements IdentityStore {
     return row === undefined ? undefined : identityRow(row);
   }
 
+  /** The rows of these sandboxes, in few queries. */
   async findBySandboxes(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>> {
     const found = new Map<SandboxId, Identity>();
     for (let i = 0; i < ids.length; i += limits.rowsPerStatement) {
@@ -123,17 +150,24 @@ export class SqlIdentityStore implements IdentityStore {
     return found;
   }
 
-  async bearer(hash: string): ReturnType<IdentityStore['bearer']> {
+  /** The sandbox of a token; undefined when it is unknown or expired. A consumed bootstrap token is still known (I-15). */
+  async bearer(hash: string): Promise<(Bearer & { readonly thumbprint: string }) | undefined> {
     const token = await this.#database.db.selectFrom('sandbox_tokens').selectAll().where('hash', '=', hash).executeTakeFirst();
     if (token === undefined || (token.expires_at !== null && token.expires_at <= this.#database.clock.now())) return undefined;
     const scope: TokenScope = token.scope === 'control' ? 'control' : 'register';
     return { sandboxId: token.sandbox_id as SandboxId, scope, thumbprint: token.thumbprint };
   }
 
+  /** Whether the token that was issued with this certificate is unspent. A token of `issueAgain` does not count. */
   async mayRegister(id: SandboxId, thumbprint: string): Promise<boolean> {
     return await hasOwnToken({ db: this.#database.db, now: this.#database.clock.now() }, id, thumbprint);
   }
 
+  /**
+   * Stores the certificate that replaces the registered one when it is seen; emits IdentityRenewed. False: no row, or a thumbprint of another
+   * sandbox.
+   * @param shown the certificate that the sandbox shows now; if it is the next one, it counts as seen
+   */
   async setNext(id: SandboxId, thumbprint: string, expiresAt: number, shown = ''): Promise<boolean> {
     try {
       return await this.#database.transact(async (tx) => {
@@ -161,10 +195,12 @@ export class SqlIdentityStore implements IdentityStore {
     }
   }
 
-  async seen(batch: Parameters<IdentityStore['seen']>[0]): Promise<void> {
+  /** Refreshes last seen; a next thumbprint that was seen becomes the thumbprint. */
+  async seen(batch: readonly { readonly sandboxId: SandboxId; readonly thumbprint: string; readonly at: number }[]): Promise<void> {
     for (let i = 0; i < batch.length; i += limits.rowsPerStatement) await this.#seen(batch.slice(i, i + limits.rowsPerStatement));
   }
 
+  /** Sorted by project and name. */
   async list(): Promise<readonly Identity[]> {
     const rows = await this.#database.db.selectFrom('identities').selectAll().execute();
     // Compared here: PostgreSQL would sort by its locale. Names are ASCII.
@@ -175,7 +211,8 @@ export class SqlIdentityStore implements IdentityStore {
       .map(({ row }) => identityRow(row));
   }
 
-  async evict(id: SandboxId, why: Parameters<IdentityStore['evict']>[1]): Promise<Identity | undefined> {
+  /** Removes row and tokens, and emits IdentityEvicted; undefined when there was no row. */
+  async evict(id: SandboxId, why: EvictionCause): Promise<Identity | undefined> {
     return await this.#database.transact(async (tx) => {
       await lockSandboxes(this.#database, tx, { ids: [id] });
       const row = await evictIdentity(tx, id, why);
@@ -183,6 +220,7 @@ export class SqlIdentityStore implements IdentityStore {
     });
   }
 
+  /** Revokes and evicts, or lifts that (I-4); emits IdentityRevoked or IdentityReinstated. False: nothing changed. */
   async setRevoked(id: SandboxId, revoked: boolean): Promise<boolean> {
     return await this.#database.transact(async (tx) => {
       const row = await this.#lockKept(tx, id);
@@ -197,6 +235,7 @@ export class SqlIdentityStore implements IdentityStore {
     });
   }
 
+  /** Sandboxes that have a row here and are deleted or unknown in the store (I-12); `listPageMax` at most. */
   async orphans(): Promise<readonly SandboxId[]> {
     const rows = await this.#database.db
       .selectFrom('identities')
@@ -209,6 +248,7 @@ export class SqlIdentityStore implements IdentityStore {
     return rows.map((row) => row.sandbox_id as SandboxId);
   }
 
+  /** Drops tokens and certificates that expired before. @returns how many tokens */
   async trimTokens(expiredBefore: number): Promise<number> {
     return await this.#database.transact(async (tx) => {
       const tokens = await tx.db.deleteFrom('sandbox_tokens').where('expires_at', '<', expiredBefore).executeTakeFirst();

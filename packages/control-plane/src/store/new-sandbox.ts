@@ -1,5 +1,5 @@
 import { specText } from './rows.ts';
-import type { SandboxDraft } from './store.ts';
+import type { SandboxDraft } from './drafts.ts';
 import type { StoredSandbox } from '../database/index.ts';
 
 const columns = {

@@ -1,16 +1,10 @@
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { clip, DroverError, errnoOf, systemClock, type Clock, type Logger } from '@drover/foundation';
-import { OpenDatabase, type Database, migrate } from '../database/index.ts';
-import { SqlEventStore } from './event-store.ts';
-import { SqlHostStore } from './hosts.ts';
-import { SqlIdempotencyStore } from './idempotency.ts';
-import { SqlIdentityStore } from './identities.ts';
-import { SqlSandboxStore } from './sandboxes.ts';
-import type { Store, Tables } from './store.ts';
-import { SqlTokenStore } from './tokens.ts';
-import { SqlViewStore } from './views.ts';
-import { SqlVolumeStore } from './volumes.ts';
+import { migrate, OpenDatabase } from '../database/index.ts';
+import { IdempotencyStore } from './idempotency.ts';
+import type { Store } from './store.ts';
+import { tablesOf } from './tables.ts';
 
 export interface StoreOptions {
   readonly logger: Logger;
@@ -36,21 +30,9 @@ export async function openStore(url: string, options: StoreOptions): Promise<Sto
   return {
     kind,
     ...tablesOf(database),
-    idempotency: new SqlIdempotencyStore(database, tablesOf),
+    idempotency: new IdempotencyStore(database),
     together: async (work) => await database.together(async (within) => await work(tablesOf(within))),
     close: () => database.close(),
-  };
-}
-
-function tablesOf(database: Database): Tables {
-  return {
-    hosts: new SqlHostStore(database),
-    sandboxes: new SqlSandboxStore(database),
-    tokens: new SqlTokenStore(database),
-    events: new SqlEventStore(database),
-    identities: new SqlIdentityStore(database),
-    views: new SqlViewStore(database),
-    volumes: new SqlVolumeStore(database),
   };
 }
 

@@ -3,14 +3,11 @@ import type { Tx, CertificateTable, SandboxTokenTable, StoredIdentity, StoredSan
 import { dropBareTokens, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
 import { sandboxRow } from './rows.ts';
 import { currentStart } from '../model/index.ts';
-import type { IdentityStore } from './store.ts';
+import type { Registration, RegistrationResult } from './drafts.ts';
 import { emitViewed } from './view-rows.ts';
 
-type Registration = Parameters<IdentityStore['register']>[0];
-type Registered = Awaited<ReturnType<IdentityStore['register']>>;
-
 /** Register, for a locked sandbox that may have an identity (I-15, I-17). */
-export async function registerIdentity(tx: Tx, sandbox: StoredSandbox, registration: Registration): Promise<Registered> {
+export async function registerIdentity(tx: Tx, sandbox: StoredSandbox, registration: Registration): Promise<RegistrationResult> {
   const { sandboxId, thumbprint, tokenHash, accessTokenHash } = registration;
   const row = await identityOf(tx, sandboxId);
   const token = await tokenOf(tx, registration);

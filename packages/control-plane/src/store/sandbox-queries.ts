@@ -4,7 +4,7 @@ import * as limits from '../limits.ts';
 import { sandboxById } from './change.ts';
 import type { Database } from '../database/index.ts';
 import { sandboxRow } from './rows.ts';
-import type { SandboxFilter } from './store.ts';
+import type { SandboxFilter } from './drafts.ts';
 import type { SandboxRow, SealedSecret } from '../model/index.ts';
 
 export function sandboxNotFound(reference: string): DroverError {
@@ -29,6 +29,11 @@ export class SandboxQueries {
     return row === undefined ? undefined : sandboxRow(row);
   }
 
+  /**
+   * By id, `name`, `project/name`, common name or thumbprint. A deleted sandbox by its id, and with `deleted` by a name that no other one
+   * has now.
+   * @throws {DroverError} sandbox-not-found; invalid-argument when several match
+   */
   async find(reference: string, { deleted = false }: { readonly deleted?: boolean } = {}): Promise<SandboxRow> {
     if (isSandboxId(reference)) {
       const row = await this.get(reference);
@@ -77,6 +82,7 @@ export class SandboxQueries {
     return first === undefined ? undefined : sandboxRow(first);
   }
 
+  /** The sandbox's secrets; none once it is deleted. */
   async secrets(id: SandboxId): Promise<readonly SealedSecret[]> {
     const { db } = this.database;
     return await db.selectFrom('sandbox_secrets').select(['name', 'sealed']).where('sandbox_id', '=', id).orderBy('name').execute();
@@ -112,6 +118,7 @@ export class SandboxQueries {
     return (await query.execute()).map(sandboxRow);
   }
 
+  /** All sandboxes that are placed on the host and not deleted: the desired state of its reconcile. */
   async onHost(hostId: HostId): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -123,6 +130,7 @@ export class SandboxQueries {
     return rows.map(sandboxRow);
   }
 
+  /** The sandboxes that are to run and have no place, oldest first. */
   async unplaced(limit: number): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -144,6 +152,7 @@ export class SandboxQueries {
     return rows.map(sandboxRow);
   }
 
+  /** The sandboxes that are to run and have passed their time to live (R-20). */
   async expired(now: number): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -157,6 +166,7 @@ export class SandboxQueries {
     return rows.map(sandboxRow);
   }
 
+  /** The sandboxes with --rm whose run is over, without a change since `before`. */
   async finished(before: number): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')

@@ -22,12 +22,12 @@ import { newSandbox, sandboxColumns } from './new-sandbox.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
 import { rowWithSpec, sandboxRow } from './rows.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
-import type { DesiredOptions, SandboxDraft, SandboxStore } from './store.ts';
+import type { DesiredOptions, SandboxDraft } from './drafts.ts';
 
 const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
 
-export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
-  async create(draft: SandboxDraft, place?: Parameters<SandboxStore['create']>[1]): Promise<SandboxRow> {
+export class SandboxStore extends SandboxQueries {
+  async create(draft: SandboxDraft, place?: HostId | { readonly unschedulable: string }): Promise<SandboxRow> {
     const hostId = typeof place === 'string' ? place : undefined;
     const waitsFor = typeof place === 'object' ? clip(place.unschedulable, limits.maxPendingMessageLength) : '';
     try {
@@ -59,6 +59,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     }
   }
 
+  /** Reserves room and sets host_id in one conditional update (L-24). False: the room is taken, or the row is placed or deleted. */
   async place(id: SandboxId, hostId: HostId): Promise<boolean> {
     return await this.database.transact(async (tx) => {
       if ((await lockHost(this.database, tx, hostId)) === undefined) return false;
@@ -92,6 +93,10 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /**
+   * Takes the sandbox off its host (drain); the next reconcile fences the host's copy. False when it is no longer placed on `from`, or a
+   * pause or kill contains it (I-4).
+   */
   async unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean> {
     return await this.database.transact(async (tx) => {
       await lockHost(this.database, tx, from);
@@ -121,6 +126,11 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /**
+   * Changes the desired state. The same state again changes nothing, except that a kill or a shorter grace replaces a stop under way. A
+   * sandbox without a host is deleted immediately.
+   * @throws {DroverError} failed-precondition for `running` while a pause or a kill contains it (I-4)
+   */
   async setDesired(id: SandboxId, desired: DesiredState, options: DesiredOptions = {}): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
@@ -143,6 +153,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /** Stores a host's observations. Older sequences, and sandboxes that are not placed there, are ignored. @returns the changed rows */
   async observe(hostId: HostId, epoch: number, observations: readonly sandbox.SandboxObservation[]): Promise<readonly SandboxRow[]> {
     if (observations.length === 0) return [];
     return await this.database.transact(async (tx) => {
@@ -155,6 +166,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /** The host holds no copy: the sandbox is deleted if that is desired, and otherwise failed. Releases the reservation. */
   async copyAbsent(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined> {
     return await this.database.transact(async (tx) => {
       await lockHost(this.database, tx, hostId);
@@ -167,6 +179,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /** Fails a start before or outside its host. */
   async fail(id: SandboxId, why: EndReason): Promise<void> {
     await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
@@ -175,6 +188,10 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /**
+   * As `fail`, with reason `init-failed`, for one start (`startOf`). False, without an effect, when the host reports another start or the end
+   * of this one, or when another start is requested.
+   */
   async failInit(id: SandboxId, startCount: number, message: string): Promise<boolean> {
     return await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
@@ -188,6 +205,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /** Cuts or restores its network (I-4). The same again changes nothing. */
   async setNetworkCut(id: SandboxId, cut: boolean): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
@@ -200,6 +218,10 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /**
+   * Records that a containment is in force, or with undefined that it no longer is. Of a record that exists only the reason is replaced, by a
+   * later one that is not empty.
+   */
   async setContainment(id: SandboxId, action: ContainmentAction, by: ContainmentRecord | undefined): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
       const [stored] = await lockSandboxes(this.database, tx, { ids: [id] });
@@ -218,6 +240,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     });
   }
 
+  /** Sandboxes of hosts down since before `downBefore` become lost (L-26). */
   async markLost(downBefore: number): Promise<readonly SandboxRow[]> {
     const hosts = await this.database.db
       .selectFrom('hosts')
@@ -242,6 +265,7 @@ export class SqlSandboxStore extends SandboxQueries implements SandboxStore {
     return lost;
   }
 
+  /** Drops a batch of sandboxes that were deleted before, and of all but the `keep` deleted last. @returns how many */
   async trimDeleted(deletedBefore: number, keep: number): Promise<number> {
     return await this.database.transact(async (tx) => {
       const deleted = tx.db.selectFrom('sandboxes').where('deleted_at', 'is not', null);

@@ -3,7 +3,7 @@ import { FakeClock, hasCode, newHostId, newSandboxId } from '@drover/foundation'
 import { killGraceMs } from '@drover/spec';
 import { hostState } from '../model/host.ts';
 import { sandboxState } from '../model/state.ts';
-import type { DesiredOptions, Store } from './store.ts';
+import type { DesiredOptions, Store } from './index.ts';
 import type { SandboxRow } from '../model/sandbox.ts';
 import { draft, readyHost, registration, seen, smallRoom } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';

@@ -4,7 +4,7 @@ import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { DroverError, FakeClock, newHostId } from '@drover/foundation';
 import type { SandboxRow } from '../model/sandbox.ts';
-import type { Store } from './store.ts';
+import type { Store } from './index.ts';
 import { draft, readyHost } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 

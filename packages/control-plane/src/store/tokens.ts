@@ -1,26 +1,31 @@
 import type { HostId } from '@drover/foundation';
 import { type Database, prepared } from '../database/index.ts';
 import { parseMap } from './rows.ts';
-import type { TokenStore } from './store.ts';
 
 const apiToken = prepared(['hash'], (db, { hash }: { readonly hash: string }) =>
   db.selectFrom('api_tokens').select('name').where('hash', '=', hash),
 );
 
-export class SqlTokenStore implements TokenStore {
+export class TokenStore {
   readonly #database: Database;
 
   constructor(database: Database) {
     this.#database = database;
   }
 
-  async createJoin(token: Parameters<TokenStore['createJoin']>[0]): Promise<void> {
+  async createJoin(token: {
+    readonly hash: string;
+    readonly expiresAt: number;
+    readonly uses: number;
+    readonly labels: Readonly<Record<string, string>>;
+  }): Promise<void> {
     await this.#database.db
       .insertInto('join_tokens')
       .values({ hash: token.hash, expires_at: token.expiresAt, uses_left: token.uses, labels: JSON.stringify(token.labels) })
       .execute();
   }
 
+  /** Takes one use, in one conditional update; undefined when unknown, used up or expired. The same host may repeat it (a lost response). */
   async takeJoin(hash: string, hostId: HostId): Promise<{ readonly labels: Readonly<Record<string, string>> } | undefined> {
     return await this.#database.transact(async (tx) => {
       // The use is written first: of two calls of one host (a lost answer, repeated) the second waits here, and is free.
@@ -52,6 +57,7 @@ export class SqlTokenStore implements TokenStore {
     });
   }
 
+  /** Drops tokens that expired before. @returns how many */
   async trimJoin(expiredBefore: number): Promise<number> {
     return await this.#database.transact(async (tx) => {
       const expired = tx.db.selectFrom('join_tokens').select('hash').where('expires_at', '<', expiredBefore);

@@ -4,16 +4,17 @@ import * as limits from '../limits.ts';
 import type { SandboxView } from '../worldview/index.ts';
 import { lockSandboxes } from './change.ts';
 import type { Database } from '../database/index.ts';
-import type { ViewStore } from './store.ts';
+
 import { viewOf, writeViews } from './view-rows.ts';
 
-export class SqlViewStore implements ViewStore {
+export class ViewStore {
   readonly #database: Database;
 
   constructor(database: Database) {
     this.#database = database;
   }
 
+  /** `lock`: within `together`, nothing else changes them until it ends. */
   async get(ids: readonly SandboxId[], options: { readonly lock?: boolean } = {}): Promise<ReadonlyMap<SandboxId, SandboxView>> {
     const views = new Map<SandboxId, SandboxView>();
     const sorted = [...new Set(ids)].sort();
@@ -27,6 +28,7 @@ export class SqlViewStore implements ViewStore {
     return views;
   }
 
+  /** Writes the views, and the events that made them, in one transaction. */
   async put(views: readonly SandboxView[], events: readonly EventDraft[]): Promise<void> {
     await this.#database.transact(async (tx) => {
       for (const event of events) tx.emit(event);

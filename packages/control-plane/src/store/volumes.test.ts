@@ -1,6 +1,6 @@
 import { FakeClock } from '@drover/foundation';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import type { Store } from './store.ts';
+import type { Store } from './index.ts';
 import { draft, readyHost } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 

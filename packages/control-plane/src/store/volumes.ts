@@ -1,19 +1,19 @@
 import { DroverError, type HostId, type SandboxId } from '@drover/foundation';
 import type { Database, Tx, VolumeTable } from '../database/index.ts';
 import { labelOf, type VolumeRow } from '../model/index.ts';
-import type { VolumeStore } from './store.ts';
 
 /**
  * A volume's row is locked before its uses are read or written, so that a volume is never removed while a sandbox that is being created
  * comes to have it.
  */
-export class SqlVolumeStore implements VolumeStore {
+export class VolumeStore {
   readonly #database: Database;
 
   constructor(database: Database) {
     this.#database = database;
   }
 
+  /** @throws {DroverError} name-taken */
   async create(volume: { readonly name: string; readonly hostId: HostId; readonly sizeBytes: number }): Promise<VolumeRow> {
     return await this.#database.transact(async (tx) => {
       const row: VolumeTable = {
@@ -40,12 +40,14 @@ export class SqlVolumeStore implements VolumeStore {
     });
   }
 
+  /** @throws {DroverError} volume-not-found */
   async find(name: string): Promise<VolumeRow> {
     const row = await this.#database.db.selectFrom('volumes').selectAll().where('name', '=', name).executeTakeFirst();
     if (row === undefined) throw notFound(name);
     return rowOf(row);
   }
 
+  /** By name. `unsettled`: only those that their host has still to make or remove. */
   async list(filter: { readonly hostId?: HostId; readonly unsettled?: boolean } = {}): Promise<readonly VolumeRow[]> {
     let query = this.#database.db.selectFrom('volumes').selectAll();
     if (filter.hostId !== undefined) query = query.where('host_id', '=', filter.hostId);
@@ -53,6 +55,7 @@ export class SqlVolumeStore implements VolumeStore {
     return (await query.orderBy('name').execute()).map(rowOf);
   }
 
+  /** The sandboxes that use each volume, running or not: `name` or `project/name`. */
   async users(names: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>> {
     const users = new Map<string, string[]>();
     if (names.length === 0) return users;
@@ -60,6 +63,7 @@ export class SqlVolumeStore implements VolumeStore {
     return users;
   }
 
+  /** Reserves the volumes for the sandbox until it is deleted. @throws {DroverError} volume-not-found, failed-precondition when one is not ready */
   async use(names: readonly string[], id: SandboxId): Promise<void> {
     await this.#database.transact(async (tx) => {
       for (const name of [...names].sort()) {
@@ -74,6 +78,7 @@ export class SqlVolumeStore implements VolumeStore {
     });
   }
 
+  /** Stores what its host did, if the volume is still in the state `from`. */
   async settle(
     name: string,
     from: VolumeRow['state'],
@@ -82,6 +87,7 @@ export class SqlVolumeStore implements VolumeStore {
     await this.#database.db.updateTable('volumes').set(change).where('name', '=', name).where('state', '=', from).execute();
   }
 
+  /** Marks it as deleting: no new sandbox can use it. @throws {DroverError} volume-not-found, volume-in-use */
   async remove(name: string): Promise<VolumeRow> {
     return await this.#database.transact(async (tx) => {
       const row = await lock(tx, name);
@@ -98,6 +104,7 @@ export class SqlVolumeStore implements VolumeStore {
     });
   }
 
+  /** Its host has removed it, or is removed itself. */
   async drop(name: string): Promise<void> {
     await this.#database.transact(async (tx) => {
       await tx.db.deleteFrom('volume_uses').where('volume', '=', name).execute();

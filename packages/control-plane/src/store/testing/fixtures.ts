@@ -2,7 +2,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { newHostId, newSandboxId, parseName, parseProject, type HostId } from '@drover/foundation';
 import { link, sandbox } from '@drover/protocol';
 import type { Room } from '../../model/host.ts';
-import type { SandboxDraft, Store } from '../store.ts';
+import type { SandboxDraft, Store } from '../index.ts';
 import type { SandboxRow } from '../../model/sandbox.ts';
 
 const GiB = 1024 ** 3;
