@@ -27,7 +27,7 @@ export interface Database {
   onAppend(listener: () => void): () => void;
 }
 
-const count = prepared(['more'], (db, { more }: { readonly more: number }) =>
+const count = prepared((db, { more }: { readonly more: number }) =>
   db
     .updateTable('event_counter')
     .set((eb) => ({ last: eb('last', '+', more) }))
@@ -35,9 +35,7 @@ const count = prepared(['more'], (db, { more }: { readonly more: number }) =>
     .returning('last'),
 );
 
-const insertEvent = prepared(['id', 'time', 'kind', 'type', 'subject', 'data'], (db, row: EventTable) =>
-  db.insertInto('events').values(row),
-);
+const insertEvent = prepared((db, row: EventTable) => db.insertInto('events').values(row));
 
 /** Where the data is, and how a transaction is made. */
 export class OpenDatabase implements Database {

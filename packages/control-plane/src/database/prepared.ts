@@ -2,25 +2,26 @@ import type { Compilable, CompiledQuery, Kysely, QueryResult } from 'kysely';
 import type { Schema } from './schema.ts';
 
 /**
- * A statement whose SQL is made once for each database: making it takes longer than SQLite takes to run it.
- * @param build is called once, with stand-ins for the values, and may do nothing with them but hand them on
+ * A statement whose SQL is compiled once for each database: compiling takes longer than SQLite takes to run it.
+ * @param build called once, with a placeholder for each value of the first call, which it may only pass on
  */
 export function prepared<V extends object, R>(
-  names: readonly (keyof V & string)[],
   build: (db: Kysely<Schema>, values: V) => Compilable<R>,
 ): (db: Kysely<Schema>, values: V) => Promise<QueryResult<R>> {
-  const standIns = new Map<unknown, keyof V>(names.map((name) => [Symbol(name), name]));
-  // What a database and its transactions have in common.
-  const made = new WeakMap<object, CompiledQuery<R>>();
+  // By the adapter, which a database shares with its transactions.
+  const statements = new WeakMap<object, { readonly query: CompiledQuery<R>; readonly names: ReadonlyMap<unknown, keyof V> }>();
   return async (db, values) => {
     const { adapter } = db.getExecutor();
-    let query = made.get(adapter);
-    if (query === undefined) {
-      query = build(db, Object.fromEntries([...standIns].map(([standIn, name]) => [name, standIn])) as unknown as V).compile();
-      made.set(adapter, query);
+    let statement = statements.get(adapter);
+    if (statement === undefined) {
+      const placeholders = Object.fromEntries(Object.keys(values).map((name) => [name, Symbol(name)])) as unknown as V;
+      const names = new Map<unknown, keyof V>(Object.entries(placeholders).map(([name, placeholder]) => [placeholder, name as keyof V]));
+      statement = { query: build(db, placeholders).compile(), names };
+      statements.set(adapter, statement);
     }
+    const { query, names } = statement;
     const parameters = query.parameters.map((parameter) => {
-      const name = standIns.get(parameter);
+      const name = names.get(parameter);
       return name === undefined ? parameter : values[name];
     });
     return await db.executeQuery({ ...query, parameters });

@@ -9,10 +9,10 @@ import { sandboxState, type HostRow, type SandboxRow } from '../model/index.ts';
 
 type ById = { readonly id: string };
 
-const hostById = prepared(['id'], (db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id));
-const hostByIdLocked = prepared(['id'], (db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id).forUpdate());
-const sandboxByIdLocked = prepared(['id'], (db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id).forUpdate());
-export const sandboxById = prepared(['id'], (db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id));
+const hostById = prepared((db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id));
+const hostByIdLocked = prepared((db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id).forUpdate());
+const sandboxByIdLocked = prepared((db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id).forUpdate());
+export const sandboxById = prepared((db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id));
 
 /** A host's row, locked until the transaction ends (SQLite holds its one write lock anyway). */
 export async function lockHost(database: Database, tx: Tx, id: string): Promise<StoredHost | undefined> {
@@ -96,20 +96,19 @@ export async function changeSandbox(
   return after;
 }
 
-/** By the columns that are set: as many as there are kinds of change in the code. */
-const updates = new Map<string, ReturnType<typeof updateOf>>();
+type RowUpdate = Updateable<SandboxTable> & { readonly rowId: string };
 
-function updateOf(columns: readonly (keyof SandboxTable)[]) {
-  return prepared([...columns, 'rowId'], (db, { rowId, ...values }: Updateable<SandboxTable> & { readonly rowId: string }) =>
-    db.updateTable('sandboxes').set(values).where('id', '=', rowId),
-  );
+/** One statement for each set of columns: as many as there are kinds of change. */
+const updates = new Map<string, ReturnType<typeof preparedUpdate>>();
+
+function preparedUpdate() {
+  return prepared((db, { rowId, ...values }: RowUpdate) => db.updateTable('sandboxes').set(values).where('id', '=', rowId));
 }
 
 async function updateSandbox(tx: Tx, id: string, values: Updateable<SandboxTable>): Promise<void> {
-  const columns = Object.keys(values) as (keyof SandboxTable)[];
-  const key = columns.join();
-  let update = updates.get(key);
-  if (update === undefined) updates.set(key, (update = updateOf(columns)));
+  const key = Object.keys(values).join();
+  const update = updates.get(key) ?? preparedUpdate();
+  updates.set(key, update);
   await update(tx.db, { ...values, rowId: id });
 }
 

@@ -4,7 +4,7 @@ import { type Database, prepared } from '../database/index.ts';
 
 type EventFilter = NonNullable<{ readonly kinds?: readonly string[]; readonly subject?: string }>;
 
-const counter = prepared([], (db) => db.selectFrom('event_counter').select('last').where('id', '=', 1));
+const counter = prepared((db) => db.selectFrom('event_counter').select('last').where('id', '=', 1));
 
 export class EventStore {
   readonly #database: Database;

@@ -15,8 +15,8 @@ export function hostNotFound(reference: string): DroverError {
   });
 }
 
-const everyHost = prepared([], (db) => db.selectFrom('hosts').selectAll().orderBy('name').orderBy('id'));
-const keptHosts = prepared([], (db) => db.selectFrom('hosts').selectAll().where('removed_at', 'is', null).orderBy('name').orderBy('id'));
+const everyHost = prepared((db) => db.selectFrom('hosts').selectAll().orderBy('name').orderBy('id'));
+const keptHosts = prepared((db) => db.selectFrom('hosts').selectAll().where('removed_at', 'is', null).orderBy('name').orderBy('id'));
 
 export interface NewHost {
   readonly id: HostId;

@@ -3,14 +3,14 @@ import { clip, DroverError } from '@drover/foundation';
 import { type Database, type OpenDatabase, prepared, type IdempotencyTable } from '../database/index.ts';
 import { tablesOf, type Tables } from './tables.ts';
 
-const insertKey = prepared(['key', 'method', 'request_hash', 'response', 'created_at'], (db, row: IdempotencyTable) =>
+const insertKey = prepared((db, row: IdempotencyTable) =>
   db
     .insertInto('idempotency')
     .values(row)
     .onConflict((conflict) => conflict.column('key').doNothing())
     .returning('key'),
 );
-const keepAnswer = prepared(['key', 'response'], (db, { key, response }: { readonly key: string; readonly response: string }) =>
+const keepAnswer = prepared((db, { key, response }: { readonly key: string; readonly response: string }) =>
   db.updateTable('idempotency').set({ response }).where('key', '=', key),
 );
 

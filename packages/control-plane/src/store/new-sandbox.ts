@@ -2,58 +2,7 @@ import { specText } from './rows.ts';
 import type { SandboxDraft } from './drafts.ts';
 import type { StoredSandbox } from '../database/index.ts';
 
-const columns = {
-  id: true,
-  project: true,
-  name: true,
-  spec: true,
-  labels: true,
-  desired: true,
-  generation: true,
-  start_generation: true,
-  placed_generation: true,
-  given_up_generation: true,
-  cpu_millis: true,
-  memory_bytes: true,
-  slots: true,
-  host_id: true,
-  hold: true,
-  pending_reason: true,
-  pending_message: true,
-  observed: true,
-  observed_generation: true,
-  observed_sequence: true,
-  reason: true,
-  message: true,
-  hint: true,
-  exit_code: true,
-  out_of_memory: true,
-  exit_signal: true,
-  address: true,
-  runtime: true,
-  image_digest: true,
-  start_count: true,
-  lost_since: true,
-  created_at: true,
-  updated_at: true,
-  started_at: true,
-  finished_at: true,
-  deleted_at: true,
-  expires_at: true,
-  stop_grace_ms: true,
-  stop_cause: true,
-  stop_by: true,
-  network_cut: true,
-  observed_network_cut: true,
-  revoked_at: true,
-  containment: true,
-  observed_registration_closed: true,
-  remove_on_exit: true,
-} satisfies Record<keyof StoredSandbox, true>;
-
-export const sandboxColumns = Object.keys(columns) as (keyof StoredSandbox)[];
-
-/** The row of a sandbox that nobody has placed yet: wanted running, seen nowhere. */
+/** The row of a sandbox without a place: to run, and not observed yet. */
 export function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
   const ttlMs = Number(draft.spec.ttlSeconds) * 1000;
   return {

@@ -49,7 +49,7 @@ const takeAgain = taking(['open', 'cordoned']);
 
 function taking(scheduling: readonly string[]) {
   type Taken = { readonly hostId: string; readonly cpu: number; readonly memory: number; readonly slots: number };
-  return prepared(['hostId', 'cpu', 'memory', 'slots'], (db, { hostId, cpu, memory, slots }: Taken) =>
+  return prepared((db, { hostId, cpu, memory, slots }: Taken) =>
     db
       .updateTable('hosts')
       .set((eb) => ({

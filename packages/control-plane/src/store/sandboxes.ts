@@ -18,13 +18,13 @@ import {
 import { desiredPatch } from './desired.ts';
 import { absentPatch } from './absent.ts';
 import { applyObservations, removesItself } from './observe.ts';
-import { newSandbox, sandboxColumns } from './new-sandbox.ts';
+import { newSandbox } from './new-sandbox.ts';
 import { dropStray, keepStray, reserve } from './reservations.ts';
 import { rowWithSpec, sandboxRow } from './rows.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
 import type { DesiredOptions, SandboxDraft } from './drafts.ts';
 
-const insertSandbox = prepared(sandboxColumns, (db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
+const insertSandbox = prepared((db, row: StoredSandbox) => db.insertInto('sandboxes').values(row));
 
 export class SandboxStore extends SandboxQueries {
   async create(draft: SandboxDraft, place?: HostId | { readonly unschedulable: string }): Promise<SandboxRow> {

@@ -2,9 +2,7 @@ import type { HostId } from '@drover/foundation';
 import { type Database, prepared } from '../database/index.ts';
 import { parseMap } from './rows.ts';
 
-const apiToken = prepared(['hash'], (db, { hash }: { readonly hash: string }) =>
-  db.selectFrom('api_tokens').select('name').where('hash', '=', hash),
-);
+const apiToken = prepared((db, { hash }: { readonly hash: string }) => db.selectFrom('api_tokens').select('name').where('hash', '=', hash));
 
 export class TokenStore {
   readonly #database: Database;
