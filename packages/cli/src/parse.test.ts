@@ -69,6 +69,7 @@ describe('R-2: flags become values, or one sentence', () => {
   });
 
   test.each([
+    ['--env', () => parseEnv(['1A=x'], {})],
     ['--env', () => parseEnv(['export A=x'], {})],
     ['--env', () => parseEnv(['=x'], {})],
     ['--ttl', () => tokenLifeSeconds('0s')],

@@ -23,9 +23,9 @@ export function parseArguments(what: string, argv: readonly string[]): readonly 
   return argv;
 }
 
-/** A name that execve(2) can carry, without spaces: `export A=1` in a file is a mistake. @throws {DroverError} invalid-argument */
+/** A name that a shell can use: `1A`, or `export A` of a line in a file, is a mistake. @throws {DroverError} invalid-argument */
 export function parseVariableName(name: string): string {
-  if (/^[^=\0\s]+$/.test(name)) return name;
+  if (/^(?!\d)[^=\0\s]+$/.test(name)) return name;
   throw invalid(`${quote(name)} cannot be the name of an environment variable`, 'write NAME=value, with letters, digits and _ in NAME');
 }
 
