@@ -122,7 +122,7 @@ export class SecondHost implements AsyncDisposable {
     this.startUnchecked(args);
     await eventually('the link of the second host stands', () => {
       if (this.#code !== undefined) throw new Error(`the agent ended with ${this.#code}: ${this.#output}`);
-      return this.#output.includes('the link stands');
+      return this.#output.includes('the link is up');
     });
   }
 

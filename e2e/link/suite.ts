@@ -323,15 +323,16 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const host = await world.host();
         await world.connected(host);
         host.relay.hold();
-        const body = 'x'.repeat(256 * 1024);
-        const policy = (at: number): Operation => ({
-          case: 'applyPolicy',
-          value: create(link.ApplyPolicySchema, { sandboxId: 'sb-none', allow: [body], version: BigInt(at) }),
+        const value = new Uint8Array(256 * 1024);
+        const sandboxId = newSandboxId();
+        const start = (at: number): Operation => ({
+          case: 'start',
+          value: create(link.StartSandboxSchema, { sandbox: { sandboxId, generation: BigInt(at) }, secrets: [{ name: 'large', value }] }),
         });
         const outcomes: Promise<unknown>[] = [];
         let refused: DroverError | undefined;
         for (let at = 0; refused === undefined && at < 2_000; at++) {
-          const call = world.server.call(host.id, policy(at));
+          const call = world.server.call(host.id, start(at));
           outcomes.push(
             call.then(
               () => undefined,

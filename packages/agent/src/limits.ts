@@ -5,7 +5,7 @@ export const pauseRetryMs = 100;
 export const lastBytesMs = 2_000;
 /** Operations that may wait on one sandbox; one more is refused with queue-full. */
 export const maxOperationsPerSandbox = 64;
-/** Processes and threads of a sandbox when nobody says otherwise. */
+/** Default limit of processes and threads of a sandbox. */
 export const defaultPids = 4096;
 
 /** Memory that a sandbox's limit is raised by for its init (a Node process: 45 to 60 MB resident, with room for its sessions). Bytes. */
@@ -18,7 +18,7 @@ export const uidRangeBase = 1_000_000_000;
 export const uidRangeSize = 65_536;
 /** Sandboxes with a user namespace on one host; one more is refused with no-room. */
 export const uidRangeCount = 16_384;
-/** User namespaces made ahead of the creates that will use them. */
+/** User namespaces made in advance of the creates that will use them. */
 export const warmUserNamespaces = 16;
 /** How long a path of the host outside the agent's directory may take to respond; then what needs it fails with unavailable. Milliseconds. */
 export const foreignMs = 5_000;
@@ -48,14 +48,16 @@ export const maxDefaultStandbys = 16;
 export const standbyMemoryBytes = 20 * 1024 ** 2;
 /** The largest number of creates within this time, over the last `standbyDemandMs`, is the number of standbys that a host keeps. Milliseconds. */
 export const standbyBurstMs = 10_000;
-/** A burst of creates raises the number of standbys for so long. Milliseconds; without one, a quarter of --standbys is kept. */
+/** A burst of creates raises the number of standbys for so long; without one it is a quarter of --standbys. Milliseconds. */
 export const standbyDemandMs = 600_000;
 /** How often the number of standbys is reviewed without a create. Milliseconds. */
 export const standbyReviewMs = 60_000;
-/** Creates whose times are remembered for it; the oldest are dropped. */
-export const maxCreatesRemembered = 1_024;
+/** Creates whose times count for the number of standbys; the oldest are dropped. */
+export const maxRecentCreates = 1_024;
 /** Pause between the last start of a sandbox and making the next standby, which would take CPU from the start. Milliseconds. */
 export const standbyRestMs = 500;
+/** Keys of sandboxes that are made in advance; a start without one makes its own. */
+export const keysReady = 16;
 /** How long a standby may take until it is ready; then it is removed. Milliseconds. */
 export const standbyReadyMs = 20_000;
 /** How often a standby is checked for being ready. Milliseconds. */
@@ -69,11 +71,11 @@ export const initDialMs = 10_000;
 export const initTakesConfigMs = 50;
 /** How long one TCP connect into a sandbox may take. Milliseconds. */
 export const sandboxConnectMs = 5_000;
-/** How often the processes of sandboxes that someone waits for are looked at. Milliseconds. */
+/** How often the processes of sandboxes with a waiter are polled. Milliseconds. */
 export const exitPollMs = 1_000;
 /** The largest exit.json that is read; a larger one counts as none. Bytes. */
 export const maxExitRecordBytes = 64 * 1024;
-/** Memory of /dev/shm where --shm-size says nothing; more fails inside with ENOSPC. Bytes. */
+/** Memory of /dev/shm without --shm-size; more fails inside with ENOSPC. Bytes. */
 export const sharedMemoryBytes = 64 * 1024 * 1024;
 /** Files that /dev and /dev/shm may each have; more fail inside with ENOSPC. A file without content takes kernel memory too. */
 export const tmpfsInodes = 16_384;
@@ -106,7 +108,7 @@ export const maxImageConfigBytes = 8 * 1024 ** 2;
 export const maxLayers = 500;
 /** Bytes of a compressed layer. Above: too-large. */
 export const maxBlobBytes = 16 * 1024 ** 3;
-/** Bytes of a token server's or an error's answer that are read. The rest is not. */
+/** Bytes of a token server's response, or of an error, that are read; the rest is ignored. */
 export const maxRegistryAnswerBytes = 256 * 1024;
 /** How long a credential helper may take to answer; then it is killed and the pull fails with registry-denied. Milliseconds. */
 export const credentialHelperMs = 10_000;
@@ -116,18 +118,18 @@ export const maxCredentialBytes = 64 * 1024;
 export const maxRedirects = 5;
 /** Tries of one registry request or one blob that make no progress. After: registry-unreachable. */
 export const maxRegistryTries = 5;
-/** Longest wait that a registry's Retry-After may ask for. Milliseconds; more is cut to it. */
+/** Longest wait of a registry's Retry-After; more is cut to it. Milliseconds. */
 export const maxRetryAfterMs = 30_000;
 /** Silence of a registry, while connecting, before headers and in a body. Milliseconds. After: the request is tried again. */
 export const registryConnectMs = 10_000;
 export const registrySilenceMs = 30_000;
-/** A pull, from its start (R-13). Milliseconds. After: timed-out; what was downloaded stays for the next try. */
+/** A pull, from its start (R-13). Milliseconds. After: timed-out; the next try resumes the downloads. */
 export const pullTimeoutMs = 600_000;
-/** Blobs downloaded at once, over all pulls. More wait. */
+/** Concurrent downloads of blobs, over all pulls. More wait. */
 export const maxDownloads = 4;
-/** Layers unpacked at once, each in a thread. More wait. */
+/** Layers unpacked concurrently, each in a thread. More wait. */
 export const maxUnpacks = 2;
-/** Unfinished downloads that nobody resumed for so long go at the agent's start. Milliseconds. */
+/** Unfinished downloads that were not resumed for so long are removed at the agent's start. Milliseconds. */
 export const partialKeptMs = 24 * 3_600_000;
 /** Least time between two changes of a sandbox's message by the progress of its image. Milliseconds. */
 export const pullMessageMs = 1_000;
@@ -148,23 +150,23 @@ export const reconnectBaseMs = 500;
 export const reconnectCapMs = 30_000;
 /** A stream that held for this long resets the backoff (L-12). Milliseconds. */
 export const healthyStreamMs = 60_000;
-/** The longest delay that the agent takes from the control plane. Milliseconds. */
+/** The longest reconnect delay that the agent accepts from the control plane. Milliseconds. */
 export const maxServerDelayMs = 300_000;
 /** From dialling to the Welcome; then the attempt counts as failed. Milliseconds. */
 export const welcomeTimeoutMs = 60_000;
 /** grpc-js's own backoff, which must not be shorter than the link's. Milliseconds. */
 export const channelBackoffMs = 120_000;
-/** HTTP/2 pings while a stream is open, and how long an answer may take: so a dead control plane is noticed. Milliseconds. */
+/** HTTP/2 pings while a stream is open, and how long a reply may take: they detect a dead control plane. Milliseconds. */
 export const keepaliveMs = 20_000;
 export const keepaliveTimeoutMs = 15_000;
-/** HTTP/2 receive window of a link connection: what a tunnel may have under way before the sandbox took it. Bytes. */
+/** HTTP/2 receive window of a link connection: the bytes of a tunnel under way before the sandbox reads them. Bytes. */
 export const linkWindowBytes = 1024 * 1024;
-/** Results remembered for repeated commands (L-19), the oldest dropped first. */
-export const rememberedResults = 1_000;
-/** Tunnels open at once; one more is answered with queue-full. */
+/** Results retained for repeated commands (L-19), the oldest dropped first. */
+export const retainedResults = 1_000;
+/** Open tunnels; one more is refused with queue-full. */
 export const tunnelsAtOnce = 1_024;
-/** How long the last bytes of a tunnel's one end may wait for the other to take them; then it is cut off. Milliseconds. */
-export const tunnelFarewellMs = 30_000;
+/** How long the last bytes of one end of a tunnel may wait for the other end to read them; then it is cut off. Milliseconds. */
+export const tunnelLingerMs = 30_000;
 /** From the command to the dialled port in the sandbox. Milliseconds. */
 export const tunnelDialMs = 15_000;
 /** Frames that may wait for a slow control plane before observations are held back. */
@@ -180,13 +182,13 @@ export const joinTimeoutMs = 30_000;
 
 /** Sandboxes with a network on one host; one more is refused with no-room. The rules name every one of them beforehand. */
 export const networkSlots = 4096;
-/** Namespaces kept ready for the next creates; with none ready a create makes its own, some 10 ms more. */
+/** Network namespaces ready for the next creates; without one a create takes some 10 ms more. */
 export const warmNetworks = 16;
-/** Rest between a create that took a ready namespace and making the next: what that takes, the create lacks. Milliseconds. */
+/** Pause between a create that used a ready namespace and making the next, which would take CPU from the create. Milliseconds. */
 export const warmNetworkDelayMs = 500;
 /** The same when none is left. Milliseconds. */
 export const emptyNetworkDelayMs = 50;
-/** Namespaces being made at once; more wait. */
+/** Network namespaces that are made concurrently; more wait. */
 export const networkCreatesAtOnce = 4;
 /** How long one call of ip, nft or nsenter may take; then it is killed and the operation fails with timed-out. Milliseconds. */
 export const networkCommandMs = 15_000;
@@ -204,21 +206,21 @@ export const gatewayStartMs = 10_000;
 export const gatewayRetryMs = 50;
 /** The time between SIGTERM and SIGKILL for the gateway: its daemons have 8 s. Milliseconds. */
 export const gatewayStopGraceMs = 10_000;
-/** Sandboxes that a host takes when its configuration says nothing. */
+/** Default of the sandboxes that a host accepts. */
 export const defaultSlots = 200;
 /** Where the egress proxy listens on the gateway's address. */
 export const proxyPort = 3128;
-/** Where the way to the control plane's sandbox-facing listener begins (I-13), on the gateway's address. */
+/** The registration port (I-13), on the gateway's address: the host's end of the way to the control plane's sandbox-facing listener. */
 export const controlPort = 9181;
-/** Connections of one sandbox on the way to the control plane; one more is closed at once. */
+/** Connections of one sandbox to the registration port; one more is closed immediately. */
 export const controlConnectionsPerSandbox = 4;
-/** A connection's place is free again so long after its end: a sandbox that dials without pause costs no more. Milliseconds. */
+/** How long after its end a connection still counts: bounds the cost of a sandbox that dials without pause. Milliseconds. */
 export const controlConnectionRestMs = 1_000;
-/** A connection that is silent for so long is probed, and closed when the sandbox is not there any more. Milliseconds. */
+/** A connection that is silent for so long is probed, and closed when the sandbox does not respond. Milliseconds. */
 export const controlKeepaliveMs = 30_000;
-/** An unpacking thread without work ends after so long. Milliseconds. */
+/** An idle unpacking thread ends after so long. Milliseconds. */
 export const idleThreadMs = 5000;
-/** How often unused images are looked for (R-15). Milliseconds. */
+/** How often unused images are collected (R-15). Milliseconds. */
 export const imageUpkeepMs = 3_600_000;
 /** An image that no sandbox holds is removed when unused for this long. Milliseconds. */
 export const imageKeptMs = 14 * 24 * 3_600_000;
@@ -241,7 +243,7 @@ export const fullFreeBytes = 256 * 1024 ** 2;
 export const resourceCheckMs = 2_000;
 /** Kills found by one check whose processes are named; further ones are counted. */
 export const maxOomVictims = 16;
-/** Records of the kernel's log that one check reads for their names; the next check reads on. */
+/** Records of the kernel's log that one check reads for the names of killed processes; the next check continues. */
 export const maxKernelLogRecords = 20_000;
-/** Kills in the kernel's log that are kept for the checks of other sandboxes; the oldest are dropped. */
+/** Kills in the kernel's log that are retained for the checks of other sandboxes; the oldest are dropped. */
 export const maxKeptOomKills = 1_024;

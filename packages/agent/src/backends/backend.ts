@@ -18,7 +18,7 @@ export interface Backend {
    * @throws {DroverError} invalid-config when the known sandboxes have addresses in another pool; nothing is changed then
    */
   open(known: ReadonlySet<SandboxId>): Promise<void>;
-  /** Removes what belongs to none of `known`, such as the parts of a create that a crash interrupted (R-9). Returns what was removed. */
+  /** Removes everything that belongs to none of `known`, such as the remains of an interrupted create (R-9). Returns the removed ids. */
   sweep(known: ReadonlySet<SandboxId>): Promise<readonly string[]>;
   /** Stops watching and releases what this object holds. Sandboxes run on. */
   close(): Promise<void>;
@@ -41,7 +41,7 @@ export interface Backend {
 
   /** Undefined when the sandbox does not exist. */
   inspect(id: SandboxId): Promise<SandboxState | undefined>;
-  /** Resolves when the sandbox has ended or is absent; several callers may wait. `inspect` decides, this only says when to look. */
+  /** Resolves when the sandbox has ended or is absent; several callers may wait. `inspect` decides; this only triggers it. */
   waitExit(id: SandboxId, signal: AbortSignal): Promise<void>;
   /** Opens a byte stream to a TCP port inside; `init` waits, bounded, until init listens. @throws {DroverError} sandbox-not-running, unavailable */
   dial(id: SandboxId, port: 'init' | number, signal: AbortSignal): Promise<Duplex>;
@@ -122,7 +122,7 @@ export interface SandboxState {
   /** Milliseconds since the epoch. */
   readonly startedAt: number | undefined;
   readonly finishedAt: number | undefined;
-  /** Why init could not start the main process, as its exit.json says (reason `start-failed`). */
+  /** Why init could not start the main process, from its exit.json (reason `start-failed`). */
   readonly startFailure?: string;
   /** Init left no record of the end: it was killed from outside the sandbox, or its host stopped. */
   readonly unrecorded?: boolean;

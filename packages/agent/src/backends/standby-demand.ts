@@ -12,7 +12,7 @@ export interface StandbyRange {
   readonly most: number;
 }
 
-/** @param most for which the host sets memory aside; 0: none are kept */
+/** @param most the host sets memory aside for so many; 0: none */
 export function standbyRange(most: number): StandbyRange {
   return { least: Math.ceil(most / 4), most };
 }

@@ -1,5 +1,5 @@
 import { Backoff, Notifier, type Clock, type Logger, type SandboxId } from '@drover/foundation';
-import { maxCreatesRemembered, standbyRestMs, standbyRetryCapMs, standbyRetryMs, standbyReviewMs } from '../limits.ts';
+import { maxRecentCreates, standbyRestMs, standbyRetryCapMs, standbyRetryMs, standbyReviewMs } from '../limits.ts';
 import type { Backend, StartRequest } from './backend.ts';
 import { override } from './override.ts';
 import { standbyRange, standbyTarget, type StandbyRange } from './standby-demand.ts';
@@ -79,7 +79,7 @@ export class Standbys {
   /** A standby that the caller owns from now on; undefined: none is ready. */
   take(): SandboxId | undefined {
     this.#creates.push(this.#options.clock.now());
-    if (this.#creates.length > maxCreatesRemembered) this.#creates.shift();
+    if (this.#creates.length > maxRecentCreates) this.#creates.shift();
     this.#changed.notify();
     return this.#ready.shift();
   }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { DroverError } from '@drover/foundation';
 
-/** A digest as the image-spec writes it (descriptor.md): `algorithm:hex`, of those that Drover computes. */
+/** A digest of the image-spec (descriptor.md), `algorithm:hex`, with an algorithm that Drover computes. */
 export interface Digest {
   readonly algorithm: 'sha256' | 'sha512';
   readonly hex: string;

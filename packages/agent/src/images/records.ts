@@ -14,7 +14,7 @@ export interface ImageRecord {
   readonly rootLayer?: string;
 }
 
-/** A reference, and the image that it stood for. */
+/** A reference and its image. */
 export interface ReferenceRecord {
   readonly reference: string;
   readonly digest: string;

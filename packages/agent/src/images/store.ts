@@ -322,7 +322,7 @@ export class ImageStore implements Images {
     });
   }
 
-  /** R-15: removes images without a name or a holder, and layers without an image; never what is held or being built. */
+  /** R-15: removes images without a name or a holder, and layers without an image; never those that are held or being built. */
   async #collect(): Promise<number> {
     const named = new Set(this.#references.all().map((record) => record.digest));
     for (const { digest } of this.#images.all()) {
@@ -339,7 +339,7 @@ export class ImageStore implements Images {
 
 function cancelled(name: string, cause: unknown): DroverError {
   return new DroverError('cancelled', `waiting for the image ${name} was cancelled`, {
-    hint: 'what was pulled so far is retained for the next try',
+    hint: 'the next try continues from the present progress',
     cause,
   });
 }

@@ -34,7 +34,7 @@ import { AgentTunnels } from './tunnels.ts';
 
 export interface AgentLinkOptions {
   readonly credentials: CredentialsStore;
-  /** host:port; default: the one that the join gave. */
+  /** host:port; default: from the join. */
   readonly address?: string;
   readonly sandboxes: Sandboxes;
   readonly images: Images;
@@ -75,24 +75,24 @@ export class AgentLink {
     this.#tls = new HostTls(options.credentials);
   }
 
-  /** Welcomed, and the stream stands. */
+  /** The stream is open and welcomed. */
   get connected(): boolean {
     return this.#connected;
   }
 
-  /** The last connection resumed the TLS session of one before it (L-12). */
+  /** The last connection resumed an earlier TLS session (L-12). */
   get resumed(): boolean {
     return this.#tls.resumed;
   }
 
-  /** How often it dialled again since `run`. */
+  /** Redials since `run`. */
   get reconnects(): number {
     return this.#reconnects;
   }
 
   /**
-   * Holds the link until the signal aborts, or until the control plane says that this host was removed (L-4).
-   * Never rejects. What the commands do on the host goes on when the stream ends; the next one reports it.
+   * Holds the link until the signal aborts, or until the control plane reports that this host was removed (L-4).
+   * Never rejects. Commands continue when the stream ends; the next stream reports them.
    */
   async run(signal: AbortSignal): Promise<'aborted' | 'removed'> {
     const { sandboxes, images, volumes, info, random, reconnectMaxMs = reconnectCapMs } = this.#options;
@@ -125,9 +125,9 @@ export class AgentLink {
           return 'removed';
         }
         if (ending.since !== undefined && this.#clock.now() - ending.since >= healthyStreamMs) backoff.reset();
-        // L-12: the server's delay goes first.
-        const told = Math.min(ending.goAway?.reconnectAfterMs ?? 0, maxServerDelayMs);
-        const delayMs = told > 0 ? told : backoff.nextMs();
+        // L-12: the server's delay overrides the backoff.
+        const requestedMs = Math.min(ending.goAway?.reconnectAfterMs ?? 0, maxServerDelayMs);
+        const delayMs = requestedMs > 0 ? requestedMs : backoff.nextMs();
         const failure = this.#tls.takeFailure();
         const reason = (ending.since === undefined ? this.#clockReason(failure) : undefined) ?? ending.reason;
         this.#logger.warn({ reason, delayMs }, 'the link is down; dialling again');
@@ -175,13 +175,13 @@ export class AgentLink {
       logger: this.#logger,
       onWelcome: ({ epoch, controlPlaneVersion }) => {
         this.#connected = true;
-        this.#logger.info({ epoch: Number(epoch), controlPlaneVersion, resumed: this.resumed }, 'the link stands');
+        this.#logger.info({ epoch: Number(epoch), controlPlaneVersion, resumed: this.resumed }, 'the link is up');
       },
       onBeat: () => this.#maybeRenew(signal),
     });
     try {
       const ending = await this.#stream.run(signal);
-      // Sent away for a while, the connection is good and its handshake paid for; anything else starts afresh.
+      // After a BUSY the connection is good and its handshake done; anything else starts with a new one.
       if (ending.goAway?.reason !== link.GoAway_Reason.BUSY) this.#closeClient();
       return ending;
     } finally {
@@ -205,7 +205,7 @@ export class AgentLink {
       'grpc.enable_retries': 0,
       'grpc.enable_channelz': 0,
       'grpc.service_config_disable_resolution': 1,
-      // When to dial again is decided by `run`, with a new channel.
+      // `run` decides when to redial, with a new channel.
       'grpc.initial_reconnect_backoff_ms': channelBackoffMs,
       'grpc.max_reconnect_backoff_ms': channelBackoffMs,
     });
@@ -224,12 +224,12 @@ export class AgentLink {
     this.#stream?.observed();
   };
 
-  /** Asks the control plane for a sandbox's certificate (I-6); waits over a reconnect, bounded. */
+  /** Requests a sandbox's certificate from the control plane (I-6); waits over a reconnect, bounded. */
   readonly signSandboxCertificate = async (id: SandboxId, csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> =>
     await this.#signer.sign({ case: 'sandboxId', value: id }, csrDer, signal);
 
   /**
-   * Takes a connection that a sandbox made over to the control plane (I-13), on the link as it stands: what breaks one resets the other.
+   * Carries a connection from a sandbox to the control plane (I-13) on the current link: the end of one resets the other.
    * @throws {DroverError} unavailable while the link is down
    */
   readonly carryInbound = (inbound: MessageInitShape<typeof link.SandboxInboundSchema>, connection: Duplex): void => {
@@ -239,7 +239,7 @@ export class AgentLink {
     this.#tunnels.carry(this.#client, inbound, connection);
   };
 
-  /** L-2: at two thirds of its life the certificate is renewed on the open stream; new connections use the new one. */
+  /** L-2: renews the certificate at two thirds of its life, on the open stream; new connections use it. */
   #maybeRenew(signal: AbortSignal): void {
     const now = this.#clock.now();
     if (this.#renewing || now < this.#renewNotBefore || now < this.#renewalDue()) return;
@@ -249,7 +249,7 @@ export class AgentLink {
     });
   }
 
-  /** Read out of each certificate once, not with every beat. */
+  /** Parsed once per certificate, not at every heartbeat. */
   #renewalDue(): number {
     const { certificatePem } = this.#options.credentials.current;
     if (this.#due.certificatePem !== certificatePem) this.#due = { certificatePem, at: renewAt(certificatePem) };

@@ -3,7 +3,7 @@ import { DroverError, type Logger } from '@drover/foundation';
 import { errorToWire, link } from '@drover/protocol';
 import { publicErrorToWire } from '@drover/protocol/rpc';
 import { commandsPerHost } from '@drover/spec';
-import { rememberedResults } from '../limits.ts';
+import { retainedResults } from '../limits.ts';
 import { operator, type OperationDependencies, type Report } from './operations.ts';
 
 /** The stream that the command came on, which receives its result. `result` returns false when the stream has ended. */
@@ -76,7 +76,7 @@ export class CommandRunner {
     this.#retained.delete(result.commandId);
     if (isRead || (isReported && result.error !== undefined)) return;
     this.#retained.set(result.commandId, result);
-    if (this.#retained.size <= rememberedResults) return;
+    if (this.#retained.size <= retainedResults) return;
     const oldest = this.#retained.keys().next();
     if (!oldest.done) this.#retained.delete(oldest.value);
   }

@@ -7,8 +7,8 @@ import { controlPlaneIdentityError } from './trust.ts';
 type SecureConnector = ReturnType<ChannelCredentials['_createSecureConnector']>;
 
 /**
- * The host's side of mutual TLS 1.3 (L-5). Each new connection takes the newest certificate (L-2) and resumes the session of
- * the last one where the server still knows it (L-12).
+ * The host's side of mutual TLS 1.3 (L-5). Each new connection uses the newest certificate (L-2) and resumes the last session if the server still
+ * knows it (L-12).
  */
 export class HostTls {
   readonly #store: CredentialsStore;
@@ -44,7 +44,7 @@ export class HostTls {
         cert: identity.certificatePem,
       });
       this.#contextOf = identity;
-      // A session speaks for the certificate that it was made with.
+      // A session belongs to the certificate that it was made with.
       this.#session = undefined;
     }
     return this.#context;

@@ -1,7 +1,7 @@
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { link } from '@drover/protocol';
 
-/** What a host says of itself when it registers (L-6); asked for again at each registration. */
+/** A host's description, which each registration contains (L-6). */
 export interface HostDescription {
   readonly hostname: string;
   readonly labels: Readonly<Record<string, string>>;
@@ -12,7 +12,7 @@ export interface HostDescription {
   readonly bootId: string;
 }
 
-/** What each heartbeat carries (L-9). */
+/** The load in each heartbeat (L-9). */
 export interface HostLoad {
   /** Load average over one minute, times 1000. */
   readonly loadMilli: number;

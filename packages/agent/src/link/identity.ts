@@ -22,9 +22,9 @@ const idFile = 'host-id';
 const identityFile = 'identity.json';
 
 /**
- * The id of this host, made on first use and kept before anything is sent (L-7): a join whose answer was lost is repeated with
+ * The id of this host, made at first use and stored before anything is sent (L-7): a join whose response was lost is repeated with
  * the same one.
- * @param wanted given by the configuration; must be the kept one, if there is one
+ * @param wanted from the configuration; must equal the stored id, if there is one
  * @throws {DroverError} invalid-config
  */
 export async function ensureHostId(stateDir: string, wanted?: HostId): Promise<HostId> {
@@ -38,7 +38,7 @@ export async function ensureHostId(stateDir: string, wanted?: HostId): Promise<H
   const id = kept.trim();
   if (!isHostId(id) || (wanted !== undefined && wanted !== id)) {
     throw new DroverError('invalid-config', `${join(directory, idFile)} does not hold ${wanted ?? 'a host id'}`, {
-      hint: 'give this host a state directory of its own with --state',
+      hint: 'use another state directory with --state',
     });
   }
   return id;

@@ -3,7 +3,7 @@ import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { duplexPair, type Duplex } from 'node:stream';
 import { FakeClock } from '@drover/foundation';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { tunnelFarewellMs } from '../limits.ts';
+import { tunnelLingerMs } from '../limits.ts';
 import { joinStreams } from './join-streams.ts';
 
 const sockets: Socket[] = [];
@@ -87,7 +87,7 @@ describe('two streams that are joined (L-30)', () => {
     end(far);
     leave(one.near);
     if (!one.near.closed) await once(one.near, 'close');
-    await clock.advance(tunnelFarewellMs - 1);
+    await clock.advance(tunnelLingerMs - 1);
     expect(near.destroyed).toBe(false);
     await clock.advance(1);
     expect(near.destroyed).toBe(true);

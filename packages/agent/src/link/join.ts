@@ -17,7 +17,7 @@ export interface JoinOptions {
   readonly token: string;
   readonly stateDir: string;
   readonly hostname: string;
-  /** Given by the configuration (L-7); otherwise one is made and kept. */
+  /** From the configuration (L-7). Default: made at the first join and stored. */
   readonly hostId?: HostId;
   readonly signal?: AbortSignal;
 }
@@ -26,7 +26,7 @@ export interface JoinOptions {
  * Joins this host to a control plane (L-2) and keeps what it got in `<stateDir>/identity`. May be repeated, after a lost
  * answer or to renew an expired certificate. The token is sent only to a server that proved to be of the CA that the token
  * names (L-1, L-3).
- * @returns with the name that the control plane gave the host; empty from one that does not report it
+ * @returns with the host's name from the control plane; empty if it reports none
  * @throws {DroverError} invalid-argument, ca-mismatch, join-refused, control-plane-unreachable
  */
 export async function joinHost(options: JoinOptions): Promise<HostIdentity & { readonly hostName: string }> {
@@ -85,7 +85,7 @@ export async function checkOtherControlPlane(stateDirectory: string, token: stri
   const known = await loadIdentity(stateDirectory);
   if (known === undefined || thumbprintOf(known.caPem) === caFingerprint) return;
   throw new DroverError('failed-precondition', `${stateDirectory} belongs to a host of another control plane (${known.linkAddress})`, {
-    hint: 'give this host a directory of its own with --state, or remove the host there with drover host rm and then the directory',
+    hint: 'use another directory with --state, or remove the host there with drover host rm and then the directory',
   });
 }
 
@@ -97,7 +97,7 @@ function parseUrl(text: string): URL {
   });
 }
 
-/** The CA certificate in the chain that the server shows, if it is the one with this fingerprint. Nothing is trusted by this. */
+/** The CA certificate with this fingerprint in the server's chain. This trusts nothing. */
 async function fetchCa(url: URL, fingerprint: string, signal: AbortSignal): Promise<string> {
   const chain = await new Promise<readonly X509Certificate[]>((resolve, reject) => {
     const socket = connect(
@@ -138,7 +138,7 @@ function chainOf(leaf: DetailedPeerCertificate): readonly X509Certificate[] {
 }
 
 function mismatch(url: URL): DroverError {
-  return new DroverError('ca-mismatch', `the control plane at ${url.origin} is not the one that made this join token`, {
+  return new DroverError('ca-mismatch', `the control plane at ${url.origin} did not make this join token`, {
     hint: 'check the address, and make a new token with `drover host token` on that control plane; the token was not sent',
   });
 }
@@ -166,7 +166,7 @@ function refusal(error: unknown, url: URL): DroverError {
     case Code.DeadlineExceeded:
     case Code.Canceled:
     case Code.Aborted:
-      // A broken TLS handshake counts as this too: its message says so.
+      // A failed TLS handshake counts as unreachable too; its message shows the reason.
       return unreachable(url, error);
     default:
       return new DroverError('internal', `the join failed: ${rawMessage}`, { hint: 'try again', cause: error });

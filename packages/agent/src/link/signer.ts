@@ -17,7 +17,7 @@ interface Waiting {
   readonly reject: (error: unknown) => void;
 }
 
-/** Signing requests over the link: kept until answered, and sent again on each new stream. */
+/** Signing requests over the link. Pending ones are sent again on each new stream. */
 export class Signer {
   readonly #clock: Clock;
   readonly #waiting = new Map<string, Waiting>();
@@ -27,7 +27,7 @@ export class Signer {
     this.#clock = clock;
   }
 
-  /** A stream stands; undefined: it ended. */
+  /** A stream is open. Undefined: it ended. */
   connected(send: ((request: link.SigningRequest) => void) | undefined): void {
     this.#send = send;
     if (send !== undefined) for (const { request } of this.#waiting.values()) send(request);
@@ -37,7 +37,7 @@ export class Signer {
   async sign(subject: link.SigningRequest['subject'], csrDer: Uint8Array, signal: AbortSignal): Promise<Signed> {
     if (signal.aborted) throw DroverError.from(signal.reason, 'cancelled');
     if (this.#waiting.size >= signingsPerHost) {
-      throw new DroverError('queue-full', `${this.#waiting.size} certificates are being asked for`, { hint: 'try again in a moment' });
+      throw new DroverError('queue-full', `${this.#waiting.size} certificate requests are pending`, { hint: 'try again in a moment' });
     }
     const request = create(link.SigningRequestSchema, { requestId: newId('sign'), csrDer, subject });
     const { promise, resolve, reject } = Promise.withResolvers<Signed>();
@@ -67,7 +67,7 @@ export class Signer {
 
   answered(response: link.SigningResponse): void {
     const waiting = this.#waiting.get(response.requestId);
-    if (waiting === undefined) return; // its caller has gone
+    if (waiting === undefined) return; // its caller does not wait any more
     const { certificatePem, caPem, bootstrapToken, error } = response;
     if (error === undefined) waiting.resolve({ certificatePem, caPem, bootstrapToken });
     else waiting.reject(errorFromWire(error));

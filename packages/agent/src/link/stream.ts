@@ -36,7 +36,7 @@ export interface StreamDependencies {
   readonly onBeat: () => void;
 }
 
-/** One Connect stream from its Register to its end. Ends by itself only; nothing of it outlives it. */
+/** One Connect stream from its Register to its end. Nothing of it outlives the stream. */
 export class AgentStream implements Replies {
   readonly #dependencies: StreamDependencies;
   readonly #call: ClientDuplexStream<link.HostFrame, link.ControlFrame>;
@@ -50,7 +50,7 @@ export class AgentStream implements Replies {
     this.#dependencies = dependencies;
     this.#call = client.makeBidiStreamRequest(connectMethod.path, connectMethod.requestSerialize, connectMethod.responseDeserialize);
     this.#call.on('data', ({ frame }: link.ControlFrame) => this.#receive(frame));
-    // The status event says the same and always comes.
+    // The status event follows, with the same.
     this.#call.on('error', () => undefined);
     this.#call.on('status', (status: StatusObject) => this.#finish(status.details === '' ? `status ${status.code}` : status.details));
     this.#call.on('drain', () => this.observed());
@@ -79,7 +79,7 @@ export class AgentStream implements Replies {
   async #register(): Promise<void> {
     const { hostId, info, sandboxes, unsent, agentInstance } = this.#dependencies;
     const described = await info.describe();
-    // The report holds everything that waited (L-6); what changes from here on is sent after the Welcome.
+    // The report contains all waiting observations (L-6); later changes are sent after the Welcome.
     unsent.take();
     this.#send({
       case: 'register',
@@ -185,7 +185,7 @@ export class AgentStream implements Replies {
     // What is observed in the same turn goes in one frame.
     setImmediate(() => {
       this.#flushing = false;
-      if (this.#life.signal.aborted || this.#call.writableNeedDrain) return; // kept; the next Register or `drain` sends it
+      if (this.#life.signal.aborted || this.#call.writableNeedDrain) return; // the next Register or `drain` sends it
       if (unsent.size > 0) this.#send({ case: 'observations', value: { sandboxes: [...unsent.take()] } });
       if (events.size > 0) this.#send({ case: 'events', value: events.take() });
     });
@@ -196,7 +196,7 @@ export class AgentStream implements Replies {
   }
 
   progress(progress: link.CommandProgress): void {
-    // Progress is for a person watching: when the stream is busy, the next one says more.
+    // Progress is for a person: a busy stream skips it, since the next report is newer.
     if (!this.#call.writableNeedDrain) this.#send({ case: 'progress', value: progress });
   }
 

@@ -4,26 +4,26 @@ import ipaddr from 'ipaddr.js';
 import { networkSlots } from '../limits.ts';
 
 /**
- * The numbers and names of one agent's network. Slot n is the n-th sandbox's place: its address, its interface and its
- * namespace follow from it, so that rules can name them before they exist.
+ * The numbers and names of one agent's network. A slot determines the address, interface and namespace of its sandbox, so that rules can name them
+ * before they exist.
  */
 export interface AddressPlan {
   readonly instance: string;
   readonly pool: string;
   /** The host's end for every sandbox; the egress proxy listens there. */
   readonly gatewayAddress: string;
-  /** How many sandboxes there can be. */
+  /** The number of sandboxes at most. */
   readonly slots: number;
   readonly table: string;
-  /** A pair of its own carries the gateway's address: veth is the one kind of interface that must be there anyway. */
+  /** A veth pair carries the gateway's address, since sandboxes need that kind of interface anyway. */
   readonly gatewayInterface: string;
   readonly gatewayPeer: string;
-  /** What the names of all host ends begin with; no other instance's do. */
+  /** The prefix of all host ends, of this instance only. */
   readonly interfacePrefix: string;
   readonly namespacePrefix: string;
 }
 
-/** Every host end has this MAC address, and every sandbox the other: they share no link with each other. */
+/** The MAC address of every host end, and that of every sandbox: no two pairs share a link. */
 export const hostMac = '02:d0:5e:00:00:01';
 export const sandboxMac = '02:d0:5e:00:00:02';
 
@@ -61,13 +61,13 @@ export function gatewayAddressOf(pool: string): string {
 }
 
 /**
- * What is the network of a pool?
+ * Parses a pool.
  * @param pool an IPv4 network, /8 to /29
  * @throws {DroverError} invalid-config
  */
 export function checkPool(pool: string): { readonly network: ipaddr.IPv4; readonly prefix: number } {
   const bad = new DroverError('invalid-config', `${JSON.stringify(clip(pool))} is no address pool for sandboxes`, {
-    hint: `give an IPv4 network from /8 to /29 by its first address, such as ${defaultPool}`,
+    hint: `name an IPv4 network from /8 to /29 by its first address, such as ${defaultPool}`,
   });
   if (!ipaddr.IPv4.isValidCIDR(pool)) throw bad;
   const [network, prefix] = ipaddr.IPv4.parseCIDR(pool);
@@ -84,7 +84,7 @@ export function slotAddress(plan: AddressPlan, slot: number): string {
   return offset(ipaddr.IPv4.parseCIDR(plan.pool)[0], 2 + slot);
 }
 
-/** The slot that an address is of; undefined when it is of none. */
+/** The slot of an address. Undefined: not an address of a sandbox. */
 export function addressSlot(plan: AddressPlan, address: string): number | undefined {
   if (!ipaddr.IPv4.isValidFourPartDecimal(address)) return undefined;
   const slot = numberOf(ipaddr.IPv4.parse(address)) - numberOf(ipaddr.IPv4.parseCIDR(plan.pool)[0]) - 2;

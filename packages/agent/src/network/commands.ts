@@ -7,7 +7,7 @@ const packages: Readonly<Record<string, string>> = { ip: 'iproute2', nft: 'nftab
 
 /**
  * Runs one of the system's network programs with `input` on its stdin.
- * @throws {DroverError} missing-component (says what to install), missing-privilege, timed-out, or internal with what it said
+ * @throws {DroverError} missing-component, missing-privilege, timed-out, internal with the program's output
  */
 export async function command(program: 'ip' | 'nft' | 'nsenter', args: readonly string[], input = ''): Promise<string> {
   const options = { input, timeoutMs: networkCommandMs, maxOutputBytes: networkCommandOutputBytes };

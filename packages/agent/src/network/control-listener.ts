@@ -9,7 +9,7 @@ export interface ControlListenerOptions {
   /** The gateway's address, and the control port on it. */
   readonly host: string;
   readonly port: number;
-  /** Whose address a connection comes from; undefined: nobody's. */
+  /** The sandbox of a connection's address. Undefined: none. */
   readonly holderOf: (address: string) => AddressHolder | undefined;
   /** Takes a connection over to the control plane. Throws when there is no way now. */
   readonly carry: (from: AddressHolder, peerAddress: string, connection: Socket) => void;
@@ -18,15 +18,15 @@ export interface ControlListenerOptions {
 }
 
 /**
- * The host's end of a sandbox's way to the control plane (I-13): who connects is known by the address, which no other sandbox
- * can have (R-16), and what is said is between the two ends. A connection that cannot be carried is closed at once: nothing waits here.
+ * The registration port (I-13). The peer's address identifies the sandbox, since no other can have it (R-16); the bytes are between sandbox and
+ * control plane. A connection that cannot be carried is closed immediately: nothing waits here.
  */
 export class ControlListener {
   readonly #options: ControlListenerOptions;
   readonly #clock: Clock;
   readonly #server: Server;
-  /** Open connections, and ended ones whose place rests. */
-  readonly #taken = new Map<SandboxId, number>();
+  /** Connections that count: open ones, and those that ended less than `controlConnectionRestMs` ago. */
+  readonly #counted = new Map<SandboxId, number>();
   readonly #open = new Map<Socket, SandboxId>();
   readonly #life = new AbortController();
   #total = 0;
@@ -57,7 +57,7 @@ export class ControlListener {
     );
   }
 
-  /** Ends the connections of a sandbox whose address is taken back: nobody answers there any more, so nothing else would end them. */
+  /** Ends the connections of a sandbox that has lost its address: no peer remains that would end them. */
   released(id: SandboxId): void {
     for (const [socket, of] of this.#open) if (of === id) socket.resetAndDestroy();
   }
@@ -73,18 +73,18 @@ export class ControlListener {
   }
 
   #accept(socket: Socket): void {
-    // Whoever carries it sees its errors; one that breaks before that must not end the process.
+    // The carrier handles its errors; an error before that must not end the process.
     socket.on('error', () => undefined);
     const address = socket.remoteAddress;
     const from = address === undefined ? undefined : this.#options.holderOf(address);
     if (address === undefined || from === undefined) return void socket.resetAndDestroy();
     const { logger } = this.#options;
-    const taken = this.#taken.get(from.id) ?? 0;
+    const taken = this.#counted.get(from.id) ?? 0;
     if (taken >= controlConnectionsPerSandbox || this.#total >= sandboxConnectionsPerHost) {
       logger.debug({ sandbox: from.id, ofSandbox: taken, ofAll: this.#total }, 'a sandbox has too many connections to the control plane');
       return void socket.resetAndDestroy();
     }
-    this.#taken.set(from.id, taken + 1);
+    this.#counted.set(from.id, taken + 1);
     this.#total++;
     this.#open.set(socket, from.id);
     socket.once('close', () => void this.#ended(from.id, socket));
@@ -101,9 +101,9 @@ export class ControlListener {
     this.#total--;
     // Closed meanwhile: nothing is counted any more.
     await this.#clock.sleep(controlConnectionRestMs, this.#life.signal).catch(() => undefined);
-    const taken = (this.#taken.get(id) ?? 0) - 1;
-    if (taken > 0) this.#taken.set(id, taken);
-    else this.#taken.delete(id);
+    const taken = (this.#counted.get(id) ?? 0) - 1;
+    if (taken > 0) this.#counted.set(id, taken);
+    else this.#counted.delete(id);
   }
 }
 

@@ -8,8 +8,8 @@ import type { Finding } from '../finding.ts';
 import { defaultPool, gatewayAddressOf } from './addresses.ts';
 
 /**
- * Whether the gateway of a host can have its address, for `drover doctor`: a gateway that no agent knows of any more keeps it.
- * For root; anybody else cannot ask the host's own gateway.
+ * Checks for `drover doctor` whether the gateway of a host can have its address, which a gateway without an agent may still hold. For root, since
+ * other users cannot query the host's own gateway.
  * @param pool the host's. @throws {DroverError} invalid-config
  */
 export async function checkGateway(stateDirectory: string, pool = defaultPool): Promise<Finding> {
@@ -17,14 +17,14 @@ export async function checkGateway(stateDirectory: string, pool = defaultPool): 
   const address = gatewayAddressOf(pool);
   const place = `${address}:${proxyPort}`;
   const errno = await tryListen(address);
-  // Not there yet: the agent makes the address.
-  if (errno !== 'EADDRINUSE') return { level: 'ok', subject, message: `nobody else holds ${place}`, hint: '' };
+  // Otherwise free, or absent: the agent makes the address.
+  if (errno !== 'EADDRINUSE') return { level: 'ok', subject, message: `no other process holds ${place}`, hint: '' };
   const client = new GatewayClient(join(stateDirectory, 'gateway', 'control.sock'));
   try {
     const health = await client.health();
     if (health.listening.includes(place)) return { level: 'ok', subject, message: `it runs at ${place}`, hint: '' };
   } catch {
-    // No gateway of this host answers; whose it is that listens there, its system knows.
+    // Not a gateway of this host; the hint finds the process.
   } finally {
     client.close();
   }
@@ -32,7 +32,7 @@ export async function checkGateway(stateDirectory: string, pool = defaultPool): 
     level: 'problem',
     subject,
     message: `${place}, where the gateway of this host is to listen, is held by another process: no sandbox can start`,
-    hint: `see which with \`ss -Hltnp sport = :${proxyPort}\`: end it when it is a gateway that was left, or start this host with another --pool`,
+    hint: `see which with \`ss -Hltnp sport = :${proxyPort}\`: end it if it is a gateway that was left, or start this host with another --pool`,
   };
 }
 

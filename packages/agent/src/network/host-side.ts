@@ -8,7 +8,7 @@ import { ruleset, type HostPorts } from './ruleset.ts';
 
 /**
  * Puts the rules in force, then makes the interface that carries the gateway's address, unless an earlier agent left it.
- * @throws {DroverError} invalid-config when somebody else uses the pool; missing-component; missing-privilege
+ * @throws {DroverError} invalid-config when another interface uses the pool; missing-component; missing-privilege
  */
 export async function setUpHost(plan: AddressPlan, ports: HostPorts, slots: Readonly<Record<SlotSet, readonly number[]>>): Promise<void> {
   checkPoolIsFree(plan);
@@ -31,7 +31,7 @@ ${up}addr add ${plan.gatewayAddress}/32 dev ${plan.gatewayInterface}
   );
 }
 
-/** Takes the rules and the gateway's interface away; for a host that has no sandboxes any more. */
+/** Removes the rules and the gateway's interface from a host without sandboxes. */
 export async function tearDownHost(plan: AddressPlan): Promise<void> {
   if (await exists(plan)) await command('ip', ['link', 'del', plan.gatewayInterface]);
   await command('nft', ['-f', '-'], `table inet ${plan.table} {}\ndelete table inet ${plan.table}\n`);
@@ -43,7 +43,7 @@ export type SlotSet = 'cut' | 'unregistered';
 /** Adds a slot to a set or removes it; either may be repeated. In force when it resolves (I-4). */
 export async function setSlot(plan: AddressPlan, set: SlotSet, slot: number, member: boolean): Promise<void> {
   const element = `element inet ${plan.table} ${set} { "${slotInterface(plan, slot)}" }`;
-  // Deleting what is not there is an error, adding what is there is none: add, then delete, in one transaction.
+  // Deleting an absent element is an error, adding an existing one is not: add, then delete, in one transaction.
   await command('nft', ['-f', '-'], member ? `add ${element}\n` : `add ${element}\ndelete ${element}\n`);
 }
 
@@ -51,7 +51,7 @@ async function exists(plan: AddressPlan): Promise<boolean> {
   return interfaceNames().includes(plan.gatewayInterface);
 }
 
-/** Two agents, or an agent and a network of the person's, on the same addresses would take each other's packets. */
+/** Two agents, or an agent and another network, on the same addresses would receive each other's packets. */
 function checkPoolIsFree(plan: AddressPlan): void {
   const pool = ipaddr.IPv4.parseCIDR(plan.pool);
   for (const [name, addresses] of Object.entries(networkInterfaces())) {

@@ -36,29 +36,29 @@ export interface Network {
    */
   start(known: ReadonlySet<SandboxId>): Promise<void>;
   /**
-   * The sandbox's attachment, made if it has none: `reserved`, where that is given. The same id gets the same one (R-17).
+   * The sandbox's attachment, made if it has none: `reserved`, if that is given. The same id always gets the same attachment (R-17).
    * @throws {DroverError} no-room
    */
   acquire(id: SandboxId, reserved?: NetworkAttachment): Promise<NetworkAttachment>;
-  /** An attachment for a sandbox that is to come, nobody's as yet; undefined when sandboxes need what is left. */
+  /** Reserves an attachment for a standby; undefined when sandboxes need the remaining ones. */
   reserve(): Promise<NetworkAttachment | undefined>;
-  /** Takes back what was reserved and no sandbox has; again: nothing. */
+  /** Releases a reserved attachment that no sandbox acquired. Repeated: nothing. */
   unreserve(reserved: NetworkAttachment): Promise<void>;
-  /** Takes everything back; none there: nothing. */
+  /** Removes the sandbox's network. Absent: nothing. */
   release(id: SandboxId): Promise<void>;
   /** Replaces what the sandbox may reach, in force when it resolves. */
   applyPolicy(id: SandboxId, policy: Policy): Promise<void>;
   /**
-   * Cuts or restores the sandbox's network (I-4), for connections that stand too. What is left to one that is cut: init's port, and
-   * the way to the control plane. In force when it resolves. @throws {DroverError} sandbox-not-found when it has no network
+   * Cuts or restores the sandbox's network (I-4), for open connections too. A cut leaves init's port and the registration port. In force when it
+   * resolves. @throws {DroverError} sandbox-not-found when it has no network
    */
   setCut(id: SandboxId, cut: boolean): Promise<void>;
   /**
-   * Closes the way to the control plane, or opens it (I-4), for open connections too. In force when it resolves.
+   * Closes or opens the registration port (I-4), for open connections too. In force when it resolves.
    * @throws {DroverError} sandbox-not-found when it has no network
    */
   setRegistrationClosed(id: SandboxId, closed: boolean): Promise<void>;
-  /** Whose address is it, and behind which interface? Each interface speaks for its own address only. Undefined: nobody's. */
+  /** The sandbox with the address, and its interface; each interface sends from its own address only. Undefined: none. */
   holderOf(address: string): AddressHolder | undefined;
   close(): Promise<void>;
 }

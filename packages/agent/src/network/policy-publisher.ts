@@ -4,8 +4,8 @@ import type { SandboxPolicy } from '@drover/gateway';
 export type ApplyGateway = (policies: readonly SandboxPolicy[]) => Promise<void>;
 
 /**
- * Publishes the table of policies, one apply at a time. Changes that come while one is under way go together in the next:
- * fifty creates at once are a few applies, not fifty.
+ * Publishes the table of policies, one publication at a time. Changes during a publication are combined in the next: fifty concurrent creates are a
+ * few publications.
  */
 export class PolicyPublisher {
   readonly #apply: ApplyGateway;
@@ -13,13 +13,13 @@ export class PolicyPublisher {
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
 
-  /** @param current the table as it should be now */
+  /** @param current the current table */
   constructor(apply: ApplyGateway, current: () => readonly SandboxPolicy[]) {
     this.#apply = apply;
     this.#current = current;
   }
 
-  /** Resolves when a table taken after this call is in force; rejects when that apply failed. */
+  /** Resolves when a table that was read after this call is in force. Rejects when that publication fails. */
   async publish(): Promise<void> {
     if (this.#next !== undefined) {
       await this.#next;
@@ -31,7 +31,7 @@ export class PolicyPublisher {
       return;
     }
     this.#next = this.#running
-      // How the apply before this one went is its own callers' business.
+      // The callers of the earlier publication receive its error.
       .catch(() => undefined)
       .then(async () => {
         this.#next = undefined;

@@ -1,7 +1,7 @@
 import { initPort } from '@drover/init';
 import { slotAddress, slotInterface, type AddressPlan } from './addresses.ts';
 
-/** What listens on the gateway's address. */
+/** The listeners on the gateway's address. */
 export interface HostPorts {
   readonly proxyPort: number;
   readonly controlPort: number;
@@ -10,17 +10,16 @@ export interface HostPorts {
 /**
  * The nftables table of one agent, as a script that puts it in force in one transaction, replacing an earlier one (R-16).
  *
- * It names interfaces by prefix and knows every slot's address beforehand, so no rule is added when a sandbox is made: there
- * is no moment at which its interface exists without the rules. A verdict `drop` of any table is final, so other users of
- * nftables and iptables (docker, ufw) can forbid more, never less.
+ * It names interfaces by prefix and every slot's address, so that a new sandbox needs no new rule: its interface never exists without the rules. A
+ * verdict `drop` of any table is final, so other users of nftables and iptables (docker, ufw) can only forbid more.
  *
  * From a sandbox: TCP to the proxy and to the control listener on the gateway's address, and replies to connections that the host
  * opened (init's port, forwarded ports). The former are not tracked: a sandbox cannot fill the host's connection table.
  *
- * One that is cut keeps the control listener and the replies from init's port, so that the control plane still has it in hand
- * (I-4). The rules look at each packet and not at its connection, so what stood before the cut stops with it, tracked or not.
+ * A sandbox that is cut keeps the control listener and the replies from init's port, so that the control plane still reaches it (I-4). These rules
+ * match packets and not connections, so they also stop connections from before the cut.
  * @param cut interfaces that are cut off, both ways
- * @param unregistered interfaces whose sandbox does not reach the control listener: its identity is revoked
+ * @param unregistered interfaces whose sandbox cannot reach the control listener: its identity is revoked
  */
 export function ruleset(
   plan: AddressPlan,
@@ -51,7 +50,7 @@ table inet ${plan.table} {
   chain raw {
     type filter hook prerouting priority raw; policy accept;
     iifname ${sandboxes} jump from_sandbox
-    # The pool is no business of other networks: nobody reaches the proxy or a sandbox by way of this host.
+    # Other networks do not reach the proxy or a sandbox through this host.
     iifname != "lo" ip daddr ${plan.pool} drop
   }
   chain from_sandbox {
@@ -63,17 +62,17 @@ table inet ${plan.table} {
     ${toControl} notrack accept
     iifname @cut goto from_cut
     ${toProxy} notrack accept
-    # What is left may be a reply; tracked decides.
+    # The rest may be replies; tracked decides.
     accept
   }
   chain from_cut {
-    # Init's port is no disguise for the way out.
+    # Init's port as the source does not open the way to the proxy.
     ${toProxy} drop
     tcp sport ${initPort} accept
     drop
   }
   chain tracked {
-    # Behind connection tracking (-200), before anybody's NAT (-100).
+    # After connection tracking (-200), before NAT (-100).
     type filter hook prerouting priority mangle; policy accept;
     iifname != ${sandboxes} accept
     ${toProxy} accept
@@ -82,7 +81,7 @@ table inet ${plan.table} {
     drop
   }
   chain input {
-    # A second lock, should other tables have marked or rewritten the packet on its way.
+    # Again, in case other tables have rewritten the packet.
     type filter hook input priority raw; policy accept;
     iifname != ${sandboxes} accept
     ${toProxy} accept
@@ -106,7 +105,7 @@ table inet ${plan.table} {
     ip saddr ${plan.gatewayAddress} tcp sport ${controlPort} notrack accept
     oifname @cut goto to_cut
     ip saddr ${plan.gatewayAddress} tcp sport ${proxyPort} notrack accept
-    # R-16: the gateway's user answers its clients and opens no connection to a sandbox, else a rule for 10.0.0.0/8 would join sandboxes.
+    # R-16: the gateway's user replies to its clients and opens no connection to a sandbox; otherwise a rule for 10.0.0.0/8 would join sandboxes.
     meta skuid != 0 reject
   }
   chain to_cut {
@@ -123,8 +122,8 @@ function elements(interfaces: readonly string[]): string {
 }
 
 /**
- * The rules inside a sandbox's namespace: only the host reaches init's port. The workload's own connections to it never leave the namespace,
- * so the host's table does not see them. Nothing in the sandbox has a capability over the namespace, which the host made.
+ * The rules inside a sandbox's namespace: only the host reaches init's port. The workload's own connections to it never leave the namespace, so the
+ * host's table does not see them. No process in the sandbox has a capability over the namespace, which the host made.
  */
 export function initPortRules(address: string): string {
   return `table inet drover {

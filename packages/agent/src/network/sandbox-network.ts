@@ -12,29 +12,29 @@ import { PolicyPublisher, type ApplyGateway } from './policy-publisher.ts';
 import { networkRecords, type NetworkRecord } from './records.ts';
 
 export interface SandboxNetworkOptions {
-  /** Its own; records are kept in `<stateDirectory>/networks`. */
+  /** The agent's; records are in `networks/`. */
   readonly stateDirectory: string;
   /** Addresses for this host's sandboxes, an IPv4 network. Default 10.213.0.0/16. */
   readonly pool?: string;
-  /** Tells this agent's interfaces, namespaces and rules from another's: 1 to 8 letters and digits, see `instanceTag`. */
+  /** Distinguishes this agent's interfaces, namespaces and rules from another's: 1 to 8 letters and digits, see `instanceTag`. */
   readonly instance: string;
   /** Puts a whole table in force at the gateway. */
   readonly applyGateway: ApplyGateway;
   /** Where the egress proxy listens on the gateway's address. */
   readonly proxyPort: number;
-  /** Where the way to the control plane begins, on the gateway's address. */
+  /** The registration port, on the gateway's address. */
   readonly controlPort: number;
-  /** Told when a sandbox's address is nobody's any more. */
+  /** Called when a sandbox has lost its address. */
   readonly onRelease?: (id: SandboxId) => void;
   readonly logger: Logger;
-  /** Namespaces kept ready. Default 16. */
+  /** Namespaces that are ready. Default 16. */
   readonly warm?: number;
 }
 
 /**
  * The network of a host's sandboxes, on Linux: see network.ts for what it promises, ruleset.ts for what enforces it.
- * The kernel holds the truth about interfaces and namespaces, whose names say which slot they are; a record on disk says
- * which sandbox a slot belongs to. What has no record is nobody's and swept at start (R-9, R-17).
+ * The kernel is the source of truth for interfaces and namespaces, which are named after their slots; a record on disk assigns a slot to a sandbox.
+ * Slots without a record are swept at start (R-9, R-17).
  */
 export class SandboxNetwork implements Network {
   readonly #plan: AddressPlan;
@@ -45,15 +45,15 @@ export class SandboxNetwork implements Network {
   readonly #publisher: PolicyPublisher;
   readonly #serial = new KeyedExecutor<SandboxId>(networkOperationsPerSandbox);
   readonly #creating = pLimit(networkCreatesAtOnce);
-  /** Slots that nothing is made for. Taken from the front, given back at the end: an address rests as long as it can. */
+  /** Free slots. Acquired from the front and released at the end, so that an address is reused as late as possible. */
   readonly #free: number[] = [];
-  /** Slots whose namespace stands ready. */
+  /** Slots with a namespace that is ready. */
   readonly #ready: number[] = [];
   /** Reserved slots, by the paths of their namespaces. */
   readonly #reserved = new Map<string, number>();
-  /** Slots taken away from a sandbox whose address the gateway may still know. */
+  /** Slots of released sandboxes whose address the gateway may still know. */
   readonly #quarantine = new Set<number>();
-  /** When a sandbox last got one. */
+  /** When a sandbox last acquired a network. */
   #acquired = Number.NEGATIVE_INFINITY;
   #refilling: Promise<void> | undefined;
   readonly #life = new AbortController();
@@ -102,7 +102,7 @@ export class SandboxNetwork implements Network {
     for (let slot = 0; slot < this.#plan.slots; slot++) if (!owned.has(slot)) this.#free.push(slot);
     this.#open = true;
     this.#logger.info({ adopted: owned.size, swept: swept.length, pool: this.#plan.pool }, 'sandbox network ready');
-    // Without the gateway nothing leaves the sandboxes, which is safe; the next apply carries the whole table.
+    // Safe: without the gateway nothing leaves the sandboxes. The next publication carries the whole table.
     await this.#publish().catch((error: unknown) => this.#logger.error({ err: String(error) }, 'the gateway has no policies yet'));
     this.#refill();
   }
@@ -128,7 +128,7 @@ export class SandboxNetwork implements Network {
 
   async reserve(): Promise<NetworkAttachment | undefined> {
     if (!this.#open) throw new DroverError('unavailable', "the host's network is not ready");
-    // Half of all addresses are left to sandboxes that are not made of what is ready.
+    // Half of all addresses are left to sandboxes that use no standby.
     if (this.#records.size + this.#reserved.size + this.#quarantine.size >= this.#plan.slots / 2) return undefined;
     const slot = this.#ready.shift() ?? (await this.#createCold());
     const attachment = this.#attachment(slot);
@@ -153,10 +153,10 @@ export class SandboxNetwork implements Network {
       await this.#disk.delete(id);
       this.#records.delete(id);
       this.#options.onRelease?.(id);
-      // The next sandbox on this address must not inherit what this one was allowed: the slot is free once the gateway forgot it.
+      // The next sandbox on this address must not inherit the policy: the slot is free once the gateway has a table without it.
       this.#quarantine.add(record.slot);
       await this.#publish().catch((error: unknown) => {
-        this.#logger.warn({ sandbox: id, err: String(error) }, 'address kept back until the gateway takes a new table');
+        this.#logger.warn({ sandbox: id, err: String(error) }, 'address withheld until the gateway has a new table');
       });
     });
   }
@@ -180,7 +180,7 @@ export class SandboxNetwork implements Network {
     await this.#exclusively(id, async () => {
       const record = this.#record(id);
       if (!member && !record[set]) return;
-      // Counted as a member from before the first try until all of the last is done: a failure is undone by a repetition, or a release.
+      // A member in memory before the first try, and until the removal is complete: after a failure a repetition, or a release, completes it.
       if (member) this.#records.set(id, { ...record, [set]: true });
       await setSlot(this.#plan, set, record.slot, member);
       await this.#change(id, { [set]: member });
@@ -201,7 +201,7 @@ export class SandboxNetwork implements Network {
     await this.#refilling;
     await removeSlots(this.#plan, [...this.#ready.splice(0), ...this.#reserved.values()]);
     this.#reserved.clear();
-    // Sandboxes that run on keep their rules; without any, nothing stays. A refused start leaves the host as it was.
+    // Sandboxes that run on keep their rules; without sandboxes nothing stays. A refused start leaves the host as it was.
     if (this.#begun && this.#records.size === 0) await tearDownHost(this.#plan);
   }
 
@@ -240,7 +240,7 @@ export class SandboxNetwork implements Network {
     };
   }
 
-  /** After a reboot a sandbox gets its slot again, made anew. */
+  /** After a reboot of the host a sandbox's slot is made again. */
   async #restore(record: NetworkRecord): Promise<NetworkAttachment> {
     const { slot } = record;
     const present = await presentSlots(this.#plan);
@@ -286,7 +286,7 @@ export class SandboxNetwork implements Network {
       }
     } catch (error) {
       if (this.#life.signal.aborted) return;
-      // The next create tries again, and its caller is told.
+      // The next create tries again and reports the error.
       this.#logger.warn({ err: String(error) }, 'no network could be made in advance');
     }
   }

@@ -16,7 +16,7 @@ const runDiskOf = (stateDirectory: string, id: SandboxId): Disk => ({
 
 const materialFiles = ['config.json', 'ca.pem', 'cert.pem', 'key.pem', 'token'] as const;
 
-/** What one start of a sandbox's init is given (I-6). */
+/** The files of one start, for init (I-6). */
 export interface StartMaterial {
   readonly sandboxId: string;
   readonly project: string;
@@ -37,12 +37,12 @@ export interface StartMaterial {
   readonly bootstrapToken: string;
 }
 
-/** What stays from one start to the next. */
-const kept: ReadonlySet<string> = new Set([logFile, `${logFile}.1`]);
+/** Files that outlive a start. */
+const retained: ReadonlySet<string> = new Set([logFile, `${logFile}.1`]);
 
 /**
- * Makes the run directory of one start, 0700, without what an earlier start left in it, but for its logs. The workload may have put anything
- * there: it is read and removed piece by piece. With a disk limit it is a disk of its own, so that the limit cannot be evaded through it (R-10).
+ * Makes the run directory of one start, 0700, and removes the files of an earlier start but its logs. The workload may have put anything there, so
+ * entries are read and removed one by one. With a disk limit the directory is a separate disk, so that it cannot evade the limit (R-10).
  */
 export async function makeRunDirectory(stateDirectory: string, id: SandboxId, diskBytes: number): Promise<void> {
   const directory = runDirectoryOf(stateDirectory, id);
@@ -53,11 +53,11 @@ export async function makeRunDirectory(stateDirectory: string, id: SandboxId, di
     await chmod(directory, 0o700);
   } else if (made !== undefined) return;
   for await (const { name } of await opendir(directory)) {
-    if (!kept.has(name)) await removeTree(join(directory, name));
+    if (!retained.has(name)) await removeTree(join(directory, name));
   }
 }
 
-/** After a boot of the host: what was in it is there again. */
+/** Mounts the directory again after a boot of the host. */
 export async function restoreRunDirectory(stateDirectory: string, id: SandboxId): Promise<void> {
   await mountDisk(runDiskOf(stateDirectory, id));
 }
@@ -87,8 +87,8 @@ async function namesIn(directory: string): Promise<readonly string[]> {
 }
 
 /**
- * Writes what one start is given into its run directory: files 0400 (I-6), the config last, for a start without it is none. The runtime
- * hands them to the sandbox's root.
+ * Writes the files of one start into its run directory, mode 0400 (I-6). The config comes last: init does not start without it. The backend gives
+ * them to the sandbox's root.
  */
 export async function writeStartMaterial(directory: string, material: StartMaterial): Promise<void> {
   const config: InitConfig = {
@@ -112,19 +112,19 @@ export async function writeStartMaterial(directory: string, material: StartMater
     'key.pem': material.keyPem,
     token: material.bootstrapToken,
   };
-  // The directory belongs to the sandbox by now: nothing is written through what may be there.
+  // The directory belongs to the sandbox already: an existing file is an error, and links are not followed.
   const write = async (name: string, data: string): Promise<void> =>
     await writeFile(join(directory, name), data, { mode: 0o400, flag: 'wx' });
   await Promise.all(Object.entries(files).map(async ([name, data]) => await write(name, data)));
   await write('config.json', JSON.stringify(config));
 }
 
-/** Removes what a start that failed was given, its key before all; logs stay. */
+/** Removes the files of a start, its key first; logs stay. */
 export async function removeStartMaterial(directory: string): Promise<void> {
   await removeFiles(directory, materialFiles);
 }
 
-/** Whatever the sandbox has made of them, which owns the directory. */
+/** The sandbox owns the directory, and may have replaced the files by anything. */
 async function removeFiles(directory: string, names: readonly string[]): Promise<void> {
   const remove = async (path: string): Promise<void> => {
     try {

@@ -45,7 +45,7 @@ export class Sandbox {
   #watch: AbortController | undefined;
   /** The grace of a stop under way; a further stop may shorten it. */
   #grace: StopGrace | undefined;
-  /** The newest request; the record has what is in force. */
+  /** The newest request; the record has the state in force. */
   #requested: RequestedClosure;
 
   constructor(host: SandboxHost, backend: Backend, record: SandboxRecord) {
@@ -182,7 +182,7 @@ export class Sandbox {
     await this.#operations.idle();
   }
 
-  /** Runs one start of the sandbox. A failure leaves nothing of it, and the record says why. */
+  /** Runs one start of the sandbox. A failure leaves nothing of it, and the record has its reason. */
   async #start({ generation, secrets }: StartCommand, onProgress: Progress): Promise<Observation> {
     const starting = new AbortController();
     this.#starting = starting;
@@ -204,7 +204,7 @@ export class Sandbox {
       });
       const opening = async (prepared: { imageDigest: string; address: string }): Promise<void> => {
         let closure = closureOf(this.#record);
-        // I-4: what was requested while the start was prepared is in force before anything runs in the sandbox.
+        // I-4: a request during the preparation is in force before anything runs in the sandbox.
         while (!isSameClosure(closure, this.#requested)) {
           closure = closureOf(this.#requested);
           await setClosure(this.#backend, id, closure);
@@ -263,7 +263,7 @@ export class Sandbox {
       try {
         await step();
       } catch (error) {
-        // The failure of the start is the one to report. What stays is removed by the next start, sweep or destroy.
+        // The failure of the start is reported. The next start, sweep or destroy removes the remains.
         this.#host.logger.error({ err: error, sandbox: id }, 'cleaning up after a failed start');
       }
     }

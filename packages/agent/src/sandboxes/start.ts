@@ -1,5 +1,5 @@
 import { abortable, DroverError, parseName, type Clock, type FileRecords, type Logger, type SandboxId } from '@drover/foundation';
-import { createKeyAndRequest, type Names } from '@drover/pki';
+import type { Names } from '@drover/pki';
 import type { sandbox } from '@drover/protocol';
 import { type Mount as SpecMount } from '@drover/spec';
 import type { Backend, Mount, PreparedStart, StartRequest } from '../backends/index.ts';
@@ -9,6 +9,7 @@ import { defaultPids } from '../limits.ts';
 import { proxyEnvironment } from '../network/index.ts';
 import type { VolumeStore } from '../volumes/index.ts';
 import { setClosure } from './closure.ts';
+import type { KeyReserve } from './key-reserve.ts';
 import { resolveMain } from './process.ts';
 import type { SandboxRecord } from './record.ts';
 import { makeRunDirectory, runDirectoryOf, writeStartMaterial } from './run-directory.ts';
@@ -21,6 +22,7 @@ export interface SandboxHost {
   readonly stateDirectory: string;
   readonly volumes: Pick<VolumeStore, 'mount' | 'full'>;
   readonly names: Names;
+  readonly keys: KeyReserve;
   readonly sign: SignSandboxCertificate;
   /** Directories of the host that sandboxes may mount (R-18). */
   readonly allowedMounts: readonly string[];
@@ -53,7 +55,7 @@ export async function requestStart(
 ): Promise<StartRequest> {
   const { id, spec } = record;
   const secrets = placeSecrets(spec.message.secrets, secretValues);
-  const identity = certify(host.sign, id, signal);
+  const identity = certify(host, id, signal);
   // `complete` awaits it.
   identity.catch(() => undefined);
   const mounts = await Promise.all(spec.mounts.map(async (mount) => await mountOf(mount, host)));
@@ -100,11 +102,11 @@ export async function requestStart(
 
 /** I-6: the key is made on this host and stays here; the control plane signs. */
 async function certify(
-  sign: SignSandboxCertificate,
+  { keys, sign }: SandboxHost,
   id: SandboxId,
   signal: AbortSignal,
 ): Promise<{ certificatePem: string; caPem: string; keyPem: string; bootstrapToken: string }> {
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = await keys.take();
   return { ...(await sign(id, csrDer, signal)), keyPem };
 }
 

@@ -11,15 +11,15 @@ export interface HostVolume {
 }
 
 /**
- * The host's named volumes (R-18): each a disk of its own, which is its quota. It stays mounted until it is removed; after a boot it is mounted
- * when it is next used. Which sandboxes have a volume is the control plane's to know.
+ * The host's named volumes (R-18). Each is a disk, which is its quota. It stays mounted until it is removed; after a boot of the host it is mounted
+ * at its next use. The control plane knows which sandboxes have a volume.
  */
 export class VolumeStore {
   readonly #directory: string;
   /** Making, mounting and removing, one at a time. */
   readonly #serial = new SerialExecutor();
 
-  /** @param directory made when it is needed */
+  /** @param directory made at first use */
   constructor(directory: string) {
     this.#directory = directory;
   }
@@ -40,14 +40,14 @@ export class VolumeStore {
       await this.#makeDirectory();
       for (const path of [join(this.#directory, 'images'), disk.mountPoint]) await mkdir(path, { recursive: true });
       await makeDisk(disk, sizeBytes, 'journal');
-      // Each time: an attempt before may have ended between the two. It is called until the volume is ready, so there is no data in it.
+      // Each time, since an earlier attempt may have failed between the two. A volume has no data before its creation has succeeded.
       await rmdir(join(disk.mountPoint, 'lost+found')).catch(ignoreAbsent);
-      // A sandbox runs as any user. Users of the host do not get here: see `makeDirectory`.
+      // A sandbox runs as any user. Users of the host cannot enter: see `makeDirectory`.
       await chmod(disk.mountPoint, 0o777);
     });
   }
 
-  /** Where a sandbox finds the volume. @throws {DroverError} volume-not-found, runtime-failed */
+  /** Mounts the volume and returns its path. @throws {DroverError} volume-not-found, runtime-failed */
   async mount(name: string): Promise<string> {
     return await this.#serial.run(async () => {
       const disk = this.#diskOf(name);
@@ -63,13 +63,13 @@ export class VolumeStore {
     });
   }
 
-  /** Removes the volume with what is in it; none: nothing. @throws {DroverError} runtime-failed */
+  /** Removes the volume with its files. Absent: nothing. @throws {DroverError} runtime-failed */
   async remove(name: string): Promise<void> {
     await this.#serial.run(async () => {
       const disk = this.#diskOf(name);
       await unmountDisk(disk);
       await rm(disk.image, { force: true });
-      // Only ever an empty directory once it is unmounted.
+      // Unmounted, the directory is empty.
       await rmdir(disk.mountPoint).catch(ignoreAbsent);
     });
   }
@@ -89,15 +89,15 @@ export class VolumeStore {
   }
 
   /**
-   * Closed to the users of the host. A volume is writable for everyone, and on a host without user namespaces a sandbox can leave a program in
-   * it that has root's set-user-ID bit.
+   * Closed to the users of the host: a volume is world-writable, and on a host without user namespaces a sandbox can put a program with root's
+   * set-user-ID bit into it.
    */
   async #makeDirectory(): Promise<void> {
     await mkdir(this.#directory, { recursive: true });
     await chmod(this.#directory, 0o700);
   }
 
-  /** Those of them that are full. */
+  /** The full volumes among these. */
   async full(names: readonly string[]): Promise<readonly string[]> {
     const found: string[] = [];
     for (const name of names) {
@@ -107,7 +107,7 @@ export class VolumeStore {
     return found;
   }
 
-  /** Of one that is not mounted, what its file takes of the host's disk. Bytes. */
+  /** Of an unmounted volume: the space of its file on the host's disk. Bytes. */
   async #usedOf({ image, mountPoint }: Disk): Promise<number> {
     if (!isMounted(mountPoint)) return (await stat(image)).blocks * 512;
     const { blocks, bfree, bsize } = await statfs(mountPoint);

@@ -34,7 +34,7 @@ export interface FakeBackendOptions {
   readonly latencyMs?: Partial<Record<FakeOperation, number>>;
   /** An error to fail with before anything is done. */
   readonly fail?: (operation: FakeOperation, id: SandboxId) => DroverError | undefined;
-  /** Waits until the image is there. Default: it is. */
+  /** Waits for the image. Default: it is in the store. */
   readonly pull?: (request: StartRequest, signal: AbortSignal) => Promise<void>;
   /** The far end of a connection into the sandbox. Default: an echo that sends `bye` when the other side has ended. */
   readonly connect?: (id: SandboxId, port: 'init' | number, runDirectory: string) => Duplex | Promise<Duplex>;

@@ -73,7 +73,7 @@ async function checkUserNamespaces(mounts: Mounts, stateDirectory: string): Prom
     return warning(
       'user namespaces',
       `not possible here (${refusal}): root in a sandbox is root's id on the host, held by capabilities, seccomp and masked paths alone`,
-      'a kernel of 5.19 or later, on ext4, xfs or btrfs, gives each sandbox a range of ids of its own',
+      'a kernel of 5.19 or later, on ext4, xfs or btrfs, allows a range of ids for each sandbox',
     );
   } finally {
     await ranges.close();

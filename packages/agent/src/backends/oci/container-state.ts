@@ -9,7 +9,7 @@ import type { OciHost } from './oci-host.ts';
 /** Init's pid while it lives. Synchronous, so that decisions on it still hold. */
 export function livePid(host: OciHost, id: SandboxId, record: ContainerRecord): number | undefined {
   if (record.phase === 'ended') return undefined;
-  // A standby is no sandbox before its record says that it has started; its gate opens after that.
+  // A standby becomes a sandbox when its record has the phase `started`; its gate opens after that.
   if (record.phase === 'creating' && record.container !== undefined) return undefined;
   if (isSameProcess(record.pid, record.pidStart)) return record.pid;
   if (!isUnderWay(record)) return undefined;

@@ -6,8 +6,8 @@ import type { ExitRecord } from '@drover/init';
 import { maxExitRecordBytes } from '../../limits.ts';
 
 /**
- * What init wrote at its end. The sandbox could write anything there: no link is followed, no pipe waited for, the size is bounded,
- * and what is not an exit record counts as none.
+ * Reads the exit record of init. The sandbox could write anything there: links are not followed, pipes are not awaited, the size is bounded, and an
+ * invalid record counts as none.
  */
 export async function readExitRecord(runDirectory: string): Promise<ExitRecord | undefined> {
   let text: string;
@@ -23,7 +23,7 @@ export async function readExitRecord(runDirectory: string): Promise<ExitRecord |
       await file.close();
     }
   } catch {
-    // Not there, a link, a device: none.
+    // Absent, a link, a device.
     return undefined;
   }
   return parseExitRecord(text);

@@ -7,29 +7,28 @@ interface Watched {
   readonly hasEnded: () => boolean;
   readonly watcher: FSWatcher | undefined;
   readonly waiters: Set<() => void>;
-  /** Until when to look often: something happened that usually comes before the end. */
+  /** Polled often until then: an event has occurred that usually precedes the end. */
   hurryUntil: number;
 }
 
-/** How long to look often after something that usually comes before the end. */
+/** How long to poll often after an event that usually precedes the end. */
 const hurryMs = 1_000;
-/** How often that is at first, and less often the longer it takes. */
+/** The first interval of polling often; it grows. */
 const hurriedPollMs = 3;
-/** What init writes just before it ends. */
+/** Init writes it just before it ends. */
 const exitRecord = 'exit.json';
 
 /**
- * Says when sandboxes end. Their first process is nobody's child (the runtime program detached from it, and the agent that
- * started it may be gone), so no exit status comes: what counts is whether the process is still there, looked at every second,
- * and every few milliseconds once init has written its exit record or was killed.
+ * Reports the end of sandboxes. No process of the agent is the parent of init, so no exit status arrives: the agent polls whether the process
+ * exists, every second, and every few milliseconds once init has written its exit record or was killed.
  */
 export class ExitWatch {
   readonly #clock: Clock;
   readonly #watched = new Map<SandboxId, Watched>();
-  /** Those that nobody waits for yet, and until when they are in a hurry. */
+  /** Sandboxes without a waiter that are to be polled often, and until when. */
   readonly #hurried = new Map<SandboxId, number>();
   #loop: AbortController | undefined;
-  /** When all were looked at, not only those in a hurry. */
+  /** When all were polled last, not only those that are polled often. */
   #lastRound = 0;
 
   constructor(clock: Clock) {
@@ -53,12 +52,12 @@ export class ExitWatch {
       };
       watched.waiters.add(done);
       signal.addEventListener('abort', abort, { once: true });
-      // It may have been killed, or written its record, just before anybody waited. Only now: the loop's first look may be its last.
+      // The sandbox may have ended just before. Only now, since the first poll of the loop may be its last.
       if (watched.waiters.size === 1) this.#restart();
     });
   }
 
-  /** Looks often for a second: the sandbox is about to end. */
+  /** Polls often for a second: the sandbox is about to end. */
   hurry(id: SandboxId): void {
     const now = this.#clock.now();
     const watched = this.#watched.get(id);
@@ -77,12 +76,12 @@ export class ExitWatch {
       watcher = watch(runDirectory, { persistent: false }, (_, name) => {
         if (name === exitRecord) this.hurry(id);
       });
-      // The directory went away, or the host has no more inotify watches: the poll goes on.
+      // The directory was removed, or the host has no more inotify watches: polling continues.
       watcher.on('error', () => watcher?.close());
     } catch {
-      // The same, at once.
+      // The same.
     }
-    // What comes before the end may have come before the watch. A sandbox that has only just begun is looked at as rarely as all others.
+    // The event that precedes the end may have occurred before the watch. A sandbox that has just begun is polled every second, as all others.
     const late = watcher === undefined || existsSync(join(runDirectory, exitRecord));
     const hurryUntil = Math.max(this.#hurried.get(id) ?? 0, late ? this.#clock.now() + hurryMs : 0);
     this.#hurried.delete(id);
@@ -97,7 +96,7 @@ export class ExitWatch {
     if (this.#watched.size === 0) this.#loop?.abort();
   }
 
-  /** One loop for all; restarted when one is in a hurry. */
+  /** One loop for all sandboxes; restarted when one is to be polled often. */
   #restart(): void {
     this.#loop?.abort();
     const loop = new AbortController();
@@ -118,7 +117,7 @@ export class ExitWatch {
       }
       const left = Math.max(0, ...this.#watched.values().map(({ hurryUntil }) => hurryUntil - now));
       const nextMs = left === 0 ? exitPollMs : Math.max(hurriedPollMs, (hurryMs - left) / 8);
-      // Aborted when another loop took over or nothing is watched.
+      // Aborted when another loop has replaced it, or nothing is watched.
       await this.#clock.sleep(nextMs, loop.signal).catch(() => undefined);
     }
     if (this.#loop === loop) this.#loop = undefined;

@@ -11,9 +11,9 @@ export interface FreshRoot {
 }
 
 /**
- * Puts into a fresh root, in which nothing runs yet, what every sandbox has beside its image: /etc with its names and without a name
- * server, since the egress proxy resolves names, and /tmp. Where the image has a link, its target in the root is meant: /etc may be one.
- * Only ever before the sandbox first runs: later, links change while they are followed.
+ * Writes the files that every sandbox has beside its image into a new root: /etc with its names and without a name server, since the egress proxy
+ * resolves names, and /tmp. Links of the image are followed inside the root. Only before the sandbox first runs: later, links change while they
+ * are followed.
  */
 export async function fillRoot(root: string, { hostname, address, uid }: FreshRoot): Promise<void> {
   const files: Record<string, string> = {
@@ -25,7 +25,7 @@ export async function fillRoot(root: string, { hostname, address, uid }: FreshRo
   const etc = await directoryIn(root, '/etc', 0o755, uid);
   for (const [name, content] of Object.entries(files)) {
     const path = join(etc, name);
-    // A link to a service's file (systemd-resolved's, for instance) leads nowhere here.
+    // A link to a service's file, such as systemd-resolved's, has no target here.
     await rm(path, { force: true, recursive: true });
     await writeFile(path, content, { mode: 0o644, flag: 'wx' });
     await chown(path, uid, uid);
@@ -37,9 +37,9 @@ export async function fillRoot(root: string, { hostname, address, uid }: FreshRo
 const maxLinks = 40;
 
 /**
- * The directory that `path` is for the processes in `root`, made where it is missing, with the directories above it.
+ * Resolves `path` as the processes in `root` do, and makes the directory and its parents where they are absent.
  * @returns its path on the host, without links below `root`
- * @throws {DroverError} corrupt-image when there is something else
+ * @throws {DroverError} corrupt-image when it is not a directory
  */
 async function directoryIn(root: string, path: string, mode: number, uid: number): Promise<string> {
   const waiting = path.split('/').filter((part) => part !== '');

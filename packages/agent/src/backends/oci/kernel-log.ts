@@ -7,8 +7,8 @@ import { maxKeptOomKills, maxKernelLogRecords } from '../../limits.ts';
 const recordBytes = 8_192;
 
 /**
- * The kernel's log, as far as it names processes that were killed for want of memory. It stays open, and each call reads only what was logged
- * since the call before: a sandbox can have its processes killed as often as it likes, and the whole log is many thousand reads.
+ * The processes in the kernel's log that were killed for want of memory. The log stays open, and each call reads only the records since the last
+ * call: a sandbox can cause any number of kills, and the whole log is many thousand reads.
  * Source of the format: Documentation/ABI/testing/dev-kmsg.
  */
 export class KernelLog {
@@ -21,7 +21,7 @@ export class KernelLog {
     this.#path = path;
   }
 
-  /** See `victimsIn`; none where this process cannot read the log. */
+  /** See `victimsIn`. Empty where this process cannot read the log. */
   async victims(cgroup: string): Promise<readonly string[]> {
     return await this.#serial.run(async () => {
       await this.#readNew().catch(() => undefined);
@@ -36,7 +36,7 @@ export class KernelLog {
     });
   }
 
-  /** Rejects in a container without the device, or without the privilege: kills then have no names. */
+  /** Rejects without the device or the privilege: kills then have no names. */
   async #readNew(): Promise<void> {
     this.#file ??= await open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK);
     const buffer = Buffer.alloc(recordBytes);
@@ -49,7 +49,7 @@ export class KernelLog {
         if (message.startsWith(oomKill)) this.#kills.push(message);
         if (this.#kills.length > maxKeptOomKills) this.#kills.shift();
       } catch (error) {
-        // EPIPE: records were overwritten meanwhile; the next read returns the oldest that is left. EAGAIN: the end.
+        // EPIPE: records were overwritten meanwhile; the next read returns the oldest remaining one. EAGAIN: the end.
         if (errnoOf(error) !== 'EPIPE') return;
       }
     }

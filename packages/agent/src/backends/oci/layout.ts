@@ -2,7 +2,7 @@ import { lstat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errnoOf, isSandboxId, type SandboxId } from '@drover/foundation';
 
-/** Where everything of one sandbox is. All of it is under one directory, so that destroy can see what there is to undo. */
+/** The paths of one sandbox. All are under one directory, so that destroy finds everything. */
 export interface Layout {
   readonly directory: string;
   readonly record: string;
@@ -10,9 +10,9 @@ export interface Layout {
   readonly bundle: string;
   readonly pidFile: string;
   readonly log: string;
-  /** The overlay, where the runtime program finds the root. */
+  /** The overlay: the root for the runtime program. */
   readonly root: string;
-  /** What the sandbox writes: uppers and works, or the mounted disk that holds them. Closed to everybody but root. */
+  /** Upper and work directories, or the mounted disk that holds them. Only root can enter it. */
   readonly writable: string;
   readonly diskImage: string;
   /** Mount points of layers and volumes with mapped owners. */
@@ -35,7 +35,7 @@ export function layoutOf(stateDirectory: string, id: SandboxId): Layout {
 }
 
 export const sandboxesDirectory = (stateDirectory: string): string => join(stateDirectory, 'sandboxes');
-/** Where the runtime program keeps its own state. */
+/** The state of the runtime program. */
 export const programDirectory = (stateDirectory: string): string => join(stateDirectory, 'program');
 
 export async function hasEntry(path: string): Promise<boolean> {

@@ -26,7 +26,7 @@ export async function destroyContainer(host: OciHost, id: SandboxId): Promise<vo
   await endCgroups(host, container);
   if (await hasEntry(join(programDirectory(stateDirectory), container))) await program.forget(container);
   await unmountAll(host.mounts, layout);
-  // The record is removed last, with its directory: until then another destroy finds what is left.
+  // The record is removed last, with its directory: until then another destroy finds the remains.
   for (const name of await readdir(layout.directory).catch(() => [])) {
     if (join(layout.directory, name) !== layout.record) await removeTree(join(layout.directory, name));
   }

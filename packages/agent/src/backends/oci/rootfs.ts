@@ -9,13 +9,13 @@ import type { ContainerRequest } from './container.ts';
 import { fillRoot } from './fill-root.ts';
 import type { Layout } from './layout.ts';
 
-/** How the owners of files map: all of a sandbox's ids lie in one range on the host. */
+/** The mapping of file owners: a sandbox's ids are one range on the host. */
 export interface Owners {
   readonly start: number;
   readonly namespaceFd: number;
 }
 
-/** What it takes to put a sandbox's root together. */
+/** The parts of a host that mount a sandbox's root. */
 export interface MountingHost {
   readonly mounts: Mounts;
   readonly foreign: ForeignPaths;
@@ -23,8 +23,8 @@ export interface MountingHost {
 }
 
 /**
- * The sandbox's root: an overlay of the image's layers under a directory of its own, and more overlays for `submounts`.
- * Idempotent; with the writable directories there already, they are taken as they are.
+ * Mounts the sandbox's root: an overlay of the image's layers under the sandbox's writable directory, and one for each submount. Idempotent;
+ * existing writable directories are used as they are.
  */
 export async function mountRoot(host: MountingHost, layout: Layout, request: ContainerRequest): Promise<void> {
   const { owners, foreign } = host;
@@ -48,15 +48,15 @@ export async function mountRoot(host: MountingHost, layout: Layout, request: Con
 
 /**
  * Unmounts everything under the sandbox's directory, deepest first.
- * @throws {DroverError} runtime-failed, when something stays: then nothing may be removed there, for it could be a volume's files
+ * @throws {DroverError} runtime-failed when a mount stays: then nothing below may be removed, since it could be a volume's files
  */
 export async function unmountAll(mounts: Mounts, layout: Layout): Promise<void> {
   const inside = (): string[] => mountPoints().filter((path) => path.startsWith(`${layout.directory}/`));
   let left = inside();
   let failure: unknown;
-  // What lies over another mount of the same place is seen in the next round; nobody stacks more than a handful.
+  // A mount under another mount of the same place appears in the next round.
   for (let round = 0; left.length > 0 && round < mountsStacked; round++) {
-    // Somebody else may have been quicker: what is left counts.
+    // Another process may have unmounted some: the remaining mounts count.
     failure = await mounts.unmount(left.toReversed()).then(
       () => undefined,
       (error: unknown) => error,
@@ -66,18 +66,18 @@ export async function unmountAll(mounts: Mounts, layout: Layout): Promise<void> 
   if (left[0] !== undefined) throw new DroverError('runtime-failed', `${left[0]} cannot be unmounted`, { cause: failure });
 }
 
-/** Mounts that one place may have over each other. */
+/** Mounts over each other at one place. */
 const mountsStacked = 16;
 
 export interface MappedVolume {
-  /** Where the runtime program and the standby's binding find it. */
+  /** For the runtime program, or for the mounts of a standby. */
   readonly source: string;
   readonly kind: ForeignStatus['kind'];
 }
 
 /**
- * Binds the request's directories where the runtime program finds them, owners mapped, so that volumes look the same in every sandbox. They may
- * be on a file system that hangs: nothing in this process touches it.
+ * Binds the request's directories into the sandbox's directory, with owners mapped, so that volumes look the same in every sandbox. They may be on
+ * a file system that hangs, so this process does not touch them.
  * @throws {DroverError} failed-precondition, unavailable, runtime-failed
  */
 export async function mapVolumes(host: MountingHost, layout: Layout, request: ContainerRequest): Promise<MappedVolume[]> {
@@ -87,14 +87,14 @@ export async function mapVolumes(host: MountingHost, layout: Layout, request: Co
     const status = await foreign.status(mount.source);
     if (status === undefined) {
       throw new DroverError('failed-precondition', `there is no ${mount.source} on the host to be mounted on ${mount.target}`, {
-        hint: 'create the directory on the host, or name another one',
+        hint: 'create the directory on the host, or name another',
       });
     }
     const target = join(layout.mapped, `volume${index}`);
     if (owners === undefined) await bindOnce(foreign, mount.source, target, status.kind);
     else if (!isMounted(target)) {
-      // Mapped from a mount of its own, so that its file system is not asked. `target` is a mount only when its owners are mapped: an agent that
-      // is killed in between leaves none that looks complete.
+      // Mapped from a bind mount, without access to the file system. `target` is a mount only when its owners are mapped: an agent that is killed
+      // in between leaves none that looks complete.
       const plain = `${target}-plain`;
       await bindOnce(foreign, mount.source, plain, status.kind);
       await makePlace(target, status.kind);
@@ -112,13 +112,13 @@ async function bindOnce(foreign: ForeignPaths, source: string, target: string, k
   await foreign.bind(source, target);
 }
 
-/** Something to mount on. */
+/** Makes a mount point. */
 async function makePlace(path: string, kind: ForeignStatus['kind']): Promise<void> {
   if (kind === 'directory') await mkdir(path, { recursive: true });
   else await writeFile(path, '', { flag: 'a' });
 }
 
-/** @returns nothing has been written to it yet */
+/** @returns whether the overlay is new */
 async function overlayOn(
   { mounts, foreign, owners }: MountingHost,
   layout: Layout,
@@ -147,7 +147,7 @@ async function overlayOn(
   const mapped: string[] = [];
   try {
     const lower: string[] = [];
-    // Overlayfs wants a lower directory; a scratch image has none.
+    // Overlayfs requires a lower directory; a scratch image has none.
     const given = layers.length > 0 ? layers : [await emptyLayer(layout)];
     for (const [index, layer] of given.entries()) {
       const isForeign = layer === foreignLayer;
@@ -167,13 +167,13 @@ async function overlayOn(
       }
       lower.push(point);
     }
-    // Making an overlay looks into its layers.
+    // Mounting an overlay reads its layers, which may hang.
     const overlay = { target, lower, upper, work };
     if (foreignLayer === undefined) mounts.overlay(overlay);
     else await mounts.overlayByProgram(overlay);
     return await upperMade;
   } finally {
-    // The overlay keeps clones of its own.
+    // The overlay holds clones.
     for (const point of mapped) mounts.detach(point);
   }
 }
@@ -209,7 +209,7 @@ async function copyOwner({ uid, gid, mode }: Owner, upper: string, start: number
   await chmod(upper, mode & 0o7777);
 }
 
-/** The place of a submount in the root, which must not have become a link in an earlier life of the sandbox. @throws {DroverError} runtime-failed */
+/** The place of a submount, which must not have become a link in an earlier run of the sandbox. @throws {DroverError} runtime-failed */
 async function plainTarget(root: string, target: string): Promise<string> {
   const path = join(root, target);
   if ((await realpath(path)) === path && path.startsWith(`${root}/`)) return path;
@@ -218,15 +218,15 @@ async function plainTarget(root: string, target: string): Promise<string> {
   });
 }
 
-/** Takes what an earlier start said of its end, and gives the directory away with all that is in it. */
+/** Removes the exit record of an earlier run, and gives the directory with its files to the sandbox's root. */
 export async function emptyRunDirectory(directory: string, uid: number): Promise<void> {
   await removeTree(join(directory, 'exit.json'));
   await giveAway(directory, uid);
 }
 
 /**
- * Makes directories in a root that nothing runs in yet, each after the one that it is in; those that are there stay as they are.
- * @returns false when one of them is something else, such as a link
+ * Makes directories, parents first, in a root in which nothing runs yet; existing ones stay as they are.
+ * @returns false when one of the paths is not a directory, such as a link
  */
 export async function makeMountPoints(root: string, paths: readonly string[], uid: number): Promise<boolean> {
   for (const path of paths) {
@@ -236,7 +236,7 @@ export async function makeMountPoints(root: string, paths: readonly string[], ui
   return true;
 }
 
-/** The run directory and what the agent put there become the sandbox's root's. Links are changed, not followed. */
+/** Gives the run directory with its files to the sandbox's root. Links are changed, not followed. */
 export async function giveAway(directory: string, uid: number): Promise<void> {
   const names = await readdir(directory);
   await Promise.all([lchown(directory, uid, uid), ...names.map((name) => lchown(join(directory, name), uid, uid))]);

@@ -11,7 +11,7 @@ export class RuntimeProgram {
   readonly name: string;
   readonly #root: string;
 
-  /** @param root where the program keeps its state */
+  /** @param root holds the program's state */
   constructor(path: string, root: string) {
     this.path = path;
     this.name = basename(path);
@@ -33,9 +33,9 @@ export class RuntimeProgram {
       async () => await launch(this.path, [...args, '--bundle', bundle, '--pid-file', pidFile, id], { channel: true }),
     );
     const { channel: gate } = child;
-    // Init is gone; whoever waits for it sees that.
+    // Init has ended, which its waiters see.
     gate?.on('error', () => undefined);
-    // In a file system that hangs not even SIGKILL ends it: `destroy` looks for it again.
+    // In a file system that hangs not even SIGKILL ends it: `destroy` searches for it.
     const stuck = Promise.withResolvers<null>();
     const timers = [
       setTimeout(() => child.kill(), runtimeProgramMs),
@@ -56,7 +56,7 @@ export class RuntimeProgram {
     }
   }
 
-  /** On cgroup v1, runc gives up after a short while when the processes are busy or the machine is slow, and thaws: it is tried again. */
+  /** Retries: on cgroup v1, runc gives up after a short while when the processes are busy or the machine is slow, and thaws. */
   async pause(id: string): Promise<void> {
     for (let attempt = 1; ; attempt++) {
       try {
@@ -73,9 +73,9 @@ export class RuntimeProgram {
     await this.#run(['--root', this.#root, 'resume', id]);
   }
 
-  /** Forgets a container none of whose processes is left; none: nothing. */
+  /** Removes the program's state of a container whose processes have ended. Absent: nothing. */
   async forget(id: string): Promise<void> {
-    // All that these two keep of it; starting them to remove a directory takes longer than that.
+    // The whole state of these two; starting them to remove a directory takes longer.
     if (this.name === 'runc' || this.name === 'crun') await rm(join(this.#root, id), { recursive: true, force: true });
     else await this.#run(['--root', this.#root, 'delete', '--force', id]);
   }
@@ -109,7 +109,7 @@ async function lastMessage(log: string): Promise<string> {
   return clip(messageOf(text.trim().split('\n').at(-1) ?? ''), 1000);
 }
 
-/** What a line of runc's log says: `time="…" level=error msg="…"`, the message quoted as Go does. Other lines are taken as they are. */
+/** The message in a line of runc's log: `time="…" level=error msg="…"`, quoted as in Go. Other lines are returned as they are. */
 export function messageOf(line: string): string {
   const quoted = /\bmsg=("(?:[^"\\]|\\.)*")/.exec(line)?.[1];
   if (quoted === undefined) return line;

@@ -21,7 +21,7 @@ export function loaderName(architecture: string): string {
   return architecture === 'arm64' ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2';
 }
 
-/** Where init finds the gate (see program.ts): the first descriptor after the standard streams. */
+/** The gate's descriptor in init (runtime-program.ts): the first after the standard streams. */
 const gateDescriptor = 3;
 
 export interface SpecOptions {
@@ -34,14 +34,14 @@ export interface SpecOptions {
   readonly architecture: string;
   /** Hard limit of open files; in a user namespace no more than this process's own. */
   readonly openFiles: number;
-  /** Where each of `request.mounts` is to be bound from, in their order. */
+  /** The sources of `request.mounts`, in their order. */
   readonly mountSources: readonly string[];
-  /** It is to wait for a sandbox to be of: its root stays as it is, and its init gets ready for one. */
+  /** The container is a standby: its root is read-only, and its init warms up. */
   readonly standby?: boolean;
 }
 
 /**
- * What init and ordinary package managers need as root of the sandbox: to own, read and change any file of it (CHOWN,
+ * The needs of init and ordinary package managers as root of the sandbox: to own, read and change any file of it (CHOWN,
  * DAC_OVERRIDE, FOWNER, FSETID, SETFCAP), to become another user and drop privileges (SETUID, SETGID, SETPCAP), to signal every
  * process (KILL), to bind low ports, and chroot. Not NET_RAW (forged packets), MKNOD, AUDIT_WRITE, SYS_ADMIN or SYS_PTRACE.
  */
@@ -59,7 +59,7 @@ const capabilities = [
   'CAP_SYS_CHROOT',
 ] as const;
 
-/** Files of /proc that tell of the host, or change it. Those that this kernel lacks do no harm. */
+/** Files of /proc that show the host, or change it. A path that this kernel lacks has no effect. */
 const maskedPaths = [
   '/proc/acpi',
   '/proc/asound',
@@ -99,7 +99,7 @@ export function buildSpec(options: SpecOptions): object {
       ],
       env: [
         'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-        // Init has few threads; an arena for each costs 0.7 MB a sandbox (mallopt(3)).
+        // Init has few threads, and an arena per thread costs 0.7 MB per sandbox (mallopt(3)).
         'MALLOC_ARENA_MAX=1',
         `${gateVariable}=${gateDescriptor}`,
         ...(options.standby === true ? [`${standbyVariable}=1`] : []),
@@ -112,7 +112,7 @@ export function buildSpec(options: SpecOptions): object {
         { type: 'RLIMIT_CORE', hard: 0, soft: 0 },
         { type: 'RLIMIT_MSGQUEUE', hard: messageQueueBytes, soft: messageQueueBytes },
       ],
-      // Init raises it for what it starts, so that the workload dies first; it must not be worth more than the host's own services.
+      // Init raises it for the workload, which is killed first; init must not be preferred over the host's own services.
       oomScoreAdj: 0,
     },
     root: { path: options.root, readonly: options.standby === true },
@@ -139,10 +139,10 @@ export function buildSpec(options: SpecOptions): object {
   };
 }
 
-/** Every mount that a sandbox can write to is bounded, in bytes and in files (e2e/field/disks.test.ts has the table of them). */
+/** Every mount that a sandbox can write to is bounded, in bytes and in files (table in e2e/field/disks.test.ts). */
 export const sharedMemoryPath = '/dev/shm';
 
-/** The size of /dev/shm. It is memory of the sandbox, and so no larger than its limit. Bytes. */
+/** The size of /dev/shm, which is memory of the sandbox and therefore no larger than its limit. Bytes. */
 export function sharedMemoryOf({ shmBytes, memoryBytes }: Limits): number {
   return shmBytes || Math.min(sharedMemoryBytes, memoryBytes || Number.POSITIVE_INFINITY);
 }
@@ -170,8 +170,8 @@ function systemMounts(limits: Limits): object[] {
       options: ['nosuid', 'nodev', 'mode=1777', `size=${sharedMemoryOf(limits)}`, `nr_inodes=${tmpfsInodes}`],
     },
     { destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: ['nosuid', 'noexec', 'nodev'] },
-    // The host's /sys is not for sandboxes (and the network namespace, which belongs to the host, lets none be mounted):
-    // an empty one, with what programs count CPUs by.
+    // Not the host's /sys (which cannot be mounted either, since the host owns the network namespace): an empty tmpfs, with the files by which
+    // programs count CPUs.
     { destination: '/sys', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'noexec', 'nodev', 'mode=755', 'size=64k', 'nr_inodes=64'] },
     {
       destination: '/sys/devices/system/cpu',
@@ -179,12 +179,12 @@ function systemMounts(limits: Limits): object[] {
       source: '/sys/devices/system/cpu',
       options: ['bind', 'ro', 'nosuid', 'noexec', 'nodev'],
     },
-    // R-10: its own cgroup, and none above it: there a JVM, Node.js and others see how much they may use.
+    // R-10: its own cgroup and none above it, from which a JVM, Node.js and others read their limits.
     { destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: ['ro', 'nosuid', 'noexec', 'nodev'] },
   ];
 }
 
-/** I-38: what init needs, whatever the image has. */
+/** I-38: the needs of init, independent of the image. */
 function droverMounts(request: ContainerRequest): object[] {
   return [
     { destination: '/.drover', type: 'bind', source: request.initDirectory, options: ['bind', 'ro', 'nosuid', 'nodev'] },
@@ -201,19 +201,19 @@ function boundMounts(options: SpecOptions): object[] {
   }));
 }
 
-/** R-19: a tmpfs of the sandbox's own, gone with its mount namespace. */
+/** R-19: a tmpfs, which ends with the sandbox's mount namespace. */
 function secretsMounts({ secretsBytes }: ContainerRequest): object[] {
   if (secretsBytes === undefined) return [];
   const options = ['nosuid', 'noexec', 'nodev', 'mode=755', `size=${secretsBytes}`, `nr_inodes=${secretsInodes}`];
   return [{ destination: secretsDirectory, type: 'tmpfs', source: 'drover', options }];
 }
 
-/** R-10. Init's own share comes on top of what the workload was promised. */
+/** R-10: the limits of the workload, raised by init's own share. */
 export function resourcesOf(limits: Limits, limitsSwap: boolean): CgroupLimits {
   const memory = limits.memoryBytes === 0 ? undefined : limits.memoryBytes + initMemoryAllowance;
   return {
     ...(limits.cpuMillis === 0 ? {} : { cpu: { period: 100_000, quota: Math.max(1_000, limits.cpuMillis * 100) } }),
-    // Swap as much as memory means none: both count together.
+    // The swap limit counts memory too: equal limits mean no swap.
     ...(memory === undefined ? {} : { memory: { limit: memory, ...(limitsSwap ? { swap: memory } : {}) } }),
     ...(limits.pids === 0 ? {} : { pids: { limit: Math.min(limits.pids + initPidsAllowance, maxPids) } }),
   };

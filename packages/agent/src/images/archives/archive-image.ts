@@ -199,7 +199,7 @@ function localLayer(files: ArchiveIndex, name: string, diffId: string, descripto
         }
       }
       if (descriptor !== undefined && size !== descriptor.size) {
-        throw new DroverError('corrupt-image', `${name} has ${size} bytes, but the manifest says ${descriptor.size}`, {
+        throw new DroverError('corrupt-image', `${name} has ${size} bytes, but ${descriptor.size} in the manifest`, {
           hint: 'save it again',
         });
       }

@@ -4,9 +4,8 @@ import { maxCredentialsBytes } from '../../limits.ts';
 import { askHelper, type Credentials } from './credential-helper.ts';
 
 /**
- * The credentials for a registry, from a file as `docker login` writes it. As with docker, the registry's own helper (`credHelpers`)
- * goes before the one for all (`credsStore`); what that does not know may stand in the file itself (`auths`).
- * Read anew for each pull: a login counts at once.
+ * Reads the credentials for a registry from a file of `docker login`. As in Docker, the registry's helper (`credHelpers`) comes before the helper for
+ * all registries (`credsStore`), and that before the file itself (`auths`). Read for each pull, so that a login takes effect immediately.
  * @throws {DroverError} invalid-config, registry-denied where a helper fails, unavailable where the file does not respond
  */
 export async function readCredentials(
