@@ -1,14 +1,15 @@
 import { chmod, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, isHostId, newHostId, parseHostId, reasonOf, writeFileAtomic, type HostId } from '@drover/foundation';
+import { z } from 'zod';
 
-/** Who this host is, as its last join or renewal left it. */
+/** This host's identity, from its last join or renewal. */
 export interface HostIdentity {
   readonly hostId: HostId;
   readonly trustDomain: string;
   /** host:port of the link. */
   readonly linkAddress: string;
-  /** What the join token gave it. */
+  /** From the join token. */
   readonly labels: Readonly<Record<string, string>>;
   /** PKCS #8, PEM. It never leaves this machine (L-2). */
   readonly keyPem: string;
@@ -29,13 +30,13 @@ const identityFile = 'identity.json';
  */
 export async function ensureHostId(stateDir: string, wanted?: HostId): Promise<HostId> {
   const directory = await ensureDirectory(stateDir);
-  const kept = await readIfThere(join(directory, idFile));
-  if (kept === undefined) {
+  const stored = await readIfThere(join(directory, idFile));
+  if (stored === undefined) {
     const id = wanted ?? newHostId();
     await writeFileAtomic(join(directory, idFile), `${id}\n`, 0o600);
     return id;
   }
-  const id = kept.trim();
+  const id = stored.trim();
   if (!isHostId(id) || (wanted !== undefined && wanted !== id)) {
     throw new DroverError('invalid-config', `${join(directory, idFile)} does not hold ${wanted ?? 'a host id'}`, {
       hint: 'use another state directory with --state',
@@ -47,8 +48,8 @@ export async function ensureHostId(stateDir: string, wanted?: HostId): Promise<H
 /** Undefined before the first join. @throws {DroverError} invalid-config */
 export async function loadIdentity(stateDir: string): Promise<HostIdentity | undefined> {
   const path = join(stateDir, identityDirectory, identityFile);
-  const text = await readIfThere(path);
-  return text === undefined ? undefined : parse(text, path);
+  const content = await readIfThere(path);
+  return content === undefined ? undefined : parse(content, path);
 }
 
 export async function saveIdentity(stateDir: string, identity: HostIdentity): Promise<void> {
@@ -56,7 +57,7 @@ export async function saveIdentity(stateDir: string, identity: HostIdentity): Pr
   await writeFileAtomic(join(directory, identityFile), `${JSON.stringify({ version: 1, ...identity }, undefined, 2)}\n`, 0o600);
 }
 
-/** After the host was removed (L-4): id, key and certificate go, so that a later join makes another host. */
+/** Removes id, key and certificate of a removed host (L-4), so that a later join makes another host. */
 export async function forgetIdentity(stateDir: string): Promise<void> {
   await rm(join(stateDir, identityDirectory), { recursive: true, force: true });
 }
@@ -68,36 +69,27 @@ async function ensureDirectory(stateDir: string): Promise<string> {
   return directory;
 }
 
-function parse(text: string, path: string): HostIdentity {
-  const broken = (cause?: unknown): DroverError =>
-    new DroverError('invalid-config', `${path} cannot be read as a host's identity`, {
+const text = z.string().min(1);
+const identitySchema = z.object({
+  hostId: text.transform(parseHostId),
+  trustDomain: text,
+  linkAddress: text,
+  labels: z.record(z.string(), z.string()),
+  keyPem: text,
+  certificatePem: text,
+  caPem: text,
+});
+
+function parse(content: string, path: string): HostIdentity {
+  try {
+    return identitySchema.parse(JSON.parse(content));
+  } catch (cause) {
+    if (cause instanceof DroverError) throw cause;
+    throw new DroverError('invalid-config', `${path} cannot be read as a host's identity`, {
       hint: 'join again with `drover agent join`',
       cause,
     });
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw broken(error);
   }
-  if (typeof value !== 'object' || value === null) throw broken();
-  const fields = value as Record<string, unknown>;
-  const textOf = (name: string): string => {
-    const field = fields[name];
-    if (typeof field !== 'string' || field === '') throw broken();
-    return field;
-  };
-  const labels = fields['labels'];
-  if (typeof labels !== 'object' || labels === null || !Object.values(labels).every((label) => typeof label === 'string')) throw broken();
-  return {
-    hostId: parseHostId(textOf('hostId')),
-    trustDomain: textOf('trustDomain'),
-    linkAddress: textOf('linkAddress'),
-    labels: labels as Record<string, string>,
-    keyPem: textOf('keyPem'),
-    certificatePem: textOf('certificatePem'),
-    caPem: textOf('caPem'),
-  };
 }
 
 async function readIfThere(path: string): Promise<string | undefined> {
