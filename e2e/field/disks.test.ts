@@ -245,7 +245,7 @@ describe('R-18: a named volume', () => {
     expect(await run('--volume', 'nothing:/data')).toMatch(/^drover: there is no volume nothing\n {2}hint: .*\n$/);
     expect(await run('--volume', 'keep:/data', '--host', 'elsewhere')).toMatch(/^drover: .*elsewhere.*\n {2}hint: .*\n$/);
     expect((await drover.run(['volume', 'create', 'tiny', '--size', '1k'])).stderr).toMatch(
-      /^drover: a volume cannot have 1\d* bytes\n {2}hint: .*\n$/,
+      /^drover: --size "1k" is too small\n {2}hint: give at least 16\.0 MiB\n$/,
     );
   });
 
