@@ -7,7 +7,7 @@ import { TestStores } from '../store/testing/stores.ts';
 import { subscribe, type Subscription } from './subscribe.ts';
 import type { ReadableEvents, WatchedEvent } from './watch.ts';
 
-describe.each(['sqlite', 'postgres'] as const)('policies on %s', (kind) => {
+describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
   const stores = new TestStores(kind);
   const clock = new FakeClock(0);
   let store: Store;

@@ -4,22 +4,22 @@ import { canonicalCommonName, clip, parseName, parseProject, type Name, type Pro
 import type { IdentityStore } from '../store/index.ts';
 import type { SandboxRow } from '../model/index.ts';
 import type { TrustCheck, TrustCheckName } from '../worldview/index.ts';
-import type { RegisterClaim, RegisterRefusal } from './registry.ts';
+import type { RegisterClaim, RegisterRefusal } from './claims.ts';
 
-/** What a caller may register as: from validated parts (I-8). */
+/** The names of a caller, from validated parts (I-8). */
 export interface ClaimedNames {
   readonly project: Project;
   readonly name: Name;
   readonly commonName: string;
 }
 
-/** The names of a claim; undefined when they cannot be a sandbox's. */
+/** The names of a claim; undefined when no sandbox can have them. */
 export function claimedNames(claim: Pick<RegisterClaim, 'project' | 'name'>): ClaimedNames | undefined {
   try {
     const [project, name] = [parseProject(claim.project), parseName(claim.name)];
     return { project, name, commonName: canonicalCommonName(project, name) };
   } catch {
-    // invalid-name, of whatever kind: the check says what was claimed.
+    // The evidence of the check contains the claimed names.
     return undefined;
   }
 }
@@ -57,7 +57,7 @@ export function addressMatches({ peerAddress }: RegisterClaim, row: SandboxRow |
   return row !== undefined && row.address !== '' && row.address === plainAddress(peerAddress);
 }
 
-/** What the store made of a Register that every cross-check passed. */
+/** The checks of the store's transaction, after every cross-check has passed. */
 export function outcomeChecks(
   outcome: Awaited<ReturnType<IdentityStore['register']>>,
   thumbprint: string,
@@ -136,7 +136,7 @@ function plainAddress(address: string): string {
   return isIPv4(mapped) ? mapped : address;
 }
 
-/** It is a stranger's, and as long as it likes. */
+/** Text of an unauthenticated peer may have any length. */
 function quoted(text: string): string {
   return JSON.stringify(clip(text));
 }

@@ -1,5 +1,5 @@
 export { changesIdentity } from './evictions.ts';
 export { joinHost } from './join.ts';
-export type * from './registry.ts';
+export type * from './claims.ts';
 export { answerSigningRequest, type SigningDependencies } from './signing.ts';
-export { SqlRegistry, type RegistryOptions } from './sql-registry.ts';
+export { Registry, type RegistryOptions } from './registry.ts';

@@ -12,8 +12,8 @@ import type { IdentityStore, Store } from '../store/index.ts';
 import type { SandboxRow } from '../model/sandbox.ts';
 import { draft, readyHost, seen } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
-import type { RegisterClaim, RegisterOutcome } from './registry.ts';
-import { SqlRegistry, type RegistryOptions } from './sql-registry.ts';
+import type { RegisterClaim, RegisterOutcome } from './claims.ts';
+import { Registry, type RegistryOptions } from './registry.ts';
 
 const address = '10.88.0.7';
 
@@ -24,7 +24,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
   let store: Store;
   let host: { readonly id: HostId; readonly epoch: number };
   let published: SandboxEvent[];
-  let registry: SqlRegistry;
+  let registry: Registry;
   const life = new AbortController();
   beforeAll(() => stores.start());
   afterAll(async () => {
@@ -41,8 +41,8 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
   });
   afterEach(() => stores.closeAll());
 
-  const open = (change: Partial<RegistryOptions> = {}): SqlRegistry =>
-    new SqlRegistry({
+  const open = (change: Partial<RegistryOptions> = {}): Registry =>
+    new Registry({
       store,
       journal: { publish: (event) => void published.push(event) },
       replica: 'replica-1',
@@ -285,7 +285,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
     });
 
     /** The registry, with records of sandboxes as they are given. */
-    const knowing = (get: (id: SandboxId) => SandboxRow | undefined): SqlRegistry => {
+    const knowing = (get: (id: SandboxId) => SandboxRow | undefined): Registry => {
       const sandboxes = new Proxy(store.sandboxes, {
         get: (real, name: keyof Store['sandboxes']) =>
           name === 'get' ? (id: SandboxId) => Promise.resolve(get(id)) : real[name].bind(real),
@@ -537,7 +537,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
 
     it('I-12: tries the listing three times, and goes on without', async () => {
       let tries = 0;
-      const failing = (times: number): SqlRegistry => {
+      const failing = (times: number): Registry => {
         tries = 0;
         const orphans = async (): Promise<readonly SandboxId[]> => {
           if (++tries <= times) throw new Error('the database is locked');
@@ -545,7 +545,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
         };
         return open({ store: storeWith({ orphans }) });
       };
-      const reap = async (from: SqlRegistry): Promise<number> => {
+      const reap = async (from: Registry): Promise<number> => {
         const reaping = from.reap();
         await clock.advance(10_000);
         return await reaping;

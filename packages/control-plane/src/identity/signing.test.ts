@@ -13,13 +13,13 @@ import type { SandboxRow } from '../model/sandbox.ts';
 import type { Store } from '../store/index.ts';
 import { draft, readyHost, seen } from '../store/testing/fixtures.ts';
 import { answerSigningRequest } from './signing.ts';
-import { SqlRegistry } from './sql-registry.ts';
+import { Registry } from './registry.ts';
 
 const address = '10.88.0.7';
 let directory: string;
 let ca: CertificateAuthority;
 let store: Store;
-let registry: SqlRegistry;
+let registry: Registry;
 let host: { readonly id: HostId; readonly epoch: number };
 beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), 'drover-signing-'));
@@ -27,7 +27,7 @@ beforeAll(async () => {
   store = await openStore(join(directory, 'drover.db'), { logger: silentLogger });
   host = await readyHost(store);
   const journal = { publish: () => undefined };
-  registry = new SqlRegistry({ store, journal, replica: 'replica-1', clock: systemClock, logger: silentLogger });
+  registry = new Registry({ store, journal, replica: 'replica-1', clock: systemClock, logger: silentLogger });
 });
 afterAll(async () => {
   await store.close();

@@ -22,17 +22,17 @@ export type StateColumns = EndColumns &
     | 'deletedAt'
   >;
 
-/** Its main process ended, or it failed, after the newest wish to start it: it is not begun again until someone asks. */
+/** Whether its run has ended or failed since the newest request to start it: only another request starts it again. */
 export function runIsOver(row: Pick<SandboxRow, 'observed' | 'observedGeneration' | 'startGeneration'>): boolean {
   return hasEnded(row.observed) && row.observedGeneration >= row.startGeneration;
 }
 
-/** The number of the start that a host's word is about: the host counts one when it runs, and its init answers from a moment before. */
+/** The number of the start that the host reports. The host counts a start when it runs; its init responds a moment earlier. */
 export function startOf(row: Pick<SandboxRow, 'observed' | 'startCount'>): number {
   return row.observed === 'starting' ? row.startCount + 1 : row.startCount;
 }
 
-/** The number of the start that people look at: the one that is being made, from when it is asked for; otherwise the last. */
+/** The number of the displayed start: the one that is requested or under way, or else the last. */
 export function currentStart(
   row: Pick<SandboxRow, 'desired' | 'observed' | 'observedGeneration' | 'startGeneration' | 'startCount'>,
 ): number {
@@ -40,7 +40,7 @@ export function currentStart(
   return asked || row.observed === 'preparing' || row.observed === 'starting' ? row.startCount + 1 : row.startCount;
 }
 
-/** The displayed state of a sandbox: desired, placed and observed put together (L-25). */
+/** The displayed state of a sandbox, from its desired state, its placement and its observed state (L-25). */
 export function sandboxState(row: StateColumns): DisplayedState {
   const over = hasEnded(row.observed) || row.deletedAt !== undefined;
   const said = over ? endReason(row) : { reason: row.reason, message: row.message, hint: row.hint };

@@ -3,7 +3,7 @@ import { DroverError, systemClock, type Clock, type Logger } from '@drover/found
 import { startApi, type ApiServer, type SystemFacts } from '../api/index.ts';
 import { EventFeed } from '../feed/index.ts';
 import { LinkServer, type Observation } from '../hub/index.ts';
-import { SqlRegistry } from '../identity/index.ts';
+import { Registry } from '../identity/index.ts';
 import { StoredWorldview } from '../journal/index.ts';
 import { Placement } from '../placement/index.ts';
 import { Reconciler, Upkeep } from '../reconcile/index.ts';
@@ -94,7 +94,7 @@ async function openParts({ directory, last, ca, secrets, certificate, store, opt
   opened.defer(async () => await feed.close());
   const worldview = new StoredWorldview({ store, clock, logger });
   opened.defer(async () => await worldview.close());
-  const registry = new SqlRegistry({ store, journal: worldview, feed, replica, clock, logger });
+  const registry = new Registry({ store, journal: worldview, feed, replica, clock, logger });
   // I-12: before the first lookup.
   await registry.reap();
   const sandboxListener = new SandboxListener({ store, registry, worldview, ca, identity: certificate.identity, clock, logger });

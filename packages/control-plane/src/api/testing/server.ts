@@ -7,7 +7,7 @@ import { silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link, sandbox } from '@drover/protocol';
 import { DroverClient } from '@drover/sdk';
-import { changesIdentity, SqlRegistry } from '../../identity/index.ts';
+import { changesIdentity, Registry } from '../../identity/index.ts';
 import { Placement } from '../../placement/index.ts';
 import { Volumes } from '../../volumes/index.ts';
 import { SecretBox } from '../../secrets/index.ts';
@@ -58,7 +58,7 @@ export async function startTestApi(options: TestApiOptions = {}): Promise<TestAp
   const secrets = await SecretBox.open(join(directory, 'pki', 'secrets.key'));
   const feed = await EventFeed.open(store.events, clock, logger);
   const worldview = new StoredWorldview({ store, clock, logger });
-  const registry = new SqlRegistry({ store, journal: worldview, feed, replica: 'test', clock, logger });
+  const registry = new Registry({ store, journal: worldview, feed, replica: 'test', clock, logger });
   feed.listen((subject, event) => {
     if (event !== undefined && changesIdentity(event)) sessions.redial(subject as SandboxId);
   });

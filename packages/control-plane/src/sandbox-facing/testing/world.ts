@@ -11,7 +11,7 @@ import { createLogger, silentLogger } from '@drover/foundation/log';
 import { openCertificateAuthority, type CertificateAuthority } from '@drover/pki';
 import { link } from '@drover/protocol';
 import { EventFeed } from '../../feed/index.ts';
-import { SqlRegistry } from '../../identity/sql-registry.ts';
+import { Registry } from '../../identity/registry.ts';
 import { openStore } from '../../store/open.ts';
 import type { Store } from '../../store/store.ts';
 import { draft, readyHost, seen } from '../../store/testing/fixtures.ts';
@@ -53,7 +53,7 @@ export class World implements AsyncDisposable {
   readonly directory: string;
   readonly store: Store;
   readonly ca: CertificateAuthority;
-  readonly registry: SqlRegistry;
+  readonly registry: Registry;
   readonly listener: SandboxListener;
   readonly clock: Clock;
   /** What was recorded in the worldview, by sandbox. */
@@ -70,7 +70,7 @@ export class World implements AsyncDisposable {
     directory: string,
     store: Store,
     ca: CertificateAuthority,
-    registry: SqlRegistry,
+    registry: Registry,
     clock: Clock,
     identity: { certificatePem: string; keyPem: string },
   ) {
@@ -106,7 +106,7 @@ export class World implements AsyncDisposable {
     const identity = await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] });
     const feed = await EventFeed.open(store.events, systemClock, silentLogger);
     const journal = { publish: () => undefined };
-    const registry = new SqlRegistry({ store, journal, feed, replica: 'replica-1', clock, logger: silentLogger });
+    const registry = new Registry({ store, journal, feed, replica: 'replica-1', clock, logger: silentLogger });
     const world = new World(directory, store, ca, registry, clock, identity);
     const life = new AbortController();
     const running = registry.run(life.signal);

@@ -6,7 +6,7 @@ import { newSandboxId, parseName, parseProject, type SandboxId } from '@drover/f
 import { clientAuth, namesOf, openCertificateAuthority, serverAuth, type CertificateAuthority } from '@drover/pki';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Identity } from '../../model/identity.ts';
-import type { Standing } from '../../identity/registry.ts';
+import type { Standing } from '../../identity/claims.ts';
 import type { TrustCheckName } from '../../worldview/worldview.ts';
 import { issue, signByHand, type Credentials } from '../../sandbox-facing/testing/certificates.ts';
 import { decide, judge, registryCheck, type PeerVerdict } from './trust.ts';

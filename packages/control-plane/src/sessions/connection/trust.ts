@@ -5,16 +5,16 @@ import type { UntrustedReason } from '../../events/index.ts';
 import type { Standing } from '../../identity/index.ts';
 import type { TrustCheck, TrustCheckName } from '../../worldview/index.ts';
 
-/** What a peer showed in the TLS handshake, and what TLS said of it. */
+/** The peer's certificate in the TLS handshake, and the result of its verification by TLS. */
 export interface ShownCertificate {
   /** Undefined: the peer showed none. */
   readonly certificate: X509Certificate | undefined;
   readonly authorized: boolean;
-  /** OpenSSL's word for the first thing that it did not like; empty when authorized. */
+  /** OpenSSL's code of the first problem; empty when authorized. */
   readonly authorizationError: string;
 }
 
-/** Who ought to have answered. */
+/** The expected peer. */
 export interface ExpectedPeer {
   readonly id: SandboxId;
   /** Canonical (I-5). */
@@ -25,7 +25,7 @@ export interface ExpectedPeer {
   readonly now: number;
 }
 
-/** What the peer showed, checked. It decides nothing about the connection (I-1). */
+/** The checked certificate. It decides nothing about the connection (I-1). */
 export interface PeerVerdict {
   /** SHA-256 of the certificate's DER, lower-case hex; empty without one. */
   readonly thumbprint: string;
@@ -36,7 +36,7 @@ export interface PeerVerdict {
   readonly checks: readonly TrustCheck[];
 }
 
-/** Makes every check, whatever the others say: a chain that fails does not hide a name that does not match. */
+/** Makes every check, whatever the results of the others: a failed chain does not hide a wrong name. */
 export function judge(shown: ShownCertificate, expected: ExpectedPeer): PeerVerdict {
   const { certificate } = shown;
   const check = (name: TrustCheckName, passes: boolean, evidence: string): TrustCheck => ({
@@ -76,7 +76,7 @@ export function judge(shown: ShownCertificate, expected: ExpectedPeer): PeerVerd
   return { thumbprint: certificate.fingerprint256.replaceAll(':', '').toLowerCase(), commonName, certificate, checks };
 }
 
-/** TLS names one problem only: a chain is good as well when what it names is wrong with the leaf's dates or usages, which have checks of their own. */
+/** TLS reports one problem only. If that is the leaf's dates or usages, which are checked separately, the chain is valid. */
 function chainOf(
   { authorized, authorizationError }: ShownCertificate,
   certificate: X509Certificate,
@@ -93,18 +93,18 @@ function chainOf(
   return [false, `it does not verify (${authorizationError})`];
 }
 
-/** A peer's certificate may have a date that is none: it is said as that, and is no reason to give up (I-1). */
+/** A peer's certificate may have an unreadable date, which must not end the session (I-1). */
 function dateText(date: Date): string {
   return Number.isNaN(date.getTime()) ? 'a date that cannot be read' : date.toISOString();
 }
 
 function commonNameOf(certificate: X509Certificate): string {
   const { CN } = certificate.toLegacyObject().subject as { readonly CN?: string | readonly string[] };
-  // Several are as good as none: nothing of Drover's has more than one.
+  // Several count as none: no certificate of Drover has more than one.
   return typeof CN === 'string' ? CN : '';
 }
 
-/** How the certificate stands to the registry. */
+/** The check of the certificate against the registry. */
 export function registryCheck(verdict: PeerVerdict, standing: Standing | undefined, now: number): TrustCheck {
   const say = (result: TrustCheck['verdict'], evidence: string): TrustCheck => ({
     check: 'thumbprint',
@@ -126,7 +126,7 @@ function isRegistered({ thumbprint }: PeerVerdict, { identity }: Standing): bool
   return thumbprint !== '' && identity !== undefined && (identity.thumbprint === thumbprint || identity.nextThumbprint === thumbprint);
 }
 
-/** All but its age is right; the peer has proven in TLS that it holds the key. */
+/** Whether only its age is wrong. TLS has proved that the peer holds the key. */
 function hasOnlyExpired({ certificate, checks }: PeerVerdict): boolean {
   const [failed, ...more] = checks.filter(({ verdict }) => verdict !== 'pass');
   return more.length === 0 && failed?.check === 'validity' && certificate !== undefined && validityOf(certificate).to.getTime() < failed.at;
@@ -134,7 +134,7 @@ function hasOnlyExpired({ certificate, checks }: PeerVerdict): boolean {
 
 export type Decision =
   | { readonly kind: 'trusted' }
-  /** A miss: Register is to be driven. `again`: its token is spent, and it needs another (I-13). */
+  /** Not registered yet: it is asked to register. `again`: its token is spent, so it receives another one (I-13). */
   | { readonly kind: 'register'; readonly again: boolean }
   | Untrusted;
 
@@ -143,12 +143,12 @@ export interface Untrusted {
   readonly reason: UntrustedReason;
   /** A sentence for a person. */
   readonly message: string;
-  /** It is the sandbox but for the age of its certificate, as after a laptop's sleep: another one may be offered to it. */
+  /** Only the age of its certificate is wrong, as after a laptop's sleep: it may receive a new one. */
   readonly expired?: boolean;
 }
 
 /**
- * What a peer is taken for (I-27). The session stays open whatever comes of it (I-1).
+ * Decides whether the peer is the sandbox (I-27). The session stays open in any case (I-1).
  * @param standing undefined when the registry could not be read
  */
 export function decide(verdict: PeerVerdict, standing: Standing | undefined): Decision {
@@ -181,7 +181,7 @@ export function decide(verdict: PeerVerdict, standing: Standing | undefined): De
   return registered ? { kind: 'trusted' } : { kind: 'register', again: !standing.mayRegister };
 }
 
-/** The certificate may be anybody's, and its names as long as they like. */
+/** An unknown certificate may have names of any length. */
 function quoted(text: string): string {
   return JSON.stringify(clip(text));
 }

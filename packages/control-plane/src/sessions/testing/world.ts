@@ -14,7 +14,7 @@ import { expect } from 'vitest';
 import type { StoredEvent } from '../../events/event.ts';
 import { EventFeed } from '../../feed/index.ts';
 import type { Hub, TunnelTarget } from '../../hub/hub.ts';
-import { SqlRegistry } from '../../identity/sql-registry.ts';
+import { Registry } from '../../identity/registry.ts';
 import { SandboxListener } from '../../sandbox-facing/index.ts';
 import { issue, type Credentials } from '../../sandbox-facing/testing/certificates.ts';
 import { openStore } from '../../store/open.ts';
@@ -81,7 +81,7 @@ export class World implements AsyncDisposable {
   readonly identity: { readonly certificatePem: string; readonly keyPem: string };
   readonly store: Store;
   readonly feed: EventFeed;
-  readonly registry: SqlRegistry;
+  readonly registry: Registry;
   readonly worldview: StoredWorldview;
   readonly listener: SandboxListener;
   readonly secrets = new SecretBox(new Uint8Array(32).fill(1));
@@ -102,7 +102,7 @@ export class World implements AsyncDisposable {
     this.hub.observed = this.feed.changed;
     this.#host = host;
     this.worldview = new StoredWorldview({ store, clock, logger: silentLogger });
-    this.registry = new SqlRegistry({ store, journal: this.worldview, replica: 'replica-1', clock, logger: silentLogger });
+    this.registry = new Registry({ store, journal: this.worldview, replica: 'replica-1', clock, logger: silentLogger });
     const life = new AbortController();
     const running = this.registry.run(life.signal);
     this.#held.defer(async () => {
