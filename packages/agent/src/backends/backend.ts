@@ -1,5 +1,6 @@
 import type { Duplex } from 'node:stream';
 import type { SandboxId } from '@drover/foundation';
+import type { RuntimeName } from '@drover/spec';
 import type { Policy } from '@drover/spec/policy';
 import type { Finding } from '../finding.ts';
 import type { ImageConfig, PullProgress } from '../images/index.ts';
@@ -11,7 +12,7 @@ import type { SandboxAddresses } from '../network/index.ts';
  */
 export interface Backend {
   /** The runtime that a sandbox names. */
-  readonly name: 'oci' | 'docker' | 'microvm' | 'fake';
+  readonly name: RuntimeName;
   check(): Promise<readonly Finding[]>;
   /**
    * Sets up the host, and restores the addresses of `known`. Only `check` may be called earlier.
