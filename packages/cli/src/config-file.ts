@@ -2,7 +2,7 @@ import type { Command, Option } from 'commander';
 import { loadConfig } from '@drover/foundation/config';
 import { z } from 'zod';
 
-/** Flags that say how to talk to Drover, or where this file is: they do not stand in it. */
+/** Flags of the connection, and the path of this file: a file cannot hold them. */
 const notInFiles = new Set(['config', 'output', 'context', 'server', 'token', 'ca', 'help']);
 
 /**

@@ -82,7 +82,7 @@ export async function parseAllow(texts: readonly string[]): Promise<string[]> {
 }
 
 /**
- * The size that a flag asks for. The control plane has the same limits, but knows only bytes, and not what was typed.
+ * The size that a flag asks for. The control plane has the same limits, but cannot name the flag and its text.
  * @throws {DroverError} invalid-argument
  */
 export function parseSize(flag: string, text: string, leastBytes = 1, mostBytes = Number.MAX_SAFE_INTEGER): number {

@@ -22,5 +22,5 @@ export function parseDurationWithin(flag: string, text: string, leastMs: number,
   const ms = parseDurationMs(text);
   if (ms >= leastMs && ms <= mostMs) return ms;
   const range = `${formatDuration(leastMs)} to ${formatDuration(mostMs)}`;
-  throw invalid(`${flag} ${quote(text)} is too ${ms < leastMs ? 'short' : 'long'}`, `give ${range}`);
+  throw invalid(`${flag} ${quote(text)} is too ${ms < leastMs ? 'short' : 'long'}`, `use ${range}`);
 }

@@ -61,7 +61,7 @@ export const signingsPerHost = 256;
 export const sandboxConnectionsPerHost = 1_024;
 /** Events of a host that wait for its link, and that the control plane takes from one frame; the oldest are dropped and counted. */
 export const hostEventsPerFrame = 1_024;
-/** Standbys that a host may be told to keep. More are refused. */
+/** The largest --standbys. More are refused. */
 export const maxStandbys = 256;
 
 // The session, between control plane and init

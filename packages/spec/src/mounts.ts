@@ -21,7 +21,7 @@ export interface MountInput {
 
 /** @throws {DroverError} invalid-argument, invalid-name */
 export function parseMount({ source, volume, target, readOnly }: MountInput): Mount {
-  if (volume !== '' && source !== '') throw invalid('a mount has both a volume and a source', 'give one of them');
+  if (volume !== '' && source !== '') throw invalid('a mount has both a volume and a source', 'name one of them');
   checkPath('target', target);
   if (normalPath(target) === '/' || isReserved(target)) {
     throw invalid(`nothing can be mounted on ${quote(target)}`, 'choose a directory outside /proc, /sys, /dev and /.drover');

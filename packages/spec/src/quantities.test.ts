@@ -87,9 +87,9 @@ describe('quantities', () => {
   test('a duration outside its range is refused with the range', () => {
     expect(parseDurationWithin('--grace', '1h', 0, 3_600_000)).toBe(3_600_000);
     expect(() => parseDurationWithin('--grace', '61m', 0, 3_600_000)).toThrow(
-      expect.objectContaining({ message: '--grace "61m" is too long', hint: 'give 0s to 1h' }),
+      expect.objectContaining({ message: '--grace "61m" is too long', hint: 'use 0s to 1h' }),
     );
-    expect(() => parseDurationWithin('--ttl', '1ms', 500, 9_000)).toThrow(expect.objectContaining({ hint: 'give 500ms to 9s' }));
+    expect(() => parseDurationWithin('--ttl', '1ms', 500, 9_000)).toThrow(expect.objectContaining({ hint: 'use 500ms to 9s' }));
   });
 
   test('a count is a whole number in its range', () => {

@@ -23,5 +23,5 @@ export function parseCpus(text: string): number {
 export function parseCount(flag: string, text: string, max: number): number {
   const value = /^\d{1,10}$/.test(text) ? Number(text) : Number.NaN;
   if (value >= 1 && value <= max) return value;
-  throw invalid(`${flag} ${quote(text)} is not a number from 1 to ${max}`, 'give a whole number in that range');
+  throw invalid(`${flag} ${quote(text)} is not a number from 1 to ${max}`, 'write a whole number in that range');
 }

@@ -14,9 +14,10 @@ export function checkSecrets(spec: sandbox.SandboxSpec, values: readonly sandbox
   const { secrets } = spec;
   if (secrets.length > maxSecrets) throw invalid(`there are ${secrets.length} secrets`, `use at most ${maxSecrets}`);
   const byName = new Map(values.map(({ name, value }) => [name, value]));
-  if (new Set(secrets.map(({ name }) => name)).size < secrets.length) throw invalid('two secrets have the same name', 'give each its own');
+  if (new Set(secrets.map(({ name }) => name)).size < secrets.length)
+    throw invalid('two secrets have the same name', 'use different names');
   if (byName.size < values.length || values.length !== secrets.length || secrets.some(({ name }) => !byName.has(name))) {
-    throw invalid('the values of the secrets are not those that the spec names', 'give one value for each secret of the spec');
+    throw invalid('the values of the secrets are not those that the spec names', 'send one value for each secret of the spec');
   }
   for (const { name, target } of secrets) checkSecret(name, target, byName.get(name) ?? new Uint8Array());
   const bytes = values.reduce((sum, { value }) => sum + value.byteLength, 0);
@@ -39,13 +40,13 @@ function checkSecret(name: string, target: sandbox.SecretTarget, value: Uint8Arr
     case SecretTarget.ENVIRONMENT:
       parseSecretName(name, 'environment');
       if (value.includes(0) || !isUtf8(value)) {
-        throw invalid(`the secret ${shown} is not text, and cannot be an environment variable`, 'give it as a file');
+        throw invalid(`the secret ${shown} is not text, and cannot be an environment variable`, 'pass it as a file');
       }
       return;
     case SecretTarget.FILE:
       parseSecretName(name, 'file');
       return;
     default:
-      throw invalid(`nothing says how the secret ${shown} is to reach the sandbox`, 'choose the environment or a file');
+      throw invalid(`the secret ${shown} has no target`, 'choose the environment or a file');
   }
 }

@@ -18,7 +18,7 @@ export interface AddressVerdict {
 
 /**
  * Decides whether an address may be dialled for a request that the policy allows by name (G-16). A public address may. An address in a
- * forbidden range opens only by a rule for addresses that covers the connection, as `Forbidden` says; a network opens a range only when
+ * forbidden range opens only by a rule for addresses that covers the connection, as `Forbidden` defines; a network opens a range only when
  * the whole network lies in it, so that 0.0.0.0/0 means the public addresses. A rule that denies the address wins over all of these.
  * @param own the host's own addresses
  */

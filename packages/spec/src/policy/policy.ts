@@ -10,7 +10,7 @@ export const policyVersion = 1;
 
 /**
  * What a sandbox may reach (G-12). Rules have no order: deny wins over allow, allow over observe, and what no rule covers is denied.
- * They are sorted and differ from each other, so that policies which say the same are equal.
+ * They are sorted and differ from each other, so that policies with the same rules are equal.
  */
 export interface Policy {
   /** Names of shared rule sets. */

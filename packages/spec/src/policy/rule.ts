@@ -23,11 +23,11 @@ export interface Rule {
   readonly paths: readonly string[];
   /** The secrets that the gateway adds to requests; sorted. */
   readonly credentials: readonly string[];
-  /** The rule in one line, for people and logs; equal for equal rules. The short form where that says it all. */
+  /** The rule in one line, for people and logs; equal for equal rules. The short form where it suffices. */
   readonly text: string;
 }
 
-/** A rule as it is written in a policy file, in JSON and on the wire. What is absent or empty has its default. */
+/** A rule as it is written in a policy file, in JSON and on the wire. Absent and empty fields have their defaults. */
 export interface RuleDocument {
   readonly host: string;
   /** Default: 80 and 443. */

@@ -15,7 +15,7 @@ const maxUrlLength = 2048;
 /** @throws {DroverError} invalid-argument */
 export function checkGitSetting(key: string, value: string): void {
   if (!keyPattern.test(key)) throw invalid(`${quote(key)} cannot be a setting of git`, 'write section.name, such as user.email');
-  if (value.includes('\0')) throw invalid(`the value of ${quote(key)} holds a NUL`, 'give text');
+  if (value.includes('\0')) throw invalid(`the value of ${quote(key)} holds a NUL`, 'use text');
 }
 
 /** @throws {DroverError} invalid-argument */
@@ -29,7 +29,7 @@ export function parseCloneUrl(url: string): string {
   // A host that begins with a hyphen would be an option to ssh (CVE-2017-1000117).
   if (parsed.hostname === '' || parsed.hostname.startsWith('-')) throw invalid(`${shown} names no host`, hint);
   if (parsed.password !== '') {
-    throw invalid(`${shown} holds a password, which everybody could read`, 'give it as a secret, in a file for git or as a key for ssh');
+    throw invalid(`${shown} holds a password, which everybody could read`, 'pass it as a secret: in a file for git, or as a key for ssh');
   }
   return url;
 }
@@ -37,5 +37,5 @@ export function parseCloneUrl(url: string): string {
 /** @throws {DroverError} invalid-argument */
 export function parseGitRef(ref: string): string {
   if (!ref.startsWith('-') && ref.length <= 255 && !/[\p{Cc} ]/u.test(ref)) return ref;
-  throw invalid(`${quote(ref)} is not a branch, a tag or a commit`, 'give a name as git has it, such as main or v1.2');
+  throw invalid(`${quote(ref)} is not a branch, a tag or a commit`, 'use a name that git knows, such as main or v1.2');
 }

@@ -59,7 +59,7 @@ describe('I-29: a setup that is', () => {
     ['a part of a path that no file system takes', { files: [file(`a/${'é'.repeat(200)}`)] }, 'invalid-argument', 'too long'],
     ['two files of one path', { files: [file('a/b'), file('a//b')] }, 'invalid-argument', 'two files'],
     ['a mode with more than permissions', { files: [file('a', 'x', 0o4755)] }, 'invalid-argument', '04755'],
-    ['a file of nothing', { files: [{ path: 'a' }] }, 'invalid-argument', 'what is in'],
+    ['a file of nothing', { files: [{ path: 'a' }] }, 'invalid-argument', 'neither a content nor a secret'],
     ['a secret that there is not', { files: [{ path: 'a', source: { case: 'secret', value: 'OTHER' } }] }, 'invalid-argument', 'OTHER'],
     ['too many files', { files: Array.from({ length: maxSetupFiles + 1 }, (_, i) => file(`f${i}`)) }, 'invalid-argument', '101 files'],
     ['too many bytes', { files: [file('a', 'x'.repeat(maxSetupBytes))] }, 'too-large', 'bytes'],

@@ -108,7 +108,8 @@ class SetupParser {
         return parseSetupPath('file', path);
       }),
       source: this.#at<SetupSource>([...at, source?.case ?? 'path'], { case: 'content', value: '' }, () => {
-        if (source?.case === undefined) throw invalid(`nothing says what is in ${quote(path)}`, 'give its content, or name a secret');
+        if (source?.case === undefined)
+          throw invalid(`the file ${quote(path)} has neither a content nor a secret`, 'write its content, or name a secret');
         if (source.case === 'secret') this.#secret(`the file ${quote(path)}`, source.value);
         return source;
       }),
@@ -138,7 +139,7 @@ class SetupParser {
     for (const [index, line] of lines.entries()) {
       this.#at(['ssh', 'knownHosts', index], undefined, () => {
         if (line.trim() !== '' && !/\p{Cc}/u.test(line.replaceAll('\t', ' '))) return;
-        throw invalid(`${quote(line)} is not a line of known_hosts`, 'give one line each, as ssh-keyscan prints it');
+        throw invalid(`${quote(line)} is not a line of known_hosts`, 'write one line each, as ssh-keyscan prints it');
       });
     }
     return lines;
@@ -150,8 +151,7 @@ class SetupParser {
       this.#at(['ssh', 'keys', index], undefined, () => {
         this.#secret('ssh', key);
         if (keys.indexOf(key) < index) throw invalid('a key is named twice for ssh', 'name each secret once');
-        if (reservedKeys.has(key))
-          throw invalid(`the key ${quote(key)} would be ssh's own file of that name`, 'give the secret another name');
+        if (reservedKeys.has(key)) throw invalid(`the key ${quote(key)} would be ssh's own file of that name`, 'rename the secret');
       });
     }
     return keys;
@@ -167,20 +167,20 @@ class SetupParser {
   }
 
   #text(what: string, text: string, at: readonly (string | number)[]): string {
-    if (text.includes('\0')) this.#report(invalid(`the ${what} holds a NUL`, 'give text'), at);
+    if (text.includes('\0')) this.#report(invalid(`the ${what} holds a NUL`, 'use text'), at);
     return text;
   }
 
   #secret(what: string, name: string): void {
     if (this.#secrets.has(name)) return;
     const known = this.#secrets.size === 0 ? 'it has none' : `it has ${[...this.#secrets].slice(0, 10).join(', ')}`;
-    throw invalid(`${what} is to be the secret ${quote(name)}, which the sandbox does not have`, `give it with --secret (${known})`);
+    throw invalid(`${what} is to be the secret ${quote(name)}, which the sandbox does not have`, `pass it with --secret (${known})`);
   }
 
   #distinct<T extends { readonly path: string }>(what: string, at: readonly string[], entries: readonly T[]): readonly T[] {
     for (const [index, { path }] of entries.entries()) {
       if (entries.findIndex((other) => other.path === path) === index) continue;
-      this.#report(invalid(`two ${what}s have the path ${quote(path)}`, 'give each its own'), [...at, index, 'path']);
+      this.#report(invalid(`two ${what}s have the path ${quote(path)}`, 'use different paths'), [...at, index, 'path']);
     }
     return entries;
   }

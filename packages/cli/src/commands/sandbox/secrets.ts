@@ -30,9 +30,9 @@ export async function readSecrets(flags: SecretFlags, sources: SecretSources): P
     ...(flags.secretFile ?? []).map((entry) => ({ flag: '--secret-file', target: 'file' as const, ...parseEntry('--secret-file', entry) })),
   ];
   const fromStdin = asked.filter(({ source }) => source === '-');
-  if (fromStdin.length > 1) throw invalid('only one secret can be read from stdin', 'give the others as NAME=@FILE');
+  if (fromStdin.length > 1) throw invalid('only one secret can be read from stdin', 'pass the others as NAME=@FILE');
   if (fromStdin.length > 0 && sources.stdinTaken) {
-    throw invalid("stdin cannot be the command's and a secret's", 'add --no-stdin, or give the secret as NAME=@FILE');
+    throw invalid("stdin cannot be the command's and a secret's", 'add --no-stdin, or pass the secret as NAME=@FILE');
   }
   const secrets: Secret[] = [];
   for (const { flag, name, target, source } of asked) {
@@ -82,7 +82,7 @@ async function readBounded(name: string, stream: NodeJS.ReadableStream, source: 
       size += chunk.length;
       if (size > maxSecretBytes)
         throw new DroverError('too-large', `the secret ${name} is larger than ${maxSecretBytes} bytes`, {
-          hint: 'bring what is large into the sandbox with drover cp',
+          hint: 'copy large files into the sandbox with drover cp',
         });
     }
   } catch (error) {

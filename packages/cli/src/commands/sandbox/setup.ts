@@ -50,7 +50,7 @@ const mode = z
   .string('write the mode in quotes, as chmod takes it: "0640"')
   .regex(/^0?[0-7]{3}$/, 'write the mode as chmod takes it, such as "0640"; no more than the nine permission bits')
   .transform((text) => Number.parseInt(text, 8))
-  .refine((bits) => bits !== 0, 'a file that nobody may read is of no use');
+  .refine((bits) => bits !== 0, 'must let somebody read the file');
 
 /**
  * The shape of a setup file; `parseSetup` reads what is in it.
@@ -113,7 +113,7 @@ function setupOf(directory: string, secrets: ReadonlySet<string>, scriptOf: (own
 /** A file of the caller's, which may be a pipe: `<(…)`. @throws {DroverError} invalid-argument, too-large */
 function readText(flag: string, path: string, maxBytes: number): string {
   const what = flag === '' ? path : `${flag} ${path}`;
-  // One more than it may hold tells that it holds too much.
+  // One byte above the limit shows that the file is too large.
   const buffer = Buffer.alloc(maxBytes + 1);
   let size = 0;
   try {
@@ -130,13 +130,13 @@ function readText(flag: string, path: string, maxBytes: number): string {
     });
   }
   if (size > maxBytes) {
-    throw new DroverError('too-large', `${what} is larger than ${maxBytes} bytes`, { hint: 'copy what is large with drover cp' });
+    throw new DroverError('too-large', `${what} is larger than ${maxBytes} bytes`, { hint: 'copy large files with drover cp' });
   }
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(buffer.subarray(0, size));
   } catch (error) {
     throw new DroverError('invalid-argument', `${what} is not text (UTF-8)`, {
-      hint: 'give it as a secret file, or copy it with drover cp',
+      hint: 'pass it as a secret file, or copy it with drover cp',
       cause: error,
     });
   }

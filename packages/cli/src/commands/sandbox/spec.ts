@@ -48,7 +48,7 @@ export interface SpecFlags extends SecretFlags, SetupFlags {
   readonly rm?: boolean;
 }
 
-/** Checks every flag before anything is asked of anybody, so that a mistake leaves nothing behind. @throws {DroverError} */
+/** Checks every flag before any request, so that a mistake leaves nothing behind. @throws {DroverError} */
 export async function createOptions(
   image: string,
   command: readonly string[],
@@ -94,7 +94,7 @@ export async function createOptions(
     stopGraceMs: flags.stopGrace === undefined ? 0 : parseStopGrace('--stop-grace', flags.stopGrace),
     ...(setup !== undefined && { setup }),
   };
-  // Last: what is wrong with a flag is said before anything is read from stdin.
+  // Last: a mistake in a flag is reported before anything is read from stdin.
   const secrets = await readSecrets(flags, { env: process.env, stdin: process.stdin, stdinTaken: streams.stdinTaken === true });
   return {
     spec,
@@ -124,7 +124,7 @@ function sizesOf({ memory, disk, shmSize }: SpecFlags): {
   const memoryBytes = memory === undefined ? 0 : parseSize('--memory', memory, minMemoryBytes);
   const diskBytes = disk === undefined ? 0 : parseSize('--disk', disk);
   const shmBytes = shmSize === undefined ? 0 : parseSize('--shm-size', shmSize);
-  // What is in /dev/shm is memory of the sandbox.
+  // Files in /dev/shm count as memory of the sandbox.
   if (memory !== undefined && shmSize !== undefined && shmBytes > memoryBytes) {
     throw new DroverError(
       'invalid-argument',
