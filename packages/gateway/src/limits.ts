@@ -4,6 +4,10 @@ export const limits = {
   sandboxes: 16_384,
   /** Bytes of one control message (a whole table). Larger: the call fails with resource-exhausted. */
   controlMessageBytes: 64 * 1024 * 1024,
+  /** Calls of the control API on one connection. Further ones wait for the client's HTTP/2. */
+  controlCalls: 64,
+  /** How long a client of the control API may send after its response, ms; then its stream is closed. */
+  controlLingerMs: 2_000,
   /** Client connections of one sandbox; one more is closed immediately. */
   connectionsPerSandbox: 512,
   /** Connections of an address that is not in the table; one more is closed immediately. */

@@ -1,15 +1,8 @@
-import { fromBinary, toBinary, type DescMessage, type DescMethod, type DescService, type MessageShape } from '@bufbuild/protobuf';
-import type { MethodDefinition, ServiceDefinition } from '@grpc/grpc-js';
+import { fromBinary, toBinary, type DescMessage, type DescMethod, type MessageShape } from '@bufbuild/protobuf';
+import type { MethodDefinition } from '@grpc/grpc-js';
 import { TunnelFrameSchema, type TunnelFrame } from './generated/drover/link/v1/link_pb.ts';
 
-/**
- * grpc-js's view of a generated service: one definition a method, keyed by the method's local name.
- * Messages are protobuf-es shapes on both sides.
- */
-export function serviceDefinition(service: DescService): ServiceDefinition {
-  return Object.fromEntries(service.methods.map((method) => [method.localName, methodDefinition(method)]));
-}
-
+/** grpc-js's form of a generated method. Messages are protobuf-es shapes on both sides. */
 export function methodDefinition<I extends DescMessage, O extends DescMessage>(
   method: DescMethod & { readonly input: I; readonly output: O },
 ): MethodDefinition<MessageShape<I>, MessageShape<O>> {

@@ -13,7 +13,7 @@ export * as link from './generated/drover/link/v1/link_pb.ts';
 export * as sandbox from './generated/drover/sandbox/v1/sandbox_pb.ts';
 export { actionsOf, containmentActions, containmentOf, type ContainmentAction } from './containment.ts';
 export { errorFromWire, errorToWire } from './errors.ts';
-export { methodDefinition, serviceDefinition } from './grpc.ts';
+export { methodDefinition } from './grpc.ts';
 export { readHostStream, writeHostStream } from './host-stream.ts';
 export { LogPosition, type KeptOutput } from './log-position.ts';
 export { maxTunnelFrameBytes } from './limits.ts';

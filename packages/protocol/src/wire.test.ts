@@ -1,16 +1,16 @@
 import { create, isFieldSet, toBinary } from '@bufbuild/protobuf';
 import { describe, expect, test } from 'vitest';
 import { serializeTunnelData } from './grpc.ts';
-import { init, link, methodDefinition, serviceDefinition } from './index.ts';
+import { init, link, methodDefinition } from './index.ts';
 
-describe('service definitions for grpc-js', () => {
+describe('method definitions for grpc-js', () => {
   test('have the path and the streaming of the proto file', () => {
-    expect(serviceDefinition(init.InitService)['logs']).toMatchObject({
+    expect(methodDefinition(init.InitService.method.logs)).toMatchObject({
       path: '/drover.init.v1.InitService/Logs',
       requestStream: false,
       responseStream: true,
     });
-    expect(serviceDefinition(link.HostLinkService)['connect']).toMatchObject({ requestStream: true, responseStream: true });
+    expect(methodDefinition(link.HostLinkService.method.connect)).toMatchObject({ requestStream: true, responseStream: true });
   });
 
   test('carry messages both ways', () => {

@@ -1,8 +1,11 @@
-import { create, type MessageShape } from '@bufbuild/protobuf';
-import { DroverError, hasCode, isErrorCode } from '@drover/foundation';
-import { gatewayv1, methodDefinition } from '@drover/protocol';
-import { Client, credentials, type MethodDefinition, type ServiceError } from '@grpc/grpc-js';
-import { limits } from '../limits.ts';
+import { connect } from 'node:net';
+import type { MessageShape } from '@bufbuild/protobuf';
+import { createClient, type Client } from '@connectrpc/connect';
+import { createGrpcTransport } from '@connectrpc/connect-node';
+import { DroverError, hasCode, reasonOf } from '@drover/foundation';
+import { gatewayv1 } from '@drover/protocol';
+import { ReadableSessionManager } from '@drover/protocol/http2-client';
+import { peerError } from '@drover/protocol/rpc';
 import { updateToWire, type SandboxPolicy, type TableUpdate } from '../policy/index.ts';
 
 export type GatewayRefusal = MessageShape<typeof gatewayv1.RefusalSchema>;
@@ -13,18 +16,16 @@ export type GatewayHealth = MessageShape<typeof gatewayv1.HealthResponseSchema>;
  * it. Entries count as unchanged while their `policy` is the same object.
  */
 export class GatewayClient {
-  readonly #client: Client;
+  readonly #sessions: ReadableSessionManager;
+  readonly #client: Client<typeof gatewayv1.GatewayService>;
   /** Undefined: unknown; the next apply asks for the version and sends the whole table. */
   #confirmed: { readonly version: bigint; readonly policies: ReadonlyMap<string, SandboxPolicy> } | undefined;
 
   constructor(socket: string) {
-    this.#client = new Client(`unix:${socket}`, credentials.createInsecure(), {
-      'grpc.use_local_subchannel_pool': 1,
-      'grpc.initial_reconnect_backoff_ms': 50,
-      'grpc.max_reconnect_backoff_ms': 100,
-      'grpc.max_send_message_length': limits.controlMessageBytes,
-      'grpc.enable_http_proxy': 0,
-    });
+    const baseUrl = 'http://gateway';
+    this.#sessions = new ReadableSessionManager(baseUrl, {}, { createConnection: () => connect(socket) });
+    const transport = createGrpcTransport({ baseUrl, sessionManager: this.#sessions, acceptCompression: [] });
+    this.#client = createClient(gatewayv1.GatewayService, transport);
   }
 
   /** The version of the table that the gateway confirmed last; undefined when another one may be in force. */
@@ -34,7 +35,7 @@ export class GatewayClient {
 
   /**
    * Puts a table in force. Calls must not overlap.
-   * @throws {DroverError} invalid-argument, too-large as the gateway says; unavailable when it does not answer in `timeoutMs`
+   * @throws {DroverError} invalid-argument, too-large from the gateway; unavailable when it does not respond within `timeoutMs`
    */
   async apply(policies: readonly SandboxPolicy[], timeoutMs = 5000): Promise<void> {
     const confirmed = this.#confirmed;
@@ -58,47 +59,40 @@ export class GatewayClient {
   }
 
   async #send(update: TableUpdate, timeoutMs: number): Promise<void> {
-    await this.#call(methodDefinition(gatewayv1.GatewayService.method.applyPolicies), updateToWire(update), timeoutMs);
+    await respond(this.#client.applyPolicies(updateToWire(update), { timeoutMs }));
   }
 
   /** @throws {DroverError} unavailable */
   async health(timeoutMs = 2000): Promise<GatewayHealth> {
-    return await this.#call(methodDefinition(gatewayv1.GatewayService.method.health), create(gatewayv1.HealthRequestSchema), timeoutMs);
+    return await respond(this.#client.health({}, { timeoutMs }));
   }
 
   /** Calls `onRefusal` for each report until the call ends; resolves then, whatever ended it. */
   async watchRefusals(onRefusal: (refusal: GatewayRefusal) => void, signal: AbortSignal): Promise<void> {
-    const method = methodDefinition(gatewayv1.GatewayService.method.watchRefusals);
-    const request = create(gatewayv1.WatchRefusalsRequestSchema);
-    const call = this.#client.makeServerStreamRequest(method.path, method.requestSerialize, method.responseDeserialize, request);
-    const cancel = (): void => call.cancel();
-    signal.addEventListener('abort', cancel, { once: true });
-    if (signal.aborted) cancel();
-    call.on('data', onRefusal);
-    // The status event follows every end, with the same reason.
-    call.on('error', () => undefined);
-    await new Promise<void>((resolve) => call.once('status', () => resolve()));
-    signal.removeEventListener('abort', cancel);
+    try {
+      for await (const refusal of this.#client.watchRefusals({}, { signal })) onRefusal(refusal);
+    } catch {
+      // The caller watches again, whatever the reason.
+    }
   }
 
   close(): void {
-    this.#client.close();
+    this.#sessions.abort();
   }
+}
 
-  async #call<I, O>(method: MethodDefinition<I, O>, request: I, timeoutMs: number): Promise<O> {
-    return await new Promise<O>((resolve, reject) => {
-      this.#client.makeUnaryRequest(
-        method.path,
-        method.requestSerialize,
-        method.responseDeserialize,
-        request,
-        { deadline: Date.now() + timeoutMs },
-        (error, answer) => {
-          if (answer !== undefined && error === null) resolve(answer);
-          else reject(fromService(error));
-        },
-      );
-    });
+/** The response of the gateway. @throws {DroverError} the gateway's error, or unavailable when there is no response */
+async function respond<T>(call: Promise<T>): Promise<T> {
+  try {
+    return await call;
+  } catch (thrown) {
+    throw (
+      peerError(thrown) ??
+      new DroverError('unavailable', `the gateway does not respond (${reasonOf(thrown)})`, {
+        hint: 'see the gateway in the log',
+        cause: thrown,
+      })
+    );
   }
 }
 
@@ -115,18 +109,4 @@ function difference(
     policies: [...to.values()].filter((entry) => !isKnown(entry)),
     removed: [...from.keys()].filter((address) => !to.has(address)),
   };
-}
-
-function fromService(error: ServiceError | null): DroverError {
-  const code = String(error?.metadata.get('drover-code')[0] ?? '');
-  const hint = error?.metadata.get('drover-hint')[0];
-  const details = error?.details ?? 'no answer';
-  return new DroverError(
-    isErrorCode(code) ? code : 'unavailable',
-    isErrorCode(code) ? details : `the gateway does not answer (${details})`,
-    {
-      ...(hint === undefined ? { hint: 'see the gateway in the log' } : { hint: decodeURIComponent(String(hint)) }),
-      cause: error,
-    },
-  );
 }

@@ -1,4 +1,5 @@
 import { STATUS_CODES } from 'node:http';
+import { DroverError } from '@drover/foundation';
 import { limits } from '../limits.ts';
 
 /** The response to a refused request, for programs and people (G-18). */
@@ -26,12 +27,12 @@ export interface Refusal {
 export const noRule = 'no rule';
 
 /** Refuses a request, with the response to the client. */
-export class RefusedError extends Error {
+export class RefusedError extends DroverError {
   override readonly name = 'RefusedError';
   readonly refusal: Pick<Refusal, 'status' | 'error' | 'rule' | 'hint'>;
 
   constructor(refusal: Pick<Refusal, 'status' | 'error' | 'rule' | 'hint'>, message: string, cause?: unknown) {
-    super(message, cause === undefined ? undefined : { cause });
+    super('permission-denied', message, { hint: refusal.hint, cause });
     this.refusal = refusal;
   }
 }

@@ -7,7 +7,8 @@ import {
   type ServerHttp2Session,
 } from 'node:http2';
 import type { Duplex } from 'node:stream';
-import type { MethodImplSpec } from '@connectrpc/connect';
+import type { DescService } from '@bufbuild/protobuf';
+import { createServiceImplSpec, type MethodImplSpec, type ServiceImpl } from '@connectrpc/connect';
 import { createHandlerFactory } from '@connectrpc/connect/protocol-grpc';
 import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from '@connectrpc/connect-node';
 import type { RpcEdge } from './edge.ts';
@@ -97,6 +98,11 @@ export class GrpcServer {
       // The trailers carry the handler's own error: here the connection broke during a write.
       .catch(() => stream.close(constants.NGHTTP2_CANCEL));
   }
+}
+
+/** The methods of a service, for a GrpcServer. */
+export function methodsOf<S extends DescService>(service: S, implementation: ServiceImpl<S>): readonly MethodImplSpec[] {
+  return Object.values(createServiceImplSpec(service, implementation as Partial<ServiceImpl<DescService>>).methods);
 }
 
 function refuseUnknownMethod(request: Http2ServerRequest, response: Http2ServerResponse): void {
