@@ -30,7 +30,7 @@ const layers = {
     ['index.ts'],
   ],
   protocol: [
-    ['limits.ts', 'http2-lifetime.ts'],
+    ['limits.ts', 'http2-lifetime.ts', 'link.ts'],
     ['errors.ts', 'containment.ts', 'states.ts', 'log-position.ts', 'grpc.ts', 'tunnel.ts', 'spec.ts', 'http2-client.ts'],
     ['host-stream.ts', 'rpc'],
     ['index.ts'],

@@ -156,7 +156,9 @@ export class TestDrover implements AsyncDisposable {
 
   /** Runs `drover ARGS… -o json` and gives what it printed; rejects when it fails. */
   async json<T = Record<string, unknown>>(args: readonly string[]): Promise<T> {
-    const { code, stdout, stderr } = await this.run([...args, '-o', 'json']);
+    // What follows `--`, or the command of a sandbox, is not an option of Drover.
+    const words = args.includes('--') ? [...args.slice(0, 1), '-o', 'json', ...args.slice(1)] : [...args, '-o', 'json'];
+    const { code, stdout, stderr } = await this.run(words);
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
     return JSON.parse(stdout) as T;
   }

@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf';
 import { clip, DroverError, isErrorCode } from '@drover/foundation';
-import { ErrorSchema, type Error as WireError } from './generated/drover/link/v1/link_pb.ts';
+import { ErrorSchema, type Error as WireError } from './generated/drover/link/v1/error_pb.ts';
 import { maxErrorLength } from './limits.ts';
 
 /** The form in which every API carries an error: in a message, or as the detail of a gRPC or Connect status. Causes and stacks stay behind. */

@@ -4,7 +4,8 @@ import { create, fromBinary, toBinary, type MessageInitShape } from '@bufbuild/p
 import { DroverError } from '@drover/foundation';
 import { errorFromWire } from './errors.ts';
 import { maxHostStreamMessageBytes } from './limits.ts';
-import { HostStreamMessageSchema, type Error as WireError, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
+import type { Error as WireError } from './generated/drover/link/v1/error_pb.ts';
+import { HostStreamMessageSchema, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
 
 /** Writes messages into a tunnel or a pipe, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
 export async function writeHostStream(
@@ -12,37 +13,37 @@ export async function writeHostStream(
   tunnel: Writable,
   encodeError: (thrown: unknown) => WireError,
 ): Promise<void> {
-  const gone = new AbortController();
-  tunnel.once('close', () => gone.abort());
+  const closed = new AbortController();
+  tunnel.once('close', () => closed.abort());
   const write = async (message: MessageInitShape<typeof HostStreamMessageSchema>): Promise<void> => {
     const bytes = toBinary(HostStreamMessageSchema, create(HostStreamMessageSchema, message));
     const frame = Buffer.allocUnsafe(4 + bytes.length);
     frame.writeUInt32BE(bytes.length);
     frame.set(bytes, 4);
-    if (!tunnel.write(frame)) await once(tunnel, 'drain', { signal: gone.signal });
+    if (!tunnel.write(frame)) await once(tunnel, 'drain', { signal: closed.signal });
   };
-  // The reader sends nothing but its end.
+  // The reader sends only its end.
   if (tunnel instanceof Duplex) tunnel.resume();
   try {
     for await (const message of messages) {
       await write(message);
-      if (gone.signal.aborted) return;
+      if (closed.signal.aborted) return;
     }
   } catch (error) {
-    if (gone.signal.aborted) return;
+    if (closed.signal.aborted) return;
     await write({ message: { case: 'error', value: encodeError(error) } }).catch(() => undefined);
   }
   tunnel.end();
 }
 
-/** The messages that the other end writes. @throws {DroverError} the other end's error; unavailable when the tunnel breaks; protocol-violation */
+/** The messages of the other end. @throws {DroverError} the other end's error; unavailable when the tunnel breaks; protocol-violation */
 export async function* readHostStream(
   tunnel: Readable,
   signal: AbortSignal,
 ): AsyncGenerator<HostStreamMessage['message'], void, undefined> {
   const abort = (): void => void tunnel.destroy();
   signal.addEventListener('abort', abort, { once: true });
-  // A tunnel closes when both sides have said their end.
+  // A tunnel closes when both sides have sent their end.
   if (tunnel instanceof Duplex) tunnel.end();
   let held: Buffer = Buffer.alloc(0);
   try {

@@ -9,7 +9,7 @@ export * as api from './generated/drover/api/v1/api_pb.ts';
 export * as control from './generated/drover/control/v1/control_pb.ts';
 export * as gatewayv1 from './generated/drover/gateway/v1/gateway_pb.ts';
 export * as init from './generated/drover/init/v1/init_pb.ts';
-export * as link from './generated/drover/link/v1/link_pb.ts';
+export * as link from './link.ts';
 export * as sandbox from './generated/drover/sandbox/v1/sandbox_pb.ts';
 export { actionsOf, containmentActions, containmentOf, type ContainmentAction } from './containment.ts';
 export { errorFromWire, errorToWire } from './errors.ts';

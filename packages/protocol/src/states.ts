@@ -1,11 +1,11 @@
 import { HostState } from './generated/drover/api/v1/api_pb.ts';
 import { DesiredState, SandboxState } from './generated/drover/sandbox/v1/sandbox_pb.ts';
 
-/** A wire enum and its values by the words that people and the store use; UNSPECIFIED has none. */
+/** A wire enum and the words for its values, for people and for the store; UNSPECIFIED has none. */
 export interface StateWords<Name extends string, Value extends number> {
   readonly names: readonly Name[];
   value(name: Name): Value;
-  /** Undefined for UNSPECIFIED and for what this version does not know. */
+  /** Undefined for UNSPECIFIED and for a value of a later version. */
   name(value: number): Name | undefined;
 }
 
@@ -32,7 +32,7 @@ export const sandboxStates = words({
 });
 export type SandboxStateName = (typeof sandboxStates.names)[number];
 
-/** What a person wants of a sandbox. */
+/** Desired states of a sandbox. */
 export const desiredStates = words({
   running: DesiredState.RUNNING,
   stopped: DesiredState.STOPPED,

@@ -3,7 +3,7 @@ import { Duplex } from 'node:stream';
 import { maxTunnelFrameBytes } from './limits.ts';
 import { TunnelFrameSchema, type TunnelFrame } from './generated/drover/link/v1/link_pb.ts';
 
-/** What both ends of a gRPC stream of TunnelFrames have in common. */
+/** The common part of both ends of a gRPC stream of TunnelFrames. */
 export interface TunnelCall {
   write(frame: TunnelFrame, done?: (error?: Error | null) => void): boolean;
   end(): unknown;
@@ -14,8 +14,8 @@ export interface TunnelCall {
 
 /**
  * The bytes of one tunnel after its TunnelOpen, as a Node stream (L-30).
- * Writes finish when the transport took the frame, and the transport is read only while this stream is: so a slow end slows
- * the other one down. `end()` half-closes; `destroy()` cuts both directions, on the other side too.
+ * A write finishes when the transport has taken the frame, and the transport is read only while this stream is read: a slow end slows the
+ * other one down. `end()` half-closes; `destroy()` cuts both directions on both sides.
  */
 export class TunnelStream extends Duplex {
   readonly #call: TunnelCall;
@@ -24,7 +24,7 @@ export class TunnelStream extends Duplex {
   #endReceived = false;
   #closed = false;
 
-  /** @param cut ends the call at once, with whatever it has under way */
+  /** @param cut ends the call immediately */
   constructor(call: TunnelCall, cut: () => void) {
     super({ allowHalfOpen: true });
     this.#call = call;
@@ -84,12 +84,12 @@ export class TunnelStream extends Duplex {
     this.#call.end();
   }
 
-  /** The call is over. Unless both ends were said, bytes may be missing, and that must not look like an end. */
+  /** The call has ended. Unless both sides have sent their end, bytes may be missing, which must not look like an end. */
   #lost(): void {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#endReceived && this.#endSent) return;
-    // The other side has said all, and takes nothing more: its reader gets it first.
+    // The other side has sent everything and accepts nothing more: the reader gets the rest first.
     if (this.#endReceived && !this.readableEnded) this.once('end', () => this.destroy(lost()));
     else this.destroy(lost());
   }

@@ -1,7 +1,7 @@
 import { Code, ConnectError } from '@connectrpc/connect';
 import { DroverError, errnoOf, newId, type ErrorCode } from '@drover/foundation';
 import { errorFromWire, errorToWire } from '../errors.ts';
-import { ErrorSchema, type Error as WireError } from '../generated/drover/link/v1/link_pb.ts';
+import { ErrorSchema, type Error as WireError } from '../generated/drover/link/v1/error_pb.ts';
 
 export interface ErrorLog {
   readonly error: (fields: Record<string, unknown>, message: string) => void;
