@@ -1,4 +1,4 @@
-/** Exponential backoff with full jitter: a delay drawn evenly from [0, min(cap, base · 2^attempt)]. */
+/** Exponential backoff with full jitter: delays are uniform in [0, min(cap, base · 2^attempt)]. */
 export interface BackoffOptions {
   readonly baseMs: number;
   readonly capMs: number;

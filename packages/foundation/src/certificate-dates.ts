@@ -6,9 +6,9 @@ interface Dates {
 }
 
 /**
- * The error for a chain of certificates whose dates do not include the present time: one of the two clocks is wrong, or a certificate
- * was not renewed. It names this machine's time and the date that excludes it; undefined when all dates include the time.
- * @param host where the chain was shown
+ * The error for a chain of certificates that is not valid at the present time: one of the two clocks is wrong, or a certificate was not
+ * renewed. It names the time of this machine and the date that excludes it. Undefined when all certificates are valid.
+ * @param host the peer that presented the chain
  */
 export function certificateDatesError(host: string, chain: readonly Dates[], now: Date, cause?: unknown): DroverError | undefined {
   const wrong = chain.find(({ validFromDate, validToDate }) => now < validFromDate || now > validToDate);

@@ -1,4 +1,4 @@
-/** Time as a value that a test can replace. */
+/** The time, which a test can replace. */
 export interface Clock {
   /** Milliseconds since the Unix epoch. */
   now(): number;
@@ -8,7 +8,7 @@ export interface Clock {
 
 export const systemClock: Clock = {
   now: () => Date.now(),
-  // Not node:timers/promises: it makes an error, with its stack, for each sleep that is cut short, and most are.
+  // Not node:timers/promises: it creates an error with a stack for each sleep that is aborted, and most are.
   sleep: async (ms, signal) => {
     signal?.throwIfAborted();
     await new Promise<void>((resolve, reject) => {
@@ -25,7 +25,7 @@ export const systemClock: Clock = {
   },
 };
 
-/** A clock that stands still until told; `advance` wakes the sleepers that are due, in order. */
+/** A clock that only `advance` moves, which wakes the sleepers that are due, in order. */
 export class FakeClock implements Clock {
   #now: number;
   readonly #sleepers = new Set<{ readonly at: number; readonly wake: () => void }>();
@@ -38,7 +38,7 @@ export class FakeClock implements Clock {
     return this.#now;
   }
 
-  /** How many are asleep. */
+  /** The number of sleepers. */
   get sleeping(): number {
     return this.#sleepers.size;
   }
@@ -62,7 +62,7 @@ export class FakeClock implements Clock {
     });
   }
 
-  /** Moves time on by `ms`, waking each sleeper at its moment and letting what it starts run. */
+  /** Moves the time by `ms`. Each sleeper wakes at its time, and its continuation runs before the time moves on. */
   async advance(ms: number): Promise<void> {
     const end = this.#now + ms;
     for (;;) {

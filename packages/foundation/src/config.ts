@@ -5,7 +5,7 @@ import { readAtMost } from './files.ts';
 import { maxConfigBytes } from './limits.ts';
 
 /**
- * Reads a YAML configuration file into what the schema makes of it. An empty file is an empty mapping.
+ * Reads a YAML configuration file and parses it by the schema. An empty file is an empty mapping.
  * @throws {DroverError} invalid-config with file, line, column and field of the first mistake
  */
 export async function loadConfig<T>(path: string, schema: z.ZodType<T>): Promise<T> {
@@ -21,7 +21,7 @@ export async function loadConfig<T>(path: string, schema: z.ZodType<T>): Promise
   return parseConfig(path, text, schema);
 }
 
-/** As loadConfig, of a text that was read from `path`. */
+/** As loadConfig, for a text that was read from `path`. */
 export function parseConfig<T>(path: string, text: string, schema: z.ZodType<T>): T {
   if (Buffer.byteLength(text) > maxConfigBytes) {
     throw new DroverError('invalid-config', `the configuration file ${path} has more than ${maxConfigBytes} bytes`, {
@@ -29,7 +29,7 @@ export function parseConfig<T>(path: string, text: string, schema: z.ZodType<T>)
     });
   }
   const lines = new LineCounter();
-  // `uniqueKeys` is the default: a field that stands twice is a mistake, not a choice. Aliases are few in an honest file.
+  // `uniqueKeys` is the default: a repeated field is a mistake. An honest file has few aliases.
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
   const [broken] = document.errors;
   if (broken !== undefined) throw mistake(path, lines, broken.pos[0], broken.message);
@@ -43,17 +43,17 @@ export function parseConfig<T>(path: string, text: string, schema: z.ZodType<T>)
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
   const field = issue?.path ?? [];
-  // An unknown field is reported at its own place, not at the mapping that holds it.
+  // An unknown field is reported at its own position, not at that of its mapping.
   const at = issue?.code === 'unrecognized_keys' ? [...field, issue.keys[0] ?? ''] : field;
   throw mistake(path, lines, offsetOf(document, at), `${at.length === 0 ? 'the file' : at.join('.')}: ${issue?.message ?? 'is not valid'}`);
 }
 
 function mistake(path: string, lines: LineCounter, offset: number, what: string): DroverError {
   const { line, col } = lines.linePos(offset);
-  return new DroverError('invalid-config', `${path}:${line}:${col}: ${what}`, { hint: 'mend the file; nothing was changed' });
+  return new DroverError('invalid-config', `${path}:${line}:${col}: ${what}`, { hint: 'correct the file; nothing was changed' });
 }
 
-/** Where in the text a field stands, or the nearest one above it that does. */
+/** The position of a field in the text, or of the nearest field above it that is present. */
 function offsetOf(document: Document, field: readonly PropertyKey[]): number {
   for (let length = field.length; length > 0; length--) {
     const node: unknown = document.getIn(field.slice(0, length), true);

@@ -5,8 +5,8 @@ import { dirname, join } from 'node:path';
 import { DroverError, errnoOf, reasonOf, type ErrorCode } from './errors.ts';
 
 /**
- * Makes a directory and its missing parents, as `mkdir -p` does. For every path that a person or a sandbox names: Node.js's own `recursive`
- * never returns where a file system refuses new entries with ENOENT, as /proc does.
+ * Makes a directory and its missing parents, as `mkdir -p` does. For paths that a person or a sandbox names: Node.js's `recursive` never
+ * returns if the file system refuses new entries with ENOENT, as /proc does.
  * @throws the system's error
  */
 export async function makeDirectories(path: string | Buffer, mode = 0o777): Promise<void> {
@@ -21,7 +21,7 @@ export async function makeDirectories(path: string | Buffer, mode = 0o777): Prom
   }
 }
 
-/** As makeDirectories, without yielding to other work of the process. */
+/** As makeDirectories, synchronously. */
 export function makeDirectoriesSync(path: string, mode = 0o777): void {
   try {
     mkdirSync(path, mode);
@@ -36,8 +36,8 @@ export function makeDirectoriesSync(path: string, mode = 0o777): void {
 }
 
 /**
- * Removes a tree that a sandbox has made, as `rm -rf` does. The kernel takes paths of 4,096 bytes (PATH_MAX), and a program can make directories
- * below each other that have longer ones, by changing into each: Node.js's own `recursive` fails on them with ENAMETOOLONG.
+ * Removes a tree that a sandbox has made, as `rm -rf` does. The kernel accepts paths of 4,096 bytes (PATH_MAX), and a program can nest
+ * directories deeper by changing into each: Node.js's `recursive` fails on them with ENAMETOOLONG.
  * @throws the system's error
  */
 export async function removeTree(path: string): Promise<void> {
@@ -52,27 +52,27 @@ export async function removeTree(path: string): Promise<void> {
   }
 }
 
-/** Bytes of a path below a tree's root from which on what has it is moved to the root: well below PATH_MAX, with a name behind it. */
+/** A directory whose path below the tree's root has this many bytes is moved to the root: with a name added, it is still below PATH_MAX. */
 const deepBytes = 2048;
 
 /**
- * Moves directories that are far below a tree's root into it, each with what is in it. The removal that failed may still be under way in other
- * directories, so what has gone meanwhile is no error.
+ * Moves directories that are far below a tree's root into the root, with their content. The failed removal may still be under way in other
+ * directories, so an absent entry is not an error.
  */
 async function raiseDeep(root: Buffer): Promise<void> {
   const directories = [root];
   for (let directory = directories.pop(); directory !== undefined; directory = directories.pop()) {
-    const entries = await readdir(directory, { withFileTypes: true, encoding: 'buffer' }).catch(gone);
+    const entries = await readdir(directory, { withFileTypes: true, encoding: 'buffer' }).catch(ignoreAbsent);
     for (const entry of entries ?? []) {
       if (!entry.isDirectory()) continue;
       const path = Buffer.concat([directory, Buffer.from('/'), entry.name]);
       if (path.length - root.length < deepBytes) directories.push(path);
-      else await rename(path, Buffer.concat([root, Buffer.from(`/.raised-${randomBytes(12).toString('hex')}`)])).catch(gone);
+      else await rename(path, Buffer.concat([root, Buffer.from(`/.raised-${randomBytes(12).toString('hex')}`)])).catch(ignoreAbsent);
     }
   }
 }
 
-function gone(error: unknown): undefined {
+function ignoreAbsent(error: unknown): undefined {
   if (errnoOf(error) !== 'ENOENT') throw error;
 }
 
@@ -83,13 +83,13 @@ async function isDirectory(path: string | Buffer): Promise<boolean> {
   );
 }
 
-/** Enough that a full disk refuses it. Bytes. */
+/** Bytes of the file that tests a directory: a full disk refuses it. */
 const probeBytes = 4096;
 
 /**
- * Makes a directory that a person named, and checks that files can be kept in it.
- * @param kind what the directory is for: `data directory`
- * @param flag names another one: `--data`
+ * Makes a directory that a person named, and checks that files can be written to it.
+ * @param kind the purpose of the directory: `data directory`
+ * @param flag the flag that names another one: `--data`
  * @throws {DroverError} missing-privilege, disk-full or invalid-argument, with the reason
  */
 export async function prepareDirectory(path: string, kind: string, flag: string, mode = 0o700): Promise<void> {
@@ -106,7 +106,7 @@ interface DirectoryProblem {
   readonly cause: unknown;
 }
 
-/** Why no file can be kept in a directory; undefined when one can: it writes one, and removes it. */
+/** Why files cannot be written to a directory; undefined when they can. It writes a file and removes it. */
 export async function directoryProblem(directory: string): Promise<DirectoryProblem | undefined> {
   const probe = join(directory, `.probe-${randomBytes(6).toString('hex')}`);
   try {

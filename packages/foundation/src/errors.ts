@@ -1,10 +1,8 @@
-import { getSystemErrorMap } from 'node:util';
 /**
- * One error class for what a person or a peer gets to see, and one table of its codes.
- *
- * A code is stable: programs match on it, the CLI turns it into an exit code, the links and the API
- * into a gRPC status. The hint says what to do next.
+ * The error class for everything that a person or a peer sees, and the table of its codes. A code is stable: programs match on it, the CLI
+ * maps it to an exit code, and every API to a gRPC status.
  */
+import { getSystemErrorMap } from 'node:util';
 
 /** gRPC status numbers (https://grpc.io/docs/guides/status-codes/), equal to Connect's. */
 export const GrpcStatus = {
@@ -27,15 +25,15 @@ export type GrpcStatus = (typeof GrpcStatus)[keyof typeof GrpcStatus];
 
 interface CodeEntry {
   readonly status: GrpcStatus;
-  /** What the CLI exits with. 125 is "Drover failed" where a command's own status goes through, as with docker run. */
+  /** The exit code of the CLI. Where a command's own status is passed through, 125 stands for a failure of Drover, as with docker run. */
   readonly exit: number;
-  /** May the same request succeed later without anything being changed by a person? */
+  /** The same request may succeed later, without an action of a person. */
   readonly transient: boolean;
 }
 
 const entry = (status: GrpcStatus, exit: number, transient = false): CodeEntry => ({ status, exit, transient });
 
-/** Every code there is. Exit codes: 2 usage, 3 not found, 4 conflict, 5 denied, 6 unavailable, 7 no room, 8 timed out, 1 the rest. */
+/** All codes. Exit codes: 2 usage, 3 not found, 4 conflict, 5 denied, 6 unavailable, 7 no room, 8 timed out, 1 the rest. */
 export const errorCodes = {
   'invalid-argument': entry(GrpcStatus.invalidArgument, 2),
   'invalid-name': entry(GrpcStatus.invalidArgument, 2),
@@ -95,7 +93,7 @@ export function isErrorCode(text: string): text is ErrorCode {
 }
 
 export interface DroverErrorOptions {
-  /** What the person can do next; one sentence. */
+  /** What a person can do next; one clause. */
   readonly hint?: string;
   readonly cause?: unknown;
 }
@@ -138,8 +136,8 @@ export class DroverError extends Error {
   }
 
   /**
-   * Converts anything thrown into a DroverError; called once at each edge.
-   * System errors with a meaning of their own (full disk, port in use, missing privilege) get their code.
+   * Converts anything thrown into a DroverError. System errors with a specific meaning (full disk, port in use, missing privilege) have a
+   * code.
    */
   static from(thrown: unknown, fallback: ErrorCode = 'internal'): DroverError {
     if (thrown instanceof DroverError) return thrown;
@@ -156,7 +154,7 @@ export class DroverError extends Error {
   }
 }
 
-/** Says whether `thrown` is a DroverError with one of `codes`. */
+/** Whether `thrown` is a DroverError with one of `codes`. */
 export function hasCode(thrown: unknown, ...codes: readonly ErrorCode[]): thrown is DroverError {
   return thrown instanceof DroverError && codes.includes(thrown.code);
 }
@@ -168,8 +166,8 @@ export function errnoOf(thrown: unknown): string | undefined {
 }
 
 /**
- * Why something failed, for a sentence: of a system error `no such file or directory`, without the names of the error, of the call and
- * of the file, which mean something to programmers or are the program's own; of another error its message.
+ * Why something failed, for a sentence. For a system error this is `no such file or directory`, without the names of the errno, the call and
+ * the file; for another error, its message.
  */
 export function reasonOf(thrown: unknown): string {
   if (!(thrown instanceof Error)) return String(thrown);
@@ -179,13 +177,13 @@ export function reasonOf(thrown: unknown): string {
 
 let systemErrorWords: ReadonlyMap<string, string> | undefined;
 
-/** What the errno names mean. */
+/** The words for the errno names. */
 function systemErrors(): ReadonlyMap<string, string> {
   systemErrorWords ??= new Map([
     ...getSystemErrorMap().values(),
-    // Of execve(2); Node.js has no words for it.
+    // From execve(2); Node.js has no words for it.
     ['ENOEXEC', 'exec format error'],
-    // Of getaddrinfo(3), which has no errno.
+    // From getaddrinfo(3), which has no errno.
     ['ENOTFOUND', 'its name cannot be resolved'],
     ['EAI_AGAIN', 'its name cannot be resolved at the moment'],
     // Node.js calls it an illegal operation on a directory.
@@ -219,8 +217,8 @@ function fromSystemError(error: Error): DroverError | undefined {
 }
 
 /**
- * The error of a command that could not be started, by the exit status that its sandbox ended with: a shell's 127 or 126.
- * @param message why, in the words of the sandbox's init
+ * The error for a command that could not be started, by the exit status of its sandbox: 127 or 126, as with a shell.
+ * @param message the reason that init reported
  */
 export function startFailure(exitCode: number | undefined, message: string): DroverError | undefined {
   if (exitCode !== 126 && exitCode !== 127) return undefined;

@@ -6,13 +6,12 @@ import { buffer } from 'node:stream/consumers';
 interface WriteOptions {
   /** Default 0600. */
   readonly mode?: number;
-  /** False: a crash of the process leaves a whole file, a power cut may leave the old one or none. Default true. */
+  /** False: a crash of the process leaves a whole file; a power cut may leave the old file or none. Default true. */
   readonly sync?: boolean;
 }
 
 /**
- * Writes a file so that a crash leaves the old content or the new one, whole:
- * temporary file, fsync, rename, fsync of the directory.
+ * Writes a file so that a crash leaves either the old content or the new: temporary file, fsync, rename, fsync of the directory.
  */
 export async function writeFileAtomic(path: string, data: string | Uint8Array, options: number | WriteOptions = {}): Promise<void> {
   const { mode = 0o600, sync = true } = typeof options === 'number' ? { mode: options } : options;
@@ -40,7 +39,7 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array, o
 }
 
 /**
- * Reads a file that a person named, and no more than one byte over `maxBytes`: a device such as /dev/zero has no end.
+ * Reads a file that a person named, up to one byte over `maxBytes`: a device such as /dev/zero has no end.
  * @throws the system's error
  */
 export async function readAtMost(path: string, maxBytes: number): Promise<Buffer> {

@@ -5,11 +5,11 @@ import { DatabaseSync } from 'node:sqlite';
 import { DroverError } from './errors.ts';
 
 /**
- * Holds a directory for this process alone, until it is released or the process ends, however it ends.
+ * Locks a directory for this process, until the lock is released or the process ends in any way.
  *
- * The lock is SQLite's on an empty database, `lock.db`: the kernel lets go of it with the process, so that none is ever stale, and
- * it holds across container and network namespaces.
- * @param what who wants it, for the message: `control plane`
+ * The lock is SQLite's on an empty database, `lock.db`: the kernel releases it with the process, so that it is never stale, and it works across
+ * container and network namespaces.
+ * @param what the kind of process, for the message: `control plane`
  * @throws {DroverError} failed-precondition when another process holds it; invalid-config when the directory cannot be used
  */
 export function lockDirectory(directory: string, what: string): Disposable {
@@ -29,7 +29,7 @@ export function lockDirectory(directory: string, what: string): Disposable {
         });
       }
       throw new DroverError('failed-precondition', `a ${what} is already running on ${directory}`, {
-        hint: 'stop it first, or give this one another directory',
+        hint: 'stop it first, or use another directory for this one',
         cause: error,
       });
     }
@@ -37,7 +37,7 @@ export function lockDirectory(directory: string, what: string): Disposable {
       'invalid-config',
       `the directory ${directory} cannot be used: ${error instanceof Error ? error.message : String(error)}`,
       {
-        hint: 'see that it exists, belongs to the user that runs this, and has space',
+        hint: 'check that it exists, belongs to the user of this process, and has space',
         cause: error,
       },
     );
@@ -46,7 +46,7 @@ export function lockDirectory(directory: string, what: string): Disposable {
   return { [Symbol.dispose]: () => held.close() };
 }
 
-/** Whether a file that no other process knows can be locked. */
+/** Whether a new file, which no other process knows, can be locked. */
 function hasLocks(directory: string): boolean {
   const path = join(directory, `.lock-${randomBytes(6).toString('hex')}.db`);
   let database: DatabaseSync | undefined;

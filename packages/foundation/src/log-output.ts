@@ -3,15 +3,15 @@ import { Socket } from 'node:net';
 import { errnoOf } from './errors.ts';
 import { logOutputBytes, logOutputRetryMs } from './limits.ts';
 
-/** A place for log lines. Its writer never waits for its reader, and never fails. */
+/** A destination of log lines. A write never waits for the reader, and never fails. */
 export interface LogOutput {
   write(line: string): void;
 }
 
 /**
- * Log lines to an inherited descriptor, usually stderr. A line is written before `write` returns when the reader keeps up, so that a crash
- * loses none. A reader that does not read (a stopped pager, a paused terminal, a pipe without a reader's interest) costs lines instead of
- * the server: `logOutputBytes` wait, further lines are dropped, and a line with their number follows when the reader goes on.
+ * Writes log lines to an inherited descriptor, usually stderr. While the reader keeps up, a line is written before `write` returns, so that a
+ * crash loses none. A reader that does not read (a stopped pager, a paused terminal) costs lines instead of the server: `logOutputBytes` wait,
+ * further lines are dropped, and a line with their number follows when the reader continues.
  */
 export function openLogOutput(fd: number): LogOutput {
   const stat = fstatSync(fd);
@@ -22,8 +22,8 @@ export function openLogOutput(fd: number): LogOutput {
 }
 
 /**
- * A description of the open file of our own: O_NONBLOCK on the inherited one would also be set for every program that shares it.
- * Where that is not allowed (another user's terminal), the inherited one has to do.
+ * A separate description of the open file: O_NONBLOCK on the inherited one would apply to every program that shares it. Where that is not
+ * allowed (another user's terminal), the inherited one is used.
  */
 function reopened(fd: number): number {
   try {
@@ -36,7 +36,7 @@ function reopened(fd: number): number {
 const droppedLine = (count: number): string =>
   `${JSON.stringify({ level: 40, time: Date.now(), msg: `${count} log lines were dropped: their reader was too slow, or their disk full` })}\n`;
 
-/** Writes directly, and keeps a bounded rest for later when the descriptor takes no more. */
+/** Writes directly, and keeps a bounded remainder when the descriptor accepts no more. */
 export class DescriptorOutput implements LogOutput {
   readonly #fd: number;
   #rest: Buffer = Buffer.alloc(0);
@@ -70,7 +70,7 @@ export class DescriptorOutput implements LogOutput {
   }
 
   #retry(): void {
-    // Does not hold the process: a log is no reason to live.
+    // The timer does not keep the process alive.
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
       this.#flush();
@@ -86,13 +86,13 @@ export class DescriptorOutput implements LogOutput {
     this.#rest = this.#put(Buffer.from(line));
   }
 
-  /** Returns the bytes that were not taken. */
+  /** Returns the bytes that were not written. */
   #put(bytes: Buffer): Buffer {
     let at = 0;
     try {
       while (at < bytes.length) at += writeSync(this.#fd, bytes, at);
     } catch (error) {
-      // A reader that is gone for good (EPIPE, EIO of a closed terminal) or a full disk must not end the server either.
+      // A closed reader (EPIPE, EIO of a closed terminal) or a full disk must not end the server.
       const later = ['EAGAIN', 'EINTR', 'ENOSPC', 'EDQUOT'].includes(errnoOf(error) ?? '');
       return later ? bytes.subarray(at) : Buffer.alloc(0);
     }

@@ -1,7 +1,7 @@
 import { pino, type Logger as PinoLogger } from 'pino';
 import { openLogOutput, type LogOutput } from './log-output.ts';
 
-/** The structured log: JSON lines on stderr, one canonical line an operation. */
+/** The structured log: JSON lines on stderr, one canonical line per operation. */
 export type Logger = PinoLogger;
 
 /** Names of fields that never reach the log, at any depth that pino's paths can name. */
@@ -25,9 +25,9 @@ const secretPaths = [
 export interface LogOptions {
   /** trace, debug, info, warn, error, silent. Default: $DROVER_LOG, or info. */
   readonly level?: string;
-  /** Which process this is: `control-plane`, `agent`, … */
+  /** The process: `control-plane`, `agent`, … */
   readonly name: string;
-  /** Where the lines go instead of stderr. */
+  /** The destination, instead of stderr. */
   readonly destination?: LogOutput;
 }
 
@@ -46,5 +46,5 @@ export function createLogger(options: LogOptions): Logger {
 
 export { DescriptorOutput, openLogOutput, type LogOutput } from './log-output.ts';
 
-/** For tests and libraries that are given none. */
+/** For tests, and for components that were given no logger. */
 export const silentLogger: Logger = pino({ level: 'silent' });

@@ -4,7 +4,7 @@ import { clip, type Branded } from './ids.ts';
 export type Project = Branded<'project'>;
 export type Name = Branded<'name'>;
 
-/** A project and a name give a CN of at most 64 characters, `<project>.<name>` (I-5; RFC 5280, ub-common-name). */
+/** Limits so that the CN `<project>.<name>` has at most 64 characters (I-5; RFC 5280, ub-common-name). */
 export const maxProjectLength = 24;
 export const maxNameLength = 39;
 
@@ -35,65 +35,21 @@ export function parseName(text: string): Name {
   return text as Name;
 }
 
-/** The CN of a sandbox's certificate (I-5). Without a project it is the name alone; names hold no dot, so both forms are unambiguous. */
+/** The CN of a sandbox's certificate (I-5). Without a project it is the name; a name has no dot, so that both forms are unambiguous. */
 export function canonicalCommonName(project: Project, name: Name): string {
   return project === '' ? name : `${project}.${name}`;
 }
 
-const adjectives = [
-  'amber',
-  'bold',
-  'brisk',
-  'calm',
-  'clear',
-  'deft',
-  'dusky',
-  'early',
-  'fleet',
-  'glad',
-  'hardy',
-  'keen',
-  'light',
-  'lucid',
-  'mild',
-  'noble',
-  'plain',
-  'quick',
-  'quiet',
-  'ready',
-  'sober',
-  'stout',
-  'swift',
-  'warm',
-];
-const nouns = [
-  'alder',
-  'birch',
-  'brook',
-  'cedar',
-  'cliff',
-  'crane',
-  'dale',
-  'fern',
-  'finch',
-  'glade',
-  'heath',
-  'heron',
-  'larch',
-  'marsh',
-  'mill',
-  'otter',
-  'pine',
-  'reed',
-  'ridge',
-  'rowan',
-  'stone',
-  'swift',
-  'vale',
-  'wren',
-];
+const adjectives =
+  'amber bold brisk calm clear deft dusky early fleet glad hardy keen light lucid mild noble plain quick quiet ready sober stout swift warm'.split(
+    ' ',
+  );
+const nouns =
+  'alder birch brook cedar cliff crane dale fern finch glade heath heron larch marsh mill otter pine reed ridge rowan stone swift vale wren'.split(
+    ' ',
+  );
 
-/** A name for a sandbox that nobody named: two words and four random characters. */
+/** A generated name for a sandbox: two words and four random characters. */
 export function makeUpName(random: () => number = Math.random): Name {
   const pick = (words: readonly string[]): string => words[Math.floor(random() * words.length)] ?? 'box';
   const tail = Math.floor(random() * 36 ** 4)

@@ -1,14 +1,11 @@
-import type { Duplex, Readable } from 'node:stream';
 import { clone, create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Client } from '@connectrpc/connect';
-import { DroverError, isSandboxId } from '@drover/foundation';
-import { api, containmentActions, containmentOf, sandbox, type ContainmentAction } from '@drover/protocol';
+import { isSandboxId } from '@drover/foundation';
+import { sandbox, type api } from '@drover/protocol';
 import type { Calls } from './calls.ts';
-import { copyIn, copyOut, type CopyInOptions, type CopyOutOptions, type SandboxPath } from './copies.ts';
+import { containmentApi } from './containment.ts';
 import type { EventsApi } from './events.ts';
-import { startExec, type ExecHandle, type ExecOptions } from './exec.ts';
-import { openForward, type ForwardOptions } from './forward.ts';
-import { readLogs, type LogsOptions } from './logs.ts';
+import { processesApi } from './processes.ts';
 import { waitReady, type ReadyOptions } from './ready.ts';
 import { sandboxStateValue, type SandboxStateName } from './states.ts';
 
@@ -59,17 +56,6 @@ export interface WaitOptions {
   readonly signal?: AbortSignal;
 }
 
-export interface ReleaseOptions {
-  /** Generated when absent. A program that gives its own can repeat the call after a restart (L-20). */
-  readonly idempotencyKey?: string;
-  readonly signal?: AbortSignal;
-}
-
-export interface ContainOptions extends ReleaseOptions {
-  /** Shown to everyone whom the containment stops. At most 500 characters. */
-  readonly reason?: string;
-}
-
 export interface StopOptions {
   /** Milliseconds between SIGTERM and SIGKILL; absent: as the sandbox's spec has it. */
   readonly graceMs?: number;
@@ -86,13 +72,15 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
       signal,
     );
 
+  const get = (sandbox: string, signal?: AbortSignal): Promise<api.Sandbox> =>
+    calls.ask((options) => client.getSandbox({ sandbox }, options), signal);
+
   return {
     create({ spec, secrets = [], name = '', project = '', labels = {}, idempotencyKey, signal }: CreateOptions): Promise<api.Sandbox> {
       const request = { name, project, spec: withSecrets(spec, secrets), labels: { ...labels }, secrets: secrets.map(valueOf) };
       return calls.mutate((key, options) => client.createSandbox({ ...request, idempotencyKey: key }, options), signal, idempotencyKey);
     },
-    get: (sandbox: string, signal?: AbortSignal): Promise<api.Sandbox> =>
-      calls.ask((options) => client.getSandbox({ sandbox }, options), signal),
+    get,
     /** All of them, page by page. */
     async list({ project = '', labels = {}, host = '', includeDeleted = false, signal }: ListOptions = {}): Promise<api.Sandbox[]> {
       const all: api.Sandbox[] = [];
@@ -138,63 +126,14 @@ export function sandboxesApi(client: Client<typeof api.SandboxService>, calls: C
      */
     async waitReady(reference: string, options: ReadyOptions = {}): Promise<api.Sandbox> {
       // Events know a sandbox by its id.
-      const id = isSandboxId(reference) ? reference : (await this.get(reference, options.signal)).id;
+      const id = isSandboxId(reference) ? reference : (await get(reference, options.signal)).id;
       return await waitReady(client, events, calls, id, options);
     },
-    /** Starts a process, or attaches to one (`execId`; `main` is the main process). Returns immediately. */
-    exec: (reference: string, options: ExecOptions): ExecHandle => startExec(client, calls, reference, options),
-    /** The execs that run, and those that ended recently. */
-    execs: async (sandbox: string, signal?: AbortSignal): Promise<api.ExecInfo[]> =>
-      (await calls.ask((options) => client.listExecs({ sandbox }, options), signal)).execs,
-    /** Sends a signal to an exec's process group. Resolves with false when the exec has already ended. @param name default: SIGTERM */
-    killExec: async (sandbox: string, execId: string, name = '', signal?: AbortSignal): Promise<boolean> =>
-      (await calls.once((options) => client.killExec({ sandbox, execId, signal: name }, options), signal)).signalled,
-    logs: (reference: string, options: LogsOptions = {}): AsyncIterable<api.LogChunk> => readLogs(client, calls, reference, options),
-    /** Unpacks a tar stream below `path` in the sandbox. */
-    copyIn: (
-      reference: string,
-      path: SandboxPath,
-      tar: AsyncIterable<Uint8Array>,
-      options: CopyInOptions = {},
-    ): Promise<api.CopyInResponse> => copyIn(client, calls, reference, path, tar, options),
-    /** A tar stream of `path`, or of the contents of a directory when the path ends in `/.`. */
-    copyOut: (reference: string, path: SandboxPath, options: CopyOutOptions = {}): Readable =>
-      copyOut(client, calls, reference, path, options),
     /** The present use of the named sandboxes, or of all; those that do not run are left out. `failures` names the hosts that did not respond. */
     stats: (references: readonly string[] = [], { project = '', signal }: StatsOptions = {}): Promise<api.GetStatsResponse> =>
       calls.ask((options) => client.getStats({ sandboxes: [...references], project }, options), signal),
-    /** One connection to a TCP port inside the sandbox; `end()` half-closes. */
-    forward: (reference: string, port: number, options?: ForwardOptions): Duplex => openForward(client, calls, reference, port, options),
-    /** Every trust check, with its evidence, its verdict and the time at which it was last made. */
-    explain: (sandbox: string, signal?: AbortSignal): Promise<api.ExplainSandboxResponse> =>
-      calls.ask((options) => client.explainSandbox({ sandbox }, options), signal),
-    /**
-     * Contains it (I-4), whatever its session is. A result that is not done is stored, and takes effect when the host reconnects.
-     * @param actions at least one
-     */
-    async contain(
-      sandbox: string,
-      actions: readonly ContainmentAction[],
-      containment: ContainOptions = {},
-    ): Promise<api.ContainSandboxResponse> {
-      if (actions.length === 0) {
-        throw new DroverError('invalid-argument', 'no way to contain the sandbox is named', {
-          hint: `name at least one of ${containmentActions.join(', ')}`,
-        });
-      }
-      const { reason = '', idempotencyKey: key, signal } = containment;
-      const request = { sandbox, actions: containmentOf(actions), reason };
-      return await calls.mutate((idempotencyKey, options) => client.containSandbox({ ...request, idempotencyKey }, options), signal, key);
-    },
-    /** Lifts containments. @param actions absent or empty: everything that is in force */
-    release(
-      sandbox: string,
-      actions: readonly ContainmentAction[] = [],
-      { idempotencyKey: key, signal }: ReleaseOptions = {},
-    ): Promise<api.ContainSandboxResponse> {
-      const request = { sandbox, actions: containmentOf(actions) };
-      return calls.mutate((idempotencyKey, options) => client.releaseSandbox({ ...request, idempotencyKey }, options), signal, key);
-    },
+    ...processesApi(client, calls),
+    ...containmentApi(client, calls),
   };
 }
 

@@ -1,21 +1,21 @@
 import type { MessageInitShape, MessageShape } from '@bufbuild/protobuf';
 import type { init } from '@drover/protocol';
 
-/** One call: what the client sends, what goes back, and how long it lives. */
+/** One call: the client's messages, the responses, and its lifetime. */
 export interface Call<I, O> {
   readonly requests: AsyncIterable<I>;
-  /** Resolves when the connection takes more: awaiting it is the backpressure (I-39). Rejects when the client is gone. */
+  /** Resolves when the connection takes more: awaiting it is the backpressure (I-39). Rejects when the client has disconnected. */
   send(response: O): Promise<void>;
   /** Aborts when the client cancels or the connection is lost. */
   readonly signal: AbortSignal;
 }
 
 export type Methods = (typeof init.InitService)['method'];
-/** What a method sends; it may leave out what is empty. */
+/** A response of a method; empty fields may be absent. */
 export type Reply<K extends keyof Methods> = MessageInitShape<Methods[K]['output']>;
 /** A handler of each method of InitService, by its property in the generated code. */
 export type Handlers = {
   readonly [K in keyof Methods]: (call: Call<MessageShape<Methods[K]['input']>, Reply<K>>) => Promise<void>;
 };
-/** A handler of some method, when which one does not matter. */
+/** A handler of any method. */
 export type AnyHandler = (call: Call<never, never>) => Promise<void>;

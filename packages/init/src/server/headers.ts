@@ -1,7 +1,7 @@
 /**
- * The part of the platform's `Headers` that Connect's gRPC handlers and client use, put in its place when init is bundled (bundle.ts) and
- * when the program is (scripts/bundles.ts): for its own, Node loads the whole of fetch (undici, zlib, web streams), into PID 1 of every
- * sandbox and into every command. Names are lower-cased and sorted, values of one name joined by commas, `set-cookie` apart, as the Fetch
+ * The part of the platform's `Headers` that Connect's gRPC handlers and client use. It replaces the platform's class in the bundles of init
+ * (bundle.ts) and of the program (scripts/bundles.ts): for that class Node loads all of fetch (undici, zlib, web streams), in PID 1 of every
+ * sandbox and in every command. Names are lower-cased and sorted, values of one name joined by commas, `set-cookie` apart, as the Fetch
  * standard, section 2.2.2, has it; bad names and values are refused with a TypeError.
  */
 export class Headers {

@@ -2,7 +2,7 @@
 // @generated from file drover/link/v1/error.proto (package drover.link.v1, syntax proto3)
 /* eslint-disable */
 
-// The error of every API. A file of its own: init reads no other message of this package.
+// The error of every API. It has a file of its own, since init reads no other message of this package.
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
@@ -15,13 +15,13 @@ export const file_drover_link_v1_error: GenFile = /*@__PURE__*/
   fileDesc("Chpkcm92ZXIvbGluay92MS9lcnJvci5wcm90bxIOZHJvdmVyLmxpbmsudjEiNAoFRXJyb3ISDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEgwKBGhpbnQYAyABKAliBnByb3RvMw");
 
 /**
- * An error as it crosses a process boundary: foundation's DroverError.
+ * A DroverError that crosses a process boundary.
  *
  * @generated from message drover.link.v1.Error
  */
 export type Error = Message<"drover.link.v1.Error"> & {
   /**
-   * A code of foundation's table, `image-not-found`.
+   * A code of foundation's error table, such as `image-not-found`.
    *
    * @generated from field: string code = 1;
    */
@@ -33,7 +33,7 @@ export type Error = Message<"drover.link.v1.Error"> & {
   message: string;
 
   /**
-   * What the person can do; may be empty.
+   * What to do; may be empty.
    *
    * @generated from field: string hint = 3;
    */
