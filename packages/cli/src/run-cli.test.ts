@@ -63,7 +63,7 @@ describe.concurrent('bad input: one sentence, what to do, a status that means so
     [['run', '--cpus', '-1', 'host'], 125, /not a number of CPUs|argument missing/, /./],
     [['run', '--pids', 'x', 'host'], 125, /--pids "x" is not a number/, undefined],
     [['run', '--name', 'No_Good', 'host'], 125, /"No_Good" cannot be a name/, /lower-case/],
-    [['run', '--env', 'A B=2', 'host'], 125, /cannot be the name of an environment variable/, /NAME=value/],
+    [['run', '--env', '1=2', 'host'], 125, /cannot be the name of an environment variable/, /NAME=value/],
     [['run', '--env-file', '/nonexistent', 'host'], 125, /\/nonexistent cannot be read: no such file or directory/, undefined],
     [['run', '--volume', 'x', 'host'], 125, /"x" is not a volume/, /SOURCE:TARGET/],
     [['run', '--allow', 'https://a/', 'host'], 125, /"https:\/\/a\/" cannot be allowed/, /example\.org/],
