@@ -275,7 +275,7 @@ describe('what a sandbox is called', () => {
     const { code, stdout, stderr } = await drover.run(['events', '--subject', 'nowhere']);
     expect({ code, stdout }).toEqual({ code: 3, stdout: '' });
     expect(stderr).toBe(
-      'drover: there is no sandbox or host "nowhere", and no event of one is kept\n  hint: `drover sandbox ls --all` and `drover host ls --all` list them\n',
+      'drover: there is no sandbox or host "nowhere", and no event of one is retained\n  hint: `drover sandbox ls --all` and `drover host ls --all` list them\n',
     );
   });
 
