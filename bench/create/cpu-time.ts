@@ -36,14 +36,17 @@ interface Times {
 /** CPU times at one moment, ms. */
 export interface CpuTimes {
   readonly byPid: ReadonlyMap<number, Times>;
+  /** The gateway's supervisor and its daemons. */
+  readonly gateway: readonly number[];
   readonly inits: readonly number[];
   readonly machine: number;
 }
 
 export function cpuTimes(processes: Processes): CpuTimes {
   const inits = processes.inits();
-  const pids = [processes.client, processes.controlPlane, processes.agent, processes.gateway, ...inits];
-  return { byPid: new Map(pids.map((pid) => [pid, timesOf(pid)])), inits, machine: machineTime() };
+  const gateway = [processes.gateway, ...childrenOf(processes.gateway)];
+  const pids = [processes.client, processes.controlPlane, processes.agent, ...gateway, ...inits];
+  return { byPid: new Map(pids.map((pid) => [pid, timesOf(pid)])), gateway, inits, machine: machineTime() };
 }
 
 /** CPU time between two moments by part, ms. A process that did not exist at the first counts from its start. */
@@ -56,7 +59,7 @@ export function cpuBetween(processes: Processes, before: CpuTimes, after: CpuTim
     'control plane': own(processes.controlPlane),
     agent: own(processes.agent),
     'programs of the agent': children(processes.agent),
-    gateway: own(processes.gateway) + children(processes.gateway),
+    gateway: sum(after.gateway.map(own)) + children(processes.gateway),
     init: sum(after.inits.map(own)),
     'children of init': sum(after.inits.map(children)),
   };
@@ -69,6 +72,10 @@ function timesOf(pid: number): Times {
   const ms = (field: number): number => (Number(fields[field - 3] ?? 0) * 1000) / ticksPerSecond;
   // A live process's own time in nanoseconds, by thread: ticks of 10 ms are too coarse for an init.
   return { own: threadsTime(pid) ?? ms(14) + ms(15), children: ms(16) + ms(17) };
+}
+
+function childrenOf(pid: number): readonly number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean).map(Number);
 }
 
 function threadsTime(pid: number): number | undefined {

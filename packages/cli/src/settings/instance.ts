@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
 import { isSameProcess, processStart } from '@drover/linux';
 
-/** Which `up` holds a data directory. A pid alone may have been given to another process since: its start time goes along. */
+/** The `up` that holds a data directory: its pid with its start time, since a pid alone may be reused. */
 interface Instance {
   readonly pid: number;
   readonly startedAt: string;
@@ -13,8 +13,8 @@ interface Instance {
 const file = (data: string): string => join(data, 'up.json');
 
 /**
- * Takes the data directory for this process, or, by the one that has it, adds the address.
- * @returns whether an `up` was here before and went without a word
+ * Claims the data directory for this process, or adds the address to its claim.
+ * @returns whether an earlier `up` ended without a release
  * @throws {DroverError} failed-precondition when one is running
  */
 export async function claim(data: string, server = ''): Promise<boolean> {
@@ -37,7 +37,7 @@ export async function release(data: string): Promise<void> {
   await rm(file(data), { force: true });
 }
 
-/** The address of the `up` that holds the data directory; undefined where none runs. */
+/** The address of the `up` that holds the data directory; undefined when none runs. */
 export async function runningServer(data: string): Promise<string | undefined> {
   const instance = await read(data);
   if (instance === undefined || instance.server === '') return undefined;

@@ -2,7 +2,7 @@ import { fstatSync, openSync, renameSync } from 'node:fs';
 import { DescriptorOutput } from '@drover/foundation/log';
 import { upLogBytes } from '../limits.ts';
 
-/** The log of `up` and of its processes, bounded. It remembers the last error line of a process, and survives a full disk. */
+/** The bounded log of `up` and of its processes. It keeps the last error that a process logged. A full disk does not break it. */
 export class LogFile {
   readonly path: string;
   #output: DescriptorOutput;
@@ -17,17 +17,17 @@ export class LogFile {
     this.#size = fstatSync(fd).size;
   }
 
-  /** The last line of a process that was an error for people, without `drover: `. */
+  /** The last error line of a process, without `drover: `. */
   get lastError(): string | undefined {
     return this.#lastError;
   }
 
-  /** What that line's hint said to do; it comes in a line of its own. */
+  /** The hint of that error, which follows it in its own line. */
   get lastHint(): string | undefined {
     return this.#lastHint;
   }
 
-  /** What was said before is not the reason for the next end. */
+  /** Called when a process is healthy: an earlier error is not the reason of a later exit. */
   forgetErrors(): void {
     this.#lastError = undefined;
     this.#lastHint = undefined;
@@ -37,11 +37,11 @@ export class LogFile {
     this.#size += Buffer.byteLength(line);
     if (this.#size > upLogBytes) this.#rotate();
     this.#output.write(line);
-    // Results, such as the line that says that it is ready, go to stdout.
+    // Results, such as the line of a ready process, go to stdout.
     if (!line.includes('"stream":"stderr"')) return;
-    const [, kind, said] = /"(?:msg|line)":"(drover| {2}hint): ((?:[^"\\]|\\.)*)"/.exec(line) ?? [];
-    if (said === undefined) return;
-    const text = JSON.parse(`"${said}"`) as string;
+    const [, kind, quoted] = /"(?:msg|line)":"(drover| {2}hint): ((?:[^"\\]|\\.)*)"/.exec(line) ?? [];
+    if (quoted === undefined) return;
+    const text = JSON.parse(`"${quoted}"`) as string;
     if (kind === 'drover') [this.#lastError, this.#lastHint] = [text, undefined];
     else this.#lastHint = text;
   }

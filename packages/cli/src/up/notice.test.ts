@@ -25,7 +25,7 @@ test.each([
     'the disk is full',
     'control plane: ended with status 6 (the disk is full); starting it again',
   ],
-  ['circuit-open', { lastExit: killed }, undefined, 'control plane: it ended too often; the next try is later'],
+  ['circuit-open', { lastExit: killed }, undefined, 'control plane: it ended too often; the next try is in a minute'],
   ['unhealthy', { lastError: 'timed out' }, undefined, 'control plane: does not respond (timed out)'],
 ] as const)('%s of %j that wrote %j: %s', (announced, changes, said, text) => {
   expect(noticeText({ ...status, ...changes }, announced, said)).toBe(text);

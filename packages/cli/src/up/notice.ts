@@ -1,20 +1,24 @@
 import type { Announcement, ProcessStatus } from '@drover/supervisor';
 
 /**
- * What `up` reports about one of its processes.
- * @param said the error that the process wrote since it was last healthy; the error of its last probe may be of an earlier run
+ * The sentence in which `up` reports a change of one of its processes.
+ * @param logged the error that the process has logged since it was last healthy; the error of its last probe may be of an earlier run
  */
-export function noticeText({ name, state, lastError, lastExit }: ProcessStatus, announced: Announcement, said: string | undefined): string {
+export function noticeText(
+  { name, state, lastError, lastExit }: ProcessStatus,
+  announced: Announcement,
+  logged: string | undefined,
+): string {
   switch (announced) {
     case 'exited':
-      // A process that a signal ends has not written why.
-      return `${name}: ${endText(lastExit)}${lastExit?.signal ? '' : because(said)}${state === 'restarting' ? '; starting it again' : ''}`;
+      // A process that a signal ends has not logged a reason.
+      return `${name}: ${endText(lastExit)}${lastExit?.signal ? '' : because(logged)}${state === 'restarting' ? '; starting it again' : ''}`;
     case 'circuit-open':
-      return `${name}: it ended too often; the next try is later${because(said)}`;
+      return `${name}: it ended too often; the next try is in a minute${because(logged)}`;
     case 'unhealthy':
       return `${name}: does not respond${because(lastError)}`;
     case 'killed':
-      return `${name}: did not end within its grace, and is killed`;
+      return `${name}: did not end within its grace, and was killed`;
     case 'circuit-closed':
       return `${name}: starting it again`;
     default:

@@ -6,7 +6,7 @@ import { DroverError, hasCode, lockDirectory, prepareDirectory, version, type Lo
 import { createLogger, openLogOutput } from '@drover/foundation/log';
 import { api } from '@drover/protocol';
 import { connectDrover, sandboxStateName, type DroverClient } from '@drover/sdk';
-import { daemon, probing, Supervisor, type ProcessSpec, type SupervisedProcess } from '@drover/supervisor';
+import { daemon, probing, Supervisor } from '@drover/supervisor';
 import type { Cli } from '../cli.ts';
 import { hostStateName } from '../output/index.ts';
 import { currentContext, listContexts, nameFor, parseContextName, saveContext, useContext, type Context } from '../context/index.ts';
@@ -38,8 +38,8 @@ interface UpFlags extends HostFlags, LivenessFlags {
 }
 
 /**
- * R-1: a control plane and a host on this machine, each a process of its own under supervision, until interrupted.
- * The sandboxes run on; the next `up` on the same data directory adopts them.
+ * R-1: runs a control plane and a host on this machine until it is interrupted, each as a supervised process. The sandboxes run on; the next `up`
+ * on the same data directory adopts them.
  */
 export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Promise<void> {
   await checkHostFlags(flags);
@@ -50,7 +50,7 @@ export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Prom
   if (flags.agent !== false && !root) {
     cli.out.note('not root: this starts the control plane alone, as sandboxes on this machine need root (sudo ./drover up)');
   }
-  // Passable for others: the roots of sandboxes lie below, and their owners are not root. What is secret has directories of its own.
+  // Other users can pass through: it contains the roots of sandboxes, whose owners are not root. Secrets have private directories.
   await prepareDirectory(data, 'data directory', '--data', 0o711);
   if (flags.linkListen !== undefined) parseListen(flags.linkListen);
   parseLiveness(flags);
@@ -63,10 +63,10 @@ export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Prom
   }
 }
 
-/** The control plane's own part of the data directory, beside the host's. */
+/** The control plane's part of the data directory, beside the host's. */
 const controlPlaneData = (data: string): string => join(data, 'control-plane');
 
-/** What somebody on this machine dials. */
+/** The address for clients on this machine. */
 function urlHost(host: string): string {
   if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
@@ -78,7 +78,7 @@ async function check(
   withAgent: boolean,
   orphaned: boolean,
 ): Promise<void> {
-  // The processes of a killed `up` notice it and end; that takes a moment.
+  // The processes of a killed `up` end too, after a moment.
   const until = Date.now() + (orphaned ? upTakeOverMs : 0);
   const held = (): boolean => [controlPlaneData(settings.data), join(settings.data, 'host')].some(isHeld);
   while (Date.now() < until && (held() || (await tryListen(settings.host, settings.port)) === 'EADDRINUSE'))
@@ -87,7 +87,7 @@ async function check(
   await checkMachine(cli, settings, names, '; or start the control plane alone with --no-agent');
 }
 
-/** Whether a process of an earlier `up` still has the directory. */
+/** Whether a process of an earlier `up` holds the directory. */
 function isHeld(directory: string): boolean {
   try {
     lockDirectory(directory, '')[Symbol.dispose]();
@@ -97,14 +97,9 @@ function isHeld(directory: string): boolean {
   }
 }
 
-interface ListenOn {
-  readonly host: string;
-  readonly port: number;
-}
-
 interface Settings extends UpFlags {
   readonly data: string;
-  readonly listenOn: ListenOn;
+  readonly listenOn: ReturnType<typeof parseListen>;
   readonly withAgent: boolean;
 }
 
@@ -114,7 +109,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   const logger = createLogger({ name: 'up', destination: log });
   logger.info({ version, data }, 'up');
   let quiet = true;
-  // Supervision must not wait for whoever reads these.
+  // Supervision must not wait for the reader of stderr.
   const notices = openLogOutput(2);
   const supervisor = new Supervisor({
     logger,
@@ -126,22 +121,21 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
   });
   let client: DroverClient | undefined;
   try {
-    const controlPlane = supervisor.start(
-      own(cli, logger, 'control plane', serveArguments(settings), async (signal) => {
-        const probe = await connectDrover(await contextOf(settings));
-        try {
-          await probe.version(signal);
-        } finally {
-          probe.close();
-        }
-      }),
-    );
-    await running(cli, controlPlane, log, upControlPlaneMs);
+    const run = { cli, settings, supervisor, logger, log };
+    const probe: Probe = async (signal) => {
+      const probed = await connectDrover(await contextOf(settings));
+      try {
+        await probed.version(signal);
+      } finally {
+        probed.close();
+      }
+    };
+    await startProcess(run, 'control plane', serveArguments(settings), probe, upControlPlaneMs);
     const context = await contextOf(settings);
     client = await connectDrover(context);
     await claim(data, context.server);
-    if (settings.withAgent) await startHost(cli, settings, context, supervisor, client, log, logger);
-    // Not before it works: an `up` that fails leaves the caller with the control plane that they had.
+    if (settings.withAgent) await startHost(run, context, client);
+    // Only now: an `up` that fails leaves the current context as it was.
     ready(cli, settings, context.server, await keepContext(cli, context));
     quiet = false;
     await new Promise<void>((stop) => {
@@ -151,12 +145,12 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     cli.out.note(settings.stopSandboxes === true ? 'stopping the sandboxes' : 'stopping; sandboxes run on');
     if (settings.stopSandboxes === true) await stopSandboxes(cli, client);
   } catch (thrown) {
-    // Interrupted while it started: that is what was asked for.
+    // An interrupt during the start is no failure.
     if (!cli.signal.aborted) throw thrown;
   } finally {
     quiet = true;
     client?.close();
-    // The agent first: it tells the control plane that it leaves.
+    // The agent first: it reports to the control plane that it leaves.
     await supervisor.remove('agent');
     await supervisor.stop();
   }
@@ -178,13 +172,13 @@ function serveArguments({ data, listenOn: { host, port }, linkListen, publicHost
 
 interface KeptContext {
   readonly name: string;
-  /** The context that was the current one, where that is another. */
+  /** The previous current context, if it was another. */
   readonly previous: string | undefined;
 }
 
 /**
- * Keeps the way to this control plane as a context, and makes it the current one.
- * @throws {DroverError} failed-precondition when --context names that of another control plane
+ * Saves the connection to this control plane as a context, and makes it the current one.
+ * @throws {DroverError} failed-precondition when --context names the context of another control plane
  */
 async function keepContext(cli: Cli, context: Required<Context>): Promise<KeptContext> {
   const contexts = await listContexts(cli.env);
@@ -192,7 +186,7 @@ async function keepContext(cli: Cli, context: Required<Context>): Promise<KeptCo
   const name = cli.connection.context === undefined ? known : parseContextName(cli.connection.context);
   const taken = name === known ? undefined : contexts.find((other) => other.name === name);
   if (taken !== undefined) {
-    throw new DroverError('failed-precondition', `the context ${name} is of another control plane, ${taken.server}`, {
+    throw new DroverError('failed-precondition', `the context ${name} is that of another control plane, ${taken.server}`, {
       hint: 'choose another name with --context',
     });
   }
@@ -214,42 +208,42 @@ function ready(cli: Cli, { data, withAgent }: Settings, server: string, { name, 
     cli.out.note(`${overrides.join(' and ')} of your environment still ${overrides.length === 1 ? 'goes' : 'go'} before it`);
 }
 
-/** This same program, under supervision. */
-function own(cli: Cli, logger: Logger, name: string, args: readonly string[], probe: (signal: AbortSignal) => Promise<void>): ProcessSpec {
+/** What the processes of one `up` share. */
+interface Run {
+  readonly cli: Cli;
+  readonly settings: Settings;
+  readonly supervisor: Supervisor;
+  readonly logger: Logger;
+  readonly log: LogFile;
+}
+
+type Probe = (signal: AbortSignal) => Promise<void>;
+
+/** Starts this program as a supervised process, and waits until it is healthy. @throws {DroverError} unavailable, with the error that it logged */
+async function startProcess(run: Run, name: string, args: readonly string[], probe: Probe, timeoutMs: number): Promise<void> {
+  const { cli, supervisor, logger, log } = run;
   const main = process.argv[1];
   if (main === undefined) throw new DroverError('internal', 'the path of this program is not known');
   const env = Object.fromEntries(Object.entries(cli.env).filter((entry): entry is [string, string] => entry[1] !== undefined));
-  return daemon(
-    {
-      name,
-      argv: [process.execPath, ...process.execArgv, '--', main, ...args],
-      env,
-      health: probing(probe),
-      policy: { stopGraceMs: upStopMs, backoffBaseMs: 200 },
-    },
-    logger,
-  );
-}
-
-async function running(cli: Cli, child: SupervisedProcess, log: LogFile, timeoutMs: number): Promise<void> {
+  const argv = [process.execPath, ...process.execArgv, '--', main, ...args] as const;
+  const policy = { stopGraceMs: upStopMs, backoffBaseMs: 200 };
+  const child = supervisor.start(daemon({ name, argv, env, health: probing(probe), policy }, logger));
   const timeout = AbortSignal.timeout(timeoutMs);
   try {
     const signal = AbortSignal.any([timeout, cli.signal]);
     await child.waitFor(['running', 'restarting', 'circuit-open'], signal);
-    // It said why, and will say the same again; a death without a word gets its second try.
+    // A process that has logged an error would log it again. One without a reason gets a second try.
     if (child.status().state !== 'running' && log.lastError === undefined) await child.waitFor(['running', 'circuit-open'], signal);
     if (child.status().state === 'running') return;
   } catch (thrown) {
     if (!timeout.aborted) throw thrown;
   }
-  throw new DroverError(
-    'unavailable',
-    `the ${child.spec.name} did not start: ${log.lastError ?? child.status().lastError ?? 'it does not answer'}`,
-    { hint: log.lastHint === undefined ? `see ${log.path}` : `${log.lastHint}; its log is ${log.path}` },
-  );
+  throw new DroverError('unavailable', `the ${name} did not start: ${log.lastError ?? child.status().lastError ?? 'it does not respond'}`, {
+    hint: log.lastHint === undefined ? `see ${log.path}` : `${log.lastHint}; its log is ${log.path}`,
+  });
 }
 
-/** How to reach the control plane in the data directory; port 0 is the one that it took. */
+/** The connection to the control plane of the data directory. For port 0 it is the port that the kernel chose. */
 async function contextOf({ data, listenOn }: Settings): Promise<Required<Context>> {
   const [token, caPem, state] = await Promise.all(
     ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(controlPlaneData(data), name), 'utf8')),
@@ -259,21 +253,13 @@ async function contextOf({ data, listenOn }: Settings): Promise<Required<Context
   return { server: `https://${urlHost(listenOn.host)}:${port}`, token: (token ?? '').trim(), caPem: caPem ?? '', data };
 }
 
-async function startHost(
-  cli: Cli,
-  settings: Settings,
-  context: Required<Context>,
-  supervisor: Supervisor,
-  client: DroverClient,
-  log: LogFile,
-  logger: Logger,
-): Promise<void> {
-  const { data } = settings;
-  const { server, caPem } = context;
-  const stateDir = join(data, 'host');
+/** Joins this machine to the control plane if it has not, and starts its agent. */
+async function startHost(run: Run, { server, caPem }: Required<Context>, client: DroverClient): Promise<void> {
+  const { cli, settings } = run;
+  const stateDir = join(settings.data, 'host');
   const { joinHost, loadIdentity } = await import('@drover/agent/link');
   const known = await loadIdentity(stateDir);
-  // A control plane that was made anew does not know the host of the one before.
+  // A recreated control plane does not know this host.
   let hostId = known !== undefined && known.caPem.trim() === caPem.trim() ? known.hostId : undefined;
   if (hostId === undefined || !(await isKnown(client, hostId, cli.signal))) {
     const { token } = await client.hosts.createJoinToken({ signal: cli.signal });
@@ -281,20 +267,18 @@ async function startHost(
   }
   await saveHostSettings(stateDir, settings);
   const id = hostId;
-  const agent = supervisor.start(
-    // The address of the join is that of an earlier start: this one may listen elsewhere.
-    own(cli, logger, 'agent', ['agent', '--state', stateDir, '--link', await linkAddressOf(settings)], async (signal) => {
-      const host = await client.hosts.get(id, signal);
-      const state = hostStateName(host.state);
-      if (!['ready', 'cordoned', 'draining'].includes(state)) {
-        throw new DroverError('host-unavailable', `the host is ${state}${host.reason === '' ? '' : `: ${host.reason}`}`);
-      }
-    }),
-  );
-  await running(cli, agent, log, upHostMs);
+  const probe: Probe = async (signal) => {
+    const host = await client.hosts.get(id, signal);
+    const state = hostStateName(host.state);
+    if (!['ready', 'cordoned', 'draining'].includes(state)) {
+      throw new DroverError('host-unavailable', `the host is ${state}${host.reason === '' ? '' : `: ${host.reason}`}`);
+    }
+  };
+  // The host may have joined at another address: that of an earlier start.
+  await startProcess(run, 'agent', ['agent', '--state', stateDir, '--link', await linkAddressOf(settings)], probe, upHostMs);
 }
 
-/** Where the control plane of this `up` takes hosts. */
+/** The link address of this `up`'s control plane. */
 async function linkAddressOf({ data, listenOn, linkListen: flag }: Settings): Promise<string> {
   const { host } = linkListen(listenOn, flag);
   const { linkPort } = JSON.parse(await readFile(join(controlPlaneData(data), 'server.json'), 'utf8')) as { linkPort: number };
@@ -312,13 +296,13 @@ async function isKnown(client: DroverClient, hostId: string, signal: AbortSignal
 
 async function stopSandboxes(cli: Cli, client: DroverClient): Promise<void> {
   const sandboxes = await client.sandboxes.list();
-  const over: readonly string[] = ['stopped', 'failed', 'lost', 'deleting', 'deleted'];
-  const live = sandboxes.filter(({ state }) => !over.includes(sandboxStateName(state)));
+  const final = ['stopped', 'failed', 'lost', 'deleting', 'deleted'] as const;
+  const live = sandboxes.filter(({ state }) => !(final as readonly string[]).includes(sandboxStateName(state)));
   await Promise.all(
     live.map(async ({ id, name }) => {
       try {
         await client.sandboxes.stop(id);
-        await client.sandboxes.waitFor(id, ['stopped', 'failed', 'lost', 'deleting', 'deleted'], { timeoutMs: upStopMs * 2 });
+        await client.sandboxes.waitFor(id, final, { timeoutMs: upStopMs * 2 });
       } catch (thrown) {
         cli.out.note(`${name} did not stop: ${DroverError.from(thrown).message}`);
       }
