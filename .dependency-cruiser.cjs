@@ -90,7 +90,7 @@ const layers = {
   gateway: [
     ['limits.ts'],
     ['policy'],
-    ['daemon.ts', 'identity.ts', 'log.ts', 'state.ts'],
+    ['daemon.ts', 'log.ts', 'state.ts'],
     ['egress'],
     ['control', 'daemons.ts', 'gateway.ts'],
     ['main.ts'],

@@ -13,8 +13,10 @@ import {
   type SignalPlan,
 } from '@drover/supervisor';
 import type { GatewayAddresses, GatewayDaemon, RunAs } from './daemon.ts';
-import { gatewayIdentityFile } from './identity.ts';
 import { relayLogLine } from './log.ts';
+
+/** Beside the control socket: which process the gateway is, for an agent that has to end it. */
+export const gatewayIdentityFile = 'process.json';
 
 export interface GatewayOptions extends GatewayAddresses {
   readonly daemons: readonly GatewayDaemon[];

@@ -104,7 +104,7 @@ export class EgressProxy {
     server.on('connect', (request, socket, head) => void this.#onConnect(request, socket, head));
     server.on('clientError', (error, socket) => this.#onClientError(error, socket));
     await new Promise<void>((resolve, reject) => {
-      server.once('error', (error) => reject(cannotListen(on, error)));
+      server.once('error', (error) => reject(DroverError.from(error, 'unavailable')));
       server.listen({ ...on, exclusive: true, backlog: 1024 }, resolve);
     });
     this.#servers.push(server);
@@ -343,14 +343,4 @@ function tooManyHeaders(): RefusedError {
     { status: 431, error: 'bad-request', rule: 'no rule', hint: 'send fewer header fields' },
     `the request has more than ${limits.headerLines} header fields`,
   );
-}
-
-/** An address of sandboxes' own network can only be held by another gateway, one that its agent does not know of any more. */
-function cannotListen(on: ListenOn, thrown: Error): DroverError {
-  const error = DroverError.from(thrown, 'unavailable');
-  if (!('host' in on) || error.code !== 'port-in-use') return error;
-  return new DroverError('port-in-use', `${on.host}:${on.port}, where the gateway is to listen, is held by another process`, {
-    hint: `see which with \`ss -Hltnp sport = :${on.port}\` and end it; a gateway that an earlier agent left is named \`drover gateway\``,
-    cause: thrown,
-  });
 }
