@@ -1,7 +1,7 @@
 import type { Logger } from '@drover/foundation';
 import type { DaemonSpec, ListenAddress } from '@drover/supervisor';
 
-/** Whom a daemon becomes once its code is loaded. */
+/** The user that a daemon becomes when its code is loaded. */
 export interface RunAs {
   readonly uid: number;
   readonly gid: number;
@@ -14,7 +14,7 @@ export interface GatewayAddresses {
   readonly proxies: readonly { readonly host: string; readonly port: number }[];
 }
 
-/** What a daemon finds when it starts, in its own process. */
+/** The environment of a daemon, in its own process. */
 export interface DaemonContext {
   /** The descriptors that the supervisor passed, by name. */
   readonly sockets: ReadonlyMap<string, readonly number[]>;
@@ -23,7 +23,7 @@ export interface DaemonContext {
   readonly logger: Logger;
   /** The daemon's lifetime. */
   readonly signal: AbortSignal;
-  /** Call it once everything listens: gives up root and reports to the supervisor that the daemon is ready. */
+  /** Call it when everything listens: drops root, and reports to the supervisor that the daemon is ready. */
   readonly ready: () => void;
 }
 

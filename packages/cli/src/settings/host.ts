@@ -5,7 +5,7 @@ import { isRegistry, maxStandbys, parseCpus, parseDurationWithin, parseLabel } f
 import { z } from 'zod';
 import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
 
-/** What this host was told about itself when it joined. */
+/** The settings of this host, from the flags of `up`, `agent` and `agent join`. */
 export interface HostSettings {
   readonly name?: string;
   readonly labels: Readonly<Record<string, string>>;
@@ -22,22 +22,22 @@ export interface HostSettings {
   readonly reconnectMaxMs?: number;
   /** Sandboxes that are kept ready ahead of creates. */
   readonly standbys?: number;
-  /** HOST:PORT of the control plane's link, where it is not the one of the join any more. */
+  /** HOST:PORT of the control plane's link, if it has changed since the join. */
   readonly linkAddress?: string;
-  /** What is said about registries (R-11). */
+  /** Settings of registries (R-11). */
   readonly registries?: RegistrySettings;
 }
 
 export interface RegistrySettings {
   /** Hosts, with port, that may speak plain HTTP or have a certificate that does not verify. */
   readonly insecureRegistries?: readonly string[];
-  /** For a registry's host, what is tried before it. */
+  /** For a registry's host, the mirrors that are tried first. */
   readonly mirrors?: Readonly<Record<string, readonly string[]>>;
-  /** A file as `docker login` writes it. */
+  /** A file in the format of `docker login`. */
   readonly credentialsFile?: string;
 }
 
-/** The flags of `up`, `agent` and `agent join` that say how the host is to be. */
+/** The flags of `up`, `agent` and `agent join` that configure the host. */
 export interface HostFlags {
   readonly name?: string;
   readonly label?: readonly string[];
@@ -56,7 +56,7 @@ export interface HostFlags {
 
 const file = (stateDirectory: string): string => join(stateDirectory, 'host.json');
 
-/** Before anything is made. @throws {DroverError} invalid-argument, invalid-config */
+/** Checks the flags before anything is created. @throws {DroverError} invalid-argument, invalid-config */
 export async function checkHostFlags(flags: HostFlags): Promise<void> {
   for (const label of flags.label ?? []) parseLabel(label);
   parseRegistries(flags);

@@ -24,7 +24,7 @@ export function parseListen(text: string): { readonly host: string; readonly por
   return { host: host === '' ? (match[1] === undefined ? '127.0.0.1' : '0.0.0.0') : host, port };
 }
 
-/** Where hosts dial in: the port after the API's unless said otherwise. */
+/** The listen address for hosts; default: the port after the API's. */
 export function linkListen(
   listen: { readonly host: string; readonly port: number },
   text: string | undefined,
@@ -33,7 +33,7 @@ export function linkListen(
   return { host: listen.host, port: listen.port === 0 || listen.port === 65_535 ? 0 : listen.port + 1 };
 }
 
-/** The flags of `up` and `serve` that say when a host counts as gone. */
+/** The flags of `up` and `serve` that determine when a host is down and when its sandboxes are lost. */
 export interface LivenessFlags {
   readonly hostTtl?: string;
   readonly lostGrace?: string;

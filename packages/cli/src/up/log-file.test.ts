@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { LogFile } from './log-file.ts';
 
-test('the log of up remembers what a process said last, and what it said to do about it', async () => {
+test('the log of up keeps the last error of a process and its hint', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'drover-log-'));
   onTestFinished(() => rm(directory, { recursive: true }));
   const log = new LogFile(join(directory, 'drover.log'));

@@ -11,11 +11,11 @@ import type { Decision } from './decisions.ts';
 import { alternateFamilies } from './dial.ts';
 import { EgressProxy } from './proxy.ts';
 
-/** The client's source address tells sandboxes apart: all of 127/8 is this host's. */
+/** The client's source address identifies the sandbox: all of 127/8 belongs to this host. */
 const sandboxA = '127.0.0.2';
 const sandboxB = '127.0.0.3';
 
-/** The address of the servers: private, and nobody else's on this machine. No rule opens loopback (G-16). */
+/** The private address of the servers, unused on this machine. No rule opens loopback (G-16). */
 const origin = `10.254.${(process.pid >> 8) & 255}.${(process.pid & 253) + 1}`;
 beforeAll(() => execFileSync('ip', ['address', 'add', `${origin}/32`, 'dev', 'lo']));
 afterAll(() => execFileSync('ip', ['address', 'del', `${origin}/32`, 'dev', 'lo']));
@@ -119,7 +119,7 @@ async function until(socket: Socket, done: (text: string) => boolean): Promise<s
   return text;
 }
 
-/** Sends bytes and gives everything that comes back until the proxy closes. */
+/** Sends bytes, and returns the response up to the close. */
 async function exchange(bytes: string, from = sandboxA): Promise<string> {
   const socket = await dial(from);
   socket.write(bytes);
@@ -138,7 +138,7 @@ async function tunnelTo(target: string, from = sandboxA): Promise<{ socket: Sock
 }
 
 describe('HTTP in absolute-form', () => {
-  test('an allowed request reaches the server and its answer comes back', async () => {
+  test('an allowed request reaches the server, and its response the client', async () => {
     allowWeb();
     const answer = await exchange(get(`http://web.test:${webPort}/a?b=c`));
     expect(status(answer)).toBe(200);
@@ -148,7 +148,7 @@ describe('HTTP in absolute-form', () => {
     ]);
   });
 
-  test('G-17: what belongs to one connection is not passed on, in neither direction; Host is the one that was judged', async () => {
+  test('G-17: hop-by-hop fields are forwarded in neither direction; Host is the host that was checked', async () => {
     allowWeb();
     const answer = await exchange(
       `GET http://WEB.test:${webPort}/ HTTP/1.1\r\nHost: web.test:${webPort}\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nProxy-Authorization: Basic eA==\r\nTE: trailers\r\nUpgrade: h2c\r\nX-End: 2\r\n\r\n`,
@@ -169,14 +169,14 @@ describe('HTTP in absolute-form', () => {
     expect(seen.map((s) => s.body)).toEqual(['hello', 'abcde']);
   });
 
-  test('a streamed answer comes without waiting for its end', async () => {
+  test('a streamed response arrives before its end', async () => {
     allowWeb();
     const socket = await dial();
     socket.write(get(`http://web.test:${webPort}/stream`));
     expect(await until(socket, (t) => t.includes('first'))).toContain('first');
   });
 
-  test('a server that breaks off is a 502 that says so', async () => {
+  test('a server that ends the connection is a 502 with that reason', async () => {
     allowWeb();
     const answer = await exchange(get(`http://web.test:${webPort}/broken`));
     expect(status(answer)).toBe(502);
@@ -201,7 +201,7 @@ describe('HTTP in absolute-form', () => {
   });
 });
 
-describe('G-17: what two servers could read in two ways is refused, and nothing of it reaches the server', () => {
+describe('G-17: a request that two servers could read differently is refused, and no byte of it reaches the server', () => {
   const line = () => `POST http://web.test:${webPort}/ HTTP/1.1\r\nHost: web.test:${webPort}\r\n`;
   test.each([
     ['both framings', () => `${line()}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`],
@@ -315,7 +315,7 @@ describe('CONNECT', () => {
     expect(await until(kept.socket, (t) => t.includes('/kept'))).toContain('200 OK');
   });
 
-  test('G-14: an address that passes to another sandbox takes no connection along', async () => {
+  test('G-14: connections of an address end when it passes to another sandbox', async () => {
     allowEcho();
     const { socket } = await tunnelTo(`echo.test:${echoPort}`);
     socket.resume();
@@ -325,7 +325,7 @@ describe('CONNECT', () => {
   });
 });
 
-test('G-18: the status line of a refused CONNECT says what was refused and what to do, for clients that show nothing else', async () => {
+test('G-18: the status line of a refused CONNECT contains the refusal and the hint, for clients that show nothing else', async () => {
   allow([]);
   const answer = await exchange('CONNECT web.test:8443 HTTP/1.1\r\nHost: web.test:8443\r\n\r\n');
   expect(answer.split('\r\n')[0]).toBe(
@@ -383,7 +383,7 @@ describe('G-17: upgrades', () => {
   });
 });
 
-describe('G-16: names are resolved once, and what was checked is dialled', () => {
+describe('G-16: names are resolved once, and the checked address is dialled', () => {
   test('a name that points to a forbidden address is refused, whichever it is', async () => {
     names.set('rebind.test', ['169.254.169.254', '::1', '10.0.0.1']);
     allow(['rebind.test', 'rebind.test:8080']);
@@ -398,7 +398,7 @@ describe('G-16: names are resolved once, and what was checked is dialled', () =>
     expect(lookups).toEqual(['web.test']);
   });
 
-  test('RFC 8305: silent addresses cost a fraction of a second each, however many come before the one that answers', async () => {
+  test('RFC 8305: each silent address costs a fraction of a second, however many precede the one that responds', async () => {
     // Neighbours that are known and do not exist: packets to them leave, and no response comes.
     const [device, prefix] = [`gwt${process.pid}`, `fd5d:${process.pid.toString(16)}:`];
     const silent = Array.from({ length: 6 }, (_, i) => `${prefix}:${i + 16}`);
@@ -445,13 +445,13 @@ describe('G-16: names are resolved once, and what was checked is dialled', () =>
     expect(status(await exchange(get(`http://mixed.test:${webPort}/`)))).toBe(200);
   });
 
-  test('a name without an address is a 502 that says so; a server that is not there as well', async () => {
+  test('a name without an address is a 502 with that reason, and so is an absent server', async () => {
     allow(['nowhere.test', `${origin}:9`]);
     expect(body(await exchange(get('http://nowhere.test/')))).toMatchObject({ error: 'name-not-resolved' });
     expect(body(await exchange(get(`http://${origin}:9/`)))).toMatchObject({ error: 'upstream-unreachable' });
   });
 
-  test('a policy that changes while a name is resolved is the one that counts', async () => {
+  test('a policy that changes while a name is resolved is in force for it', async () => {
     names.set('slow.test', [origin]);
     allow([`slow.test:${webPort}`, `${origin}:${webPort}`]);
     const socket = await dial();
@@ -477,7 +477,7 @@ test('one sandbox may have so many connections, and the others are not touched b
   expect(status(await exchange(get('http://web.test/'), sandboxB))).toBe(403);
 });
 
-test('one sandbox may have so many names resolved, given up or not; a name that is being resolved is not asked for again', async () => {
+test('the concurrent lookups of one sandbox are bounded, abandoned ones included; a name in resolution is not looked up again', async () => {
   allow(['*.silent.test', 'web.test'], ['web.test']);
   for (let i = 0; i < limits.lookupsPerSandbox; i++) (await dial()).write(get(`http://n${i}.silent.test/`));
   (await dial()).write(get('http://n0.silent.test/'));
@@ -486,7 +486,7 @@ test('one sandbox may have so many names resolved, given up or not; a name that 
   for (const socket of sockets.splice(0)) socket.destroy();
   const refused = await exchange(get('http://web.test/'));
   expect([status(refused), body(refused)]).toMatchObject([503, { error: 'too-busy' }]);
-  // Port 80 of web.test is nobody's: what counts is that its name is resolved.
+  // web.test has no server on port 80; only the resolution of its name matters.
   expect(status(await exchange(get('http://web.test/'), sandboxB))).not.toBe(503);
   expect(lookups.at(-1)).toBe('web.test');
 

@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { initBundlePath } from '../bundle.ts';
 import { createTestAuthority, startInit, TestSession, type TestAuthority, type TestInit, type TestStepEnd } from '../testing/index.ts';
 
-/** Whom the steps run as: nobody in particular, without an account. */
+/** The user of the steps, without an account. */
 const uid = 4321;
 
 let test: TestAuthority;
@@ -65,7 +65,7 @@ describe('I-29: step config', () => {
     expect(statSync(join(home, 'a/b/settings.json')).uid).toBe(uid);
   });
 
-  it('I-32: changes what differs and nothing else, and leaves no temporary file', async () => {
+  it('I-32: changes only files that differ, and leaves no temporary file', async () => {
     const files = ['same', 'text', 'mode'].map((path) => ({ path, content: bytes('1'), mode: 0o600 }));
     await config(...files);
     const before = (path: string): bigint => statSync(join(home, path), { bigint: true }).ino;
@@ -213,13 +213,13 @@ describe('I-29: step git', () => {
     expect(readdirSync(home)).toEqual(['taken']);
   });
 
-  it('tells no password of an address', async () => {
+  it('shows no password of an address', async () => {
     const end = await cloneAll({ url: 'http://user:hunter2@127.0.0.1:1/repo', path: 'repo' });
     expect(end.stderr).toContain('http://127.0.0.1:1/repo cannot be cloned');
     expect(end.stderr).not.toContain('hunter2');
   });
 
-  it('of an image without git says so, with the status of a command that is not there', async () => {
+  it('in an image without git fails with that reason and the status of a missing command', async () => {
     const end = await git({ config: { 'user.name': 'x' } }, ['PATH=/nowhere']);
     expect(end.code).toBe(127);
     expect(end.stderr).toBe('drover-step git: the image has no git; use an image with git in it, or leave git out of the setup\n');
@@ -239,11 +239,11 @@ describe('I-29: step post-init', () => {
     expect([existsSync(path), existsSync(join(path, '..'))]).toEqual([false, false]);
   });
 
-  it('tells a signal as shells count', async () => {
+  it('reports a signal in the numbers of shells', async () => {
     expect(await postInit('kill -USR1 $$')).toMatchObject({ code: 138 });
   });
 
-  it('of an image without the interpreter says so', async () => {
+  it('in an image without the interpreter fails with that reason', async () => {
     const end = await postInit('#!/no/such/interpreter\n');
     expect(end.code).toBe(127);
     expect(end.stderr).toMatch(/^drover-step post-init: the image has no \/no\/such\/interpreter to run the script with; name .*\n$/);

@@ -127,7 +127,7 @@ describe('I-39: copy', () => {
     expect(await codeOf(client.init.copyIn(copyInRequests(join(directory, 'in'), tar)))).toBe('unsafe-archive');
   });
 
-  it('refuses an entry below a link that leads out, whoever made the link', async () => {
+  it('refuses an entry below a link that leads outside, in the archive or on the disk', async () => {
     mkdirSync(join(directory, 'in'));
     mkdirSync(join(directory, 'outside'));
     const tar = await archive([{ name: 'link', type: 'symlink', linkname: join(directory, 'outside') }], [{ name: 'link/file' }, 'x']);
@@ -144,7 +144,7 @@ describe('I-39: copy', () => {
     expect(readFileSync(join(directory, 'in/file'), 'utf8')).toBe('new');
   });
 
-  it('names devices, which it leaves out, and refuses what is no archive', async () => {
+  it('names the devices that it leaves out, and refuses bytes that are no archive', async () => {
     const device = await archive([{ name: 'null', type: 'character-device', devmajor: 1, devminor: 3 }], [{ name: 'file' }, 'x']);
     const { leftOut, leftOutCount } = await client.init.copyIn(copyInRequests(join(directory, 'in'), device));
     expect(leftOut.map(({ path, reason }) => `${Buffer.from(path).toString()} ${reason}`)).toEqual(['null is a device']);

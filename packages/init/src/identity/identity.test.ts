@@ -153,7 +153,7 @@ describe('I-13: Register', () => {
     expect(server.connections).toBe(2);
   });
 
-  it('one that is not asked for does not keep its connection', async () => {
+  it('a sandbox that is not asked to register does not keep its connection', async () => {
     server = new ControlServer(trusted.controlPlane);
     await start(await server.listen());
     await expect.poll(() => server.open).toBe(1);
@@ -161,7 +161,7 @@ describe('I-13: Register', () => {
     expect((await session.ask({ case: 'ping', value: {} })).case).toBe('pong');
   });
 
-  it('takes the fresh token that the request carries', async () => {
+  it('uses the fresh token in the request', async () => {
     server = new ControlServer(trusted.controlPlane);
     await start(await server.listen());
     await register('fresh');
@@ -182,7 +182,7 @@ describe('I-13: Register', () => {
   });
 
   it('is tried again while the connection cannot be had or breaks', async () => {
-    // A port that nobody listens on yet, then one that hangs up, then the control plane.
+    // A port without a listener, then a listener that hangs up, then the control plane.
     const hangsUp = createTcpServer((socket) => socket.destroy());
     hangsUp.listen(0, '127.0.0.1');
     await once(hangsUp, 'listening');
@@ -210,14 +210,14 @@ describe('I-13: Register', () => {
     expect((await session.ask({ case: 'ping', value: {} })).case).toBe('pong');
   });
 
-  it('without a token says so', async () => {
+  it('without a token fails with the reason', async () => {
     server = new ControlServer(trusted.controlPlane);
     await start(await server.listen(), '');
     await expect(register()).rejects.toMatchObject({ code: 'failed-precondition' });
   });
 });
 
-describe('I-13: the token goes to nobody but the control plane', () => {
+describe('I-13: the token is sent to the control plane only', () => {
   const sandboxCredentials = async (): Promise<Credentials> => {
     const { keyPem, csrDer } = await createKeyAndRequest();
     return { keyPem, certificatePem: (await trusted.authority.signSandbox(newSandboxId(), 'other.box', csrDer)).certificatePem };

@@ -38,7 +38,7 @@ async function read(options: Wanted = {}): Promise<string> {
   return text;
 }
 
-it('is rotated at its size, and never takes more than twice that', async () => {
+it('is rotated at its size, and never exceeds twice that', async () => {
   const writer = new LogWriter({ directory, maxBytes: 20_000 });
   for (let i = 0; i < 500; i++) {
     await write(writer, `line ${i} ${'x'.repeat(80)}\n`);
@@ -77,7 +77,7 @@ it('a follower gets every record across rotations that it keeps up with', async 
   expect((await reading).match(/line \d+/g)).toEqual(Array.from({ length: 100 }, (_, i) => `line ${i}`));
 });
 
-it('cuts what is longer than a record, and skips what is none', async () => {
+it('splits output that is longer than a record, and skips lines that are none', async () => {
   const writer = new LogWriter({ directory });
   await appendFile(join(directory, 'log'), '{"s":1,"t":1,"d":"YQ=\ngarbage\n');
   await write(writer, 'z'.repeat(100_000));
@@ -85,7 +85,7 @@ it('cuts what is longer than a record, and skips what is none', async () => {
   expect(await read()).toBe('z'.repeat(100_000));
 });
 
-it('what is no file in the place of one holds no reader up, and is not followed', async () => {
+it('a pipe or a link in place of its file neither blocks a reader nor is followed', async () => {
   execFileSync('mkfifo', [join(directory, 'log')]);
   await appendFile(join(directory, 'real'), '{"s":1,"t":1,"d":"YQ=="}\n');
   await symlink('real', join(directory, 'log.1'));
@@ -93,7 +93,7 @@ it('what is no file in the place of one holds no reader up, and is not followed'
   expect(await read({ tailLines: 3 })).toBe('');
 });
 
-it('says how much is missing in the middle, and where another start of the sandbox begins', async () => {
+it('reports how much is missing in the middle, and where another start of the sandbox begins', async () => {
   const line = (o: number, text: string, t = 1): string => `${JSON.stringify({ s: 1, t, o, d: Buffer.from(text).toString('base64') })}\n`;
   await appendFile(join(directory, 'log.1'), line(0, 'aa\n', 10) + line(3, 'bb\n', 20) + line(10, 'cc\n', 30));
   await appendFile(join(directory, 'log'), line(0, 'dd\n', 40) + line(3, 'ee\n', 50));

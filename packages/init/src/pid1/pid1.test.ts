@@ -86,7 +86,7 @@ function logged(of: TestInit): string {
 }
 
 describe('the gate of a start', () => {
-  it('init does nothing before the host has completed the run directory, and then what it does without one', async () => {
+  it('init does nothing before the host has completed the run directory, and then starts as without a gate', async () => {
     const gate = Promise.withResolvers<void>();
     let listens = false;
     const started = startInit(test, { main: { argv: ['sh', '-c', 'test ! -e /proc/$$/fd/3'] }, gate: gate.promise });
@@ -102,13 +102,13 @@ describe('the gate of a start', () => {
     expect(await session.mainExited).toMatchObject({ code: 0 });
   });
 
-  it('opened by a host that died, or gave the start up, it ends init', async () => {
+  it('a gate that opens without a config, since the host died or gave up, ends init', async () => {
     await expect(startInit(test, { gate: Promise.reject(new Error('refused')) })).rejects.toThrow(/ended with 125: .*config\.json/s);
   });
 });
 
 describe('I-37: PID 1', () => {
-  it('exits with the status of the command, and writes it down', async () => {
+  it('exits with the status of the command, and records it', async () => {
     const { box, session } = await run({ argv: ['sh', '-c', 'echo once; exit 42'] });
     expect(await session.mainExited).toMatchObject({ code: 42 });
     expect(await box.exited).toBe(42);
@@ -116,13 +116,13 @@ describe('I-37: PID 1', () => {
     expect(logged(box)).toBe('once\n');
   });
 
-  it('tells a signal from a code', async () => {
+  it('distinguishes a signal from a code', async () => {
     const { box } = await run({ argv: ['sh', '-c', 'kill -KILL $$'] });
     expect(await box.exited).toBe(137);
     expect(exitRecord(box)).toMatchObject({ code: 137, signal: 'SIGKILL' });
   });
 
-  it('reaps every orphan, and leaves those that others wait for', async () => {
+  it('reaps every orphan, and no child of another process', async () => {
     // Each inner shell leaves a background child to init; the outer one waits for its own.
     // Those that have ended and were not reaped still have their name.
     const left = 'grep -l "Name:.sleep" /proc/[0-9]*/status 2>/dev/null | wc -l';
@@ -131,7 +131,7 @@ describe('I-37: PID 1', () => {
     expect(await box.exited).toBe(11);
   });
 
-  it('SIGTERM goes to the whole group of the command', async () => {
+  it('SIGTERM reaches the whole process group of the command', async () => {
     const { box, session } = await run({ argv: ['sh', '-c', 'trap "echo stopping; exit 7" TERM; sleep 1000 & echo up; wait'] });
     await session.started;
     await expect.poll(() => logged(box)).toBe('up\n');
@@ -174,7 +174,7 @@ describe('I-37: PID 1', () => {
 });
 
 describe('R-20: an idle sandbox', () => {
-  it('is stopped, and its exit record says why; while somebody is attached, it is not idle', async () => {
+  it('is stopped, with the reason in its exit record; while a client is attached, it is not idle', async () => {
     const { box, client } = await run({ argv: ['sleep', '1000'] }, { idleStopMs: 1_000 });
     const codes: number[] = [];
     const start = create(init.ExecRequestSchema, { payload: { case: 'start', value: { execId: 'e1', argv: ['sleep', '2.5'] } } });
@@ -186,7 +186,7 @@ describe('R-20: an idle sandbox', () => {
     expect(exitRecord(box)).toMatchObject({ code: 143, reason: 'idle' });
   });
 
-  it('is none that works', async () => {
+  it('does not include one that uses CPU time', async () => {
     const { box } = await run(
       { argv: ['sh', '-c', 'end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do :; done; exit 5'] },
       { idleStopMs: 1_000 },
@@ -209,7 +209,7 @@ describe('the kept log', () => {
     expect(stderr).toBe('two\n');
   });
 
-  it('gives the last lines', async () => {
+  it('returns the last lines', async () => {
     const { client } = await run({ argv: ['sh', '-c', 'seq 1 5000; sleep 1000'] });
     await expect.poll(() => (box === undefined ? '' : logged(box))).toContain('\n5000\n');
     let text = '';
@@ -217,7 +217,7 @@ describe('the kept log', () => {
     expect(text).toBe('4998\n4999\n5000\n');
   });
 
-  it('is not held up by what the workload puts in the place of its files', async () => {
+  it('is not blocked by files that the workload puts in its place', async () => {
     const runDirectory = await mkdtemp(join(tmpdir(), 'drover-pipes-'));
     for (const name of ['log', 'exit.json.tmp']) execFileSync('mkfifo', [join(runDirectory, name)]);
     try {

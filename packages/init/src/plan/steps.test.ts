@@ -42,7 +42,7 @@ async function nextSession(): Promise<TestSession> {
 }
 
 describe('I-29: a step', () => {
-  it('runs as the main process would, with its stdin whole and closed, and its output and exit told', async () => {
+  it('runs as the main process would, with its whole stdin, and its output and exit are sent', async () => {
     const script = 'cat; echo " $FROM_MAIN $MINE $PWD $(id -u)"; echo problem >&2; exit 3';
     const end = await session.step({ name: 'a', argv: ['sh', '-c', script], env: ['MINE=2'], stdin: Buffer.from('all of it') });
     expect(end).toEqual({
@@ -60,7 +60,7 @@ describe('I-29: a step', () => {
     expect(end).toMatchObject({ code: 0, stdout: '1234:77 /usr\n' });
   });
 
-  it('that takes too long is killed with all of its group', async () => {
+  it('is killed with its process group when it exceeds its time limit', async () => {
     const end = await session.step({
       name: 'a',
       argv: ['sh', '-c', 'echo begun; sleep 1000 | sleep 1001; echo not reached'],
@@ -114,7 +114,7 @@ describe('I-32: every session runs the plan', () => {
     expect(readFileSync(join(directory, 'ran'), 'utf8')).toBe('x\nx\n');
   });
 
-  it('one that still runs from a broken session is joined, with its output so far and its end', async () => {
+  it('a step that still runs from a broken session is joined, with its output so far and its end', async () => {
     const request = {
       name: 'a',
       argv: ['sh', '-c', 'echo begun >> ran; echo first; until [ -e go ]; do sleep 0.02; done; echo last; exit 5'],
@@ -130,7 +130,7 @@ describe('I-32: every session runs the plan', () => {
     expect(readFileSync(join(directory, 'ran'), 'utf8')).toBe('begun\n');
   });
 
-  it('a `once` step runs once a start; its end and output are told again, and HelloAck names it', async () => {
+  it('a `once` step runs once per start; its end and output are sent again, and HelloAck names it', async () => {
     const request = { name: 'post-init', argv: ['sh', '-c', 'echo x >> ran; echo out; echo err >&2'], once: true };
     expect(await hello()).toEqual([]);
     expect(await session.step(request)).toMatchObject({ joined: false, code: 0 });
@@ -140,7 +140,7 @@ describe('I-32: every session runs the plan', () => {
     expect(readFileSync(join(directory, 'ran'), 'utf8')).toBe('x\n');
   });
 
-  it('a `once` step that failed is told again as failed, and is not done', async () => {
+  it('a `once` step that failed is reported as failed again, and is not done', async () => {
     const request = { name: 'post-init', argv: ['sh', '-c', 'echo x >> ran; exit 9'], once: true };
     await session.step(request);
     expect(await session.step(request)).toMatchObject({ joined: true, code: 9 });

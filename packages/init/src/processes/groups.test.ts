@@ -66,7 +66,7 @@ it('becomes the program with ids, groups, arguments, environment and signals as 
   ]);
 });
 
-it('what that user cannot execute ends with the numbers of shells, and says so', () => {
+it('a program that the user cannot execute ends with the status of a shell and the reason', () => {
   const [secret, text] = [join(directory, 'secret'), join(tmpdir(), `drover-groups-${process.pid}`)];
   writeFileSync(secret, '#!/bin/sh\n', { mode: 0o700 });
   writeFileSync(text, 'no program', { mode: 0o755 });

@@ -10,8 +10,8 @@ describe('R-20: a sandbox is idle', () => {
   test.each<[string, Partial<Activity>, boolean]>([
     ['when nothing happens', {}, true],
     ['though it uses a little CPU', { cpuMs: 150 }, true],
-    ['not while somebody is attached', { attached: 1 }, false],
-    ['not when somebody came and went', { calls: 1 }, false],
+    ['not while a client is attached', { attached: 1 }, false],
+    ['not when a client came and went', { calls: 1 }, false],
     ['not when its command wrote something', { outputBytes: 1 }, false],
     ['not when it used the CPU', { cpuMs: 250 }, false],
   ])('%s', (_, at50s, idle) => {
@@ -28,7 +28,7 @@ describe('R-20: a sandbox is idle', () => {
     expect([12_000, 16_000, 20_000, 24_000, 28_000].map((now) => watch.check(now, worked))).toEqual([false, false, false, false, true]);
   });
 
-  test('and the time of a pause does not count: init did not run, and nobody could have used it', () => {
+  test('the time of a pause does not count: init did not run, and the sandbox could not be used', () => {
     const watch = new IdleWatch(20_000, 0, quiet);
     expect([watch.check(4_000, quiet), watch.check(600_000, quiet), watch.check(604_000, quiet)]).toEqual([false, false, false]);
     expect(watch.check(620_000, quiet)).toBe(false);

@@ -86,14 +86,14 @@ async function start(argv: readonly string[], options: Partial<MessageInitShape<
 }
 
 describe('I-39: exec', () => {
-  it('gives output of both streams, environment, directory and the exit code', async () => {
+  it('has both output streams, the environment, the directory and the exit code', async () => {
     const exec = await start(['sh', '-c', 'echo out $FROM_MAIN $MINE $PWD $HOSTNAME; echo err >&2; exit 3'], { env: ['MINE=2'] });
     expect(await exec.exit()).toMatchObject({ code: 3, signal: '' });
     expect(exec.output).toContain('out 1 2 /tmp box\n');
     expect(exec.output).toContain('err\n');
   });
 
-  it('takes stdin to its end, with backpressure', async () => {
+  it('reads stdin to its end, with backpressure', async () => {
     const exec = await start(['sha256sum'], { stdin: true });
     await exec.started();
     const chunk = Buffer.alloc(64 * 1024, 'x');
@@ -157,7 +157,7 @@ describe('I-39: exec', () => {
     expect(error).toMatchObject({ code });
   });
 
-  it('lets the kernel take what the user runs before init', async () => {
+  it('lets the kernel kill the processes of the user before init', async () => {
     const sleeper = await start(['sleep', '1000']);
     const { pid } = await sleeper.started();
     expect(readFileSync(`/proc/${pid}/oom_score_adj`, 'utf8')).toBe('500\n');
@@ -191,7 +191,7 @@ describe('I-39: exec', () => {
 });
 
 describe('I-40: an exec outlives its connection', () => {
-  it('gives what was missed, then what follows, then the exit, with nothing lost or repeated', async () => {
+  it('returns the missed output, later output and the exit, with nothing lost or repeated', async () => {
     const first = await start(['sh', '-c', 'for i in $(seq 1 40); do echo line $i; sleep 0.02; done; exit 5'], { execId: 'again' });
     const { pid } = await first.started();
     await first.until('line 3\n');
@@ -207,7 +207,7 @@ describe('I-40: an exec outlives its connection', () => {
     expect(first.output + second.output).toBe(Array.from({ length: 40 }, (_, i) => `line ${i + 1}\n`).join(''));
   });
 
-  it('a second start with the id of one that has ended attaches, and starts nothing', async () => {
+  it('a second start with the id of an ended exec attaches, and starts nothing', async () => {
     const first = await start(['sh', '-c', 'echo $$'], { execId: 'once' });
     await first.exit();
     const second = await start(['sh', '-c', 'echo $$'], { execId: 'once' });
@@ -215,7 +215,7 @@ describe('I-40: an exec outlives its connection', () => {
     expect(second.output).toBe(first.output);
   });
 
-  it('counts what the bounded buffer lost', async () => {
+  it('counts the output that the bounded buffer has dropped', async () => {
     const first = await start(['sh', '-c', 'echo go; sleep 0.3; head -c 3000000 /dev/zero; echo; exit 9'], { execId: 'much' });
     await first.until('go');
     first.cut();
@@ -273,7 +273,7 @@ describe('users', () => {
   });
 });
 
-it('the buffer gives back what was put in from any offset that it keeps', () => {
+it('the buffer returns its content from any offset that it keeps', () => {
   const buffer = new ReplayBuffer(new ReplayBudget());
   let all = '';
   for (let i = 0; i < 2000; i++) {

@@ -20,7 +20,7 @@ test('a user is looked up in the sandbox’s files, also through links', async (
 });
 
 test.each([
-  ['a pipe that nobody writes to', (path: string) => execFileSync('mkfifo', [path])],
+  ['a pipe without a writer', (path: string) => execFileSync('mkfifo', [path])],
   ['a device without an end', async (path: string) => await symlink('/dev/zero', path)],
   [
     'a file that is far too long',

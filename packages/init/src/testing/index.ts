@@ -82,7 +82,7 @@ export interface StartOptions {
 
 export async function startInit(test: TestAuthority, options: StartOptions = {}): Promise<TestInit> {
   const waits = options.gate !== undefined || options.standby !== undefined;
-  // Looked at once init runs.
+  // Awaited when init runs.
   options.gate?.catch(() => undefined);
   const bundle = await buildInitBundle();
   const runDirectory = options.runDirectory ?? (await mkdtemp(join(tmpdir(), 'drover-init-run-')));

@@ -87,7 +87,7 @@ describe('a standby', () => {
     expect({ resources, descriptors, files: readdirSync(directory) }).toEqual({ resources: [], descriptors: [], files: [] });
   });
 
-  it('looks at the sandbox as it is once the gate is open, not as it was', async () => {
+  it('reads the sandbox as it is when the gate opens, not as it was before', async () => {
     const passwd = join(directory, 'passwd');
     await writeFile(passwd, 'newcomer:x:4711:4712::/home/newcomer:/bin/sh\n');
     box = await startInit(test, {
@@ -106,7 +106,7 @@ describe('a standby', () => {
     expect(logged(box)).toBe('4711:4712 /home/newcomer new\n');
   });
 
-  it('that nobody asks for ends when its host has gone', async () => {
+  it('without a request ends when its host has ended', async () => {
     const abandoned = startInit(test, { standby: () => Promise.reject(new Error('the host died')) });
     await expect(abandoned).rejects.toThrow(/ended with 125: .*config\.json/s);
   });
@@ -133,7 +133,7 @@ describe('I-3, I-13: the identity of the warm-up run', () => {
     expect(certificate.validToDate.getUTCFullYear()).toBe(9999);
   });
 
-  it('is nobody to the sandbox', async () => {
+  it('is not trusted by the sandbox', async () => {
     box = await startInit(test, { standby: () => Promise.resolve() });
     const { certificatePem, keyPem } = warmUpIdentity;
     const socket = await connectTls(test, box.port, { cert: certificatePem, key: keyPem });
