@@ -20,7 +20,7 @@ export interface FakeIdentity {
 /** Signs certificates for `count` hosts with the CA of a control plane's data directory. One key for all: making keys is not what is measured. */
 export async function signFakeHosts(dataDirectory: string, count: number): Promise<FakeIdentity[]> {
   const ca = await openCertificateAuthority(join(dataDirectory, 'pki'), { trustDomain });
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = createKeyAndRequest();
   const identities: FakeIdentity[] = [];
   for (let i = 0; i < count; i++) {
     const hostId = newHostId();

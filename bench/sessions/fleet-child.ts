@@ -9,7 +9,7 @@ import { FleetInit } from './fleet-init.ts';
 const life = new AbortController();
 const hosts: FakeHost[] = [];
 // One key for all: making keys is not what is measured.
-const { keyPem, csrDer } = await createKeyAndRequest();
+const { keyPem, csrDer } = createKeyAndRequest();
 
 class FleetSandboxes extends FakeSandboxes {
   readonly #inits = new Map<string, FleetInit>();

@@ -125,7 +125,7 @@ async function realDials(client: DroverClient, image: string, count: number): Pr
 /** Certificates for sandboxes, from a request that is parsed and checked each time, beside what OpenSSL signs with the same kind of key. */
 async function signing(directory: string): Promise<Row[]> {
   const ca = await openCertificateAuthority(join(directory, 'signing'), { trustDomain });
-  const { csrDer } = await createKeyAndRequest();
+  const { csrDer } = createKeyAndRequest();
   const seconds = 3;
   const end = performance.now() + seconds * 1000;
   let signed = 0;

@@ -37,7 +37,7 @@ const [, , name = '', directory = ''] = process.argv;
 const collect = (globalThis as unknown as { readonly gc: () => void }).gc;
 
 async function hostCredentials(ca: CertificateAuthority): Promise<{ readonly cert: string; readonly key: string }> {
-  const { keyPem: key, csrDer } = await createKeyAndRequest();
+  const { keyPem: key, csrDer } = createKeyAndRequest();
   const { certificatePem: cert } = await ca.signHost(newHostId(), csrDer);
   return { cert, key };
 }
@@ -67,7 +67,7 @@ const listeners: Readonly<Record<string, () => Promise<Listening>>> = {
   },
   init: async () => {
     const ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain: 'drover.test' });
-    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { keyPem, csrDer } = createKeyAndRequest();
     const commonName = canonicalCommonName(parseProject('red'), parseName('box'));
     const { certificatePem } = await ca.signSandbox(newSandboxId(), commonName, csrDer);
     const port = await serveInitAlone({ caPem: ca.caPem, certificatePem, keyPem }, ca.names.controlPlane());

@@ -199,7 +199,7 @@ export class World {
   }
 
   async identity(id: HostId = newHostId()): Promise<HostIdentity> {
-    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { keyPem, csrDer } = createKeyAndRequest();
     const { certificatePem, notAfter } = await this.ca.signHost(id, csrDer);
     await this.store.hosts.join({ id, name: `n-${id.slice(2, 8)}`, labels: {}, certificateExpiresAt: notAfter });
     const { caPem, names } = this.ca;

@@ -142,7 +142,7 @@ describe('joining', () => {
 
   it('L-1: a certificate of the right CA that is not the control plane’s does not get to see the token', async () => {
     await using world = await World.open(sqlite);
-    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { keyPem, csrDer } = createKeyAndRequest();
     // A sandbox's certificate is good for servers too, and its holder can show the CA's certificate with it.
     const { certificatePem } = await world.ca.signSandbox(newSandboxId(), 'red.web', csrDer);
     const impostor = await front(world, { keyPem, certificatePem: certificatePem + world.ca.caPem });

@@ -75,14 +75,14 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(await nobody.status).toMatchObject({ code: status.UNAVAILABLE, details: expect.stringMatching(/certificate/) });
 
         const elsewhere = await openCertificateAuthority(join(world.directory, 'other-ca'), { trustDomain: 'drover.test' });
-        const { keyPem, csrDer } = await createKeyAndRequest();
+        const { keyPem, csrDer } = createKeyAndRequest();
         const { certificatePem } = await elsewhere.signHost(identity.hostId, csrDer);
         const foreign = await (await world.raw({ ...identity, keyPem, certificatePem })).status;
         expect(foreign).toMatchObject({ code: status.UNAVAILABLE });
         expect(foreign.details).not.toMatch(/ServerName/);
         expect(world.server.stats().hosts).toBe(0);
 
-        const own = await createKeyAndRequest();
+        const own = createKeyAndRequest();
         const ofSandbox = await world.ca.signSandbox(newSandboxId(), 'box', own.csrDer);
         const posing = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
         posing.register(identity.hostId);
@@ -219,7 +219,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await world.connected(host);
         await world.connected(other);
         const here = await world.sandbox({ hostId: host.id, name: 'web' });
-        const { csrDer } = await createKeyAndRequest();
+        const { csrDer } = createKeyAndRequest();
         const signal = AbortSignal.timeout(10_000);
         const signed = await host.link.signSandboxCertificate(here.id, csrDer, signal);
         const certificate = new X509Certificate(signed.certificatePem);
@@ -238,7 +238,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         host.relay.refusing = true;
         host.relay.cut();
         await until('it is down', () => !host.link.connected);
-        const { csrDer } = await createKeyAndRequest();
+        const { csrDer } = createKeyAndRequest();
         const signed = host.link.signSandboxCertificate(here.id, csrDer, AbortSignal.timeout(20_000));
         host.relay.refusing = false;
         expect((await signed).certificatePem).toContain('BEGIN CERTIFICATE');

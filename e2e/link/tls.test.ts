@@ -119,7 +119,7 @@ describe('the TLS of the link', () => {
     const callless = connect({ port: world.port, host: '127.0.0.1', ...options });
     callless.on('error', () => undefined).resume();
     const unregistered = await world.raw(identity);
-    const own = await createKeyAndRequest();
+    const own = createKeyAndRequest();
     const ofSandbox = await world.ca.signSandbox(newSandboxId(), 'box', own.csrDer);
     const posing = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
     expect(await posing.status).toMatchObject({ code: status.PERMISSION_DENIED });

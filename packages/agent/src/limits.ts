@@ -56,8 +56,6 @@ export const standbyReviewMs = 60_000;
 export const maxRecentCreates = 1_024;
 /** Pause between the last start of a sandbox and making the next standby, which would take CPU from the start. Milliseconds. */
 export const standbyRestMs = 500;
-/** Keys of sandboxes that are made in advance; a start without one makes its own. */
-export const keysReady = 16;
 /** How long a standby may take until it is ready; then it is removed. Milliseconds. */
 export const standbyReadyMs = 20_000;
 /** How often a standby is checked for being ready. Milliseconds. */

@@ -43,7 +43,7 @@ describe('the certificate authority', () => {
     const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
     const hostId = newHostId();
     const sandboxId = newSandboxId();
-    const { csrDer } = await createKeyAndRequest();
+    const { csrDer } = createKeyAndRequest();
     const host = await ca.signHost(hostId, csrDer);
     const sandbox = await ca.signSandbox(sandboxId, 'web.alpha', csrDer);
     const hostCertificate = new X509Certificate(host.certificatePem);
@@ -58,10 +58,14 @@ describe('the certificate authority', () => {
     expect(verified.stdout).toContain('OK');
   });
 
+  test('I-6: every start has a key of its own', () => {
+    expect(new Set(Array.from({ length: 40 }, () => createKeyAndRequest().keyPem)).size).toBe(40);
+  });
+
   test('I-6: a renewed certificate is for the same key and names, and another one', async () => {
     const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
     const id = newSandboxId();
-    const first = await ca.signSandbox(id, 'web.alpha', (await createKeyAndRequest()).csrDer);
+    const first = await ca.signSandbox(id, 'web.alpha', createKeyAndRequest().csrDer);
     const old = new X509Certificate(first.certificatePem);
     const second = await ca.renewSandbox(id, 'web.alpha', old.publicKey.export({ type: 'spki', format: 'der' }));
     const renewed = new X509Certificate(second.certificatePem);
@@ -98,7 +102,7 @@ describe('the certificate authority', () => {
     ['too large', () => new Uint8Array(100_000)],
   ])('a request that is %s is refused as invalid', async (_, spoil) => {
     const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
-    const { csrDer } = await createKeyAndRequest();
+    const { csrDer } = createKeyAndRequest();
     await expect(ca.signHost(newHostId(), spoil(csrDer))).rejects.toMatchObject({ code: 'invalid-argument' });
   });
 });

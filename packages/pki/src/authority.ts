@@ -1,9 +1,10 @@
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash, createPrivateKey, randomBytes, sign, type KeyObject } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DroverError, errnoOf, systemClock, writeFileAtomic, type Clock, type HostId, type SandboxId } from '@drover/foundation';
 import { clientAuth, serverAuth, thumbprintOf } from './certificate.ts';
-import { exportPrivateKey, generateKeyPair, importPrivateKey, keyAlgorithm, x509 } from './crypto.ts';
+import { exportPrivateKey, generateKeyPair, keyAlgorithm, newKeyPair, signatureAlgorithm, x509 } from './crypto.ts';
+import { bitString, integer, objectId, pem, sequence, set, tagged, time, utf8String, type Der } from './der.ts';
 import { caLifetimeMs, clockSkewMs, controlPlaneLifetimeMs, hostLifetimeMs, sandboxLifetimeMs } from './limits.ts';
 import { namesOf } from './names.ts';
 import type { CertificateAuthority, IssuedCertificate, Names } from './pki.ts';
@@ -28,10 +29,10 @@ export async function openCertificateAuthority(directory: string, options: Autho
   const certificatePath = join(directory, 'ca.pem');
   const keyPath = join(directory, 'ca-key.pem');
   const caPem = (await readIfPresent(certificatePath)) ?? (await createAuthority(certificatePath, keyPath, trustDomain, clock.now()));
-  let key: CryptoKey;
+  let key: KeyObject;
   let certificate: x509.X509Certificate;
   try {
-    key = await importPrivateKey(await readFile(keyPath, 'utf8'));
+    key = createPrivateKey(await readFile(keyPath, 'utf8'));
     certificate = new x509.X509Certificate(caPem);
   } catch (error) {
     throw new DroverError('invalid-config', `the certificate authority in ${directory} cannot be read`, {
@@ -45,19 +46,20 @@ export async function openCertificateAuthority(directory: string, options: Autho
       hint: 'use the trust domain that it was created with, or another data directory',
     });
   }
-  // Encoding and parsing are most of the cost of a certificate: the extensions that all of them share are encoded once.
   const shared = [
     new x509.BasicConstraintsExtension(false, undefined, true),
     new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
     await x509.AuthorityKeyIdentifierExtension.create(certificate),
   ];
-  return new Authority(names, caPem, { key, subject: certificate.subjectName, shared }, clock, lifetimes);
+  const subject = new Uint8Array(certificate.subjectName.toArrayBuffer());
+  return new Authority(names, caPem, { key, subject, shared: shared.map(derOf) }, clock, lifetimes);
 }
 
 interface Issuer {
-  readonly key: CryptoKey;
-  readonly subject: x509.Name;
-  readonly shared: readonly x509.Extension[];
+  readonly key: KeyObject;
+  readonly subject: Der;
+  /** The extensions that all certificates have. */
+  readonly shared: readonly Der[];
 }
 
 class Authority implements CertificateAuthority {
@@ -78,8 +80,8 @@ class Authority implements CertificateAuthority {
   }
 
   async issueControlPlane({ dnsNames, ipAddresses }: Parameters<CertificateAuthority['issueControlPlane']>[0]) {
-    const keys = await generateKeyPair();
-    const leaf = await this.#issue({
+    const keys = newKeyPair();
+    const leaf = this.#issue({
       commonName: 'control-plane',
       publicKey: keys.publicKey,
       lifetimeMs: this.#lifetimes.controlPlaneMs ?? controlPlaneLifetimeMs,
@@ -91,13 +93,13 @@ class Authority implements CertificateAuthority {
       ],
     });
     // The chain includes the CA, so that a host that knows only its fingerprint can verify it (L-1).
-    return { ...leaf, certificatePem: leaf.certificatePem + this.caPem, keyPem: await exportPrivateKey(keys.privateKey) };
+    return { ...leaf, certificatePem: leaf.certificatePem + this.caPem, keyPem: keys.privateKeyPem };
   }
 
   async signHost(id: HostId, csrDer: Uint8Array): Promise<IssuedCertificate> {
-    return await this.#issue({
+    return this.#issue({
       commonName: id,
-      publicKey: await publicKeyOfRequest(csrDer),
+      publicKey: publicKeyOfRequest(csrDer),
       lifetimeMs: this.#lifetimes.hostMs ?? hostLifetimeMs,
       usages: clientOnly,
       names: [{ type: 'url', value: this.names.host(id) }],
@@ -105,15 +107,15 @@ class Authority implements CertificateAuthority {
   }
 
   async signSandbox(id: SandboxId, commonName: string, csrDer: Uint8Array): Promise<IssuedCertificate> {
-    return await this.#issueSandbox(id, commonName, await publicKeyOfRequest(csrDer));
+    return this.#issueSandbox(id, commonName, publicKeyOfRequest(csrDer));
   }
 
   async renewSandbox(id: SandboxId, commonName: string, spkiDer: Uint8Array): Promise<IssuedCertificate> {
-    return await this.#issueSandbox(id, commonName, publicKeyOf(spkiDer));
+    return this.#issueSandbox(id, commonName, publicKeyOf(spkiDer));
   }
 
-  async #issueSandbox(id: SandboxId, commonName: string, publicKey: x509.PublicKey): Promise<IssuedCertificate> {
-    return await this.#issue({
+  #issueSandbox(id: SandboxId, commonName: string, publicKey: Der): IssuedCertificate {
+    return this.#issue({
       commonName,
       publicKey,
       lifetimeMs: this.#lifetimes.sandboxMs ?? sandboxLifetimeMs,
@@ -122,33 +124,45 @@ class Authority implements CertificateAuthority {
     });
   }
 
-  async #issue(leaf: LeafOptions): Promise<IssuedCertificate> {
+  /** Writes and signs a certificate (RFC 5280, section 4.1). */
+  #issue({ commonName, publicKey, lifetimeMs, usages, names }: LeafOptions): IssuedCertificate {
+    const { key, subject: issuer, shared } = this.#issuer;
     const now = this.#clock.now();
-    const notAfter = now + leaf.lifetimeMs;
-    const certificate = await x509.X509CertificateGenerator.create({
-      serialNumber: newSerialNumber(),
-      subject: [{ CN: [leaf.commonName] }],
-      issuer: this.#issuer.subject,
-      notBefore: new Date(now - clockSkewMs),
-      notAfter: new Date(notAfter),
-      signingKey: this.#issuer.key,
-      publicKey: leaf.publicKey,
-      signingAlgorithm: keyAlgorithm,
-      extensions: [...this.#issuer.shared, leaf.usages, new x509.SubjectAlternativeNameExtension([...leaf.names])],
-    });
-    const thumbprint = createHash('sha256').update(new Uint8Array(certificate.rawData)).digest('hex');
-    return { certificatePem: `${certificate.toString('pem')}\n`, notAfter, thumbprint };
+    const notAfter = now + lifetimeMs;
+    const validity = sequence(time(now - clockSkewMs), time(notAfter));
+    const subject = sequence(set(sequence(objectId(commonNameId), utf8String(commonName))));
+    const extensions = sequence(...shared, usages, derOf(new x509.SubjectAlternativeNameExtension([...names])));
+    const unsigned = sequence(
+      tagged(0, integer(2)),
+      integer(...newSerialNumber()),
+      signatureAlgorithm,
+      issuer,
+      validity,
+      subject,
+      publicKey,
+      tagged(3, extensions),
+    );
+    const certificate = sequence(unsigned, signatureAlgorithm, bitString(sign('sha256', unsigned, key)));
+    const thumbprint = createHash('sha256').update(certificate).digest('hex');
+    return { certificatePem: pem('CERTIFICATE', certificate), notAfter, thumbprint };
   }
 }
 
-const serverAndClient = new x509.ExtendedKeyUsageExtension([serverAuth, clientAuth]);
-const clientOnly = new x509.ExtendedKeyUsageExtension([clientAuth]);
+/** id-at-commonName (RFC 5280, appendix A.1). */
+const commonNameId = '2.5.4.3';
+const serverAndClient = derOf(new x509.ExtendedKeyUsageExtension([serverAuth, clientAuth]));
+const clientOnly = derOf(new x509.ExtendedKeyUsageExtension([clientAuth]));
+
+function derOf({ rawData }: x509.Extension): Der {
+  return new Uint8Array(rawData);
+}
 
 interface LeafOptions {
   readonly commonName: string;
-  readonly publicKey: x509.PublicKeyType;
+  /** SubjectPublicKeyInfo. */
+  readonly publicKey: Der;
   readonly lifetimeMs: number;
-  readonly usages: x509.ExtendedKeyUsageExtension;
+  readonly usages: Der;
   readonly names: readonly { readonly type: 'url' | 'dns' | 'ip'; readonly value: string }[];
 }
 
@@ -156,7 +170,7 @@ interface LeafOptions {
 async function createAuthority(certificatePath: string, keyPath: string, trustDomain: string, now: number): Promise<string> {
   const keys = await generateKeyPair();
   const certificate = await x509.X509CertificateGenerator.createSelfSigned({
-    serialNumber: newSerialNumber(),
+    serialNumber: newSerialNumber().toString('hex'),
     name: [{ CN: ['Drover CA'] }, { O: [trustDomain] }],
     notBefore: new Date(now - clockSkewMs),
     notAfter: new Date(now + caLifetimeMs),
@@ -176,10 +190,10 @@ async function createAuthority(certificatePath: string, keyPath: string, trustDo
 }
 
 /** 127 random bits: a positive number (RFC 5280, section 4.1.2.2). */
-function newSerialNumber(): string {
+function newSerialNumber(): Buffer {
   const bytes = randomBytes(16);
   bytes[0] = ((bytes[0] ?? 0) & 0x7f) | 0x40;
-  return bytes.toString('hex');
+  return bytes;
 }
 
 async function readIfPresent(path: string): Promise<string | undefined> {

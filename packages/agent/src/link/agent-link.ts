@@ -258,7 +258,7 @@ export class AgentLink {
 
   async #renew(signal: AbortSignal): Promise<void> {
     try {
-      const { keyPem, csrDer } = await createKeyAndRequest();
+      const { keyPem, csrDer } = createKeyAndRequest();
       const { certificatePem, caPem } = await this.#signer.sign({ case: 'host', value: true }, csrDer, signal);
       await this.#options.credentials.replace({ keyPem, certificatePem, caPem });
       this.#logger.info({}, "the host's certificate was renewed");

@@ -35,7 +35,7 @@ export async function joinHost(options: JoinOptions): Promise<HostIdentity & { r
   const hostId = await ensureHostId(options.stateDir, options.hostId);
   const signal = AbortSignal.any([AbortSignal.timeout(joinTimeoutMs), ...(options.signal === undefined ? [] : [options.signal])]);
   const caPem = await fetchCa(url, caFingerprint, signal);
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = createKeyAndRequest();
   let impostor: Error | undefined;
   const connection = new ReadableSessionManager(
     url.origin,

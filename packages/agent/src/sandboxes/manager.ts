@@ -7,7 +7,6 @@ import type { sandbox } from '@drover/protocol';
 import type { Policy } from '@drover/spec/policy';
 import type { Backend } from '../backends/index.ts';
 import type { PullProgress } from '../images/index.ts';
-import { KeyReserve } from './key-reserve.ts';
 import { newRecord, sandboxRecords } from './record.ts';
 import { restoreRunDirectory, sweepRunDirectories } from './run-directory.ts';
 import { Sandbox } from './sandbox.ts';
@@ -25,7 +24,7 @@ import type {
 } from './sandboxes.ts';
 import type { SandboxHost } from './start.ts';
 
-export interface SandboxManagerOptions extends Omit<SandboxHost, 'keys' | 'records' | 'observed' | 'removed' | 'clock'> {
+export interface SandboxManagerOptions extends Omit<SandboxHost, 'records' | 'observed' | 'removed' | 'clock'> {
   /** The first is the default. */
   readonly backends: readonly Backend[];
   readonly clock?: Clock;
@@ -45,7 +44,6 @@ export class SandboxManager implements Sandboxes {
     this.#host = {
       ...host,
       clock,
-      keys: new KeyReserve(clock, host.signal),
       records: sandboxRecords(join(host.stateDirectory, 'records'), host.logger),
       observed: (observation) => {
         for (const listener of this.#listeners) listener(observation);

@@ -1,5 +1,5 @@
 import { abortable, DroverError, parseName, type Clock, type FileRecords, type Logger, type SandboxId } from '@drover/foundation';
-import type { Names } from '@drover/pki';
+import { createKeyAndRequest, type Names } from '@drover/pki';
 import type { sandbox } from '@drover/protocol';
 import { type Mount as SpecMount } from '@drover/spec';
 import type { Backend, Mount, PreparedStart, StartRequest } from '../backends/index.ts';
@@ -9,7 +9,6 @@ import { defaultPids } from '../limits.ts';
 import { proxyEnvironment } from '../network/index.ts';
 import type { VolumeStore } from '../volumes/index.ts';
 import { setClosure } from './closure.ts';
-import type { KeyReserve } from './key-reserve.ts';
 import { resolveMain } from './process.ts';
 import type { SandboxRecord } from './record.ts';
 import { makeRunDirectory, runDirectoryOf, writeStartMaterial } from './run-directory.ts';
@@ -22,7 +21,6 @@ export interface SandboxHost {
   readonly stateDirectory: string;
   readonly volumes: Pick<VolumeStore, 'mount' | 'full'>;
   readonly names: Names;
-  readonly keys: KeyReserve;
   readonly sign: SignSandboxCertificate;
   /** Directories of the host that sandboxes may mount. */
   readonly allowedMounts: readonly string[];
@@ -102,11 +100,11 @@ export async function requestStart(
 
 /** I-6: the key is made on this host and stays here; the control plane signs. */
 async function certify(
-  { keys, sign }: SandboxHost,
+  { sign }: SandboxHost,
   id: SandboxId,
   signal: AbortSignal,
 ): Promise<{ certificatePem: string; caPem: string; keyPem: string; bootstrapToken: string }> {
-  const { keyPem, csrDer } = await keys.take();
+  const { keyPem, csrDer } = createKeyAndRequest();
   return { ...(await sign(id, csrDer, signal)), keyPem };
 }
 

@@ -36,7 +36,7 @@ async function join(api: TestApi, request: wire.JoinRequest): Promise<Answer> {
 }
 
 async function request(token: string, hostId: string = newHostId()): Promise<wire.JoinRequest> {
-  const { csrDer } = await createKeyAndRequest();
+  const { csrDer } = createKeyAndRequest();
   return create(wire.JoinRequestSchema, { token, hostId, hostname: 'alpha', csrDer });
 }
 

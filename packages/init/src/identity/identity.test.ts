@@ -219,11 +219,11 @@ describe('I-13: Register', () => {
 
 describe('I-13: the token is sent to the control plane only', () => {
   const sandboxCredentials = async (): Promise<Credentials> => {
-    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { keyPem, csrDer } = createKeyAndRequest();
     return { keyPem, certificatePem: (await trusted.authority.signSandbox(newSandboxId(), 'other.box', csrDer)).certificatePem };
   };
   const hostCredentials = async (): Promise<Credentials> => {
-    const { keyPem, csrDer } = await createKeyAndRequest();
+    const { keyPem, csrDer } = createKeyAndRequest();
     return { keyPem, certificatePem: (await trusted.authority.signHost(newHostId(), csrDer)).certificatePem };
   };
 
@@ -297,7 +297,7 @@ describe('I-6: a renewed certificate', () => {
   });
 
   async function createOther(): Promise<{ certificatePem: string }> {
-    const { csrDer } = await createKeyAndRequest();
+    const { csrDer } = createKeyAndRequest();
     return await trusted.authority.signSandbox(box.config.sandboxId as SandboxId, 'shop.web', csrDer);
   }
 });

@@ -53,7 +53,7 @@ interface Presented {
 }
 
 async function hostCertificate(): Promise<Presented> {
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = createKeyAndRequest();
   const { certificatePem } = await trusted.authority.signHost(newHostId(), csrDer);
   return { cert: certificatePem, key: keyPem };
 }
@@ -96,7 +96,7 @@ const { serverAuth, clientAuth } = x509.ExtendedKeyUsage;
 const both = [serverAuth, clientAuth];
 
 async function sandboxCertificate(id: SandboxId): Promise<Presented> {
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = createKeyAndRequest();
   const { certificatePem } = await trusted.authority.signSandbox(id, 'test.box', csrDer);
   return { cert: certificatePem, key: keyPem };
 }

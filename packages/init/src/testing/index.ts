@@ -88,7 +88,7 @@ export async function startInit(test: TestAuthority, options: StartOptions = {})
   const runDirectory = options.runDirectory ?? (await mkdtemp(join(tmpdir(), 'drover-init-run-')));
   const id = newSandboxId();
   const commonName = canonicalCommonName(parseProject(options.project ?? 'test'), parseName(options.name ?? 'box'));
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = createKeyAndRequest();
   const { certificatePem } = await test.authority.signSandbox(id, commonName, csrDer);
   const config: InitConfig = {
     version: 1,

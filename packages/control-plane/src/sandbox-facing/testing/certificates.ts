@@ -24,7 +24,7 @@ const newKeys = () => crypto.subtle.generateKey(algorithm, true, ['sign', 'verif
 export async function issue(
   sign: (csrDer: Uint8Array) => Promise<{ readonly certificatePem: string; readonly thumbprint: string }>,
 ): Promise<Credentials> {
-  const { keyPem, csrDer } = await createKeyAndRequest();
+  const { keyPem, csrDer } = createKeyAndRequest();
   const { certificatePem, thumbprint } = await sign(csrDer);
   return { certificatePem, keyPem, thumbprint };
 }
