@@ -1,5 +1,6 @@
 import type { Duplex } from 'node:stream';
 import { systemClock, type Clock } from './clock.ts';
+import { after } from './waiting.ts';
 
 /** The part of a TLS or HTTP/2 server that announces a connection, and later the same connection with its handshake done. */
 interface SecureServer {
@@ -15,26 +16,23 @@ type Peer = Duplex & { readonly remoteAddress?: string | undefined; readonly rem
  * @param cut called after a connection was destroyed
  */
 export function limitHandshakes(server: SecureServer, ms: number, clock: Clock = systemClock, cut: () => void = () => undefined): void {
-  const pending = new Map<string, AbortController>();
+  /** Functions that end the limit of a peer. */
+  const pending = new Map<string, () => void>();
   // The TLS socket is another object than the TCP socket that it wraps; address and port are the same.
   const key = ({ remoteAddress, remotePort }: Peer): string => `${remoteAddress} ${remotePort}`;
   server.prependListener('connection', (socket) => {
     const peer = key(socket);
-    const done = new AbortController();
-    pending.set(peer, done);
-    socket.once('close', () => done.abort());
-    done.signal.addEventListener('abort', () => {
-      if (pending.get(peer) === done) pending.delete(peer);
+    const stopTimer = after(ms, clock, () => {
+      done();
+      socket.destroy();
+      cut();
     });
-    clock.sleep(ms, done.signal).then(
-      () => {
-        done.abort();
-        socket.destroy();
-        cut();
-      },
-      // The handshake ended, or the connection did.
-      () => undefined,
-    );
+    const done = (): void => {
+      stopTimer();
+      if (pending.get(peer) === done) pending.delete(peer);
+    };
+    pending.set(peer, done);
+    socket.once('close', done);
   });
-  server.prependListener('secureConnection', (socket) => pending.get(key(socket))?.abort());
+  server.prependListener('secureConnection', (socket) => pending.get(key(socket))?.());
 }

@@ -48,4 +48,4 @@ export { Notifier } from './notifier.ts';
 export { BoundedQueue } from './queue.ts';
 export { counted, formatAge, formatBytes } from './units.ts';
 export { version } from './version.ts';
-export { abortable, withDeadline } from './waiting.ts';
+export { abortable, after, inTime, withDeadline } from './waiting.ts';

@@ -1,7 +1,5 @@
 import { systemClock, type Clock } from './clock.ts';
-
-/** The reason with which a finished wait ends its timer. One for all: a new error for each wake-up would cost more than the wake-up. */
-const finished = new Error('the wait has finished');
+import { after } from './waiting.ts';
 
 /** A wake-up that is never missed: a notification without a waiter ends the next wait immediately. Several count as one. */
 export class Notifier {
@@ -27,19 +25,17 @@ export class Notifier {
     signal?.throwIfAborted();
     if (!this.#notified) {
       const { promise, resolve, reject } = Promise.withResolvers<void>();
-      const timer = new AbortController();
       const abort = (): void => reject(signal?.reason as Error);
       this.#wake = resolve;
       signal?.addEventListener('abort', abort, { once: true });
-      // It rejects only when the wait ended before.
-      if (ms !== undefined) this.#clock.sleep(ms, timer.signal).then(resolve, () => undefined);
+      const stopTimer = ms === undefined ? undefined : after(ms, this.#clock, resolve);
       try {
         await promise;
       } finally {
         // An aborted waiter may end after the next one has begun.
         if (this.#wake === resolve) this.#wake = undefined;
         signal?.removeEventListener('abort', abort);
-        if (ms !== undefined) timer.abort(finished);
+        stopTimer?.();
       }
     }
     this.#notified = false;

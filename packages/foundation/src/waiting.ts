@@ -1,7 +1,15 @@
 import type { Clock } from './clock.ts';
 
-/** The reason with which a wait that ended in time ends its timer. One for all: an error costs a stack trace. */
-const inTime = new Error('the work ended in time');
+/** The reason of a controller that only ends a timer or a wait. One for all: without it, each abort makes an error with a stack trace. */
+export const inTime = new Error('the work ended in time');
+
+/** Calls `act` after `ms`. @returns a function that prevents the call */
+export function after(ms: number, clock: Pick<Clock, 'sleep'>, act: () => void): () => void {
+  const cancelled = new AbortController();
+  // A cancelled sleep rejects.
+  clock.sleep(ms, cancelled.signal).then(act, () => undefined);
+  return () => cancelled.abort(inTime);
+}
 
 /**
  * The outcome of `work`, or a rejection with the signal's reason if it aborts first. The work itself goes on: shared work is never bound to

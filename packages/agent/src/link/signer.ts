@@ -1,5 +1,5 @@
 import { create } from '@bufbuild/protobuf';
-import { DroverError, newId, type Clock } from '@drover/foundation';
+import { after, DroverError, newId, type Clock } from '@drover/foundation';
 import { errorFromWire, link } from '@drover/protocol';
 import { signingsPerHost } from '@drover/spec';
 import { signingTimeoutMs } from '../limits.ts';
@@ -41,19 +41,15 @@ export class Signer {
     }
     const request = create(link.SigningRequestSchema, { requestId: newId('sign'), csrDer, subject });
     const { promise, resolve, reject } = Promise.withResolvers<Signed>();
-    const done = new AbortController();
     const cancelled = (): void => reject(DroverError.from(signal.reason, 'cancelled'));
     signal.addEventListener('abort', cancelled, { once: true });
     this.#waiting.set(request.requestId, { request, resolve, reject });
-    this.#clock.sleep(signingTimeoutMs, done.signal).then(
-      () =>
-        reject(
-          new DroverError('unavailable', 'the control plane did not sign the certificate in time', {
-            hint: 'see that this host is connected: `drover host ls`',
-          }),
-        ),
-      // It was answered.
-      () => undefined,
+    const stopTimer = after(signingTimeoutMs, this.#clock, () =>
+      reject(
+        new DroverError('unavailable', 'the control plane did not sign the certificate in time', {
+          hint: 'see that this host is connected: `drover host ls`',
+        }),
+      ),
     );
     try {
       this.#send?.(request);
@@ -61,7 +57,7 @@ export class Signer {
     } finally {
       this.#waiting.delete(request.requestId);
       signal.removeEventListener('abort', cancelled);
-      done.abort();
+      stopTimer();
     }
   }
 

@@ -1,6 +1,6 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import type { Duplex } from 'node:stream';
-import { DroverError, parseSandboxId, type Clock, type SandboxId, type Logger } from '@drover/foundation';
+import { after, DroverError, parseSandboxId, type Clock, type SandboxId, type Logger } from '@drover/foundation';
 import { link, methodDefinition, TunnelStream, writeHostStream } from '@drover/protocol';
 import { publicErrorToWire } from '@drover/protocol/rpc';
 import type { Client } from '@grpc/grpc-js';
@@ -107,16 +107,13 @@ export class AgentTunnels {
 
   async #dial(id: SandboxId, port: 'init' | number): ReturnType<Sandboxes['dial']> {
     const late = new AbortController();
-    const done = new AbortController();
-    this.#clock.sleep(tunnelDialMs, done.signal).then(
-      () => late.abort(new DroverError('timed-out', `nothing in ${id} answered on port ${port} in time`)),
-      // The dial was faster.
-      () => undefined,
+    const stopTimer = after(tunnelDialMs, this.#clock, () =>
+      late.abort(new DroverError('timed-out', `nothing in ${id} answered on port ${port} in time`)),
     );
     try {
       return await this.#sandboxes.dial(id, port, AbortSignal.any([late.signal, this.#signal]));
     } finally {
-      done.abort();
+      stopTimer();
     }
   }
 }

@@ -1,5 +1,5 @@
 import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
-import { DroverError, newId, type Clock, type HostId, type SandboxId } from '@drover/foundation';
+import { DroverError, inTime, newId, type Clock, type HostId, type SandboxId } from '@drover/foundation';
 import { errorFromWire, link } from '@drover/protocol';
 import { commandsPerHost } from '@drover/spec';
 import type { Metadata, ServerDuplexStream } from '@grpc/grpc-js';
@@ -8,9 +8,6 @@ import type { CallOptions, Observation, Operation, ResultValue } from './hub.ts'
 
 /** The server's side of Connect: frames in, serialized frames out (so that what waits can be counted in bytes). */
 export type ConnectCall = ServerDuplexStream<link.HostFrame, Buffer>;
-
-/** Ends the waiting of a caller that has its result. */
-const answered = new Error('the command was answered');
 
 interface Pending {
   readonly result: Promise<ResultValue>;
@@ -134,7 +131,7 @@ export class HostLink {
       return await Promise.race([entry.result, this.#patience(options, clock, over.signal)]);
     } finally {
       signal?.removeEventListener('abort', gone);
-      over.abort(answered);
+      over.abort(inTime);
       // A result that comes after its caller has gone is counted as late and dropped (L-14).
       if (--entry.waiters === 0 && pending.get(id) === entry) pending.delete(id);
     }

@@ -1,4 +1,4 @@
-import { DroverError, newId, type Clock, type HostId } from '@drover/foundation';
+import { after, DroverError, inTime, newId, type Clock, type HostId } from '@drover/foundation';
 import { errorFromWire, TunnelStream, type link } from '@drover/protocol';
 import { status, type ServerDuplexStream } from '@grpc/grpc-js';
 import type { Duplex } from 'node:stream';
@@ -58,22 +58,18 @@ export class Tunnels {
     } finally {
       this.#opening.delete(id);
       signal?.removeEventListener('abort', cancelled);
-      done.abort();
+      done.abort(inTime);
     }
   }
 
   /** One Tunnel call of a connected host. */
   accept(hostId: HostId, call: TunnelServerCall): void {
-    const opened = new AbortController();
-    this.#clock.sleep(firstFrameMs, opened.signal).then(
-      () => endWith(call, status.DEADLINE_EXCEEDED, 'the first frame did not come in time'),
-      // It came, or the call ended.
-      () => undefined,
-    );
-    call.once('cancelled', () => opened.abort());
-    call.once('end', () => opened.abort());
+    const late = (): void => endWith(call, status.DEADLINE_EXCEEDED, 'the first frame did not come in time');
+    const opened = after(firstFrameMs, this.#clock, late);
+    call.once('cancelled', opened);
+    call.once('end', opened);
     call.once('data', (first: link.TunnelFrame) => {
-      opened.abort();
+      opened();
       call.pause();
       this.#first(hostId, call, first);
     });

@@ -42,7 +42,7 @@ const sign = async (
   const request = create(link.SigningRequestSchema, { requestId: 'sign-1', csrDer, ...(subject === undefined ? {} : { subject }) });
   return await answerSigningRequest({ store, ca, registry }, from, request, silentLogger);
 };
-const request = async (): Promise<Uint8Array<ArrayBuffer>> => new Uint8Array((createKeyAndRequest()).csrDer);
+const request = async (): Promise<Uint8Array<ArrayBuffer>> => new Uint8Array(createKeyAndRequest().csrDer);
 const starting = async (): Promise<SandboxRow> => {
   const row = await store.sandboxes.create(draft({ project: 'alpha' }));
   await store.sandboxes.place(row.id, host.id);

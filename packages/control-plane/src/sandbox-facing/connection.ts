@@ -1,5 +1,5 @@
 import type { Duplex } from 'node:stream';
-import type { Clock } from '@drover/foundation';
+import { after, type Clock } from '@drover/foundation';
 import { sandboxHandshakeMs, sandboxIdleMs, sandboxRequestMs } from '../limits.ts';
 import type { Caller, SandboxCertificate } from './caller.ts';
 
@@ -9,8 +9,7 @@ export class Connection {
   readonly #origin: Omit<Caller, 'certificate'>;
   readonly #clock: Clock;
   readonly #onTimeout: (what: string) => void;
-  readonly #closed = new AbortController();
-  #waiting = new AbortController();
+  #stopWaiting: () => void;
   #calls = 0;
   #certificate: SandboxCertificate | undefined;
 
@@ -20,8 +19,7 @@ export class Connection {
     this.#origin = origin;
     this.#clock = clock;
     this.#onTimeout = onTimeout;
-    stream.once('close', () => this.#closed.abort());
-    this.#limit(sandboxHandshakeMs, 'the TLS handshake', this.#waiting.signal);
+    this.#stopWaiting = this.#limit(sandboxHandshakeMs, 'the TLS handshake');
   }
 
   get caller(): Caller {
@@ -40,31 +38,32 @@ export class Connection {
 
   /** A call begins. Gives what to do when it is over. */
   call(): () => void {
-    const done = new AbortController();
-    this.#waiting.abort();
+    this.#stopWaiting();
     this.#calls++;
-    this.#limit(sandboxRequestMs, 'a call', done.signal);
+    const done = this.#limit(sandboxRequestMs, 'a call');
     return () => {
-      done.abort();
+      done();
       this.#calls--;
       if (this.#calls === 0) this.#wait();
     };
   }
 
   #wait(): void {
-    this.#waiting.abort();
-    this.#waiting = new AbortController();
-    this.#limit(sandboxIdleMs, 'the wait for a call', this.#waiting.signal);
+    this.#stopWaiting();
+    this.#stopWaiting = this.#limit(sandboxIdleMs, 'the wait for a call');
   }
 
-  #limit(ms: number, what: string, over: AbortSignal): void {
-    this.#clock.sleep(ms, AbortSignal.any([over, this.#closed.signal])).then(
-      () => {
-        this.#onTimeout(what);
-        this.stream.destroy();
-      },
-      // It was over in time.
-      () => undefined,
-    );
+  /** @returns a function that ends the limit, as the end of the connection does */
+  #limit(ms: number, what: string): () => void {
+    if (this.stream.closed) return () => undefined;
+    const stop = after(ms, this.#clock, () => {
+      this.#onTimeout(what);
+      this.stream.destroy();
+    });
+    this.stream.once('close', stop);
+    return () => {
+      this.stream.removeListener('close', stop);
+      stop();
+    };
   }
 }

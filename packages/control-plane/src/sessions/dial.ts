@@ -1,5 +1,5 @@
 import type { X509Certificate } from 'node:crypto';
-import { abortable, Backoff, canonicalCommonName, clip, DroverError, hasCode, type SandboxId } from '@drover/foundation';
+import { abortable, after, Backoff, canonicalCommonName, clip, DroverError, hasCode, type SandboxId } from '@drover/foundation';
 import type { Names } from '@drover/pki';
 import type { init } from '@drover/protocol';
 import type { StepFailure } from '../events/index.ts';
@@ -338,13 +338,8 @@ export class Dial implements DialView {
     const { clock, connect, history } = this.#context;
     this.#startCount = startOf(row);
     this.#began(row);
-    const greeted = new AbortController();
     const deadline = new AbortController();
-    void clock.sleep(withinMs, greeted.signal).then(
-      () => deadline.abort(new DroverError('timed-out', 'the sandbox did not respond in time')),
-      // The attempt ended, or its session was established.
-      () => undefined,
-    );
+    const stopTimer = after(withinMs, clock, () => deadline.abort(new DroverError('timed-out', 'the sandbox did not respond in time')));
     const signal = AbortSignal.any([this.#ending.signal, deadline.signal]);
     let connection: Connection | undefined;
     let ended = false;
@@ -358,7 +353,7 @@ export class Dial implements DialView {
       this.#set('connected', '');
       const hooks = {
         greeted: (ack: init.HelloAck): void => {
-          greeted.abort();
+          stopTimer();
           stands();
           this.#publishConnected(row, verdict, ack);
         },
@@ -374,7 +369,7 @@ export class Dial implements DialView {
       if (thrown instanceof CloseFailed) history.report({ kind: 'closed', ok: false });
       throw deadline.signal.aborted ? deadline.signal.reason : thrown;
     } finally {
-      greeted.abort();
+      stopTimer();
       this.#client = undefined;
       this.#session = undefined;
       // A peer that breaks its session soon after the plan is redialled ever more slowly.

@@ -7,7 +7,7 @@ import {
 } from 'node:http2';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { TLSSocket } from 'node:tls';
-import { limitHandshakes, type Clock } from '@drover/foundation';
+import { after, limitHandshakes, type Clock } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { apiHandshakeTimeoutMs, apiIdleMs, apiPingMs, apiPingTimeoutMs, apiRequestMs } from '../../limits.ts';
 
@@ -50,14 +50,9 @@ export function limitConnections(server: Http2SecureServer, clock: Clock): void 
     limit?.began();
     response.once('close', () => limit?.ended());
     if (clientStreams.has(message.url ?? '')) return;
-    const arrived = new AbortController();
-    message.once('end', () => arrived.abort());
-    message.once('close', () => arrived.abort());
-    clock.sleep(apiRequestMs, arrived.signal).then(
-      () => message.destroy(),
-      // The request arrived in time.
-      () => undefined,
-    );
+    const arrived = after(apiRequestMs, clock, () => message.destroy());
+    message.once('end', arrived);
+    message.once('close', arrived);
   });
 }
 
@@ -93,7 +88,7 @@ async function endSilent(session: ServerHttp2Session, busy: () => boolean, clock
 class IdleLimit {
   readonly #clock: Clock;
   readonly #end: () => void;
-  #busy = new AbortController();
+  #stopTimer: () => void = () => undefined;
   #calls = 0;
 
   constructor(clock: Clock, end: () => void) {
@@ -108,7 +103,7 @@ class IdleLimit {
 
   began(): void {
     this.#calls++;
-    this.#busy.abort();
+    this.#stopTimer();
   }
 
   ended(): void {
@@ -118,15 +113,10 @@ class IdleLimit {
   close(): void {
     // A call that ends with its connection starts no further wait.
     this.#calls++;
-    this.#busy.abort();
+    this.#stopTimer();
   }
 
   #wait(): void {
-    this.#busy = new AbortController();
-    this.#clock.sleep(apiIdleMs, this.#busy.signal).then(
-      () => this.#end(),
-      // A call began, or the connection ended.
-      () => undefined,
-    );
+    this.#stopTimer = after(apiIdleMs, this.#clock, this.#end);
   }
 }

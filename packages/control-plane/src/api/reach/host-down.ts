@@ -1,4 +1,4 @@
-import { DroverError, hasCode, type HostId } from '@drover/foundation';
+import { DroverError, hasCode, inTime, type HostId } from '@drover/foundation';
 import { fromConnectError } from '@drover/protocol/rpc';
 import { hostReturnMs } from '../../limits.ts';
 import type { InitClient } from '../../sessions/index.ts';
@@ -79,7 +79,7 @@ export async function sessionClient(context: ApiContext, row: SandboxRow, signal
     const found = await returnTime(context, row);
     throw found === undefined ? error : hostDownError(found.host);
   } finally {
-    waiting.abort();
+    waiting.abort(inTime);
   }
 }
 
