@@ -189,6 +189,10 @@ export class OpenDatabase implements Database {
   }
 }
 
+const namesOf = (db: Kysely<Schema>, ids: readonly string[]) =>
+  db.selectFrom('sandboxes').select(['id', 'project', 'name']).where('id', 'in', ids);
+const nameById = prepared((db, { id }: { readonly id: string }) => namesOf(db, [id]));
+
 /** Events of sandboxes carry their sandbox's name, whoever wrote them: a reader need not look ids up, nor can it once they are deleted. */
 async function named(tx: Tx, events: readonly EventDraft[]): Promise<readonly EventDraft[]> {
   const unnamed = (event: EventDraft): boolean => isSandboxId(event.subject) && event.data['name'] === undefined;
@@ -197,7 +201,8 @@ async function named(tx: Tx, events: readonly EventDraft[]): Promise<readonly Ev
   const names = new Map<string, { readonly project: string; readonly name: string }>();
   for (let i = 0; i < ids.length; i += limits.rowsPerStatement) {
     const batch = ids.slice(i, i + limits.rowsPerStatement);
-    const rows = await tx.db.selectFrom('sandboxes').select(['id', 'project', 'name']).where('id', 'in', batch).execute();
+    const [first = ''] = batch;
+    const rows = batch.length === 1 ? (await nameById(tx.db, { id: first })).rows : await namesOf(tx.db, batch).execute();
     for (const { id, project, name } of rows) names.set(id, { project, name });
   }
   return events.map((event) => (unnamed(event) ? { ...event, data: { ...names.get(event.subject), ...event.data } } : event));

@@ -9,7 +9,7 @@ import { sandboxState, type HostRow, type SandboxRow } from '../model/index.ts';
 
 type ById = { readonly id: string };
 
-const hostById = prepared((db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id));
+export const hostById = prepared((db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id));
 const hostByIdLocked = prepared((db, { id }: ById) => db.selectFrom('hosts').selectAll().where('id', '=', id).forUpdate());
 const sandboxByIdLocked = prepared((db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id).forUpdate());
 export const sandboxById = prepared((db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id));

@@ -4,6 +4,14 @@ import { type Database, prepared } from '../database/index.ts';
 
 type EventFilter = NonNullable<{ readonly kinds?: readonly string[]; readonly subject?: string }>;
 
+interface PageOptions {
+  readonly after: number;
+  readonly limit: number;
+}
+
+const page = prepared((db, { after, limit }: PageOptions) =>
+  db.selectFrom('events').selectAll().where('id', '>', after).orderBy('id').limit(limit),
+);
 const counter = prepared((db) => db.selectFrom('event_counter').select('last').where('id', '=', 1));
 
 export class EventStore {
@@ -23,12 +31,11 @@ export class EventStore {
 
   /** Ids rise in commit order: a reader that saw id n never later finds a smaller one. */
   async after(id: number, limit: number, filter: EventFilter = {}): Promise<readonly StoredEvent[]> {
-    const rows = await this.#matching(filter)
-      .selectAll()
-      .where('id', '>', id)
-      .orderBy('id')
-      .limit(Math.min(limit, limits.listPageMax))
-      .execute();
+    const options = { after: id, limit: Math.min(limit, limits.listPageMax) };
+    const isFiltered = (filter.kinds ?? []).length > 0 || filter.subject !== undefined;
+    const { rows } = isFiltered
+      ? { rows: await this.#matching(filter).selectAll().where('id', '>', id).orderBy('id').limit(options.limit).execute() }
+      : await page(this.#database.db, options);
     return rows.map((row) => ({ ...row, data: JSON.parse(row.data) as Record<string, unknown> }));
   }
 

@@ -2,7 +2,7 @@ import { sql } from 'kysely';
 import { counted, clip, DroverError, isHostId, type HostId } from '@drover/foundation';
 import type { link } from '@drover/protocol';
 import * as limits from '../limits.ts';
-import { changeSandbox, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
+import { changeSandbox, hostById, hostEvent, lockHost, lockSandboxes, readHost, sandboxEvent } from './change.ts';
 import { type Database, type Tx, prepared, type StoredHost } from '../database/index.ts';
 import { hostNameFor } from './host-name.ts';
 import { register } from './register.ts';
@@ -122,7 +122,7 @@ export class HostStore {
   }
 
   async get(id: HostId): Promise<HostRow | undefined> {
-    const row = await this.#database.db.selectFrom('hosts').selectAll().where('id', '=', id).executeTakeFirst();
+    const [row] = (await hostById(this.#database.db, { id })).rows;
     return row === undefined ? undefined : hostRow(row);
   }
 

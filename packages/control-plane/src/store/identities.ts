@@ -132,7 +132,7 @@ export class IdentityStore {
   }
 
   async findBySandbox(id: SandboxId): Promise<Identity | undefined> {
-    const row = await this.#database.db.selectFrom('identities').selectAll().where('sandbox_id', '=', id).executeTakeFirst();
+    const row = await identityOf(this.#database, id);
     return row === undefined ? undefined : identityRow(row);
   }
 

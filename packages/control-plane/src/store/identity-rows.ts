@@ -1,7 +1,7 @@
 import type { Kysely } from 'kysely';
 import type { Name, Project, SandboxId } from '@drover/foundation';
 import type { Identity } from '../model/index.ts';
-import type { Tx, Schema, StoredIdentity } from '../database/index.ts';
+import { prepared, type Tx, type Schema, type StoredIdentity } from '../database/index.ts';
 
 export function identityRow(row: StoredIdentity): Identity {
   return {
@@ -16,20 +16,39 @@ export function identityRow(row: StoredIdentity): Identity {
   };
 }
 
-export async function identityOf(tx: Tx, id: SandboxId): Promise<StoredIdentity | undefined> {
-  return await tx.db.selectFrom('identities').selectAll().where('sandbox_id', '=', id).executeTakeFirst();
+const identityById = prepared((db, { id }: { readonly id: string }) =>
+  db.selectFrom('identities').selectAll().where('sandbox_id', '=', id),
+);
+
+export async function identityOf(tx: { readonly db: Kysely<Schema> }, id: SandboxId): Promise<StoredIdentity | undefined> {
+  return (await identityById(tx.db, { id })).rows[0];
 }
 
-/** I-7: another sandbox has it. */
-export async function takenElsewhere(tx: Tx, id: SandboxId, thumbprint: string): Promise<boolean> {
-  const other = await tx.db
+const otherWith = prepared((db, { id, thumbprint }: { readonly id: string; readonly thumbprint: string }) =>
+  db
     .selectFrom('identities')
     .select('sandbox_id')
     .where('sandbox_id', '<>', id)
     .where((eb) => eb.or([eb('thumbprint', '=', thumbprint), eb('next_thumbprint', '=', thumbprint)]))
-    .executeTakeFirst();
-  return other !== undefined;
+    .limit(1),
+);
+
+/** I-7: another sandbox has it. */
+export async function takenElsewhere(tx: Tx, id: SandboxId, thumbprint: string): Promise<boolean> {
+  return (await otherWith(tx.db, { id, thumbprint })).rows.length > 0;
 }
+
+const unspentToken = prepared((db, { id, thumbprint, now }: { readonly id: string; readonly thumbprint: string; readonly now: number }) =>
+  db
+    .selectFrom('sandbox_tokens')
+    .select('hash')
+    .where('sandbox_id', '=', id)
+    .where('thumbprint', '=', thumbprint)
+    .where('scope', '=', 'register')
+    .where('consumed_at', 'is', null)
+    .where('expires_at', '>', now)
+    .limit(1),
+);
 
 /** The token that came with this certificate is unspent. */
 export async function hasOwnToken(
@@ -37,24 +56,19 @@ export async function hasOwnToken(
   id: SandboxId,
   thumbprint: string,
 ): Promise<boolean> {
-  const token = await at.db
-    .selectFrom('sandbox_tokens')
-    .select('hash')
-    .where('sandbox_id', '=', id)
-    .where('thumbprint', '=', thumbprint)
-    .where('scope', '=', 'register')
-    .where('consumed_at', 'is', null)
-    .where('expires_at', '>', at.now)
-    .executeTakeFirst();
-  return token !== undefined;
+  return (await unspentToken(at.db, { id, thumbprint, now: at.now })).rows.length > 0;
 }
 
 export async function dropCertificate(tx: Tx, thumbprint: string): Promise<void> {
   await tx.db.deleteFrom('sandbox_certificates').where('thumbprint', '=', thumbprint).execute();
 }
 
+const deleteBareTokens = prepared((db, { id }: { readonly id: string }) => {
+  const kept = db.selectFrom('sandbox_certificates').select('thumbprint').where('sandbox_id', '=', id);
+  return db.deleteFrom('sandbox_tokens').where('sandbox_id', '=', id).where('thumbprint', 'not in', kept);
+});
+
 /** After certificates of the sandbox were dropped: the tokens that were for them go. */
 export async function dropBareTokens(tx: Tx, id: SandboxId): Promise<void> {
-  const kept = tx.db.selectFrom('sandbox_certificates').select('thumbprint').where('sandbox_id', '=', id);
-  await tx.db.deleteFrom('sandbox_tokens').where('sandbox_id', '=', id).where('thumbprint', 'not in', kept).execute();
+  await deleteBareTokens(tx.db, { id });
 }

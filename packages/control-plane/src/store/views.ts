@@ -5,7 +5,7 @@ import type { SandboxView } from '../worldview/index.ts';
 import { lockSandboxes } from './change.ts';
 import type { Database } from '../database/index.ts';
 
-import { viewOf, writeViews } from './view-rows.ts';
+import { viewById, viewOf, writeViews } from './view-rows.ts';
 
 export class ViewStore {
   readonly #database: Database;
@@ -22,7 +22,12 @@ export class ViewStore {
       const batch = sorted.slice(i, i + limits.rowsPerStatement);
       // A view has no row at first: whoever writes it holds its sandbox.
       if (options.lock === true) await this.#database.transact(async (tx) => await lockSandboxes(this.#database, tx, { ids: batch }));
-      const rows = await this.#database.db.selectFrom('sandbox_views').select('document').where('sandbox_id', 'in', batch).execute();
+      const { db } = this.#database;
+      const [id = ''] = batch;
+      const { rows } =
+        batch.length === 1
+          ? await viewById(db, { id })
+          : { rows: await db.selectFrom('sandbox_views').select('document').where('sandbox_id', 'in', batch).execute() };
       for (const view of rows.map(viewOf)) views.set(view.sandboxId, view);
     }
     return views;
