@@ -14,12 +14,12 @@ const hostByIdLocked = prepared((db, { id }: ById) => db.selectFrom('hosts').sel
 const sandboxByIdLocked = prepared((db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id).forUpdate());
 export const sandboxById = prepared((db, { id }: ById) => db.selectFrom('sandboxes').selectAll().where('id', '=', id));
 
-/** A host's row, locked until the transaction ends (SQLite holds its one write lock anyway). */
+/** Locks a host's row until the transaction ends. A transaction of SQLite already holds its single write lock. */
 export async function lockHost(database: Database, tx: Tx, id: string): Promise<StoredHost | undefined> {
   return (await (database.kind === 'postgres' ? hostByIdLocked : hostById)(tx.db, { id })).rows[0];
 }
 
-/** Sandboxes' rows, locked in the order of their ids. */
+/** Locks the rows of sandboxes in the order of their ids. */
 export async function lockSandboxes(
   database: Database,
   tx: Tx,
@@ -35,8 +35,8 @@ export async function lockSandboxes(
 }
 
 /**
- * A sandbox and the host it is on; the host is locked first, as everywhere. Which one it is can only be read before it is locked,
- * so it is checked again afterwards.
+ * Locks a sandbox's row and the row of its host. Every transaction locks the host first, so the sandbox's `host_id` is read before any
+ * lock is held, and verified under both locks.
  */
 export async function lockSandbox(
   database: Database,
@@ -50,8 +50,8 @@ export async function lockSandbox(
     const [row] = await lockSandboxes(database, tx, { ids: [id] });
     if (row === undefined) return undefined;
     if (row.host_id === before.host_id) return { row, host };
-    // It moved between the two reads. The transaction still holds both locks, so the next turn cannot find it moved again
-    // to a third host; the order of two hosts' locks may make a deadlock, which PostgreSQL ends and `transact` repeats.
+    // The sandbox moved between the two reads. Its row is now locked, so the next iteration reads the final host. Locking a second host
+    // can deadlock: PostgreSQL then aborts one transaction, and `transact` retries it.
   }
 }
 
@@ -69,8 +69,8 @@ export function hostEvent(row: HostRow, type: string, data: Readonly<Record<stri
 }
 
 /**
- * The one way in which a sandbox's row changes: writes the columns, moves its reservation, and emits what people see change.
- * The row, and its host where the reservation moves, are locked.
+ * Updates a sandbox's row, moves its reservation, and emits the events of the change. No other function updates the row.
+ * The caller has locked the row, and the hosts whose reservation changes.
  */
 export async function changeSandbox(
   tx: Tx,
@@ -81,14 +81,14 @@ export async function changeSandbox(
   const after = { ...before, ...patch, updated_at: tx.now } as StoredSandbox;
   await updateSandbox(tx, before.id, { ...patch, updated_at: tx.now });
   if (options.alreadyReserved !== true) await moveReservation(tx, before, after);
-  // R-19: a secret is kept no longer than it can be needed.
+  // R-19: the secrets of a deleted sandbox can never be needed again.
   if (before.deleted_at === null && after.deleted_at !== null) {
     await tx.db.deleteFrom('sandbox_secrets').where('sandbox_id', '=', before.id).execute();
     await tx.db.deleteFrom('sandbox_views').where('sandbox_id', '=', before.id).execute();
-    // I-11: destroyed, and only then.
+    // I-11: only a destroyed sandbox loses its identity here, not a stopped one.
     await evictIdentity(tx, before.id as SandboxId, 'destroyed');
   }
-  // Its copies on another host count their starts from one: what is known of a start here must not be taken for one there.
+  // A copy on another host counts its starts from one, so a view of this host's starts would be taken for the new ones.
   if (before.host_id !== null && after.host_id !== before.host_id) {
     await tx.db.deleteFrom('sandbox_views').where('sandbox_id', '=', before.id).execute();
   }
@@ -98,7 +98,7 @@ export async function changeSandbox(
 
 type RowUpdate = Updateable<SandboxTable> & { readonly rowId: string };
 
-/** One statement for each set of columns: as many as there are kinds of change. */
+/** One prepared statement per set of columns. The callers of `changeSandbox` bound their number. */
 const updates = new Map<string, ReturnType<typeof preparedUpdate>>();
 
 function preparedUpdate() {
@@ -112,7 +112,7 @@ async function updateSandbox(tx: Tx, id: string, values: Updateable<SandboxTable
   await update(tx.db, { ...values, rowId: id });
 }
 
-/** Emits what people see change. */
+/** Emits an event for each change of the displayed state, the network cut or the registration port. */
 export function emitChange(tx: Tx, before: SandboxRow, after: SandboxRow): void {
   const [was, is] = [sandboxState(before), sandboxState(after)];
   if (was.state !== is.state) {

@@ -7,7 +7,7 @@ import { sandboxRow } from './rows.ts';
 import type { DesiredOptions } from './drafts.ts';
 
 /**
- * What a wish changes; undefined when it is the one that stands already. The row and its host are locked.
+ * The columns that a request for a desired state changes; undefined when it changes nothing. The caller has locked the row and its host.
  * @throws {DroverError} sandbox-not-running, failed-precondition
  */
 export function desiredPatch(
@@ -17,12 +17,12 @@ export function desiredPatch(
   now: number,
   options: DesiredOptions = {},
 ): Updateable<SandboxTable> | undefined {
-  const over = runIsOver(sandboxRow(row));
+  const runEnded = runIsOver(sandboxRow(row));
   const graceMs = desired === 'stopped' && options.kill === true ? killGraceMs : options.graceMs;
-  const why = { stop_cause: options.cause ?? (desired === 'deleted' ? 'removed' : 'asked'), stop_by: options.by ?? '' };
-  if (row.desired === 'stopped' && desired === 'stopped') return hastened(row, graceMs ?? 0, options.cause === 'contained' ? why : {});
-  // Wanted running and its run is over: to want it running again is a new start.
-  if (row.desired === desired && !(desired === 'running' && over)) return undefined;
+  const cause = { stop_cause: options.cause ?? (desired === 'deleted' ? 'removed' : 'asked'), stop_by: options.by ?? '' };
+  if (row.desired === 'stopped' && desired === 'stopped') return shortenedStop(row, graceMs ?? 0, options.cause === 'contained' ? cause : {});
+  // A request to run a sandbox whose run has ended is a new start, although its desired state is already `running`.
+  if (row.desired === desired && !(desired === 'running' && runEnded)) return undefined;
   if (row.desired === 'deleted') {
     throw new DroverError('failed-precondition', `${row.name} is being deleted`, { hint: 'create a new sandbox' });
   }
@@ -30,47 +30,47 @@ export function desiredPatch(
   const change = { desired, generation, ...(graceMs === undefined ? {} : { stop_grace_ms: graceMs }) };
   switch (desired) {
     case 'running': {
-      const startsAgain = over || row.desired === 'stopped';
+      const startsAgain = runEnded || row.desired === 'stopped';
       return startsAgain ? { ...change, ...startPatch(row, host, generation) } : change;
     }
     case 'paused':
-      if (over || row.desired === 'stopped') {
+      if (runEnded || row.desired === 'stopped') {
         throw new DroverError('sandbox-not-running', `${row.name} is not running`, {
           hint: `start it with \`drover sandbox start ${row.name}\``,
         });
       }
       return change;
     case 'stopped': {
-      const nowhere = row.host_id === null && row.observed === null;
+      const neverPlaced = row.host_id === null && row.observed === null;
       return {
         ...change,
-        ...why,
+        ...cause,
         pending_reason: '',
         pending_message: '',
-        ...(nowhere ? neverStarted(generation, now) : {}),
+        ...(neverPlaced ? neverStarted(generation, now) : {}),
         ...(hasEnded(sandboxRow(row).observed) && row.hold === 'all' ? { hold: 'slot' as const } : {}),
       };
     }
     case 'deleted': {
-      // On no host, or on one that is gone for good: nobody will report the end of it.
-      const atOnce = row.host_id === null || (host !== undefined && host.removed_at !== null);
-      // What was to be stopped already ends for that reason.
-      const waitsNoMore = { ...change, ...(row.desired === 'stopped' || over ? {} : why), pending_reason: '', pending_message: '' };
-      return atOnce ? { ...waitsNoMore, deleted_at: now, hold: 'nothing' } : waitsNoMore;
+      // Without a host, or on a removed one, no host will report the end of the deletion.
+      const noHost = row.host_id === null || (host !== undefined && host.removed_at !== null);
+      // A sandbox that has ended, or is being stopped, keeps the cause of that stop.
+      const deleting = { ...change, ...(row.desired === 'stopped' || runEnded ? {} : cause), pending_reason: '', pending_message: '' };
+      return noHost ? { ...deleting, deleted_at: now, hold: 'nothing' } : deleting;
     }
     default:
       return desired satisfies never;
   }
 }
 
-/** A stop that is wanted already and has not ended: it may become shorter. The agent keeps the shortest in any case. */
-function hastened(row: StoredSandbox, graceMs: number, why: Updateable<SandboxTable>): Updateable<SandboxTable> | undefined {
+/** Shortens the grace of a stop under way. A longer grace changes nothing: the agent applies the shortest that it received. */
+function shortenedStop(row: StoredSandbox, graceMs: number, cause: Updateable<SandboxTable>): Updateable<SandboxTable> | undefined {
   if (hasEnded(sandboxRow(row).observed)) return undefined;
   const shorter = graceMs > 0 && (row.stop_grace_ms === 0 || graceMs < row.stop_grace_ms);
-  return shorter ? { generation: row.generation + 1, stop_grace_ms: graceMs, ...why } : undefined;
+  return shorter ? { generation: row.generation + 1, stop_grace_ms: graceMs, ...cause } : undefined;
 }
 
-/** It was stopped before any host had begun with it. */
+/** The observed state of a sandbox that was stopped before any host created it. */
 export function neverStarted(generation: number, now: number): Updateable<SandboxTable> {
   return {
     observed: 'stopped',
@@ -83,11 +83,11 @@ export function neverStarted(generation: number, now: number): Updateable<Sandbo
 }
 
 /**
- * A new start. On a host, where its files are, it needs its whole request again (while it was stopped it held a slot only):
- * where that is not free, it waits for it there, as `pending`. On none, it is placed and made anew.
+ * A new start. A placed sandbox starts on its host, which has its files. It reserves its whole request again (a stopped sandbox holds one
+ * slot only), or is `pending` until its host has room. An unplaced sandbox is placed and created again.
  */
 function startPatch(row: StoredSandbox, host: StoredHost | undefined, generation: number): Updateable<SandboxTable> {
-  // How the run before ended is no part of this one.
+  // Clears the outcome of the previous run.
   const start = {
     start_generation: generation,
     exit_code: null,

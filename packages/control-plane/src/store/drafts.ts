@@ -3,15 +3,15 @@ import type { sandbox } from '@drover/protocol';
 import type { Identity, Room, SandboxRow, SealedSecret, StopCause } from '../model/index.ts';
 
 export interface DesiredOptions {
-  /** Between SIGTERM and SIGKILL, of a stop. Milliseconds; 0 is the host's own. */
+  /** The time between SIGTERM and SIGKILL of a stop. Milliseconds; 0: the host's default. */
   readonly graceMs?: number;
-  /** The stop has the shortest grace (I-4). */
+  /** Stops with the shortest grace (I-4). */
   readonly kill?: boolean;
-  /** Why it is to end, when it is; default: `asked`, or `removed` for a removal. */
+  /** The cause of a stop or removal. Default: `asked` for a stop, `removed` for a removal. */
   readonly cause?: StopCause;
-  /** The name of the caller's API token; empty: no person. */
+  /** The name of the caller's API token; empty: Drover itself. */
   readonly by?: string;
-  /** A condition on the present row; false changes nothing. */
+  /** A condition on the locked row; if it returns false, nothing changes. */
   readonly when?: (row: SandboxRow) => boolean;
 }
 
@@ -22,7 +22,7 @@ export interface SandboxDraft {
   readonly spec: sandbox.SandboxSpec;
   readonly labels: Readonly<Record<string, string>>;
   readonly request: Room;
-  /** Sealed values of the spec's secrets (R-19); none: absent. */
+  /** The sealed values of the spec's secrets (R-19); absent: none. */
   readonly secrets?: readonly SealedSecret[];
 }
 
@@ -31,12 +31,12 @@ export interface SandboxFilter {
   readonly labels?: Readonly<Record<string, string>>;
   readonly hostId?: HostId;
   readonly includeDeleted?: boolean;
-  /** Rows after this place in the order of creation, whether or not its sandbox still exists. */
+  /** Rows after this position in the order of creation. The sandbox of the position need not exist any more. */
   readonly after?: { readonly createdAt: number; readonly id: SandboxId };
   readonly limit?: number;
 }
 
-/** Register, after all checks that need no transaction. */
+/** A Register call that passed every check that needs no transaction. */
 export interface Registration {
   readonly sandboxId: SandboxId;
   readonly thumbprint: string;

@@ -23,13 +23,13 @@ export class EventStore {
 
   async append(events: readonly EventDraft[]): Promise<void> {
     if (events.length === 0) return;
-    // oxlint-disable-next-line typescript/require-await -- transact takes a promise; the events are all there is to write
+    // oxlint-disable-next-line typescript/require-await -- transact takes an async function; this transaction writes nothing but events
     await this.#database.transact(async (tx) => {
       for (const event of events) tx.emit(event);
     });
   }
 
-  /** Ids rise in commit order: a reader that saw id n never later finds a smaller one. */
+  /** Ids rise in commit order: after a reader has seen id n, no smaller id appears. */
   async after(id: number, limit: number, filter: EventFilter = {}): Promise<readonly StoredEvent[]> {
     const options = { after: id, limit: Math.min(limit, limits.listPageMax) };
     const isFiltered = (filter.kinds ?? []).length > 0 || filter.subject !== undefined;
@@ -39,7 +39,7 @@ export class EventStore {
     return rows.map((row) => ({ ...row, data: JSON.parse(row.data) as Record<string, unknown> }));
   }
 
-  /** The id before the first of the last `count` matching events; 0 when there are no more than those. */
+  /** The id just before the last `count` matching events; 0 when there are at most `count`. */
   async beforeLast(count: number, filter: EventFilter = {}): Promise<number> {
     const row = await this.#matching(filter)
       .select('id')
@@ -54,7 +54,7 @@ export class EventStore {
     return (await counter(this.#database.db, {})).rows[0]?.last ?? 0;
   }
 
-  /** Drops all but the newest `keep`. @returns how many */
+  /** Deletes all but the newest `keep` events. @returns the number of deleted events */
   async trim(keep: number): Promise<number> {
     const last = await this.lastId();
     const result = await this.#database.db
@@ -64,7 +64,7 @@ export class EventStore {
     return Number(result.numDeletedRows);
   }
 
-  /** Called after each commit that wrote events, in this process or (PostgreSQL) another; a wake-up, not the data. */
+  /** Calls `listener` after each commit that wrote events, in this process or (PostgreSQL) another. The call carries no data. */
   onAppend(listener: () => void): () => void {
     return this.#database.onAppend(listener);
   }

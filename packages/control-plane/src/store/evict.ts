@@ -5,8 +5,9 @@ import type { EvictionCause } from '../model/index.ts';
 import { emitViewed } from './view-rows.ts';
 
 /**
- * Takes away the row of a locked sandbox and its tokens, and emits it (I-11); gives the row that was there. What was revoked may register
- * again with its certificate once that is lifted, so its certificates stay known.
+ * Deletes the identity and the tokens of a locked sandbox, and emits IdentityEvicted (I-11). A revocation keeps the certificates: a reinstated
+ * sandbox may register again with the certificate that it has.
+ * @returns the deleted row
  */
 export async function evictIdentity(tx: Tx, id: SandboxId, why: EvictionCause): Promise<StoredIdentity | undefined> {
   const row = await tx.db.deleteFrom('identities').where('sandbox_id', '=', id).returningAll().executeTakeFirst();
@@ -15,7 +16,7 @@ export async function evictIdentity(tx: Tx, id: SandboxId, why: EvictionCause): 
   if (row === undefined) return undefined;
   const data = { thumbprint: row.thumbprint, why };
   const event = { kind: 'identity', type: 'IdentityEvicted', subject: id, data } satisfies SandboxEvent;
-  // The sandbox is gone, and its view with it.
+  // A destroyed or reaped sandbox has no view.
   if (why === 'destroyed' || why === 'reaped') tx.emit(event);
   else await emitViewed(tx, id, event);
   return row;

@@ -1,9 +1,9 @@
 import type { Tx } from '../database/index.ts';
 
 /**
- * The name for a host that calls itself `wanted`: that, or with a number behind it while another host has the name. Two machines that were
- * installed from one image have the same hostname, and commands name hosts.
- * @param present the name that the host has already; a numbered one stays as long as the other host has the plain one
+ * The name for a host with the hostname `wanted`. If another host has that name, a number is appended: machines installed from one image
+ * share a hostname, but commands address hosts by name.
+ * @param present the host's present name; a numbered name stays while another host has the plain one
  */
 export async function hostNameFor(tx: Tx, id: string, wanted: string, present = ''): Promise<string> {
   if (present === wanted || !(await isTaken(tx, id, wanted))) return wanted;

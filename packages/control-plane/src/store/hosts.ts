@@ -16,7 +16,7 @@ export function hostNotFound(reference: string): DroverError {
 }
 
 const everyHost = prepared((db) => db.selectFrom('hosts').selectAll().orderBy('name').orderBy('id'));
-const keptHosts = prepared((db) => db.selectFrom('hosts').selectAll().where('removed_at', 'is', null).orderBy('name').orderBy('id'));
+const presentHosts = prepared((db) => db.selectFrom('hosts').selectAll().where('removed_at', 'is', null).orderBy('name').orderBy('id'));
 
 export interface NewHost {
   readonly id: HostId;
@@ -41,7 +41,7 @@ export class HostStore {
     this.#database = database;
   }
 
-  /** Inserts or updates the row in place (L-7); a removed host is refused. @throws {DroverError} host-removed */
+  /** Inserts the host's row, or updates it in place (L-7). @throws {DroverError} host-removed */
   async join(host: NewHost): Promise<HostRow> {
     return await this.#database.transact(async (tx) => {
       const name = await hostNameFor(tx, host.id, host.name);
@@ -52,7 +52,7 @@ export class HostStore {
         .returning('id')
         .executeTakeFirst();
       if (inserted === undefined) {
-        await this.#lockKept(tx, host.id);
+        await this.#lockPresent(tx, host.id);
         await tx.db
           .updateTable('hosts')
           .set({ name, join_labels: JSON.stringify(host.labels), certificate_expires_at: host.certificateExpiresAt })
@@ -66,18 +66,18 @@ export class HostStore {
   }
 
   /**
-   * One stream's Register (L-8, L-11): raises the epoch, marks the host connected, stores what it reports of itself and of its sandboxes,
-   * and counts `reserved` again from the sandboxes that are placed on it and those that it reports, each once.
+   * Registers a stream of the host (L-8, L-11): raises the epoch, marks the host connected, and stores what the host reports about itself and
+   * its sandboxes. Recomputes `reserved` from the sandboxes that are placed on the host and those that it reports, each counted once.
    * @throws {DroverError} host-removed, host-not-found
    */
   async register(registration: link.Register, owner: string): Promise<{ readonly host: HostRow; readonly epoch: number }> {
     return await this.#database.transact(async (tx) => {
-      const before = await this.#lockKept(tx, registration.hostId);
+      const before = await this.#lockPresent(tx, registration.hostId);
       return await register(this.#database, tx, before, registration, owner);
     });
   }
 
-  /** Marks the host down if `epoch` is still the newest (L-11). @returns whether it was */
+  /** Marks the host down if `epoch` is still the newest (L-11). @returns whether `epoch` is the newest */
   async markDown(id: HostId, epoch: number, reason: string): Promise<boolean> {
     return await this.#database.transact(async (tx) => {
       const before = await lockHost(this.#database, tx, id);
@@ -88,14 +88,14 @@ export class HostStore {
     });
   }
 
-  /** Batched liveness (L-9). A beat of an older epoch has no effect; a host that was marked down by silence is ready again. */
+  /** Stores heartbeats (L-9). A heartbeat of an older epoch has no effect. A host that was marked down for its silence becomes ready again. */
   async heartbeats(beats: readonly Heartbeat[]): Promise<void> {
     for (let i = 0; i < beats.length; i += limits.rowsPerStatement) {
       await this.#heartbeats(beats.slice(i, i + limits.rowsPerStatement));
     }
   }
 
-  /** At the start of a replica: the streams that it held before have ended. @returns how many hosts were marked down */
+  /** Called when a replica starts: marks down the hosts whose streams it held before. @returns the number of hosts marked down */
   async markOwnedDown(owner: string): Promise<number> {
     const owned = await this.#database.db
       .selectFrom('hosts')
@@ -105,7 +105,7 @@ export class HostStore {
       .orderBy('id')
       .execute();
     let count = 0;
-    // Some at a time in one transaction: a commit waits for the disk.
+    // Many hosts share one transaction, because each commit waits for the disk.
     for (let i = 0; i < owned.length; i += limits.rowsPerStatement) {
       count += await this.#database.transact(async (tx) => {
         let down = 0;
@@ -126,7 +126,7 @@ export class HostStore {
     return row === undefined ? undefined : hostRow(row);
   }
 
-  /** By id or by name; names of removed hosts do not count. @throws {DroverError} host-not-found, invalid-argument (an ambiguous name) */
+  /** Finds a host by id, or by name among those not removed. @throws {DroverError} host-not-found; invalid-argument for an ambiguous name */
   async find(idOrName: string): Promise<HostRow> {
     if (isHostId(idOrName)) {
       const row = await this.get(idOrName);
@@ -144,19 +144,19 @@ export class HostStore {
     if (first === undefined) throw hostNotFound(idOrName);
     if (second !== undefined) {
       throw new DroverError('invalid-argument', `more than one host is named ${JSON.stringify(clip(idOrName))}`, {
-        hint: 'give its id; `drover host ls` shows the ids',
+        hint: 'use its id; `drover host ls` shows the ids',
       });
     }
     return hostRow(first);
   }
 
   async list(options: { readonly includeRemoved?: boolean } = {}): Promise<readonly HostRow[]> {
-    return (await (options.includeRemoved === true ? everyHost : keptHosts)(this.#database.db, {})).rows.map(hostRow);
+    return (await (options.includeRemoved === true ? everyHost : presentHosts)(this.#database.db, {})).rows.map(hostRow);
   }
 
   async setScheduling(id: HostId, scheduling: HostRow['scheduling']): Promise<HostRow> {
     return await this.#database.transact(async (tx) => {
-      const before = await this.#lockKept(tx, id);
+      const before = await this.#lockPresent(tx, id);
       if (before.scheduling === scheduling) return hostRow(before);
       await tx.db.updateTable('hosts').set({ scheduling }).where('id', '=', id).execute();
       const row = await readHost(tx, id);
@@ -166,7 +166,7 @@ export class HostStore {
     });
   }
 
-  /** Revokes (L-4): refused with host-not-empty while it holds sandboxes, unless forced; forced, they become lost immediately. */
+  /** Removes the host (L-4). With `force`, its sandboxes become lost. @throws {DroverError} host-not-found; host-not-empty without `force` */
   async remove(id: HostId, options: { readonly force: boolean }): Promise<HostRow> {
     return await this.#database.transact(async (tx) => {
       const before = await lockHost(this.#database, tx, id);
@@ -180,12 +180,12 @@ export class HostStore {
           'host-not-empty',
           `${before.name} still holds ${counted(sandboxes.length, 'sandbox')}: ${names.join(', ')}${more}`,
           {
-            hint: 'move those that run with `drover host drain`, remove those that have stopped, or use --force: they are lost then',
+            hint: 'move running sandboxes with `drover host drain` and remove stopped ones; with --force, all of them are lost',
           },
         );
       }
       for (const row of sandboxes) {
-        // A host that is gone for good never reports the end of a deletion.
+        // A removed host never reports the end of a deletion.
         if (row.desired === 'deleted') {
           const after = await changeSandbox(tx, row, { deleted_at: tx.now, hold: 'nothing' });
           tx.emit(sandboxEvent(sandboxRow(after), 'SandboxDeleted'));
@@ -209,10 +209,10 @@ export class HostStore {
     await this.#database.db.updateTable('hosts').set({ certificate_expires_at: expiresAt }).where('id', '=', id).execute();
   }
 
-  async #lockKept(tx: Tx, id: string): Promise<StoredHost> {
+  async #lockPresent(tx: Tx, id: string): Promise<StoredHost> {
     const row = await lockHost(this.#database, tx, id);
     if (row === undefined) throw hostNotFound(id);
-    // L-4: what was removed is refused from then on.
+    // L-4: a removed host can never join or register again.
     if (row.removed_at !== null) {
       throw new DroverError('host-removed', `the host ${row.name} was removed`, {
         hint: 'delete its state directory and join it again with a new token',
@@ -227,8 +227,8 @@ export class HostStore {
   }
 
   /**
-   * One statement for all (L-9). A beat counts only for the newest epoch; one that was received before its host was marked
-   * down (it waited in a batch while the stream dropped) does not make it ready again.
+   * Updates all hosts in two statements (L-9). A heartbeat counts only in the newest epoch. A heartbeat that was still in a batch when its host
+   * was marked down does not make the host ready again.
    */
   async #heartbeats(beats: readonly Heartbeat[]): Promise<void> {
     const newest = [...new Map(beats.map((beat) => [beat.id, beat])).values()].sort((a, b) => (a.id < b.id ? -1 : 1));

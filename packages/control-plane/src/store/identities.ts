@@ -6,12 +6,12 @@ import { changeSandbox, lockSandboxes } from './change.ts';
 import { isUniqueViolation, type Database, type Tx, type StoredIdentity, type StoredSandbox } from '../database/index.ts';
 import type { Registration, RegistrationResult } from './drafts.ts';
 import { evictIdentity } from './evict.ts';
-import { dropBareTokens, dropCertificate, hasOwnToken, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
+import { dropCertificate, dropOrphanedTokens, hasOwnToken, identityOf, identityRow, isUsedElsewhere } from './identity-rows.ts';
 import { registerIdentity } from './register-identity.ts';
 
 /**
- * The registry's rows (I-7). Whatever adds to them holds the sandbox's row locked, as its deletion does: a deleted sandbox has nothing
- * here (I-11).
+ * The registry's rows (I-7). Every method that inserts a row, and the deletion of a sandbox, lock the sandbox's row. So a deleted sandbox has
+ * no row here (I-11).
  */
 export class IdentityStore {
   readonly #database: Database;
@@ -21,8 +21,8 @@ export class IdentityStore {
   }
 
   /**
-   * Stores a certificate that was signed for a start of the sandbox, and its token's hash. All certificates of one start have the hash of the
-   * same signing request. Beyond `certificatesPerSandbox`, the oldest are dropped with their tokens.
+   * Stores a certificate for a start of the sandbox, and the hash of its token. All certificates of one start share the hash of their signing
+   * request. Beyond `certificatesPerSandbox`, the oldest certificates are deleted with their tokens.
    * @throws {DroverError} sandbox-not-found
    */
   async issue(token: {
@@ -34,7 +34,7 @@ export class IdentityStore {
   }): Promise<void> {
     await this.#database.transact(async (tx) => {
       const { hash, sandboxId, thumbprint, requestHash, expiresAt } = token;
-      if ((await this.#lockKept(tx, sandboxId)) === undefined) {
+      if ((await this.#lockPresent(tx, sandboxId)) === undefined) {
         throw new DroverError('sandbox-not-found', `there is no sandbox ${sandboxId}`);
       }
       const registered = await identityOf(tx, sandboxId);
@@ -66,13 +66,13 @@ export class IdentityStore {
         .where('issue', '<=', issue - limits.certificatesPerSandbox)
         .where('issue', '<>', registered?.issue ?? 0)
         .execute();
-      await dropBareTokens(tx, sandboxId);
+      await dropOrphanedTokens(tx, sandboxId);
     });
   }
 
   /**
-   * Stores the hash of another token for a certificate whose own is spent or expired; it replaces an earlier one. False when the certificate
-   * is unknown, or the sandbox revoked or registered.
+   * Stores the hash of a replacement token for a certificate whose own token is spent or expired. An earlier replacement is deleted.
+   * Returns false when the certificate is unknown, or the sandbox is revoked or registered.
    */
   async issueAgain(token: {
     readonly hash: string;
@@ -82,7 +82,7 @@ export class IdentityStore {
   }): Promise<boolean> {
     return await this.#database.transact(async (tx) => {
       const { hash, sandboxId, thumbprint, expiresAt } = token;
-      const row = await this.#lockKept(tx, sandboxId);
+      const row = await this.#lockPresent(tx, sandboxId);
       if (row === undefined || row.revoked_at !== null || (await identityOf(tx, sandboxId)) !== undefined) return false;
       const certificate = await tx.db
         .selectFrom('sandbox_certificates')
@@ -102,26 +102,26 @@ export class IdentityStore {
   }
 
   /**
-   * The last part of Register, in one transaction (I-15, I-17): checks and consumes the token, writes or finds the row, stores the access
-   * token's hash, and emits AgentRegistered for a new row. A row with another thumbprint is replaced only by a certificate that was issued
-   * after it, with its own unspent token.
+   * The transaction of Register (I-15, I-17): checks and consumes the token, finds or inserts the row, stores the access token's hash, and
+   * emits AgentRegistered for a new row. Only a certificate that was issued later, with its own unspent token, replaces a row with
+   * another thumbprint.
    */
   async register(registration: Registration): Promise<RegistrationResult> {
     try {
       return await this.#database.transact(async (tx) => {
-        const sandbox = await this.#lockKept(tx, registration.sandboxId);
+        const sandbox = await this.#lockPresent(tx, registration.sandboxId);
         if (sandbox === undefined || sandbox.desired === 'deleted') return { kind: 'refused', why: 'unknown-sandbox' };
         if (sandbox.revoked_at !== null) return { kind: 'refused', why: 'revoked' };
         return await registerIdentity(tx, sandbox, registration);
       });
     } catch (error) {
-      // Another sandbox registered the same certificate between the look and the insert.
+      // Another sandbox registered the same certificate between the check and the insert.
       if (isUniqueViolation(error)) return { kind: 'refused', why: 'collision' };
       throw error;
     }
   }
 
-  /** By the present or the next thumbprint. */
+  /** Finds an identity by its present or its next thumbprint. */
   async find(thumbprint: string): Promise<Identity | undefined> {
     const row = await this.#database.db
       .selectFrom('identities')
@@ -136,7 +136,6 @@ export class IdentityStore {
     return row === undefined ? undefined : identityRow(row);
   }
 
-  /** The rows of these sandboxes, in few queries. */
   async findBySandboxes(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>> {
     const found = new Map<SandboxId, Identity>();
     for (let i = 0; i < ids.length; i += limits.rowsPerStatement) {
@@ -150,7 +149,7 @@ export class IdentityStore {
     return found;
   }
 
-  /** The sandbox of a token; undefined when it is unknown or expired. A consumed bootstrap token is still known (I-15). */
+  /** The sandbox of a token; undefined when the token is unknown or expired. A consumed bootstrap token is still valid here (I-15). */
   async bearer(hash: string): Promise<(Bearer & { readonly thumbprint: string }) | undefined> {
     const token = await this.#database.db.selectFrom('sandbox_tokens').selectAll().where('hash', '=', hash).executeTakeFirst();
     if (token === undefined || (token.expires_at !== null && token.expires_at <= this.#database.clock.now())) return undefined;
@@ -158,29 +157,29 @@ export class IdentityStore {
     return { sandboxId: token.sandbox_id as SandboxId, scope, thumbprint: token.thumbprint };
   }
 
-  /** Whether the token that was issued with this certificate is unspent. A token of `issueAgain` does not count. */
+  /** Whether the token that was issued with this certificate is unspent. A replacement from `issueAgain` does not count. */
   async mayRegister(id: SandboxId, thumbprint: string): Promise<boolean> {
     return await hasOwnToken({ db: this.#database.db, now: this.#database.clock.now() }, id, thumbprint);
   }
 
   /**
-   * Stores the certificate that replaces the registered one when it is seen; emits IdentityRenewed. False: no row, or a thumbprint of another
-   * sandbox.
-   * @param shown the certificate that the sandbox shows now; if it is the next one, it counts as seen
+   * Stores the next certificate, which replaces the registered one once the sandbox presents it; emits IdentityRenewed. Returns false if there
+   * is no row, or if another sandbox has the thumbprint.
+   * @param shown the thumbprint that the sandbox presents now; if it is the next one, that certificate is promoted first
    */
   async setNext(id: SandboxId, thumbprint: string, expiresAt: number, shown = ''): Promise<boolean> {
     try {
       return await this.#database.transact(async (tx) => {
-        if ((await this.#lockKept(tx, id)) === undefined) return false;
+        if ((await this.#lockPresent(tx, id)) === undefined) return false;
         const row = await identityOf(tx, id);
-        if (row === undefined || (await takenElsewhere(tx, id, thumbprint))) return false;
-        // Said before, and perhaps not heard.
+        if (row === undefined || (await isUsedElsewhere(tx, id, thumbprint))) return false;
+        // A repeated call: the response to an earlier one may have been lost.
         if (row.thumbprint === thumbprint || row.next_thumbprint === thumbprint) return true;
         if (row.next_thumbprint === shown) await promote(tx, { sandbox_id: id, was: row.thumbprint, is: shown });
-        // One that was made before and never seen is not coming any more.
+        // The sandbox never presented the earlier next certificate, and does not have it.
         else if (row.next_thumbprint !== null) await dropCertificate(tx, row.next_thumbprint);
         await tx.db.updateTable('identities').set({ next_thumbprint: thumbprint }).where('sandbox_id', '=', id).execute();
-        // Of the same issue: it takes the place of the one that it renews.
+        // A renewed certificate keeps the issue number, because it belongs to the same start.
         const { issue, request_hash } = row;
         await tx.db
           .insertInto('sandbox_certificates')
@@ -195,7 +194,7 @@ export class IdentityStore {
     }
   }
 
-  /** Refreshes last seen; a next thumbprint that was seen becomes the thumbprint. */
+  /** Updates the last-seen times. A next thumbprint in `batch` becomes the registered one. */
   async seen(batch: readonly { readonly sandboxId: SandboxId; readonly thumbprint: string; readonly at: number }[]): Promise<void> {
     for (let i = 0; i < batch.length; i += limits.rowsPerStatement) await this.#seen(batch.slice(i, i + limits.rowsPerStatement));
   }
@@ -203,7 +202,7 @@ export class IdentityStore {
   /** Sorted by project and name. */
   async list(): Promise<readonly Identity[]> {
     const rows = await this.#database.db.selectFrom('identities').selectAll().execute();
-    // Compared here: PostgreSQL would sort by its locale. Names are ASCII.
+    // Sorted here, because PostgreSQL sorts by its locale. Names are ASCII.
     const key = (row: StoredIdentity): string => `${row.project}\0${row.name}\0${row.sandbox_id}`;
     return rows
       .map((row) => ({ row, key: key(row) }))
@@ -211,7 +210,7 @@ export class IdentityStore {
       .map(({ row }) => identityRow(row));
   }
 
-  /** Removes row and tokens, and emits IdentityEvicted; undefined when there was no row. */
+  /** Deletes the row and its tokens, and emits IdentityEvicted. @returns the deleted row */
   async evict(id: SandboxId, why: EvictionCause): Promise<Identity | undefined> {
     return await this.#database.transact(async (tx) => {
       await lockSandboxes(this.#database, tx, { ids: [id] });
@@ -220,13 +219,12 @@ export class IdentityStore {
     });
   }
 
-  /** Revokes and evicts, or lifts that (I-4); emits IdentityRevoked or IdentityReinstated. False: nothing changed. */
+  /** Revokes and evicts the identity, or reinstates it (I-4); emits IdentityRevoked or IdentityReinstated. @returns whether it changed */
   async setRevoked(id: SandboxId, revoked: boolean): Promise<boolean> {
     return await this.#database.transact(async (tx) => {
-      const row = await this.#lockKept(tx, id);
+      const row = await this.#lockPresent(tx, id);
       if (row === undefined || (row.revoked_at !== null) === revoked) return false;
-      // The reservation does not move, so the host need not be locked.
-      // A new generation: its host closes the registration port to it, or opens it.
+      // The reservation does not change, so the host is not locked. The new generation makes the host close or open the registration port.
       await changeSandbox(tx, row, { revoked_at: revoked ? tx.now : null, generation: row.generation + 1 });
       const evicted = revoked ? await evictIdentity(tx, id, 'revoked') : undefined;
       const data = evicted === undefined ? {} : { thumbprint: evicted.thumbprint };
@@ -235,7 +233,7 @@ export class IdentityStore {
     });
   }
 
-  /** Sandboxes that have a row here and are deleted or unknown in the store (I-12); `listPageMax` at most. */
+  /** The sandboxes with an identity that are deleted or unknown (I-12); at most `listPageMax`. */
   async orphans(): Promise<readonly SandboxId[]> {
     const rows = await this.#database.db
       .selectFrom('identities')
@@ -248,7 +246,7 @@ export class IdentityStore {
     return rows.map((row) => row.sandbox_id as SandboxId);
   }
 
-  /** Drops tokens and certificates that expired before. @returns how many tokens */
+  /** Deletes tokens and certificates that expired before `expiredBefore`. @returns the number of deleted tokens */
   async trimTokens(expiredBefore: number): Promise<number> {
     return await this.#database.transact(async (tx) => {
       const tokens = await tx.db.deleteFrom('sandbox_tokens').where('expires_at', '<', expiredBefore).executeTakeFirst();
@@ -257,8 +255,8 @@ export class IdentityStore {
     });
   }
 
-  /** The sandbox's row, locked; undefined when there is none that still stands. */
-  async #lockKept(tx: Tx, id: SandboxId): Promise<StoredSandbox | undefined> {
+  /** Locks and returns the sandbox's row; undefined when it does not exist or is deleted. */
+  async #lockPresent(tx: Tx, id: SandboxId): Promise<StoredSandbox | undefined> {
     const [row] = await lockSandboxes(this.#database, tx, { ids: [id] });
     return row === undefined || row.deleted_at !== null ? undefined : row;
   }
@@ -279,7 +277,7 @@ export class IdentityStore {
   }
 }
 
-/** The next certificate was seen: it is the certificate now (I-6). */
+/** Makes the next certificate the registered one, because the sandbox has presented it (I-6). */
 async function promote(tx: Tx, row: { readonly sandbox_id: string; readonly was: string; readonly is: string }): Promise<void> {
   const promoted = await tx.db
     .updateTable('identities')
@@ -288,7 +286,7 @@ async function promote(tx: Tx, row: { readonly sandbox_id: string; readonly was:
     .where('next_thumbprint', '=', row.is)
     .executeTakeFirst();
   if (promoted.numUpdatedRows !== 1n) return;
-  // The tokens of the one that it renews go on, for the same sandbox.
+  // The tokens of the replaced certificate stay valid for its successor.
   await tx.db
     .updateTable('sandbox_tokens')
     .set({ thumbprint: row.is })

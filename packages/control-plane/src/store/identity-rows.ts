@@ -33,8 +33,8 @@ const otherWith = prepared((db, { id, thumbprint }: { readonly id: string; reado
     .limit(1),
 );
 
-/** I-7: another sandbox has it. */
-export async function takenElsewhere(tx: Tx, id: SandboxId, thumbprint: string): Promise<boolean> {
+/** I-7: whether another sandbox has the thumbprint. */
+export async function isUsedElsewhere(tx: Tx, id: SandboxId, thumbprint: string): Promise<boolean> {
   return (await otherWith(tx.db, { id, thumbprint })).rows.length > 0;
 }
 
@@ -50,7 +50,7 @@ const unspentToken = prepared((db, { id, thumbprint, now }: { readonly id: strin
     .limit(1),
 );
 
-/** The token that came with this certificate is unspent. */
+/** Whether the token that was issued with this certificate is unspent. */
 export async function hasOwnToken(
   at: { readonly db: Kysely<Schema>; readonly now: number },
   id: SandboxId,
@@ -63,12 +63,12 @@ export async function dropCertificate(tx: Tx, thumbprint: string): Promise<void>
   await tx.db.deleteFrom('sandbox_certificates').where('thumbprint', '=', thumbprint).execute();
 }
 
-const deleteBareTokens = prepared((db, { id }: { readonly id: string }) => {
+const deleteOrphanedTokens = prepared((db, { id }: { readonly id: string }) => {
   const kept = db.selectFrom('sandbox_certificates').select('thumbprint').where('sandbox_id', '=', id);
   return db.deleteFrom('sandbox_tokens').where('sandbox_id', '=', id).where('thumbprint', 'not in', kept);
 });
 
-/** After certificates of the sandbox were dropped: the tokens that were for them go. */
-export async function dropBareTokens(tx: Tx, id: SandboxId): Promise<void> {
-  await deleteBareTokens(tx.db, { id });
+/** Deletes the tokens whose certificate is deleted. */
+export async function dropOrphanedTokens(tx: Tx, id: SandboxId): Promise<void> {
+  await deleteOrphanedTokens(tx.db, { id });
 }

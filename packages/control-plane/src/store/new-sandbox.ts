@@ -2,7 +2,7 @@ import { specText } from './rows.ts';
 import type { SandboxDraft } from './drafts.ts';
 import type { StoredSandbox } from '../database/index.ts';
 
-/** The row of a sandbox without a place: to run, and not observed yet. */
+/** The row of a new sandbox: desired running, not placed, not observed. */
 export function newSandbox(draft: SandboxDraft, now: number): StoredSandbox {
   const ttlMs = Number(draft.spec.ttlSeconds) * 1000;
   return {

@@ -9,11 +9,11 @@ import { observedState, sandboxRow } from './rows.ts';
 import { hasEnded } from '../model/index.ts';
 
 /**
- * What one observation changes of the row of a sandbox that is placed on the host which made it; undefined for nothing.
+ * The columns that an observation changes; undefined for none. The sandbox is placed on the reporting host.
  *
- * Dropped are: what is not newer than what is stored (the sequence rises with every observation of a sandbox on a host),
- * and copies from before the present placement (L-26). A full report at registration is `authoritative`: its sequence is taken
- * as it is, since an agent that lost its state directory begins to count anew.
+ * An observation is dropped when it is not newer than the stored one (a host numbers the observations of a sandbox in sequence), or when
+ * its copy is from an earlier placement (L-26). A full report at registration is `authoritative`, and its sequence is not compared: an agent
+ * that lost its state directory counts from one again.
  */
 export function observationPatch(
   row: StoredSandbox,
@@ -27,8 +27,8 @@ export function observationPatch(
   if (!authoritative && sequence <= row.observed_sequence) return undefined;
 
   const ended = hasEnded(state);
-  const over = ended && generation >= row.start_generation;
-  // What the control plane gave up stays failed, with its reason, however its copy goes on until it is stopped.
+  const runEnded = ended && generation >= row.start_generation;
+  // A start that the control plane gave up stays failed, whatever its copy does until it is stopped.
   const givenUp = row.given_up_generation >= row.start_generation;
   return {
     ...(givenUp
@@ -54,17 +54,17 @@ export function observationPatch(
     started_at: milliseconds(seen.startedAt),
     lost_since: null,
     ...(ended ? {} : { pending_reason: '', pending_message: '' }),
-    hold: holdAfter(row, ended, over),
+    hold: holdAfter(row, ended, runEnded),
   };
 }
 
-function holdAfter(row: StoredSandbox, ended: boolean, over: boolean): StoredSandbox['hold'] {
+function holdAfter(row: StoredSandbox, ended: boolean, runEnded: boolean): StoredSandbox['hold'] {
   if (!ended) return 'all';
-  // An end seen before a start that was asked for since: what was reserved for that start stays.
-  return over || row.desired === 'stopped' || row.desired === 'deleted' ? 'slot' : row.hold;
+  // The end is of an earlier run, and a new start is requested: its reservation stays.
+  return runEnded || row.desired === 'stopped' || row.desired === 'deleted' ? 'slot' : row.hold;
 }
 
-/** Applies observations to locked rows of one host, and emits what follows. Gives the rows that changed. */
+/** Applies a host's observations to its locked rows, and emits their events. @returns the changed rows */
 export async function applyObservations(
   tx: Tx,
   hostId: string,
@@ -89,8 +89,9 @@ export async function applyObservations(
   return [...changed.values()];
 }
 
+/** Whether the sandbox is deleted when its run ends (--rm). */
 export function removesItself(row: StoredSandbox): boolean {
-  // A contained sandbox is kept for those who investigate it.
+  // A contained sandbox stays for the investigation.
   return row.desired !== 'deleted' && row.remove_on_exit === 1 && row.containment === '{}';
 }
 

@@ -8,15 +8,15 @@ import { tablesOf } from './tables.ts';
 
 export interface StoreOptions {
   readonly logger: Logger;
-  /** Default: the system's. */
+  /** Default: the system clock. */
   readonly clock?: Clock;
 }
 
 /**
- * Opens the database, making it if need be, and brings its schema up to date.
- * @param url `sqlite:PATH` or a path (its directory is made, not its parents), or `postgres://…`
+ * Opens the database, creates it if it does not exist, and migrates its schema.
+ * @param url `sqlite:PATH` or a path (its directory is created, but not its parents), or `postgres://…`
  * @throws {DroverError} invalid-config for another scheme; unavailable when the database cannot be opened; failed-precondition when
- *   it is a newer Drover's
+ *   a newer version of Drover has changed it
  */
 export async function openStore(url: string, options: StoreOptions): Promise<Store> {
   const { kind, location } = parseStoreUrl(url);
@@ -50,7 +50,7 @@ async function open(kind: Store['kind'], location: string, options: StoreOptions
   }
 }
 
-/** One level only: a missing parent is more likely a mistyped path than one to be made. */
+/** Creates one level only: a missing parent probably means a mistyped path. */
 async function makeDirectory(path: string): Promise<void> {
   try {
     await mkdir(path, { mode: 0o700 });
@@ -70,17 +70,17 @@ function parseStoreUrl(url: string): { readonly kind: Store['kind']; readonly lo
   return { kind: 'sqlite', location: path };
 }
 
-/** A password in the URL stays out of the message. */
+/** The message names no URL, which may contain a password. */
 function unreadable(kind: Store['kind'], location: string, error: unknown): DroverError {
   if (error instanceof DroverError) return error;
-  const said = error instanceof Error && error.message !== '' ? error.message : String(error);
+  const reason = error instanceof Error && error.message !== '' ? error.message : String(error);
   return kind === 'sqlite'
-    ? new DroverError('unavailable', `the database ${location} cannot be opened: ${said}`, {
-        hint: 'see that the directory exists, is writable and has space, and that no other program holds the file',
+    ? new DroverError('unavailable', `the database ${location} cannot be opened: ${reason}`, {
+        hint: 'check that the directory exists, is writable and has space, and that no other program has locked the file',
         cause: error,
       })
-    : new DroverError('unavailable', `the PostgreSQL server cannot be used: ${said}`, {
-        hint: 'see that it runs, and that address, user, password and database in --store are right',
+    : new DroverError('unavailable', `the PostgreSQL server cannot be used: ${reason}`, {
+        hint: 'check that it runs, and that the address, user, password and database in --store are correct',
         cause: error,
       });
 }

@@ -1,31 +1,31 @@
 import * as limits from '../limits.ts';
 import type { Tx, CertificateTable, SandboxTokenTable, StoredIdentity, StoredSandbox } from '../database/index.ts';
-import { dropBareTokens, identityOf, identityRow, takenElsewhere } from './identity-rows.ts';
+import { dropOrphanedTokens, identityOf, identityRow, isUsedElsewhere } from './identity-rows.ts';
 import { sandboxRow } from './rows.ts';
 import { currentStart } from '../model/index.ts';
 import type { Registration, RegistrationResult } from './drafts.ts';
 import { emitViewed } from './view-rows.ts';
 
-/** Register, for a locked sandbox that may have an identity (I-15, I-17). */
+/** Registers a locked sandbox, which may already have an identity (I-15, I-17). */
 export async function registerIdentity(tx: Tx, sandbox: StoredSandbox, registration: Registration): Promise<RegistrationResult> {
   const { sandboxId, thumbprint, tokenHash, accessTokenHash } = registration;
   const row = await identityOf(tx, sandboxId);
   const token = await tokenOf(tx, registration);
   if (row?.thumbprint === thumbprint) {
-    // I-15: the same certificate again, with a token that was for it: an answer was lost.
+    // I-15: init repeats a Register whose response was lost, with the certificate and its token.
     if (token === undefined) return { kind: 'refused', why: 'token' };
-    await keepAccessToken(tx, registration);
+    await storeAccessToken(tx, registration);
     return { kind: 'welcome', again: true, identity: identityRow(row) };
   }
   const certificate = await certificateOf(tx, registration);
   if (token?.consumed_at !== null || certificate === undefined || (row !== undefined && !follows(certificate, row))) {
     return { kind: 'refused', why: row === undefined ? 'token' : 'replay' };
   }
-  if (await takenElsewhere(tx, sandboxId, thumbprint)) return { kind: 'refused', why: 'collision' };
+  if (await isUsedElsewhere(tx, sandboxId, thumbprint)) return { kind: 'refused', why: 'collision' };
 
   // I-17: the token is consumed by the transaction that writes the row.
   await tx.db.updateTable('sandbox_tokens').set({ consumed_at: tx.now }).where('hash', '=', tokenHash).execute();
-  await dropFormer(tx, certificate);
+  await dropSuperseded(tx, certificate);
   await tx.db.deleteFrom('identities').where('sandbox_id', '=', sandboxId).execute();
   await tx.db.deleteFrom('sandbox_tokens').where('sandbox_id', '=', sandboxId).where('scope', '=', 'control').execute();
   const inserted = await tx.db
@@ -44,18 +44,18 @@ export async function registerIdentity(tx: Tx, sandbox: StoredSandbox, registrat
     })
     .returningAll()
     .executeTakeFirstOrThrow();
-  await keepAccessToken(tx, { sandboxId, thumbprint, accessTokenHash });
+  await storeAccessToken(tx, { sandboxId, thumbprint, accessTokenHash });
   const data = { ok: true, thumbprint, startCount: currentStart(sandboxRow(sandbox)), message: '' };
   await emitViewed(tx, sandboxId, { kind: 'identity', type: 'AgentRegistered', subject: sandboxId, data });
   return { kind: 'welcome', again: false, identity: identityRow(inserted) };
 }
 
-/** A certificate of a later start than the registered one: of one start, one registers. */
+/** Whether the certificate is of a later start than the registered one: only one certificate of a start may register. */
 function follows(certificate: CertificateTable, row: StoredIdentity): boolean {
   return certificate.issue > row.issue && certificate.request_hash !== row.request_hash;
 }
 
-/** The bootstrap token, where it was given for this certificate of this sandbox; spent or not. */
+/** The bootstrap token, spent or not, if it was issued for this certificate of this sandbox. */
 async function tokenOf(tx: Tx, { sandboxId, thumbprint, tokenHash }: Registration): Promise<SandboxTokenTable | undefined> {
   return await tx.db
     .selectFrom('sandbox_tokens')
@@ -77,19 +77,19 @@ async function certificateOf(tx: Tx, { sandboxId, thumbprint }: Registration): P
     .executeTakeFirst();
 }
 
-/** Of earlier starts, and the others of this one: none of them registers any more. */
-async function dropFormer(tx: Tx, { sandbox_id, thumbprint, issue, request_hash }: CertificateTable): Promise<void> {
+/** Deletes the certificates that can no longer register: those of earlier starts, and the others of this start. */
+async function dropSuperseded(tx: Tx, { sandbox_id, thumbprint, issue, request_hash }: CertificateTable): Promise<void> {
   await tx.db
     .deleteFrom('sandbox_certificates')
     .where('sandbox_id', '=', sandbox_id)
     .where('thumbprint', '<>', thumbprint)
     .where((eb) => eb.or([eb('issue', '<=', issue), eb('request_hash', '=', request_hash)]))
     .execute();
-  await dropBareTokens(tx, sandbox_id as Registration['sandboxId']);
+  await dropOrphanedTokens(tx, sandbox_id as Registration['sandboxId']);
 }
 
-/** The newest few stay: an init whose answer was lost asks again, and gets another. */
-async function keepAccessToken(tx: Tx, to: Pick<Registration, 'sandboxId' | 'thumbprint' | 'accessTokenHash'>): Promise<void> {
+/** Stores the access token beside the newest few earlier ones: each repeated Register, after a lost response, issues another. */
+async function storeAccessToken(tx: Tx, to: Pick<Registration, 'sandboxId' | 'thumbprint' | 'accessTokenHash'>): Promise<void> {
   const { sandboxId, thumbprint, accessTokenHash } = to;
   const older = await tx.db
     .selectFrom('sandbox_tokens')

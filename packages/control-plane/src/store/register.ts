@@ -10,7 +10,7 @@ import { observedState } from './rows.ts';
 import { hasEnded, type HostRow, type Room } from '../model/index.ts';
 import * as limits from '../limits.ts';
 
-/** One stream's Register, on a locked host (L-7, L-8, L-11). */
+/** Registers a stream of a locked host (L-7, L-8, L-11). */
 export async function register(
   database: Database,
   tx: Tx,
@@ -53,22 +53,22 @@ export async function register(
 }
 
 /**
- * L-8: what is reserved is counted again, from the sandboxes placed on the host and those it reports, each once. What it reports
- * and is not placed on it (moved while it was away) uses its room until it is fenced; it is kept as a stray until then.
+ * L-8: recomputes the host's reserved room from the sandboxes that are placed on it and those that it reports, each counted once. A reported
+ * copy of a sandbox that is placed elsewhere is stale, and is counted in the `strays` table until it is fenced.
  */
 async function rebuildReserved(database: Database, tx: Tx, id: HostId, registration: link.Register): Promise<void> {
   const placed = await lockSandboxes(database, tx, { hostId: id });
-  const here = new Set(placed.map((row) => row.id));
-  const strays = new Map<string, StrayTable>();
+  const placedIds = new Set(placed.map((row) => row.id));
+  const staleCopies = new Map<string, StrayTable>();
   for (const seen of registration.sandboxes) {
-    if (here.has(seen.sandboxId) || !isSandboxId(seen.sandboxId)) continue;
+    if (placedIds.has(seen.sandboxId) || !isSandboxId(seen.sandboxId)) continue;
     const request: Room = {
       cpuMillis: seen.resources?.cpuMillis ?? 0,
       memoryBytes: Number(seen.resources?.memoryBytes ?? 0n),
       slots: 1,
     };
     const room = held(hasEnded(observedState(seen.state)) ? 'slot' : 'all', request);
-    strays.set(seen.sandboxId, {
+    staleCopies.set(seen.sandboxId, {
       host_id: id,
       sandbox_id: seen.sandboxId,
       cpu_millis: room.cpuMillis,
@@ -77,7 +77,7 @@ async function rebuildReserved(database: Database, tx: Tx, id: HostId, registrat
     });
   }
   await tx.db.deleteFrom('strays').where('host_id', '=', id).execute();
-  const rows = [...strays.values()];
+  const rows = [...staleCopies.values()];
   for (let i = 0; i < rows.length; i += limits.rowsPerStatement) {
     await tx.db
       .insertInto('strays')

@@ -3,7 +3,7 @@ import type { HostId, SandboxId } from '@drover/foundation';
 import { type Tx, prepared, type Hold, type StoredSandbox } from '../database/index.ts';
 import type { Room } from '../model/index.ts';
 
-/** What a sandbox counts for on its host (L-8): all of its request while it may run, one slot while only its files are left. */
+/** The room that a sandbox reserves on its host (L-8): its whole request while it may run, one slot while only its files remain. */
 export function held(hold: Hold, request: Room): Room {
   if (hold === 'all') return request;
   return { cpuMillis: 0, memoryBytes: 0, slots: hold === 'slot' ? request.slots : 0 };
@@ -13,14 +13,14 @@ function heldBy(row: StoredSandbox): Room {
   return held(row.hold, { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots });
 }
 
-/** After a change of a row: what it held before is given back, what it holds now is taken. */
+/** Releases the room that a sandbox reserved before a change of its row, and reserves the room that it needs afterwards. */
 export async function moveReservation(tx: Tx, before: StoredSandbox, after: StoredSandbox): Promise<void> {
   if (before.host_id === after.host_id && before.hold === after.hold) return;
   if (before.host_id !== null) await addReservation(tx, before.host_id as HostId, heldBy(before), -1);
   if (after.host_id !== null) await addReservation(tx, after.host_id as HostId, heldBy(after), 1);
 }
 
-/** Adds to, or takes from, what is reserved on a host; never below zero (L-8). */
+/** Adds to (`sign` 1) or subtracts from (`sign` -1) the reserved room of a host; never below zero (L-8). */
 async function addReservation(tx: Tx, id: HostId, room: Room, sign: 1 | -1): Promise<void> {
   if (room.cpuMillis === 0 && room.memoryBytes === 0 && room.slots === 0) return;
   const plus = (column: 'reserved_cpu_millis' | 'reserved_memory_bytes' | 'reserved_slots', amount: number) =>
@@ -36,20 +36,24 @@ async function addReservation(tx: Tx, id: HostId, room: Room, sign: 1 | -1): Pro
     .execute();
 }
 
-/** L-24: takes the room in one conditional update, or nothing. `again`: it is on the host already, and starts there once more. */
+/**
+ * L-24: reserves the room in one conditional update.
+ * @param again the sandbox is already placed on the host, and starts there again
+ * @returns false if the room is not free: nothing is reserved
+ */
 export async function reserve(tx: Tx, row: StoredSandbox, hostId: HostId, again: boolean): Promise<boolean> {
   const slots = again && row.hold === 'slot' ? 0 : row.slots;
-  const result = await (again ? takeAgain : take)(tx.db, { hostId, cpu: row.cpu_millis, memory: row.memory_bytes, slots });
+  const result = await (again ? reserveForRestart : reserveForNew)(tx.db, { hostId, cpu: row.cpu_millis, memory: row.memory_bytes, slots });
   return result.numAffectedRows === 1n;
 }
 
-const take = taking(['open']);
-// What is on a cordoned host already may start there again; a cordon keeps new ones away (L-27).
-const takeAgain = taking(['open', 'cordoned']);
+const reserveForNew = reservation(['open']);
+// L-27: a cordon keeps new sandboxes off the host, but a sandbox whose files are there may start again.
+const reserveForRestart = reservation(['open', 'cordoned']);
 
-function taking(scheduling: readonly string[]) {
-  type Taken = { readonly hostId: string; readonly cpu: number; readonly memory: number; readonly slots: number };
-  return prepared((db, { hostId, cpu, memory, slots }: Taken) =>
+function reservation(scheduling: readonly string[]) {
+  type Amounts = { readonly hostId: string; readonly cpu: number; readonly memory: number; readonly slots: number };
+  return prepared((db, { hostId, cpu, memory, slots }: Amounts) =>
     db
       .updateTable('hosts')
       .set((eb) => ({
@@ -67,11 +71,11 @@ function taking(scheduling: readonly string[]) {
   );
 }
 
-/** The copy that stays on a host after its sandbox was taken off it: counted until it is fenced. */
-export async function keepStray(tx: Tx, row: StoredSandbox, hostId: HostId): Promise<void> {
+/** Keeps the room of a stale copy reserved, from the move of its sandbox until the copy is fenced. */
+export async function addStaleCopy(tx: Tx, row: StoredSandbox, hostId: HostId): Promise<void> {
   const room = { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, slots: row.slots };
   const values = { cpu_millis: room.cpuMillis, memory_bytes: room.memoryBytes, slots: room.slots };
-  await dropStray(tx, row.id as SandboxId, hostId);
+  await dropStaleCopy(tx, row.id as SandboxId, hostId);
   await tx.db
     .insertInto('strays')
     .values({ host_id: hostId, sandbox_id: row.id, ...values })
@@ -79,13 +83,13 @@ export async function keepStray(tx: Tx, row: StoredSandbox, hostId: HostId): Pro
   await addReservation(tx, hostId, room, 1);
 }
 
-export async function dropStray(tx: Tx, id: SandboxId, hostId: HostId): Promise<void> {
-  const stray = await tx.db
+export async function dropStaleCopy(tx: Tx, id: SandboxId, hostId: HostId): Promise<void> {
+  const copy = await tx.db
     .deleteFrom('strays')
     .where('host_id', '=', hostId)
     .where('sandbox_id', '=', id)
     .returningAll()
     .executeTakeFirst();
-  if (stray === undefined) return;
-  await addReservation(tx, hostId, { cpuMillis: stray.cpu_millis, memoryBytes: stray.memory_bytes, slots: stray.slots }, -1);
+  if (copy === undefined) return;
+  await addReservation(tx, hostId, { cpuMillis: copy.cpu_millis, memoryBytes: copy.memory_bytes, slots: copy.slots }, -1);
 }

@@ -8,7 +8,7 @@ import type { SandboxStateName } from '@drover/protocol';
 
 const optional = <T>(value: T | null): T | undefined => value ?? undefined;
 
-/** What was stored was checked when it came in: rows are read as they are. */
+/** Trusts the stored columns: they were checked when they were written. */
 export function hostRow(row: Selectable<HostTable>): HostRow {
   return {
     id: row.id as HostId,
@@ -23,7 +23,7 @@ export function hostRow(row: Selectable<HostTable>): HostRow {
     agentVersion: row.agent_version,
     bootId: row.boot_id,
     epoch: row.epoch,
-    // Kept in the table while it is down: a host that was only silent comes back on the same stream (L-9).
+    // The table keeps the owner of a host that is down: a host that was only silent continues on the same stream (L-9).
     owner: row.connected === 1 ? row.owner : '',
     connected: row.connected === 1,
     downSince: optional(row.down_since),
@@ -41,13 +41,13 @@ export function sandboxRow(row: Selectable<SandboxTable>): SandboxRow {
   return rowWithSpec(row, undefined);
 }
 
-/** @param spec the row's, where it is at hand */
+/** @param spec the parsed spec of the row; undefined: it is parsed when it is first read */
 export function rowWithSpec(row: Selectable<SandboxTable>, spec: sandbox.SandboxSpec | undefined): SandboxRow {
   return {
     id: row.id as SandboxId,
     project: row.project as Project,
     name: row.name as Name,
-    // Most who read a row do not look at its spec, and it is the longest part to read.
+    // Parsed lazily: it is the most expensive column, and most callers do not read it.
     get spec() {
       return (spec ??= fromJsonString(sandbox.SandboxSpecSchema, row.spec, { ignoreUnknownFields: true }));
     },
@@ -98,7 +98,7 @@ export function parseMap(text: string): Record<string, string> {
   return JSON.parse(text) as Record<string, string>;
 }
 
-/** The state that a host may report; undefined for one that only the control plane can know. */
+/** The observed state; undefined for a state that only the control plane assigns, which no host may report. */
 export function observedState(state: sandbox.SandboxState): ObservedState | undefined {
   const name = sandboxStates.name(state);
   return name !== undefined && isObserved(name) ? name : undefined;

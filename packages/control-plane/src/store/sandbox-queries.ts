@@ -13,10 +13,10 @@ export function sandboxNotFound(reference: string): DroverError {
   });
 }
 
-/** SHA-256 in hex, from as many digits on as `drover identity ls` shows. */
+/** A prefix of a SHA-256 in hex, at least as long as `drover identity ls` prints. */
 const thumbprintPattern = /^[0-9a-f]{16,64}$/i;
 
-/** The reading half of the sandbox store. */
+/** The read-only methods of the sandbox store. */
 export class SandboxQueries {
   protected readonly database: Database;
 
@@ -30,8 +30,8 @@ export class SandboxQueries {
   }
 
   /**
-   * By id, `name`, `project/name`, common name or thumbprint. A deleted sandbox by its id, and with `deleted` by a name that no other one
-   * has now.
+   * Finds a sandbox by id, `name`, `project/name`, common name or thumbprint. A deleted sandbox is found by its id or, with `deleted`, by its
+   * name if no present sandbox has that name.
    * @throws {DroverError} sandbox-not-found; invalid-argument when several match
    */
   async find(reference: string, { deleted = false }: { readonly deleted?: boolean } = {}): Promise<SandboxRow> {
@@ -44,12 +44,12 @@ export class SandboxQueries {
       const row = await this.#byThumbprint(reference.toLowerCase());
       if (row !== undefined) return row;
     }
-    // Names have no dots: one parts a common name, `project.name` (I-5), as a slash parts what people write.
+    // Names contain no dots, so a dot separates project and name in a common name (I-5), as a slash does in `project/name`.
     const slash = reference.search(/[./]/);
     const name = reference.slice(slash + 1);
     let query = this.database.db.selectFrom('sandboxes').selectAll().where('name', '=', name);
     if (slash >= 0) query = query.where('project', '=', reference.slice(0, slash));
-    // A bare name is the project-less sandbox of that name; without one, the only one that has it.
+    // A bare name means the sandbox without a project, or else the only sandbox of that name in any project.
     const [first, second] = await query.where('deleted_at', 'is', null).orderBy('project').limit(2).execute();
     if (first === undefined) {
       const last = deleted ? await query.orderBy('deleted_at', 'desc').limit(1).executeTakeFirst() : undefined;
@@ -58,13 +58,13 @@ export class SandboxQueries {
     }
     if (second !== undefined && first.project !== '') {
       throw new DroverError('invalid-argument', `sandboxes of several projects are named ${JSON.stringify(clip(name))}`, {
-        hint: `write project/${clip(name)}, or give the id`,
+        hint: `use project/${clip(name)}, or the id`,
       });
     }
     return sandboxRow(first);
   }
 
-  /** @throws {DroverError} invalid-argument when several begin so */
+  /** @throws {DroverError} invalid-argument when several thumbprints begin with the digits */
   async #byThumbprint(digits: string): Promise<SandboxRow | undefined> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -76,13 +76,13 @@ export class SandboxQueries {
     const [first, second] = rows;
     if (second !== undefined) {
       throw new DroverError('invalid-argument', `the thumbprints of several sandboxes begin with ${clip(digits)}`, {
-        hint: 'give more digits, or the id; `drover identity ls -o json` has them whole',
+        hint: 'use more digits, or the id; `drover identity ls -o json` prints the whole thumbprints',
       });
     }
     return first === undefined ? undefined : sandboxRow(first);
   }
 
-  /** The sandbox's secrets; none once it is deleted. */
+  /** The sandbox's sealed secrets; empty once it is deleted. */
   async secrets(id: SandboxId): Promise<readonly SealedSecret[]> {
     const { db } = this.database;
     return await db.selectFrom('sandbox_secrets').select(['name', 'sealed']).where('sandbox_id', '=', id).orderBy('name').execute();
@@ -118,7 +118,7 @@ export class SandboxQueries {
     return (await query.execute()).map(sandboxRow);
   }
 
-  /** All sandboxes that are placed on the host and not deleted: the desired state of its reconcile. */
+  /** All sandboxes that are placed on the host and not deleted: the host's desired state. */
   async onHost(hostId: HostId): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -130,7 +130,7 @@ export class SandboxQueries {
     return rows.map(sandboxRow);
   }
 
-  /** The sandboxes that are to run and have no place, oldest first. */
+  /** The sandboxes that wait for placement, oldest first. */
   async unplaced(limit: number): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -152,7 +152,7 @@ export class SandboxQueries {
     return rows.map(sandboxRow);
   }
 
-  /** The sandboxes that are to run and have passed their time to live (R-20). */
+  /** The desired-running sandboxes that are past their time to live (R-20). */
   async expired(now: number): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -166,7 +166,7 @@ export class SandboxQueries {
     return rows.map(sandboxRow);
   }
 
-  /** The sandboxes with --rm whose run is over, without a change since `before`. */
+  /** The sandboxes with --rm whose run has ended and whose rows have not changed since `before`. */
   async finished(before: number): Promise<readonly SandboxRow[]> {
     const rows = await this.database.db
       .selectFrom('sandboxes')
@@ -177,7 +177,7 @@ export class SandboxQueries {
       .whereRef('observed_generation', '>=', 'start_generation')
       .where('updated_at', '<=', before)
       .where('remove_on_exit', '=', sql.lit(1))
-      // Those that are contained stay: they must not fill the page before the others.
+      // Contained sandboxes are not removed. They are excluded here so that they cannot fill the page.
       .where('containment', '=', '{}')
       .orderBy('updated_at')
       .limit(limits.rowsPerStatement)

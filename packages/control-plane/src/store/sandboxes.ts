@@ -19,7 +19,7 @@ import { desiredPatch } from './desired.ts';
 import { absentPatch } from './absent.ts';
 import { applyObservations, removesItself } from './observe.ts';
 import { newSandbox } from './new-sandbox.ts';
-import { dropStray, keepStray, reserve } from './reservations.ts';
+import { addStaleCopy, dropStaleCopy, reserve } from './reservations.ts';
 import { rowWithSpec, sandboxRow } from './rows.ts';
 import { SandboxQueries, sandboxNotFound } from './sandbox-queries.ts';
 import type { DesiredOptions, SandboxDraft } from './drafts.ts';
@@ -41,12 +41,12 @@ export class SandboxStore extends SandboxQueries {
         if (labels.length > 0) await tx.db.insertInto('sandbox_labels').values(labels).execute();
         const secrets = (draft.secrets ?? []).map(({ name, sealed }) => ({ sandbox_id: draft.id, name, sealed }));
         if (secrets.length > 0) await tx.db.insertInto('sandbox_secrets').values(secrets).execute();
-        const made = rowWithSpec(unplaced, draft.spec);
-        tx.emit(sandboxEvent(made, 'SandboxCreated', { image: draft.spec.image, labels: draft.labels }));
+        const created = rowWithSpec(unplaced, draft.spec);
+        tx.emit(sandboxEvent(created, 'SandboxCreated', { image: draft.spec.image, labels: draft.labels }));
         const row = rowWithSpec(stored, draft.spec);
         if (waitsFor !== '') tx.emit(sandboxEvent(row, 'SandboxUnschedulable', { reason: 'unschedulable', message: waitsFor }));
         if (!placed) return row;
-        emitChange(tx, made, row);
+        emitChange(tx, created, row);
         tx.emit(sandboxEvent(row, 'SandboxScheduled'));
         return row;
       });
@@ -59,7 +59,7 @@ export class SandboxStore extends SandboxQueries {
     }
   }
 
-  /** Reserves room and sets host_id in one conditional update (L-24). False: the room is taken, or the row is placed or deleted. */
+  /** Places the sandbox if the host has room (L-24). Returns false if it has none, or if the sandbox no longer waits for placement. */
   async place(id: SandboxId, hostId: HostId): Promise<boolean> {
     return await this.database.transact(async (tx) => {
       if ((await lockHost(this.database, tx, hostId)) === undefined) return false;
@@ -88,14 +88,14 @@ export class SandboxStore extends SandboxQueries {
       if (row.deleted_at !== null || !waits || row.desired === 'deleted' || row.desired === 'stopped') return;
       if (row.pending_reason === reason && row.pending_message === message) return;
       const after = await changeSandbox(tx, row, { pending_reason: reason, pending_message: message });
-      // A message that only counts anew what is free is not worth an event.
+      // No event for a message that differs only in the free amounts.
       if (row.pending_reason !== reason) tx.emit(sandboxEvent(sandboxRow(after), 'SandboxUnschedulable', { reason, message }));
     });
   }
 
   /**
-   * Takes the sandbox off its host (drain); the next reconcile fences the host's copy. False when it is no longer placed on `from`, or a
-   * pause or kill contains it (I-4).
+   * Unplaces a running sandbox (drain); the next reconcile fences the host's copy. Returns false when the sandbox is no longer placed on
+   * `from`, has ended or is to end, or is contained by a pause or a kill (I-4).
    */
   async unplace(id: SandboxId, from: HostId, reason: string): Promise<boolean> {
     return await this.database.transact(async (tx) => {
@@ -103,15 +103,15 @@ export class SandboxStore extends SandboxQueries {
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
       if (row === undefined || row.host_id !== from || row.deleted_at !== null) return false;
       if (row.desired === 'deleted' || row.desired === 'stopped' || runIsOver(sandboxRow(row))) return false;
-      // I-4: made again elsewhere, it would lose what there is to investigate. Checked here, so that no containment comes in between.
+      // I-4: a move would destroy the evidence of a contained sandbox. Checked under the lock, so that no containment can intervene.
       if (mayNotRun(sandboxRow(row))) return false;
       const generation = row.generation + 1;
-      if (row.observed !== null) await keepStray(tx, row, from);
+      if (row.observed !== null) await addStaleCopy(tx, row, from);
       await changeSandbox(tx, row, {
         host_id: null,
         hold: 'nothing',
         generation,
-        // A start of its own elsewhere: copies from before are stale, wherever they turn up (L-26).
+        // A new start on another host: all earlier copies are stale, on every host (L-26).
         start_generation: generation,
         placed_generation: generation,
         observed: null,
@@ -127,9 +127,10 @@ export class SandboxStore extends SandboxQueries {
   }
 
   /**
-   * Changes the desired state. The same state again changes nothing, except that a kill or a shorter grace replaces a stop under way. A
-   * sandbox without a host is deleted immediately.
-   * @throws {DroverError} failed-precondition for `running` while a pause or a kill contains it (I-4)
+   * Changes the desired state. A repeated request changes nothing, except that a kill or a shorter grace shortens a stop under way, and
+   * `running` starts a sandbox whose run has ended. A sandbox without a host is deleted immediately.
+   * @throws {DroverError} sandbox-not-found; sandbox-not-running for a pause of a sandbox that has ended; failed-precondition for `running`
+   *   while a pause or a kill contains it (I-4), or when it is being deleted
    */
   async setDesired(id: SandboxId, desired: DesiredState, options: DesiredOptions = {}): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
@@ -145,9 +146,9 @@ export class SandboxStore extends SandboxQueries {
       const patch = desiredPatch(row, host, desired, tx.now, options);
       if (patch === undefined) return sandboxRow(row);
       const after = sandboxRow(await changeSandbox(tx, row, patch));
-      // For the replica that holds the host's link: what is wanted changed, even where what is seen did not yet.
-      const asked = { desired, generation: after.generation, ...(options.by === undefined ? {} : { by: options.by }) };
-      tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', asked));
+      // Wakes the replica that holds the host's link: the desired state changed, even if the displayed state did not.
+      const data = { desired, generation: after.generation, ...(options.by === undefined ? {} : { by: options.by }) };
+      tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', data));
       if (after.deletedAt !== undefined) tx.emit(sandboxEvent(after, 'SandboxDeleted'));
       return after;
     });
@@ -158,7 +159,7 @@ export class SandboxStore extends SandboxQueries {
     if (observations.length === 0) return [];
     return await this.database.transact(async (tx) => {
       const host = await lockHost(this.database, tx, hostId);
-      // L-11: what an older stream still delivers is not believed.
+      // L-11: observations of a superseded stream are dropped.
       if (host === undefined || host.epoch !== epoch || host.removed_at !== null) return [];
       const ids = [...new Set(observations.map((seen) => seen.sandboxId))];
       const rows = await lockSandboxes(this.database, tx, { ids });
@@ -166,11 +167,11 @@ export class SandboxStore extends SandboxQueries {
     });
   }
 
-  /** The host holds no copy: the sandbox is deleted if that is desired, and otherwise failed. Releases the reservation. */
+  /** Records that the host holds no copy (`absentPatch`): a sandbox that was to be deleted now is. Releases the reservation. */
   async copyAbsent(id: SandboxId, hostId: HostId): Promise<SandboxRow | undefined> {
     return await this.database.transact(async (tx) => {
       await lockHost(this.database, tx, hostId);
-      await dropStray(tx, id, hostId);
+      await dropStaleCopy(tx, id, hostId);
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
       if (row === undefined || row.host_id !== hostId || row.deleted_at !== null) return undefined;
       const after = sandboxRow(await changeSandbox(tx, row, absentPatch(row, tx.now)));
@@ -179,7 +180,7 @@ export class SandboxStore extends SandboxQueries {
     });
   }
 
-  /** Fails a start before or outside its host. */
+  /** Gives up the newest start of a sandbox. */
   async fail(id: SandboxId, why: EndReason): Promise<void> {
     await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
@@ -189,15 +190,14 @@ export class SandboxStore extends SandboxQueries {
   }
 
   /**
-   * As `fail`, with reason `init-failed`, for one start (`startOf`). False, without an effect, when the host reports another start or the end
-   * of this one, or when another start is requested.
+   * As `fail`, with the reason `init-failed`, for one start (`startOf`). Returns false, without effect, when the host reports another start or
+   * the end of this one, or when another start is requested.
    */
   async failInit(id: SandboxId, startCount: number, message: string): Promise<boolean> {
     return await this.database.transact(async (tx) => {
       const found = await lockSandbox(this.database, tx, id);
       if (found === undefined || found.row.deleted_at !== null) return false;
       const row = sandboxRow(found.row);
-      // Another start has begun, or is asked for; or the host has said already how this one ended.
       const another = startOf(row) !== startCount || row.observedGeneration < row.startGeneration;
       if (another || row.observed === undefined || hasEnded(row.observed)) return false;
       await fail(tx, found.row, { reason: 'init-failed', message, hint: '' });
@@ -205,13 +205,13 @@ export class SandboxStore extends SandboxQueries {
     });
   }
 
-  /** Cuts or restores its network (I-4). The same again changes nothing. */
+  /** Sets whether the sandbox's network is to be cut (I-4). A repeated call changes nothing. */
   async setNetworkCut(id: SandboxId, cut: boolean): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
       const [row] = await lockSandboxes(this.database, tx, { ids: [id] });
       if (row === undefined || row.deleted_at !== null) throw sandboxNotFound(id);
       if ((row.network_cut === 1) === cut) return sandboxRow(row);
-      // The reservation does not move, so the host need not be locked.
+      // The reservation does not change, so the host is not locked.
       const after = sandboxRow(await changeSandbox(tx, row, { network_cut: cut ? 1 : 0, generation: row.generation + 1 }));
       tx.emit(sandboxEvent(after, 'SandboxDesiredChanged', { networkCut: cut, generation: after.generation }));
       return after;
@@ -219,8 +219,8 @@ export class SandboxStore extends SandboxQueries {
   }
 
   /**
-   * Records that a containment is in force, or with undefined that it no longer is. Of a record that exists only the reason is replaced, by a
-   * later one that is not empty.
+   * Records a containment, or deletes its record if `by` is undefined. A repeated containment replaces only the reason, and only by a
+   * non-empty one.
    */
   async setContainment(id: SandboxId, action: ContainmentAction, by: ContainmentRecord | undefined): Promise<SandboxRow> {
     return await this.database.transact(async (tx) => {
@@ -232,7 +232,7 @@ export class SandboxStore extends SandboxQueries {
       const record = by === undefined || before === undefined ? by : { ...before, reason: by.reason === '' ? before.reason : by.reason };
       if (record?.reason === before?.reason && (record === undefined) === (before === undefined)) return row;
       const containment = JSON.stringify(record === undefined ? others : { ...others, [action]: record });
-      // A new generation: the host's loop plans by it.
+      // The new generation makes the host's loop plan again.
       const after = sandboxRow(await changeSandbox(tx, stored, { containment, generation: stored.generation + 1 }));
       const data = record === undefined ? { action } : { action, by: record.by, reason: record.reason };
       tx.emit(sandboxEvent(after, record === undefined ? 'SandboxReleased' : 'SandboxContained', data));
@@ -240,7 +240,7 @@ export class SandboxStore extends SandboxQueries {
     });
   }
 
-  /** Sandboxes of hosts down since before `downBefore` become lost (L-26). */
+  /** Marks the sandboxes of hosts that have been down since `downBefore` as lost (L-26). @returns the sandboxes newly lost */
   async markLost(downBefore: number): Promise<readonly SandboxRow[]> {
     const hosts = await this.database.db
       .selectFrom('hosts')
@@ -265,7 +265,10 @@ export class SandboxStore extends SandboxQueries {
     return lost;
   }
 
-  /** Drops a batch of sandboxes that were deleted before, and of all but the `keep` deleted last. @returns how many */
+  /**
+   * Drops a batch of deleted sandboxes: those deleted before `deletedBefore`, and all but the `keep` that were deleted last.
+   * @returns the number of dropped sandboxes
+   */
   async trimDeleted(deletedBefore: number, keep: number): Promise<number> {
     return await this.database.transact(async (tx) => {
       const deleted = tx.db.selectFrom('sandboxes').where('deleted_at', 'is not', null);
@@ -293,7 +296,7 @@ export class SandboxStore extends SandboxQueries {
       if (host === undefined || host.connected === 1 || host.down_since === null || host.down_since > downBefore) return [];
       const lost: SandboxRow[] = [];
       for (const row of await lockSandboxes(this.database, tx, { hostId })) {
-        // What had ended is not lost with its host: nothing of it runs, and its end is known.
+        // A sandbox that has ended is not lost with its host: nothing of it runs, and its end is known.
         if (row.lost_since !== null || row.desired === 'deleted' || hasEnded(sandboxRow(row).observed)) continue;
         const after = sandboxRow(await changeSandbox(tx, row, { lost_since: tx.now }));
         tx.emit(sandboxEvent(after, 'SandboxLost', { reason: 'host-down', hostDownSince: host.down_since }));
@@ -317,7 +320,7 @@ async function fail(tx: Tx, row: StoredSandbox, why: EndReason): Promise<void> {
     finished_at: tx.now,
     pending_reason: '',
     pending_message: '',
-    // A copy that still runs counts until its host has stopped it.
+    // A copy that still runs keeps its reservation until its host has stopped it.
     hold: row.host_id === null ? 'nothing' : running ? 'all' : 'slot',
     ...(removed ? { desired: 'deleted', generation: row.generation + 1 } : {}),
     ...(deleted ? { deleted_at: tx.now } : {}),

@@ -11,8 +11,8 @@ export interface Store extends Tables {
   readonly kind: 'sqlite' | 'postgres';
   readonly idempotency: IdempotencyStore;
   /**
-   * Runs `work` as one transaction of all its calls on the given tables. `work` must not wait for anything else, least of all for this
-   * store: SQLite has one connection, which `work` holds. The database may have it repeated.
+   * Runs `work` as one transaction: all its calls on the given tables commit together. `work` must await nothing but these calls, and must not
+   * call this store: SQLite has a single connection, which the transaction holds. `work` may run again (`OpenDatabase.transact`).
    */
   together<T>(work: (store: Tables) => Promise<T>): Promise<T>;
   close(): Promise<void>;

@@ -7,7 +7,7 @@ import { TokenStore } from './tokens.ts';
 import { ViewStore } from './views.ts';
 import { VolumeStore } from './volumes.ts';
 
-/** The tables. Each call is a transaction of its own or, within `together` and `once`, a part of that one. */
+/** The tables. Each call is a separate transaction or, within `together` and `once`, part of the surrounding one. */
 export interface Tables {
   readonly hosts: HostStore;
   readonly sandboxes: SandboxStore;

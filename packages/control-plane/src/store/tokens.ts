@@ -23,10 +23,13 @@ export class TokenStore {
       .execute();
   }
 
-  /** Takes one use, in one conditional update; undefined when unknown, used up or expired. The same host may repeat it (a lost response). */
+  /**
+   * Consumes one use of a join token; undefined when the token is unknown, used up or expired. A host that repeats the call, after a lost
+   * response, consumes nothing more.
+   */
   async takeJoin(hash: string, hostId: HostId): Promise<{ readonly labels: Readonly<Record<string, string>> } | undefined> {
     return await this.#database.transact(async (tx) => {
-      // The use is written first: of two calls of one host (a lost answer, repeated) the second waits here, and is free.
+      // Inserting the use locks the pair of token and host: a concurrent repetition waits, finds the row, and consumes nothing.
       const known = await tx.db
         .selectFrom('join_tokens')
         .select('labels')
@@ -55,7 +58,7 @@ export class TokenStore {
     });
   }
 
-  /** Drops tokens that expired before. @returns how many */
+  /** Deletes join tokens that expired before `expiredBefore`. @returns the number of deleted tokens */
   async trimJoin(expiredBefore: number): Promise<number> {
     return await this.#database.transact(async (tx) => {
       const expired = tx.db.selectFrom('join_tokens').select('hash').where('expires_at', '<', expiredBefore);

@@ -23,7 +23,7 @@ const upsert = (db: Kysely<Schema>, rows: ViewTable | readonly ViewTable[]) =>
 
 const upsertOne = prepared((db, row: ViewTable) => upsert(db, row));
 
-/** What was stored was made here: it is read as it is. */
+/** Trusts the stored document: only this module writes it. */
 export function viewOf({ document }: { readonly document: string }): SandboxView {
   return JSON.parse(document) as SandboxView;
 }
@@ -35,7 +35,7 @@ export async function writeViews(tx: Tx, views: readonly SandboxView[]): Promise
   await (others.length === 0 ? upsertOne(tx.db, first) : upsert(tx.db, rows).execute());
 }
 
-/** Emits an event that a transaction of the store's own makes, with what it makes of the view of its sandbox, which is locked (I-35). */
+/** Emits an event about a locked sandbox, and applies it to the sandbox's view in the same transaction (I-35). */
 export async function emitViewed(tx: Tx, id: SandboxId, event: SandboxEvent): Promise<void> {
   const { kind, type, data } = event;
   const [stored] = (await viewById(tx.db, { id })).rows;

@@ -14,13 +14,13 @@ export class ViewStore {
     this.#database = database;
   }
 
-  /** `lock`: within `together`, nothing else changes them until it ends. */
+  /** With `lock`, within `together`: no other transaction changes these views until this one ends. */
   async get(ids: readonly SandboxId[], options: { readonly lock?: boolean } = {}): Promise<ReadonlyMap<SandboxId, SandboxView>> {
     const views = new Map<SandboxId, SandboxView>();
     const sorted = [...new Set(ids)].sort();
     for (let i = 0; i < sorted.length; i += limits.rowsPerStatement) {
       const batch = sorted.slice(i, i + limits.rowsPerStatement);
-      // A view has no row at first: whoever writes it holds its sandbox.
+      // A view may have no row yet, so the lock is on the sandbox's row.
       if (options.lock === true) await this.#database.transact(async (tx) => await lockSandboxes(this.#database, tx, { ids: batch }));
       const { db } = this.#database;
       const [id = ''] = batch;
@@ -33,11 +33,11 @@ export class ViewStore {
     return views;
   }
 
-  /** Writes the views, and the events that made them, in one transaction. */
+  /** Writes views and the events that changed them in one transaction. */
   async put(views: readonly SandboxView[], events: readonly EventDraft[]): Promise<void> {
     await this.#database.transact(async (tx) => {
       for (const event of events) tx.emit(event);
-      // Of one sandbox the last, in one order on every replica.
+      // The last view of each sandbox counts. Sorted, so that all replicas lock the rows in the same order.
       const newest = [...new Map(views.map((view) => [view.sandboxId, view])).values()].sort((a, b) =>
         a.sandboxId < b.sandboxId ? -1 : 1,
       );

@@ -3,8 +3,8 @@ import type { Database, Tx, VolumeTable } from '../database/index.ts';
 import { labelOf, type VolumeRow } from '../model/index.ts';
 
 /**
- * A volume's row is locked before its uses are read or written, so that a volume is never removed while a sandbox that is being created
- * comes to have it.
+ * Named volumes (R-18). Each method locks a volume's row before it reads or writes the volume's uses, so a volume cannot be removed while a
+ * sandbox that uses it is being created.
  */
 export class VolumeStore {
   readonly #database: Database;
@@ -21,17 +21,17 @@ export class VolumeStore {
         host_id: volume.hostId,
         size_bytes: volume.sizeBytes,
         state: 'pending',
-        message: 'its host has not made it yet',
+        message: 'its host has not created it yet',
         hint: '',
         created_at: tx.now,
       };
-      const made = await tx.db
+      const inserted = await tx.db
         .insertInto('volumes')
         .values(row)
         .onConflict((conflict) => conflict.doNothing())
         .returning('name')
         .executeTakeFirst();
-      if (made === undefined) {
+      if (inserted === undefined) {
         throw new DroverError('name-taken', `there is a volume ${volume.name} already`, {
           hint: 'choose another name; see `drover volume ls`',
         });
@@ -47,7 +47,7 @@ export class VolumeStore {
     return rowOf(row);
   }
 
-  /** By name. `unsettled`: only those that their host has still to make or remove. */
+  /** Sorted by name. `unsettled`: only volumes that their host has yet to create or remove. */
   async list(filter: { readonly hostId?: HostId; readonly unsettled?: boolean } = {}): Promise<readonly VolumeRow[]> {
     let query = this.#database.db.selectFrom('volumes').selectAll();
     if (filter.hostId !== undefined) query = query.where('host_id', '=', filter.hostId);
@@ -55,7 +55,7 @@ export class VolumeStore {
     return (await query.orderBy('name').execute()).map(rowOf);
   }
 
-  /** The sandboxes that use each volume, running or not: `name` or `project/name`. */
+  /** The sandboxes that use each volume, running or not, as `name` or `project/name`. */
   async users(names: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>> {
     const users = new Map<string, string[]>();
     if (names.length === 0) return users;
@@ -63,7 +63,7 @@ export class VolumeStore {
     return users;
   }
 
-  /** Reserves the volumes for the sandbox until it is deleted. @throws {DroverError} volume-not-found, failed-precondition when one is not ready */
+  /** Records the sandbox as a user of the volumes. @throws {DroverError} volume-not-found; failed-precondition when a volume is not ready */
   async use(names: readonly string[], id: SandboxId): Promise<void> {
     await this.#database.transact(async (tx) => {
       for (const name of [...names].sort()) {
@@ -78,7 +78,7 @@ export class VolumeStore {
     });
   }
 
-  /** Stores what its host did, if the volume is still in the state `from`. */
+  /** Stores the outcome of the host's work if the volume is still in the state `from`. */
   async settle(
     name: string,
     from: VolumeRow['state'],
@@ -87,7 +87,7 @@ export class VolumeStore {
     await this.#database.db.updateTable('volumes').set(change).where('name', '=', name).where('state', '=', from).execute();
   }
 
-  /** Marks it as deleting: no new sandbox can use it. @throws {DroverError} volume-not-found, volume-in-use */
+  /** Marks the volume as deleting, so no new sandbox can use it. @throws {DroverError} volume-not-found, volume-in-use */
   async remove(name: string): Promise<VolumeRow> {
     return await this.#database.transact(async (tx) => {
       const row = await lock(tx, name);
@@ -104,7 +104,7 @@ export class VolumeStore {
     });
   }
 
-  /** Its host has removed it, or is removed itself. */
+  /** Deletes the row: the host has removed the volume, or is itself removed. */
   async drop(name: string): Promise<void> {
     await this.#database.transact(async (tx) => {
       await tx.db.deleteFrom('volume_uses').where('volume', '=', name).execute();
@@ -113,7 +113,7 @@ export class VolumeStore {
   }
 }
 
-/** An update locks the row in PostgreSQL until the transaction ends; SQLite has one writer. @throws {DroverError} volume-not-found */
+/** Locks the row with an update that changes nothing; SQLite has a single writer. @throws {DroverError} volume-not-found */
 async function lock(tx: Tx, name: string): Promise<VolumeTable> {
   const row = await tx.db
     .updateTable('volumes')
@@ -125,7 +125,7 @@ async function lock(tx: Tx, name: string): Promise<VolumeTable> {
   return row;
 }
 
-/** By volume, the names of the sandboxes that have it and are not deleted. */
+/** For each volume, the sandboxes that use it and are not deleted. */
 async function usesOf(db: Database['db'] | Tx['db'], names: readonly string[]): Promise<readonly { volume: string; name: string }[]> {
   const rows = await db
     .selectFrom('volume_uses')

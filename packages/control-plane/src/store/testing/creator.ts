@@ -5,8 +5,9 @@ import { openStore } from '../open.ts';
 import { draft } from './fixtures.ts';
 
 /**
- * A child process of the durability test: creates one sandbox with an idempotency key, and kills itself before the SQL statement of
- * the given number, counted from the call on; with a number past the last one, after the commit. Says how many there were.
+ * A child process of the durability test. Creates one sandbox with an idempotency key, and kills itself before the SQL statement with the
+ * given number, counted from the start of the call; if the number is larger than the number of statements, after the commit. With 0 it
+ * survives, and prints the number of statements.
  */
 const [, , url = '', dieBefore = '0'] = process.argv;
 const store = await openStore(url, { logger: silentLogger });

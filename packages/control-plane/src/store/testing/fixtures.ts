@@ -7,7 +7,7 @@ import type { SandboxRow } from '../../model/sandbox.ts';
 
 const GiB = 1024 ** 3;
 
-/** What most sandboxes of the tests ask for: a tenth of what a host has. */
+/** The request of most test sandboxes: a tenth of a test host. */
 export const smallRoom: Room = { cpuMillis: 400, memoryBytes: GiB, slots: 1 };
 
 let count = 0;
@@ -59,7 +59,7 @@ export function registration(
   });
 }
 
-/** A host that joined and connected. */
+/** Joins and registers a host. */
 export async function readyHost(
   store: Store,
   options: Parameters<typeof registration>[1] = {},
@@ -70,7 +70,7 @@ export async function readyHost(
   return { id, epoch };
 }
 
-/** What a host says of a sandbox: its generation and the next sequence, unless told otherwise. */
+/** A host's observation of a sandbox. Default: the row's generation and the next sequence. */
 export function seen(
   row: Pick<SandboxRow, 'id' | 'generation' | 'observedSequence'>,
   state: keyof typeof sandbox.SandboxState,

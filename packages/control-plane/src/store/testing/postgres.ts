@@ -7,13 +7,13 @@ import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import pg from 'pg';
 
-/** A PostgreSQL server of a test's own: on a unix socket in a temporary directory, without TCP. */
+/** A PostgreSQL server for one test file: on a unix socket in a temporary directory, without TCP. */
 export interface TestPostgres {
   /** A new, empty database. */
   createDatabase(): Promise<string>;
-  /** Ends every connection, as a restart of the server would. */
+  /** Closes every connection, as a restart of the server does. */
   cutConnections(): Promise<void>;
-  /** Resolves when a transaction waits for another's lock. */
+  /** Resolves when a transaction waits for a lock of another one. */
   untilSomeoneWaits(): Promise<void>;
   stop(): Promise<void>;
 }
@@ -32,20 +32,20 @@ function nativeDirectory(): string {
   }
 }
 
-/** The package's archive cannot hold symbolic links: its list of them is made true once. */
+/** Creates the symbolic links that the package lists in a file: its archive cannot contain links. */
 async function linkLibraries(native: string): Promise<void> {
   const list = JSON.parse(await readFile(join(native, 'pg-symlinks.json'), 'utf8')) as { source: string; target: string }[];
   for (const { source, target } of list) {
     const path = join(native, '..', target);
     if ((await lstat(path).catch(() => undefined)) !== undefined) continue;
-    // Another test's process may make it at the same moment.
+    // The process of another test may create it concurrently.
     await symlink(source.split('/').at(-1) ?? source, path).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== 'EEXIST') throw error;
     });
   }
 }
 
-/** Starts a server; the caller stops it. @throws {Error} saying what is missing */
+/** Starts a server, which the caller stops. @throws {Error} if PostgreSQL is not installed */
 export async function startPostgres(): Promise<TestPostgres> {
   const native = nativeDirectory();
   if (!existsSync(join(native, 'bin', 'postgres'))) {
@@ -63,7 +63,7 @@ export async function startPostgres(): Promise<TestPostgres> {
   }
 }
 
-/** Where the user of the server can run the programs: a clone in root's home is closed to it, and is copied then. */
+/** A directory from which the server's user can run the programs. A clone in root's home is not accessible to it, so it is copied. */
 async function reachable(native: string, directory: string, identity: Identity): Promise<string> {
   try {
     await run(join(native, 'bin', 'postgres'), ['--version'], { ...identity, cwd: directory });
@@ -107,10 +107,10 @@ async function startIn(directory: string, native: string, identity: Identity): P
 }
 
 async function connect(server: ChildProcess, directory: string): Promise<TestPostgres> {
-  const said: string[] = [];
+  const stderr: string[] = [];
   server.stderr?.on('data', (chunk: Buffer) => {
-    said.push(chunk.toString());
-    if (said.length > 50) said.shift();
+    stderr.push(chunk.toString());
+    if (stderr.length > 50) stderr.shift();
   });
   const exited = new Promise<void>((resolve) => {
     server.once('exit', () => resolve());
@@ -118,7 +118,7 @@ async function connect(server: ChildProcess, directory: string): Promise<TestPos
   const url = (database: string): string => `postgres://drover@/${database}?host=${encodeURIComponent(directory)}`;
   const query = async (text: string): Promise<readonly unknown[]> => {
     const client = new pg.Client({ connectionString: url('postgres') });
-    client.on('error', () => undefined); // A server that ends says so on idle connections, too.
+    client.on('error', () => undefined); // A server that stops reports an error on idle connections.
     await client.connect();
     try {
       return (await client.query<Record<string, unknown>>(text)).rows;
@@ -133,7 +133,7 @@ async function connect(server: ChildProcess, directory: string): Promise<TestPos
       break;
     } catch (error) {
       if (server.exitCode !== null || Date.now() > giveUpAt) {
-        throw new Error(`PostgreSQL did not start: ${said.join('')}`, { cause: error });
+        throw new Error(`PostgreSQL did not start: ${stderr.join('')}`, { cause: error });
       }
       await new Promise((resolve) => {
         setTimeout(resolve, 50);
@@ -153,11 +153,11 @@ async function connect(server: ChildProcess, directory: string): Promise<TestPos
     async untilSomeoneWaits() {
       const giveUpAt = Date.now() + startMs;
       while ((await query('select pid from pg_locks where not granted')).length === 0) {
-        if (Date.now() > giveUpAt) throw new Error('no transaction came to wait for a lock');
+        if (Date.now() > giveUpAt) throw new Error('no transaction waits for a lock');
       }
     },
     async stop() {
-      // SIGQUIT: an immediate shutdown; the directory goes anyway.
+      // SIGQUIT: an immediate shutdown, because the directory is removed anyway.
       server.kill('SIGQUIT');
       await exited;
       await rm(directory, { recursive: true, force: true });

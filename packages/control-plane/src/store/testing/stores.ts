@@ -9,7 +9,7 @@ import { openStore } from '../open.ts';
 import type { Store } from '../store.ts';
 import { startPostgres, type TestPostgres } from './postgres.ts';
 
-/** Fresh databases of one kind; the whole suite runs on both. */
+/** Creates fresh databases of one kind. The suites run on both kinds. */
 export class TestStores {
   readonly #kind: Store['kind'];
   #postgres: TestPostgres | undefined;
@@ -44,7 +44,7 @@ export class TestStores {
     return store;
   }
 
-  /** One statement, past the store: what it would not do itself. */
+  /** Runs one statement directly on the database, for changes that the store never makes. */
   async run(url: string, statement: string): Promise<void> {
     if (this.#kind === 'postgres') {
       const client = new pg.Client({ connectionString: url });
