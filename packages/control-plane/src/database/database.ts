@@ -9,25 +9,25 @@ import { prepared } from './prepared.ts';
 import type { EventTable, Schema } from './schema.ts';
 import { sqliteDialect } from './sqlite.ts';
 
-/** One transaction: its queries, and the events that it will have caused. */
+/** One transaction: its queries, and the events that it writes when it commits. */
 export interface Tx {
   readonly db: Transaction<Schema>;
   readonly now: number;
   emit(event: EventDraft): void;
 }
 
-/** What the tables work on: the database, or one transaction of it. */
+/** What the tables query: the database, or one transaction of it. */
 export interface Database {
   readonly kind: 'sqlite' | 'postgres';
   readonly db: Kysely<Schema>;
   readonly clock: Clock;
   readonly logger: Logger;
-  /** Runs `work` as one transaction, or as a part of the one that this is; see `OpenDatabase.transact`. */
+  /** Runs `work` as one transaction or, if this is a transaction, as part of it; see `OpenDatabase.transact`. */
   transact<T>(work: (tx: Tx) => Promise<T>): Promise<T>;
   onAppend(listener: () => void): () => void;
 }
 
-const count = prepared((db, { more }: { readonly more: number }) =>
+const advanceCounter = prepared((db, { more }: { readonly more: number }) =>
   db
     .updateTable('event_counter')
     .set((eb) => ({ last: eb('last', '+', more) }))
@@ -37,18 +37,18 @@ const count = prepared((db, { more }: { readonly more: number }) =>
 
 const insertEvent = prepared((db, row: EventTable) => db.insertInto('events').values(row));
 
-/** Where the data is, and how a transaction is made. */
+/** An open database, with its transactions and the notifications of its commits. */
 export class OpenDatabase implements Database {
   readonly kind: 'sqlite' | 'postgres';
   readonly clock: Clock;
   readonly logger: Logger;
   readonly #db: Kysely<Schema>;
-  /** SQLite has a single writer. */
+  /** Undefined on PostgreSQL, which has concurrent writers. */
   readonly #commits: GroupCommit | undefined;
-  /** Set in what runs within `together`. */
+  /** True in the asynchronous context of `together`. */
   readonly #together = new AsyncLocalStorage<true>();
   readonly #listeners = new Set<() => void>();
-  #waking: NodeJS.Immediate | undefined;
+  #notification: NodeJS.Immediate | undefined;
   readonly #remote: PostgresListener | undefined;
 
   constructor(options: {
@@ -67,21 +67,20 @@ export class OpenDatabase implements Database {
     this.#remote =
       options.kind === 'sqlite'
         ? undefined
-        : new PostgresListener({ url: options.location, clock: options.clock, logger: options.logger, wake: () => this.#woken() });
+        : new PostgresListener({ url: options.location, clock: options.clock, logger: options.logger, wake: () => this.#scheduleNotification() });
   }
 
-  /** What `work` of `together` asks of the store instead of its tables would wait for the transaction that waits for it. */
+  /** @throws {DroverError} internal, within `together`: a query outside its transaction would wait for the transaction, a deadlock */
   get db(): Kysely<Schema> {
     if (this.#together.getStore() !== true) return this.#db;
-    throw new DroverError('internal', 'a transaction calls the store instead of the tables that it was given');
+    throw new DroverError('internal', 'a transaction calls the store instead of its tables');
   }
 
   /**
-   * Runs `work` as one transaction and writes its events with it; listeners are called in a turn after the commit.
+   * Runs `work` as one transaction, which also writes its events. Listeners are called after the commit, in a later turn of the event loop.
    *
-   * Locks are taken in one order everywhere (a host, then its sandboxes by id, then the event counter), and a transaction that
-   * the database gives up for another's sake (deadlock, serialization) is run again, at most `transactionAttempts` times:
-   * `work` must do nothing but query.
+   * Every transaction acquires its locks in one order: a host, its sandboxes by id, the event counter. A transaction that the database aborts
+   * (deadlock, serialization failure) is retried; `work` runs at most `transactionAttempts` times, so it must do nothing but query.
    */
   async transact<T>(work: (tx: Tx) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
@@ -93,10 +92,10 @@ export class OpenDatabase implements Database {
           await this.#write(tx, await named(tx, events));
           return value;
         });
-        if (events.length > 0) this.#woken();
+        if (events.length > 0) this.#scheduleNotification();
         return result;
       } catch (error) {
-        if (attempt >= limits.transactionAttempts || !mayBeRepeated(error)) throw error;
+        if (attempt >= limits.transactionAttempts || !isRetryable(error)) throw error;
       }
     }
   }
@@ -106,7 +105,7 @@ export class OpenDatabase implements Database {
     return await (this.#commits?.run(work) ?? db.transaction().execute(work));
   }
 
-  /** Every transaction that `work` makes on the database that it is given is a part of one (L-20). */
+  /** Runs `work` as one transaction: every `transact` on the database that it receives is part of it (L-20). */
   async together<T>(work: (within: Database) => Promise<T>): Promise<T> {
     return await this.transact(async (tx) => {
       const { kind, clock, logger } = this;
@@ -128,21 +127,21 @@ export class OpenDatabase implements Database {
   }
 
   async close(): Promise<void> {
-    clearImmediate(this.#waking);
+    clearImmediate(this.#notification);
     await this.#remote?.close();
     await this.#db.destroy();
   }
 
   /**
-   * Ids rise in commit order. They come from one counter row, which is updated as the last thing in the transaction: its row
-   * lock is held until the commit, so the next writer gets its ids only when these are visible, and whoever rolls back gives
-   * its ids back. (A sequence hands out ids before the commit: a reader could see 8, then 7.) The price is that transactions
-   * which write events commit one after another; what they do before that runs in parallel.
+   * Event ids rise in commit order, without gaps. They come from one counter row, which each transaction updates last. The lock of that row is
+   * held until the commit, so the next writer receives its ids only when these are visible, and a rollback returns its ids. (A sequence
+   * allocates ids before the commit: a reader could see 8, then 7.) The cost is that transactions with events commit one after another.
+   * Their earlier statements still run in parallel.
    */
   async #write(tx: Tx, events: readonly EventDraft[]): Promise<void> {
     if (events.length === 0) return;
-    const [counted] = (await count(tx.db, { more: events.length })).rows;
-    if (counted === undefined) throw new DroverError('internal', 'the counter of the events is gone');
+    const [counted] = (await advanceCounter(tx.db, { more: events.length })).rows;
+    if (counted === undefined) throw new DroverError('internal', 'the row of the event counter is missing');
     const { last } = counted;
     const rows = events.map((event, i) => ({
       id: last - events.length + 1 + i,
@@ -153,7 +152,7 @@ export class OpenDatabase implements Database {
       data: JSON.stringify(event.data),
     }));
     if (this.kind === 'sqlite') {
-      // One by one: there is no network in between, and the statement is always the same.
+      // Row by row: there is no network round trip to save, and one prepared statement serves any number of events.
       for (const row of rows) await insertEvent(tx.db, row);
       return;
     }
@@ -167,23 +166,23 @@ export class OpenDatabase implements Database {
   }
 
   /**
-   * In the next turn of the event loop, once for all that was committed in this one: what follows from a commit directly (an
-   * answer, a command to a host) goes out before those look who only want to know that something changed.
+   * Notifies the listeners in the next turn of the event loop, once for all commits of this turn. So the direct consequences of a commit (a
+   * response, a command to a host) are sent before the listeners query the database.
    */
-  #woken(): void {
-    this.#waking ??= setImmediate(() => {
-      this.#waking = undefined;
-      this.#tell();
+  #scheduleNotification(): void {
+    this.#notification ??= setImmediate(() => {
+      this.#notification = undefined;
+      this.#notify();
     });
   }
 
-  #tell(): void {
+  #notify(): void {
     for (const listener of this.#listeners) {
       try {
         listener();
       } catch (error) {
-        // One that throws is isolated (I-36).
-        this.logger.error({ err: error }, 'a listener for events threw');
+        // I-36: a listener that throws does not affect the others.
+        this.logger.error({ err: error }, 'an event listener threw');
       }
     }
   }
@@ -193,7 +192,7 @@ const namesOf = (db: Kysely<Schema>, ids: readonly string[]) =>
   db.selectFrom('sandboxes').select(['id', 'project', 'name']).where('id', 'in', ids);
 const nameById = prepared((db, { id }: { readonly id: string }) => namesOf(db, [id]));
 
-/** Events of sandboxes carry their sandbox's name, whoever wrote them: a reader need not look ids up, nor can it once they are deleted. */
+/** Adds project and name to the events of sandboxes: a reader cannot look up the id of a deleted sandbox. */
 async function named(tx: Tx, events: readonly EventDraft[]): Promise<readonly EventDraft[]> {
   const unnamed = (event: EventDraft): boolean => isSandboxId(event.subject) && event.data['name'] === undefined;
   const ids = [...new Set(events.filter(unnamed).map((event) => event.subject))];
@@ -209,11 +208,11 @@ async function named(tx: Tx, events: readonly EventDraft[]): Promise<readonly Ev
 }
 
 /** PostgreSQL: serialization_failure, deadlock_detected. */
-function mayBeRepeated(error: unknown): boolean {
+function isRetryable(error: unknown): boolean {
   return error instanceof Error && 'code' in error && (error.code === '40001' || error.code === '40P01');
 }
 
-/** Says whether a unique index refused it. */
+/** Whether the error is the violation of a unique index. */
 export function isUniqueViolation(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
   if ('code' in error && error.code === '23505') return true;

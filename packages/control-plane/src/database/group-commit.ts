@@ -14,7 +14,7 @@ interface Job {
 
 /**
  * Runs the transactions of a database with a single writer. A commit waits for the disk, so transactions that arrive in one turn of the
- * event loop, or during a commit, share the next one. Each is a savepoint: a transaction that fails undoes its own changes only.
+ * event loop, or during a commit, share the next commit. Each is a savepoint: a transaction that fails rolls back only its own changes.
  */
 export class GroupCommit {
   readonly #db: Kysely<Schema>;
@@ -73,7 +73,7 @@ export class GroupCommit {
   }
 }
 
-/** Runs a job in a savepoint. @returns false if the job failed and was undone */
+/** Runs a job in a savepoint. @returns false if the job failed and was rolled back */
 async function ranWithin(db: Transaction<Schema>, job: Job): Promise<boolean> {
   await db.executeQuery(CompiledQuery.raw('savepoint work'));
   try {
@@ -85,7 +85,7 @@ async function ranWithin(db: Transaction<Schema>, job: Job): Promise<boolean> {
       await db.executeQuery(CompiledQuery.raw('rollback to work'));
       await db.executeQuery(CompiledQuery.raw('release work'));
     } catch {
-      // SQLite has rolled back the whole transaction, as it does when the disk is full. The group fails with the cause.
+      // SQLite has rolled back the whole transaction, as it does when the disk is full. The whole group fails with that error.
       throw error;
     }
     job.failed(error);

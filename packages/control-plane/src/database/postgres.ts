@@ -3,12 +3,12 @@ import { PostgresDialect, type Dialect } from 'kysely';
 import { Backoff, type Clock, type Logger } from '@drover/foundation';
 import * as limits from '../limits.ts';
 
-/** The channel of NOTIFY: a commit wrote events. */
+/** The NOTIFY channel of commits that wrote events. */
 export const eventChannel = 'drover_events';
 
 const int8 = pg.types.builtins.INT8;
 
-/** bigint columns as numbers, for these connections only: every integer that is kept is below 2^53. */
+/** Parses bigint columns as numbers, on these connections only: every stored integer is below 2^53. */
 const types: pg.CustomTypesConfig = {
   getTypeParser: (oid, format) => (oid === int8 ? Number : (pg.types.getTypeParser(oid, format) as (text: string) => unknown)),
 };
@@ -20,14 +20,14 @@ export function postgresDialect(url: string, logger: Logger): Dialect {
     connectionTimeoutMillis: limits.postgresConnectMs,
     types,
   });
-  // Without a listener an idle connection that the server ends would end this process; the pool replaces it by itself.
+  // Without a listener, an idle connection that the server closes would crash this process. The pool replaces it automatically.
   pool.on('error', (error) => logger.warn({ err: error }, 'a connection to PostgreSQL ended'));
-  // So would one in use: its query fails with the same error, which its caller gets.
+  // So would a connection in use. Its query rejects with the same error.
   pool.on('connect', (client) => client.on('error', (error) => logger.debug({ err: error }, 'a connection to PostgreSQL failed')));
   return new PostgresDialect({ pool });
 }
 
-/** Hears of commits of other replicas. After each reconnection it wakes once, for what was committed meanwhile. */
+/** Calls `wake` after commits of other replicas, and once after each reconnection, for the commits missed meanwhile. */
 export class PostgresListener {
   readonly #url: string;
   readonly #clock: Clock;
@@ -56,10 +56,10 @@ export class PostgresListener {
       try {
         await this.#listen(signal, () => backoff.reset());
       } catch (error) {
-        this.#logger.warn({ err: error, attempt: backoff.attempts + 1 }, 'not listening for events of other replicas; trying again');
+        this.#logger.warn({ err: error, attempt: backoff.attempts + 1 }, 'not listening for events of other replicas; retrying');
       }
       if (signal.aborted) return;
-      // Only the closing signal rejects it, and the loop looks at that.
+      // Only the closing signal rejects the sleep, and the loop checks that signal.
       await this.#clock.sleep(backoff.nextMs(), signal).catch(() => undefined);
     }
   }
@@ -68,7 +68,7 @@ export class PostgresListener {
   async #listen(signal: AbortSignal, listening: () => void): Promise<void> {
     const client = new pg.Client({ connectionString: this.#url, connectionTimeoutMillis: limits.postgresConnectMs, keepAlive: true });
     const ended = Promise.withResolvers<void>();
-    // Marked as handled: what comes before the await below may fail first.
+    // Marks the promise as handled: it can reject before the await below.
     ended.promise.catch(() => undefined);
     client.on('error', (error) => ended.reject(error));
     client.on('end', () => ended.reject(new Error('the connection ended')));
@@ -85,7 +85,7 @@ export class PostgresListener {
       await ended.promise;
     } finally {
       signal.removeEventListener('abort', abort);
-      // The connection may be broken already: ending it is all that is left to do with it. One that never stood has no end to wait for.
+      // The connection may already be broken, so an error of its end is ignored. After a failed connect, end() would never resolve.
       if (connected) await client.end().catch(() => undefined);
     }
   }

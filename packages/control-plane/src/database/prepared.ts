@@ -2,13 +2,13 @@ import type { Compilable, CompiledQuery, Kysely, QueryResult } from 'kysely';
 import type { Schema } from './schema.ts';
 
 /**
- * A statement whose SQL is compiled once for each database: compiling takes longer than SQLite takes to run it.
- * @param build called once, with a placeholder for each value of the first call, which it may only pass on
+ * A statement whose SQL is compiled once per database: compiling takes longer than running it on SQLite.
+ * @param build called once, with a placeholder for each value of the first call; it must not inspect the placeholders
  */
 export function prepared<V extends object, R>(
   build: (db: Kysely<Schema>, values: V) => Compilable<R>,
 ): (db: Kysely<Schema>, values: V) => Promise<QueryResult<R>> {
-  // By the adapter, which a database shares with its transactions.
+  // Keyed by the adapter, which a database shares with its transactions.
   const statements = new WeakMap<object, { readonly query: CompiledQuery<R>; readonly names: ReadonlyMap<unknown, keyof V> }>();
   return async (db, values) => {
     const { adapter } = db.getExecutor();

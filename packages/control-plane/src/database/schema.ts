@@ -1,6 +1,6 @@
 import type { Selectable } from 'kysely';
 
-/** The tables, as both databases have them: JSON as text, times as integer milliseconds, booleans as 0 and 1. */
+/** The tables, the same in both databases: JSON as text, times as integer milliseconds, booleans as 0 and 1. */
 export interface Schema {
   hosts: HostTable;
   sandboxes: SandboxTable;
@@ -28,7 +28,7 @@ export interface HostTable {
   name: string;
   scheduling: string;
   removed_at: number | null;
-  /** What the join token gave; they win over the host's own. */
+  /** The labels of the join token. They override the labels that the host reports. */
   join_labels: string;
   labels: string;
   zone: string;
@@ -55,7 +55,7 @@ export interface HostTable {
   certificate_expires_at: number;
 }
 
-/** What a sandbox holds of its host: nothing; a slot, when it is over and only its files are left; or its whole request. */
+/** The room that a sandbox reserves on its host: none; one slot, when its run has ended and only its files remain; or its whole request. */
 export type Hold = 'nothing' | 'slot' | 'all';
 
 export interface SandboxTable {
@@ -68,7 +68,7 @@ export interface SandboxTable {
   generation: number;
   start_generation: number;
   placed_generation: number;
-  /** The generation that the control plane itself gave up; 0 for none. What a host sees running of it is still failed. */
+  /** The generation of the start that the control plane gave up; 0 for none. The sandbox is failed even if its host reports it running. */
   given_up_generation: number;
   cpu_millis: number;
   memory_bytes: number;
@@ -99,7 +99,7 @@ export interface SandboxTable {
   deleted_at: number | null;
   expires_at: number | null;
   stop_grace_ms: number;
-  /** A StopCause, and who asked; both empty while it is to run. */
+  /** A StopCause, and the name of the caller's token. Both are empty while the sandbox is to run. */
   stop_cause: string;
   stop_by: string;
   network_cut: number;
@@ -126,13 +126,13 @@ export interface IdentityTable {
   last_seen_at: number;
 }
 
-/** A certificate that was signed for a sandbox and that may be its own: not one from before the start that registered last. */
+/** A certificate that the sandbox may register or use. Registration deletes the certificates of earlier starts. */
 export interface CertificateTable {
   thumbprint: string;
   sandbox_id: string;
-  /** Rises with every certificate of the sandbox. It is no time: replicas' clocks differ (I-17). */
+  /** Rises with every certificate of the sandbox. Not a time, because the clocks of replicas differ (I-17). */
   issue: number;
-  /** SHA-256 of the signing request, hex: the same for all certificates that one start was given. */
+  /** SHA-256 of the signing request, hex: the same for all certificates of one start. */
   request_hash: string;
   issued_at: number;
   expires_at: number;
@@ -145,9 +145,9 @@ export interface SandboxTokenTable {
   sandbox_id: string;
   thumbprint: string;
   issued_at: number;
-  /** Null: it stands as long as the registration. */
+  /** Null: the token is valid as long as the registration. */
   expires_at: number | null;
-  /** When it registered its certificate. */
+  /** When the token registered its certificate. */
   consumed_at: number | null;
 }
 
@@ -162,13 +162,13 @@ export interface VolumeTable {
   created_at: number;
 }
 
-/** The volumes that the sandboxes' specs name. */
+/** The volumes that a sandbox uses. */
 export interface VolumeUseTable {
   volume: string;
   sandbox_id: string;
 }
 
-/** A copy that a host still holds of a sandbox that is not placed there: counted until it is fenced (L-8, L-26). */
+/** A stale copy: its host holds it, but its sandbox is not placed there. It reserves room until it is fenced (L-8, L-26). */
 export interface StrayTable {
   host_id: string;
   sandbox_id: string;

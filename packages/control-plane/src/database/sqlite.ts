@@ -12,7 +12,7 @@ import {
 import { DroverError } from '@drover/foundation';
 import * as limits from '../limits.ts';
 
-/** Begins with the write lock: a transaction that reads and then writes can then neither fail nor see its reads grow old. */
+/** Begins each transaction with the write lock, so a transaction that reads before it writes never works on stale data or fails to upgrade. */
 class ImmediateDriver extends SqliteDriver {
   readonly #database: DatabaseSync;
 
@@ -25,19 +25,22 @@ class ImmediateDriver extends SqliteDriver {
     await connection.executeQuery(CompiledQuery.raw('begin immediate'));
   }
 
-  /** A full disk, for one, has SQLite roll back by itself (https://www.sqlite.org/lang_transaction.html): what went wrong is the news. */
+  /**
+   * Some errors, such as a full disk, make SQLite roll back automatically (https://www.sqlite.org/lang_transaction.html). A second rollback
+   * would fail and hide the cause.
+   */
   override async rollbackTransaction(connection: DatabaseConnection): Promise<void> {
     if (this.#database.isTransaction) await super.rollbackTransaction(connection);
   }
 }
 
-/** node:sqlite in the shape that kysely's SQLite driver wants. Statements are prepared once. */
+/** Adapts node:sqlite to the interface of kysely's SQLite driver. Statements are prepared once. */
 function adapt(database: DatabaseSync): SqliteDatabase {
   const prepared = new Map<string, ReturnType<SqliteDatabase['prepare']>>();
   const wrap = (statement: StatementSync): ReturnType<SqliteDatabase['prepare']> => ({
     reader: statement.columns().length > 0,
-    all: (parameters) => said(() => statement.all(...(parameters as SQLInputValue[]))),
-    run: (parameters) => said(() => statement.run(...(parameters as SQLInputValue[]))),
+    all: (parameters) => reportFullDisk(() => statement.all(...(parameters as SQLInputValue[]))),
+    run: (parameters) => reportFullDisk(() => statement.run(...(parameters as SQLInputValue[]))),
     iterate: (parameters) => statement.iterate(...(parameters as SQLInputValue[])),
   });
   return {
@@ -57,8 +60,8 @@ function adapt(database: DatabaseSync): SqliteDatabase {
 /** https://www.sqlite.org/rescode.html#full */
 const full = 13;
 
-/** What a person can do something about is said to them. */
-function said<T>(query: () => T): T {
+/** Runs a query. @throws {DroverError} disk-full with a hint, instead of SQLite's error */
+function reportFullDisk<T>(query: () => T): T {
   try {
     return query();
   } catch (error) {
@@ -70,7 +73,7 @@ function said<T>(query: () => T): T {
   }
 }
 
-/** A database file. Commits are on the disk before they are answered (WAL with synchronous=FULL): kill -9 or a power cut loses none. */
+/** A database file. A commit returns when it is on the disk (WAL with synchronous=FULL): neither kill -9 nor a power cut loses it. */
 export function sqliteDialect(path: string): Dialect {
   const database = new DatabaseSync(path);
   try {

@@ -1,6 +1,6 @@
 import { sql, type Kysely } from 'kysely';
 
-/** Everything of the first version. bigint is an integer of 64 bits in both databases. */
+/** The tables of the first version. bigint is a 64-bit integer in both databases. */
 export async function up(db: Kysely<unknown>): Promise<void> {
   const text = (...names: string[]): string => names.map((n) => `${n} text not null`).join(', ');
   const integers = (...names: string[]): string => names.map((n) => `${n} bigint not null default 0`).join(', ');

@@ -1,8 +1,8 @@
 import { sql, type Kysely } from 'kysely';
 
 /**
- * Idempotency keys are written with what they stand for (L-20): nothing is claimed any more. Deleted sandboxes and join tokens are
- * found by age, to be dropped.
+ * An idempotency key is now written in one transaction with its response (L-20), so the columns of claims are dropped. The indexes
+ * serve the deletion of old deleted sandboxes and join tokens.
  */
 export async function up(db: Kysely<unknown>): Promise<void> {
   const run = async (statement: string): Promise<void> => {

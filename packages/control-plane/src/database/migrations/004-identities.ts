@@ -1,8 +1,8 @@
 import { sql, type Kysely } from 'kysely';
 
 /**
- * The registry of identities and its tokens (I-7 to I-17), the worldview's rows (I-35), containment (I-4), and what `finished` looks
- * for. There are no foreign keys: a row whose sandbox is gone is what reaping finds (I-12).
+ * The registry of identities and its tokens (I-7 to I-17), the worldview's rows (I-35), containment (I-4), and the columns that
+ * `finished` queries. There are no foreign keys: reaping must find rows whose sandbox is deleted (I-12).
  */
 export async function up(db: Kysely<unknown>): Promise<void> {
   const run = async (statement: string): Promise<void> => {
@@ -27,7 +27,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
   await run('alter table sandboxes add column killed bigint not null default 0');
 
   await run('alter table sandboxes add column remove_on_exit bigint not null default 0');
-  // As protobuf's JSON has it; a quotation mark within a text of the spec would be escaped.
+  // The pattern matches protobuf's JSON. It cannot match inside a string, where quotation marks are escaped.
   await run(`update sandboxes set remove_on_exit = 1 where spec like '%"removeOnExit":true%'`);
   await run(`create index sandboxes_to_remove on sandboxes (updated_at) where remove_on_exit = 1 and deleted_at is null`);
 }

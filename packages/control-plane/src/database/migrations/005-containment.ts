@@ -9,11 +9,11 @@ interface Contained {
   readonly updated_at: number;
 }
 
-/** Who contained a sandbox, when and why (I-4), and whether its host has closed the registration port to it. */
+/** Containment records (I-4), and whether the host reports the registration port as closed. */
 export async function up(db: Kysely<unknown>): Promise<void> {
   await sql.raw(`alter table sandboxes add column containment text not null default '{}'`).execute(db);
   await sql.raw('alter table sandboxes add column observed_registration_closed bigint not null default 0').execute(db);
-  // A pause was not told apart from a containment before: those that are paused stay so until they are resumed.
+  // Earlier versions did not distinguish a pause from a containment, so paused sandboxes get no record and can be resumed.
   const { rows } = await sql<Contained>`select id, desired, killed, network_cut, revoked_at, updated_at from sandboxes
     where deleted_at is null and (network_cut = 1 or killed = 1 or revoked_at is not null)`.execute(db);
   for (const row of rows) {

@@ -1,6 +1,6 @@
 import { sql, type Kysely } from 'kysely';
 
-/** Named volumes, and which sandboxes have them: a volume that a sandbox has is not removed. */
+/** Named volumes and the sandboxes that use them. A volume in use is not removed. */
 export async function up(db: Kysely<unknown>): Promise<void> {
   const run = async (statement: string): Promise<void> => {
     await sql.raw(statement).execute(db);

@@ -12,7 +12,7 @@ import * as stopCauses from './008-stop-causes.ts';
 import * as hostDisk from './009-host-disk.ts';
 import * as hints from './010-hints.ts';
 
-/** In the order in which they run. A released one is never changed; a new one is appended. */
+/** The migrations in their order. A released migration never changes; a new one is appended. */
 export const migrations = [
   { name: '001-initial', up: initial.up },
   { name: '002-bounded', up: bounded.up },
@@ -26,16 +26,16 @@ export const migrations = [
   { name: '010-hints', up: hints.up },
 ] as const;
 
-/** Any number that no other program's advisory lock has: "drover" in ASCII. */
+/** The key of the advisory lock: "drover" in ASCII, which no other program uses. */
 const lockId = 0x64726f766572;
 
 /**
- * Brings the schema up to date: one transaction, under a lock, so that two processes that start at once do it once.
- * @throws {DroverError} failed-precondition when the database is a newer Drover's
+ * Brings the schema up to date, in one transaction under a lock: concurrently starting processes run each migration once.
+ * @throws {DroverError} failed-precondition when a newer version of Drover has changed the database
  */
 export async function migrate(database: Database): Promise<void> {
   await database.transact(async ({ db }) => {
-    // SQLite's transactions begin with the write lock (BEGIN IMMEDIATE); PostgreSQL needs one by name.
+    // A SQLite transaction begins with the write lock (BEGIN IMMEDIATE). PostgreSQL needs an advisory lock.
     if (database.kind === 'postgres') await sql`select pg_advisory_xact_lock(${sql.lit(lockId)})`.execute(db);
     await sql`create table if not exists drover_migrations (name text primary key, applied_at bigint not null)`.execute(db);
     const { rows } = await sql<{ name: string }>`select name from drover_migrations`.execute(db);
@@ -49,7 +49,7 @@ export async function migrate(database: Database): Promise<void> {
     }
     for (const migration of migrations) {
       if (applied.has(migration.name)) continue;
-      // A migration knows the tables of its own time, not today's.
+      // A migration works on the tables of its version, not on the present schema.
       await migration.up(db as unknown as Kysely<unknown>);
       await sql`insert into drover_migrations (name, applied_at) values (${migration.name}, ${database.clock.now()})`.execute(db);
     }
