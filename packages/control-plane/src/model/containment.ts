@@ -10,12 +10,12 @@ const effects: Readonly<Record<ContainmentAction, string>> = {
   revoke: 'its identity is revoked',
 };
 
-/** The containments that are in force, in the order in which they are done. */
+/** The active containments, in the order in which they are applied. */
 export function containmentsOf(row: Contained): readonly ContainmentAction[] {
   return containmentActions.filter((action) => row.containment[action] !== undefined);
 }
 
-/** Whether something keeps it from running until it is released. */
+/** Whether a containment keeps the sandbox from running until its release. */
 export function mayNotRun({ containment }: Contained): boolean {
   return containment.pause !== undefined || containment.kill !== undefined;
 }
@@ -26,7 +26,7 @@ export function containmentText(action: ContainmentAction, { by, at, reason }: C
   return `${effects[action]},${who} at ${new Date(at).toISOString()}${reason === '' ? '' : `: ${reason}`}`;
 }
 
-/** What to do about a sandbox that has ended: a start of it, or the release without which a start is refused. */
+/** The hint for a sandbox that has ended: start it or, if a containment refuses a start, release it. */
 export function restartHint(row: Pick<SandboxRow, 'name' | 'project' | 'containment'>): string {
   const label = labelOf(row);
   return mayNotRun(row)
@@ -35,17 +35,17 @@ export function restartHint(row: Pick<SandboxRow, 'name' | 'project' | 'containm
 }
 
 /**
- * I-4: only a release undoes a containment. Anything else that would let the sandbox run again is refused.
+ * I-4: only a release undoes a containment. Refuses any other request that would let the sandbox run again.
  * @throws {DroverError} failed-precondition while a pause or a kill contains it
  */
 export function refuseContained(row: Pick<SandboxRow, 'name' | 'project' | 'containment'>): void {
-  const inForce = (['pause', 'kill'] as const).flatMap((action) => {
+  const active = (['pause', 'kill'] as const).flatMap((action) => {
     const record = row.containment[action];
     return record === undefined ? [] : [containmentText(action, record)];
   });
-  if (inForce.length === 0) return;
+  if (active.length === 0) return;
   const label = labelOf(row);
-  throw new DroverError('failed-precondition', `sandbox ${label} is contained: ${inForce.join('; ')}`, {
+  throw new DroverError('failed-precondition', `sandbox ${label} is contained: ${active.join('; ')}`, {
     hint: `\`drover sandbox release ${label}\` lifts that`,
   });
 }

@@ -1,11 +1,11 @@
 import { formatAge } from '@drover/foundation';
 import type { ObservedState, SandboxRow } from './sandbox.ts';
 
-/** Why a run ended: a stable word for programs, and a sentence for a person. */
+/** Why a run ended: a stable word for programs, a sentence and a hint for people. */
 export interface EndReason {
   readonly reason: string;
   readonly message: string;
-  /** What a person can do about it; empty for nothing. */
+  /** What the reader can do about it; empty: nothing. */
   readonly hint: string;
 }
 
@@ -13,16 +13,16 @@ export type EndColumns = Pick<SandboxRow, 'reason' | 'message' | 'hint' | 'stopC
 
 const endedStates: ReadonlySet<ObservedState | undefined> = new Set<ObservedState>(['stopped', 'failed']);
 
-/** Whether nothing of it runs. */
+/** Whether the observed state is terminal: no process of the sandbox runs. */
 export function hasEnded(observed: ObservedState | undefined): boolean {
   return endedStates.has(observed);
 }
 
 /**
- * Why a sandbox that has ended did so. The only place that decides it: lists, events, waits and attached clients show its answer.
+ * Why a sandbox ended. Lists, events, waits and attached clients all show this result.
  *
- * A host knows that it stopped a sandbox on request, and the store who requested it and why. Everything else (its own exit, idleness,
- * memory, a restart of the host, a start that failed) is known where it happened, and stands in the row as it was reported.
+ * For a requested stop the host reports only `stopped`, and the store adds the caller and the cause. For any other end (an exit, idleness,
+ * memory, a restart of the host, a failed start) the row has the reason as it was reported.
  */
 export function endReason(row: EndColumns): EndReason {
   const { reason, message, hint } = row;
@@ -32,7 +32,7 @@ export function endReason(row: EndColumns): EndReason {
     case 'never-started':
       return withoutHint({ reason, message: `${stopped(row).message}, before it ran` });
     case '':
-      // Removed while it ran: its host reports that nothing is left, and no end.
+      // A sandbox that was removed while it ran: its host reports the missing copy, but no end of the run.
       return row.stopCause === undefined ? { reason, message, hint } : withoutHint(stopped(row));
     default:
       return { reason, message, hint };

@@ -11,15 +11,15 @@ export interface Room {
 export interface HostRow {
   readonly id: HostId;
   readonly name: string;
-  /** Set by people. */
+  /** Set by a cordon, an uncordon or a drain. */
   readonly scheduling: 'open' | 'cordoned' | 'draining';
   readonly removedAt: number | undefined;
   readonly labels: Readonly<Record<string, string>>;
   readonly zone: string;
   readonly capacity: Room & { readonly diskBytes: number };
   /**
-   * Held by the sandboxes placed here; `capacity - reserved`, floored at zero, is allocatable. A sandbox whose run is over holds a slot
-   * only. To start again it takes its CPU and memory again, or waits for them.
+   * The room that the placed sandboxes hold; `capacity - reserved`, floored at zero, is allocatable. A sandbox whose run has ended holds one
+   * slot only, and must reserve its CPU and memory again to start.
    */
   readonly reserved: Room;
   readonly runtimes: readonly string[];
@@ -31,7 +31,7 @@ export interface HostRow {
   readonly owner: string;
   readonly connected: boolean;
   readonly downSince: number | undefined;
-  /** Why it is down, for people; empty while it is not. */
+  /** Why the host is down, a sentence; empty while it is connected. */
   readonly downReason: string;
   readonly lastSeenAt: number;
   readonly loadMilli: number;
@@ -41,7 +41,7 @@ export interface HostRow {
   readonly certificateExpiresAt: number;
 }
 
-/** The displayed state of a host (L-25). A host that is down shows that, whatever its scheduling is. */
+/** The displayed state of a host (L-25). `down` hides the scheduling. */
 export function hostState(row: Pick<HostRow, 'removedAt' | 'epoch' | 'connected' | 'scheduling'>): HostStateName {
   if (row.removedAt !== undefined) return 'removed';
   if (row.epoch === 0) return 'joining';

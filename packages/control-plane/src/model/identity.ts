@@ -4,7 +4,7 @@ import type { Name, Project, SandboxId } from '@drover/foundation';
 export interface Identity {
   /** SHA-256 of the certificate's DER, lower-case hex. */
   readonly thumbprint: string;
-  /** Of a certificate that was renewed on the session and not seen yet: until then, either is this sandbox (I-6). */
+  /** The thumbprint of a renewed certificate that the sandbox has not presented yet. Until then, both thumbprints are valid (I-6). */
   readonly nextThumbprint: string | undefined;
   readonly sandboxId: SandboxId;
   readonly project: Project;
@@ -20,7 +20,7 @@ export type EvictionCause = 'destroyed' | 'evicted' | 'revoked' | 'reaped';
 /** `register`: a bootstrap token. `control`: the access token that Register returns. */
 export type TokenScope = 'register' | 'control';
 
-/** Which sandbox a bearer token authenticates on the sandbox-facing listener (I-18). */
+/** The sandbox that a bearer token authenticates on the sandbox-facing listener (I-18). */
 export interface Bearer {
   readonly sandboxId: SandboxId;
   readonly scope: TokenScope;

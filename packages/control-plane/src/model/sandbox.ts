@@ -17,14 +17,14 @@ export interface SandboxRow {
   readonly desired: DesiredState;
   /** Rises with every change of the desired state. */
   readonly generation: number;
-  /** The generation of the newest request to start it. A run that ended at this generation or later is over, and is not restarted. */
+  /** The generation of the newest start request. A run that ended at this generation or later is not restarted. */
   readonly startGeneration: number;
-  /** The generation at which its present placement began; a copy of an older one is stale, also on the same host (L-26). */
+  /** The generation at which the present placement began. A copy of an older generation is stale, also on the same host (L-26). */
   readonly placedGeneration: number;
-  /** What placement reserves for it. */
+  /** The room that placement reserves. */
   readonly request: Room;
   readonly hostId: HostId | undefined;
-  /** Why it is not placed or, when it is, why it waits for room on its host to start again; empty when it does neither. */
+  /** Why the sandbox waits for placement, or for room on its host to start again; empty if it does not wait. */
   readonly pendingReason: string;
   readonly pendingMessage: string;
   readonly observed: ObservedState | undefined;
@@ -32,7 +32,7 @@ export interface SandboxRow {
   readonly observedSequence: number;
   readonly reason: string;
   readonly message: string;
-  /** What a person can do about the message; empty for nothing. */
+  /** What the reader can do about the message; empty: nothing. */
   readonly hint: string;
   readonly exitCode: number | undefined;
   /** The name of the signal that ended the main process; empty when none did. */
@@ -42,7 +42,7 @@ export interface SandboxRow {
   readonly runtime: string;
   readonly imageDigest: string;
   readonly startCount: number;
-  /** Since when its host's silence counts as loss (L-26). */
+  /** When the sandbox became lost, because its host was down for too long (L-26). */
   readonly lostSince: number | undefined;
   readonly createdAt: number;
   readonly updatedAt: number;
@@ -50,23 +50,23 @@ export interface SandboxRow {
   readonly finishedAt: number | undefined;
   readonly deletedAt: number | undefined;
   readonly stopGraceMs: number;
-  /** Why it is to end, or was ended on request; undefined while it is to run. */
+  /** The cause of the requested end; undefined while the sandbox is to run. */
   readonly stopCause: StopCause | undefined;
-  /** Who requested the stop; empty: no person. */
+  /** The name of the token that requested the stop; empty: Drover itself. */
   readonly stopBy: string;
-  /** Contained (I-4): its network is to be cut. */
+  /** Whether the network is to be cut (I-4). */
   readonly networkCut: boolean;
-  /** Whether its host reports that its network is cut. */
+  /** Whether the host reports the network as cut. */
   readonly observedNetworkCut: boolean;
-  /** Contained (I-4): no Register of it succeeds until this is lifted. */
+  /** When the identity was revoked (I-4): every Register is refused until it is reinstated. */
   readonly revokedAt: number | undefined;
-  /** Whether its host reports that the registration port is closed to it. */
+  /** Whether the host reports the registration port as closed to the sandbox. */
   readonly observedRegistrationClosed: boolean;
-  /** The containments that are in force (I-4). */
+  /** The active containments (I-4). */
   readonly containment: Readonly<Partial<Record<ContainmentAction, ContainmentRecord>>>;
 }
 
-/** Why a sandbox was requested to end: by a person, at its time to live, by a drain of its host, a containment, or its removal. */
+/** The cause of a requested end: a caller, the time to live, a drain of the host, a containment, or a removal. */
 export const stopCauses = ['asked', 'ttl', 'drain', 'contained', 'removed'] as const;
 export type StopCause = (typeof stopCauses)[number];
 
@@ -78,13 +78,13 @@ export interface ContainmentRecord {
   readonly reason: string;
 }
 
-/** A secret as the store keeps it: unreadable without the key, which is not in the store. */
+/** A secret as it is stored: encrypted with a key that is not in the store. */
 export interface SealedSecret {
   readonly name: string;
   readonly sealed: string;
 }
 
-/** The name by which people know a sandbox: `name`, or `project/name`. */
+/** The displayed name of a sandbox: `name` or `project/name`. */
 export function labelOf({ project, name }: { readonly project: string; readonly name: string }): string {
   return project === '' ? name : `${project}/${name}`;
 }

@@ -5,7 +5,7 @@ export interface VolumeRow {
   readonly name: string;
   readonly hostId: HostId;
   readonly sizeBytes: number;
-  /** Until its host has made or removed it, it is `pending` or `deleting`; the row goes with the volume. */
+  /** `pending`: the host has not created the volume yet. `deleting`: it has not removed it yet; the row is then deleted. */
   readonly state: 'pending' | 'ready' | 'deleting';
   readonly message: string;
   readonly hint: string;
