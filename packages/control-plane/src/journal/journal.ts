@@ -21,7 +21,7 @@ export interface StoredWorldviewOptions {
   readonly random?: () => number;
 }
 
-/** Something to be written: an event, or checks that were made. Numbered in the order in which they came. */
+/** A queued entry: an event, or trust checks. Numbered in the order of arrival. */
 interface Entry {
   readonly sequence: number;
   readonly at: number;
@@ -31,16 +31,16 @@ interface Entry {
 }
 
 /**
- * The worldview and the journal in the store (I-35). Whoever publishes never waits: entries go into a bounded queue, and one loop
- * writes all that is queued in one transaction, events and the views that they make together.
+ * The worldview and the journal in the store (I-35). A publisher never waits: entries enter a bounded queue, and one loop writes batches of
+ * them. A transaction writes the events of a batch with the views that they change.
  *
- * Nothing is kept in memory: a view is read, changed and written within that transaction. So a restart begins with what is stored,
- * and replicas never write over each other's views with older ones of their own.
+ * No view is cached: the transaction reads, changes and writes it. So a restart continues from the stored views, and no replica overwrites
+ * a view with an older one.
  */
 export class StoredWorldview implements Worldview, Journal {
   readonly #options: StoredWorldviewOptions;
   readonly #queue: Entry[] = [];
-  /** Of them, the checks, by sandbox and source: of what a source says again, only the last counts, and takes no further place. */
+  /** The queued checks by sandbox and source. New checks of the same sources replace the queued ones in place. */
   readonly #queuedChecks = new Map<string, Extract<Entry['what'], { kind: 'checks' }>>();
   readonly #flushes = new Set<{ readonly upTo: number; readonly resolve: () => void }>();
   readonly #closing = new AbortController();
@@ -80,7 +80,7 @@ export class StoredWorldview implements Worldview, Journal {
     return new Map(ids.map((id) => [id, found.get(id) ?? emptyView(id)]));
   }
 
-  /** Takes nothing more; what is queued is written, or given up at the first failure. */
+  /** Accepts no more entries. Writes the queued ones, and drops a batch at its first failure. */
   async close(): Promise<void> {
     this.#closing.abort();
     await this.#writing;
@@ -89,11 +89,11 @@ export class StoredWorldview implements Worldview, Journal {
   #push(what: Entry['what']): void {
     const { clock, logger } = this.#options;
     if (this.#closing.signal.aborted) {
-      logger.debug({ what }, 'said to a worldview that was closed already');
+      logger.debug({ what }, 'an entry was dropped: the worldview is closed');
       return;
     }
     if (this.#queue.length >= journalQueue) {
-      this.#take(1);
+      this.#dequeue(1);
       this.#dropped++;
     }
     this.#queue.push({ sequence: this.#next++, at: clock.now(), what });
@@ -101,21 +101,21 @@ export class StoredWorldview implements Worldview, Journal {
     this.#writing ??= this.#run();
   }
 
-  /** The oldest, out of the queue. */
-  #take(count: number): readonly Entry[] {
-    const taken = this.#queue.splice(0, count);
-    for (const { what } of taken) if (what.kind === 'checks') this.#queuedChecks.delete(keyOf(what.sandboxId, what.checks));
-    return taken;
+  /** Removes the oldest entries from the queue. */
+  #dequeue(count: number): readonly Entry[] {
+    const oldest = this.#queue.splice(0, count);
+    for (const { what } of oldest) if (what.kind === 'checks') this.#queuedChecks.delete(keyOf(what.sandboxId, what.checks));
+    return oldest;
   }
 
-  /** Until nothing is queued. */
+  /** Writes batches until the queue is empty. */
   async #run(): Promise<void> {
-    // What is published together is written together, and after what was sent in the same turn has gone out: a commit waits for
-    // the disk, and a dial's first frame does not have to.
+    // One turn later, so that entries of one turn share a commit, and so that frames of this turn (the first of a dial) are sent before the
+    // commit waits for the disk.
     await new Promise((resolve) => setImmediate(resolve));
     while (this.#queue.length > 0) {
-      this.#tellDropped();
-      await this.#write(this.#take(journalBatch));
+      this.#logDropped();
+      await this.#write(this.#dequeue(journalBatch));
       const pending = this.#queue[0]?.sequence ?? this.#next;
       for (const flush of this.#flushes) {
         if (flush.upTo >= pending) continue;
@@ -126,16 +126,16 @@ export class StoredWorldview implements Worldview, Journal {
     this.#writing = undefined;
   }
 
-  #tellDropped(): void {
+  #logDropped(): void {
     if (this.#dropped === 0) return;
     this.#options.logger.error(
       { dropped: this.#dropped, limit: journalQueue },
-      'the oldest events were lost: the store was too slow for them',
+      'the oldest entries of the journal were dropped: the store is too slow',
     );
     this.#dropped = 0;
   }
 
-  /** Never throws: what cannot be stored is tried again, in its order, and then given up. */
+  /** Writes a batch, with retries, before any later batch. After the last retry it logs and drops the batch; it never rejects. */
   async #write(batch: readonly Entry[]): Promise<void> {
     const { store, clock, logger, random } = this.#options;
     const backoff = new Backoff({
@@ -149,11 +149,11 @@ export class StoredWorldview implements Worldview, Journal {
         return;
       } catch (error) {
         if (this.#closing.signal.aborted || attempt >= journalAttempts) {
-          logger.error({ err: error, lost: batch.length, attempt }, 'events could not be stored, and are lost');
+          logger.error({ err: error, lost: batch.length, attempt }, 'events could not be stored and are lost');
           return;
         }
-        logger.warn({ err: error, waiting: batch.length + this.#queue.length, attempt }, 'events could not be stored; it is tried again');
-        // Only closing rejects it: then the next attempt is the last.
+        logger.warn({ err: error, waiting: batch.length + this.#queue.length, attempt }, 'events could not be stored; retrying');
+        // Only `close` rejects the sleep; the next attempt is then the last.
         await clock.sleep(backoff.nextMs(), this.#closing.signal).catch(() => undefined);
       }
     }
@@ -180,7 +180,7 @@ async function writeBatch(tables: Tables, batch: readonly Entry[]): Promise<void
     if (subject === undefined || view === undefined) continue;
     changed.set(subject, what.kind === 'event' ? applyEvent(view, what.event, at) : recordChecks(view, what.checks));
   }
-  // A sandbox that was deleted gets no view again: the store sees to that.
+  // `put` skips the views of deleted sandboxes.
   await tables.views.put([...changed.values()], events);
 }
 
