@@ -3,7 +3,7 @@ import type { SandboxEvent, SandboxEvents, StepFailure, StepPlace } from '../eve
 import { viewTextLength } from '../limits.ts';
 import type { IdentityView, InitView, SandboxView, SessionView, TrustCheck } from './worldview.ts';
 
-/** The view of a sandbox that nothing is known of. */
+/** The view of a sandbox without events or checks. */
 export function emptyView(sandboxId: SandboxId): SandboxView {
   return {
     sandboxId,
@@ -20,8 +20,8 @@ export function viewSubject(event: SandboxEvent): SandboxId | undefined {
 }
 
 /**
- * What an event makes of the view of its subject (I-35). What comes later beats what came before.
- * @param at when it happened, milliseconds since the epoch
+ * Applies an event to the view of its subject (I-35). A later event overrides an earlier one.
+ * @param at the time of the event, milliseconds since the epoch
  */
 export function applyEvent(view: SandboxView, event: SandboxEvent, at: number): SandboxView {
   switch (event.kind) {
@@ -36,7 +36,7 @@ export function applyEvent(view: SandboxView, event: SandboxEvent, at: number): 
   }
 }
 
-/** I-34: a start has one AgentRegistered, for its first outcome; a later one changes the view only. */
+/** I-34: a start has one AgentRegistered event, for its first registration. A later one only changes the view. */
 export function isRepeated(view: SandboxView, event: SandboxEvent): boolean {
   return event.type === 'AgentRegistered' && view.identity.registeredStart === event.data.startCount;
 }
@@ -46,7 +46,7 @@ type Of<Kind extends keyof SandboxEvents> = Extract<SandboxEvent, { readonly kin
 function applySession(session: SessionView, event: Of<'session'>, at: number): SessionView {
   switch (event.type) {
     case 'SessionConnecting': {
-      // Why there is no session is worth knowing until there is one.
+      // `lastError` explains the missing session until one is connected.
       const since = session.state === 'connecting' ? session.since : at;
       return { ...session, state: 'connecting', since, attempts: event.data.attempt };
     }
@@ -71,26 +71,26 @@ function applySession(session: SessionView, event: Of<'session'>, at: number): S
 }
 
 function applyIdentity(identity: IdentityView, event: Of<'identity'>, at: number): IdentityView {
-  const is = (verdict: IdentityView['verdict'], reason: IdentityView['reason'], message: string): IdentityView => {
+  const withVerdict = (verdict: IdentityView['verdict'], reason: IdentityView['reason'], message: string): IdentityView => {
     const since = identity.verdict === verdict && identity.reason === reason ? identity.since : at;
     return { ...identity, verdict, reason, message: text(message), since };
   };
   switch (event.type) {
     case 'AgentRegistered':
-      // A refusal is nothing against a peer that is trusted already: the session says what becomes of its own (AgentUntrusted).
-      return { ...(event.data.ok ? is('trusted', '', '') : identity), registeredStart: event.data.startCount };
+      // A refused registration does not change the verdict on a trusted peer. The session publishes AgentUntrusted if it rejects its peer.
+      return { ...(event.data.ok ? withVerdict('trusted', '', '') : identity), registeredStart: event.data.startCount };
     case 'AgentTrusted':
-      return is('trusted', '', '');
+      return withVerdict('trusted', '', '');
     case 'AgentUntrusted':
-      return is(event.data.reason === 'revoked' ? 'revoked' : 'untrusted', event.data.reason, event.data.message);
+      return withVerdict(event.data.reason === 'revoked' ? 'revoked' : 'untrusted', event.data.reason, event.data.message);
     case 'IdentityRevoked':
-      return is('revoked', 'revoked', 'its identity was revoked');
+      return withVerdict('revoked', 'revoked', 'its identity was revoked');
     case 'IdentityReinstated':
-      return is('unknown', '', 'its identity was reinstated, and it has not registered again yet');
+      return withVerdict('unknown', '', 'its identity was reinstated, and it has not registered again yet');
     case 'IdentityEvicted':
       return event.data.why === 'revoked'
-        ? is('revoked', 'revoked', 'its identity was revoked')
-        : is('unknown', '', 'its identity was taken out of the registry');
+        ? withVerdict('revoked', 'revoked', 'its identity was revoked')
+        : withVerdict('unknown', '', 'its identity was removed from the registry');
     case 'IdentityRenewed':
     case 'ReapDegraded':
       return identity;
@@ -106,7 +106,7 @@ function applyInit(init: InitView, event: Of<'init'>, at: number): InitView {
     case 'InitStepStarted':
     case 'InitStepCompleted':
     case 'InitStepFailed':
-      // How the plan ends is said by the event that ends it.
+      // The state changes with InitCompleted or InitFailed only.
       return { ...init, place: placeOf(event.data) };
     case 'InitCompleted':
       return { state: 'completed', since: at, startCount: event.data.startCount, place: undefined, failure: undefined };
@@ -130,14 +130,14 @@ function failureOf({ reason, message, exitCode, stderr }: StepFailure): StepFail
   };
 }
 
-/** The checks of the sources that `checks` come from are replaced; of two of one name and source the later counts. */
+/** Replaces all checks of the sources in `checks`. Of two checks with the same name and source, the later one counts. */
 export function recordChecks(view: SandboxView, checks: readonly TrustCheck[]): SandboxView {
   const sources = new Set(checks.map(({ source }) => source));
   const latest = new Map(checks.map((check) => [`${check.source} ${check.check}`, { ...check, evidence: text(check.evidence) }]));
   return { ...view, checks: [...view.checks.filter(({ source }) => !sources.has(source)), ...latest.values()] };
 }
 
-/** Much of it is in a sandbox's own words, and as long as it likes. */
-function text(said: string): string {
-  return clip(said, viewTextLength);
+/** Clips a text, which may come from an untrusted sandbox. */
+function text(value: string): string {
+  return clip(value, viewTextLength);
 }
