@@ -4,13 +4,13 @@ import { subscribe } from './subscribe.ts';
 import type { ReadableEvents } from './watch.ts';
 
 /**
- * Called for each event of the store, and with undefined for a change that only this replica knows of. `lost` counts the events that
- * were dropped before this one could be read. It must return fast; an error is logged.
+ * Called for each event of the store, and with undefined for a change that only this replica knows. `lost` counts the events that were
+ * dropped unread before this one. A listener must return quickly; its errors are logged.
  */
 export type FeedListener = (subject: string, event: (StoredEvent & { readonly lost: number }) | undefined) => void;
 
 /**
- * Reads the store's events once for all parts of the process that act on changes. A call means "read the rows again", nothing more.
+ * Reads the store's events once for all listeners of this process. A call carries no state: a listener reads the rows again.
  */
 export class EventFeed {
   readonly #logger: Logger;
@@ -25,18 +25,18 @@ export class EventFeed {
     this.#done = subscribe(events, subscription, (event) => this.#pass(event.subject, event), this.#closing.signal);
   }
 
-  /** Follows what is written from now on. */
+  /** Follows the events that are written from now on. */
   static async open(events: ReadableEvents, clock: Clock, logger: Logger): Promise<EventFeed> {
     return new EventFeed(events, await events.lastId(), clock, logger);
   }
 
-  /** @returns a function that ends the calls */
+  /** @returns a function that removes the listener */
   listen(listener: FeedListener): () => void {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Calls `wake` after each change of the subject. @returns a function that ends the calls */
+  /** Calls `wake` after each change of the subject. @returns a function that removes the callback */
   on(subject: string, wake: () => void): () => void {
     const wakes = this.#bySubject.get(subject) ?? new Set();
     this.#bySubject.set(subject, wakes);
@@ -47,25 +47,25 @@ export class EventFeed {
     };
   }
 
-  /** A change of which there is no event, such as one of a connection of this replica. */
+  /** Reports a change that has no event, such as one of a connection of this replica. */
   readonly changed = (subject: string): void => this.#pass(subject, undefined);
 
-  /** As `changed`, for those who wait for the subject only. */
+  /** As `changed`, but only for the callbacks of the subject. */
   readonly wake = (subject: string): void => {
     for (const wake of this.#bySubject.get(subject) ?? []) wake();
   };
 
   /**
-   * Calls `look` now and after each change of the subject, until it returns a value.
-   * @throws what `look` throws; the signal's reason when it aborts first
+   * Calls `check` now and after each change of the subject, until it returns a value.
+   * @throws the error of `check`; the signal's reason when it aborts first
    */
-  async until<T>(subject: string, look: () => Promise<T | undefined>, signal: AbortSignal): Promise<T> {
+  async until<T>(subject: string, check: () => Promise<T | undefined>, signal: AbortSignal): Promise<T> {
     const changed = new Notifier();
     const off = this.on(subject, changed.notify);
     try {
       for (;;) {
         signal.throwIfAborted();
-        const found = await look();
+        const found = await check();
         if (found !== undefined) return found;
         await changed.wait(signal);
       }
@@ -80,7 +80,7 @@ export class EventFeed {
   }
 
   #pass(subject: string, event: Parameters<FeedListener>[1]): void {
-    // Any subject may be that of a lost event.
+    // A lost event may concern any subject.
     for (const each of event !== undefined && event.lost > 0 ? this.#bySubject.keys() : [subject]) this.wake(each);
     for (const listener of this.#listeners) {
       try {

@@ -3,7 +3,7 @@ import { subscribeBackoffBaseMs, subscribeBackoffCapMs } from '../limits.ts';
 import { watchEvents, type ReadableEvents, type WatchedEvent } from './watch.ts';
 
 export interface Subscription {
-  /** For the log. */
+  /** The name in the log. */
   readonly name: string;
   /** After this event, from the oldest retained one, or (default) from now on. */
   readonly from?: { readonly afterId: number } | 'start' | 'now';
@@ -15,8 +15,9 @@ export interface Subscription {
 }
 
 /**
- * Calls `handler` with each event in order, one at a time (I-36). A slow handler delays no other subscriber; its next event counts those
- * that it lost. An error of the handler is logged, and the next event follows. A store that fails is read again after a backoff.
+ * Calls `handler` with each event in order, one at a time (I-36). A slow handler delays no other subscriber; `lost` of its next event counts the
+ * events that it missed. An error of the handler is logged, and the next event follows. After an error of the store, reading is retried with
+ * a backoff.
  * Resolves when the signal aborts, and never rejects.
  */
 export async function subscribe(
@@ -30,11 +31,11 @@ export async function subscribe(
   let position = from === 'start' ? 0 : from === 'now' ? undefined : from.afterId;
   while (!signal.aborted) {
     try {
-      // Read once: after a failure the subscription continues from there.
+      // Set once: after a failure, the subscription continues from its position.
       position ??= await events.lastId();
       const start = position === 0 && from === 'start' ? { fromStart: true } : { afterId: position };
       for await (const event of watchEvents(events, { ...start, follow: true, kinds, subject, clock }, signal)) {
-        // Before the handler: an event at which it fails is not repeated.
+        // Set before the handler runs: an event whose handler fails is not repeated.
         position = event.id;
         backoff.reset();
         try {
@@ -42,7 +43,7 @@ export async function subscribe(
         } catch (error) {
           logger.error(
             { err: error, subscriber: name, event: event.id, type: event.type, subject: event.subject },
-            'a subscriber failed at an event',
+            'a subscriber failed to handle an event',
           );
         }
       }

@@ -10,7 +10,7 @@ export interface WatchOptions {
   readonly afterId?: number;
   /** All retained events. */
   readonly fromStart?: boolean;
-  /** Continues with new events; otherwise it ends at the newest. */
+  /** Continues with new events; otherwise the watch ends at the newest one. */
   readonly follow?: boolean;
   /** Empty or absent: every kind. */
   readonly kinds?: readonly string[];
@@ -19,16 +19,16 @@ export interface WatchOptions {
 }
 
 export interface WatchedEvent extends StoredEvent {
-  /** Requested events just before this one that were dropped before this watcher could read them (I-36). */
+  /** How many requested events, just before this one, were dropped before this watcher read them (I-36). */
   readonly lost: number;
 }
 
 /**
  * Every event after an id, in order, without a gap or a repeat, then new ones (I-35).
  *
- * A watcher has no queue: it reads the store a page at a time, at its own pace; a commit only wakes it. A slow watcher delays no other
- * and costs no memory. When the store has dropped events that it had not read, it continues with the oldest retained one, which counts
- * the lost ids. (With a filter the count is an upper bound: a dropped event can no longer be matched.)
+ * A watcher has no queue: a commit only wakes it, and it reads the store page by page. A slow watcher delays no other watcher and uses no
+ * memory. If the store has dropped events that the watcher had not read, it continues with the oldest retained event, whose `lost` counts
+ * them. (With a filter the count is an upper bound: dropped events can no longer be matched.)
  */
 export async function* watchEvents(
   events: ReadableEvents,
@@ -48,10 +48,10 @@ export async function* watchEvents(
       const upTo = await events.lastId();
       const page = await events.after(position, limits.eventPage, filter);
       const start = filtered ? await startOf(events) : 0;
-      // Read after the page: all events that were dropped before the page was read are counted.
+      // `start` is read after the page, so that it includes all events dropped before the page was read.
       lost += Math.max(0, start - position - page.filter((event) => event.id <= start).length);
       for (const event of page) {
-        // Ids have no gaps: without a filter, an id that is missing was dropped.
+        // Ids have no gaps: without a filter, a missing id is a dropped event.
         if (!filtered) lost += event.id - position - 1;
         yield { ...event, lost };
         lost = 0;
@@ -59,7 +59,7 @@ export async function* watchEvents(
       }
       position = Math.max(position, start);
       if (page.length < limits.eventPage) {
-        // Events that do not match are passed too: they do not count as lost when they are trimmed.
+        // Advances past events that do not match, so that they do not count as lost when they are trimmed.
         if (filtered) position = Math.max(position, upTo);
         if (!follow) return;
         await appended.wait(signal, limits.watchIntervalMs);
@@ -75,7 +75,7 @@ export async function* watchEvents(
 
 /** The id before the oldest retained event. */
 async function startOf(events: ReadableEvents): Promise<number> {
-  // Read first: if no event is retained, those written before the second read are not skipped.
+  // `last` is read first: if no event is retained, events written between the two reads are not skipped.
   const last = await events.lastId();
   const [oldest] = await events.after(0, 1);
   return oldest === undefined ? last : oldest.id - 1;
