@@ -1,7 +1,7 @@
-/** Every kind of event that there is. */
+/** All kinds of events. */
 export const eventKinds = ['sandbox', 'host', 'session', 'identity', 'init', 'network'] as const;
 
-/** What happened, with its subject: written in the transaction that made it happen. */
+/** An event about a subject, written in the transaction of the change. */
 export interface EventDraft {
   /** One of `eventKinds`. */
   readonly kind: string;

@@ -10,7 +10,7 @@ export type UntrustedReason =
   | 'lookup-failed'
   | 'revoked';
 
-/** Why an init plan, or a step of it, failed (I-30). `identity-untrusted`: nothing of a plan is told to a peer that is not the sandbox. */
+/** Why an init plan or a step failed (I-30). `identity-untrusted`: a plan is never sent to a peer that is not the sandbox. */
 export type InitFailure =
   | 'exit-code'
   | 'timeout'
@@ -20,14 +20,14 @@ export type InitFailure =
   | 'protocol-error'
   | 'identity-untrusted';
 
-/** Which step of which plan: `index` counts from 1 to `count`. */
+/** A step of a plan: `index` counts from 1 to `count`. */
 export interface StepPlace {
   readonly step: string;
   readonly index: number;
   readonly count: number;
 }
 
-/** How a failed step, or the plan that it ended, failed. */
+/** The failure of a step, and so of its plan. */
 export interface StepFailure {
   readonly reason: InitFailure;
   /** A sentence for a person. */
@@ -37,7 +37,7 @@ export interface StepFailure {
   readonly stderr?: string;
 }
 
-/** The typed events of spec 2 (I-34), by kind and type, with what each carries. `attempts` counts within one dial. */
+/** The typed events of spec 2 (I-34), by kind and type, with the data of each. `attempts` counts within one dial. */
 export interface SandboxEvents {
   readonly session: {
     readonly SessionConnecting: { readonly attempt: number };
@@ -52,25 +52,25 @@ export interface SandboxEvents {
     /** The dial was given up. While the sandbox runs, a slow redial follows, which publishes nothing until it succeeds. */
     readonly SessionFailed: { readonly attempts: number; readonly reason: string; readonly message: string };
     readonly SessionBroken: { readonly message: string };
-    /** The sandbox is suspected of having ended the control plane, and is dialled after a delay. */
+    /** The sandbox may have crashed the control plane, so it is dialled only after a delay. */
     readonly SessionDelayed: { readonly delayMs: number; readonly message: string };
-    /** Its peer sends more messages than a session may, and is read more slowly. Once a connection. */
+    /** The peer exceeds the message rate of a session, and is read more slowly. At most once per connection. */
     readonly SessionThrottled: { readonly message: string };
-    /** The peer took a renewed certificate, for the key that it has proved to have (I-6). */
+    /** The peer accepted a renewed certificate for its key, which the handshake has proved (I-6). */
     readonly SessionRenewed: { readonly thumbprint: string };
   };
   readonly identity: {
-    /** Once per start of the sandbox, ok or not. */
+    /** Once per start of the sandbox, whether the registration succeeded or not. */
     readonly AgentRegistered: { readonly ok: boolean; readonly thumbprint: string; readonly startCount: number; readonly message: string };
     readonly AgentUntrusted: { readonly reason: UntrustedReason; readonly message: string; readonly thumbprint: string };
-    /** The peer's certificate is the registered one. Published when it was not so before. */
+    /** The peer's certificate has become the registered one. Not repeated while it stays so. */
     readonly AgentTrusted: { readonly thumbprint: string };
     readonly IdentityEvicted: { readonly thumbprint: string; readonly why: 'destroyed' | 'evicted' | 'revoked' | 'reaped' };
-    /** Contained (I-4). With the thumbprint that it had, when it was registered. */
+    /** Contained (I-4). `thumbprint`: the evicted identity; absent if the sandbox was not registered. */
     readonly IdentityRevoked: { readonly thumbprint?: string };
     readonly IdentityReinstated: { readonly thumbprint?: string };
     readonly IdentityRenewed: { readonly thumbprint: string };
-    /** Subject: the replica. */
+    /** The subject is the replica. */
     readonly ReapDegraded: { readonly attempts: number; readonly message: string };
   };
   readonly init: {
@@ -97,10 +97,10 @@ export type SandboxEvent = {
   }[keyof SandboxEvents[Kind] & string];
 }[SandboxEventKind];
 
-/** Takes typed events. Never blocks and never throws (I-21, I-36): what cannot be stored is logged. */
+/** Stores typed events. Never blocks and never throws (I-21, I-36): a failed write is logged. */
 export interface Journal {
   /** Events of one publisher are stored in the order in which they were published. */
   publish(event: SandboxEvent): void;
-  /** Resolves when everything published before is stored, or given up. */
+  /** Resolves when every event published before is stored or dropped. */
   flush(): Promise<void>;
 }
