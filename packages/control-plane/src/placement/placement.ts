@@ -11,7 +11,7 @@ export interface PlacementOptions {
   readonly logger: Logger;
 }
 
-/** Finds hosts for sandboxes that have none (L-24). Several may run concurrently: the store reserves a place conditionally. */
+/** Places sandboxes on hosts (L-24). Several instances may run concurrently: the store reserves room in a conditional update. */
 export class Placement {
   readonly #options: PlacementOptions;
   readonly #changed: Notifier;
@@ -26,10 +26,10 @@ export class Placement {
     return await placeSandbox(this.#options.store, await mustGet(this.#options.store, id));
   }
 
-  /** Places waiting sandboxes after each change, and at least every `placementIntervalMs`; until the signal aborts. */
+  /** Places waiting sandboxes after each change, and at least every `placementIntervalMs`, until the signal aborts. */
   async run(feed: Pick<EventFeed, 'listen'>, signal: AbortSignal): Promise<void> {
     const { clock, logger } = this.#options;
-    // Only these move sandboxes or room.
+    // No other event changes a sandbox's placement or a host's room.
     const unsubscribe = feed.listen((_subject, event) => {
       if (event?.kind === 'sandbox' || event?.kind === 'host') this.#changed.notify();
     });
@@ -59,24 +59,24 @@ export class Placement {
 }
 
 /**
- * Places a sandbox that waits for a place. @returns its row then: placed, or `unschedulable` with the reason
- * @param row as it was read last; a change since then shows when the place is reserved
+ * Places a sandbox that waits for placement. @returns its new row: placed, or pending with the reason
+ * @param row the row as last read; if it has changed since, the reservation fails and the row is read again
  * @throws {DroverError} sandbox-not-found
  */
 export async function placeSandbox(store: Pick<Tables, 'hosts' | 'sandboxes'>, row: SandboxRow): Promise<SandboxRow> {
   const { id } = row;
   let now = row;
-  for (let attempt = 1; waitsForPlace(now); attempt++) {
+  for (let attempt = 1; waitsForPlacement(now); attempt++) {
     const decision = plan(await store.hosts.list(), placementRequest(now));
     if (decision.kind !== 'host') {
       await store.sandboxes.setPending(id, 'unschedulable', clip(decision.message, limits.maxPendingMessageLength));
     } else if (!(await store.sandboxes.place(id, decision.hostId))) {
       if (attempt < limits.placementAttempts) {
-        // Another sandbox took the room, or the row changed: the next snapshot shows which.
+        // Another sandbox has reserved the room, or the row has changed: plan again from a new snapshot.
         now = await mustGet(store, id);
         continue;
       }
-      await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed at once; it is next in line');
+      await store.sandboxes.setPending(id, 'contended', 'many sandboxes are being placed concurrently; placement is retried');
     }
     return (await store.sandboxes.get(id)) ?? now;
   }
@@ -89,7 +89,7 @@ async function mustGet({ sandboxes }: Pick<Tables, 'sandboxes'>, id: SandboxId):
   return row;
 }
 
-function waitsForPlace(row: SandboxRow): boolean {
+function waitsForPlacement(row: SandboxRow): boolean {
   if (row.deletedAt !== undefined || (row.desired !== 'running' && row.desired !== 'paused') || runIsOver(row)) return false;
   return row.hostId === undefined || (row.pendingReason !== '' && hasEnded(row.observed));
 }

@@ -3,22 +3,22 @@ import { hostState, type HostRow, type Room, type SandboxRow } from '../model/in
 
 export interface PlacementRequest {
   readonly room: Room;
-  /** What its disk may grow to. It is not reserved: only a host whose disk is smaller cannot take it. */
+  /** The maximum size of the sandbox's disk. It is not reserved; only a host with a smaller disk is excluded. */
   readonly diskBytes: number;
   /** Empty: any. */
   readonly runtime: string;
   readonly labels: Readonly<Record<string, string>>;
   /** A host id or name; empty: any. */
   readonly host: string;
-  /** The host that its files are on: the only one where it can start again. It counts there as one slot already. */
+  /** The host with the sandbox's files, the only one where it can start again. The sandbox already holds its slot there. */
   readonly onHost?: string;
 }
 
 export type Plan =
   | { readonly kind: 'host'; readonly hostId: HostRow['id'] }
-  /** It may fit later. */
+  /** No host can take the sandbox now; one may later. */
   | { readonly kind: 'unschedulable'; readonly message: string; readonly why: readonly HostRefusal[] }
-  /** It is larger than every host there is: to be refused when it is asked for (L-24). */
+  /** The sandbox is larger than every host, so the request is refused (L-24). */
   | { readonly kind: 'impossible'; readonly message: string; readonly why: readonly HostRefusal[] };
 
 export interface HostRefusal {
@@ -28,7 +28,7 @@ export interface HostRefusal {
 
 type Verdict = { readonly kind: 'fits' } | { readonly kind: 'not-now' | 'never'; readonly why: string };
 
-/** What placement looks at in a sandbox. */
+/** The columns of a sandbox that placement uses. */
 export function placementRequest(row: SandboxRow): PlacementRequest {
   return {
     room: row.request,
@@ -41,8 +41,8 @@ export function placementRequest(row: SandboxRow): PlacementRequest {
 }
 
 /**
- * Chooses a host (L-24): a function of a snapshot. Filters by readiness, cordon, labels, runtime and room, then spreads: the host
- * whose scarcest resource would be least reserved. Ties go to the smaller id, so equal snapshots give equal plans.
+ * Chooses a host (L-24) as a function of a snapshot. Filters by readiness, cordon, labels, runtime and room, then spreads: it chooses the host
+ * whose scarcest resource would be least reserved. The smaller id breaks a tie, so equal snapshots lead to equal plans.
  */
 export function plan(hosts: readonly HostRow[], request: PlacementRequest): Plan {
   const candidates = hosts.filter((host) => host.removedAt === undefined);
@@ -69,7 +69,7 @@ function judge(host: HostRow, request: PlacementRequest): Verdict {
   if (request.onHost !== undefined && request.onHost !== host.id) return notNow('its files are on another host');
   if (request.host !== '' && request.host !== host.id && request.host !== host.name) return notNow('another host was asked for');
   const state = hostState(host);
-  // Capacity is what a host says when it registers; before that nothing is known of it.
+  // A host reports its capacity when it registers, so the capacity of a joining host is unknown.
   if (state === 'joining') return notNow('it has not connected yet');
   const tooSmall = lacks(request.room, host.capacity, 'has') ?? lacksDisk(request, host);
   if (tooSmall !== undefined) return { kind: 'never', why: tooSmall };
@@ -82,7 +82,7 @@ function judge(host: HostRow, request: PlacementRequest): Verdict {
   return noRoom === undefined ? { kind: 'fits' } : notNow(noRoom);
 }
 
-/** What may still be given out; never below zero (L-8). */
+/** The room that can still be reserved; never below zero (L-8). */
 export function allocatable(host: HostRow, request?: PlacementRequest): Room {
   const heldSlots = request?.onHost === host.id ? request.room.slots : 0;
   return {
@@ -92,12 +92,12 @@ export function allocatable(host: HostRow, request?: PlacementRequest): Room {
   };
 }
 
-function lacks(wanted: Room, there: Room, verb: string): string | undefined {
-  if (wanted.cpuMillis > there.cpuMillis) return `it ${verb} ${there.cpuMillis / 1000} CPUs of the ${wanted.cpuMillis / 1000} wanted`;
-  if (wanted.memoryBytes > there.memoryBytes) {
-    return `it ${verb} ${formatBytes(there.memoryBytes)} of memory of the ${formatBytes(wanted.memoryBytes)} wanted`;
+function lacks(request: Room, room: Room, verb: string): string | undefined {
+  if (request.cpuMillis > room.cpuMillis) return `it ${verb} ${room.cpuMillis / 1000} CPUs of the ${request.cpuMillis / 1000} wanted`;
+  if (request.memoryBytes > room.memoryBytes) {
+    return `it ${verb} ${formatBytes(room.memoryBytes)} of memory of the ${formatBytes(request.memoryBytes)} wanted`;
   }
-  return wanted.slots > there.slots ? 'it has no place for another sandbox' : undefined;
+  return request.slots > room.slots ? 'it has no place for another sandbox' : undefined;
 }
 
 function lacksDisk({ diskBytes }: PlacementRequest, { capacity }: HostRow): string | undefined {
@@ -105,7 +105,7 @@ function lacksDisk({ diskBytes }: PlacementRequest, { capacity }: HostRow): stri
   return `it has ${formatBytes(capacity.diskBytes)} of disk of the ${formatBytes(diskBytes)} wanted`;
 }
 
-/** The reserved fraction of the host's scarcest resource, with the sandbox on it: 0 to 1. */
+/** The reserved fraction of the host's scarcest resource, 0 to 1, if the sandbox is placed there. */
 function reservedAfter(host: HostRow, request: PlacementRequest): number {
   const fraction = (reserved: number, more: number, capacity: number): number => (capacity === 0 ? 0 : (reserved + more) / capacity);
   return Math.max(
