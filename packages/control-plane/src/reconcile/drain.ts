@@ -9,25 +9,25 @@ export interface DrainOptions {
   readonly placement: Placement;
   readonly clock: Clock;
   readonly hostId: HostId;
-  /** Stops what no other host has room for, instead of leaving it. */
+  /** Stops the sandboxes that no other host has room for; otherwise they stay. */
   readonly stop: boolean;
 }
 
 export interface DrainProgress {
-  /** What ran on the host when the drain began. */
+  /** How many sandboxes ran on the host when the drain began. */
   readonly total: number;
-  /** What still does. */
+  /** How many of them are still there. */
   readonly remaining: number;
   readonly message: string;
   readonly done: boolean;
 }
 
 /**
- * L-27: empties a host of what runs on it. Nothing new comes to it, from the first moment until it is uncordoned.
+ * L-27: moves the running sandboxes off a host. No new sandbox is placed on the host until it is uncordoned.
  *
- * A sandbox moves by being made anew on another host: its files stay behind and are removed with the copy, its command begins
- * again. What no other host has room for is stopped, or left and named. What had ended stays: its files are here only.
- * Ends with `done` when nothing more will move; abandoned, the host stays draining and a second call goes on.
+ * A sandbox moves by being created again on another host: its command restarts, and its files are removed with the old copy. A sandbox that
+ * no other host has room for is stopped, or stays and is named in the progress. A sandbox that has ended stays: its files are only here.
+ * The generator ends with `done` when no sandbox can move any more. If it is abandoned, the host stays draining, and a second call continues.
  * @throws {DroverError} host-not-found, host-removed; conflict when another request ends the drain
  */
 export async function* drainHost(options: DrainOptions, signal: AbortSignal): AsyncGenerator<DrainProgress, void, undefined> {
@@ -35,25 +35,25 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
   await store.hosts.setScheduling(hostId, 'draining');
   const first = (await store.sandboxes.onHost(hostId)).filter(runs);
   const total = first.length;
-  let told = '';
+  let lastLine = '';
   const progress = (remaining: number, message: string, done: boolean): DrainProgress[] => {
     const line = `${remaining} ${message}`;
-    if (line === told && !done) return [];
-    told = line;
+    if (line === lastLine && !done) return [];
+    lastLine = line;
     return [{ total, remaining, message, done }];
   };
   yield* progress(
     total,
-    total === 0 ? 'nothing runs on it' : `${total} to move; each is made anew elsewhere, without what it had written`,
+    total === 0 ? 'no sandbox runs on it' : `${total} to move; each is created again on another host, without its files`,
     total === 0,
   );
 
-  while (told !== '' && total > 0) {
+  while (lastLine !== '' && total > 0) {
     signal.throwIfAborted();
     await mustDrain(store, hostId);
     const left: SandboxRow[] = [];
     for (const row of (await store.sandboxes.onHost(hostId)).filter(runs)) {
-      // Already asked to end: its host reports when it has.
+      // A stop or deletion is already requested; the host reports its end.
       if (row.desired === 'stopped' || row.desired === 'deleted') continue;
       const moved = await move(options, row);
       if (moved) yield* progress(await remainingOn(store, hostId), `${row.name} moves to another host`, false);
@@ -66,7 +66,7 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
       const names = left.map((row) => row.name).join(', ');
       yield* progress(
         remaining,
-        remaining === 0 ? 'nothing runs on it any more' : `no other host takes ${names}: there is no room, or it is contained`,
+        remaining === 0 ? 'no sandbox runs on it any more' : `no other host takes ${names}: there is no room, or it is contained`,
         true,
       );
       return;
@@ -76,18 +76,18 @@ export async function* drainHost(options: DrainOptions, signal: AbortSignal): As
   }
 }
 
-/** An uncordon ends a drain: what is still on the host stays there. @throws {DroverError} conflict, host-removed */
+/** An uncordon ends the drain: the remaining sandboxes stay on the host. @throws {DroverError} conflict, host-removed */
 async function mustDrain(store: Store, hostId: HostId): Promise<void> {
   const host = await store.hosts.get(hostId);
   if (host === undefined || host.removedAt !== undefined) throw new DroverError('host-removed', 'the host was removed while it drained');
   if (host.scheduling === 'draining') return;
   const now = host.scheduling === 'open' ? 'uncordoned' : 'cordoned without a drain';
   throw new DroverError('conflict', `host ${host.name} was ${now} while it drained; what is left on it stays there`, {
-    hint: `\`drover host drain ${host.name}\` goes on`,
+    hint: `\`drover host drain ${host.name}\` continues`,
   });
 }
 
-/** Takes it off the host if another one has room now. */
+/** Unplaces the sandbox if another host has room for it now. @returns whether it was unplaced */
 async function move({ store, hostId }: DrainOptions, row: SandboxRow): Promise<boolean> {
   const { onHost: _, ...elsewhere } = placementRequest(row);
   const others = (await store.hosts.list()).filter((host) => host.id !== hostId);
@@ -99,7 +99,7 @@ async function remainingOn(store: Store, hostId: HostId): Promise<number> {
   return (await store.sandboxes.onHost(hostId)).filter(runs).length;
 }
 
-/** It runs, or is about to. */
+/** Whether the sandbox runs, or is about to. */
 function runs(row: SandboxRow): boolean {
   return !runIsOver(row) && !(row.desired === 'stopped' && hasEnded(row.observed));
 }

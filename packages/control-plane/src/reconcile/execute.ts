@@ -13,13 +13,13 @@ export interface ExecuteContext {
   readonly hub: Hub;
   readonly secrets: SecretBox;
   readonly hostId: HostId;
-  /** Of the link: it ends the wait, not the work on the host (L-21). No step has a deadline (L-23). */
+  /** Aborts when the stream ends. It ends the wait, not the work on the host (L-21). No step has a deadline (L-23). */
   readonly signal: AbortSignal;
 }
 
 /**
- * Runs one step on the host. The host reports the change as an observation too, which is how it reaches the store.
- * @returns the host's copy after the step; undefined: it holds none
+ * Runs one step on the host. The store learns of the change from the host's observation, not from this result.
+ * @returns the host's copy after the step; undefined: the host holds none
  * @throws {DroverError} the host's error, or host-unavailable
  */
 export async function executeStep(step: Step, context: ExecuteContext): Promise<Observation | undefined> {
@@ -35,7 +35,7 @@ export async function executeStep(step: Step, context: ExecuteContext): Promise<
         case: 'destroy',
         value: create(link.DestroySandboxSchema, { sandbox: { sandboxId: id, generation: BigInt(generation) } }),
       });
-      // The room of a stale copy is released; a sandbox that was placed here again keeps its own.
+      // Releases the room of the stale copy, unless the sandbox is placed here again and needs that room.
       if (!(step.kind === 'fence' && step.placedHere)) await store.sandboxes.copyAbsent(id, hostId);
       return undefined;
     }
@@ -57,7 +57,7 @@ async function changeCopy(step: CopyStep, context: ExecuteContext): Promise<Obse
   // A stop of a sandbox that the host does not hold succeeds (L-19).
   if (result.case === undefined && step.kind === 'stop') return undefined;
   throw new DroverError('protocol-violation', `the host responded to ${step.kind} without the state of the sandbox`, {
-    hint: 'see that the agent has the same version as the control plane',
+    hint: 'check that the agent has the same version as the control plane',
   });
 }
 
@@ -95,7 +95,7 @@ async function operation(step: CopyStep, context: ExecuteContext): Promise<Opera
         }),
       };
     case 'stop':
-      // I-4: during a grace, a sandbox that a pause contains would run again.
+      // I-4: a stop resumes a paused sandbox for its grace, so a contained one is killed.
       return {
         case: 'stop',
         value: create(link.StopSandboxSchema, { ...target, graceMs: mayNotRun(row) ? killGraceMs : row.stopGraceMs }),

@@ -16,7 +16,7 @@ export interface HostLoopOptions {
   readonly clock: Clock;
   readonly logger: Logger;
   readonly hostId: HostId;
-  /** Of the host's stream. */
+  /** Aborts when the host's stream ends. */
   readonly signal: AbortSignal;
   readonly copies: readonly Observation[];
   readonly random?: () => number;
@@ -25,9 +25,9 @@ export interface HostLoopOptions {
 }
 
 /**
- * Drives one connected host to the desired state (L-22) while its stream lives. It is level-triggered: it can plan at any moment from the
- * store and from what the host reported; a wake-up only says when. Steps of different sandboxes run concurrently, those of one sandbox one
- * after another. Steps of its network run beside them, so that a cut waits for no other step (I-4).
+ * Drives one connected host to the desired state (L-22) until its stream ends. The loop is level-triggered: it plans from the store and the
+ * reported copies, and a wake-up only triggers a plan. Steps of different sandboxes run concurrently, steps of one sandbox in sequence. The
+ * network steps of a sandbox have their own lane, so that a cut waits for no other step (I-4).
  */
 export class HostLoop {
   readonly #options: HostLoopOptions;
@@ -50,7 +50,7 @@ export class HostLoop {
     this.observed(options.copies);
   }
 
-  /** Takes the newest observations of the host. */
+  /** Records the newest observations of the host. */
   observed(observations: readonly Observation[]): void {
     for (const copy of observations) {
       const known = this.#copies.get(copy.sandboxId);
@@ -183,7 +183,7 @@ export class HostLoop {
     if (final) {
       this.#retries.forget(laneOf(step));
       const row = await store.sandboxes.get(id);
-      // A start that was requested since has tries of its own.
+      // A start that was requested since then has its own attempts.
       if (row !== undefined && row.startGeneration <= generation) await store.sandboxes.fail(id, { reason: code, message, hint });
       return;
     }

@@ -19,11 +19,11 @@ export function planHost(rows: readonly SandboxRow[], observed: readonly Observa
   ].filter((step) => step !== undefined);
 }
 
-/** The next step of one sandbox, but for its network. @param row undefined: it is not placed here */
+/** The next step of one sandbox, except for its network. @param row undefined: the sandbox is not placed here */
 export function planSandbox(row: SandboxRow | undefined, copy: Observation | undefined): Step | undefined {
   if (row === undefined) return copy === undefined ? undefined : fence(copy, false);
   if (copy === undefined) return planAbsent(row);
-  // L-26: the copy is of an earlier placement; it does not have the files of the last one.
+  // L-26: a copy of an earlier placement lacks the files of the later ones.
   if (Number(copy.generation) < row.placedGeneration) return fence(copy, true);
   switch (row.desired) {
     case 'deleted':
@@ -39,8 +39,8 @@ export function planSandbox(row: SandboxRow | undefined, copy: Observation | und
 }
 
 /**
- * The next step of a sandbox's network (I-4). The network is cut and restored beside any other step: during a creation, before a pause, and
- * during the grace of a stop. A create or a start carries the desired state of the network, so it holds from the first packet on.
+ * The next step of a sandbox's network (I-4). It runs concurrently with any other step: during a creation, before a pause, and during the grace
+ * of a stop. A create or a start carries the desired state of the network, so it applies from the first packet.
  */
 export function planNetwork(row: SandboxRow | undefined, copy: Observation | undefined): CopyStep | undefined {
   if (row === undefined || copy === undefined || row.desired === 'deleted') return undefined;
@@ -53,24 +53,24 @@ export function planNetwork(row: SandboxRow | undefined, copy: Observation | und
 function planAbsent(row: SandboxRow): Step | undefined {
   if (row.desired === 'deleted') return { kind: 'absent', row };
   const everRan = row.observed === 'running' || row.observed === 'paused' || row.observed === 'stopping' || row.observed === 'stopped';
-  // A creation that failed left no files that a new start could lose.
+  // A failed creation left no files, so creating the sandbox again loses nothing.
   const wantsCopy = row.desired !== 'stopped' && !runIsOver(row) && !everRan;
   if (!wantsCopy) return { kind: 'absent', row };
-  // I-4: a pause of a sandbox that does not run yet keeps it from running at all.
+  // I-4: a sandbox that is contained before it runs is not created.
   return row.pendingReason === '' && !mayNotRun(row) ? { kind: 'create', row } : undefined;
 }
 
-/** It is to run or to be paused, and the host holds a copy. */
+/** The next step of a sandbox that is to run or to be paused, with a copy on the host. */
 function planAlive(row: SandboxRow, copy: Observation): Step | undefined {
   if (isOver(copy.state)) {
-    // A run that is over is repeated only for a later request (`drover run` ends with its command).
+    // A run that has ended is repeated only for a later start request (`drover run` ends with its command).
     if (runIsOver(row) || Number(copy.generation) >= row.startGeneration) return undefined;
     return row.pendingReason === '' && !mayNotRun(row) ? { kind: 'start', row } : undefined;
   }
-  // The control plane gave the start up, for instance because its init plan failed: the copy must stop.
+  // The control plane gave up the start, for example after a failed init plan: the copy must stop.
   if (runIsOver(row) && row.observed === 'failed') return { kind: 'stop', row };
   if (copy.state === SandboxState.PREPARING) {
-    // A failed try that may succeed later, or one that began before this stream: the repeated request joins it (L-19).
+    // An attempt failed and may succeed later, or began before this stream: the host joins the repeated request to it (L-19).
     return runIsOver(row) || mayNotRun(row) ? undefined : { kind: copy.startCount === 0n ? 'create' : 'start', row };
   }
   if (row.desired === 'paused') return copy.state === SandboxState.RUNNING ? { kind: 'pause', row } : undefined;

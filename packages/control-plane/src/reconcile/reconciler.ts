@@ -10,24 +10,24 @@ export interface ReconcilerOptions {
   readonly store: Store;
   readonly hub: Hub;
   readonly feed: Pick<EventFeed, 'listen'>;
-  /** Opens the secrets that a start carries to its host. */
+  /** Decrypts the secrets that a create or a start carries to the host. */
   readonly secrets: SecretBox;
   readonly clock: Clock;
   readonly logger: Logger;
-  /** A host no longer holds a copy of the sandbox: its session ends. */
+  /** Called when a host no longer holds a copy of the sandbox: its session must end. */
   readonly onAbsent?: (id: SandboxId) => void;
   /** For the jitter of retries. */
   readonly random?: () => number;
 }
 
 /**
- * One loop for each host whose stream this replica holds (L-28); a loop ends with its stream. The loops hear of changes by other parts, and
- * by other replicas, from the events of the store.
+ * One loop for each host whose stream this replica holds (L-28); a loop ends with its stream. Changes by other
+ * components and replicas reach the loops as events of the store.
  */
 export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #loops = new Map<HostId, { readonly loop: HostLoop; readonly epoch: number }>();
-  /** Every loop that has not ended, also one that a newer stream of its host has replaced. */
+  /** All loops that have not ended, including those that a newer stream of the host has replaced. */
   readonly #running = new Map<HostLoop, Promise<void>>();
   #detach: (() => void) | undefined;
 
@@ -35,7 +35,7 @@ export class Reconciler {
     this.#options = options;
   }
 
-  /** Follows the hub and the events. @returns a function that ends that */
+  /** Subscribes to the hub and the events. @returns a function that unsubscribes */
   attach(): () => void {
     const { hub, feed } = this.#options;
     const off = [
@@ -60,7 +60,7 @@ export class Reconciler {
 
   #connected(hostId: HostId, epoch: number, signal: AbortSignal, copies: readonly Observation[]): void {
     const known = this.#loops.get(hostId);
-    // L-11: the newer epoch wins, in whatever order the streams are reported.
+    // L-11: the newer epoch wins, even if the older stream is reported later.
     if (known !== undefined && known.epoch > epoch) return;
     const { feed: _, onAbsent = () => undefined, ...options } = this.#options;
     const loop = new HostLoop({ ...options, onAbsent, hostId, signal, copies });
@@ -93,6 +93,6 @@ const desiredStateEvents: ReadonlySet<string> = new Set([
 /** Whether the event may give its host something to do. A change that the host itself has reported does not. */
 function changesDesiredState({ type, data }: StoredEvent): boolean {
   if (desiredStateEvents.has(type)) return true;
-  // The sandbox was taken off its host, or its start was given up.
+  // `pending`: the sandbox was unplaced. `failed`: its start was given up.
   return type === 'SandboxStateChanged' && (data['to'] === 'pending' || data['to'] === 'failed');
 }

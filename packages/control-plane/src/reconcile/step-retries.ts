@@ -11,7 +11,7 @@ interface Retry {
   until: number | undefined;
 }
 
-/** The last step of each lane of a host, and when the same step may run again. Another step, or a newer generation, does not wait. */
+/** Remembers the last step of each lane of a host, and when it may run again. Another step, or a newer generation, does not wait. */
 export class StepRetries {
   readonly #retries = new Map<Lane, Retry>();
   readonly #random: (() => number) | undefined;

@@ -9,11 +9,11 @@ export interface UpkeepOptions {
   readonly logger: Logger;
   /** Compares the sessions of this replica with the registry (I-11). */
   readonly compareSessions?: () => Promise<void>;
-  /** Has connected hosts make and remove volumes (R-18). */
+  /** Makes connected hosts create and remove volumes (R-18). */
   readonly settleVolumes?: () => Promise<void>;
   /** How long a host may be down before its sandboxes are lost (L-26). Milliseconds; default 60 s. */
   readonly lostGraceMs?: number;
-  /** How long a host that no replica hears of stays ready. Milliseconds; default 90 s. */
+  /** How long a host without a heartbeat at any replica stays ready. Milliseconds; default 90 s. */
   readonly orphanedHostMs?: number;
   /** Default: `retainedEvents`. */
   readonly retainedEvents?: number;
@@ -21,7 +21,10 @@ export interface UpkeepOptions {
   readonly retainedDeleted?: number;
 }
 
-/** What only time brings about: sessions of evicted identities end, sandboxes of silent hosts become lost, those past their ttl stop, old rows go. */
+/**
+ * Periodic tasks: ends the sessions of evicted identities, settles volumes, marks silent hosts down and their sandboxes lost, stops sandboxes
+ * past their TTL, removes finished ones (--rm), and deletes old rows.
+ */
 export class Upkeep {
   readonly #options: UpkeepOptions;
 
@@ -29,7 +32,7 @@ export class Upkeep {
     this.#options = options;
   }
 
-  /** Until the signal aborts. Any number of replicas may run it: each change is conditional. */
+  /** Runs the tasks until the signal aborts. Any number of replicas may run them: every change is conditional. */
   async run(signal: AbortSignal): Promise<void> {
     const { clock, logger, compareSessions = async () => undefined, settleVolumes = async () => undefined } = this.#options;
     const tasks = [
@@ -46,51 +49,51 @@ export class Upkeep {
         try {
           await task();
         } catch (error) {
-          if (!signal.aborted) logger.error({ err: error }, 'upkeep failed; it is tried again');
+          if (!signal.aborted) logger.error({ err: error }, 'an upkeep task failed; retrying');
         }
       }
-      // Only the signal rejects it, and the loop looks at that.
+      // Only the signal rejects the sleep, and the loop checks that signal.
       await clock.sleep(limits.upkeepMs, signal).catch(() => undefined);
     }
   }
 
-  /** L-10: the replica that should notice may be gone together with the host. A beat that comes after all makes it ready again (L-9). */
+  /** L-10: the replica that held the host's stream may have failed together with the host. A later heartbeat makes it ready again (L-9). */
   async #silent(): Promise<void> {
     const { store, clock, logger, orphanedHostMs = limits.orphanedHostMs } = this.#options;
     const since = clock.now() - orphanedHostMs;
     for (const host of await store.hosts.list()) {
       if (!host.connected || host.lastSeenAt >= since) continue;
-      await store.hosts.markDown(host.id, host.epoch, 'it is silent, and so is the control plane that held its stream');
-      logger.warn({ hostId: host.id, owner: host.owner }, 'down: nobody has heard of it');
+      await store.hosts.markDown(host.id, host.epoch, 'neither the host nor the control plane that held its stream responds');
+      logger.warn({ hostId: host.id, owner: host.owner }, 'host marked down: no replica receives its heartbeats');
     }
   }
 
   async #lost(): Promise<void> {
     const { store, clock, logger, lostGraceMs = limits.lostGraceMs } = this.#options;
     for (const row of await store.sandboxes.markLost(clock.now() - lostGraceMs)) {
-      logger.warn({ sandboxId: row.id, hostId: row.hostId }, 'lost: its host does not answer');
+      logger.warn({ sandboxId: row.id, hostId: row.hostId }, 'sandbox lost: its host is down');
     }
   }
 
-  /** R-20; the time stands in the store, so a restart does not begin it anew. */
+  /** R-20. The time is stored, so a restart of the control plane does not extend it. */
   async #expired(): Promise<void> {
     const { store, clock, logger } = this.#options;
     for (const row of await store.sandboxes.expired(clock.now())) {
       if (runIsOver(row)) continue;
       await this.#stop(row.id);
-      logger.info({ sandboxId: row.id }, 'stopped: its time to live is over');
+      logger.info({ sandboxId: row.id }, 'sandbox stopped at the end of its time to live');
     }
   }
 
-  /** R-2, --rm: whoever is attached has had the output by then, and usually has removed it (`drover run`). */
+  /** R-2, --rm: after the delay, attached clients have read the output, and `drover run` has usually removed the sandbox already. */
   async #finished(): Promise<void> {
     const { store, clock, logger } = this.#options;
     const before = clock.now() - limits.removeOnExitMs;
     for (const { id } of await store.sandboxes.finished(before)) {
-      // Started again since, it is not removed in mid-run.
+      // A sandbox that has been started again since the query is not removed.
       const when = (row: SandboxRow): boolean => runIsOver(row) && row.updatedAt <= before && containmentsOf(row).length === 0;
       const { desired } = await store.sandboxes.setDesired(id, 'deleted', { when });
-      if (desired === 'deleted') logger.info({ sandboxId: id }, 'removed: its command has ended (--rm)');
+      if (desired === 'deleted') logger.info({ sandboxId: id }, 'sandbox removed after its command ended (--rm)');
     }
   }
 
@@ -99,8 +102,8 @@ export class Upkeep {
     try {
       await store.sandboxes.setDesired(id, 'stopped', { cause: 'ttl' });
     } catch (error) {
-      // Deleted between the two calls: nothing is left to stop.
-      logger.debug({ err: error, sandboxId: id }, 'could not be stopped at the end of its time to live');
+      // The sandbox was deleted between the two calls.
+      logger.debug({ err: error, sandboxId: id }, 'a sandbox could not be stopped at the end of its time to live');
     }
   }
 

@@ -9,15 +9,15 @@ import { registration } from '../../store/testing/fixtures.ts';
 type StateName = keyof typeof sandbox.SandboxState;
 const stateNames = new Map<number, StateName>(Object.entries(sandbox.SandboxState).map(([name, value]) => [value, name as StateName]));
 
-/** One simulated host: copies of sandboxes, kept over its connections, as an agent keeps them on disk. */
+/** A simulated host. Its copies of sandboxes survive its connections, as those of an agent do on disk. */
 export class FakeHost {
   readonly id: HostId;
   readonly copies = new Map<string, sandbox.SandboxObservation>();
-  /** Every command that it was given, `create sb-…`. */
+  /** All received commands, `create sb-…`. */
   readonly commands: string[] = [];
-  /** Called before a command is done; may throw, wait, or cut the connection. */
+  /** Called before a command is performed; may throw, wait, or drop the connection. */
   before: (operation: Operation) => Promise<void> | void = () => undefined;
-  /** More than one at a time for one sandbox is a fault of the reconciler. */
+  /** Sandboxes with a command under way. Overlapping commands for one sandbox are a fault of the reconciler. */
   readonly busy = new Set<string>();
   overlaps = 0;
   stream: AbortController | undefined;
@@ -33,7 +33,7 @@ export class FakeHost {
     return copy === undefined ? undefined : stateNames.get(copy.state);
   }
 
-  /** Changes a copy as the runtime would, and gives the observation of it. */
+  /** Changes a copy as the runtime would. @returns its observation */
   set(
     id: string,
     generation: bigint,
@@ -89,7 +89,7 @@ export class FakeHub implements Hub {
     for (const listener of this.#listeners) listener.hostDisconnected?.(host.id, host.epoch, 'dropped');
   }
 
-  /** What a connected host reports by itself. */
+  /** Reports observations without a command, if the host is connected. */
   async report(host: FakeHost, ...observations: sandbox.SandboxObservation[]): Promise<void> {
     if (host.stream === undefined) return;
     await this.#store.sandboxes.observe(host.id, host.epoch, observations);
@@ -111,11 +111,11 @@ export class FakeHub implements Hub {
     host.busy.add(id);
     const dropped = new Promise<never>((_, reject) => {
       stream.signal.addEventListener('abort', () => reject(new DroverError('host-unavailable', 'the stream dropped')), { once: true });
-      // Ends the waiting; the host goes on.
-      signal?.addEventListener('abort', () => reject(new DroverError('cancelled', 'nobody waits for it')), { once: true });
+      // Ends the wait; the host continues.
+      signal?.addEventListener('abort', () => reject(new DroverError('cancelled', 'the call was cancelled')), { once: true });
     });
     const performed = this.#perform(host, operation, id, target?.generation ?? 0n);
-    // An agent reports each change as an observation too; on its next stream if this one has ended (L-16).
+    // An agent also reports each change as an observation, on its next stream if this one has ended (L-16).
     const reported = performed.then(async (result) => {
       if (result.case === 'sandbox') await this.report(host, result.value);
       return result;
@@ -149,8 +149,8 @@ export class FakeHub implements Hub {
     return { hosts: [...this.#hosts.values()].filter((host) => host.stream !== undefined).length, pendingCommands: 0 };
   }
 
-  /** A try to make or start it that fails is seen as an agent reports it: failed, or still to be made. */
-  async #couldNot(host: FakeHost, { case: kind }: Operation, id: string, generation: bigint, error: DroverError): Promise<void> {
+  /** Reports a failed create or start as an agent does: as failed or, if it may be retried, as preparing. */
+  async #reportFailure(host: FakeHost, { case: kind }: Operation, id: string, generation: bigint, error: DroverError): Promise<void> {
     if (kind !== 'create' && kind !== 'start') return;
     const again = error.transient && error.code !== 'registry-unreachable';
     const startCount = host.copies.get(id)?.startCount ?? 0n;
@@ -161,37 +161,37 @@ export class FakeHub implements Hub {
     try {
       await host.before(operation);
     } catch (thrown) {
-      await this.#couldNot(host, operation, id, generation, DroverError.from(thrown));
+      await this.#reportFailure(host, operation, id, generation, DroverError.from(thrown));
       throw thrown;
     }
     const existing = host.copies.get(id);
-    const answer = (state: StateName, more: Parameters<FakeHost['set']>[3] = {}): ResultValue => ({
+    const result = (state: StateName, more: Parameters<FakeHost['set']>[3] = {}): ResultValue => ({
       case: 'sandbox',
       value: host.set(id, generation, state, more),
     });
     const { networkCut, registrationClosed } = operation.case === 'create' || operation.case === 'start' ? operation.value : {};
     const cut = networkCut === undefined || registrationClosed === undefined ? {} : { networkCut, registrationClosed };
-    const need = (): void => {
+    const requireCopy = (): void => {
       if (existing === undefined) throw new DroverError('sandbox-not-found', `no ${id} here`);
     };
     switch (operation.case) {
       case 'create':
-        return existing === undefined || existing.startCount === 0n ? answer('RUNNING', cut) : { case: 'sandbox', value: existing };
+        return existing === undefined || existing.startCount === 0n ? result('RUNNING', cut) : { case: 'sandbox', value: existing };
       case 'start':
       case 'resume':
-        need();
-        return answer('RUNNING', cut);
+        requireCopy();
+        return result('RUNNING', cut);
       case 'pause':
-        need();
-        return answer('PAUSED');
+        requireCopy();
+        return result('PAUSED');
       case 'setNetworkCut':
-        need();
-        return answer(host.has(id) ?? 'RUNNING', {
+        requireCopy();
+        return result(host.has(id) ?? 'RUNNING', {
           networkCut: operation.value.cut,
           registrationClosed: operation.value.registrationClosed,
         });
       case 'stop':
-        return existing === undefined ? { case: undefined } : answer('STOPPED');
+        return existing === undefined ? { case: undefined } : result('STOPPED');
       case 'destroy':
         host.copies.delete(id);
         return { case: undefined };
