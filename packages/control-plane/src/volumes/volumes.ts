@@ -13,10 +13,10 @@ export interface VolumesOptions {
   readonly logger: Logger;
 }
 
-/** Has hosts make and remove the volumes that the store has (R-18). */
+/** Makes hosts create and remove the volumes of the store (R-18). */
 export class Volumes {
   readonly #options: VolumesOptions;
-  /** By name: one call to the host at a time. */
+  /** The call under way for each volume, by name; at most one. */
   readonly #underWay = new Map<string, Promise<void>>();
 
   constructor(options: VolumesOptions) {
@@ -24,8 +24,8 @@ export class Volumes {
   }
 
   /**
-   * Has the volume's host do what is left to be done, once. When it cannot be reached, `settleAll` does it later.
-   * @throws {DroverError} what the host responded, or why it could not be asked
+   * Makes the volume's host create or remove the volume, in one attempt. After a failure, `settleAll` retries.
+   * @throws {DroverError} the host's error, or host-unavailable
    */
   async settle(volume: VolumeRow): Promise<void> {
     const running = this.#underWay.get(volume.name);
@@ -35,18 +35,18 @@ export class Volumes {
     await work;
   }
 
-  /** Begins what is left to be done on hosts that this replica reaches. Called again and again. */
+  /** Starts the pending creations and removals on the hosts that are connected to this replica. Called periodically. */
   async settleAll(): Promise<void> {
     const { store, hub, logger } = this.#options;
     for (const volume of await store.volumes.list({ unsettled: true })) {
       if (!hub.isConnected(volume.hostId) || this.#underWay.has(volume.name)) continue;
       this.settle(volume).catch((error: unknown) => {
-        logger.warn({ err: error, volume: volume.name, hostId: volume.hostId }, 'a volume could not be made or removed; it is tried again');
+        logger.warn({ err: error, volume: volume.name, hostId: volume.hostId }, 'a volume could not be created or removed; retrying');
       });
     }
   }
 
-  /** The host's volumes with what is written in them; undefined when it cannot be asked. */
+  /** The used bytes of each volume of the host; undefined when the host does not report them. */
   async used(hostId: HostId, signal: AbortSignal): Promise<ReadonlyMap<string, bigint> | undefined> {
     try {
       const value = await this.#call(hostId, { case: 'listVolumes', value: create(link.ListVolumesSchema) }, signal);
@@ -80,7 +80,7 @@ export class Volumes {
   }
 
   async #call(hostId: HostId, operation: Operation, signal?: AbortSignal): ReturnType<Hub['call']> {
-    const late = AbortSignal.timeout(hostCallTimeoutMs);
-    return await this.#options.hub.call(hostId, operation, { signal: signal === undefined ? late : AbortSignal.any([signal, late]) });
+    const timeout = AbortSignal.timeout(hostCallTimeoutMs);
+    return await this.#options.hub.call(hostId, operation, { signal: signal === undefined ? timeout : AbortSignal.any([signal, timeout]) });
   }
 }
