@@ -8,8 +8,8 @@ const nonceBytes = 12;
 const tagBytes = 16;
 
 /**
- * Seals sandboxes' secrets for the store (R-19): AES-256-GCM, bound to the sandbox and the name that they belong to. Whoever has the
- * store without the key has nothing.
+ * Seals the secrets of sandboxes for the store (R-19) with AES-256-GCM, bound to their sandbox and name. A stolen store reveals no secret
+ * without the key.
  */
 export class SecretBox {
   readonly #sealing: Buffer;
@@ -23,8 +23,8 @@ export class SecretBox {
   }
 
   /**
-   * Reads the key file, making it (0600) at the first start. Replicas of one store share it, as they share the CA.
-   * @throws {DroverError} invalid-config when the file holds anything else (I-28)
+   * Reads the key file, and creates it (mode 0600) at the first start. Replicas of one store share the file, like the CA.
+   * @throws {DroverError} invalid-config when the file does not contain a key (I-28)
    */
   static async open(path: string): Promise<SecretBox> {
     let key: Buffer;
@@ -36,19 +36,19 @@ export class SecretBox {
       await writeFileAtomic(path, key, 0o600);
     }
     if (key.byteLength === keyBytes) return new SecretBox(key);
-    throw new DroverError('invalid-config', `${path} holds no key for secrets`, {
+    throw new DroverError('invalid-config', `${path} does not contain a key for secrets`, {
       hint: 'restore it from a backup; without it, sandboxes that have secrets cannot be started again',
     });
   }
 
-  /** Nonce, ciphertext and tag, base64. */
+  /** @returns nonce, ciphertext and tag, base64 */
   seal(id: SandboxId, name: string, value: Uint8Array): string {
     const nonce = randomBytes(nonceBytes);
     const cipher = createCipheriv('aes-256-gcm', this.#sealing, nonce).setAAD(boundTo(id, name));
     return Buffer.concat([nonce, cipher.update(value), cipher.final(), cipher.getAuthTag()]).toString('base64');
   }
 
-  /** @throws {DroverError} failed-precondition when it was sealed with another key, or for another sandbox or name */
+  /** @throws {DroverError} failed-precondition when the secret was sealed with another key, or for another sandbox or name */
   unseal(id: SandboxId, name: string, sealed: string): Uint8Array<ArrayBuffer> {
     const bytes = Buffer.from(sealed, 'base64');
     try {
@@ -63,7 +63,7 @@ export class SecretBox {
     }
   }
 
-  /** Tells a value from another without saying which it is: a plain hash of a short one could be guessed. */
+  /** A keyed digest, equal for equal values. A plain hash of a short value could be guessed. */
   digest(value: Uint8Array): Uint8Array {
     return createHmac('sha256', this.#digesting).update(value).digest();
   }

@@ -9,7 +9,7 @@ function invalid(message: string, hint: string): DroverError {
   return new DroverError('invalid-argument', message, { hint });
 }
 
-/** The secrets of a new sandbox: names, targets, and one value for each. No message holds a value. @throws {DroverError} invalid-argument, too-large */
+/** Checks names, targets and values of a new sandbox's secrets. No message contains a value. @throws {DroverError} invalid-argument, too-large */
 export function checkSecrets(spec: sandbox.SandboxSpec, values: readonly sandbox.SecretValue[]): void {
   const { secrets } = spec;
   if (secrets.length > maxSecrets) throw invalid(`there are ${secrets.length} secrets`, `use at most ${maxSecrets}`);
