@@ -13,8 +13,8 @@ import type { Store } from './index.ts';
 import { draft, readyHost } from './testing/fixtures.ts';
 import { TestStores } from './testing/stores.ts';
 
-describe('what was acknowledged', () => {
-  it('is there after kill -9 of the writer (SQLite), with its events, reservation and order', async () => {
+describe('acknowledged writes', () => {
+  it('survive kill -9 of the writer (SQLite), with their events, reservations and order', async () => {
     const directory = await mkdtemp(join(tmpdir(), 'drover-kill-'));
     const url = `sqlite:${join(directory, 'drover.db')}`;
     try {
@@ -52,7 +52,7 @@ describe('what was acknowledged', () => {
   });
 });
 
-describe('L-20: a process that is killed in a call with an idempotency key', () => {
+describe('L-20: a process that is killed during a call with an idempotency key', () => {
   const directories: string[] = [];
   const creator = async (url: string, dieBefore: number): Promise<string> => {
     const script = join(import.meta.dirname, 'testing/creator.ts');
@@ -78,11 +78,11 @@ describe('L-20: a process that is killed in a call with an idempotency key', () 
     for (const directory of directories) await rm(directory, { recursive: true, force: true });
   });
 
-  it('leaves all of it or nothing, and the repeated call does nothing twice (SQLite)', async () => {
+  it('leaves all changes or none, and the repeated call changes nothing twice (SQLite)', async () => {
     const statements = Number(await creator((await newDatabase()).url, 0));
     expect(statements).toBeGreaterThan(5);
     const afterCommit = statements + 1;
-    // Before the first one, in the middle, before the answer is written or soon after, before the commit, after it.
+    // Before the first statement, in the middle, around the write of the response, before the commit, after it.
     for (const dieBefore of [1, Math.ceil(statements / 2), statements - 3, statements, afterCommit]) {
       const { url, hostId } = await newDatabase();
       await creator(url, dieBefore);
@@ -118,7 +118,7 @@ describe('several replicas on PostgreSQL', () => {
   beforeAll(() => stores.start());
   afterAll(() => stores.stop());
 
-  it('L-20: a call that is cut before its commit leaves nothing; of two replicas with one key one acts', async () => {
+  it('L-20: a call that loses its connection before the commit leaves nothing; of two replicas with the same key, one runs the action', async () => {
     const url = await stores.newUrl();
     const [one, two] = [await stores.open({ url }), await stores.open({ url })];
     const host = await readyHost(one);
@@ -132,14 +132,14 @@ describe('several replicas on PostgreSQL', () => {
         }),
       ).toString();
     await expect(create(one, () => stores.postgres.cutConnections())).rejects.toThrow();
-    // The pools find out as they use what was cut.
+    // The pools notice the lost connections when they use them.
     for (let tries = 0; tries < 50; tries++) {
       const listed = await Promise.all([one.sandboxes.list(), two.sandboxes.list()]).catch(() => undefined);
       if (listed === undefined) continue;
       expect(listed).toEqual([[], []]);
       break;
     }
-    // The second comes while the first has written its key and not yet committed: it waits for it.
+    // The second call arrives after the first has written its key and before it commits, so it waits.
     let second: Promise<string> | undefined;
     const first = await create(one, async () => {
       second = create(two);
@@ -150,14 +150,14 @@ describe('several replicas on PostgreSQL', () => {
     expect((await two.hosts.get(host.id))?.reserved.slots).toBe(1);
   });
 
-  it('L-28: a commit of one wakes the other, also after its connections were cut', async () => {
+  it('L-28: a commit of one replica wakes the other, also after its connections are lost', async () => {
     const url = await stores.newUrl();
     const [one, two] = [await stores.open({ url }), await stores.open({ url })];
     let wakes = 0;
     two.events.onAppend(() => wakes++);
     const woken = async (): Promise<void> => {
       const before = wakes;
-      // Written until heard: LISTEN may not stand yet.
+      // Repeated until the notification arrives: LISTEN may not be active yet.
       for (let i = 0; i < 200 && wakes === before; i++) {
         await one.sandboxes.create(draft());
         await new Promise((resolve) => {
@@ -168,7 +168,7 @@ describe('several replicas on PostgreSQL', () => {
     };
     await woken();
     await stores.postgres.cutConnections();
-    // The pools find out as they use what was cut.
+    // The pools notice the lost connections when they use them.
     for (let tries = 0; tries < 50; tries++) {
       const listed = await one.sandboxes.list().catch(() => undefined);
       if (listed !== undefined) break;
@@ -178,7 +178,7 @@ describe('several replicas on PostgreSQL', () => {
 });
 
 describe('a store that cannot be opened', () => {
-  it('says what is wrong in one sentence', async () => {
+  it('reports the reason in one sentence', async () => {
     await expect(openStore('mysql://x', { logger: silentLogger })).rejects.toMatchObject({ code: 'invalid-config' });
     await expect(openStore('sqlite:/proc/nothing/x.db', { logger: silentLogger })).rejects.toMatchObject({ code: 'unavailable' });
     await expect(openStore('postgres://nobody:secret@/x?host=/nonexistent', { logger: silentLogger })).rejects.toMatchObject({

@@ -29,7 +29,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
   afterEach(() => stores.closeAll());
 
   let count = 0;
-  /** As long as a SHA-256, and another each time. */
+  /** A new thumbprint, as long as a SHA-256. */
   const hex = (): string => (++count).toString(16).padStart(64, 'a');
   const box = async (options: Parameters<typeof draft>[0] = {}): Promise<SandboxRow> => await store.sandboxes.create(draft(options));
   interface Start {
@@ -57,7 +57,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await register(start)).toMatchObject({ kind: 'welcome', again: false });
     return start;
   };
-  /** Its host says that it runs, in this start. */
+  /** The host reports the sandbox as running, in this start. */
   const runs = async (row: SandboxRow, startCount: bigint): Promise<void> => {
     host ??= await readyHost(store);
     await store.sandboxes.place(row.id, host.id);
@@ -71,7 +71,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
   const mayRegister = async ({ row, thumbprint }: Start): Promise<boolean> => await store.identities.mayRegister(row.id, thumbprint);
   const destroy = async (id: SandboxId): Promise<void> => void (await store.sandboxes.setDesired(id, 'deleted'));
 
-  it('I-7: a row holds who registered, with what, and when', async () => {
+  it('I-7: a row records the sandbox, its certificate and the time of the registration', async () => {
     const row = await box({ project: 'alpha', name: 'web' });
     const start = await issue(row);
     await clock.advance(5);
@@ -97,13 +97,13 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await store.identities.find(hex())).toBeUndefined();
   });
 
-  it('a sandbox is found by whatever a list of identities shows: id, common name, name, thumbprint or its beginning', async () => {
+  it('a sandbox is found by every column of the list of identities: id, common name, name, thumbprint or its prefix', async () => {
     const { row, thumbprint } = await registered({ project: 'lab', name: 'web' });
     const other = await registered({ name: 'other' });
     for (const reference of [row.id, 'lab.web', 'lab/web', 'web', thumbprint, thumbprint.toUpperCase()]) {
       expect(await store.sandboxes.find(reference)).toMatchObject({ id: row.id });
     }
-    // The thumbprints of these tests differ in their last digits only.
+    // The thumbprints in these tests differ only in their last digits.
     await expect(store.sandboxes.find(thumbprint.slice(0, 16))).rejects.toMatchObject({ code: 'invalid-argument' });
     await destroy(other.row.id);
     expect(await store.sandboxes.find(thumbprint.slice(0, 16))).toMatchObject({ id: row.id });
@@ -115,7 +115,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await store.sandboxes.find('lab/web', { deleted: true })).toMatchObject({ id: row.id });
   });
 
-  it('I-7: a thumbprint is one sandbox: a collision is an outcome, not an exception', async () => {
+  it('I-7: a thumbprint belongs to one sandbox: a collision is a result, not an exception', async () => {
     const [first, second] = [await registered(), await box()];
     const token = hex();
     await expect(
@@ -145,7 +145,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(listed).toEqual(['/z-1', '/z1', 'a/a', 'a/b', 'a-b/a', 'b/a']);
   });
 
-  it('I-15: the same certificate again is welcome, with its token and with a spent one, and emits nothing', async () => {
+  it('I-15: a repeated registration with the same certificate succeeds, also with the spent token, and emits nothing', async () => {
     const start = await registered();
     const before = await store.identities.findBySandbox(start.row.id);
     await clock.advance(1_000);
@@ -154,7 +154,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await events(start.row.id)).toEqual(['AgentRegistered']);
   });
 
-  it('I-15: another certificate is a replay, unless it is one of a later start with its own unspent token', async () => {
+  it('I-15: another certificate is a replay, unless it is of a later start and has its own unspent token', async () => {
     const row = await box();
     await runs(row, 1n);
     const first = await issue(row);
@@ -165,13 +165,13 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await mayRegister(second)).toBe(true);
     await runs(row, 2n);
     expect(await register(second)).toMatchObject({ kind: 'welcome', again: false, identity: { thumbprint: second.thumbprint } });
-    // I-11: the restart replaced the row, and the first certificate is nobody's now.
+    // I-11: the restart replaced the row, so the first certificate belongs to no sandbox.
     expect(await store.identities.find(first.thumbprint)).toBeUndefined();
     expect(await register(first)).toEqual(refused('replay'));
     expect(await events(row.id)).toEqual(['AgentRegistered', 'AgentRegistered']);
   });
 
-  it('I-15: an earlier start that registers late does not keep the later one out, and is replaced by it', async () => {
+  it('I-15: an earlier start that registers late does not block the later one, which replaces it', async () => {
     const row = await box();
     const [first, second] = [await issue(row), await issue(row)];
     expect(await register(first)).toMatchObject({ kind: 'welcome' });
@@ -179,7 +179,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await register(first)).toEqual(refused('replay'));
   });
 
-  it('I-13: of the certificates of one start, each could register, and one does', async () => {
+  it('I-13: any certificate of a start may register, but only one of them', async () => {
     const row = await box();
     for (const chosen of [0, 1, 2]) {
       const request = hex();
@@ -188,13 +188,13 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       const one = of[chosen];
       if (one === undefined) throw new Error('there are three');
       expect(await register(one)).toMatchObject({ kind: 'welcome', again: false });
-      // One more answer to the request of a start that has registered.
+      // Another certificate for the signing request of a start that has registered.
       const late = await issue(row, request);
       for (const other of [...of.filter((start) => start !== one), late]) expect(await register(other)).toEqual(refused('replay'));
     }
   });
 
-  it('I-17: the token is consumed by the registration that it was for, and by no other', async () => {
+  it('I-17: only the registration that a token was issued for consumes it', async () => {
     const [start, other] = [await issue(await box()), await issue(await box())];
     expect(await register({ ...start, row: other.row })).toEqual(refused('token'));
     expect(await register({ ...start, thumbprint: other.thumbprint })).toEqual(refused('token'));
@@ -204,18 +204,18 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect([await mayRegister(start), await mayRegister(other)]).toEqual([false, true]);
   });
 
-  it('I-17: the token of one start registers no other of the same sandbox', async () => {
+  it('I-17: the token of one start cannot register another start of the same sandbox', async () => {
     const row = await box();
     const [first, second] = [await issue(row), await issue(row)];
     expect(await register(second, { hash: first.hash })).toEqual(refused('token'));
     expect(await register(first, { hash: second.hash })).toEqual(refused('token'));
     expect(await register(first)).toMatchObject({ kind: 'welcome' });
-    // Registered, another start's own is a replay all the same.
+    // After the registration, the certificate of another start is still a replay.
     expect(await register(second, { hash: first.hash })).toEqual(refused('replay'));
     expect(await register(second)).toMatchObject({ kind: 'welcome', again: false });
   });
 
-  it('I-17: of two calls at once with one token one writes the row, and both are welcome', async () => {
+  it('I-17: of two concurrent calls with the same token, one writes the row and both succeed', async () => {
     const start = await issue(await box());
     const outcomes = await Promise.all([register(start), register(start), register(start)]);
     expect(outcomes.map((outcome) => outcome.kind === 'welcome')).toEqual([true, true, true]);
@@ -223,7 +223,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await events(start.row.id)).toEqual(['AgentRegistered']);
   });
 
-  it('I-17: a token counts until it expires, and is dropped after', async () => {
+  it('I-17: a token is valid until it expires, and is dropped later', async () => {
     const [unspent, spent] = [await issue(await box()), await registered()];
     await clock.advance(hour - clock.now() - 1);
     expect(await mayRegister(unspent)).toBe(true);
@@ -232,11 +232,11 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect([await mayRegister(unspent), await register(unspent)]).toEqual([false, refused('token')]);
     expect(await store.identities.bearer(unspent.hash)).toBeUndefined();
     expect(await store.identities.trimTokens(clock.now() + 1)).toBe(2);
-    // What it registered stands: its renewal is the session's matter.
+    // The registration stays valid; the session renews its certificate.
     expect(await store.identities.find(spent.thumbprint)).toMatchObject({ sandboxId: spent.row.id });
   });
 
-  it('I-18: a token says whose it is and for what; a spent bootstrap token still does', async () => {
+  it('I-18: a token identifies its sandbox and scope, also a spent bootstrap token', async () => {
     const row = await box();
     const start = await issue(row);
     const about = { sandboxId: row.id, thumbprint: start.thumbprint };
@@ -249,11 +249,11 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await store.identities.bearer(access)).toEqual({ ...about, scope: 'control' });
     expect(await store.identities.bearer(hex())).toBeUndefined();
     await register(await issue(row));
-    // The registration that it was of is over.
+    // The registration of that token has ended.
     expect(await store.identities.bearer(access)).toBeUndefined();
   });
 
-  it('keeps so many access tokens of a registration, the newest', async () => {
+  it('retains only the newest access tokens of a registration', async () => {
     const start = await issue(await box());
     const given: string[] = [];
     for (let i = 0; i < accessTokensPerSandbox + 2; i++) {
@@ -268,7 +268,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(known).toEqual([false, false, ...Array.from({ length: accessTokensPerSandbox }, () => true)]);
   });
 
-  it('keeps so many certificates of a sandbox, the newest, and the registered one', async () => {
+  it('retains only the newest certificates of a sandbox, and the registered one', async () => {
     const row = await box();
     const first = await issue(row);
     await register(first);
@@ -280,7 +280,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     for (const dropped of later.slice(0, 2)) expect(await register(dropped)).toEqual(refused('replay'));
   });
 
-  it('I-6: a renewed certificate counts beside the one before, and alone once it was seen', async () => {
+  it('I-6: a renewed certificate is valid beside its predecessor, and alone once it is presented', async () => {
     const start = await registered();
     const { row, thumbprint } = start;
     const next = hex();
@@ -300,25 +300,25 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       lastSeenAt: clock.now() + 20,
     });
     expect(await store.identities.find(thumbprint)).toBeUndefined();
-    // Its bootstrap token is that of the renewed certificate now, and repeats a Register as before (I-15).
+    // The bootstrap token now belongs to the renewed certificate, and still allows a repeated Register (I-15).
     expect(await register({ ...start, thumbprint: next })).toMatchObject({ kind: 'welcome', again: true });
     expect(await events(row.id)).toEqual(['AgentRegistered', 'IdentityRenewed']);
     expect(await store.identities.setNext(newSandboxId(), hex(), hour)).toBe(false);
   });
 
-  it('I-6: a renewed certificate that is shown is not dropped for the next one', async () => {
+  it('I-6: a renewed certificate that the sandbox presents is not dropped for the next one', async () => {
     const { row } = await registered();
     const [second, third, fourth] = [hex(), hex(), hex()];
     await store.identities.setNext(row.id, second, hour);
     expect(await store.identities.setNext(row.id, third, hour, second)).toBe(true);
     expect(await store.identities.findBySandbox(row.id)).toMatchObject({ thumbprint: second, nextThumbprint: third });
-    // What was offered and is not what it shows was not taken.
+    // A pending certificate that the sandbox does not present was not accepted.
     expect(await store.identities.setNext(row.id, fourth, hour, second)).toBe(true);
     expect(await store.identities.findBySandbox(row.id)).toMatchObject({ thumbprint: second, nextThumbprint: fourth });
     expect(await store.identities.find(third)).toBeUndefined();
   });
 
-  it('I-6: a renewed certificate does not stand in the way of the next start', async () => {
+  it('I-6: a renewed certificate does not block the next start', async () => {
     const start = await registered();
     await store.identities.setNext(start.row.id, hex(), hour);
     const again = await issue(start.row);
@@ -326,7 +326,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await register(start)).toEqual(refused('replay'));
   });
 
-  it('I-10: last seen only rises, for whom it is said, and for many in one call', async () => {
+  it('I-10: the last-seen time only rises, and one call updates many sandboxes', async () => {
     const starts = [await registered(), await registered(), await registered()];
     const at = clock.now();
     await store.identities.seen(starts.map(({ row, thumbprint }, i) => ({ sandboxId: row.id, thumbprint, at: at + i + 1 })));
@@ -341,7 +341,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(seenAt).toEqual([at + 1, at + 2, at + 3]);
   });
 
-  it('I-11: destroying a sandbox takes its row, tokens and view with it; a stop and an end do not', async () => {
+  it('I-11: destroying a sandbox deletes its row, tokens and view; a stop or an exit does not', async () => {
     const host = await readyHost(store);
     const start = await registered();
     const { row } = start;
@@ -351,7 +351,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     await store.sandboxes.observe(host.id, host.epoch, [seen({ ...row, generation: 2, observedSequence: 1 }, 'STOPPED')]);
     expect(await store.identities.find(start.thumbprint)).toBeDefined();
     await destroy(row.id);
-    // Wanted deleted is not deleted: until its host says so it may still be reached.
+    // Until its host reports the deletion, a sandbox that is to be deleted may still be reachable.
     expect(await store.identities.find(start.thumbprint)).toBeDefined();
     await store.sandboxes.copyAbsent(row.id, host.id);
     expect(await store.identities.find(start.thumbprint)).toBeUndefined();
@@ -360,7 +360,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await events(row.id)).toEqual(['AgentRegistered', 'IdentityEvicted destroyed']);
   });
 
-  it('I-11: nothing is issued to, and nothing registers for, a sandbox that is deleted, or is to be', async () => {
+  it('I-11: a sandbox that is deleted or to be deleted gets no certificate and cannot register', async () => {
     const host = await readyHost(store);
     const [deleted, going] = [await box(), await box()];
     const [of, goingOf] = [await issue(deleted), await issue(going)];
@@ -374,7 +374,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect(await store.identities.setRevoked(deleted.id, true)).toBe(false);
   });
 
-  it('I-11: of a registration and the destruction at once nothing is left', async () => {
+  it('I-11: a registration that is concurrent with the destruction leaves nothing', async () => {
     for (let i = 0; i < 10; i++) {
       const start = await issue(await box());
       await Promise.all([register(start), destroy(start.row.id), store.views.put([emptyView(start.row.id)], [])]);
@@ -384,7 +384,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     }
   });
 
-  it('I-11: an evicted sandbox registers again at its next start, and not before', async () => {
+  it('I-11: an evicted sandbox can register again only at its next start', async () => {
     const start = await registered();
     expect(await store.identities.evict(start.row.id, 'evicted')).toMatchObject({ thumbprint: start.thumbprint });
     expect(await store.identities.evict(start.row.id, 'evicted')).toBeUndefined();
@@ -409,22 +409,22 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
 
     expect(await store.identities.setRevoked(row.id, false)).toBe(true);
     expect(await store.identities.setRevoked(row.id, false)).toBe(false);
-    // The certificate that it had may register, with a token of its own.
+    // The earlier certificate may register with a replacement token.
     expect(await register(start)).toEqual(refused('token'));
     const [lost, hash] = [hex(), hex()];
     expect(await store.identities.issueAgain({ ...again, hash: lost })).toBe(true);
     expect(await store.identities.issueAgain({ ...again, hash })).toBe(true);
     expect(await register(start, { hash: lost })).toEqual(refused('token'));
-    // It is not the one that the sandbox was given at its start.
+    // A replacement token is not the token that was issued with the certificate.
     expect(await mayRegister(start)).toBe(false);
     expect(await store.identities.bearer(hash)).toEqual({ sandboxId: row.id, thumbprint, scope: 'register' });
     expect(await register(start, { hash })).toMatchObject({ kind: 'welcome', again: false });
     expect(await store.identities.issueAgain({ ...again, hash: hex() })).toBe(false);
-    // I-34: one AgentRegistered a start, however often it registers.
+    // I-34: one AgentRegistered per start, however often it registers.
     expect(await events(row.id)).toEqual(['AgentRegistered', 'IdentityEvicted revoked', 'IdentityRevoked', 'IdentityReinstated']);
   });
 
-  it('I-4: of one that was renewed before it was revoked, either certificate may register again, and no other', async () => {
+  it('I-4: after a renewal and a revocation, either certificate may register again, and no other', async () => {
     for (const holdsNext of [true, false]) {
       const { row, thumbprint } = await registered();
       const next = hex();
@@ -439,20 +439,20 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     }
   });
 
-  it('I-4: what was started while it was revoked registers with its own token once that is lifted', async () => {
+  it('I-4: a sandbox that was started while revoked registers with its own token once it is reinstated', async () => {
     const row = await box();
     await store.identities.setRevoked(row.id, true);
     const start = await issue(row);
     expect(await register(start)).toEqual(refused('revoked'));
     await store.identities.setRevoked(row.id, false);
     expect(await mayRegister(start)).toBe(true);
-    // It has one already.
+    // The certificate already has an unspent token.
     const { thumbprint } = start;
     expect(await store.identities.issueAgain({ hash: hex(), sandboxId: row.id, thumbprint, expiresAt: hour })).toBe(false);
     expect(await register(start)).toMatchObject({ kind: 'welcome', again: false });
   });
 
-  it('I-12: orphans are the rows whose sandbox is in no store row; one that is stopped is none', async () => {
+  it('I-12: an identity is an orphan if its sandbox is deleted or unknown, not if it is stopped', async () => {
     const host = await readyHost(store);
     const [stopped, lost] = [await registered(), await registered()];
     await store.sandboxes.place(stopped.row.id, host.id);
@@ -466,7 +466,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     expect((await store.views.get([lost.row.id])).size).toBe(0);
   });
 
-  it('I-34: the start that registered is the one that its host is at', async () => {
+  it('I-34: a registration counts for the start that the host reports', async () => {
     const host = await readyHost(store);
     const row = await box();
     await store.sandboxes.place(row.id, host.id);
@@ -486,7 +486,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
   describe('views (I-35)', () => {
     const view = (id: SandboxId, lastError = ''): SandboxView => ({ ...emptyView(id), session: { ...emptyView(id).session, lastError } });
 
-    it('I-35: are written with their events, the last of a sandbox, and read by id', async () => {
+    it('I-35: are written with their events, the last one per sandbox, and read by id', async () => {
       const [a, b] = [await box(), await box()];
       const draftOf = (subject: string): Parameters<Store['views']['put']>[1][number] => ({
         kind: 'session',
@@ -505,7 +505,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       expect((await store.events.after(0, 100, { kinds: ['session'] })).map((event) => event.subject)).toEqual([a.id, b.id]);
     });
 
-    it('I-35: what the registry does is in the view at once', async () => {
+    it('I-35: include every change of the registry immediately', async () => {
       const { row } = await registered();
       const verdict = async (): Promise<string | undefined> => (await store.views.get([row.id])).get(row.id)?.identity.verdict;
       expect(await verdict()).toBe('trusted');
@@ -513,7 +513,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       expect(await verdict()).toBe('revoked');
     });
 
-    it('I-35: two that change one view at the same time, each reading it first, lose nothing', async () => {
+    it('I-35: lose nothing when two transactions concurrently read and change the same view', async () => {
       const row = await box();
       const add = async (): Promise<void> =>
         await store.together(async ({ views }) => {
@@ -526,7 +526,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
   });
 
   describe('containment (I-4)', () => {
-    it('I-4: a cut network is wanted, which raises the generation, and observed', async () => {
+    it('I-4: a network cut raises the generation, and is observed', async () => {
       const host = await readyHost(store);
       const row = await box();
       await store.sandboxes.place(row.id, host.id);
@@ -559,7 +559,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       return { host, row };
     };
 
-    it('I-30: fails the sandbox, and a copy that still runs does not undo that', async () => {
+    it('I-30: fails the sandbox, even if its copy still runs', async () => {
       const { host, row } = await running();
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STARTING', { startCount: 0n, sequence: 1n })]);
       expect(await store.sandboxes.failInit(row.id, 1, 'step git: exit code 128')).toBe(true);
@@ -569,11 +569,11 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
         reason: 'init-failed',
         message: 'step git: exit code 128',
       });
-      // Once.
+      // A second failure has no effect.
       expect(await store.sandboxes.failInit(row.id, 1, 'again')).toBe(false);
     });
 
-    it('I-30: a plan of another start changes nothing', async () => {
+    it('I-30: changes nothing if the plan belongs to another start', async () => {
       const { host, row } = await running();
       expect(await store.sandboxes.failInit(row.id, 1, 'too early')).toBe(false);
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'RUNNING', { sequence: 1n, startCount: 2n })]);
@@ -583,7 +583,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       expect(await store.sandboxes.get(row.id)).toMatchObject({ observed: 'starting', reason: '' });
     });
 
-    it('I-30: what has ended, or is to be started again, keeps its own end', async () => {
+    it('I-30: does not replace the outcome of a sandbox that has ended or is to be started again', async () => {
       const { host, row } = await running();
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STOPPED', { sequence: 1n, reason: 'exited', exitCode: 3 })]);
       expect(await store.sandboxes.failInit(row.id, 1, 'late')).toBe(false);
@@ -594,7 +594,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
     });
   });
 
-  it('R-2: a database from before knows what is to remove itself, and has no identities yet', async () => {
+  it('R-2: the migration of an older database finds sandboxes with --rm, and creates no identities', async () => {
     const host = await readyHost(store);
     const [removed, kept] = [
       await box({ spec: { removeOnExit: true } }),
@@ -605,7 +605,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STOPPED')]);
     }
     await stores.closeAll();
-    // As the version before left it.
+    // The state that the previous version left.
     for (const statement of [
       'drop index sandboxes_to_remove',
       ...['network_cut', 'observed_network_cut', 'revoked_at', 'containment', 'observed_registration_closed', 'remove_on_exit'].map(

@@ -48,7 +48,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
   };
 
   describe('hosts', () => {
-    it('L-7: joins once, and again in place', async () => {
+    it('L-7: a join inserts a host, and a repeated join updates it in place', async () => {
       const id = newHostId();
       await store.hosts.join({ id, name: 'one', labels: { zone: 'a' }, certificateExpiresAt: 5 });
       await store.hosts.join({ id, name: 'two', labels: { zone: 'b' }, certificateExpiresAt: 6 });
@@ -58,7 +58,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await types(id)).toEqual(['HostJoined']);
     });
 
-    it('L-7: the labels of the join win over those that the host gives itself', async () => {
+    it('L-7: the labels of the join token override those that the host reports', async () => {
       const id = newHostId();
       await store.hosts.join({ id, name: 'one', labels: { trust: 'low' }, certificateExpiresAt: 5 });
       await store.hosts.register(registration(id, { labels: { trust: 'high', disk: 'ssd' } }), 'r');
@@ -94,7 +94,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await types(id)).toEqual(['HostJoined', 'HostReady', 'HostCordoned', 'HostDown', 'HostReady']);
     });
 
-    it('L-11: beats of an older epoch, and those received before the stream dropped, change nothing', async () => {
+    it('L-11: heartbeats of an older epoch, or received before the stream dropped, change nothing', async () => {
       const { id, epoch } = await readyHost(store);
       const at = clock.now();
       await store.hosts.markDown(id, epoch, 'dropped');
@@ -105,7 +105,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.hosts.get(id))?.loadMilli).toBe(1);
     });
 
-    it('beats of 1,200 hosts are one call', async () => {
+    it('one call stores the heartbeats of 1,200 hosts', async () => {
       const ids = Array.from({ length: 3 }, () => newHostId());
       for (const id of ids) {
         await store.hosts.join({ id, name: id, labels: {}, certificateExpiresAt: 5 });
@@ -123,7 +123,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.hosts.list()).map((host) => host.loadMilli).sort((a, b) => a - b)).toEqual([0, 1, 2]);
     });
 
-    it('L-8: reserved is rebuilt from what is placed and what is reported, each once', async () => {
+    it('L-8: `reserved` is rebuilt from the placed and the reported sandboxes, each counted once', async () => {
       const host = await readyHost(store);
       const here = await running(host);
       await placed(host.id);
@@ -147,7 +147,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.hosts.list({ includeRemoved: true })).map((row) => row.id)).toEqual([id]);
     });
 
-    it('L-4: a host that holds sandboxes is removed by force only; they are lost at once, and can be deleted', async () => {
+    it('L-4: a host with sandboxes is removed only by force; they are lost immediately, and can be deleted', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       await expect(store.hosts.remove(host.id, { force: false })).rejects.toMatchObject({ code: 'host-not-empty' });
@@ -156,7 +156,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(sandboxState(await store.sandboxes.setDesired(row.id, 'deleted')).state).toBe('deleted');
     });
 
-    it('finds by name, and names another host of that name apart', async () => {
+    it('finds by name, and numbers another host of the same name', async () => {
       const one = await readyHost(store, { hostname: 'alpha' });
       expect((await store.hosts.find('alpha')).id).toBe(one.id);
       const [two, three] = [await readyHost(store, { hostname: 'alpha' }), await readyHost(store, { hostname: 'alpha' })];
@@ -178,7 +178,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.hosts.find('alpha')).id).toBe(three.id);
     });
 
-    it('L-29: a replica that begins again marks down what it owned, and nothing else', async () => {
+    it('L-29: a restarted replica marks down the hosts that it owned, and no others', async () => {
       const mine = await readyHost(store);
       const other = newHostId();
       await store.hosts.join({ id: other, name: 'other', labels: {}, certificateExpiresAt: 1 });
@@ -190,7 +190,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
   });
 
   describe('sandboxes', () => {
-    it('keeps the specification as it was given', async () => {
+    it('keeps the specification unchanged', async () => {
       const given = draft({
         labels: { team: 'a' },
         spec: { image: 'alpine', command: ['sh', '-c', 'true'], resources: { memoryBytes: 2n ** 40n }, hostLabels: { disk: 'ssd' } },
@@ -244,7 +244,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await ids({ includeDeleted: true })).toHaveLength(3);
     });
 
-    it('L-22: a wish that stands already changes nothing; each other one raises the generation', async () => {
+    it('L-22: a repeated request changes nothing; any other one raises the generation', async () => {
       const row = await store.sandboxes.create(draft());
       expect((await store.sandboxes.setDesired(row.id, 'running')).generation).toBe(1);
       expect((await store.sandboxes.setDesired(row.id, 'paused')).generation).toBe(2);
@@ -252,7 +252,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 7 })).stopGraceMs).toBe(7);
     });
 
-    it('I-4: a stop that has not ended becomes shorter, never longer; what has ended stays as it ended', async () => {
+    it('I-4: a stop under way can become shorter, never longer; an ended sandbox keeps its outcome', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       const wish = async (options: DesiredOptions): Promise<[number, number]> => {
@@ -278,7 +278,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.setDesired(row.id, 'stopped', { kill: true })).toEqual(ended);
     });
 
-    it('I-4: what a host says of its network is an event when it changes', async () => {
+    it('I-4: a change of the observed network is an event', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       for (const networkCut of [false, true, true, false]) {
@@ -288,7 +288,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(told).toEqual(['SandboxNetworkCut', 'SandboxNetworkRestored']);
     });
 
-    it('L-25: a life, as people see it and as events tell it', async () => {
+    it('L-25: the displayed states and events of a whole life', async () => {
       const host = await readyHost(store);
       const row = await placed(host.id);
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'PREPARING')]);
@@ -312,7 +312,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await get(row)).toMatchObject({ exitCode: 3 });
     });
 
-    it('L-26: observations count from the host where it is placed, from its newest stream, and newer than the last', async () => {
+    it('L-26: an observation counts if it is newer than the last, from the placed host and its newest stream', async () => {
       const host = await readyHost(store);
       const other = await readyHost(store);
       const row = await running(host);
@@ -323,7 +323,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.observe(host.id, host.epoch, [stopped])).toHaveLength(1);
     });
 
-    it('L-8: an agent that lost its state directory counts anew; its full report is believed', async () => {
+    it('L-8: the full report of an agent that lost its state directory is accepted with lower sequences', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'PAUSED', { sequence: 40n })]);
@@ -332,7 +332,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.observe(host.id, epoch, [seen(row, 'STOPPED', { sequence: 2n })])).toHaveLength(1);
     });
 
-    it('a stopped sandbox keeps its host and its slot and gives its CPU and memory back', async () => {
+    it('a stopped sandbox keeps its host and its slot, and releases its CPU and memory', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STOPPED')]);
@@ -341,7 +341,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       const again = await store.sandboxes.setDesired(row.id, 'running');
       expect(again).toMatchObject({ generation: 2, startGeneration: 2, pendingReason: '' });
       expect(await reserved(host.id)).toEqual([400, 1]);
-      // A late word of the ended run does not give away what the new start holds.
+      // A late observation of the ended run does not release the reservation of the new start.
       await store.sandboxes.observe(host.id, host.epoch, [seen({ ...again, generation: 1 }, 'STOPPED')]);
       expect(await reserved(host.id)).toEqual([400, 1]);
     });
@@ -362,7 +362,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await reserved(host.id)).toEqual([400, 1]);
     });
 
-    it('--rm: its run being over for so long makes it due for removal; until then its output can be read', async () => {
+    it('--rm: a sandbox is due for removal some time after its run ended; until then its output can be read', async () => {
       const host = await readyHost(store);
       const row = await running(host, { spec: { image: 'host', removeOnExit: true } });
       const other = await running(host, { spec: { image: 'host', env: [{ name: 'A', value: '"removeOnExit":true' }] } });
@@ -376,7 +376,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.finished(Number.MAX_SAFE_INTEGER)).toEqual([]);
     });
 
-    it('what the control plane gives up stays failed, whatever its copy goes on doing, and counts until that has ended', async () => {
+    it('a start that the control plane gave up stays failed, and keeps its reservation until its copy has ended', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       await store.sandboxes.fail(row.id, { reason: 'init-failed', message: 'post-init exited with 1', hint: '' });
@@ -393,7 +393,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await reserved(host.id)).toEqual([0, 1]);
     });
 
-    it('a copy that vanished fails its sandbox, which can be started anew anywhere', async () => {
+    it('a missing copy fails its sandbox, which can then be started on any host', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       expect(await store.sandboxes.copyAbsent(row.id, host.id)).toMatchObject({
@@ -408,7 +408,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.place(row.id, host.id)).toBe(true);
     });
 
-    it('L-26: a host down longer than the grace loses its sandboxes; what comes back running is adopted', async () => {
+    it('L-26: the sandboxes of a host that is down longer than the grace are lost; those that still run are adopted', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       const over = await running(host);
@@ -424,7 +424,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await types(row.id)).slice(-4)).toEqual(['running->lost', 'SandboxLost', 'lost->running', 'SandboxAdopted']);
     });
 
-    it('I-4: a sandbox that a pause contains is not moved, and one that is contained is not removed on its exit', async () => {
+    it('I-4: a sandbox contained by a pause is not moved, and a contained sandbox is not removed on its exit', async () => {
       const host = await readyHost(store);
       const row = await running(host, { spec: { image: 'host', removeOnExit: true } });
       await store.sandboxes.setDesired(row.id, 'paused');
@@ -436,19 +436,19 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect((await store.sandboxes.finished(Number.MAX_SAFE_INTEGER)).map(({ id }) => id)).toEqual([row.id]);
     });
 
-    it('L-26: a copy from before it moved is not believed, also when it moves back', async () => {
+    it('L-26: observations of a stale copy are ignored, also after the sandbox moves back', async () => {
       const host = await readyHost(store);
       const row = await running(host);
       expect(await store.sandboxes.unplace(row.id, newHostId(), 'draining')).toBe(false);
       expect(await store.sandboxes.unplace(row.id, host.id, 'draining')).toBe(true);
-      // Its copy uses its room until it is fenced.
+      // The stale copy keeps its room reserved until it is fenced.
       expect(await reserved(host.id)).toEqual([400, 1]);
       await store.sandboxes.place(row.id, host.id);
       expect(await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'RUNNING', { sequence: 99n })])).toEqual([]);
       expect(sandboxState(await get(row)).state).toBe('scheduled');
     });
 
-    it('says once that it cannot be placed, and why', async () => {
+    it('emits one event with the reason why a sandbox cannot be placed', async () => {
       const row = await store.sandboxes.create(draft());
       await store.sandboxes.setPending(row.id, 'unschedulable', 'no host');
       await store.sandboxes.setPending(row.id, 'unschedulable', 'no host at all');
@@ -456,7 +456,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await types(row.id)).toEqual(['SandboxCreated', 'SandboxUnschedulable']);
     });
 
-    it('L-24: concurrent placement of more than fits never overcommits', async () => {
+    it('L-24: concurrent placements never overcommit a host', async () => {
       const hosts = [await readyHost(store, { slots: 7 }), await readyHost(store, { slots: 5 })];
       const rows = await Promise.all(
         Array.from({ length: 40 }, () => store.sandboxes.create(draft({ room: { ...smallRoom, cpuMillis: 1 } }))),
@@ -470,7 +470,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.unplaced(100)).toHaveLength(28);
     });
 
-    it('L-24: made with a place, it is as if it were made and then placed; never more than fits, and what does not waits', async () => {
+    it('L-24: creating with a host equals creating and then placing; it never overcommits, and the others wait', async () => {
       const hosts = [await readyHost(store, { slots: 7 }), await readyHost(store, { slots: 7 })] as const;
       const room = { ...smallRoom, cpuMillis: 1 };
       const made = await Promise.all(Array.from({ length: 20 }, () => store.sandboxes.create(draft({ room }), hosts[0].id)));
@@ -499,21 +499,21 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.sandboxes.place(row.id, host.id)).toBe(false);
     });
 
-    it('R-20: says which are past their ttl', async () => {
+    it('R-20: lists the sandboxes that are past their TTL', async () => {
       const row = await store.sandboxes.create(draft({ spec: { image: 'host', ttlSeconds: 60n } }));
       await store.sandboxes.create(draft());
       expect(await store.sandboxes.expired(clock.now() + 59_999)).toEqual([]);
       expect((await store.sandboxes.expired(clock.now() + 60_000)).map((old) => old.id)).toEqual([row.id]);
     });
 
-    it('of a hundred concurrent wishes and observations none is lost or half done', async () => {
+    it('a hundred concurrent requests and observations are each applied completely', async () => {
       const host = await readyHost(store, { slots: 100, cpuMillis: 100_000, memoryBytes: 2 ** 40 });
       const rows = await Promise.all(Array.from({ length: 25 }, () => placed(host.id)));
       await Promise.all(
         rows.flatMap((row) => [
           store.sandboxes.observe(host.id, host.epoch, [seen(row, 'RUNNING')]),
           store.sandboxes.setDesired(row.id, 'stopped').catch((error: unknown) => {
-            // It came after the wish to delete.
+            // The request arrived after the one to delete.
             if (!hasCode(error, 'failed-precondition')) throw error;
           }),
           store.sandboxes.setDesired(row.id, 'deleted'),
@@ -531,7 +531,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
   });
 
   describe('tokens', () => {
-    it('L-1: a join token is taken as often as it says, and again by a host that lost the answer', async () => {
+    it('L-1: a join token has a limited number of uses, and a host that lost the response may repeat its use', async () => {
       await store.tokens.createJoin({ hash: 'h', expiresAt: clock.now() + 10, uses: 1, labels: { zone: 'a' } });
       const host = newHostId();
       expect(await store.tokens.takeJoin('h', host)).toEqual({ labels: { zone: 'a' } });
@@ -542,7 +542,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.tokens.takeJoin('h', host)).toBeUndefined();
     });
 
-    it('L-1: of ten hosts at once three get a token with three uses', async () => {
+    it('L-1: of ten concurrent hosts, three can use a token with three uses', async () => {
       await store.tokens.createJoin({ hash: 'h', expiresAt: clock.now() + 10, uses: 3, labels: {} });
       const taken = await Promise.all(Array.from({ length: 10 }, () => store.tokens.takeJoin('h', newHostId())));
       expect(taken.filter((labels) => labels !== undefined)).toHaveLength(3);
@@ -556,7 +556,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
   });
 
   describe('events', () => {
-    it('I-35: ids rise in commit order: a reader that follows them misses none', async () => {
+    it('I-35: ids rise in commit order, so a reader that follows them misses no event', async () => {
       const url = await stores.newUrl();
       const [writer, reader] = [await stores.open({ url }), await stores.open({ url })];
       const read: number[] = [];
@@ -579,7 +579,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(read).toEqual(Array.from({ length: 60 }, (_, i) => i + 1));
     });
 
-    it('keeps the newest, and never gives an id twice', async () => {
+    it('retains the newest, and never assigns an id twice', async () => {
       const event = { kind: 'test', type: 'Tick', subject: 'x', data: {} };
       await store.events.append(Array.from({ length: 10 }, () => event));
       expect(await store.events.trim(3)).toBe(7);
@@ -589,7 +589,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(await store.events.lastId()).toBe(11);
     });
 
-    it('wakes listeners after the commit; one that throws is isolated', async () => {
+    it('notifies listeners after the commit, and isolates a listener that throws', async () => {
       const heard: number[] = [];
       store.events.onAppend(() => {
         throw new Error('a bad listener');
@@ -617,12 +617,12 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     await store.sandboxes.copyAbsent(row.id, host.id);
     expect(await store.sandboxes.secrets(row.id)).toEqual([]);
     expect(await store.sandboxes.secrets(other.id)).toEqual(secrets.slice(1));
-    // On no host: deleted at once.
+    // A sandbox without a host is deleted immediately.
     await store.sandboxes.setDesired(other.id, 'deleted');
     expect(await store.sandboxes.secrets(other.id)).toEqual([]);
   });
 
-  it('opens again with everything, also from several processes at once', async () => {
+  it('reopens with all data, also in several processes concurrently', async () => {
     const url = await stores.newUrl();
     const first = await stores.open({ url });
     const row = await first.sandboxes.create(draft());

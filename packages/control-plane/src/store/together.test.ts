@@ -24,17 +24,17 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
   const names = async (): Promise<string[]> => (await store.sandboxes.list({ includeDeleted: true })).map((row) => row.name);
 
   describe('several calls as one transaction', () => {
-    it('are all there after it, with their events, and tell listeners once', async () => {
+    it('commit together with their events, and notify listeners once', async () => {
       const host = await readyHost(store);
       const before = await store.events.lastId();
-      // What was committed until here has been told.
+      // The listeners have been notified of the earlier commits.
       await nextTurn();
       let woken = 0;
       store.events.onAppend(() => woken++);
       const row = await store.together(async (tables) => {
         const { id } = await tables.sandboxes.create(draft({ name: 'one' }));
         expect(await tables.sandboxes.place(id, host.id)).toBe(true);
-        // PostgreSQL's own notices of earlier commits may come at any moment.
+        // PostgreSQL's notifications of earlier commits may arrive at any time.
         if (kind === 'sqlite') expect(woken).toBe(0);
         return await tables.sandboxes.find('one');
       });
@@ -63,7 +63,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     });
   });
 
-  it('a transaction that calls the store instead of its tables fails, where it would wait for itself', async () => {
+  it('a transaction that calls the store instead of its tables fails instead of deadlocking', async () => {
     const { id } = await readyHost(store);
     await expect(store.together(async () => await store.hosts.get(id))).rejects.toMatchObject({ code: 'internal' });
     await expect(store.together(async () => await store.sandboxes.create(draft()))).rejects.toMatchObject({ code: 'internal' });
@@ -71,7 +71,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
   });
 
   describe('idempotency', () => {
-    it('L-20: of concurrent calls with one key one acts, and all get its answer', async () => {
+    it('L-20: of concurrent calls with the same key, one runs the action, and all return its response', async () => {
       let runs = 0;
       const action = async (): Promise<Uint8Array> => {
         runs++;
@@ -85,7 +85,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       expect(answers.map((answer) => new TextDecoder().decode(answer))).toEqual(Array.from({ length: 5 }, () => 'answer 1'));
     });
 
-    it('L-20: a failure leaves nothing behind, and another request with the key is refused', async () => {
+    it('L-20: a failure leaves nothing behind, and another request with the same key is refused', async () => {
       const once = store.idempotency.once.bind(store.idempotency);
       const failing = once('k', 'Create', bytes('r'), async ({ sandboxes }) => {
         await sandboxes.create(draft({ name: 'half' }));
@@ -102,7 +102,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       }
     });
 
-    it('keys are dropped by age and by number, the newest kept', async () => {
+    it('keys are dropped by age and by number, oldest first', async () => {
       const use = async (key: string): Promise<Uint8Array> =>
         await store.idempotency.once(key, 'Create', bytes('r'), () => Promise.resolve(bytes(`${key} at ${clock.now()}`)));
       const first: Uint8Array[] = [];
@@ -118,8 +118,8 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     });
   });
 
-  describe('what is deleted', () => {
-    it('is kept for a while, then dropped by age and by number; lists stay right, also from a page that ends at a dropped one', async () => {
+  describe('retention', () => {
+    it('deleted sandboxes are dropped by age and by number; lists stay correct, also after a page that ends at a dropped one', async () => {
       const rows: SandboxRow[] = [];
       for (const name of ['a', 'b', 'c', 'd', 'e']) {
         await clock.advance(1_000);
@@ -143,12 +143,12 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
       const rest = await store.sandboxes.list({ includeDeleted: true, after: b });
       expect(rest.map((row) => row.name)).toEqual(['c', 'd', 'e']);
       expect(await store.sandboxes.trimDeleted(clock.now() + 1, 0)).toBe(2);
-      // What is not deleted stays, whatever its age; and a name is free again as soon as its sandbox is deleted.
+      // A present sandbox stays, whatever its age. A name is free as soon as its sandbox is deleted.
       expect(await names()).toEqual(['e']);
       expect(await store.sandboxes.list({ labels: { of: 'e' } })).toHaveLength(1);
     });
 
-    it('a join token goes some time after it expired', async () => {
+    it('a join token is dropped some time after it expired', async () => {
       await store.tokens.createJoin({ hash: 'old', expiresAt: clock.now() + 10, uses: 2, labels: {} });
       await store.tokens.createJoin({ hash: 'new', expiresAt: clock.now() + 10_000, uses: 2, labels: {} });
       expect(await store.tokens.takeJoin('old', newHostId())).toBeDefined();
@@ -159,7 +159,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
     });
   });
 
-  it('a database that a newer Drover has changed is refused with one sentence, and left alone', async () => {
+  it('a database that a newer Drover has changed is refused in one sentence, and not modified', async () => {
     const url = await stores.newUrl();
     await stores.open({ url });
     await stores.closeAll();

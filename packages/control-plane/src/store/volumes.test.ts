@@ -21,7 +21,7 @@ describe.each(['sqlite', 'postgres'] as const)('R-18: volumes on %s', (kind) => 
     await store.volumes.settle(name, 'pending', { state: 'ready', message: '', hint: '' });
   };
 
-  it('a volume is kept by the sandboxes that have it, and by none that is deleted, purged or not', async () => {
+  it('sandboxes that use a volume prevent its removal; deleted sandboxes do not', async () => {
     await readyVolume('data');
     const web = await store.sandboxes.create(draft({ name: 'web' }));
     await store.volumes.use(['data'], web.id);
@@ -33,12 +33,12 @@ describe.each(['sqlite', 'postgres'] as const)('R-18: volumes on %s', (kind) => 
     expect((await store.volumes.remove('data')).state).toBe('deleting');
     await store.volumes.drop('data');
     await expect(store.volumes.find('data')).rejects.toMatchObject({ code: 'volume-not-found' });
-    // The sandbox's row goes later, and finds nothing in its way.
+    // The later deletion of the sandbox's row succeeds.
     await clock.advance(1);
     expect(await store.sandboxes.trimDeleted(clock.now() + 1, 0)).toBe(1);
   });
 
-  it('a sandbox gets no volume that is not ready, or is being removed', async () => {
+  it('a sandbox cannot use a volume that is not ready or is being removed', async () => {
     const host = await readyHost(store);
     await store.volumes.create({ name: 'data', hostId: host.id, sizeBytes: 2 ** 30 });
     const web = await store.sandboxes.create(draft({ name: 'web' }));
@@ -48,7 +48,7 @@ describe.each(['sqlite', 'postgres'] as const)('R-18: volumes on %s', (kind) => 
     expect(await store.volumes.list({ unsettled: true })).toMatchObject([{ name: 'data', state: 'deleting' }]);
   });
 
-  it('of a use and a removal at the same time, one succeeds', async () => {
+  it('of a concurrent use and removal, exactly one succeeds', async () => {
     await readyVolume('data');
     const web = await store.sandboxes.create(draft({ name: 'web' }));
     const outcomes = await Promise.allSettled([store.volumes.use(['data'], web.id), store.volumes.remove('data')]);
