@@ -34,14 +34,14 @@ const values = async (): Promise<number[]> => {
 };
 
 describe('transactions of a database with a single writer', () => {
-  test('that arrive together share a commit', async () => {
+  test('share a commit if they arrive together', async () => {
     const commits = new GroupCommit(db);
     await Promise.all(Array.from({ length: 20 }, async (_, value) => await commits.run(async (tx) => await add(tx, value))));
     expect(await values()).toHaveLength(20);
     expect(statements.filter((text) => text === 'begin immediate')).toHaveLength(1);
   });
 
-  test('each is all or nothing, and its caller sees its own result', async () => {
+  test('are each atomic, and return their own result', async () => {
     await fc.assert(
       fc.asyncProperty(fc.array(fc.boolean(), { minLength: 1, maxLength: 12 }), async (fails) => {
         await sql`delete from numbers`.execute(db);
@@ -65,13 +65,13 @@ describe('transactions of a database with a single writer', () => {
     );
   });
 
-  test('all fail with the cause when SQLite rolls the whole back', async () => {
+  test('all fail with the cause when SQLite rolls back the whole transaction', async () => {
     const commits = new GroupCommit(db);
     const full = new Error('the disk is full');
     const outcomes = await Promise.allSettled([
       commits.run(async (tx) => await add(tx, 1)),
       commits.run(async (tx) => {
-        // What SQLite does on SQLITE_FULL.
+        // As SQLite does on SQLITE_FULL.
         await tx.executeQuery(CompiledQuery.raw('rollback'));
         throw full;
       }),

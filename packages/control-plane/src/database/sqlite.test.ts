@@ -16,12 +16,12 @@ afterEach(async () => {
   await rm(directory, { recursive: true, force: true });
 });
 
-it('a full disk is said to be full, though SQLite has rolled back by then; what was committed stays, and the next goes on', async () => {
+it('a full disk is reported, although SQLite has rolled back; committed data stays, and the next transaction succeeds', async () => {
   await sql`create table t (a text)`.execute(db);
   const insert = async (bytes: number): Promise<void> =>
     await db.transaction().execute(async (tx) => void (await sql`insert into t values (${'x'.repeat(bytes)})`.execute(tx)));
   await insert(10);
-  // As many pages as it has by now, and no more: the same answer as the file system's ENOSPC.
+  // The limit is the present number of pages: SQLite reports the same error as for ENOSPC.
   await sql`pragma max_page_count = 1`.execute(db);
   await expect(insert(100_000)).rejects.toMatchObject({ code: 'disk-full', hint: expect.stringContaining('--data') as string });
   await sql`pragma max_page_count = 1000`.execute(db);
