@@ -21,8 +21,8 @@ const kill = { by: 'eve', at: 0, reason: 'phones home' };
 
 describe('why a sandbox ended', () => {
   it.each<[string, Partial<EndColumns>, string, string]>([
-    ['a stop by a person', { stopCause: 'asked', stopBy: 'admin' }, 'stopped', 'stopped by admin'],
-    ['a stop from before causes were recorded', {}, 'stopped', 'stopped'],
+    ['a stop by a caller', { stopCause: 'asked', stopBy: 'admin' }, 'stopped', 'stopped by admin'],
+    ['a stop without a recorded cause', {}, 'stopped', 'stopped'],
     ['its time to live', { stopCause: 'ttl' }, 'ttl', 'stopped at the end of its time to live (30m)'],
     ['a drain', { stopCause: 'drain' }, 'drained', 'stopped by a drain of its host, as no other host has room for it'],
     ['a containment', { stopCause: 'contained', stopBy: 'eve' }, 'contained', 'killed by eve to contain it'],
@@ -49,11 +49,11 @@ describe('why a sandbox ended', () => {
     [{ 'cut-network': kill }, 'drover sandbox start lab/web'],
     [{ pause: kill }, 'drover sandbox release lab/web'],
     [{ kill }, 'drover sandbox release lab/web'],
-  ])('of one that has ended, contained by %j, the way back is %s', (containment, command) => {
+  ])('the hint for an ended sandbox with the containment %j is %s', (containment, command) => {
     expect(restartHint({ project: parseProject('lab'), name: parseName('web'), containment })).toContain(`\`${command}\``);
   });
 
-  it('is what was reported from where it happened, whatever was asked for meanwhile', () => {
+  it('is the reported reason, whatever was requested meanwhile', () => {
     const reported = fc.constantFrom(
       'exited',
       'idle',
