@@ -19,7 +19,7 @@ const connecting = (subject: string, attempt: number): SandboxEvent => ({
   data: { attempt },
 });
 
-/** The store's transactions fail as long as `down`, and wait as long as `held`. */
+/** A store whose transactions fail while `down` is set, and wait while `held` is set. */
 class Hindered {
   readonly #store: Store;
   down = false;
@@ -69,11 +69,11 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
   const open = (logger: Logger = silentLogger): StoredWorldview => new StoredWorldview({ store: hindered, clock, logger, random: () => 1 });
   const attempts = async (): Promise<unknown[]> =>
     (await store.events.after(0, 10_000, { kinds: ['session'] })).map(({ data }) => data['attempt']);
-  /** Lets what runs go on, without time passing. */
+  /** Lets pending work proceed without advancing the clock. */
   const settle = async (): Promise<void> => {
     for (let i = 0; i < 20; i++) await clock.advance(0);
   };
-  /** The lines of the log, parsed, as they come. */
+  /** The parsed lines of the log. */
   const logged = (): { readonly lines: Record<string, unknown>[]; readonly logger: Logger } => {
     const lines: Record<string, unknown>[] = [];
     const sink = new Writable({
@@ -85,7 +85,7 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     return { lines, logger: pino({ level: 'debug' }, sink) };
   };
 
-  it('I-35: what is published together is stored together, in order, with the view that it makes', async () => {
+  it('I-35: events that are published together are stored together, in order, with their view', async () => {
     for (let attempt = 1; attempt <= 5; attempt++) worldview.publish(connecting(id, attempt));
     worldview.record(id, [{ check: 'cn', verdict: 'pass', evidence: 'it is box', at: 1_000, source: 'session' }]);
     await worldview.flush();
@@ -97,7 +97,7 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     });
   });
 
-  it('I-35: a restart goes on from what is stored', async () => {
+  it('I-35: a restart continues from the stored views', async () => {
     worldview.publish(connecting(id, 1));
     worldview.record(id, [{ check: 'cn', verdict: 'fail', evidence: 'it is not', at: 1_000, source: 'session' }]);
     worldview.publish({ kind: 'init', type: 'InitStarted', subject: id, data: { count: 5, startCount: 1 } });
@@ -112,7 +112,7 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     });
   });
 
-  it('I-35: two replicas that tell of one sandbox in turn do not undo what the other told', async () => {
+  it('I-35: two replicas that publish about one sandbox do not overwrite each other', async () => {
     const other = open();
     worldview.publish({ kind: 'init', type: 'InitStarted', subject: id, data: { count: 5, startCount: 1 } });
     await worldview.flush();
@@ -124,7 +124,7 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     await other.close();
   });
 
-  it('what nothing is known of has an empty view; many come in the order that is asked for', async () => {
+  it('an unknown sandbox has an empty view; `many` returns views in the requested order', async () => {
     const another = (await store.sandboxes.create(draft())).id;
     worldview.publish(connecting(another, 3));
     await worldview.flush();
@@ -134,14 +134,14 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect([...views.values()].map(({ session }) => session.state)).toEqual(['connecting', 'none']);
   });
 
-  it('an event about a replica is stored, and makes no view', async () => {
+  it('an event about a replica is stored, and changes no view', async () => {
     worldview.publish({ kind: 'identity', type: 'ReapDegraded', subject: 'replica-1', data: { attempts: 3, message: 'no answer' } });
     await worldview.flush();
     expect(await store.events.after(0, 10, { kinds: ['identity'] })).toMatchObject([{ type: 'ReapDegraded', subject: 'replica-1' }]);
     expect((await store.views.get(['replica-1' as SandboxId])).size).toBe(0);
   });
 
-  it('I-11: what is told of a sandbox that was deleted is stored as an event, and brings no view back', async () => {
+  it('I-11: an event about a deleted sandbox is stored, and does not recreate its view', async () => {
     worldview.publish(connecting(id, 1));
     await worldview.flush();
     await store.sandboxes.setDesired(id, 'deleted');
@@ -152,13 +152,13 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect((await store.views.get([id])).size).toBe(0);
   });
 
-  it('I-36: a publisher never waits for the store: what is too much is lost, the oldest first, and the log says how many', async () => {
+  it('I-36: a publisher never waits for the store: an overflow drops the oldest entries, and their number is logged', async () => {
     const { lines, logger } = logged();
     const gate = Promise.withResolvers<void>();
     hindered.held = gate.promise;
     worldview = open(logger);
     worldview.publish(connecting(id, 0));
-    // The loop has the first in its hands.
+    // The loop is writing the first entry.
     await settle();
     for (let attempt = 1; attempt <= journalQueue + 7; attempt++) worldview.publish(connecting(id, attempt));
     gate.resolve();
@@ -168,11 +168,11 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect(stored.at(1)?.data['attempt']).toBe(8);
     expect(await store.events.lastId()).toBe(1 + 1 + journalQueue);
     expect(lines.filter((line) => line['dropped'] !== undefined)).toMatchObject([{ dropped: 7, limit: journalQueue }]);
-    // In batches, not one by one.
+    // In batches, not in single writes.
     expect(hindered.transactions).toBe(1 + Math.ceil(journalQueue / journalBatch));
   });
 
-  it('I-36: a sandbox of which the same is checked over and over takes no room from what others have to tell', async () => {
+  it('I-36: repeated checks of one sandbox do not displace the entries of others', async () => {
     const { lines, logger } = logged();
     const gate = Promise.withResolvers<void>();
     hindered.held = gate.promise;
@@ -196,13 +196,13 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect(await attempts()).toEqual([0, 1]);
     expect((await worldview.get(id)).checks.map(({ evidence }) => evidence)).toEqual([`the ${journalQueue}th`, `number ${journalQueue}`]);
     expect(lines).toEqual([]);
-    // What was written makes room: it can be said again.
+    // After the write, new checks enter the queue again.
     worldview.record(id, [check('register', 'later')]);
     await worldview.flush();
     expect((await worldview.get(id)).checks.map(({ evidence }) => evidence)).toContain('later');
   });
 
-  it('a store that fails for a while loses nothing, and keeps the order', async () => {
+  it('a temporary failure of the store loses nothing, and keeps the order', async () => {
     hindered.down = true;
     worldview.publish(connecting(id, 1));
     await settle();
@@ -217,7 +217,7 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect((await worldview.get(id)).session.attempts).toBe(2);
   });
 
-  it('a store that fails for good is given up in the end: flush comes back, and later events are stored', async () => {
+  it('a batch is dropped after the last retry: flush resolves, and later events are stored', async () => {
     const { lines, logger } = logged();
     worldview = open(logger);
     hindered.down = true;
@@ -233,7 +233,7 @@ describe.each(['sqlite', 'postgres'] as const)('the worldview on %s', (kind) => 
     expect(await attempts()).toEqual([2]);
   });
 
-  it('close writes what is queued; with a store that is gone it gives up at once', async () => {
+  it('close writes the queue; if the store fails, it drops the queue immediately', async () => {
     worldview.publish(connecting(id, 1));
     await worldview.close();
     expect(await attempts()).toEqual([1]);
