@@ -29,42 +29,42 @@ const connected = { attempts: 2, peerCommonName: 'p.box', thumbprint: 'ab', addr
 const place = { step: 'git', index: 2, count: 5 };
 const failure = { reason: 'exit-code', message: 'git failed', exitCode: 3, stderr: 'fatal: no such branch' } as const;
 
-describe('I-35: what is true now, of the session', () => {
+describe('I-35: the view of the session', () => {
   const cases: readonly (readonly [string, readonly SandboxEvent[], Partial<SandboxView['session']>])[] = [
     ['before anything happened', [], { state: 'none', attempts: 0 }],
     ['being dialled', [session({ SessionConnecting: { attempt: 1 } })], { state: 'connecting', since: 1, attempts: 1 }],
     [
-      'dialled again: since the first attempt',
+      'dialled again: `since` is the first attempt',
       [session({ SessionConnecting: { attempt: 1 } }), session({ SessionConnecting: { attempt: 2 } })],
       { state: 'connecting', since: 1, attempts: 2 },
     ],
     [
-      'standing',
+      'connected',
       [session({ SessionConnecting: { attempt: 2 } }), session({ SessionConnected: connected })],
       { state: 'connected', since: 2, attempts: 2, lastError: '', peerCommonName: 'p.box', thumbprint: 'ab', address: '10.0.0.2' },
     ],
     [
-      'broken: with why, and who was last there',
+      'broken: with the error and the last peer',
       [session({ SessionConnected: connected }), session({ SessionBroken: { message: 'reset' } })],
       { state: 'broken', since: 2, lastError: 'reset', peerCommonName: 'p.box' },
     ],
     [
-      'delayed: with why',
+      'delayed: with the reason',
       [session({ SessionDelayed: { delayMs: 1, message: 'it ended the server' } })],
       { state: 'broken', since: 1, lastError: 'it ended the server' },
     ],
     [
-      'renewed: the certificate that its peer has now',
+      'renewed: with the new certificate',
       [session({ SessionConnected: connected }), session({ SessionRenewed: { thumbprint: 'cd' } })],
       { state: 'connected', since: 1, thumbprint: 'cd', peerCommonName: 'p.box' },
     ],
     [
-      'dialled after a break: why stays until it stands',
+      'dialled after a break: the error stays until it is connected',
       [session({ SessionBroken: { message: 'reset' } }), session({ SessionConnecting: { attempt: 1 } })],
       { state: 'connecting', since: 2, lastError: 'reset' },
     ],
     [
-      'standing after a break',
+      'connected after a break',
       [session({ SessionBroken: { message: 'reset' } }), session({ SessionConnected: connected })],
       { state: 'connected', lastError: '' },
     ],
@@ -84,14 +84,14 @@ describe('I-35: what is true now, of the session', () => {
   });
 });
 
-describe('I-35: what is true now, of the identity', () => {
+describe('I-35: the view of the identity', () => {
   const registered = { ok: true, thumbprint: 'ab', startCount: 1, message: '' };
   const mismatch = { reason: 'cn-mismatch', message: 'it says q.box', thumbprint: 'cd' } as const;
   const cases: readonly (readonly [string, readonly SandboxEvent[], Partial<SandboxView['identity']>])[] = [
     ['before anything happened', [], { verdict: 'unknown' }],
     ['registered', [identity({ AgentRegistered: registered })], { verdict: 'trusted', since: 1 }],
     [
-      'trusted again: since the first time',
+      'trusted again: `since` is the first time',
       [identity({ AgentTrusted: { thumbprint: 'ab' } }), identity({ AgentTrusted: { thumbprint: 'ab' } })],
       { verdict: 'trusted', since: 1 },
     ],
@@ -115,7 +115,7 @@ describe('I-35: what is true now, of the identity', () => {
       { verdict: 'unknown', since: 2 },
     ],
     [
-      'a refused registration by somebody else: the trusted one stays trusted',
+      'a refused registration of another peer: the trusted peer stays trusted',
       [identity({ AgentTrusted: { thumbprint: 'ab' } }), identity({ AgentRegistered: { ...registered, ok: false, message: 'replay' } })],
       { verdict: 'trusted', since: 1 },
     ],
@@ -125,11 +125,11 @@ describe('I-35: what is true now, of the identity', () => {
   });
 });
 
-describe('I-35: what is true now, of init', () => {
+describe('I-35: the view of init', () => {
   const started = init({ InitStarted: { count: 5, startCount: 2 } });
   const cases: readonly (readonly [string, readonly SandboxEvent[], Partial<SandboxView['init']>])[] = [
     ['before anything happened', [], { state: 'none' }],
-    ['begun', [started], { state: 'running', since: 1, startCount: 2, place: undefined }],
+    ['started', [started], { state: 'running', since: 1, startCount: 2, place: undefined }],
     ['at a step', [started, init({ InitStepStarted: place })], { state: 'running', since: 1, place }],
     [
       'failed at a step',
@@ -141,12 +141,12 @@ describe('I-35: what is true now, of init', () => {
       { state: 'failed', since: 3, startCount: 2, place, failure },
     ],
     [
-      'through',
+      'completed',
       [started, init({ InitStepStarted: place }), init({ InitCompleted: { count: 5, durationMs: 9, startCount: 2 } })],
       { state: 'completed', since: 3, place: undefined, failure: undefined },
     ],
     [
-      'begun again: nothing is left of the failure',
+      'started again: the failure is cleared',
       [init({ InitFailed: { ...place, ...failure, startCount: 1 } }), started],
       { state: 'running', startCount: 2, place: undefined, failure: undefined },
     ],
@@ -165,7 +165,7 @@ describe('trust checks', () => {
     source,
   });
 
-  it('those of one source replace what it said before, and leave the others', () => {
+  it('replace the earlier checks of the same source, and keep the others', () => {
     const first = recordChecks(untouched, [
       check('cn', 'session', 'old'),
       check('eku', 'session', 'old'),
@@ -178,7 +178,7 @@ describe('trust checks', () => {
     ]);
   });
 
-  it('of one name and source there is one, however often it is said', () => {
+  it('of one name and source: the last one counts', () => {
     const view = recordChecks(untouched, [check('cn', 'session', 'a'), check('cn', 'session', 'b'), check('cn', 'register', 'c')]);
     expect(view.checks.map(({ evidence }) => evidence)).toEqual(['b', 'c']);
   });
@@ -196,7 +196,7 @@ const both = (a: fc.Arbitrary<object>, b: fc.Arbitrary<object>): fc.Arbitrary<ob
   fc.tuple(a, b).map(([one, other]) => ({ ...one, ...other }));
 const count = fc.record({ startCount: fc.nat() });
 
-/** Any event of I-34 with anything in it. */
+/** Any event of I-34 with arbitrary data. */
 const anyEvent = fc.oneof(
   of('session', 'SessionConnecting', fc.record({ attempt: fc.nat() })),
   of(
@@ -232,8 +232,8 @@ const anyEvent = fc.oneof(
   of('init', 'InitFailed', both(both(anyPlace, anyFailure), count)),
 );
 
-/** Each of them says all that there is to say of its part, whatever was before. */
-const whole: Readonly<Record<string, 'session' | 'identity' | 'init'>> = {
+/** Events that replace the whole part of a view, with that part. */
+const replacesPart: Readonly<Record<string, 'session' | 'identity' | 'init'>> = {
   SessionConnected: 'session',
   AgentTrusted: 'identity',
   InitStarted: 'init',
@@ -242,20 +242,20 @@ const whole: Readonly<Record<string, 'session' | 'identity' | 'init'>> = {
 };
 
 describe('I-35: any events, in any order', () => {
-  it('make a view, the same each time, that a store can keep', () => {
+  it('produce a deterministic view that can be stored as JSON', () => {
     fc.assert(
       fc.property(fc.array(anyEvent, { maxLength: 50 }), (events) => {
         const view = fold(events);
         expect(fold(events)).toEqual(view);
         expect(JSON.parse(JSON.stringify(view))).toEqual(view);
-        for (const said of [view.session.lastError, view.session.peerCommonName, view.identity.message, view.init.failure?.message ?? '']) {
-          expect(said.length).toBeLessThanOrEqual(viewTextLength + 1);
+        for (const value of [view.session.lastError, view.session.peerCommonName, view.identity.message, view.init.failure?.message ?? '']) {
+          expect(value.length).toBeLessThanOrEqual(viewTextLength + 1);
         }
       }),
     );
   });
 
-  it('leave every part that they are not about as it is', () => {
+  it('change only the part of their kind', () => {
     fc.assert(
       fc.property(fc.array(anyEvent, { maxLength: 20 }), anyEvent, (before, next) => {
         const was = fold(before);
@@ -265,19 +265,19 @@ describe('I-35: any events, in any order', () => {
     );
   });
 
-  it('later beats earlier: after an event that says all of its part, nothing of before is left in it', () => {
-    const telling = anyEvent.filter(({ type }) => whole[type] !== undefined);
+  it('override earlier ones: an event that replaces its part leaves nothing of the earlier part', () => {
+    const replacing = anyEvent.filter(({ type }) => replacesPart[type] !== undefined);
     fc.assert(
-      fc.property(fc.array(anyEvent, { maxLength: 20 }), telling, (before, last) => {
-        const part = whole[last.type] ?? 'session';
-        // Since when, and which start has registered, are about more than this event.
-        const said = (view: SandboxView): unknown => ({ ...view[part], since: 0, registeredStart: 0 });
-        expect(said(applyEvent(fold(before), last, 99))).toEqual(said(applyEvent(untouched, last, 99)));
+      fc.property(fc.array(anyEvent, { maxLength: 20 }), replacing, (before, last) => {
+        const part = replacesPart[last.type] ?? 'session';
+        // `since` and `registeredStart` also depend on earlier events.
+        const partOf = (view: SandboxView): unknown => ({ ...view[part], since: 0, registeredStart: 0 });
+        expect(partOf(applyEvent(fold(before), last, 99))).toEqual(partOf(applyEvent(untouched, last, 99)));
       }),
     );
   });
 
-  it('may be told twice: a watcher whose snapshot is newer than its events comes to the same end', () => {
+  it('can be applied twice: a watcher whose snapshot is newer than its events reaches the same states', () => {
     fc.assert(
       fc.property(fc.array(anyEvent, { maxLength: 20 }), fc.nat(20), (events, split) => {
         const end = fold(events);
@@ -295,7 +295,7 @@ describe('I-35: any events, in any order', () => {
     );
   });
 
-  it('about a replica change no sandbox', () => {
+  it('change no view if they are about a replica', () => {
     expect(viewSubject({ kind: 'identity', type: 'ReapDegraded', subject: 'replica-1', data: { attempts: 3, message: '' } })).toBe(
       undefined,
     );
