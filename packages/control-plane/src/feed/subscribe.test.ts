@@ -42,7 +42,7 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     }
   };
 
-  it('I-36: gets each event of its kinds once, in order, then what comes', async () => {
+  it('I-36: receive each event of their kinds once, in order, then new ones', async () => {
     await write(3);
     await write(1, 'host');
     const seen: number[] = [];
@@ -53,13 +53,13 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     expect(seen).toEqual([1, 2, 3, 5, 6]);
   });
 
-  it('I-35: goes on after an event, or begins now', async () => {
+  it('I-35: continue after an event, or begin now', async () => {
     await write(5);
     const [after, now]: [number[], number[]] = [[], []];
     begin((event) => void after.push(event.id), { from: { afterId: 3 } });
     begin((event) => void now.push(event.id));
     await until(() => after.length === 2);
-    // Its now is when it first reads: events are written until one is after it.
+    // A subscription begins at its first read, so events are written until it receives one.
     let last = 5;
     while (now.length === 0) {
       await write(1, 'session', 'later');
@@ -72,7 +72,7 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     expect(now[0]).toBeGreaterThan(5);
   });
 
-  it('I-36: one that throws is isolated: it gets the next event, and another policy all of them', async () => {
+  it('I-36: are isolated: one that throws receives the next event, and others receive all', async () => {
     const [failing, good]: [number[], number[]] = [[], []];
     begin(
       (event) => {
@@ -91,7 +91,7 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     ]);
   });
 
-  it('I-36: a slow one loses the oldest, is told how many, and holds up nobody', async () => {
+  it('I-36: that are slow lose the oldest events, learn how many, and delay no other', async () => {
     const gate = Promise.withResolvers<void>();
     const seen: [number, number][] = [];
     begin(
@@ -103,7 +103,7 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     );
     await write(1);
     await until(() => seen.length === 1);
-    // While it is at the first, a writer writes, and old events go.
+    // While it handles the first event, more are written, and old ones are trimmed.
     await write(20);
     await store.events.trim(5);
     gate.resolve();
@@ -118,7 +118,7 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     ]);
   });
 
-  it('a store that does not answer for a while is asked again, from where it was', async () => {
+  it('retry a failing store, and continue at their position', async () => {
     let down = true;
     const events: ReadableEvents = {
       after: async (...asked) => (down ? await Promise.reject(new Error('gone')) : await store.events.after(...asked)),
@@ -141,7 +141,7 @@ describe.each(['sqlite', 'postgres'] as const)('subscribers on %s', (kind) => {
     expect(seen).toEqual([1, 2, 3, 4]);
   });
 
-  it('ends with its signal, without an error', async () => {
+  it('end with their signal, without an error', async () => {
     begin(() => undefined);
     await clock.advance(0);
     stop.abort();

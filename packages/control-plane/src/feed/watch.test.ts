@@ -20,7 +20,7 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
   const all = async (options: Omit<WatchOptions, 'clock'>): Promise<WatchedEvent[]> =>
     await Array.fromAsync(watchEvents(store.events, { ...options, clock }, new AbortController().signal));
 
-  it('I-35: gives what is kept, in order, over many pages', async () => {
+  it('I-35: yields the retained events in order, over many pages', async () => {
     await write(700);
     expect((await all({ fromStart: true })).map((event) => event.id)).toEqual(Array.from({ length: 700 }, (_, i) => i + 1));
     expect(await all({})).toEqual([]);
@@ -45,7 +45,7 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
     expect(seen).toEqual(Array.from({ length: 300 }, (_, i) => i + 1));
   });
 
-  it('I-36: a slow watcher goes on with the oldest that is kept, and is told how many it lost', async () => {
+  it('I-36: a slow watcher continues with the oldest retained event, which counts the lost ones', async () => {
     await write(10);
     const watching = watchEvents(store.events, { fromStart: true, follow: true, clock }, new AbortController().signal);
     for (let i = 0; i < 10; i++) expect((await watching.next()).value).toMatchObject({ id: i + 1, lost: 0 });
@@ -56,12 +56,12 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
     await watching.return(undefined);
   });
 
-  it('I-35: of an empty store, what is written while the watch begins is not left out', async () => {
+  it('I-35: in an empty store, an event that is written while the watch begins is not skipped', async () => {
     let asked = 0;
     const events: ReadableEvents = {
       after: async (...args) => {
         const page = await store.events.after(...args);
-        // The first look finds nothing, and then there is something.
+        // The first read finds no event, and the next one finds one.
         if (asked++ === 0) await write(1);
         return page;
       },
@@ -72,7 +72,7 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
     expect(seen.map((event) => event.id)).toEqual([1]);
   });
 
-  it('gives only the kinds and the subject asked for', async () => {
+  it('yields only the requested kinds and subject', async () => {
     await write(2, 'sandbox', 'a');
     await write(2, 'host', 'b');
     await write(1, 'sandbox', 'b');
@@ -82,11 +82,11 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
     expect(await all({ afterId: 1, kinds: ['sandbox'] })).toMatchObject([{ id: 5, lost: 1 }]);
   });
 
-  it('a filtered watcher that read everything has lost nothing when old events go', async () => {
+  it('a filtered watcher that has read everything loses nothing when old events are trimmed', async () => {
     await write(3, 'host');
     const watching = watchEvents(store.events, { fromStart: true, follow: true, kinds: ['sandbox'], clock }, new AbortController().signal);
     const next = watching.next();
-    // It has read everything, and waits.
+    // The watcher has read everything, and waits.
     while (clock.sleeping === 0) await clock.advance(0);
     await store.events.trim(0);
     await write(1, 'sandbox');
@@ -94,7 +94,7 @@ describe.each(['sqlite', 'postgres'] as const)('watching events on %s', (kind) =
     await watching.return(undefined);
   });
 
-  it('ends, without an error, when its watcher goes', async () => {
+  it('ends without an error when its watcher disconnects', async () => {
     const stop = new AbortController();
     const watching = watchEvents(store.events, { follow: true, clock }, stop.signal);
     const next = watching.next();
