@@ -52,7 +52,7 @@ const request = (change: Partial<PlacementRequest> = {}): PlacementRequest => ({
   ...change,
 });
 
-describe('L-24: planning a place', () => {
+describe('L-24: planning a placement', () => {
   const refusals: readonly [string, Partial<HostRow>, Partial<PlacementRequest>, string][] = [
     ['down', { connected: false }, {}, 'it is down'],
     ['cordoned', { scheduling: 'cordoned' }, {}, 'it is cordoned'],
@@ -60,22 +60,22 @@ describe('L-24: planning a place', () => {
     ['joining', { epoch: 0, capacity: { ...room(0, 0, 0), diskBytes: 0 } }, {}, 'it has not connected yet'],
     ['without the label', { labels: { disk: 'hdd' } }, { labels: { disk: 'ssd' } }, 'it does not carry the label disk=ssd'],
     ['without the runtime', {}, { runtime: 'microvm' }, 'it has no microvm runtime'],
-    ['not the one asked for', {}, { host: 'beta' }, 'another host was asked for'],
+    ['not the requested one', {}, { host: 'beta' }, 'another host was asked for'],
     ['out of CPUs', { reserved: room(3500, 0, 0) }, {}, 'it has free 0.5 CPUs of the 1 wanted'],
     ['out of memory', { reserved: room(0, 7.5, 0) }, {}, 'it has free 512 MiB of memory of the 1.0 GiB wanted'],
     ['out of slots', { reserved: room(0, 0, 10) }, {}, 'it has no place for another sandbox'],
     ['over its capacity', { reserved: room(9000, 0, 0) }, {}, 'it has free 0 CPUs of the 1 wanted'],
   ];
-  it.each(refusals)('a host that is %s is not chosen, and says why', (_, row, asked, why) => {
+  it.each(refusals)('a host that is %s is not chosen, with the reason', (_, row, asked, why) => {
     expect(plan([host(row)], request(asked))).toMatchObject({ kind: 'unschedulable', why: [{ host: 'alpha', why }] });
   });
 
-  it('without a host it waits, and says how to get one', () => {
+  it('without a host, a sandbox waits, and the message explains how to join one', () => {
     expect(plan([], request())).toMatchObject({ kind: 'unschedulable', message: expect.stringContaining('drover host token') as string });
     expect(plan([host({ removedAt: 1 })], request()).kind).toBe('unschedulable');
   });
 
-  it('what is larger than every host is impossible; a larger host that is down makes it wait', () => {
+  it('a sandbox larger than every host is impossible; if a larger host is down, it waits', () => {
     const large = request({ room: room(8000, 1, 1) });
     expect(plan([host(), host({ name: 'beta' })], large)).toMatchObject({
       kind: 'impossible',
@@ -90,18 +90,18 @@ describe('L-24: planning a place', () => {
     expect(plan([host(), down], large).kind).toBe('unschedulable');
   });
 
-  it('spreads to the least reserved, and breaks ties by id', () => {
+  it('spreads to the least reserved host, and breaks ties by id', () => {
     const [a, b] = [host({ id: 'h-a' as HostId }), host({ id: 'h-b' as HostId })];
     expect(plan([b, a], request())).toEqual({ kind: 'host', hostId: 'h-a' });
     expect(plan([{ ...a, reserved: room(0, 4, 1) }, b], request())).toEqual({ kind: 'host', hostId: 'h-b' });
   });
 
-  it('starts again only where its files are, cordoned or not, and counts its own slot once', () => {
+  it('a restart uses only the host with the files, cordoned or not, and counts its own slot once', () => {
     const full = host({ scheduling: 'cordoned', reserved: room(0, 0, 10) });
     expect(plan([full, host()], request({ onHost: full.id }))).toEqual({ kind: 'host', hostId: full.id });
   });
 
-  it('never chooses a host without the room, whatever the snapshot', () => {
+  it('never chooses a host without room, whatever the snapshot', () => {
     const amount = fc.integer({ min: 0, max: 5000 });
     const hosts = fc.array(
       fc.record({ cpu: amount, used: amount, open: fc.boolean(), up: fc.boolean() }).map(({ cpu, used, open, up }) =>
@@ -140,7 +140,7 @@ describe.each(['sqlite', 'postgres'] as const)('L-24: placing on %s', (kind) => 
   });
   afterEach(() => stores.closeAll());
 
-  it('of more than fits, placed at once by two replicas, exactly what fits is placed', async () => {
+  it('two replicas that concurrently place more than fits place exactly what fits', async () => {
     await readyHost(store, { slots: 6, hostname: 'alpha' });
     await readyHost(store, { slots: 4, hostname: 'beta' });
     const second = new Placement({ store, clock, logger: silentLogger });
@@ -157,7 +157,7 @@ describe.each(['sqlite', 'postgres'] as const)('L-24: placing on %s', (kind) => 
     );
   });
 
-  it('what waits is placed when a host comes, without being asked again', async () => {
+  it('waiting sandboxes are placed when a host joins, without another request', async () => {
     const row = await placement.placeNow((await store.sandboxes.create(draft())).id);
     expect(row).toMatchObject({ hostId: undefined, pendingReason: 'unschedulable' });
     const stop = new AbortController();
