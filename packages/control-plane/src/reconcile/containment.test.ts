@@ -60,7 +60,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
   const create = async (): Promise<SandboxRow> => await store.sandboxes.create(draft());
   const commands = (): (string | undefined)[] => host.commands.map((command) => command.split(' ')[0]);
 
-  it('I-4: is done on the host, and observed; so is lifting it', async () => {
+  it('I-4: the host cuts and restores the network, and reports both', async () => {
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
     await store.sandboxes.setNetworkCut(row.id, true);
@@ -72,7 +72,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     expect(sandboxState(await get(row)).state).toBe('running');
   });
 
-  it('I-4: comes before the pause that is asked for with it', async () => {
+  it('I-4: a cut precedes the pause that is requested with it', async () => {
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
     await store.together(async (tables) => {
@@ -83,7 +83,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     expect(commands()).toEqual(['create', 'setNetworkCut', 'pause']);
   });
 
-  it('I-4: a sandbox that is contained is made, and started again, without a network', async () => {
+  it('I-4: a contained sandbox is created, and started again, without a network', async () => {
     const row = await create();
     await store.sandboxes.setNetworkCut(row.id, true);
     const carried: boolean[] = [];
@@ -100,7 +100,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     expect(commands()).toEqual(['create', 'stop', 'start']);
   });
 
-  it('I-4: is tried again until the host has done it, also after the host was away', async () => {
+  it('I-4: a failed cut is retried, also after the host reconnects', async () => {
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
     await hub.drop(host);
@@ -115,26 +115,26 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     expect(commands().filter((command) => command === 'setNetworkCut')).toHaveLength(3);
   });
 
-  /** The host does these only when the test lets it; gives how many of them wait. */
-  const holding = (kind: Operation['case']): { readonly waiting: () => number; readonly letGo: () => void } => {
+  /** Holds commands of a kind at the host. `waiting` returns the number of held commands. */
+  const holdCommands = (kind: Operation['case']): { readonly waiting: () => number; readonly release: () => void } => {
     const held: (() => void)[] = [];
     host.before = async (operation) => {
       if (operation.case === kind) await new Promise<void>((resolve) => held.push(resolve));
     };
     return {
       waiting: () => held.length,
-      letGo: () => {
+      release: () => {
         host.before = () => undefined;
         for (const resolve of held) resolve();
       },
     };
   };
 
-  it('I-4: a kill does not wait for the stop before it, nor does a shorter grace or a removal; a longer one is not sent', async () => {
+  it('I-4: a kill, a shorter grace and a removal do not wait for a stop under way; a longer grace is not sent', async () => {
     const graces: number[] = [];
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
-    const { waiting, letGo } = holding('stop');
+    const { waiting, release } = holdCommands('stop');
     const hold = host.before;
     host.before = async (operation) => {
       if (operation.case === 'stop') graces.push(operation.value.graceMs);
@@ -149,38 +149,38 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     await until(() => waiting() === 3);
     await store.sandboxes.setDesired(row.id, 'deleted');
     await becomes(row, 'deleted');
-    letGo();
+    release();
     expect(graces).toEqual([600_000, 60_000, killGraceMs]);
     expect(commands()).toEqual(['create', 'stop', 'stop', 'stop', 'destroy']);
   });
 
-  it('I-4: a cut does not wait for a stop under way, and is not asked for twice', async () => {
+  it('I-4: a cut does not wait for a stop under way, and is sent once', async () => {
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
-    const { waiting, letGo } = holding('stop');
+    const { waiting, release } = holdCommands('stop');
     await store.sandboxes.setDesired(row.id, 'stopped', { graceMs: 600_000 });
     await until(() => waiting() === 1);
     await hub.report(host, host.set(row.id, 2n, 'STOPPING'));
     await store.sandboxes.setNetworkCut(row.id, true);
     await cut(row, true);
-    letGo();
+    release();
     await becomes(row, 'stopped');
     expect(commands()).toEqual(['create', 'stop', 'setNetworkCut']);
   });
 
-  it('I-4: the host hears of a cut while it still makes the sandbox', async () => {
-    const { waiting, letGo } = holding('create');
+  it('I-4: a cut is sent while the host still creates the sandbox', async () => {
+    const { waiting, release } = holdCommands('create');
     const row = await placement.placeNow((await create()).id);
     await until(() => waiting() === 1);
     await hub.report(host, host.set(row.id, 1n, 'PREPARING', { startCount: 0n }));
     await store.sandboxes.setNetworkCut(row.id, true);
     await until(() => commands().includes('setNetworkCut'));
-    letGo();
+    release();
     await becomes(row, 'running');
     await cut(row, true);
   });
 
-  it('I-4: a cut that cannot be made keeps a sandbox neither from being paused nor from being stopped', async () => {
+  it('I-4: a failing cut prevents neither a pause nor a stop', async () => {
     const row = await placement.placeNow((await create()).id);
     await becomes(row, 'running');
     host.before = (operation) => {
@@ -194,7 +194,7 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     await becomes(row, 'stopped');
   });
 
-  it('I-4: a stop of a sandbox that a pause contains has no grace in which it would run again', async () => {
+  it('I-4: a stop of a sandbox contained by a pause has the grace of a kill, so it does not run again', async () => {
     const graces: number[] = [];
     host.before = (operation) => {
       if (operation.case === 'stop') graces.push(operation.value.graceMs);
@@ -211,14 +211,14 @@ describe('cutting the network of a sandbox (I-4), on a real store and simulated 
     expect(graces).toEqual([killGraceMs]);
   });
 
-  it('I-4: a revoked sandbox is made, and kept, without the way to register, until it is reinstated', async () => {
+  it('I-4: the registration port of a revoked sandbox is closed from its creation until it is reinstated', async () => {
     const row = await create();
     await store.identities.setRevoked(row.id, true);
     await placement.placeNow(row.id);
     await becomes(row, 'running');
     expect((await get(row)).observedRegistrationClosed).toBe(true);
     await store.identities.setRevoked(row.id, false);
-    // The event of the release is a sandbox's; that of the identity is not followed.
+    // The event of the containment record triggers a plan as well.
     await store.sandboxes.setContainment(row.id, 'revoke', { by: 'admin', at: 0, reason: '' });
     await until(async () => !(await get(row)).observedRegistrationClosed);
     expect(commands()).toEqual(['create', 'setNetworkCut']);

@@ -66,82 +66,82 @@ function copy(state: StateName, generation = 1, id: SandboxId = newSandboxId()):
 }
 
 describe('planning one sandbox', () => {
-  const over = { observed: 'stopped', observedGeneration: 1 } as const;
+  const ended = { observed: 'stopped', observedGeneration: 1 } as const;
   const by = { by: 'admin', at: 0, reason: '' };
   const cases: readonly [string, Partial<SandboxRow>, [StateName, number] | undefined, Step['kind'] | undefined][] = [
-    ['L-22: placed and not made yet', {}, undefined, 'create'],
-    ['begun, and its host has no trace of it', { observed: 'preparing', observedGeneration: 1 }, undefined, 'create'],
-    ['ran, and its host has no trace of it', { observed: 'running', observedGeneration: 1 }, undefined, 'absent'],
-    ['ended, and its host has no trace of it', over, undefined, 'absent'],
+    ['L-22: placed and not created yet', {}, undefined, 'create'],
+    ['preparing, and its host holds no copy', { observed: 'preparing', observedGeneration: 1 }, undefined, 'create'],
+    ['ran, and its host holds no copy', { observed: 'running', observedGeneration: 1 }, undefined, 'absent'],
+    ['ended, and its host holds no copy', ended, undefined, 'absent'],
     [
-      'its creation failed, and it is wanted again',
+      'its creation failed, and a new start is requested',
       { observed: 'failed', observedGeneration: 1, generation: 2, startGeneration: 2 },
       undefined,
       'create',
     ],
-    ['runs as wanted', {}, ['RUNNING', 1], undefined],
-    ['is being made, or to be tried again', { observed: 'preparing', observedGeneration: 1 }, ['PREPARING', 1], 'create'],
-    ['given up by the control plane, and to be tried again', { observed: 'failed', observedGeneration: 1 }, ['PREPARING', 1], 'stop'],
-    ['being made as the host last said, and over by now', over, ['PREPARING', 1], undefined],
+    ['runs as desired', {}, ['RUNNING', 1], undefined],
+    ['is being created, or to be retried', { observed: 'preparing', observedGeneration: 1 }, ['PREPARING', 1], 'create'],
+    ['given up by the control plane, and to be retried', { observed: 'failed', observedGeneration: 1 }, ['PREPARING', 1], 'stop'],
+    ['preparing as the host last reported, and ended since', ended, ['PREPARING', 1], undefined],
     ['is starting', {}, ['STARTING', 1], undefined],
-    ['its run is over', over, ['STOPPED', 1], undefined],
-    ['its run is over, and the store does not know yet', {}, ['STOPPED', 1], undefined],
-    ['its run is over, after it was paused and resumed', { generation: 3 }, ['STOPPED', 1], undefined],
-    ['is wanted again after its run', { ...over, generation: 2, startGeneration: 2 }, ['STOPPED', 1], 'start'],
+    ['its run has ended', ended, ['STOPPED', 1], undefined],
+    ['its run has ended, and the store does not know yet', {}, ['STOPPED', 1], undefined],
+    ['its run has ended, after a pause and a resume', { generation: 3 }, ['STOPPED', 1], undefined],
+    ['a start is requested after its run', { ...ended, generation: 2, startGeneration: 2 }, ['STOPPED', 1], 'start'],
     [
       'waits for room to start again',
-      { ...over, generation: 2, startGeneration: 2, pendingReason: 'unschedulable' },
+      { ...ended, generation: 2, startGeneration: 2, pendingReason: 'unschedulable' },
       ['STOPPED', 1],
       undefined,
     ],
-    ['paused, wanted running', { generation: 3 }, ['PAUSED', 2], 'resume'],
-    ['running, wanted paused', { desired: 'paused', generation: 2 }, ['RUNNING', 1], 'pause'],
-    ['starting, wanted paused', { desired: 'paused', generation: 2 }, ['STARTING', 1], undefined],
-    ['ended, wanted paused', { desired: 'paused', generation: 2 }, ['STOPPED', 1], undefined],
-    ['never made, wanted paused', { desired: 'paused', generation: 2 }, undefined, 'create'],
-    ['running, wanted stopped', { desired: 'stopped', generation: 2 }, ['RUNNING', 1], 'stop'],
-    ['being made, wanted stopped', { desired: 'stopped', generation: 2 }, ['PREPARING', 1], 'stop'],
-    ['never made, wanted stopped', { desired: 'stopped', generation: 2 }, undefined, 'absent'],
-    ['stopped as wanted', { desired: 'stopped', generation: 2 }, ['STOPPED', 2], undefined],
-    ['wanted deleted', { desired: 'deleted', generation: 2 }, ['PREPARING', 1], 'destroy'],
-    ['wanted deleted, and gone', { desired: 'deleted', generation: 2 }, undefined, 'absent'],
+    ['paused, desired running', { generation: 3 }, ['PAUSED', 2], 'resume'],
+    ['running, desired paused', { desired: 'paused', generation: 2 }, ['RUNNING', 1], 'pause'],
+    ['starting, desired paused', { desired: 'paused', generation: 2 }, ['STARTING', 1], undefined],
+    ['ended, desired paused', { desired: 'paused', generation: 2 }, ['STOPPED', 1], undefined],
+    ['never created, desired paused', { desired: 'paused', generation: 2 }, undefined, 'create'],
+    ['running, desired stopped', { desired: 'stopped', generation: 2 }, ['RUNNING', 1], 'stop'],
+    ['being created, desired stopped', { desired: 'stopped', generation: 2 }, ['PREPARING', 1], 'stop'],
+    ['never created, desired stopped', { desired: 'stopped', generation: 2 }, undefined, 'absent'],
+    ['stopped as desired', { desired: 'stopped', generation: 2 }, ['STOPPED', 2], undefined],
+    ['desired deleted', { desired: 'deleted', generation: 2 }, ['PREPARING', 1], 'destroy'],
+    ['desired deleted, and its host holds no copy', { desired: 'deleted', generation: 2 }, undefined, 'absent'],
     ['L-26: a copy from an earlier placement', { generation: 3, startGeneration: 3, placedGeneration: 3 }, ['RUNNING', 1], 'fence'],
     ['given up by the control plane, and running', { observed: 'failed', observedGeneration: 1 }, ['RUNNING', 1], 'stop'],
-    ['I-4: contained by a pause before it was made', { desired: 'paused', containment: { pause: by } }, undefined, undefined],
+    ['I-4: contained by a pause before its creation', { desired: 'paused', containment: { pause: by } }, undefined, undefined],
     ['I-4: contained by a pause while it is prepared', { desired: 'paused', containment: { pause: by } }, ['PREPARING', 1], undefined],
     [
       'I-4: contained by a pause, and to be started again',
-      { ...over, desired: 'paused', generation: 2, startGeneration: 2, containment: { pause: by } },
+      { ...ended, desired: 'paused', generation: 2, startGeneration: 2, containment: { pause: by } },
       ['STOPPED', 1],
       undefined,
     ],
   ];
   it.each(cases)('%s', (_, change, seen, expected) => {
-    const wanted = row(change);
-    expect(planSandbox(wanted, seen === undefined ? undefined : copy(...seen, wanted.id))?.kind).toBe(expected);
+    const target = row(change);
+    expect(planSandbox(target, seen === undefined ? undefined : copy(...seen, target.id))?.kind).toBe(expected);
   });
 
   const cuts: readonly [string, Partial<SandboxRow>, StateName, boolean, Step['kind'] | undefined, Step['kind'] | undefined][] = [
     ['contained, and running', { networkCut: true }, 'RUNNING', false, 'cut', undefined],
     ['contained, and paused', { networkCut: true, desired: 'paused' }, 'PAUSED', false, 'cut', undefined],
     ['contained, and to be paused as well', { networkCut: true, desired: 'paused' }, 'RUNNING', false, 'cut', 'pause'],
-    ['contained as wanted, and to be paused', { networkCut: true, desired: 'paused' }, 'RUNNING', true, undefined, 'pause'],
-    ['contained as wanted', { networkCut: true }, 'RUNNING', true, undefined, undefined],
+    ['contained as desired, and to be paused', { networkCut: true, desired: 'paused' }, 'RUNNING', true, undefined, 'pause'],
+    ['contained as desired', { networkCut: true }, 'RUNNING', true, undefined, undefined],
     ['released', {}, 'RUNNING', true, 'cut', undefined],
-    ['contained while it is being made', { networkCut: true }, 'PREPARING', false, 'cut', 'create'],
+    ['contained while it is being created', { networkCut: true }, 'PREPARING', false, 'cut', 'create'],
     ['contained while it starts', { networkCut: true }, 'STARTING', false, 'cut', undefined],
-    ['contained, and over', { networkCut: true, ...over }, 'STOPPED', false, undefined, undefined],
+    ['contained, and ended', { networkCut: true, ...ended }, 'STOPPED', false, undefined, undefined],
     ['contained, and to be stopped', { networkCut: true, desired: 'stopped' }, 'RUNNING', false, 'cut', 'stop'],
     ['contained while it is being stopped', { networkCut: true, desired: 'stopped' }, 'STOPPING', false, 'cut', 'stop'],
     ['contained, and given up', { networkCut: true, observed: 'failed', observedGeneration: 1 }, 'RUNNING', false, 'cut', 'stop'],
     ['contained, and to be deleted', { networkCut: true, desired: 'deleted' }, 'RUNNING', false, undefined, 'destroy'],
     ['contained, and a copy of an earlier placement', { networkCut: true, placedGeneration: 2 }, 'RUNNING', false, undefined, 'fence'],
   ];
-  it.each(cuts)('I-4: its network, beside the rest: %s', (_, change, state, networkCut, network, rest) => {
-    const wanted = row(change);
-    const held = { ...copy(state, 1, wanted.id), networkCut };
-    expect([planNetwork(wanted, held)?.kind, planSandbox(wanted, held)?.kind]).toEqual([network, rest]);
-    expect(planHost([wanted], [held]).map(({ kind }) => kind)).toEqual([network, rest].filter((kind) => kind !== undefined));
+  it.each(cuts)('I-4: the network step and the other step: %s', (_, change, state, networkCut, network, rest) => {
+    const target = row(change);
+    const held = { ...copy(state, 1, target.id), networkCut };
+    expect([planNetwork(target, held)?.kind, planSandbox(target, held)?.kind]).toEqual([network, rest]);
+    expect(planHost([target], [held]).map(({ kind }) => kind)).toEqual([network, rest].filter((kind) => kind !== undefined));
   });
 
   it.each([
@@ -149,23 +149,23 @@ describe('planning one sandbox', () => {
     [1, true, undefined],
     [undefined, true, 'cut'],
     [undefined, false, undefined],
-  ])('I-4: the registration port is closed to what is revoked: revoked at %j, closed %j', (revokedAt, registrationClosed, step) => {
-    const wanted = row({ revokedAt });
-    expect(planNetwork(wanted, { ...copy('RUNNING', 1, wanted.id), registrationClosed })?.kind).toBe(step);
+  ])('I-4: the registration port is closed to a revoked sandbox: revoked at %j, closed %j', (revokedAt, registrationClosed, step) => {
+    const target = row({ revokedAt });
+    expect(planNetwork(target, { ...copy('RUNNING', 1, target.id), registrationClosed })?.kind).toBe(step);
   });
 
-  it('L-22: what ran before and is to be tried again is started, not created', () => {
-    const wanted = row({ generation: 2, startGeneration: 2, observed: 'preparing', observedGeneration: 2 });
-    expect(planSandbox(wanted, { ...copy('PREPARING', 2, wanted.id), startCount: 1n })?.kind).toBe('start');
+  it('L-22: a failed restart is retried as a start, not as a creation', () => {
+    const target = row({ generation: 2, startGeneration: 2, observed: 'preparing', observedGeneration: 2 });
+    expect(planSandbox(target, { ...copy('PREPARING', 2, target.id), startCount: 1n })?.kind).toBe('start');
   });
 
-  it('L-26: a copy of what is not placed here is fenced', () => {
-    const stray = copy('RUNNING', 4);
-    expect(planHost([], [stray])).toEqual([{ kind: 'fence', id: stray.sandboxId, generation: 4, placedHere: false }]);
+  it('L-26: a copy of a sandbox that is not placed here is fenced', () => {
+    const stale = copy('RUNNING', 4);
+    expect(planHost([], [stale])).toEqual([{ kind: 'fence', id: stale.sandboxId, generation: 4, placedHere: false }]);
   });
 });
 
-/** A host and the store's side of it, as simple as can be: what each step is meant to bring about. */
+/** A minimal model of a host and its rows: the intended effect of each step. */
 class Model {
   readonly rows = new Map<string, SandboxRow>();
   readonly copies = new Map<string, Observation>();
@@ -210,13 +210,13 @@ class Model {
     this.copies.set(seen.sandboxId, seen);
     const known = this.rows.get(seen.sandboxId);
     if (known === undefined) return;
-    // As the store does it: what was given up stays so.
+    // Like the store: a start that was given up stays failed.
     const givenUp = known.observed === 'failed' && runIsOver(known);
     if (!givenUp) this.rows.set(known.id, { ...known, observed: observedState(seen.state), observedGeneration: Number(seen.generation) });
   }
 }
 
-describe('planning a host, whatever is wanted and seen', () => {
+describe('planning a host, for any desired and observed state', () => {
   const desired = fc.constantFrom<DesiredState>('running', 'stopped', 'paused', 'deleted');
   const observed = fc.constantFrom<ObservedState | undefined>(
     undefined,
@@ -231,7 +231,7 @@ describe('planning a host, whatever is wanted and seen', () => {
   const copyState = fc.constantFrom<StateName>('PREPARING', 'STARTING', 'RUNNING', 'PAUSED', 'STOPPING', 'STOPPED', 'FAILED');
   const entry = fc
     .record({
-      wanted: fc.boolean(),
+      placed: fc.boolean(),
       desired,
       observed,
       state: fc.option(copyState, { nil: undefined }),
@@ -240,12 +240,12 @@ describe('planning a host, whatever is wanted and seen', () => {
       cut: fc.boolean(),
       isCut: fc.boolean(),
     })
-    .map(({ wanted, desired: wish, observed: was, state, generations, waits, cut, isCut }) => {
+    .map(({ placed, desired: desiredState, observed: observedBefore, state, generations, waits, cut, isCut }) => {
       const [a = 1, b = 1, c = 1, d = 1, e = 1] = generations;
       const [placedGeneration = 1, startGeneration = 1, generation = 1] = [a, b, c].sort((x, y) => x - y);
-      const wantedRow = row({
-        desired: wish,
-        observed: was,
+      const placedRow = row({
+        desired: desiredState,
+        observed: observedBefore,
         observedGeneration: d,
         generation,
         startGeneration,
@@ -253,19 +253,19 @@ describe('planning a host, whatever is wanted and seen', () => {
         pendingReason: waits ? 'unschedulable' : '',
         networkCut: cut,
       });
-      const seen = state === undefined ? undefined : { ...copy(state, e, wantedRow.id), networkCut: isCut };
-      return { row: wanted ? wantedRow : undefined, copy: seen };
+      const seen = state === undefined ? undefined : { ...copy(state, e, placedRow.id), networkCut: isCut };
+      return { row: placed ? placedRow : undefined, copy: seen };
     });
   const model = fc.array(entry, { maxLength: 8 }).map((entries) => {
     const made = new Model();
-    for (const { row: wanted, copy: seen } of entries) {
-      if (wanted !== undefined) made.rows.set(wanted.id, wanted);
+    for (const { row: target, copy: seen } of entries) {
+      if (target !== undefined) made.rows.set(target.id, target);
       if (seen !== undefined) made.copies.set(seen.sandboxId, seen);
     }
     return made;
   });
 
-  it('never plans two steps for one sandbox, but for its network, and plans the same again', () => {
+  it('plans at most one step per sandbox, beside its network, and is deterministic', () => {
     fc.assert(
       fc.property(model, (host) => {
         const steps = host.steps();
@@ -276,30 +276,30 @@ describe('planning a host, whatever is wanted and seen', () => {
     );
   });
 
-  it('L-22: comes to rest, in a few rounds, with nothing on the host that is not wanted there', () => {
+  it('L-22: converges within a few rounds, and leaves only desired copies on the host', () => {
     fc.assert(
       fc.property(model, (host) => {
         for (let round = 0; round < 5; round++) for (const step of host.steps()) host.apply(step);
         expect(host.steps()).toEqual([]);
         for (const [id, seen] of host.copies) {
-          const wanted = host.rows.get(id);
-          expect(wanted).toBeDefined();
-          expect(wanted?.desired).not.toBe('deleted');
-          expect(Number(seen.generation)).toBeGreaterThanOrEqual(wanted?.placedGeneration ?? Number.POSITIVE_INFINITY);
+          const target = host.rows.get(id);
+          expect(target).toBeDefined();
+          expect(target?.desired).not.toBe('deleted');
+          expect(Number(seen.generation)).toBeGreaterThanOrEqual(target?.placedGeneration ?? Number.POSITIVE_INFINITY);
           const { RUNNING, PAUSED } = sandbox.SandboxState;
-          if (seen.state === RUNNING || seen.state === PAUSED) expect(seen.networkCut).toBe(wanted?.networkCut);
-          if (wanted?.desired === 'stopped') expect([sandbox.SandboxState.STOPPED, sandbox.SandboxState.FAILED]).toContain(seen.state);
+          if (seen.state === RUNNING || seen.state === PAUSED) expect(seen.networkCut).toBe(target?.networkCut);
+          if (target?.desired === 'stopped') expect([sandbox.SandboxState.STOPPED, sandbox.SandboxState.FAILED]).toContain(seen.state);
         }
       }),
     );
   });
 
-  it('never begins again what ended after the newest wish to start it', () => {
+  it('never restarts a run that ended after the newest start request', () => {
     fc.assert(
-      fc.property(entry, ({ row: wanted, copy: seen }) => {
-        if (wanted === undefined || seen === undefined || Number(seen.generation) < wanted.startGeneration) return;
+      fc.property(entry, ({ row: target, copy: seen }) => {
+        if (target === undefined || seen === undefined || Number(seen.generation) < target.startGeneration) return;
         if (seen.state !== sandbox.SandboxState.STOPPED) return;
-        expect(['start', 'create', 'resume']).not.toContain(planSandbox(wanted, seen)?.kind);
+        expect(['start', 'create', 'resume']).not.toContain(planSandbox(target, seen)?.kind);
       }),
     );
   });

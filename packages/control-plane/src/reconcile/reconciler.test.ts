@@ -66,19 +66,19 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     const now = await store.sandboxes.get(row.id);
     return now === undefined ? 'none' : sandboxState(now).state;
   };
-  /** Waits for a condition; time stands still meanwhile, except where the test moves it. */
+  /** Waits for a condition. Only the test advances the clock. */
   const until = async (condition: () => Promise<boolean> | boolean): Promise<void> => {
     await vi.waitUntil(condition, { interval: 1 });
   };
   const becomes = async (row: SandboxRow, wanted: string): Promise<void> => {
     await until(async () => (await state(row)) === wanted).catch(async () => expect(await state(row)).toBe(wanted));
   };
-  /** Lets everything that is under way come to rest. */
+  /** Lets all pending work finish. */
   const settle = async (): Promise<void> => {
     for (let i = 0; i < 20; i++) await clock.advance(0);
   };
 
-  it('L-22: drives a sandbox through what is wanted of it, one command each', async () => {
+  it('L-22: drives a sandbox through its desired states, one command each', async () => {
     const host = await joined();
     const row = await create();
     await becomes(row, 'running');
@@ -98,7 +98,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await store.hosts.get(host.id))?.reserved).toEqual({ cpuMillis: 0, memoryBytes: 0, slots: 0 });
   });
 
-  it('what a sandbox is prepared with is for its init alone: its host is not told', async () => {
+  it('the setup of a sandbox is for its init only, and is not sent to the host', async () => {
     const host = await joined();
     const carried: unknown[] = [];
     host.before = (operation) => {
@@ -136,7 +136,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(carried).toHaveLength(2);
   });
 
-  it('a run that has ended is not begun again, by anything that makes the loop look', async () => {
+  it('a run that has ended is not restarted, whatever wakes the loop', async () => {
     const host = await joined();
     const row = await create();
     await becomes(row, 'running');
@@ -149,7 +149,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(await store.sandboxes.get(row.id)).toMatchObject({ exitCode: 7, observed: 'stopped' });
   });
 
-  it('--rm: removed when its command has ended, with its exit code kept', async () => {
+  it('--rm: a sandbox is removed after its command ended, and keeps its exit code', async () => {
     const host = await joined();
     const row = await create({ spec: { image: 'host', removeOnExit: true } });
     await becomes(row, 'running');
@@ -157,7 +157,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     const stop = new AbortController();
     const upkeep = new Upkeep({ store, clock, logger: silentLogger }).run(stop.signal);
     await settle();
-    // What it wrote can still be read from its host.
+    // Its output can still be read from the host.
     expect([await state(row), host.copies.size]).toEqual(['stopped', 1]);
     await clock.advance(removeOnExitMs + upkeepMs);
     await becomes(row, 'deleted');
@@ -167,7 +167,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await store.sandboxes.get(row.id))?.exitCode).toBe(7);
   });
 
-  it('a permanent error fails the sandbox with what to do; nothing is tried again', async () => {
+  it('a permanent error fails the sandbox with a hint, without a retry', async () => {
     const host = await joined();
     host.before = () => {
       throw new DroverError('image-not-found', 'there is no image nope', { hint: 'look at its name' });
@@ -181,7 +181,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
       message: 'there is no image nope',
       hint: 'look at its name',
     });
-    // What its host keeps of it takes a slot, as a stopped one does.
+    // Its files on the host take a slot, like those of a stopped sandbox.
     expect((await store.hosts.get(host.id))?.reserved).toEqual({ cpuMillis: 0, memoryBytes: 0, slots: 1 });
     host.before = () => undefined;
     await store.sandboxes.setDesired(row.id, 'running');
@@ -189,7 +189,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await becomes(row, 'running');
   });
 
-  it('L-22: a passing error is tried again with growing delays, a bounded number of times', async () => {
+  it('L-22: a transient error is retried with growing delays, a bounded number of times', async () => {
     const host = await joined();
     const at: number[] = [];
     host.before = (operation) => {
@@ -204,13 +204,13 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(await store.sandboxes.get(row.id)).toMatchObject({ observed: 'failed', reason: 'unavailable' });
     const delays = at.slice(1).map((time, i) => time - (at[i] ?? 0));
     expect(delays).toEqual([500, 1000, 2000, 4000, 8000]);
-    // Nothing of it is left to be made on the host.
+    // No creation is pending on the host.
     await until(() => host.has(row.id) === 'STOPPED');
     await clock.advance(300_000);
     expect([at.length, await state(row)]).toEqual([6, 'failed']);
   });
 
-  it('L-22, R-9: what may pass never shows as failed, neither of a create nor of a start, nor over a new stream', async () => {
+  it('L-22, R-9: a transient error of a create or a start never shows as failed, also over a new stream', async () => {
     const host = await joined();
     const refuse = (): void => {
       throw new DroverError('unavailable', 'the gateway does not answer');
@@ -223,7 +223,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     const other = await create();
     await store.sandboxes.setDesired(row.id, 'running');
     for (const sandbox of [row, other]) await becomes(sandbox, 'preparing');
-    // The agent that could not make them is gone; the next one knows of them what it wrote down.
+    // The agent restarts, and knows the sandboxes from its state directory.
     await hub.drop(host);
     host.before = () => undefined;
     await hub.connect(host);
@@ -232,7 +232,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(events.filter(({ data }) => data['state'] === 'failed')).toEqual([]);
   });
 
-  it('R-13: a registry that the host has asked often enough is not asked again', async () => {
+  it('R-13: a registry error that the host has already retried is not retried', async () => {
     const host = await joined();
     host.before = () => {
       throw new DroverError('registry-unreachable', 'no answer');
@@ -243,7 +243,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(host.commands).toHaveLength(1);
   });
 
-  it('L-26: what comes back running is adopted; its command is not given again', async () => {
+  it('L-26: a sandbox that still runs after a reconnect is adopted, not started again', async () => {
     const host = await joined();
     const row = await create();
     await becomes(row, 'running');
@@ -262,7 +262,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await upkeep;
   });
 
-  it('L-26: a copy that belongs elsewhere by now is fenced when its host comes back', async () => {
+  it('L-26: the copy of a sandbox that has moved is fenced when its host reconnects', async () => {
     const first = await joined();
     const row = await create();
     await becomes(row, 'running');
@@ -279,7 +279,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await store.hosts.get(first.id))?.reserved.slots).toBe(0);
   });
 
-  it('L-26: a copy that the store never heard of is removed', async () => {
+  it('L-26: a copy of an unknown sandbox is removed', async () => {
     const host = new FakeHost(newHostId());
     host.set(newSandboxId(), 1n, 'RUNNING');
     await store.hosts.join({ id: host.id, name: 'x', labels: {}, certificateExpiresAt: 1 });
@@ -287,7 +287,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await until(() => host.copies.size === 0);
   });
 
-  it('L-23, L-29: a stream that drops in mid-creation loses nothing and makes nothing twice', async () => {
+  it('L-23, L-29: a stream that drops during a creation loses nothing and creates nothing twice', async () => {
     const host = await joined();
     const began = Promise.withResolvers<void>();
     host.before = () => {
@@ -298,14 +298,14 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await began.promise;
     await hub.drop(host);
     host.before = () => undefined;
-    // It was made all the same; the answer is what was lost.
+    // The host has created it; only the response was lost.
     host.set(row.id, 1n, 'RUNNING');
     await hub.connect(host);
     await becomes(row, 'running');
     expect(host.commands).toEqual([`create ${row.id}`]);
   });
 
-  it('L-18: a slow sandbox holds up no other', async () => {
+  it('L-18: a slow sandbox delays no other', async () => {
     const host = await joined();
     const slow = await store.sandboxes.create(draft());
     host.before = (operation) =>
@@ -316,7 +316,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect(await state(slow)).toBe('scheduled');
   });
 
-  it('L-10, L-29: a host that vanished together with the replica that held it is marked down by another one', async () => {
+  it('L-10, L-29: a host that failed together with its replica is marked down by another replica', async () => {
     const host = await joined();
     const stop = new AbortController();
     const upkeep = new Upkeep({ store, clock, logger: silentLogger }).run(stop.signal);
@@ -328,7 +328,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await upkeep;
   });
 
-  it('R-20: stops what is past its ttl', async () => {
+  it('R-20: a sandbox is stopped after its TTL', async () => {
     await joined();
     const row = await create({ spec: { image: 'host', ttlSeconds: 30n } });
     await becomes(row, 'running');
@@ -340,7 +340,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await upkeep;
   });
 
-  it('L-27: a drain moves what fits elsewhere, names or stops the rest, and says when it is done', async () => {
+  it('L-27: a drain moves the sandboxes that fit elsewhere, names or stops the others, and reports its end', async () => {
     const host = await joined({ slots: 3 });
     const rows = [await create(), await create(), await create()];
     for (const row of rows) await becomes(row, 'running');
@@ -372,11 +372,11 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     expect((await placement.placeNow((await store.sandboxes.create(draft({ room: smallRoom }))).id)).pendingReason).toBe('unschedulable');
   });
 
-  it('a drain that somebody ends goes no further, and says so', async () => {
+  it('an uncordon ends a drain with an error', async () => {
     const host = await joined({ slots: 2 });
     const rows = [await create(), await create()];
     for (const row of rows) await becomes(row, 'running');
-    // It ignores SIGTERM: the drain waits for it.
+    // The stops never end, like those of a command that ignores SIGTERM: the drain waits.
     host.before = async (operation) => {
       if (operation.case === 'stop') await new Promise(() => undefined);
     };
@@ -386,21 +386,21 @@ describe('the reconciler, on a real store and simulated hosts', () => {
     await store.hosts.setScheduling(host.id, 'open');
     const next = draining.next();
     let ended = false;
-    const over = next.catch((error: unknown) => error).finally(() => (ended = true));
+    const outcome = next.catch((error: unknown) => error).finally(() => (ended = true));
     await until(async () => {
       await clock.advance(500);
       return ended;
     });
-    expect(await over).toMatchObject({
+    expect(await outcome).toMatchObject({
       code: 'conflict',
       message: expect.stringMatching(/was uncordoned while it drained; what is left on it stays there/),
     });
   });
 
-  it('L-22: whatever is wished, dropped, repeated and delayed: in the end every host holds what is wanted, once', async () => {
+  it('L-22: after any requests, drops, repetitions and delays, the hosts converge to the desired state', async () => {
     const seed = Number(process.env['DROVER_TEST_SEED'] ?? Date.now() % 100_000);
     let value = seed;
-    // A small generator of its own (numerical recipes' LCG), so that a failure can be run again with its seed.
+    // A seeded generator (the LCG of Numerical Recipes), so that a failure can be reproduced.
     const random = (): number => {
       value = (value * 1_664_525 + 1_013_904_223) % 2 ** 32;
       return value / 2 ** 32;
@@ -424,7 +424,7 @@ describe('the reconciler, on a real store and simulated hosts', () => {
       const action = random();
       if (action < 0.25 && rows.length < 12) rows.push(await create());
       else if (action < 0.6 && row !== undefined) {
-        // A wish that its state does not allow is refused; that is the caller's affair.
+        // A request that the state does not allow is refused, which is correct here.
         await store.sandboxes.setDesired(row.id, pick(['running', 'stopped', 'paused', 'deleted'])).catch(() => undefined);
       } else if (action < 0.7) await hub.drop(host);
       else if (action < 0.8) await hub.connect(host);
@@ -443,13 +443,13 @@ describe('the reconciler, on a real store and simulated hosts', () => {
         const copies = hosts.map((host) => host.has(row.id)).filter((copy) => copy !== undefined);
         if (now === undefined || copies.length > 1) return false;
         const copy = copies[0];
-        const right =
+        const asDesired =
           now.desired === 'deleted'
             ? now.deletedAt !== undefined && copy === undefined
             : now.observed === 'failed'
               ? copy !== 'RUNNING'
               : { running: 'RUNNING', paused: 'PAUSED', stopped: 'STOPPED' }[now.desired] === (copy ?? 'STOPPED');
-        if (!right) return false;
+        if (!asDesired) return false;
       }
       return true;
     };

@@ -14,7 +14,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
   afterAll(() => stores.stop());
   afterEach(() => stores.closeAll());
 
-  /** Upkeep as a replica runs it, for as long as the test does. */
+  /** Runs upkeep, as a replica does, until it is disposed. */
   function running(store: Store, clock: FakeClock, more: Partial<UpkeepOptions> = {}): AsyncDisposable {
     const stop = new AbortController();
     const done = new Upkeep({ store, clock, logger: silentLogger, ...more }).run(stop.signal);
@@ -26,7 +26,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     };
   }
 
-  /** Moves time on round by round; each has been done before the next begins. */
+  /** Advances the clock round by round. Each round ends before the next begins. */
   async function pass(clock: FakeClock, ms: number): Promise<void> {
     for (let left = ms; left > 0; left -= upkeepMs) {
       while (clock.sleeping === 0) {
@@ -43,7 +43,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     }
   }
 
-  it('L-29: hosts of a replica that died for good are marked down by another, and taken over where they register', async () => {
+  it('L-29: another replica marks down the hosts of a dead replica, and owns those that register with it', async () => {
     const clock = new FakeClock(1_000_000);
     const url = await stores.newUrl();
     const [dead, alive] = [await stores.open({ url, clock }), await stores.open({ url, clock })];
@@ -51,7 +51,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     const row = await dead.sandboxes.create(draft());
     await dead.sandboxes.place(row.id, id);
     await dead.sandboxes.observe(id, epoch, [seen(row, 'RUNNING')]);
-    // From here on nobody stamps its liveness: the replica that held its stream is gone without a word.
+    // The replica that held the stream has crashed: no heartbeat is stored from here on.
     await using _ = running(alive, clock);
     const host = async () => await alive.hosts.get(id);
     const state = async (): Promise<string> => {
@@ -64,7 +64,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     await pass(clock, 2 * upkeepMs);
     expect(await host()).toMatchObject({ connected: false, owner: '', epoch });
     expect((await host())?.downReason).toContain('silent');
-    // Nothing new is placed on it, and what runs on it is not given up yet (L-26).
+    // No sandbox is placed on the host, and its sandboxes are not lost yet (L-26).
     const other = await alive.sandboxes.create(draft());
     expect(await alive.sandboxes.place(other.id, id)).toBe(false);
     expect(await state()).toBe('running');
@@ -81,7 +81,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect((await alive.sandboxes.get(row.id))?.startCount).toBe(1);
   });
 
-  it('L-9, L-10: a host whose heartbeats are stamped stays ready, and one that was only thought silent comes back with the next', async () => {
+  it('L-9, L-10: a host with stored heartbeats stays ready; after a false alarm, the next heartbeat makes it ready again', async () => {
     const clock = new FakeClock(1_000_000);
     const store = await stores.open({ clock });
     const { id, epoch } = await readyHost(store);
@@ -100,7 +100,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect((await store.hosts.get(id))?.connected).toBe(true);
   });
 
-  it('I-11: compares the sessions with the registry at every round; a failure holds up nothing else', async () => {
+  it('I-11: compares the sessions with the registry in every round; a failure blocks no other task', async () => {
     const clock = new FakeClock(1_000_000);
     const store = await stores.open({ clock });
     const { id } = await readyHost(store);
@@ -115,7 +115,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     expect((await store.hosts.get(id))?.connected).toBe(false);
   });
 
-  it('R-2: --rm removes what has ended, and not what was started again while it was looked at', async () => {
+  it('R-2: --rm removes an ended sandbox, but not one that is started again concurrently', async () => {
     const clock = new FakeClock(1_000_000);
     const store = await stores.open({ clock });
     const { id, epoch } = await readyHost(store);
@@ -127,22 +127,22 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
         return row;
       }),
     );
-    const [again, over] = ended;
-    if (again === undefined || over === undefined) throw new Error('there are two');
-    // Somebody's start comes between the look and the removal.
-    const look = store.sandboxes.finished.bind(store.sandboxes);
+    const [restarted, finished] = ended;
+    if (restarted === undefined || finished === undefined) throw new Error('there are two');
+    // A start arrives between the query and the removal.
+    const query = store.sandboxes.finished.bind(store.sandboxes);
     vi.spyOn(store.sandboxes, 'finished').mockImplementation(async (before) => {
-      const rows = await look(before);
-      if (rows.some((row) => row.id === again.id)) await store.sandboxes.setDesired(again.id, 'running');
+      const rows = await query(before);
+      if (rows.some((row) => row.id === restarted.id)) await store.sandboxes.setDesired(restarted.id, 'running');
       return rows;
     });
     await using _ = running(store, clock);
     await pass(clock, removeOnExitMs + 2 * upkeepMs);
-    expect((await store.sandboxes.get(over.id))?.desired).toBe('deleted');
-    expect((await store.sandboxes.get(again.id))?.desired).toBe('running');
+    expect((await store.sandboxes.get(finished.id))?.desired).toBe('deleted');
+    expect((await store.sandboxes.get(restarted.id))?.desired).toBe('running');
   });
 
-  it('drops what is old: deleted sandboxes, expired tokens, used keys, and events beyond their number', async () => {
+  it('drops old deleted sandboxes, expired tokens, old idempotency keys, and events beyond the retained number', async () => {
     const clock = new FakeClock(1_000_000_000_000);
     const store = await stores.open({ clock });
     const rows = await Promise.all(['a', 'b', 'c'].map(async (name) => await store.sandboxes.create(draft({ name }))));
@@ -163,7 +163,7 @@ describe.each(['sqlite', 'postgres'] as const)('upkeep on %s', (kind) => {
     {
       await using _ = running(store, clock, { retainedDeleted: 1, retainedEvents: 2 });
       await pass(clock, upkeepMs);
-      // By number at once, the one that was deleted last kept.
+      // The limit by number applies immediately, and keeps the sandbox deleted last.
       expect(await names()).toEqual(['b', 'c']);
       expect(await store.events.after(0, retainedEvents)).toHaveLength(2);
       expect(await answer('second')).toBe('first');
