@@ -16,7 +16,7 @@ describe('R-19: the secret box', () => {
   const box = new SecretBox(randomBytes(32));
   const id = newSandboxId();
 
-  it('gives back what was sealed, and seals nothing twice alike', () => {
+  it('unseals every sealed value, and never seals a value twice to the same text', () => {
     const sealed = ['', 'a', 'x'.repeat(65_536)].map((value) => box.seal(id, 'TOKEN', bytes(value)));
     expect(sealed.map((one) => box.unseal(id, 'TOKEN', one).byteLength)).toEqual([0, 1, 65_536]);
     expect(text(box.unseal(id, 'TOKEN', box.seal(id, 'TOKEN', bytes('hush'))))).toBe('hush');
@@ -24,7 +24,7 @@ describe('R-19: the secret box', () => {
     expect(Buffer.from(box.seal(id, 'TOKEN', bytes('hush')), 'base64').includes('hush')).toBe(false);
   });
 
-  it('opens it for the sandbox and the name that it was sealed for, with the key, unchanged: for nothing else', () => {
+  it('refuses another sandbox, another name, another key or a changed text', () => {
     const sealed = box.seal(id, 'TOKEN', bytes('hush'));
     const changed = Buffer.from(sealed, 'base64');
     changed[14] = (changed[14] ?? 0) ^ 1;
@@ -40,7 +40,7 @@ describe('R-19: the secret box', () => {
     }
   });
 
-  it('tells values apart by digests that only the holder of the key can make', () => {
+  it('computes digests that depend on the value and the key', () => {
     expect(box.digest(bytes('hush'))).toEqual(box.digest(bytes('hush')));
     expect(box.digest(bytes('hush'))).not.toEqual(box.digest(bytes('hush!')));
     expect(box.digest(bytes('hush'))).not.toEqual(new SecretBox(randomBytes(32)).digest(bytes('hush')));
@@ -53,14 +53,14 @@ describe('R-19: the secret box', () => {
     });
     afterEach(() => rm(directory, { recursive: true }));
 
-    it("is made at the first start, the owner's alone, and kept", async () => {
+    it('is created at the first start, readable by its owner only, and reused', async () => {
       const path = join(directory, 'secrets.key');
       const sealed = (await SecretBox.open(path)).seal(id, 'TOKEN', bytes('hush'));
       expect((await stat(path)).mode & 0o777).toBe(0o600);
       expect(text((await SecretBox.open(path)).unseal(id, 'TOKEN', sealed))).toBe('hush');
     });
 
-    it('I-28: that cannot be read ends the start', async () => {
+    it('I-28: fails the start if it is invalid', async () => {
       await writeFile(join(directory, 'secrets.key'), 'short');
       await expect(SecretBox.open(join(directory, 'secrets.key'))).rejects.toMatchObject({ code: 'invalid-config' });
     });
@@ -85,22 +85,22 @@ describe('the secrets of a new sandbox', () => {
       ),
     );
 
-  it('are variables and files, one value each', () => {
+  it('are environment variables and files with one value each', () => {
     expect(() => check([env('TOKEN'), file('id_ed25519'), file('tls.key')])).not.toThrow();
     expect(() => check([])).not.toThrow();
     expect(() => check([file('BLOB')], { BLOB: new Uint8Array([0, 255]) })).not.toThrow();
   });
 
   it.each<[string, () => void, RegExp]>([
-    ['a name that is no variable', () => check([env('A-B')]), /name of an environment variable/],
+    ['a name that is invalid for a variable', () => check([env('A-B')]), /name of an environment variable/],
     ['a name that leaves the directory', () => check([file('../x')]), /name of a secret/],
     ['a hidden name', () => check([file('.x')]), /name of a secret/],
     ['a name twice', () => check([env('A'), file('A')]), /the same name/],
     ['no value', () => check([env('A')], {}), /not those that the spec names/],
     ['a value too many', () => check([], { A: 'canary' }), /not those that the spec names/],
-    ['the value of another', () => check([env('A')], { B: 'canary' }), /not those that the spec names/],
+    ['a value of another secret', () => check([env('A')], { B: 'canary' }), /not those that the spec names/],
     ['no target', () => check([{ name: 'A' }]), /has no target/],
-    ['a variable that is no text', () => check([env('A')], { A: new Uint8Array([255]) }), /is not text/],
+    ['a variable that is not text', () => check([env('A')], { A: new Uint8Array([255]) }), /is not text/],
     ['a variable with a NUL', () => check([env('A')], { A: 'canary\0' }), /is not text/],
     ['too large', () => check([file('A')], { A: 'c'.repeat(maxSecretBytes + 1) }), /has 65537 bytes/],
     [
@@ -114,7 +114,7 @@ describe('the secrets of a new sandbox', () => {
     ],
     ['too many', () => check(Array.from({ length: maxSecrets + 1 }, (_, i) => env(`A${i}`))), /there are 65 secrets/],
     ['a mount over the files', () => check([file('A')], undefined, { mounts: [{ source: '/srv', target: '/run/' }] }), /would cover/],
-  ])('are refused: %s; and no message holds a value', (_, act, message) => {
+  ])('are refused: %s; no message contains a value', (_, act, message) => {
     expect(act).toThrow(message);
     try {
       act();
