@@ -90,7 +90,7 @@ const desiredStateEvents: ReadonlySet<string> = new Set([
   'IdentityReinstated',
 ]);
 
-/** Whether the event may give its host something to do. A change that the host itself has reported does not. */
+/** Whether the event may require a step on the sandbox's host. A change that the host has reported requires none. */
 function changesDesiredState({ type, data }: StoredEvent): boolean {
   if (desiredStateEvents.has(type)) return true;
   // `pending`: the sandbox was unplaced. `failed`: its start was given up.

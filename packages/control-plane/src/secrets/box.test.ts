@@ -104,7 +104,7 @@ describe('the secrets of a new sandbox', () => {
     ['a variable with a NUL', () => check([env('A')], { A: 'canary\0' }), /is not text/],
     ['too large', () => check([file('A')], { A: 'c'.repeat(maxSecretBytes + 1) }), /has 65537 bytes/],
     [
-      'too large together',
+      'too large in total',
       () =>
         check(
           ['A', 'B', 'C', 'D', 'E'].map(file),

@@ -555,7 +555,7 @@ describe.each(['sqlite', 'postgres'] as const)('identities on %s', (kind) => {
       const { id } = await box();
       await store.sandboxes.place(id, host.id);
       const row = await store.sandboxes.get(id);
-      if (row === undefined) throw new Error('it was made just now');
+      if (row === undefined) throw new Error('the sandbox does not exist');
       return { host, row };
     };
 

@@ -64,7 +64,7 @@ function parseStoreUrl(url: string): { readonly kind: Store['kind']; readonly lo
   const path = url.startsWith('sqlite:') ? url.slice('sqlite:'.length) : url;
   if (path === '' || /^[a-z][a-z0-9+.-]*:\/\//.test(path)) {
     throw new DroverError('invalid-config', `${JSON.stringify(clip(url))} is not a store`, {
-      hint: 'give a path, sqlite:PATH or postgres://USER@HOST/DATABASE',
+      hint: 'use a path, sqlite:PATH or postgres://USER@HOST/DATABASE',
     });
   }
   return { kind: 'sqlite', location: path };

@@ -130,7 +130,7 @@ describe.each(['sqlite', 'postgres'] as const)('the store on %s', (kind) => {
         await store.sandboxes.setDesired(row.id, 'deleted');
       }
       const [a, b] = rows;
-      if (a === undefined || b === undefined) throw new Error('two were made');
+      if (a === undefined || b === undefined) throw new Error('expected two sandboxes');
       expect(await names()).toEqual(['a', 'b', 'c', 'd', 'e']);
 
       expect(await store.sandboxes.trimDeleted(clock.now() - 2_500, 10)).toBe(1);
