@@ -67,7 +67,12 @@ export class OpenDatabase implements Database {
     this.#remote =
       options.kind === 'sqlite'
         ? undefined
-        : new PostgresListener({ url: options.location, clock: options.clock, logger: options.logger, wake: () => this.#scheduleNotification() });
+        : new PostgresListener({
+            url: options.location,
+            clock: options.clock,
+            logger: options.logger,
+            wake: () => this.#scheduleNotification(),
+          });
   }
 
   /** @throws {DroverError} internal, within `together`: a query outside its transaction would wait for the transaction, a deadlock */

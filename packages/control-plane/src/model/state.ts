@@ -60,10 +60,8 @@ export function sandboxState(row: StateColumns): DisplayedState {
   }
   if (row.pendingReason !== '') return { state: 'pending', reason: row.pendingReason, message: row.pendingMessage, ...noHint };
   if (row.hostId === undefined) return { state: 'pending', reason: 'placing', message: 'a host is being chosen', ...noHint };
-  if (row.observed === undefined)
-    return { state: 'scheduled', reason: 'scheduled', message: 'its host is about to create it', ...noHint };
-  if (hasEnded(row.observed))
-    return { state: 'scheduled', reason: 'scheduled', message: 'its host is about to start it again', ...noHint };
+  if (row.observed === undefined) return { state: 'scheduled', reason: 'scheduled', message: 'its host is about to create it', ...noHint };
+  if (hasEnded(row.observed)) return { state: 'scheduled', reason: 'scheduled', message: 'its host is about to start it again', ...noHint };
   if (row.desired === 'stopped') return { state: 'stopping', ...explanation };
   return { state: row.observed, ...explanation };
 }

@@ -63,7 +63,7 @@ export class Upkeep {
     const since = clock.now() - orphanedHostMs;
     for (const host of await store.hosts.list()) {
       if (!host.connected || host.lastSeenAt >= since) continue;
-      await store.hosts.markDown(host.id, host.epoch, 'neither the host nor the control plane that held its stream responds');
+      await store.hosts.markDown(host.id, host.epoch, 'the host is silent, and so is the control plane that held its stream');
       logger.warn({ hostId: host.id, owner: host.owner }, 'host marked down: no replica receives its heartbeats');
     }
   }

@@ -20,7 +20,8 @@ export function desiredPatch(
   const runEnded = runIsOver(sandboxRow(row));
   const graceMs = desired === 'stopped' && options.kill === true ? killGraceMs : options.graceMs;
   const cause = { stop_cause: options.cause ?? (desired === 'deleted' ? 'removed' : 'asked'), stop_by: options.by ?? '' };
-  if (row.desired === 'stopped' && desired === 'stopped') return shortenedStop(row, graceMs ?? 0, options.cause === 'contained' ? cause : {});
+  if (row.desired === 'stopped' && desired === 'stopped')
+    return shortenedStop(row, graceMs ?? 0, options.cause === 'contained' ? cause : {});
   // A request to run a sandbox whose run has ended is a new start, although its desired state is already `running`.
   if (row.desired === desired && !(desired === 'running' && runEnded)) return undefined;
   if (row.desired === 'deleted') {

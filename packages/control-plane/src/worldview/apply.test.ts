@@ -248,7 +248,12 @@ describe('I-35: any events, in any order', () => {
         const view = fold(events);
         expect(fold(events)).toEqual(view);
         expect(JSON.parse(JSON.stringify(view))).toEqual(view);
-        for (const value of [view.session.lastError, view.session.peerCommonName, view.identity.message, view.init.failure?.message ?? '']) {
+        for (const value of [
+          view.session.lastError,
+          view.session.peerCommonName,
+          view.identity.message,
+          view.init.failure?.message ?? '',
+        ]) {
           expect(value.length).toBeLessThanOrEqual(viewTextLength + 1);
         }
       }),
