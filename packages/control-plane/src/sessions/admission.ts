@@ -14,7 +14,7 @@ import type { SessionContext } from './context.ts';
 
 type Outcome = { readonly kind: 'trusted' } | Untrusted;
 
-/** Whether the peer of one connection is the sandbox (I-27): decides by the registry, and has an unregistered sandbox register. */
+/** Decides whether the peer of one connection is the sandbox (I-27). Makes an unregistered sandbox register first. */
 export class Admission {
   readonly #context: SessionContext;
   readonly #id: SandboxId;
@@ -54,7 +54,7 @@ export class Admission {
   }
 
   /**
-   * The final decision, which is published when it is new.
+   * Returns the final decision, and publishes each change of it.
    * @param requested the response to a `requestRegister` that was sent with Hello
    */
   async admit(first: Decision, requested: Promise<void> | undefined, wasTrusted: boolean, signal: AbortSignal): Promise<Outcome> {
@@ -79,13 +79,13 @@ export class Admission {
         journal.publish({ kind: 'identity', type: 'AgentUntrusted', subject: this.#id, data: { reason, message, thumbprint } });
       }
       published = reason;
-      // A failure of the store is retried for as long as a dial may take.
+      // Retry a failed lookup for as long as a dial may take.
       if (reason !== 'lookup-failed' || clock.now() >= until) return outcome;
       await clock.sleep(backoff.nextMs(), signal);
     }
   }
 
-  /** Has the sandbox register, then reads the registry: the response of init proves nothing (I-13, I-27). */
+  /** Makes the sandbox register, then reads the registry: init's own response proves nothing (I-13, I-27). */
   async #register(again: boolean, requested: Promise<void> | undefined): Promise<Outcome> {
     const { journal, lastRefusal } = this.#context;
     const { thumbprint } = this.#verdict;
@@ -99,7 +99,7 @@ export class Admission {
     const decision = await this.assess();
     if (decision.kind !== 'register') return decision;
     const refusal = lastRefusal(this.#id, thumbprint);
-    const why = refusal ?? (problem === '' ? 'its init reports success, but the registry has no row of it' : problem);
+    const why = refusal ?? (problem === '' ? 'its init reports success, but the registry has no row for it' : problem);
     const message = `the sandbox did not register: ${why}`;
     const data = { ok: false, thumbprint, startCount: this.#startCount, message };
     journal.publish({ kind: 'identity', type: 'AgentRegistered', subject: this.#id, data });

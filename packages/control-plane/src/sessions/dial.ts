@@ -50,7 +50,7 @@ export interface DialContext extends DialerOptions {
   readonly history: StartHistory;
   /** A frame with an unknown id was dropped (I-33). */
   readonly dropped: () => void;
-  /** Closes a connection that no caller waits for. `closing` never rejects. */
+  /** Registers the close of a connection that continues in the background. `closing` never rejects. */
   readonly inBackground: (closing: Promise<void>) => void;
 }
 
@@ -59,9 +59,9 @@ export interface DialView {
   readonly client: InitClient | undefined;
   /** The thumbprint under which its peer is trusted now. */
   readonly trustedAs: string | undefined;
-  /** Its loop has ended. */
-  readonly over: boolean;
-  /** Why the loop ended without a session, when that was not intended. */
+  /** The loop has ended. */
+  readonly ended: boolean;
+  /** Why the loop ended unexpectedly, without a session. */
   readonly failure: DialFailed | undefined;
   /** Why the dial waits after a crash of the server. */
   readonly delayed: DroverError | undefined;
@@ -85,13 +85,13 @@ export class Dial implements DialView {
   #failure: DialFailed | undefined;
   #delayed: DroverError | undefined;
   #startCount = 0;
-  #over = false;
-  /** Of the last connection, after the end of the sandbox. */
+  #ended = false;
+  /** The close of the last connection, after the end of the sandbox. */
   #closing: Promise<void> | undefined;
   #wake: (() => void) | undefined;
-  /** Called when it has been ended. */
+  /** Called when this dial has ended: begins the dial that was requested meanwhile. */
   next: (() => void) | undefined;
-  /** It redials a lost session: one attempt, of which only a success is published. */
+  /** This dial redials a lost session: it makes one attempt, and publishes only its success. */
   #slow: boolean;
 
   constructor(id: SandboxId, context: DialContext, slow = false) {
@@ -121,8 +121,8 @@ export class Dial implements DialView {
     return this.#ending.signal.aborted;
   }
 
-  get over(): boolean {
-    return this.#over;
+  get ended(): boolean {
+    return this.#ended;
   }
 
   get failure(): DialFailed | undefined {
@@ -156,7 +156,7 @@ export class Dial implements DialView {
       if (this.ending) this.#set('none', '');
       else this.#failed(thrown);
     } finally {
-      this.#over = true;
+      this.#ended = true;
       this.#client = undefined;
       this.#context.changed(this.#id);
     }
@@ -182,7 +182,7 @@ export class Dial implements DialView {
       await this.#admitted();
       const end = await this.#dial();
       const ended = end === 'sandbox-ended';
-      const row = ended ? await this.#afterItsEnd() : await store.sandboxes.get(this.#id);
+      const row = ended ? await this.#hostReport() : await store.sandboxes.get(this.#id);
       this.#ending.signal.throwIfAborted();
       if (ended && isToRun(row) && startOf(row) === this.#startCount) history.report({ kind: 'interrupted', start: this.#startCount });
       const next = afterSession(history.state, row, this.#startCount, end);
@@ -196,7 +196,7 @@ export class Dial implements DialView {
     }
   }
 
-  /** Waits until the breaker admits the dial. This wait is no attempt, and fails no start. */
+  /** Waits until the breaker admits the dial. The wait does not count as an attempt and cannot fail the start. */
   async #admitted(): Promise<void> {
     const { breaker, journal, logger } = this.#context;
     const wait = breaker?.admit(this.#id);
@@ -217,11 +217,11 @@ export class Dial implements DialView {
   }
 
   /**
-   * Its host decides whether the sandbox has ended: an init that only claims so to end its session is redialled (I-2).
-   * @returns the row once the host has reported, or after `endReportMs`; undefined while the host is not connected, whose return begins
+   * The host decides whether the sandbox has ended: an init that falsely reports the end of its main process is redialled (I-2).
+   * @returns the row once the host has reported, or after `endReportMs`; undefined if the host is not connected: its reconnect begins
    *   another dial
    */
-  async #afterItsEnd(): Promise<SandboxRow | undefined> {
+  async #hostReport(): Promise<SandboxRow | undefined> {
     const { store, hub, clock } = this.#context;
     this.#set('none', '');
     const until = clock.now() + endReportMs;
@@ -236,7 +236,7 @@ export class Dial implements DialView {
     }
   }
 
-  /** One dial (I-23): attempts until one establishes a session. @returns how that ended @throws {DialFailed} */
+  /** One dial (I-23): attempts until one establishes a session. @returns how that session ended @throws {DialFailed} */
   async #dial(): Promise<ConnectionEnd> {
     const { clock, logger, store, hub, history } = this.#context;
     const signal = this.#ending.signal;
@@ -244,28 +244,28 @@ export class Dial implements DialView {
     let runs = false;
     this.#status = { ...this.#status, attempts: 0 };
     for (;;) {
-      let stood = false;
+      let established = false;
       let row: Reachable | undefined;
       try {
         row = mustBeReachable(await store.sandboxes.get(this.#id), (hostId) => hub.isConnected(hostId));
         signal.throwIfAborted();
-        // L-23: the host has any time to start the sandbox. The time for its init begins when it runs.
+        // L-23: the host may take any time to start the sandbox. The deadline for init is counted from when the sandbox runs.
         if (!runs && row.observed === 'running') {
           runs = true;
           until = clock.now() + dialTotalMs;
         }
         return await this.#attempt(row, Math.min(dialAttemptMs, until - clock.now()), () => {
-          stood = true;
+          established = true;
           this.#slow = false;
         });
       } catch (thrown) {
         signal.throwIfAborted();
         if (thrown instanceof DialFailed) throw thrown;
         const message = clip(thrown instanceof Error ? thrown.message : String(thrown), maxInitErrorLength);
-        this.#set(stood ? 'broken' : 'connecting', message);
-        // After a session that stood, the delay is drawn when the end is known.
-        const delayMs = stood ? 0 : this.#backoff.nextMs();
-        const next = afterFailure(history.state, { stood, slow: this.#slow }, until - clock.now(), delayMs);
+        this.#set(established ? 'broken' : 'connecting', message);
+        // After an established session, `#loop` draws the delay once it has decided to redial.
+        const delayMs = established ? 0 : this.#backoff.nextMs();
+        const next = afterFailure(history.state, { established, slow: this.#slow }, until - clock.now(), delayMs);
         if (next === 'broken') return 'broken';
         if (next === 'leaking') {
           throw new DialFailed(
@@ -298,7 +298,7 @@ export class Dial implements DialView {
     );
   }
 
-  /** The sandbox runs, and no session came as far as starting its command. False when that is not certain: the command may run. */
+  /** Whether the sandbox runs and no session has requested the start of its command. False if that is uncertain: the command may run. */
   async #neverBegan(row: Reachable): Promise<boolean> {
     const { history, worldview, logger } = this.#context;
     const start = startOf(row);
@@ -313,7 +313,7 @@ export class Dial implements DialView {
     }
   }
 
-  /** The plan was begun, and no session lasts for it (I-30). @throws {DialFailed} */
+  /** Fails a start whose sessions broke repeatedly within the plan (I-30). @throws {DialFailed} */
   async #failInterrupted(row: SandboxRow, message: string): Promise<never> {
     this.#context.history.report({ kind: 'settled' });
     await this.#declareFailed(row, `the session broke repeatedly: ${message}`, undefined);
@@ -328,13 +328,13 @@ export class Dial implements DialView {
     try {
       await declareStartFailed(this.#context, { row, startCount: startOf(row) }, message, unbegun, this.#ending.signal);
     } catch (error) {
-      // Another start has begun, which has a dial of its own.
+      // Another start has begun, and has its own dial.
       if (!hasCode(error, 'conflict')) throw error;
     }
   }
 
-  /** One connection's life. @throws the error that broke it, before or after its session was established */
-  async #attempt(row: Reachable, withinMs: number, stands: () => void): Promise<ConnectionEnd> {
+  /** Runs one connection until it ends. @throws the error that broke it, before or after its session was established */
+  async #attempt(row: Reachable, withinMs: number, onEstablished: () => void): Promise<ConnectionEnd> {
     const { clock, connect, history } = this.#context;
     this.#startCount = startOf(row);
     this.#began(row);
@@ -354,7 +354,7 @@ export class Dial implements DialView {
       const hooks = {
         greeted: (ack: init.HelloAck): void => {
           stopTimer();
-          stands();
+          onEstablished();
           this.#publishConnected(row, verdict, ack);
         },
         settled: (): void => void (settledAt = clock.now()),
@@ -372,9 +372,9 @@ export class Dial implements DialView {
       stopTimer();
       this.#client = undefined;
       this.#session = undefined;
-      // A peer that breaks its session soon after the plan is redialled ever more slowly.
+      // Not for a peer that breaks its session soon after the plan: it is redialled at increasing intervals.
       if (settledAt !== undefined && clock.now() - settledAt >= dialBackoffCapMs) this.#backoff.reset();
-      // I-26: nothing of a dial outlives it, except calls that still read the end of the main process.
+      // I-26: a dial leaves nothing open, except calls that still read the last output of the main process.
       if (connection !== undefined) {
         if (ended) this.#context.inBackground((this.#closing = this.#closeLater(connection)));
         else await this.#close(connection);
@@ -410,7 +410,7 @@ export class Dial implements DialView {
     journal.publish({ kind: 'session', type: 'SessionConnected', subject: this.#id, data });
   }
 
-  /** Counts failures in a row (I-25). Never rejects. */
+  /** Counts consecutive failures (I-25). Never rejects. */
   async #close(connection: Connection): Promise<void> {
     const { history, logger } = this.#context;
     try {
@@ -423,7 +423,7 @@ export class Dial implements DialView {
     }
   }
 
-  /** Init closes the connection itself after its last call. */
+  /** Leaves init time to close the connection after its last call. */
   async #closeLater(connection: Connection): Promise<void> {
     // Not the injected clock: the calls of the peer take real time.
     const grace = AbortSignal.any([connection.lost, this.#ending.signal, AbortSignal.timeout(closeGraceMs)]);

@@ -192,7 +192,7 @@ describe('a dial', () => {
     expect(attempts).toHaveLength(1);
     rows.delete(id);
     await clock.advance(1_000);
-    expect(dialer.get(id)?.over).toBe(true);
+    expect(dialer.get(id)?.ended).toBe(true);
     const again = running();
     rows.set(id, { ...(rows.get(again) as SandboxRow), id });
     dialer.dial(id);

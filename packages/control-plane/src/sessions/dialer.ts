@@ -13,7 +13,7 @@ export interface DialerStats {
   readonly droppedFrames: number;
 }
 
-/** One dial for each sandbox that it was told to dial (spec 2.6). It opens a session with any peer (I-1). */
+/** Holds at most one dial for each sandbox (spec 2.6), and opens a session with any peer (I-1). */
 export class Dialer {
   readonly #options: DialerOptions;
   readonly #ca: X509Certificate;
@@ -31,12 +31,12 @@ export class Dialer {
     this.#ca = new X509Certificate(options.caPem);
   }
 
-  /** Returns immediately (I-21). Without an effect while a dial is in flight or its session stands (I-22); after one that is ending. */
+  /** Returns immediately (I-21). Has no effect while a dial is in flight or its session is open (I-22). Follows a dial that is ending. */
   dial(id: SandboxId): void {
     if (this.#life.signal.aborted) return;
-    const standing = this.#dials.get(id);
-    if (standing === undefined || standing.over) this.#begin(id);
-    else if (standing.ending) standing.next = () => this.dial(id);
+    const current = this.#dials.get(id);
+    if (current === undefined || current.ended) this.#begin(id);
+    else if (current.ending) current.next = () => this.dial(id);
   }
 
   #begin(id: SandboxId, slow = false): void {
@@ -72,7 +72,7 @@ export class Dialer {
     }
   }
 
-  /** An intended end (I-24). Resolves when nothing of the session is left. */
+  /** Ends the session as intended (I-24). Resolves when its dial has ended. */
   async end(id: SandboxId): Promise<void> {
     const dial = this.#dials.get(id);
     if (dial === undefined) return;
@@ -84,7 +84,7 @@ export class Dialer {
     next?.();
   }
 
-  /** The intended end of a sandbox that is deleted, or will be another one when it starts again. */
+  /** Ends the session, and drops the history of its starts: the copy of the sandbox is deleted. */
   forget(id: SandboxId): void {
     this.#histories.delete(id);
     void this.end(id);

@@ -7,10 +7,10 @@ import { isDialable } from './policy/index.ts';
 import type { SessionContext } from './context.ts';
 
 /**
- * Declares that a start of a sandbox failed (I-30). The store may not know of the start yet, or may be unavailable: both are retried for as
- * long as a dial may take. Without an effect when the sandbox no longer runs.
- * @param unbegun its failure, when no step of the plan was begun: it is published as InitFailed
- * @throws {DroverError} conflict when the store knows of another start; the signal's reason
+ * Declares that a start of a sandbox failed (I-30). The store may not hold the start yet, or may be unavailable: both are retried for as long
+ * as a dial may take. Has no effect when the sandbox no longer runs.
+ * @param unbegun the failure, if no step of the plan has begun: it is published as InitFailed
+ * @throws {DroverError} conflict when the store holds another start; the signal's reason
  */
 export async function declareStartFailed(
   context: Pick<SessionContext, 'store' | 'journal' | 'initFailed' | 'clock' | 'logger' | 'random'>,
@@ -32,7 +32,7 @@ export async function declareStartFailed(
       }
       const now = await store.sandboxes.get(row.id);
       if (now === undefined || !isDialable(now)) return;
-      // The peer may be of a newer start than the row that was read: a new session finds out.
+      // The sandbox may have been started again since the session read its row: a new session handles that start.
       if (startOf(now) !== startCount) throw new DroverError('conflict', 'the sandbox was started again');
     } catch (error) {
       if (error instanceof DroverError && error.code === 'conflict') throw error;

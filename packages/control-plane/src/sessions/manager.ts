@@ -20,17 +20,17 @@ export interface SessionManagerOptions extends Omit<SessionContext, 'store' | 'c
   readonly store: Pick<Store, 'sandboxes'>;
   readonly hub: Pick<Hub, 'openTunnel' | 'isConnected'>;
   readonly feed: Pick<EventFeed, 'listen' | 'until' | 'wake'>;
-  /** The control plane's client credentials; a function is called for each attempt and gives the same object as long as they are the same. */
+  /** The control plane's client credentials. A function is called for each attempt, and returns the same object until they change. */
   readonly tls: SessionCredentials | (() => SessionCredentials);
   readonly registry: SessionContext['registry'] & Pick<Registry, 'findAll'>;
   readonly ca: Pick<CertificateAuthority, 'renewSandbox' | 'names'>;
-  /** Which dials have to wait after a crash of the server; absent: none has. */
+  /** Delays dials after a crash of the server; absent: no delay. */
   readonly breaker?: DialerOptions['breaker'];
   readonly clock?: Clock;
   readonly logger?: Logger;
 }
 
-/** When which sandbox of this replica's hosts is dialled: what the store says of it decides, and events only say when to look. */
+/** Dials the sandboxes of this replica's hosts. The stored state decides whether to dial; events only trigger the check. */
 export class SessionManager implements Sessions {
   readonly #options: SessionManagerOptions;
   readonly #logger: Logger;
@@ -39,7 +39,7 @@ export class SessionManager implements Sessions {
   #closed = false;
   #detach: (() => void) | undefined;
 
-  /** @throws {DroverError} invalid-config when the credentials cannot be had or read (I-28) */
+  /** @throws {DroverError} invalid-config when the credentials are missing or unreadable (I-28) */
   constructor(options: SessionManagerOptions) {
     this.#options = options;
     const { tls, hub, ca, clock = systemClock, logger = silentLogger } = options;
@@ -57,16 +57,16 @@ export class SessionManager implements Sessions {
     });
   }
 
-  /** Follows changes, and dials the sandboxes that run on connected hosts. @returns a function that ends the following */
+  /** Subscribes to changes, and dials the sandboxes that run on connected hosts. @returns a function that unsubscribes */
   attach(): () => void {
     const { feed } = this.#options;
     this.#detach = feed.listen((subject, event) => {
       if (!isSandboxId(subject)) return;
       if (event === undefined) this.#check(subject);
-      // I-11: an eviction ends the session. A sandbox that runs on is dialled as what it is now.
+      // I-11: an eviction ends the session. A sandbox that still runs is redialled under its present identity.
       else if (changesIdentity(event)) this.redial(subject);
     });
-    // Hosts that connect later report what they run.
+    // Hosts that connect later report their sandboxes.
     this.#dialRunning().catch((error: unknown) =>
       this.#logger.error({ err: error }, 'the running sandboxes could not be listed for their sessions'),
     );
@@ -108,13 +108,13 @@ export class SessionManager implements Sessions {
 
   async client(sandboxId: SandboxId, signal: AbortSignal): Promise<InitClient> {
     let dialled: DialView | undefined;
-    const look = async (): Promise<InitClient | undefined> => {
+    const findClient = async (): Promise<InitClient | undefined> => {
       const client = this.#dialer.client(sandboxId);
       if (client !== undefined) return client;
       const row = await this.#options.store.sandboxes.get(sandboxId);
       refuseEnded(sandboxId, row);
       const last = this.#dialer.get(sandboxId);
-      if (dialled !== undefined && last === dialled && dialled.over && dialled.failure !== undefined) throw dialled.failure;
+      if (dialled !== undefined && last === dialled && dialled.ended && dialled.failure !== undefined) throw dialled.failure;
       if (row === undefined || !isDialable(row)) return undefined;
       this.dial(sandboxId);
       dialled = this.#dialer.get(sandboxId);
@@ -122,16 +122,16 @@ export class SessionManager implements Sessions {
       if (dialled?.delayed !== undefined) throw dialled.delayed;
       return dialled?.client;
     };
-    return await this.#options.feed.until(sandboxId, look, signal);
+    return await this.#options.feed.until(sandboxId, findClient, signal);
   }
 
   /**
-   * I-11 as a level: a session whose peer was trusted as somebody whom the registry does not know any more is dialled anew, whether or not
-   * the event of the eviction came through. `sessionsCompared` at most; the next call goes on with the others.
+   * I-11: redials each session whose peer is trusted under a thumbprint that the registry no longer holds, even if the event of the eviction
+   * was lost. Compares at most `sessionsCompared` sessions; the next call continues with the others.
    */
   async compare(): Promise<void> {
     const trusted: (readonly [SandboxId, string])[] = [];
-    // After those of the last time, from the beginning when these were the last ones.
+    // Continue after the session that was compared last; start over after the end of the list.
     let passed = this.#comparedLast === undefined;
     for (const entry of this.#dialer.trusted()) {
       if (passed) trusted.push(entry);
@@ -144,9 +144,9 @@ export class SessionManager implements Sessions {
     for (const [id, thumbprint] of trusted) {
       const identity = identities.get(id);
       if (identity?.thumbprint === thumbprint || identity?.nextThumbprint === thumbprint) continue;
-      // Ended, greeted anew or renewed while the registry was read: the next time tells.
+      // The session ended or its certificate was renewed during the read: the next call compares it.
       if (this.#dialer.get(id)?.trustedAs !== thumbprint) continue;
-      this.#logger.warn({ sandbox: id, thumbprint }, 'a session stood with an identity that was evicted; it is dialled anew');
+      this.#logger.warn({ sandbox: id, thumbprint }, 'a session was open under an evicted identity; redialling');
       this.redial(id);
     }
   }
@@ -163,19 +163,19 @@ export class SessionManager implements Sessions {
     );
   }
 
-  /** Dials or ends, by what the store holds of the sandbox. */
+  /** Dials or ends the session, depending on the stored state of the sandbox. */
   async #follow(id: SandboxId): Promise<void> {
     const row = await this.#options.store.sandboxes.get(id);
     this.#dialer.wake(id);
     const last = this.#dialer.get(id);
     if (isToRun(row)) {
-      // I-25: an observation is no reason to dial again where another descriptor would be lost.
+      // I-25: an observation must not cause a dial that would leak another descriptor.
       if (last?.failure?.reason !== 'fd-leak-ceiling' || last.startCount !== startOf(row)) this.dial(id);
-    } else if (last?.over === true) void this.#dialer.end(id);
+    } else if (last?.ended === true) void this.#dialer.end(id);
   }
 }
 
-/** I-28: what cannot be used is found here, not at the first dial. */
+/** I-28: unusable credentials fail the start, not the first dial. */
 function checkCredentials({ certPem, keyPem, caPem }: SessionCredentials): void {
   const hint = 'restore the directory pki of the data directory from a backup';
   if (certPem === '' || keyPem === '' || caPem === '') {
@@ -192,7 +192,7 @@ function checkCredentials({ certPem, keyPem, caPem }: SessionCredentials): void 
   }
 }
 
-/** A sandbox that has ended, in its own words. */
+/** Refuses a sandbox that cannot have a session. @throws {DroverError} with its state and the reason of its end */
 function refuseEnded(id: SandboxId, row: SandboxRow | undefined): void {
   if (row === undefined)
     throw new DroverError('sandbox-not-found', `there is no sandbox ${id}`, { hint: '`drover sandbox ls` lists them' });

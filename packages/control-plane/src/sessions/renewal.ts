@@ -9,7 +9,7 @@ export interface RenewedPeer {
   readonly id: SandboxId;
   readonly certificate: X509Certificate;
   readonly commonName: string;
-  /** Of the certificate that the peer shows, or was issued since for the same key. */
+  /** Of the peer's current certificate: the presented one, or its renewal for the same key. */
   thumbprint: string;
 }
 
@@ -34,12 +34,12 @@ export async function renewCertificates(
       continue;
     }
     try {
-      // A pending certificate, which init may have installed, is offered again: the registry holds only one of them.
+      // Offer a pending certificate again, since init may have installed it: the registry holds only one pending thumbprint.
       if (pending === undefined || clock.now() >= renewAt(pending.certificatePem)) {
         pending = await ca.renewSandbox(peer.id, peer.commonName, key);
       }
       const { certificatePem, thumbprint, notAfter } = pending;
-      // The registry comes first: init may show the certificate as soon as it has it.
+      // Update the registry first: init may present the certificate as soon as it receives it.
       await registry.renewed(peer.id, thumbprint, peer.thumbprint);
       const response = stream.request({ case: 'installCertificate', value: { certificatePem } }, 'certificateInstalled');
       await withDeadline(response, stepMs, clock, () => new DroverError('timed-out', 'init did not install the certificate in time'));

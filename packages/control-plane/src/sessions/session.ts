@@ -26,15 +26,15 @@ export interface SessionOptions {
   readonly connection: Connection;
   readonly verdict: PeerVerdict;
   readonly history: StartHistory;
-  /** HelloAck came. */
+  /** HelloAck arrived. */
   readonly greeted: (ack: init.HelloAck) => void;
   /** A frame with an unknown id was dropped (I-33). */
   readonly dropped: () => void;
-  /** The plan has come to its end, or was declared failed. */
+  /** The plan has ended, or was declared failed. */
   readonly settled: () => void;
 }
 
-/** One connection's session, until it ends: Hello, admission, the plan, renewal. */
+/** The session of one connection, until it ends: Hello, admission, the plan, renewal. */
 export class Session {
   readonly #context: SessionContext;
   readonly #options: SessionOptions;
@@ -44,7 +44,7 @@ export class Session {
   readonly #admission: Admission;
   /** An intended end. */
   readonly #ending: AbortSignal;
-  readonly #over = new AbortController();
+  readonly #finished = new AbortController();
   readonly #peer: Pick<RenewedPeer, 'thumbprint'>;
   #trusted = false;
 
@@ -72,7 +72,7 @@ export class Session {
 
   /** @throws the error that broke it: of the stream, or of this side (I-26) */
   async run(): Promise<SessionEnd> {
-    const signal = AbortSignal.any([this.#ending, this.#over.signal, this.#options.connection.lost]);
+    const signal = AbortSignal.any([this.#ending, this.#finished.signal, this.#options.connection.lost]);
     const { worldview, logger, plans } = this.#context;
     const [decision, before, steps] = await abortable(
       Promise.all([
@@ -99,7 +99,7 @@ export class Session {
     try {
       return await Promise.race([this.#stream.run(signal), failed]);
     } finally {
-      this.#over.abort();
+      this.#finished.abort();
       await work.catch(() => undefined);
     }
   }
@@ -114,7 +114,7 @@ export class Session {
       { case: 'hello', value: { controlPlaneVersion: version, sentAt: timestampFromMs(this.#context.clock.now()) } },
       'helloAck',
     );
-    // Requests that do not depend on HelloAck go out with Hello: the user waits one round trip less for the first byte.
+    // Send requests that do not depend on HelloAck together with Hello: this saves the user one round trip.
     const onlyReady = first.kind === 'trusted' && !(steps instanceof DroverError) && steps[0]?.name === 'agent-ready';
     const ready = onlyReady ? this.#requestReady() : undefined;
     const registered = first.kind === 'register' && !first.again ? this.#admission.requestRegister('') : undefined;
@@ -132,8 +132,8 @@ export class Session {
   }
 
   /**
-   * No step is sent to an untrusted peer. A start whose plan was completed needs none; the stored state decides whether it was, since the
-   * peer proves nothing.
+   * No step is sent to an untrusted peer. A start whose plan was completed needs none. The stored state decides whether it was completed,
+   * since an untrusted peer proves nothing.
    * @throws {DroverError} unavailable when the stored state could not be read: another session decides
    */
   async #refusePlan({ message, expired }: Untrusted, before: SandboxView | undefined, signal: AbortSignal): Promise<void> {
@@ -146,7 +146,7 @@ export class Session {
     await this.#failUnbegun({ reason: 'identity-untrusted', message: `no plan is sent to a peer that is not trusted: ${message}` }, signal);
   }
 
-  /** Runs the missing steps of the plan (I-32): for as long as a start lasts, init knows which of its steps are done. */
+  /** Runs the missing steps of the plan (I-32). Init reports the completed steps of this start. */
   async #prepare(
     planned: readonly PlanStep[] | DroverError,
     { stepsDone }: init.HelloAck,
@@ -158,7 +158,7 @@ export class Session {
     const { history } = this.#options;
     const start = this.#startCount;
     if (stepsDone.includes('agent-ready')) {
-      // The command, which is the last step, has begun: no failure may end this start any more.
+      // The command, which is the last step, has begun: from now on no failure may end this start.
       if (!this.#isCompleted()) this.#publishCompleted(before?.init);
       history.report({ kind: 'completed', start });
       return this.#settle();
@@ -180,7 +180,7 @@ export class Session {
       return this.#settle();
     }
     const { place, failure } = outcome;
-    // The next session runs the missing steps; the policy decides when that was tried often enough.
+    // The next session runs the missing steps. The policy bounds these retries.
     if (failure.reason === 'transport-error') return history.report({ kind: 'interrupted', start });
     this.#settle();
     // A command that could not be started ends the sandbox, and its host reports that. Without a report, it fails as any other step.
@@ -208,12 +208,12 @@ export class Session {
   }
 
   async #requestReady(): Promise<void> {
-    // Before it is sent: even without a response, the command may run.
+    // Report before sending: even without a response, the command may run.
     this.#options.history.report({ kind: 'ready-requested', start: this.#startCount });
     await requestReady(this.#stream);
   }
 
-  /** The session that completed the plan was lost before it could publish that. */
+  /** Publishes InitCompleted for a session that was lost before it could do so. */
   #publishCompleted(view: InitView | undefined): void {
     const { clock, journal } = this.#context;
     const began = view?.state === 'running' && view.startCount === this.#startCount ? view.since : clock.now();
@@ -238,6 +238,6 @@ function otherSandbox(claimed: string): Untrusted {
   return {
     kind: 'untrusted',
     reason: 'certificate-invalid',
-    message: `its init claims to be ${JSON.stringify(clip(claimed))}, which its certificate does not`,
+    message: `its init claims to be ${JSON.stringify(clip(claimed))}, but its certificate does not confirm that`,
   };
 }

@@ -34,7 +34,7 @@ export type InitClient = Client<typeof init.InitService>;
 /** A connection to the peer at the session port of a sandbox. */
 export interface Connection {
   readonly client: InitClient;
-  /** What it showed in the handshake. It decides nothing here (I-1). */
+  /** The certificate that the peer presented in the handshake. A bad one does not end the connection (I-1). */
   readonly shown: ShownCertificate;
   /** Aborts when the connection is lost. */
   readonly lost: AbortSignal;
@@ -47,7 +47,7 @@ export interface Connection {
 /** Connects to the init of a sandbox. @throws {CloseFailed} when it fails and its sockets do not close (I-26) */
 export type Connector = (target: { readonly id: SandboxId; readonly hostId: HostId }, signal: AbortSignal) => Promise<Connection>;
 
-/** Sockets did not close in time: descriptors are being lost (I-25). */
+/** Sockets did not close in time, and leak their descriptors (I-25). */
 export class CloseFailed extends DroverError {
   constructor(message: string) {
     super('session-unavailable', message);
@@ -63,7 +63,7 @@ export function tunnelConnector(hub: Pick<Hub, 'openTunnel'>, credentials: () =>
 }
 
 /**
- * TLS and gRPC over a tunnel to one init. Accepts any certificate, and returns what was shown (I-1, I-2). Destroys the tunnel on failure
+ * TLS and gRPC over a tunnel to one init. Accepts any certificate, and returns it (I-1, I-2). Destroys the tunnel on failure
  * (I-26).
  */
 export async function connectInit(
@@ -122,7 +122,7 @@ function startTls(tunnel: Duplex, credentials: SessionCredentials, clock: Clock)
   // `lost` reports the end; an error without a listener would end the process.
   for (const stream of [socket, tunnel, paced]) stream.on('error', lose);
   for (const stream of [socket, tunnel]) stream.once('close', lose);
-  // An init that was killed half-closes the tunnel without closing TLS. One that closes TLS does it sooner than this.
+  // An init that was killed half-closes the tunnel without closing TLS. An init that closes TLS does so before this timer expires.
   tunnel.once('end', () => {
     const timer = setTimeout(() => socket.destroy(), closeGraceMs);
     tunnel.once('close', () => clearTimeout(timer));
@@ -142,11 +142,11 @@ function grpcOver(socket: TLSSocket, id: SandboxId, clock: Clock, throttled: () 
   let used = false;
   const manager = new ReadableSessionManager(
     url,
-    // The Session stream keeps the connection in use, so that it is never closed for idleness.
+    // The Session stream keeps the connection in use, so no idle timeout closes it.
     { pingIntervalMs: sessionPingMs, pingTimeoutMs: sessionPingTimeoutMs },
     {
       createConnection: () => {
-        // A connection carries one session: only the dialer decides about another.
+        // A connection carries one session: only the dialer may open another.
         if (used) throw new Error('the session with the sandbox was lost');
         used = true;
         return socket;

@@ -2,7 +2,7 @@ import { Duplex } from 'node:stream';
 import type { Interceptor } from '@connectrpc/connect';
 import type { Clock } from '@drover/foundation';
 
-/** Tokens that come back at a steady rate; what is taken beyond them is a debt, to be waited for. */
+/** A token bucket that refills at a constant rate. Taking more tokens than it holds creates a debt, which the caller waits out. */
 export class TokenBucket {
   readonly #perSecond: number;
   readonly #burst: number;
@@ -18,10 +18,10 @@ export class TokenBucket {
     this.#at = clock.now();
   }
 
-  /** Takes `count` tokens. Returns after how many milliseconds the debt is paid; 0: there is none. */
+  /** Takes `count` tokens. @returns the milliseconds until the debt is paid; 0: no debt */
   take(count: number): number {
     const now = this.#clock.now();
-    // A clock that is set back gives no tokens, and takes none.
+    // A clock that is set back neither adds nor removes tokens.
     const passedMs = Math.max(0, now - this.#at);
     this.#at = now;
     this.#tokens = Math.min(this.#burst, this.#tokens + (passedMs * this.#perSecond) / 1000) - count;
@@ -29,7 +29,7 @@ export class TokenBucket {
   }
 }
 
-/** Reads from `inner` no faster than the bucket has tokens, one a byte. A reader that waits stops the writer at the far end (backpressure). */
+/** Reads from `inner` at the rate of the bucket, one token for each byte. While it waits, backpressure stops the remote writer. */
 export class PacedStream extends Duplex {
   readonly #inner: Duplex;
   #full = false;
@@ -50,7 +50,7 @@ export class PacedStream extends Duplex {
             this.#owing = false;
             this.#resume();
           },
-          // It was closed first.
+          // The stream closed during the wait.
           () => undefined,
         );
       }
@@ -59,7 +59,7 @@ export class PacedStream extends Duplex {
     inner.once('end', () => this.push(null));
     inner.once('error', (error) => this.destroy(error));
     inner.once('close', () => {
-      // What came before its end can still be read.
+      // Data received before its end can still be read.
       if (!inner.readableEnded) this.destroy();
     });
   }
@@ -88,9 +88,9 @@ export class PacedStream extends Duplex {
 }
 
 /**
- * Takes a token for each message from the peer, over all calls of one connection, and waits for the debt before the next is read.
- * A burst also bounds how long messages that arrived together keep the process from other sessions.
- * @param throttled called once, when there is a debt for the first time
+ * Takes a token for each message from the peer, over all calls of one connection, and waits out a debt before it reads the next one.
+ * The burst also bounds how long a batch of messages keeps the process from serving other sessions.
+ * @param throttled called once, at the first debt
  */
 export function paceMessages(bucket: TokenBucket, clock: Pick<Clock, 'sleep'>, throttled: () => void): Interceptor {
   let isThrottled = false;

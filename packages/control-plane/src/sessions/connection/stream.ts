@@ -11,12 +11,12 @@ export type AnswerOf<Case extends AnswerCase> = Extract<AnswerPayload, { readonl
 
 /** How a session stream ended. */
 export interface SessionEnd {
-  /** The main process ended, and the sandbox with it; otherwise the stream broke. */
+  /** True: the main process exited, and the sandbox ended with it. False: the stream broke. */
   readonly mainExited: boolean;
   readonly reason: string;
 }
 
-/** The stream ended before the answer to a request came. */
+/** The stream ended before the response to a request arrived. */
 export class StreamLost extends DroverError {
   readonly mainExited: boolean;
 
@@ -27,9 +27,9 @@ export class StreamLost extends DroverError {
 }
 
 export interface StreamHooks {
-  /** A frame came. */
+  /** A frame arrived. */
   readonly received: () => void;
-  /** A frame with the id of no request (I-33). */
+  /** A frame with an unknown request id was dropped (I-33). */
   readonly dropped: () => void;
   readonly logger: Logger;
 }
@@ -41,7 +41,7 @@ interface Request {
   readonly reject: (error: Error) => void;
 }
 
-/** The frames of one Session stream: requests with their answers, by id. */
+/** One Session stream, on which requests and responses are matched by id. */
 export class SessionStream {
   readonly #client: InitClient;
   readonly #hooks: StreamHooks;
@@ -57,8 +57,8 @@ export class SessionStream {
   }
 
   /**
-   * Sends a request and waits for its answer. A step's answers before the last go to `onPart`.
-   * @throws {DroverError} the error that init answered; protocol-violation for another answer than `expected`; queue-full
+   * Sends a request and waits for its response. `onPart` receives the interim responses of a step.
+   * @throws {DroverError} the error that init returned; protocol-violation for any response other than `expected`; queue-full
    * @throws {StreamLost} the stream ended first
    */
   async request<Case extends AnswerCase>(
@@ -68,26 +68,27 @@ export class SessionStream {
   ): Promise<AnswerOf<Case>> {
     if (this.#end !== undefined) throw new StreamLost(this.#end);
     if (this.#requests.size >= sessionQueueFrames) {
-      throw new DroverError('queue-full', `${this.#requests.size} requests wait for answers of the sandbox already`, {
-        hint: 'it answers none of them; `drover sandbox get` shows its state',
+      throw new DroverError('queue-full', `${this.#requests.size} requests already wait for responses of the sandbox`, {
+        hint: 'it does not respond; `drover sandbox get` shows its state',
       });
     }
     const id = this.#nextId++;
     const answer = Promise.withResolvers<AnswerPayload['value']>();
     this.#sending.push(create(init.SessionRequestSchema, { id, payload }));
     this.#requests.set(id, { expected, onPart, resolve: answer.resolve, reject: answer.reject });
-    // Whoever asked early may come to it late.
+    // A caller that awaits a rejected request late must not cause an unhandled rejection.
     answer.promise.catch(() => undefined);
     return (await answer.promise) as AnswerOf<Case>;
   }
 
   /**
-   * Sends and reads until the end. @throws {Error} when the stream breaks, with the beginning of why; what waits for an answer is told first
+   * Sends and receives until the stream ends. Rejects the pending requests before it returns or throws.
+   * @throws {Error} when the stream breaks, with a message of bounded length
    */
   async run(signal: AbortSignal): Promise<SessionEnd> {
     let end: SessionEnd = { mainExited: false, reason: 'the sandbox ended the session' };
     try {
-      // The requests stay open for the sandbox's life: their end is how either side learns of the other's.
+      // The request stream stays open for the life of the sandbox: its end reports to init that this side has disconnected.
       for await (const response of this.#client.session(this.#sending, { signal })) {
         this.#hooks.received();
         if (response.id === 0n) {
@@ -95,14 +96,14 @@ export class SessionStream {
             end = { mainExited: true, reason: `the main process exited with ${response.payload.value.exit?.code ?? '?'}` };
             return end;
           }
-          this.#drift(response, 'a notice that is not known');
+          this.#drift(response, 'an unknown notice');
         } else {
           this.#answered(response);
         }
       }
       return end;
     } catch (error) {
-      // It is in the peer's words, which are as many as it likes.
+      // The peer controls the text and its length.
       end = { mainExited: false, reason: clip(error instanceof Error ? error.message : String(error), maxInitErrorLength) };
       throw new Error(end.reason, { cause: error });
     } finally {
@@ -116,23 +117,23 @@ export class SessionStream {
   #answered(response: init.SessionResponse): void {
     const { id, error, payload } = response;
     const request = this.#requests.get(id);
-    // I-33: nobody's answer ends nothing; neither does one that an init of another version gives.
+    // I-33: a response with an unknown id is dropped, and one with an unknown payload is logged; neither ends the session.
     if (request === undefined) return this.#hooks.dropped();
     if (error !== undefined) {
       this.#requests.delete(id);
       return request.reject(errorFromWire(error, { maxLength: maxInitErrorLength }));
     }
-    if (payload.case === undefined) return this.#drift(response, 'an answer that is not known');
+    if (payload.case === undefined) return this.#drift(response, 'an unknown response');
     if (payload.case === request.expected) {
       this.#requests.delete(id);
       return request.resolve(payload.value);
     }
     if (request.onPart !== undefined && (payload.case === 'stepStarted' || payload.case === 'stepOutput')) return request.onPart(payload);
     this.#requests.delete(id);
-    request.reject(new DroverError('protocol-violation', `the sandbox answered with ${payload.case} instead of ${request.expected}`));
+    request.reject(new DroverError('protocol-violation', `the sandbox responded with ${payload.case} instead of ${request.expected}`));
   }
 
-  /** A sandbox may send as many as it likes: the first ones are logged. */
+  /** Logs only the first unknown frames: a sandbox can send any number. */
   #drift({ id, payload }: init.SessionResponse, what: string): void {
     if (++this.#drifted > driftsLogged) return;
     this.#hooks.logger.warn({ id: String(id), payload: payload.case ?? 'unknown' }, `protocol drift: the sandbox sent ${what}`);

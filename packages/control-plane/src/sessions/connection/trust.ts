@@ -25,18 +25,18 @@ export interface ExpectedPeer {
   readonly now: number;
 }
 
-/** The checked certificate. It decides nothing about the connection (I-1). */
+/** The results of the checks of a certificate. A failed check does not end the connection (I-1). */
 export interface PeerVerdict {
   /** SHA-256 of the certificate's DER, lower-case hex; empty without one. */
   readonly thumbprint: string;
-  /** As the certificate has it; empty without one. */
+  /** As in the certificate; empty without one. */
   readonly commonName: string;
   readonly certificate: X509Certificate | undefined;
   /** chain, validity, eku, cn and san. */
   readonly checks: readonly TrustCheck[];
 }
 
-/** Makes every check, whatever the results of the others: a failed chain does not hide a wrong name. */
+/** Runs every check regardless of the other results: a failed chain must not hide a wrong name. */
 export function judge(shown: ShownCertificate, expected: ExpectedPeer): PeerVerdict {
   const { certificate } = shown;
   const check = (name: TrustCheckName, passes: boolean, evidence: string): TrustCheck => ({
@@ -100,13 +100,13 @@ function dateText(date: Date): string {
 
 function commonNameOf(certificate: X509Certificate): string {
   const { CN } = certificate.toLegacyObject().subject as { readonly CN?: string | readonly string[] };
-  // Several count as none: no certificate of Drover has more than one.
+  // Several CNs count as none: Drover issues no such certificate.
   return typeof CN === 'string' ? CN : '';
 }
 
 /** The check of the certificate against the registry. */
 export function registryCheck(verdict: PeerVerdict, standing: Standing | undefined, now: number): TrustCheck {
-  const say = (result: TrustCheck['verdict'], evidence: string): TrustCheck => ({
+  const check = (result: TrustCheck['verdict'], evidence: string): TrustCheck => ({
     check: 'thumbprint',
     verdict: result,
     evidence,
@@ -114,19 +114,19 @@ export function registryCheck(verdict: PeerVerdict, standing: Standing | undefin
     source: 'session',
   });
   const shown = verdict.thumbprint === '' ? 'no certificate' : verdict.thumbprint;
-  if (standing === undefined) return say('unknown', `${shown} was shown, and the registry could not be read`);
-  if (standing.revoked) return say('fail', `${shown} was shown; the identity of the sandbox is revoked`);
+  if (standing === undefined) return check('unknown', `${shown} was shown, and the registry could not be read`);
+  if (standing.revoked) return check('fail', `${shown} was shown; the identity of the sandbox is revoked`);
   const { identity } = standing;
-  if (identity === undefined) return say('unknown', `${shown} was shown; nothing is registered for the sandbox`);
-  if (isRegistered(verdict, standing)) return say('pass', `${shown} was shown, and is registered`);
-  return say(standing.mayRegister ? 'unknown' : 'fail', `${shown} was shown; ${identity.thumbprint} is registered`);
+  if (identity === undefined) return check('unknown', `${shown} was shown; nothing is registered for the sandbox`);
+  if (isRegistered(verdict, standing)) return check('pass', `${shown} was shown, and is registered`);
+  return check(standing.mayRegister ? 'unknown' : 'fail', `${shown} was shown; ${identity.thumbprint} is registered`);
 }
 
 function isRegistered({ thumbprint }: PeerVerdict, { identity }: Standing): boolean {
   return thumbprint !== '' && identity !== undefined && (identity.thumbprint === thumbprint || identity.nextThumbprint === thumbprint);
 }
 
-/** Whether only its age is wrong. TLS has proved that the peer holds the key. */
+/** Whether expiry is the only failed check. TLS has proved that the peer holds the key. */
 function hasOnlyExpired({ certificate, checks }: PeerVerdict): boolean {
   const [failed, ...more] = checks.filter(({ verdict }) => verdict !== 'pass');
   return more.length === 0 && failed?.check === 'validity' && certificate !== undefined && validityOf(certificate).to.getTime() < failed.at;
@@ -134,7 +134,7 @@ function hasOnlyExpired({ certificate, checks }: PeerVerdict): boolean {
 
 export type Decision =
   | { readonly kind: 'trusted' }
-  /** Not registered yet: it is asked to register. `again`: its token is spent, so it receives another one (I-13). */
+  /** The peer has to register first. `again`: its token is spent, so it receives another one (I-13). */
   | { readonly kind: 'register'; readonly again: boolean }
   | Untrusted;
 
@@ -143,7 +143,7 @@ export interface Untrusted {
   readonly reason: UntrustedReason;
   /** A sentence for a person. */
   readonly message: string;
-  /** Only the age of its certificate is wrong, as after a laptop's sleep: it may receive a new one. */
+  /** The certificate has expired and is otherwise valid, as after a suspend of the machine: it may be renewed. */
   readonly expired?: boolean;
 }
 
@@ -175,13 +175,13 @@ export function decide(verdict: PeerVerdict, standing: Standing | undefined): De
   if (misnamed !== undefined) {
     return untrusted(
       misnamed.check === 'cn' ? 'cn-mismatch' : 'certificate-invalid',
-      `the certificate names another than the sandbox: ${misnamed.evidence}`,
+      `the certificate does not name the sandbox: ${misnamed.evidence}`,
     );
   }
   return registered ? { kind: 'trusted' } : { kind: 'register', again: !standing.mayRegister };
 }
 
-/** An unknown certificate may have names of any length. */
+/** The names in an unknown certificate may have any length. */
 function quoted(text: string): string {
   return JSON.stringify(clip(text));
 }

@@ -11,23 +11,23 @@ export interface PlanContext {
   readonly stream: SessionStream;
   readonly journal: Journal;
   readonly clock: Clock;
-  /** An intended end: nothing is published after it (I-24). */
+  /** Aborts at an intended end, after which nothing is published (I-24). */
   readonly signal: AbortSignal;
-  /** Names of the steps that this start has done already: they are not run again (I-32). */
+  /** Names of the steps that this start has completed: they are not repeated (I-32). */
   readonly done: readonly string[];
-  /** Sends AgentReady, or returns the answer to the one that was sent already. */
+  /** Sends AgentReady, or returns the response to an earlier one. */
   readonly ready: () => Promise<void>;
 }
 
 export type PlanOutcome =
   | { readonly kind: 'completed' }
   | { readonly kind: 'failed'; readonly place: StepPlace; readonly failure: StepFailure }
-  /** The session, or the sandbox itself, was ended meanwhile. */
+  /** The session or the sandbox ended first. */
   | { readonly kind: 'cancelled' };
 
 /**
- * Runs the steps that are missing in order, each after the exit of the one before (I-29); the first that fails ends the plan (I-30).
- * Publishes all of it. A step's index and the count are those of the whole plan.
+ * Runs the missing steps in order, each after the previous one has exited (I-29); the first failure ends the plan (I-30).
+ * Publishes an event for each step. The index of a step and the count refer to the whole plan.
  */
 export async function executePlan(steps: readonly PlanStep[], context: PlanContext): Promise<PlanOutcome> {
   const { id, startCount, journal, clock, signal, done } = context;
@@ -53,7 +53,7 @@ export async function executePlan(steps: readonly PlanStep[], context: PlanConte
   return { kind: 'completed' };
 }
 
-/** Asks for AgentReady; repeated, it is answered done (I-32). */
+/** Requests AgentReady, which is idempotent (I-32). */
 export async function requestReady(stream: SessionStream): Promise<void> {
   await stream.request({ case: 'agentReady', value: {} }, 'agentReadyDone');
 }
@@ -63,13 +63,13 @@ async function startMain({ clock, ready }: PlanContext): Promise<StepFailure | u
     await within(clock, stepMs + responseSlackMs, 'the start of the command', ready());
     return undefined;
   } catch (error) {
-    // It was started: its end was told before the answer.
+    // The command was started: its exit was reported before the response.
     if (error instanceof StreamLost && error.mainExited) return undefined;
     return failureOf(error);
   }
 }
 
-/** One command in the sandbox. Its stdout is read and let go; of its stderr, the end is kept. */
+/** Runs one command in the sandbox. Discards its stdout, and retains the end of its stderr. */
 async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Promise<StepFailure | 'sandbox-ended' | undefined> {
   const stderr = new Tail(stderrTailBytes);
   let exited: AnswerOf<'stepExited'>;
@@ -82,7 +82,7 @@ async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Pr
         if (kind === 'stepOutput' && value.stderr) stderr.push(value.data);
       },
     );
-    // Init ends the step in time; this is for one that does not say so.
+    // Init enforces the timeout of the step; this deadline is for an init that does not report its end.
     exited = await within(clock, timeoutMs + responseSlackMs, `the end of the step ${name}`, request);
   } catch (error) {
     if (error instanceof StreamLost && error.mainExited) return 'sandbox-ended';
@@ -92,7 +92,7 @@ async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Pr
   if (timedOut) {
     return withStderr({ reason: 'timeout', message: `the step ${step.name} took longer than ${step.timeoutMs / 1000} s` }, stderr);
   }
-  if (exit === undefined) return { reason: 'protocol-error', message: `the sandbox did not say how the step ${step.name} ended` };
+  if (exit === undefined) return { reason: 'protocol-error', message: `the sandbox did not report how the step ${step.name} ended` };
   if (exit.code === 0) return undefined;
   const status = exit.signal === '' ? `exited with ${exit.code}` : `was ended by ${exit.signal}`;
   const how = exit.outOfMemory ? `${status}: the sandbox ran out of memory` : status;
@@ -128,7 +128,7 @@ function reasonOf(error: unknown): InitFailure {
   }
 }
 
-/** The outcome of `work`. @throws {DroverError} timed-out when it takes longer than `ms` */
+/** Waits for `work`. @throws {DroverError} timed-out when it takes longer than `ms` */
 export async function within<T>(clock: Pick<Clock, 'sleep'>, ms: number, what: string, work: Promise<T>): Promise<T> {
   return await withDeadline(work, ms, clock, () => new DroverError('timed-out', `${what} was not reported within ${ms / 1000} s`));
 }

@@ -6,13 +6,13 @@ import type { SecretBox } from '../../secrets/index.ts';
 import type { SandboxRow } from '../../model/index.ts';
 import type { Store } from '../../store/index.ts';
 
-/** One step of the init plan (I-29). The last one has init start the user's command; the others run as commands in the sandbox. */
+/** One step of the init plan (I-29). The last step makes init start the user's command; the others run as commands in the sandbox. */
 export type PlanStep = CommandStep | { readonly name: 'agent-ready' };
 
 export interface CommandStep {
   readonly name: 'config' | 'git' | 'ssh' | 'clone' | 'post-init';
   readonly argv: readonly string[];
-  /** All of it; closed behind it. */
+  /** The whole input; stdin is closed after it. */
   readonly stdin: Uint8Array<ArrayBuffer>;
   readonly timeoutMs: number;
 }
@@ -22,13 +22,13 @@ export type StepName = PlanStep['name'];
 /** Values of a sandbox's secrets, by name. */
 export type SecretValues = ReadonlyMap<string, Uint8Array<ArrayBuffer>>;
 
-/** Gives the plan of a sandbox, with its secrets in it. */
+/** Returns the plan of a sandbox, including its secrets. */
 export type PlanSource = (row: SandboxRow) => Promise<readonly PlanStep[]>;
 
 const fileMode = 0o644;
 const secretMode = 0o600;
 
-/** The names of the plan's steps, in order; one that has nothing to do is left out. */
+/** The names of the plan's steps, in order. Steps without work are left out. */
 export function stepNames(setup: sandbox.Setup | undefined): readonly StepName[] {
   if (setup === undefined) return ['agent-ready'];
   const { files, git, ssh, postInit } = setup;
@@ -45,8 +45,8 @@ export function stepNames(setup: sandbox.Setup | undefined): readonly StepName[]
 
 /**
  * The init plan of a sandbox (I-29).
- * @param secrets its secrets that `setup` names
- * @throws {DroverError} failed-precondition for a secret that it does not have
+ * @param secrets the values of the secrets that `setup` names
+ * @throws {DroverError} failed-precondition for a missing secret
  */
 export function planOf(setup: sandbox.Setup | undefined, secrets: SecretValues): readonly PlanStep[] {
   return stepNames(setup).map((name) => {

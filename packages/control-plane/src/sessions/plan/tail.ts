@@ -1,7 +1,7 @@
-/** The last bytes of a stream that may be long (I-30). */
+/** Retains the last bytes of a stream (I-30). */
 export class Tail {
   readonly #limit: number;
-  #kept: Buffer[] = [];
+  #chunks: Buffer[] = [];
   #size = 0;
   #total = 0;
 
@@ -14,21 +14,21 @@ export class Tail {
     this.#total += chunk.byteLength;
     const last = Buffer.from(chunk.subarray(Math.max(0, chunk.byteLength - this.#limit)));
     if (last.byteLength === 0) return;
-    this.#kept.push(last);
+    this.#chunks.push(last);
     this.#size += last.byteLength;
-    for (let first = this.#kept[0]; first !== undefined && this.#size - first.byteLength >= this.#limit; first = this.#kept[0]) {
-      this.#kept.shift();
+    for (let first = this.#chunks[0]; first !== undefined && this.#size - first.byteLength >= this.#limit; first = this.#chunks[0]) {
+      this.#chunks.shift();
       this.#size -= first.byteLength;
     }
-    // Many small chunks would cost more than their bytes.
-    if (this.#kept.length > 64) this.#kept = [Buffer.concat(this.#kept)];
+    // Merge many small chunks: their overhead would exceed their bytes.
+    if (this.#chunks.length > 64) this.#chunks = [Buffer.concat(this.#chunks)];
   }
 
-  /** At most `limit` bytes, with `[N bytes truncated]` and a line end before them when there were more. */
+  /** The last bytes, at most `limit`. If there were more, a line `[N bytes truncated]` precedes them. */
   toString(): string {
-    const all = Buffer.concat(this.#kept);
+    const all = Buffer.concat(this.#chunks);
     let start = Math.max(0, all.byteLength - this.#limit);
-    // Not from within a character: UTF-8 continues with at most three bytes of the form 10xxxxxx.
+    // Do not start within a character: UTF-8 has at most three continuation bytes, 10xxxxxx.
     if (this.#total > this.#limit) {
       for (let i = 0; i < 3 && ((all[start] ?? 0) & 0xc0) === 0x80; i++) start++;
     }

@@ -7,17 +7,17 @@ import { begin, noCrash, parseRecord, suspectDelayMs, trialMs, type Beginning } 
 export interface Wait {
   /** Resolves when the sandbox may be dialled. */
   readonly admitted: Promise<void>;
-  /** The error for callers meanwhile; undefined for a sandbox that is no suspect, which is dialled soon. */
+  /** The error for callers during the wait; undefined for a sandbox that is not a suspect, whose wait is short. */
   readonly reason: DroverError | undefined;
   readonly delayMs: number;
-  /** The dial is not wanted any more. */
+  /** Withdraws the dial. */
   readonly cancel: () => void;
 }
 
 /**
- * Keeps one peer from ending the server again and again, by whatever defect. After several crashes soon after a start, sandboxes are
- * dialled on trial, in groups of 1, 2, 4 and so on, up to a limit. The record says who is on trial, so that the next server knows whom to suspect:
- * suspects are dialled after a delay that doubles with each server that they end, one at a time, and everything else without delay.
+ * Keeps a peer from crashing the server repeatedly. After several crashes soon after a start, sandboxes are dialled on trial, in groups of
+ * 1, 2, 4 and so on, up to a limit. The record names the sandboxes on trial: if the server crashes, they are the suspects of the next one.
+ * Suspects are dialled one at a time, after a delay that doubles with each crash. All other sandboxes are dialled without delay.
  */
 export class CrashBreaker {
   readonly #path: string;
@@ -67,10 +67,10 @@ export class CrashBreaker {
     return breaker;
   }
 
-  /** Undefined when the sandbox may be dialled now, as it may unless the servers before this one crashed. */
+  /** @returns undefined when the sandbox may be dialled now, which is the case unless earlier servers crashed */
   admit(id: SandboxId): Wait | undefined {
     const ended = this.#suspects.get(id);
-    // What was there at the start has been tried by then: what comes later cannot have ended the servers before this one.
+    // By then every sandbox of the start has been tried. A later sandbox cannot have crashed the earlier servers.
     const triedAt = this.#startedAt + trialMs(this.#crashes) * crashTrialsMax;
     if (this.#allOnTrial && this.#waiting.size === 0 && this.#trial.length === 0 && this.#clock.now() >= triedAt) this.#allOnTrial = false;
     if ((!this.#allOnTrial && ended === undefined) || this.#life.signal.aborted) return undefined;
@@ -82,7 +82,7 @@ export class CrashBreaker {
     const delayMs = Math.max(0, this.#dueAt(ended) - this.#clock.now());
     const times = ended === 1 ? 'once' : `${ended} times`;
     const reason = new DroverError(
-      // Not a transient error: a client that retries until the next dial would wait without a word.
+      // Not a transient error: a client would retry silently until the next dial.
       'failed-precondition',
       `the control plane ended unexpectedly ${times} while it had a session with this sandbox; it dials again in ${Math.ceil(delayMs / 1000)} s`,
       { hint: 'if you do not trust the sandbox, `drover sandbox contain` works without a session' },
@@ -94,7 +94,7 @@ export class CrashBreaker {
     return this.#startedAt + suspectDelayMs(ended);
   }
 
-  /** Those to be dialled next, at most `size`; a suspect alone. Otherwise the time of the next check, unless one arrives before. */
+  /** The sandboxes to dial next: at most `size`, or one suspect. Without any, the time of the next check, unless another arrives first. */
   #next(size: number): readonly SandboxId[] | number {
     const others = [...this.#waiting.keys()].filter((id) => !this.#suspects.has(id));
     if (others.length > 0) return others.slice(0, size);
@@ -105,7 +105,7 @@ export class CrashBreaker {
     return due.at <= this.#clock.now() ? [due.id] : due.at;
   }
 
-  /** One trial after the other. Never rejects. */
+  /** Runs the trials in sequence. Never rejects. */
   async #trials(): Promise<void> {
     if (!this.#allOnTrial && this.#suspects.size === 0) return;
     const { signal } = this.#life;
@@ -132,7 +132,7 @@ export class CrashBreaker {
     }
   }
 
-  /** Until a time, an arrival or the end. */
+  /** Waits until the time `at`, an arrival or the close. */
   async #until(at: number): Promise<void> {
     const arrived = new AbortController();
     this.#arrived = () => arrived.abort();
@@ -148,18 +148,18 @@ export class CrashBreaker {
       return; // closed
     }
     this.#settled = true;
-    // Every suspect that there still is has come up for its trial by then: the others were deleted.
+    // By then every remaining suspect waits for its trial; the others were deleted.
     for (const id of this.#suspects.keys()) if (!this.#waiting.has(id)) this.#suspects.delete(id);
     await this.#write(true);
   }
 
-  /** In order. A record that cannot be written is logged: the sessions matter more. */
+  /** Writes in order. A failure is logged, and does not affect the sessions. */
   async #write(running: boolean): Promise<void> {
     this.#written = this.#written.then(async () => {
       const suspects = Object.fromEntries(this.#suspects);
       const record = { running, settled: this.#settled, crashes: this.#crashes, trial: this.#trial, suspects };
       try {
-        // It has to outlive the process, not the machine.
+        // The record must survive a crash of the process, not of the machine.
         await writeFileAtomic(this.#path, `${JSON.stringify(record)}\n`, { sync: false });
       } catch (error) {
         this.#logger.error({ err: error }, 'the record of crashes could not be written');
@@ -168,7 +168,7 @@ export class CrashBreaker {
     await this.#written;
   }
 
-  /** The server closes: its end is no crash. */
+  /** Records that the server closes: its end is no crash. */
   async close(): Promise<void> {
     this.#life.abort(new DroverError('cancelled', 'the control plane stops'));
     await this.#loops;

@@ -1,38 +1,38 @@
 import { isSandboxId, type SandboxId } from '@drover/foundation';
 import { crashDelayBaseMs, crashDelayCapMs, crashTrialCapMs, crashTrialMs, crashesBeforeTrials } from '../../limits.ts';
 
-/** The record that a server leaves for the next one in its data directory, which tells a crash loop from a restart by it. */
+/** The record in the data directory by which the next server distinguishes a crash loop from a restart. */
 export interface CrashRecord {
   /** The server has not closed. */
   readonly running: boolean;
-  /** It has run for `crashSettledMs`: its end is not the end of a start that failed. */
+  /** It has run for `crashSettledMs`: its end does not count as a failed start. */
   readonly settled: boolean;
-  /** Servers in a row, before this one, that ended without closing before they had settled. */
+  /** Consecutive earlier servers that ended without closing, before they had settled. */
   readonly crashes: number;
-  /** Sandboxes that are dialled on trial: nothing else was dialled since the last trial ended well. */
+  /** The sandboxes on trial. No other sandbox was dialled since the last trial passed. */
   readonly trial: readonly SandboxId[];
-  /** How many servers each of these sandboxes has ended, as far as the trials show. */
+  /** The number of crashes that the trials attribute to each sandbox. */
   readonly suspects: Readonly<Record<SandboxId, number>>;
 }
 
 export const noCrash: CrashRecord = { running: false, settled: false, crashes: 0, trial: [], suspects: {} };
 
-/** How a server begins, by what the one before it has left. */
+/** The state in which a server begins, derived from the record of the previous one. */
 export interface Beginning {
   readonly crashes: number;
   readonly suspects: ReadonlyMap<SandboxId, number>;
-  /** Each sandbox is dialled on trial, since any of them may have ended the servers before. */
+  /** Every sandbox is dialled on trial, since any of them may have caused the crashes. */
   readonly allOnTrial: boolean;
 }
 
-/** Signals that come from outside: an operator, a service manager, or the kernel's lack of memory. A peer cannot send them. */
+/** Signals from an operator, a service manager, or the kernel when memory is short. A peer cannot cause them. */
 const foreignSignals: ReadonlySet<string> = new Set(['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT']);
 
 /**
- * One crash is nothing to learn from: a healthy server may have been killed. From `crashesBeforeTrials` crashes in a row on, sandboxes
- * are dialled on trial. A crash during a trial leaves those on trial as the only suspects. A server that is known to have been killed from
- * outside adds nothing to either.
- * @param lastEnd how it ended, as its service manager reports it: the name of a signal or an exit status; empty when it is not known
+ * A single crash has no consequence: a healthy server may have been killed. From `crashesBeforeTrials` consecutive crashes on, sandboxes
+ * are dialled on trial. After a crash during a trial, the sandboxes on trial are the only suspects. An end by a foreign signal does not
+ * count as a crash.
+ * @param lastEnd how the previous server ended, as its service manager reports it: a signal's name or an exit status; empty if unknown
  */
 export function begin(left: CrashRecord, lastEnd: string): Beginning {
   const crashed = left.running && !foreignSignals.has(lastEnd);
@@ -43,17 +43,17 @@ export function begin(left: CrashRecord, lastEnd: string): Beginning {
   return { crashes, suspects, allOnTrial: crashes >= crashesBeforeTrials && !(crashed && left.trial.length > 0) };
 }
 
-/** How long a trial lasts: longer after more crashes, for a peer that bides its time. Milliseconds. */
+/** The duration of a trial. It grows with the number of crashes, to catch a peer that delays its attack. Milliseconds. */
 export function trialMs(crashes: number): number {
   return Math.min(crashTrialCapMs, crashTrialMs * 2 ** Math.max(0, Math.min(crashes - crashesBeforeTrials, 20)));
 }
 
-/** How long after the server's start a suspect is dialled. @param ended servers that it has ended, 1 or more. Milliseconds. */
+/** The delay between the server's start and the dial of a suspect. Milliseconds. @param ended crashes attributed to it, 1 or more */
 export function suspectDelayMs(ended: number): number {
   return Math.min(crashDelayCapMs, crashDelayBaseMs * 2 ** Math.min(ended - 1, 20));
 }
 
-/** A file that cannot be read as a record is as good as none: it must not keep the server from starting. */
+/** Treats an unreadable record as absent: it must not keep the server from starting. */
 export function parseRecord(text: string): CrashRecord {
   try {
     const { running, settled, crashes, trial, suspects } = JSON.parse(text) as Record<string, unknown>;

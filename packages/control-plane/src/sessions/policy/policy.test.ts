@@ -18,13 +18,13 @@ const running = {
 } as SandboxRow;
 
 describe('what follows a failed attempt', () => {
-  const attempt = { stood: false, slow: false };
+  const attempt = { established: false, slow: false };
   it.each([
     ['is another one while the dial has time', {}, attempt, 60_000, 500, 'retry'],
     ['is the end of the dial when the next one would come too late', {}, attempt, 500, 500, 'give-up'],
-    ['is the end of a slow redial', {}, { stood: false, slow: true }, 60_000, 500, 'give-up'],
-    ['is a redial when its session stood, even if the time is over', {}, { stood: true, slow: false }, 0, 0, 'broken'],
-    ['I-25: is the end when descriptors leak', { closeFailures: closeFailuresMax }, { stood: true, slow: false }, 60_000, 0, 'leaking'],
+    ['gives up a slow redial', {}, { established: false, slow: true }, 60_000, 500, 'give-up'],
+    ['is a redial after an established session, even past the deadline', {}, { established: true, slow: false }, 0, 0, 'broken'],
+    ['I-25: ends the dial when descriptors leak', { closeFailures: closeFailuresMax }, { established: true, slow: false }, 60_000, 0, 'leaking'],
   ] as const)('%s', (_, state, made, leftMs, delayMs, expected) => {
     expect(afterFailure({ ...initialState, ...state }, made, leftMs, delayMs)).toBe(expected);
   });

@@ -3,7 +3,7 @@ import { closeFailuresMax, interruptedPlansMax } from '../../limits.ts';
 import { startOf, type SandboxRow } from '../../model/index.ts';
 import type { StartState } from './start-state.ts';
 
-/** Whether its init can be reached, as far as the store knows. One that is starting is about to listen; its host's tunnel waits for it. */
+/** Whether init can be reached, according to the store. The init of a starting sandbox listens soon: the host's tunnel waits for it. */
 export function isDialable(row: SandboxRow): boolean {
   return (
     row.hostId !== undefined &&
@@ -13,7 +13,7 @@ export function isDialable(row: SandboxRow): boolean {
   );
 }
 
-/** Whether it is to have a session. The end of a session of any other sandbox is intended (I-24). */
+/** Whether the sandbox must have a session. For any other sandbox, the end of a session is intended (I-24). */
 export function isToRun(row: SandboxRow | undefined): row is SandboxRow {
   return row !== undefined && row.desired === 'running' && isDialable(row);
 }
@@ -50,7 +50,7 @@ export function mustBeReachable(row: SandboxRow | undefined, isConnected: (hostI
     throw new DialFailed('no-address', 'the sandbox has no address yet', '`drover sandbox get` shows its state');
   }
   if (!isConnected(hostId)) throw new DialFailed('host-not-connected', 'the host of the sandbox is not connected', 'see `drover host ls`');
-  // A copy of the row would parse its spec.
+  // Not a copy: copying the row would parse its spec.
   return row as Reachable;
 }
 
@@ -58,23 +58,23 @@ export function mustBeReachable(row: SandboxRow | undefined, isConnected: (hostI
 export type ConnectionEnd = 'sandbox-ended' | 'broken';
 
 /**
- * What follows an attempt that failed.
- * @param attempt `stood`: its session was established; `slow`: it redialled a lost session
+ * Decides what follows a failed attempt.
+ * @param attempt `established`: it had a session; `slow`: it redialled a lost session
  * @param leftMs how long the dial may still take
  * @param delayMs until the next attempt
  */
 export function afterFailure(
   { closeFailures }: StartState,
-  attempt: { readonly stood: boolean; readonly slow: boolean },
+  attempt: { readonly established: boolean; readonly slow: boolean },
   leftMs: number,
   delayMs: number,
 ): 'leaking' | 'broken' | 'give-up' | 'retry' {
   if (closeFailures >= closeFailuresMax) return 'leaking';
-  if (attempt.stood) return 'broken';
+  if (attempt.established) return 'broken';
   return attempt.slow || delayMs >= leftMs ? 'give-up' : 'retry';
 }
 
-/** What follows the end of a session. @param row as the store holds it now @param start the start that the session was for */
+/** Decides what follows the end of a session. @param row as the store holds it now @param start the start of the session */
 export function afterSession(
   { interruptedPlans }: StartState,
   row: SandboxRow | undefined,

@@ -1,27 +1,27 @@
 import type { HostId } from '@drover/foundation';
 import type { InitView } from '../../worldview/index.ts';
 
-/** What earlier sessions of a sandbox decide for the next one. Starts are numbered from 1; 0: none. */
+/** The state that a sandbox's sessions carry over to the next one. Starts are numbered from 1; 0: none. */
 export interface StartState {
   /** The start that was dialled last, and the host that counts the starts of its copy. */
   readonly start: number;
   readonly hostId: HostId | undefined;
   /** The start whose init plan was completed. */
   readonly completedStart: number;
-  /** The start whose init was asked to start the command, whether or not it responded. */
+  /** The start whose init was sent AgentReady, whether or not it responded. */
   readonly readyRequested: number;
-  /** Sessions in a row that broke within the plan, before the command can have begun. */
+  /** Consecutive sessions that broke within the plan, before the command can have begun. */
   readonly interruptedPlans: number;
-  /** Connections in a row that could not be closed (I-25). */
+  /** Consecutive connections that could not be closed (I-25). */
   readonly closeFailures: number;
 }
 
 export type StartEvent =
   | { readonly kind: 'attempted'; readonly start: number; readonly hostId: HostId }
   | { readonly kind: 'ready-requested' | 'completed' | 'interrupted'; readonly start: number }
-  /** After a restart of the control plane: what an earlier one stored of the plan. */
+  /** After a restart of the control plane: the stored state of the plan. */
   | { readonly kind: 'recalled'; readonly start: number; readonly init: InitView }
-  /** The plan has come to its end, or was declared failed. */
+  /** The plan has ended, or was declared failed. */
   | { readonly kind: 'settled' }
   | { readonly kind: 'closed'; readonly ok: boolean };
 
@@ -34,7 +34,7 @@ export const initialState: StartState = {
   closeFailures: 0,
 };
 
-/** Whether the command of this start has begun, or may have: from then on, a plan that fails does not fail the start. */
+/** Whether the command of this start may have begun. From then on, a failed plan does not fail the start. */
 export function mayHaveBegun({ completedStart, readyRequested }: StartState, start: number): boolean {
   return completedStart === start || readyRequested === start;
 }
@@ -71,7 +71,7 @@ export function advance(state: StartState, event: StartEvent): StartState {
   }
 }
 
-/** The state of one sandbox: read by its dials and sessions, and changed only by what they report. */
+/** The state of one sandbox. Its dials and sessions read it, and change it only by reporting events. */
 export class StartHistory {
   #state = initialState;
 

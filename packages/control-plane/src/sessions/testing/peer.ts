@@ -9,7 +9,7 @@ import { init } from '@drover/protocol';
 type Answer = MessageInitShape<typeof init.SessionResponseSchema>;
 type AnswerPayload = NonNullable<Answer['payload']>;
 
-/** What an init does with a request: whatever it sends, in whatever order. Without one, it answers as a good init does. */
+/** How the peer handles a request. It may send any responses in any order; the default is that of a correct init. */
 export type Behaviour = (request: init.SessionRequest, peer: PeerSession) => void | Promise<void>;
 
 /** One session stream, at init's end. */
@@ -25,7 +25,7 @@ export class PeerSession {
     this.#answers.push({ id, error: { code, message } });
   }
 
-  /** An answer without a payload that this version knows. */
+  /** A response with an unknown payload. */
   drift(id: bigint): void {
     this.#answers.push({ id });
   }
@@ -48,7 +48,7 @@ export interface PeerOptions {
   readonly id: SandboxId;
   readonly credentials: { readonly certificatePem: string; readonly keyPem: string };
   readonly behave?: Partial<Record<NonNullable<init.SessionRequest['payload']['case']>, Behaviour>>;
-  /** What HelloAck says beside the id. */
+  /** The fields of HelloAck besides the id. */
   readonly hello?: MessageInitShape<typeof init.HelloAckSchema>;
 }
 
@@ -82,7 +82,7 @@ export class Peer implements AsyncDisposable {
       this.#connections.add(session);
       session.once('close', () => this.#connections.delete(session));
     });
-    // The client breaks connections off; that is what some tests are about.
+    // Some tests make the client reset its connections.
     this.#server.on('sessionError', () => undefined);
     this.#server.on('tlsClientError', () => undefined);
   }
@@ -93,7 +93,7 @@ export class Peer implements AsyncDisposable {
     return (this.#server.address() as AddressInfo).port;
   }
 
-  /** From the next handshake on. */
+  /** Presents this certificate from the next handshake on. */
   show({ certificatePem, keyPem }: PeerOptions['credentials']): void {
     this.#server.setSecureContext({ cert: certificatePem, key: keyPem, minVersion: 'TLSv1.3' });
   }
@@ -103,7 +103,7 @@ export class Peer implements AsyncDisposable {
     return this.sessions.flatMap(({ requests }) => requests.map(({ payload }) => payload.case ?? 'unknown'));
   }
 
-  /** The steps that were asked for in the session, in order. */
+  /** The steps that were requested in the session, in order. */
   steps(session = this.sessions.length - 1): readonly string[] {
     return (this.sessions[session]?.requests ?? []).flatMap(({ payload }) =>
       payload.case === 'runStep' ? [payload.value.name] : payload.case === 'agentReady' ? ['agent-ready'] : [],
@@ -138,7 +138,7 @@ export class Peer implements AsyncDisposable {
     for await (const answer of session.answers()) yield create(init.SessionResponseSchema, answer);
   }
 
-  /** As the real one. */
+  /** Responds as a correct init does. */
   readonly good = ({ id, payload }: init.SessionRequest, session: PeerSession): void => {
     switch (payload.case) {
       case 'hello':

@@ -27,7 +27,7 @@ import { planSource } from '../plan/plan.ts';
 import { SecretBox } from '../../secrets/index.ts';
 import { Peer, type PeerOptions } from './peer.ts';
 
-/** Polls until what follows holds; on a busy machine, for long. */
+/** Polls until the assertion holds, with a timeout for a busy machine. */
 export function eventually<T>(look: () => T): ReturnType<typeof expect.poll<T>> {
   return expect.poll(look, { timeout: 25_000, interval: 20 });
 }
@@ -128,7 +128,7 @@ export class World implements AsyncDisposable {
     return this.#host;
   }
 
-  /** As a control plane has it; several are the same control plane, started again. */
+  /** The sessions of a control plane. A further call represents its restart. */
   sessions(options: Partial<SessionManagerOptions> = {}): SessionManager {
     const { store, hub, registry, worldview, ca, identity, clock } = this;
     const made = new SessionManager({
@@ -152,7 +152,7 @@ export class World implements AsyncDisposable {
     return made;
   }
 
-  /** A sandbox on the host, in a state that nobody was told of yet. */
+  /** A sandbox on the host, in a state that has not been announced yet. */
   async sandbox(options: {
     readonly id?: SandboxId;
     readonly name?: string;
@@ -170,7 +170,7 @@ export class World implements AsyncDisposable {
     return await this.row(row.id);
   }
 
-  /** What its host sees of it from now on, and says. */
+  /** The host observes this state of the sandbox, and reports it. */
   async observe(
     id: SandboxId,
     state: keyof typeof sandbox.SandboxState,
@@ -203,7 +203,7 @@ export class World implements AsyncDisposable {
     return await openCertificateAuthority(join(this.directory, 'pki'), { trustDomain: 'drover.test', lifetimes: { sandboxMs } });
   }
 
-  /** The certificate of a start of the sandbox, and its token, as its host gets them. */
+  /** The certificate and the token of a start of the sandbox, as its host receives them. */
   async start(row: SandboxRow, ca = this.ca): Promise<Started> {
     const commonName = canonicalCommonName(row.project, row.name);
     const credentials = await issue(async (csrDer) => await ca.signSandbox(row.id, commonName, csrDer));
@@ -221,7 +221,7 @@ export class World implements AsyncDisposable {
     return peer;
   }
 
-  /** A sandbox that runs, and its init, which registers when it is asked to. */
+  /** A running sandbox and its init, which registers on request. */
   async box(
     options: Parameters<World['sandbox']>[0] & Pick<PeerOptions, 'behave' | 'hello'> & { readonly ca?: CertificateAuthority } = {},
   ): Promise<Started & { readonly peer: Peer }> {
@@ -242,7 +242,7 @@ export class World implements AsyncDisposable {
     return { ...started, peer };
   }
 
-  /** Registers a certificate without a word of its holder's: what a sandbox that registered before is. */
+  /** Registers a certificate directly, as if its sandbox had registered before. */
   async admit(row: SandboxRow, thumbprint: string): Promise<void> {
     const outcome = await this.registry.register({
       sandboxId: row.id,
@@ -254,10 +254,10 @@ export class World implements AsyncDisposable {
       hostId: this.host.id,
       peerAddress: row.address,
     });
-    if (outcome.kind !== 'welcome') throw new Error(`${row.id} was not let in: ${JSON.stringify(outcome)}`);
+    if (outcome.kind !== 'welcome') throw new Error(`${row.id} was not admitted: ${JSON.stringify(outcome)}`);
   }
 
-  /** Calls Register as an init does, from the sandbox's own address unless told otherwise. @throws {ConnectError} */
+  /** Calls Register as an init does, by default from the sandbox's own address. @throws {ConnectError} */
   async register({ row, credentials }: Started, token: string, peerAddress = row.address): Promise<void> {
     const { id } = row;
     const server = createServer((socket) => {
@@ -277,14 +277,14 @@ export class World implements AsyncDisposable {
     }
   }
 
-  /** Typed events of a subject so far, without those of the store's own. */
+  /** The session, identity and init events of a subject so far. */
   async events(subject: string): Promise<readonly StoredEvent[]> {
     await this.worldview.flush();
     const all = await this.store.events.after(0, 10_000, { kinds: ['session', 'identity', 'init'], subject });
     return all.map(({ data: { project: _project, name: _name, ...data }, ...event }) => ({ ...event, data }));
   }
 
-  /** Their types. */
+  /** The types of its events so far. */
   async told(subject: string): Promise<readonly string[]> {
     return (await this.events(subject)).map(({ type }) => type);
   }
