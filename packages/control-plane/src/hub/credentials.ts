@@ -16,7 +16,7 @@ interface LinkIdentity extends ServerIdentity {
 /** TLS 1.3 with a client certificate of our CA (L-5). `rotate` takes effect for new connections; open ones are left alone. */
 export class LinkServerCredentials extends ServerCredentials {
   constructor(identity: LinkIdentity) {
-    // What decides the handshake (requestCert, …) stands with the server; what can rotate, in the context.
+    // The server holds the rules of the handshake (requestCert, …); the context holds the credentials, which can rotate.
     super({ requestCert: true, rejectUnauthorized: true, minVersion: 'TLSv1.3', ...contextOf(identity) }, contextOf(identity));
   }
 
@@ -35,7 +35,7 @@ function contextOf(identity: LinkIdentity): SecureContextOptions {
     ca: identity.caPem,
     cert: identity.certificatePem,
     key: identity.keyPem,
-    // Tickets of another listener of this process must not be good here.
+    // Reject the tickets of other listeners of this process.
     sessionIdContext: 'drover-link',
     ...(identity.ticketKeys === undefined ? {} : { ticketKeys: identity.ticketKeys }),
   };

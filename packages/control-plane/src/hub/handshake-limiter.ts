@@ -4,7 +4,7 @@ import { concurrentHandshakes, handshakeMs, handshakeSlotMs, waitingConnections 
 
 interface Connection {
   readonly socket: Socket;
-  /** When it was accepted, or began its handshake. */
+  /** The time of its accept, or of the start of its handshake. */
   since: number;
   /** It sent its first bytes and waits for a slot. */
   waiting: boolean;
@@ -18,7 +18,7 @@ interface Connection {
 
 /**
  * Accepts connections, and bounds how many are in their TLS handshake (L-12): when thousands reconnect, the first get through quickly
- * instead of all of them slowly. The others wait unread, in order. A connection enters the queue with its first bytes, so that a silent one
+ * instead of all of them slowly. The other connections wait unread, in order. A connection enters the queue with its first bytes, so that a silent one
  * delays no other.
  *
  * The first bytes, the ClientHello, are read here and not by TLS: Node then sizes the connection's inbound buffer by them (16 KiB)
@@ -45,7 +45,7 @@ export class HandshakeLimiter {
   async listen(host: string, port: number): Promise<number> {
     await new Promise<void>((resolve, reject) => {
       this.#server.once('error', reject);
-      // The backlog is what the kernel may complete while this process is busy with handshakes.
+      // The kernel completes up to this many connections while this process is busy with handshakes.
       this.#server.listen({ host, port, backlog: 4_096 }, () => {
         this.#server.removeListener('error', reject);
         resolve();
@@ -89,7 +89,7 @@ export class HandshakeLimiter {
     socket.once('readable', () => {
       hasSpoken();
       if (socket.readableLength === 0) {
-        socket.destroy(); // it ended
+        socket.destroy(); // the peer closed it without sending
         return;
       }
       connection.waiting = true;
@@ -132,7 +132,7 @@ export class HandshakeLimiter {
     if (connection !== undefined) connection.destroyAt = this.#clock.now() + graceMs;
   }
 
-  /** Called from the hub's one loop. */
+  /** Called by the loop of the hub. */
   sweep(now: number): void {
     for (const connection of this.#connections.values()) {
       const { handshaking, waiting, authenticated, since, destroyAt, socket } = connection;

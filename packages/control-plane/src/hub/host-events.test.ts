@@ -8,7 +8,7 @@ import type { StoredEvent } from '../events/event.ts';
 import type { Store } from '../store/store.ts';
 import { draft, readyHost } from '../store/testing/fixtures.ts';
 import { TestStores } from '../store/testing/stores.ts';
-import { takeHostEvents } from './host-events.ts';
+import { storeHostEvents } from './host-events.ts';
 import { HostLink, type ConnectCall } from './host-link.ts';
 
 const stores = new TestStores('sqlite');
@@ -32,7 +32,7 @@ afterEach(() => stores.closeAll());
 
 function report(...events: readonly MessageInitShape<typeof link.HostEventSchema>[]): void {
   const frame = create(link.HostEventsSchema, { events: [...events] });
-  takeHostEvents({ store, logger: silentLogger, clock }, from, frame);
+  storeHostEvents({ store, logger: silentLogger, clock }, from, frame);
 }
 
 async function stored(): Promise<readonly StoredEvent[]> {

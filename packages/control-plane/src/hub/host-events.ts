@@ -8,7 +8,7 @@ import type { SandboxRow } from '../model/index.ts';
 import type { Store } from '../store/index.ts';
 import type { HostLink } from './host-link.ts';
 
-/** The stored form of each event that a host reports; undefined for one of a newer agent. */
+/** The stored form of an event that a host reports; undefined for an unknown event of a newer agent. */
 function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEvent): EventDraft | undefined {
   const common = { project, name, ...(at !== undefined && { at: timestampMs(at) }) };
   switch (event.case) {
@@ -36,10 +36,10 @@ function eventOf({ project, name, id }: SandboxRow, { event, at }: link.HostEven
 }
 
 /**
- * Stores the events that a host reports of its own sandboxes; those of others are dropped. Events that arrive while the store is busy
- * wait, bounded: beyond the limit the oldest are dropped, so that a host that reports without end costs neither memory nor other hosts.
+ * Stores the events that a host reports for its own sandboxes, and drops events for others. Events that arrive while the store is busy wait
+ * in a bounded queue, which drops the oldest: a host that reports without end must not exhaust memory or delay other hosts.
  */
-export function takeHostEvents(
+export function storeHostEvents(
   to: { readonly store: Pick<Store, 'sandboxes' | 'events'>; readonly logger: Logger; readonly clock: Pick<Clock, 'now'> },
   from: HostLink,
   { events, dropped }: link.HostEvents,
@@ -49,13 +49,13 @@ export function takeHostEvents(
   const excess = Math.max(0, waiting.length - pendingHostEvents);
   waiting.splice(0, excess);
   const lost = dropped + excess + Math.max(0, events.length - hostEventsPerFrame);
-  if (lost > 0) to.logger.warn({ hostId: from.hostId, lost }, 'events of a host were dropped: there were too many');
-  // Without an event the loop would end before its promise is kept here, and no later event would begin another.
+  if (lost > 0) to.logger.warn({ hostId: from.hostId, lost }, 'too many events of a host: some were dropped');
+  // Without an event the loop would end before its promise is assigned, and no later event would start it again.
   if (waiting.length > 0) from.storingEvents ??= storeAll(to, from);
 }
 
-/** Whether one more event of the sandbox may be stored. */
-function takeBudget({ eventBudgets }: HostLink, sandboxId: string, now: number): boolean {
+/** Uses up one event of the sandbox's hourly budget. @returns false if the budget is spent */
+function useBudget({ eventBudgets }: HostLink, sandboxId: string, now: number): boolean {
   let budget = eventBudgets.get(sandboxId);
   if (budget === undefined || budget.until <= now) {
     for (const [id, { until }] of eventBudgets) if (until <= now) eventBudgets.delete(id);
@@ -65,7 +65,7 @@ function takeBudget({ eventBudgets }: HostLink, sandboxId: string, now: number):
   return budget.left-- > 0;
 }
 
-async function storeAll({ store, logger, clock }: Parameters<typeof takeHostEvents>[0], from: HostLink): Promise<void> {
+async function storeAll({ store, logger, clock }: Parameters<typeof storeHostEvents>[0], from: HostLink): Promise<void> {
   while (from.hostEvents.length > 0) {
     const batch = from.hostEvents.splice(0);
     try {
@@ -80,11 +80,11 @@ async function storeAll({ store, logger, clock }: Parameters<typeof takeHostEven
         const draft = row === undefined ? undefined : eventOf(row, event);
         return draft === undefined ? [] : [draft];
       });
-      const within = drafts.filter(({ subject }) => takeBudget(from, subject, clock.now()));
+      const within = drafts.filter(({ subject }) => useBudget(from, subject, clock.now()));
       if (within.length < drafts.length)
         logger.warn(
           { hostId: from.hostId, lost: drafts.length - within.length },
-          'events were dropped: their sandboxes have too many an hour',
+          'events were dropped: their sandboxes exceed the hourly limit',
         );
       await store.events.append(within);
     } catch (error) {

@@ -14,27 +14,28 @@ interface Pending {
   readonly resolve: (value: ResultValue) => void;
   readonly reject: (error: DroverError) => void;
   readonly onProgress: CallOptions['onProgress'];
-  /** Callers: a repeated command joins the one that is under way. */
+  /** The number of callers. A repeated command joins the pending one. */
   waiters: number;
 }
 
 /**
- * One registered stream of one host: what it is sent, and which commands wait for it. It knows nothing of other streams of
- * the same host, so that its end cannot touch theirs (L-11).
+ * One registered stream of one host: its outgoing frames and its pending commands. It does not share state with other streams of the
+ * same host, so its end cannot affect them (L-11).
  */
 export class HostLink {
   readonly hostId: HostId;
   readonly epoch: number;
   readonly peer: string;
-  /** When a frame last came. Milliseconds since the epoch. */
+  /** The arrival of the last frame. Milliseconds since the epoch. */
   lastSeen: number;
-  /** Latest observations that the store has not taken yet, by sandbox. */
+  /** The latest observations that are not stored yet, by sandbox. */
   observed: Map<SandboxId, Observation> | undefined;
   storing = false;
-  /** Events that the store has not taken yet, and the loop that stores them. */
+  /** Events that are not stored yet. */
   readonly hostEvents: link.HostEvent[] = [];
-  /** By sandbox, how many more of its events are stored until when. Milliseconds since the epoch. */
+  /** By sandbox, the number of its events that may still be stored until a time. Milliseconds since the epoch. */
   readonly eventBudgets = new Map<string, { left: number; readonly until: number }>();
+  /** The loop that stores the events; undefined while there are none. */
   storingEvents: Promise<void> | undefined;
   signings = 0;
   readonly #call: ConnectCall;
@@ -73,8 +74,7 @@ export class HostLink {
   }
 
   /**
-   * Sends one frame, after those before it. What a slow host has not taken waits in the stream's own buffer, which is bounded
-   * here (L-17).
+   * Sends one frame, in order. Frames for a slow host wait in the buffer of the stream, which is bounded here (L-17).
    * @throws {DroverError} queue-full, host-unavailable
    */
   send(frame: MessageInitShape<typeof link.ControlFrameSchema>['frame'] & object): void {
@@ -91,7 +91,7 @@ export class HostLink {
     });
   }
 
-  /** Sends a command and waits for its result; the signal and the deadline end the waiting only (L-21). */
+  /** Sends a command and waits for its result. The signal and the deadline end only the wait, not the command (L-21). */
   async command(operation: Operation, options: CallOptions, clock: Clock): Promise<ResultValue> {
     if (options.signal?.aborted === true) throw DroverError.from(options.signal.reason, 'cancelled');
     const id = options.commandId ?? newId('c');
@@ -102,7 +102,7 @@ export class HostLink {
         throw new DroverError('queue-full', `${pending.size} commands wait for host ${this.hostId}`, { hint: 'try again in a moment' });
       }
       const { promise, resolve, reject } = Promise.withResolvers<ResultValue>();
-      // Every caller may be gone when it fails.
+      // A failure after the last caller has cancelled must not be an unhandled rejection.
       promise.catch(ignore);
       entry = { result: promise, resolve, reject, onProgress: options.onProgress, waiters: 0 };
       pending.set(id, entry);
@@ -123,32 +123,32 @@ export class HostLink {
     }
     entry.waiters++;
     if (options.signal === undefined && options.deadline === undefined) return await entry.result;
-    const over = new AbortController();
+    const done = new AbortController();
     const { signal } = options;
-    const gone = (): void => over.abort(DroverError.from(signal?.reason, 'cancelled'));
-    signal?.addEventListener('abort', gone, { once: true });
+    const onAbort = (): void => done.abort(DroverError.from(signal?.reason, 'cancelled'));
+    signal?.addEventListener('abort', onAbort, { once: true });
     try {
-      return await Promise.race([entry.result, this.#patience(options, clock, over.signal)]);
+      return await Promise.race([entry.result, this.#deadline(options, clock, done.signal)]);
     } finally {
-      signal?.removeEventListener('abort', gone);
-      over.abort(inTime);
-      // A result that comes after its caller has gone is counted as late and dropped (L-14).
+      signal?.removeEventListener('abort', onAbort);
+      done.abort(inTime);
+      // A result that arrives after its last caller has cancelled is dropped and counted as late (L-14).
       if (--entry.waiters === 0 && pending.get(id) === entry) pending.delete(id);
     }
   }
 
-  /** Rejects when the caller's deadline comes, or with the reason of `over`. */
-  async #patience({ deadline }: CallOptions, clock: Clock, over: AbortSignal): Promise<never> {
+  /** Rejects at the caller's deadline, or with the reason of `done`. */
+  async #deadline({ deadline }: CallOptions, clock: Clock, done: AbortSignal): Promise<never> {
     if (deadline === undefined) {
-      return await new Promise<never>((_, reject) => over.addEventListener('abort', () => reject(over.reason as Error), { once: true }));
+      return await new Promise<never>((_, reject) => done.addEventListener('abort', () => reject(done.reason as Error), { once: true }));
     }
-    await clock.sleep(Math.max(0, deadline.getTime() - clock.now()), over);
-    throw new DroverError('timed-out', `host ${this.hostId} did not answer in time`, {
-      hint: 'the work goes on there; ask again for its outcome',
+    await clock.sleep(Math.max(0, deadline.getTime() - clock.now()), done);
+    throw new DroverError('timed-out', `host ${this.hostId} did not respond in time`, {
+      hint: 'it continues the work; repeat the command to learn its outcome',
     });
   }
 
-  /** Says whether somebody waited for it; a duplicate, late or unknown result finds nobody (L-14). */
+  /** @returns whether a caller waited for the result; false for a duplicate, late or unknown one (L-14) */
   settle(result: link.CommandResult): boolean {
     const entry = this.#pending?.get(result.commandId);
     if (entry === undefined) return false;
@@ -163,8 +163,7 @@ export class HostLink {
   }
 
   /**
-   * Ends this stream's part in everything: its signal aborts and its callers fail at once (L-16). With `goAway` the host is
-   * told why, if its queue still takes it.
+   * Ends the stream: aborts its signal, and fails its callers immediately (L-16). Sends `goAway` if the queue has room for it.
    */
   end(
     reason: string,
@@ -174,7 +173,7 @@ export class HostLink {
     if (this.#ended !== undefined) return;
     if (goAway !== undefined && this.#call.writableLength < linkQueueFrames + 1) writeGoAway(this.#call, goAway);
     this.#ended = new DroverError('host-unavailable', `host ${this.hostId} is not connected: ${reason}`, {
-      hint: 'it reconnects by itself; `drover host ls` shows its state',
+      hint: 'it reconnects automatically; `drover host ls` shows its state',
     });
     const waiting = this.#pending;
     this.#pending = undefined;
@@ -190,7 +189,7 @@ export function writeGoAway(call: ConnectCall, goAway: MessageInitShape<typeof l
   call.write(Buffer.from(toBinary(link.ControlFrameSchema, frame)));
 }
 
-/** Ends a call with a status other than OK; grpc-js takes it as an error event. What was written before it is sent first. */
+/** Ends a call with a status other than OK, which grpc-js expects as an error event. Earlier writes are sent first. */
 export function endWith(call: { emit(event: 'error', error: object): boolean }, code: number, details: string, metadata?: Metadata): void {
   call.emit('error', Object.assign(new Error(details), { code, details, ...(metadata === undefined ? {} : { metadata }) }));
 }

@@ -11,16 +11,16 @@ export interface Hub {
   isConnected(hostId: HostId): boolean;
   /**
    * Sends one command and waits for its result.
-   * The signal ends the waiting, not the work on the host (L-21).
-   * @throws {DroverError} host-unavailable at once when not connected (L-15) or when the stream drops (L-16); queue-full (L-17);
-   *   timed-out; whatever the host answered
+   * The signal ends the wait, not the work on the host (L-21).
+   * @throws {DroverError} host-unavailable immediately when not connected (L-15) or when the stream drops (L-16); queue-full (L-17);
+   *   timed-out; the error that the host returned
    */
   call(hostId: HostId, operation: Operation, options?: CallOptions): Promise<ResultValue>;
   /** A byte stream to a port in a sandbox (L-30). Its `end()` half-closes; its `destroy()` closes both sides. */
   openTunnel(hostId: HostId, target: TunnelTarget, signal?: AbortSignal): Promise<Duplex>;
-  /** What the host itself keeps of a sandbox, as HostStreamMessages (`readHostStream`). */
+  /** Reads the host's own data of a sandbox, such as its log, as HostStreamMessages (`readHostStream`). */
   openHostStream(hostId: HostId, sandboxId: SandboxId, source: HostStreamSource, signal?: AbortSignal): Promise<Duplex>;
-  /** Ends the host's stream with GoAway; nothing when it is not connected. */
+  /** Ends the host's stream with GoAway. Has no effect when the host is not connected. */
   disconnect(hostId: HostId, reason: link.GoAway_Reason, message: string): void;
   on(listener: HubListener): () => void;
   /** Hosts with an open stream, and commands waiting for results. */
@@ -35,7 +35,7 @@ export interface CallOptions {
   readonly deadline?: Date;
 }
 
-/** What a host's stream is of: `{ case: 'logs', value: … }`. */
+/** The source of a host's stream: `{ case: 'logs', value: … }`. */
 export type HostStreamSource = Exclude<link.OpenTunnel['target'], { case: 'init' | 'port' | undefined }>;
 
 export interface TunnelTarget {
@@ -44,7 +44,7 @@ export interface TunnelTarget {
   readonly port: 'init' | number;
 }
 
-/** What a host reports of a copy that it holds. Its id is parsed when it arrives. */
+/** A host's report about a copy that it holds. The id is checked on arrival. */
 export type Observation = sandbox.SandboxObservation & { readonly sandboxId: SandboxId };
 
 /** Called after the store holds the change. Must not throw; must return fast. */

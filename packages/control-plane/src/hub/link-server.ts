@@ -22,7 +22,7 @@ import type { Store } from '../store/index.ts';
 import { audit } from './audit.ts';
 import { LinkServerCredentials, type ServerIdentity } from './credentials.ts';
 import { HandshakeLimiter } from './handshake-limiter.ts';
-import { takeHostEvents } from './host-events.ts';
+import { storeHostEvents } from './host-events.ts';
 import { endWith, HostLink, writeGoAway, type ConnectCall } from './host-link.ts';
 import {
   isObservation,
@@ -35,7 +35,7 @@ import {
   type TunnelTarget,
 } from './hub.ts';
 import { Liveness } from './liveness.ts';
-import { takeObservations, type ObservationSink } from './observations.ts';
+import { storeObservations, type ObservationSink } from './observations.ts';
 import { hostOf } from './peer.ts';
 import { AcceptRamp, type RampOptions } from './ramp.ts';
 import { Registrations } from './registrations.ts';
@@ -57,7 +57,7 @@ export interface LinkServerOptions {
   readonly ramp?: RampOptions;
   /**
    * 48 random bytes, kept in the data directory: with them hosts resume their TLS sessions after a restart (L-12).
-   * Without them only for as long as this process lives.
+   * Without them hosts resume only until this process ends.
    */
   readonly ticketKeys?: Buffer;
   /** The control plane's certificate. Hosts check its URI, not its names. */
@@ -111,7 +111,7 @@ export class LinkServer implements Hub {
     this.#observationSink = {
       store: options.store,
       logger: this.#logger,
-      stored: (hostId, observations) => this.#tell('observed', hostId, observations),
+      stored: (hostId, observations) => this.#notify('observed', hostId, observations),
     };
     this.#liveness = new Liveness(options.store, this.#logger);
     this.#tunnels = new Tunnels(this.#clock, options.onInbound);
@@ -158,7 +158,7 @@ export class LinkServer implements Hub {
   }
 
   /**
-   * Starts to accept hosts. Those that this replica held before its restart are marked down first.
+   * Starts to accept hosts. First it marks the hosts down that this replica held before its restart.
    * @throws {DroverError} port-in-use, missing-privilege
    */
   async listen(address: { readonly host: string; readonly port: number }): Promise<{ readonly port: number }> {
@@ -237,7 +237,7 @@ export class LinkServer implements Hub {
     const held = this.#links.get(hostId);
     if (held !== undefined) return held;
     throw new DroverError('host-unavailable', `host ${hostId} is not connected`, {
-      hint: 'it reconnects by itself; `drover host ls` shows its state',
+      hint: 'it reconnects automatically; `drover host ls` shows its state',
     });
   }
 
@@ -301,7 +301,7 @@ export class LinkServer implements Hub {
       },
     });
     this.#logger.info({ hostId, epoch, peer, sandboxes: registration.sandboxes.length }, 'host connected');
-    this.#tell('hostConnected', hostId, epoch, held.signal, registration.sandboxes.filter(isObservation));
+    this.#notify('hostConnected', hostId, epoch, held.signal, registration.sandboxes.filter(isObservation));
     return held;
   }
 
@@ -318,9 +318,9 @@ export class LinkServer implements Hub {
       case 'progress':
         return held.progress(frame.value);
       case 'observations':
-        return takeObservations(this.#observationSink, held, frame.value.sandboxes);
+        return storeObservations(this.#observationSink, held, frame.value.sandboxes);
       case 'events':
-        return takeHostEvents({ store: this.#options.store, logger: this.#logger, clock: this.#clock }, held, frame.value);
+        return storeHostEvents({ store: this.#options.store, logger: this.#logger, clock: this.#clock }, held, frame.value);
       case 'signingRequest':
         void sign(this.#options, this.#logger, held, frame.value);
         return;
@@ -351,13 +351,13 @@ export class LinkServer implements Hub {
     if (held.ended) return;
     if (this.#links.get(held.hostId) === held) this.#links.delete(held.hostId);
     held.end(reason, goAway, ending);
-    // L-10; the store does it only while this epoch is the newest.
+    // L-10: the store marks the host down only while this epoch is the newest.
     this.#liveness.down(held.hostId, held.epoch, reason);
     this.#logger.info({ hostId: held.hostId, epoch: held.epoch, reason }, 'host disconnected');
-    this.#tell('hostDisconnected', held.hostId, held.epoch, reason);
+    this.#notify('hostDisconnected', held.hostId, held.epoch, reason);
   }
 
-  /** The one loop of the hub. */
+  /** The loop of the hub. */
   async #run(): Promise<void> {
     const { signal } = this.#life;
     while (!signal.aborted) {
@@ -384,7 +384,7 @@ export class LinkServer implements Hub {
       if (now - held.lastSeen <= this.#ttlMs) continue;
       const message = `nothing was heard of it for ${Math.round((now - held.lastSeen) / 1000)} s`;
       this.#drop(held, message, { reason: link.GoAway_Reason.SILENT, message });
-      // It may not read GoAway.
+      // The host may not read GoAway.
       this.#handshakes.close(held.peer, goAwayGraceMs);
     }
   }
@@ -404,7 +404,7 @@ export class LinkServer implements Hub {
     return { ...identity, caPem: ca.caPem, ...(ticketKeys === undefined ? {} : { ticketKeys }) };
   }
 
-  #tell<K extends keyof HubListener>(event: K, ...rest: Parameters<NonNullable<HubListener[K]>>): void {
+  #notify<K extends keyof HubListener>(event: K, ...rest: Parameters<NonNullable<HubListener[K]>>): void {
     for (const listener of this.#listeners) {
       try {
         (listener[event] as ((...values: typeof rest) => void) | undefined)?.(...rest);

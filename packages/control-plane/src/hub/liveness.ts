@@ -7,8 +7,8 @@ import type { HostLink } from './host-link.ts';
 type Beat = Parameters<Store['hosts']['heartbeats']>[0][number];
 
 /**
- * Takes liveness to the store: heartbeats in batches, the newest of each host (L-9); ends of streams at once (L-10), and again
- * each round until the store has taken them.
+ * Stores liveness. It writes heartbeats in batches, the newest of each host (L-9), and ends of streams immediately (L-10). A failed write of
+ * an end is retried each round.
  */
 export class Liveness {
   readonly #store: Store;
@@ -16,7 +16,7 @@ export class Liveness {
   readonly #beats = new Map<HostId, Beat>();
   /** Streams that ended and are not marked yet: by host, the newest epoch. */
   readonly #down = new Map<HostId, { readonly epoch: number; readonly reason: string }>();
-  /** Heartbeats being written: an end is marked after them, or they would make its host ready again. */
+  /** The current write of heartbeats. An end is marked after it: a later heartbeat would make the host ready again. */
   #writing: Promise<void> = Promise.resolve();
   #marking: Promise<void> = Promise.resolve();
 
@@ -47,7 +47,7 @@ export class Liveness {
 
   /** Never rejects. */
   async #mark(hostId: HostId): Promise<void> {
-    // Its failure is that of flush.
+    // `flush` reports this failure.
     await this.#writing.catch(() => undefined);
     const entry = this.#down.get(hostId);
     if (entry === undefined) return;
@@ -55,11 +55,11 @@ export class Liveness {
       await this.#store.hosts.markDown(hostId, entry.epoch, entry.reason);
       if (this.#down.get(hostId) === entry) this.#down.delete(hostId);
     } catch (error) {
-      this.#logger.error({ err: error, hostId }, 'a host could not be marked down; it is tried again');
+      this.#logger.error({ err: error, hostId }, 'a host could not be marked down; retrying');
     }
   }
 
-  /** Writes what waits. @throws what the store throws; heartbeats that were lost come again by themselves */
+  /** Writes the pending heartbeats and ends. @throws the error of the store; hosts replace lost heartbeats with their next ones */
   async flush(): Promise<void> {
     await this.#marking;
     for (const hostId of this.#down.keys()) await this.#mark(hostId);

@@ -13,10 +13,10 @@ export interface ObservationSink {
 }
 
 /**
- * Stores a host's observations, one transaction at a time. Those that arrive meanwhile wait, the newest of each sandbox, so that a slow
+ * Stores a host's observations, one transaction at a time. During a transaction the newest observation of each sandbox waits, so a slow
  * store delays neither heartbeats nor results.
  */
-export function takeObservations(to: ObservationSink, from: HostLink, observations: readonly sandbox.SandboxObservation[]): void {
+export function storeObservations(to: ObservationSink, from: HostLink, observations: readonly sandbox.SandboxObservation[]): void {
   const waiting = (from.observed ??= new Map());
   for (const observation of observations) if (isObservation(observation)) waiting.set(observation.sandboxId, observation);
   if (waiting.size > pendingObservations) from.pause();
@@ -34,7 +34,7 @@ async function store({ store: { sandboxes }, logger, stored }: ObservationSink, 
       stored(from.hostId, observations);
     }
   } catch (error) {
-    // The next registration reports everything again (L-6), so the lost observations are repeated when the stream ends.
+    // End the stream: the next registration reports every sandbox again (L-6), and so replaces the lost observations.
     logger.error({ err: error, hostId: from.hostId }, 'observations could not be stored');
     from.end('its observations could not be stored');
   } finally {

@@ -4,8 +4,8 @@ import { subjectOf, validityOf, type Names } from '@drover/pki';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 
 /**
- * Which host the certificate of a call's connection names (L-5); undefined for anything else.
- * TLS has verified the chain. It does not look at the dates again when a session is resumed, so they are checked here.
+ * The host that the certificate of a call's connection names (L-5); undefined for any other certificate.
+ * TLS has verified the chain. A resumed session skips the check of the dates, so they are checked here.
  */
 export function hostOf(call: Pick<ServerDuplexStream<unknown, unknown>, 'getAuthContext'>, names: Names, now: number): HostId | undefined {
   const der = call.getAuthContext().sslPeerCertificate?.raw;

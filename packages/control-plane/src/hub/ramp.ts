@@ -2,17 +2,17 @@
 export interface RampOptions {
   readonly perSecond: number;
   readonly burst: number;
-  /** The longest delay that a host is given. Milliseconds. */
+  /** The longest delay of a host. Milliseconds. */
   readonly maxDelayMs: number;
 }
 
 /**
- * A token bucket with reservations: a host that finds it empty receives the time of a slot, which is kept free for it. So N hosts that
- * reconnect at the same time register evenly over N / perSecond seconds, each refused once.
+ * A token bucket with reservations: if it is empty, a host receives the time of a slot that is reserved for it. N hosts that reconnect at
+ * the same time therefore register evenly over N / perSecond seconds, and each is refused once.
  */
 export class AcceptRamp {
   readonly #options: RampOptions;
-  /** When the bucket was last counted. Milliseconds. */
+  /** The time of the last refill. Milliseconds. */
   #at: number;
   #tokens: number;
   /** The last reserved slot. */
@@ -24,7 +24,7 @@ export class AcceptRamp {
     this.#tokens = options.burst;
   }
 
-  /** @returns after how many milliseconds the host may register; 0: now */
+  /** @returns the milliseconds until the host may register; 0: now */
   admit(now: number): number {
     const { perSecond, burst, maxDelayMs } = this.#options;
     this.#tokens = Math.min(burst, this.#tokens + ((now - this.#at) * perSecond) / 1000);

@@ -11,9 +11,9 @@ interface Waiting {
 }
 
 /**
- * Takes registrations to the store. SQLite commits one transaction at a time, and nothing else of the process runs while one waits for
- * the disk: the first after a pause is written at once, and those that follow it within `registrationGatherMs` together (L-12).
- * PostgreSQL commits side by side, and has each in its own.
+ * Stores registrations. SQLite commits one transaction at a time, and a commit blocks the process until the disk responds. The first
+ * registration after a pause is therefore written immediately, and those of the next `registrationGatherMs` share a transaction (L-12).
+ * PostgreSQL commits concurrently, so each registration has its own transaction.
  */
 export class Registrations {
   readonly #store: Store;
@@ -21,7 +21,7 @@ export class Registrations {
   readonly #logger: Logger;
   #waiting: Waiting[] = [];
   #running = false;
-  /** When the last batch was begun. */
+  /** The start of the last batch. */
   #begunAt = Number.NEGATIVE_INFINITY;
 
   constructor(store: Store, owner: string, logger: Logger) {
@@ -47,15 +47,15 @@ export class Registrations {
       this.#begunAt = performance.now();
       const batch = this.#waiting.splice(0, registrationBatch);
       try {
-        const answers = await this.#store.together(async (tables) => {
-          const given: (() => void)[] = [];
-          for (const one of batch) given.push(await this.#one(tables, one));
-          return given;
+        const responses = await this.#store.together(async (tables) => {
+          const responses: (() => void)[] = [];
+          for (const one of batch) responses.push(await this.#one(tables, one));
+          return responses;
         });
-        for (const answer of answers) answer();
+        for (const respond of responses) respond();
       } catch (error) {
-        // One of them, or the commit: nobody is to fail for another's sake.
-        if (batch.length > 1) this.#logger.warn({ err: error, hosts: batch.length }, 'hosts could not be registered together; one by one');
+        // One registration or the commit failed. Retry each alone, so that one cannot fail the others.
+        if (batch.length > 1) this.#logger.warn({ err: error, hosts: batch.length }, 'hosts could not be registered in one transaction; registering them one by one');
         for (const { registration, resolve, reject } of batch) {
           await this.#store.hosts.register(registration, this.#owner).then(resolve, reject);
         }
@@ -64,7 +64,7 @@ export class Registrations {
     this.#running = false;
   }
 
-  /** The answer to one, to be given after the commit. A host that is refused is refused before anything is written for it. */
+  /** @returns the response, to be sent after the commit. A refusal precedes every write for its host, so it does not spoil the transaction. */
   async #one({ hosts }: Tables, { registration, resolve, reject }: Waiting): Promise<() => void> {
     try {
       const registered = await hosts.register(registration, this.#owner);

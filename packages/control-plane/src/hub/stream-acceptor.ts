@@ -18,9 +18,9 @@ export interface StreamAcceptorOptions {
   readonly logger: Logger;
   /** Aborts when the server stops. */
   readonly signal: AbortSignal;
-  /** Makes a stream that the store has registered its host's current one. Undefined: it was refused. */
+  /** Makes a registered stream the current one of its host. Undefined: the stream was refused. */
   readonly registered: (call: ConnectCall, registered: Registered) => HostLink | undefined;
-  /** Every frame after Register. */
+  /** Handles every frame after Register. */
   readonly receive: (held: HostLink, frame: link.HostFrame['frame']) => void;
   readonly ended: (link: HostLink) => void;
 }
@@ -47,7 +47,7 @@ export class StreamAcceptor {
     return this.#refusedByRamp;
   }
 
-  /** One Connect call. */
+  /** Accepts one Connect call. */
   accept(call: ConnectCall): void {
     const { names, clock, handshakes, signal, receive, ended } = this.#options;
     const peer = call.getPeer();
@@ -55,7 +55,7 @@ export class StreamAcceptor {
     const certified = hostOf(call, names, clock.now());
     if (certified === undefined) {
       endWith(call, status.PERMISSION_DENIED, 'the certificate names no host');
-      // A sandbox's certificate is of the same CA, but its connection may not stay.
+      // The same CA issues certificates of sandboxes, whose connections must not stay open.
       return handshakes.close(peer, goAwayGraceMs);
     }
     if (signal.aborted) return endWith(call, status.UNAVAILABLE, 'the control plane stops');
@@ -120,12 +120,12 @@ export class StreamAcceptor {
     }
   }
 
-  /** Called from the hub's one loop. */
+  /** Called by the loop of the hub. */
   sweep(now: number): void {
     for (const [call, since] of this.#unregistered) {
       if (now - since < firstFrameMs) continue;
       this.#unregistered.delete(call);
-      endWith(call, status.DEADLINE_EXCEEDED, 'Register did not come in time');
+      endWith(call, status.DEADLINE_EXCEEDED, 'Register did not arrive in time');
       this.#options.handshakes.close(call.getPeer(), goAwayGraceMs);
     }
   }

@@ -7,7 +7,7 @@ import { endWith } from './host-link.ts';
 
 export type TunnelServerCall = ServerDuplexStream<link.TunnelFrame, link.TunnelFrame>;
 
-/** A connection that a sandbox made to its host, to be taken over by the control plane (spec 2, I-14). */
+/** Takes over a connection that a sandbox made to its host (spec 2, I-14). */
 export type InboundHandler = (hostId: HostId, inbound: link.SandboxInbound, stream: Duplex) => void;
 
 interface Opening {
@@ -16,7 +16,7 @@ interface Opening {
   readonly reject: (error: DroverError) => void;
 }
 
-/** Pairs the tunnels that hosts open with those that wait for them (L-30). */
+/** Pairs the tunnels that hosts open with the callers that wait for them (L-30). */
 export class Tunnels {
   readonly #opening = new Map<string, Opening>();
   readonly #clock: Clock;
@@ -32,8 +32,8 @@ export class Tunnels {
   }
 
   /**
-   * Waits for the tunnel that `ask` has the host open.
-   * @throws {DroverError} timed-out, cancelled, queue-full, what `ask` throws, and what the host could not reach
+   * Waits for the tunnel that the host opens in response to `ask`.
+   * @throws {DroverError} timed-out, cancelled, queue-full, the error of `ask`, and the host's error if it could not connect
    */
   async open(hostId: HostId, ask: (tunnelId: string, signal: AbortSignal) => Promise<unknown>, signal?: AbortSignal): Promise<Duplex> {
     if (signal?.aborted === true) throw DroverError.from(signal.reason, 'cancelled');
@@ -49,7 +49,7 @@ export class Tunnels {
     this.#opening.set(id, { hostId, resolve, reject });
     this.#clock.sleep(tunnelOpenMs, done.signal).then(
       () => reject(new DroverError('timed-out', `host ${hostId} opened no tunnel in time`, { hint: 'try again' })),
-      // The tunnel was there first.
+      // The tunnel arrived first.
       () => undefined,
     );
     ask(id, done.signal).catch((error: unknown) => fail(error, 'internal'));
@@ -62,9 +62,9 @@ export class Tunnels {
     }
   }
 
-  /** One Tunnel call of a connected host. */
+  /** Accepts one Tunnel call of a connected host. */
   accept(hostId: HostId, call: TunnelServerCall): void {
-    const late = (): void => endWith(call, status.DEADLINE_EXCEEDED, 'the first frame did not come in time');
+    const late = (): void => endWith(call, status.DEADLINE_EXCEEDED, 'the first frame did not arrive in time');
     const opened = after(firstFrameMs, this.#clock, late);
     call.once('cancelled', opened);
     call.once('end', opened);
@@ -81,8 +81,8 @@ export class Tunnels {
     switch (direction.case) {
       case 'tunnelId': {
         const opening = this.#opening.get(direction.value);
-        // Another host's tunnel is as unknown as one that nobody waits for.
-        if (opening?.hostId !== hostId) return endWith(call, status.NOT_FOUND, 'nobody waits for this tunnel');
+        // A host must not learn which tunnels other hosts are to open.
+        if (opening?.hostId !== hostId) return endWith(call, status.NOT_FOUND, 'no caller waits for this tunnel');
         this.#opening.delete(direction.value);
         if (error !== undefined) {
           opening.reject(errorFromWire(error));
@@ -103,7 +103,7 @@ export class Tunnels {
 
 function streamOf(call: TunnelServerCall): TunnelStream {
   const stream = new TunnelStream(call, () => endWith(call, status.ABORTED, 'the tunnel was closed'));
-  // Whoever uses the stream sees its errors; a tunnel that breaks before that must not end the process.
+  // A tunnel that breaks before its user attaches a listener must not end the process.
   stream.on('error', () => undefined);
   return stream;
 }
