@@ -5,9 +5,9 @@ import type { SandboxRow } from '../model/index.ts';
 import type { SandboxStore } from '../store/index.ts';
 
 /**
- * Reads sandboxes' records for Register (I-14). A host tells the address of a start before the start, but on another stream than the one
- * that carries the sandbox's call, and what it tells waits for the store: a sandbox may come before its address. So a record that does
- * not show it yet is read again, after each of its events and every `addressPollMs`, for `addressWaitMs` at most.
+ * Reads sandboxes' records for Register (I-14). A host reports the address of a start before the start, but on a different stream from the
+ * one that carries the sandbox's call, and the store may delay the report: a call may precede the address. A record without the address is
+ * therefore read again after each of its events and every `addressPollMs`, for `addressWaitMs` at most.
  */
 export class AddressWait {
   readonly #sandboxes: Pick<SandboxStore, 'get'>;
@@ -23,9 +23,9 @@ export class AddressWait {
   }
 
   /**
-   * The record as soon as `shows` is true of it, or as it stands in the end.
-   * @param hostId whose link carried the call: a host that has many wait leaves room for others
-   * @throws what the store throws
+   * @returns the record as soon as it satisfies `shows`, or the last one read
+   * @param hostId the host whose link carried the call; the limit per host leaves room for other hosts
+   * @throws the error of the store
    */
   async read(id: SandboxId, hostId: HostId, shows: (row: SandboxRow | undefined) => boolean): Promise<SandboxRow | undefined> {
     let row = await this.#sandboxes.get(id);
@@ -38,7 +38,7 @@ export class AddressWait {
     this.#ofHost.set(hostId, ofHost + 1);
     try {
       for (;;) {
-        // Read after the listener is there: nothing is missed in between.
+        // Read after the listener is attached, so that no change is missed.
         row = await this.#sandboxes.get(id);
         const left = until - this.#clock.now();
         if (shows(row) || left <= 0) return row;

@@ -13,7 +13,7 @@ export interface ClaimedNames {
   readonly commonName: string;
 }
 
-/** The names of a claim; undefined when no sandbox can have them. */
+/** The names of a claim; undefined if they are invalid. */
 export function claimedNames(claim: Pick<RegisterClaim, 'project' | 'name'>): ClaimedNames | undefined {
   try {
     const [project, name] = [parseProject(claim.project), parseName(claim.name)];
@@ -26,11 +26,11 @@ export function claimedNames(claim: Pick<RegisterClaim, 'project' | 'name'>): Cl
 
 interface Checked {
   readonly checks: readonly TrustCheck[];
-  /** Of the first check that failed, in the order of I-14. */
+  /** The first failed check, in the order of I-14. */
   readonly refusal: RegisterRefusal | undefined;
 }
 
-/** The cross-checks of Register, all of them (I-14). @param row the sandbox's own record; undefined when there is none */
+/** Runs every cross-check of Register (I-14). @param row the sandbox's own record; undefined when there is none */
 export function crossCheck(claim: RegisterClaim, names: ClaimedNames | undefined, row: SandboxRow | undefined, now: number): Checked {
   const checks: TrustCheck[] = [];
   let refusal: RegisterRefusal | undefined;
@@ -95,7 +95,7 @@ export function outcomeChecks(
   }
 }
 
-/** In constant time, whatever their lengths (I-9). */
+/** Compares in constant time, regardless of the lengths (I-9). */
 export function sameText(a: string, b: string): boolean {
   return timingSafeEqual(digest(a), digest(b));
 }
@@ -130,13 +130,13 @@ function placeOf(row: SandboxRow | undefined): string {
   return row.hostId === undefined ? 'the sandbox is placed nowhere' : `the sandbox is placed on ${row.hostId}`;
 }
 
-/** A listener on IPv6 sees IPv4 addresses in their mapped form (RFC 4291, section 2.5.5.2). */
+/** An IPv6 listener reports IPv4 addresses in their mapped form (RFC 4291, section 2.5.5.2). */
 function plainAddress(address: string): string {
   const mapped = address.toLowerCase().startsWith('::ffff:') ? address.slice('::ffff:'.length) : address;
   return isIPv4(mapped) ? mapped : address;
 }
 
-/** Text of an unauthenticated peer may have any length. */
+/** The text of an unauthenticated peer may have any length. */
 function quoted(text: string): string {
   return JSON.stringify(clip(text));
 }

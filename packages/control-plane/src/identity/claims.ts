@@ -2,7 +2,7 @@ import type { HostId, SandboxId } from '@drover/foundation';
 import type { Identity } from '../model/index.ts';
 import type { TrustCheck } from '../worldview/index.ts';
 
-/** What a call to Register claims (the names) and what this side saw of it (everything else) (I-14). */
+/** The names that a call to Register claims, and what this side observed of the call: all other fields (I-14). */
 export interface RegisterClaim {
   readonly sandboxId: SandboxId;
   readonly thumbprint: string;
@@ -11,12 +11,12 @@ export interface RegisterClaim {
   readonly name: string;
   /** SHA-256 of the bootstrap token, hex. */
   readonly tokenHash: string;
-  /** The host whose link carried the connection, and the origin that this host saw. */
+  /** The host whose link carried the connection, and the origin that this host reports. */
   readonly hostId: HostId;
   readonly peerAddress: string;
 }
 
-/** The check that refused; for the log and for `explain`, never for the wire (I-16). */
+/** The failed check, for the log and for `explain`. It is never sent to the peer (I-16). */
 export type RegisterRefusal =
   | 'malformed-name'
   | 'cn-mismatch'
@@ -42,13 +42,13 @@ export type RegisterOutcome =
   | { readonly kind: 'refused'; readonly why: RegisterRefusal; readonly checks: readonly TrustCheck[] }
   | { readonly kind: 'storage-failed'; readonly error: unknown };
 
-/** `unknown` is the one result for every failure (I-9). */
+/** Every failure has the same result, `unknown` (I-9). */
 export type Lookup = { readonly kind: 'found'; readonly identity: Identity } | { readonly kind: 'unknown' };
 
 /** The record of a sandbox when a session begins (I-27). */
 export interface Standing {
   readonly identity: Identity | undefined;
-  /** The thumbprint belongs to a certificate issued for a start that has not registered yet: Register is to be driven. */
+  /** The thumbprint belongs to a certificate issued for a start that has not registered yet: the session requests Register. */
   readonly mayRegister: boolean;
   readonly revoked: boolean;
 }

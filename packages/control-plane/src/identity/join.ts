@@ -8,7 +8,7 @@ const hostnamePattern = /^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/;
 
 /**
  * JoinService.Join (L-1 to L-3, L-7): takes one use of the token, writes the host's row, signs its certificate.
- * The same host may repeat it after a lost answer.
+ * The same host may repeat the call after a lost response.
  * @throws {DroverError} join-refused, the same for an unknown, a used and an expired token and for a removed host; invalid-argument
  */
 export async function joinHost(
@@ -21,7 +21,7 @@ export async function joinHost(
       hint: 'use letters, digits, dots and hyphens',
     });
   }
-  // The cause is for this side's log alone: on the wire every refusal is the same (L-3).
+  // The cause appears only in this server's log: on the wire every refusal is the same (L-3).
   const refused = (cause: unknown): DroverError =>
     new DroverError('join-refused', 'the join was refused', { hint: 'make a new token with `drover host token` and try again', cause });
   let secret: string;
@@ -30,7 +30,7 @@ export async function joinHost(
   } catch (error) {
     throw refused(error);
   }
-  // Before the token is taken: a request that cannot be signed must not use it up.
+  // Sign before taking the token: an invalid signing request must not use up the token.
   const issued = await ca.signHost(hostId, request.csrDer);
   const taken = await store.tokens.takeJoin(hashSecret(secret), hostId);
   if (taken === undefined) throw refused(new Error('the token is unknown, used up or expired'));

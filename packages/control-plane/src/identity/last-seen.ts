@@ -7,7 +7,7 @@ interface Seen {
   readonly at: number;
 }
 
-/** Who was seen since the last write (I-10): the newest of each sandbox, of so many sandboxes. */
+/** The sandboxes seen since the last write (I-10): the newest time of each, for a bounded number of sandboxes. */
 export class LastSeen {
   readonly #identities: Pick<IdentityStore, 'seen'>;
   readonly #clock: Clock;
@@ -28,13 +28,13 @@ export class LastSeen {
   /** Writes every `seenFlushMs`, and a last time when the signal aborts. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
-      // Only the signal rejects it, and the loop looks at that.
+      // Only the signal rejects the sleep, and the loop checks the signal.
       await this.#clock.sleep(seenFlushMs, signal).catch(() => undefined);
       await this.flush();
     }
   }
 
-  /** Never rejects: what could not be written waits for the next time, unless it is seen again before. */
+  /** Never rejects: a failed batch is written with the next one, except for sandboxes that were seen again. */
   async flush(): Promise<void> {
     if (this.#waiting.size === 0) return;
     const batch = this.#waiting;
@@ -42,7 +42,7 @@ export class LastSeen {
     try {
       await this.#identities.seen([...batch].map(([sandboxId, seen]) => ({ sandboxId, ...seen })));
     } catch (error) {
-      this.#logger.warn({ err: error, sandboxes: batch.size }, 'when sandboxes were last seen could not be written; it is tried again');
+      this.#logger.warn({ err: error, sandboxes: batch.size }, 'the times at which sandboxes were last seen could not be written; retrying');
       for (const [id, seen] of batch) if (this.#waiting.size < pendingSeen && !this.#waiting.has(id)) this.#waiting.set(id, seen);
     }
   }

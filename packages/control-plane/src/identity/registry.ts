@@ -13,11 +13,11 @@ import type { Lookup, RegisterClaim, RegisterOutcome, Standing } from './claims.
 
 export interface RegistryOptions {
   readonly store: Pick<Store, 'identities' | 'sandboxes'>;
-  /** What the store has no transaction for is published here. */
+  /** Publishes the events that no store transaction writes. */
   readonly journal: Pick<Journal, 'publish'>;
-  /** Absent: a record that Register waits for is only polled. */
+  /** Absent: Register only polls the record that it waits for. */
   readonly feed?: Pick<EventFeed, 'on'>;
-  /** This replica's name, for what it publishes of itself. */
+  /** The name of this replica, the subject of its own events. */
   readonly replica: string;
   readonly clock: Clock;
   readonly logger: Logger;
@@ -28,7 +28,7 @@ export interface RegistryOptions {
 const unknown: Lookup = { kind: 'unknown' };
 
 /**
- * The thumbprints of registered sandboxes (I-7 to I-12): the rules, over one transaction each of the store. Only the control plane writes.
+ * The thumbprints of registered sandboxes (I-7 to I-12). Each rule uses one store transaction. Only the control plane writes.
  * No input from outside makes a method throw; a zero thumbprint or an empty sandbox id is a programming error and does (I-8).
  */
 export class Registry {
@@ -42,16 +42,17 @@ export class Registry {
     this.#lastSeen = new LastSeen(options.store.identities, options.clock, options.logger);
   }
 
-  /** Writes when sandboxes were last seen, until the signal aborts. Never rejects. */
+  /** Writes the times at which sandboxes were last seen, until the signal aborts. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
     await this.#lastSeen.run(signal);
   }
 
   /**
-   * A certificate was issued for a start of the sandbox. @returns the single-use bootstrap token that registers it (I-13). A repeated request
-   * has another certificate of the same start; one of them registers.
+   * Records a certificate that was issued for a start of the sandbox. A repeated request has another certificate of the same start; only one
+   * of them registers.
    * @param certificate `csrDer`: its signing request; absent: it is the only certificate of its start
-   * @throws {DroverError} sandbox-not-found, and what the store throws
+   * @returns the single-use bootstrap token that registers it (I-13)
+   * @throws {DroverError} sandbox-not-found, and the errors of the store
    */
   async issued({
     sandboxId,
@@ -71,7 +72,7 @@ export class Registry {
       sandboxId,
       thumbprint,
       requestHash: csrDer === undefined ? thumbprint : createHash('sha256').update(csrDer).digest('hex'),
-      // TLS says when the certificate is over; the token outlives it by what clocks may differ (I-17).
+      // TLS enforces the expiry of the certificate. The token outlives it by the tolerated clock skew (I-17).
       expiresAt: notAfter + clockSkewMs,
     });
     return token;
@@ -91,48 +92,49 @@ export class Registry {
   async lookup(thumbprint: string, commonName: string): Promise<Lookup> {
     demandThumbprint(thumbprint);
     const identity = await this.#find(async (identities) => await identities.find(thumbprint));
-    // I-9: whatever failed, the answer is one and the same.
+    // I-9: every failure has the same result.
     return identity !== undefined && sameText(identity.commonName, commonName) ? { kind: 'found', identity } : unknown;
   }
 
-  /** Without a check of the CN: a mismatch is the caller's typed outcome. */
+  /** Does not check the CN: the caller reports a mismatch with its own outcome. */
   async lookupBySandbox(id: SandboxId): Promise<Lookup> {
     demandId(id);
     const identity = await this.#find(async (identities) => await identities.findBySandbox(id));
     return identity === undefined ? unknown : { kind: 'found', identity };
   }
 
-  /** The rows of those sandboxes that have one. @throws {DroverError} what the store throws */
+  /** The rows of the sandboxes, without those that have none. @throws {DroverError} the errors of the store */
   async findAll(ids: readonly SandboxId[]): Promise<ReadonlyMap<SandboxId, Identity>> {
     return await this.#options.store.identities.findBySandboxes(ids);
   }
 
-  /** @throws {DroverError} what the store throws: the dialer distinguishes a lookup that fails from one without a result */
+  /** @throws {DroverError} the errors of the store: the dialer distinguishes a failed lookup from one without a result */
   async standing(id: SandboxId, thumbprint: string): Promise<Standing> {
     demand(id, thumbprint);
     const { identities, sandboxes } = this.#options.store;
     const row = await sandboxes.get(id);
     const revoked = row?.revokedAt !== undefined;
-    // Before the row: one that registers between the two reads is then found as registered.
+    // Read before the row: a sandbox that registers between the two reads is then found as registered.
     const mayRegister = !revoked && (await identities.mayRegister(id, thumbprint));
     return { identity: await identities.findBySandbox(id), mayRegister, revoked };
   }
 
   /**
-   * A renewed certificate was issued for a registered sandbox: it is valid from now on, and alone once it was seen. Repeatable.
-   * @param shown the certificate that it replaces, which the sandbox shows until then
-   * @throws {DroverError} conflict when the sandbox is not registered, and what the store throws
+   * Records a renewed certificate of a registered sandbox. It is valid immediately, and replaces the previous one when it is first seen.
+   * Idempotent.
+   * @param shown the certificate that it replaces
+   * @throws {DroverError} conflict when the sandbox is not registered, and the errors of the store
    */
   async renewed(id: SandboxId, thumbprint: string, shown: string): Promise<void> {
     demand(id, thumbprint);
     const { store, clock } = this.#options;
     if (await store.identities.setNext(id, thumbprint, clock.now() + sandboxLifetimeMs + clockSkewMs, shown)) return;
-    throw new DroverError('conflict', `sandbox ${id} has no identity that could be renewed`, {
-      hint: 'it gets a new one at its next start',
+    throw new DroverError('conflict', `sandbox ${id} has no identity to renew`, {
+      hint: 'it registers a new one at its next start',
     });
   }
 
-  /** An authenticated call, or frames on the session (I-10). Batched: never waits, never throws. */
+  /** Records an authenticated call, or a frame on the session (I-10). Batched: never waits, never throws. */
   seen(id: SandboxId, thumbprint: string): void {
     this.#lastSeen.note(id, thumbprint);
   }
@@ -142,35 +144,35 @@ export class Registry {
     return await this.#options.store.identities.list();
   }
 
-  /** Removes the row, and its tokens; publishes IdentityEvicted. False when there was none. */
+  /** Removes the row and its tokens, and publishes IdentityEvicted. @returns false if the sandbox had no row */
   async evict(id: SandboxId, why: EvictionCause): Promise<boolean> {
     demandId(id);
     return (await this.#options.store.identities.evict(id, why)) !== undefined;
   }
 
-  /** Contained (I-4): evicts, and refuses every Register until it is lifted. */
+  /** Contains the sandbox (I-4): evicts it, and refuses every Register until `reinstate`. */
   async revoke(id: SandboxId): Promise<void> {
     demandId(id);
     await this.#options.store.identities.setRevoked(id, true);
   }
 
-  /** Lifts a revocation; the sandbox may register again with the certificate that it has. */
+  /** Lifts a revocation. The sandbox may register again with its present certificate. */
   async reinstate(id: SandboxId): Promise<boolean> {
     demandId(id);
     return await this.#options.store.identities.setRevoked(id, false);
   }
 
-  /** A token for a reinstated sandbox that holds a certificate of this control plane; undefined when it may not have one. */
+  /** @returns a token for a reinstated sandbox that holds a certificate of this control plane; undefined if it may not register */
   async secondToken(id: SandboxId, thumbprint: string): Promise<string | undefined> {
     demand(id, thumbprint);
     const { store, clock } = this.#options;
     const token = newSecret();
     const expiresAt = clock.now() + secondTokenMs;
-    const given = await store.identities.issueAgain({ hash: hashSecret(token), sandboxId: id, thumbprint, expiresAt });
-    return given ? token : undefined;
+    const isIssued = await store.identities.issueAgain({ hash: hashSecret(token), sandboxId: id, thumbprint, expiresAt });
+    return isIssued ? token : undefined;
   }
 
-  /** Evicts the rows of sandboxes that no longer exist (I-12). Publishes ReapDegraded after three failed listings. @returns how many */
+  /** Evicts the rows of sandboxes that no longer exist (I-12). Publishes ReapDegraded after three failed listings. @returns the number of evicted rows */
   async reap(): Promise<number> {
     let reaped = 0;
     for (;;) {
@@ -211,7 +213,7 @@ export class Registry {
     }
   }
 
-  /** I-12: tried three times; undefined when that was not enough. */
+  /** I-12: makes three attempts. @returns undefined if all of them fail */
   async #orphans(): Promise<readonly SandboxId[] | undefined> {
     const { store, clock, logger, journal, replica, random } = this.#options;
     const backoff = new Backoff({ baseMs: reapBackoffBaseMs, capMs: reapBackoffCapMs, ...(random === undefined ? {} : { random }) });
@@ -239,16 +241,16 @@ export class Registry {
       } catch (error) {
         logger.error(
           { err: error, sandboxId: id },
-          'the identity of a sandbox that is gone could not be evicted; the next start tries again',
+          'the identity of a deleted sandbox could not be evicted; the next start retries',
         );
       }
     }
-    if (reaped > 0) logger.warn({ reaped }, 'evicted identities whose sandboxes are gone');
+    if (reaped > 0) logger.warn({ reaped }, 'evicted the identities of deleted sandboxes');
     return reaped;
   }
 }
 
-/** I-8: these come from this side's own code, never from outside. */
+/** I-8: the arguments come from this server's own code, so a bad one is a programming error. */
 function demand(id: SandboxId, thumbprint: string): void {
   demandId(id);
   demandThumbprint(thumbprint);

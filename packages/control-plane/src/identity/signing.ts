@@ -9,7 +9,7 @@ import type { Registry } from './registry.ts';
 export interface SigningDependencies {
   readonly store: Store;
   readonly ca: CertificateAuthority;
-  /** Absent: certificates of sandboxes come without a token, and nothing can register. */
+  /** Absent: certificates of sandboxes are issued without a token, and no sandbox can register. */
   readonly registry?: Pick<Registry, 'issued'>;
 }
 
@@ -19,8 +19,8 @@ interface Signed {
 }
 
 /**
- * What a host may have signed over its link: its own certificate again (L-2), and one for each sandbox that the store has
- * placed on it, under that sandbox's own name (I-5), with the token that registers it (I-13). Never throws; a refusal is the answer.
+ * Signs a certificate for a host over its link: a renewal of its own (L-2), or one for a sandbox that the store has placed on it, under the
+ * name of that sandbox (I-5), with the token that registers it (I-13). Never throws: the response carries the refusal.
  */
 export async function answerSigningRequest(
   dependencies: SigningDependencies,
@@ -50,14 +50,14 @@ async function sign({ store, ca, registry }: SigningDependencies, hostId: HostId
     case 'sandboxId': {
       const id = parseSandboxId(request.subject.value);
       const row = await store.sandboxes.get(id);
-      // One answer for all of these: a host learns nothing about sandboxes that are not its own.
+      // The same refusal for every case: a host must learn nothing about other hosts' sandboxes.
       if (row === undefined || row.hostId !== hostId || row.desired === 'deleted' || row.deletedAt !== undefined) {
         throw new DroverError('permission-denied', `sandbox ${id} is not placed on this host`);
       }
       const { csrDer } = request;
       const certificate = await ca.signSandbox(id, canonicalCommonName(row.project, row.name), csrDer);
       const { thumbprint, notAfter } = certificate;
-      // Before the certificate leaves: nobody holds one that the registry has not heard of.
+      // Register before responding: the registry must know every certificate that leaves this server.
       const bootstrapToken = (await registry?.issued({ sandboxId: id, thumbprint, notAfter, csrDer })) ?? '';
       return { certificate, bootstrapToken };
     }
