@@ -13,7 +13,7 @@ export class Connection {
   #calls = 0;
   #certificate: SandboxCertificate | undefined;
 
-  /** @param onTimeout is told which limit was hit; the connection is cut then */
+  /** @param onTimeout called with the exceeded limit, before the connection is cut */
   constructor(stream: Duplex, origin: Omit<Caller, 'certificate'>, clock: Clock, onTimeout: (what: string) => void) {
     this.stream = stream;
     this.#origin = origin;
@@ -30,13 +30,13 @@ export class Connection {
     return this.#calls;
   }
 
-  /** TLS is done: the certificate chains to the CA. */
+  /** The TLS handshake has succeeded: the certificate chains to the CA. */
   secured(certificate: SandboxCertificate | undefined): void {
     this.#certificate = certificate;
     this.#wait();
   }
 
-  /** A call begins. Gives what to do when it is over. */
+  /** Begins a call. @returns a function that ends it */
   call(): () => void {
     this.#stopWaiting();
     this.#calls++;
@@ -53,7 +53,7 @@ export class Connection {
     this.#stopWaiting = this.#limit(sandboxIdleMs, 'the wait for a call');
   }
 
-  /** @returns a function that ends the limit, as the end of the connection does */
+  /** @returns a function that lifts the limit, as the end of the connection does */
   #limit(ms: number, what: string): () => void {
     if (this.stream.closed) return () => undefined;
     const stop = after(ms, this.#clock, () => {

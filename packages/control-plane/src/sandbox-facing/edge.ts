@@ -20,8 +20,8 @@ export interface SandboxEdgeOptions {
 }
 
 /**
- * The edge of ControlService (I-18): after TLS the token, then the row in the registry. A refusal leaves at the same time after the start of
- * its call whichever check it failed, so that the time does not reveal the check (I-16).
+ * The edge of ControlService (I-18): after TLS it checks the token, then the row in the registry. Every refusal is sent after the same
+ * delay from the start of its call, so that its time does not reveal the failed check (I-16).
  */
 export function sandboxEdge(options: SandboxEdgeOptions): RpcEdge {
   const { clock, logger, refusals } = options;
@@ -42,13 +42,13 @@ export function sandboxEdge(options: SandboxEdgeOptions): RpcEdge {
       if (!(error instanceof Refused)) return;
       const start = clock.now() - ms;
       if (method === control.ControlService.method.register) await refusals.note(callerOf(contextValues), error);
-      // A caller that has disconnected is not waited for.
+      // The signal ends the delay if the caller disconnects.
       await clock.sleep(refusalDelayMs(method, clock.now() - start), signal);
     },
   });
 }
 
-/** How much longer a refusal that took `spentMs` waits. */
+/** The remaining delay of a refusal that took `spentMs`. */
 function refusalDelayMs(method: DescMethod, spentMs: number): number {
   const next = (Math.floor(spentMs / refusalMs) + 1) * refusalMs;
   return Math.max(next, method === control.ControlService.method.register ? registerRefusalMs : 0) - spentMs;
@@ -56,11 +56,11 @@ function refusalDelayMs(method: DescMethod, spentMs: number): number {
 
 const bearerPattern = /^bearer ([A-Za-z0-9._~+/=-]{1,256})$/i;
 
-/** Demands a token that belongs to the certificate and is good for the method (I-18). @throws {Refused} */
+/** Requires a token that belongs to the certificate and is valid for the method (I-18). @throws {Refused} */
 async function authenticate({ identities, clock }: SandboxEdgeOptions, { method, header, contextValues }: RpcRequest): Promise<void> {
   const { certificate } = callerOf(contextValues);
   if (certificate === undefined) throw new Refused('the certificate is not that of a sandbox');
-  // TLS checked the dates when the connection began.
+  // TLS checked the dates only when the connection began.
   if (!(certificate.notAfter > clock.now())) throw new Refused('the certificate has expired on this connection');
   const token = bearerPattern.exec(header.get('authorization') ?? '')?.[1];
   if (token === undefined) throw new Refused('the call carries no token', 'token');
@@ -74,12 +74,12 @@ async function authenticate({ identities, clock }: SandboxEdgeOptions, { method,
 
 /**
  * Passes the registry's row of the certificate's thumbprint to the handler (I-18, I-19). The connection must have come from the network of
- * the sandbox, as its host reports; so that host must be the one on which the sandbox is placed. @throws {Refused}
+ * the sandbox, as its host reports. Only the host on which the sandbox is placed can report that. @throws {Refused}
  */
 async function identify({ registry, sandboxes }: SandboxEdgeOptions, { method, contextValues }: RpcRequest): Promise<void> {
   if (!needsIdentity(method)) return;
   const { certificate, hostId, networkOf } = callerOf(contextValues);
-  // `authenticate` has refused every call without one.
+  // `authenticate` has refused every call without a certificate.
   const { thumbprint, commonName, sandboxId } = certificate as SandboxCertificate;
   if (networkOf !== sandboxId) throw new Refused(`the connection came from the network of ${networkOf}`);
   if ((await sandboxes.get(sandboxId))?.hostId !== hostId) throw new Refused('the connection came through another host than its own');

@@ -51,7 +51,7 @@ type Request = IncomingMessage | Http2ServerRequest;
 type Response = ServerResponse | Http2ServerResponse;
 
 /**
- * Serves ControlService to sandboxes, on connections that their hosts carry here (spec 2, I-13 to I-20): TLS 1.3 with a client certificate
+ * Serves ControlService to sandboxes, on connections that their hosts forward (spec 2, I-13 to I-20). It checks a TLS 1.3 client certificate
  * that chains to the CA, then the token, then the row in the registry. Connect and gRPC, over HTTP/2 and HTTP/1.1.
  */
 export class SandboxListener {
@@ -65,12 +65,12 @@ export class SandboxListener {
   /** Open connections by host, and by host and sandbox. */
   readonly #perHost = new Map<string, number>();
   readonly #perSandbox = new Map<string, number>();
-  /** Node's TLS server does not say which connection a socket of its came from; the socket's callbacks run in its context. */
+  /** Node's TLS server does not expose the connection beneath a socket. The socket's callbacks run in the context of this storage. */
   readonly #entering = new AsyncLocalStorage<Connection>();
   readonly #of = new WeakMap<TLSSocket | Http2Session, Connection>();
   #closed = false;
 
-  /** @throws {DroverError} internal when a method was added without a decision who may call it (I-19) */
+  /** @throws {DroverError} internal if a method has no access rule (I-19) */
   constructor(options: SandboxListenerOptions) {
     checkMethods(control.ControlService);
     const { registry, store } = options;
@@ -107,7 +107,7 @@ export class SandboxListener {
       } as SecureServerOptions,
       (request, response) => this.#serve(request, response),
     );
-    // Before the server's own listener, which begins to read requests.
+    // Runs before the server's own listener, which begins to read requests.
     server.prependListener('secureConnection', (socket) => {
       const connection = this.#entering.getStore();
       if (connection === undefined) return;
@@ -117,12 +117,12 @@ export class SandboxListener {
     server.on('session', (session) => {
       const connection = this.#entering.getStore();
       if (connection !== undefined) this.#of.set(session, connection);
-      // A connection that breaks is seen by its streams.
+      // The streams of a broken connection report its error.
       session.on('error', ignore);
     });
     server.on('tlsClientError', (error, socket) => {
       const connection = this.#entering.getStore();
-      // The name of the check that failed, where there is one; otherwise the handshake itself did.
+      // The failed check of the certificate, or the error of the handshake itself.
       const why = String(socket.authorizationError ?? error.message);
       this.#logger.warn({ ...facts(connection), why }, 'a sandbox did not get through the TLS handshake');
       connection?.stream.destroy();
@@ -130,7 +130,7 @@ export class SandboxListener {
     return server;
   }
 
-  /** Takes over one connection of a sandbox, for as long as it lives. One that is too many is closed at once. */
+  /** Takes over one connection of a sandbox. Beyond the limits, the connection is closed immediately. */
   readonly accept: InboundHandler = (hostId: HostId, inbound: link.SandboxInbound, stream: Duplex): void => {
     stream.on('error', ignore);
     const { sandboxId, peerAddress } = inbound;
@@ -141,7 +141,7 @@ export class SandboxListener {
     if (this.#closed) return refuse('the control plane stops');
     if (!isSandboxId(sandboxId)) return refuse('its host names no sandbox');
     if (this.#connections.size >= sandboxConnections) return refuse(`${sandboxConnections} connections of sandboxes are open`);
-    // A host that makes up names takes no room from sandboxes of another.
+    // A host that invents sandbox ids must not use up the connections of other hosts' sandboxes.
     const ofHost = this.#perHost.get(hostId) ?? 0;
     if (ofHost >= sandboxConnectionsPerHost) return refuse(`${ofHost} connections of sandboxes of its host are open`);
     const key = `${hostId}/${sandboxId}`;
@@ -171,7 +171,7 @@ export class SandboxListener {
     return [...this.#connections].reduce((sum, connection) => sum + connection.calls, 0);
   }
 
-  /** Why the sandbox's last Register with this certificate was refused; undefined when it was not, or only from elsewhere than its own host. */
+  /** Why the sandbox's last Register with this certificate, through its own host, was refused; undefined if it was not. */
   lastRefusal(id: SandboxId, thumbprint: string): RegisterRefusal | undefined {
     return this.#refusals.last(id, thumbprint);
   }
@@ -181,7 +181,7 @@ export class SandboxListener {
     this.#server.setSecureContext(this.#tls(identity));
   }
 
-  /** Takes nothing new, gives calls a moment to end, then cuts what is left. */
+  /** Accepts no more connections, waits up to `sandboxShutdownMs` for the calls to end, then cuts the remaining connections. */
   async close(): Promise<void> {
     this.#closed = true;
     const closing = [...this.#connections].map(async (connection) => {
@@ -194,7 +194,7 @@ export class SandboxListener {
       () => {
         for (const { stream } of this.#connections) stream.destroy();
       },
-      // All were closed by then.
+      // All connections closed before.
       () => undefined,
     );
     await Promise.all(closing);
@@ -205,21 +205,21 @@ export class SandboxListener {
   #serve(request: Request, response: Response): void {
     const connection = this.#connectionOf(request);
     if (connection === undefined) {
-      // Nothing is served to a connection that nobody knows the origin of.
+      // Refuse to serve a connection of unknown origin.
       request.destroy();
       return;
     }
-    // Answers differ by what they say, not by when they say it (I-16).
+    // A date would distinguish otherwise identical refusals (I-16).
     response.sendDate = false;
-    const over = connection.call();
+    const endCall = connection.call();
     response.once('close', () => {
-      over();
+      endCall();
       if (this.#closed && connection.calls === 0) connection.stream.destroy();
     });
     try {
       this.#handle(request, response);
     } catch (error) {
-      // A request that is no URL: no host, or a path or header that cannot be one.
+      // The adapter throws for a request without a valid URL: no host, or an invalid path or header.
       this.#logger.info({ ...facts(connection), err: error }, 'a request of a sandbox could not be read');
       response.statusCode = 400;
       response.end();
@@ -237,7 +237,7 @@ export class SandboxListener {
       ca: this.#options.ca.caPem,
       cert: certificatePem,
       key: keyPem,
-      // Every connection proves itself anew: a resumed one would skip the certificate.
+      // No session tickets: a resumed connection would skip the check of the certificate.
       secureOptions: constants.SSL_OP_NO_TICKET,
       sessionIdContext: 'drover-sandboxes',
     };
@@ -250,7 +250,7 @@ function facts(connection: Connection | undefined): Record<string, unknown> {
   return { hostId, networkOf, peerAddress, sandboxId: certificate?.sandboxId ?? '' };
 }
 
-/** Without an entry where there are none. */
+/** Changes a count, and deletes it at zero. */
 function count(counts: Map<string, number>, key: string, change: 1 | -1): void {
   const now = (counts.get(key) ?? 0) + change;
   if (now === 0) counts.delete(key);

@@ -3,11 +3,11 @@ import { DroverError } from '@drover/foundation';
 import { control } from '@drover/protocol';
 import type { TokenScope } from '../model/index.ts';
 
-/** Methods by the names that the generated code gives them. */
+/** Access rules by the method's name in the generated code. */
 export interface MethodTables {
-  /** Which token each method takes (I-18). */
+  /** The token that each method requires (I-18). */
   readonly scopes: Readonly<Record<string, TokenScope>>;
-  /** The methods that a caller without a row in the registry may call. All others demand one (I-19). */
+  /** The methods that a caller without a row in the registry may call. All others require a row (I-19). */
   readonly withoutIdentity: readonly string[];
 }
 
@@ -17,7 +17,7 @@ export const methodTables: MethodTables = {
 };
 
 /**
- * Holds the tables to the service, at start (I-19): each entry names a method, each method has its token.
+ * Checks the tables against the service at start (I-19): each entry names a method, and each method has its token.
  * @throws {DroverError} internal
  */
 export function checkMethods(service: DescService, { scopes, withoutIdentity }: MethodTables = methodTables): void {
@@ -28,7 +28,7 @@ export function checkMethods(service: DescService, { scopes, withoutIdentity }: 
   if (undecided.length > 0) throw new DroverError('internal', `no token is decided for ${undecided.join(', ')} of ${service.typeName}`);
 }
 
-/** The token that the method takes; undefined for a method that nothing is decided for: nobody may call it. */
+/** The token that the method requires; undefined for a method without a rule, which no caller may call. */
 export function scopeOf(method: DescMethod): TokenScope | undefined {
   return Object.hasOwn(methodTables.scopes, method.localName) ? methodTables.scopes[method.localName] : undefined;
 }

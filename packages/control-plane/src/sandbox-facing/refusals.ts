@@ -5,7 +5,7 @@ import type { SandboxStore } from '../store/index.ts';
 import type { TrustCheck, Worldview } from '../worldview/index.ts';
 import type { Caller } from './caller.ts';
 
-/** The caller is not who it must be. On the wire every refusal is the same (I-16): the cause says why, for the log, and `refusal` for the session. */
+/** Refuses a caller. On the wire every refusal is the same (I-16). The cause is the reason for the log, `refusal` the reason for the session. */
 export class Refused extends DroverError {
   readonly refusal: RegisterRefusal | undefined;
   readonly checks: readonly TrustCheck[];
@@ -17,7 +17,7 @@ export class Refused extends DroverError {
   }
 }
 
-/** What came last of each sandbox's Register, as far as the sandbox itself can have caused it. */
+/** The last refusal of each sandbox's Register. Only calls through the sandbox's own host count. */
 export class Refusals {
   readonly #last = new Map<SandboxId, { readonly thumbprint: string; readonly refusal: RegisterRefusal }>();
   readonly #sandboxes: Pick<SandboxStore, 'get'>;
@@ -30,7 +30,7 @@ export class Refusals {
     this.#logger = logger;
   }
 
-  /** A refusal of another certificate, such as that of an earlier start, says nothing of this one. */
+  /** Ignores the refusal of another certificate, such as that of an earlier start. */
   last(id: SandboxId, thumbprint: string): RegisterRefusal | undefined {
     const last = this.#last.get(id);
     return last?.thumbprint === thumbprint ? last.refusal : undefined;
@@ -42,8 +42,8 @@ export class Refusals {
   }
 
   /**
-   * Notes a refused Register, if its certificate is a sandbox's and it came through the host that has this sandbox: a key that was carried
-   * elsewhere says nothing of the sandbox that it was taken from. Never throws.
+   * Records a refused Register, if its certificate is a sandbox's and the call came through the host of this sandbox. A stolen key that is
+   * used elsewhere must not change the state of its sandbox. Never throws.
    */
   async note({ certificate, hostId }: Caller, { refusal, checks }: Refused): Promise<void> {
     if (certificate === undefined || refusal === undefined) return;
@@ -51,10 +51,10 @@ export class Refusals {
     try {
       if ((await this.#sandboxes.get(sandboxId))?.hostId !== hostId) return;
     } catch (error) {
-      this.#logger.error({ err: error, sandboxId }, 'a refused registration could not be noted');
+      this.#logger.error({ err: error, sandboxId }, 'a refused registration could not be recorded');
       return;
     }
-    // The newest is last; the oldest goes when there are too many.
+    // The newest is last. Beyond the limit the oldest are dropped.
     this.#last.delete(sandboxId);
     this.#last.set(sandboxId, { thumbprint, refusal });
     for (const oldest of this.#last.keys()) {

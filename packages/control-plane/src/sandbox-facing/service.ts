@@ -17,7 +17,7 @@ export function controlService(dependencies: ServiceDependencies): ServiceImpl<t
     register: (request, context) => register(dependencies, request, context),
     whoAmI: (_request, { values }) => {
       const identity = identityOf(values);
-      if (identity === undefined) throw new DroverError('internal', 'a call that demands an identity came without one');
+      if (identity === undefined) throw new DroverError('internal', 'a call that requires an identity has none');
       return create(control.WhoAmIResponseSchema, {
         sandboxId: identity.sandboxId,
         project: identity.project,
@@ -29,7 +29,7 @@ export function controlService(dependencies: ServiceDependencies): ServiceImpl<t
   };
 }
 
-/** I-13 to I-17. The names are all that the request says; the rest of the claim is what this side saw of the connection. */
+/** I-13 to I-17. The request contains only the names. The rest of the claim is what this side observed of the connection. */
 async function register(
   { registry, refusals }: ServiceDependencies,
   { project, name }: control.RegisterRequest,

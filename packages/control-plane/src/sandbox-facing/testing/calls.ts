@@ -3,7 +3,7 @@ import type { TLSSocket } from 'node:tls';
 import { create, fromBinary, toBinary, toJsonString, type MessageInitShape } from '@bufbuild/protobuf';
 import { control } from '@drover/protocol';
 
-/** Calls without a client library: what the wire itself carries. */
+/** Calls without a client library, to check the bytes on the wire. */
 
 type Method = keyof (typeof control.ControlService)['method'];
 
@@ -11,22 +11,22 @@ const path = (method: Method): string => `/${control.ControlService.typeName}/${
 
 export interface Http1Answer {
   readonly status: number;
-  /** Every byte that came on the connection, status line and headers included. */
+  /** Every byte received on the connection, including status line and headers. */
   readonly raw: string;
   readonly body: string;
 }
 
-/** Everything that comes until the end of the connection, or until it is cut. */
+/** Everything received until the connection ends or is cut. */
 export async function drain(socket: TLSSocket): Promise<string> {
   const parts: Buffer[] = [];
   socket.on('data', (part: Buffer) => parts.push(part));
   socket.on('error', () => undefined);
-  // However it ends: `once` would throw what it was cut with.
+  // Not `once(socket, …)`, which would throw the error that cut the connection.
   if (!socket.closed) await new Promise((resolve) => socket.once('close', resolve));
   return Buffer.concat(parts).toString('latin1');
 }
 
-/** A Connect call over HTTP/1.1, JSON, on a connection of its own. */
+/** A Connect call over HTTP/1.1 with JSON, on its own connection. */
 export async function http1(
   socket: TLSSocket,
   method: Method,
@@ -52,7 +52,7 @@ export const registerJson = (request: MessageInitShape<typeof control.RegisterRe
   toJsonString(control.RegisterRequestSchema, create(control.RegisterRequestSchema, request));
 
 export interface Http2Answer {
-  /** Names and values as they came, in order. */
+  /** Names and values as received, in order. */
   readonly headers: readonly string[];
   readonly trailers: readonly string[];
   readonly body: Buffer;
@@ -65,7 +65,7 @@ export function http2(socket: TLSSocket): ClientHttp2Session {
   return session;
 }
 
-/** One request over HTTP/2, and all that the answer has. */
+/** Makes one request over HTTP/2, and returns the whole response. */
 export async function http2Request(
   session: ClientHttp2Session,
   headers: Record<string, string>,
@@ -80,7 +80,7 @@ export async function http2Request(
   stream.on('data', (part: Buffer) => parts.push(part));
   stream.on('error', () => undefined);
   if (body !== undefined) stream.end(body);
-  // `once` would throw what the stream was reset with.
+  // Not `once(stream, …)`, which would throw the error of a reset.
   await new Promise((resolve) => stream.once('close', resolve));
   return { headers: answered, trailers, body: Buffer.concat(parts), resetCode: stream.rstCode };
 }
@@ -102,5 +102,5 @@ export async function grpcCall(session: ClientHttp2Session, method: Method, body
 export const registerBytes = (request: MessageInitShape<typeof control.RegisterRequestSchema>): Uint8Array =>
   toBinary(control.RegisterRequestSchema, create(control.RegisterRequestSchema, request));
 
-/** The access token of an answer over HTTP/2 in Connect's binary form. */
+/** The access token in a response in Connect's binary form. */
 export const accessTokenOf = (answer: Http2Answer): string => fromBinary(control.RegisterResponseSchema, answer.body).accessToken;

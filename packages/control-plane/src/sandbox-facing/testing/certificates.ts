@@ -4,7 +4,7 @@ import { createKeyAndRequest, thumbprintOf, type CertificateAuthority } from '@d
 // After pki, which loads what it needs.
 import * as x509 from '@peculiar/x509';
 
-/** PEM; the chain that is shown, leaf first. */
+/** PEM. The presented chain, leaf first. */
 export interface Credentials {
   readonly certificatePem: string;
   readonly keyPem: string;
@@ -20,7 +20,7 @@ export interface Leaf {
 const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
 const newKeys = () => crypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
 
-/** A certificate as the authority makes them for sandboxes and hosts. */
+/** A certificate as the authority issues it for sandboxes and hosts. */
 export async function issue(
   sign: (csrDer: Uint8Array) => Promise<{ readonly certificatePem: string; readonly thumbprint: string }>,
 ): Promise<Credentials> {
@@ -29,7 +29,7 @@ export async function issue(
   return { certificatePem, keyPem, thumbprint };
 }
 
-/** A leaf that no authority would make, signed with the key of `by`. */
+/** A leaf that no authority would issue, signed with the key of `by`. */
 export async function signedBy(by: Omit<Credentials, 'thumbprint'>, leaf: Leaf): Promise<Credentials> {
   const signingKey = await crypto.subtle.importKey('pkcs8', x509.PemConverter.decodeFirst(by.keyPem), algorithm, false, ['sign']);
   return await make(leaf, await newKeys(), { signingKey, issuer: new x509.X509Certificate(by.certificatePem).subject });

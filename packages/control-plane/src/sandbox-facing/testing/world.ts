@@ -19,7 +19,7 @@ import type { TrustCheck } from '../../worldview/worldview.ts';
 import { SandboxListener } from '../index.ts';
 import { issue, signByHand, type Credentials, type Leaf } from './certificates.ts';
 
-/** Where a connection is said to come from. */
+/** The origin of a connection, as its host reports it. */
 export interface Origin {
   readonly hostId: HostId;
   readonly sandboxId: string;
@@ -27,7 +27,7 @@ export interface Origin {
   readonly peerAddress: string;
 }
 
-/** A sandbox that was started: its certificate was issued, and its bootstrap token with it. */
+/** A started sandbox, with its certificate and its bootstrap token. */
 export interface Box {
   readonly id: SandboxId;
   readonly project: string;
@@ -56,9 +56,9 @@ export class World implements AsyncDisposable {
   readonly registry: Registry;
   readonly listener: SandboxListener;
   readonly clock: Clock;
-  /** What was recorded in the worldview, by sandbox. */
+  /** The checks recorded in the worldview, by sandbox. */
   readonly recorded = new Map<SandboxId, readonly TrustCheck[]>();
-  /** What the listener logged. */
+  /** The log lines of the listener. */
   readonly log: Record<string, unknown>[] = [];
   readonly #server: Server;
   readonly #arrivals = new Map<number | undefined, PromiseWithResolvers<Socket>>();
@@ -124,7 +124,7 @@ export class World implements AsyncDisposable {
     return join(this.directory, 'pki');
   }
 
-  /** A leaf that the CA would not make. */
+  /** A leaf that the CA would not issue. */
   async signByHand(leaf: Leaf): Promise<Credentials> {
     return await signByHand(this.ca, this.authorityDirectory, leaf);
   }
@@ -133,7 +133,7 @@ export class World implements AsyncDisposable {
     return await readyHost(this.store, { slots: 50, cpuMillis: 40_000, memoryBytes: 100 * 1024 ** 3 });
   }
 
-  /** A running sandbox; the certificate of its start and the token are as its host would have got them. */
+  /** A running sandbox, with the certificate and the token of its start, as its host would have received them. */
   async box(
     host: { readonly id: HostId; readonly epoch: number },
     options: { readonly project?: string; readonly name?: string } = {},
@@ -148,7 +148,7 @@ export class World implements AsyncDisposable {
     return { id: row.id, project: row.project, name: row.name, origin, ...(await this.start(row)) };
   }
 
-  /** What a start of the sandbox gets: a new certificate, which is valid until `notAfter` as far as the registry knows, and its token. */
+  /** Starts the sandbox: issues a new certificate, which the registry holds valid until `notAfter`, and its token. */
   async start(
     row: { readonly id: SandboxId; readonly project: string; readonly name: string },
     notAfter?: number,
@@ -158,12 +158,12 @@ export class World implements AsyncDisposable {
     return { credentials, token: await this.issued(row.id, credentials, notAfter) };
   }
 
-  /** Keeps the certificate as issued for a start of the sandbox; gives its bootstrap token. */
+  /** Records the certificate as issued for a start of the sandbox. @returns its bootstrap token */
   async issued(sandboxId: SandboxId, { thumbprint }: Credentials, notAfter = this.clock.now() + 3_600_000): Promise<string> {
     return await this.registry.issued({ sandboxId, thumbprint, notAfter, csrDer: randomBytes(32) });
   }
 
-  /** A TCP connection that reaches the listener as one from `origin`. */
+  /** A TCP connection that the listener accepts as one from `origin`. */
   async socket(origin: Origin): Promise<Socket> {
     const socket = connectTcp({ port: (this.#server.address() as AddressInfo).port, host: '127.0.0.1' });
     socket.on('error', () => undefined);
@@ -183,7 +183,7 @@ export class World implements AsyncDisposable {
     return arrival;
   }
 
-  /** A TLS connection as a sandbox makes it. @throws what ends the handshake */
+  /** A TLS connection as a sandbox makes it. @throws the error of the handshake */
   async connect(origin: Origin, { credentials, ...options }: TlsOptions = {}): Promise<TLSSocket> {
     const socket = connect({
       socket: await this.socket(origin),
@@ -201,7 +201,7 @@ export class World implements AsyncDisposable {
     return await this.connect(origin, { credentials, ALPNProtocols: [protocol] });
   }
 
-  /** Why the calls that came from there so far were refused, in order. */
+  /** Why the calls from this origin were refused so far, in order. */
   refusals(origin: Origin): readonly unknown[] {
     return this.log.filter((line) => line['code'] === 'permission-denied' && line['interface'] === origin.interface).map(({ why }) => why);
   }
