@@ -46,7 +46,7 @@ export function certificateNames(options: ControlPlaneOptions): CertificateNames
   return { dnsNames: names.filter((name) => !isAddress(name)), ipAddresses: names.filter(isAddress) };
 }
 
-/** An address that other machines can try, for a server that listens on all of its own. */
+/** An address that other machines can try. A server that listens on all addresses has to choose one. */
 export function reachableHost(listenHost: string): string {
   if (listenHost !== '0.0.0.0' && listenHost !== '::' && listenHost !== '') return listenHost;
   const outward = Object.values(networkInterfaces())
@@ -55,7 +55,7 @@ export function reachableHost(listenHost: string): string {
   return outward?.address ?? '127.0.0.1';
 }
 
-/** RFC 3986, section 3.2.2: an IPv6 address stands in brackets. */
+/** RFC 3986, section 3.2.2: an IPv6 address is enclosed in brackets. */
 export function bracketed(host: string): string {
   return isIP(host) === 6 ? `[${host}]` : host;
 }

@@ -4,20 +4,20 @@ import { join } from 'node:path';
 import { DroverError, errnoOf, hasCode, lockDirectory, makeDirectories, newId, writeFileAtomic } from '@drover/foundation';
 import type { Store } from '../store/index.ts';
 
-/** What node:tls takes as ticketKeys. */
+/** The length that node:tls requires of ticketKeys. */
 const ticketKeyBytes = 48;
 
-/** What the server keeps besides its store and its CA: who it is, and the ports that its hosts and clients know. */
+/** The server's state outside its store and its CA: its name, and the ports that its hosts and clients know. */
 export interface ServerState {
-  /** Names this replica: the owner of the hosts' streams that it holds. */
+  /** The name of this replica, the owner of the hosts' streams that it holds. */
   readonly replica: string;
   readonly apiPort: number;
   readonly linkPort: number;
-  /** Where the state was at the last start; undefined at the first, and after servers that did not write it down. */
+  /** The kind of the store at the last start; undefined at the first start, and after older servers, which did not record it. */
   readonly store?: Store['kind'];
 }
 
-/** The server's directory, held for one server alone. */
+/** The server's directory, locked for one server. */
 export class DataDirectory {
   readonly path: string;
   readonly #lock: Disposable;
@@ -28,13 +28,13 @@ export class DataDirectory {
   }
 
   /**
-   * Takes the directory, making it if need be.
-   * @throws {DroverError} failed-precondition when another server has it; missing-privilege, disk-full, …
+   * Locks the directory, and creates it if necessary.
+   * @throws {DroverError} failed-precondition when another server holds it; missing-privilege, disk-full, …
    */
   static async open(path: string): Promise<DataDirectory> {
     await makeDirectories(path, 0o700).catch((error: unknown) => {
       if (errnoOf(error) === 'EEXIST' || errnoOf(error) === 'ENOTDIR') {
-        throw new DroverError('invalid-config', `${path} is no directory`, { hint: 'name another one with --data', cause: error });
+        throw new DroverError('invalid-config', `${path} is not a directory`, { hint: 'name another one with --data', cause: error });
       }
       throw DroverError.from(error);
     });
@@ -70,7 +70,7 @@ export class DataDirectory {
   }
 
   /**
-   * 48 random bytes, made at the first start: with them hosts resume their TLS sessions after a restart (L-12).
+   * 48 random bytes, created at the first start: with them hosts resume their TLS sessions after a restart (L-12).
    * @throws {DroverError} invalid-config when the file holds anything else (I-28)
    */
   async ticketKeys(): Promise<Buffer> {
@@ -92,7 +92,7 @@ export class DataDirectory {
   }
 }
 
-/** The lock says that another process has the directory; the file beside it, which one. */
+/** The lock shows that another process holds the directory; the file beside it names the process. */
 async function lockFor(path: string, pidPath: string): Promise<Disposable> {
   try {
     return lockDirectory(path, 'control plane');

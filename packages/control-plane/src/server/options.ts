@@ -5,7 +5,7 @@ export interface ControlPlaneOptions {
   readonly dataDirectory: string;
   /** `postgres://…`, or a path; default `<dataDirectory>/drover.db`. */
   readonly store?: string;
-  /** Port 0 takes the port of the last start, or a free one. */
+  /** Port 0 selects the port of the last start, or a free one. */
   readonly listen: ListenAddress;
   readonly linkListen: ListenAddress;
   /** The name or address under which hosts and clients reach this server; default the address that it listens on. */
@@ -19,7 +19,7 @@ export interface ControlPlaneOptions {
   readonly hostTtlMs?: number;
   /** A host down for this long makes its sandboxes lost (L-26), ms. Default 60 s. */
   readonly lostGraceMs?: number;
-  /** How the server before this one ended, where its service manager knows: a signal's name or an exit status. */
+  /** How the previous server ended, if the service manager reports it: a signal's name or an exit status. */
   readonly lastEnd?: string;
   readonly logger: Logger;
   readonly clock?: Clock;
@@ -41,6 +41,6 @@ export interface ControlPlane {
   /** SHA-256, lower-case hex. */
   readonly caFingerprint: string;
   readonly adminToken: string;
-  /** Accepts nothing new, tells the hosts to reconnect later, ends sessions, closes the store. Sandboxes keep running. */
+  /** Stops accepting, asks the hosts to reconnect later, ends the sessions, closes the store. Sandboxes keep running. */
   close(): Promise<void>;
 }

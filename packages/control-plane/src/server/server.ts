@@ -17,7 +17,7 @@ import { openState, type PersistentState } from './state.ts';
 /**
  * Starts a control plane. If a part cannot be opened, the others are closed again.
  * @throws {DroverError} invalid-config for credentials or state that cannot be read (I-28); failed-precondition when another server
- *   has the directory; port-in-use; missing-privilege; unavailable when the store cannot be opened
+ *   holds the directory; port-in-use; missing-privilege; unavailable when the store cannot be opened
  */
 export async function startControlPlane(options: ControlPlaneOptions): Promise<ControlPlane> {
   const opened = new AsyncDisposableStack();
@@ -63,7 +63,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   const { hub, sandboxListener } = parts;
   const { port: linkPort } = await atPort(options.linkListen, last.linkPort, 'the host link', (address) => hub.listen(address));
   opened.defer(async () => await hub.close());
-  // Before the hosts disconnect, so that no session counts as broken.
+  // End the sessions before the hosts disconnect, so that none counts as broken.
   opened.defer(async () => await parts.sessions.closeAll());
   runInBackground(assembly, parts);
 
@@ -95,7 +95,7 @@ async function openParts({ directory, last, ca, secrets, certificate, store, opt
   const worldview = new StoredWorldview({ store, clock, logger });
   opened.defer(async () => await worldview.close());
   const registry = new Registry({ store, journal: worldview, feed, replica, clock, logger });
-  // I-12: before the first lookup.
+  // I-12: reap before the first lookup.
   await registry.reap();
   const sandboxListener = new SandboxListener({ store, registry, worldview, ca, identity: certificate.identity, clock, logger });
   opened.defer(async () => await sandboxListener.close());
@@ -131,7 +131,7 @@ async function openParts({ directory, last, ca, secrets, certificate, store, opt
   });
   const reconciler = new Reconciler({ store, hub, feed, secrets, clock, logger, onAbsent: (id) => sessions.close(id) });
 
-  // All of them follow the hub before it accepts the first host.
+  // Every listener is attached before the hub accepts the first host.
   const changed = (copies: readonly Observation[]): void => copies.forEach(({ sandboxId }) => feed.changed(sandboxId));
   opened.defer(hub.on({ hostConnected: (...[, , , copies]) => changed(copies), observed: (_host, copies) => changed(copies) }));
   opened.defer(reconciler.attach());
@@ -174,7 +174,7 @@ async function serveApi(
   const system: SystemFacts = {
     trustDomain: ca.names.trustDomain,
     startedAt,
-    // An empty host: a host keeps the name of this server under which it joined.
+    // With an empty name, a host keeps the name of this server under which it joined.
     linkAddress: `${bracketed(options.publicHost ?? '')}:${linkPort}`,
     get apiAddress() {
       return address;

@@ -9,7 +9,7 @@ import { ServerCertificate } from './certificate.ts';
 import { DataDirectory, type ServerState } from './data-directory.ts';
 import type { ControlPlaneOptions } from './options.ts';
 
-/** What the server keeps from one start to the next. */
+/** The state that the server keeps across restarts. */
 export interface PersistentState {
   readonly directory: DataDirectory;
   readonly last: ServerState;
@@ -34,7 +34,7 @@ export async function openState(
   opened.defer(() => directory.close());
   const last = await directory.readState();
   const ca = await openCertificateAuthority(join(directory.path, 'pki'), { trustDomain: options.trustDomain ?? 'drover', clock });
-  // Beside the CA: a replica needs copies of both.
+  // Stored beside the CA: a replica needs copies of both.
   const secrets = await SecretBox.open(join(directory.path, 'pki', 'secrets.key'));
   const certificate = await ServerCertificate.issue(ca, certificateNames(options));
   const store = await openStore(options.store ?? join(directory.path, 'drover.db'), { logger, clock });
@@ -44,7 +44,7 @@ export async function openState(
 }
 
 /**
- * A server with another store looks like an empty fleet, and refuses every host of its own.
+ * With another store, the server would show an empty fleet and refuse its own hosts.
  * @throws {DroverError} failed-precondition
  */
 function checkSameStore(before: Store['kind'] | undefined, now: Store['kind'], path: string): void {
