@@ -1,10 +1,10 @@
 import type { MessageInitShape, MessageShape } from '@bufbuild/protobuf';
 import type { init } from '@drover/protocol';
 
-/** One call: the client's messages, the responses, and its lifetime. */
+/** One call: the requests of the client, the responses, and the lifetime. */
 export interface Call<I, O> {
   readonly requests: AsyncIterable<I>;
-  /** Resolves when the connection takes more: awaiting it is the backpressure (I-39). Rejects when the client has disconnected. */
+  /** Resolves when the connection accepts more data: awaiting it applies backpressure (I-39). Rejects when the client has disconnected. */
   send(response: O): Promise<void>;
   /** Aborts when the client cancels or the connection is lost. */
   readonly signal: AbortSignal;
@@ -13,7 +13,7 @@ export interface Call<I, O> {
 export type Methods = (typeof init.InitService)['method'];
 /** A response of a method; empty fields may be absent. */
 export type Reply<K extends keyof Methods> = MessageInitShape<Methods[K]['output']>;
-/** A handler of each method of InitService, by its property in the generated code. */
+/** The handlers of InitService, by the method's name in the generated code. */
 export type Handlers = {
   readonly [K in keyof Methods]: (call: Call<MessageShape<Methods[K]['input']>, Reply<K>>) => Promise<void>;
 };

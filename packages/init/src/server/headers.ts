@@ -1,8 +1,8 @@
 /**
- * The part of the platform's `Headers` that Connect's gRPC handlers and client use. It replaces the platform's class in the bundles of init
- * (bundle.ts) and of the program (scripts/bundles.ts): for that class Node loads all of fetch (undici, zlib, web streams), in PID 1 of every
- * sandbox and in every command. Names are lower-cased and sorted, values of one name joined by commas, `set-cookie` apart, as the Fetch
- * standard, section 2.2.2, has it; bad names and values are refused with a TypeError.
+ * The subset of the platform's `Headers` that Connect's gRPC handlers and client use. It replaces the platform's class in the bundles of init
+ * (bundle.ts) and of the program (scripts/bundles.ts). For the platform's class Node loads all of fetch (undici, zlib, web streams), in PID 1
+ * of every sandbox and in every command. As in the Fetch standard, section 2.2.2, names are lower-cased and sorted, and the values of a name
+ * are joined by commas, except for `set-cookie`. Invalid names and values throw a TypeError.
  */
 export class Headers {
   readonly #lists = new Map<string, string[]>();
@@ -72,7 +72,7 @@ function checkName(name: string): string {
   return name.toLowerCase();
 }
 
-/** Without the whitespace around it; no NUL, no line end, bytes only (Fetch standard, "header value"). */
+/** Trims the value, and refuses NUL, line ends and characters beyond bytes (Fetch standard, "header value"). */
 function checkValue(name: string, value: string): string {
   const trimmed = value.replace(/^[\t\n\r ]+|[\t\n\r ]+$/g, '');
   // oxlint-disable-next-line no-control-regex

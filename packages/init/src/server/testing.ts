@@ -5,7 +5,7 @@ import type { Handlers } from './call.ts';
 import { serve } from '../service.ts';
 import { createStrictServer, type ServerIdentity } from './tls.ts';
 
-/** For tests: init's listener and its gRPC server without a sandbox behind them. Its calls fail. Returns its port. */
+/** For tests: init's listener and gRPC server without a sandbox. Every call fails. @returns the port */
 export async function serveInitAlone(identity: ServerIdentity, controlPlaneUri: string): Promise<number> {
   const fails = async (): Promise<never> => await Promise.reject(new Error('there is no sandbox'));
   const handlers = Object.fromEntries(init.InitService.methods.map(({ localName }) => [localName, fails])) as unknown as Handlers;

@@ -3,10 +3,10 @@ import { createServer, setDefaultCACertificates, type SecureContextOptions, type
 import { limitHandshakes, systemClock } from '@drover/foundation';
 import { handshakeTimeoutMs, maxConnections } from '../limits.ts';
 
-/** SSL_OP_NO_TICKET of openssl/ssl.h; node:crypto has it as a constant, and costs memory to load. */
+/** SSL_OP_NO_TICKET of openssl/ssl.h. node:crypto exports it as well, but costs memory to load. */
 const noTickets = 1 << 14;
 
-/** What the run directory holds for the session's connection. PEM. */
+/** The credentials in the run directory for the connection of the session. PEM. */
 export interface ServerIdentity {
   readonly caPem: string;
   readonly certificatePem: string;
@@ -16,40 +16,40 @@ export interface ServerIdentity {
 /** id-kp-clientAuth, RFC 5280 section 4.2.1.12. */
 const clientAuth = '1.3.6.1.5.5.7.3.2';
 
-/** Init's listener: one peer only, from one address only. */
+/** Init's listener, which accepts one peer from one address. */
 export interface StrictServer {
-  /** Accepts the connections; listens where its owner says. */
+  /** Accepts the connections. Its owner calls `listen`. */
   readonly listener: Server;
-  /** New connections are answered with this certificate; open ones keep theirs (I-6). @throws {Error} when OpenSSL rejects it */
+  /** Presents this certificate to new connections; open ones keep theirs (I-6). @throws {Error} when OpenSSL rejects it */
   renew(identity: ServerIdentity): void;
 }
 
 export interface StrictServerOptions {
   readonly identity: ServerIdentity;
   readonly controlPlaneUri: string;
-  /** The host's address: the workload, which can reach the port too, has another. Undefined: a Unix socket, which its directory protects. */
+  /** The host's address. The workload can also reach the port, but from another address. Undefined: a Unix socket, which its directory protects. */
   readonly peerAddress: string | undefined;
   readonly accept: (socket: TLSSocket) => void;
   readonly refused: (reason: string) => void;
 }
 
 /**
- * The sandbox's strict side of the session (I-3): TLS 1.3, and one peer only. `accept` gets a socket whose peer chains to the CA,
- * may act as a client and carries the pinned URI SAN; any other connection is closed before a byte of it is read or written.
+ * The sandbox's strict side of the session (I-3): TLS 1.3 and one permitted peer. `accept` receives a socket whose peer certificate chains to
+ * the CA, allows client authentication and carries the pinned URI SAN. Any other connection is closed before application data is exchanged.
  *
- * Connections from another address than the host's are closed before they count: otherwise any process in the sandbox could hold every
- * connection that init accepts, and lock the control plane out.
+ * Connections from addresses other than the host's are closed before they count against the limit. Otherwise a process in the sandbox could
+ * occupy every connection and lock the control plane out.
  */
 export function createStrictServer(options: StrictServerOptions): StrictServer {
   const { identity, controlPlaneUri, peerAddress, accept, refused } = options;
-  // Without this OpenSSL's side would parse the whole bundled list of public roots for its default store: 2 MB that nothing uses.
+  // Without this OpenSSL would parse the bundled public roots for its default store: 2 MB of unused memory.
   setDefaultCACertificates([identity.caPem]);
   const server = createServer({
     ...contextOf(identity),
     requestCert: true,
     rejectUnauthorized: true,
     ALPNProtocols: ['h2'],
-    // Nothing is resumed. Without one, Node hashes its command line for it at every start.
+    // Sessions are never resumed. The explicit id only saves Node from hashing its command line at every start.
     sessionIdContext: 'drover-init',
   });
   limitHandshakes(server, handshakeTimeoutMs, systemClock, () => refused('the TLS handshake took too long'));
@@ -65,7 +65,7 @@ export function createStrictServer(options: StrictServerOptions): StrictServer {
     accept(socket);
   });
   server.on('tlsClientError', (error, socket) => {
-    // Node hangs up on a certificate that does not verify, and says why in a property, as OpenSSL's code.
+    // Node closes a connection whose certificate does not verify, and stores OpenSSL's code of the reason in a property.
     const verdict = socket.authorizationError as unknown;
     refused(typeof verdict === 'string' ? `the certificate is not accepted (${verdict})` : (error.message.split('\n')[0] ?? ''));
     socket.destroy();
@@ -77,7 +77,7 @@ export function createStrictServer(options: StrictServerOptions): StrictServer {
     // A connection that breaks before TLS reads it must not end init.
     socket.on('error', () => undefined);
     if (peerAddress !== undefined && socket.remoteAddress !== peerAddress) {
-      // The workload can connect as often as it likes: the log gets one line.
+      // The workload can connect any number of times, so only the first attempt is logged.
       if (++foreign === 1) refused(`it comes from ${socket.remoteAddress}, not from the host; further ones are not logged`);
       socket.destroy();
       return;
@@ -100,7 +100,7 @@ function contextOf(identity: ServerIdentity): SecureContextOptions {
     cert: identity.certificatePem,
     key: identity.keyPem,
     minVersion: 'TLSv1.3',
-    // Every connection proves itself anew: a resumed one would skip the certificate.
+    // No session tickets: a resumed connection would skip the check of the certificate.
     secureOptions: noTickets,
   };
 }
@@ -110,7 +110,7 @@ function refusal(socket: TLSSocket, controlPlaneUri: string): string | undefined
   if (!socket.authorized) return 'the certificate does not chain to the CA';
   const certificate = socket.getPeerX509Certificate();
   if (certificate === undefined) return 'no certificate';
-  // `keyUsage` is Node's name for the extended key usage; absent, X.509 permits every use, and we do not.
+  // `keyUsage` is Node's name for the extended key usage. X.509 permits every use if it is absent; init does not.
   if (!(certificate.keyUsage as readonly string[] | undefined)?.includes(clientAuth))
     return 'the certificate is not for client authentication';
   const uris = uriNames(certificate.subjectAltName ?? '');
@@ -119,8 +119,8 @@ function refusal(socket: TLSSocket, controlPlaneUri: string): string | undefined
 }
 
 /**
- * The URI names in OpenSSL's text form of subjectAltName, as Node gives it: `URI:…, DNS:…`. Values with special characters are quoted,
- * so commas count only outside quotes; a quoted URI is never ours and stays quoted.
+ * The URI names in OpenSSL's text form of subjectAltName, as Node returns it: `URI:…, DNS:…`. Values with special characters are quoted,
+ * so only commas outside quotes separate entries. A quoted URI is never a valid name of Drover and stays quoted.
  */
 export function uriNames(subjectAltName: string): readonly string[] {
   const entries = subjectAltName.match(/(?:"(?:\\.|[^"\\])*"|[^,"])+/g) ?? [];
