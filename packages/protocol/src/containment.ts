@@ -4,10 +4,10 @@ import type { Containment, ContainmentSchema } from './generated/drover/api/v1/a
 /** The field of a Containment for each action. */
 const fields = { 'cut-network': 'networkCut', pause: 'paused', kill: 'killed', revoke: 'revoked' } as const;
 
-/** A way to contain a sandbox (I-4). None of them needs a session, or trusts one. */
+/** A way to contain a sandbox (I-4). No action needs or trusts a session. */
 export type ContainmentAction = keyof typeof fields;
 
-/** In the order in which they are applied. */
+/** The actions, in the order in which they are applied. */
 export const containmentActions = Object.keys(fields) as readonly ContainmentAction[];
 
 /** The actions that a message names. */

@@ -30,8 +30,8 @@ function serialize<D extends DescMessage>(schema: D, message: MessageShape<D>): 
 const dataKey = 0x12;
 
 /**
- * A TunnelFrame with data, which is nearly every byte of the link: copied once. A protobuf writer doubles its buffer until the frame fits, and
- * copies it out. Exported for its test.
+ * Serializes a TunnelFrame with data, which carries nearly every byte of the link, with a single copy. A protobuf writer doubles its buffer
+ * until the frame fits, and then copies it again. Exported for its test.
  */
 export function serializeTunnelData(data: Uint8Array): Buffer {
   const length: number[] = [];

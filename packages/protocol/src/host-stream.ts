@@ -7,7 +7,7 @@ import { maxHostStreamMessageBytes } from './limits.ts';
 import type { Error as WireError } from './generated/drover/link/v1/error_pb.ts';
 import { HostStreamMessageSchema, type HostStreamMessage } from './generated/drover/link/v1/link_pb.ts';
 
-/** Writes messages into a tunnel or a pipe, as fast as its reader takes them, and ends it. A failure is its last message. Never rejects. */
+/** Writes messages to a tunnel or a pipe with backpressure, and ends it. Sends a failure as the last message. Never rejects. */
 export async function writeHostStream(
   messages: AsyncIterable<MessageInitShape<typeof HostStreamMessageSchema>>,
   tunnel: Writable,
@@ -22,7 +22,7 @@ export async function writeHostStream(
     frame.set(bytes, 4);
     if (!tunnel.write(frame)) await once(tunnel, 'drain', { signal: closed.signal });
   };
-  // The reader sends only its end.
+  // The reader sends no data: resume to receive its end.
   if (tunnel instanceof Duplex) tunnel.resume();
   try {
     for await (const message of messages) {
@@ -36,7 +36,7 @@ export async function writeHostStream(
   tunnel.end();
 }
 
-/** The messages of the other end. @throws {DroverError} the other end's error; unavailable when the tunnel breaks; protocol-violation */
+/** The messages of the peer. @throws {DroverError} the error of the peer; unavailable when the tunnel breaks; protocol-violation */
 export async function* readHostStream(
   tunnel: Readable,
   signal: AbortSignal,

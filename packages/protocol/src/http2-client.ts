@@ -30,7 +30,7 @@ export class ReadableSessionManager extends Http2SessionManager {
 /** Exported for its test. */
 export function makeIterable(stream: ClientHttp2Stream): void {
   const response = new PassThrough();
-  // The iterator receives the error; without one it is irrelevant.
+  // The iterator throws the error. Without an iterator, the error must not end the process.
   response.on('error', () => undefined);
   const broken = (): Error => new Error(`the stream was reset before the end of the response (HTTP/2 code ${stream.rstCode})`);
   stream.on('error', (error) => response.destroy(error));

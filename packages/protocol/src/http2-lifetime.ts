@@ -9,7 +9,7 @@ import type { Http2Session, Http2Stream } from 'node:http2';
  * block that never ends, and equally with a complete block that is refused after its first field, such as trailers without END_STREAM.
  * A stream that is destroyed while its data is being written is left to the garbage collector, and so is its session. If the collector
  * frees the session first, those fields are still allocated from the session's memory, and the assertion fails.
- * This fixes the order for every listener and every client, whoever the peer is: docs/decisions/0008-http2-peers.md.
+ * Keeping the session fixes the order for every listener and client, regardless of the peer: docs/decisions/0008-http2-peers.md.
  */
 const collected = new FinalizationRegistry<unknown>(() => undefined);
 
@@ -19,12 +19,12 @@ function keepSession(message: unknown): void {
   if (stream.session !== undefined) collected.register(stream, nativePart(stream.session));
 }
 
-/** Node has no public name for it. The test beside this file fails when a release of Node renames the symbol. */
+/** Node has no public name for the native part. The test beside this file fails when a release of Node renames the symbol. */
 export function nativePart(session: Http2Session): unknown {
   const symbol = Object.getOwnPropertySymbols(session).find(({ description }) => description === 'kHandle');
   return symbol === undefined ? undefined : (session as unknown as Record<symbol, unknown>)[symbol];
 }
 
-// A client's stream has its native part from its start on, a server's from its creation on.
+// A client's stream has its native part from its start, a server's from its creation.
 subscribe('http2.client.stream.start', keepSession);
 subscribe('http2.server.stream.created', keepSession);

@@ -1,8 +1,8 @@
 /**
- * The APIs between Drover's processes: the generated code, one namespace a proto package,
- * and the few helpers on it. Message names repeat between packages, so they are not flattened.
+ * The APIs between Drover's processes: the generated code, with one namespace for each proto package,
+ * and helpers for it. The namespaces keep message names apart that occur in several packages.
  */
-// Before any connection: each process that speaks one of these APIs loads this package.
+// Loaded before any connection: each process that uses one of these APIs imports this package.
 import './http2-lifetime.ts';
 
 export * as api from './generated/drover/api/v1/api_pb.ts';

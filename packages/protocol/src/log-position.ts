@@ -15,14 +15,14 @@ export interface KeptOutput {
 export class LogPosition {
   #time = Number.NEGATIVE_INFINITY;
   #bytes = 0;
-  /** Bytes of `#time` that were repeated in this reading. */
+  /** Bytes of `#time` that this reading has repeated. */
   #repeated = 0;
 
   get atStart(): boolean {
     return this.#time === Number.NEGATIVE_INFINITY;
   }
 
-  /** A new reading begins, which repeats the earlier output. */
+  /** Begins a new reading, which repeats the earlier output. */
   begin(): void {
     this.#repeated = 0;
   }

@@ -7,7 +7,7 @@ export function policyToWire(policy: Policy): WirePolicy {
   return create(PolicySchema, formatPolicy(policy) as MessageInitShape<typeof PolicySchema>);
 }
 
-/** Leaves out empty parts. */
+/** Omits empty parts. */
 export function setupToWire({ files, git, ssh, postInit }: Setup): WireSetup {
   const { config, clones } = git;
   const { knownHosts, keys } = ssh;

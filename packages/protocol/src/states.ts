@@ -1,7 +1,7 @@
 import { HostState } from './generated/drover/api/v1/api_pb.ts';
 import { DesiredState, SandboxState } from './generated/drover/sandbox/v1/sandbox_pb.ts';
 
-/** A wire enum and the words for its values, for people and for the store; UNSPECIFIED has none. */
+/** A wire enum and the names of its values, for people and for the store; UNSPECIFIED has no name. */
 export interface StateWords<Name extends string, Value extends number> {
   readonly names: readonly Name[];
   value(name: Name): Value;

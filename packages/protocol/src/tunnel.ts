@@ -14,8 +14,8 @@ export interface TunnelCall {
 
 /**
  * The bytes of one tunnel after its TunnelOpen, as a Node stream (L-30).
- * A write finishes when the transport has taken the frame, and the transport is read only while this stream is read: a slow end slows the
- * other one down. `end()` half-closes; `destroy()` cuts both directions on both sides.
+ * A write finishes when the transport has accepted the frame, and the transport is read only while this stream is read: backpressure applies
+ * end to end. `end()` half-closes; `destroy()` cuts both directions on both sides.
  */
 export class TunnelStream extends Duplex {
   readonly #call: TunnelCall;
@@ -89,7 +89,7 @@ export class TunnelStream extends Duplex {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#endReceived && this.#endSent) return;
-    // The other side has sent everything and accepts nothing more: the reader gets the rest first.
+    // The peer has sent everything and accepts nothing more: deliver the rest to the reader before the error.
     if (this.#endReceived && !this.readableEnded) this.once('end', () => this.destroy(lost()));
     else this.destroy(lost());
   }

@@ -11,7 +11,7 @@ export interface EdgeOptions {
   readonly clock: Pick<Clock, 'now'>;
   /** A larger message is refused with too-large. */
   readonly maxMessageBytes: number;
-  /** Ends the calls that are under way, with its reason. */
+  /** Aborts the open calls, with its reason. */
   readonly stop?: AbortSignal;
   /** Runs before the handler. It throws a DroverError for a caller that may not call the method. */
   readonly authorize?: (request: RpcRequest) => Promise<void>;
@@ -30,14 +30,14 @@ export interface RpcEdge {
 }
 
 /**
- * The edge of every RPC server: it authorizes the caller, bounds messages, turns whatever a handler throws into an error of the wire, and
- * logs one line for each call. The handler's signal aborts when the caller cancels, at the caller's deadline, and when the server stops.
+ * The edge of every RPC server. It authorizes the caller, bounds messages, converts a handler's exception to a wire error, and logs one line
+ * for each call. The handler's signal aborts when the caller cancels, at the caller's deadline, and when the server stops.
  */
 export function rpcEdge(options: EdgeOptions): RpcEdge {
   return {
     interceptors: [(next) => async (request) => await serve(options, request, next)],
     readMaxBytes: options.maxMessageBytes,
-    // Networks are local, or carry what is compressed already; over TLS, compression also reveals content by its size.
+    // Networks are local, or carry compressed data already. Over TLS, compression also reveals content by its size.
     acceptCompression: [],
     ...(options.stop !== undefined && { shutdownSignal: options.stop }),
   };
@@ -66,7 +66,7 @@ async function serve(options: EdgeOptions, request: RpcRequest, next: Parameters
   }
 }
 
-/** The messages of a stream, whose error is thrown while they are read. */
+/** Passes the messages of a stream on. The error of a stream is thrown during the iteration. */
 async function* guarded(
   { message }: StreamResponse,
   succeed: () => void,

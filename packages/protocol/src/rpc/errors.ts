@@ -13,7 +13,7 @@ export function toConnectError(error: DroverError): ConnectError {
   return new ConnectError(error.message, code, undefined, [{ desc: ErrorSchema, value: errorToWire(error) }]);
 }
 
-/** The error that a peer of Drover's sent, in any form that an earlier version used too; undefined for any other. */
+/** The error that a Drover peer sent, including the forms of earlier versions; undefined for any other error. */
 export function peerError(thrown: unknown): DroverError | undefined {
   if (!(thrown instanceof ConnectError)) return undefined;
   const [detail] = thrown.findDetails(ErrorSchema);
@@ -27,7 +27,7 @@ export function peerError(thrown: unknown): DroverError | undefined {
   );
 }
 
-/** Codes for a status without a detail: of a proxy, of the HTTP/2 client, or of the RPC library itself. */
+/** Codes for a status without a detail, which comes from a proxy, the HTTP/2 client or the RPC library. */
 const codeOfStatus: Readonly<Record<Code, ErrorCode>> = {
   [Code.Canceled]: 'cancelled',
   [Code.Unknown]: 'internal',
@@ -59,7 +59,7 @@ export function knownError(thrown: unknown): DroverError | undefined {
   return undefined;
 }
 
-/** Anything that a handler or a call threw, as a DroverError. */
+/** Converts an exception of a handler or a call to a DroverError. */
 export function fromConnectError(thrown: unknown): DroverError {
   const known = knownError(thrown);
   if (known !== undefined) return known;
@@ -68,22 +68,22 @@ export function fromConnectError(thrown: unknown): DroverError {
 }
 
 /**
- * The error that a peer may see. The message of an error of an unknown kind may hold paths or secrets: the peer receives an id instead.
- * @param report called with the id, under which the error itself belongs into the log of this process
+ * The error that a peer may see. The message of an unknown error may contain paths or secrets: the peer receives an id instead.
+ * @param report called with the id, under which the caller logs the error itself
  */
 export function publicError(thrown: unknown, report: (id: string) => void): DroverError {
   const error = fromConnectError(thrown);
   if (error.code !== 'internal' || thrown instanceof DroverError || thrown instanceof ConnectError) return error;
   const id = newId('e');
   report(id);
-  // The words for an errno are the system's, and name nothing.
+  // The message of an errno is the system's fixed text, which reveals nothing.
   return new DroverError('internal', errnoOf(thrown) === undefined ? 'an unexpected error occurred' : error.message, {
     hint: `the log of the process that failed has the error with the id ${id}`,
     cause: thrown,
   });
 }
 
-/** `publicError` in the form of the wire. An error of an unknown kind goes into the log with `fields`. */
+/** `publicError` in the form of the wire. Logs an unknown error with `fields`. */
 export function publicErrorToWire(thrown: unknown, logger: ErrorLog, fields: Record<string, unknown> = {}): WireError {
   return errorToWire(publicError(thrown, (errorId) => logger.error({ ...fields, err: thrown, errorId }, 'an unexpected error')));
 }

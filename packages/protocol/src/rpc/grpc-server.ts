@@ -18,15 +18,15 @@ type UniversalHandler = ReturnType<ReturnType<typeof createHandlerFactory>>;
 export interface GrpcServerOptions {
   readonly edge: RpcEdge;
   readonly maxConcurrentCalls: number;
-  /** How long a client may go on sending after its response. */
+  /** How long a client may continue to send after the response. Milliseconds. */
   readonly lingerMs: number;
   /** Called at the start and at the end of each call. */
   readonly onCall?: () => void;
 }
 
 /**
- * A gRPC server for connections that its owner accepts and authenticates. Of Connect it uses gRPC alone: Connect's router would bring two
- * more protocols and zlib into PID 1 of every sandbox.
+ * A gRPC server for connections that its owner accepts and authenticates. It uses only the gRPC protocol of Connect: Connect's router would
+ * load two more protocols and zlib into PID 1 of every sandbox.
  */
 export class GrpcServer {
   readonly #server: Http2Server;
@@ -46,7 +46,7 @@ export class GrpcServer {
     this.#server.on('session', (session) => {
       this.#sessions.add(session);
       session.on('close', () => this.#sessions.delete(session));
-      // The calls see a broken connection by their signals. Without a listener the error would end the process.
+      // The signals of the calls report a broken connection. Without a listener the error would end the process.
       session.on('error', () => undefined);
     });
   }
@@ -56,7 +56,7 @@ export class GrpcServer {
     this.#server.emit('connection', socket);
   }
 
-  /** Closes when the calls that are ending have ended, after at most `ms`. */
+  /** Accepts no more calls, waits at most `ms` for the open ones, then closes the connections. */
   async close(ms: number): Promise<void> {
     const timer = setTimeout(() => {
       for (const session of this.#sessions) session.destroy();
@@ -81,8 +81,8 @@ export class GrpcServer {
     onCall?.();
     if (onCall !== undefined) stream.once('close', onCall);
     stream.on('error', () => undefined);
-    // A client that still sends when it has the whole response is told to stop (RFC 9113, section 8.1). That has to wait: clients take a
-    // reset that arrives with the response for a failure of the call.
+    // Reset the stream of a client that still sends after the whole response (RFC 9113, section 8.1). The delay is necessary: clients treat a
+    // reset that arrives with the response as a failure of the call.
     stream.once('finish', () => {
       const timer = setTimeout(() => stream.close(constants.NGHTTP2_NO_ERROR), lingerMs);
       stream.once('close', () => clearTimeout(timer));
@@ -95,7 +95,7 @@ export class GrpcServer {
     }
     handle(universalRequestFromNodeRequest(request, response, undefined, undefined))
       .then((answer) => universalResponseToNodeResponse(answer, response))
-      // The trailers carry the handler's own error: here the connection broke during a write.
+      // The connection broke during a write. The error of a handler is sent in the trailers instead.
       .catch(() => stream.close(constants.NGHTTP2_CANCEL));
   }
 }

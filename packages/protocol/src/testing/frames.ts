@@ -1,4 +1,4 @@
-/** HTTP/2 frames as raw bytes (RFC 9113, section 4.1), for peers that no HTTP/2 library would play. */
+/** HTTP/2 frames as raw bytes (RFC 9113, section 4.1), for peers that no HTTP/2 library can act as. */
 
 export const frameType = {
   data: 0,

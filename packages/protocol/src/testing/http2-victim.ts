@@ -1,7 +1,7 @@
 /**
- * HTTP/2 sessions whose peers send bytes while a write to them is under way, then the end of each session and garbage collections.
- * Arguments: the side of the process, `client` or `server`; then for each session `FIRST:BYTES`, where the first bytes (in base64) come
- * before the write, and the others while it is under way. Run with --expose-gc; exits with 0, unless the process aborts.
+ * Opens HTTP/2 sessions whose peers send bytes during a write to them, then ends each session and collects garbage.
+ * Arguments: the side of the process, `client` or `server`; then for each session `FIRST:BYTES`. BYTES are base64; the first FIRST of them
+ * arrive before the write, the others during it. Run with --expose-gc; exits with 0, unless the process aborts.
  */
 import { connect, createServer, type ClientHttp2Session, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
 import { Duplex } from 'node:stream';
@@ -11,7 +11,7 @@ import '../http2-lifetime.ts';
 const [, , side, ...attacks] = process.argv;
 const collect = (globalThis as unknown as { readonly gc: () => void }).gc;
 
-/** Takes everything that is written to it until `stall`, and then nothing more. */
+/** Accepts every write until `stall`, and none afterwards. */
 class Connection extends Duplex {
   #stalled = false;
 
