@@ -10,17 +10,17 @@ export interface HostSettings {
   readonly name?: string;
   readonly labels: Readonly<Record<string, string>>;
   readonly zone?: string;
-  /** Addresses for its sandboxes, an IPv4 network. */
+  /** The IPv4 network from which its sandboxes have their addresses. */
   readonly pool?: string;
-  /** CPUs that it offers, in thousandths. */
+  /** The CPUs that it offers, in thousandths. */
   readonly cpuMillis?: number;
   /** runc, crun, or a path. */
   readonly runtimeProgram?: string;
   /** Directories that sandboxes may mount (R-18). */
   readonly allowedMounts?: readonly string[];
-  /** The longest wait between two tries to reach the control plane (L-12). Milliseconds. */
+  /** The longest delay between two attempts to reach the control plane (L-12). Milliseconds. */
   readonly reconnectMaxMs?: number;
-  /** Sandboxes that are kept ready ahead of creates. */
+  /** The number of standbys. */
   readonly standbys?: number;
   /** HOST:PORT of the control plane's link, if it has changed since the join. */
   readonly linkAddress?: string;
@@ -29,9 +29,9 @@ export interface HostSettings {
 }
 
 export interface RegistrySettings {
-  /** Hosts, with port, that may speak plain HTTP or have a certificate that does not verify. */
+  /** Registries, HOST or HOST:PORT, that may use plain HTTP or an unverifiable certificate. */
   readonly insecureRegistries?: readonly string[];
-  /** For a registry's host, the mirrors that are tried first. */
+  /** By the host of a registry, the mirrors that are tried first. */
   readonly mirrors?: Readonly<Record<string, readonly string[]>>;
   /** A file in the format of `docker login`. */
   readonly credentialsFile?: string;
@@ -120,7 +120,7 @@ function parseRegistries(flags: HostFlags): RegistrySettings {
 
 const withScheme = (mirror: string): string => (/^https?:\/\//.test(mirror) ? mirror : `https://${mirror}`);
 
-/** Keeps what is given, and what was kept before of the rest. @throws {DroverError} */
+/** Saves the given flags; all other settings keep their saved values. @throws {DroverError} */
 export async function saveHostSettings(stateDirectory: string, flags: HostFlags): Promise<void> {
   await checkHostFlags(flags);
   const registries = parseRegistries(flags);
@@ -176,11 +176,11 @@ export async function loadHostSettings(stateDirectory: string): Promise<HostSett
     });
   }
   try {
-    // An absent property, not one that is undefined, is what the type says.
+    // The type requires absent properties instead of undefined ones.
     return JSON.parse(JSON.stringify(schema.parse(JSON.parse(text)))) as HostSettings;
   } catch (error) {
     throw new DroverError('invalid-config', `${file(stateDirectory)} cannot be read`, {
-      hint: 'move it away, and give --name, --label and the others again',
+      hint: 'move it away, and repeat --name, --label and the other flags',
       cause: error,
     });
   }

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { DroverError, errnoOf, writeFileAtomic } from '@drover/foundation';
 import { isSameProcess, processStart } from '@drover/linux';
 
-/** The `up` that holds a data directory: its pid with its start time, since a pid alone may be reused. */
+/** The `up` that holds a data directory. The pid is stored with the start time, since pids are reused. */
 interface Instance {
   readonly pid: number;
   readonly startedAt: string;

@@ -22,7 +22,7 @@ export class LogFile {
     return this.#lastError;
   }
 
-  /** The hint of that error, which follows it in its own line. */
+  /** The hint of that error, from the line after it. */
   get lastHint(): string | undefined {
     return this.#lastHint;
   }

@@ -1,8 +1,8 @@
 import type { Announcement, ProcessStatus } from '@drover/supervisor';
 
 /**
- * The sentence in which `up` reports a change of one of its processes.
- * @param logged the error that the process has logged since it was last healthy; the error of its last probe may be of an earlier run
+ * The sentence with which `up` reports a change of one of its processes.
+ * @param logged the error that the process has logged since it was last healthy; the error of the last probe may belong to an earlier run
  */
 export function noticeText(
   { name, state, lastError, lastExit }: ProcessStatus,

@@ -38,8 +38,8 @@ interface UpFlags extends HostFlags, LivenessFlags {
 }
 
 /**
- * R-1: runs a control plane and a host on this machine until it is interrupted, each as a supervised process. The sandboxes run on; the next `up`
- * on the same data directory adopts them.
+ * R-1: runs a control plane and a host on this machine until it is interrupted, each as a supervised process. The sandboxes keep
+ * running; the next `up` on the same data directory adopts them.
  */
 export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Promise<void> {
   await checkHostFlags(flags);
@@ -50,7 +50,7 @@ export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Prom
   if (flags.agent !== false && !root) {
     cli.out.note('not root: this starts the control plane alone, as sandboxes on this machine need root (sudo ./drover up)');
   }
-  // Other users can pass through: it contains the roots of sandboxes, whose owners are not root. Secrets have private directories.
+  // Other users may traverse the directory: it contains the roots of sandboxes, whose owners are not root. Secrets have private directories.
   await prepareDirectory(data, 'data directory', '--data', 0o711);
   if (flags.linkListen !== undefined) parseListen(flags.linkListen);
   parseLiveness(flags);
@@ -63,7 +63,7 @@ export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Prom
   }
 }
 
-/** The control plane's part of the data directory, beside the host's. */
+/** The control plane's subdirectory of the data directory. */
 const controlPlaneData = (data: string): string => join(data, 'control-plane');
 
 /** The address for clients on this machine. */
@@ -78,7 +78,7 @@ async function check(
   withAgent: boolean,
   orphaned: boolean,
 ): Promise<void> {
-  // The processes of a killed `up` end too, after a moment.
+  // The processes of a killed `up` need a moment to end.
   const until = Date.now() + (orphaned ? upTakeOverMs : 0);
   const held = (): boolean => [controlPlaneData(settings.data), join(settings.data, 'host')].some(isHeld);
   while (Date.now() < until && (held() || (await tryListen(settings.host, settings.port)) === 'EADDRINUSE'))
@@ -135,7 +135,7 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     client = await connectDrover(context);
     await claim(data, context.server);
     if (settings.withAgent) await startHost(run, context, client);
-    // Only now: an `up` that fails leaves the current context as it was.
+    // Last step: a failed `up` must not change the current context.
     ready(cli, settings, context.server, await keepContext(cli, context));
     quiet = false;
     await new Promise<void>((stop) => {
@@ -145,12 +145,12 @@ async function runUp(cli: Cli, settings: Settings): Promise<void> {
     cli.out.note(settings.stopSandboxes === true ? 'stopping the sandboxes' : 'stopping; sandboxes run on');
     if (settings.stopSandboxes === true) await stopSandboxes(cli, client);
   } catch (thrown) {
-    // An interrupt during the start is no failure.
+    // An interrupt during the start is not a failure.
     if (!cli.signal.aborted) throw thrown;
   } finally {
     quiet = true;
     client?.close();
-    // The agent first: it reports to the control plane that it leaves.
+    // Stop the agent first: it signs off at the control plane.
     await supervisor.remove('agent');
     await supervisor.stop();
   }
@@ -208,7 +208,7 @@ function ready(cli: Cli, { data, withAgent }: Settings, server: string, { name, 
     cli.out.note(`${overrides.join(' and ')} of your environment still ${overrides.length === 1 ? 'goes' : 'go'} before it`);
 }
 
-/** What the processes of one `up` share. */
+/** The context of one `up`, which its processes share. */
 interface Run {
   readonly cli: Cli;
   readonly settings: Settings;
@@ -232,7 +232,7 @@ async function startProcess(run: Run, name: string, args: readonly string[], pro
   try {
     const signal = AbortSignal.any([timeout, cli.signal]);
     await child.waitFor(['running', 'restarting', 'circuit-open'], signal);
-    // A process that has logged an error would log it again. One without a reason gets a second try.
+    // A process that has logged an error would fail again for the same reason. A process without a logged error has a second attempt.
     if (child.status().state !== 'running' && log.lastError === undefined) await child.waitFor(['running', 'circuit-open'], signal);
     if (child.status().state === 'running') return;
   } catch (thrown) {
@@ -243,7 +243,7 @@ async function startProcess(run: Run, name: string, args: readonly string[], pro
   });
 }
 
-/** The connection to the control plane of the data directory. For port 0 it is the port that the kernel chose. */
+/** The connection to the control plane of the data directory. With port 0 it uses the port that the kernel chose. */
 async function contextOf({ data, listenOn }: Settings): Promise<Required<Context>> {
   const [token, caPem, state] = await Promise.all(
     ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(controlPlaneData(data), name), 'utf8')),
@@ -259,7 +259,7 @@ async function startHost(run: Run, { server, caPem }: Required<Context>, client:
   const stateDir = join(settings.data, 'host');
   const { joinHost, loadIdentity } = await import('@drover/agent/link');
   const known = await loadIdentity(stateDir);
-  // A recreated control plane does not know this host.
+  // A recreated control plane has no record of this host.
   let hostId = known !== undefined && known.caPem.trim() === caPem.trim() ? known.hostId : undefined;
   if (hostId === undefined || !(await isKnown(client, hostId, cli.signal))) {
     const { token } = await client.hosts.createJoinToken({ signal: cli.signal });
@@ -274,7 +274,7 @@ async function startHost(run: Run, { server, caPem }: Required<Context>, client:
       throw new DroverError('host-unavailable', `the host is ${state}${host.reason === '' ? '' : `: ${host.reason}`}`);
     }
   };
-  // The host may have joined at another address: that of an earlier start.
+  // Pass the link address: the host may have joined at the address of an earlier start.
   await startProcess(run, 'agent', ['agent', '--state', stateDir, '--link', await linkAddressOf(settings)], probe, upHostMs);
 }
 
