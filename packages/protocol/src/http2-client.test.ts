@@ -29,8 +29,8 @@ async function read(stream: AsyncIterable<Buffer>): Promise<string> {
   return Buffer.concat(chunks).toString();
 }
 
-describe('an answer over HTTP/2', () => {
-  test('that has arrived whole before anybody reads it is read whole', async () => {
+describe('a response over HTTP/2', () => {
+  test('that has arrived completely before the first read is read completely', async () => {
     answer = (stream) => {
       stream.respond({ ':status': 200 });
       stream.end('whole');
@@ -38,12 +38,12 @@ describe('an answer over HTTP/2', () => {
     const stream = client.request({ ':path': '/' });
     makeIterable(stream);
     await once(stream, 'response');
-    // The peer has ended it, and the stream says that it is closed.
+    // The peer has ended the stream, which therefore reports that it is closed.
     while (!stream.closed) await new Promise((resolve) => setImmediate(resolve));
     expect(await read(stream)).toBe('whole');
   });
 
-  test('larger than the buffers arrives whole, as it is read', async () => {
+  test('larger than the buffers arrives completely while it is read', async () => {
     const text = 'x'.repeat(3_000_000);
     answer = (stream) => {
       stream.respond({ ':status': 200 });
@@ -66,7 +66,7 @@ describe('an answer over HTTP/2', () => {
     await expect(read(stream)).rejects.toThrow();
   });
 
-  test('that nobody reads does no harm when it breaks', async () => {
+  test('that is not read does no harm when it breaks', async () => {
     answer = (stream) => stream.close(2);
     const stream = client.request({ ':path': '/' });
     makeIterable(stream);

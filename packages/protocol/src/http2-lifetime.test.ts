@@ -14,7 +14,7 @@ const { headers, continuation, settings } = frameType;
 
 const response = frame(headers, flag.endHeaders, 1, Buffer.from([0x88]));
 const field = fields(['a', 'b']);
-/** After a response or a request that was complete. */
+/** Frames after a complete response or request. */
 const rejected: Readonly<Record<string, Buffer>> = {
   'trailers that never end': frame(headers, 0, 1, field),
   'trailers that more CONTINUATION frames follow than the parser takes': Buffer.concat([
@@ -29,7 +29,7 @@ const rejected: Readonly<Record<string, Buffer>> = {
 
 type Side = 'client' | 'server';
 
-/** Rejects when the process does not live through sessions that get these bytes. @param attacks what comes first, and while a write is under way */
+/** Rejects if the process does not survive sessions that receive these bytes. @param attacks the bytes before a write, and during it */
 async function survives(side: Side, attacks: readonly (readonly [first: Buffer, then: Buffer])[]): Promise<void> {
   const sessions = attacks.map(([first, then]) => `${first.length}:${Buffer.concat([first, then]).toString('base64')}`);
   await run(process.execPath, ['--expose-gc', '--disable-warning=ExperimentalWarning', victim, side, ...sessions]);
@@ -42,7 +42,7 @@ const beginning: Readonly<Record<Side, Buffer>> = {
   server: Buffer.concat([preface, greeting, request]),
 };
 
-describe('a process whose HTTP/2 session ends while a stream holds header fields lives on', () => {
+describe('a process survives the end of an HTTP/2 session while a stream holds header fields', () => {
   test.concurrent.each(Object.entries(rejected))('of a client: %s', async (_name, attack) => {
     await survives('client', [[beginning.client, attack]]);
   });
@@ -54,7 +54,7 @@ describe('a process whose HTTP/2 session ends while a stream holds header fields
   });
 });
 
-/** Mostly well-formed frames in any order, on streams that exist and others, with header blocks whole and in parts. */
+/** Mostly well-formed frames in any order, on existing and other streams, with complete and partial header blocks. */
 const anyFrame = fc.oneof(
   fc
     .record({
@@ -93,7 +93,7 @@ test.concurrent.each(['client', 'server'] as const)('a process lives through any
   );
 });
 
-test('the native part of a session is found under the name that this Node.js has for it', async () => {
+test('this release of Node.js has the symbol for the native part of a session', async () => {
   const sessions: Http2Session[] = [];
   const server = createServer().on('session', (session) => sessions.push(session));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));

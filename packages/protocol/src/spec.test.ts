@@ -6,7 +6,7 @@ import { expect, test } from 'vitest';
 import { PolicySchema, SandboxSpecSchema, SetupSchema } from './generated/drover/sandbox/v1/sandbox_pb.ts';
 import { policyToWire, setupToWire } from './spec.ts';
 
-test('G-12: a policy is the same behind the wire', () => {
+test('G-12: a policy is unchanged by the wire format', () => {
   const policy = parsePolicy({
     version: 1,
     rules: [{ host: '*.example.org', ports: [22, 443], protocol: 'tcp' }, { host: '10.0.0.0/8', action: 'deny' }, { host: 'internet' }],
@@ -15,21 +15,21 @@ test('G-12: a policy is the same behind the wire', () => {
   expect(parseSandboxPolicy({ allow: [], policy: fromBinary(PolicySchema, bytes) })).toEqual(policy);
 });
 
-test('R-16: the rules of an older client, in their short form, count beside those of the policy', () => {
+test('R-16: the short rules of an older client apply in addition to those of the policy', () => {
   const old = create(SandboxSpecSchema, { allow: ['Example.org', '10.0.0.1:5432'] });
   expect(parseSandboxPolicy(old)).toEqual(parseAllowList(['example.org', '10.0.0.1:5432']));
   const both = create(SandboxSpecSchema, { allow: ['example.org'], policy: { version: 1, rules: [{ host: 'a.example' }] } });
   expect(parseSandboxPolicy(both)).toEqual(parseAllowList(['a.example', 'example.org']));
 });
 
-test('G-14: a policy that cannot be is refused with what is wrong', () => {
+test('G-14: an invalid policy is refused with the reason', () => {
   expect(() => parseSandboxPolicy({ allow: ['http://x/'] })).toThrow(expect.objectContaining({ code: 'invalid-argument' }));
   expect(() => parseSandboxPolicy({ allow: [], policy: create(PolicySchema, { rules: [{ host: 'a.example' }] }) })).toThrow('no version 0');
   const inspecting = create(PolicySchema, { version: 1, rules: [{ host: 'a.example', methods: ['GET'] }] });
   expect(() => parseSandboxPolicy({ allow: [], policy: inspecting })).toThrow(expect.objectContaining({ code: 'unimplemented' }));
 });
 
-test('I-29: a setup that one side accepts is the same on the other', () => {
+test('I-29: a setup is unchanged by the wire format', () => {
   const word = fc.stringMatching(/^[a-z]{1,8}$/);
   const path = fc.tuple(fc.constantFrom('', '/srv/', '~/'), word, word).map(([root, a, b]) => `${root}${a}//${b}`);
   const source = fc.oneof(

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { api, desiredStates, hostStates, sandbox, sandboxStates } from './index.ts';
 
-describe('L-25: the words for states', () => {
+describe('L-25: the names of states', () => {
   test.each([
     ['sandboxes', sandboxStates, sandbox.SandboxState],
     ['what is wanted of sandboxes', desiredStates, sandbox.DesiredState],

@@ -22,7 +22,7 @@ describe('method definitions for grpc-js', () => {
   });
 });
 
-test.each([0, 1, 127, 128, 16_383, 16_384, 65_536, 2_097_152])('a tunnel frame of %d bytes is what protobuf makes of it', (length) => {
+test.each([0, 1, 127, 128, 16_383, 16_384, 65_536, 2_097_152])('a tunnel frame of %d bytes is serialized as by protobuf', (length) => {
   const value = Buffer.alloc(length, 'data');
   const frame = create(link.TunnelFrameSchema, { frame: { case: 'data', value } });
   expect(serializeTunnelData(value).equals(toBinary(link.TunnelFrameSchema, frame))).toBe(true);

@@ -15,10 +15,10 @@ test('the log of up keeps the last error of a process and its hint', async () =>
   says('  hint: choose another with --link-listen');
   says('stopped');
   expect([log.lastError, log.lastHint]).toEqual(['port 7444 is "taken"', 'choose another with --link-listen']);
-  // Not the hint of the one before.
+  // The hint of the previous error does not apply.
   says('drover: something else');
   expect([log.lastError, log.lastHint]).toEqual(['something else', undefined]);
-  // Nor a result.
+  // A result is not an error.
   says('drover: the control plane is ready on https://127.0.0.1:7443', 'stdout');
   expect(log.lastError).toBe('something else');
   log.forgetErrors();

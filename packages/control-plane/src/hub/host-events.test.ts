@@ -23,7 +23,7 @@ beforeEach(async () => {
   clock = new FakeClock(1_000_000);
   store = await stores.open({ clock });
   const host = await readyHost(store);
-  // Nothing is sent on its stream.
+  // This test sends nothing on the stream.
   from = new HostLink({} as ConnectCall, host.id, host.epoch, '127.0.0.1:1', 0);
   own = (await store.sandboxes.create(draft({ name: 'own' }))).id;
   await store.sandboxes.place(own, host.id);
@@ -51,7 +51,7 @@ it('the events of a host’s own sandboxes are stored, and those of others are d
   expect((await stored()).map(({ subject, data }) => [subject, data['name'], data['host']])).toEqual([[own, 'own', 'a.example']]);
 });
 
-it('of one sandbox no more than its share of an hour is stored, and the others keep theirs', async () => {
+it('a sandbox that exceeds its hourly limit of events does not use up the limit of others', async () => {
   const other = (await store.sandboxes.create(draft({ name: 'other' }))).id;
   await store.sandboxes.place(other, from.hostId);
   const noise = Array.from({ length: hostEventsPerSandboxHour + 50 }, (_, i) => denied(own, `${i}.example`));
@@ -72,7 +72,7 @@ it('a frame without events does not keep later events from being stored', async 
   expect(await stored()).toHaveLength(1);
 });
 
-it('texts of an event that are longer than any real ones are cut off', async () => {
+it('overlong texts in an event are cut off', async () => {
   report(denied(own, 'x'.repeat(100_000)));
   const [event] = await stored();
   expect(String(event?.data['host'])).toHaveLength(maxEgressTextLength + 1);

@@ -51,7 +51,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       random: () => 0,
       ...change,
     });
-  /** The store, with some of what its identities do done otherwise. */
+  /** The store, with some methods of its identities replaced. */
   const storeWith = (identities: Partial<IdentityStore>): Store => ({
     ...store,
     identities: new Proxy(store.identities, {
@@ -69,7 +69,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
   };
   const starting = async (row: SandboxRow, more: Parameters<typeof seen>[2] = {}): Promise<void> =>
     void (await store.sandboxes.observe(host.id, host.epoch, [seen(row, 'STARTING', { address, startCount: 0n, ...more })]));
-  /** What a sandbox that was just started claims, with nothing wrong in it. */
+  /** The valid claim of a sandbox that was just started. */
   const claimOf = async (row: SandboxRow): Promise<RegisterClaim> => {
     const print = thumbprint();
     const token = await registry.issued({
@@ -98,7 +98,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
   };
   const register = async (claim: RegisterClaim): Promise<RegisterOutcome> => {
     const outcome = registry.register(claim);
-    // One that waits for its address waits no longer than this.
+    // A registration waits at most this long for its address.
     let done = false;
     void outcome.finally(() => (done = true));
     await until(async () => {
@@ -118,7 +118,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
   };
 
   describe('Register', () => {
-    it('I-8, I-13: writes the canonical name from validated parts, and gives an access token', async () => {
+    it('I-8, I-13: writes the canonical name from validated parts, and returns an access token', async () => {
       for (const [project, commonName] of [
         ['alpha', 'alpha.web'],
         ['', 'web'],
@@ -131,7 +131,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       }
     });
 
-    it('I-14: says of each check what was seen, and what came of it', async () => {
+    it('I-14: records the evidence and the verdict of each check', async () => {
       const { claim } = await started();
       const outcome = await register(claim);
       const checks = outcome.kind === 'storage-failed' ? [] : outcome.checks;
@@ -159,7 +159,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       ['no address', 'peer-address-mismatch', () => ({ peerAddress: '' }), ['peer-address']],
       ['another host and another address', 'host-mismatch', () => ({ hostId: newHostId(), peerAddress: '::1' }), ['host', 'peer-address']],
     ];
-    it.each(wrong)('I-14: refuses %s (%s), and uses nothing up', async (_, why, change, failing) => {
+    it.each(wrong)('I-14: refuses %s (%s), and leaves the token unspent', async (_, why, change, failing) => {
       const { claim } = await started();
       const outcome = await register({ ...claim, ...change(claim) });
       expect(outcome).toMatchObject({ kind: 'refused', why });
@@ -169,7 +169,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await register(claim)).toMatchObject({ kind: 'welcome', again: false });
     });
 
-    it('I-14: an IPv4 address that was seen by a listener on IPv6 is the same address', async () => {
+    it('I-14: an IPv4 address and its IPv6-mapped form are the same address', async () => {
       const { claim } = await started();
       expect(await register({ ...claim, peerAddress: `::ffff:${address}` })).toMatchObject({ kind: 'welcome' });
     });
@@ -181,20 +181,20 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const replayed = await register({ ...one.claim, thumbprint: thumbprint() });
       expect(replayed).toMatchObject({ kind: 'refused', why: 'replay' });
       expect(await register({ ...other.claim, tokenHash: one.claim.tokenHash })).toMatchObject({ kind: 'refused', why: 'token' });
-      // The certificate of one sandbox, and its token, in the hands of another.
+      // Another sandbox uses the certificate of this one, and its token.
       const stolen = { ...other.claim, thumbprint: one.claim.thumbprint, tokenHash: one.claim.tokenHash };
       expect(await register(stolen)).toMatchObject({ kind: 'refused', why: 'token' });
       expect(await registry.lookupBySandbox(other.row.id)).toEqual({ kind: 'unknown' });
     });
 
-    it('I-16: what the store fails at is a storage failure, not a refusal', async () => {
+    it('I-16: an error of the store is a storage failure, not a refusal', async () => {
       const { claim } = await started();
       const failing = open({ store: storeWith({ register: () => Promise.reject(new Error('disk I/O error')) }) });
       expect(await failing.register(claim)).toMatchObject({ kind: 'storage-failed', error: { message: 'disk I/O error' } });
       expect(await register(claim)).toMatchObject({ kind: 'welcome' });
     });
 
-    it('I-4: a revoked sandbox is refused until it is reinstated, and then gets a token for the certificate that it has', async () => {
+    it('I-4: a revoked sandbox is refused until it is reinstated, and then receives a token for its present certificate', async () => {
       const { row, claim } = await started();
       await register(claim);
       await registry.revoke(row.id);
@@ -211,7 +211,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await registry.secondToken(row.id, thumbprint())).toBeUndefined();
     });
 
-    it('I-8: whatever arrives from outside has a typed outcome', async () => {
+    it('I-8: any input from outside has a typed outcome', async () => {
       const { row, claim } = await started({ project: 'alpha' });
       await register(claim);
       const text = fc.oneof(fc.string(), fc.string({ unit: 'binary' }), fc.string({ minLength: 100, maxLength: 5_000 }));
@@ -240,8 +240,8 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
     });
   });
 
-  describe('a sandbox that comes before its host has told its address (I-14)', () => {
-    it('waits for it, and is let in when it is told', async () => {
+  describe('a sandbox that registers before its host has reported its address (I-14)', () => {
+    it('waits, and is admitted when the host reports the address', async () => {
       const row = await placed();
       const outcome = registry.register(await claimOf(row));
       await until(() => clock.sleeping > 0);
@@ -250,7 +250,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await outcome).toMatchObject({ kind: 'welcome' });
     });
 
-    it('is let in at the event, without a poll', async () => {
+    it('is admitted at the event, without a poll', async () => {
       const row = await placed();
       let wake = (): void => undefined;
       registry = open({ feed: { on: (subject, call) => ((wake = subject === row.id ? call : wake), () => undefined) } });
@@ -261,7 +261,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await outcome).toMatchObject({ kind: 'welcome' });
     });
 
-    it('does not take the address of an earlier start for its own', async () => {
+    it('is not admitted by the address of an earlier start', async () => {
       const { row } = await started();
       const restarted = await claimOf(row);
       const outcome = registry.register({ ...restarted, peerAddress: '10.88.0.9' });
@@ -271,7 +271,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await outcome).toMatchObject({ kind: 'welcome' });
     });
 
-    it('is refused when it is not told in time', async () => {
+    it('is refused when the host does not report in time', async () => {
       const claim = await claimOf(await placed());
       const began = clock.now();
       expect(await register(claim)).toMatchObject({ kind: 'refused', why: 'peer-address-mismatch' });
@@ -279,12 +279,12 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(clock.sleeping).toBe(0);
     });
 
-    it('is refused at once for what no address can mend', async () => {
+    it('is refused immediately for a reason that no address can change', async () => {
       const claim = await claimOf(await placed());
       expect(await registry.register({ ...claim, hostId: newHostId() })).toMatchObject({ kind: 'refused', why: 'host-mismatch' });
     });
 
-    /** The registry, with records of sandboxes as they are given. */
+    /** The registry with the given records of sandboxes. */
     const knowing = (get: (id: SandboxId) => SandboxRow | undefined): Registry => {
       const sandboxes = new Proxy(store.sandboxes, {
         get: (real, name: keyof Store['sandboxes']) =>
@@ -293,7 +293,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       return open({ store: { ...store, sandboxes } });
     };
 
-    it('is refused at once when too many wait already, whichever their hosts', async () => {
+    it('is refused immediately when too many registrations wait, on any hosts', async () => {
       const row = await placed();
       const claim = await claimOf(row);
       const claims = Array.from({ length: addressWaits + 1 }, () => ({ ...claim, sandboxId: newSandboxId(), hostId: newHostId() }));
@@ -303,7 +303,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const waiting = claims.slice(1).map(async (one) => await busy.register(one));
       await until(() => clock.sleeping === addressWaits);
       expect(await busy.register(claims[0] ?? claim)).toMatchObject({ kind: 'refused', why: 'peer-address-mismatch' });
-      // The store has heard of none of them.
+      // None of them has a record.
       known = { ...row, address };
       await clock.advance(addressPollMs);
       expect(new Set((await Promise.all(waiting)).map((outcome) => outcome.kind === 'refused' && outcome.why))).toEqual(
@@ -312,7 +312,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(clock.sleeping).toBe(0);
     });
 
-    it('is refused at once when too many of its host wait already, which leave room for another host’s', async () => {
+    it('is refused immediately when too many registrations of its host wait; those of another host are not', async () => {
       const row = await placed();
       const claim = await claimOf(row);
       let known = await store.sandboxes.get(row.id);
@@ -323,7 +323,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const other = busy.register(elsewhere);
       await until(() => clock.sleeping === addressWaitsPerHost + 1);
       expect(await busy.register(claim)).toMatchObject({ kind: 'refused', why: 'peer-address-mismatch' });
-      // Those that wait are let in all the same, and make room.
+      // The waiting registrations are admitted, and release their places.
       known &&= { ...known, address };
       await clock.advance(addressPollMs);
       const outcomes = await Promise.all(waiting);
@@ -336,7 +336,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
   });
 
   describe('looking up', () => {
-    it('I-9: answers one sentinel, whatever failed', async () => {
+    it('I-9: returns the same result for every failure', async () => {
       const { row, claim } = await started({ project: 'alpha' });
       await register(claim);
       const { commonName } = claim;
@@ -358,14 +358,14 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await registry.lookupBySandbox(row.id)).toMatchObject({ kind: 'found', identity: { thumbprint: claim.thumbprint } });
     });
 
-    it('I-27: what stands of a sandbox tells a miss from a mismatch, and fails when the store does', async () => {
+    it('I-27: the standing of a sandbox distinguishes a miss from a mismatch, and fails when the store does', async () => {
       const { row, claim } = await started();
       expect(await registry.standing(row.id, claim.thumbprint)).toEqual({ identity: undefined, mayRegister: true, revoked: false });
       await register(claim);
       const identity = await store.identities.findBySandbox(row.id);
       expect(await registry.standing(row.id, claim.thumbprint)).toEqual({ identity, mayRegister: false, revoked: false });
       expect(await registry.standing(row.id, thumbprint())).toEqual({ identity, mayRegister: false, revoked: false });
-      // A restart: the row is still that of the start before.
+      // After a restart the row is still that of the previous start.
       const next = await claimOf(row);
       expect(await registry.standing(row.id, next.thumbprint)).toEqual({ identity, mayRegister: true, revoked: false });
       const failing = open({ store: storeWith({ findBySandbox: () => Promise.reject(new Error('gone')) }) });
@@ -406,7 +406,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       }
     };
 
-    it('I-10: writes who was seen every so often, and the rest at the end', async () => {
+    it('I-10: writes the last-seen times at intervals, and the rest at the end', async () => {
       const [one, two] = [await started(), await started()];
       for (const { claim } of [one, two]) await register(claim);
       const lastSeen = async ({ row }: typeof one): Promise<number | undefined> =>
@@ -425,7 +425,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(await lastSeen(two)).toBe(clock.now());
     });
 
-    it('I-10: what the store could not take is written the next time; a newer one wins', async () => {
+    it('I-10: a failed write is repeated with the next one, unless the sandbox was seen again', async () => {
       const { row, claim } = await started();
       await register(claim);
       let refuse = true;
@@ -450,7 +450,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       });
     });
 
-    it('I-10: keeps no more than so many', async () => {
+    it('I-10: bounds the number of pending last-seen times', async () => {
       let size = 0;
       registry = open({ store: storeWith({ seen: (batch) => Promise.resolve(void (size = batch.length)) }) });
       await running(async () => {
@@ -462,7 +462,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(size).toBe(pendingSeen);
     });
 
-    it('I-6: a renewed certificate is known at once, and alone once it was seen', async () => {
+    it('I-6: a renewed certificate is valid immediately, and replaces the old one when it is first seen', async () => {
       const { row, claim } = await started();
       await register(claim);
       const next = thumbprint();
@@ -482,7 +482,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       await expect(registry.renewed(newSandboxId(), next, claim.thumbprint)).rejects.toMatchObject({ code: 'conflict' });
     });
 
-    it('I-11: tells every replica whom any of them evicted, so that their sessions end', async () => {
+    it('I-11: reports an eviction to every replica, so that the sessions end', async () => {
       const other = await stores.open({ url, clock });
       const elsewhere = open({ store: other });
       const [evicted, revoked, destroyed, early] = [await started(), await started(), await started(), await started()];
@@ -499,7 +499,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
         const does = async (what: () => Promise<unknown>, expected: readonly string[]): Promise<void> => {
           told.splice(0);
           await what();
-          // Of another connection it is heard by NOTIFY (PostgreSQL), or seen at the next look (SQLite).
+          // Another connection receives the event by NOTIFY (PostgreSQL) or at the next poll (SQLite).
           await expect
             .poll(
               async () => {
@@ -514,7 +514,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
         await does(async () => await elsewhere.evict(evicted.row.id, 'evicted'), []);
         await does(async () => await elsewhere.revoke(revoked.row.id), [revoked.row.id]);
         await does(async () => await elsewhere.reinstate(revoked.row.id), [revoked.row.id]);
-        // Revoked before it had registered: a session that it has is no longer what it was, either.
+        // A revocation before the registration also changes the identity of an open session.
         await does(async () => await elsewhere.revoke(early.row.id), [early.row.id]);
         await does(async () => {
           await other.sandboxes.setDesired(destroyed.row.id, 'deleted');
@@ -523,7 +523,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       });
     });
 
-    it('I-12: evicts at the start what is in no store row, and leaves what is stopped', async () => {
+    it('I-12: evicts at the start the identities without a sandbox, and keeps those of stopped sandboxes', async () => {
       const [stopped, lost] = [await started(), await started()];
       for (const { claim } of [stopped, lost]) await register(claim);
       await store.sandboxes.observe(host.id, host.epoch, [seen(stopped.row, 'STOPPED', { sequence: 9n })]);
@@ -535,7 +535,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       expect(published).toEqual([]);
     });
 
-    it('I-12: tries the listing three times, and goes on without', async () => {
+    it('I-12: attempts the listing three times, then continues without it', async () => {
       let tries = 0;
       const failing = (times: number): Registry => {
         tries = 0;

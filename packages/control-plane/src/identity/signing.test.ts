@@ -77,7 +77,7 @@ describe('what a host has signed over its link', () => {
     expect(await register(row, answer)).toBe('welcome');
   });
 
-  it('I-13: whichever answer to one request arrives, its certificate registers, and no other after it', async () => {
+  it('I-13: for a repeated request, the first certificate that registers is the only one', async () => {
     const row = await starting();
     const csr = await request();
     const subject = { case: 'sandboxId', value: row.id } as const;
@@ -85,12 +85,12 @@ describe('what a host has signed over its link', () => {
     expect(await register(row, arrived)).toBe('welcome');
     expect(await register(row, lost)).toBe('replay');
     expect(await register(row, arrived)).toBe('welcome');
-    // The next start has a key, and so a request, of its own.
+    // The next start has another key, and so another request.
     expect(await register(row, await sign(subject, await request()))).toBe('welcome');
     expect(await register(row, arrived)).toBe('replay');
   });
 
-  it('I-5, I-13: a host gets neither certificate nor token for a sandbox that is not on it, nor to stay', async () => {
+  it('I-5, I-13: a host receives neither certificate nor token for a sandbox that is not placed on it or is to be deleted', async () => {
     const [row, deleted] = [await starting(), await starting()];
     await store.sandboxes.setDesired(deleted.id, 'deleted');
     for (const answer of [
@@ -104,7 +104,7 @@ describe('what a host has signed over its link', () => {
     expect(malformed).toMatchObject({ bootstrapToken: '', error: { code: 'invalid-argument' } });
   });
 
-  it('L-2: a certificate of a host comes with none', async () => {
+  it('L-2: a certificate of a host comes without a token', async () => {
     const answer = await sign({ case: 'host', value: true }, await request());
     expect([answer.error, answer.bootstrapToken]).toEqual([undefined, '']);
     expect(answer.certificatePem).toContain('BEGIN CERTIFICATE');

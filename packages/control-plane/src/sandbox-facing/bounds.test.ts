@@ -34,7 +34,7 @@ describe('a connection of a sandbox', () => {
     expect(logged('the TLS handshake')).toBe(true);
   });
 
-  it('is cut when no call is under way for long', async () => {
+  it('is cut after a long time without a call', async () => {
     const session = http2(await world.as(box, 'h2'));
     await clock.advance(50_000);
     expect(accessTokenOf(await connectCall(session, 'register', registerBytes(box), box.token))).not.toBe('');
@@ -47,12 +47,12 @@ describe('a connection of a sandbox', () => {
     await expect.poll(() => world.listener.connections).toBe(0);
   });
 
-  it('is cut when a call takes too long, however busy it is meanwhile', async () => {
+  it('is cut when a call takes too long, even if it sends data', async () => {
     const socket = await world.as(box);
     const heard = drain(socket);
     socket.write('POST /drover.control.v1.ControlService/Register HTTP/1.1\r\nHost: control\r\nContent-Type: application/json\r\n');
     socket.write(`Authorization: Bearer ${box.token}\r\nContent-Length: 100\r\n\r\n{`);
-    // The headers made it a call; the rest comes drop by drop.
+    // The headers begin the call; the body arrives slowly.
     await expect.poll(() => world.listener.calls).toBe(1);
     for (let dropped = 0; dropped < 29; dropped++) {
       socket.write(' ');
@@ -64,13 +64,13 @@ describe('a connection of a sandbox', () => {
     expect(logged('a call')).toBe(true);
   });
 
-  it('is one of a few: one more of the same sandbox is closed at once, and others are not', async () => {
+  it('is closed immediately beyond the limit of its sandbox, which leaves other sandboxes their own', async () => {
     const sockets = [];
     for (let count = 0; count < connectionsPerSandbox; count++) sockets.push(await world.as(box));
     await expect(world.as(box)).rejects.toMatchObject({ code: 'ECONNRESET' });
     const other = await world.box(await world.host());
     sockets.push(await world.as(other));
-    // What another host says of this sandbox is another sandbox, as far as room goes.
+    // The limit counts by host and sandbox, so another host's claims do not use it up.
     sockets.push(await world.as({ ...box, origin: { ...box.origin, hostId: other.origin.hostId } }));
     for (const socket of sockets) socket.destroy();
     await expect.poll(() => world.listener.connections).toBe(0);
@@ -78,7 +78,7 @@ describe('a connection of a sandbox', () => {
     await expect.poll(() => world.listener.connections).toBe(0);
   });
 
-  it('is one of those of its host: one more is closed at once, whatever sandbox it is said to be of, and others are not', async () => {
+  it('is closed immediately beyond the limit of its host, for any sandbox; other hosts are not affected', async () => {
     const open: Duplex[] = [];
     const accept = (sandboxId: string): void => {
       const [, far] = duplexPair();
@@ -95,7 +95,7 @@ describe('a connection of a sandbox', () => {
     await expect.poll(() => world.listener.connections).toBe(0);
   });
 
-  it('is one of many: one more is closed at once', async () => {
+  it('is closed immediately beyond the limit of all connections', async () => {
     const open = [];
     for (let count = 0; count < sandboxConnections; count++) {
       const [, far] = duplexPair();
@@ -124,19 +124,19 @@ describe('a request of a sandbox', () => {
     expect(answer.body).toContain('resource_exhausted');
   });
 
-  it('with headers that are too long gets no answer of the application', async () => {
+  it('with too long headers does not reach the application', async () => {
     const padding = `X-Padding: ${'x'.repeat(20_000)}`;
     const answer = await http1(await world.as(box), 'register', { token: box.token, body: registerJson(box), headers: [padding] });
     expect(answer.status).toBe(431);
     const session = http2(await world.as(box, 'h2'));
-    // Of the limit, HTTP/2 tells before the first request; until that is read, 64 KiB are the most.
+    // HTTP/2 announces the limit before the first request; until the client reads it, 64 KiB apply.
     await once(session, 'remoteSettings');
     const headers = { ':path': '/drover.control.v1.ControlService/Register', 'content-type': 'application/proto', 'x-padding': padding };
     expect(await http2Request(session, headers, new Uint8Array())).toMatchObject({ headers: [], resetCode: 11 });
     session.destroy();
   });
 
-  it('that is never finished leaves nothing behind, and ends nothing else', async () => {
+  it('that is never finished leaves nothing behind, and does not affect others', async () => {
     const complaints = vi.spyOn(console, 'error');
     const lines = 'Host: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n';
     const path = `/${control.ControlService.typeName}/Register`;
@@ -151,7 +151,7 @@ describe('a request of a sandbox', () => {
       const stream = session.request({ ':method': 'POST', ':path': path, 'content-type': 'application/proto' });
       stream.on('error', () => undefined);
       stream.write(Buffer.from([10]));
-      // With an end it is a call that waits for its refusal.
+      // With an end it becomes a call that waits for its refusal.
       if (end) stream.end(Buffer.from([0]));
       await expect.poll(() => world.listener.calls).toBe(1);
       if (end) await expect.poll(() => world.refusals(box.origin)).not.toEqual([]);
@@ -162,7 +162,7 @@ describe('a request of a sandbox', () => {
     complaints.mockRestore();
   });
 
-  it('that is none of ours ends the call, and nothing else', async () => {
+  it('that is malformed ends only its call', async () => {
     const raw = async (text: string): Promise<string> => {
       const socket = await world.as(box);
       const heard = drain(socket);
@@ -173,7 +173,7 @@ describe('a request of a sandbox', () => {
     const path = `/${control.ControlService.typeName}/Register`;
     expect(await raw(`POST /nowhere HTTP/1.1\r\nHost: a\r\n${end}`)).toMatch(/^HTTP\/1\.1 404 /);
     expect(await raw(`GET ${path} HTTP/1.1\r\nHost: a\r\n${end}`)).toMatch(/^HTTP\/1\.1 405 /);
-    // No address can be made of these.
+    // These yield no valid URL.
     expect(await raw(`POST ${path} HTTP/1.0\r\n${end}`)).toMatch(/^HTTP\/1\.1 400 /);
     expect(await raw(`POST ${path} HTTP/1.1\r\nHost: [\r\n${end}`)).toMatch(/^HTTP\/1\.1 400 /);
     expect(await raw(`POST ${path} HTTP/1.1\r\nHost: a:b:c\r\n${end}`)).toMatch(/^HTTP\/1\.1 400 /);
@@ -182,7 +182,7 @@ describe('a request of a sandbox', () => {
     const session = http2(await world.as(box, 'h2'));
     const headers = { ':path': path, ':authority': 'a:b:c', 'content-type': 'application/proto' };
     expect((await http2Request(session, headers, new Uint8Array())).headers.slice(0, 2)).toEqual([':status', '400']);
-    // gRPC-Web is not spoken here.
+    // gRPC-Web is not supported.
     const web = { ':path': path, 'content-type': 'application/grpc-web+proto' };
     expect((await http2Request(session, web, new Uint8Array(5))).headers.slice(0, 2)).toEqual([':status', '415']);
     expect(accessTokenOf(await connectCall(session, 'register', registerBytes(box), box.token))).not.toBe('');
@@ -190,14 +190,14 @@ describe('a request of a sandbox', () => {
   });
 });
 
-describe('the end of the control plane', () => {
-  it('closes idle connections at once, lets a call end, and takes nothing new', async () => {
+describe('a control plane that stops', () => {
+  it('closes idle connections immediately, waits for a call to end, and accepts no more connections', async () => {
     const ending = await World.open();
     await using _ = ending;
     const mine = await ending.box(await ending.host());
     const idle = await ending.as(mine);
     const busy = await ending.as(mine);
-    // Refused, and so answered later.
+    // Refused, so the response is delayed.
     const answer = http1(busy, 'whoAmI', { token: mine.token });
     await expect.poll(() => ending.refusals(mine.origin)).toHaveLength(1);
     const idleClosed = once(idle.resume(), 'close');

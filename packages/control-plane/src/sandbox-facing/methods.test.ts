@@ -11,8 +11,8 @@ const service: DescService = control.ControlService;
 const [first] = service.methods;
 const withMethod = (localName: string): DescService => ({ ...service, methods: [...service.methods, { ...first, localName } as never] });
 
-describe('I-19: who may call what', () => {
-  it('is decided for each method of the service; only Register is for callers without an identity', () => {
+describe('I-19: the access rules of the methods', () => {
+  it('cover each method of the service; only Register accepts callers without an identity', () => {
     const decisions = service.methods.map((method) => [method.name, scopeOf(method), needsIdentity(method)]);
     expect(decisions).toEqual([
       ['Register', 'register', false],
@@ -21,14 +21,14 @@ describe('I-19: who may call what', () => {
     expect(() => checkMethods(service)).not.toThrow();
   });
 
-  it('a new method without a decision stops the start; until then nobody may call it', () => {
+  it('a method without a rule fails the start, and no caller may call it', () => {
     expect(() => checkMethods(withMethod('newcomer'))).toThrow('no token is decided for newcomer');
     expect(scopeOf({ ...first, localName: 'newcomer' } as never)).toBeUndefined();
     expect(scopeOf({ ...first, localName: 'toString' } as never)).toBeUndefined();
     expect(needsIdentity({ ...first, localName: 'newcomer' } as never)).toBe(true);
   });
 
-  it('an entry that names no method stops the start', () => {
+  it('an entry for an unknown method fails the start', () => {
     const { scopes, withoutIdentity } = methodTables;
     expect(() => checkMethods(service, { scopes: { ...scopes, gone: 'control' }, withoutIdentity })).toThrow('has no method gone');
     expect(() => checkMethods(service, { scopes, withoutIdentity: [...withoutIdentity, 'gone'] })).toThrow('has no method gone');
@@ -47,17 +47,17 @@ describe('I-20: the identity in the context of a call', () => {
     lastSeenAt: 1,
   };
 
-  it('is the one that was attached', () => {
+  it('is the attached one', () => {
     const values = createContextValues();
     attachIdentity(values, identity);
     expect(identityOf(values)).toBe(identity);
   });
 
-  it('is none when none was attached', () => {
+  it('is undefined when none was attached', () => {
     expect(identityOf(createContextValues())).toBeUndefined();
   });
 
-  it('cannot be an absent or a half-filled one', () => {
+  it('cannot be absent or incomplete', () => {
     const values = createContextValues();
     expect(() => attachIdentity(values, undefined)).toThrow('an absent identity');
     expect(() => attachIdentity(values, { ...identity, thumbprint: '' })).toThrow('an absent identity');

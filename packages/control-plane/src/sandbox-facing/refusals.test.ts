@@ -249,7 +249,7 @@ interface Answers {
   readonly grpc: Http2Answer;
 }
 
-/** What the attempt gets in each protocol, each on a connection of its own: every byte, or all that HTTP/2 carries. */
+/** The responses to the attempt in each protocol, each on its own connection: every byte, or everything that HTTP/2 carries. */
 async function answersTo(attempt: Attempt): Promise<Answers> {
   const { method = 'register', token = '', origin, credentials } = attempt;
   const names = attempt.names ?? (attempt as Attempt & { readonly project: string; readonly name: string });
@@ -268,10 +268,10 @@ async function answersTo(attempt: Attempt): Promise<Answers> {
   return { http1: raw, connect, grpc };
 }
 
-describe('I-16: every rejection of an identity is the same on the wire, and the log alone says which it was', () => {
-  /** The answers that all others are held against. */
+describe('I-16: every rejection of an identity is the same on the wire; only the log has the reason', () => {
+  /** The reference responses, to which all others must be equal. */
   let first: Promise<Answers>;
-  /** By what is attempted. All at once: each answer waits its time. */
+  /** By name of the attempt. They run concurrently, since each response is delayed. */
   const attempts = new Map<string, Promise<{ readonly answers: Answers; readonly logged: readonly unknown[] }>>();
   beforeAll(() => {
     first = (async () => await answersTo({ ...(await world.box(host)), token: '' }))();
@@ -280,7 +280,7 @@ describe('I-16: every rejection of an identity is the same on the wire, and the 
         const attempt = await prepare();
         return { answers: await answersTo(attempt), logged: world.refusals(attempt.origin) };
       })();
-      // Its own test tells of it.
+      // The test of this attempt reports the error.
       attempted.catch(() => undefined);
       attempts.set(what, attempted);
     }
@@ -322,7 +322,7 @@ describe('I-16: every rejection of an identity is the same on the wire, and the 
     for (const said of attempted?.logged ?? []) expect(said).toMatch(new RegExp(`^${why}`));
   });
 
-  it('takes as long whatever the check was', async () => {
+  it('takes the same time for every check', async () => {
     const clock = new FakeClock(Date.now());
     await using slow = await World.open({ clock });
     const at = await slow.host();
@@ -339,7 +339,7 @@ describe('I-16: every rejection of an identity is the same on the wire, and the 
       answeredAt.push(clock.now() - started);
       return answer.status;
     });
-    // One is decided at once, the other waits for the address that its host may still tell.
+    // The first is decided immediately; the second waits for the address that its host may still report.
     await expect.poll(() => slow.refusals(unknown.origin)).toHaveLength(1);
     await expect.poll(() => clock.sleeping).toBeGreaterThan(3);
     while (answeredAt.length < 2 && clock.now() - started < 20_000) {
@@ -351,8 +351,8 @@ describe('I-16: every rejection of an identity is the same on the wire, and the 
   });
 });
 
-describe('what is not a rejection of an identity', () => {
-  it('I-16: a malformed request is INVALID_ARGUMENT', async () => {
+describe('an error that is not a rejection of an identity', () => {
+  it('I-16: is INVALID_ARGUMENT for a malformed request', async () => {
     const box = await world.box(host);
     for (const body of ['{', '{"name":7}', registerJson({ project: 'red', name: 'No Name' }), registerJson({ project: '.', name: 'a' })]) {
       const answer = await http1(await world.as(box), 'register', { token: box.token, body });
@@ -365,11 +365,11 @@ describe('what is not a rejection of an identity', () => {
   });
 });
 
-describe('why a Register was refused, for the dialer', () => {
+describe('the reason of a refused Register, for the dialer', () => {
   const refusalOf = ({ id, credentials }: Pick<Box, 'id' | 'credentials'>): unknown =>
     world.listener.lastRefusal(id, credentials.thumbprint);
 
-  /** Has a Register refused. The answer comes later; nobody waits for it. */
+  /** Makes a Register that is refused, without waiting for the delayed response. */
   async function refuse(box: Box): Promise<void> {
     const before = world.refusals(box.origin).length;
     const socket = await world.as(box);
@@ -378,7 +378,7 @@ describe('why a Register was refused, for the dialer', () => {
     socket.destroy();
   }
 
-  it('is known of the sandbox that was refused on its own host, until it is welcome', async () => {
+  it('is known for a sandbox that was refused through its own host, until it registers', async () => {
     const box = await world.box(host);
     expect(refusalOf(box)).toBeUndefined();
     await refuse({ ...box, origin: { ...box.origin, peerAddress: '10.9.9.9' } });
@@ -395,14 +395,14 @@ describe('why a Register was refused, for the dialer', () => {
     );
   });
 
-  it('says nothing of the certificate of another start', async () => {
+  it('is not known for the certificate of another start', async () => {
     const box = await world.box(host);
     await refuse({ ...box, token: newSecret() });
     expect(refusalOf(box)).toBe('token');
     expect(refusalOf({ ...box, ...(await world.start(box)) })).toBeUndefined();
   });
 
-  it('says nothing of a sandbox whose key was carried to another host', async () => {
+  it('is not known for a sandbox whose key was used on another host', async () => {
     const box = await world.box(host);
     await refuse({ ...box, origin: (await world.box(elsewhere)).origin });
     await refuse({ ...box, origin: { ...box.origin, hostId: elsewhere.id } });

@@ -25,7 +25,7 @@ afterEach(() => {
   for (const socket of sockets.splice(0)) socket.destroy();
 });
 
-/** A client of Connect's own, on one connection. */
+/** A Connect client on one connection. */
 async function client(
   box: Box,
   token: string,
@@ -60,7 +60,7 @@ describe('Register', () => {
     expect(who.registeredAt && timestampMs(who.registeredAt)).toBe(found.kind === 'found' && found.identity.registeredAt);
   });
 
-  it('I-13: over HTTP/1.1 too, and without a project', async () => {
+  it('I-13: works over HTTP/1.1 too, and without a project', async () => {
     const box = await world.box(host, { project: '', name: 'plain' });
     const answer = await http1(await world.as(box), 'register', { token: box.token, body: registerJson(box) });
     const { accessToken } = JSON.parse(answer.body) as { accessToken: string };
@@ -69,7 +69,7 @@ describe('Register', () => {
     expect(JSON.parse(who.body)).toMatchObject({ sandboxId: box.id, name: 'plain', thumbprint: box.credentials.thumbprint });
   });
 
-  it('I-15: the same certificate again is welcome again, silently', async () => {
+  it('I-15: the same certificate may register again, without an event', async () => {
     const box = await world.box(host);
     const first = await (await client(box, box.token)).register(box);
     const before = await world.registry.lookupBySandbox(box.id);
@@ -77,13 +77,13 @@ describe('Register', () => {
     const second = await (await client(box, box.token)).register(box);
     expect(await world.registry.lookupBySandbox(box.id)).toEqual(before);
     expect(await world.store.events.lastId()).toBe(events);
-    // An answer that was lost is not lost with its token: both are good.
+    // After a lost response both access tokens are valid.
     for (const { accessToken } of [first, second]) {
       expect(await (await client(box, accessToken)).whoAmI({})).toMatchObject({ sandboxId: box.id });
     }
   });
 
-  it('I-11: a start brings a new certificate, which replaces the row; the old one is nobody any more', async () => {
+  it('I-11: a start brings a new certificate, which replaces the row; the old one is unknown afterwards', async () => {
     const box = await world.box(host);
     const { accessToken } = await (await client(box, box.token)).register(box);
     const next = { ...box, ...(await world.start(box)) };
@@ -93,7 +93,7 @@ describe('Register', () => {
     await expect((await client(box, box.token)).register(box)).rejects.toMatchObject({ code: Code.PermissionDenied });
   });
 
-  it('I-17: a store that fails in between leaves the token unspent, and is INTERNAL', async () => {
+  it('I-17: a failure of the store within the transaction leaves the token unspent, and is INTERNAL', async () => {
     const box = await world.box(host);
     const database = new DatabaseSync(join(world.directory, 'store.sqlite'));
     // The token is consumed before the row is inserted, in one transaction.
@@ -112,8 +112,8 @@ describe('Register', () => {
     session.destroy();
   });
 
-  it.each([-299_000, 299_000])('I-17: a clock that is off by five minutes breaks nothing (%i ms)', async (offMs) => {
-    // The certificates' maker's clock against that of the machine, which is what TLS looks at, and of the listener.
+  it.each([-299_000, 299_000])('I-17: a clock skew of five minutes is tolerated (%i ms)', async (offMs) => {
+    // The clock of the authority differs from the clock of the machine, which TLS uses, and from that of the listener.
     const authorityClock: Clock = { now: () => Date.now() + offMs, sleep: (ms, signal) => systemClock.sleep(ms, signal) };
     await using skewed = await World.open({ authorityClock });
     const box = await skewed.box(await skewed.host());
@@ -121,7 +121,7 @@ describe('Register', () => {
     expect(answer.status).toBe(200);
   });
 
-  it('I-10: every call that is let in refreshes last seen', async () => {
+  it('I-10: every accepted call refreshes last seen', async () => {
     const clock = new FakeClock(Date.now());
     await using quiet = await World.open({ clock });
     const box = await quiet.box(await quiet.host());
@@ -136,7 +136,7 @@ describe('Register', () => {
     session.destroy();
   });
 
-  it('I-18: a registration that is revoked counts at the next call, also on an open connection', async () => {
+  it('I-18: a revocation takes effect at the next call, also on an open connection', async () => {
     const box = await world.box(host);
     const { accessToken } = await (await client(box, box.token)).register(box);
     const caller = await client(box, accessToken);
@@ -147,7 +147,7 @@ describe('Register', () => {
     expect(refused).toMatchObject({ code: Code.PermissionDenied, rawMessage: 'the identity was not accepted' });
   });
 
-  it('I-6: a certificate that expires counts at the next call, also on an open connection', async () => {
+  it('I-6: the expiry of a certificate takes effect at the next call, also on an open connection', async () => {
     const clock = new FakeClock(Date.now());
     await using long = await World.open({ clock, sandboxLifetimeMs: 60_000 });
     const box = await long.box(await long.host());
@@ -163,7 +163,7 @@ describe('Register', () => {
     session.destroy();
   });
 
-  it('many sandboxes at once are each themselves', async () => {
+  it('concurrent calls of many sandboxes keep their identities apart', async () => {
     const boxes = await Promise.all(Array.from({ length: 30 }, () => world.box(host)));
     const who = await Promise.all(
       boxes.map(async (box, index) => {

@@ -18,7 +18,7 @@ beforeAll(async () => {
 });
 afterAll(async () => await world[Symbol.asyncDispose]());
 
-/** What a peer gets to read that asks to register: nothing, when TLS refuses it. And what was logged of it. */
+/** The bytes that a peer receives when it calls Register, none if TLS refuses it, and the log lines about it. */
 async function answerTo(options: TlsOptions): Promise<{ readonly heard: string; readonly why: unknown }> {
   const before = world.log.length;
   let heard = '';
@@ -26,20 +26,20 @@ async function answerTo(options: TlsOptions): Promise<{ readonly heard: string; 
     const socket = await world.connect(box.origin, options);
     heard = (await http1(socket, 'register', { token: box.token, body: registerJson(box) })).raw;
   } catch (error) {
-    // The handshake ended on this side.
+    // The client has completed the handshake.
     expect(String((error as NodeJS.ErrnoException).code)).toMatch(/^(ERR_SSL_|ECONNRESET|EPIPE|EPROTO)/);
   }
   const refused = world.log.slice(before).find(({ msg }) => msg === 'a sandbox did not get through the TLS handshake');
   return { heard, why: refused?.['why'] };
 }
 
-/** The name of the sandbox, by whoever signs it. */
+/** A leaf with the name of the sandbox, for any signer. */
 const forged = (): { commonNames: string[]; uris: string[] } => ({
   commonNames: [`${box.project}.${box.name}`],
   uris: [world.ca.names.sandbox(box.id)],
 });
 
-describe('I-18: TLS demands a client certificate that chains to the CA, before a byte of the application', () => {
+describe('I-18: TLS requires a client certificate that chains to the CA, before any application data', () => {
   it('no certificate', async () => {
     expect(await answerTo({})).toMatchObject({ heard: '', why: expect.stringContaining('peer did not return a certificate') });
   });
@@ -76,7 +76,7 @@ describe('I-18: TLS demands a client certificate that chains to the CA, before a
     expect(why).toMatch(/unsupported protocol/);
   });
 
-  it('a certificate of the CA that is for servers alone', async () => {
+  it('a certificate of the CA for server authentication only', async () => {
     const credentials = await world.signByHand({ ...forged(), usages: ['1.3.6.1.5.5.7.3.1'] });
     expect(await answerTo({ credentials })).toEqual({ heard: '', why: 'INVALID_PURPOSE' });
   });
@@ -90,7 +90,7 @@ describe('I-18: TLS demands a client certificate that chains to the CA, before a
     expect(await answerTo({ credentials })).toEqual({ heard: '', why: 'CERT_HAS_EXPIRED' });
   });
 
-  it('the right certificate gets an answer', async () => {
+  it('the right certificate is accepted', async () => {
     const { heard } = await answerTo({ credentials: box.credentials });
     expect(heard).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
   });
@@ -112,7 +112,7 @@ it('no TLS session is resumed: every connection shows its certificate', async ()
   }
 });
 
-it('a certificate that is rotated is shown to new connections, and clients still have to show theirs', async () => {
+it('a rotated certificate is presented to new connections, which still require a client certificate', async () => {
   const staying = await world.as(box, 'http/1.1');
   const before = staying.getPeerX509Certificate()?.serialNumber;
   const identity = await world.ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] });
@@ -128,7 +128,7 @@ it('a certificate that is rotated is shown to new connections, and clients still
 });
 
 describe('a handshake', () => {
-  it('of bytes that are no TLS ends the connection', async () => {
+  it('that is not TLS ends the connection', async () => {
     const socket = await world.socket(box.origin);
     socket.end('GET / HTTP/1.1\r\nHost: control\r\n\r\n');
     socket.resume();
@@ -136,7 +136,7 @@ describe('a handshake', () => {
     await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
   });
 
-  it('from a sandbox that its host does not name is not begun', async () => {
+  it('is not begun for a connection whose host names no sandbox', async () => {
     const socket = await world.socket({ ...box.origin, sandboxId: 'no-sandbox' });
     await once(socket.resume(), 'close');
     await expect(world.connect({ ...box.origin, sandboxId: '' }, { credentials: box.credentials })).rejects.toMatchObject({

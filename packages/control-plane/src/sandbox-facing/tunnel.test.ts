@@ -33,7 +33,7 @@ afterAll(async () => {
   await world[Symbol.asyncDispose]();
 });
 
-/** A host that speaks the link by hand: its stream, and tunnels for its sandboxes' connections. */
+/** A host with a handwritten link: its stream, and tunnels for its sandboxes' connections. */
 class RawHost implements Disposable {
   readonly id: HostId;
   readonly #client: Client;
@@ -60,7 +60,7 @@ class RawHost implements Disposable {
     return new RawHost(id, client);
   }
 
-  /** What a host makes of a connection that a sandbox made to it. */
+  /** Forwards a sandbox's connection as a host does. */
   inbound({ sandboxId, interface: name, peerAddress }: Origin): { readonly stream: Duplex; readonly status: Promise<StatusObject> } {
     const method = methodDefinition(link.HostLinkService.method.tunnel);
     const call = this.#client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize);
@@ -95,7 +95,7 @@ async function hostWithBox(): Promise<{ readonly host: RawHost; readonly box: Bo
 }
 
 describe('through the link of a host', () => {
-  it('I-13: a sandbox registers, and is known from then on', async () => {
+  it('I-13: a sandbox registers, and is known afterwards', async () => {
     const { host, box } = await hostWithBox();
     using _ = host;
     const session = http2(await host.tls(box.origin, box.credentials, 'h2'));
@@ -106,7 +106,7 @@ describe('through the link of a host', () => {
     await expect.poll(() => world.listener.connections, { timeout: 10_000 }).toBe(0);
   });
 
-  it('I-14: which host carried it is what the link says of itself, whatever the host says of the sandbox', async () => {
+  it('I-14: the certificate of the link determines the host of a call, not the claims of that host', async () => {
     const { host, box } = await hostWithBox();
     const thief = await hostWithBox();
     using _ = host;
@@ -121,13 +121,13 @@ describe('through the link of a host', () => {
     await refusedAsHost();
     expect(world.refusals(box.origin)).toEqual(['the registration was refused: host-mismatch']);
     expect(world.listener.lastRefusal(box.id, box.credentials.thumbprint)).toBeUndefined();
-    // The token is as it was.
+    // The token is unspent.
     const session = http2(await host.tls(box.origin, box.credentials, 'h2'));
     expect((await grpcCall(session, 'register', registerBytes(box), box.token)).trailers).toEqual(['grpc-status', '0']);
     session.destroy();
   });
 
-  it('I-18: a peer that TLS refuses gets no byte of the application, and its tunnel ends', async () => {
+  it('I-18: a peer that TLS refuses receives no application data, and its tunnel ends', async () => {
     const { host, box } = await hostWithBox();
     using _ = host;
     const leaf = { commonNames: ['red.box'], uris: [world.ca.names.sandbox(box.id)] };

@@ -47,7 +47,7 @@ async function refusal(more: Partial<ControlPlaneOptions> = {}): Promise<DroverE
 
 const day = 86_400_000;
 
-/** The system's clock, set forward at will; what waits for a certificate's time is woken by that. */
+/** The system's clock with an adjustable offset. An adjustment wakes the loops that wait for the expiry of a certificate. */
 class JumpClock implements Clock {
   #ahead = 0;
   readonly #waiting = new Set<() => void>();
@@ -68,7 +68,7 @@ class JumpClock implements Clock {
     });
   }
 
-  /** Resolves when what was woken waits again. */
+  /** Resolves when the woken loops wait again. */
   async jump(ms: number): Promise<void> {
     this.#ahead += ms;
     const woken = [...this.#waiting];
@@ -78,7 +78,7 @@ class JumpClock implements Clock {
   }
 }
 
-/** The certificate that a new connection is shown, whatever its time. */
+/** The certificate that a new connection receives, even if it is not valid now. */
 async function certificateAt(port: number): Promise<{ readonly fingerprint: string; readonly notAfter: number }> {
   const socket = connect({ host: '127.0.0.1', port, rejectUnauthorized: false, ALPNProtocols: ['h2'] });
   // The link's listener closes a connection without a client certificate after the handshake.
@@ -98,7 +98,7 @@ describe('startControlPlane', () => {
     expect((await stat(directory)).mode & 0o077).toBe(0);
   });
 
-  test('13.5: state that was in another store is not taken for an empty fleet', async () => {
+  test('13.5: a start with another store is refused, instead of showing an empty fleet', async () => {
     await (await start()).close();
     const path = join(directory, 'server.json');
     await writeFile(path, (await readFile(path, 'utf8')).replace('"sqlite"', '"postgres"'));
@@ -108,7 +108,7 @@ describe('startControlPlane', () => {
     });
   });
 
-  test('comes back after a stop with the same ports, CA, token and sandboxes', async () => {
+  test('has the same ports, CA, token and sandboxes after a restart', async () => {
     const first = await start();
     const client = await connectDrover({ server: first.address, token: first.adminToken, caPem: first.caPem });
     const { id } = await client.sandboxes.create({ spec: { image: 'host' } });
@@ -120,19 +120,19 @@ describe('startControlPlane', () => {
       first.caFingerprint,
       first.adminToken,
     ]);
-    // The same client: it finds the server again by itself.
+    // The same client reconnects automatically.
     expect((await client.sandboxes.get(id)).id).toBe(id);
     client.close();
   });
 
-  test('two servers on one directory: the second is refused and says which process has it', async () => {
+  test('refuses a second server on one directory, and names the process of the first', async () => {
     await start();
     const error = await refusal();
     expect(error.code).toBe('failed-precondition');
     expect(error.message).toContain(`process ${process.pid}`);
   });
 
-  test('the lock of a server that was killed is no obstacle', async () => {
+  test('the lock of a killed server is free', async () => {
     const script = `
       import { DataDirectory } from ${JSON.stringify(join(import.meta.dirname, 'data-directory.ts'))};
       await DataDirectory.open(${JSON.stringify(directory)});
@@ -151,7 +151,7 @@ describe('startControlPlane', () => {
     (await DataDirectory.open(directory)).close();
   });
 
-  test('a port in use is one sentence with the port, and leaves nothing behind', async () => {
+  test('reports a port in use in one sentence, and leaves nothing behind', async () => {
     const other = createServer();
     other.listen(0, '127.0.0.1');
     await once(other, 'listening');
@@ -169,7 +169,7 @@ describe('startControlPlane', () => {
     await start();
   });
 
-  test('I-28: credentials that cannot be read end the start', async () => {
+  test('I-28: unreadable credentials fail the start', async () => {
     await (await start()).close();
     for (const [file, content] of [
       ['pki/ca-key.pem', 'no key'],
@@ -188,7 +188,7 @@ describe('startControlPlane', () => {
     await start();
   });
 
-  test('renews the certificates of both its listeners before they expire; connections that are open stay', async () => {
+  test('renews the certificates of both listeners before they expire; open connections stay open', async () => {
     const clock = new JumpClock();
     const plane = await start({ clock });
     const client = await connectDrover({ server: plane.address, token: plane.adminToken, caPem: plane.caPem });
@@ -198,22 +198,22 @@ describe('startControlPlane', () => {
 
     await clock.jump(10 * day);
     expect(await Promise.all(ports.map(certificateAt))).toEqual(before);
-    // Of thirty days two thirds have passed.
+    // Two thirds of thirty days have passed.
     await clock.jump(11 * day);
     for (const [i, port] of ports.entries()) {
       await vi.waitFor(async () => expect((await certificateAt(port)).fingerprint).not.toBe(before[i]?.fingerprint), { timeout: 10_000 });
       expect((await certificateAt(port)).notAfter - (before[i]?.notAfter ?? 0)).toBeGreaterThan(20 * day);
     }
-    // The new one begins in three weeks: only a connection from before the change can still be used.
+    // The new certificate becomes valid in three weeks, so only an earlier connection can be used.
     expect((await client.version()).store).toBe('sqlite');
     client.close();
   });
 
-  test('a signal stops it', async () => {
+  test('stops at its signal', async () => {
     const stop = new AbortController();
     await start({ signal: stop.signal });
     stop.abort();
-    // Closing twice is closing once: this waits for the one that the signal began.
+    // `close` is idempotent: this call waits for the close that the signal began.
     await running[0]?.close();
     await start();
   });

@@ -15,7 +15,7 @@ import { CloseFailed, type Connection, type Connector } from './connection/conne
 import type { Wait } from './policy/crash-breaker.ts';
 import { Dialer } from './dialer.ts';
 
-/** A peer without a certificate whose stream breaks at once, ends with the word that the sandbox has, or stays without an answer. */
+/** A peer without a certificate whose stream breaks immediately, ends with MainExited, or never responds. */
 function connection(
   options: { readonly close?: () => Promise<void>; readonly silent?: boolean; readonly ends?: boolean; readonly says?: string } = {},
 ): Connection {
@@ -80,7 +80,7 @@ beforeEach(() => {
       return await connect(target, signal);
     },
     journal: { publish: (event) => void published.push(event), flush: () => Promise.resolve() },
-    // What these connections come to needs no registry: they show no certificate.
+    // These connections present no certificate, so the registry is not needed.
     registry: {
       standing: () => Promise.reject(new Error('not asked')),
       secondToken: () => Promise.reject(new Error('not asked')),
@@ -126,7 +126,7 @@ const failure = (id: SandboxId): unknown => published.find(({ subject, type }) =
 const settle = async (): Promise<void> => await clock.advance(0);
 
 describe('a dial', () => {
-  it('I-23: is tried with exponential backoff from 0.5 to 10 s, for 60 s in all', async () => {
+  it('I-23: is attempted with exponential backoff from 0.5 to 10 s, for 60 s in total', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(120_000);
@@ -145,7 +145,7 @@ describe('a dial', () => {
     expect(attempts.map(({ at }) => at)).toEqual([0, 250, 250, 750]);
   });
 
-  it('I-23: an attempt that gets no answer ends in time', async () => {
+  it('I-23: ends an attempt without a response in time', async () => {
     const id = running();
     connect = () => Promise.resolve(connection({ silent: true }));
     dialer.dial(id);
@@ -167,7 +167,7 @@ describe('a dial', () => {
     expect(attempts).toEqual([]);
   });
 
-  it('I-23: looks anew before each attempt', async () => {
+  it('I-23: reads the row before each attempt', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(600);
@@ -178,14 +178,14 @@ describe('a dial', () => {
     expect(failure(id)).toMatchObject({ attempts: 2, reason: 'host-not-connected' });
   });
 
-  it('I-21: returns at once and throws nothing, whatever the sandbox', async () => {
+  it('I-21: returns immediately and never throws, for any sandbox', async () => {
     const unknown = newSandboxId();
     expect(dialer.dial(unknown)).toBeUndefined();
     await settle();
     expect(failure(unknown)).toMatchObject({ reason: 'not-running' });
   });
 
-  it('I-22: is one, however often it is asked for at once; over, it can be had again', async () => {
+  it('I-22: is the only one for concurrent requests; after its end it can be requested again', async () => {
     const id = running();
     for (let i = 0; i < 100; i++) dialer.dial(id);
     await settle();
@@ -200,7 +200,7 @@ describe('a dial', () => {
     expect(attempts).toHaveLength(2);
   });
 
-  it('I-22: one that is asked for while the last one is being ended follows it, never beside it', async () => {
+  it('I-22: begins after a dial that is ending, never beside it', async () => {
     const id = running();
     const closing = Promise.withResolvers<void>();
     let open = 0;
@@ -220,7 +220,7 @@ describe('a dial', () => {
     expect(attempts).toHaveLength(2);
   });
 
-  it('keeps no more of why than there is room for: it is in the words of the peer', async () => {
+  it('bounds the error text, which the peer controls', async () => {
     const id = running();
     connect = () => Promise.resolve(connection({ says: 'x'.repeat(50_000) }));
     dialer.dial(id);
@@ -229,7 +229,7 @@ describe('a dial', () => {
     expect(dialer.status(id).lastError.length).toBeLessThan(1_500);
   });
 
-  it('I-24: that is ended publishes nothing', async () => {
+  it('I-24: publishes nothing at an intended end', async () => {
     const id = running();
     dialer.dial(id);
     await settle();
@@ -240,7 +240,7 @@ describe('a dial', () => {
   });
 });
 
-describe('I-2: an init that says that its sandbox has ended', () => {
+describe('I-2: an init that reports the end of its sandbox', () => {
   beforeEach(() => {
     connect = () => Promise.resolve(connection({ ends: true }));
   });
@@ -250,7 +250,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     await settle();
   };
 
-  it('has said so when its host says it too, and nothing is kept of it', async () => {
+  it('ends the dial when its host confirms the end, and leaves no state', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(9_000);
@@ -261,7 +261,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     await expect.poll(() => dialer.get(id), { timeout: 10_000 }).toBeUndefined();
   });
 
-  it('and goes on running, has broken its session off: it is dialled again', async () => {
+  it('is redialled if its host reports that the sandbox runs', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(9_000);
@@ -274,7 +274,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     });
   });
 
-  it('again and again within its plan, has failed its plan (I-30)', async () => {
+  it('repeatedly within its plan fails the plan (I-30)', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(120_000);
@@ -283,7 +283,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     expect(failure(id)).toMatchObject({ reason: 'init-interrupted' });
   });
 
-  it('again and again after its plan was completed, has failed nothing: its workload is left at work', async () => {
+  it('repeatedly after its plan was completed fails nothing, and its workload keeps running', async () => {
     const id = running();
     const view = emptyView(id);
     views.set(id, { ...view, init: { ...view.init, startCount: 1, state: 'completed' } });
@@ -295,7 +295,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     expect(failed).toEqual([]);
   });
 
-  it('and is started again, is dialled again as that start', async () => {
+  it('is redialled for the new start if the sandbox was started again', async () => {
     const id = running();
     dialer.dial(id);
     await settle();
@@ -303,7 +303,7 @@ describe('I-2: an init that says that its sandbox has ended', () => {
     expect(told(id)).toEqual(['SessionConnecting', 'SessionConnecting']);
   });
 
-  it('whose host is away, is dialled when the host is back', async () => {
+  it('is redialled after the reconnect of its host', async () => {
     const id = running();
     dialer.dial(id);
     await settle();
@@ -318,14 +318,14 @@ describe('I-2: an init that says that its sandbox has ended', () => {
   });
 });
 
-describe('I-30: a sandbox that runs and whose init never answers', () => {
+describe('I-30: a running sandbox whose init never responds', () => {
   const initFailed = (id: SandboxId): unknown => published.find(({ subject, type }) => subject === id && type === 'InitFailed')?.data;
   const ofPlan = (id: SandboxId, change: Partial<InitView>): void => {
     const view = emptyView(id);
     views.set(id, { ...view, init: { ...view.init, startCount: 1, state: 'running', ...change } });
   };
 
-  it('has failed when the dial is given up: its command never began', async () => {
+  it('fails at the end of the dial, since its command never began', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(50_000);
@@ -343,7 +343,7 @@ describe('I-30: a sandbox that runs and whose init never answers', () => {
     expect(told(id).slice(-2)).toEqual(['InitFailed', 'SessionFailed']);
   });
 
-  it('has its time from when it runs: how long it starts is its host’s business', async () => {
+  it('has the full time from when it runs: the host may take any time to start it', async () => {
     const id = running({ observed: 'starting', startCount: 0 });
     dialer.dial(id);
     await clock.advance(50_000);
@@ -355,7 +355,7 @@ describe('I-30: a sandbox that runs and whose init never answers', () => {
     expect(failed).toEqual([id]);
   });
 
-  it('has not failed while it starts: it is dialled again when it runs', async () => {
+  it('does not fail while it starts, and is redialled when it runs', async () => {
     const id = running({ observed: 'starting', startCount: 0 });
     dialer.dial(id);
     await clock.advance(120_000);
@@ -418,7 +418,7 @@ describe('a lost session', () => {
     return ids;
   };
 
-  it('is redialled slowly, with jitter, for as long as its sandbox runs, and tells nothing until it succeeds', async () => {
+  it('is redialled slowly, with jitter, while its sandbox runs, and publishes nothing until it succeeds', async () => {
     const [id = newSandboxId()] = await gaveUp();
     const before = published.length;
     let draws = 0;
@@ -435,7 +435,7 @@ describe('a lost session', () => {
     expect(dialer.status(id)).toMatchObject({ state: 'broken', lastError: expect.stringContaining('nobody answers') });
   });
 
-  it('is not redialled once its sandbox does not run, nor while its host is away', async () => {
+  it('is not redialled after its sandbox has stopped, nor while its host is disconnected', async () => {
     const [id = newSandboxId()] = await gaveUp();
     connected = false;
     await clock.advance(lostRedialMs * 3);
@@ -450,7 +450,7 @@ describe('a lost session', () => {
     expect(dialer.get(id)).toBe(undefined);
   });
 
-  it('is dialled immediately when a call needs it, and the slow redial then does not come beside it', async () => {
+  it('is dialled immediately when a call needs it, without a concurrent slow redial', async () => {
     const [id = newSandboxId()] = await gaveUp();
     connect = () => Promise.resolve(connection({ silent: true }));
     dialer.dial(id);
@@ -488,11 +488,11 @@ describe('I-25: the ceiling of descriptors', () => {
     await clock.advance(120_000);
     expect(attempts.filter((attempt) => attempt.id === id)).toHaveLength(5);
     expect(failure(id)).toMatchObject({ attempts: 5, reason: 'fd-leak-ceiling' });
-    // Another target's loop is none of it.
+    // The dial of another sandbox is not affected.
     expect(failure(other)).toMatchObject({ attempts: 10, reason: 'unreachable' });
   });
 
-  it('one success begins the count anew', async () => {
+  it('one success resets the count', async () => {
     const id = running();
     let n = 0;
     connect = () => Promise.resolve(connection({ close: ++n === 5 ? () => Promise.resolve() : fails }));
@@ -503,7 +503,7 @@ describe('I-25: the ceiling of descriptors', () => {
     expect(failure(id)).toMatchObject({ attempts: 10, reason: 'fd-leak-ceiling' });
   });
 
-  it('a connection that was given up half made, and did not close, counts too', async () => {
+  it('an abandoned connection attempt that does not close counts too', async () => {
     const id = running();
     connect = () => Promise.reject(new CloseFailed('still open'));
     dialer.dial(id);
@@ -512,7 +512,7 @@ describe('I-25: the ceiling of descriptors', () => {
     expect(failure(id)).toMatchObject({ reason: 'fd-leak-ceiling' });
   });
 
-  it('a further dial gets no further five', async () => {
+  it('a further dial does not reset the count', async () => {
     const id = running();
     connect = () => Promise.resolve(connection({ close: fails }));
     dialer.dial(id);
@@ -544,7 +544,7 @@ describe('I-26: an error', () => {
     expect(failure(id)).toMatchObject({ reason, message: expect.stringContaining('x is not a function') });
   });
 
-  it('of the store while it is looked is tried again', async () => {
+  it('of the store during an attempt is retried', async () => {
     const id = running();
     const row = rows.get(id);
     let asked = 0;
@@ -560,7 +560,7 @@ describe('I-26: an error', () => {
 });
 
 describe('a suspect of crashes of the server', () => {
-  it('is dialled when the breaker admits it, and the event and the status say so until then', async () => {
+  it('is dialled when the breaker admits it; until then the event and the status report the delay', async () => {
     const id = running();
     const other = running();
     const { promise: admitted, resolve: admit } = Promise.withResolvers<void>();
@@ -569,7 +569,7 @@ describe('a suspect of crashes of the server', () => {
     connect = () => Promise.resolve(connection({ silent: true }));
     dialer.dial(id);
     dialer.dial(other);
-    // Longer than a dial may take: waiting is no attempt, and fails no start.
+    // Longer than a dial may take: the wait is not an attempt and does not fail the start.
     await clock.advance(dialTotalMs * 2);
     expect(new Set(attempts.map((attempt) => attempt.id))).toEqual(new Set([other]));
     expect(dialer.status(id)).toMatchObject({ state: 'broken', lastError: 'it ended the server' });

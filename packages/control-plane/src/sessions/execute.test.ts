@@ -35,7 +35,7 @@ function stepOf({ payload }: init.SessionRequest): string {
   return payload.case === 'runStep' ? payload.value.name : payload.case === 'agentReady' ? 'agent-ready' : '';
 }
 
-/** Behaves in one step as told, and otherwise as a good init. */
+/** Behaves as given in one step, and otherwise as a correct init. */
 function failing(step: string, behave: Behaviour): Pick<Parameters<World['box']>[0] & object, 'behave'> {
   const either: Behaviour = async (request, session) => {
     if (stepOf(request) === step) await behave(request, session);
@@ -62,7 +62,7 @@ const initEvents = async (box: Box): Promise<string[]> =>
   );
 
 describe('I-29: the plan', () => {
-  it('runs its steps in order, each after the exit of the one before, and says all of it', async () => {
+  it('runs its steps in order, each after the previous one has exited, and publishes every event', async () => {
     const open: string[] = [];
     const slowly: Behaviour = async (request, session) => {
       open.push(stepOf(request));
@@ -95,14 +95,14 @@ describe('I-29: the plan', () => {
     expect(await world.row(box.id)).toMatchObject({ observed: 'running' });
   });
 
-  it('R-19: no secret of it is in an event', async () => {
+  it('R-19: no event contains a secret', async () => {
     const box = await world.box(whole);
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
     expect(JSON.stringify(await world.store.events.after(0, 10_000))).not.toContain('password');
   });
 
-  it('I-31: two run side by side', async () => {
+  it('I-31: two plans run concurrently', async () => {
     const held = Promise.withResolvers<void>();
     const stuck = await world.box({
       ...whole,
@@ -118,7 +118,7 @@ describe('I-29: the plan', () => {
     await eventually(async () => await world.told(stuck.id)).toContain('InitCompleted');
   });
 
-  it('I-32: a session with an init that has done the whole plan runs nothing and publishes nothing of it', async () => {
+  it('I-32: a session with an init that has completed the plan runs no step and publishes no event of it', async () => {
     const box = await world.box(whole);
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
@@ -131,7 +131,7 @@ describe('I-29: the plan', () => {
     expect(await initEvents(box)).toEqual(before);
   });
 
-  it('I-32: a session runs the steps that this start has not done, under their numbers in the whole plan', async () => {
+  it('I-32: a session runs only the missing steps of this start, with their indexes in the whole plan', async () => {
     const box = await world.box(whole);
     box.peer.hello = { stepsDone: ['config', 'git', 'ssh'] };
     sessions.dial(box.id);
@@ -145,7 +145,7 @@ describe('I-29: the plan', () => {
     ]);
   });
 
-  it('that came to its end without a record of it is recorded as completed by the next session', async () => {
+  it('that completed without a record is recorded as completed by the next session', async () => {
     const box = await world.box(whole);
     box.peer.hello = { stepsDone: allSteps };
     sessions.dial(box.id);
@@ -154,7 +154,7 @@ describe('I-29: the plan', () => {
     expect((await world.worldview.get(box.id)).init).toMatchObject({ state: 'completed', startCount: 1 });
   });
 
-  it('whose secrets cannot be had any more does not fail a start that is prepared', async () => {
+  it('with unavailable secrets does not fail a prepared start', async () => {
     const box = await world.box({ setup: whole.setup, hello: { stepsDone: allSteps } });
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
@@ -162,7 +162,7 @@ describe('I-29: the plan', () => {
   });
 });
 
-describe('I-30: a plan fails with its first step that fails:', () => {
+describe('I-30: a plan fails with the first failed step:', () => {
   it.each(['config', 'git', 'ssh', 'post-init'])('%s', async (step) => {
     const box = await world.box({
       ...whole,
@@ -194,7 +194,7 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     });
   });
 
-  it('agent-ready, whose end the host reports itself', async () => {
+  it('agent-ready, whose failure the host reports', async () => {
     const box = await world.box({
       ...whole,
       ...failing('agent-ready', ({ id }, session) => session.refuse(id, 'command-not-found', 'there is no /bin/nope')),
@@ -211,8 +211,8 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     expect(await world.row(box.id)).toMatchObject({ observed: 'running' });
   });
 
-  it('agent-ready, whose end nobody reports: it does not look like a hang', async () => {
-    // The host's time to report it is over at once.
+  it('agent-ready, whose failure the host does not report', async () => {
+    // The host's time to report the end elapses immediately.
     const clock: Clock = { now: () => Date.now(), sleep: (ms, signal) => systemClock.sleep(ms === endReportMs ? 0 : ms, signal) };
     const impatient = world.sessions({ clock });
     const box = await world.box({
@@ -227,7 +227,7 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     });
   });
 
-  it('with no more of its stderr than its end', async () => {
+  it('with only the end of its stderr', async () => {
     const box = await world.box({
       ...whole,
       ...failing('git', ({ id }, session) => {
@@ -250,7 +250,7 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     ['timed-out', 'timeout'],
     ['unimplemented', 'protocol-error'],
   ] as const;
-  it.each(refusals)('what init answers as %s is %s', async (code, reason) => {
+  it.each(refusals)('the error %s of init is %s', async (code, reason) => {
     const box = await world.box({ ...whole, ...failing('git', ({ id }, session) => session.refuse(id, code, 'no')) });
     expect(await failed(box)).toMatchObject({ step: 'git', reason, message: 'no' });
   });
@@ -262,16 +262,16 @@ describe('I-30: a plan fails with its first step that fails:', () => {
       { reason: 'timeout', message: 'the step git took longer than 30 s' },
     ],
     [
-      'it was killed by another',
+      'it was killed by a signal',
       ({ id }, session) => session.answer(id, { case: 'stepExited', value: { exit: { code: 137, signal: 'SIGKILL' } } }),
       { reason: 'exit-code', exitCode: 137, message: 'the step git was ended by SIGKILL' },
     ],
     [
-      'the kernel killed it for want of memory',
+      'the kernel killed it for lack of memory',
       ({ id }, session) => session.answer(id, { case: 'stepExited', value: { exit: { code: 137, outOfMemory: true } } }),
       { reason: 'exit-code', exitCode: 137, message: 'the step git exited with 137: the sandbox ran out of memory' },
     ],
-    ['an answer to another question', ({ id }, session) => session.answer(id, { case: 'pong', value: {} }), { reason: 'protocol-error' }],
+    ['a response of another kind', ({ id }, session) => session.answer(id, { case: 'pong', value: {} }), { reason: 'protocol-error' }],
     ['an exit without a status', ({ id }, session) => session.answer(id, { case: 'stepExited', value: {} }), { reason: 'protocol-error' }],
   ];
   it.each(answers)('%s', async (_, behave, failure) => {
@@ -279,15 +279,15 @@ describe('I-30: a plan fails with its first step that fails:', () => {
     expect(await failed(box)).toMatchObject({ step: 'git', ...failure });
   });
 
-  it('a secret that cannot be had', async () => {
+  it('a missing secret', async () => {
     const box = await world.box({ setup: whole.setup });
     expect(await failed(box)).toMatchObject({ step: 'config', reason: 'io-error', message: expect.stringContaining('NETRC') });
     expect(box.peer.steps()).toEqual([]);
   });
 });
 
-describe('a session that breaks in mid-plan', () => {
-  it('is dialled again, and the plan runs again', async () => {
+describe('a session that breaks within its plan', () => {
+  it('is redialled, and the plan runs again', async () => {
     let broken = false;
     const box = await world.box({
       ...whole,
@@ -306,7 +306,7 @@ describe('a session that breaks in mid-plan', () => {
     expect((await world.worldview.get(box.id)).init).toMatchObject({ state: 'completed' });
   });
 
-  it('again and again fails the sandbox in the end', async () => {
+  it('repeatedly fails the sandbox', async () => {
     const box = await world.box({ ...whole, ...failing('git', () => box.peer.cut()) });
     sessions.dial(box.id);
     await eventually(async () => await world.row(box.id)).toMatchObject({ observed: 'failed', reason: 'init-failed' });
@@ -314,14 +314,14 @@ describe('a session that breaks in mid-plan', () => {
     await eventually(async () => await world.told(box.id)).toContain('SessionFailed');
   });
 
-  it('because the sandbox ended is no failure of the plan', async () => {
+  it('because the sandbox ended does not fail the plan', async () => {
     const box = await world.box({ ...whole, ...failing('git', (_, session) => session.mainExited(0)) });
     sessions.dial(box.id);
     await eventually(async () => (sessions.status(box.id).state === 'none' ? await world.told(box.id) : [])).toContain('InitStepStarted');
     expect(await world.told(box.id)).not.toContain('InitFailed');
   });
 
-  it('a command that ended before AgentReady was answered was started', async () => {
+  it('a command that ended before the response to AgentReady counts as started', async () => {
     const box = await world.box({ ...whole, ...failing('agent-ready', (_, session) => session.mainExited(0)) });
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
@@ -329,7 +329,7 @@ describe('a session that breaks in mid-plan', () => {
 });
 
 describe('I-33: frames', () => {
-  it('with an unknown id are dropped and counted, and those with an unknown payload end nothing', async () => {
+  it('with an unknown id are dropped and counted; frames with an unknown payload do not end the session', async () => {
     const box = await world.box({
       ...whole,
       ...failing('git', (request, session) => {
@@ -338,7 +338,7 @@ describe('I-33: frames', () => {
         session.drift(request.id);
         session.drift(0n);
         good(request, session);
-        // Ended: nobody's any more.
+        // The id of a completed request is unknown.
         session.answer(request.id, { case: 'stepOutput', value: {} });
       }),
     });
@@ -349,8 +349,8 @@ describe('I-33: frames', () => {
   });
 });
 
-describe('a failed init of a start that the store has not heard of yet', () => {
-  it('is written as soon as it has', async () => {
+describe('a failed init of a start that the store does not hold yet', () => {
+  it('is written as soon as the store holds the start', async () => {
     const box = await world.box({
       ...whole,
       state: 'STARTING',

@@ -8,7 +8,7 @@ import { BoundedQueue, DroverError, systemClock, type Clock, type SandboxId } fr
 import { thumbprintOf } from '@drover/pki';
 import { init } from '@drover/protocol';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-// Tests look at peers from above: the real init, over real TLS.
+// These tests use the real init, over real TLS.
 import { startInit, type TestAuthority, type TestInit } from '@drover/init/testing';
 import { lostRedialMs } from '../limits.ts';
 import type { SessionManager } from './manager.ts';
@@ -36,20 +36,20 @@ afterEach(async () => {
   await rm(scratch, { recursive: true });
 });
 
-/** The sandbox whose init that is; registered, so that its session goes straight to the plan. */
+/** The sandbox of that init. It is registered, so its session begins with the plan. */
 async function made(options: Omit<Parameters<World['sandbox']>[0], 'id' | 'name'> = {}): Promise<void> {
   const row = await world.sandbox({ ...options, id, name: 'box' });
   await world.admit(row, thumbprintOf(await readFile(join(box.runDirectory, 'cert.pem'), 'utf8')));
   world.hub.ports.set(id, box.port);
 }
 
-/** Made, and its host says that it runs. */
+/** Creates the sandbox; its host reports that it runs. */
 async function runs(options: Parameters<typeof made>[0] = {}): Promise<void> {
   await made(options);
   world.hub.observe(id);
 }
 
-/** Attaches to the main process, sends `input`, and gives what came back. */
+/** Attaches to the main process, sends `input`, and returns the output. */
 async function attach(
   offset: bigint,
   input?: string,
@@ -74,7 +74,7 @@ async function attach(
 
 const accepted: Socket[] = [];
 
-/** A port that takes connections. */
+/** A port that accepts connections. */
 async function listening(onSocket: (socket: Socket) => void): Promise<number> {
   const server = createServer((socket) => {
     accepted.push(socket);
@@ -97,7 +97,7 @@ describe('a session', () => {
     expect(await world.told(id)).not.toContain('SessionBroken');
   });
 
-  it('I-21: is dialled at boot for what runs already', async () => {
+  it('I-21: is dialled at the start for sandboxes that run already', async () => {
     await made();
     const again = world.sessions();
     await eventually(() => again.status(id).state).toBe('connected');
@@ -111,7 +111,7 @@ describe('a session', () => {
       now: () => systemClock.now(),
       sleep: async (ms, signal) => await systemClock.sleep(ms === redialMs ? 100 : ms, signal),
     };
-    // A host that is away fails a dial immediately.
+    // A dial to a disconnected host fails immediately.
     world.hub.connected = false;
     const again = world.sessions({ clock, random: () => jitter });
     again.dial(id);
@@ -121,7 +121,7 @@ describe('a session', () => {
     await eventually(() => world.told(id)).toEqual(expect.arrayContaining(['SessionFailed', 'SessionConnected', 'InitCompleted']));
   });
 
-  it('client() waits for a sandbox that is still being made', async () => {
+  it('client() waits for a sandbox that is being created', async () => {
     await made({ state: 'PREPARING' });
     const waiting = sessions.client(id, live);
     await world.observe(id, 'RUNNING');
@@ -129,14 +129,14 @@ describe('a session', () => {
     expect(sessions.status(id).state).toBe('connected');
   });
 
-  it('client() fails at once with the words of a sandbox that failed meanwhile', async () => {
+  it('client() fails immediately with the error of a failed sandbox', async () => {
     await made({ state: 'PREPARING' });
     const waiting = sessions.client(id, live).catch((error: DroverError) => error);
     await world.observe(id, 'FAILED', { message: 'the image has no such command' });
     expect(await waiting).toMatchObject({ code: 'sandbox-not-running', message: expect.stringContaining('the image has no such command') });
   });
 
-  it('client() ends with its caller', async () => {
+  it('client() ends when its caller cancels', async () => {
     await made({ state: 'PREPARING' });
     const caller = new AbortController();
     const waiting = sessions.client(id, caller.signal);
@@ -144,7 +144,7 @@ describe('a session', () => {
     await expect(waiting).rejects.toThrow('gone');
   });
 
-  it('I-22: however often it is dialled, there is one', async () => {
+  it('I-22: is the only one after repeated dials', async () => {
     await runs();
     for (let i = 0; i < 10; i++) sessions.dial(id);
     await Promise.all(Array.from({ length: 10 }, async () => await sessions.client(id, live)));
@@ -154,7 +154,7 @@ describe('a session', () => {
     expect(world.hub.tunnels).toHaveLength(1);
   });
 
-  it('I-24: that breaks is published and dialled again, and the command has not been started again', async () => {
+  it('I-24: a break is published and redialled, and the command is not started again', async () => {
     await runs();
     const first = await attach(0n, undefined, 'started\n');
     world.hub.tunnels[0]?.destroy();
@@ -170,7 +170,7 @@ describe('a session', () => {
     ]);
   });
 
-  it('I-24: an intended end publishes nothing and is not dialled again', async () => {
+  it('I-24: an intended end publishes nothing and is not redialled', async () => {
     await runs();
     await sessions.client(id, live);
     await eventually(async () => await world.told(id)).toContain('InitCompleted');
@@ -181,7 +181,7 @@ describe('a session', () => {
     expect((await world.told(id)).at(-1)).toBe('InitCompleted');
   });
 
-  it('I-24: that a stop ends is not broken', async () => {
+  it('I-24: does not count as broken when a stop ends it', async () => {
     await runs();
     await eventually(async () => await world.told(id)).toContain('InitCompleted');
     await world.store.sandboxes.setDesired(id, 'stopped');
@@ -212,7 +212,7 @@ describe('a session', () => {
     await eventually(async () => (await world.events(id)).at(-1)?.data).toMatchObject({ reason: 'not-running' });
   });
 
-  it('I-23: an attempt that fails is repeated', async () => {
+  it('I-23: a failed attempt is retried', async () => {
     world.hub.fail = new Error('no tunnel yet');
     await runs();
     const waiting = sessions.client(id, live);
@@ -221,7 +221,7 @@ describe('a session', () => {
     await waiting;
   });
 
-  it('a host that is not connected is said at once', async () => {
+  it('a disconnected host is reported immediately', async () => {
     world.hub.connected = false;
     await made();
     await expect(sessions.client(id, live)).rejects.toMatchObject({ code: 'session-unavailable' });
@@ -229,7 +229,7 @@ describe('a session', () => {
 
   it('I-26: a failed dial leaves nothing behind', async () => {
     await made();
-    // A listener that takes connections and says nothing, and one that hangs up: TLS fails either way.
+    // One listener stays silent, the other closes the connection: TLS fails either way.
     const handles = (): number =>
       process.getActiveResourcesInfo().filter((name) => name.startsWith('TCPSocket') || name.startsWith('TLS')).length;
     const before = handles();
@@ -254,7 +254,7 @@ describe('a session', () => {
 });
 
 describe('the plan, in the real init', () => {
-  it('I-29: does what the setup says, and then the command starts', async () => {
+  it('I-29: performs the setup, then starts the command', async () => {
     const file = join(scratch, 'made', 'config');
     await runs({
       setup: { files: [{ path: file, source: { case: 'secret', value: 'TOKEN' } }], postInit: `cat ${file} > ${scratch}/seen; echo done` },
@@ -265,7 +265,7 @@ describe('the plan, in the real init', () => {
     expect(await attach(0n, 'hi\n')).toMatchObject({ output: 'started\ngot hi\n', exit: 4 });
   });
 
-  it('I-30: a post-init that fails fails the sandbox, with the end of its stderr, and the command is not started', async () => {
+  it('I-30: a failed post-init fails the sandbox with the end of its stderr, and the command is not started', async () => {
     await runs({ setup: { postInit: 'echo this will not do >&2; exit 7' } });
     await eventually(async () => (await world.row(id)).message).toContain('this will not do');
     const { data } = (await world.events(id)).find(({ type }) => type === 'InitFailed') ?? {};
@@ -275,7 +275,7 @@ describe('the plan, in the real init', () => {
     expect(box.process.exitCode).toBeNull();
   });
 
-  it('I-32: a control plane that is started again in mid-plan joins a post-init that runs, and it runs once', async () => {
+  it('I-32: a control plane that restarts within the plan joins the running post-init, which runs only once', async () => {
     const runsFile = join(scratch, 'runs');
     const goOn = join(scratch, 'go-on');
     await runs({ setup: { postInit: `echo run >> ${runsFile}; while [ ! -e ${goOn} ]; do sleep 0.05; done` } });
@@ -288,7 +288,7 @@ describe('the plan, in the real init', () => {
     expect(await readFile(runsFile, 'utf8')).toBe('run\n');
     const told = await world.told(id);
     expect(told.filter((type) => type === 'InitFailed' || type === 'SessionBroken')).toEqual([]);
-    // Once it is done, a further session runs nothing.
+    // After the plan, a further session runs no step.
     await next.closeAll();
     const third = world.sessions();
     await eventually(() => third.status(id).state).toBe('connected');

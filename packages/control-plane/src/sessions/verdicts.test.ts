@@ -24,7 +24,7 @@ beforeEach(async () => {
 });
 afterEach(async () => await world[Symbol.asyncDispose]());
 
-/** What the checks of the last session came to: the ones that did not pass. */
+/** The failed checks of the last session. */
 async function notPassed(id: SandboxRow['id']): Promise<readonly string[]> {
   await world.worldview.flush();
   const { checks } = await world.worldview.get(id);
@@ -33,7 +33,7 @@ async function notPassed(id: SandboxRow['id']): Promise<readonly string[]> {
     .map(({ check, verdict }) => `${check}: ${verdict}`);
 }
 
-/** Whoever answers for a running sandbox, with these credentials. */
+/** A peer at the address of a running sandbox, with these credentials. */
 async function impostor(credentials: (row: SandboxRow) => Promise<Credentials>): Promise<{ row: SandboxRow; peer: Peer }> {
   const row = await world.sandbox({ name: 'box' });
   const peer = await world.peer({ id: row.id, credentials: await credentials(row) });
@@ -41,7 +41,7 @@ async function impostor(credentials: (row: SandboxRow) => Promise<Credentials>):
   return { row, peer };
 }
 
-/** I-1 and the rest of what holds for every peer that is not trusted. */
+/** I-1 and the other rules for every untrusted peer. */
 async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Promise<void> {
   await eventually(async () => await world.told(row.id)).toContain('InitFailed');
   const events = await world.events(row.id);
@@ -57,7 +57,7 @@ async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Pro
     startCount: 1,
     step: 'agent-ready',
   });
-  // The session stays, calls go through it, and no step of a plan does.
+  // The session stays open for calls, and no step of a plan is sent.
   const client = await sessions.client(row.id, live);
   for await (const { data } of client.logs({})) expect(Buffer.from(data).toString()).toBe('a line');
   expect(sessions.status(row.id).state).toBe('connected');
@@ -71,8 +71,8 @@ async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Pro
 }
 
 /**
- * The certificate with another text for its first or second date. Both stand in one SEQUENCE of 30 bytes, each with the tag 0x17 and 13
- * characters (RFC 5280, section 4.1.2.5.1). Two bytes alone could also stand in the random serial number before it.
+ * The certificate with another text for its first or second date. Both are in one SEQUENCE of 30 bytes, each with the tag 0x17 and 13
+ * characters (RFC 5280, section 4.1.2.5.1). The first two bytes alone could also occur in the random serial number before it.
  */
 function withoutDate(certificatePem: string, which: number): string {
   const der = Buffer.from(new X509Certificate(certificatePem).raw);
@@ -81,7 +81,7 @@ function withoutDate(certificatePem: string, which: number): string {
   return `-----BEGIN CERTIFICATE-----\n${der.toString('base64')}\n-----END CERTIFICATE-----\n`;
 }
 
-describe('I-1: a peer is talked to, whatever it shows:', () => {
+describe('I-1: a session is opened with any peer:', () => {
   async function foreignAuthority(): Promise<CertificateAuthority> {
     const directory = await mkdtemp(join(tmpdir(), 'drover-foreign-'));
     const ca = await openCertificateAuthority(directory, { trustDomain: 'drover.test' });
@@ -96,7 +96,7 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     expect(await notPassed(row.id)).toEqual(['chain: fail', 'thumbprint: unknown']);
   });
 
-  it('of a start that was prepared, while the store cannot say so: the start is not failed', async () => {
+  it('of a prepared start, while the store is unavailable: the start does not fail', async () => {
     const foreign = await foreignAuthority();
     const row = await world.sandbox({ name: 'box' });
     const completed = { count: 1, durationMs: 1, startCount: 1 };
@@ -124,7 +124,7 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     expect(await notPassed(row.id)).toEqual(['validity: fail', 'thumbprint: unknown']);
   });
 
-  it.each([0, 1])('a date that is none', async (which) => {
+  it.each([0, 1])('an invalid date', async (which) => {
     const { row, peer } = await impostor(async ({ id }) => {
       const credentials = await selfSigned({ commonNames: ['test.box'], uris: [world.ca.names.sandbox(id)] });
       return { ...credentials, certificatePem: withoutDate(credentials.certificatePem, which) };
@@ -159,7 +159,7 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     expect(await notPassed(row.id)).toEqual(['san: fail', 'thumbprint: unknown']);
   });
 
-  it('a certificate that was issued for no start of it', async () => {
+  it('a certificate that was not issued for a start of it', async () => {
     const { row, peer } = await impostor(async ({ id }) => await issue(async (csr) => await world.ca.signSandbox(id, 'test.box', csr)));
     await isKeptAndUsable(row, peer, 'register-failed');
     expect(peer.asked).toEqual(['hello']);
@@ -188,7 +188,7 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
     expect(peer.steps()).toEqual([]);
   });
 
-  it('no certificate: TLS 1.3 has no handshake without one, and what remains is to try again', async () => {
+  it('no certificate: the TLS 1.3 handshake fails, and the dial retries', async () => {
     const server = createTlsServer({ minVersion: 'TLSv1.3' });
     server.on('tlsClientError', () => undefined);
     server.listen(0, '127.0.0.1');
@@ -217,7 +217,7 @@ describe('I-1: a peer is talked to, whatever it shows:', () => {
 });
 
 describe('I-27: at Hello', () => {
-  it('a miss has Register driven, once, and the plan follows', async () => {
+  it('a miss makes the sandbox register, once, before the plan', async () => {
     const box = await world.box();
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
@@ -245,7 +245,7 @@ describe('I-27: at Hello', () => {
     });
   });
 
-  it('a match is nothing: Hello and AgentReady go out together', async () => {
+  it('a match needs no registration: Hello and AgentReady are sent together', async () => {
     const box = await world.box({ behave: { hello: () => undefined } });
     await world.register(box, box.token);
     sessions.dial(box.id);
@@ -253,7 +253,7 @@ describe('I-27: at Hello', () => {
     expect(await world.told(box.id)).not.toContain('SessionConnected');
   });
 
-  it('what init says of its registration counts for nothing', async () => {
+  it('the report of init about its registration proves nothing', async () => {
     const box = await world.box({
       behave: { registerRequired: ({ id }, session) => session.answer(id, { case: 'registerDone', value: {} }) },
     });
@@ -266,7 +266,7 @@ describe('I-27: at Hello', () => {
     ]);
   });
 
-  it('a refusal for the address is said as such', async () => {
+  it('a refusal because of the address is reported as such', async () => {
     const box = await world.box();
     box.peer.behave = {
       registerRequired: async ({ id }, session) => {
@@ -281,7 +281,7 @@ describe('I-27: at Hello', () => {
     });
   });
 
-  it('a registration that succeeded counts, whatever became of its answer', async () => {
+  it('a successful registration counts, even if its response is lost', async () => {
     const box = await world.box();
     box.peer.behave = {
       registerRequired: async ({ id }, session) => {
@@ -293,7 +293,7 @@ describe('I-27: at Hello', () => {
     await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
   });
 
-  it('a registry that cannot be read is asked again, on the session that stands', async () => {
+  it('an unreadable registry is retried on the open session', async () => {
     let asked = 0;
     const { registry } = world;
     const flaky = world.sessions({
@@ -334,20 +334,20 @@ describe('a registered sandbox', () => {
     return box;
   }
 
-  it('I-4, I-11: that is revoked loses its session, and is dialled again as what it is now', async () => {
+  it('I-4, I-11: loses its session when it is revoked, and is redialled as untrusted', async () => {
     const box = await prepared();
     await world.registry.revoke(box.id);
     await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
     const told = await world.told(box.id);
     expect(told).not.toContain('SessionBroken');
-    // Its plan was completed before: it runs on, and can be reached.
+    // Its plan was completed before: it keeps running and stays reachable.
     expect(told).not.toContain('InitFailed');
     await sessions.client(box.id, live);
     expect((await world.worldview.get(box.id)).identity).toMatchObject({ verdict: 'revoked' });
     expect(box.peer.steps()).toEqual([]);
   });
 
-  it('I-11: that was evicted without a word of it loses its session when it is compared with the registry', async () => {
+  it('I-11: loses its session at the comparison with the registry if the event of its eviction was lost', async () => {
     const { registry } = world;
     await sessions.closeAll();
     const deaf = world.sessions({
@@ -375,13 +375,13 @@ describe('a registered sandbox', () => {
     await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
     await deaf.client(box.id, live);
     expect([box.peer.sessions.length, other.peer.sessions.length]).toEqual([2, 1]);
-    // It is not trusted any more: there is nothing to compare it with.
+    // Its peer is untrusted now, so it is not compared.
     await deaf.compare();
     await deaf.client(box.id, live);
     expect(box.peer.sessions).toHaveLength(2);
   });
 
-  it('I-4: that is reinstated registers again, with a second token', async () => {
+  it('I-4: registers again with a second token after it is reinstated', async () => {
     const box = await prepared();
     await world.registry.revoke(box.id);
     await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
@@ -394,7 +394,7 @@ describe('a registered sandbox', () => {
     expect(required?.payload.value).toMatchObject({ bootstrapToken: expect.stringMatching(/./) });
   });
 
-  it('I-11: that is destroyed has neither a session nor a row, and nothing is said to be broken', async () => {
+  it('I-11: has neither a session nor a row after it is destroyed, and no break is published', async () => {
     const box = await prepared();
     await world.store.sandboxes.setDesired(box.id, 'deleted');
     await world.store.sandboxes.copyAbsent(box.id, world.host.id);
@@ -405,9 +405,9 @@ describe('a registered sandbox', () => {
     expect(told.filter((type) => type === 'SessionBroken' || type === 'SessionFailed')).toEqual([]);
   });
 
-  it('a row of a destroyed sandbox lets nobody in', async () => {
+  it('cannot be impersonated with the row of a destroyed sandbox', async () => {
     const old = await prepared();
-    // Made anew under the same name; whoever has the old key answers for it.
+    // A new sandbox has the same name, and a peer with the old key responds for it.
     await world.store.sandboxes.setDesired(old.id, 'deleted');
     await world.store.sandboxes.copyAbsent(old.id, world.host.id);
     const row = await world.sandbox({ name: old.row.name });
@@ -421,7 +421,7 @@ describe('a registered sandbox', () => {
     expect(peer.steps()).toEqual([]);
   });
 
-  it('I-11: that is started again registers its new certificate', async () => {
+  it('I-11: registers its new certificate when it is started again', async () => {
     const box = await prepared();
     await box.peer[Symbol.asyncDispose]();
     await world.observe(box.id, 'STOPPED', { startCount: 1n });
@@ -443,8 +443,8 @@ describe('a registered sandbox', () => {
 });
 
 describe('I-6: renewal', () => {
-  it('two thirds through its life a certificate is renewed, for the same key, and known before it is shown', async () => {
-    // Certificates begin five minutes in the past: it is past two thirds at once, and the next one is not.
+  it('a certificate is renewed for the same key after two thirds of its life, and registered before it is presented', async () => {
+    // Certificates begin five minutes in the past: this one is already past two thirds, the next one is not.
     const box = await world.box({ ca: await world.shortLived(100_000) });
     const installed = Promise.withResolvers<string>();
     const known: (string | undefined)[] = [];
@@ -463,11 +463,11 @@ describe('I-6: renewal', () => {
     expect([renewed.subject, renewed.subjectAltName]).toEqual([old.subject, old.subjectAltName]);
     const thumbprint = renewed.fingerprint256.replaceAll(':', '').toLowerCase();
     expect(known).toEqual([thumbprint]);
-    // It has the key: that is its certificate from now on, and the session that stands is its own.
+    // The peer has the key, so the open session continues under the new certificate.
     await eventually(async () => (await world.registry.snapshot())[0]).toMatchObject({ thumbprint, nextThumbprint: undefined });
     expect((await world.events(box.id)).find(({ type }) => type === 'SessionRenewed')?.data).toEqual({ thumbprint });
     expect((await world.worldview.get(box.id)).session).toMatchObject({ state: 'connected', thumbprint });
-    // Dialled again, it shows the new one, and is trusted without another word.
+    // On the redial it presents the new certificate, and is trusted without a registration.
     await box.peer[Symbol.asyncDispose]();
     const credentials = { certificatePem, keyPem: box.credentials.keyPem };
     const peer = await world.peer({ id: box.id, credentials });
@@ -475,7 +475,7 @@ describe('I-6: renewal', () => {
     expect(peer.asked).not.toContain('registerRequired');
   });
 
-  /** A sandbox that was registered and prepared, slept too long, and takes what it is told to install. */
+  /** A registered and prepared sandbox whose certificate has expired, and which installs the certificates that it receives. */
   async function overslept(): Promise<{ id: SandboxRow['id']; credentials: Credentials; peer: Peer }> {
     const row = await world.sandbox({});
     const expired = await world.shortLived(-1_000);
@@ -496,7 +496,7 @@ describe('I-6: renewal', () => {
     return { id: row.id, credentials, peer };
   }
 
-  it('I-27: one that slept through the life of its certificate is not trusted, is given another, and is when it shows that', async () => {
+  it('I-27: a peer with an expired certificate is untrusted until it presents the renewed one', async () => {
     const box = await overslept();
     sessions.dial(box.id);
     await eventually(async () => await world.told(box.id)).toContain('AgentTrusted');
@@ -513,7 +513,7 @@ describe('I-6: renewal', () => {
     expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
       reason: 'certificate-invalid',
     });
-    // No step of a plan was sent to it before; the last one follows AgentTrusted.
+    // No step of a plan was sent before; the last one follows AgentTrusted.
     await eventually(() => box.peer.sessions.map(({ requests }) => requests.map(({ payload }) => payload.case))).toEqual([
       ['hello', 'installCertificate'],
       ['hello', 'agentReady'],
@@ -522,7 +522,7 @@ describe('I-6: renewal', () => {
     await eventually(async () => (await world.registry.snapshot())[0]?.thumbprint).not.toBe(box.credentials.thumbprint);
   });
 
-  it('I-4: one whose identity was revoked while it slept is given none', async () => {
+  it('I-4: an expired certificate of a revoked identity is not renewed', async () => {
     const box = await overslept();
     await world.registry.revoke(box.id);
     sessions.dial(box.id);

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Headers as Own } from './headers.ts';
 
-/** What both are asked to do, one after the other; their answers must be the same. */
+/** A sequence of operations on both implementations, whose results must be equal. */
 type Act = readonly ['append' | 'set', string, string] | readonly ['get' | 'has' | 'delete', string];
 
 function play(headers: Own | Headers, acts: readonly Act[]): unknown[] {
@@ -37,8 +37,8 @@ const act = fc.oneof(
   fc.tuple(fc.constantFrom('get' as const, 'has' as const, 'delete' as const), name),
 );
 
-describe("the stand-in for the platform's Headers answers as the platform's does", () => {
-  it('whatever is done to it', () => {
+describe("the replacement of Headers behaves like the platform's class", () => {
+  it('for any operations', () => {
     fc.assert(
       fc.property(fc.array(act, { maxLength: 12 }), (acts) => {
         expect(play(new Own(), acts)).toEqual(play(new Headers(), acts));

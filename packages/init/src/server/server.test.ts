@@ -30,19 +30,19 @@ afterAll(async () => {
   await foreign.close();
 });
 
-/** What a peer with these options gets to read before the connection ends: nothing, when it is refused. */
+/** The bytes that a peer with these options receives before the connection ends: none if it is refused. */
 async function bytesReceived(options: Parameters<typeof connectTls>[2]): Promise<number> {
   let bytes = 0;
   try {
     const socket = await connectTls(trusted, box.port, options);
     socket.on('data', (data: Buffer) => (bytes += data.length));
     socket.on('error', () => undefined);
-    // The preface and a SETTINGS frame: a server that takes the connection answers with its own.
+    // The preface and a SETTINGS frame: a server that accepts the connection responds with its own.
     socket.write('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0');
     await Promise.race([once(socket, 'close'), once(socket, 'data')]);
     socket.destroy();
   } catch {
-    // Refused in the handshake already.
+    // Refused in the handshake.
   }
   return bytes;
 }
@@ -64,11 +64,11 @@ interface Forgery {
   readonly usages?: readonly string[];
   /** From now. Milliseconds. */
   readonly expiresInMs?: number;
-  /** Who signs it; default: the CA that init trusts. */
+  /** The signer; default: the CA that init trusts. */
   readonly by?: TestAuthority;
 }
 
-/** A certificate like the control plane's in all but what is given here. */
+/** A certificate like the control plane's, except for the given fields. */
 async function forge({ commonName = 'control-plane', uris, usages, expiresInMs = 3_600_000, by = trusted }: Forgery): Promise<Presented> {
   const ca = new x509.X509Certificate(by.authority.caPem);
   const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
@@ -101,12 +101,12 @@ async function sandboxCertificate(id: SandboxId): Promise<Presented> {
   return { cert: certificatePem, key: keyPem };
 }
 
-describe('I-3: init takes one peer only', () => {
-  it('answers the control plane', async () => {
+describe('I-3: init accepts only one peer', () => {
+  it('accepts the control plane', async () => {
     expect(await bytesReceived({})).toBeGreaterThan(0);
   });
 
-  it("answers a certificate made by hand that is like the control plane's", async () => {
+  it("accepts a handmade certificate equal to the control plane's", async () => {
     expect(await bytesReceived(await forge({}))).toBeGreaterThan(0);
   });
 
@@ -137,7 +137,7 @@ describe('I-3: init takes one peer only', () => {
   });
 });
 
-/** A connection that sends nothing of its own accord; with `drip`, a TLS record header and then a byte at a time. */
+/** A silent connection; with `drip`, it sends a TLS record header and then a byte at a time. */
 function silent(localAddress = '127.0.0.1', drip = false): Promise<number> {
   const began = performance.now();
   const socket = connectTcp({ port: box.port, host: '127.0.0.1', localAddress });
@@ -151,13 +151,13 @@ function silent(localAddress = '127.0.0.1', drip = false): Promise<number> {
 }
 
 describe("init's port", () => {
-  it('closes the connection of a silent and of a dripping peer at the limit, and takes the control plane meanwhile', async () => {
+  it('closes the connections of a silent and of a slow peer at the limit, and still accepts the control plane', async () => {
     const cut = Promise.all([silent(), silent('127.0.0.1', true)]);
     expect(await bytesReceived({})).toBeGreaterThan(0);
     for (const ms of await cut) expect(ms).toBeGreaterThan(handshakeTimeoutMs - 500);
   });
 
-  it('holds so many connections of the host, closes the next one immediately, and accepts one for each that ends', async () => {
+  it('closes connections of the host beyond the limit immediately, and accepts another for each that ends', async () => {
     const sockets = Array.from({ length: maxConnections }, () => connectTcp(box.port, '127.0.0.1'));
     await Promise.all(sockets.map(async (socket) => await once(socket, 'connect')));
     expect(await silent()).toBeLessThan(handshakeTimeoutMs / 2);
@@ -165,7 +165,7 @@ describe("init's port", () => {
     await expect.poll(async () => await bytesReceived({})).toBeGreaterThan(0);
   });
 
-  it('closes connections from another address than the host’s immediately, and they take no place', async () => {
+  it('closes connections from other addresses than the host’s immediately, without counting them', async () => {
     const foreign = Array.from({ length: maxConnections * 2 }, async () => await silent('127.0.0.2'));
     expect(await bytesReceived({})).toBeGreaterThan(0);
     for (const ms of await Promise.all(foreign)) expect(ms).toBeLessThan(handshakeTimeoutMs / 2);
@@ -173,15 +173,15 @@ describe("init's port", () => {
   });
 });
 
-it('I-6: key and config leave the disk once read', async () => {
+it('I-6: key and config are deleted from the disk after they are read', async () => {
   expect((await readdir(box.runDirectory)).sort()).toEqual(['ca.pem', 'cert.pem']);
 });
 
-it('a name quoted into another name is not a URI name', () => {
+it('a URI quoted within another name is not a URI name', () => {
   expect(uriNames('DNS:"x, URI:spiffe://td/control-plane, y", URI:spiffe://td/host/h')).toEqual(['spiffe://td/host/h']);
 });
 
-/** A call without a gRPC library: what the wire itself carries. */
+/** A call without a gRPC library, to check the bytes on the wire. */
 async function rawCall(method: string): Promise<{ session: ClientHttp2Session; stream: ClientHttp2Stream; error: Promise<DroverError> }> {
   const socket = await connectTls(trusted, box.port);
   const session = connectHttp2('https://init', { createConnection: () => socket });
@@ -198,7 +198,7 @@ async function rawCall(method: string): Promise<{ session: ClientHttp2Session; s
   return { session, stream, error };
 }
 
-it('the wire is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
+it('the protocol is gRPC: an unknown method is UNIMPLEMENTED in the trailers', async () => {
   const { session, stream, error } = await rawCall('Nothing');
   stream.end();
   expect(await error).toMatchObject({ status: 12, code: 'unimplemented' });
@@ -214,12 +214,12 @@ it('a message over the limit is RESOURCE_EXHAUSTED before it has arrived', async
   session.destroy();
 });
 
-it('a client that goes on sending after its answer has its stream closed without an error', async () => {
+it('the stream of a client that sends after the response is closed without an error', async () => {
   const { session, stream, error } = await rawCall('Exec');
   // The first message of an exec must start or attach; an empty one does neither.
   stream.write(Buffer.alloc(5));
   expect(await error).toMatchObject({ status: 3, code: 'protocol-violation' });
-  // More than HTTP/2 would take for a stream that is not read.
+  // More than the HTTP/2 window of an unread stream.
   stream.write(Buffer.alloc(1024 * 1024));
   await once(stream, 'close');
   expect(stream.rstCode).toBe(constants.NGHTTP2_NO_ERROR);

@@ -31,7 +31,7 @@ const never = (): never => {
 };
 
 describe('the edge of an RPC server', () => {
-  test('logs one line for a call, with the fields of its server and the time', async () => {
+  test('logs one line for a call, with the fields of its server and the duration', async () => {
     const { client, lines, clock } = serve(
       {
         listExecs: async () => {
@@ -47,7 +47,7 @@ describe('the edge of an RPC server', () => {
     ]);
   });
 
-  test('runs no handler for a caller that is not authorized, and logs the reason that it does not send', async () => {
+  test('runs no handler for an unauthorized caller, and logs the reason without sending it', async () => {
     const authorize = async (): Promise<never> =>
       await Promise.reject(new DroverError('permission-denied', 'no', { cause: new Error('the token is that of another') }));
     const { client, lines } = serve({ listExecs: never, logs: never }, { authorize });
@@ -77,7 +77,7 @@ describe('the edge of an RPC server', () => {
     expect(lines).toMatchObject([{ level: 'info', code: 'exec-not-found', message: 'there is none' }]);
   });
 
-  test('sends an id in place of an error of an unknown kind, and logs the error with it in the line of the call', async () => {
+  test('sends an id instead of an unknown error, and logs the error under this id in the line of the call', async () => {
     const thrown = new TypeError('cannot read properties of undefined');
     const { client, lines } = serve({ listExecs: async () => await Promise.reject(thrown) });
     const error = fromConnectError(await client.listExecs({}).catch((sent: unknown) => sent));
@@ -86,7 +86,7 @@ describe('the edge of an RPC server', () => {
     expect(error.hint).toContain(String(lines[0]?.['errorId']));
   });
 
-  test('waits before an error leaves when its server asks for that', async () => {
+  test('delays an error if its server requests that', async () => {
     const { client, clock } = serve(
       { listExecs: async () => await Promise.reject(new DroverError('internal', 'x')) },
       { beforeError: async (_error, _request, ms) => await clock.sleep(100 - ms) },

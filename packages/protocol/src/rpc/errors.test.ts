@@ -8,14 +8,14 @@ import { maxErrorLength } from '../limits.ts';
 import { fromConnectError, publicError, publicErrorToWire, toConnectError } from './errors.ts';
 
 describe('errors across processes', () => {
-  test('keep code, message and hint; the cause stays behind', () => {
+  test('keep code, message and hint, but not the cause', () => {
     const error = new DroverError('image-not-found', 'there is no such image', { hint: 'look at its name', cause: new Error('secret') });
     const arrived = errorFromWire(errorToWire(error));
     expect(arrived).toMatchObject({ code: 'image-not-found', message: 'there is no such image', hint: 'look at its name' });
     expect(arrived.cause).toBeUndefined();
   });
 
-  test('a code that this version does not know becomes internal', () => {
+  test('an unknown code becomes internal', () => {
     expect(errorFromWire(create(link.ErrorSchema, { code: 'from-the-future', message: 'x' }))).toMatchObject({
       code: 'internal',
       message: 'x',
@@ -23,7 +23,7 @@ describe('errors across processes', () => {
     });
   });
 
-  test('have the same code, message, hint and status after a call, whatever they are', () => {
+  test('have the same code, message, hint and status after a call', () => {
     const codes = fc.constantFrom(...(Object.keys(errorCodes) as ErrorCode[]));
     fc.assert(
       fc.property(codes, fc.string(), fc.option(fc.string({ minLength: 1 }), { nil: undefined }), (code, message, hint) => {
@@ -35,7 +35,7 @@ describe('errors across processes', () => {
     );
   });
 
-  test('are bounded, whatever the peer sends', () => {
+  test('have a bounded length, regardless of the peer', () => {
     const long = 'x'.repeat(3 * maxErrorLength);
     const { message, hint } = errorFromWire(create(link.ErrorSchema, { code: 'internal', message: long, hint: long }));
     expect([message.length, hint?.length]).toEqual([maxErrorLength + 1, maxErrorLength + 1]);
@@ -52,7 +52,7 @@ describe('errors across processes', () => {
     );
   });
 
-  test('that Connect wrapped are found, and a status alone has a code', () => {
+  test('are found when Connect wrapped them, and a bare status has a code', () => {
     const own = new DroverError('name-taken', 'taken');
     expect(fromConnectError(ConnectError.from(own))).toBe(own);
     expect(fromConnectError(new ConnectError('gone', Code.Unavailable))).toMatchObject({ code: 'unavailable', message: 'gone' });
@@ -60,7 +60,7 @@ describe('errors across processes', () => {
 });
 
 describe('errors of an unknown kind', () => {
-  test('reach a peer as an id, and the log as they are', () => {
+  test('reach a peer as an id, and the log unchanged', () => {
     const logged: Record<string, unknown>[] = [];
     const secret = new TypeError('cannot read /root/.ssh/id_ed25519');
     const wire = publicErrorToWire(secret, { error: (fields) => logged.push(fields) }, { hostId: 'h-1' });
@@ -79,7 +79,7 @@ describe('errors of an unknown kind', () => {
     expect(publicError(thrown, () => expect.unreachable())).toMatchObject({ code, message });
   });
 
-  test('keep the words of the system for an errno, which name nothing', () => {
+  test('keep the message of the system for an errno, which reveals nothing', () => {
     const thrown = Object.assign(new Error("ENOENT: no such file or directory, open '/secret'"), { code: 'ENOENT' });
     expect(publicError(thrown, () => undefined).message).toBe('the system refused it: no such file or directory');
   });

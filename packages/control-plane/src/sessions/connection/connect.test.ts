@@ -4,7 +4,7 @@ import { createTestAuthority, type TestAuthority } from '@drover/init/testing';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { CloseFailed, connectInit, type SessionCredentials } from './connect.ts';
 
-/** A tunnel that nobody answers at. */
+/** A tunnel without a responding peer. */
 class Silence extends Duplex {
   readonly #closes: boolean;
 
@@ -26,7 +26,7 @@ class Silence extends Duplex {
   }
 }
 
-describe('a connection that is given up', () => {
+describe('an abandoned connection', () => {
   let authority: TestAuthority;
   let credentials: SessionCredentials;
 
@@ -49,14 +49,14 @@ describe('a connection that is given up', () => {
     return { clock, tunnel, outcome };
   }
 
-  it('I-26: has closed its tunnel when that is said', async () => {
+  it('I-26: closes its tunnel before it reports the failure', async () => {
     const { clock, tunnel, outcome } = await givenUp(true);
     expect(await outcome).toBeInstanceOf(Error);
     expect(tunnel.closed).toBe(true);
     expect(clock.sleeping).toBe(0);
   });
 
-  it('I-25: and whose tunnel does not close, says so in time', async () => {
+  it('I-25: reports a tunnel that does not close in time', async () => {
     const { clock, outcome } = await givenUp(false);
     await clock.advance(4_999);
     expect(clock.sleeping).toBe(1);

@@ -9,7 +9,7 @@ import { describe, expect, it } from 'vitest';
 import { PacedStream, paceMessages, TokenBucket } from './pace.ts';
 
 describe('a token bucket', () => {
-  it('never lets more through than its burst and its rate, and keeps no one waiting longer than the debt', () => {
+  it('never exceeds its burst and its rate, and delays no longer than the debt', () => {
     const step = fc.record({ count: fc.integer({ min: 1, max: 50 }), idleMs: fc.integer({ min: 0, max: 5_000 }) });
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 100 }), fc.integer({ min: 1, max: 100 }), fc.array(step), (perSecond, burst, steps) => {
@@ -21,7 +21,7 @@ describe('a token bucket', () => {
           const debtMs = bucket.take(count);
           taken += count;
           now += debtMs;
-          // After its debt is waited for, the sender is within its rate.
+          // After the debt is paid, the sender is within its rate.
           expect(taken).toBeLessThanOrEqual(burst + (now * perSecond) / 1000 + 1e-6);
           expect(debtMs).toBeLessThanOrEqual(Math.ceil((count * 1000) / perSecond));
         }
@@ -29,7 +29,7 @@ describe('a token bucket', () => {
     );
   });
 
-  it('takes a clock that is set back for one that stands still', () => {
+  it('treats a clock that is set back as stopped', () => {
     let now = 1_000;
     const bucket = new TokenBucket(10, 1, { now: () => now });
     expect(bucket.take(1)).toBe(0);
@@ -38,7 +38,7 @@ describe('a token bucket', () => {
   });
 });
 
-/** Everything until the end. An iterator would destroy the stream at its end, with the direction that goes on. */
+/** Reads until the end. An iterator would destroy the stream at its end, including the direction that is still open. */
 async function received(stream: Duplex): Promise<string> {
   let all = '';
   stream.on('data', (chunk: Buffer) => (all += String(chunk)));
@@ -52,7 +52,7 @@ describe('a paced stream', () => {
     return { paced: new PacedStream(near, new TokenBucket(perSecond, burst, clock), clock), far };
   }
 
-  it('reads the burst, and then as fast as its rate, without losing a byte', async () => {
+  it('reads the burst, then at its rate, without losing a byte', async () => {
     const clock = new FakeClock();
     const { paced, far } = pair(1_000, 10_000, clock);
     const sent = Buffer.from(Array.from({ length: 30_000 }, (_, i) => i % 251));
@@ -75,7 +75,7 @@ describe('a paced stream', () => {
     expect(read).toBe(sent.length);
   });
 
-  it('ends each direction on its own, and both when either end is destroyed', async () => {
+  it('ends each direction separately, and both when either end is destroyed', async () => {
     const { paced, far } = pair(1e9, 1e9, new FakeClock());
     const question = received(paced);
     far.end('question');
@@ -95,7 +95,7 @@ describe('a paced stream', () => {
     await innerClosed;
   });
 
-  it('holds the sender back while its reader does not read', async () => {
+  it('applies backpressure while its reader does not read', async () => {
     const { paced, far } = pair(1e9, 1e9, new FakeClock());
     let written = 0;
     while (far.write(Buffer.alloc(16_384))) written += 16_384;
@@ -104,7 +104,7 @@ describe('a paced stream', () => {
   });
 });
 
-it('messages share one bucket over all calls; beyond it they come at its rate, and that is reported once', async () => {
+it('messages share one bucket over all calls; beyond it they arrive at its rate, and the throttling is reported once', async () => {
   const clock = new FakeClock();
   let throttled = 0;
   const transport = createRouterTransport(

@@ -29,7 +29,7 @@ function identity(thumbprint: string, nextThumbprint?: string): Identity {
   return { thumbprint, nextThumbprint, sandboxId: newSandboxId(), project, name, commonName: 'red.box', registeredAt: 0, lastSeenAt: 0 };
 }
 
-/** Every row that a sandbox can have, beside the certificate `aa` that is shown. */
+/** Every row that a sandbox can have when the certificate `aa` is presented. */
 const rows = { none: undefined, same: identity('aa'), next: identity('bb', 'aa'), other: identity('bb', 'cc') };
 const standings = Object.entries(rows).flatMap(([row, found]) =>
   [false, true].flatMap((mayRegister) =>
@@ -56,7 +56,7 @@ describe('I-27: the decision', () => {
             : decision.kind === 'register'
               ? `register${decision.again ? ' again' : ''}`
               : 'trusted';
-        // Said the other way round than the function says it: by what each outcome needs.
+        // The conditions of each outcome, independent of the function's order.
         const possible = {
           revoked,
           'certificate-invalid': !revoked && (invalid || (failing.includes('san') && !failing.includes('cn') && row !== 'other')),
@@ -75,7 +75,7 @@ describe('I-27: the decision', () => {
     },
   );
 
-  it('without a registry is that it could not be looked up, unless the certificate says enough', () => {
+  it('without a registry is lookup-failed, unless the certificate alone decides', () => {
     expect(decide(verdict([]), undefined)).toMatchObject({ kind: 'untrusted', reason: 'lookup-failed' });
     expect(decide(verdict(['cn']), undefined)).toMatchObject({ kind: 'untrusted', reason: 'lookup-failed' });
     expect(decide(verdict(['chain']), undefined)).toMatchObject({ kind: 'untrusted', reason: 'certificate-invalid' });
@@ -124,11 +124,11 @@ describe('the checks of a certificate', () => {
   }
   const good = async (): Promise<Credentials> => await issue(async (csr) => await ca.signSandbox(id, 'red.box', csr));
 
-  it('all pass for the one that the CA made', async () => {
+  it('all pass for a certificate of the CA', async () => {
     expect(failing(await good())).toEqual([]);
   });
 
-  it('say what is wrong, each for itself', async () => {
+  it('fail independently, each with its evidence', async () => {
     const day = 86_400_000;
     expect(failing(await good(), 'CERT_HAS_EXPIRED', Date.now() + 2 * day)).toEqual(['validity']);
     expect(failing(await good(), 'CERT_NOT_YET_VALID', Date.now() - day)).toEqual(['validity']);
@@ -147,7 +147,7 @@ describe('the checks of a certificate', () => {
     ).toEqual(['san']);
   });
 
-  it('I-27: tell one that has only expired from all others, so that it may be given another', async () => {
+  it('I-27: distinguish a certificate that has only expired, so that it can be renewed', async () => {
     const day = 86_400_000;
     const offered = async (
       make: Promise<Credentials>,
@@ -183,7 +183,7 @@ describe('the checks of a certificate', () => {
     ).toBe(false);
   });
 
-  it('take no other word of TLS for one about the leaf', async () => {
+  it('attribute no other TLS error to the leaf', async () => {
     expect(failing(await good(), 'CERT_HAS_EXPIRED')).toEqual(['chain']);
     expect(failing(await good(), 'CERT_SIGNATURE_FAILURE')).toEqual(['chain']);
   });
@@ -196,7 +196,7 @@ describe('the checks of a certificate', () => {
     expect(failing(certificate)).toEqual(['chain']);
   });
 
-  it('are made of whatever a peer may show: none of it keeps a verdict from being given (I-1)', async () => {
+  it('reach a verdict on any certificate that a peer may present (I-1)', async () => {
     const { raw } = new X509Certificate((await good()).certificatePem);
     const authority = new X509Certificate(ca.caPem);
     let shown = 0;
@@ -208,7 +208,7 @@ describe('the checks of a certificate', () => {
         try {
           certificate = new X509Certificate(der);
         } catch {
-          // No handshake gets as far as here with it.
+          // No handshake succeeds with it.
           continue;
         }
         shown++;

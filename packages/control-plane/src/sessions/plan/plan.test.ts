@@ -21,7 +21,7 @@ describe('I-29: the init plan', () => {
     expect(planOf(setup({ git: {}, ssh: {} }), new Map())).toEqual([{ name: 'agent-ready' }]);
   });
 
-  it('has its steps in order, each with its time', () => {
+  it('has its steps in order, each with its timeout', () => {
     const plan = planOf(
       setup({
         postInit: 'make',
@@ -41,7 +41,7 @@ describe('I-29: the init plan', () => {
     ]);
   });
 
-  it('leaves out what has nothing to do, and ends with agent-ready always', () => {
+  it('omits steps without work, and always ends with agent-ready', () => {
     fc.assert(
       fc.property(fc.boolean(), fc.boolean(), fc.boolean(), fc.boolean(), fc.boolean(), (files, git, ssh, clone, postInit) => {
         const names = stepNames(
@@ -58,7 +58,7 @@ describe('I-29: the init plan', () => {
     );
   });
 
-  it('gives each step what it works on', () => {
+  it('passes each step its input', () => {
     const secrets = new Map([['TOKEN', bytes('s3cret')]]);
     const [config, git, ssh, clone, postInit] = commands(
       setup({
@@ -89,12 +89,12 @@ describe('I-29: the init plan', () => {
     expect(fromBinary(init.PostInitStepSchema, postInit?.stdin ?? new Uint8Array()).script).toBe('#!/bin/sh\ntrue');
   });
 
-  it('that names a secret which the sandbox does not have is refused', () => {
+  it('is refused if it names a missing secret', () => {
     const wanting = setup({ ssh: { keys: ['KEY'] } });
     expect(() => planOf(wanting, new Map())).toThrow(expect.objectContaining({ code: 'failed-precondition' }));
   });
 
-  it('R-19: has its secrets unsealed, those that it names and no others', async () => {
+  it('R-19: unseals only the secrets that it names', async () => {
     const box = new SecretBox(new Uint8Array(32).fill(7));
     const id = newSandboxId();
     const unsealed: string[] = [];

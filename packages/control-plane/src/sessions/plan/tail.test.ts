@@ -15,11 +15,11 @@ function cut(bytes: Buffer, places: readonly number[]): Uint8Array[] {
 }
 
 describe('I-30: the end of a stream', () => {
-  it('that fits is whole', () => {
+  it('is whole if it fits', () => {
     expect(tailOf(4, [Buffer.from('ab'), Buffer.from('cd')])).toBe('abcd');
   });
 
-  it('that does not fit says how much is missing', () => {
+  it('reports the number of truncated bytes', () => {
     expect(tailOf(4, [Buffer.from('abc'), Buffer.from('def')])).toBe('[2 bytes truncated]\ncdef');
   });
 
@@ -43,7 +43,7 @@ describe('I-30: the end of a stream', () => {
     );
   });
 
-  it('is the end of what came, of at most so many bytes, and what is missing is counted', () => {
+  it('is the end of the input, within the limit, with the number of missing bytes', () => {
     fc.assert(
       fc.property(
         fc.string({ unit: 'grapheme', maxLength: 200 }),
@@ -57,7 +57,7 @@ describe('I-30: the end of a stream', () => {
           expect(end.byteLength).toBeLessThanOrEqual(limit);
           expect(Number(missing) + end.byteLength).toBe(bytes.byteLength);
           expect(bytes.subarray(bytes.byteLength - end.byteLength).equals(end)).toBe(true);
-          // No more is missing than has to be: at most what one character takes.
+          // At most one character more than necessary is missing.
           if (Number(missing) > 0) expect(end.byteLength).toBeGreaterThan(limit - 4);
           else expect(bytes.byteLength).toBeLessThanOrEqual(limit);
         },

@@ -16,9 +16,9 @@ beforeEach(async () => {
 });
 afterEach(async () => await rm(directory, { recursive: true, force: true }));
 
-/** A server's breaker. One that is not closed is one of a server that crashed: the record is all that the next one has of it. */
+/** The breaker of a server. A breaker that is not closed represents a crashed server, of which the next one sees only the record. */
 async function server(): Promise<CrashBreaker> {
-  // For a server that crashed, time stands still.
+  // The clock of a crashed server stops.
   clock = new FakeClock(clock.now());
   return await CrashBreaker.open(join(directory, 'crashes.json'), '', clock, silentLogger);
 }
@@ -40,21 +40,21 @@ function dial(breaker: CrashBreaker, ids: readonly SandboxId[]): () => readonly 
 
 const ids = (count: number): readonly SandboxId[] => Array.from({ length: count }, () => newSandboxId());
 
-/** The record is written to a real disk, which the clock does not know of. */
+/** The record is written to a real disk, which the fake clock does not control. */
 async function written<T>(read: () => T, wanted: T): Promise<void> {
   await expect.poll(async () => (await clock.advance(0), read()), { interval: 5, timeout: 5_000 }).toEqual(wanted);
 }
 
 describe('after crashes', () => {
-  test('a server that follows a closed or a killed one dials everything without delay', async () => {
+  test('a server after a closed or killed one dials every sandbox without delay', async () => {
     await (await server()).close();
     const all = ids(5_000);
     expect(dial(await server(), all)()).toHaveLength(5_000);
-    // The one before it was not closed.
+    // The previous server was not closed.
     expect(dial(await server(), all)()).toHaveLength(5_000);
   });
 
-  test('kills of servers that had settled do not add up', async () => {
+  test('kills of settled servers do not add up', async () => {
     for (let n = 0; n < 4; n++) {
       const breaker = await server();
       await clock.advance(crashSettledMs);
@@ -109,7 +109,7 @@ describe('after crashes', () => {
     expect((await server()).admit(hostile as SandboxId)).toMatchObject({ delayMs: 2 * crashDelayBaseMs });
   });
 
-  test('a suspect that passes its trial is none any more', async () => {
+  test('a suspect that passes its trial is cleared', async () => {
     await crashes(2);
     const [only] = ids(1) as [SandboxId];
     const first = dial(await server(), [only]);
@@ -123,7 +123,7 @@ describe('after crashes', () => {
     expect(second.admit(only)).toBeUndefined();
   });
 
-  test('a dial that is not wanted any more leaves its place', async () => {
+  test('a withdrawn dial releases its place', async () => {
     await crashes(2);
     const breaker = await server();
     const [blocking, left, next] = ids(3) as [SandboxId, SandboxId, SandboxId];
@@ -136,7 +136,7 @@ describe('after crashes', () => {
     expect(JSON.parse(await readRecord()).trial).toEqual([next]);
   });
 
-  test('new sandboxes do not wait when those of before have been tried', async () => {
+  test('new sandboxes do not wait after the earlier ones have been tried', async () => {
     await crashes(2);
     const breaker = await server();
     const first = dial(breaker, ids(1));

@@ -8,7 +8,7 @@ const [a, b] = [newSandboxId(), newSandboxId()];
 const died: CrashRecord = { ...noCrash, running: true };
 
 describe('a server begins', () => {
-  test('without trials and suspects when there was none before it, or one that closed', () => {
+  test('without trials and suspects when it is the first, or the previous server closed', () => {
     for (const left of [noCrash, { ...noCrash, crashes: 5 }]) {
       expect(begin(left, '')).toEqual({ crashes: 0, suspects: new Map(), allOnTrial: false });
     }
@@ -26,7 +26,7 @@ describe('a server begins', () => {
     });
   });
 
-  test('with those on trial as the only suspects when the server before it crashed during a trial', () => {
+  test('with the sandboxes on trial as the only suspects when the previous server crashed during a trial', () => {
     const { suspects, allOnTrial } = begin({ ...died, crashes: 4, trial: [a, b], suspects: { [b]: 2 } }, '');
     expect([...suspects]).toEqual([
       [b, 3],
@@ -35,7 +35,7 @@ describe('a server begins', () => {
     expect(allOnTrial).toBe(false);
   });
 
-  test.each(['SIGKILL', 'SIGTERM'])('as before when the one before it was ended from outside (%s)', (signal) => {
+  test.each(['SIGKILL', 'SIGTERM'])('with unchanged counts when the previous server was ended from outside (%s)', (signal) => {
     expect(begin({ ...died, crashes: 9, trial: [a], suspects: { [b]: 2 } }, signal)).toEqual({
       crashes: 9,
       suspects: new Map([[b, 2]]),
@@ -45,11 +45,11 @@ describe('a server begins', () => {
     expect(begin({ ...died, crashes: 9, settled: true }, signal)).toMatchObject({ crashes: 0, allOnTrial: false });
   });
 
-  test.each(['SIGABRT', 'SIGSEGV', '1', '134'])('with another crash when the one before it ended by itself (%s)', (end) => {
+  test.each(['SIGABRT', 'SIGSEGV', '1', '134'])('with one more crash when the previous server ended unexpectedly (%s)', (end) => {
     expect(begin(died, end)).toMatchObject({ crashes: 1 });
   });
 
-  test('with the suspects of before, also when the server before it closed', () => {
+  test('with the same suspects when the previous server closed', () => {
     expect([...begin({ ...noCrash, suspects: { [a]: 3 } }, '').suspects]).toEqual([[a, 3]]);
   });
 });
@@ -59,7 +59,7 @@ test('trials and delays grow with the crashes, up to a limit', () => {
   expect([1, 2, 3, 1_000].map(suspectDelayMs)).toEqual([crashDelayBaseMs, 2 * crashDelayBaseMs, 4 * crashDelayBaseMs, crashDelayCapMs]);
 });
 
-test('any file is read as a record', () => {
+test('any file can be read as a record', () => {
   const record = fc.record({
     running: fc.boolean(),
     settled: fc.boolean(),

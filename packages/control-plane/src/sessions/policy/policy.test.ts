@@ -20,11 +20,11 @@ const running = {
 describe('what follows a failed attempt', () => {
   const attempt = { established: false, slow: false };
   it.each([
-    ['is another one while the dial has time', {}, attempt, 60_000, 500, 'retry'],
-    ['is the end of the dial when the next one would come too late', {}, attempt, 500, 500, 'give-up'],
-    ['gives up a slow redial', {}, { established: false, slow: true }, 60_000, 500, 'give-up'],
+    ['is another attempt while the dial has time', {}, attempt, 60_000, 500, 'retry'],
+    ['is the end of the dial when the next attempt would be too late', {}, attempt, 500, 500, 'give-up'],
+    ['is the end of a slow redial', {}, { established: false, slow: true }, 60_000, 500, 'give-up'],
     ['is a redial after an established session, even past the deadline', {}, { established: true, slow: false }, 0, 0, 'broken'],
-    ['I-25: ends the dial when descriptors leak', { closeFailures: closeFailuresMax }, { established: true, slow: false }, 60_000, 0, 'leaking'],
+    ['I-25: is the end of the dial when descriptors leak', { closeFailures: closeFailuresMax }, { established: true, slow: false }, 60_000, 0, 'leaking'],
   ] as const)('%s', (_, state, made, leftMs, delayMs, expected) => {
     expect(afterFailure({ ...initialState, ...state }, made, leftMs, delayMs)).toBe(expected);
   });
@@ -79,7 +79,7 @@ describe('the state of a start', () => {
   );
   const after = (events: readonly StartEvent[]): StartState => events.reduce(advance, initialState);
 
-  it('I-30: a command that has been asked for may have begun, whatever comes later of that start on that host', () => {
+  it('I-30: a requested command may have begun, regardless of later events of that start on that host', () => {
     fc.assert(
       fc.property(start, fc.array(event), (asked, events) => {
         const others = events.filter((one) => !('start' in one) || one.start === asked);
@@ -99,7 +99,7 @@ describe('the state of a start', () => {
     );
   });
 
-  it('another host begins anew, and keeps only the count of leaked descriptors', () => {
+  it('another host resets the state, except for the count of leaked descriptors', () => {
     fc.assert(
       fc.property(fc.array(event), (events) => {
         const before = after(events);
