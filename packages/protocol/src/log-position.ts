@@ -7,7 +7,7 @@ export interface KeptOutput {
   readonly stderr: boolean;
   readonly data: Uint8Array;
   readonly time?: Timestamp | undefined;
-  /** More than 0: this chunk stands for that many bytes that are no longer retained. */
+  /** More than 0: this chunk represents that many bytes that are no longer retained. */
   readonly droppedBytes?: bigint;
 }
 

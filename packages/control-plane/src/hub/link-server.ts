@@ -133,7 +133,7 @@ export class LinkServer implements Hub {
     });
     this.#credentials = new LinkServerCredentials(this.#identity(options.identity));
     this.#server = new Server({
-      // Agents send keepalive pings; a silent host is found by its heartbeats, with no timer of its own here.
+      // Agents send keepalive pings; a silent host is detected by its missing heartbeats, without a timer for each host.
       'grpc.enable_channelz': 0,
       'grpc.max_concurrent_streams': streamsPerConnection,
       'grpc.max_receive_message_length': maxLinkFrameBytes,

@@ -30,7 +30,7 @@ export class Registrations {
     this.#logger = logger;
   }
 
-  /** @throws {DroverError} host-removed, host-not-found; what the store throws */
+  /** @throws {DroverError} host-removed, host-not-found; the errors of the store */
   async register(registration: link.Register): Promise<{ readonly epoch: number }> {
     if (this.#store.kind === 'postgres') return await this.#store.hosts.register(registration, this.#owner);
     return await new Promise((resolve, reject) => {

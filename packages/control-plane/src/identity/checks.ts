@@ -120,9 +120,9 @@ function commonNameEvidence(
   names: ClaimedNames | undefined,
   row: SandboxRow | undefined,
 ): string {
-  const claimed = names === undefined ? `project ${quoted(project)} and name ${quoted(name)}, which cannot be` : quoted(names.commonName);
+  const claimed = names === undefined ? `project ${quoted(project)} and name ${quoted(name)}, which are invalid` : quoted(names.commonName);
   const recorded = row === undefined ? 'there is no such sandbox' : `the sandbox is ${quoted(canonicalCommonName(row.project, row.name))}`;
-  return `the certificate says ${quoted(commonName)}, the call ${claimed}; ${recorded}`;
+  return `the CN is ${quoted(commonName)}, the call claims ${claimed}; ${recorded}`;
 }
 
 function placeOf(row: SandboxRow | undefined): string {

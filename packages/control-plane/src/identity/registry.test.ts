@@ -146,7 +146,7 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
     });
 
     const wrong: readonly [string, string, (claim: RegisterClaim) => Partial<RegisterClaim>, readonly string[]][] = [
-      ['a name that cannot be one', 'malformed-name', () => ({ name: 'UPPER' }), ['cn']],
+      ['an invalid name', 'malformed-name', () => ({ name: 'UPPER' }), ['cn']],
       ['a name that is too long', 'malformed-name', () => ({ name: 'a'.repeat(40) }), ['cn']],
       ['no name', 'malformed-name', () => ({ name: '' }), ['cn']],
       ['a name with a dot', 'malformed-name', ({ commonName }) => ({ project: '', name: `x.${commonName}` }), ['cn']],
@@ -227,8 +227,8 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
         peerAddress: mostly(claim.peerAddress, text),
       });
       await fc.assert(
-        fc.asyncProperty(outside, async (said) => {
-          const asked = { ...said, sandboxId: said.sandboxId as SandboxId, hostId: said.hostId as HostId };
+        fc.asyncProperty(outside, async (input) => {
+          const asked = { ...input, sandboxId: input.sandboxId as SandboxId, hostId: input.hostId as HostId };
           const outcome = await register(asked);
           const same = Object.entries(asked).every(([key, value]) => value === claim[key as keyof RegisterClaim]);
           expect(outcome.kind).toBe(same ? 'welcome' : 'refused');
@@ -487,24 +487,24 @@ describe.each(['sqlite', 'postgres'] as const)('the registry on %s', (kind) => {
       const elsewhere = open({ store: other });
       const [evicted, revoked, destroyed, early] = [await started(), await started(), await started(), await started()];
       for (const { claim } of [evicted, revoked, destroyed]) await register(claim);
-      const told: string[] = [];
+      const received: string[] = [];
       await using feed = await feedOf(store);
       feed.listen(() => {
         throw new Error('a listener that fails is isolated');
       });
-      feed.listen((subject, event) => void (event !== undefined && changesIdentity(event) && told.push(subject)));
-      const off = feed.listen(() => void told.push('off'));
+      feed.listen((subject, event) => void (event !== undefined && changesIdentity(event) && received.push(subject)));
+      const off = feed.listen(() => void received.push('off'));
       off();
       await running(async () => {
         const does = async (what: () => Promise<unknown>, expected: readonly string[]): Promise<void> => {
-          told.splice(0);
+          received.splice(0);
           await what();
           // Another connection receives the event by NOTIFY (PostgreSQL) or at the next poll (SQLite).
           await expect
             .poll(
               async () => {
                 await clock.advance(50);
-                return told;
+                return received;
               },
               { timeout: 20_000, interval: 1 },
             )

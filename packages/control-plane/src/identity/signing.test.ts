@@ -64,8 +64,8 @@ const register = async (row: SandboxRow, answer: link.SigningResponse): Promise<
   return outcome.kind === 'refused' ? outcome.why : outcome.kind;
 };
 
-describe('what a host has signed over its link', () => {
-  it('I-13: a certificate of a sandbox comes with the token that registers it', async () => {
+describe('a signing request of a host over its link', () => {
+  it('I-13: returns the certificate of a sandbox with the token that registers it', async () => {
     const row = await starting();
     const answer = await sign({ case: 'sandboxId', value: row.id }, await request());
     expect(answer.error).toBeUndefined();
@@ -104,7 +104,7 @@ describe('what a host has signed over its link', () => {
     expect(malformed).toMatchObject({ bootstrapToken: '', error: { code: 'invalid-argument' } });
   });
 
-  it('L-2: a certificate of a host comes without a token', async () => {
+  it('L-2: returns the certificate of a host without a token', async () => {
     const answer = await sign({ case: 'host', value: true }, await request());
     expect([answer.error, answer.bootstrapToken]).toEqual([undefined, '']);
     expect(answer.certificatePem).toContain('BEGIN CERTIFICATE');

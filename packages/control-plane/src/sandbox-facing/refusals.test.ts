@@ -48,7 +48,7 @@ const clientAuth = '1.3.6.1.5.5.7.3.2';
 
 const cases: readonly (readonly [string, string, () => Promise<Attempt>])[] = [
   ['no token', 'the call carries no token', async () => ({ ...(await world.box(host)), token: '' })],
-  ['a token that is none', 'the call carries no token', async () => ({ ...(await world.box(host)), token: 'two words' })],
+  ['a malformed token', 'the call carries no token', async () => ({ ...(await world.box(host)), token: 'two words' })],
   ['an unknown token', 'the token is unknown or has expired', async () => ({ ...(await world.box(host)), token: newSecret() })],
   [
     'an expired token',

@@ -51,6 +51,6 @@ function checkSameStore(before: Store['kind'] | undefined, now: Store['kind'], p
   if (before === undefined || before === now) return;
   const [then, today] = [before, now].map((kind) => (kind === 'sqlite' ? 'SQLite' : 'PostgreSQL'));
   throw new DroverError('failed-precondition', `the server of ${path} has its state in ${then}, not in ${today}`, {
-    hint: before === 'postgres' ? 'give the same --store as before' : 'start it without --store, or give another server another --data',
+    hint: before === 'postgres' ? 'use the same --store as before' : 'start it without --store, or use another --data for another server',
   });
 }

@@ -71,7 +71,7 @@ beforeEach(() => {
   attempts = [];
   waits = new Map();
   random = () => 1;
-  connect = () => Promise.reject(new Error('nobody answers'));
+  connect = () => Promise.reject(new Error('no response'));
   dialer = new Dialer({
     store: { sandboxes: { get: (id) => Promise.resolve(rows.get(id)) } },
     hub: { isConnected: () => connected },
@@ -121,7 +121,7 @@ function running(change: Partial<SandboxRow> = {}): SandboxId {
   return id;
 }
 
-const told = (id: SandboxId): string[] => published.filter(({ subject }) => subject === id).map(({ type }) => type);
+const eventTypes = (id: SandboxId): string[] => published.filter(({ subject }) => subject === id).map(({ type }) => type);
 const failure = (id: SandboxId): unknown => published.find(({ subject, type }) => subject === id && type === 'SessionFailed')?.data;
 const settle = async (): Promise<void> => await clock.advance(0);
 
@@ -131,7 +131,7 @@ describe('a dial', () => {
     dialer.dial(id);
     await clock.advance(120_000);
     expect(attempts.map(({ at }) => at)).toEqual([0, 500, 1_500, 3_500, 7_500, 15_500, 25_500, 35_500, 45_500, 55_500]);
-    expect(failure(id)).toEqual({ attempts: 10, reason: 'unreachable', message: expect.stringContaining('nobody answers') });
+    expect(failure(id)).toEqual({ attempts: 10, reason: 'unreachable', message: expect.stringContaining('no response') });
     expect(published.filter(({ type }) => type === 'SessionConnecting').map(({ data }) => data)).toEqual(
       attempts.map((_, i) => ({ attempt: i + 1 })),
     );
@@ -159,7 +159,7 @@ describe('a dial', () => {
     ['not-running', { observed: undefined }, 'waiting for a place'],
     ['not-running', { deletedAt: 1 }, 'removed'],
     ['no-address', { address: '' }, 'address'],
-  ] as const)('I-23: of a sandbox that is %s ends at once (%j)', async (reason, change, words) => {
+  ] as const)('I-23: to a sandbox that is %s ends immediately (%j)', async (reason, change, words) => {
     const id = running(change);
     dialer.dial(id);
     await settle();
@@ -235,7 +235,7 @@ describe('a dial', () => {
     await settle();
     await dialer.end(id);
     await clock.advance(60_000);
-    expect(told(id)).toEqual(['SessionConnecting']);
+    expect(eventTypes(id)).toEqual(['SessionConnecting']);
     expect(dialer.status(id).state).toBe('none');
   });
 });
@@ -257,7 +257,7 @@ describe('I-2: an init that reports the end of its sandbox', () => {
     expect(dialer.status(id).state).toBe('none');
     await observe(id, { observed: 'stopped' });
     await clock.advance(120_000);
-    expect(told(id)).toEqual(['SessionConnecting']);
+    expect(eventTypes(id)).toEqual(['SessionConnecting']);
     await expect.poll(() => dialer.get(id), { timeout: 10_000 }).toBeUndefined();
   });
 
@@ -268,7 +268,7 @@ describe('I-2: an init that reports the end of its sandbox', () => {
     await observe(id, { message: 'still there' });
     expect(attempts).toHaveLength(1);
     await clock.advance(1_500);
-    expect(told(id)).toEqual(['SessionConnecting', 'SessionBroken', 'SessionConnecting']);
+    expect(eventTypes(id)).toEqual(['SessionConnecting', 'SessionBroken', 'SessionConnecting']);
     expect(published.find(({ type }) => type === 'SessionBroken')?.data).toEqual({
       message: 'its init reported the end of the main process, but its host reports that it runs',
     });
@@ -289,7 +289,7 @@ describe('I-2: an init that reports the end of its sandbox', () => {
     views.set(id, { ...view, init: { ...view.init, startCount: 1, state: 'completed' } });
     dialer.dial(id);
     await clock.advance(120_000);
-    connect = () => Promise.reject(new Error('nobody answers'));
+    connect = () => Promise.reject(new Error('no response'));
     await clock.advance(120_000);
     expect(attempts.length).toBeGreaterThan(5);
     expect(failed).toEqual([]);
@@ -300,7 +300,7 @@ describe('I-2: an init that reports the end of its sandbox', () => {
     dialer.dial(id);
     await settle();
     await observe(id, { startCount: 2 });
-    expect(told(id)).toEqual(['SessionConnecting', 'SessionConnecting']);
+    expect(eventTypes(id)).toEqual(['SessionConnecting', 'SessionConnecting']);
   });
 
   it('is redialled after the reconnect of its host', async () => {
@@ -310,7 +310,7 @@ describe('I-2: an init that reports the end of its sandbox', () => {
     connected = false;
     await observe(id, {});
     await clock.advance(120_000);
-    expect(told(id)).toEqual(['SessionConnecting']);
+    expect(eventTypes(id)).toEqual(['SessionConnecting']);
     connected = true;
     dialer.dial(id);
     await settle();
@@ -338,9 +338,9 @@ describe('I-30: a running sandbox whose init never responds', () => {
       count: 1,
       startCount: 1,
       reason: 'transport-error',
-      message: 'its command was never started, since its init could not be reached for 60 s: nobody answers',
+      message: 'its command was never started, since its init could not be reached for 60 s: no response',
     });
-    expect(told(id).slice(-2)).toEqual(['InitFailed', 'SessionFailed']);
+    expect(eventTypes(id).slice(-2)).toEqual(['InitFailed', 'SessionFailed']);
   });
 
   it('has the full time from when it runs: the host may take any time to start it', async () => {
@@ -366,7 +366,7 @@ describe('I-30: a running sandbox whose init never responds', () => {
   it.each([
     ['began', { state: 'running' }],
     ['lost', { state: 'failed', failure: { reason: 'transport-error', message: 'the session broke' } }],
-  ] as const)('is given up in the middle of a plan that an earlier control plane %s', async (_, view) => {
+  ] as const)('fails within a plan that an earlier control plane %s', async (_, view) => {
     const id = running();
     ofPlan(id, { ...view, place: { step: 'git', index: 1, count: 2 } });
     dialer.dial(id);
@@ -385,7 +385,7 @@ describe('I-30: a running sandbox whose init never responds', () => {
         failure: { reason: 'transport-error', message: 'the session broke' },
       },
     ],
-  ] as const)('is left alone when its command %s', async (_, view) => {
+  ] as const)('does not fail when its command %s', async (_, view) => {
     const id = running();
     ofPlan(id, view);
     dialer.dial(id);
@@ -395,7 +395,7 @@ describe('I-30: a running sandbox whose init never responds', () => {
     expect(failure(id)).toMatchObject({ reason: 'unreachable' });
   });
 
-  it('can be dialled again', async () => {
+  it('can be redialled', async () => {
     const id = running();
     dialer.dial(id);
     await clock.advance(120_000);
@@ -432,7 +432,7 @@ describe('a lost session', () => {
     }
     expect(new Set(gaps).size).toBeGreaterThan(1);
     expect(published).toHaveLength(before);
-    expect(dialer.status(id)).toMatchObject({ state: 'broken', lastError: expect.stringContaining('nobody answers') });
+    expect(dialer.status(id)).toMatchObject({ state: 'broken', lastError: expect.stringContaining('no response') });
   });
 
   it('is not redialled after its sandbox has stopped, nor while its host is disconnected', async () => {
@@ -549,7 +549,7 @@ describe('I-26: an error', () => {
     const row = rows.get(id);
     let asked = 0;
     rows.get = () => {
-      if (++asked <= 2) throw new Error('the disk is away');
+      if (++asked <= 2) throw new Error('the disk is unavailable');
       return row;
     };
     connect = () => Promise.resolve(connection({ silent: true }));
@@ -584,7 +584,7 @@ describe('a suspect of crashes of the server', () => {
     expect(attempts.map((attempt) => attempt.id)).toContain(id);
   });
 
-  it('that is stopped while it waits is not dialled', async () => {
+  it('is not dialled if it is stopped during the wait', async () => {
     const id = running();
     let cancelled = 0;
     waits.set(id, { admitted: new Promise(() => undefined), reason: undefined, delayMs: 0, cancel: () => void cancelled++ });

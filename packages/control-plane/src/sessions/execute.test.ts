@@ -52,7 +52,7 @@ function good({ id, payload }: init.SessionRequest, session: PeerSession): void 
 
 async function failed(box: Box): Promise<Record<string, unknown>> {
   sessions.dial(box.id);
-  await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+  await eventually(async () => await world.eventTypes(box.id)).toContain('InitFailed');
   return (await world.events(box.id)).find(({ type }) => type === 'InitFailed')?.data ?? {};
 }
 
@@ -73,7 +73,7 @@ describe('I-29: the plan', () => {
     };
     const box = await world.box({ ...whole, behave: { runStep: slowly } });
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(box.peer.steps()).toEqual(allSteps);
     expect(await initEvents(box)).toEqual([
       'InitStarted 6',
@@ -98,7 +98,7 @@ describe('I-29: the plan', () => {
   it('R-19: no event contains a secret', async () => {
     const box = await world.box(whole);
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(JSON.stringify(await world.store.events.after(0, 10_000))).not.toContain('password');
   });
 
@@ -112,20 +112,20 @@ describe('I-29: the plan', () => {
     sessions.dial(stuck.id);
     await eventually(() => stuck.peer.steps()).toEqual(['config', 'git']);
     sessions.dial(other.id);
-    await eventually(async () => await world.told(other.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(other.id)).toContain('InitCompleted');
     expect(stuck.peer.steps()).toEqual(['config', 'git']);
     held.resolve();
-    await eventually(async () => await world.told(stuck.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(stuck.id)).toContain('InitCompleted');
   });
 
   it('I-32: a session with an init that has completed the plan runs no step and publishes no event of it', async () => {
     const box = await world.box(whole);
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     const before = await initEvents(box);
     box.peer.hello = { stepsDone: allSteps };
     box.peer.cut();
-    await eventually(async () => (await world.told(box.id)).filter((type) => type === 'SessionConnected')).toHaveLength(2);
+    await eventually(async () => (await world.eventTypes(box.id)).filter((type) => type === 'SessionConnected')).toHaveLength(2);
     await eventually(() => box.peer.asked.filter((kind) => kind === 'hello')).toHaveLength(2);
     expect(box.peer.steps()).toEqual([]);
     expect(await initEvents(box)).toEqual(before);
@@ -135,7 +135,7 @@ describe('I-29: the plan', () => {
     const box = await world.box(whole);
     box.peer.hello = { stepsDone: ['config', 'git', 'ssh'] };
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(box.peer.steps()).toEqual(['clone', 'post-init', 'agent-ready']);
     const started = (await world.events(box.id)).filter(({ type }) => type === 'InitStepStarted').map(({ data }) => data);
     expect(started).toEqual([
@@ -149,7 +149,7 @@ describe('I-29: the plan', () => {
     const box = await world.box(whole);
     box.peer.hello = { stepsDone: allSteps };
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(box.peer.steps()).toEqual([]);
     expect((await world.worldview.get(box.id)).init).toMatchObject({ state: 'completed', startCount: 1 });
   });
@@ -157,7 +157,7 @@ describe('I-29: the plan', () => {
   it('with unavailable secrets does not fail a prepared start', async () => {
     const box = await world.box({ setup: whole.setup, hello: { stepsDone: allSteps } });
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(await world.row(box.id)).toMatchObject({ observed: 'running' });
   });
 });
@@ -299,9 +299,9 @@ describe('a session that breaks within its plan', () => {
     });
     const data = await failed(box);
     expect(data).toMatchObject({ step: 'git', reason: 'transport-error' });
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(box.peer.steps()).toEqual(allSteps);
-    expect(await world.told(box.id)).toContain('SessionBroken');
+    expect(await world.eventTypes(box.id)).toContain('SessionBroken');
     expect(await world.row(box.id)).toMatchObject({ observed: 'running' });
     expect((await world.worldview.get(box.id)).init).toMatchObject({ state: 'completed' });
   });
@@ -311,20 +311,20 @@ describe('a session that breaks within its plan', () => {
     sessions.dial(box.id);
     await eventually(async () => await world.row(box.id)).toMatchObject({ observed: 'failed', reason: 'init-failed' });
     expect(box.peer.sessions).toHaveLength(5);
-    await eventually(async () => await world.told(box.id)).toContain('SessionFailed');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('SessionFailed');
   });
 
   it('because the sandbox ended does not fail the plan', async () => {
     const box = await world.box({ ...whole, ...failing('git', (_, session) => session.mainExited(0)) });
     sessions.dial(box.id);
-    await eventually(async () => (sessions.status(box.id).state === 'none' ? await world.told(box.id) : [])).toContain('InitStepStarted');
-    expect(await world.told(box.id)).not.toContain('InitFailed');
+    await eventually(async () => (sessions.status(box.id).state === 'none' ? await world.eventTypes(box.id) : [])).toContain('InitStepStarted');
+    expect(await world.eventTypes(box.id)).not.toContain('InitFailed');
   });
 
   it('a command that ended before the response to AgentReady counts as started', async () => {
     const box = await world.box({ ...whole, ...failing('agent-ready', (_, session) => session.mainExited(0)) });
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
   });
 });
 
@@ -343,7 +343,7 @@ describe('I-33: frames', () => {
       }),
     });
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     expect(box.peer.sessions).toHaveLength(1);
     expect(sessions.stats()).toEqual({ connecting: 0, connected: 1, droppedFrames: 3 });
   });

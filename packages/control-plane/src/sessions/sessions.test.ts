@@ -94,7 +94,7 @@ describe('a session', () => {
     expect(await box.exited).toBe(4);
     // The end of the sandbox is no break (I-24).
     await eventually(() => sessions.status(id).state).toBe('none');
-    expect(await world.told(id)).not.toContain('SessionBroken');
+    expect(await world.eventTypes(id)).not.toContain('SessionBroken');
   });
 
   it('I-21: is dialled at the start for sandboxes that run already', async () => {
@@ -118,7 +118,7 @@ describe('a session', () => {
     await eventually(() => again.status(id).state).toBe('broken');
     world.hub.connected = true;
     await eventually(() => again.status(id).state).toBe('connected');
-    await eventually(() => world.told(id)).toEqual(expect.arrayContaining(['SessionFailed', 'SessionConnected', 'InitCompleted']));
+    await eventually(() => world.eventTypes(id)).toEqual(expect.arrayContaining(['SessionFailed', 'SessionConnected', 'InitCompleted']));
   });
 
   it('client() waits for a sandbox that is being created', async () => {
@@ -150,7 +150,7 @@ describe('a session', () => {
     await Promise.all(Array.from({ length: 10 }, async () => await sessions.client(id, live)));
     world.hub.observe(id);
     sessions.dial(id);
-    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     expect(world.hub.tunnels).toHaveLength(1);
   });
 
@@ -160,8 +160,8 @@ describe('a session', () => {
     world.hub.tunnels[0]?.destroy();
     await eventually(() => world.hub.tunnels.length).toBe(2);
     expect(await attach(first.offset, 'again\n')).toMatchObject({ output: 'got again\n', exit: 4 });
-    const told = await world.told(id);
-    expect(told.filter((type) => type.startsWith('Session'))).toEqual([
+    const types = await world.eventTypes(id);
+    expect(types.filter((type) => type.startsWith('Session'))).toEqual([
       'SessionConnecting',
       'SessionConnected',
       'SessionBroken',
@@ -173,26 +173,26 @@ describe('a session', () => {
   it('I-24: an intended end publishes nothing and is not redialled', async () => {
     await runs();
     await sessions.client(id, live);
-    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     sessions.close(id);
     expect(sessions.status(id).state).toBe('none');
     await eventually(() => world.hub.tunnels[0]?.destroyed).toBe(true);
     expect(world.hub.tunnels).toHaveLength(1);
-    expect((await world.told(id)).at(-1)).toBe('InitCompleted');
+    expect((await world.eventTypes(id)).at(-1)).toBe('InitCompleted');
   });
 
   it('I-24: does not count as broken when a stop ends it', async () => {
     await runs();
-    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     await world.store.sandboxes.setDesired(id, 'stopped');
     world.hub.tunnels[0]?.destroy();
     await eventually(() => sessions.status(id).state).toBe('none');
-    expect((await world.told(id)).at(-1)).toBe('InitCompleted');
+    expect((await world.eventTypes(id)).at(-1)).toBe('InitCompleted');
   });
 
   it('I-21: a sandbox that is unpaused is dialled again', async () => {
     await runs();
-    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     await world.store.sandboxes.setDesired(id, 'paused');
     await world.observe(id, 'PAUSED');
     world.hub.tunnels[0]?.destroy();
@@ -260,7 +260,7 @@ describe('the plan, in the real init', () => {
       setup: { files: [{ path: file, source: { case: 'secret', value: 'TOKEN' } }], postInit: `cat ${file} > ${scratch}/seen; echo done` },
       secrets: { TOKEN: 's3cret' },
     });
-    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     expect(await readFile(join(scratch, 'seen'), 'utf8')).toBe('s3cret');
     expect(await attach(0n, 'hi\n')).toMatchObject({ output: 'started\ngot hi\n', exit: 4 });
   });
@@ -270,7 +270,7 @@ describe('the plan, in the real init', () => {
     await eventually(async () => (await world.row(id)).message).toContain('this will not do');
     const { data } = (await world.events(id)).find(({ type }) => type === 'InitFailed') ?? {};
     expect(data).toMatchObject({ step: 'post-init', reason: 'exit-code', exitCode: 7, stderr: 'this will not do\n' });
-    expect(await world.told(id)).not.toContain('InitCompleted');
+    expect(await world.eventTypes(id)).not.toContain('InitCompleted');
     await sessions.closeAll();
     expect(box.process.exitCode).toBeNull();
   });
@@ -282,19 +282,19 @@ describe('the plan, in the real init', () => {
     await eventually(async () => await readFile(runsFile, 'utf8').catch(() => '')).toBe('run\n');
     await sessions.closeAll();
     const next = world.sessions();
-    await eventually(async () => (await world.told(id)).filter((type) => type === 'InitStepStarted')).toHaveLength(2);
+    await eventually(async () => (await world.eventTypes(id)).filter((type) => type === 'InitStepStarted')).toHaveLength(2);
     await writeFile(goOn, '');
-    await eventually(async () => await world.told(id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     expect(await readFile(runsFile, 'utf8')).toBe('run\n');
-    const told = await world.told(id);
-    expect(told.filter((type) => type === 'InitFailed' || type === 'SessionBroken')).toEqual([]);
+    const types = await world.eventTypes(id);
+    expect(types.filter((type) => type === 'InitFailed' || type === 'SessionBroken')).toEqual([]);
     // After the plan, a further session runs no step.
     await next.closeAll();
     const third = world.sessions();
     await eventually(() => third.status(id).state).toBe('connected');
     await third.client(id, AbortSignal.timeout(5_000));
     expect(await readFile(runsFile, 'utf8')).toBe('run\n');
-    expect((await world.told(id)).filter((type) => type === 'InitCompleted')).toHaveLength(1);
+    expect((await world.eventTypes(id)).filter((type) => type === 'InitCompleted')).toHaveLength(1);
   });
 
   it('a command that cannot be started fails the plan at agent-ready', async () => {

@@ -43,7 +43,7 @@ async function impostor(credentials: (row: SandboxRow) => Promise<Credentials>):
 
 /** I-1 and the other rules for every untrusted peer. */
 async function isKeptAndUsable(row: SandboxRow, peer: Peer, reason: string): Promise<void> {
-  await eventually(async () => await world.told(row.id)).toContain('InitFailed');
+  await eventually(async () => await world.eventTypes(row.id)).toContain('InitFailed');
   const events = await world.events(row.id);
   expect(events.map(({ type }) => type).filter((type) => type !== 'AgentRegistered')).toEqual([
     'SessionConnecting',
@@ -106,14 +106,14 @@ describe('I-1: a session is opened with any peer:', () => {
     const { worldview } = world;
     const restarted = world.sessions({
       worldview: {
-        get: async (id) => (unreadable-- > 0 ? await Promise.reject(new Error('the disk is away')) : await worldview.get(id)),
-        record: (...said) => worldview.record(...said),
+        get: async (id) => (unreadable-- > 0 ? await Promise.reject(new Error('the disk is unavailable')) : await worldview.get(id)),
+        record: (...checks) => worldview.record(...checks),
       },
     });
     await world.peer({ id: row.id, credentials: await issue(async (csr) => await foreign.signSandbox(row.id, 'test.box', csr)) });
     restarted.dial(row.id);
-    await eventually(async () => (await world.told(row.id)).filter((type) => type === 'SessionConnected')).toHaveLength(3);
-    expect(await world.told(row.id)).not.toContain('InitFailed');
+    await eventually(async () => (await world.eventTypes(row.id)).filter((type) => type === 'SessionConnected')).toHaveLength(3);
+    expect(await world.eventTypes(row.id)).not.toContain('InitFailed');
     expect(await world.row(row.id)).toMatchObject({ observed: 'running' });
   });
 
@@ -180,7 +180,7 @@ describe('I-1: a session is opened with any peer:', () => {
     await world.register(victim, victim.token);
     const peer = await world.peer({ id: box.id, credentials: victim.credentials });
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitFailed');
     expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
       reason: 'thumbprint-mismatch',
     });
@@ -207,7 +207,7 @@ describe('I-1: a session is opened with any peer:', () => {
     const box = await world.box({ name: 'box', hello: { sandboxId: newSandboxId() } });
     await world.register(box, box.token);
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitFailed');
     expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
       reason: 'certificate-invalid',
       message: expect.stringContaining('its init claims to be'),
@@ -220,8 +220,8 @@ describe('I-27: at Hello', () => {
   it('a miss makes the sandbox register, once, before the plan', async () => {
     const box = await world.box();
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
-    expect(await world.told(box.id)).toEqual([
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
+    expect(await world.eventTypes(box.id)).toEqual([
       'SessionConnecting',
       'SessionConnected',
       'AgentRegistered',
@@ -250,7 +250,7 @@ describe('I-27: at Hello', () => {
     await world.register(box, box.token);
     sessions.dial(box.id);
     await eventually(() => box.peer.asked).toEqual(['hello', 'agentReady']);
-    expect(await world.told(box.id)).not.toContain('SessionConnected');
+    expect(await world.eventTypes(box.id)).not.toContain('SessionConnected');
   });
 
   it('the report of init about its registration proves nothing', async () => {
@@ -258,7 +258,7 @@ describe('I-27: at Hello', () => {
       behave: { registerRequired: ({ id }, session) => session.answer(id, { case: 'registerDone', value: {} }) },
     });
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitFailed');
     const events = await world.events(box.id);
     expect(events.filter(({ type }) => type.startsWith('Agent')).map(({ type, data }) => [type, data['ok'] ?? data['reason']])).toEqual([
       ['AgentRegistered', false],
@@ -275,7 +275,7 @@ describe('I-27: at Hello', () => {
       },
     };
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitFailed');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitFailed');
     expect((await world.events(box.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
       reason: 'peer-address-mismatch',
     });
@@ -290,7 +290,7 @@ describe('I-27: at Hello', () => {
       },
     };
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
   });
 
   it('an unreadable registry is retried on the open session', async () => {
@@ -310,18 +310,18 @@ describe('I-27: at Hello', () => {
     });
     const box = await world.box();
     flaky.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
-    const told = await world.told(box.id);
-    expect(told.slice(0, 4)).toEqual(['SessionConnecting', 'SessionConnected', 'AgentUntrusted', 'AgentRegistered']);
-    expect(told.filter((type) => type === 'AgentUntrusted' || type === 'SessionConnected')).toHaveLength(2);
-    expect(told).toContain('AgentTrusted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
+    const types = await world.eventTypes(box.id);
+    expect(types.slice(0, 4)).toEqual(['SessionConnecting', 'SessionConnected', 'AgentUntrusted', 'AgentRegistered']);
+    expect(types.filter((type) => type === 'AgentUntrusted' || type === 'SessionConnected')).toHaveLength(2);
+    expect(types).toContain('AgentTrusted');
   });
 
   it('I-10: frames of a trusted session refresh when it was last seen', async () => {
     const box = await world.box();
     const before = Date.now();
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     await eventually(async () => (await world.registry.snapshot())[0]?.lastSeenAt ?? 0).toBeGreaterThan(before);
   });
 });
@@ -330,18 +330,18 @@ describe('a registered sandbox', () => {
   async function prepared(): ReturnType<World['box']> {
     const box = await world.box();
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('InitCompleted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('InitCompleted');
     return box;
   }
 
   it('I-4, I-11: loses its session when it is revoked, and is redialled as untrusted', async () => {
     const box = await prepared();
     await world.registry.revoke(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
-    const told = await world.told(box.id);
-    expect(told).not.toContain('SessionBroken');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('AgentUntrusted');
+    const types = await world.eventTypes(box.id);
+    expect(types).not.toContain('SessionBroken');
     // Its plan was completed before: it keeps running and stays reachable.
-    expect(told).not.toContain('InitFailed');
+    expect(types).not.toContain('InitFailed');
     await sessions.client(box.id, live);
     expect((await world.worldview.get(box.id)).identity).toMatchObject({ verdict: 'revoked' });
     expect(box.peer.steps()).toEqual([]);
@@ -367,12 +367,12 @@ describe('a registered sandbox', () => {
     const [box, other] = [await world.box(), await world.box()];
     for (const { id } of [box, other]) {
       deaf.dial(id);
-      await eventually(async () => await world.told(id)).toContain('InitCompleted');
+      await eventually(async () => await world.eventTypes(id)).toContain('InitCompleted');
     }
     await deaf.compare();
     await world.registry.evict(box.id, 'evicted');
     await deaf.compare();
-    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('AgentUntrusted');
     await deaf.client(box.id, live);
     expect([box.peer.sessions.length, other.peer.sessions.length]).toEqual([2, 1]);
     // Its peer is untrusted now, so it is not compared.
@@ -384,7 +384,7 @@ describe('a registered sandbox', () => {
   it('I-4: registers again with a second token after it is reinstated', async () => {
     const box = await prepared();
     await world.registry.revoke(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('AgentUntrusted');
     const sessionsBefore = box.peer.sessions.length;
     await world.registry.reinstate(box.id);
     await eventually(() => box.peer.sessions.length).toBeGreaterThan(sessionsBefore);
@@ -401,8 +401,8 @@ describe('a registered sandbox', () => {
     await world.registry.evict(box.id, 'destroyed');
     await eventually(() => box.peer.connections).toBe(0);
     await eventually(() => sessions.status(box.id).state).toBe('none');
-    const told = await world.told(box.id);
-    expect(told.filter((type) => type === 'SessionBroken' || type === 'SessionFailed')).toEqual([]);
+    const types = await world.eventTypes(box.id);
+    expect(types.filter((type) => type === 'SessionBroken' || type === 'SessionFailed')).toEqual([]);
   });
 
   it('cannot be impersonated with the row of a destroyed sandbox', async () => {
@@ -413,7 +413,7 @@ describe('a registered sandbox', () => {
     const row = await world.sandbox({ name: old.row.name });
     const peer = await world.peer({ id: row.id, credentials: old.credentials });
     sessions.dial(row.id);
-    await eventually(async () => await world.told(row.id)).toContain('InitFailed');
+    await eventually(async () => await world.eventTypes(row.id)).toContain('InitFailed');
     expect((await world.events(row.id)).find(({ type }) => type === 'AgentUntrusted')?.data).toMatchObject({
       reason: 'certificate-invalid',
     });
@@ -499,9 +499,9 @@ describe('I-6: renewal', () => {
   it('I-27: a peer with an expired certificate is untrusted until it presents the renewed one', async () => {
     const box = await overslept();
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('AgentTrusted');
-    const told = (await world.told(box.id)).filter((type) => type.startsWith('Session') || type.startsWith('Agent'));
-    expect(told.filter((type) => type !== 'SessionRenewed' && type !== 'AgentRegistered')).toEqual([
+    await eventually(async () => await world.eventTypes(box.id)).toContain('AgentTrusted');
+    const types = (await world.eventTypes(box.id)).filter((type) => type.startsWith('Session') || type.startsWith('Agent'));
+    expect(types.filter((type) => type !== 'SessionRenewed' && type !== 'AgentRegistered')).toEqual([
       'SessionConnecting',
       'SessionConnected',
       'AgentUntrusted',
@@ -526,7 +526,7 @@ describe('I-6: renewal', () => {
     const box = await overslept();
     await world.registry.revoke(box.id);
     sessions.dial(box.id);
-    await eventually(async () => await world.told(box.id)).toContain('AgentUntrusted');
+    await eventually(async () => await world.eventTypes(box.id)).toContain('AgentUntrusted');
     await sessions.client(box.id, live);
     expect((await world.worldview.get(box.id)).identity.verdict).toBe('revoked');
     expect(box.peer.asked).toEqual(['hello']);

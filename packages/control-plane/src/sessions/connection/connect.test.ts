@@ -14,7 +14,7 @@ class Silence extends Duplex {
   }
 
   override _read(): void {
-    // Nothing comes.
+    // No data arrives.
   }
 
   override _write(_chunk: Buffer, _encoding: string, done: () => void): void {

@@ -43,14 +43,14 @@ const subsets = Array.from({ length: 2 ** checkNames.length }, (_, bits) => chec
 
 describe('I-27: the decision', () => {
   it.each(subsets.map((failing) => [failing.join('+') || 'nothing', failing] as const))(
-    'with %s wrong, over every standing',
+    'with %s failing, for every standing',
     (_, failing) => {
       const invalid = failing.some((name) => name === 'chain' || name === 'validity' || name === 'eku');
       const misnamed = failing.includes('cn') || failing.includes('san');
       for (const { row, standing } of standings) {
         const { mayRegister, revoked } = standing;
         const decision = decide(verdict(failing), standing);
-        const said =
+        const decided =
           decision.kind === 'untrusted'
             ? decision.reason
             : decision.kind === 'register'
@@ -66,10 +66,10 @@ describe('I-27: the decision', () => {
           register: failing.length === 0 && !revoked && mayRegister && (row === 'none' || row === 'other'),
           'register again': failing.length === 0 && !revoked && !mayRegister && row === 'none',
         };
-        expect({ row, standing, said: [said] }).toEqual({
+        expect({ row, standing, decided: [decided] }).toEqual({
           row,
           standing,
-          said: Object.entries(possible).flatMap(([name, is]) => (is ? [name] : [])),
+          decided: Object.entries(possible).flatMap(([name, is]) => (is ? [name] : [])),
         });
       }
     },
@@ -84,10 +84,10 @@ describe('I-27: the decision', () => {
   it.each([
     ['is registered', rows.same, false, 'pass'],
     ['is registered next', rows.next, false, 'pass'],
-    ['is another than the registered', rows.other, false, 'fail'],
-    ['is another, of a new start', rows.other, true, 'unknown'],
+    ['is not the registered one', rows.other, false, 'fail'],
+    ['belongs to a new start', rows.other, true, 'unknown'],
     ['is not registered yet', rows.none, true, 'unknown'],
-  ] as const)('and the check of the thumbprint, when the certificate %s', (_, found, mayRegister, result) => {
+  ] as const)('has a check of the thumbprint when the certificate %s', (_, found, mayRegister, result) => {
     expect(registryCheck(verdict([]), { identity: found, mayRegister, revoked: false }, 5)).toMatchObject({
       check: 'thumbprint',
       verdict: result,
@@ -95,7 +95,7 @@ describe('I-27: the decision', () => {
     });
   });
 
-  it('and the check of the thumbprint, when it is revoked or the registry cannot be read', () => {
+  it('has a check of the thumbprint when the identity is revoked or the registry is unreadable', () => {
     expect(registryCheck(verdict([]), { identity: rows.same, mayRegister: true, revoked: true }, 5).verdict).toBe('fail');
     expect(registryCheck(verdict([]), undefined, 5).verdict).toBe('unknown');
   });

@@ -61,7 +61,7 @@ function stdinOf(name: CommandStep['name'], setup: sandbox.Setup, secrets: Secre
     const value = secrets.get(of);
     if (value !== undefined) return value;
     throw new DroverError('failed-precondition', `the setup names the secret ${of}, which the sandbox does not have`, {
-      hint: 'give it with --secret when the sandbox is created',
+      hint: 'pass it with --secret when the sandbox is created',
     });
   };
   switch (name) {

@@ -51,8 +51,8 @@ describe('I-30: the end of a stream', () => {
         fc.integer({ min: 4, max: 64 }),
         (text, places, limit) => {
           const bytes = Buffer.from(text.replaceAll('[', '('));
-          const said = tailOf(limit, cut(bytes, places));
-          const [, missing = '0', kept = ''] = /^(?:\[(\d+) bytes truncated\]\n)?([^]*)$/.exec(said) ?? [];
+          const output = tailOf(limit, cut(bytes, places));
+          const [, missing = '0', kept = ''] = /^(?:\[(\d+) bytes truncated\]\n)?([^]*)$/.exec(output) ?? [];
           const end = Buffer.from(kept);
           expect(end.byteLength).toBeLessThanOrEqual(limit);
           expect(Number(missing) + end.byteLength).toBe(bytes.byteLength);

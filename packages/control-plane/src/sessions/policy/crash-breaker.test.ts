@@ -27,7 +27,7 @@ async function crashes(count: number): Promise<void> {
   for (let n = 0; n < count; n++) await server();
 }
 
-/** Dials these, and returns which have been admitted. */
+/** Dials these, and returns the admitted ones. */
 function dial(breaker: CrashBreaker, ids: readonly SandboxId[]): () => readonly SandboxId[] {
   const dialled = new Set<SandboxId>();
   for (const id of ids) {
@@ -91,7 +91,7 @@ describe('after crashes', () => {
     await written(() => first().length, 1);
     const [hostile] = first();
 
-    // It crashed: the record names who was on trial.
+    // The server crashed: the record names the sandboxes on trial.
     const second = await server();
     const others = all.filter((id) => id !== hostile);
     expect(dial(second, others)()).toEqual(others);
@@ -105,7 +105,7 @@ describe('after crashes', () => {
     await clock.advance(1);
     await written(late, [hostile as SandboxId]);
 
-    // And again: the delay doubles.
+    // After another crash the delay doubles.
     expect((await server()).admit(hostile as SandboxId)).toMatchObject({ delayMs: 2 * crashDelayBaseMs });
   });
 

@@ -17,7 +17,7 @@ const running = {
   address: '10.0.0.2',
 } as SandboxRow;
 
-describe('what follows a failed attempt', () => {
+describe('the action after a failed attempt', () => {
   const attempt = { established: false, slow: false };
   it.each([
     ['is another attempt while the dial has time', {}, attempt, 60_000, 500, 'retry'],
@@ -30,7 +30,7 @@ describe('what follows a failed attempt', () => {
   });
 });
 
-describe('what follows the end of a session', () => {
+describe('the action after the end of a session', () => {
   const interrupted = { ...initialState, interruptedPlans: interruptedPlansMax };
   it.each([
     ['I-24: nothing when the sandbox is to stop', initialState, { desired: 'stopped' }, 'broken', 'done'],

@@ -28,8 +28,8 @@ import { SecretBox } from '../../secrets/index.ts';
 import { Peer, type PeerOptions } from './peer.ts';
 
 /** Polls until the assertion holds, with a timeout for a busy machine. */
-export function eventually<T>(look: () => T): ReturnType<typeof expect.poll<T>> {
-  return expect.poll(look, { timeout: 25_000, interval: 20 });
+export function eventually<T>(probe: () => T): ReturnType<typeof expect.poll<T>> {
+  return expect.poll(probe, { timeout: 25_000, interval: 20 });
 }
 
 /** A hub whose tunnels lead to inits on this machine. */
@@ -161,12 +161,12 @@ export class World implements AsyncDisposable {
     readonly state?: keyof typeof sandbox.SandboxState;
   }): Promise<SandboxRow> {
     const { secrets = {}, setup, name, state = 'RUNNING' } = options;
-    const wanted = draft({ project: 'test', ...(name === undefined ? {} : { name }), spec: setup === undefined ? {} : { setup } });
-    const id = options.id ?? wanted.id;
+    const sandboxDraft = draft({ project: 'test', ...(name === undefined ? {} : { name }), spec: setup === undefined ? {} : { setup } });
+    const id = options.id ?? sandboxDraft.id;
     const sealed = Object.entries(secrets).map(([key, value]) => ({ name: key, sealed: this.secrets.seal(id, key, Buffer.from(value)) }));
-    const row = await this.store.sandboxes.create({ ...wanted, id, secrets: sealed });
+    const row = await this.store.sandboxes.create({ ...sandboxDraft, id, secrets: sealed });
     if (!(await this.store.sandboxes.place(id, this.host.id))) throw new Error(`${id} was not placed`);
-    await this.#see(row.id, state);
+    await this.#observe(row.id, state);
     return await this.row(row.id);
   }
 
@@ -176,11 +176,11 @@ export class World implements AsyncDisposable {
     state: keyof typeof sandbox.SandboxState,
     more: MessageInitShape<typeof sandbox.SandboxObservationSchema> = {},
   ): Promise<void> {
-    await this.#see(id, state, more);
+    await this.#observe(id, state, more);
     this.hub.observe(id);
   }
 
-  async #see(
+  async #observe(
     id: SandboxId,
     state: keyof typeof sandbox.SandboxState,
     more: MessageInitShape<typeof sandbox.SandboxObservationSchema> = {},
@@ -285,7 +285,7 @@ export class World implements AsyncDisposable {
   }
 
   /** The types of its events so far. */
-  async told(subject: string): Promise<readonly string[]> {
+  async eventTypes(subject: string): Promise<readonly string[]> {
     return (await this.events(subject)).map(({ type }) => type);
   }
 
