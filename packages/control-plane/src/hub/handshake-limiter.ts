@@ -77,17 +77,17 @@ export class HandshakeLimiter {
     socket.on('error', ignore);
     this.#silent++;
     let silent = true;
-    const hasSpoken = (): void => {
+    const endSilence = (): void => {
       if (silent) this.#silent--;
       silent = false;
     };
     socket.once('close', () => {
-      hasSpoken();
+      endSilence();
       this.#connections.delete(key);
       this.#release(connection);
     });
     socket.once('readable', () => {
-      hasSpoken();
+      endSilence();
       if (socket.readableLength === 0) {
         socket.destroy(); // the peer closed it without sending
         return;

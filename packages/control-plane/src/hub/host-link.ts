@@ -6,7 +6,7 @@ import type { Metadata, ServerDuplexStream } from '@grpc/grpc-js';
 import { linkQueueBytes, linkQueueFrames } from '../limits.ts';
 import type { CallOptions, Observation, Operation, ResultValue } from './hub.ts';
 
-/** The server's side of Connect: frames in, serialized frames out (so that what waits can be counted in bytes). */
+/** The server's side of Connect. It receives frames, and sends serialized ones, so that the queue can be bounded in bytes. */
 export type ConnectCall = ServerDuplexStream<link.HostFrame, Buffer>;
 
 interface Pending {

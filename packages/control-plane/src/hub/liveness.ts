@@ -16,7 +16,7 @@ export class Liveness {
   readonly #beats = new Map<HostId, Beat>();
   /** Streams that ended and are not marked yet: by host, the newest epoch. */
   readonly #down = new Map<HostId, { readonly epoch: number; readonly reason: string }>();
-  /** The current write of heartbeats. An end is marked after it: a later heartbeat would make the host ready again. */
+  /** The current write of heartbeats. An end is marked after it; otherwise the write would make the host ready again. */
   #writing: Promise<void> = Promise.resolve();
   #marking: Promise<void> = Promise.resolve();
 

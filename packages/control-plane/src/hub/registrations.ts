@@ -49,7 +49,7 @@ export class Registrations {
       try {
         const responses = await this.#store.together(async (tables) => {
           const responses: (() => void)[] = [];
-          for (const one of batch) responses.push(await this.#one(tables, one));
+          for (const waiting of batch) responses.push(await this.#registerIn(tables, waiting));
           return responses;
         });
         for (const respond of responses) respond();
@@ -65,7 +65,7 @@ export class Registrations {
   }
 
   /** @returns the response, to be sent after the commit. A refusal precedes every write for its host, so it does not spoil the transaction. */
-  async #one({ hosts }: Tables, { registration, resolve, reject }: Waiting): Promise<() => void> {
+  async #registerIn({ hosts }: Tables, { registration, resolve, reject }: Waiting): Promise<() => void> {
     try {
       const registered = await hosts.register(registration, this.#owner);
       return () => resolve(registered);

@@ -74,7 +74,7 @@ async function authenticate({ identities, clock }: SandboxEdgeOptions, { method,
 
 /**
  * Passes the registry's row of the certificate's thumbprint to the handler (I-18, I-19). The connection must have come from the network of
- * the sandbox, as its host reports. Only the host on which the sandbox is placed can report that. @throws {Refused}
+ * the sandbox, as its host reports. Only the report of the host on which the sandbox is placed counts. @throws {Refused}
  */
 async function identify({ registry, sandboxes }: SandboxEdgeOptions, { method, contextValues }: RpcRequest): Promise<void> {
   if (!needsIdentity(method)) return;

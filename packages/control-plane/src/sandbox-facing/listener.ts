@@ -66,8 +66,8 @@ export class SandboxListener {
   readonly #perHost = new Map<string, number>();
   readonly #perSandbox = new Map<string, number>();
   /** Node's TLS server does not expose the connection beneath a socket. The socket's callbacks run in the context of this storage. */
-  readonly #entering = new AsyncLocalStorage<Connection>();
-  readonly #of = new WeakMap<TLSSocket | Http2Session, Connection>();
+  readonly #accepting = new AsyncLocalStorage<Connection>();
+  readonly #bySocket = new WeakMap<TLSSocket | Http2Session, Connection>();
   #closed = false;
 
   /** @throws {DroverError} internal if a method has no access rule (I-19) */
@@ -109,22 +109,22 @@ export class SandboxListener {
     );
     // Runs before the server's own listener, which begins to read requests.
     server.prependListener('secureConnection', (socket) => {
-      const connection = this.#entering.getStore();
+      const connection = this.#accepting.getStore();
       if (connection === undefined) return;
-      this.#of.set(socket, connection);
+      this.#bySocket.set(socket, connection);
       connection.secured(sandboxCertificate(socket.getPeerX509Certificate(), this.#options.ca.names));
     });
     server.on('session', (session) => {
-      const connection = this.#entering.getStore();
-      if (connection !== undefined) this.#of.set(session, connection);
+      const connection = this.#accepting.getStore();
+      if (connection !== undefined) this.#bySocket.set(session, connection);
       // The streams of a broken connection report its error.
       session.on('error', ignore);
     });
     server.on('tlsClientError', (error, socket) => {
-      const connection = this.#entering.getStore();
+      const connection = this.#accepting.getStore();
       // The failed check of the certificate, or the error of the handshake itself.
       const why = String(socket.authorizationError ?? error.message);
-      this.#logger.warn({ ...facts(connection), why }, 'a sandbox did not get through the TLS handshake');
+      this.#logger.warn({ ...logFieldsOf(connection), why }, 'a sandbox did not get through the TLS handshake');
       connection?.stream.destroy();
     });
     return server;
@@ -149,7 +149,7 @@ export class SandboxListener {
     if (ofSandbox >= connectionsPerSandbox) return refuse(`the sandbox has ${ofSandbox} connections open`);
     const origin = { hostId, interface: clip(inbound.interface), networkOf: sandboxId, peerAddress: clip(peerAddress) };
     const connection = new Connection(stream, origin, this.#clock, (what) => {
-      this.#logger.warn({ ...facts(connection), what }, 'a connection of a sandbox took too long and was cut');
+      this.#logger.warn({ ...logFieldsOf(connection), what }, 'a connection of a sandbox took too long and was cut');
     });
     this.#connections.add(connection);
     count(this.#perHost, hostId, 1);
@@ -159,7 +159,7 @@ export class SandboxListener {
       count(this.#perHost, hostId, -1);
       count(this.#perSandbox, key, -1);
     });
-    this.#entering.run(connection, () => this.#server.emit('connection', stream));
+    this.#accepting.run(connection, () => this.#server.emit('connection', stream));
   };
 
   get connections(): number {
@@ -220,7 +220,7 @@ export class SandboxListener {
       this.#handle(request, response);
     } catch (error) {
       // The adapter throws for a request without a valid URL: no host, or an invalid path or header.
-      this.#logger.info({ ...facts(connection), err: error }, 'a request of a sandbox could not be read');
+      this.#logger.info({ ...logFieldsOf(connection), err: error }, 'a request of a sandbox could not be read');
       response.statusCode = 400;
       response.end();
     }
@@ -228,7 +228,7 @@ export class SandboxListener {
 
   #connectionOf(request: Request): Connection | undefined {
     const at = request instanceof Http2ServerRequest ? request.stream.session : (request.socket as TLSSocket);
-    return at === undefined ? undefined : this.#of.get(at);
+    return at === undefined ? undefined : this.#bySocket.get(at);
   }
 
   #tls({ certificatePem, keyPem }: ServerIdentity): SecureServerOptions {
@@ -244,7 +244,7 @@ export class SandboxListener {
   }
 }
 
-function facts(connection: Connection | undefined): Record<string, unknown> {
+function logFieldsOf(connection: Connection | undefined): Record<string, unknown> {
   if (connection === undefined) return {};
   const { hostId, networkOf, peerAddress, certificate } = connection.caller;
   return { hostId, networkOf, peerAddress, sandboxId: certificate?.sandboxId ?? '' };

@@ -32,15 +32,15 @@ export class ServerCertificate {
     return this.#credentials;
   }
 
-  /** Renews until the signal aborts. Open connections keep their certificate. @param use called with each new certificate */
-  async keep(use: (identity: ServerIdentity) => void, clock: Clock, logger: Logger, signal: AbortSignal): Promise<void> {
+  /** Renews until the signal aborts. Open connections keep their certificate. @param onRenewed called with each new certificate */
+  async renewUntilAborted(onRenewed: (identity: ServerIdentity) => void, clock: Clock, logger: Logger, signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       if (clock.now() >= renewAt(this.#identity.certificatePem)) {
         try {
           const issued = await this.#ca.issueControlPlane(this.#names);
           this.#identity = issued;
           this.#credentials = credentialsOf(issued, this.#ca);
-          use(issued);
+          onRenewed(issued);
           logger.info({ notAfter: issued.notAfter }, 'the certificate of the server was renewed');
         } catch (error) {
           logger.error({ err: error }, 'the certificate of the server could not be renewed; retrying');

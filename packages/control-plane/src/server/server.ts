@@ -71,7 +71,7 @@ async function start(options: ControlPlaneOptions, opened: AsyncDisposableStack)
   const { api, address } = await serveApi(assembly, parts, publicHost, linkPort);
   keepRunning(
     assembly,
-    certificate.keep(
+    certificate.renewUntilAborted(
       (identity) => [sandboxListener, hub, api].forEach((server) => server.rotate(identity)),
       clock,
       logger,

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createKeyAndRequest, thumbprintOf, type CertificateAuthority } from '@drover/pki';
-// After pki, which loads what it needs.
+// Imported after pki, which loads its prerequisites.
 import * as x509 from '@peculiar/x509';
 
 /** PEM. The presented chain, leaf first. */

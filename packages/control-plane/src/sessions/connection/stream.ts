@@ -5,9 +5,9 @@ import { driftsLogged, maxInitErrorLength, sessionQueueFrames } from '../../limi
 import type { InitClient } from './connect.ts';
 
 export type RequestPayload = NonNullable<MessageInitShape<typeof init.SessionRequestSchema>['payload']>;
-export type AnswerPayload = Exclude<init.SessionResponse['payload'], { case: undefined }>;
-export type AnswerCase = AnswerPayload['case'];
-export type AnswerOf<Case extends AnswerCase> = Extract<AnswerPayload, { readonly case: Case }>['value'];
+export type ResponsePayload = Exclude<init.SessionResponse['payload'], { case: undefined }>;
+export type ResponseCase = ResponsePayload['case'];
+export type ResponseOf<Case extends ResponseCase> = Extract<ResponsePayload, { readonly case: Case }>['value'];
 
 /** How a session stream ended. */
 export interface SessionEnd {
@@ -35,9 +35,9 @@ export interface StreamHooks {
 }
 
 interface Request {
-  readonly expected: AnswerCase;
-  readonly onPart: ((part: AnswerPayload) => void) | undefined;
-  readonly resolve: (value: AnswerPayload['value']) => void;
+  readonly expected: ResponseCase;
+  readonly onPart: ((part: ResponsePayload) => void) | undefined;
+  readonly resolve: (value: ResponsePayload['value']) => void;
   readonly reject: (error: Error) => void;
 }
 
@@ -61,11 +61,11 @@ export class SessionStream {
    * @throws {DroverError} the error that init returned; protocol-violation for any response other than `expected`; queue-full
    * @throws {StreamLost} the stream ended first
    */
-  async request<Case extends AnswerCase>(
+  async request<Case extends ResponseCase>(
     payload: RequestPayload,
     expected: Case,
-    onPart?: (part: AnswerPayload) => void,
-  ): Promise<AnswerOf<Case>> {
+    onPart?: (part: ResponsePayload) => void,
+  ): Promise<ResponseOf<Case>> {
     if (this.#end !== undefined) throw new StreamLost(this.#end);
     if (this.#requests.size >= sessionQueueFrames) {
       throw new DroverError('queue-full', `${this.#requests.size} requests already wait for responses of the sandbox`, {
@@ -73,12 +73,12 @@ export class SessionStream {
       });
     }
     const id = this.#nextId++;
-    const answer = Promise.withResolvers<AnswerPayload['value']>();
+    const response = Promise.withResolvers<ResponsePayload['value']>();
     this.#sending.push(create(init.SessionRequestSchema, { id, payload }));
-    this.#requests.set(id, { expected, onPart, resolve: answer.resolve, reject: answer.reject });
+    this.#requests.set(id, { expected, onPart, resolve: response.resolve, reject: response.reject });
     // A caller that awaits a rejected request late must not cause an unhandled rejection.
-    answer.promise.catch(() => undefined);
-    return (await answer.promise) as AnswerOf<Case>;
+    response.promise.catch(() => undefined);
+    return (await response.promise) as ResponseOf<Case>;
   }
 
   /**
@@ -98,7 +98,7 @@ export class SessionStream {
           }
           this.#drift(response, 'an unknown notice');
         } else {
-          this.#answered(response);
+          this.#handleResponse(response);
         }
       }
       return end;
@@ -114,7 +114,7 @@ export class SessionStream {
     }
   }
 
-  #answered(response: init.SessionResponse): void {
+  #handleResponse(response: init.SessionResponse): void {
     const { id, error, payload } = response;
     const request = this.#requests.get(id);
     // I-33: a response with an unknown id is dropped, and one with an unknown payload is logged; neither ends the session.

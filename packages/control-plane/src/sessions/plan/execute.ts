@@ -2,7 +2,7 @@ import { DroverError, withDeadline, type Clock, type SandboxId } from '@drover/f
 import type { InitFailure, Journal, StepFailure, StepPlace } from '../../events/index.ts';
 import { responseSlackMs, stderrTailBytes, stepMs } from '../../limits.ts';
 import type { CommandStep, PlanStep } from './plan.ts';
-import { StreamLost, type AnswerOf, type SessionStream } from '../connection/index.ts';
+import { StreamLost, type ResponseOf, type SessionStream } from '../connection/index.ts';
 import { Tail } from './tail.ts';
 
 export interface PlanContext {
@@ -72,7 +72,7 @@ async function startMain({ clock, ready }: PlanContext): Promise<StepFailure | u
 /** Runs one command in the sandbox. Discards its stdout, and retains the end of its stderr. */
 async function runCommand(step: CommandStep, { stream, clock }: PlanContext): Promise<StepFailure | 'sandbox-ended' | undefined> {
   const stderr = new Tail(stderrTailBytes);
-  let exited: AnswerOf<'stepExited'>;
+  let exited: ResponseOf<'stepExited'>;
   try {
     const { name, argv, stdin, timeoutMs } = step;
     const request = stream.request(

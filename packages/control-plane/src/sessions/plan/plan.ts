@@ -57,10 +57,10 @@ export function planOf(setup: sandbox.Setup | undefined, secrets: SecretValues):
 }
 
 function stdinOf(name: CommandStep['name'], setup: sandbox.Setup, secrets: SecretValues): Uint8Array<ArrayBuffer> {
-  const secret = (of: string): Uint8Array<ArrayBuffer> => {
-    const value = secrets.get(of);
+  const secret = (secretName: string): Uint8Array<ArrayBuffer> => {
+    const value = secrets.get(secretName);
     if (value !== undefined) return value;
-    throw new DroverError('failed-precondition', `the setup names the secret ${of}, which the sandbox does not have`, {
+    throw new DroverError('failed-precondition', `the setup names the secret ${secretName}, which the sandbox does not have`, {
       hint: 'pass it with --secret when the sandbox is created',
     });
   };

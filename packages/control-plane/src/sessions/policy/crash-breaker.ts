@@ -53,11 +53,11 @@ export class CrashBreaker {
    * @throws {DroverError} when it cannot be read or written
    */
   static async open(path: string, lastEnd: string, clock: Clock, logger: Logger): Promise<CrashBreaker> {
-    const left = await readFile(path, 'utf8').then(parseRecord, (error: unknown) => {
+    const previous = await readFile(path, 'utf8').then(parseRecord, (error: unknown) => {
       if (errnoOf(error) === 'ENOENT') return noCrash;
       throw DroverError.from(error);
     });
-    const beginning = begin(left, lastEnd);
+    const beginning = begin(previous, lastEnd);
     const breaker = new CrashBreaker(path, beginning, clock, logger);
     await breaker.#write(true);
     const { crashes, suspects, allOnTrial } = beginning;

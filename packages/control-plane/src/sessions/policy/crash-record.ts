@@ -34,13 +34,13 @@ const foreignSignals: ReadonlySet<string> = new Set(['SIGKILL', 'SIGTERM', 'SIGI
  * count as a crash.
  * @param lastEnd how the previous server ended, as its service manager reports it: a signal's name or an exit status; empty if unknown
  */
-export function begin(left: CrashRecord, lastEnd: string): Beginning {
-  const crashed = left.running && !foreignSignals.has(lastEnd);
-  const before = left.running && !left.settled ? left.crashes : 0;
+export function begin(previous: CrashRecord, lastEnd: string): Beginning {
+  const crashed = previous.running && !foreignSignals.has(lastEnd);
+  const before = previous.running && !previous.settled ? previous.crashes : 0;
   const crashes = crashed ? before + 1 : before;
-  const suspects = new Map(Object.entries(left.suspects) as [SandboxId, number][]);
-  if (crashed) for (const id of left.trial) suspects.set(id, (suspects.get(id) ?? 0) + 1);
-  return { crashes, suspects, allOnTrial: crashes >= crashesBeforeTrials && !(crashed && left.trial.length > 0) };
+  const suspects = new Map(Object.entries(previous.suspects) as [SandboxId, number][]);
+  if (crashed) for (const id of previous.trial) suspects.set(id, (suspects.get(id) ?? 0) + 1);
+  return { crashes, suspects, allOnTrial: crashes >= crashesBeforeTrials && !(crashed && previous.trial.length > 0) };
 }
 
 /** The duration of a trial. It grows with the number of crashes, to catch a peer that delays its attack. Milliseconds. */
