@@ -48,14 +48,14 @@ export class Registrations {
       const batch = this.#waiting.splice(0, registrationBatch);
       try {
         const responses = await this.#store.together(async (tables) => {
-          const responses: (() => void)[] = [];
-          for (const waiting of batch) responses.push(await this.#registerIn(tables, waiting));
-          return responses;
+          const registered: (() => void)[] = [];
+          for (const waiting of batch) registered.push(await this.#registerIn(tables, waiting));
+          return registered;
         });
         for (const respond of responses) respond();
       } catch (error) {
         // One registration or the commit failed. Retry each alone, so that one cannot fail the others.
-        if (batch.length > 1) this.#logger.warn({ err: error, hosts: batch.length }, 'hosts could not be registered in one transaction; registering them one by one');
+        if (batch.length > 1) this.#logger.warn({ err: error, hosts: batch.length }, 'hosts could not be registered in one transaction; retrying one by one');
         for (const { registration, resolve, reject } of batch) {
           await this.#store.hosts.register(registration, this.#owner).then(resolve, reject);
         }
