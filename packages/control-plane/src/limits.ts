@@ -8,7 +8,7 @@ export const hostTtlMs = 30_000;
 export const hubTickMs = 1_000;
 /** Heartbeats in one store transaction; more go into the next one. */
 export const heartbeatBatch = 1_000;
-/** How often the hub compares its streams with the stored hosts, to end streams of removed hosts and superseded streams (L-4, L-11). Milliseconds. */
+/** How often the hub looks for streams that are superseded or whose hosts are removed (L-4, L-11). Milliseconds. */
 export const linkAuditMs = 10_000;
 /** A stream that has not sent its first frame by then is ended with DEADLINE_EXCEEDED. Milliseconds. */
 export const firstFrameMs = 10_000;
@@ -31,7 +31,7 @@ export const maxEgressTextLength = 300;
  * that tries a new destination every second would otherwise displace the events of all others from `retainedEvents` within days.
  */
 export const hostEventsPerSandboxHour = 240;
-/** Accept ramp (L-12): registrations per second, and the burst after a quiet time; further hosts receive GoAway BUSY with the time of their slot. */
+/** Accept ramp (L-12): registrations per second, and the burst after a quiet time; further hosts receive GoAway BUSY with a later time. */
 export const registrationsPerSecond = 400;
 export const registrationBurst = 400;
 /** Registrations in one transaction on SQLite; more go into the next one. */
@@ -102,7 +102,7 @@ export const defaultRequestCpuMillis = 100;
 export const defaultRequestMemoryBytes = 64 * 1024 * 1024;
 /** API: how long an exec or a log tries to reattach after a break of its sandbox's session, ms. Then it fails with the session's error. */
 export const reattachMs = 60_000;
-/** API: how long init may take to begin an exec or to attach to one while the session is open; then the call fails with timed-out. Milliseconds. */
+/** API: how long init may take to begin an exec or to attach to one on an open session; then the call fails with timed-out. Milliseconds. */
 export const initAnswerMs = 30_000;
 /**
  * API: how long a copy or a read of a log may stall: without a message from init (or from the host, if the sandbox does not run), and without

@@ -219,7 +219,7 @@ interface Run {
 
 type Probe = (signal: AbortSignal) => Promise<void>;
 
-/** Starts this program as a supervised process, and waits until it is healthy. @throws {DroverError} unavailable, with the error that it logged */
+/** Starts this program as a supervised process, and waits until it is healthy. @throws {DroverError} unavailable, with its logged error */
 async function startProcess(run: Run, name: string, args: readonly string[], probe: Probe, timeoutMs: number): Promise<void> {
   const { cli, supervisor, logger, log } = run;
   const main = process.argv[1];

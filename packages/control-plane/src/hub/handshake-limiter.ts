@@ -18,8 +18,8 @@ interface Connection {
 
 /**
  * Accepts connections, and bounds how many are in their TLS handshake (L-12): when thousands reconnect, the first get through quickly
- * instead of all of them slowly. The other connections wait unread, in order. A connection enters the queue with its first bytes, so that a silent one
- * delays no other.
+ * instead of all of them slowly. The other connections wait unread, in order. A connection enters the queue with its first bytes, so that a
+ * silent connection delays no other.
  *
  * The first bytes, the ClientHello, are read here and not by TLS: Node then sizes the connection's inbound buffer by them (16 KiB)
  * instead of the 64 KiB that it reserves for a read of unknown length, for the life of the connection.

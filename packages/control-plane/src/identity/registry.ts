@@ -172,7 +172,7 @@ export class Registry {
     return isIssued ? token : undefined;
   }
 
-  /** Evicts the rows of sandboxes that no longer exist (I-12). Publishes ReapDegraded after three failed listings. @returns the number of evicted rows */
+  /** Evicts the rows of deleted sandboxes (I-12). Publishes ReapDegraded after three failed listings. @returns the number of evicted rows */
   async reap(): Promise<number> {
     let reaped = 0;
     for (;;) {

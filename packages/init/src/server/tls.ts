@@ -27,7 +27,7 @@ export interface StrictServer {
 export interface StrictServerOptions {
   readonly identity: ServerIdentity;
   readonly controlPlaneUri: string;
-  /** The host's address. The workload can also reach the port, but from another address. Undefined: a Unix socket, which its directory protects. */
+  /** The host's address. The workload reaches the port from another address. Undefined: a Unix socket, which its directory protects. */
   readonly peerAddress: string | undefined;
   readonly accept: (socket: TLSSocket) => void;
   readonly refused: (reason: string) => void;

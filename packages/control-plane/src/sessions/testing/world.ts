@@ -131,7 +131,7 @@ export class World implements AsyncDisposable {
   /** The sessions of a control plane. A further call represents its restart. */
   sessions(options: Partial<SessionManagerOptions> = {}): SessionManager {
     const { store, hub, registry, worldview, ca, identity, clock } = this;
-    const made = new SessionManager({
+    const manager = new SessionManager({
       store,
       hub,
       registry,
@@ -147,9 +147,9 @@ export class World implements AsyncDisposable {
       random: () => 0,
       ...options,
     });
-    made.attach();
-    this.#held.defer(async () => await made.closeAll());
-    return made;
+    manager.attach();
+    this.#held.defer(async () => await manager.closeAll());
+    return manager;
   }
 
   /** A sandbox on the host, in a state that has not been announced yet. */
