@@ -55,7 +55,8 @@ export class Registrations {
         for (const respond of responses) respond();
       } catch (error) {
         // One registration or the commit failed. Retry each alone, so that one cannot fail the others.
-        if (batch.length > 1) this.#logger.warn({ err: error, hosts: batch.length }, 'hosts could not be registered in one transaction; retrying one by one');
+        if (batch.length > 1)
+          this.#logger.warn({ err: error, hosts: batch.length }, 'hosts could not be registered in one transaction; retrying one by one');
         for (const { registration, resolve, reject } of batch) {
           await this.#store.hosts.register(registration, this.#owner).then(resolve, reject);
         }

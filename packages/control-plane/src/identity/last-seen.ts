@@ -42,7 +42,10 @@ export class LastSeen {
     try {
       await this.#identities.seen([...batch].map(([sandboxId, seen]) => ({ sandboxId, ...seen })));
     } catch (error) {
-      this.#logger.warn({ err: error, sandboxes: batch.size }, 'the times at which sandboxes were last seen could not be written; retrying');
+      this.#logger.warn(
+        { err: error, sandboxes: batch.size },
+        'the times at which sandboxes were last seen could not be written; retrying',
+      );
       for (const [id, seen] of batch) if (this.#waiting.size < pendingSeen && !this.#waiting.has(id)) this.#waiting.set(id, seen);
     }
   }

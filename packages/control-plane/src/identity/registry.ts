@@ -239,10 +239,7 @@ export class Registry {
       try {
         if ((await store.identities.evict(id, 'reaped')) !== undefined) reaped++;
       } catch (error) {
-        logger.error(
-          { err: error, sandboxId: id },
-          'the identity of a deleted sandbox could not be evicted; the next start retries',
-        );
+        logger.error({ err: error, sandboxId: id }, 'the identity of a deleted sandbox could not be evicted; the next start retries');
       }
     }
     if (reaped > 0) logger.warn({ reaped }, 'evicted the identities of deleted sandboxes');

@@ -317,7 +317,9 @@ describe('a session that breaks within its plan', () => {
   it('because the sandbox ended does not fail the plan', async () => {
     const box = await world.box({ ...whole, ...failing('git', (_, session) => session.mainExited(0)) });
     sessions.dial(box.id);
-    await eventually(async () => (sessions.status(box.id).state === 'none' ? await world.eventTypes(box.id) : [])).toContain('InitStepStarted');
+    await eventually(async () => (sessions.status(box.id).state === 'none' ? await world.eventTypes(box.id) : [])).toContain(
+      'InitStepStarted',
+    );
     expect(await world.eventTypes(box.id)).not.toContain('InitFailed');
   });
 

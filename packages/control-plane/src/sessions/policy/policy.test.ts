@@ -24,7 +24,14 @@ describe('the action after a failed attempt', () => {
     ['is the end of the dial when the next attempt would be too late', {}, attempt, 500, 500, 'give-up'],
     ['is the end of a slow redial', {}, { established: false, slow: true }, 60_000, 500, 'give-up'],
     ['is a redial after an established session, even past the deadline', {}, { established: true, slow: false }, 0, 0, 'broken'],
-    ['I-25: is the end of the dial when descriptors leak', { closeFailures: closeFailuresMax }, { established: true, slow: false }, 60_000, 0, 'leaking'],
+    [
+      'I-25: is the end of the dial when descriptors leak',
+      { closeFailures: closeFailuresMax },
+      { established: true, slow: false },
+      60_000,
+      0,
+      'leaking',
+    ],
   ] as const)('%s', (_, state, made, leftMs, delayMs, expected) => {
     expect(afterFailure({ ...initialState, ...state }, made, leftMs, delayMs)).toBe(expected);
   });
