@@ -48,7 +48,7 @@ const identityKey = createContextKey<Identity | undefined>(undefined, { descript
 /** @throws {DroverError} internal for a request without a connection, which is a programming error */
 export function callerOf(values: ContextValues): Caller {
   const caller = values.get(callerKey);
-  if (caller === undefined) throw new DroverError('internal', 'a call has no connection');
+  if (caller === undefined) throw new DroverError('internal', 'a call came without its connection');
   return caller;
 }
 
