@@ -8,12 +8,12 @@ import { tool } from './images.ts';
 import { HostNetwork, removeTraces } from './second-host.ts';
 
 const clonePath = '/srv/drover.git';
-/** On a bare machine: a repository with the commits of this checkout. */
+/** The repository on a bare machine, which holds the commits of this checkout. */
 export const cloneSource = `file://${clonePath}`;
 
 /**
- * The root file system of a fresh Debian machine with its own Node.js and npm, and with git: what the README asks for. Held in memory. Its
- * packages come from this machine's mirrors. The settings that a user would carry over are this machine's: apt's and npm's configuration, the
+ * The root file system of a fresh Debian machine with the prerequisites of the README: its own Node.js and npm, and git. It lies in memory.
+ * Its packages come from this machine's mirrors. It inherits the settings that a user would carry over: apt's and npm's configuration, the
  * resolver, and the certificates and proxies that the environment names.
  */
 export class BareRoot implements AsyncDisposable {
@@ -24,7 +24,7 @@ export class BareRoot implements AsyncDisposable {
     this.#directory = directory;
   }
 
-  /** @param packages more packages, by Debian's names */
+  /** @param packages the Debian names of additional packages */
   static async create(packages: readonly string[]): Promise<BareRoot> {
     const root = new BareRoot(await mkdtemp(join(tmpdir(), 'drover-bare-')));
     try {
@@ -38,7 +38,7 @@ export class BareRoot implements AsyncDisposable {
     }
   }
 
-  /** For files of the test's own, outside the root. */
+  /** A directory outside the root for files of the test. */
   get scratch(): string {
     return this.#directory;
   }
@@ -62,7 +62,7 @@ export class BareRoot implements AsyncDisposable {
     const npm = join(this.path, 'root/.npmrc');
     for (const kind of ['globalconfig', 'userconfig']) {
       const file = (await tool('npm', 'config', 'get', kind)).trim();
-      // What names a directory of this machine's Node.js is no setting of the user's.
+      // Settings that name a directory of this machine's Node.js do not apply to the other machine.
       if (existsSync(file)) await appendFile(npm, (await readFile(file, 'utf8')).replaceAll(/^(?:nodedir|prefix) *=.*$/gm, ''));
     }
     const named = [(await tool('npm', 'config', 'get', 'cafile')).trim(), ...Object.values(carriedEnvironment())];
@@ -73,7 +73,7 @@ export class BareRoot implements AsyncDisposable {
     await tool('git', 'clone', '--quiet', '--bare', repository, join(this.path, clonePath));
   }
 
-  /** A root that begins as this one is now. This one must not change as long as there is a copy. */
+  /** Returns a root that starts with the present contents of this one. This root must not change while a copy exists. */
   async copy(name: string): Promise<string> {
     const at = (part: string): string => join(this.#directory, name, part);
     for (const part of ['root', 'upper', 'work']) await mkdir(at(part), { recursive: true });
@@ -90,7 +90,7 @@ export class BareRoot implements AsyncDisposable {
   }
 }
 
-/** Proxies and certificates that programs of this machine find through the environment. */
+/** Variables that name the proxies and certificates of this machine's programs. */
 function carriedEnvironment(): Record<string, string> {
   const pattern = /^(?:https?_proxy|no_proxy|all_proxy|NODE_EXTRA_CA_CERTS|GIT_SSL_CAINFO|SSL_CERT_FILE|CURL_CA_BUNDLE)$/i;
   const entries = Object.entries(process.env).filter(([name]) => pattern.test(name));
@@ -98,8 +98,8 @@ function carriedEnvironment(): Record<string, string> {
 }
 
 /**
- * A machine with a root of its own: own mounts, processes and network, this machine's kernel and cgroups. It reaches the outside through this
- * machine.
+ * A machine with its own root, mounts, processes and network. It shares this machine's kernel and cgroups, and reaches the outside through
+ * this machine.
  */
 export class BareMachine implements AsyncDisposable {
   readonly network: HostNetwork;
@@ -135,7 +135,7 @@ export class BareMachine implements AsyncDisposable {
     }
   }
 
-  /** A shell command as root types it on that machine: a program and its arguments. */
+  /** Returns a program and its arguments that run a shell command as root on that machine. */
   command(line: string, directory = '/root', env: Readonly<Record<string, string>> = {}): readonly [string, ...string[]] {
     const path = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
     const variables = { HOME: '/root', PATH: path, TERM: 'xterm', NO_COLOR: '1', ...carriedEnvironment(), ...env };
@@ -144,7 +144,7 @@ export class BareMachine implements AsyncDisposable {
     return ['nsenter', ...enter, 'env', '-i', ...words, 'bash', '-c', `cd ${directory} && ${line}`];
   }
 
-  /** Runs a shell command to its end; never rejects for its exit code. */
+  /** Runs a shell command to its end. Never rejects for its exit code. */
   async run(
     line: string,
     options: { readonly directory?: string; readonly input?: string; readonly timeoutMs?: number } = {},
@@ -161,7 +161,7 @@ export class BareMachine implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    // Its processes end with the first one of them.
+    // SIGKILL of the first process ends every process of its PID namespace.
     this.#first.kill('SIGKILL');
     await this.#first;
     await removeTraces(join(this.#root, 'var/lib/drover/host'));
@@ -177,8 +177,8 @@ function boot(network: HostNetwork, root: string) {
 }
 
 /**
- * Mounts what a machine has, and becomes its first process, which collects processes without a parent. The root is the mount namespace's own:
- * below chroot(2) the kernel refuses user namespaces.
+ * Mounts the file systems of a machine and becomes its first process, which reaps orphans. The root is the mount namespace's own, because the
+ * kernel refuses user namespaces below chroot(2).
  */
 const firstProcess = `set -e
 root=$1

@@ -10,10 +10,10 @@ import { messageJson } from 'drover';
 import { execa } from 'execa';
 import { commandLine, endProcesses, processesUnder } from './processes.ts';
 
-/** The checkout whose program is tested: this one, or the one that DROVER_TEST_CHECKOUT names (CONTRIBUTING.md). */
+/** The checkout under test: this one, or the one named by DROVER_TEST_CHECKOUT (CONTRIBUTING.md). */
 export const repository = process.env['DROVER_TEST_CHECKOUT'] ?? join(import.meta.dirname, '..', '..');
 export const launcher = join(repository, 'drover');
-/** Whether that is another checkout than this one: its command line is then not the one that tests can import. */
+/** Whether the checkout under test is another one. The modules that tests import then differ from its command line. */
 export const testsOtherCheckout = process.env['DROVER_TEST_CHECKOUT'] !== undefined;
 
 export interface Finished {
@@ -33,12 +33,12 @@ export interface ExecOptions {
   readonly user?: string;
 }
 
-/** What a sandbox gets beside its name and command. */
+/** The specification of a sandbox, apart from its command. */
 export type Spec = Omit<CreateOptions['spec'], '$typeName' | 'command'>;
 
-/** How long the control plane may take to answer a question, and to do what it is asked for. Milliseconds; longer fails. */
+/** Time limit of a request to the control plane, including the operation that it waits for. Milliseconds. */
 const answerMs = 60_000;
-/** What removed and stopped sandboxes come to. */
+/** The states that `stop` waits for. */
 const over: readonly SandboxStateName[] = ['stopped', 'failed', 'deleting', 'deleted'];
 
 type Up = ReturnType<typeof startUp>;
@@ -47,12 +47,12 @@ function startUp([file, ...args]: readonly [string, ...string[]], env: Readonly<
   return execa(file, args, { env, reject: false, stdin: 'ignore', cleanup: false });
 }
 
-/** A command that runs a program and its arguments with other contents of /etc/hosts, which the rest of this machine does not see. */
+/** Returns a command that runs a program with other contents of /etc/hosts in a mount namespace of its own. */
 const withHosts = (hosts: string) => ['unshare', '--mount', 'sh', '-ec', 'mount --bind "$0" /etc/hosts; exec "$@"', hosts] as const;
 
-/** One `drover up` with a data directory, ports and a context of its own, and the CLI that talks to it. */
+/** One `drover up` with its own data directory, ports and CLI context. */
 export class TestDrover implements AsyncDisposable {
-  /** Everything of this instance is below it. */
+  /** Holds every file of this instance. */
   readonly directory: string;
   readonly data: string;
   readonly #hosts: string | undefined;
@@ -67,9 +67,9 @@ export class TestDrover implements AsyncDisposable {
   }
 
   /**
-   * Starts `drover up ARGS…` and waits until it says that it is ready.
-   * @param prepare what is to be in its directory before, for instance what sandboxes may mount; gives more arguments
-   * @param hosts a file that is its /etc/hosts
+   * Starts `drover up ARGS…` and waits until it prints that it is ready.
+   * @param prepare fills its directory first, for instance with volumes for sandboxes, and returns additional arguments
+   * @param hosts a file that replaces its /etc/hosts
    */
   static async start(
     args: readonly string[] = [],
@@ -77,7 +77,7 @@ export class TestDrover implements AsyncDisposable {
     hosts?: string,
   ): Promise<TestDrover> {
     const drover = new TestDrover(await mkdtemp(join(tmpdir(), 'drover-e2e-')), hosts);
-    // The image store and the roots of sandboxes are below; their owners are not root.
+    // The image store and the roots of sandboxes lie below. Their owners are not root and must be able to enter.
     await execa('chmod', ['711', drover.directory]);
     try {
       await drover.up([...args, ...((await prepare?.(drover.directory)) ?? [])]);
@@ -88,17 +88,17 @@ export class TestDrover implements AsyncDisposable {
     }
   }
 
-  /** What `up` has printed. */
+  /** The output of `up` so far. */
   get output(): string {
     return this.#output;
   }
 
-  /** Starts `up` (again) on the same data directory. */
+  /** Starts or restarts `up` on the same data directory. */
   async up(args: readonly string[] = []): Promise<void> {
     this.#output = '';
-    // It may listen elsewhere than before.
+    // Its address may differ from the previous one.
     this.#closeClient();
-    // Making sandboxes ahead takes time from the others here: who wants them says so in `args`.
+    // Standbys would take CPU time from other tests, so a test that needs them asks for them in `args`.
     const command = [launcher, 'up', '--data', this.data, '--listen', '127.0.0.1:0', '--standbys', '0', ...args] as const;
     const up = startUp(this.#hosts === undefined ? command : [...withHosts(this.#hosts), ...command], this.environment);
     this.#up = up;
@@ -115,7 +115,7 @@ export class TestDrover implements AsyncDisposable {
     );
   }
 
-  /** Ends `up` as Ctrl-C does; gives its exit code. */
+  /** Sends Ctrl-C's signal to `up` and returns its exit code. */
   async interrupt(): Promise<number> {
     this.#up?.kill('SIGINT');
     return (await this.#up)?.exitCode ?? -1;
@@ -125,7 +125,7 @@ export class TestDrover implements AsyncDisposable {
     return this.#up?.pid ?? 0;
   }
 
-  /** The pid of `up`'s control plane or agent. */
+  /** Returns the pid of a child of `up`. */
   async pidOf(part: 'serve' | 'agent' | 'gateway'): Promise<number> {
     return await eventually(`${part} runs`, async () => {
       for (const pid of await processesUnder(this.data)) {
@@ -140,7 +140,7 @@ export class TestDrover implements AsyncDisposable {
     return { XDG_CONFIG_HOME: join(this.directory, 'config'), NO_COLOR: '1' };
   }
 
-  /** Runs `drover ARGS…` to its end; never rejects for its exit code. */
+  /** Runs `drover ARGS…` to its end. Never rejects for its exit code. */
   async run(args: readonly string[], options: RunOptions = {}): Promise<Finished> {
     const result = await execa(launcher, args, {
       env: { ...this.environment, ...options.env },
@@ -154,40 +154,40 @@ export class TestDrover implements AsyncDisposable {
     return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
   }
 
-  /** Runs `drover ARGS… -o json` and gives what it printed; rejects when it fails. */
+  /** Runs `drover ARGS… -o json` and returns the parsed output. Rejects when the command fails. */
   async json<T = Record<string, unknown>>(args: readonly string[]): Promise<T> {
-    // What follows `--`, or the command of a sandbox, is not an option of Drover.
+    // Words after `--`, and the command of a sandbox, are not options of Drover.
     const words = args.includes('--') ? [...args.slice(0, 1), '-o', 'json', ...args.slice(1)] : [...args, '-o', 'json'];
     const { code, stdout, stderr } = await this.run(words);
     if (code !== 0) throw new Error(`drover ${args.join(' ')} ended with ${code}: ${stderr}`);
     return JSON.parse(stdout) as T;
   }
 
-  // What only prepares, clears away or looks goes through the SDK: a command of its own costs many times what it asks for.
+  // Preparation, cleanup and polling use the SDK, because starting the CLI costs many times as much as the request.
 
-  /** What `drover sandbox get NAME -o json` shows. */
+  /** Returns the output of `drover sandbox get NAME -o json`. */
   async sandbox<T = Record<string, unknown>>(name: string): Promise<T> {
     return await this.#ask(async (client) => messageJson(api.SandboxSchema, await client.sandboxes.get(name)));
   }
 
-  /** What `drover sandbox ls -o json` shows. */
+  /** Returns the output of `drover sandbox ls -o json`. */
   async sandboxes<T = Record<string, unknown>>(): Promise<T[]> {
     return await this.#ask(async (client) => (await client.sandboxes.list()).map((sandbox) => messageJson(api.SandboxSchema, sandbox)));
   }
 
-  /** What `drover host get NAME -o json` shows. */
+  /** Returns the output of `drover host get NAME -o json`. */
   async host<T = Record<string, unknown>>(name: string): Promise<T> {
     return await this.#ask(async (client) => messageJson(api.HostSchema, await client.hosts.get(name)));
   }
 
-  /** What `drover host ls --all -o json` shows. */
+  /** Returns the output of `drover host ls --all -o json`. */
   async hosts<T = Record<string, unknown>>(): Promise<T[]> {
     return await this.#ask(async (client) =>
       (await client.hosts.list({ includeRemoved: true })).map((host) => messageJson(api.HostSchema, host)),
     );
   }
 
-  /** Whether the control plane answers. */
+  /** Whether the control plane responds. */
   async answers(): Promise<boolean> {
     return await this.sandboxes().then(
       () => true,
@@ -195,7 +195,7 @@ export class TestDrover implements AsyncDisposable {
     );
   }
 
-  /** `drover run -d --name NAME host -- COMMAND`: resolves when the command has begun. */
+  /** `drover run -d --name NAME host -- COMMAND`: resolves when the sandbox is ready. */
   async begin<T = Record<string, unknown>>(name: string, command: readonly string[], spec: Spec = {}): Promise<T> {
     return await this.#ask(async (client) => {
       const { id } = await client.sandboxes.create({ name, spec: { image: 'host', ...spec, command: [...command] } });
@@ -213,7 +213,7 @@ export class TestDrover implements AsyncDisposable {
     await this.#ask(async ({ sandboxes }) => await sandboxes.waitFor((await sandboxes.start(name)).id, ['running']));
   }
 
-  /** `drover sandbox stop NAME`. @param graceMs absent takes the sandbox's own */
+  /** `drover sandbox stop NAME`. @param graceMs defaults to the sandbox's own grace */
   async stop(name: string, graceMs?: number): Promise<void> {
     const options = graceMs === undefined ? {} : { graceMs };
     await this.#ask(async ({ sandboxes }) => await sandboxes.waitFor((await sandboxes.stop(name, options)).id, over));
@@ -239,11 +239,11 @@ export class TestDrover implements AsyncDisposable {
     });
   }
 
-  /** Reads the output of `drover exec NAME -- ARGV` to its end, or until the signal aborts. Returns how many bytes came. */
+  /** Reads the output of `drover exec NAME -- ARGV` to its end, or until the signal aborts. Returns the number of bytes. */
   async drain(name: string, argv: readonly string[], signal?: AbortSignal): Promise<number> {
     return await this.#ask(async ({ sandboxes }) => {
       const handle = sandboxes.exec(name, { argv, ...(signal === undefined ? {} : { signal }) });
-      // Each of them fails with the exec; the last is awaited.
+      // A failed exec rejects all three promises. Only the last one is awaited.
       handle.started.catch(() => undefined);
       handle.exit.catch(() => undefined);
       let bytes = 0;
@@ -257,7 +257,7 @@ export class TestDrover implements AsyncDisposable {
     });
   }
 
-  /** The standard output that `drover logs NAME` shows. */
+  /** Returns the standard output that `drover logs NAME` prints. */
   async logs(name: string): Promise<string> {
     return await this.#ask(async ({ sandboxes }) => {
       const chunks: Uint8Array[] = [];
@@ -266,7 +266,7 @@ export class TestDrover implements AsyncDisposable {
     });
   }
 
-  /** Waits until the events of a sandbox or host, from the first one on, are as wanted: by their types. */
+  /** Waits until the types of all events of a sandbox or host, in order, satisfy the condition. */
   async saw(subject: string, kinds: readonly string[], wanted: (types: readonly string[]) => boolean): Promise<void> {
     await eventually('the control plane answers', async () => await this.answers());
     await this.#ask(async ({ events }) => {
@@ -279,7 +279,7 @@ export class TestDrover implements AsyncDisposable {
     });
   }
 
-  /** On a connection that is kept until a question on it fails. */
+  /** Runs a request on the shared connection, which is closed after a request failed. */
   async #ask<T>(question: (client: DroverClient) => Promise<unknown>): Promise<T> {
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(() => late.reject(new Error(`the control plane did not answer within ${answerMs} ms`)), answerMs);
@@ -288,7 +288,7 @@ export class TestDrover implements AsyncDisposable {
       client = this.#client ??= await connectDrover(await this.connection());
       return (await Promise.race([question(client), late.promise])) as T;
     } catch (error) {
-      // A refusal is an answer; others may be waiting for theirs on the same connection.
+      // A refusal is a response: keep the connection, because other requests may be pending on it.
       if (!(error instanceof DroverError) || error.transient) this.#closeClient(client);
       throw error;
     } finally {
@@ -301,18 +301,18 @@ export class TestDrover implements AsyncDisposable {
     if (this.#client === client) this.#client = undefined;
   }
 
-  /** Starts `drover ARGS…` and lets it run; its output is kept and can be read as it comes. */
+  /** Starts `drover ARGS…` without waiting for its end. */
   spawn(args: readonly string[]) {
     return execa(launcher, args, { env: this.environment, reject: false, stdin: 'pipe', stripFinalNewline: false });
   }
 
-  /** What the SDK connects with. */
+  /** Returns the connection options for the SDK. */
   async connection(): Promise<{ readonly server: string; readonly token: string; readonly caPem: string }> {
     const data = join(this.data, 'control-plane');
     const [token = '', caPem = '', state = '{}'] = await Promise.all(
       ['admin-token', join('pki', 'ca.pem'), 'server.json'].map((name) => readFile(join(data, name), 'utf8')),
     );
-    // It keeps its port, whoever starts it.
+    // The port survives a restart.
     const host = /ready on https:\/\/(\S+):\d+/.exec(this.#output)?.[1] ?? '127.0.0.1';
     return { server: `https://${host}:${(JSON.parse(state) as { apiPort: number }).apiPort}`, token: token.trim(), caPem };
   }
@@ -322,8 +322,8 @@ export class TestDrover implements AsyncDisposable {
   }
 
   /**
-   * Removes every sandbox, stops everything that belongs to this instance, and takes its directory away. Its log is kept, by the
-   * directory's name, in the directory that DROVER_TEST_LOGS names.
+   * Removes every sandbox, ends every process of this instance and deletes its directory. The log is copied to the directory named by
+   * DROVER_TEST_LOGS, under the name of the instance's directory.
    */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
@@ -332,7 +332,7 @@ export class TestDrover implements AsyncDisposable {
       await this.interrupt();
     } finally {
       this.#closeClient();
-      // What a killed part left behind, the gateway for instance.
+      // A killed part leaves processes behind, for instance the gateway.
       await endProcesses(await processesUnder(this.data));
       const [logs, log] = [process.env['DROVER_TEST_LOGS'], await this.log()];
       if (logs !== undefined && log !== '') {
@@ -344,7 +344,7 @@ export class TestDrover implements AsyncDisposable {
   }
 }
 
-/** Makes a directory that sandboxes may write to: root of a sandbox is nobody's id here. Gives its path. */
+/** Creates a directory that sandboxes can write to, and returns its path. Root in a sandbox is an unprivileged uid on the host. */
 export async function sharedDirectory(directory: string): Promise<string> {
   const shared = join(directory, 'shared');
   await mkdir(shared);
@@ -352,7 +352,7 @@ export async function sharedDirectory(directory: string): Promise<string> {
   return shared;
 }
 
-/** Polls a condition until it gives something truthy; an error that it throws ends the wait. `seen` tells a failure what there was instead. */
+/** Polls a condition until its value is truthy. An error that it throws ends the wait. `seen` adds the last observation to the failure. */
 export async function eventually<T>(
   what: string,
   condition: () => Promise<T | undefined | false> | T | undefined | false,
@@ -371,7 +371,7 @@ export async function eventually<T>(
   }
 }
 
-/** Removes a directory with what is mounted below it. */
+/** Unmounts every mount below a directory and deletes it. */
 export async function removeDirectory(directory: string): Promise<void> {
   const mounts = (await readFile('/proc/mounts', 'utf8'))
     .split('\n')
@@ -381,13 +381,13 @@ export async function removeDirectory(directory: string): Promise<void> {
   await rm(directory, { recursive: true, force: true });
 }
 
-/** The mounts, namespaces, interfaces and cgroups that belong to sandboxes of this machine: a test compares before and after. */
+/** Lists the mounts, namespaces, interfaces and cgroups of sandboxes on this machine, for a test to compare before and after. */
 export async function traces(): Promise<readonly string[]> {
   const mounts = (await readFile('/proc/mounts', 'utf8'))
     .split('\n')
     .map((line) => line.split(' ')[1] ?? '')
     .filter((path) => path.includes('/sandboxes/sb-'));
-  // Of this process's network namespace; /sys shows that of whoever mounted it.
+  // /proc/net/dev shows this process's network namespace. /sys shows the one of the process that mounted it.
   const interfaces = (await readFile('/proc/net/dev', 'utf8'))
     .split('\n')
     .flatMap((line) => /^ *(d[0-9a-f]{8}[-gp][0-9]*):/.exec(line)?.[1] ?? []);
@@ -397,7 +397,7 @@ export async function traces(): Promise<readonly string[]> {
   return [...mounts, ...interfaces, ...named].toSorted();
 }
 
-/** What the names of one agent's interfaces and namespaces have in common, by its gateway's address: the first of its pool. */
+/** Returns the common part of the names of an agent's interfaces and namespaces. Its gateway has the first address of its pool. */
 export async function networkTag(gatewayAddress: string): Promise<string> {
   const { stdout } = await execa('ip', ['-4', '-o', 'address', 'show', 'to', `${gatewayAddress}/32`]);
   const tag = /^\d+: d([0-9a-z]+)g\s/m.exec(stdout)?.[1];

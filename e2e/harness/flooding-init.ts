@@ -1,6 +1,6 @@
 /**
- * An init that floods or says nothing, as a program in a sandbox's network namespace. Arguments: port, certificate, key, sandbox id, mode.
- * It serves Session as init does, up to the flood; `exec` is a call of its own in each mode.
+ * A hostile init that floods its peer or stays silent. It runs as a program in a sandbox's network namespace.
+ * Arguments: port, certificate, key, sandbox id, mode. It serves Session as init does until the flood starts, and serves `exec` in each mode.
  */
 import { readFileSync } from 'node:fs';
 import { createSecureServer, type ServerHttp2Stream } from 'node:http2';
@@ -26,7 +26,7 @@ const output = framed(
   ),
 );
 
-/** As fast as the peer takes it. */
+/** Writes as fast as the peer reads. */
 function flood(stream: ServerHttp2Stream, chunk: Buffer): void {
   const pump = (): void => {
     if (stream.destroyed) return;
@@ -39,7 +39,7 @@ function flood(stream: ServerHttp2Stream, chunk: Buffer): void {
 const floods: Readonly<Record<string, () => Buffer>> = {
   drift: () =>
     Buffer.concat(Array.from({ length: 200 }, (_, i) => response({ id: BigInt(1_000_000 + i), payload: { case: 'pong', value: {} } }))),
-  // A field that no schema has, with a byte, and with a megabyte.
+  // A field that no schema has: with a short value here, with a megabyte below.
   driftnotice: () => Buffer.concat(Array.from({ length: 200 }, () => framed(Buffer.from('ea040178', 'hex')))),
   bigmsg: () => framed(Buffer.concat([Buffer.from('ea04c0843d', 'hex'), Buffer.alloc(1_000_000)])),
 };

@@ -4,12 +4,12 @@ import { dirname, join } from 'node:path';
 import { execa } from 'execa';
 import { eventually } from './drover.ts';
 
-/** Runs a program to its end; rejects with what it said. */
+/** Runs a program to its end and returns its standard output. Rejects with its output when it fails. */
 export async function tool(program: string, ...args: readonly string[]): Promise<string> {
   return (await execa(program, args)).stdout;
 }
 
-/** A root file system of busybox in `directory`, and more files: path → how to make it. */
+/** Fills a directory with a root file system of busybox, and returns its path. */
 export async function busyboxRoot(directory: string): Promise<string> {
   await mkdir(join(directory, 'bin'), { recursive: true });
   await mkdir(join(directory, 'etc'));
@@ -18,7 +18,7 @@ export async function busyboxRoot(directory: string): Promise<string> {
   return directory;
 }
 
-/** Copies the shared libraries that programs of this machine load into a root, each to the path under which it is looked for. */
+/** Copies the shared libraries of this machine's programs into a root, each to the path under which the loader searches for it. */
 export async function copyLibraries(programs: readonly string[], root: string): Promise<void> {
   const lists = await Promise.all(programs.map(async (program) => await tool('ldd', await realpath(program))));
   for (const library of new Set(lists.flatMap((list) => [...list.matchAll(/(?:=> |^\s+)(\/\S+)/gm)].map(([, path = '']) => path)))) {
@@ -27,7 +27,7 @@ export async function copyLibraries(programs: readonly string[], root: string): 
   }
 }
 
-/** Adds a layer to `layout:tag` as umoci does: what `change` does to the root. Gives the reference of the new tag. */
+/** Adds the tag `to` to a layout: the image `from` and a layer, made by umoci, with the effects of `change` on the root. */
 export async function addLayer(layout: string, from: string, to: string, change: (root: string) => Promise<void>): Promise<void> {
   const bundle = join(layout, '..', `bundle-${to}`);
   await tool('umoci', 'unpack', '--image', `${layout}:${from}`, bundle);
@@ -40,7 +40,7 @@ export async function pushImage(layout: string, tag: string, target: string, ...
   await tool('skopeo', 'copy', '-q', '--dest-tls-verify=false', ...args, `oci:${layout}:${tag}`, `docker://${target}`);
 }
 
-/** The digest of the manifest that a registry gives for a tag. */
+/** Returns the digest of the manifest that a registry serves for a tag. */
 export async function digestInRegistry(host: string, repository: string, tag: string): Promise<string> {
   const accept = ['application/vnd.oci.image.index.v1+json', 'application/vnd.oci.image.manifest.v1+json'].join(', ');
   const response = await fetch(`http://${host}/v2/${repository}/manifests/${tag}`, { headers: { accept } });
@@ -50,7 +50,7 @@ export async function digestInRegistry(host: string, repository: string, tag: st
     .digest('hex')}`;
 }
 
-/** A Docker Engine of its own, for `docker import` and `docker save` alone: no networks, no firewall rules. */
+/** A separate Docker Engine without networks and firewall rules, for `docker import` and `docker save` only. */
 export class Docker implements AsyncDisposable {
   readonly #directory: string;
   readonly #daemon: ReturnType<typeof startDaemon>;
@@ -62,7 +62,7 @@ export class Docker implements AsyncDisposable {
     void this.#daemon.then(() => (this.#ended = true));
   }
 
-  /** @param directory its own; short, as its sockets are in it */
+  /** @param directory holds its sockets, so the path must be short */
   static async start(directory: string): Promise<Docker> {
     await mkdir(directory, { recursive: true });
     const docker = new Docker(directory);
@@ -90,7 +90,7 @@ export class Docker implements AsyncDisposable {
     // Its containerd ends with it.
     this.#daemon.kill('SIGTERM');
     await this.#daemon;
-    // It mounts its own directory over itself, and takes that away only when it ends in order.
+    // The daemon bind-mounts its own directory, and unmounts it only on an orderly exit.
     await execa('umount', ['-l', join(this.#directory, 'data')], { reject: false });
   }
 }
@@ -112,7 +112,7 @@ function startDaemon(directory: string) {
   );
 }
 
-/** The size of the blob with the most bytes in an image of a layout, and its digest. */
+/** Returns the size and digest of the largest layer of an image in a layout. */
 export async function largestLayer(layout: string, tag: string): Promise<{ readonly digest: string; readonly size: number }> {
   interface Descriptor {
     readonly digest: string;

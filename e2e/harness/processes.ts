@@ -1,13 +1,13 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** argv of a process; empty when it is gone. */
+/** Returns argv of a process; empty when the process does not exist. */
 export async function commandLine(pid: number): Promise<readonly string[]> {
   const text = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
   return text.split('\0').filter((word) => word !== '');
 }
 
-/** Processes that name something below the directory in their arguments or environment: those of one test instance. */
+/** Returns the processes of one test instance: those whose arguments name a path below its directory. */
 export async function processesUnder(directory: string): Promise<readonly number[]> {
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
   const found: number[] = [];
@@ -19,7 +19,7 @@ export async function processesUnder(directory: string): Promise<readonly number
   return found;
 }
 
-/** SIGTERM, then SIGKILL for those that stay; by pid. */
+/** Sends SIGTERM, then SIGKILL to the remaining processes. */
 export async function endProcesses(pids: readonly number[]): Promise<void> {
   for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
     const alive = pids.filter(isAlive);
@@ -27,7 +27,7 @@ export async function endProcesses(pids: readonly number[]): Promise<void> {
       try {
         process.kill(pid, signal);
       } catch {
-        // It ended by itself in between.
+        // The process has exited in the meantime.
       }
     }
     for (let i = 0; i < 60 && pids.some(isAlive); i++) await delay(50);

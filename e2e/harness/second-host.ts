@@ -6,14 +6,14 @@ import { eventually, launcher, traces, type Finished, type TestDrover } from './
 import { endProcesses, processesUnder } from './processes.ts';
 
 /**
- * The network of another machine: a namespace with one cable to this one. Its firewall lets out TCP to the ports that are opened
- * to it, and the replies to that in; nothing else passes, either way.
+ * The network of another machine: a namespace with one cable to this machine. Its firewall passes outgoing TCP to the opened ports, and the
+ * replies to it. It drops all other packets in both directions.
  */
 export class HostNetwork implements AsyncDisposable {
   readonly namespace: string;
-  /** This machine's end. */
+  /** The address of this machine's end. */
   readonly controlPlaneAddress: string;
-  /** The other machine's. */
+  /** The address of the other machine's end. */
   readonly hostAddress: string;
 
   private constructor(namespace: string, prefix: string) {
@@ -24,7 +24,7 @@ export class HostNetwork implements AsyncDisposable {
 
   /**
    * @param prefix the first three bytes of the cable's network, such as `10.215.255`
-   * @param firewall false: a machine that everybody may reach and that reaches everybody, such as a server in the world
+   * @param firewall false for a machine without a firewall, such as a public server
    */
   static async create(prefix: string, { firewall = true } = {}): Promise<HostNetwork> {
     const network = new HostNetwork(`e2e-${process.pid}`, prefix);
@@ -54,12 +54,12 @@ export class HostNetwork implements AsyncDisposable {
     return this.namespace;
   }
 
-  /** Lets the machine dial these ports. */
+  /** Allows the machine to dial these ports. */
   async open(ports: readonly number[]): Promise<void> {
     await this.#nft(`add element inet firewall open { ${ports.join(', ')} }`);
   }
 
-  /** Loses every packet from now on, as a cable that is pulled. */
+  /** Drops every packet from now on, as if the cable were unplugged. */
   async cut(): Promise<void> {
     await this.#nft(`
       table inet cut {
@@ -72,7 +72,7 @@ export class HostNetwork implements AsyncDisposable {
     await this.#nft('delete table inet cut');
   }
 
-  /** A program and its arguments as they run on that machine. Its files, cgroups and processes are this machine's. */
+  /** Returns a program and its arguments that run in that machine's network. Its files, cgroups and processes are this machine's. */
   command(...argv: readonly [string, ...string[]]): readonly [string, ...string[]] {
     return ['nsenter', `--net=/run/netns/${this.namespace}`, '--', ...argv];
   }
@@ -88,14 +88,14 @@ export class HostNetwork implements AsyncDisposable {
   }
 }
 
-/** Another host: `drover agent` with a state directory of its own, in a network of its own. */
+/** Another host: `drover agent` with its own state directory and network. */
 export class SecondHost implements AsyncDisposable {
   readonly network: HostNetwork;
   readonly state: string;
   readonly #drover: TestDrover;
   #agent: ReturnType<typeof startAgent> | undefined;
   #output = '';
-  /** Undefined while it runs; -1 for a signal. */
+  /** Undefined while the agent runs; -1 after a signal. */
   #code: number | undefined;
 
   constructor(drover: TestDrover, network: HostNetwork, name: string) {
@@ -104,7 +104,7 @@ export class SecondHost implements AsyncDisposable {
     this.state = join(drover.directory, name);
   }
 
-  /** `drover ARGS…` on that host, to its end. */
+  /** Runs `drover ARGS…` on that host to its end. */
   async run(args: readonly string[], timeoutMs = 60_000): Promise<Finished> {
     const [file, ...rest] = this.network.command(launcher, ...args);
     const result = await execa(file, rest, { env: this.#drover.environment, reject: false, timeout: timeoutMs, stripFinalNewline: false });
@@ -112,15 +112,15 @@ export class SecondHost implements AsyncDisposable {
     return { code: result.exitCode ?? -1, stdout: result.stdout, stderr: result.stderr };
   }
 
-  /** `drover agent join URL --token TOKEN ARGS…`, without running the agent. */
+  /** Runs `drover agent join URL --token TOKEN ARGS…` without starting the agent. */
   async join(url: string, token: string, args: readonly string[] = []): Promise<Finished> {
     return await this.run(['agent', 'join', url, '--token', token, '--state', this.state, '--no-run', '--standbys', '0', ...args]);
   }
 
-  /** Starts the agent, and waits until its link stands. */
+  /** Starts the agent and waits until its link is up. */
   async start(args: readonly string[] = []): Promise<void> {
     this.startUnchecked(args);
-    await eventually('the link of the second host stands', () => {
+    await eventually('the link of the second host is up', () => {
       if (this.#code !== undefined) throw new Error(`the agent ended with ${this.#code}: ${this.#output}`);
       return this.#output.includes('the link is up');
     });
@@ -137,7 +137,7 @@ export class SecondHost implements AsyncDisposable {
     });
   }
 
-  /** What the agent has printed since it was started. */
+  /** The output of the agent since its last start. */
   get output(): string {
     return this.#output;
   }
@@ -146,7 +146,7 @@ export class SecondHost implements AsyncDisposable {
     return this.#agent?.pid ?? 0;
   }
 
-  /** Waits until the agent ends by itself, or of the signal; gives its exit code. */
+  /** Waits until the agent exits, after the signal if there is one. Returns its exit code. */
   async ended(signal?: 'SIGINT' | 'SIGKILL', timeoutMs = 30_000): Promise<number> {
     if (this.#agent === undefined) return 0;
     if (signal !== undefined) this.#agent.kill(signal);
@@ -154,7 +154,7 @@ export class SecondHost implements AsyncDisposable {
     return this.#code ?? -1;
   }
 
-  /** Ends it, and takes away what a host that went wrong may have left behind. Its network stays: the control plane may listen there. */
+  /** Ends the agent and removes everything that a faulty host may have left behind. The network stays: the control plane may listen there. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.ended('SIGINT');
@@ -169,7 +169,7 @@ function startAgent([file, ...args]: readonly [string, ...string[]]) {
   return execa(file, args, { reject: false, stdin: 'ignore', cleanup: false, env: { NO_COLOR: '1' } });
 }
 
-/** The traces (see `traces`) of one instance's hosts; those of others on this machine come and go. Ask before it is stopped, look after. */
+/** Returns a function that lists the `traces` of this instance's hosts alone. Call `tracesOf` while the instance runs. */
 export async function tracesOf(drover: TestDrover): Promise<() => Promise<readonly string[]>> {
   const hosts = await drover.hosts<{ id: string }>();
   const tags = hosts.map(({ id }) => tagOf(id));
@@ -177,10 +177,10 @@ export async function tracesOf(drover: TestDrover): Promise<() => Promise<readon
     (await traces()).filter((trace) => trace.startsWith(`${drover.directory}/`) || tags.some((tag) => trace.includes(tag)));
 }
 
-/** As the agent derives the names of its interfaces from its id. */
+/** Derives the tag in the names of an agent's interfaces, as the agent does. */
 const tagOf = (hostId: string): string => createHash('sha256').update(hostId).digest('hex').slice(0, 8);
 
-/** Removes what the agent of a state directory has made in this machine's network and cgroups, without the agent. */
+/** Removes the interfaces, namespaces, firewall table and cgroups of a state directory's agent, without the agent. */
 export async function removeTraces(state: string): Promise<void> {
   const identity = await readFile(join(state, 'identity', 'identity.json'), 'utf8').catch(() => '');
   if (identity === '') return;
@@ -197,18 +197,18 @@ export async function removeTraces(state: string): Promise<void> {
       await execa('find', [join(parent, name), '-depth', '-type', 'd', '-exec', 'rmdir', '{}', ';'], { reject: false });
 }
 
-/** Containers that the OCI runtime program knows of in a host's state directory. */
+/** Lists the containers that the OCI runtime knows of in a host's state directory. */
 async function allContainers(state: string): Promise<readonly string[]> {
   const names = await readdir(join(state, 'program')).catch(() => []);
   return names.filter((name) => name.startsWith('sb-')).toSorted();
 }
 
-/** The same without those that only stand by: each by its sandbox, or by its own id where it has none. */
+/** Lists the sandboxes of all containers except standbys. */
 export async function containers(state: string): Promise<readonly string[]> {
   return await sandboxesOf(state, await allContainers(state));
 }
 
-/** The sandboxes that containers of these ids are; one that only stands by is none, and one without a record keeps its own id. */
+/** Maps container ids to sandbox ids. Standbys are left out; a container without a record keeps its own id. */
 export async function sandboxesOf(state: string, ids: readonly string[]): Promise<readonly string[]> {
   const owners = new Map<string, { readonly id: string; readonly phase: string }>();
   for (const id of await readdir(join(state, 'sandboxes')).catch(() => [])) {
@@ -223,7 +223,7 @@ export async function sandboxesOf(state: string, ids: readonly string[]): Promis
     .toSorted();
 }
 
-/** Ends the containers of a host's state directory without its agent, with their cgroups and network namespaces. */
+/** Deletes the containers of a host's state directory, their cgroups and their network namespaces, without the agent. */
 export async function removeContainers(state: string): Promise<void> {
   const ids = await allContainers(state);
   if (ids.length === 0) return;

@@ -2,7 +2,7 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { standbyFile } from '@drover/init';
 
-/** How many sandboxes the host of a `drover up` has ready: each says so in its run directory, which goes when it is given away. */
+/** Counts the ready standbys of the host of a `drover up`. Each has a marker in its run directory until a sandbox adopts it. */
 export async function readyStandbys(data: string): Promise<number> {
   const root = join(data, 'host', 'run');
   const names = await readdir(root).catch((): string[] => []);

@@ -3,13 +3,13 @@ import { stripVTControlCharacters } from 'node:util';
 import { eventually, launcher, type TestDrover } from './drover.ts';
 
 export interface TerminalOptions {
-  /** Instead of `drover`. */
+  /** The program to run instead of `drover`. */
   readonly program?: string;
   readonly cwd?: string;
   readonly env?: Readonly<Record<string, string>>;
 }
 
-/** `drover ARGS…`, or another program, at a real terminal, as a person has it. */
+/** `drover ARGS…`, or another program, on a real pseudoterminal. */
 export class Terminal implements Disposable {
   readonly #pty: IPty;
   #output = '';
@@ -40,7 +40,6 @@ export class Terminal implements Disposable {
     this.#pty.write(keys);
   }
 
-  /** Ends the program. */
   kill(signal: string): void {
     this.#pty.kill(signal);
   }
@@ -49,7 +48,7 @@ export class Terminal implements Disposable {
     this.#pty.resize(columns, rows);
   }
 
-  /** Waits until the screen has shown the text. @param since leaves out what it had shown before, characters of `output` */
+  /** Waits until the screen has shown the text. @param since the offset in `output` at which the search starts */
   async shows(text: string | RegExp, since = 0): Promise<void> {
     await this.#until(`the terminal shows ${String(text)}`, () => {
       const shown = stripVTControlCharacters(this.#output.slice(since));
@@ -57,7 +56,7 @@ export class Terminal implements Disposable {
     });
   }
 
-  /** Waits for the program's end; gives its exit code. */
+  /** Waits until the program exits, and returns its exit code. */
   async exit(): Promise<number> {
     await this.#until('the program at the terminal ends', () => this.#code !== undefined);
     return this.#code ?? -1;

@@ -5,15 +5,15 @@ import { eventually } from './drover.ts';
 import { tool } from './images.ts';
 
 /**
- * A place outside of this machine: a namespace with one cable to it, and in it an HTTP server on port 8080, a TLS server on 8443,
- * and one that answers whatever datagram it gets on port 53. They tell who came. The HTTP server switches to any protocol that a client
- * asks for, and then echoes.
+ * A network outside of this machine: a namespace with one cable to it. It runs an HTTP server on port 8080, a TLS server on 8443 and a UDP
+ * server on 53 that replies to every datagram. They record the addresses of their peers. The HTTP server accepts any protocol upgrade and then
+ * echoes.
  */
 export class World implements AsyncDisposable {
-  /** What may be private: this machine's end, and the servers'. */
+  /** The private addresses of the cable: this machine's end, and the servers' end. */
   readonly hostAddress: string;
   readonly address: string;
-  /** Nobody's in particular: an address that is public by its range, of a network that is announced nowhere. */
+  /** An address of the servers from a public range that is announced nowhere. */
   readonly publicAddress: string;
   readonly #namespace = `e2ew-${process.pid}`;
   readonly #servers: ReturnType<typeof startServers>;
@@ -60,7 +60,7 @@ export class World implements AsyncDisposable {
     }
   }
 
-  /** The addresses that its servers heard from since the last time they were asked. */
+  /** Returns the addresses of the peers since the last call. */
   heard(): readonly string[] {
     const lines = this.#said.split('\n').filter((line) => line !== '');
     this.#said = '';
@@ -68,7 +68,7 @@ export class World implements AsyncDisposable {
   }
 
   /**
-   * Adds IPv6 addresses that take packets and never respond: neighbours on the cable that do not exist.
+   * Adds IPv6 addresses that accept packets and never respond: entries for neighbours that do not exist.
    * @returns the addresses, and the network that contains them
    */
   async silentAddresses(count: number): Promise<{ readonly addresses: readonly string[]; readonly network: string }> {
@@ -88,7 +88,7 @@ export class World implements AsyncDisposable {
   }
 }
 
-/** In 11.0.0.0/8, which is assigned and announced nowhere; a network of its own for each prefix. */
+/** Returns an address in 11.0.0.0/8, a range that is announced nowhere. Each prefix has a different one. */
 function publicAddress(prefix: string): string {
   return prefix.replace(/^10\./, '11.').concat('.2');
 }
