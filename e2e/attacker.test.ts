@@ -6,21 +6,21 @@ import { initPort } from '@drover/init';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, HostNetwork, isAlive, SecondHost, TestDrover, tool, tracesOf } from './harness/index.ts';
 
-/** What the run directory of one start held, before its init read it and took it away. */
+/** The files of the run directory of one start. Init reads them and deletes the secret ones. */
 interface Stolen {
   readonly id: string;
-  /** Below the directory that attackers see as /loot. */
+  /** The name of a directory in /loot, which the attackers mount. */
   readonly directory: string;
   readonly token: string;
   readonly control: { readonly host: string; readonly port: number };
   readonly name: string;
 }
 
-/** One thing that the attacker tries, as its program takes it. */
+/** An attempt of the attacker: the argument of its program. */
 interface Attempt {
   readonly host: string;
   readonly port: number;
-  /** Names of files in /loot; absent: no client certificate. */
+  /** The name of a file in /loot; absent for no client certificate. */
   readonly cert?: string;
   readonly key?: string;
   readonly maxTls?: '1.2';
@@ -29,17 +29,17 @@ interface Attempt {
 }
 
 interface Outcome {
-  /** How far it came: no connection, none that speaks TLS, a handshake that its side has finished. */
+  /** The last stage reached: `tcp` before TLS, `handshake` during it, `open` after the client has finished it. */
   readonly stage: 'tcp' | 'handshake' | 'open';
-  /** The error's name, in OpenSSL's words where it is one of TLS. */
+  /** The name of the error; OpenSSL's reason for a TLS error. */
   readonly error: string;
-  /** Every byte that was received after the handshake, hex. */
+  /** Every byte received after the handshake, in hex. */
   readonly answer: string;
 }
 
 /**
- * The attacker's own TLS client: the real thing, and nothing of Drover's. In TLS 1.3 a client has finished its handshake before the
- * server has looked at its certificate, so a refusal shows as a connection that ends without a byte.
+ * The attacker's TLS client, which shares no code with Drover. In TLS 1.3 a client finishes its handshake before the server has checked its
+ * certificate, so a refusal is a connection that ends without a byte.
  */
 const client = `
 import json, socket, ssl, sys
@@ -77,7 +77,7 @@ let loot: string;
 
 const method = '/drover.control.v1.ControlService/Register';
 
-/** A Register as Connect speaks it over HTTP/1.1; the connection ends with the answer. */
+/** Returns a Register request of Connect over HTTP/1.1. The connection closes after the response. */
 function register(token: string | undefined, claim: unknown): string {
   const body = typeof claim === 'string' ? claim : JSON.stringify(claim);
   const bearer = token === undefined ? '' : `authorization: Bearer ${token}\r\n`;
@@ -85,8 +85,8 @@ function register(token: string | undefined, claim: unknown): string {
 }
 
 /**
- * Runs the attacker's client in a sandbox. A host takes only so many connections of one sandbox in a second, and resets the next before
- * a handshake: those are made again, since nothing was said about the attempt.
+ * Runs the attacker's client in a sandbox. A host resets connections above its rate limit before their handshake. Such an attempt has no
+ * outcome and is repeated.
  */
 async function attack(from: string, attempt: Attempt): Promise<Outcome> {
   return await eventually('the attack comes through to TLS', async () => {
@@ -106,8 +106,8 @@ interface Theft extends Stolen {
 }
 
 /**
- * Starts a sandbox and copies what its run directory holds before init has read it: what root of a host can do, who stops init (SIGSTOP)
- * for so long; with `hold`, until `release`, so that it does not register. A thief who comes too late lets it start anew.
+ * Starts a sandbox and copies the files of its run directory before init reads them, which root of a host can do by stopping init (SIGSTOP).
+ * With `hold`, init stays stopped until `release` and does not register. Recreates the sandbox when the copy came too late.
  */
 async function startAndSteal(name: string, state: string, args: readonly string[], hold = false): Promise<Theft> {
   for (let tries = 1; ; tries++) {
@@ -133,9 +133,9 @@ async function trySteal(name: string, state: string, args: readonly string[], ho
   const end = Date.now() + 30_000;
   let id: string | undefined;
   let pid: number | undefined;
-  // Without a pause: init is at its files a moment after it was started.
+  // Poll without a pause, because init reads its files a moment after its start.
   while (stolen.size < wanted.length || (hold && pid === undefined)) {
-    // It was over before all of it was seen: init had taken some of it away already.
+    // Too late: init has deleted a part of the files.
     if (made !== undefined && readIfThere(join(run, id ?? '', 'token')) === undefined) break;
     if (Date.now() > end) throw new Error(`only ${[...stolen.keys()].join()} of ${name} could be stolen`);
     id ??= readdirSync(run).find((entry) => !before.has(entry));
@@ -156,7 +156,7 @@ async function trySteal(name: string, state: string, args: readonly string[], ho
       setImmediate(resolve);
     });
   }
-  // One that is stopped in time has not read its token: it is there still.
+  // An init that was stopped in time has not read its token, so the file still exists.
   const inTime = stolen.size === wanted.length && (!hold || readIfThere(join(run, id ?? '', 'token')) !== undefined);
   if (pid !== undefined && !(hold && inTime)) process.kill(pid, 'SIGCONT');
   await creating;
@@ -184,7 +184,7 @@ function readIfThere(path: string): Buffer | undefined {
   try {
     return readFileSync(path);
   } catch {
-    // Not yet, or not any more.
+    // Init has not written the file yet, or has already deleted it.
     return undefined;
   }
 }
@@ -201,7 +201,7 @@ const asCaller = (who: Stolen): Pick<Attempt, 'cert' | 'key'> => ({ cert: `${who
 let victim: Theft;
 let mallory: Theft;
 let remote: Theft;
-/** Its init was stopped before it could register: its bootstrap token is unspent. */
+/** A sandbox whose init was stopped before it could register, so its bootstrap token is unspent. */
 let held: Theft;
 
 beforeAll(async () => {
@@ -233,7 +233,7 @@ beforeAll(async () => {
   remote = await startAndSteal('remote', second.state, ['--host', 'second', ...seesLoot]);
   await Promise.all([victim, mallory, remote].map(async ({ name }) => await registered(name)));
   await forge();
-  // Thieves may need more than one try.
+  // A theft may need several tries.
 }, 480_000);
 
 afterAll(async () => {
@@ -245,7 +245,7 @@ afterAll(async () => {
   expect(await left()).toEqual([]);
 });
 
-/** Certificates that the attacker makes: of a CA of its own, with the victim's name; and one that it signs with its own sandbox's key. */
+/** Makes the attacker's certificates with the victim's names: one self-signed, one signed with the key of its own sandbox. */
 async function forge(): Promise<void> {
   const uri = new X509Certificate(await readFile(join(loot, victim.directory, 'cert.pem'))).subjectAltName;
   const at = (name: string): string => join(loot, name);
@@ -283,7 +283,7 @@ async function forge(): Promise<void> {
     '-extfile',
     at('forged.ext'),
   );
-  // With the whole chain, as a server that trusts too easily would take it.
+  // The file holds the whole chain, which a careless server would accept.
   await writeFile(
     at('forged.crt'),
     (await readFile(at('forged.leaf'), 'utf8')) + (await readFile(join(loot, mallory.directory, 'cert.pem'), 'utf8')),
@@ -291,8 +291,8 @@ async function forge(): Promise<void> {
   for (const name of ['self.key', 'self.crt', 'forged.key', 'forged.crt']) await chmod(at(name), 0o644);
 }
 
-describe('the attack itself works: what is refused below is refused for what it is', () => {
-  test('I-15: with its own certificate, its own token and its own names, from its own address, a sandbox is welcome again', async () => {
+describe('the attack works, so the refusals below have the tested cause', () => {
+  test('I-15: a sandbox registers again with its own certificate, token and name, from its own address', async () => {
     const { stage, answer } = await attack('mallory', {
       ...mallory.control,
       ...asCaller(mallory),
@@ -303,14 +303,14 @@ describe('the attack itself works: what is refused below is refused for what it 
     expect(text).toMatch(/"accessToken":"/);
   });
 
-  test.each(['{"name":3', { name: '../../etc' }])('I-16: a malformed request is told that it is: %j', async (claim) => {
+  test.each(['{"name":3', { name: '../../etc' }])('I-16: a malformed request is refused as malformed: %j', async (claim) => {
     const { answer } = await attack('mallory', { ...mallory.control, ...asCaller(mallory), send: register(mallory.token, claim) });
     expect(Buffer.from(answer, 'hex').toString()).toMatch(/invalid_argument/);
   });
 });
 
 describe('I-14 to I-16: registering as another sandbox', () => {
-  /** Every refusal that an application gives. All must be the same bytes. */
+  /** The refusals by attempt. All must be the same bytes. */
   const refusals = new Map<string, string>();
 
   type Row = readonly [what: string, from: () => string, attempt: () => Omit<Attempt, 'host' | 'port'>];
@@ -369,7 +369,7 @@ describe('I-14 to I-16: registering as another sandbox', () => {
       () => ({ ...asCaller(mallory), send: register(mallory.token, {}).replace(method, '/drover.control.v1.ControlService/WhoAmI') }),
     ],
     [
-      'a token that was made up',
+      'a random token',
       () => 'mallory',
       () => ({ ...asCaller(mallory), send: register(randomBytes(32).toString('base64url'), { name: 'mallory' }) }),
     ],
@@ -383,14 +383,14 @@ describe('I-14 to I-16: registering as another sandbox', () => {
     refusals.set(what, answer);
   };
 
-  // One whose init is held for a minute fails: these come first, and at once.
+  // The start of a sandbox fails when its init is stopped for a minute, so its attempts come first.
   beforeAll(async () => {
     held = await startAndSteal('held', join(drover.data, 'host'), ['--host', 'first'], true);
   }, 240_000);
 
   test.each(attemptsOfUnspent)('%s: refused', isRefused);
 
-  test('I-17: after that the one whose token was stolen unspent registers with it', async () => {
+  test('I-17: after the refusals the sandbox with the stolen unspent token registers with it', async () => {
     await held.release();
     const thumbprint = new X509Certificate(await readFile(join(loot, held.directory, 'cert.pem'))).fingerprint256
       .replaceAll(':', '')
@@ -400,22 +400,22 @@ describe('I-14 to I-16: registering as another sandbox', () => {
 
   test.each(attempts)('%s: refused', isRefused);
 
-  test('I-16: all of them are the same bytes', () => {
+  test('I-16: all refusals are the same bytes', () => {
     expect(refusals.size).toBe(attemptsOfUnspent.length + attempts.length);
     expect([...new Set(refusals.values())]).toHaveLength(1);
     const text = Buffer.from([...refusals.values()][0] ?? '', 'hex').toString();
     for (const word of ['token', 'address', 'host mismatch', 'thumbprint', 'replay']) expect(text.toLowerCase()).not.toContain(word);
   });
 
-  test('the log alone says which check failed', async () => {
+  test('only the log reports which check failed', async () => {
     const log = await drover.log();
     for (const why of ['peer-address-mismatch', 'host-mismatch', 'token']) expect(log).toContain(why);
   });
 
   test.each<readonly [string, () => Omit<Attempt, 'host' | 'port' | 'send'>]>([
     ['no certificate', () => ({})],
-    ['a certificate of its own making, with the right names', () => ({ cert: 'self.crt', key: 'self.key' })],
-    ["one that its own sandbox's key has signed", () => ({ cert: 'forged.crt', key: 'forged.key' })],
+    ['a self-signed certificate with the right names', () => ({ cert: 'self.crt', key: 'self.key' })],
+    ["a certificate signed with its own sandbox's key", () => ({ cert: 'forged.crt', key: 'forged.key' })],
     ['TLS 1.2', () => ({ ...asCaller(mallory), maxTls: '1.2' })],
   ])('I-18: %s: ends in TLS, without a byte', async (_, how) => {
     const { stage, error, answer } = await attack('mallory', {
@@ -424,11 +424,11 @@ describe('I-14 to I-16: registering as another sandbox', () => {
       send: register(mallory.token, { name: 'mallory' }),
     });
     expect(answer).toBe('');
-    // In TLS 1.3 the client's side is done before the server has looked at its certificate.
+    // A TLS 1.3 client finishes its handshake before the server has checked its certificate.
     if (stage === 'handshake') expect(error).toMatch(/PROTOCOL_VERSION/);
   });
 
-  test('I-7: everybody is registered once, under their own thumbprint', async () => {
+  test('I-7: every sandbox is registered once, under its own thumbprint', async () => {
     const rows = await drover.json<{ sandboxId: string; thumbprint: string }[]>(['identity', 'ls']);
     const expected = await Promise.all(
       [victim, mallory, remote, held].map(async ({ id, directory }) => ({
@@ -441,10 +441,10 @@ describe('I-14 to I-16: registering as another sandbox', () => {
   });
 });
 
-describe('I-3: reaching an init', () => {
+describe('I-3: access to an init', () => {
   const hello = 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n';
 
-  test("another sandbox's init cannot be reached at all", async () => {
+  test("another sandbox's init is unreachable", async () => {
     const { address } = await drover.sandbox<{ address: string }>('victim');
     const outcome = await attack('mallory', { host: address, port: initPort, ...asCaller(mallory), alpn: 'h2', send: hello });
     expect(outcome).toMatchObject({ stage: 'tcp', answer: '' });
@@ -454,16 +454,16 @@ describe('I-3: reaching an init', () => {
     ['no certificate', () => ({})],
     ['its own certificate', () => asCaller(mallory)],
     ["another sandbox's certificate", () => asCaller(victim)],
-    ['one of its own making', () => ({ cert: 'self.crt', key: 'self.key' })],
+    ['a self-signed certificate', () => ({ cert: 'self.crt', key: 'self.key' })],
     ['TLS 1.2', () => ({ ...asCaller(mallory), maxTls: '1.2' })],
   ])('its own init is reached by the host alone: %s', async (_, how) => {
     const { address } = await drover.sandbox<{ address: string }>('mallory');
     const { stage, answer } = await attack('mallory', { host: address, port: initPort, alpn: 'h2', ...how(), send: hello });
-    // Whatever it has to show, it does not come so far as to show it.
+    // The connection ends before the client can present a certificate.
     expect({ stage, answer }).toEqual({ stage: 'tcp', answer: '' });
   });
 
-  test('I-6: key, certificate and token cannot be read by the workload, and the key and the token are not there any more', async () => {
+  test('I-6: the workload cannot read key, certificate and token, and init has deleted the key and the token', async () => {
     const { stdout } = await drover.exec('mallory', ['ls', '-l', '/.drover/run'], { user: 'nobody' });
     expect(stdout).toBe('');
     const names = (await drover.exec('mallory', ['ls', '/.drover/run'])).stdout.split('\n');

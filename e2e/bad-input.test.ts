@@ -8,7 +8,7 @@ import { imageTools, makeLayout, RegistryProxy, requireTools, startRegistry, typ
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, isAlive, largestLayer, pushImage, repository, TestDrover, tool, tracesOf, type Finished } from './harness/index.ts';
 
-/** One error, one hint, behind lines of progress of a wait: nothing else on stderr. */
+/** Exactly one error and one hint on stderr, after any progress lines of a wait. */
 const oneSentence =
   /^(?:drover: (?:preparing|pending|scheduled|init|waiting for the control plane): [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 
@@ -20,8 +20,7 @@ let proxy: RegistryProxy;
 let taken: Server;
 let takenPort: number;
 
-/** Nothing half made: no sandbox, no image but `host`, no unfinished download. */
-/** A command that fails has its sandbox deleted, and does not wait for the end of that. */
+/** Waits until every sandbox is deleted: a failed command requests the deletion of its sandbox without waiting for it. */
 async function noSandboxIsLeft(): Promise<void> {
   await eventually('every sandbox is deleted', async () => (await drover.sandboxes()).length === 0);
 }
@@ -40,7 +39,7 @@ function refused(outcome: Finished, code: number, sentence: RegExp): void {
   expect(outcome).toMatchObject({ code, stdout: '' });
 }
 
-/** With programs hidden from it, as on a machine where they are not installed. */
+/** Runs a command with the programs hidden from it, as on a machine without them. */
 async function without(programs: readonly string[], argv: readonly string[], env: Record<string, string> = {}): Promise<Finished> {
   const script: string[] = [];
   for (const [n, directory] of ['/usr/sbin', '/usr/bin', '/usr/local/bin', '/usr/local/sbin'].entries()) {
@@ -77,7 +76,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   taken?.close();
-  // A test that failed half way may have left it stopped.
+  // A failed test may have left it stopped.
   if (drover !== undefined && !isAlive(drover.upPid)) await drover.up();
   const left = drover === undefined ? undefined : await tracesOf(drover);
   await drover?.[Symbol.asyncDispose]();
@@ -87,7 +86,7 @@ afterAll(async () => {
   expect(await left?.()).toEqual([]);
 });
 
-/** A command line, its exit code, what the sentence says, and the code of the error object. */
+/** A command line, its exit code, a pattern of the sentence, and the code of the error object. */
 type Row = readonly [line: string, code: number, sentence: RegExp, error: string];
 
 const rows: readonly Row[] = [
@@ -122,7 +121,7 @@ const rows: readonly Row[] = [
   ['run --runtime foo host -- true', 125, /no runtime "foo"/, 'invalid-argument'],
   ['run host -- /no/such/command', 127, /command not found/, 'command-not-found'],
   ['run host -- /etc/passwd', 126, /cannot be executed/, 'command-not-executable'],
-  // What is not there, or not running.
+  // Absent or stopped objects.
   ['exec nosuch -- true', 125, /no sandbox "nosuch"\n.*drover sandbox ls/, 'sandbox-not-found'],
   ['sandbox get nosuch', 3, /no sandbox "nosuch"/, 'sandbox-not-found'],
   ['cp nosuch:/x /tmp/x', 3, /no sandbox "nosuch"/, 'sandbox-not-found'],
@@ -130,7 +129,7 @@ const rows: readonly Row[] = [
   ['image rm nosuch', 3, /no image nosuch/, 'image-not-found'],
   ['exec idle -- true', 125, /idle is stopped: stopped by admin\n.*drover sandbox start/, 'sandbox-not-running'],
   ['run --name idle host -- true', 125, /named idle already/, 'name-taken'],
-  // Who asks, and whom.
+  // Wrong credentials and addresses.
   ['sandbox ls --token wrong', 5, /not an API token/, 'unauthenticated'],
   [
     'sandbox ls --server https://127.0.0.1:1 --token x --ca /etc/ssl/certs/ca-certificates.crt',
@@ -162,7 +161,7 @@ describe('bad input: one sentence, what to do, an exit code', () => {
     refused(await drover.run([command, ...rest]), code, sentence);
   });
 
-  // The object is made in one place for all of them: looked at once for each code.
+  // All errors are printed by the same code, so one row for each error code suffices.
   const oneOfEach = rows.filter(([, , , error], index) => rows.findIndex((row) => row[3] === error) === index);
 
   test.each(oneOfEach)('drover %s → %i, as JSON', async (line, code, _, error) => {
@@ -174,12 +173,12 @@ describe('bad input: one sentence, what to do, an exit code', () => {
     });
   });
 
-  test('and nothing half made is left', async () => {
+  test('no partial sandbox, image or download is left', async () => {
     await drover.remove('idle');
     await nothingIsLeft();
   });
 
-  test('R-16: what --allow takes, the control plane takes too, and so does the gateway', async () => {
+  test('R-16: the control plane and the gateway accept every form of --allow', async () => {
     const forms = ['example.com', '*.Example.com:8443', '10.1.2.3', '10.0.0.0/8:443', '2001:db8::1', 'fd00::/8', '[fd00::/8]:443'];
     const allow = forms.flatMap((form) => ['--allow', form]);
     expect(await drover.run(['run', '--rm', '-n', ...allow, 'host', '--', 'echo', 'in'])).toMatchObject({ code: 0, stdout: 'in\n' });
@@ -192,14 +191,14 @@ describe('bad input: one sentence, what to do, an exit code', () => {
 });
 
 describe('registries', () => {
-  test('a port where nobody listens', async () => {
+  test('a port without a listener', async () => {
     const outcome = await drover.run(['run', '-n', '127.0.0.1:1/x/y:1', '--', 'true']);
     refused(outcome, 125, /the registry 127\.0\.0\.1:1 cannot be reached: connection refused/);
     refusedPull(await drover.run(['image', 'pull', '127.0.0.1:1/x/y:1']), 6, /cannot be reached/);
     await nothingIsLeft();
   });
 
-  test('R-13: one that takes connections and never says anything: one sentence, after a bounded number of tries', async () => {
+  test('R-13: a registry that accepts connections and never responds: one sentence, after a bounded number of tries', async () => {
     let connections = 0;
     const silent = createServer((socket) => {
       connections++;
@@ -210,7 +209,7 @@ describe('registries', () => {
     try {
       const outcome = await drover.run(['run', '-n', `127.0.0.1:${port}/x/y:1`, '--', 'true'], { timeoutMs: 150_000 });
       refused(outcome, 125, new RegExp(`the registry 127\\.0\\.0\\.1:${port} cannot be reached: .*(?:timeout|timed out)`, 'i'));
-      // The host's tries, and none of the control plane's on top of them.
+      // The host's tries alone: the control plane does not repeat them.
       expect(connections).toBe(5);
       await nothingIsLeft();
     } finally {
@@ -218,12 +217,12 @@ describe('registries', () => {
     }
   }, 180_000);
 
-  test('an image that it does not have', async () => {
+  test('an absent image', async () => {
     refusedPull(await drover.run(['image', 'pull', `${proxy.host}/demo:none`]), 3, /has no demo none/);
     await nothingIsLeft();
   });
 
-  test('a layer that was damaged on its way', async () => {
+  test('a layer that was damaged in transit', async () => {
     const { digest } = await largestLayer(layout, 'busybox');
     const whole = Buffer.from(await (await fetch(`http://${registry.host}/v2/demo/blobs/${digest}`)).arrayBuffer());
     whole[whole.length >> 1] = (whole[whole.length >> 1] ?? 0) ^ 1;
@@ -245,7 +244,7 @@ describe('registries', () => {
   });
 });
 
-/** One line for each step of the pull before the sentence. */
+/** Expects a line for each step of the pull before the sentence. */
 function refusedPull({ code, stdout, stderr }: Finished, exit: number, sentence: RegExp): void {
   expect(stderr).toMatch(/\ndrover: [^\n]+\n {2}hint: [^\n]+\n$/);
   expect(stderr).toMatch(sentence);
@@ -253,7 +252,7 @@ function refusedPull({ code, stdout, stderr }: Finished, exit: number, sentence:
 }
 
 describe('a full disk', () => {
-  test('up says so when images find no room, and leaves nothing half made', async () => {
+  test('up reports that images do not fit, and leaves no partial image', async () => {
     const disk = join(work, 'disk');
     const image = join(work, 'disk.img');
     await tool('truncate', '-s', '40M', image);
@@ -261,7 +260,7 @@ describe('a full disk', () => {
     await mkdir(disk);
     await tool('mount', '-o', 'loop', image, disk);
     try {
-      // The store of images alone: what is full is the host's disk.
+      // Only the image store is full, so the failure is the host's.
       const state = join(drover.data, 'host', 'images');
       await drover.interrupt();
       await tool('cp', '-a', `${state}/.`, disk);
@@ -276,7 +275,7 @@ describe('a full disk', () => {
           /does not fit: the host's disk that holds \S+ is full/,
         );
         await rm(join(disk, 'filler'));
-        // A layer that found room and is whole counts as progress (R-13), until somebody prunes.
+        // A complete layer counts as progress (R-13) and stays until a prune.
         await drover.run(['image', 'prune']);
         await nothingIsLeft();
         expect((await drover.run(['run', '--rm', '-n', `${proxy.host}/demo:1`, '--', '/bin/busybox', 'true'])).code).toBe(0);
@@ -292,7 +291,7 @@ describe('a full disk', () => {
 });
 
 describe("a full disk under the control plane's store", () => {
-  test('the store says so, loses nothing that was answered, and goes on when there is room', async () => {
+  test('the store reports it, loses no acknowledged write, and continues when space is free', async () => {
     const disk = join(work, 'store');
     const image = join(work, 'store.img');
     const data = join(drover.data, 'control-plane');
@@ -308,7 +307,7 @@ describe("a full disk under the control plane's store", () => {
         await drover.up();
         await drover.begin('before', ['sleep', '600']);
         await tool('sh', '-c', `dd if=/dev/zero of=${disk}/filler bs=4k 2>/dev/null || true`);
-        // A few writes may still find room in the pages that the log has.
+        // The first writes may still find room in allocated pages of the log.
         const made: string[] = [];
         const outcome = await eventually(
           'the disk is full for the store too',
@@ -322,7 +321,7 @@ describe("a full disk under the control plane's store", () => {
           90_000,
         );
         refused(outcome, 7, /the disk that the control plane keeps its data on is full\n {2}hint: make room/);
-        // What it knows, it still tells, and what runs is still reached.
+        // Reads and running sandboxes still work.
         const names = async (): Promise<string[]> => (await drover.sandboxes<{ name: string }>()).map(({ name }) => name);
         expect((await names()).toSorted()).toEqual(['before', ...made].toSorted());
         expect(await drover.exec('before', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
@@ -335,7 +334,7 @@ describe("a full disk under the control plane's store", () => {
         await nothingIsLeft();
       } finally {
         await drover.interrupt();
-        // What it knows by now goes along: the certificates that it has given since.
+        // Copy the present data back, because it includes certificates issued in the meantime.
         await tool('sh', '-c', `rm -f ${disk}/filler; umount ${data} && cp -a ${disk}/. ${data}/`);
       }
       await drover.up();
@@ -345,13 +344,13 @@ describe("a full disk under the control plane's store", () => {
   }, 300_000);
 });
 
-describe('a gateway that cannot have its address', () => {
-  test('L-22: sandboxes say who is in its way, in time, and so does doctor; when it is gone they start', async () => {
+describe('a gateway whose address is taken', () => {
+  test('L-22: sandboxes and doctor report the holder of the address in time; when the address is free they start', async () => {
     expect((await drover.run(['run', '--rm', '-n', 'host', '--', 'true'])).code).toBe(0);
     const gateway = await drover.pidOf('gateway');
     process.kill(gateway, 'SIGKILL');
     await eventually('the gateway is gone', () => !isAlive(gateway));
-    // Before the agent has started the next one.
+    // Take the address before the agent starts the next gateway.
     const holder = createServer();
     await eventually('its daemons are gone as well', async () => {
       try {
@@ -387,12 +386,12 @@ describe('a gateway that cannot have its address', () => {
 });
 
 describe('up', () => {
-  test('on a port that somebody has', async () => {
+  test('on a taken port', async () => {
     const data = join(work, 'port');
     refused(await drover.run(['up', '--data', data, '--listen', `127.0.0.1:${takenPort}`]), 6, /in use by another program\n.*--listen/);
   });
 
-  test('as somebody who may not write there', async () => {
+  test('as a user without write access', async () => {
     const args = ['--reuid', '65534', '--regid', '65534', '--clear-groups', 'env', 'HOME=/nonexistent'];
     const { exitCode, stdout, stderr } = await execa('setpriv', [...args, join(repository, 'drover'), 'up', '--listen', '127.0.0.1:0'], {
       reject: false,
@@ -407,7 +406,7 @@ describe('up', () => {
     expect([2, 5]).toContain(exitCode);
   });
 
-  test('a failed one leaves the control plane that its caller knew', async () => {
+  test("a failed up leaves its caller's contexts unchanged", async () => {
     const context = join(drover.directory, 'config', 'drover');
     const of = async (): Promise<string[]> => {
       const files = (await readdir(context, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
@@ -424,7 +423,7 @@ describe('up', () => {
 describe('doctor finds the usual causes first', () => {
   const doctor = (...args: readonly string[]): string[] => [join(repository, 'drover'), 'doctor', '--data', join(work, 'doctor'), ...args];
 
-  test('when all is well it ends with 0', async () => {
+  test('ends with 0 on a healthy machine', async () => {
     const { code, stdout } = await drover.run(['doctor', '--data', drover.data]);
     expect(stdout).not.toMatch(/^problem/m);
     expect(code).toBe(0);
@@ -433,7 +432,7 @@ describe('doctor finds the usual causes first', () => {
     );
   });
 
-  test('without flags it looks at what the running up was started with', async () => {
+  test('without flags checks the settings of the running up', async () => {
     const { stdout } = await drover.run(['doctor']);
     expect(stdout).toContain(` free at ${drover.data}\n`);
     expect(stdout).toMatch(/^ok {7}port: drover responds on /m);
@@ -452,16 +451,16 @@ describe('doctor finds the usual causes first', () => {
     expect(code).toBe(1);
   });
 
-  test('a port that is taken', async () => {
+  test('a taken port', async () => {
     const env = { XDG_CONFIG_HOME: join(work, 'none') };
     const { code, stdout } = await drover.run(['doctor', '--listen', `127.0.0.1:${takenPort}`], { env });
     expect(stdout).toMatch(new RegExp(`^problem  port: 127\\.0\\.0\\.1:${takenPort} is in use`, 'm'));
     expect(code).toBe(1);
-    // That Drover answers elsewhere does not make it Drover's.
+    // Drover responds on another port, but a different program holds this one.
     expect((await drover.run(['doctor', '--listen', `127.0.0.1:${takenPort}`])).stdout).toMatch(/^problem {2}port:/m);
   });
 
-  test('a disk with little room', async () => {
+  test('a nearly full disk', async () => {
     const small = join(work, 'small');
     await mkdir(small);
     await tool('mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', small);

@@ -29,12 +29,14 @@ const names = Array.from({ length: count }, (_, index) => `c${index}`);
 let drover: TestDrover;
 let shared: string;
 let client: DroverClient;
-/** Runs until it is let go of: the host agent, which nobody kills here. */
+/** The host agent, which runs until the end of the test: only the control plane is killed. */
 let agent: ReturnType<typeof part> | undefined;
 let server: ReturnType<typeof part> | undefined;
 
-/** `drover serve` or `drover agent` on what `up` has set up. `up` itself would hold back a part that dies so often (S-6). */
-/** As a service manager starts it that knows how the one before ended: killed from outside. */
+/**
+ * Starts `drover serve` or `drover agent` on the data of `up`, as a service manager does that records a kill as the end of the previous one.
+ * `up` itself would delay the restarts of a part that dies so often (S-6).
+ */
 function part(...args: readonly string[]) {
   const output = { file: join(drover.data, 'drover.log'), append: true };
   return execa(join(repository, 'drover'), args, {
@@ -54,7 +56,7 @@ function serve(): ReturnType<typeof part> {
 
 const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.sandboxes<SandboxJson>();
 
-/** What a kill cuts off is tried again until it is through; anything else is a defect. */
+/** Retries an action that a kill interrupted. Any other failure is a defect. */
 async function insist(action: () => Promise<unknown>): Promise<void> {
   await eventually(
     'the control plane takes it',
@@ -75,7 +77,7 @@ async function answers(): Promise<void> {
   await insist(async () => await client.sandboxes.list());
 }
 
-/** Until the host is back, and a moment at which its sandboxes may be in any state. */
+/** Waits until the host is ready, and then for a moment at which its sandboxes may be in any state. */
 async function hostIsBack(): Promise<void> {
   await insist(async () => {
     const hosts = await client.hosts.list();
@@ -86,16 +88,16 @@ async function hostIsBack(): Promise<void> {
 const plansDone = async (): Promise<number> =>
   (await readFile(join(shared, 'said'), 'utf8').catch(() => '')).split('\n').filter((line) => line.startsWith('planned ')).length;
 
-/** Until another plan is done, or for so long: kills are to meet sandboxes at work, and not only a control plane that starts. */
+/** Waits until another plan is done, or for the given time, so that kills meet sandboxes at work and not only a starting control plane. */
 async function aPlanIsDone(withinMs: number): Promise<void> {
   const [before, end] = [await plansDone(), Date.now() + withinMs];
   while (Date.now() < end && (await plansDone()) === before) await delay(50);
 }
 
 async function create(name: string): Promise<void> {
-  // A plan that takes its time, so that kills meet it at every step; each time another one.
+  // The plan takes a varying time, so that kills meet it at every step.
   const script = `#!/bin/sh\necho "begun ${name} ${start}" >> /shared/said\nsleep 0.$(($$ % 8 + 1))\necho "planned ${name} ${start}" >> /shared/said\n`;
-  // Every fourth has a file to be placed too, by every session with it anew: a program of its own each time.
+  // Every fourth sandbox also has a file that each session places with a separate program.
   const placed = Number(name.slice(1)) % 4 === 0;
   const look = placed ? `cat /etc/chaos >/dev/null || echo "unplanned ${name} ${start}" >> /shared/said; ` : '';
   const command = `echo "ran ${name} ${start}" >> /shared/said; ${look}exec sleep 600`;
@@ -111,12 +113,12 @@ async function create(name: string): Promise<void> {
   });
 }
 
-/** Which start of which sandbox a line is about: init's own start time tells starts apart. */
+/** Identifies the sandbox and start of a line: init's own start time tells starts apart. */
 const start = "$(cut -d' ' -f22 /proc/1/stat)";
 
 beforeAll(async () => {
   console.info(`chaos: DROVER_TEST_SEED=${seed}`);
-  // So that kills meet a host at work, and not one that waits for its next try.
+  // With a short retry interval kills meet a host at work and not a waiting one.
   drover = await TestDrover.start([...pool, '--reconnect-max', '1s'], async (directory) => {
     shared = await sharedDirectory(directory);
     return ['--allow-mount', shared];
@@ -128,7 +130,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await using instance = drover;
-  // Else the setting up has failed, and says why.
+  // Without an agent the setup has failed, and its error is reported.
   if (agent === undefined) return;
   client.close();
   for (const running of [agent, server]) {
@@ -143,7 +145,7 @@ afterAll(async () => {
 
 test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while the control plane is killed ${kills} times`, {
   timeout: 480_000,
-  // A further try would begin with what the first one left.
+  // A retry would start with the state of the failed attempt.
   retry: 0,
 }, async () => {
   let killed = 0;
@@ -152,7 +154,7 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
 
   const killing = (async () => {
     while (killed < kills) {
-      // Mostly while it is at work with the host; now and then before that, or before it even serves.
+      // Mostly while it works with the host, sometimes earlier, even before it serves.
       const when = random();
       if (when < 0.7) {
         await hostIsBack();
@@ -168,11 +170,11 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
     over.abort();
   })();
 
-  // Each sandbox's own life: made, then stopped and started again for as long as there are kills.
+  // The life of each sandbox: it is created, then stopped and started until the kills end.
   const living = names.map(async (name) => {
     await insist(async () => await create(name));
-    // By turns, and without waiting for either: what it meets is any state that there is. So seldom that the machine has time left for the
-    // control plane's starts: kills are to meet a host at work.
+    // Alternate between stop and start without waiting, to meet every state. The pauses leave time for the control plane's starts,
+    // so that kills meet a host at work.
     for (let wanted = false; !over.signal.aborted; wanted = !wanted) {
       await delay(6000 + random() * 20_000, undefined, { signal: over.signal }).catch(() => undefined);
       await insist(async () => await (wanted ? client.sandboxes.start(name) : client.sandboxes.stop(name, { graceMs: 1000 })));
@@ -193,7 +195,7 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
     () => seen.map(({ name, state, message, init, identity }) => ({ name, state, message, init, identity })),
   );
 
-  // Every sandbox is there once, and registered once.
+  // Every sandbox exists once, and is registered once.
   expect(seen.map(({ name }) => name).toSorted()).toEqual(names.toSorted());
   const identities = await drover.json<{ sandboxId: string; thumbprint: string }[]>(['identity', 'ls']);
   expect(identities.map(({ sandboxId }) => sandboxId).toSorted()).toEqual(seen.map(({ id }) => id).toSorted());
@@ -204,7 +206,7 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
   for (const line of lines) counts.set(line, (counts.get(line) ?? 0) + 1);
   // I-32: no post-init and no command ran twice in one start.
   expect([...counts].filter(([, times]) => times > 1)).toEqual([]);
-  // Nor did a command begin before its plan was done.
+  // No command began before its plan was done.
   expect(lines.filter((line) => line.startsWith('unplanned'))).toEqual([]);
   const at = new Map(lines.map((line, index) => [line, index]));
   for (const line of lines.filter((said) => said.startsWith('ran '))) {
@@ -212,9 +214,9 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
     expect(planned, line).toBeDefined();
     expect(planned).toBeLessThan(at.get(line) ?? -1);
   }
-  // The last start of each has run its command: it is in the log that it began.
+  // The last start of each sandbox has run its command.
   for (const name of names) expect(lines.filter((line) => line.startsWith(`ran ${name} `)).length).toBeGreaterThan(0);
-  // And kills met more than first starts.
+  // Kills met later starts too.
   expect(lines.filter((line) => line.startsWith('planned ')).length).toBeGreaterThan(count);
 });
 

@@ -24,10 +24,10 @@ interface SandboxJson {
   readonly startCount: number;
 }
 
-/** One error, one hint: nothing else on stderr. */
+/** Exactly one error and one hint on stderr. */
 const oneSentence = /^drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 const forever = ['sleep', 'infinity'];
-/** Something to look at afterwards: when it began, and that it goes on. */
+/** A command whose log shows its start, and that it keeps running. */
 const clock = ['sh', '-c', 'echo began $$; while :; do date +%s.%N; sleep 0.2; done'];
 
 let drover: TestDrover;
@@ -81,7 +81,7 @@ afterAll(async () => {
   await second[Symbol.asyncDispose]();
   await drover[Symbol.asyncDispose]();
   await network[Symbol.asyncDispose]();
-  // R-9: nothing of a sandbox outlives its removal.
+  // R-9: removal leaves no trace of a sandbox.
   expect(await left()).toEqual([]);
 });
 
@@ -93,15 +93,15 @@ describe('L-1 to L-3: joining', () => {
   };
   let used: string;
 
-  test('a host that has not joined says so', async () => {
+  test('drover agent on a host that has not joined reports it', async () => {
     refused(await second.run(['agent', '--state', second.state]), 4, /has not joined a control plane/);
   });
 
-  test('what is no token is refused before anything is sent', async () => {
+  test('a malformed token is refused before any request is sent', async () => {
     refused(await second.join(server, 'drv1.nonsense'), 2, /not a join token/);
   });
 
-  test('a token of another control plane: its CA does not match, and the token is not sent', async () => {
+  test('a token of another control plane: the CA does not match, and the token is not sent', async () => {
     const [version, , secret] = (await token()).split('.');
     refused(await second.join(server, `${version}.${'a'.repeat(64)}.${secret}`), 5, /not the one that made this join token/);
   });
@@ -112,16 +112,16 @@ describe('L-1 to L-3: joining', () => {
     refused(await second.join(server, expired), 5, /refused the join token: it is unknown, used up or expired/);
   });
 
-  test('an unknown token is refused with the same words', async () => {
+  test('an unknown token is refused in the same words as an expired one', async () => {
     const [version, fingerprint] = (await token()).split('.');
     refused(await second.join(server, `${version}.${fingerprint}.${'A'.repeat(43)}`), 5, /unknown, used up or expired/);
   });
 
-  test('a control plane that is not there is said to be unreachable', async () => {
+  test('an absent control plane is reported as unreachable', async () => {
     refused(await second.join(`https://${network.hostAddress}:9`, await token()), 6, /cannot be reached/);
   });
 
-  test('with the token that drover host token prints, the host joins; its key stays with it', async () => {
+  test('with the token that drover host token prints, the host joins and keeps its key to itself', async () => {
     used = await token('--label', 'disk=nvme');
     const outcome = await second.join(server, used, ['--name', 'second', '--label', 'place=far', '--pool', '10.215.0.0/17']);
     expect(outcome).toMatchObject({ code: 0, stderr: '' });
@@ -129,7 +129,7 @@ describe('L-1 to L-3: joining', () => {
     expect((await host('second')).state).toBe('joining');
   });
 
-  test('the token is used up: another machine is refused', async () => {
+  test('a used token is refused to another machine', async () => {
     const other = join(drover.directory, 'other');
     refused(await second.run(['agent', 'join', server, '--token', used, '--state', other, '--no-run']), 5, /used up/);
   });
@@ -148,7 +148,7 @@ describe('L-1 to L-3: joining', () => {
 });
 
 describe('a host that can only dial out', () => {
-  test('nothing of this machine can open a connection to it, though something listens there', async () => {
+  test('this machine can open no connection to it, even to an open port', async () => {
     const script = 'require("net").createServer(c => c.end("there")).listen(0, function () { console.log(this.address().port) })';
     const [file, ...args] = network.command(process.execPath, '-e', script);
     const listener = execa(file, args, { reject: false });
@@ -170,7 +170,7 @@ describe('a host that can only dial out', () => {
     }
   });
 
-  test('a sandbox runs on it, and gives its command’s status', async () => {
+  test('a sandbox runs on it, and run returns its command’s status', async () => {
     const { code, stdout } = await drover.run(['run', '--rm', '--host', 'second', 'host', '--', 'sh', '-c', 'echo far away; exit 9']);
     expect({ code, stdout }).toEqual({ code: 9, stdout: 'far away\n' });
   });
@@ -193,7 +193,7 @@ describe('a host that can only dial out', () => {
     let shown = '';
     attached.stdout.on('data', (data: Buffer) => (shown += String(data)));
     await eventually('attach shows what it wrote and what it writes', () => shown.split('\n').length > 4);
-    // Anything gentler would be passed on to the command.
+    // The CLI would forward any other signal to the command.
     attached.kill('SIGKILL');
     await attached;
 
@@ -209,16 +209,16 @@ describe('a host that can only dial out', () => {
     }
   });
 
-  test('I-39: forward half-closes both ways: the one whose peer has ended still sends', async () => {
+  test('I-39: forward half-closes both ways: an end keeps sending after its peer has ended', async () => {
     await succeeds(['exec', '-d', 'far', '--', 'python3', '-c', halfProgram]);
     const local = await freePort();
     const forward = drover.spawn(['forward', 'far', `${local}:8124`]);
     try {
       const socket = await eventually('forward listens', async () => await dial(local));
-      // This side ends first; the program answers what it has heard, and ends after that.
+      // This side ends first. The program replies to its input and ends after that.
       socket.end('first');
       expect(await text(socket)).toBe('heard first');
-      // The program ends first; it still takes what comes.
+      // The program ends first and keeps reading.
       const second = await dial(local);
       let said = '';
       second?.on('data', (data) => (said += String(data)));
@@ -235,11 +235,11 @@ describe('a host that can only dial out', () => {
     }
   });
 
-  test('what it may reach is enforced there too: default deny, and its own gateway answers', async () => {
+  test('network policy is enforced on it: default deny, with its own gateway', async () => {
     const url = `http://${network.controlPlaneAddress}/`;
     expect((await drover.exec('far', ['curl', '-s', url])).stdout).toContain('egress-denied');
     const past = await drover.exec('far', ['curl', '-s', '-m', '1', '--noproxy', '*', url]);
-    // 28: nothing answers; 7: no way there.
+    // curl's status: 28 for no response, 7 for no route.
     expect([7, 28]).toContain(past.code);
     const env = await drover.exec('far', ['printenv', 'HTTP_PROXY']);
     expect(env.stdout).toContain('10.215.0.1');
@@ -249,7 +249,7 @@ describe('a host that can only dial out', () => {
 describe('L-24: placement', () => {
   const placed = ['p1', 'p2', 'p3', 'p4'];
 
-  test('sandboxes spread over the hosts', async () => {
+  test('sandboxes spread across the hosts', async () => {
     await drover.remove('far');
     for (const name of placed) await drover.create(name, forever);
     const where = await Promise.all(placed.map(async (name) => (await sandbox(name)).hostName));
@@ -257,7 +257,7 @@ describe('L-24: placement', () => {
     await drover.remove(...placed);
   });
 
-  test('a label of a host chooses it, that of its join token too', async () => {
+  test('a label chooses a host, also a label from its join token', async () => {
     for (const label of ['place=far', 'disk=nvme']) {
       const name = `at-${label.split('=')[0]}`;
       await succeeds(['run', '-d', '--name', name, '--host-label', label, 'host', '--', 'sleep', 'infinity']);
@@ -266,13 +266,13 @@ describe('L-24: placement', () => {
     }
   });
 
-  test('a host that does not exist is refused in one sentence', async () => {
+  test('an unknown host is refused in one sentence', async () => {
     const { code, stderr } = await drover.run(['run', '--host', 'third', 'host', '--', 'true']);
     expect(code).toBe(125);
     expect(stderr).toMatch(oneSentence);
   });
 
-  test('L-27: cordon keeps new ones away, and what waits for the host is told why; uncordon lets it come', async () => {
+  test('L-27: cordon excludes a host from placement, and a waiting sandbox reports why; uncordon admits it', async () => {
     expect(await succeeds(['host', 'cordon', 'second'])).toBe('second: cordoned\n');
     for (const name of ['c1', 'c2']) {
       await drover.create(name, forever);
@@ -285,7 +285,7 @@ describe('L-24: placement', () => {
     await drover.remove('c1', 'c2', 'c3');
   });
 
-  test('L-27: drain moves what runs to the other host, says how far it is, and leaves the host empty', async () => {
+  test('L-27: drain moves sandboxes to the other host, reports its progress, and empties the host', async () => {
     await succeeds(['host', 'cordon', 'first']);
     for (const name of ['d1', 'd2']) await drover.begin(name, forever);
     await succeeds(['host', 'uncordon', 'first']);
@@ -295,14 +295,14 @@ describe('L-24: placement', () => {
     expect(stderr).toMatch(/d1 moves to another host/);
     for (const name of ['d1', 'd2']) expect((await sandboxIs(name, 'running')).hostName).toBe('first');
     await eventually('its containers are gone', async () => (await containers(second.state)).length === 0);
-    // What its host has reported follows what it has done.
+    // The reported state follows the actual one.
     await eventually('it is known to be empty', async () => (await host('second')).sandboxes === 0);
     expect(await host('second')).toMatchObject({ state: 'draining', sandboxes: 0 });
     await drover.remove('d1', 'd2');
     expect(await succeeds(['host', 'uncordon', 'second'])).toBe('second: ready\n');
   });
 
-  test('L-27: what cannot move is named and stays; with --stop it is stopped', async () => {
+  test('L-27: drain names sandboxes that cannot move and leaves them running; with --stop it stops them', async () => {
     await drover.begin('stays', forever, { host: 'second' });
     const kept = await drover.run(['host', 'drain', 'second']);
     expect(kept.stderr).toMatch(/stays/);
@@ -316,14 +316,14 @@ describe('L-24: placement', () => {
 });
 
 describe('L-10, L-26: a link that is cut', () => {
-  test('the host goes down, its sandboxes are lost after the grace, and are adopted when it comes back, not restarted', async () => {
+  test('the host goes down, its sandboxes are lost after the grace, and a reconnect adopts them without a restart', async () => {
     await drover.begin('cut', clock, { host: 'second' });
     const began = await eventually('it has begun', async () => /^began .*$/m.exec(await drover.logs('cut'))?.[0]);
     const cutAt = Date.now();
     await network.cut();
     try {
       expect((await hostIs('second', 'down')).reason).toMatch(/nothing was heard of it/);
-      // L-15: nobody waits for it.
+      // L-15: no command waits for the host.
       const exec = await drover.run(['host', 'ls']);
       expect(exec.stdout).toMatch(/second.*down/);
       expect((await sandboxIs('cut', 'lost')).message).not.toBe('');
@@ -336,7 +336,7 @@ describe('L-10, L-26: a link that is cut', () => {
     const log = await drover.logs('cut');
     expect(log.match(/began/g)).toHaveLength(1);
     expect(log.split('\n')[0]).toBe(began);
-    // It wrote all the while.
+    // The command kept writing during the cut.
     const times = log.split('\n').slice(1, -1).map(Number);
     const gaps = times.slice(1).map((time, index) => time - (times[index] ?? 0));
     expect(Math.max(...gaps)).toBeLessThan(cutSeconds / 2);
@@ -344,7 +344,7 @@ describe('L-10, L-26: a link that is cut', () => {
     await drover.remove('cut');
   });
 
-  test('a sandbox that is removed while the host is away is gone when it comes back', async () => {
+  test('a sandbox that is removed while the host is disconnected is deleted when the host reconnects', async () => {
     await drover.begin('gone', forever, { host: 'second' });
     expect(await second.ended('SIGINT')).toBe(0);
     await hostIs('second', 'down');
@@ -367,7 +367,7 @@ describe('L-4: drover host rm', () => {
     expect(stderr).toMatch(/still holds 1 sandbox/);
   });
 
-  test('with --force the stream is closed; the agent says so, takes its sandboxes away and ends', async () => {
+  test('with --force it closes the stream; the agent reports it, removes its sandboxes and ends', async () => {
     identity = join(drover.directory, 'identity-of-before');
     await mkdir(identity);
     await execa('cp', ['-a', join(second.state, 'identity'), identity]);
@@ -380,7 +380,7 @@ describe('L-4: drover host rm', () => {
     await drover.remove('held');
   });
 
-  test('its certificate is refused from then on, and the agent does not try for ever', async () => {
+  test('the certificate of a removed host is refused, and its agent gives up', async () => {
     await rename(join(identity, 'identity'), join(second.state, 'identity'));
     second.startUnchecked();
     expect(await second.ended()).toBe(5);
@@ -397,7 +397,7 @@ describe('L-4: drover host rm', () => {
     });
   });
 
-  test('it offers the CPUs that --cpus says, and holds sandboxes by them', async () => {
+  test('the host offers the CPUs of --cpus, and accepts sandboxes accordingly', async () => {
     await second.ended('SIGINT');
     await second.start(['--cpus', '64']);
     await hostIs('second', 'ready');
@@ -420,7 +420,7 @@ while True:
     c.close()
 `;
 
-/** Two connections: on the first the client ends before the program does, on the second it is the other way round. */
+/** Serves two connections: the client ends the first one first, the program ends the second one first. */
 const halfProgram = `
 import os, socket
 def heard(c):
@@ -440,7 +440,7 @@ with open("/tmp/heard.new", "wb") as f:
 os.rename("/tmp/heard.new", "/tmp/heard")
 `;
 
-/** A connection whose two directions end apart; undefined when nobody listens. */
+/** Opens a connection that can be half-closed; undefined when the port has no listener. */
 async function dial(port: number): Promise<Socket | undefined> {
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
   try {
@@ -451,7 +451,7 @@ async function dial(port: number): Promise<Socket | undefined> {
   }
 }
 
-/** What somebody says who listens on a port of this machine; undefined when nobody does. */
+/** Returns the output of a listener on a port of this machine; undefined when the port has no listener. */
 async function ask(port: number): Promise<string | undefined> {
   return await new Promise((resolve) => {
     let said = '';

@@ -42,7 +42,7 @@ interface EventJson {
 }
 
 const checks = ['chain', 'validity', 'eku', 'cn', 'san', 'thumbprint', 'registry', 'host', 'peer-address'];
-/** Runs until it is told to end. */
+/** A command that runs until it is stopped. */
 const idle = ['sleep', '600'];
 
 let drover: TestDrover;
@@ -57,7 +57,7 @@ async function succeeds(args: readonly string[], timeoutMs?: number): Promise<st
   return stdout;
 }
 
-/** Polls until the sandbox is as wanted; a failure shows how it is instead. */
+/** Polls a sandbox until it satisfies the condition. A failure shows its last state. */
 async function sandboxIs(name: string, what: string, wanted: (row: SandboxJson) => boolean): Promise<SandboxJson> {
   let row: SandboxJson | undefined;
   return await eventually(
@@ -98,7 +98,7 @@ afterAll(async () => {
   expect(await left()).toEqual([]);
 });
 
-describe('what a person sees of an identity', () => {
+describe('the identity of a sandbox in the CLI', () => {
   test('I-5, I-7, I-13: a sandbox is registered under its canonical name, and its session is trusted', async () => {
     await succeeds(['run', '-d', '--name', 'seen', '--project', 'lab', 'host', '--', ...idle]);
     const row = await sandbox('lab/seen');
@@ -124,7 +124,7 @@ describe('what a person sees of an identity', () => {
     expect(code).toBe(0);
   });
 
-  test('I-10, I-11: identity ls and get; a stop evicts nothing, a restart brings a new certificate, a removal evicts', async () => {
+  test('I-10, I-11: identity ls and get; a stop evicts no identity, a restart brings a new certificate, a removal evicts', async () => {
     interface IdentityJson {
       readonly sandboxId: string;
       readonly thumbprint: string;
@@ -147,7 +147,7 @@ describe('what a person sees of an identity', () => {
     expect(await mine()).toEqual([]);
   });
 
-  test('I-11: an evicted identity ends its session; the peer is reached again, and not trusted', async () => {
+  test('I-11: eviction ends the session of an identity; the next session works and is untrusted', async () => {
     const { identity } = await drover.begin<SandboxJson>('evicted', idle);
     await succeeds(['identity', 'evict', 'evicted']);
     const row = await sandboxIs('evicted', 'untrusted', (now) => now.identity.verdict === 'untrusted' && now.session.state === 'connected');
@@ -157,9 +157,9 @@ describe('what a person sees of an identity', () => {
     expect(JSON.parse(shown.stdout)).toMatchObject({
       checks: expect.arrayContaining([expect.objectContaining({ check: 'registry', verdict: expect.stringMatching(/fail/i) })]),
     });
-    // I-1: whatever is thought of it, it can be reached; and the command that was started goes on.
+    // I-1: an untrusted sandbox stays reachable, and its command keeps running.
     expect(await drover.exec('evicted', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
-    // A new start is a new certificate.
+    // A new start has a new certificate.
     await drover.stop('evicted');
     await drover.restart('evicted');
     const anew = await sandboxIs('evicted', 'trusted', (now) => now.identity.verdict === 'trusted');
@@ -191,7 +191,7 @@ postInit: |
   const planned = async (): Promise<readonly string[]> =>
     (await readFile(join(shared, 'planned'), 'utf8')).split('\n').filter((line) => line !== '');
 
-  test('config, git, ssh and post-init are done before the command begins, which finds everything', async () => {
+  test('config, git, ssh and post-init are done before the command starts, and the command finds their results', async () => {
     const file = join(drover.directory, 'setup.yaml');
     await writeFile(file, setup);
     const script =
@@ -243,7 +243,7 @@ postInit: |
     ]);
   });
 
-  test('I-32: a session that is made again runs no step of a completed plan, nor the command', async () => {
+  test('I-32: a new session repeats neither a step of a completed plan nor the command', async () => {
     const before = await planned();
     expect(before).toHaveLength(1);
     const { id } = await sandbox('planned');
@@ -266,7 +266,7 @@ postInit: |
     expect(new Set(ran).size).toBe(2);
   });
 
-  test('I-30: a plan that fails ends run with its step, its exit and the end of its stderr; the command never ran', async () => {
+  test('I-30: a failed plan ends run with its step, exit and last lines of stderr; the command never ran', async () => {
     const script = join(drover.directory, 'fails.sh');
     await writeFile(script, '#!/bin/sh\necho "the database is not there" >&2\nexit 3\n');
     const outcome = await drover.run(['run', '--name', 'fails', '--post-init', script, 'host', '--', 'echo', 'ran']);
@@ -284,7 +284,7 @@ postInit: |
     expect(await drover.logs('fails')).toBe('');
   });
 
-  test('I-38: the built-in steps need nothing of the image', async () => {
+  test('I-38: the built-in steps need no program of the image', async () => {
     const root = join(drover.directory, 'root');
     await mkdir(join(root, 'bin'), { recursive: true });
     await execa('cp', ['/bin/busybox', join(root, 'bin', 'cat')]);
@@ -293,7 +293,7 @@ postInit: |
     expect(await succeeds(['run', '--rm', '--setup', file, `dir:${root}`, '--', '/bin/cat', '/etc/made-up'])).toBe('by setup\n');
   });
 
-  test('bad setup files are refused with one sentence, and nothing is made', async () => {
+  test('an invalid setup file is refused with one sentence, and no sandbox is created', async () => {
     const file = join(drover.directory, 'bad.yaml');
     const before = (await drover.sandboxes<SandboxJson>()).length;
     for (const text of ['files: 3\n', 'nonsense: true\n', 'files:\n  - path: x\n', 'files:\n  - path: a\n    secret: NOT_THERE\n', '{']) {
@@ -333,14 +333,14 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
 
   const outside = async (name: string): Promise<string> => (await drover.exec(name, ['curl', '-s', '-m', '3', `http://${target}/`])).stdout;
 
-  test('--cut-network: nothing of it reaches the world any more, the control plane still reaches it; and back', async () => {
+  test('--cut-network: the sandbox reaches no address, and the control plane reaches the sandbox; release restores its network', async () => {
     await drover.begin('cut', idle, { allow: [target] });
     expect(await outside('cut')).toBe('outside\n');
     await succeeds(['sandbox', 'contain', 'cut', '--cut-network']);
     expect(await outside('cut')).toBe('');
     expect(await drover.exec('cut', ['echo', 'reached'])).toMatchObject({ code: 0, stdout: 'reached\n' });
     expect(await sandbox('cut')).toMatchObject({ containment: { networkCut: true } });
-    // It is kept: by the agent, and over a new start.
+    // The cut survives a restart of the agent and of the sandbox.
     const pid = await drover.pidOf('agent');
     process.kill(pid, 'SIGKILL');
     await eventually('the agent is back', async () => (await drover.exec('cut', ['true']).catch(() => undefined))?.code === 0);
@@ -353,7 +353,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect(await outside('cut')).toBe('outside\n');
   });
 
-  test('--pause freezes it, release lets it go on where it was', async () => {
+  test('--pause freezes a sandbox, and release resumes it', async () => {
     await drover.begin('frozen', ['sh', '-c', 'while :; do echo tick; sleep 0.1; done']);
     const lines = async (): Promise<number> => (await readLog('frozen')).length;
     await eventually('it ticks', async () => (await lines()) > 3);
@@ -367,7 +367,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect(await sandbox('frozen')).toMatchObject({ state: 'running', startCount: 1 });
   });
 
-  test('--kill ends it, also paused, also on an untrusted session; a release of both starts it', async () => {
+  test('--kill ends a sandbox, also a paused one with an untrusted session; a release of both starts it', async () => {
     await succeeds(['identity', 'evict', 'frozen']);
     await sandboxIs('frozen', 'untrusted', (row) => row.identity.verdict === 'untrusted');
     await succeeds(['sandbox', 'contain', 'frozen', '--pause']);
@@ -377,7 +377,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     await sandboxIs('frozen', 'trusted', (row) => row.state === 'running' && row.identity.verdict === 'trusted');
   });
 
-  test('--revoke takes its identity away for good, until it is released', async () => {
+  test('--revoke takes the identity until a release', async () => {
     const { identity, id } = await drover.begin<SandboxJson>('revoked', idle);
     await succeeds(['sandbox', 'contain', 'revoked', '--revoke']);
     const row = await sandboxIs('revoked', 'revoked', (now) => now.identity.verdict === 'revoked' && now.session.state === 'connected');
@@ -386,14 +386,14 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect((await eventsOf(id, 'identity')).map(({ type }) => type)).toContain('IdentityEvicted');
     await succeeds(['sandbox', 'release', 'revoked', '--revoke']);
     const back = await sandboxIs('revoked', 'trusted again', (now) => now.identity.verdict === 'trusted');
-    // The same start, the same certificate: it registered once more.
+    // The sandbox registers again in the same start, with the same certificate.
     expect(back).toMatchObject({ startCount: 1, identity: { thumbprint: identity.thumbprint } });
   });
 
-  test('a sandbox that does not answer is contained through its host', async () => {
+  test('an unresponsive sandbox is contained through its host', async () => {
     const { id } = await drover.begin<SandboxJson>('deaf', idle, { allow: [target] });
     const pid = Number((await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim());
-    // Its init hears nothing any more; its other processes do.
+    // SIGSTOP makes init unresponsive; the other processes keep running.
     process.kill(pid, 'SIGSTOP');
     try {
       await succeeds(['sandbox', 'contain', 'deaf', '--cut-network', '--kill', '--revoke']);
@@ -403,7 +403,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     }
   });
 
-  test('without an action, or for what is not there, one clear sentence', async () => {
+  test('contain without an action, or on an absent sandbox, fails with one clear sentence', async () => {
     const none = await drover.run(['sandbox', 'contain', 'cut']);
     expect(none.code).toBe(2);
     expect(none.stderr).toMatch(/--cut-network/);
@@ -411,7 +411,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     expect((await drover.run(['identity', 'get', 'nowhere'])).code).toBe(3);
   });
 
-  /** What the kernel says of its processes: cgroup v1's freezer, or v2's events. */
+  /** Whether the kernel reports the processes as frozen: by the freezer of cgroup v1, or the events of v2. */
   async function isFrozen(name: string): Promise<boolean> {
     const { id } = await sandbox(name);
     const pid = (await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim();
@@ -428,7 +428,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
 });
 
 describe('I-34 to I-36: events', () => {
-  test('I-35: a watcher that goes on from an id sees every event once, over a kill of the control plane', async () => {
+  test('I-35: a watcher that continues from an id sees every event once, across a kill of the control plane', async () => {
     const { id } = await drover.begin<SandboxJson>('watched', idle);
     const all = await eventsOf(id);
     const ids = all.map((event) => event.id);

@@ -22,15 +22,15 @@ interface ImageJson {
   readonly image: { readonly reference: string; readonly digest: string; readonly holders: number };
 }
 
-/** One error, one hint: nothing else on stderr. */
+/** Exactly one error and one hint on stderr. */
 const oneSentence = /^drover: [^\n]+\n {2}hint: [^\n]+\n$/;
 const bigBytes = 24 * 1024 * 1024;
 
 let drover: TestDrover;
 let registry: RegistryPeer;
-/** What Drover pulls from; it speaks plain HTTP, and the agent was told that it may. */
+/** The registry that Drover pulls from. It speaks plain HTTP, which a flag of the agent permits. */
 let proxy: RegistryProxy;
-/** Another way to the same registry, of which the agent was told nothing. */
+/** A second address of the same registry, which no flag of the agent names. */
 let stranger: RegistryProxy;
 let layout: string;
 let work: string;
@@ -45,7 +45,7 @@ async function succeeds(args: readonly string[]): Promise<string> {
   return stdout;
 }
 
-/** What makeLayout's image is: two layers, the upper one takes a file of the lower one away. */
+/** Checks the image of makeLayout: it has two layers, and the upper one deletes a file of the lower one. */
 async function expectDemo(image: string): Promise<void> {
   const outcome = await run(
     image,
@@ -84,23 +84,23 @@ afterAll(async () => {
 });
 
 describe('R-11: a registry', () => {
-  test('drover run pulls REGISTRY/NAME:TAG, and takes its layers, environment and working directory', async () => {
+  test('drover run pulls REGISTRY/NAME:TAG, and uses its layers, environment and working directory', async () => {
     await expectDemo(reference('busybox'));
   });
 
-  test('a second run asks the registry nothing', async () => {
+  test('a second run sends the registry no request', async () => {
     const asked = proxy.requests.length;
     await expectDemo(reference('busybox'));
     expect(proxy.requests.length).toBe(asked);
   });
 
-  test('by digest', async () => {
+  test('pulls by digest', async () => {
     const digest = await digestInRegistry(registry.host, 'demo', 'busybox');
     await expectDemo(`${proxy.host}/demo@${digest}`);
     expect((await images()).find(({ image }) => image.reference.includes('@'))?.image.digest).toBe(digest);
   });
 
-  test('of an index, this machine’s platform', async () => {
+  test('pulls this machine’s platform of an index', async () => {
     const other = join(work, 'other');
     await tool('cp', '-a', layout, other);
     await tool('umoci', 'config', '--image', `${other}:busybox`, '--architecture', 's390x', '--config.env', 'A=wrong');
@@ -126,7 +126,7 @@ describe('R-11: a registry', () => {
     await expectDemo(reference('multi'));
   });
 
-  test('plain HTTP only by explicit flag: without it the pull is refused, and the hint names the flag', async () => {
+  test('uses plain HTTP only by explicit flag: without it the pull is refused, and the hint names the flag', async () => {
     const image = `${stranger.host}/demo:busybox`;
     const refused = await drover.run(['image', 'pull', image]);
     expect(refused.code).toBe(6);
@@ -142,7 +142,7 @@ describe('R-11: a registry', () => {
 });
 
 describe('R-15: drover image', () => {
-  test('pull tells each step on stderr, a line each, and the digest on stdout', async () => {
+  test('pull prints a line for each step on stderr, and the digest on stdout', async () => {
     await succeeds(['image', 'rm', reference('busybox')]);
     const { code, stdout, stderr } = await drover.run(['image', 'pull', reference('busybox')]);
     expect(code).toBe(0);
@@ -151,15 +151,15 @@ describe('R-15: drover image', () => {
     for (const line of stderr.trimEnd().split('\n')) expect(line).toMatch(/^drover: \S+: (resolving|pulling|unpacking|.* is ready)/);
   });
 
-  test('pull -o json gives a record a line, the last with the image', async () => {
+  test('pull -o json prints a record a line, the last with the image', async () => {
     const { code, stdout, stderr } = await drover.run(['image', 'pull', reference('busybox'), '-o', 'json']);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     const last = JSON.parse(stdout.trimEnd().split('\n').at(-1) ?? '') as { image: { digest: string } };
     expect(last.image.digest).toBe(await digestInRegistry(registry.host, 'demo', 'busybox'));
   });
 
-  test('rm of an image that a sandbox uses is refused; prune keeps it, and takes what nobody holds', async () => {
-    // Another image than the others’: nothing else may hold its layers.
+  test('rm of an image in use is refused; prune keeps it, and removes unused images', async () => {
+    // A separate image: no other test's image may share its layers.
     await addLayer(layout, 'busybox', 'held', async (root) => writeFile(join(root, 'etc/held'), 'held\n'));
     await pushImage(layout, 'held', `${registry.host}/demo:held`);
     await succeeds(['run', '-d', '--name', 'holder', reference('held'), '--', '/bin/busybox', 'sleep', '1000']);
@@ -181,7 +181,7 @@ describe('R-15: drover image', () => {
 });
 
 describe('R-13: a build has its own lifetime', () => {
-  /** Holds the blob after a third of it; gives what lets it go on. */
+  /** Holds the response after a third of the blob. Returns the function that releases it. */
   function holdBlobs(): { readonly reached: Promise<void>; readonly release: () => void } {
     const reached = Promise.withResolvers<void>();
     const until = Promise.withResolvers<void>();
@@ -195,7 +195,7 @@ describe('R-13: a build has its own lifetime', () => {
     };
   }
 
-  test('kill -9 of drover run in mid-pull, and rm of its sandbox: the next create finds the progress', async () => {
+  test('kill -9 of drover run in mid-pull, and rm of its sandbox: the next create uses the progress', async () => {
     const { digest, size } = await largestLayer(layout, 'big');
     const url = `/v2/demo/blobs/${digest}`;
     const { reached, release } = holdBlobs();
@@ -214,7 +214,7 @@ describe('R-13: a build has its own lifetime', () => {
     expect(proxy.sent.get(url)).toBe(size);
   });
 
-  test('kill -9 of the agent in mid-pull: the next one goes on from there, and the same sandbox comes up', async () => {
+  test('kill -9 of the agent in mid-pull: the next agent resumes the pull, and the same sandbox starts', async () => {
     const { digest, size } = await largestLayer(layout, 'huge');
     const url = `/v2/demo/blobs/${digest}`;
     const partial = join(drover.data, 'host', 'images', 'partial', digest.replace(':', '-'));
@@ -239,17 +239,17 @@ describe('R-13: a build has its own lifetime', () => {
 });
 
 describe('R-4: images without a registry', () => {
-  test.each(['oci-archive', 'docker-archive', 'oci'])('%s: as skopeo makes it', async (kind) => {
+  test.each(['oci-archive', 'docker-archive', 'oci'])('%s: made by skopeo', async (kind) => {
     const path = join(work, `skopeo-${kind}`);
     await tool('skopeo', 'copy', '-q', `oci:${layout}:busybox`, `${kind}:${path}:demo:latest`);
     await expectDemo(`${kind}:${path}`);
   });
 
-  test('oci:, a layout that umoci made, by tag', async () => {
+  test('oci:, a layout made by umoci, by tag', async () => {
     await expectDemo(`oci:${layout}:busybox`);
   });
 
-  test('docker-archive:, what docker save wrote', async () => {
+  test('docker-archive:, written by docker save', async () => {
     const root = await busyboxRoot(join(work, 'root'));
     await writeFile(join(root, 'etc/motd'), 'first layer\n');
     await writeFile(join(root, 'etc/gone'), 'hidden by the second layer\n');
@@ -276,13 +276,13 @@ describe('R-4: images without a registry', () => {
     expect(none.stderr).toMatch(/hint: /);
   });
 
-  test('dir:, a directory of the host, never written to', async () => {
+  test('dir:, a directory of the host, stays unchanged', async () => {
     const root = await busyboxRoot(join(work, 'dir'));
     expect(await run(`dir:${root}`, 'sh', '-c', 'echo new > /etc/new && cat /etc/new')).toMatchObject({ code: 0, stdout: 'new\n' });
     expect(await readdir(join(root, 'etc'))).toEqual([]);
   });
 
-  test('host, without homes or secrets, and never written to', async () => {
+  test('host has no homes or secrets, and stays unchanged', async () => {
     const mark = `drover-e2e-${process.pid}`;
     const planted = ['/root', '/home', '/etc', '/etc/ssh', '/etc/ssl/private', '/var/lib', '/srv', '/opt', '/tmp'].map(
       (path) => `${path}/${mark}`,

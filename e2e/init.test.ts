@@ -9,7 +9,7 @@ interface SandboxJson {
   readonly exitCode?: number;
 }
 
-/** Says who it is, waits for a line or SIGTERM, and ends with a status of its own. */
+/** Prints its identity, waits for a line or SIGTERM, and exits with a distinct status for each. */
 const program = `
 #include <signal.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ int main(int argc, char **argv) {
 }
 `;
 
-/** Starts children that start children and leave them: orphans, all of which end at once. */
+/** Starts children that start children and leave them: orphans, all of which exit within a moment. */
 const storm = `
 import os, time
 for i in range(300):
@@ -55,12 +55,12 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     return stdout;
   };
 
-  /** An OCI layout with the root as its one layer, by umoci. */
+  /** Makes an OCI layout with the root as its only layer, by umoci. */
   async function layout(name: string, root: string): Promise<string> {
     const path = join(drover.directory, `${name}-layout`);
     await execa('umoci', ['init', '--layout', path]);
     await execa('umoci', ['new', '--image', `${path}:latest`]);
-    // Not `umoci insert`: the layers that it writes break off before their padding.
+    // `umoci insert` writes layers that lack their padding.
     const bundle = join(drover.directory, `${name}-bundle`);
     await execa('umoci', ['unpack', '--image', `${path}:latest`, bundle]);
     await execa('cp', ['-a', `${root}/.`, join(bundle, 'rootfs')]);
@@ -98,14 +98,14 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
   });
   afterAll(async () => {
     await drover[Symbol.asyncDispose]();
-    // R-9: nothing of a sandbox outlives its removal.
+    // R-9: removal leaves no trace of a sandbox.
     expect((await traces()).filter((trace) => trace.includes(tag) || trace.startsWith(drover.directory))).toEqual([]);
   });
 
-  describe.each(['scratch', 'musl', 'busybox'])('I-38: an image with no more than %s', (kind) => {
+  describe.each(['scratch', 'musl', 'busybox'])('I-38: an image that contains only %s', (kind) => {
     const image = (): string => images.get(kind) ?? '';
 
-    test('runs a command to its status, with its input, under an init of Drover’s', async () => {
+    test('runs a command to its status, with its input, under Drover’s init', async () => {
       const result = await drover.run(['run', '--rm', image(), '--', '/program', '7'], { input: 'from outside\n' });
       expect(result).toMatchObject({ code: 7, stdout: 'pid other, from outside\n' });
     });
@@ -129,7 +129,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     });
   });
 
-  test('busybox has its shell, and a musl or static image needs none', async () => {
+  test('a busybox image has its shell, and a musl or static image needs none', async () => {
     expect(await ok('run', '--rm', images.get('busybox') ?? '', '--', '/bin/busybox', 'sh', '-c', 'echo $((6 * 7))')).toBe('42\n');
   });
 
@@ -151,7 +151,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     expect(await get('group')).toMatchObject({ state: 'stopped', exitCode: 8 });
   });
 
-  test('I-37: the command survives the loss of the control plane, and its output is complete afterwards', async () => {
+  test('I-37: the command survives a restart of the control plane, and its output is complete afterwards', async () => {
     const script = 'i=1; while [ $i -le 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 14';
     await drover.begin('survivor', ['sh', '-c', script]);
     await eventually('it has begun', async () => (await drover.logs('survivor')).includes('\n10\n'));
@@ -161,7 +161,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     expect(await drover.logs('survivor')).toBe(Array.from({ length: 300 }, (_, i) => `${i + 1}\n`).join(''));
   });
 
-  test('a user who is not root: /tmp is its to write, port 80 its to listen on, and nothing makes it root', async () => {
+  test('a user other than root can write to /tmp, can listen on port 80, and cannot become root', async () => {
     const script = `
       id -u; touch /tmp/mine && echo wrote
       python3 -c 'import socket; s = socket.socket(); s.bind(("0.0.0.0", 80)); s.listen(); print("listens")'
@@ -173,13 +173,13 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     expect(result).toMatchObject({ code: 0, stdout: '1000\nwrote\nlistens\n' });
   });
 
-  test('I-37: the kernel takes what the user runs before init: a command, one with a terminal, one of a user with groups', async () => {
+  test('I-37: the OOM killer prefers every process of the user to init: a command, a terminal’s, and one of a user with groups', async () => {
     const script = 'until grep -q 500 /proc/self/oom_score_adj; do sleep 0.05; done; cat /proc/self/oom_score_adj';
     await drover.begin('scores', ['sh', '-c', 'echo friends:x:4242:daemon >> /etc/group; sleep 600']);
     for (const flags of [[], ['-t'], ['--user', 'daemon']]) {
       expect({ flags, score: (await ok('exec', ...flags, 'scores', '--', 'sh', '-c', script)).trim() }).toEqual({ flags, score: '500' });
     }
-    // The group is there: that one began as init's own program.
+    // The exec has the group: init started it through its own helper program.
     expect((await drover.exec('scores', ['id', '-G'], { user: 'daemon' })).stdout).toContain('4242');
   });
 
@@ -187,7 +187,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     const script =
       'for name in maps mem environ; do cat /proc/1/$name > /dev/null 2>&1 && echo "read $name"; done; ls /proc/1/fd 2>&1; id -u';
     expect((await drover.exec('scores', ['sh', '-c', script])).stdout).toMatch(/^ls: [^\n]*Permission denied\n0\n$/);
-    // PTRACE_SEIZE, and process_vm_readv(2) with no bytes.
+    // The program tries PTRACE_SEIZE, and process_vm_readv(2) with no bytes.
     const trace = `import ctypes
 c = ctypes.CDLL(None, use_errno=True)
 for call in (lambda: c.ptrace(0x4206, 1, None, None), lambda: c.process_vm_readv(1, None, 0, None, 0, 0)):
@@ -196,7 +196,7 @@ for call in (lambda: c.ptrace(0x4206, 1, None, None), lambda: c.process_vm_readv
     expect((await drover.exec('scores', ['python3', '-c', trace])).stdout).toBe('-1 1\n-1 1\n');
   });
 
-  test('init itself is not the workload’s to change: what it needs is read-only', async () => {
+  test('the workload cannot change init: its files are read-only', async () => {
     const result = await drover.run([
       'run',
       '--rm',

@@ -18,13 +18,13 @@ interface SandboxJson {
   readonly startCount: number;
 }
 
-/** What may be killed: one process, or two at once. */
+/** A process to kill with SIGKILL. */
 type Victim = 'serve' | 'agent' | 'gateway' | 'up';
 
 const seed = Number(process.env['DROVER_TEST_SEED'] ?? randomInt(2 ** 31));
 const random = randomFrom(seed);
 const upArguments = ['--standbys', '1', '--pool', '10.214.128.0/17'];
-/** Every run of a command leaves a line with its name in `ran`, outside of the sandbox: a second run would be seen, however it came about. */
+/** Sandboxes that run through all rounds. Each run of a command adds its name to the file `ran`, which shows repeated runs. */
 const steady = ['c1', 'c2', 'c3', 'c4'] as const;
 
 let drover: TestDrover;
@@ -36,7 +36,7 @@ const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.sand
 const sandbox = async (name: string): Promise<SandboxJson> => await drover.sandbox<SandboxJson>(name);
 const mounts = () => ({ mounts: [{ source: shared, target: '/shared' }] });
 
-/** Says `run NAME`, once for all to see and once to its log, works for some time, says `end NAME`, and ends with the status. */
+/** Records its name in `ran`, prints `run NAME`, works for some time, prints `end NAME`, and exits with the status. */
 const command = (name: string, seconds: number, status: number): readonly string[] => {
   const script = `echo ${name} >> /shared/ran; echo run ${name}; sleep ${seconds}; echo end ${name}; exit ${status}`;
   return ['sh', '-c', script];
@@ -55,7 +55,7 @@ async function kill(victim: Victim): Promise<void> {
   await eventually(`${victim} is dead`, () => !isAlive(pid));
 }
 
-/** Everything answers again: the control plane, and the host through its link. */
+/** Waits until the control plane responds and the host is connected. */
 async function backAgain(): Promise<void> {
   await eventually(
     'the host is ready again',
@@ -67,7 +67,7 @@ async function backAgain(): Promise<void> {
   );
 }
 
-/** Sandboxes whose containers run, as the OCI runtime program itself sees them. */
+/** Returns the sandboxes whose containers run according to the OCI runtime. */
 async function running(): Promise<readonly string[]> {
   const program = join(state, 'program');
   const { stdout } = await execa('runc', ['--root', program, 'list', '--format', 'json']);
@@ -79,7 +79,7 @@ async function running(): Promise<readonly string[]> {
   );
 }
 
-/** L-22, R-9: the store, the runtime and the kernel agree on what runs. */
+/** L-22, R-9: waits until the store, the runtime and the kernel agree on the running sandboxes. */
 async function agreed(): Promise<void> {
   let seen: unknown;
   await eventually(
@@ -88,7 +88,7 @@ async function agreed(): Promise<void> {
       const rows = await sandboxes();
       const inKernel = await running();
       seen = { rows: rows.map(({ id, name, state, message }) => ({ id, name, state, message })), inKernel };
-      // What failed stays so: there is nothing to wait for.
+      // A failed sandbox stays failed, so waiting is useless.
       expect(rows.filter((row) => row.state === 'failed').map(({ name, message }) => `${name}: ${message}`)).toEqual([]);
       if (rows.some((row) => !['running', 'stopped'].includes(row.state))) return false;
       const wanted = rows.filter((row) => row.state === 'running').map(({ id }) => id);
@@ -99,7 +99,7 @@ async function agreed(): Promise<void> {
   );
   const rows = await sandboxes();
   expect(new Set(rows.map(({ name }) => name)).size).toBe(rows.length);
-  // One init each, and none for what has ended: by the directory that every init has mounted.
+  // Each running sandbox has one init, and others have none. The mounted run directory identifies an init.
   const known = new Set(rows.map(({ id }) => id));
   expect((await containers(state)).filter((id) => !known.has(id))).toEqual([]);
 }
@@ -114,7 +114,7 @@ beforeAll(async () => {
   state = join(drover.data, 'host');
 });
 
-/** What the tests before have left is as it should be. After one that failed, the next one (or its next try) begins anew. */
+/** Whether the previous test left its sandboxes as the next one needs them. After a failed test they are recreated. */
 let intact = false;
 
 beforeEach(async () => {
@@ -134,11 +134,11 @@ afterEach(({ task }) => {
 afterAll(async () => {
   await using _world = world;
   await using instance = drover;
-  // A test that failed half way may have left it stopped.
+  // A failed test may have left it stopped.
   if (!isAlive(instance.upPid)) await instance.up(upArguments);
   const left = await tracesOf(instance);
   await instance[Symbol.asyncDispose]();
-  // R-9: nothing of a sandbox outlives its removal.
+  // R-9: removal leaves no trace of a sandbox.
   expect(await left()).toEqual([]);
 });
 
@@ -160,7 +160,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
       );
       return { name, status: 10 + index, ...made };
     });
-    // From the first request to the last one that runs: what is killed is in the middle of something else in each round.
+    // A random time between the first request and the last start, so that each round meets different work.
     await delay(300 + random() * 1500);
     for (const victim of victims) {
       await kill(victim);
@@ -181,7 +181,7 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
       60_000,
     );
     const counts = await ran();
-    // It was told that it failed, and why; whether it got through or not, it did not run twice.
+    // A failed create reported why, and its command ran at most once.
     for (const { name, stderr } of made.filter(({ code }) => code !== 0)) {
       expect(stderr).toMatch(/^drover: [^\n]+/m);
       expect(counts.get(name) ?? 0).toBeLessThanOrEqual(1);
@@ -207,17 +207,17 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     await drover.remove(...[...rows.values()].filter(({ name }) => name.startsWith(`r${round}-`)).map(({ id }) => id));
   });
 
-  test('the rounds above have shown something: most creates got through the kills around them', () => {
+  test('most creates of the rounds above succeeded despite the kills', () => {
     expect(survived).toBeGreaterThan(rounds.length);
   });
 
-  test('what ended while nobody looked has its exit code and all of its log', async () => {
+  test('a command that ends while Drover is down has its exit code and its complete log', async () => {
     const name = 'alone';
     await drover.begin(name, command(name, 2, 42), mounts());
     await eventually('its command has begun', async () => (await ran()).has(name));
     await drover.interrupt();
     const pid = Number((await readFile(join(state, 'sandboxes', await idOnDisk(name), 'init.pid'), 'utf8')).trim());
-    // Whoever it was given to may be slow to take its status: a zombie has ended too.
+    // A zombie has exited too: its new parent may be slow to reap it.
     await eventually('it ends', async () => /^$|\) Z/.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '')));
     await drover.up([...upArguments, '--allow-mount', shared]);
     await backAgain();
@@ -239,8 +239,8 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
   }
 });
 
-describe('what must not notice a kill', () => {
-  test('R-9: a connection through the gateway outlives the agent, and the next agent takes the gateway over', async () => {
+describe('unaffected by a kill', () => {
+  test('R-9: a connection through the gateway outlives the agent, and the next agent adopts the gateway', async () => {
     const script =
       'const s = require("net").createServer(c => { c.once("data", () => { c.write("HTTP/1.1 200 OK\\r\\n\\r\\n"); let n = 0; const t = setInterval(() => c.write(`line ${n++}\\n`), 50); c.on("close", () => clearInterval(t)); c.on("error", () => {}); }); }).listen(8080, () => console.log("listening"))';
     const [file, ...args] = world.command(process.execPath, '-e', script);
@@ -262,7 +262,7 @@ describe('what must not notice a kill', () => {
       expect(await drover.pidOf('gateway')).toBe(gateway);
       const numbers = (await drover.logs('out')).split('\n').flatMap((line) => /^line (\d+)$/.exec(line)?.[1] ?? []);
       expect(numbers.map(Number)).toEqual(numbers.map((_, index) => index));
-      // The new agent's policies are in force: what is not allowed is refused as before.
+      // The new agent's policies are in force: other addresses are refused as before.
       const refused = await drover.exec('out', ['curl', '-s', `http://${world.hostAddress}:8081/`]);
       expect(refused.stdout).toContain('egress-denied');
       await drover.remove('out');
@@ -272,10 +272,10 @@ describe('what must not notice a kill', () => {
     }
   });
 
-  test('L-20: a create whose answer was lost makes one sandbox, however often it is asked for', async () => {
+  test('L-20: a create whose response was lost makes one sandbox, however often it is repeated', async () => {
     const { server, token, caPem } = await drover.connection();
     const { hostname, port } = new URL(server);
-    // The first answer of the server is swallowed, with its connection.
+    // The relay drops the first response of the server, with its connection.
     let swallowed = 0;
     const relay = createServer((near) => {
       const far = connect(Number(port), hostname);
@@ -305,7 +305,7 @@ describe('what must not notice a kill', () => {
     }
   });
 
-  test('L-20: nor does the CLI, while the control plane is killed again and again', async () => {
+  test('L-20: the CLI makes one sandbox for each create while the control plane is killed repeatedly', async () => {
     const names = Array.from({ length: 4 }, (_, index) => `again-${index}`);
     const creating = names.map(async (name) => ({
       name,
@@ -321,7 +321,7 @@ describe('what must not notice a kill', () => {
     const rows = await sandboxes();
     for (const { name, code, stderr } of made) {
       const found = rows.filter((row) => row.name === name).length;
-      // A repeated create that ran into its own first one would say name-taken.
+      // A repeated create that conflicted with its own first attempt would report name-taken.
       expect(stderr).not.toMatch(/there is a sandbox named/);
       if (code === 0) expect(found).toBe(1);
       else expect(found).toBeLessThanOrEqual(1);
@@ -329,7 +329,7 @@ describe('what must not notice a kill', () => {
   });
 });
 
-test('R-9: when all is removed, nothing is left: no container, no process, no namespace, no mount', async () => {
+test('R-9: after the removal of all sandboxes no container, process, namespace or mount is left', async () => {
   const rows = await sandboxes();
   expect((await drover.run(['sandbox', 'rm', '--force', ...rows.map(({ id }) => id)])).code).toBe(0);
   expect(await sandboxes()).toEqual([]);
@@ -340,13 +340,13 @@ test('R-9: when all is removed, nothing is left: no container, no process, no na
   await drover.up(upArguments);
 });
 
-/** Lets the TLS handshake through; then holds back what the server says, until it has said something substantial, and cuts. */
+/** Passes the TLS handshake, then holds the server's output until it is long enough for a response, and breaks the connection. */
 function swallowAnswer(near: Socket, far: Socket, swallowed: () => void): void {
   let sent = 0;
   let asked = false;
   near.on('data', (data) => {
     sent += data.length;
-    // The handshake and HTTP/2's greeting are short of this; the request with its spec and headers is beyond.
+    // The handshake and HTTP/2's preface are shorter than this; a request with its spec and headers is longer.
     if (sent > 900) asked = true;
   });
   far.on('data', (data) => {
@@ -361,7 +361,7 @@ function swallowAnswer(near: Socket, far: Socket, swallowed: () => void): void {
   });
 }
 
-/** Numbers in [0, 1) that follow from the seed: a hash of a counter is random enough to draw moments from. */
+/** Returns numbers in [0, 1) that follow from the seed. A hash of a counter is random enough here. */
 function randomFrom(from: number): () => number {
   let drawn = 0;
   return () => createHash('sha256').update(`${from}/${drawn++}`).digest().readUInt32BE() / 2 ** 32;

@@ -11,21 +11,21 @@ import { isAlive } from './harness/index.ts';
 const root = join(import.meta.dirname, '..');
 let clone: string;
 
-/** What a clone of this tree would hold: the tracked files, and those that would be. */
+/** Copies the contents of a clone of this tree: the tracked files, and the untracked ones that are not ignored. */
 beforeAll(async () => {
   clone = await mkdtemp(join(tmpdir(), 'drover-clone-'));
   const files = execFileSync('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], { cwd: root, encoding: 'utf8' });
   for (const file of new Set(files.split('\0').filter((name) => name !== ''))) {
     await mkdir(dirname(join(clone, file)), { recursive: true });
     await cp(join(root, file), join(clone, file)).catch((error: NodeJS.ErrnoException) => {
-      // Deleted, and not yet committed as such.
+      // The file is deleted and its deletion not yet committed.
       if (error.code !== 'ENOENT') throw error;
     });
   }
 });
 afterAll(() => rm(clone, { recursive: true }));
 
-/** A PATH without this repository's own node: the machine's npm and Node.js are what a person has. */
+/** PATH without this repository's own node: a user has the machine's npm and Node.js. */
 const path = (process.env['PATH'] ?? '')
   .split(':')
   .filter((directory) => !directory.includes('node_modules'))
@@ -43,8 +43,8 @@ function launch(...args: string[]): Promise<{ code: number; stdout: string; stde
   });
 }
 
-describe('./drover in a clone where nothing was installed', () => {
-  test('Ctrl-C ends the first run though npm does not end, and leaves no npm behind', async () => {
+describe('./drover in a clone without an installation', () => {
+  test('Ctrl-C ends the first run even if npm does not end, and leaves no npm behind', async () => {
     const programs = await mkdtemp(join(tmpdir(), 'drover-npm-'));
     onTestFinished(async () => await rm(programs, { recursive: true }));
     const pidFile = join(programs, 'pid');
@@ -68,7 +68,7 @@ describe('./drover in a clone where nothing was installed', () => {
     await expect.poll(() => isAlive(npm)).toBe(false);
   });
 
-  test('two first runs at once install once, say so in a line, and both work', async () => {
+  test('two concurrent first runs install once, report it in a line, and both work', async () => {
     const both = await Promise.all([launch('--version'), launch('--version')]);
     for (const { code, stdout } of both) expect({ code, stdout }).toEqual({ code: 0, stdout: `${version}\n` });
     const said = both.map(({ stderr }) => stderr.trim()).sort();
@@ -76,18 +76,18 @@ describe('./drover in a clone where nothing was installed', () => {
     expect(said[1]).toMatch(/^drover: installing the npm packages, .*$/);
   });
 
-  test('the next run installs nothing and says nothing', async () => {
+  test('the next run installs nothing and prints nothing', async () => {
     const stamp = (await stat(join(clone, 'node_modules', '.drover-stamp'))).mtimeMs;
     expect(await launch('--version')).toMatchObject({ code: 0, stdout: `${version}\n`, stderr: '' });
     expect((await stat(join(clone, 'node_modules', '.drover-stamp'))).mtimeMs).toBe(stamp);
   });
 
-  test('it runs on the pinned Node.js, whatever the machine has', async () => {
+  test('uses the pinned Node.js, independent of the machine’s', async () => {
     const { stdout } = await launch('version', '-o', 'json');
     expect((JSON.parse(stdout) as { client: { node: string } }).client.node).toBe('v26.10.0');
   });
 
-  test('the lock file is as it was', () => {
+  test('leaves the lock file unchanged', () => {
     const before = execFileSync('sha256sum', [join(root, 'package-lock.json')], { encoding: 'utf8' }).split(' ')[0];
     expect(execFileSync('sha256sum', [join(clone, 'package-lock.json')], { encoding: 'utf8' }).split(' ')[0]).toBe(before);
   });

@@ -8,7 +8,7 @@ import { initPort } from '@drover/init';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, isAlive, TestDrover, tool, tracesOf, World } from './harness/index.ts';
 
-/** One thing to try, as the probe takes it: `tcp`, `udp` or `icmp`, an address, a port. */
+/** One probe target: `tcp`, `udp` or `icmp`, an address, a port. */
 type Target = readonly [kind: 'tcp' | 'udp' | 'icmp', address: string, port: number];
 
 let drover: TestDrover;
@@ -16,15 +16,15 @@ let world: World;
 let work: string;
 let victim: string;
 let gateway: string;
-/** Listens on every address of this machine, IPv4 and IPv6. */
+/** A listener on every address of this machine, IPv4 and IPv6. */
 let service: Server;
 let servicePort: number;
 let ports: { readonly apiPort: number; readonly linkPort: number };
 let everything: readonly Target[];
 
 /**
- * Tries all targets at once and prints what let itself be heard: a connection, a refusal (a packet came back), an answer.
- * Only silence, and the kernel's own "unreachable", are nothing.
+ * Probes all targets concurrently and prints those that reacted: with a connection, a refusal (a packet returned) or a reply.
+ * Silence and the kernel's own "unreachable" do not count.
  */
 const probe = `
 import errno, json, os, socket, struct, sys, threading
@@ -71,7 +71,7 @@ async function start(name: string, ...allow: string[]): Promise<string> {
   return (await drover.begin<{ address: string }>(name, server, { allow })).address;
 }
 
-/** Body and status of a request as curl in the sandbox makes it, by way of what its environment says. */
+/** Returns the body and status of a curl request in the sandbox, through the proxy of its environment. */
 async function curl(
   sandbox: string,
   ...args: readonly string[]
@@ -79,7 +79,7 @@ async function curl(
   return await drover.exec(sandbox, ['curl', '-sS', '-m', '10', '-w', '%{http_code}', ...args]);
 }
 
-/** A command in a sandbox's network with all of this machine's privileges: more than root in the sandbox has. */
+/** Runs a command in a sandbox's network namespace with root's privileges on this machine, which exceed those of root in the sandbox. */
 async function asRootOfItsNetwork(sandbox: string, ...argv: readonly string[]): Promise<string> {
   const { id } = await drover.sandbox<{ id: string }>(sandbox);
   const pid = (await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim();
@@ -90,7 +90,7 @@ beforeAll(async () => {
   work = await mkdtemp(join(tmpdir(), 'e2e-network-'));
   world = await World.create('10.218.255', work);
   service = createServer((socket) => {
-    // Who probes it hangs up as it likes.
+    // Probes break their connections off.
     socket.on('error', () => undefined);
     socket.end('a service of the host\n');
   }).listen(0, '::');
@@ -125,7 +125,7 @@ afterAll(async () => {
 });
 
 describe('R-16: default deny', () => {
-  test('the probe hears what can be heard: on the host it does', async () => {
+  test('the probe detects every reachable target when it runs on the host', async () => {
     const reachable: Target[] = [
       ['tcp', world.address, 8080],
       ['tcp', world.address, 8000],
@@ -140,14 +140,14 @@ describe('R-16: default deny', () => {
     expect(world.heard().length).toBeGreaterThan(0);
   });
 
-  test('from its first act on, a sandbox hears of nothing: no sandbox, host service, control plane, metadata, DNS, IPv6, ICMP', async () => {
+  test('a new sandbox reaches no sandbox, host service, control plane, metadata service, DNS, IPv6 or ICMP target', async () => {
     const { code, stdout } = await drover.run(['run', '--rm', '-n', 'host', '--', ...python(everything)]);
     expect(code).toBe(0);
     expect(heardIn(stdout)).toEqual([]);
     expect(world.heard()).toEqual([]);
   });
 
-  test('root of its network who adds addresses and routes, and forges others, hears of nothing either', async () => {
+  test('root of its network namespace reaches nothing either with added addresses, added routes and forged sources', async () => {
     const address = await start('forger');
     const link = (await asRootOfItsNetwork('forger', 'ip', '-o', '-4', 'route', 'show')).match(/dev (\S+)/)?.[1] ?? '';
     expect(link).not.toBe('');
@@ -161,19 +161,19 @@ describe('R-16: default deny', () => {
     await inside('ip', 'route', 'replace', world.address, 'via', gateway, 'dev', link, 'onlink');
     expect(heardIn(await inside(...python(everything)))).toEqual([]);
     expect(world.heard()).toEqual([]);
-    // The one who was imitated has lost nothing, and got nothing.
+    // The imitated sandbox has lost no service and received no packet.
     expect(await drover.exec('victim', ['curl', '-s', '--noproxy', '*', 'http://127.0.0.1:8000/'])).toMatchObject({ code: 0 });
     await drover.remove('forger');
   });
 
-  test('root in the sandbox may not even try', async () => {
+  test('root in the sandbox may not change its network', async () => {
     const script = 'ip route add 10.0.0.0/8 dev eth0; echo $?; ip link add x type dummy; echo $?';
     const { stdout } = await drover.exec('victim', ['sh', '-c', script]);
     expect(stdout).toMatch(/^\d+\n\d+\n$/);
     expect(stdout).not.toMatch(/^0$/m);
   });
 
-  test('init accepts connections of the host alone: from inside, its port refuses them', async () => {
+  test('init refuses connections to its port from inside the sandbox and accepts those of the host', async () => {
     const script = `
 import socket, ssl
 context = ssl.create_default_context()
@@ -194,12 +194,12 @@ describe('R-16: --allow', () => {
   const page = (path: string): string => `http://${world.address}:8080${path}`;
 
   beforeAll(async () => {
-    // As a person says it.
+    // The form in which a person writes it.
     const allow = [8080, 8443].flatMap((port) => ['--allow', `${world.address}:${port}`]);
     expect((await drover.run(['run', '-d', '--name', 'allowed', ...allow, 'host', '--', 'sleep', '600'])).code).toBe(0);
   });
 
-  test('HTTP and TLS go through the gateway to what was named', async () => {
+  test('HTTP and TLS reach the allowed address through the gateway', async () => {
     expect(await curl('allowed', page('/a'))).toMatchObject({ code: 0, stdout: `hello from the world: ${world.address}:8080/a\n200` });
     expect(await curl('allowed', '-k', `https://${world.address}:8443/b`)).toMatchObject({
       code: 0,
@@ -208,12 +208,12 @@ describe('R-16: --allow', () => {
     expect(new Set(world.heard())).toEqual(new Set([world.hostAddress]));
   });
 
-  test('and through nothing else: not past the gateway', async () => {
+  test('no packet reaches the allowed address past the gateway', async () => {
     expect((await curl('allowed', '-m', '2', '--noproxy', '*', page('/'))).code).not.toBe(0);
     expect(world.heard()).toEqual([]);
   });
 
-  test('what one sandbox may reach, another may not: it reads why, and what to ask for', async () => {
+  test('an address that one sandbox may reach is refused to another, with the reason and the flag to ask for', async () => {
     const { code, stdout } = await curl('victim', page('/'));
     expect({ code, status: stdout.slice(-3) }).toEqual({ code: 0, status: '403' });
     expect(JSON.parse(stdout.slice(0, -3))).toMatchObject({
@@ -236,12 +236,12 @@ describe('R-16: --allow', () => {
     expect(world.heard()).toEqual([]);
   });
 
-  test('the host itself, and the control plane, are not to be had through the gateway', async () => {
+  test('the gateway does not open the host itself or the control plane', async () => {
     for (const url of [`http://127.0.0.1:${servicePort}/`, `http://${gateway}:${servicePort}/`, 'http://169.254.169.254/'])
       expect((await curl('allowed', '--noproxy', '', '-x', `http://${gateway}:3128`, url)).stdout).toMatch(/egress-denied[^]*403$/);
   });
 
-  test('*.name allows what is below the name; a private address behind a name has to be named itself', async () => {
+  test('*.name allows the names below it; a private address behind a name must be allowed explicitly', async () => {
     const hosts = join(work, 'hosts');
     const names = [`${world.publicAddress} www.world.test world.test`, `${world.address} inner.world.test`];
     await writeFile(hosts, `${await readFile('/etc/hosts', 'utf8')}\n${names.join('\n')}\n`);
@@ -267,7 +267,7 @@ describe('R-16: --allow', () => {
     }
   });
 
-  test('kill -9 of the gateway: nothing opens meanwhile, and it comes back with everybody’s policy', async () => {
+  test('kill -9 of the gateway opens nothing, and the next gateway has every sandbox’s policy', async () => {
     const pid = await drover.pidOf('gateway');
     process.kill(pid, 'SIGKILL');
     const closed = await drover.exec('victim', python(everything.filter(([, to]) => to !== victim)));

@@ -7,7 +7,7 @@ import { version } from '@drover/foundation';
 
 const root = join(import.meta.dirname, '..');
 const path = `${join(root, 'node_modules', '.bin')}:${process.env['PATH'] ?? ''}`;
-/** What a person has: not this repository's own programs. */
+/** PATH without this repository's own programs, as a user has it. */
 const outsidePath = (process.env['PATH'] ?? '')
   .split(':')
   .filter((directory) => !directory.includes('node_modules'))

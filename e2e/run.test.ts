@@ -35,7 +35,7 @@ describe('R-2: drover run', () => {
   });
   afterAll(async () => {
     await drover[Symbol.asyncDispose]();
-    // R-9: nothing of a sandbox outlives its removal.
+    // R-9: removal leaves no trace of a sandbox.
     expect((await traces()).filter((trace) => trace.includes(tag) || trace.startsWith(drover.directory))).toEqual([]);
   });
 
@@ -49,7 +49,7 @@ describe('R-2: drover run', () => {
       expect((await shell(script)).code).toBe(status);
     });
 
-    test('what is not there gives 127, what cannot be run 126, each with one sentence and what to do', async () => {
+    test('a missing program has status 127, a program that cannot be executed 126, each with one sentence and the next step', async () => {
       const missing = await drover.run(['run', '--rm', 'host', '--', 'no-such-program']);
       expect(missing).toMatchObject({ code: 127, stdout: '' });
       expect(missing.stderr).toBe(
@@ -62,9 +62,9 @@ describe('R-2: drover run', () => {
   });
 
   test.each<readonly [what: string, program: string, user: string, status: number, sentence: RegExp]>([
-    ['is not there', 'no-such-program', '', 127, /^drover: no-such-program: command not found in the sandbox\n {2}hint: [^\n]+\n$/],
-    ['cannot be run', '/etc/passwd', '', 126, /^drover: \/etc\/passwd: cannot be executed [^\n]+\n {2}hint: [^\n]+\n$/],
-    ['has no user', 'true', 'nobody-at-all', 125, /^drover: [^\n]*nobody-at-all[^\n]*\n {2}hint: [^\n]+\n$/],
+    ['does not exist', 'no-such-program', '', 127, /^drover: no-such-program: command not found in the sandbox\n {2}hint: [^\n]+\n$/],
+    ['cannot be executed', '/etc/passwd', '', 126, /^drover: \/etc\/passwd: cannot be executed [^\n]+\n {2}hint: [^\n]+\n$/],
+    ['has an unknown user', 'true', 'nobody-at-all', 125, /^drover: [^\n]*nobody-at-all[^\n]*\n {2}hint: [^\n]+\n$/],
   ])('who attaches after a command that %s could not be started is told so as well', async (_, program, user, status, sentence) => {
     const name = `late-${status}`;
     await drover.create(name, [program], { user });
@@ -74,13 +74,13 @@ describe('R-2: drover run', () => {
     expect({ code, stdout }).toEqual({ code: status, stdout: '' });
   });
 
-  test('stdin goes in to its end, stdout and stderr come out apart', async () => {
+  test('stdin reaches the command to its end; stdout and stderr stay separate', async () => {
     const result = await drover.run(['run', '--rm', 'host', '--', 'sh', '-c', 'cat; echo end; echo aside >&2'], { input: 'one\ntwo\n' });
     expect(result).toMatchObject({ code: 0, stdout: 'one\ntwo\nend\n' });
     expect(result.stderr).toMatch(/^aside$/m);
   });
 
-  test('20 MB go in and come out again, byte for byte', async () => {
+  test('20 MB pass in and out, byte for byte', async () => {
     const file = join(drover.directory, 'large');
     await execa('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=20', 'status=none']);
     const script = 'sha256sum < "$2"; "$1" run --rm host -- cat < "$2" | sha256sum';
@@ -90,7 +90,7 @@ describe('R-2: drover run', () => {
     expect(stderr).not.toContain('Warning');
   });
 
-  test('--rm: the output of a command that ends at once is complete, and the sandbox is gone when run returns', async () => {
+  test('--rm: the output of a short command is complete, and the sandbox is deleted when run returns', async () => {
     for (let i = 0; i < 5; i++) {
       const result = await drover.run(['run', '--rm', '--name', 'brief', 'host', '--', 'echo', `hi ${i}`]);
       expect(result).toMatchObject({ code: 0, stdout: `hi ${i}\n` });
@@ -98,7 +98,7 @@ describe('R-2: drover run', () => {
     await expect(get('brief')).rejects.toMatchObject({ code: 'sandbox-not-found' });
   });
 
-  test('-d prints the name and leaves it running; -d --rm stays until its output could be read, and then goes', async () => {
+  test('-d prints the name and leaves the sandbox running; -d --rm keeps it until its output could be read, then deletes it', async () => {
     const { stdout } = await drover.run(['run', '-d', '--name', 'behind', 'host', '--', 'sleep', '600']);
     expect(stdout).toBe('behind\n');
     expect((await get('behind')).state).toBe('running');
@@ -134,7 +134,7 @@ describe('R-2: drover run', () => {
     expect(entry).toMatchObject({ code: 0, stdout: 'a b\n' });
   });
 
-  test('--label can be seen, and filtered by', async () => {
+  test('--label is shown, and filters a list', async () => {
     await drover.run(['run', '--name', 'labelled', '-l', 'team=blue', 'host', '--', 'true']);
     expect((await get('labelled')).labels).toEqual({ team: 'blue' });
     const names = (await drover.json<SandboxJson[]>(['sandbox', 'ls', '--label', 'team=blue'])).map(({ name }) => name);
@@ -147,13 +147,13 @@ describe('R-2: drover run', () => {
       const { code, stderr } = await drover.run(args);
       expect(code).toBe(137);
       expect(stderr).toMatch(/hungry ran out of memory\n {2}hint: give it more with --memory/);
-      // Its host reports the end a moment after the session did.
+      // Its host reports the end a moment after the session does.
       const hungry = await reaches('hungry', 'failed');
       expect(hungry).toMatchObject({ reason: 'out-of-memory', exitCode: 137, outOfMemory: true });
       expect(hungry.message).toMatch(/its limit is 67108864 bytes/);
     });
 
-    test('--pids: no more processes than that, and init goes on', async () => {
+    test('--pids bounds the number of processes, and init keeps running', async () => {
       const { code, stdout, stderr } = await shell('for i in $(seq 60); do sleep 2 & done; echo started them all', '--pids', '20');
       expect(stderr).toMatch(/fork/i);
       expect(stdout).toBe('');
@@ -182,7 +182,7 @@ describe('R-2: drover run', () => {
     });
   });
 
-  test('R-18: --volume mounts what the host allows, read-only where asked, and refuses the rest', async () => {
+  test('R-18: --volume mounts the paths that the host allows, read-only on request, and refuses all others', async () => {
     const shared = '/tmp/drover-e2e-run-shared';
     await execa('sh', ['-c', `mkdir -p ${shared} && chmod 777 ${shared} && echo from the host > ${shared}/file`]);
     try {
@@ -201,7 +201,7 @@ describe('R-2: drover run', () => {
     }
   });
 
-  test.each(['SIGTERM', 'SIGINT'] as const)('%s to the CLI goes on to the command', async (signal) => {
+  test.each(['SIGTERM', 'SIGINT'] as const)('%s to the CLI is forwarded to the command', async (signal) => {
     const script = `trap 'echo got ${signal}; exit 9' ${signal.slice(3)}; echo ready; while :; do sleep 0.05; done`;
     const run = drover.spawn(['run', '--rm', 'host', '--', 'sh', '-c', script]);
     let output = '';
@@ -214,7 +214,7 @@ describe('R-2: drover run', () => {
   });
 
   describe('-t: a terminal', () => {
-    test('has the size of the caller’s, follows it, and Ctrl-C is a key', async () => {
+    test('has the size of the caller’s, follows it, and passes Ctrl-C as a key', async () => {
       using terminal = new Terminal(drover, ['run', '--rm', '-t', 'host', '--', 'sh', '-c', 'tty; stty size; exec sh'], {
         columns: 101,
         rows: 33,
@@ -222,12 +222,12 @@ describe('R-2: drover run', () => {
       await terminal.shows('33 101');
       expect(terminal.output).toContain('/dev/pts/');
       terminal.resize(120, 40);
-      // The size and the keys come by ways of their own: either may be first.
+      // The size and the keys travel separately, so either may arrive first.
       await eventually('the new size is seen inside', () => {
         terminal.type('stty size\r');
         return terminal.output.includes('40 120');
       });
-      // Quoted, so that what is shown is what it printed, and not the echo of what was typed.
+      // The quotes distinguish the printed text from the echo of the typed text.
       terminal.type('echo be""gun; sleep 1000\r');
       await terminal.shows('begun');
       terminal.type('\u0003');
@@ -237,7 +237,7 @@ describe('R-2: drover run', () => {
       expect(await terminal.exit()).toBe(4);
     });
 
-    test('Ctrl-P Ctrl-Q lets go of it, and attach takes it up again', async () => {
+    test('Ctrl-P Ctrl-Q detaches, and attach reattaches', async () => {
       using terminal = new Terminal(drover, ['run', '-t', '--name', 'kept', 'host', '--', 'sh'], { columns: 80, rows: 24 });
       await terminal.shows(/[#$] $/);
       terminal.type('MARK=still; echo one$MARK\r');
@@ -255,7 +255,7 @@ describe('R-2: drover run', () => {
     });
   });
 
-  test('an init that is killed from outside ends the run as well, and nothing else', async () => {
+  test('killing init from outside ends its run and no other', async () => {
     const run = drover.spawn(['run', '--name', 'struck', 'host', '--', 'sh', '-c', 'echo here; sleep 600']);
     await eventually('it runs', async () => (await drover.logs('struck').catch(() => '')) === 'here\n');
     const serve = await drover.pidOf('serve');

@@ -24,7 +24,7 @@ interface EventJson {
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 const lines = (count: number): string => Array.from({ length: count }, (_, i) => `${i + 1}\n`).join('');
 
-/** An echo service: each connection is answered with what it sent, in capitals, once it has said its end. */
+/** An echo service: each connection returns its input in capitals after the client has half-closed it. */
 const capitals = `
 import socketserver
 class Handler(socketserver.StreamRequestHandler):
@@ -33,7 +33,7 @@ class Server(socketserver.ThreadingTCPServer): request_queue_size = 64
 Server(('127.0.0.1', 7000), Handler).serve_forever()
 `;
 
-describe('R-3: what one does with sandboxes', () => {
+describe('R-3: sandbox commands', () => {
   let drover: TestDrover;
   let tag: string;
 
@@ -52,11 +52,11 @@ describe('R-3: what one does with sandboxes', () => {
   });
   afterAll(async () => {
     await drover[Symbol.asyncDispose]();
-    // R-9: nothing of a sandbox outlives its removal.
+    // R-9: removal leaves no trace of a sandbox.
     expect((await traces()).filter((trace) => trace.includes(tag) || trace.startsWith(drover.directory))).toEqual([]);
   });
 
-  describe('its life', () => {
+  describe('the life of a sandbox', () => {
     test('create, get, ls, pause, resume, stop, start and rm', async () => {
       expect(await ok('sandbox', 'create', '--name', 'life', 'host', '--', 'sh', '-c', 'echo run >> /var/tmp/runs; sleep 600')).toBe(
         'life\n',
@@ -84,14 +84,14 @@ describe('R-3: what one does with sandboxes', () => {
       expect((await drover.run(['sandbox', 'get', 'life'])).stderr).toMatch(/there is no sandbox "life"/);
     });
 
-    test('a name that is taken is refused, and nothing half made is left', async () => {
+    test('a taken name is refused, and no partial sandbox remains', async () => {
       const { code, stderr } = await drover.run(['run', '-d', '--name', 'work', 'host', '--', 'true']);
       expect(code).not.toBe(0);
       expect(stderr).toMatch(/there is a sandbox named work already\n {2}hint: /);
       expect((await drover.json<SandboxJson[]>(['sandbox', 'ls'])).filter(({ name }) => name === 'work')).toHaveLength(1);
     });
 
-    test('I-37: stop gives SIGTERM, and SIGKILL to what has not ended within the grace', async () => {
+    test('I-37: stop sends SIGTERM, and SIGKILL after the grace', async () => {
       const script = (onTerm: string): string => `trap '${onTerm}' TERM; echo ready; while :; do sleep 0.05; done`;
       for (const [name, onTerm] of [
         ['polite', 'echo bye; exit 5'],
@@ -107,7 +107,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(await drover.logs('stubborn')).toBe('ready\nno\n');
     });
 
-    test('wait ends with the command’s status, when the command does', async () => {
+    test('wait returns the status of the command when the command exits', async () => {
       await drover.begin('timed', ['sh', '-c', 'until [ -e /var/tmp/go ]; do sleep 0.05; done; exit 6']);
       const waiting = drover.spawn(['sandbox', 'wait', 'timed']);
       let ended = false;
@@ -128,17 +128,17 @@ describe('R-3: what one does with sandboxes', () => {
       expect((await drover.run(['exec', 'work', '--', 'sh', '-c', script])).code).toBe(status);
     });
 
-    test('what is not there gives 127, what cannot be run 126', async () => {
+    test('a missing program has status 127, a program that cannot be executed 126', async () => {
       expect((await drover.run(['exec', 'work', '--', 'no-such-program'])).code).toBe(127);
       expect((await drover.run(['exec', 'work', '--', '/etc/passwd'])).code).toBe(126);
     });
 
-    test('stdin, user, working directory and environment', async () => {
+    test('passes stdin, user, working directory and environment', async () => {
       const args = ['exec', '-u', 'nobody', '-w', '/usr', '-e', 'A=1 2', 'work', '--', 'sh', '-c', 'id -un; pwd; echo "$A"; cat'];
       expect(await drover.run(args, { input: 'given\n' })).toEqual({ code: 0, stdout: 'nobody\n/usr\n1 2\ngiven\n', stderr: '' });
     });
 
-    test('many at once, each with its own output and status', async () => {
+    test('concurrent execs keep their own output and status', async () => {
       const results = await Promise.all(
         Array.from(
           { length: 8 },
@@ -148,7 +148,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(results).toEqual(results.map((_, i) => ({ code: i, stdout: `2000\n${i}\n`, stderr: '' })));
     });
 
-    test('a terminal with its size, resize and Ctrl-C', async () => {
+    test('a terminal has its size, follows a resize and passes Ctrl-C', async () => {
       using terminal = new Terminal(drover, ['exec', '-t', 'work', '--', 'sh'], { columns: 90, rows: 30 });
       terminal.type('stty size\r');
       await terminal.shows('30 90');
@@ -166,7 +166,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(await terminal.exit()).toBe(8);
     });
 
-    test('a signal to the CLI goes on to the process', async () => {
+    test('a signal to the CLI is forwarded to the process', async () => {
       const script = "trap 'echo got it; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
       const exec = drover.spawn(['exec', 'work', '--', 'sh', '-c', script]);
       let output = '';
@@ -177,21 +177,21 @@ describe('R-3: what one does with sandboxes', () => {
       expect(output).toBe('ready\ngot it\n');
     });
 
-    test('I-40: it outlives a CLI that is killed; attached by its id, nothing is lost and nothing comes twice', async () => {
+    test('I-40: an exec outlives a killed CLI, and attach by its id neither loses nor repeats output', async () => {
       const script = 'i=1; while [ $i -le 400 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 11';
       const id = (await ok('exec', '-d', 'work', '--', 'sh', '-c', script)).trim();
       const first = drover.spawn(['exec', '--attach', id, 'work']);
       let seen = '';
       first.stdout.on('data', (data: Buffer) => (seen += data.toString()));
       await eventually('it has begun', () => seen.includes('\n20\n'));
-      // The launcher executes node in its own place: this is the CLI itself.
+      // The launcher replaces itself with node, so this pid is the CLI's.
       first.kill('SIGKILL');
       await first;
       const again = await drover.run(['exec', '--attach', id, 'work']);
       expect(again).toMatchObject({ code: 11, stdout: lines(400) });
     });
 
-    test('I-40: it goes on over a killed control plane, and so does the CLI, without gap or repeat', async () => {
+    test('I-40: an exec and its CLI survive a killed control plane without a gap or a repeat in the output', async () => {
       const script = 'i=1; while [ $i -le 600 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 12';
       const exec = drover.spawn(['exec', '-n', 'work', '--', 'sh', '-c', script]);
       let seen = '';
@@ -205,7 +205,7 @@ describe('R-3: what one does with sandboxes', () => {
     });
   });
 
-  test('attach: two at once see the same, and the status', async () => {
+  test('two concurrent clients of attach see the same output and status', async () => {
     await ok('run', '-d', '-i', '--name', 'shared', 'host', '--', 'sh', '-c', 'read x; echo "got $x"; exit 3');
     const attached = [drover.spawn(['attach', 'shared']), drover.spawn(['attach', '-n', 'shared'])] as const;
     attached[0].stdin.write('a line\n');
@@ -213,7 +213,7 @@ describe('R-3: what one does with sandboxes', () => {
   });
 
   describe('logs', () => {
-    test('all, the last lines, stdout and stderr apart; of a stopped sandbox as of a running one', async () => {
+    test('logs prints all lines or the last ones, and separates stdout from stderr, of a running and of a stopped sandbox', async () => {
       await drover.begin('talks', ['sh', '-c', 'seq 1 499; echo aside >&2; echo 500; read x < /dev/zero; sleep 600']);
       const check = async (): Promise<void> => {
         expect(await drover.run(['logs', 'talks'])).toEqual({ code: 0, stdout: lines(500), stderr: 'aside\n' });
@@ -226,7 +226,7 @@ describe('R-3: what one does with sandboxes', () => {
       await check();
     });
 
-    test('-f goes on until the end, over a stop, and ends then', async () => {
+    test('-f follows across a stop and ends with the log', async () => {
       const script = "trap 'echo last; exit 0' TERM; i=1; while :; do echo $i; i=$((i+1)); sleep 0.02; done";
       await drover.begin('chatty', ['sh', '-c', script]);
       const following = drover.spawn(['logs', '-f', 'chatty']);
@@ -242,7 +242,7 @@ describe('R-3: what one does with sandboxes', () => {
   });
 
   describe('cp', () => {
-    test('a large file there and back, byte for byte, with its mode', async () => {
+    test('copies a large file in and out, byte for byte, with its mode', async () => {
       const bytes = randomBytes(20 * 1024 * 1024);
       await writeFile(local('large'), bytes, { mode: 0o750 });
       await ok('cp', local('large'), 'work:/var/tmp/large');
@@ -252,7 +252,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(sha256(await readFile(local('back')))).toBe(sha256(bytes));
     });
 
-    test('a directory with links, empty files and names with spaces, there and back', async () => {
+    test('copies a directory with links, empty files and names with spaces in and out', async () => {
       const tree = local('tree');
       await mkdir(join(tree, 'a dir'), { recursive: true });
       await writeFile(join(tree, 'a dir', 'file'), 'content\n');
@@ -274,7 +274,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(stdout).toBe('in a tar');
     });
 
-    test('a path that is not there is one sentence, whichever side it is on', async () => {
+    test('a missing path is one sentence on either side', async () => {
       const there = await drover.run(['cp', 'work:/nowhere/at-all', local('x')]);
       expect(there.code).not.toBe(0);
       expect(there.stderr).toMatch(/^drover: .*\/nowhere\/at-all.*\n/);
@@ -283,7 +283,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(here.stderr).toMatch(/^drover: \/nowhere\/at-all cannot be read/);
     });
 
-    test('a device is nothing to copy, and both ways say so', async () => {
+    test('a device is refused in both directions', async () => {
       for (const argv of [
         ['cp', 'work:/dev/zero', join(drover.directory, 'zero')],
         ['cp', '/dev/zero', 'work:/tmp/zero'],
@@ -295,7 +295,7 @@ describe('R-3: what one does with sandboxes', () => {
     });
   });
 
-  test('forward: many connections at once, each to its end, half-closed by the caller', async () => {
+  test('forward: concurrent connections each run to their end, and the caller can half-close them', async () => {
     await ok('exec', '-d', 'work', '--', 'python3', '-c', capitals);
     const forward = drover.spawn(['forward', 'work', '0:7000']);
     let output = '';
@@ -315,7 +315,7 @@ describe('R-3: what one does with sandboxes', () => {
   });
 
   describe('events', () => {
-    test('all that happened to a sandbox, in order; --since goes on without gap or repeat', async () => {
+    test('lists every event of a sandbox in order, and --since continues without a gap or a repeat', async () => {
       await ok('run', '--rm', '--name', 'brief', 'host', '--', 'true');
       const all = (await ok('events', '-o', 'json'))
         .trim()
@@ -339,7 +339,7 @@ describe('R-3: what one does with sandboxes', () => {
       expect(new Set(hosts.map(({ kind }) => kind))).toEqual(new Set(['host']));
     });
 
-    test('-f tells of what happens as it happens, and nothing twice over a killed control plane', async () => {
+    test('-f prints events as they happen, and none twice after a killed control plane', async () => {
       const following = drover.spawn(['events', '-f', '--since', '0', '--kind', 'sandbox', '-o', 'json']);
       let output = '';
       following.stdout.on('data', (data: Buffer) => (output += data.toString()));
@@ -369,14 +369,14 @@ describe('R-3: what one does with sandboxes', () => {
     });
   });
 
-  test('-o json parses everywhere, with names that stay', async () => {
+  test('-o json parses for every command, and its field names are stable', async () => {
     const sandbox = [
       'address containment createdAt desiredState exitCode exitSignal finishedAt generation hint hostId hostName id identity imageDigest init labels message name outOfMemory',
       'project reason runtime session spec startCount startedAt state',
     ]
       .join(' ')
       .split(' ');
-    // What is optional in the API is left out while there is none.
+    // The API leaves an optional field out while it has no value.
     const optional = new Set(['exitCode', 'finishedAt', 'startedAt']);
     const keys = async (...args: readonly string[]): Promise<string[]> => {
       const value = await drover.json<object | object[]>(args);
@@ -404,7 +404,7 @@ describe('R-3: what one does with sandboxes', () => {
         more: [],
       });
     }
-    // It ends with the status of the command.
+    // `sandbox wait` ends with the status of the command.
     const waited = await drover.run(['sandbox', 'wait', 'polite', '-o', 'json']);
     expect(waited.code).toBe(5);
     expect(Object.keys(JSON.parse(waited.stdout) as object).toSorted()).toEqual(sandbox);
@@ -418,7 +418,7 @@ describe('R-3: what one does with sandboxes', () => {
     expect(Object.keys(JSON.parse(log ?? '') as object).toSorted()).toEqual(['data', 'stream', 'time']);
   });
 
-  test('a port that is in use is one sentence', async () => {
+  test('a port in use is one sentence', async () => {
     const server = createServer().listen(0, '127.0.0.1');
     await eventually('it listens', () => server.listening);
     const address = server.address();

@@ -5,7 +5,7 @@ import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, TestDrover } from './harness/index.ts';
 
-/** What must be nowhere, and its other spellings. */
+/** The secret value, which must not leak in any encoding. */
 const canary = 'canary-3f1c9a7be2d04856';
 const spellings = [canary, Buffer.from(canary).toString('base64').slice(0, 24), Buffer.from(canary).toString('hex')];
 const file = `-----BEGIN KEY-----\n${canary}\n-----END KEY-----\n`;
@@ -25,24 +25,24 @@ const get = async (name: string): Promise<{ state: string; reason: string; exitC
 
 describe('R-19: secrets', () => {
   const flags = (): string[] => ['--secret', 'TOKEN', '--secret-file', `KEY=@${join(drover.directory, 'config', 'key')}`];
-  /** The canary itself is printed nowhere, not even by the workload. */
+  /** Prints hashes, so that no output contains the canary itself. */
   const look =
     'printf %s "$TOKEN" | sha256sum; sha256sum < /run/secrets/KEY; stat -c "%a %u %g" /run/secrets/KEY; stat -f -c %T /run/secrets';
   const hash = async (text: string): Promise<string> => (await execa('sha256sum', [], { input: text })).stdout;
   const wanted = async (owner: string): Promise<string> => `${await hash(canary)}\n${await hash(file)}\n400 ${owner}\ntmpfs\n`;
 
-  test('reach the main process and execs, as variables and as files on a tmpfs that are its user’s', async () => {
+  test('reach the main process and execs, as variables and as files on a tmpfs with the user’s ownership', async () => {
     const { code, stdout } = await run('run', '--rm', '--user', '1000:1000', ...flags(), 'host', '--', 'sh', '-c', look);
     expect({ code, stdout }).toEqual({ code: 0, stdout: await wanted('1000 1000') });
     const script = join(drover.directory, 'post-init');
     await writeFile(script, `#!/bin/sh\n{ ${look}; } > /var/tmp/prepared\n`);
     await run('run', '-d', '--name', 'keeper', ...flags(), '--post-init', script, 'host', '--', 'sleep', '1000');
     expect(await inside('keeper', look)).toBe(await wanted('0 0'));
-    // What prepares it has them too.
+    // The steps of the init plan have the secrets too.
     expect(await inside('keeper', 'cat /var/tmp/prepared')).toBe(await wanted('0 0'));
   });
 
-  test('come again with each start, after every part of Drover was ended in between', async () => {
+  test('are present after each start, also when every part of Drover ended in between', async () => {
     await drover.stop('keeper');
     await drover.interrupt();
     await drover.up(up);
@@ -64,7 +64,7 @@ describe('R-19: secrets', () => {
     expect(stderr).not.toContain('not-the-canary');
   });
 
-  test('are shown by name alone, in no answer, event or log', async () => {
+  test('are shown by name alone in every response, event and log', async () => {
     const shown = await drover.json<{ spec: { secrets: unknown } }>(['sandbox', 'get', 'keeper']);
     expect(shown.spec.secrets).toEqual([
       { name: 'TOKEN', target: 'environment' },
@@ -79,13 +79,13 @@ describe('R-19: secrets', () => {
   });
 
   test('are in no file of the data directory, no command line, and no environment of a process outside the sandbox', async () => {
-    // The search finds what is there: the key that this test gave is below the same directory.
+    // The search itself works: it finds the key that this test put below the same directory.
     expect(await holders(drover.directory)).toEqual([join(drover.directory, 'config', 'key')]);
     expect(await holders(drover.data)).toEqual([]);
     const [own, sandboxes] = [await readFile('/proc/self/environ', 'latin1'), await processesWith('environ')];
     expect(own).not.toContain(canary);
     expect(await processesWith('cmdline')).toEqual([]);
-    // Those of the sandbox have it, which is what it is for; they are in a user namespace of their own.
+    // The sandbox's own processes have it as intended. They run in a user namespace of their own.
     expect(sandboxes.length).toBeGreaterThan(0);
     for (const pid of sandboxes) expect(await firstUid(pid)).toBeGreaterThanOrEqual(1_000_000_000);
     const mode = (await stat(join(drover.data, 'control-plane', 'pki', 'secrets.key'))).mode;
@@ -94,10 +94,10 @@ describe('R-19: secrets', () => {
 });
 
 describe('R-3: drover top', () => {
-  test('says what each sandbox uses; the busy one is busy', async () => {
+  test('shows the usage of each sandbox, and the CPU time of a busy one', async () => {
     await drover.begin('busy', ['sh', '-c', 'while :; do :; done'], { resources: { memoryBytes: 256n << 20n } });
     type Usage = { name: string; cpuPercent: number; memoryBytes: number; memoryLimitBytes: number; pids: number };
-    // How much of a CPU it gets is for the other programs of this machine to say: now and then it has more than a tenth.
+    // The other programs of this machine may leave the sandbox little CPU time. Wait until it gets more than a tenth.
     const [busy, keeper] = await eventually('the busy one is busy', async () => {
       const usage = await drover.json<Usage[]>(['top']);
       const seen = ['busy', 'keeper'].map((name) => usage.find((one) => one.name === name));
@@ -111,7 +111,7 @@ describe('R-3: drover top', () => {
     expect(stdout.split('\n').map((line) => line.split(/\s+/)[0])).toEqual(['NAME', 'keeper', '']);
   });
 
-  test('of a sandbox that does not run it says so', async () => {
+  test('reports that a sandbox does not run', async () => {
     await drover.stop('busy', 1);
     const { code, stdout, stderr } = await run('top', 'busy', '-o', 'json');
     expect({ code, stdout }).toEqual({ code: 0, stdout: '[]\n' });
@@ -120,7 +120,7 @@ describe('R-3: drover top', () => {
 });
 
 describe('R-20: --idle-stop', () => {
-  test('stops what is idle, with that reason; what works, speaks or is used runs on', async () => {
+  test('stops an idle sandbox with that reason; one that works, prints or is used runs on', async () => {
     const sandboxes = {
       idle: 'exec sleep 1000',
       works: 'while :; do :; done',
@@ -139,11 +139,11 @@ describe('R-20: --idle-stop', () => {
     await drover.remove('idle', 'works', 'speaks', 'used');
   });
 
-  test('holds while neither the control plane nor the agent runs, and begins anew with a start', async () => {
+  test('holds while neither the control plane nor the agent runs, and restarts its count with a start', async () => {
     await drover.begin('alone', ['sleep', '1000'], { idleStopSeconds: 4n });
     const { id } = await drover.sandbox<{ id: string }>('alone');
     await drover.interrupt();
-    // Init counts the idle time and writes its exit record; no other process is there to do either.
+    // Init counts the idle time and writes its exit record. No other process is running that could.
     await eventually('it has ended', () => existsSync(join(drover.data, 'host', 'run', id, 'exit.json')));
     const endedBy = Date.now();
     await drover.up(up);
@@ -158,14 +158,14 @@ describe('R-20: --idle-stop', () => {
   });
 });
 
-/** Files below a directory, on its own file system, that hold the canary in some spelling. */
+/** Returns the files below a directory, on its own file system, that hold the canary in some encoding. */
 async function holders(directory: string): Promise<readonly string[]> {
   const patterns = spellings.flatMap((spelling) => ['-e', spelling]);
   const files = ['find', directory, '-xdev', '-type', 'f', '-print0'];
   const { stdout, exitCode } = await execa('sh', ['-c', `${files.join(' ')} | xargs -0 grep -laF ${patterns.join(' ')} --`], {
     reject: false,
   });
-  // xargs gives 123 for grep's "found nothing in this lot"; anything else is a search that did not work.
+  // xargs returns 123 when grep found no match in a batch. Any other code is a failed search.
   expect([0, 123]).toContain(exitCode);
   return stdout.split('\n').filter((line) => line !== '');
 }
@@ -173,14 +173,14 @@ async function holders(directory: string): Promise<readonly string[]> {
 async function processesWith(what: 'cmdline' | 'environ'): Promise<readonly string[]> {
   const found: string[] = [];
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
-    // A process that has ended meanwhile has none.
+    // The process has exited in the meantime.
     const text = await readFile(`/proc/${pid}/${what}`, 'latin1').catch(() => '');
     if (spellings.some((spelling) => text.includes(spelling))) found.push(pid);
   }
   return found;
 }
 
-/** The host's uid of root in the process's user namespace; 0 is the host's own namespace. */
+/** Returns the host's uid of root in the process's user namespace; 0 in the host's own namespace. */
 async function firstUid(pid: string): Promise<number> {
   const map = await readFile(`/proc/${pid}/uid_map`, 'utf8');
   return Number(map.trim().split(/\s+/)[1]);

@@ -9,7 +9,7 @@ interface HostRecord {
   readonly pid?: number;
 }
 
-describe('a host that keeps sandboxes ready', () => {
+describe('a host with standbys', () => {
   let drover: TestDrover;
   let shared: string;
 
@@ -17,7 +17,7 @@ describe('a host that keeps sandboxes ready', () => {
     shared = await mkdtemp(join(tmpdir(), 'drover-shared-'));
     drover = await TestDrover.start(['--pool', '10.220.0.0/16', '--standbys', '2', '--allow-mount', shared]);
   });
-  // What a test that failed has left.
+  // A failed test leaves its sandboxes behind.
   beforeEach(async () => await drover.remove(...(await drover.sandboxes<{ id: string }>()).map(({ id }) => id)));
   afterAll(async () => {
     const left = drover === undefined ? undefined : await tracesOf(drover);
@@ -28,7 +28,7 @@ describe('a host that keeps sandboxes ready', () => {
 
   const allReady = async (): Promise<void> =>
     void (await eventually('two sandboxes are ready', async () => (await readyStandbys(drover.data)) === 2));
-  /** The host's own records, of sandboxes and standbys. */
+  /** Returns the host's own records of sandboxes and standbys. */
   const records = async (): Promise<ReadonlyMap<string, HostRecord>> => {
     const directory = join(drover.data, 'host', 'sandboxes');
     const found = new Map<string, HostRecord>();
@@ -44,12 +44,12 @@ describe('a host that keeps sandboxes ready', () => {
   };
   const ok = async (...args: readonly string[]): Promise<string> => {
     const { code, stdout, stderr } = await drover.run(args);
-    // A slow start says on stderr how far it is.
+    // A slow start prints its progress on stderr.
     expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
     return stdout;
   };
 
-  test('gives one to the next sandbox, which has its image, name, limits, volume and secret, and every command on it works', async () => {
+  test('assigns a standby to the next sandbox, with its image, name, limits, volume and secret, and every command works on it', async () => {
     await allReady();
     const waiting = await records();
     await writeFile(join(shared, 'note'), 'from the host\n');
@@ -76,18 +76,18 @@ describe('a host that keeps sandboxes ready', () => {
     await drover.remove('ahead');
   });
 
-  test('R-10: offers its memory without that of those that wait', async () => {
+  test('R-10: offers its memory without the share of the standbys', async () => {
     const [host] = await drover.hosts<{ capacity: { memoryBytes: number } }>();
     expect(host?.capacity.memoryBytes).toBe(totalmem() - 2 * 20 * 1024 ** 2);
   });
 
-  test('has others ready afterwards', async () => {
+  test('replaces an assigned standby', async () => {
     await allReady();
     expect(await ok('run', '--rm', 'host', '--', 'echo', 'at once')).toBe('at once\n');
     await allReady();
   });
 
-  test('R-9: kill -9 of its agent ends those that wait, keeps the sandbox that was one, and has new ones ready', async () => {
+  test('R-9: kill -9 of its agent ends the standbys, keeps the sandbox made from one, and starts new standbys', async () => {
     await allReady();
     await drover.begin('stays', ['sleep', '600']);
     const kept = await recordOf('stays');
@@ -103,7 +103,7 @@ describe('a host that keeps sandboxes ready', () => {
       const now = await records();
       return (await readyStandbys(drover.data)) === 2 && waiting.every(([id]) => !now.has(id));
     });
-    // It may say that its connection broke with the agent, and was made again.
+    // The exec may print that its connection broke with the agent and was restored.
     expect(await drover.run(['exec', 'stays', '--', 'echo', 'still here'])).toMatchObject({ code: 0, stdout: 'still here\n' });
     expect((await recordOf('stays'))?.pid).toBe(kept?.pid);
     await drover.remove('stays');

@@ -10,15 +10,15 @@ describe('R-1: drover up', () => {
   afterAll(async () => {
     const left = drover === undefined ? undefined : await tracesOf(drover);
     await drover[Symbol.asyncDispose]();
-    // nothing of a sandbox outlives its removal.
+    // removal leaves no trace of a sandbox.
     expect(await left?.()).toEqual([]);
   });
 
-  test('prints a ready line with the address and what to type next', () => {
+  test('prints a ready line with the address and the next command to type', () => {
     expect(drover.output).toMatch(/^drover: ready on https:\/\/127\.0\.0\.1:\d+ — try: \.\/drover run host -- sh$/m);
   });
 
-  test('drover run host is inside a sandbox at once, without any registry, and gives the status of the command', async () => {
+  test('drover run host runs in a sandbox without any registry, and returns the status of the command', async () => {
     const { code, stdout } = await drover.run(['run', '--rm', 'host', '--', 'sh', '-c', 'echo inside as $(id -u); exit 7']);
     expect({ code, stdout }).toEqual({ code: 7, stdout: 'inside as 0\n' });
   });
@@ -29,7 +29,7 @@ describe('R-1: drover up', () => {
     expect(stderr).toMatch(/already running/);
   });
 
-  test('Ctrl-C stops it cleanly, sandboxes keep running, and a second up adopts them', async () => {
+  test('Ctrl-C stops up cleanly, sandboxes keep running, and a second up adopts them', async () => {
     await drover.run(['run', '-d', '--name', 'stays', 'host', '--', 'sh', '-c', 'while :; do date +%s%N; sleep 0.2; done']);
     const { startCount, state } = await eventually('it runs', async () => {
       const sandbox = await drover.sandbox<{ state: string; startCount: number }>('stays');
