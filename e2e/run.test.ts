@@ -65,7 +65,7 @@ describe('R-2: drover run', () => {
     ['does not exist', 'no-such-program', '', 127, /^drover: no-such-program: command not found in the sandbox\n {2}hint: [^\n]+\n$/],
     ['cannot be executed', '/etc/passwd', '', 126, /^drover: \/etc\/passwd: cannot be executed [^\n]+\n {2}hint: [^\n]+\n$/],
     ['has an unknown user', 'true', 'nobody-at-all', 125, /^drover: [^\n]*nobody-at-all[^\n]*\n {2}hint: [^\n]+\n$/],
-  ])('who attaches after a command that %s could not be started is told so as well', async (_, program, user, status, sentence) => {
+  ])('attach to a sandbox whose command %s reports the same error', async (_, program, user, status, sentence) => {
     const name = `late-${status}`;
     await drover.create(name, [program], { user });
     await eventually(`${name} has ended`, async () => ['failed', 'stopped'].includes((await get(name)).state));

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { eventually, Terminal, TestDrover, testsOtherCheckout, type Finished } from '../harness/index.ts';
 
 let drover: TestDrover;
-/** A registry that accepts connections and never responds: what pulls from it stays in preparation. */
+/** A registry that accepts connections and never responds. A sandbox with an image of it stays in preparation. */
 let mute: Server;
 let image: string;
 
@@ -29,7 +29,7 @@ afterAll(async () => {
 
 const names = async (): Promise<string[]> => (await drover.sandboxes<{ name: string }>()).map(({ name }) => name);
 
-describe('flags behind IMAGE and SANDBOX belong to the command to run', () => {
+describe('flags after IMAGE and SANDBOX belong to the command', () => {
   test.each([
     [['run', '--rm', '-n', 'host', 'ls', '-la', '/'], /^total /],
     [['exec', '-n', 'web', 'ls', '-la', '/'], /^total /],
@@ -41,7 +41,7 @@ describe('flags behind IMAGE and SANDBOX belong to the command to run', () => {
   });
 });
 
-describe('a run that is interrupted while its sandbox is prepared', () => {
+describe('an interrupted run whose sandbox is still in preparation', () => {
   const size = { columns: 100, rows: 30 };
 
   test.concurrent.each([
@@ -62,7 +62,7 @@ describe('a run that is interrupted while its sandbox is prepared', () => {
 });
 
 describe('contexts', () => {
-  test('up says which context it chose and how to go back, and names choose between them', async () => {
+  test('up prints its context and how to switch back, and other commands choose a context by name', async () => {
     const { server } = await drover.connection();
     const data = join(drover.directory, 'other');
     const other = drover.spawn(['up', '--no-agent', '--data', data, '--listen', '127.0.0.1:0']);
@@ -97,7 +97,7 @@ describe('contexts', () => {
 });
 
 describe('-o json', () => {
-  test('one command has one shape, however many names it takes; numbers are numbers', async () => {
+  test("the shape of a command's output does not depend on the number of names; numbers are numbers", async () => {
     const [stopped] = await drover.json<{ name: string; startCount: number; generation: number }[]>(['stop', 'web']);
     expect(stopped).toMatchObject({ name: 'web', startCount: 1, generation: expect.any(Number) as number });
     expect(await drover.json(['start', 'web'])).toMatchObject([{ name: 'web' }]);
@@ -108,7 +108,7 @@ describe('-o json', () => {
   });
 });
 
-test('what docker users type is understood', async () => {
+test('familiar Docker commands are accepted', async () => {
   const succeeds = async (...args: readonly string[]): Promise<string> => {
     const { code, stdout, stderr } = await drover.run(args);
     expect({ args, code, stderr: code === 0 ? '' : stderr }).toEqual({ args, code: 0, stderr: '' });
@@ -123,7 +123,7 @@ test('what docker users type is understood', async () => {
   expect(await succeeds('rm', 'docked')).toBe('docked\n');
 });
 
-test('a runtime that no host has is refused when the sandbox is made', async () => {
+test('a create with a runtime that no host has is refused', async () => {
   const outcome = await drover.run(['run', '--runtime', 'docker', 'host', 'true']);
   expect(outcome).toMatchObject({ code: 125, stdout: '' });
   expect(outcome.stderr).toBe(
@@ -178,10 +178,10 @@ describe('a certificate whose dates do not include the present time', () => {
 const programmersWords =
   /\bE[A-Z]{3,}\b|\bERR_|\bat .*:\d+:\d+|\/src\/|node:|\/run\/sb-|\b(?:lstat|openat?|mkdir|scandir|syscall)\b '|\bundefined\b|\[object/;
 
-describe('every command with wrong input says what is wrong, to what, and what to do', () => {
+describe('every command reports wrong input: the problem, its object, and the next step', () => {
   const program = buildProgram(async () => undefined);
 
-  /** Every command that can be run. */
+  /** Returns every command that can be run. */
   function leaves(command = program): (typeof program)[] {
     const inner = command.commands.flatMap((child) => leaves(child));
     return command === program || command.registeredArguments.length > 0 || inner.length === 0
@@ -189,14 +189,14 @@ describe('every command with wrong input says what is wrong, to what, and what t
       : inner;
   }
 
-  /** The commands that a hint names, as they would be typed. */
+  /** Returns the commands that a hint names, as a person would type them. */
   function namedCommands(hint: string): string[] {
     return [...hint.matchAll(/(?:\.\/)?\bdrover ((?:-{0,2}[a-z][a-z-]*|[A-Z]+)(?: (?:-{0,2}[a-z][a-z-]*|[A-Z]+|<[a-z]+>))*)/g)].map(
       ([, words = '']) => words,
     );
   }
 
-  /** A hint that names a command names one that exists, and flags that it has. */
+  /** Expects that the commands and flags of a hint exist. */
   function checkHint(hint: string): void {
     for (const words of namedCommands(hint)) {
       const typed = words.split(' ');
@@ -229,7 +229,7 @@ describe('every command with wrong input says what is wrong, to what, and what t
     for (const hint of stderr.matchAll(/hint: (.*)/g)) checkHint(hint[1] ?? '');
   }
 
-  /** A word for each argument that is needed, of the right form and the name of nothing. */
+  /** Returns a well-formed word for each required argument. It names no object. */
   function wrongArguments(command: typeof program): string[] {
     if (commandPath(command) === 'cp') return ['nosuch:/x', '-'];
     if (commandPath(command) === 'agent join') return ['https://127.0.0.1:1', '--token', 'wrong'];
@@ -241,7 +241,7 @@ describe('every command with wrong input says what is wrong, to what, and what t
       );
   }
 
-  /** Commands that run servers, or do not talk to the control plane. */
+  /** Commands that run servers, or do not call the control plane. */
   const local = new Set([
     'up',
     'serve',
@@ -264,9 +264,9 @@ describe('every command with wrong input says what is wrong, to what, and what t
     ...wrongArguments(command),
   ];
 
-  /** Runs a command in this process, as there are many: a process of its own takes a hundred times as long. */
+  /** Runs a command in this process. A separate process for each of these many runs would take a hundred times as long. */
   async function here(args: readonly string[]): Promise<Finished> {
-    // It reads its paths from the arguments of its own process, as they need not be UTF-8.
+    // `cp` reads its paths from the arguments of its own process, because they need not be UTF-8.
     if (args[0] === 'cp' || testsOtherCheckout) return await drover.run(args, { env: { CI: '1' } });
     const written = { stdout: '', stderr: '' };
     const spies = (['stdout', 'stderr'] as const).map((stream) =>

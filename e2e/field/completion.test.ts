@@ -8,7 +8,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { repository, Terminal, TestDrover } from '../harness/index.ts';
 
 let drover: TestDrover;
-/** Where the shells stand: with a file to lose, and a program that must not run. */
+/** The working directory of the shells. It holds a file that must not change, and a program that must not run. */
 let here: string;
 
 beforeAll(async () => {
@@ -32,7 +32,7 @@ afterEach(async () => {
   expect(await readFile(join(here, 'important.txt'), 'utf8')).toBe('important\n');
 });
 
-/** A line, typed up to the cursor; what Tab makes of its last word; what in it would run if a word were evaluated. */
+/** A typed line up to the cursor, and the completion of its last word. Evaluating a word would have a visible effect. */
 const lines: readonly (readonly [line: string, completed: string])[] = [
   ['drover sandbo', 'sandbox'],
   ['drover sandbox contai', 'contain'],
@@ -58,15 +58,15 @@ describe.each([
   { program: 'zsh', args: ['-f', '-i'] },
 ])('completion in $program, at a terminal', ({ program, args }) => {
   let terminal: Terminal;
-  /** Shown while the script was loaded. */
+  /** The output of loading the script. */
   let loaded = '';
   let commands = 0;
 
-  /** Runs a command, and waits for its end. */
+  /** Runs a command and waits for its end. */
   const run = async (command: string): Promise<void> => {
     const end = `end${++commands}`;
     const from = terminal.output.length;
-    // Echoed as it is typed, with the quotes; printed without them.
+    // The quotes distinguish the echo of the typed text from the printed text.
     terminal.type(`${command}echo en''d${commands}\r`);
     await terminal.shows(new RegExp(`${end}\\b`), from);
   };
@@ -75,23 +75,23 @@ describe.each([
     const path = `${repository}:${process.env['PATH'] ?? ''}`;
     terminal = new Terminal(drover, args, { columns: 200, rows: 50 }, { program, cwd: here, env: { PATH: path, HOME: here, PS1: '> ' } });
     const load = `source <(drover completion ${program}); `;
-    // Twice: a shell that is started in a shell loads it again.
+    // Twice, because a shell started in a shell loads the script again.
     await run(`${load}${load}`);
     loaded = terminal.output;
   }, 60_000);
 
   afterAll(() => terminal?.[Symbol.dispose]());
 
-  test('the script prints nothing, though it is loaded twice', () => expect(loaded).not.toMatch(/error|not found/i));
+  test('the script prints nothing when it is loaded twice', () => expect(loaded).not.toMatch(/error|not found/i));
 
-  // Behind a backquote bash completes a command of its own, and asks no program.
+  // After a backquote bash completes a command itself, and calls no completion program.
   const asked = lines.filter(([line]) => program !== 'bash' || !line.includes('`'));
 
   test.each(asked)('%s becomes %s, and no word of the line is evaluated', async (line, completed) => {
     const from = terminal.output.length;
     terminal.type(`${line}\t`);
     await terminal.shows(completed, from);
-    // Ctrl-U takes the line away without running it.
+    // Ctrl-U deletes the line without running it.
     await run('\u0015');
   });
 });
@@ -109,7 +109,7 @@ test('completion in fish: every line is completed, and no word of it is evaluate
     expect({ line, offered: offered[index] }).toEqual({ line, offered: [completed] });
 });
 
-test('a control plane that does not respond keeps no shell waiting', async () => {
+test('a control plane that does not respond does not block the shell', async () => {
   const mute = createServer(() => undefined).listen(0, '127.0.0.1');
   await once(mute, 'listening');
   try {

@@ -33,7 +33,7 @@ describe('copies are exact, or they fail', () => {
     return stdout;
   };
 
-  /** A copy of a tar stream that has not ended. It goes on while the other tests run. */
+  /** A copy of an endless tar stream, which goes on while the other tests run. */
   let endless: ReturnType<TestDrover['spawn']>;
   let progress = '';
 
@@ -49,7 +49,7 @@ describe('copies are exact, or they fail', () => {
   });
   afterAll(async () => await drover[Symbol.asyncDispose]());
 
-  test('onto a link to a directory a copy goes into the directory, and a link to a file keeps leading to it', async () => {
+  test('a copy onto a link to a directory goes into the directory, and a link to a file still points to it', async () => {
     writeFileSync(here('tool'), '#!/bin/sh\necho tool\n', { mode: 0o755 });
     await drover.begin('links', ['sleep', 'infinity']);
     const links = await inside('links', 'readlink /bin /lib');
@@ -71,12 +71,12 @@ describe('copies are exact, or they fail', () => {
     expect(stderr).toMatch(/\/bin cannot be made: something else is in its place/);
   });
 
-  test('a tree survives in and out, whatever its names, modes, owners, times, links, holes and attributes are', async () => {
+  test('a tree survives a copy in and out, with all its names, modes, owners, times, links, holes and attributes', async () => {
     let round = 0;
     await fc.assert(
       fc.asyncProperty(arbitraryTree, async (tree) => {
         const [from, back] = [here(`from${round}`), here(`back${round++}`)];
-        // The sandbox has 65,536 ids.
+        // A sandbox has 65,536 ids.
         makeTree(from, tree, 65_535);
         await copied('-a', from, `web:/var/tmp/tree${round}`);
         await copied('-a', `web:/var/tmp/tree${round}`, back);
@@ -86,7 +86,7 @@ describe('copies are exact, or they fail', () => {
     );
   });
 
-  test('an owner that the sandbox does not have is named, and changes the status', async () => {
+  test('an owner without an id in the sandbox is named, and changes the status', async () => {
     mkdirSync(here('owners'));
     writeFileSync(here('owners/far'), 'x');
     chownSync(here('owners/far'), 3_000_000, 0);
@@ -97,7 +97,7 @@ describe('copies are exact, or they fail', () => {
     );
   });
 
-  test("a copy becomes the user's of the sandbox's command, or another's, or keeps its owner", async () => {
+  test("a copy belongs to the user of the sandbox's command, or to a chosen user, or keeps its owner", async () => {
     writeFileSync(here('private'), 'x', { mode: 0o600 });
     chownSync(here('private'), 12, 34);
     await copied(here('private'), 'user:/var/tmp/plain');
@@ -110,7 +110,7 @@ describe('copies are exact, or they fail', () => {
     expect(statSync(here('theirs'))).toMatchObject({ uid: 12, gid: 34 });
   });
 
-  test('what cannot be copied is counted and named, and changes the status', async () => {
+  test('files that cannot be copied are counted and named, and change the status', async () => {
     mkdirSync(here('odd'));
     execFileSync('mkfifo', [here('odd/pipe')]);
     writeFileSync(here('odd/z'), 'z');
@@ -141,14 +141,14 @@ describe('copies are exact, or they fail', () => {
     expect((await cp(here('nothing'), 'web:/tmp')).stderr).toMatch(/nothing cannot be read: no such file or directory/);
   });
 
-  test('a file that does not say its size has its content', async () => {
+  test('a file that does not report its size is copied completely', async () => {
     await copied('web:/proc/sys/kernel/ostype', here('ostype'));
     expect(readFileSync(here('ostype'), 'utf8')).toBe('Linux\n');
     await copied('/proc/sys/kernel/ostype', 'web:/var/tmp/ostype');
     expect(await inside('web', 'cat /var/tmp/ostype')).toBe('Linux\n');
   });
 
-  test('a file that shrinks while it is copied is an error that names it, and is not left behind', async () => {
+  test('a file that shrinks during the copy is an error that names it, and leaves no partial copy', async () => {
     const path = here('shrinks');
     writeFileSync(path, Buffer.alloc(100_000_000, 'x'));
     const copying = cp(path, 'web:/var/tmp/shrinks');
@@ -160,7 +160,7 @@ describe('copies are exact, or they fail', () => {
     expect(await inside('web', 'until ! ls /var/tmp/shrinks 2>/dev/null; do :; done; echo removed')).toMatch(/removed\n$/);
   });
 
-  test('holes stay holes, in and out', async () => {
+  test('holes stay holes in both directions', async () => {
     writeFileSync(here('holes'), 'begin');
     truncateSync(here('holes'), 2_000_000_000);
     await copied(here('holes'), 'web:/var/tmp/holes');
@@ -172,7 +172,7 @@ describe('copies are exact, or they fail', () => {
     expect(statSync(here('holes-back')).blocks).toBeLessThan(100);
   });
 
-  test('cp takes names that are not UTF-8; other arguments and variables that are not are refused', async () => {
+  test('cp accepts names that are not UTF-8; other arguments and variables must be UTF-8', async () => {
     const name = (before: string): string => `"$(printf '${before}n\\351')"`;
     const shell = (command: string): string =>
       execFileSync('sh', ['-c', `${command} 2>&1 || true`], {
@@ -189,7 +189,7 @@ describe('copies are exact, or they fail', () => {
     expect(shell(`V=${name('')} ./drover run --rm -e V host -- true`)).toMatch(/the value of V is not UTF-8/);
   });
 
-  test('SRC/. is the contents of a directory, and -L copies what links point at', async () => {
+  test('SRC/. means the contents of a directory, and -L copies the targets of links', async () => {
     mkdirSync(here('src/sub'), { recursive: true });
     writeFileSync(here('src/sub/file'), 'content');
     symlinkSync('sub/file', here('src/link'));
@@ -207,7 +207,7 @@ describe('copies are exact, or they fail', () => {
     expect(readlinkSync(here('as-link'))).toBe('sub/file');
   });
 
-  test('in a pipe, a copy that takes long reports its progress in lines', async () => {
+  test('in a pipe, a long copy reports its progress in lines', async () => {
     const reported = (): boolean => {
       endless.stdin.write(Buffer.alloc(1024));
       return /^drover: [\d.]+ \S+ copied, [\d.]+ \S+\/s$/m.test(progress);
@@ -217,7 +217,7 @@ describe('copies are exact, or they fail', () => {
     await endless;
   });
 
-  test('out of a sandbox that has ended, through its host, with the owners and links of the sandbox', async () => {
+  test("cp copies out of a stopped sandbox through its host, with the sandbox's owners and links", async () => {
     const script =
       'mkdir /var/tmp/left; cd /var/tmp/left; echo content > file; chown 12:34 file; ln -s /etc/hostname link; ln -s /var/tmp/left /way; mkfifo pipe';
     await drover.begin('ended', ['sh', '-c', script], { hostname: 'inside' });
@@ -226,7 +226,7 @@ describe('copies are exact, or they fail', () => {
     expect({ code, stderr }).toMatchObject({ code: 1, stderr: expect.stringContaining('/way/pipe is a FIFO') as string });
     expect(statSync(here('ended/file'))).toMatchObject({ uid: 12, gid: 34 });
     expect(readlinkSync(here('ended/link'))).toBe('/etc/hostname');
-    // The link leads to the sandbox's file, not to this machine's.
+    // The link points to the sandbox's file, not to this machine's.
     await copied('-L', 'ended:/var/tmp/left/link', here('hostname'));
     expect(readFileSync(here('hostname'), 'utf8')).toBe('inside\n');
     expect((await cp('ended:/nothing', here('x'))).stderr).toMatch(/the sandbox has no \/nothing/);

@@ -21,12 +21,12 @@ afterAll(async () => {
 const mebibyte = 1024 ** 2;
 
 interface Bound {
-  /** What the file system may hold. */
+  /** The capacity of the file system. */
   readonly bytes: number;
   readonly files: number;
 }
 
-/** Every mount that a sandbox with `--disk 50m` and a secret in a file can write to. */
+/** Every writable mount of a sandbox with `--disk 50m` and a secret in a file. */
 const bounds: Readonly<Record<string, Bound>> = {
   '/': { bytes: 50 * mebibyte, files: 13_000 },
   '/.drover/run': { bytes: 32 * mebibyte, files: 8_300 },
@@ -36,14 +36,14 @@ const bounds: Readonly<Record<string, Bound>> = {
   '/run/secrets': { bytes: mebibyte, files: 1024 },
 };
 
-/** File systems that hold no data; what they do hold is bounded by the test named. */
+/** File systems without data. The named test covers the bound of their other contents. */
 const withoutData: Readonly<Record<string, string>> = {
   proc: 'files of the kernel',
   devpts: 'terminals',
   mqueue: 'message queues',
 };
 
-/** Runs in the sandbox: prints the mounts that can be written to, with the size of each, without those of a single device. */
+/** Runs in the sandbox: prints each writable mount with its size, without mounts of single devices. */
 const listMounts = `
 import json, os, stat
 found = {}
@@ -60,7 +60,7 @@ for line in open("/proc/self/mountinfo"):
 print(json.dumps(list(found.values())))
 `;
 
-/** Fills a directory with bytes, then with empty files, until the kernel refuses more; prints what it took of each, and why it ended. */
+/** Fills a directory with bytes, then with empty files, until the kernel refuses more. Prints both amounts and both errors. */
 const fill = `
 import errno, json, os, shutil, sys
 top = sys.argv[1].rstrip("/") + "/filled"
@@ -92,7 +92,7 @@ async function python<T>(sandbox: string, script: string, ...args: readonly stri
 
 describe.each([
   ['that was a standby', 'ahead', Object.keys(bounds)],
-  // Only these two are mounted in another way.
+  // Only these two are mounted differently without a standby.
   ['that was made without a standby', 'plain', ['/.drover/run', '/run/secrets']],
 ] as const)('R-10: what a sandbox %s can write to is bounded', (_, name, points) => {
   beforeAll(async () => {
@@ -106,7 +106,7 @@ describe.each([
   test('every writable mount is in the table of bounds', async () => {
     const mounts = await python<[string, string, number][]>(name, listMounts);
     expect(mounts.map(([point]) => point)).toEqual(expect.arrayContaining(Object.keys(bounds)));
-    // The image `host` has directories of the host under writable layers, which are on the disk of the root.
+    // The image `host` has directories of the host under writable layers on the root's disk.
     const onTheDisk = ([, kind, bytes]: readonly [string, string, number]): boolean => kind === 'overlay' && bytes <= 50 * mebibyte;
     expect(mounts.filter((mount) => !(mount[0] in bounds) && !(mount[1] in withoutData) && !onTheDisk(mount))).toEqual([]);
   });
@@ -142,10 +142,10 @@ print(json.dumps([terminals, queues, why]))
   });
 });
 
-describe('R-10: a sandbox that has used something up', () => {
+describe('R-10: a sandbox that has exhausted a resource', () => {
   const name = 'full';
   const message = async (): Promise<string> => (await drover.sandbox<{ message?: string }>(name)).message ?? '';
-  /** Run in the sandbox until the kernel refuses more. */
+  /** Programs of the sandbox that run until the kernel refuses more. */
   const uses = {
     disk: 'open("/filled", "wb").write(bytes(1 << 26))',
     inodes: 'os.mkdir("/many"); [open("/many/%d" % n, "w").close() for n in range(100000)]',
@@ -197,7 +197,7 @@ describe('R-18: a named volume', () => {
   const mountPoint = (): string => join(drover.data, 'host', 'volumes', 'mounts', 'keep');
   const volume = async (): Promise<Record<string, unknown>> => await drover.json(['volume', 'get', 'keep']);
 
-  test('is made on a host, and holds no more than its size, whichever user writes', async () => {
+  test("is created on a host, and its size bounds every user's writes", async () => {
     expect(await succeeds('volume', 'create', 'keep', '--size', '32m')).toBe('keep\n');
     expect((await drover.run(['volume', 'create', 'keep', '--size', '1g'])).stderr).toMatch(/there is a volume keep already/);
     await succeeds('run', '-d', '--name', 'writer', '--user', '1000:1000', '--volume', 'keep:/data', 'host', '--', 'sleep', '1d');
@@ -211,20 +211,20 @@ describe('R-18: a named volume', () => {
     expect(Number(shown['sizeBytes'])).toBe(size);
   });
 
-  test('survives a restart of the agent, a boot of the host and its sandbox', async () => {
+  test('survives a restart of the agent, a boot of the host and a restart of its sandbox', async () => {
     const agent = await drover.pidOf('agent');
     process.kill(agent, 'SIGKILL');
     await eventually('another agent runs', async () => (await drover.pidOf('agent')) !== agent);
     await eventually('the host is back', async () => (await drover.hosts<{ state: string }>())[0]?.state === 'ready');
     expect((await drover.exec('writer', ['cat', '/data/file'])).stdout).toBe('kept\n');
     await drover.stop('writer', 1);
-    // After a boot nothing is mounted.
+    // After a boot no volume is mounted.
     await tool('umount', mountPoint());
     await drover.restart('writer');
     expect((await drover.exec('writer', ['cat', '/data/file'])).stdout).toBe('kept\n');
   });
 
-  test('is not removed while a sandbox has it, running or not, and the refusal names the sandbox', async () => {
+  test('cannot be removed while a sandbox has it, running or not, and the refusal names the sandbox', async () => {
     for (const _ of ['running', 'stopped']) {
       const { code, stderr } = await drover.run(['volume', 'rm', 'keep']);
       expect({ code, stderr }).toEqual({
@@ -239,7 +239,7 @@ describe('R-18: a named volume', () => {
     expect(reader).toBe('kept\nread-only\n');
   });
 
-  test('decides where its sandbox goes, and what is wrong with it is one sentence', async () => {
+  test('decides the placement of its sandbox, and each problem with it is one sentence', async () => {
     const run = async (...flags: readonly string[]): Promise<string> =>
       (await drover.run(['run', '--rm', '-n', ...flags, 'host', '--', 'true'])).stderr;
     expect(await run('--volume', 'nothing:/data')).toMatch(/^drover: there is no volume nothing\n {2}hint: .*\n$/);
@@ -249,7 +249,7 @@ describe('R-18: a named volume', () => {
     );
   });
 
-  test('leaves nothing when it is removed', async () => {
+  test('leaves nothing after its removal', async () => {
     expect(await succeeds('volume', 'ls')).toMatch(/^NAME +HOST +SIZE +USED +STATE[^\n]*\nkeep /);
     await succeeds('volume', 'rm', 'keep');
     expect(await succeeds('volume', 'ls')).toBe('');
@@ -260,7 +260,7 @@ describe('R-18: a named volume', () => {
 });
 
 describe('a path of the host that hangs', () => {
-  // Answers the kernel's first message and takes every further one without an answer: whoever touches it waits, past SIGKILL.
+  // Replies to the kernel's first message only. Every process that touches the mount blocks, even with a pending SIGKILL.
   const server = `
 import ctypes, os, struct, sys
 libc = ctypes.CDLL("libc.so.6", use_errno=True)
@@ -290,7 +290,7 @@ while True: os.read(fd, 1 << 17)
     await tool('umount', '-l', hang);
   });
 
-  test('is named by what needs it, and costs its host and its other sandboxes nothing', { timeout: 90_000 }, async () => {
+  test('is named by each operation that needs it, and affects neither its host nor the other sandboxes', { timeout: 90_000 }, async () => {
     await drover.begin('well', ['sleep', '1d']);
     const mounts = [{ source: `${hang}/data`, target: '/data' }];
     await Promise.all(names.map(async (name) => await drover.create(name, ['true'], { mounts })));
@@ -306,7 +306,7 @@ while True: os.read(fd, 1 << 17)
       };
       await eventually(`${name} names the path`, named, 30_000, () => seen);
     }
-    // While all of them hang, and for longer than a host may be silent.
+    // While all of them hang, for longer than a host may be silent.
     expect(await drover.hosts()).toMatchObject([{ state: 'ready' }]);
     expect((await drover.exec('well', ['echo', 'well'])).stdout).toBe('well\n');
     await drover.begin('later', ['sleep', '1d']);

@@ -14,7 +14,7 @@ let work: string;
 let service: Server;
 let servicePort: number;
 
-/** Where Node.js is in the sandboxes: the one that runs this test. */
+/** The path in the sandboxes of the Node.js that runs this test. */
 const node = '/mnt/node/node';
 
 async function start(name: string, ...allow: string[]): Promise<void> {
@@ -25,7 +25,7 @@ async function start(name: string, ...allow: string[]): Promise<void> {
   });
 }
 
-/** The body and the status that curl prints, with the environment of the sandbox. */
+/** Runs curl in a sandbox with the sandbox's environment, and returns the body and status. */
 const curl = async (name: string, ...args: string[]): Promise<string> =>
   (await drover.exec(name, ['curl', '-sS', '-m', '10', '-w', '%{http_code}', ...args])).stdout;
 
@@ -80,7 +80,7 @@ describe('13.6: a rule for a network opens neither the host nor metadata', () =>
     },
   );
 
-  test('the help of --allow says which ports a rule without a port means', async () => {
+  test('the help of --allow explains a rule without a port', async () => {
     expect((await drover.run(['run', '--help'])).stdout.replaceAll(/\s+/g, ' ')).toMatch(/--allow.*internet.*ports 80 and 443/);
   });
 });
@@ -124,7 +124,7 @@ print(read.read(len("switched over")).decode())
     },
   );
 
-  test('a refused CONNECT is explained in its status line, and in an event with what to do', async () => {
+  test('a refused CONNECT is explained in its status line, and in an event with the next step', async () => {
     const { stderr } = await drover.exec('nothing', ['curl', '-sSv', '-m', '10', 'https://www.example.com/']);
     expect(stderr).toMatch(/403 this sandbox may not reach www\.example\.com:443 \(no rule\); ask .* --allow www\.example\.com/);
     for (let i = 0; i < 5; i++) await drover.exec('nothing', ['curl', '-sS', '-m', '10', 'https://www.example.com/']);

@@ -16,7 +16,7 @@ interface EventJson {
   readonly data: Readonly<Record<string, unknown>>;
 }
 
-/** How one sandbox ends, and what everything that shows it says. */
+/** One ending of a sandbox, and its expected descriptions. */
 interface Ending {
   readonly name: string;
   readonly command: readonly string[];
@@ -25,7 +25,7 @@ interface Ending {
   readonly shown: string;
   readonly reason: string;
   readonly message: string;
-  /** Of `drover sandbox wait`; absent where it depends on how far the command had come. */
+  /** The status of `drover sandbox wait`; absent where it depends on the progress of the command. */
   readonly status?: number;
 }
 
@@ -43,7 +43,7 @@ async function killInit(id: string): Promise<void> {
   await eventually('its init is dead', () => !isAlive(pid));
 }
 
-/** What a restart of the host does to a sandbox: it dies without a word, and the next agent finds another boot. */
+/** Simulates a restart of the host: the sandbox dies without a report, and the next agent finds a different boot id. */
 async function restartHost(id: string): Promise<void> {
   await drover.interrupt();
   await killInit(id);
@@ -133,19 +133,19 @@ let told: ReturnType<TestDrover['run']>;
 
 beforeAll(async () => {
   drover = await TestDrover.start(['--pool', '10.233.64.0/18']);
-  // Those that nobody ends take their time together.
+  // The sandboxes that end without an action run concurrently.
   await Promise.all(endings.map(async ({ name, command, spec }) => await drover.create(name, command, spec ?? { image: 'host' })));
   told = drover.run(['run', '--name', 'told', '--ttl', '5s', 'host', '--', ...idle]);
 });
 
-describe('an attached run says why it ended, where that was not for its command', () => {
+describe('an attached run reports an ending that its command did not cause', () => {
   test('at the end of its time to live', async () => {
     const { code, stderr } = await told;
     expect(code).not.toBe(0);
     expect(stderr).toContain('stopped at the end of its time to live (5s)\n');
   });
 
-  test('when somebody stops it and the command ends with 0, to whoever is attached', async () => {
+  test('after a stop by a person, to every attached client, also when the command ends with 0', async () => {
     const script = 'trap "exit 0" TERM; echo up; while :; do sleep 0.1; done';
     const running = drover.run(['run', '--name', 'halted', 'host', '--', 'sh', '-c', script]);
     await eventually('it is up', async () => (await drover.logs('halted').catch(() => '')) === 'up\n');
@@ -160,13 +160,13 @@ describe('an attached run says why it ended, where that was not for its command'
     });
   });
 
-  test('and says nothing of its own end', async () => {
+  test('is silent after an exit of the command', async () => {
     const { code, stderr } = await drover.run(['run', '--rm', 'host', '--', 'sh', '-c', 'exit 9']);
     expect({ code, stderr }).toEqual({ code: 9, stderr: '' });
   });
 });
 
-describe('why a sandbox ended is the same wherever it is shown', () => {
+describe('every command shows the same reason for the end of a sandbox', () => {
   test.each(endings)('$name: $reason', async ({ name, end, shown, reason, message, status }) => {
     const { id } = await drover.sandbox<SandboxJson>(name);
     if (end !== undefined) {
@@ -178,7 +178,7 @@ describe('why a sandbox ended is the same wherever it is shown', () => {
     expect(waited).toMatchObject({ code: status ?? row.exitCode, stdout: `${shown}: ${message}\n` });
 
     expect([row.state, row.reason, row.message]).toEqual([shown.split(' ')[0], reason, message]);
-    // No status is made up for a command whose host took it along.
+    // A command that its host's restart killed has no status.
     expect(row.exitCode === undefined).toBe(reason === 'host-restarted');
     const ls = (await drover.run(['sandbox', 'ls'])).stdout.split('\n').find((line) => line.startsWith(`${name} `)) ?? '';
     expect(ls).toContain(shown);
@@ -188,7 +188,7 @@ describe('why a sandbox ended is the same wherever it is shown', () => {
     expect(ended?.data).toMatchObject({ to: row.state, reason, message });
   });
 
-  test('a sandbox that was removed says by whom', async () => {
+  test('a deleted sandbox names the person who removed it', async () => {
     const { id } = await drover.begin<SandboxJson>('gone', idle);
     await drover.remove('gone');
     expect(await drover.sandbox<SandboxJson>(id)).toMatchObject({ state: 'deleted', reason: 'removed', message: 'removed by admin' });

@@ -6,7 +6,7 @@ import { execa } from 'execa';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { eventually, TestDrover, tracesOf } from '../harness/index.ts';
 
-/** Where the hostile init listens, in the sandbox's network namespace. */
+/** The port of the hostile init in the sandbox's network namespace. */
 const hostilePort = 19_180;
 
 let drover: TestDrover;
@@ -27,7 +27,7 @@ afterAll(async () => {
   expect(await left()).toEqual([]);
 });
 
-/** From now on the hostile init answers at the sandbox's address. The session that stands ends with the control plane. */
+/** Redirects new connections to the sandbox's address to the hostile init. The present session ends with the control plane. */
 async function replaceInit(): Promise<void> {
   const pid = await readFile(join(drover.data, 'host', 'sandboxes', hostile.id, 'init.pid'), 'utf8');
   const inside = [`--net=/proc/${pid.trim()}/ns/net`, '--'];
@@ -46,7 +46,7 @@ async function replaceInit(): Promise<void> {
   await execa('nsenter', [...inside, 'nft', '-f', '-'], { input: rules });
 }
 
-/** Ends it as an abort of its own does. A SIGKILL would come from outside, and make no sandbox a suspect. */
+/** Ends the control plane as an abort does. A SIGKILL would count as external and put no sandbox on trial. */
 async function killControlPlane(): Promise<void> {
   const pid = await drover.pidOf('serve');
   process.kill(pid, 'SIGABRT');
@@ -57,7 +57,7 @@ async function session(name: string): Promise<{ readonly state: string; readonly
   return (await drover.sandbox<{ session: { state: string; lastError?: string } }>(name)).session;
 }
 
-test('an init that attacks its session breaks that session, and nothing else', async () => {
+test('an init that attacks its session breaks only that session', async () => {
   await killControlPlane();
   const pid = await drover.pidOf('serve');
   await eventually('several attacks were made', () => attacks.split('\n').length > 6);
@@ -67,9 +67,9 @@ test('an init that attacks its session breaks that session, and nothing else', a
   expect((await session('good')).state).toBe('connected');
 });
 
-test('a sandbox that is there when the control plane ends twice in a row is dialled late, and can be contained', async () => {
+test('the sandbox connected when the control plane ends twice in a row is dialled later, and can be contained', async () => {
   const record = join(drover.data, 'control-plane', 'crashes.json');
-  // Killed while the sandbox is on trial: what an abort by its peer would be.
+  // The sandbox is on trial, so this end counts as an abort by its peer.
   await killControlPlane();
   const onTrial = async (): Promise<number | false> => {
     const { trial } = JSON.parse(await readFile(record, 'utf8')) as { readonly trial: readonly string[] };
@@ -82,7 +82,7 @@ test('a sandbox that is there when the control plane ends twice in a row is dial
   expect(await session('hostile')).toMatchObject({ state: 'broken', lastError: expect.stringContaining('ended unexpectedly') });
   expect((await drover.run(['sandbox', 'get', 'hostile'])).stdout).toContain('ended unexpectedly');
   expect((await drover.run(['exec', 'hostile', '--', 'true'])).stderr).toContain('ended unexpectedly');
-  // The other one has its session without delay.
+  // The other sandbox has its session without delay.
   expect((await drover.exec('good', ['echo', 'here'])).stdout).toBe('here\n');
 
   expect((await drover.run(['sandbox', 'contain', '--kill', 'hostile'])).code).toBe(0);

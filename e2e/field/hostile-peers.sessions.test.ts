@@ -10,13 +10,13 @@ import { eventually, TestDrover, tool, tracesOf } from '../harness/index.ts';
 /** The gateway's address is the first of the pool. */
 const [pool, gateway] = ['10.232.0.0/20', '10.232.0.1'];
 
-/** Of each, a sandbox whose init sends these without end, see flooding-init.ts. */
+/** The kinds of flood in flooding-init.ts. A sandbox for each sends it without end. */
 const floods = ['drift', 'driftnotice', 'bigmsg', 'execflood'];
 
 let drover: TestDrover;
 let box: { readonly id: string; readonly address: string };
 
-/** An exec in the sandbox whose init is mute, begun before the other tests: it ends within `initAnswerMs`. */
+/** An exec in the sandbox with the mute init, started before the other tests. It ends within `initAnswerMs`. */
 let muteExec: ReturnType<typeof drover.run>;
 
 beforeAll(async () => {
@@ -35,8 +35,8 @@ afterAll(async () => {
 });
 
 /**
- * A program in the sandbox's network namespace that new connections to init's port reach in place of init, which root in a namespace that
- * lets it change its network could arrange. The session is then dialled to it. The rule goes with the sandbox.
+ * A hostile init: a program in the sandbox's network namespace. A firewall rule redirects new connections to init's port to it. Root in a
+ * namespace with network privileges could do the same. The rule disappears with the sandbox.
  */
 class HostileInit {
   readonly #process: ReturnType<typeof spawnHostile>;
@@ -56,7 +56,7 @@ class HostileInit {
     await once(process.stdout, 'data');
     const redirect = 'add table ip hostile; add chain ip hostile in { type nat hook prerouting priority dstnat; }';
     await tool('nsenter', ...namespace, 'nft', `${redirect}; add rule ip hostile in tcp dport ${initPort} redirect to :${hostilePort}`);
-    // Ends the session that stands: it is dialled again, to what listens now.
+    // Eviction ends the present session. The next dial reaches the hostile init.
     await succeeds('identity', 'evict', name);
     return new HostileInit(process);
   }
@@ -83,7 +83,7 @@ async function succeeds(...args: readonly string[]): Promise<void> {
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
 }
 
-/** Runs a Python program in a sandbox, as an ordinary user of it, and reads the JSON that it prints. */
+/** Runs a Python program in a sandbox as an unprivileged user, and returns the JSON that it prints. */
 async function inSandbox<T>(name: string, program: string, ...args: readonly string[]): Promise<T> {
   const { code, stdout, stderr } = await drover.exec(name, ['/usr/bin/python3', '-c', program, ...args], { user: '65534' });
   if (code !== 0) throw new Error(`the program in the sandbox ended with ${code}: ${stderr}`);
@@ -109,7 +109,7 @@ test("I-3: a user of the sandbox reaches init's port with none of 400 connection
   expect((await drover.exec('box', ['echo', 'here'])).stdout).toBe('here\n');
 });
 
-/** Seconds, 60 at most, until the peer closes a connection that sends nothing, or a byte each second after what it begins with. */
+/** Measures the seconds, at most 60, until the peer closes a connection that sends nothing, or a byte each second after its beginning. */
 const hold = `
 import json, select, socket, sys, time
 host, port, first = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
@@ -136,17 +136,17 @@ async function holdFromHost(host: string, port: number, first: Buffer): Promise<
   return (performance.now() - began) / 1_000;
 }
 
-test('every listener cuts a silent and a dripping peer at its limit, and takes others meanwhile', async () => {
+test('every listener cuts a silent and a dripping peer at its limit, and serves others meanwhile', async () => {
   const { apiPort, linkPort } = JSON.parse(await readFile(join(drover.data, 'control-plane', 'server.json'), 'utf8')) as {
     apiPort: number;
     linkPort: number;
   };
   const silence = Buffer.alloc(0);
-  // The head of a ClientHello that does not end, and of a request.
+  // The beginnings of a ClientHello and of a request, neither of which ends.
   const [hello, head] = [Buffer.from('16030300ff01', 'hex'), Buffer.from('GET / HTTP/1.1\r\n')];
   const inside = async (port: number, first: Buffer): Promise<number> =>
     await inSandbox('box', hold, gateway, String(port), first.toString('hex'));
-  /** Listener, limit in seconds as docs/limits.md has it, and its peers. */
+  /** Listener, limit in seconds according to docs/limits.md, and its peers. */
   const peers: readonly (readonly [string, number, Promise<number>])[] = [silence, hello].flatMap((first) => [
     ['the API', 10, holdFromHost('127.0.0.1', apiPort, first)],
     ['the host link', 15, holdFromHost('127.0.0.1', linkPort, first)],
@@ -154,7 +154,7 @@ test('every listener cuts a silent and a dripping peer at its limit, and takes o
     ['the registration port', 10, inside(9181, first)],
     ['the egress proxy', 10, inside(3128, first === hello ? head : first)],
   ]);
-  // A new sandbox needs all of them but the proxy: its host's link, init's port and the registration port.
+  // A new sandbox needs all of them except the proxy: its host's link, init's port and the registration port.
   await drover.begin('newcomer', ['sleep', '1d']);
   expect((await drover.exec('newcomer', ['echo', 'here'])).stdout).toBe('here\n');
   for (const [listener, limit, held] of peers) {
@@ -179,7 +179,7 @@ describe('I-4: containment', () => {
     await drover.begin('culprit', ['sleep', '1d']);
     expect(await registrationPort()).toBe(true);
     await succeeds('sandbox', 'contain', 'culprit', '--revoke', '--cut-network');
-    // Over the session, which stands: a contained sandbox can be looked into.
+    // The session stays, so that a person can inspect a contained sandbox.
     expect(await registrationPort()).toBe(false);
     await succeeds('sandbox', 'release', 'culprit');
     await eventually('it has registered again', async () => {
@@ -209,7 +209,7 @@ describe('I-4: containment', () => {
     await drover.remove('held');
   });
 
-  test('only a release undoes it, over restarts of everything, and every refusal says who contained it, and why', async () => {
+  test('only a release undoes it, across restarts of every part, and every refusal names the person and the reason', async () => {
     const said = /contained: it is (paused|killed), by admin at 20\S+: sends spam/;
     const refused = async (...args: readonly string[]): Promise<void> => {
       const { code, stderr } = await drover.run(args);
@@ -244,7 +244,7 @@ describe('I-4: containment', () => {
   });
 });
 
-test('sessions that are flooded hold up no other one, and are contained', async () => {
+test('flooded sessions delay no other session, and their sandboxes can be contained', async () => {
   await Promise.all(floods.map(async (mode) => hostile.push(await HostileInit.start(mode, mode))));
   for (const name of floods) {
     await eventually('the hostile init has the session', async () => {
@@ -254,7 +254,7 @@ test('sessions that are flooded hold up no other one, and are contained', async 
   }
   const reading = new AbortController();
   const flooded = drover.drain('execflood', ['cat'], reading.signal);
-  // More than a session's burst: what follows is read at its rate.
+  // The output exceeds a session's burst, so the rest is read at the session's rate.
   const largeBytes = 80 * 1024 * 1024;
   const large = drover.drain('other', ['head', '-c', String(largeBytes), '/dev/zero']);
   for (let i = 0; i < 5; i++) expect((await drover.exec('other', ['echo', 'here'])).stdout).toBe('here\n');

@@ -51,7 +51,7 @@ describe('13.5: agent join', () => {
     const state = join(work, 'unfit');
     const unfit = await join_(server, token, '--state', state, '--runtime-program', '/nowhere/runc', '--name', 'unfit');
     expect({ code: unfit.code, stderr: unfit.stderr }).toEqual({ code: 6, stderr: expect.stringContaining('/nowhere/runc') as string });
-    // The token has its one use left.
+    // The token keeps its single use.
     const fit = await join_(server, token, '--state', join(work, 'fit'), '--name', 'fit');
     expect({ code: fit.code, stderr: fit.stderr }).toMatchObject({ code: 0 });
     expect((await join_(server, token, '--state', join(work, 'third'))).stderr).toMatch(/used up or expired/);
@@ -68,7 +68,7 @@ describe('13.5: agent join', () => {
   });
 });
 
-test('9.6: a control plane whose log is not read answers on', async () => {
+test('9.6: a control plane whose log is not read keeps responding', async () => {
   const data = join(work, 'unread');
   const log = `"$0" serve --data "$1" --listen 127.0.0.1:0 2>&1 >/dev/null | (read line; exec sleep 1d)`;
   const shell = spawn('sh', ['-c', log, launcher, data], { detached: true, stdio: 'ignore' });
@@ -77,7 +77,7 @@ test('9.6: a control plane whose log is not read answers on', async () => {
     const { apiPort } = JSON.parse(await eventually('it is ready', async () => await read('server.json'), 60_000)) as { apiPort: number };
     const [token = '', caPem = ''] = await Promise.all([read('admin-token'), read(join('pki', 'ca.pem'))]);
     await using client = await disposable({ server: `https://127.0.0.1:${apiPort}`, token: token.trim(), caPem });
-    // Each refused call is a line of the log: together far more than a pipe holds.
+    // Each refused call writes a log line. Together they exceed the capacity of a pipe.
     for (let i = 0; i < 1500; i++) await expect(client.sandboxes.get(`nothing-${i}`)).rejects.toMatchObject({ code: 'sandbox-not-found' });
   } finally {
     if (shell.pid !== undefined) process.kill(-shell.pid, 'SIGKILL');
@@ -89,7 +89,7 @@ async function disposable(options: Parameters<typeof connectDrover>[0]) {
   return Object.assign(client, { [Symbol.asyncDispose]: async () => await Promise.resolve(client.close()) });
 }
 
-test('9.6: docs/inside.md: what is refused by design', async () => {
+test('9.6: docs/inside.md: operations that are refused by design', async () => {
   const inside = async (...argv: string[]) => await drover.exec('stays', argv);
   for (const flag of ['-U', '-m', '-n', '-p']) expect((await inside('unshare', flag, 'true')).stderr).toMatch(/not permitted/);
   expect((await inside('mount', '-t', 'tmpfs', 'x', '/mnt')).stderr).toMatch(/permission denied/);
@@ -99,7 +99,7 @@ test('9.6: docs/inside.md: what is refused by design', async () => {
   expect((await inside('chroot', '/', 'true')).code).toBe(0);
 });
 
-describe('13.5: where the control plane listens', () => {
+describe('13.5: the address of the control plane', () => {
   test('`up` on the same data with another address starts, with its host and its sandboxes', async () => {
     const elsewhere = `127.0.0.2:${await freePort('127.0.0.2')}`;
     for (const listen of [elsewhere, '127.0.0.1:0']) {

@@ -17,7 +17,7 @@ import { silentLogger } from '@drover/foundation/log';
 
 const mebibyte = 1024 ** 2;
 
-/** R-15, on a file system that is full when it is full. */
+/** R-15, on a real file system with little space. */
 describe('R-15: on a disk of 64 MiB', () => {
   let directory: string;
   let disk: string;
@@ -45,7 +45,7 @@ describe('R-15: on a disk of 64 MiB', () => {
     await rm(directory, { recursive: true, force: true });
   });
 
-  /** An image with one file of so many bytes that cannot be compressed. */
+  /** Makes an image with one incompressible file of the given size. */
   const imageOf = async (name: string, bytes: number): Promise<string> => {
     const layout = join(directory, `layout-${name}`);
     await command('umoci', 'init', '--layout', layout);
@@ -57,7 +57,7 @@ describe('R-15: on a disk of 64 MiB', () => {
   const ensure = async (image: string, onProgress?: (progress: PullProgress) => void) =>
     await store.ensure(image, { signal: lifetime.signal, ...(onProgress !== undefined && { onProgress }) });
   const images = async (): Promise<string[]> => (await store.list()).map(({ reference }) => reference).sort();
-  /** One round of the agent's upkeep. */
+  /** Runs one round of the agent's garbage collection. */
   const tidy = async (): Promise<void> => {
     const end = new AbortController();
     const round = collectImages({ images: store, directory: disk, logger: silentLogger, signal: end.signal, clock });
@@ -66,7 +66,7 @@ describe('R-15: on a disk of 64 MiB', () => {
     await round;
   };
 
-  test('an image that does not fit takes the place of unused ones, and never of one that a sandbox has', async () => {
+  test('an image that does not fit replaces unused ones, and never one that a sandbox uses', async () => {
     const [held, unused, large] = [
       await imageOf('held', 12 * mebibyte),
       await imageOf('unused', 20 * mebibyte),
@@ -86,19 +86,19 @@ describe('R-15: on a disk of 64 MiB', () => {
     }
   });
 
-  test('with nothing to remove, the pull fails and says which disk is full', async () => {
+  test('with no unused image, the pull fails and names the full disk', async () => {
     const [held, large] = [await imageOf('held', 20 * mebibyte), await imageOf('large', 50 * mebibyte)];
     const { digest } = await ensure(held);
     await store.hold(digest, 'sandbox');
     await clock.advance(imageKeptNoSpaceMs);
     await expect(ensure(large)).rejects.toMatchObject({ code: 'disk-full', message: expect.stringContaining(join(disk, 'images')) });
     expect(await images()).toEqual([held]);
-    // Nothing of the attempt takes space.
+    // The failed attempt takes no space.
     const { bavail, bsize } = await statfs(disk);
     expect(bavail * bsize).toBeGreaterThan(35 * mebibyte);
   });
 
-  test('an image that is not used for an hour goes from a disk that is nearly full, and stays on another', async () => {
+  test('an image that was unused for an hour is removed from a nearly full disk, and stays on other disks', async () => {
     const [held, unused] = [await imageOf('held', 12 * mebibyte), await imageOf('unused', 12 * mebibyte)];
     const { digest } = await ensure(held);
     await store.hold(digest, 'sandbox');

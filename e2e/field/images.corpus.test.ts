@@ -18,7 +18,7 @@ import { silentLogger } from '@drover/foundation/log';
 let directory: string;
 let store: ImageStore;
 const lifetime = new AbortController();
-/** What has a later time was given none by the image. */
+/** A later time than this does not come from the image. */
 const startedAt = Date.now();
 
 beforeAll(async () => {
@@ -49,7 +49,7 @@ async function archiveOf(image: CorpusImage, layer: CorpusImage['layers'][number
   return Buffer.from(await command('base64', '-w0', path), 'base64');
 }
 
-/** Writes an OCI layout with the image under two tags: `ours`, compressed as the image says, and `umoci`, which umoci can read. */
+/** Writes an OCI layout with two tags of the image: `ours` with the image's own compression, and `umoci` in a form that umoci can read. */
 async function layoutOf(image: CorpusImage): Promise<string> {
   const layout = await mkdtemp(join(directory, 'layout-'));
   await mkdir(join(layout, 'blobs', 'sha256'), { recursive: true });
@@ -89,7 +89,7 @@ async function layoutOf(image: CorpusImage): Promise<string> {
   return layout;
 }
 
-/** A tree as one line for each path: type, mode, owner, size and time, link target, which names share a file, content, attributes. */
+/** Describes a tree, one line for each path: type, mode, owner, size and time, link target, hard links, content, attributes. */
 async function treeOf(root: string): Promise<Record<string, string>> {
   return JSON.parse(await command('python3', '-c', reader, root, String(startedAt / 1000))) as Record<string, string>;
 }
@@ -114,7 +114,7 @@ read(root, "/")
 print(json.dumps(tree))
 `;
 
-/** The image's layers as a sandbox would see them. */
+/** Returns the tree of the image's layers as a sandbox would see it. */
 async function ours(layout: string): Promise<Record<string, string>> {
   const handle = await store.ensure(`oci:${layout}:ours`, { signal: lifetime.signal });
   const target = await mkdtemp(join(directory, 'merged-'));
@@ -123,7 +123,7 @@ async function ours(layout: string): Promise<Record<string, string>> {
   await command('mount', '-t', 'overlay', 'overlay', '-o', `ro,lowerdir=${layers}`, target);
   try {
     const tree = await treeOf(target);
-    // The root's owner and mode are the runtime's to set, from this layer.
+    // The runtime sets the root's owner and mode from this layer.
     const { '/': root } = handle.rootLayer === undefined ? tree : await treeOf(handle.rootLayer);
     return { ...tree, '/': root ?? '' };
   } finally {

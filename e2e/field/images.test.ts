@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { addLayer, busyboxRoot, largestLayer, TestDrover, tool } from '../harness/index.ts';
 
-// Which tree an image becomes is compared with umoci's in images.corpus.test.ts. Here is what only a sandbox shows.
+// images.corpus.test.ts compares the trees of images with umoci's. This file tests properties that need a sandbox.
 
 let drover: TestDrover;
 let work: string;
@@ -38,7 +38,7 @@ afterAll(async () => {
 });
 
 describe('R-11: an image whose /etc is a link', () => {
-  test('keeps its users and certificates, gets its host name and resolver, and has a /tmp', async () => {
+  test('keeps its users and certificates, has its host name and resolver, and has a /tmp', async () => {
     const script = [
       'echo "$(busybox id -u):$(busybox id -g)"',
       'cat /etc/ssl/certs/ca-certificates.crt /etc/hostname',
@@ -52,7 +52,7 @@ describe('R-11: an image whose /etc is a link', () => {
   });
 });
 
-test('R-14: a zstd layer of zeros is no bomb, as it is none with gzip', async () => {
+test('R-14: a zstd layer of zeros is accepted, like one of gzip', async () => {
   const zeros = join(work, 'zeros');
   await tool('truncate', '-s', '100M', zeros);
   await tool('umoci', 'insert', '--image', `${layout}:empty`, '--tag', 'zeros', zeros, '/zeros');
@@ -66,7 +66,7 @@ test('R-14: a zstd layer of zeros is no bomb, as it is none with gzip', async ()
 });
 
 describe('R-15: the progress of a pull', () => {
-  test('has layers and bytes, one plain line a step in a pipe', async () => {
+  test('shows layers and bytes, and one plain line for each step in a pipe', async () => {
     const { code, stdout, stderr } = await drover.run(['image', 'pull', `oci:${layout}:linked`]);
     expect(code).toBe(0);
     expect(stdout).toMatch(/^\S+: sha256:[0-9a-f]{64}\n$/);
@@ -75,7 +75,7 @@ describe('R-15: the progress of a pull', () => {
     expect(new Set(lines).size).toBe(lines.length);
   });
 
-  test('docker’s names of the image commands do the same', async () => {
+  test('Docker’s names of the image commands are accepted', async () => {
     const image = `oci:${layout}:linked`;
     expect((await drover.run(['pull', image])).stdout).toMatch(/^\S+: sha256:[0-9a-f]{64}\n$/);
     expect((await drover.run(['images'])).stdout).toContain(image);

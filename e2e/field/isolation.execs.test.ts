@@ -22,7 +22,7 @@ afterAll(async () => {
   await drover?.[Symbol.asyncDispose]();
 });
 
-test('a paste into a terminal whose program does not read holds up nothing else, and arrives whole when it reads', async () => {
+test('a paste into a terminal whose program does not read blocks nothing else, and arrives completely when the program reads', async () => {
   await drover.begin('pasted', ['sleep', '1d']);
   const paste = Buffer.from(randomBytes(200_000).toString('hex'));
   const script = `stty raw -echo; echo ready; until [ -e /tmp/go ]; do sleep 0.1; done; head -c ${paste.length} | sha256sum`;
@@ -47,8 +47,8 @@ interface ExecJson {
 
 const execs = async (sandbox: string): Promise<ExecJson[]> => await drover.json<ExecJson[]>(['exec', 'ls', sandbox]);
 
-describe('execs that were left behind', () => {
-  test('exec ls lists them, exec kill ends one, by its id and with a signal of choice', async () => {
+describe('abandoned execs', () => {
+  test('exec ls lists them, and exec kill ends one by its id with the chosen signal', async () => {
     const { stdout } = await drover.run(['exec', '-d', 'web', '--', 'sh', '-c', 'trap "exit 7" USR1; while :; do sleep 0.1; done']);
     const id = stdout.trim();
     expect(await execs('web')).toContainEqual(expect.objectContaining({ execId: id, clients: 0, argv: expect.arrayContaining(['sh']) }));
@@ -61,7 +61,7 @@ describe('execs that were left behind', () => {
     expect(await drover.run(['exec', 'kill', 'web', 'never'])).toMatchObject({ code: 3, stderr: expect.stringContaining('"never"') });
   });
 
-  test('64 of them refuse the next one with what to do, and killing one makes room', async () => {
+  test('64 execs refuse the next one with the next step, and killing one makes room', async () => {
     await drover.begin('full', ['sleep', '1d']);
     const start = () => client.sandboxes.exec('full', { argv: ['sleep', '1000'], lingerSeconds: 0 });
     const started = await Promise.all(Array.from({ length: 64 }, async () => await start().started));
@@ -84,7 +84,7 @@ describe('execs that were left behind', () => {
     await client.sandboxes.killExec('web', keptId ?? '');
   });
 
-  test('an exec that a person lets go of with the detach keys stays', async () => {
+  test('an exec survives the detach keys', async () => {
     using terminal = new Terminal(drover, ['exec', '-t', 'web', '--', 'sh', '-c', 'echo at work; sleep 1000'], { columns: 80, rows: 24 });
     await terminal.shows('at work');
     const running = async () =>
@@ -98,13 +98,13 @@ describe('execs that were left behind', () => {
   });
 });
 
-test('exec runs a command in a sandbox that is named as one of its own commands', async () => {
+test('exec runs a command in a sandbox whose name is also a subcommand', async () => {
   await drover.begin('ls', ['sleep', '1d']);
   expect(await drover.run(['exec', '-n', 'ls', '--', 'echo', 'inside'])).toMatchObject({ code: 0, stdout: 'inside\n' });
   expect(await drover.json(['exec', 'ls', 'ls'])).toHaveLength(1);
 });
 
-test('with -n a loop over lines runs exec for each of them', async () => {
+test('with -n a loop over lines runs exec for each line', async () => {
   const script = `printf '1\\n2\\n' | while read x; do '${launcher}' exec -n web echo "line $x"; done`;
   const { stdout } = await execa('sh', ['-c', script], { env: drover.environment });
   expect(stdout).toBe('line 1\nline 2');
@@ -112,7 +112,7 @@ test('with -n a loop over lines runs exec for each of them', async () => {
     expect((await drover.run([command, '--help'])).stdout).toMatch(/reads your stdin[^]* needs -n [^]*while read/);
 });
 
-test('forwards have a bound of their own: an exec does not wait for them', async () => {
+test('forwards have a separate bound: an exec does not wait for them', async () => {
   await drover.begin('forwarded', ['sleep', '1d']);
   const server =
     'import socket; s = socket.create_server(("127.0.0.1", 7777), backlog=512); print("ready", flush=True); a = []\nwhile True: a.append(s.accept())';

@@ -9,7 +9,7 @@ interface LogRecord {
   readonly droppedBytes?: number;
 }
 
-describe('logs are all that is kept, and say what is not', () => {
+describe('logs returns all retained output, and reports dropped output', () => {
   let drover: TestDrover;
   const records = async (...args: readonly string[]): Promise<readonly LogRecord[]> => {
     const { code, stdout, stderr } = await drover.run(['logs', '-o', 'json', ...args]);
@@ -42,7 +42,7 @@ describe('logs are all that is kept, and say what is not', () => {
     const gap = /^drover: .* \((\d+) bytes\) of earlier output were dropped.*\nend\n$/.exec(stderr);
     expect(code).toBe(0);
     expect(Number(gap?.[1]) + stdout.length).toBe(written);
-    // Much more than a message holds.
+    // The output exceeds the size of a message.
     expect(stdout.length).toBeGreaterThan(5_000_000);
     const first = stdout.indexOf('\n') + 1;
     const from = Number(/\d+/.exec(stdout.slice(first))?.[0]);
@@ -52,7 +52,7 @@ describe('logs are all that is kept, and say what is not', () => {
     expect(gapRecord).toMatchObject({ droppedBytes: Number(gap?.[1]) });
     expect(bytesOf(rest.filter(({ stream }) => stream === 'stdout')).toString() === stdout).toBe(true);
 
-    // A tail leaves out what is missing, and is exact.
+    // The selected lines are all retained, so the tail has no gap.
     const tail = await drover.run(['logs', '--tail', '1001', 'long']);
     expect(tail.stdout.split('\n').slice(0, -1)).toEqual(
       numbers(lines - 999)
@@ -62,9 +62,9 @@ describe('logs are all that is kept, and say what is not', () => {
     expect(tail.stderr).toBe('end\n');
   };
 
-  test('of a sandbox that runs', everything);
+  test('of a running sandbox', everything);
 
-  test('-o json has text as text, and other bytes in base64', async () => {
+  test('-o json encodes text as text, and other bytes in base64', async () => {
     const expected = Buffer.concat([Buffer.from('€uro'.repeat(20_000)), Buffer.from([0xff, 0xfe, 0x78])]);
     let replaced = 0;
     const written = async (): Promise<readonly LogRecord[] | false> => {
@@ -79,7 +79,7 @@ describe('logs are all that is kept, and say what is not', () => {
     expect(odd).toHaveLength(1);
   });
 
-  test('--since leaves out what was written before', async () => {
+  test('--since leaves out older output', async () => {
     const at = new Date((await records('--tail', '1', 'long')).at(-1)?.time ?? '').toISOString();
     expect(await drover.run(['logs', '--since', at, '--tail', '1', 'long'])).toMatchObject({ code: 0, stderr: 'end\n' });
     const future = new Date(Date.parse(at) + 3_600_000).toISOString();
@@ -90,7 +90,7 @@ describe('logs are all that is kept, and say what is not', () => {
     expect(refused.stderr).toMatch(/--since "yesterday" is neither a time nor a duration/);
   });
 
-  test('of a sandbox that is stopped, through its host', async () => {
+  test('of a stopped sandbox, through its host', async () => {
     await drover.stop('long', 1);
     await everything();
   });

@@ -8,7 +8,7 @@ import { eventually, processesUnder, repository, tool } from '../harness/index.t
 let directory: string;
 beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), 'drover-bench-'));
-  // The roots of sandboxes are below; their owners are not root.
+  // The roots of sandboxes lie below. Their owners are not root and must be able to enter.
   await chmod(directory, 0o711);
 });
 afterAll(async () => await rm(directory, { recursive: true }));
@@ -22,15 +22,18 @@ function bench(...args: readonly string[]) {
   });
 }
 
-/** What is left of a run: its processes, its interfaces (in the pools of bench/main.ts), its files but for the compile cache that npm's Node.js makes. */
+/**
+ * Lists the leftovers of a run: processes, interfaces in the pools of bench/main.ts, and files. The compile cache of npm's Node.js does not
+ * count.
+ */
 const left = async (): Promise<readonly unknown[]> => [
   ...(await processesUnder(directory)),
   ...(await tool('ip', '-4', '-brief', 'address', 'show', 'to', '10.198.0.0/15')).split('\n').filter((line) => line !== ''),
   ...(await readdir(directory)).filter((name) => name !== 'node-compile-cache'),
 ];
 
-describe('a benchmark that ends early reports what it has, and leaves nothing behind:', () => {
-  test('on a signal, in the middle of a section', async () => {
+describe('a benchmark that ends early reports its results, and leaves nothing behind:', () => {
+  test('on a signal in the middle of a section', async () => {
     const run = bench('--only', 'create');
     let progress = '';
     let ended = false;
@@ -54,7 +57,7 @@ describe('a benchmark that ends early reports what it has, and leaves nothing be
     await eventually('nothing is left', async () => (await left()).length === 0, 60_000, left);
   }, 280_000);
 
-  test('at its time limit, while it starts', async () => {
+  test('at its time limit during its start', async () => {
     const { stdout, exitCode } = await bench('--only', 'create', '--limit', '3');
     expect(stdout).toContain('Not measured: create (not finished, as it took longer than 3 s).');
     expect(exitCode).toBe(1);

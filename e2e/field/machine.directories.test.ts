@@ -45,7 +45,7 @@ async function drover(args: readonly string[], through: readonly string[] = []) 
   return await execa(file, rest, { reject: false, stdin: 'ignore', timeout: 60_000, env: { XDG_CONFIG_HOME: directory, NO_COLOR: '1' } });
 }
 
-describe('a directory that cannot be used is one error at once', () => {
+describe('an unusable directory is one error, without delay', () => {
   test.concurrent.each(cases)('drover %s on %s: %s', async (name, path, reason) => {
     const full = path.startsWith('/') ? path : join(directory, path);
     const { stderr, timedOut, exitCode } = await drover([...commands[name], full]);
@@ -58,7 +58,7 @@ describe('a directory that cannot be used is one error at once', () => {
     expect(exitCode).not.toBe(0);
   });
 
-  test('drover up as a user who cannot write there', async () => {
+  test('drover up as a user without write access', async () => {
     const { stderr } = await drover([...up, '/var/lib/drover-of-root'], ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups']);
     expect(stderr).toContain('the data directory /var/lib/drover-of-root cannot be used: this user cannot write there');
   });
@@ -75,7 +75,7 @@ describe('a directory that cannot be used is one error at once', () => {
     expect({ stderr, timedOut }).toEqual({ stderr: expect.stringContaining(message), timedOut: false });
   });
 
-  test('a compile cache in /proc is left out', async () => {
+  test('a compile cache in /proc is ignored', async () => {
     const options = { reject: false, stdin: 'ignore', timeout: 60_000, env: { NODE_COMPILE_CACHE: '/proc/x' } } as const;
     expect(await execa(launcher, ['--version'], options)).toMatchObject({ exitCode: 0, stderr: '' });
   });

@@ -5,7 +5,7 @@ import { repository } from '../harness/index.ts';
 
 const preflight = `sh ${join(repository, 'scripts', 'preflight.sh')} kernel`;
 const without = (capability: string): readonly string[] => ['setpriv', `--bounding-set=-${capability}`, 'sh', '-c', preflight];
-/** A user namespace in which no namespace of a kind can be made. */
+/** Returns a wrapper that runs a program in a user namespace without permission to make namespaces of a kind. */
 const none = (kind: string): readonly string[] => inNamespace('--user', `echo 0 >/proc/sys/user/max_${kind}_namespaces`);
 const mounting = (command: string): readonly string[] => inNamespace('--mount', command);
 
@@ -43,7 +43,7 @@ describe('a machine that lacks a capability ends npm test with its name', () => 
     });
   });
 
-  test('this machine lacks none', async () => {
+  test('this machine lacks no capability', async () => {
     expect(await execa('sh', ['-c', preflight])).toMatchObject({ exitCode: 0, stderr: '' });
   });
 });

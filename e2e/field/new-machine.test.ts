@@ -9,29 +9,29 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { addLayer, BareMachine, BareRoot, cloneSource, copyLibraries, eventually, repository, tool } from '../harness/index.ts';
 
 const prefix = '10.230.1';
-/** A public address by its range, which no network announces: sandboxes reach no private one. */
+/** An address from a public range that is announced nowhere, because sandboxes reach no private address. */
 const publicAddress = '11.254.230.1';
-/** What the README's examples run that Debian's smallest installation lacks. */
+/** Programs that the README's examples run and Debian's smallest installation lacks. */
 const examplePrograms = ['curl', 'procps', 'python3'];
 const architecture = process.arch === 'arm64' ? 'arm64' : 'x64';
 const pinnedNode = `node-linux-${architecture}@${process.version.slice(1)}`;
 const apiToken = 'a-token-of-the-reader';
 
-/** The commands of the section's first two blocks. The third needs a second machine: e2e/hosts.test.ts. */
+/** Returns the commands of the section's first two blocks. The third needs a second machine: e2e/hosts.test.ts. */
 function readmeCommands(readme: string): readonly string[] {
   const section = /^## A minute with it\n([\s\S]*?)^## /m.exec(readme)?.[1] ?? '';
   const blocks = [...section.matchAll(/^```console\n([\s\S]*?)^```$/gm)].slice(0, 2).map(([, block = '']) => block);
   return blocks.flatMap((block) => [...block.matchAll(/^# (.*?)(?:\s{2,}#.*)?$/gm)].map(([, command = '']) => command));
 }
 
-/** What a test cannot have as the README has it. */
+/** Replacements of the README's words that a test cannot use. */
 const replacements: readonly (readonly [RegExp, string])[] = [
-  // The repository's address: the clone is of this checkout.
+  // The clone is of this checkout.
   [/^git clone …/, `git clone --quiet ${cloneSource}`],
-  // Public registries: a real one on the machine itself, which speaks plain HTTP.
+  // A registry on the machine itself, which speaks plain HTTP, replaces the public registries.
   [/^\.\/drover up$/, './drover up --insecure-registry 127.0.0.1:5000'],
   [/ debian:12 /, ' 127.0.0.1:5000/debian:12 '],
-  // The reader's own program.
+  // A check of the secret replaces the reader's own program.
   [/\.\/agent\.sh$/, `sh -c 'test "$API_TOKEN" = ${apiToken}'`],
 ];
 
@@ -52,7 +52,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
   });
   afterAll(async () => await cleanup.disposeAsync());
 
-  /** https://example.com, by a certificate authority that the machine trusts. */
+  /** Serves https://example.com with a certificate that the machine trusts. */
   async function serveExample(): Promise<void> {
     await tool('ip', 'address', 'add', `${publicAddress}/32`, 'dev', machine.network.cable);
     const [key, certificate] = [join(root.scratch, 'example.key'), join(root.scratch, 'example.crt')];
@@ -67,7 +67,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
     cleanup.defer(() => void server.close());
   }
 
-  /** A registry with an image that has bash, on the machine's loopback address. */
+  /** Serves an image that has bash from a registry on the machine's loopback address. */
   async function serveRegistry(): Promise<void> {
     const config = join(root.scratch, 'registry.yaml');
     const storage = join(root.scratch, 'registry');
@@ -106,7 +106,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
     }
   }, 240_000);
 
-  /** Types a command at a terminal, as a reader does. */
+  /** Types a command at a terminal as a reader does. */
   async function runAsTyped(line: string): Promise<void> {
     using terminal = new TypedCommand(machine, line);
     if (/ up\b/.test(line)) {
@@ -127,7 +127,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
       expect((await machine.run('curl -s 127.0.0.1:8080')).stdout).toContain('Directory listing');
     }
     if (line.endsWith(' top')) await terminal.shows(/\bweb\b/);
-    // Those without an end of their own.
+    // Commands that run until an interrupt.
     if (/ (?:-f|forward|top)\b/.test(line)) {
       await terminal.interrupt();
       return;
@@ -138,7 +138,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
 
 /**
  * Debian 12 has npm 9; the others come from the registry. npm 11 needs a newer Node.js than Debian's, such as the one that Drover is pinned
- * to; `--force` because npm 9 looks at the Node.js that runs it.
+ * to. npm 9 installs it only with `--force`, because it checks its own Node.js.
  */
 describe.each([
   ['9', ''],
@@ -197,7 +197,7 @@ class TypedCommand implements Disposable {
     await eventually(`"${this.#line}" shows ${String(text)}`, shown, 120_000, () => this.#output);
   }
 
-  /** Types Ctrl-C until it ends: one may come before the program has the terminal. */
+  /** Types Ctrl-C until the command ends: the first one may precede the program's hold of the terminal. */
   async interrupt(): Promise<void> {
     const interrupted = (): boolean => {
       if (this.#code === undefined) this.type('\x03');
@@ -216,7 +216,7 @@ class TypedCommand implements Disposable {
     return this.#code ?? -1;
   }
 
-  /** Leaves it running; disposing of what this returns ends it. */
+  /** Leaves the command running. Disposing of the returned object ends it. */
   keep(): Disposable {
     this.#kept = true;
     return { [Symbol.dispose]: () => this.#pty.kill('SIGKILL') };

@@ -6,7 +6,7 @@ import { connectDrover, type DroverClient, type ExecOptions } from '@drover/sdk'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { addLayer, busyboxRoot, eventually, TestDrover, tool } from '../harness/index.ts';
 
-/** Issue "Faults found in use and under attack", heading 4: programs as they are in the world. */
+/** Issue "Faults found in use and under attack", heading 4: common programs. */
 
 interface SandboxJson {
   readonly state: string;
@@ -43,7 +43,7 @@ beforeAll(async () => {
     await busyboxRoot(root);
     await writeFile(join(root, 'etc/passwd'), 'app:x:1000:1000::/tmp:/bin/sh\n');
     await writeFile(join(root, 'etc/group'), 'app:x:1000:\nstaff:x:50:app\n');
-    // The program carries a capability that a sandbox does not have, as ping does in many images: capability.h, CAP_NET_RAW, effective.
+    // As in many images, ping's file carries CAP_NET_RAW, effective, which a sandbox does not have (capability.h).
     await copyFile('/bin/busybox', join(root, 'bin/ping'));
     const capability = '0100000200200000000000000000000000000000';
     await tool('python3', '-c', `import os; os.setxattr('${root}/bin/ping', 'security.capability', bytes.fromhex('${capability}'))`);
@@ -59,7 +59,7 @@ afterAll(async () => {
   await rm(directory, { recursive: true, force: true });
 });
 
-describe('a program opens /dev/stdout, /dev/stderr and /dev/stdin again', () => {
+describe('a program reopens /dev/stdout, /dev/stderr and /dev/stdin', () => {
   const reopen = 'echo to-out >> /dev/stdout && echo to-err >> /dev/stderr';
   const users = ['', '65534', '65534:100'];
   const kinds = users.flatMap((user) => [true, false].map((terminal) => ({ user, terminal })));
@@ -73,7 +73,7 @@ describe('a program opens /dev/stdout, /dev/stderr and /dev/stdin again', () => 
     expect(terminal ? stdout : stderr).toMatch(/to-err\n/);
   });
 
-  test('in an exec of a user who is in more groups than one', async () => {
+  test('in an exec of a user with several groups', async () => {
     await drover.begin('groups', ['sleep', '1000'], { image: `oci:${layout}:base` });
     for (const terminal of [true, false]) {
       const { stdout, stderr, exit } = await exec(`${reopen} && busybox id -G`, { user: 'app', terminal }, undefined, 'groups');
@@ -115,27 +115,27 @@ describe('signals', () => {
     expect(await get(tag.toLowerCase())).toMatchObject({ exitCode: number });
   });
 
-  test('a STOPSIGNAL that does not exist fails the create with one sentence', async () => {
+  test('an unknown STOPSIGNAL fails the create with one sentence', async () => {
     await tool('umoci', 'config', '--image', `${layout}:base`, '--tag', 'bad-stop', '--config.stopsignal', 'SIGFOO');
     const { code, stderr } = await drover.run(['run', '--rm', '-n', `oci:${layout}:bad-stop`, '--', '/bin/true']);
     expect(stderr).toMatch(/names an unknown STOPSIGNAL: "SIGFOO"\n {2}hint: use a name such as SIGTERM [^\n]*\n$/);
     expect(code).toBe(125);
   });
 
-  test.each([34, 37, 64])('a process that signal %i ends has status 128 and that number, and the signal’s name', async (number) => {
+  test.each([34, 37, 64])('a process ended by signal %i has status 128 plus the number, and the signal’s name', async (number) => {
     for (const terminal of [false, true]) {
       const { exit } = await exec(`kill -${number} $$`, { terminal });
       expect(exit).toMatchObject({ code: 128 + number, signal: number === 34 ? 'SIGRTMIN' : `SIGRTMIN+${number - 34}` });
     }
   });
 
-  test('so it is for the command of a sandbox', async () => {
+  test('the command of a sandbox ended by a real-time signal has its status and name too', async () => {
     expect(await drover.run(['run', '--name', 'killed', '-n', 'host', '--', 'sh', '-c', 'kill -37 $$'])).toMatchObject({ code: 165 });
     expect(await drover.run(['sandbox', 'wait', 'killed'])).toMatchObject({ code: 165 });
     expect(await get('killed')).toMatchObject({ exitCode: 165, exitSignal: 'SIGRTMIN+3' });
   });
 
-  test('so it is for a post-init script', async () => {
+  test('a post-init script ended by a real-time signal has its status too', async () => {
     await drover.create('bad-init', ['true'], { setup: { postInit: 'kill -37 $$\n' } });
     const failed = await eventually('the plan has failed', async () => {
       const sandbox = await get('bad-init');
@@ -145,7 +145,7 @@ describe('signals', () => {
     expect(failed).toMatchObject({ init: { exitCode: 165 } });
   });
 
-  test('a signal is sent by any of its names', async () => {
+  test('a signal can be sent by any of its names', async () => {
     const handle = client.sandboxes.exec('web', { argv: ['sh', '-c', 'trap "exit 9" 37; echo ready; sleep 1000 & wait'] });
     handle.stdout.once('data', () => handle.kill('rtmin+3'));
     handle.stderr.resume();
@@ -156,7 +156,7 @@ describe('signals', () => {
 describe('a command that cannot be started', () => {
   const capable = (): string => `oci:${layout}:base`;
 
-  test.each([[], ['-t']])('whose file carries capabilities that a sandbox does not have: 126, and why (flags %j)', async (...flags) => {
+  test.each([[], ['-t']])('whose file carries capabilities that a sandbox does not have: 126 and the reason (flags %j)', async (...flags) => {
     const { code, stderr } = await drover.run(['run', '--rm', '-n', ...flags, capable(), '--', '/bin/ping']);
     expect(stderr).toMatch(
       /^drover: \/bin\/ping: cannot be executed in the sandbox \(its file carries capabilities [^\n]*\n {2}hint: [^\n]*\n$/m,
@@ -164,7 +164,7 @@ describe('a command that cannot be started', () => {
     expect(code).toBe(126);
   });
 
-  test('that run -d starts: the same status as in the foreground', async () => {
+  test('started by run -d: the same status as in the foreground', async () => {
     for (const [program, status] of [
       ['no-such-program', 127],
       ['/etc/passwd', 126],
@@ -181,7 +181,7 @@ describe('a command that cannot be started', () => {
 });
 
 describe('memory', () => {
-  /** The out-of-memory kills of a sandbox, as its events have them. */
+  /** Returns the first out-of-memory kill in the events of a sandbox. */
   const kills = async (name: string): Promise<{ process: string; count: number }> => {
     const { id } = await drover.sandbox<{ id: string }>(name);
     for await (const { type, dataJson } of client.events.watch({ subject: id, kinds: ['sandbox'], fromStart: true })) {
@@ -191,25 +191,25 @@ describe('memory', () => {
   };
   const memory = { resources: { memoryBytes: 64n * 1024n * 1024n } };
 
-  test('a child that the kernel kills does not end the run: it has the status of its command, and the kill is an event', async () => {
+  test('a killed child does not end the run: the run has the status of its command, and the kill is an event', async () => {
     await drover.create('greedy', ['sh', '-c', 'tail /dev/zero; echo "status $?"; exit 0'], memory);
     await eventually('it has ended', async () => /^(?:stopped|failed)$/.test((await get('greedy')).state));
     expect(await get('greedy')).toMatchObject({ reason: 'exited', exitCode: 0, outOfMemory: false });
     expect(await drover.logs('greedy')).toBe('status 137\n');
     const { process, count } = await kills('greedy');
-    // Where the kernel's log can be read, it names the process.
+    // The kernel's log names the process where it can be read.
     expect(['tail', '']).toContain(process);
     expect(count).toBe(1);
   });
 
-  test('nor does it make a later stop a failure', async () => {
+  test('a killed child does not turn a later stop into a failure', async () => {
     await drover.begin('later', ['sh', '-c', 'tail /dev/zero; echo "status $?"; exec sleep 1d'], memory);
     await eventually('the child is killed', async () => (await drover.logs('later')) === 'status 137\n');
     await drover.stop('later');
     expect(await get('later')).toMatchObject({ state: 'stopped', reason: 'stopped', outOfMemory: false });
   });
 
-  test('a command and an exec that are killed themselves say so', async () => {
+  test('a killed command and a killed exec report the reason', async () => {
     await drover.begin('limited', ['sleep', '1d'], memory);
     for (const command of [
       ['tail', '/dev/zero'],
@@ -227,8 +227,8 @@ describe('memory', () => {
   });
 });
 
-describe('what programs expect of a machine', () => {
-  test('--shm-size sets the size of /dev/shm, which programs can be run from', async () => {
+describe('common expectations of programs', () => {
+  test('--shm-size sets the size of /dev/shm, which permits execution', async () => {
     const script = 'df -k /dev/shm | tail -n 1 | { read _ size _; echo $size; }; cp /bin/true /dev/shm && /dev/shm/true && echo ran';
     const run = async (...flags: readonly string[]) => await drover.run(['run', '--rm', '-n', ...flags, 'host', '--', 'sh', '-c', script]);
     expect(await run('--memory', '48m')).toMatchObject({ code: 0, stdout: `${48 * 1024}\nran\n` });
@@ -237,7 +237,7 @@ describe('what programs expect of a machine', () => {
     expect(refused).toMatchObject({ code: 125, stderr: expect.stringContaining('more than the memory limit') });
   });
 
-  test('::1 is an address of the sandbox, as /etc/hosts says', async () => {
+  test('::1 is an address of the sandbox, as in /etc/hosts', async () => {
     const script =
       'import socket; s = socket.create_server(("::1", 0), family=socket.AF_INET6); socket.create_connection(s.getsockname()[:2]); print("connected")';
     expect(await drover.exec('web', ['python3', '-c', script])).toMatchObject({ code: 0, stdout: 'connected\n' });

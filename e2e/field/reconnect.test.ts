@@ -27,14 +27,14 @@ interface EventJson {
 let drover: TestDrover;
 let shared: string;
 
-/** Stands for ssh, so that the test needs no server: connects to this machine's repository, if the key is there. */
+/** Replaces ssh, so that the test needs no server: it connects to this machine's repository if the key exists. */
 const transport = `#!/bin/sh
 [ -f "$HOME/.ssh/deploy" ] || { echo "no key: ssh was not set up" >&2; exit 255; }
 [ "$1" = git@origin ] || { echo "$1: Permission denied (publickey)." >&2; exit 255; }
 exec sh -c "$2"
 `;
 
-/** Every built-in step, and a hook that counts its runs. */
+/** Returns a setup with every built-in step, and a hook that counts its runs. */
 const prepared = (post: string, server = 'origin'): Spec => ({
   image: 'host',
   env: [
@@ -81,7 +81,7 @@ async function killServe(): Promise<void> {
   await eventually('the next one answers', async () => await drover.answers());
 }
 
-/** Kills the control plane and waits until each sandbox has its next session and a completed plan, or runs no longer. */
+/** Kills the control plane and waits until each sandbox has its next session and a completed plan, or has ended. */
 async function reconnect(names: readonly string[]): Promise<void> {
   const before = await Promise.all(names.map(sandbox));
   await killServe();
@@ -111,7 +111,7 @@ beforeAll(async () => {
 });
 afterAll(async () => await drover[Symbol.asyncDispose]());
 
-/** What a workload does to what its setup made, how that is looked at, and what is then printed. */
+/** A workload's change to its prepared files, a command that shows the result, and its expected output. */
 const changes: Readonly<Record<string, readonly [change: string, look: string, expected: string]>> = {
   remote: [
     'git -C project remote set-url origin https://elsewhere.example/x',
@@ -126,14 +126,14 @@ const changes: Readonly<Record<string, readonly [change: string, look: string, e
   ],
 };
 
-describe('I-32: a reconnect leaves a prepared workload as it is', () => {
+describe('I-32: a reconnect leaves a prepared workload unchanged', () => {
   let before: readonly EventJson[];
 
   beforeAll(async () => {
     await Promise.all(
       Object.entries(changes).map(async ([name, [change]]) => {
         await drover.begin(name, ['sh', '-c', 'echo begun; sleep 1d'], prepared(`echo ran >> /shared/${name}`));
-        // I-29: the clone came after ssh, through which it went.
+        // I-29: the clone step follows the ssh step, whose transport it uses.
         expect(await inside(name, `cat /root/project/README; cd /root; ${change}`)).toBe('from origin\n');
       }),
     );
@@ -150,14 +150,14 @@ describe('I-32: a reconnect leaves a prepared workload as it is', () => {
     expect(await readFile(join(shared, name), 'utf8')).toBe('ran\n');
   });
 
-  test('and neither the plan nor the registration is an event again (I-34)', async () => {
+  test('I-34: neither the plan nor the registration repeats its events', async () => {
     expect(await eventsOf('--subject', (await sandbox('web')).id, '--kind', 'init,identity')).toEqual(before);
     expect(before.filter(({ type }) => type === 'AgentRegistered')).toHaveLength(1);
   });
 });
 
 describe('I-32: a reconnect in the middle of a plan', () => {
-  test('runs the steps that are missing, and no other', async () => {
+  test('runs the missing steps, and no other', async () => {
     const post = 'echo changed > /root/settings; echo began >> /shared/half; until [ -e /shared/go ]; do sleep 0.1; done';
     await drover.create('half', ['sleep', '1d'], prepared(post));
     await eventually('the hook runs', async () => (await readFile(join(shared, 'half'), 'utf8').catch(() => '')) === 'began\n');
@@ -174,7 +174,7 @@ describe('I-32: a reconnect in the middle of a plan', () => {
       '3/6 ssh',
       '4/6 clone',
       '5/6 post-init',
-      // By the second control plane, which joined the hook.
+      // The second control plane joined the hook.
       '5/6 post-init',
       '6/6 agent-ready',
     ]);
@@ -182,7 +182,7 @@ describe('I-32: a reconnect in the middle of a plan', () => {
 });
 
 describe('a new start', () => {
-  test('applies files, git settings and ssh again, and leaves a repository alone', async () => {
+  test('applies files, git settings and ssh again, and leaves a repository unchanged', async () => {
     await inside('web', 'git -C /root/project remote set-url origin https://elsewhere.example/x');
     await drover.stop('web');
     expect(await drover.run(['sandbox', 'start', 'web'])).toMatchObject({ code: 0, stdout: 'web\n' });
@@ -196,13 +196,13 @@ describe('a new start', () => {
     ]);
   });
 
-  test('fails, and says so, where a directory of the workload is in the place of a file', async () => {
+  test('fails, with the reason, where the workload replaced a file by a directory', async () => {
     await inside('web', 'rm /root/settings; mkdir /root/settings; echo precious > /root/settings/one');
     await drover.stop('web');
     const started = await drover.run(['sandbox', 'start', 'web']);
     expect(started).toMatchObject({ code: 1, stdout: '' });
     expect(started.stderr).toMatch(/the init plan of web failed at step 1 of 6, config: exit 1: .*\/root\/settings cannot be made/);
-    // Nothing of it was lost: it is the workload's.
+    // Nothing is lost: the directory belongs to the workload.
     expect(await sandbox('web')).toMatchObject({ state: 'failed', reason: 'init-failed' });
   });
 });
@@ -233,7 +233,7 @@ ssh:
   test.each([
     ['create', ['sandbox', 'create']],
     ['run -d', ['run', '-d']],
-  ])('by %s, with what git and ssh said', async (_, verb) => {
+  ])('by %s, with the output of git and ssh', async (_, verb) => {
     const name = `fails-${verb.length}-${verb[0]}`;
     const made = await drover.run([...verb, '--name', name, ...args], { env: { deploy: 'KEY' } });
     expect(made.code).not.toBe(0);
@@ -259,8 +259,8 @@ ssh:
   });
 });
 
-describe('what a sandbox is called', () => {
-  test('every event of it carries its name; --subject takes the name, --tail begins with the last ones', async () => {
+describe('names of a sandbox', () => {
+  test('every event of it carries its name; --subject accepts the name, and --tail starts with the last events', async () => {
     const events = await eventsOf('--subject', (await sandbox('web')).id);
     expect(new Set(events.map(({ kind }) => kind))).toEqual(new Set(['sandbox', 'session', 'identity', 'init']));
     expect(events.filter(({ data }) => data['name'] !== 'web')).toEqual([]);
@@ -271,7 +271,7 @@ describe('what a sandbox is called', () => {
     expect((await drover.run(['events', '--tail', '1', '--subject', 'web', '--kind', 'session'])).stdout).toMatch(/ {2}web: /);
   });
 
-  test('a subject that there is not is an error with a hint', async () => {
+  test('an unknown subject is an error with a hint', async () => {
     const { code, stdout, stderr } = await drover.run(['events', '--subject', 'nowhere']);
     expect({ code, stdout }).toEqual({ code: 3, stdout: '' });
     expect(stderr).toBe(
@@ -279,7 +279,7 @@ describe('what a sandbox is called', () => {
     );
   });
 
-  test('sandbox get and identity get take whatever identity ls prints', async () => {
+  test('sandbox get and identity get accept every name that identity ls prints', async () => {
     const { id } = await drover.begin<SandboxJson>('named', ['sleep', '1d']);
     const line = (await drover.run(['identity', 'ls'])).stdout.split('\n').find((text) => text.includes(id)) ?? '';
     const [commonName = '', , thumbprint = ''] = line.split(/\s+/);
@@ -292,8 +292,8 @@ describe('what a sandbox is called', () => {
   });
 });
 
-describe('a command that waits and is overtaken', () => {
-  test('a stop that a start overtakes ends with what happened instead', async () => {
+describe('a waiting command that another one overtakes', () => {
+  test('a stop that a start overtakes reports the start', async () => {
     await drover.begin('slow', ['sh', '-c', 'trap "" TERM; echo up; while :; do sleep 1; done'], { image: 'host', stopGraceMs: 2_000 });
     await eventually('it ignores SIGTERM', async () => (await drover.logs('slow')) === 'up\n');
     const stopping = drover.run(['sandbox', 'stop', 'slow']);

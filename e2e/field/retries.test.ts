@@ -20,7 +20,7 @@ async function hostIs(state: string): Promise<void> {
   );
 }
 
-/** Whether something accepts connections there. */
+/** Whether the server accepts connections. */
 async function listens(server: string): Promise<boolean> {
   const { hostname, port } = new URL(server);
   const socket = connect(Number(port), hostname);
@@ -34,7 +34,7 @@ async function listens(server: string): Promise<boolean> {
   }
 }
 
-test('a control plane that is killed and restarted: each run -d waits for it, and does what it reports', async () => {
+test('while a control plane is killed and restarted, each run -d waits for it and reports the true outcome', async () => {
   const { server } = await drover.connection();
   const begin = async (name: string): Promise<Finished> => await drover.run(['run', '-d', '--name', name, 'host', '--', 'sleep', '1000']);
   const during = ['a', 'b'].map(begin);
@@ -49,7 +49,7 @@ test('a control plane that is killed and restarted: each run -d waits for it, an
 });
 
 describe('L-15: a host that is down', () => {
-  test('fails new commands with its name, and an attached run goes on when it is back', async () => {
+  test('new commands fail with its name, and an attached run continues when the host is ready again', async () => {
     const script = 'echo begun; while ! [ -e /tmp/go ]; do sleep 0.1; done; echo done; exit 7';
     const attached = drover.spawn(['run', '--name', 'waits', 'host', '--', 'sh', '-c', script]);
     let shown = '';

@@ -6,7 +6,7 @@ import { execa } from 'execa';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { eventually, HostNetwork, isAlive, launcher, TestDrover } from '../harness/index.ts';
 
-/** The network of a client: its packets vanish when it is cut. */
+/** The network of a client. After a cut its packets vanish. */
 let network: HostNetwork;
 let drover: TestDrover;
 beforeAll(async () => {
@@ -37,7 +37,7 @@ interface Seen {
   readonly identity: { readonly verdict: string; readonly reason: string };
 }
 
-/** Lets nothing reach a sandbox's init any more, which does not notice. Returns what ends that. */
+/** Blocks all packets to a sandbox's init and resets its clients. Init does not notice. Returns a function that unblocks them. */
 async function cutInit(id: string): Promise<() => Promise<void>> {
   const pid = (await readFile(join(drover.data, 'host', 'sandboxes', id, 'init.pid'), 'utf8')).trim();
   const nft = async (...rules: string[]): Promise<void> =>
@@ -47,9 +47,9 @@ async function cutInit(id: string): Promise<() => Promise<void>> {
   return async () => await nft('delete table inet lost');
 }
 
-// The dial is given up 60 s after a session breaks. The tests of this file wait for most of their time.
+// The dialer gives up 60 s after a session breaks, so these tests run concurrently.
 
-test.concurrent('9.2: a session that is lost is shown as lost, and is redialled for as long as the sandbox runs', {
+test.concurrent('9.2: a lost session is shown as lost, and is redialled while the sandbox runs', {
   timeout: 330_000,
 }, async () => {
   const { id } = await drover.begin<Seen>('web', ['sleep', '1d']);
@@ -70,13 +70,13 @@ test.concurrent('9.2: a session that is lost is shown as lost, and is redialled 
   expect((await drover.run(['events', '--kind', 'session', '--subject', 'web'])).stdout).toMatch(/SessionFailed/);
 
   await restore();
-  // No command calls: the dialer finds it by itself.
+  // No command makes a call: the dialer redials automatically.
   await eventually('the session stands again', async () => (await drover.sandbox<Seen>('web')).identity.verdict === 'trusted', 150_000);
   expect((await drover.exec('web', ['echo', 'here'])).stdout).toBe('here\n');
   expect(await drover.sandbox<Seen>('web')).toMatchObject({ state: 'running', startCount: 1 });
 });
 
-test.concurrent('9.3: a prepared workload goes on, though its sessions are interrupted and then lost', { timeout: 200_000 }, async () => {
+test.concurrent('9.3: a prepared workload keeps running while its sessions are interrupted and then lost', { timeout: 200_000 }, async () => {
   await cutInit((await drover.sandbox<Seen>('prepared')).id);
   const seen = await eventually(
     'the session is lost',
