@@ -18,7 +18,7 @@ import { Client, credentials, type ClientDuplexStream, type StatusObject } from 
 export const gib = 1024 ** 3;
 export const hostCapacity = { cpuMillis: 4_000, memoryBytes: 8 * gib, diskBytes: 100 * gib, slots: 10 };
 
-/** Waits for a condition; fails with what it was waiting for. */
+/** Waits for a condition. A failure names it. */
 export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 15_000): Promise<void> {
   const end = Date.now() + ms;
   while (!(await condition())) {
@@ -27,7 +27,7 @@ export async function until(what: string, condition: () => boolean | Promise<boo
   }
 }
 
-/** A TCP hop in front of the link: it can cut connections, refuse them, and stop to pass bytes on. */
+/** A TCP relay in front of the link. It can cut connections, refuse them, and stop forwarding to the host. */
 export class Relay {
   readonly #server: Server;
   readonly #pairs = new Set<readonly [Socket, Socket]>();
@@ -75,7 +75,7 @@ export class Relay {
     for (const pair of this.#pairs) for (const socket of pair) socket.destroy();
   }
 
-  /** Nothing more reaches the host until `release`. */
+  /** Stops forwarding to the host until `release`. */
   hold(): void {
     for (const [near, far] of this.#pairs) far.unpipe(near);
   }
@@ -103,7 +103,7 @@ export interface RunningHost {
 
 type FrameValue<C> = Extract<link.ControlFrame['frame'], { case: C }>['value'];
 
-/** A host that speaks the protocol by hand, to break it. */
+/** A host that writes frames by hand, to violate the protocol. */
 export class RawHost {
   readonly call: ClientDuplexStream<link.HostFrame, link.ControlFrame>;
   readonly frames: link.ControlFrame['frame'][] = [];
@@ -140,7 +140,7 @@ async function newIdentity(ca: CertificateAuthority): Promise<LinkServerOptions[
   return await ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1', '::1'] });
 }
 
-/** A store, a CA and a link server of its own, with what was made on them; all closed together. */
+/** A store, a CA and a link server, with the hosts and clients made on them. Disposing of it closes all of them. */
 export class World {
   readonly directory: string;
   readonly store: Store;
@@ -178,7 +178,7 @@ export class World {
     return world;
   }
 
-  /** Has the server show another certificate. */
+  /** Replaces the server's certificate. */
   async rotate(): Promise<void> {
     this.server.rotate(await newIdentity(this.ca));
   }
@@ -187,7 +187,7 @@ export class World {
     return new LinkServer({ store: this.store, ca: this.ca, replica, ...this.options });
   }
 
-  /** As after a restart of the control plane: a new server over the same store, at the same address. */
+  /** Simulates a restart of the control plane: a new server uses the same store and address. */
   async restart(): Promise<void> {
     await this.server.close();
     this.server = this.newServer();
@@ -206,7 +206,7 @@ export class World {
     return { hostId: id, trustDomain: names.trustDomain, linkAddress: `127.0.0.1:${this.port}`, labels: {}, keyPem, certificatePem, caPem };
   }
 
-  /** A real agent with sandboxes in memory; its reconnects wait for nothing unless told otherwise. */
+  /** Starts a real agent with sandboxes in memory. Its reconnects have almost no backoff by default. */
   async host(options: Partial<AgentLinkOptions> = {}): Promise<RunningHost> {
     const identity = await this.identity();
     const stateDir = join(this.directory, identity.hostId);
@@ -252,7 +252,7 @@ export class World {
     return new RawHost(this.client(identity, port));
   }
 
-  /** grpc-js's own client: its TLS cannot be pointed at an address (Node refuses one as a server name), so by name. */
+  /** Returns grpc-js's own client. It dials by name, because Node refuses an address as a TLS server name. */
   client(identity: Pick<HostIdentity, 'caPem'> & Partial<Pick<HostIdentity, 'keyPem' | 'certificatePem'>>, port = this.port): Client {
     const { caPem, keyPem, certificatePem } = identity;
     const [key, certificate] = [keyPem, certificatePem].map((pem) => (pem === undefined ? null : Buffer.from(pem)));
@@ -273,7 +273,7 @@ export class World {
     return row;
   }
 
-  /** A sandbox row that asks for `cpuMillis`, placed on a host if one is given. */
+  /** Adds a sandbox row that requests `cpuMillis`, placed on a host if one is given. */
   async sandbox(options: { readonly hostId?: HostId; readonly cpuMillis?: number; readonly name?: string } = {}): Promise<SandboxRow> {
     const id = newSandboxId();
     const request = { cpuMillis: options.cpuMillis ?? 500, memoryBytes: gib / 4, slots: 1 };

@@ -20,7 +20,7 @@ interface Arrival {
   readonly stream: Duplex;
 }
 
-/** A control plane that takes what sandboxes dial, a host, and where its sandbox (127.0.0.2) dials. */
+/** Starts a control plane that serves sandboxes, and a host. `dial` connects from the host's sandbox, 127.0.0.2. */
 async function openWorld(options: { readonly takes?: boolean } = {}): Promise<{
   world: World;
   host: RunningHost;
@@ -32,7 +32,7 @@ async function openWorld(options: { readonly takes?: boolean } = {}): Promise<{
   const onInbound = (hostId: HostId, inbound: link.SandboxInbound, stream: Duplex): void => void arrivals.push({ hostId, inbound, stream });
   const world = await World.open(sqlite, options.takes === false ? {} : { onInbound });
   const host = await world.host();
-  await until('the link stands at both ends', () => host.link.connected);
+  await until('the link is up at both ends', () => host.link.connected);
   const port = await freePort();
   const listener = new ControlListener({
     host: '127.0.0.1',
@@ -46,7 +46,7 @@ async function openWorld(options: { readonly takes?: boolean } = {}): Promise<{
   world.onClose(async () => await listener.close());
   const dial = (): Socket => {
     const socket = connect({ host: '127.0.0.1', port, localAddress: '127.0.0.2', allowHalfOpen: true });
-    // What becomes of it is asked by who reads it.
+    // The test observes the error through the stream that it reads.
     socket.on('error', () => undefined);
     world.onClose(() => void socket.destroy());
     return socket;
@@ -68,7 +68,7 @@ async function arrival(arrivals: Arrival[]): Promise<Arrival> {
   return arrivals.shift() as Arrival;
 }
 
-/** Everything until the end of one direction, the other one stays; rejects when it was cut off. */
+/** Reads one direction to its end and leaves the other one open. Rejects when the connection breaks. */
 async function readAll(stream: Duplex): Promise<Buffer> {
   const parts: Buffer[] = [];
   stream.on('data', (part: Buffer) => parts.push(part));
@@ -82,15 +82,15 @@ const cutOff = async (stream: Duplex): Promise<unknown> =>
     (error: unknown) => (error as NodeJS.ErrnoException).code,
   );
 
-describe('a connection that a sandbox makes', () => {
-  it('I-13, I-14: arrives at the control plane with its host, and with the sandbox, interface and address that the host saw', async () => {
+describe('a connection from a sandbox', () => {
+  it('I-13, I-14: arrives at the control plane with its host, and the sandbox, interface and address that the host observed', async () => {
     await using all = await openWorld();
     all.dial();
     const { hostId, inbound } = await arrival(all.arrivals);
     expect({ hostId, ...inbound }).toMatchObject({ hostId: all.host.id, sandboxId, interface: 'd-0', peerAddress: '127.0.0.2' });
   });
 
-  it('I-13: carries bytes both ways, in order and unchanged, and each side ends for itself', async () => {
+  it('I-13: carries bytes both ways, in order and unchanged, and each side ends independently', async () => {
     await using all = await openWorld();
     const socket = all.dial();
     const [sent, answer] = [randomBytes(2_000_000), randomBytes(1_000_000)];
@@ -101,7 +101,7 @@ describe('a connection that a sandbox makes', () => {
     expect((await readAll(socket)).equals(answer)).toBe(true);
   });
 
-  it('I-13: is reset when the control plane breaks it off, and the other way round', async () => {
+  it('I-13: a reset by either side resets the other', async () => {
     await using all = await openWorld();
     const first = all.dial();
     const reset = cutOff(first);
@@ -114,7 +114,7 @@ describe('a connection that a sandbox makes', () => {
     expect(await cutOff(stream)).toBe('ECONNRESET');
   });
 
-  it('I-13: is reset when the link drops and closed at once while it is down; over the next link one passes again', async () => {
+  it('I-13: is reset when the link drops, and closed without delay while it is down; the next link carries new connections', async () => {
     await using all = await openWorld();
     const first = all.dial();
     await arrival(all.arrivals);
@@ -126,14 +126,14 @@ describe('a connection that a sandbox makes', () => {
     expect(all.arrivals).toEqual([]);
 
     all.host.relay.refusing = false;
-    await until('the link stands again', () => all.host.link.connected);
+    await until('the link is up again', () => all.host.link.connected);
     const again = all.dial();
     again.write('hello');
     const { stream } = await arrival(all.arrivals);
     expect(String((await once(stream, 'data'))[0])).toBe('hello');
   });
 
-  it('I-13: slows the sandbox down when nobody reads it, and not the link', async () => {
+  it('I-13: an unread connection slows the sandbox down, and not the link', async () => {
     await using all = await openWorld();
     const flood = Array.from({ length: 4 }, () => all.dial());
     const chunk = Buffer.alloc(64 * 1024, 7);
@@ -155,7 +155,7 @@ describe('a connection that a sandbox makes', () => {
     expect(told.case).toBe('sandboxes');
   });
 
-  it('I-13: is reset by a control plane that serves no sandboxes', async () => {
+  it('I-13: is reset by a control plane that does not serve sandboxes', async () => {
     await using all = await openWorld({ takes: false });
     expect(await cutOff(all.dial())).toBe('ECONNRESET');
   });

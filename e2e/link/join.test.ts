@@ -25,13 +25,13 @@ const sqlite = (directory: string): string => join(directory, 'store.sqlite');
 
 interface Front {
   readonly url: string;
-  /** Requests that arrived, whatever came of them. */
+  /** The received requests, whatever their outcome. */
   requests: api.JoinRequest[];
-  /** Loses the next answer after the join was done. */
+  /** Whether to drop the next response after the join has completed. */
   loseAnswer: boolean;
 }
 
-/** The control plane's API listener, as far as joining goes. */
+/** Serves the join part of the control plane's API. */
 async function front(world: World, identity?: { readonly certificatePem: string; readonly keyPem: string }): Promise<Front> {
   const { certificatePem, keyPem } = identity ?? (await world.ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] }));
   const seen: api.JoinRequest[] = [];
@@ -76,7 +76,7 @@ async function token(
 }
 
 describe('joining', () => {
-  it('L-1, L-2: a host joins with a token, keeps its key to itself, and connects with what it got', async () => {
+  it('L-1, L-2: a host joins with a token, keeps its key to itself, and connects with the issued certificate', async () => {
     await using world = await World.open(sqlite);
     const { url, requests } = await front(world);
     const stateDir = join(world.directory, 'host');
@@ -94,7 +94,7 @@ describe('joining', () => {
     expect(await raw.frame('welcome')).toMatchObject({ trustDomain: 'drover.test' });
   });
 
-  it('L-7: the id is kept before the join, and a join whose answer was lost is repeated with it', async () => {
+  it('L-7: the id is stored before the join, and a join whose response was lost is repeated with it', async () => {
     await using world = await World.open(sqlite);
     const front1 = await front(world);
     const stateDir = join(world.directory, 'host');
@@ -102,12 +102,12 @@ describe('joining', () => {
     front1.loseAnswer = true;
     await expect(joinHost(options)).rejects.toMatchObject({ code: 'control-plane-unreachable' });
     const kept = (await readFile(join(stateDir, 'identity', 'host-id'), 'utf8')).trim();
-    // The one use of the token is spent, but by this host.
+    // The single use of the token is spent, but by this host.
     expect(await joinHost(options)).toMatchObject({ hostId: kept });
     expect(await world.store.hosts.list()).toHaveLength(1);
   });
 
-  it('L-3: used, expired and unknown tokens are refused with one sentence, and alike on the wire', async () => {
+  it('L-3: used, expired and unknown tokens are refused with one sentence, and identically on the wire', async () => {
     await using world = await World.open(sqlite);
     const { url } = await front(world);
     const attempt = (name: string, given: string): Promise<unknown> =>
@@ -131,7 +131,7 @@ describe('joining', () => {
     });
   });
 
-  it('L-3: a control plane of another CA does not get to see the token', async () => {
+  it('L-3: a control plane of another CA does not receive the token', async () => {
     await using world = await World.open(sqlite);
     const honest = await front(world);
     const foreign = await openCertificateAuthority(join(world.directory, 'foreign'), { trustDomain: 'drover.test' });
@@ -140,10 +140,10 @@ describe('joining', () => {
     expect(honest.requests).toHaveLength(0);
   });
 
-  it('L-1: a certificate of the right CA that is not the control plane’s does not get to see the token', async () => {
+  it('L-1: a server with another certificate of the right CA does not receive the token', async () => {
     await using world = await World.open(sqlite);
     const { keyPem, csrDer } = createKeyAndRequest();
-    // A sandbox's certificate is good for servers too, and its holder can show the CA's certificate with it.
+    // A sandbox's certificate is valid for servers too, and its holder can present the CA's certificate with it.
     const { certificatePem } = await world.ca.signSandbox(newSandboxId(), 'red.web', csrDer);
     const impostor = await front(world, { keyPem, certificatePem: certificatePem + world.ca.caPem });
     const options = { url: impostor.url, token: await token(world), stateDir: join(world.directory, 'h'), hostname: 'h' };
@@ -151,7 +151,7 @@ describe('joining', () => {
     expect(impostor.requests).toHaveLength(0);
   });
 
-  it('L-1: showing the CA without having its key proves nothing', async () => {
+  it("L-1: presenting the CA's certificate without its key proves nothing", async () => {
     await using world = await World.open(sqlite);
     const foreign = await openCertificateAuthority(join(world.directory, 'foreign'), { trustDomain: 'drover.test' });
     const issued = await foreign.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: [] });
@@ -163,7 +163,7 @@ describe('joining', () => {
     expect(impostor.requests).toHaveLength(0);
   });
 
-  it('L-3: an address where nothing answers is one clear sentence', async () => {
+  it('L-3: an address without a server is one clear sentence', async () => {
     await using world = await World.open(sqlite);
     const options = { token: await token(world), stateDir: join(world.directory, 'h'), hostname: 'h' };
     await expect(joinHost({ ...options, url: 'https://127.0.0.1:1' })).rejects.toMatchObject({

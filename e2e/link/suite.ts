@@ -20,11 +20,11 @@ const createSandbox = (sandboxId: string): Operation => ({
 });
 const coded = (code: string): unknown => expect.objectContaining({ code });
 
-/** Spec 1.7: the real link server with real agents over real TLS, on one kind of store. */
+/** Runs the link's specifications (1.7) with the real link server and real agents over real TLS, on one kind of store. */
 export function linkSuite(kind: string, storeUrl: StoreUrl): void {
   describe(`the host link on ${kind}`, () => {
     describe('the stream', () => {
-      it('L-10, L-12: a host is ready when it connects, down when its stream drops, and ready again when it is back', async () => {
+      it('L-10, L-12: a host is ready while it is connected, down after its stream drops, and ready after a reconnect', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         const first = await world.connected(host);
@@ -42,7 +42,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(again.downSince).toBeUndefined();
       });
 
-      it('L-6: any first frame but Register ends the stream with INVALID_ARGUMENT', async () => {
+      it('L-6: any first frame except Register ends the stream with INVALID_ARGUMENT', async () => {
         await using world = await World.open(storeUrl);
         const raw = await world.raw(await world.identity());
         raw.send({ case: 'heartbeat', value: { sequence: 1n } });
@@ -59,7 +59,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(await raw.status).toMatchObject({ code: status.INVALID_ARGUMENT });
       });
 
-      it("L-5: a Register that claims another id than the certificate's is refused", async () => {
+      it("L-5: a Register with another id than the certificate's is refused", async () => {
         await using world = await World.open(storeUrl);
         const [mine, other] = [await world.identity(), await world.identity()];
         const raw = await world.raw(mine);
@@ -68,7 +68,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect((await world.row(other.hostId)).connected).toBe(false);
       });
 
-      it('L-5: without a certificate of our CA there is no connection, and a sandbox is no host', async () => {
+      it('L-5: a peer without a certificate of the CA cannot connect, and a sandbox is no host', async () => {
         await using world = await World.open(storeUrl);
         const identity = await world.identity();
         const nobody = new RawHost(world.client({ caPem: world.ca.caPem }));
@@ -89,7 +89,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(await posing.status).toMatchObject({ code: status.PERMISSION_DENIED });
       });
 
-      it('L-9, L-10: heartbeats keep a host alive; a silent one is marked down and told so', async () => {
+      it('L-9, L-10: heartbeats keep a host alive; a silent one is marked down and receives GoAway', async () => {
         const clock = new FakeClock(Date.now());
         await using world = await World.open(storeUrl, { clock });
         const identity = await world.identity();
@@ -108,7 +108,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         });
         expect(await world.row(identity.hostId)).toMatchObject({ connected: true, memoryAvailableBytes: 77 });
 
-        await until('it is told to go', async () => {
+        await until('it receives GoAway', async () => {
           await clock.advance(1_000);
           return raw.frames.some((frame) => frame.case === 'goAway');
         });
@@ -135,7 +135,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
 
         const kept = world.server.call(id, list);
         const { id: commandId } = await second.frame('command');
-        // The first stream's late frames and its end.
+        // The late frames and the end of the first stream.
         first.send({ case: 'result', value: { commandId } });
         first.call.cancel();
         first.client.close();
@@ -147,7 +147,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(ends).toEqual([Number(firstEpoch)]);
       });
 
-      it('L-4: a removed host is told, cut off, and refused from then on, also by another replica', async () => {
+      it('L-4: a removed host receives GoAway, is cut off, and is refused from then on, also by another replica', async () => {
         const clock = new FakeClock(Date.now());
         await using world = await World.open(storeUrl, { clock });
         const host = await world.host();
@@ -158,7 +158,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const { port } = await other.listen({ host: '127.0.0.1', port: 0 });
 
         await world.store.hosts.remove(host.id, { force: false });
-        // The replica that holds the stream finds out by itself, whoever removed the host.
+        // The replica that holds the stream detects the removal, whichever replica removed the host.
         await until('it is sent away', async () => {
           await clock.advance(1_000);
           return !world.server.isConnected(host.id);
@@ -172,7 +172,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         }
       });
 
-      it('L-12: after many failed tries a host has one connection, and nothing is left dialling', async () => {
+      it('L-12: after many failed tries a host has one connection, and no other dial is pending', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -181,25 +181,25 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await until('it tried a few times', () => host.link.reconnects > 4);
         host.relay.refusing = false;
         await world.connected(host);
-        await delay(1_500); // longer than grpc-js's own backoff would be
+        await delay(1_500); // longer than grpc-js's own backoff
         expect(host.relay.connections).toBe(1);
         expect(world.server.stats().connections).toBe(1);
       });
 
-      it('L-12: the ramp sends hosts away with their turn, and all of them come back', async () => {
+      it('L-12: the ramp refuses hosts with a time to return, and all of them connect', async () => {
         await using world = await World.open(storeUrl, { ramp: { perSecond: 10, burst: 2, maxDelayMs: 5_000 } });
         const hosts = await Promise.all(Array.from({ length: 14 }, () => world.host()));
         await until('all are connected', () => world.server.stats().hosts === hosts.length);
         const { refusedByRamp } = world.server.stats();
         expect(refusedByRamp).toBeGreaterThan(0);
-        // A turn is kept: nobody is sent away again and again.
+        // The reserved time is honoured: no host is refused repeatedly.
         expect(refusedByRamp).toBeLessThan(hosts.length * 2);
       });
     });
 
     describe('certificates', () => {
-      it('L-2: a host certificate past two thirds of its life renews on the open stream, and the next connection uses it', async () => {
-        // Certificates begin five minutes in the past: with a minute to go, two thirds are over from the start.
+      it('L-2: a host certificate past two thirds of its life is renewed on the open stream, and the next connection uses it', async () => {
+        // Certificates are valid from five minutes in the past, so with a minute left two thirds have already passed.
         await using world = await World.open(storeUrl, { hostLifetimeMs: 60_000 });
         const host = await world.host();
         const before = host.credentials.current;
@@ -213,7 +213,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await until('it is back', async () => (await world.row(host.id)).epoch > epoch);
       });
 
-      it('I-5: a sandbox placed on the host gets a certificate under its own name; any other is refused', async () => {
+      it('I-5: a sandbox placed on the host gets a certificate under its own name; any other name is refused', async () => {
         await using world = await World.open(storeUrl);
         const [host, other] = [await world.host(), await world.host()];
         await world.connected(host);
@@ -230,7 +230,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await expect(host.link.signSandboxCertificate(newSandboxId(), csrDer, signal)).rejects.toEqual(coded('permission-denied'));
       });
 
-      it('I-6: a signature asked for while the link is down is given when it is back', async () => {
+      it('I-6: a signature requested while the link is down is issued after the reconnect', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -270,7 +270,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(world.server.stats()).toMatchObject({ hosts: 1, pendingCommands: 0 });
       });
 
-      it('L-14: an operation that the agent does not know is answered UNIMPLEMENTED', async () => {
+      it('L-14: an operation that the agent does not know returns UNIMPLEMENTED', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -280,7 +280,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await expect(world.server.call(host.id, addons)).rejects.toEqual(coded('unimplemented'));
       });
 
-      it('L-13: a deadline ends the waiting', async () => {
+      it('L-13: a deadline ends the wait', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -289,11 +289,11 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const call = world.server.call(host.id, createSandbox(newSandboxId()), { deadline: new Date(Date.now() + 100) });
         await expect(call).rejects.toEqual(coded('timed-out'));
         gate.resolve();
-        // L-21: the work went on.
+        // L-21: the work continued.
         await until('the sandbox is there', () => host.sandboxes.list().length === 1);
       });
 
-      it('L-15: a call to a host that is not connected fails at once', async () => {
+      it('L-15: a call to a disconnected host fails without delay', async () => {
         await using world = await World.open(storeUrl);
         const started = performance.now();
         await expect(world.server.call(newHostId(), list)).rejects.toEqual(coded('host-unavailable'));
@@ -303,7 +303,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(performance.now() - started).toBeLessThan(200);
       });
 
-      it('L-16: when a stream drops, every call that waits on it fails at once', async () => {
+      it('L-16: a dropped stream fails every pending call on it without delay', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -318,7 +318,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         gate.resolve();
       });
 
-      it('L-17: a slow host fills a bounded queue, then callers get RESOURCE_EXHAUSTED; what was queued arrives in order', async () => {
+      it('L-17: a slow host fills a bounded queue, then callers get RESOURCE_EXHAUSTED; queued commands arrive in order', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -342,15 +342,15 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
           await delay(1);
         }
         expect(refused).toMatchObject({ code: 'queue-full', status: 8 });
-        // 8 MiB here, and what the kernel's buffers and HTTP/2 windows took.
+        // The queue holds 8 MiB. The kernel's buffers and HTTP/2 windows hold the rest.
         expect(outcomes.length).toBeLessThan(200);
         host.relay.release();
         const answers = await Promise.all(outcomes);
-        // The agent answers each of them: such a long rule is not one.
+        // The agent refuses each start, because a secret must not be this large.
         expect(answers.filter((answer) => (answer as DroverError).code === 'invalid-argument').length).toBe(outcomes.length - 1);
       });
 
-      it('L-18: a slow command holds up neither others nor heartbeats', async () => {
+      it('L-18: a slow command delays neither other commands nor heartbeats', async () => {
         await using world = await World.open(storeUrl, { heartbeatMs: 50 });
         const host = await world.host();
         await world.connected(host);
@@ -365,7 +365,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(await slow).toMatchObject({ case: 'sandbox' });
       });
 
-      it('L-19: a command repeated after a reconnect is not executed twice, whether it still runs or is done', async () => {
+      it('L-19: a command repeated after a reconnect is not executed twice, while it runs or after it', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         const { epoch } = await world.connected(host);
@@ -386,7 +386,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(host.sandboxes.creates).toBe(1);
       });
 
-      it('L-19: start of a sandbox that is gone is NOT_FOUND; stop and destroy of one succeed', async () => {
+      it('L-19: start of a deleted sandbox is NOT_FOUND; stop and destroy of it succeed', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -399,7 +399,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await world.server.call(host.id, { case: 'destroy', value: create(link.DestroySandboxSchema, ref) });
       });
 
-      it('L-22: what a host observes is stored, then told to listeners', async () => {
+      it("L-22: a host's observation is stored, then passed to listeners", async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);
@@ -418,7 +418,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const host = await world.host();
         await world.connected(host);
         const placed = await world.sandbox({ hostId: host.id, cpuMillis: 1_500 });
-        // One that only the host knows: moved away while it was not connected.
+        // Only the host knows this sandbox: its row moved away while the host was disconnected.
         host.sandboxes.set(newSandboxId(), {
           state: sandbox.SandboxState.RUNNING,
           resources: create(sandbox.ResourcesSchema, { cpuMillis: 1_000, memoryBytes: 1024n }),
@@ -430,7 +430,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(await world.store.sandboxes.get(placed.id)).toMatchObject({ observed: 'running', hostId: host.id });
       });
 
-      it('L-24: concurrent placements of more than fits reserve what fits and no more', async () => {
+      it('L-24: concurrent placements never reserve more than fits', async () => {
         await using world = await World.open(storeUrl);
         const host = await world.host();
         await world.connected(host);

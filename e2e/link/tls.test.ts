@@ -14,7 +14,7 @@ import { until, World } from './harness.ts';
 
 const sqlite = (directory: string): string => join(directory, 'store.sqlite');
 
-/** The serial number of the certificate that a new connection is shown. */
+/** Returns the serial number of the certificate that a new connection receives. */
 async function serialShown(world: World): Promise<string> {
   const { caPem, keyPem, certificatePem } = await world.identity();
   const options = { ca: caPem, key: keyPem, cert: certificatePem, ALPNProtocols: ['h2'], checkServerIdentity: () => undefined };
@@ -26,7 +26,7 @@ async function serialShown(world: World): Promise<string> {
 }
 
 describe('the TLS of the link', () => {
-  it('L-12: hosts resume their TLS session after a drop, and after a restart of the control plane that kept its ticket keys', async () => {
+  it('L-12: hosts resume their TLS session after a drop, and after a restart of a control plane with the same ticket keys', async () => {
     await using world = await World.open(sqlite, { ticketKeys: randomBytes(48) });
     const host = await world.host();
     const { epoch } = await world.connected(host);
@@ -42,7 +42,7 @@ describe('the TLS of the link', () => {
     expect(host.link.resumed).toBe(true);
   });
 
-  it('L-12: a control plane with other ticket keys takes the host back with a full handshake', async () => {
+  it('L-12: a control plane with other ticket keys accepts a host with a full handshake', async () => {
     await using world = await World.open(sqlite);
     const host = await world.host();
     const { epoch } = await world.connected(host);
@@ -51,7 +51,7 @@ describe('the TLS of the link', () => {
     expect(host.link.resumed).toBe(false);
   });
 
-  it("L-2: the control plane's certificate is renewed in place: open streams stay, new connections are shown the new one", async () => {
+  it("L-2: the control plane's certificate is renewed in place: open streams stay, new connections receive the new one", async () => {
     const clock = new FakeClock(Date.now());
     await using world = await World.open(sqlite, { clock, ticketKeys: randomBytes(48) });
     const [staying, returning] = [await world.host(), await world.host()];
@@ -65,7 +65,7 @@ describe('the TLS of the link', () => {
       case: 'sandboxes',
     });
     expect(await world.row(staying.id)).toMatchObject({ connected: true, epoch });
-    // A session outlives the certificate that it began with.
+    // A session outlives the certificate of its first handshake.
     returning.relay.cut();
     await until('it is back', async () => returning.link.connected && (await world.row(returning.id)).epoch > firstEpoch);
     expect(returning.link.resumed).toBe(true);
@@ -81,10 +81,10 @@ describe('the TLS of the link', () => {
     await until('it says so', () => /(?:expired|not valid now): the clock of this machine says \d{4}-/.test(log));
   });
 
-  it('L-12: connections that say nothing keep nobody from a handshake, and are closed after a while', async () => {
+  it('L-12: silent connections prevent no handshake, and are closed at a limit', async () => {
     const clock = new FakeClock(Date.now());
     await using world = await World.open(sqlite, { clock });
-    // More than may shake hands at once.
+    // More than the limit of concurrent handshakes.
     const silent = await Promise.all(
       Array.from({ length: 100 }, async () => {
         const socket = connectTcp(world.port, '127.0.0.1');
@@ -104,7 +104,7 @@ describe('the TLS of the link', () => {
     expect(world.server.isConnected(host.id)).toBe(true);
   });
 
-  it('L-12: a handshake in drops, a host that makes no call, one that does not register, and a sandbox are cut at the limits', async () => {
+  it('L-12: a dripping handshake, a host without a call, an unregistered host and a sandbox are cut off at the limits', async () => {
     const clock = new FakeClock(Date.now());
     await using world = await World.open(sqlite, { clock });
     const host = await world.host();
@@ -125,7 +125,7 @@ describe('the TLS of the link', () => {
     expect(await posing.status).toMatchObject({ code: status.PERMISSION_DENIED });
     await until('all are there', () => world.server.stats().connections === 5);
 
-    // The longest of the limits, with the grace of a connection that is cut.
+    // The longest of the limits, and the close grace.
     for (let passed = 0; passed < 18_000; passed += 1_000) {
       dripping.write(Buffer.alloc(1));
       await clock.advance(1_000);

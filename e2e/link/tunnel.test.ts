@@ -10,7 +10,7 @@ import { status, type StatusObject } from '@grpc/grpc-js';
 import { describe, expect, it } from 'vitest';
 import { until, World, type RunningHost } from './harness.ts';
 
-/** Everything until the end of one direction; the stream's other direction stays (`stream/consumers` would destroy it). */
+/** Reads one direction to its end. The other one stays open; `stream/consumers` would destroy it. */
 async function readAll(stream: Duplex): Promise<Buffer> {
   const parts: Buffer[] = [];
   stream.on('data', (part: Buffer) => parts.push(part));
@@ -22,7 +22,7 @@ const text = async (stream: Duplex): Promise<string> => (await readAll(stream)).
 const sqlite = (directory: string): string => join(directory, 'store.sqlite');
 const sandboxId = newSandboxId();
 
-/** A host whose sandbox has one TCP port, served by `serve`. */
+/** Starts a host whose sandbox has one TCP port, served by `serve`. */
 async function hostWithPort(world: World, serve: (socket: Socket) => unknown): Promise<RunningHost> {
   const host = await world.host();
   await world.connected(host);
@@ -41,7 +41,7 @@ async function hostWithPort(world: World, serve: (socket: Socket) => unknown): P
 const open = (world: World, host: RunningHost): Promise<Duplex> => world.server.openTunnel(host.id, { sandboxId, port: 80 });
 
 describe('tunnels', () => {
-  it('L-30: bytes go both ways, in order and unchanged', async () => {
+  it('L-30: bytes pass both ways, in order and unchanged', async () => {
     await using world = await World.open(sqlite);
     const host = await hostWithPort(world, (socket) => socket.pipe(socket));
     const tunnel = await open(world, host);
@@ -50,7 +50,7 @@ describe('tunnels', () => {
     expect((await readAll(tunnel)).equals(sent)).toBe(true);
   });
 
-  it('L-30: the control plane may end its direction and still read the answer', async () => {
+  it('L-30: the control plane can end its direction and still read the response', async () => {
     await using world = await World.open(sqlite);
     const host = await hostWithPort(world, async (socket) => {
       const question = await text(socket);
@@ -61,7 +61,7 @@ describe('tunnels', () => {
     expect(await text(tunnel)).toBe('8 bytes');
   });
 
-  it('L-30: the sandbox may end its direction and still read what comes', async () => {
+  it('L-30: the sandbox can end its direction and still read', async () => {
     await using world = await World.open(sqlite);
     const heard = Promise.withResolvers<string>();
     const host = await hostWithPort(world, (socket) => {
@@ -95,7 +95,7 @@ describe('tunnels', () => {
     expect(second.destroyed).toBe(true);
   });
 
-  it('L-30: when the link drops, its tunnels are cut, and that is not mistaken for an end', async () => {
+  it('L-30: a dropped link breaks its tunnels, and no reader sees a normal end', async () => {
     await using world = await World.open(sqlite);
     const host = await hostWithPort(world, (socket) => {
       socket.on('error', () => undefined);
@@ -126,12 +126,12 @@ describe('tunnels', () => {
       accepted += chunk.length;
       if (!tunnel.write(chunk)) blocked = await stalled();
     }
-    // The kernel's socket buffers and the windows on the way hold some megabytes; without flow control it would be all 64.
+    // The kernel's socket buffers and the windows hold some megabytes. Without flow control all 64 would be accepted.
     expect(accepted).toBeLessThan(24 * 1024 * 1024);
     tunnel.destroy();
   });
 
-  it("L-30: a port that cannot be reached is the host's own error", async () => {
+  it("L-30: an unreachable port is the host's own error", async () => {
     await using world = await World.open(sqlite);
     const host = await world.host();
     await world.connected(host);
@@ -141,7 +141,7 @@ describe('tunnels', () => {
     await expect(world.server.openTunnel(host.id, { sandboxId, port: 0 })).rejects.toMatchObject({ code: 'invalid-argument' });
   });
 
-  it('L-30: a caller that goes away stops waiting at once', async () => {
+  it('L-30: a caller that aborts stops waiting without delay', async () => {
     await using world = await World.open(sqlite);
     const host = await world.host();
     await world.connected(host);
@@ -152,7 +152,7 @@ describe('tunnels', () => {
     await expect(opening).rejects.toMatchObject({ code: 'cancelled' });
   });
 
-  it('L-30: a host that could not open the tunnel after all says why in it, and the caller gets that', async () => {
+  it('L-30: a host that fails to open the tunnel reports the reason in it, and the caller receives it', async () => {
     await using world = await World.open(sqlite);
     const identity = await world.identity();
     const raw = await world.raw(identity);
@@ -171,12 +171,12 @@ describe('tunnels', () => {
     const value = create(link.TunnelOpenSchema, { direction: { case: 'tunnelId', value: tunnelId }, error });
     call.write(create(link.TunnelFrameSchema, { frame: { case: 'open', value } }));
     await opening;
-    // The call is over then, in good order.
+    // The call has then ended normally.
     expect(await new Promise<StatusObject>((resolve) => call.on('status', resolve))).toMatchObject({ code: status.OK });
     expect(world.server.isConnected(identity.hostId)).toBe(true);
   });
 
-  it("L-30: a host cannot answer for another host's tunnel, nor open one that nobody asked for", async () => {
+  it("L-30: a host can neither respond for another host's tunnel nor open an unrequested one", async () => {
     await using world = await World.open(sqlite);
     const [mine, theirs] = [await world.identity(), await world.identity()];
     const [asked, other] = [await world.raw(mine), await world.raw(theirs)];
