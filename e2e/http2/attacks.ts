@@ -1,27 +1,27 @@
 import { fields, flag, frame, frameType } from '@drover/protocol/testing';
 
-/** What a peer sends after a correct beginning: the preface, its SETTINGS, and one request or the beginning of a response on stream 1. */
+/** The bytes of a peer after a correct beginning: the preface, SETTINGS, and a request or the start of a response on stream 1. */
 export interface Attack {
   readonly name: string;
   readonly bytes: Buffer;
-  /** The attack comes in place of the correct beginning. */
+  /** Whether the attack replaces the correct beginning. */
   readonly first?: boolean;
-  /** `bytes` are sent again and again, up to `floodBytes`, or until the process closes the connection. */
+  /** Whether `bytes` repeat up to `floodBytes`, or until the process closes the connection. */
   readonly flood?: boolean;
-  /** How the connection ends, if the process does not close it. */
+  /** The end of the connection, if the process does not close it. */
   readonly end: 'hold' | 'fin' | 'reset';
 }
 
 const { data, headers, priority, rstStream, settings, pushPromise, ping, goaway, windowUpdate, continuation } = frameType;
 const { altsvc, origin, priorityUpdate } = frameType;
 
-/** Header fields of stream 1 on top of those that it has. */
+/** A header field for stream 1, besides the required ones. */
 const field = fields(['a', 'b']);
 const status200 = Buffer.from([0x88]);
 
 interface FrameKind {
   readonly type: number;
-  /** The stream that a correct frame of the type is sent on. */
+  /** The stream of a correct frame of the type. */
   readonly stream: number;
   readonly payload: Buffer;
 }
@@ -32,7 +32,7 @@ const word = (value: number): Buffer => {
   return bytes;
 };
 
-/** Every frame type of RFC 9113 and of the registry of RFC 9113, section 11.2, and one that does not exist. */
+/** Every frame type of RFC 9113 and its registry (section 11.2), and an unknown one. */
 export const frameKinds: Readonly<Record<string, FrameKind>> = {
   DATA: { type: data, stream: 1, payload: Buffer.from('data') },
   HEADERS: { type: headers, stream: 1, payload: field },
@@ -54,7 +54,7 @@ export const frameKinds: Readonly<Record<string, FrameKind>> = {
 export function attacksOf({ type, stream, payload }: FrameKind): readonly Attack[] {
   const good = frame(type, 0, stream, payload);
   const other = stream === 0 ? 1 : 0;
-  /** A header that promises more, or other, than what follows it. */
+  /** Returns a frame whose header claims another payload length. */
   const claims = (length: number, rest: Buffer): Buffer => {
     const bytes = frame(type, 0, stream, rest);
     bytes.writeUIntBE(length, 0, 3);
@@ -92,7 +92,7 @@ const continued = (count: number): Buffer => Buffer.concat(Array.from({ length: 
 const whole = flag.endHeaders;
 const response = block(whole, status200);
 
-/** Header blocks that are never complete, or complete and refused: as a first block, and as trailers. */
+/** Header blocks that never end, or that a receiver must refuse: as a first block, and as trailers. */
 export const headerBlocks: readonly Attack[] = [
   { name: 'a block that never ends', bytes: block(0, field), end: 'hold' },
   { name: 'a block that never ends, then the end', bytes: block(0, field), end: 'fin' },

@@ -12,16 +12,16 @@ import { flag, frame, frameType, preface } from '@drover/protocol/testing';
 import type { Attack } from './attacks.ts';
 import type { Answer, Listening, Question } from './victim.ts';
 
-/** How long an attack holds its connection when the process leaves it open. Milliseconds. */
+/** Time that an attack holds its connection when the process leaves it open. Milliseconds. */
 const holdMs = 25;
-/** What a flood sends at most, and for how long. */
+/** Bounds of a flood: bytes and time. */
 const floodBytes = 8 * 1024 * 1024;
 const floodMs = 1_000;
 const answerMs = 15_000;
-/** How much larger a process may be after attacks than before them, after a garbage collection. */
+/** Allowed growth of a process's resident set during attacks, measured after garbage collections. Bytes. */
 export const growthBytes = 64 * 1024 * 1024;
 
-/** Connections of one attacker at a time: fewer than any listener accepts of one peer. */
+/** Concurrent connections of one attacker, below the limit of every listener for one peer. */
 const connectionsAtATime = 6;
 
 /** A process under attack. */
@@ -58,19 +58,19 @@ export class Victim implements AsyncDisposable {
     return this.#directory;
   }
 
-  /** @throws with the process's last words when it has ended: of itself, or by an abort */
+  /** @throws with the process's standard error when it has ended */
   mustLive(): void {
     const { exitCode, signalCode } = this.#child;
     if (exitCode !== null || signalCode !== null) throw new Error(`the process ended (${signalCode ?? exitCode}): ${this.#stderr}`);
   }
 
-  /** The resident set after a garbage collection, in bytes. */
+  /** Returns the resident set after a garbage collection, in bytes. */
   async memory(): Promise<number> {
     const answer = await this.#ask({ ask: 'memory' });
     return 'rss' in answer ? answer.rss : Number.NaN;
   }
 
-  /** The client makes one connection and one call. Returns how that ended. Several may be under way; their ends come in any order. */
+  /** Makes one connection and one call of the client, and returns its outcome. Outcomes of concurrent calls may arrive in any order. */
   async dial(at: number | string, withinMs: number): Promise<string> {
     const answer = await this.#ask({ ask: 'dial', at, withinMs });
     return 'dialled' in answer ? answer.dialled : '';
@@ -86,7 +86,7 @@ export class Victim implements AsyncDisposable {
     const { promise, resolve, reject } = Promise.withResolvers<Answer>();
     this.#waiters.push(resolve);
     const dead = (): void => {
-      // Its standard error is read to the end first.
+      // The rest of its standard error is read first.
       setImmediate(() => {
         try {
           this.mustLive();
@@ -114,7 +114,7 @@ export class Victim implements AsyncDisposable {
   }
 }
 
-/** A connection to one of the victim's listeners, as far as TLS. */
+/** Opens a connection to one of the victim's listeners, with TLS where it has it. */
 async function open({ at, caPem, credentials }: Listening, name: string): Promise<Socket | TLSSocket> {
   const where = at[name];
   if (typeof where === 'string') {
@@ -149,7 +149,7 @@ export async function attackListener(victim: Victim, name: string, attack: Attac
   await play(socket, Buffer.concat(beginning), attack);
 }
 
-/** Another client makes a request on a connection of its own. @throws when there is no response */
+/** Makes another client's request on a separate connection. @throws when there is no response */
 export async function mustServe(victim: Victim, name: string): Promise<void> {
   victim.mustLive();
   const socket = await open(victim.listening, name);
@@ -183,11 +183,11 @@ async function flood(socket: Socket, bytes: Buffer): Promise<void> {
   }
 }
 
-/** Servers that a client of the victim dials: one that attacks each connection, and one that responds as it should. */
+/** Servers that a client of the victim dials: one attacks each connection, one responds correctly. */
 export class Peers implements AsyncDisposable {
   readonly attacker: number | string;
   readonly good: number | string;
-  /** Requests that reached the good server. */
+  /** Number of requests to the good server. */
   served = 0;
   readonly #attacks: { readonly attack: Attack; readonly done: () => void }[] = [];
   readonly #servers: Server[] = [];
@@ -197,7 +197,7 @@ export class Peers implements AsyncDisposable {
     this.good = good;
   }
 
-  /** @param unix they listen on Unix sockets, without TLS */
+  /** @param unix whether they listen on Unix sockets without TLS */
   static async start(directory: string, unix: boolean): Promise<Peers> {
     const paths = unix ? [join(directory, 'attacker.sock'), join(directory, 'good.sock')] : [];
     const ca = await openCertificateAuthority(join(directory, 'pki'), { trustDomain: 'drover.test' });
@@ -223,21 +223,21 @@ export class Peers implements AsyncDisposable {
     return peers;
   }
 
-  /** The next connection that sends a byte gets this attack. Resolves when it is over. */
+  /** Assigns the attack to the next connection that sends a byte. Resolves when the attack ends. */
   async next(attack: Attack): Promise<void> {
     await new Promise<void>((done) => this.#attacks.push({ attack, done }));
   }
 
-  /** Whether an attack is over, or is within the time that attacks take. */
+  /** Whether an attack ends within the hold time. */
   async isOver(attack: Promise<void>): Promise<boolean> {
     return await Promise.race([attack.then(() => true), sleep(holdMs, false)]);
   }
 
   async attack(socket: Socket): Promise<void> {
     socket.on('error', () => undefined);
-    // A client may connect only to look at the certificate.
+    // A client may connect only to inspect the certificate.
     await Promise.race([once(socket, 'data'), once(socket, 'close')]).catch(() => undefined);
-    // It has its request on its way by then, or has been given up.
+    // By then its request is under way, or the client has closed the connection.
     await sleep(5);
     const next = socket.destroyed ? undefined : this.#attacks.shift();
     if (next === undefined) {
@@ -254,7 +254,7 @@ export class Peers implements AsyncDisposable {
   }
 }
 
-/** Runs the attacks, a few at a time. */
+/** Runs the attacks with bounded concurrency. */
 export async function inTurns(attacks: readonly Attack[], run: (attack: Attack) => Promise<void>): Promise<void> {
   const left = attacks.values();
   const work = async (): Promise<void> => {

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { groups } from './attacks.ts';
 import { attackListener, growthBytes, inTurns, mustServe, Victim } from './driver.ts';
 
-/** Listeners by the process that has them. */
+/** The listeners of each process. */
 const listeners: Readonly<Record<string, readonly string[]>> = {
   'control-plane': ['api', 'link'],
   'sandbox-facing': ['sandbox-facing'],
@@ -23,7 +23,7 @@ describe.each(Object.entries(listeners))('listeners of %s', (process, names) => 
   describe.each(names)('%s', (name) => {
     test.each(groups)('serves another client after %s', async (_group, attacks) => {
       await inTurns(attacks, async (attack) => {
-        // One that is not accepted because of those before it is made again.
+        // A listener that still counts earlier connections may refuse one, so the attack is retried.
         await attackListener(victim, name, attack).catch(async () => await attackListener(victim, name, attack));
       });
       const after = await victim.memory();

@@ -1,6 +1,6 @@
 /**
- * An init that attacks whoever dials it: `node hostile-init.ts PORT CERTIFICATE KEY`. Each connection gets the next attack, as soon as its
- * handshake is done, and is then held. Prints a line for each.
+ * An init that attacks its clients: `node hostile-init.ts PORT CERTIFICATE KEY`. Each connection gets the next attack after its handshake,
+ * and stays open. Prints a line for each attack.
  */
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:tls';
@@ -9,7 +9,7 @@ import { attacksOf, frameKinds, headerBlocks } from './attacks.ts';
 
 const [, , port = '', certificate = '', key = ''] = process.argv;
 const floods = Object.values(frameKinds).flatMap((kind) => attacksOf(kind).filter(({ flood }) => flood === true));
-// What ended the control plane comes first, several times: it took a garbage collection at the right moment.
+// This attack once ended the control plane, if a garbage collection ran at the right moment. It comes first, several times.
 const fatal = headerBlocks.filter(({ name }) => name === 'an empty block and 20 CONTINUATION frames');
 const attacks = [...fatal, ...fatal, ...fatal, ...fatal, ...headerBlocks, ...floods];
 let connections = 0;

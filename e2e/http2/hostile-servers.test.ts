@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { groups } from './attacks.ts';
 import { growthBytes, inTurns, Peers, Victim } from './driver.ts';
 
-/** How long a client may try to reach a server that responds, and one that attacks. Milliseconds. */
+/** Time limits of a client for a good and an attacking server. Milliseconds. */
 const goodMs = 10_000;
 const attackedMs = 300;
 
@@ -24,7 +24,7 @@ describe.each(['session', 'agent-link', 'sdk', 'join', 'gateway-client'])('the c
   test.each(groups)('reaches another server after %s', async (_group, attacks) => {
     await inTurns(attacks, async (attack) => {
       const done = peers.next(attack);
-      // A client that gave its connection up before it sent a byte was not attacked.
+      // A client that closed its connection before it sent a byte was not attacked.
       while (!(await peers.isOver(done))) await victim.dial(peers.attacker, attackedMs);
     });
     const after = await victim.memory();

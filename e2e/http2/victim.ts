@@ -1,6 +1,6 @@
 /**
- * A process that a peer attacks: one of Drover's listeners, or one of its clients, alone. The parent starts it with the listener's or
- * client's name and a directory, and speaks with it over IPC. Run with --expose-gc.
+ * A process under attack: one of Drover's listeners or clients alone. The parent starts it with the name of the listener or client and a
+ * directory, and communicates over IPC. It needs --expose-gc.
  */
 import { connect, createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -21,11 +21,11 @@ import { createKeyAndRequest, formatJoinToken, newSecret, openCertificateAuthori
 import { link } from '@drover/protocol';
 import { connectDrover } from '@drover/sdk';
 
-/** What the parent needs to be a listener's peer. */
+/** The data that a peer of the listener needs. */
 export interface Listening {
   /** Ports by the listener's name, or the path of a Unix socket. */
   readonly at: Readonly<Record<string, number | string>>;
-  /** Certificates that the listener accepts, PEM; absent where it asks for none. */
+  /** Certificates that the listener accepts, PEM; absent where it requires none. */
   readonly credentials?: Readonly<Record<string, { readonly cert: string; readonly key: string }>>;
   readonly caPem?: string;
 }
@@ -81,7 +81,7 @@ const listeners: Readonly<Record<string, () => Promise<Listening>>> = {
   },
 };
 
-/** Makes one connection to a peer, and a call on it. @throws whatever came of it; the peers here answer no call with success */
+/** Makes one connection and one call. @throws the outcome of the call, which never succeeds with these peers */
 type Client = (at: number | string, ca: CertificateAuthority, signal: AbortSignal) => Promise<void>;
 
 const clients: Readonly<Record<string, Client>> = {
@@ -154,13 +154,13 @@ const clients: Readonly<Record<string, Client>> = {
   },
 };
 
-/** Made once: what the control plane shows does not matter to these peers. */
+/** Issued once, because these peers accept any certificate. */
 let identity: ReturnType<CertificateAuthority['issueControlPlane']> | undefined;
 async function identityOf(ca: CertificateAuthority): ReturnType<CertificateAuthority['issueControlPlane']> {
   return await (identity ??= ca.issueControlPlane({ dnsNames: ['localhost'], ipAddresses: ['127.0.0.1'] }));
 }
 
-/** A stream as a tunnel of the link is: in JavaScript, and with writes that are under way for a while, also when the peer responds. */
+/** Returns a stream with the properties of a link tunnel: it is in JavaScript, and its writes stay pending while the peer responds. */
 function tunnelTo(port: number): Duplex {
   const socket = connect(port, '127.0.0.1');
   const tunnel: Duplex = new Duplex({
@@ -190,7 +190,7 @@ const ca = client === undefined ? undefined : await openCertificateAuthority(joi
 process.on('message', (question: Question) => {
   if (question.ask === 'memory') {
     collect();
-    // What was finalized is freed by the next collection.
+    // The second collection frees finalized objects.
     setImmediate(() => {
       collect();
       answer({ rss: process.memoryUsage().rss });
