@@ -14,8 +14,8 @@ const combinations = [
 ] as const;
 
 /**
- * Real sandboxes on each cgroup layout, with each OCI runtime program of Debian, whatever layout this machine has. The layout belongs to
- * the whole kernel, so they run under a kernel of their own, in a virtual machine.
+ * Real sandboxes on each cgroup layout with each OCI runtime of Debian, independent of this machine's layout. The layout belongs to the
+ * whole kernel, so they run in a virtual machine.
  */
 describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   let directory: string;
@@ -39,22 +39,22 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   };
 
   describe.each(combinations)('cgroup %s with %s, made of %s', (layout, program, madeOf) => {
-    test('the host can run sandboxes, and says which layout it has', () => {
+    test('the host can run sandboxes, and reports its layout', () => {
       const { findings, error } = of(layout, program, madeOf);
       expect(error).toBeUndefined();
       expect(findings.filter(({ level }) => level === 'problem')).toEqual([]);
       expect(findings.find(({ subject }) => subject === 'cgroups')?.message).toMatch(new RegExp(`^${layout}, `));
     });
 
-    test('want of memory ends the sandbox and is reported as that', () => {
+    test('exhausted memory ends the sandbox, with that reason', () => {
       expect(of(layout, program, madeOf).outOfMemory).toEqual({ phase: 'ended', outOfMemory: true, exitCode: 137 });
     });
 
-    test('processes are limited, which is the command’s own failure', () => {
+    test('processes are limited, and the command fails on its own', () => {
       expect(of(layout, program, madeOf).pids).toMatchObject({ outOfMemory: false, exitCode: 2 });
     });
 
-    test('a fifth of a CPU is what a busy loop gets', () => {
+    test('a busy loop limited to a fifth of a CPU gets that share', () => {
       const share = of(layout, program, madeOf).cpuShare ?? 0;
       expect(share).toBeGreaterThan(0);
       expect(share).toBeLessThan(0.3);
@@ -64,7 +64,7 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
       expect(of(layout, program, madeOf).pause).toEqual({ stoodStill: true, wentOn: true });
     });
 
-    test('a sandbox sees its own limits, with what init has on top, and can change nothing there', () => {
+    test("a sandbox sees its own limits, with init's allowance, and cannot change them", () => {
       expect(of(layout, program, madeOf).view).toEqual([
         String((64 + 96) * 1024 * 1024),
         String(50 + 16),

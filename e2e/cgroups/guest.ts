@@ -1,6 +1,6 @@
 /**
- * Runs inside the virtual machine: mounts a cgroup layout, runs real sandboxes in it with each OCI runtime program, and prints
- * one line of JSON for each: `drover-result {…}`.
+ * Runs inside the virtual machine: mounts a cgroup layout, runs real sandboxes in it with each OCI runtime, and prints one line of JSON for
+ * each: `drover-result {…}`.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -11,25 +11,25 @@ import { createFromStandby, openOciHarness } from '@drover/agent/backends/testin
 export interface GuestResult {
   readonly layout: 'v2' | 'v1';
   readonly program: string;
-  /** What each sandbox was made of: then its limits are set by the agent, and not by the program. */
+  /** Whether a standby became the sandbox. Then the agent sets its limits, and not the runtime. */
   readonly madeOf: 'nothing' | 'standby';
   readonly findings: readonly { readonly level: string; readonly subject: string; readonly message: string }[];
   readonly outOfMemory?: { readonly phase: string; readonly outOfMemory: boolean; readonly exitCode: number | undefined };
-  /** A shell that may have 20 processes and wants 60, with memory enough: its own failure, not one of memory. */
+  /** A shell that wants 60 processes and may have 20, with enough memory. It must fail itself, not run out of memory. */
   readonly pids?: { readonly outOfMemory: boolean; readonly exitCode: number | undefined };
-  /** Share of one CPU that a busy loop got, limited to a fifth of one. */
+  /** The share of one CPU that a busy loop got under a limit of a fifth. */
   readonly cpuShare?: number;
-  /** Whether the CPU time of the busy loop stood still while its sandbox was paused, and grew again after that. */
+  /** Whether the CPU time of the busy loop stood still during a pause, and grew after it. */
   readonly pause?: { readonly stoodStill: boolean; readonly wentOn: boolean };
-  /** What a sandbox with 64 MiB and 50 processes sees of its cgroup: memory, processes, and what a write there says. */
+  /** The limits that a sandbox with 64 MiB and 50 processes sees in its cgroup, and the result of a write there. */
   readonly view?: readonly string[];
   readonly leftover?: readonly string[];
   readonly error?: string;
 }
 
 /**
- * Every layout with every program, and in both ways: the program sets the limits, or the agent does, of a standby. What is not here, limits
- * set by runc on v1, the runtime's own tests show on a hybrid host.
+ * Every layout with every runtime, in both ways: the runtime sets the limits, or the agent sets those of a standby. The runtime's own tests
+ * cover the missing combination, limits set by runc on v1, on a hybrid host.
  */
 const combinations: Record<GuestResult['layout'], readonly (readonly [string, GuestResult['madeOf']])[]> = {
   v2: [
@@ -45,7 +45,7 @@ const combinations: Record<GuestResult['layout'], readonly (readonly [string, Gu
 
 const look =
   'cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max; do [ ! -e $f ] || cat $f; done; mkdir mine';
-/** How long the CPU time of a sandbox is watched, and how often at most. */
+/** The interval between two readings of a sandbox's CPU time, and the maximum number of readings. */
 const pauseIntervalMs = 500;
 const maxIntervals = 20;
 const v1Controllers = ['cpu', 'cpuacct', 'cpuset', 'memory', 'pids', 'devices', 'freezer', 'blkio'];
@@ -91,7 +91,7 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
     const record = JSON.parse(readFileSync(join(harness.stateDirectory, 'sandboxes', busy.id, 'record.json'), 'utf8')) as object;
     if ('container' in record !== (madeOf === 'standby')) throw new Error(`it was not made of ${madeOf}`);
     const used = async (): Promise<number> => (await backend.stats(busy.id))?.cpuUsec ?? Number.NaN;
-    // Init's own start is behind it when the command has begun; the loop follows what it looked at.
+    // The command starts after init's start, and its busy loop follows the view. Neither disturbs the measurement.
     const out = join(busy.runDirectory, 'out');
     const seen = (): string[] => (existsSync(out) ? readFileSync(out, 'utf8') : '').split('\n').slice(0, -1);
     while (seen().length < 3) await delay(200, undefined, { signal });
@@ -104,12 +104,12 @@ async function probe(layout: GuestResult['layout'], program: string, madeOf: Gue
       }
       return false;
     };
-    // However slow the machine is, a fifth of a CPU takes five times as long as the whole one.
+    // On any machine a fifth of a CPU takes five times as long as a whole one.
     const [from, began] = [await used(), performance.now()];
     await grows(maxIntervals, 200_000);
     const cpuShare = ((await used()) - from) / 1000 / (performance.now() - began);
     await backend.pause(busy.id);
-    // The kernel may count a part of what ran before the freezer closed only later.
+    // The kernel may account for CPU time late that was used before the freeze.
     let stoodStill = false;
     for (let left = maxIntervals; left > 0 && !stoodStill; left--) stoodStill = !(await grows(1, 0));
     await backend.resume(busy.id);

@@ -11,13 +11,13 @@ import { copyLibraries, repository } from '../harness/index.ts';
 const run = promisify(execFile);
 /** Debian's cloud kernel and the modules that a sandbox needs, unpacked by scripts/bootstrap.sh. */
 const kernelDirectory = join(repository, '.cache', 'kernel');
-/** What the guest runs: the OCI runtime programs, and the programs that the agent and its test harness call. */
+/** Programs of the guest: the OCI runtimes, and the programs that the agent and its test harness call. */
 const programs = ['runc', 'crun', 'ip', 'mount', 'umount', 'find', 'newuidmap'];
 const busybox = '/bin/busybox';
 
 /**
- * The machine that QEMU emulates, and its console. q35 has the timers by which the kernel measures the CPU's clock; the smaller microvm has
- * none, and there the kernel does not boot while this machine is busy.
+ * The emulated machine and its console. q35 has the timers that the kernel needs to measure the CPU's clock. The smaller microvm lacks them
+ * and its kernel does not boot while the host is busy.
  */
 const machines: Partial<Record<NodeJS.Architecture, { readonly emulator: string; readonly type: string; readonly console: string }>> = {
   x64: { emulator: 'qemu-system-x86_64', type: 'q35', console: 'ttyS0' },
@@ -25,8 +25,8 @@ const machines: Partial<Record<NodeJS.Architecture, { readonly emulator: string;
 };
 
 /**
- * Makes the guest's file system, `initramfs`, in a directory: its program and the programs that it runs, with their libraries. The kernel
- * unpacks it into memory, so the guest needs no disk and no driver.
+ * Makes the guest's file system, `initramfs`, in a directory: the test program, and the programs that it runs with their libraries. The
+ * kernel unpacks it into memory, so the guest needs no disk and no driver.
  */
 export async function buildGuest(directory: string): Promise<void> {
   const root = join(directory, 'root');
