@@ -106,7 +106,7 @@ interface Theft extends Stolen {
 }
 
 /**
- * Starts a sandbox and copies the files of its run directory before init reads them, which root of a host can do by stopping init (SIGSTOP).
+ * Starts a sandbox and copies the files of its run directory before init reads them, as root of a host can by stopping init (SIGSTOP).
  * With `hold`, init stays stopped until `release` and does not register. Recreates the sandbox when the copy came too late.
  */
 async function startAndSteal(name: string, state: string, args: readonly string[], hold = false): Promise<Theft> {

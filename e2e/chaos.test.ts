@@ -34,7 +34,7 @@ let agent: ReturnType<typeof part> | undefined;
 let server: ReturnType<typeof part> | undefined;
 
 /**
- * Starts `drover serve` or `drover agent` on the data of `up`, as a service manager does that records a kill as the end of the previous one.
+ * Starts `drover serve` or `drover agent` on the data of `up`, as a service manager that has recorded a kill.
  * `up` itself would delay the restarts of a part that dies so often (S-6).
  */
 function part(...args: readonly string[]) {

@@ -177,8 +177,8 @@ function boot(network: HostNetwork, root: string) {
 }
 
 /**
- * Mounts the file systems of a machine and becomes its first process, which reaps orphans. The root is the mount namespace's own, because the
- * kernel refuses user namespaces below chroot(2).
+ * Mounts the file systems of a machine and becomes its first process, which reaps orphans. The root is the mount namespace's own, because
+ * the kernel refuses user namespaces below chroot(2).
  */
 const firstProcess = `set -e
 root=$1

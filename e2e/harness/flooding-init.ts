@@ -1,6 +1,6 @@
 /**
  * A hostile init that floods its peer or stays silent. It runs as a program in a sandbox's network namespace.
- * Arguments: port, certificate, key, sandbox id, mode. It serves Session as init does until the flood starts, and serves `exec` in each mode.
+ * Arguments: port, certificate, key, sandbox id, mode. It serves Session as init does until the flood, and `exec` in each mode.
  */
 import { readFileSync } from 'node:fs';
 import { createSecureServer, type ServerHttp2Stream } from 'node:http2';

@@ -154,7 +154,7 @@ export class SecondHost implements AsyncDisposable {
     return this.#code ?? -1;
   }
 
-  /** Ends the agent and removes everything that a faulty host may have left behind. The network stays: the control plane may listen there. */
+  /** Ends the agent and removes the leftovers of a faulty host. The network stays: the control plane may listen there. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.ended('SIGINT');

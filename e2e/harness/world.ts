@@ -6,8 +6,8 @@ import { tool } from './images.ts';
 
 /**
  * A network outside of this machine: a namespace with one cable to it. It runs an HTTP server on port 8080, a TLS server on 8443 and a UDP
- * server on 53 that replies to every datagram. They record the addresses of their peers. The HTTP server accepts any protocol upgrade and then
- * echoes.
+ * server on 53 that replies to every datagram. They record the addresses of their peers. The HTTP server accepts any protocol upgrade,
+ * and then echoes.
  */
 export class World implements AsyncDisposable {
   /** The private addresses of the cable: this machine's end, and the servers' end. */
