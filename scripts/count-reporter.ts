@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import type { Reporter, TestModule, Vitest } from 'vitest/node';
 
-/** Writes `passed failed` of all projects to $DROVER_TEST_COUNTS. A skipped test counts as failed, unless -t left it out. */
+/** Writes `passed failed` of all projects to $DROVER_TEST_COUNTS. A skipped test counts as failed unless -t excluded it. */
 export default class CountReporter implements Reporter {
   #filtered = false;
 
@@ -23,7 +23,7 @@ export default class CountReporter implements Reporter {
           inModule++;
         }
       }
-      // A file that could not be loaded has no test that failed.
+      // A module that failed to load has no failed test, so it counts itself.
       if (inModule === 0 && testModule.state() === 'failed') failed++;
     }
     const path = process.env['DROVER_TEST_COUNTS'];

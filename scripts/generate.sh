@@ -1,6 +1,6 @@
 #!/bin/sh
 # Generates packages/protocol/src/generated from proto/, docs/limits.md from the packages' limits, and docs/policy.schema.json. Needs no network.
-# With --check it changes nothing, and fails when what is there differs.
+# With --check it changes no file, and fails when a generated file is stale.
 set -eu
 root=$(cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/node.sh"
@@ -24,7 +24,7 @@ if [ "${1-}" = --check ]; then
   node --conditions=development ../scripts/policy-schema.ts --check
   exit
 fi
-# Files are replaced one by one, so that a program that starts meanwhile finds them all.
+# Files are replaced one by one, so that a program that starts meanwhile finds all of them.
 for file in $(cd "$fresh" && find . -type f); do
   mkdir -p "$target/${file%/*}"
   cmp -s "$fresh/$file" "$target/$file" || cp "$fresh/$file" "$target/$file"

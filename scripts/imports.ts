@@ -2,7 +2,7 @@
  * Checks all imports against .dependency-cruiser.cjs.
  *
  * dependency-cruiser reads TypeScript with the compiler's JavaScript API, which TypeScript 7 no longer has. It therefore reads
- * a copy of the sources without types, in which `import type` is a plain import: the rules apply to types too.
+ * a copy of the sources without types, in which `import type` is a plain import, so that the rules apply to types too.
  *
  * Usage: node scripts/imports.ts [ROOT]
  */
@@ -19,7 +19,7 @@ function withoutTypes(source: string): string {
   const values = source
     .replace(/^import type /gm, 'import ')
     .replace(/^export type (\*|\{[^}]*\} from)/gm, 'export $1')
-    // `import { type A, b }`: stripped to `import { b }`, and to `import {}`, both still imports.
+    // `import { type A, b }` becomes `import { b }` or `import {}`, and both are still imports.
     .replace(/((?:from|import)\s*\(?\s*['"]\.{1,2}\/[^'"]+)\.ts(['"])/g, '$1.js$2');
   return stripTypeScriptTypes(values, { mode: 'strip' });
 }
@@ -47,7 +47,7 @@ function copyWithoutTypes(to: string): number {
   return sources.length;
 }
 
-/** Paths of the copy are those of the sources, but for the extension. */
+/** Returns the imports with the paths of the sources, which differ from the copy's only in the extension. */
 function importsOf({ modules }: ICruiseResult): readonly Import[] {
   const sourceOf = (path: string): string => path.replace(/\.js$/, '.ts');
   return modules.flatMap(({ source, dependencies }) =>

@@ -1,5 +1,6 @@
 #!/bin/sh
-# `kernel.sh [ROOT]` fails when product code outside packages/linux loads node:ffi, opens a file of /proc or reads a cgroup: that package has a function for it.
+# `kernel.sh [ROOT]` fails when product code outside packages/linux loads node:ffi, opens a file of /proc or reads a cgroup.
+# packages/linux has functions for that.
 set -eu
 cd -- "${1:-$(dirname -- "$0")/..}"
 found=$(grep -rnE "node:ffi|(read|open|write|access|stat|createReadStream)[A-Za-z]*\([\`'\"]/(proc|sys/fs/cgroup)\b" packages/*/src \

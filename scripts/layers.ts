@@ -1,6 +1,6 @@
 /**
- * The folders of a package, and the files beside them, lie in layers. `layers` of .dependency-cruiser.cjs lists them, bottom first.
- * An import may only go to a lower layer, so that folders form no cycle, and enters a folder through its index.ts.
+ * The folders and files of a package lie in layers. `layers` of .dependency-cruiser.cjs lists them, bottom first. An import may only go to
+ * a lower layer, so that folders form no cycle, and enters a folder through its index.ts.
  */
 
 export type Layers = readonly (readonly string[])[];
@@ -9,7 +9,7 @@ export type Layers = readonly (readonly string[])[];
 export interface Import {
   readonly from: string;
   readonly to: string;
-  /** `import()`: it exists to load one file alone, so it may name that file. */
+  /** Whether it is an `import()`, which may name a file to load that file alone. */
   readonly dynamic: boolean;
 }
 
@@ -54,7 +54,7 @@ export function layerProblems(imports: readonly Import[], layers: Readonly<Recor
   });
 }
 
-/** The layer's entry that holds a path, the longest if several do. */
+/** Returns the layer's entry that holds a path, the longest if several do. */
 function placeOf(path: string, layers: Layers | undefined): { readonly name: string; readonly level: number } | undefined {
   return (layers ?? [])
     .flatMap((names, level) => names.map((name) => ({ name, level })))
@@ -66,7 +66,7 @@ export function isTest(path: string): boolean {
   return /\.test\.ts$|\/testing[/.]|\/conformance\.ts$/.test(path);
 }
 
-/** @returns what is left of the problems, and the exceptions that no problem needs any more: the list may only shrink */
+/** @returns the problems without an exception, and the exceptions without a problem, because the list may only shrink */
 export function withExceptions(problems: readonly Problem[], exceptions: readonly string[]): readonly string[] {
   const needed = new Set(problems.map(({ exception }) => exception));
   return [

@@ -1,6 +1,6 @@
 /**
- * Writes docs/limits.md from the packages' limits.ts: one row a limit, with what its comment says.
- * With `--check`, writes nothing and fails when the page is stale.
+ * Writes docs/limits.md from the packages' limits.ts: a row for each limit, with the text of its comment.
+ * With `--check`, writes no file and fails when the page is stale.
  */
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -20,7 +20,7 @@ const inCell = (text: string): string =>
 
 async function rowsOf(name: string): Promise<readonly string[]> {
   const path = join('packages', name, 'src', 'limits.ts');
-  // A package without limits of its own has no such file.
+  // Packages without limits have no such file.
   const source = await readFile(join(root, path), 'utf8').catch(() => '');
   const rows: string[] = [];
   let end = 0;
@@ -28,7 +28,7 @@ async function rowsOf(name: string): Promise<readonly string[]> {
   for (const match of source.matchAll(declaration)) {
     const [whole, constant, property, value = ''] = match;
     const limit = constant ?? property ?? '';
-    // A limit right below another one is the other half of a pair, and shares its comment.
+    // A limit directly below another one forms a pair with it, and shares its comment.
     const between = source.slice(end, match.index);
     words = inCell(comment.exec(between)?.[1] ?? (between.trim() === '' ? words : ''));
     if (words === '') throw new Error(`${path}: ${limit} has no comment that says what it is`);

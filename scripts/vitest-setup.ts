@@ -1,6 +1,6 @@
 import { vi } from 'vitest';
 
-/** How long a test waits for a condition that it names no time for: Vitest's own second is too short on a machine that is busy. Milliseconds. */
+/** Default time limit of `vi.waitFor` and `vi.waitUntil`. Vitest's own second is too short on a busy machine. Milliseconds. */
 const conditionMs = 20_000;
 
 const { waitFor, waitUntil } = vi;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a command with the pinned Node.js and the packages' programs in PATH: `with-node.sh COMMAND…`. `npm run` alone finds the machine's Node.js.
+# Runs a command with the pinned Node.js and the packages' programs in PATH: `with-node.sh COMMAND…`. `npm run` uses the machine's.
 set -eu
 root=$(cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/node.sh"
