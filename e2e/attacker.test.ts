@@ -89,7 +89,7 @@ function register(token: string | undefined, claim: unknown): string {
  * outcome and is repeated.
  */
 async function attack(from: string, attempt: Attempt): Promise<Outcome> {
-  return await eventually('the attack comes through to TLS', async () => {
+  return await eventually('the attack reaches TLS', async () => {
     const outcome = await tryAttack(from, attempt);
     return (attempt.port === initPort || outcome.stage === 'open' || /TLS/.test(outcome.error)) && outcome;
   });
@@ -113,7 +113,7 @@ async function startAndSteal(name: string, state: string, args: readonly string[
   for (let tries = 1; ; tries++) {
     const theft = await trySteal(name, state, args, hold);
     if (theft !== undefined) return theft;
-    if (tries === 10) throw new Error(`${tries} times what ${name} was given was gone before it could be stolen`);
+    if (tries === 10) throw new Error(`init deleted the files of ${name} before they were copied, ${tries} times`);
     await drover.remove(name);
   }
 }
@@ -227,10 +227,10 @@ beforeAll(async () => {
   await eventually('the second host is ready', async () => (await drover.host<{ state: string }>('second')).state === 'ready');
 
   const first = join(drover.data, 'host');
-  const seesLoot = ['--volume', `${loot}:/loot:ro`];
+  const mountLoot = ['--volume', `${loot}:/loot:ro`];
   victim = await startAndSteal('victim', first, ['--host', 'first']);
-  mallory = await startAndSteal('mallory', first, ['--host', 'first', ...seesLoot]);
-  remote = await startAndSteal('remote', second.state, ['--host', 'second', ...seesLoot]);
+  mallory = await startAndSteal('mallory', first, ['--host', 'first', ...mountLoot]);
+  remote = await startAndSteal('remote', second.state, ['--host', 'second', ...mountLoot]);
   await Promise.all([victim, mallory, remote].map(async ({ name }) => await registered(name)));
   await forge();
   // A theft may need several tries.

@@ -310,7 +310,7 @@ describe("a full disk under the control plane's store", () => {
         // The first writes may still find room in allocated pages of the log.
         const made: string[] = [];
         const outcome = await eventually(
-          'the disk is full for the store too',
+          'the store finds no room',
           async () => {
             const name = `full-${made.length}`;
             const create = await drover.run(['sandbox', 'create', '--no-wait', '--name', name, 'host', '--', 'sleep', '600']);
@@ -349,10 +349,10 @@ describe('a gateway whose address is taken', () => {
     expect((await drover.run(['run', '--rm', '-n', 'host', '--', 'true'])).code).toBe(0);
     const gateway = await drover.pidOf('gateway');
     process.kill(gateway, 'SIGKILL');
-    await eventually('the gateway is gone', () => !isAlive(gateway));
+    await eventually('the gateway has exited', () => !isAlive(gateway));
     // Take the address before the agent starts the next gateway.
     const holder = createServer();
-    await eventually('its daemons are gone as well', async () => {
+    await eventually('its daemons have exited too', async () => {
       try {
         await once(holder.listen(3128, '10.218.128.1'), 'listening');
         return true;

@@ -57,9 +57,9 @@ function serve(): ReturnType<typeof part> {
 const sandboxes = async (): Promise<readonly SandboxJson[]> => await drover.sandboxes<SandboxJson>();
 
 /** Retries an action that a kill interrupted. Any other failure is a defect. */
-async function insist(action: () => Promise<unknown>): Promise<void> {
+async function retryInterrupted(action: () => Promise<unknown>): Promise<void> {
   await eventually(
-    'the control plane takes it',
+    'the control plane accepts the request',
     async () => {
       try {
         await action();
@@ -74,12 +74,12 @@ async function insist(action: () => Promise<unknown>): Promise<void> {
 }
 
 async function answers(): Promise<void> {
-  await insist(async () => await client.sandboxes.list());
+  await retryInterrupted(async () => await client.sandboxes.list());
 }
 
 /** Waits until the host is ready, and then for a moment at which its sandboxes may be in any state. */
-async function hostIsBack(): Promise<void> {
-  await insist(async () => {
+async function waitForHost(): Promise<void> {
+  await retryInterrupted(async () => {
     const hosts = await client.hosts.list();
     if (!hosts.every(({ state }) => state === api.HostState.READY)) throw new DroverError('unavailable', 'the host is not back yet');
   });
@@ -89,7 +89,7 @@ const plansDone = async (): Promise<number> =>
   (await readFile(join(shared, 'said'), 'utf8').catch(() => '')).split('\n').filter((line) => line.startsWith('planned ')).length;
 
 /** Waits until another plan is done, or for the given time, so that kills meet sandboxes at work and not only a starting control plane. */
-async function aPlanIsDone(withinMs: number): Promise<void> {
+async function waitForPlan(withinMs: number): Promise<void> {
   const [before, end] = [await plansDone(), Date.now() + withinMs];
   while (Date.now() < end && (await plansDone()) === before) await delay(50);
 }
@@ -99,8 +99,8 @@ async function create(name: string): Promise<void> {
   const script = `#!/bin/sh\necho "begun ${name} ${start}" >> /shared/said\nsleep 0.$(($$ % 8 + 1))\necho "planned ${name} ${start}" >> /shared/said\n`;
   // Every fourth sandbox also has a file that each session places with a separate program.
   const placed = Number(name.slice(1)) % 4 === 0;
-  const look = placed ? `cat /etc/chaos >/dev/null || echo "unplanned ${name} ${start}" >> /shared/said; ` : '';
-  const command = `echo "ran ${name} ${start}" >> /shared/said; ${look}exec sleep 600`;
+  const check = placed ? `cat /etc/chaos >/dev/null || echo "unplanned ${name} ${start}" >> /shared/said; ` : '';
+  const command = `echo "ran ${name} ${start}" >> /shared/said; ${check}exec sleep 600`;
   await client.sandboxes.create({
     name,
     idempotencyKey: `chaos-${seed}-${name}`,
@@ -149,17 +149,17 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
   retry: 0,
 }, async () => {
   let killed = 0;
-  const over = new AbortController();
+  const killsDone = new AbortController();
   server = serve();
 
   const killing = (async () => {
     while (killed < kills) {
       // Mostly while it works with the host, sometimes earlier, even before it serves.
-      const when = random();
-      if (when < 0.7) {
-        await hostIsBack();
-        await aPlanIsDone(3000);
-      } else if (when < 0.9) await answers();
+      const moment = random();
+      if (moment < 0.7) {
+        await waitForHost();
+        await waitForPlan(3000);
+      } else if (moment < 0.9) await answers();
       await delay(random() * 1500);
       const pid = await drover.pidOf('serve');
       process.kill(pid, 'SIGKILL');
@@ -167,23 +167,23 @@ test(`I-12, I-24, I-32: ${count} sandboxes start, stop and run their plans while
       await server;
       server = serve();
     }
-    over.abort();
+    killsDone.abort();
   })();
 
   // The life of each sandbox: it is created, then stopped and started until the kills end.
-  const living = names.map(async (name) => {
-    await insist(async () => await create(name));
+  const lives = names.map(async (name) => {
+    await retryInterrupted(async () => await create(name));
     // Alternate between stop and start without waiting, to meet every state. The pauses leave time for the control plane's starts,
     // so that kills meet a host at work.
-    for (let wanted = false; !over.signal.aborted; wanted = !wanted) {
-      await delay(6000 + random() * 20_000, undefined, { signal: over.signal }).catch(() => undefined);
-      await insist(async () => await (wanted ? client.sandboxes.start(name) : client.sandboxes.stop(name, { graceMs: 1000 })));
+    for (let desired = false; !killsDone.signal.aborted; desired = !desired) {
+      await delay(6000 + random() * 20_000, undefined, { signal: killsDone.signal }).catch(() => undefined);
+      await retryInterrupted(async () => await (desired ? client.sandboxes.start(name) : client.sandboxes.stop(name, { graceMs: 1000 })));
     }
   });
-  await Promise.all([killing, ...living]);
+  await Promise.all([killing, ...lives]);
   expect(killed).toBe(kills);
 
-  for (const name of names) await insist(async () => await client.sandboxes.start(name));
+  for (const name of names) await retryInterrupted(async () => await client.sandboxes.start(name));
   let seen: readonly SandboxJson[] = [];
   await eventually(
     'all run, their plans completed and their identities trusted',

@@ -108,7 +108,7 @@ describe('L-1 to L-3: joining', () => {
 
   test('an expired token is refused', async () => {
     const { token: expired, expiresAt } = await drover.json<{ token: string; expiresAt: string }>(['host', 'token', '--ttl', '1s']);
-    await eventually('it expires', () => Date.now() > Date.parse(expiresAt));
+    await eventually('the token expires', () => Date.now() > Date.parse(expiresAt));
     refused(await second.join(server, expired), 5, /refused the join token: it is unknown, used up or expired/);
   });
 
@@ -192,7 +192,7 @@ describe('a host that can only dial out', () => {
     const attached = drover.spawn(['attach', 'far']);
     let shown = '';
     attached.stdout.on('data', (data: Buffer) => (shown += String(data)));
-    await eventually('attach shows what it wrote and what it writes', () => shown.split('\n').length > 4);
+    await eventually('attach prints earlier and new output', () => shown.split('\n').length > 4);
     // The CLI would forward any other signal to the command.
     attached.kill('SIGKILL');
     await attached;
@@ -220,12 +220,12 @@ describe('a host that can only dial out', () => {
       expect(await text(socket)).toBe('heard first');
       // The program ends first and keeps reading.
       const second = await dial(local);
-      let said = '';
-      second?.on('data', (data) => (said += String(data)));
+      let received = '';
+      second?.on('data', (data) => (received += String(data)));
       if (second !== undefined) await once(second, 'end');
-      expect(said).toBe('that was all');
+      expect(received).toBe('that was all');
       second?.end('said after its end');
-      await eventually('the program has heard it', async () => {
+      await eventually('the program has received the input', async () => {
         const { stdout } = await drover.exec('far', ['cat', '/tmp/heard']);
         return stdout === 'said after its end';
       });
@@ -294,9 +294,9 @@ describe('L-24: placement', () => {
     expect(stderr).toMatch(/2 to move/);
     expect(stderr).toMatch(/d1 moves to another host/);
     for (const name of ['d1', 'd2']) expect((await sandboxIs(name, 'running')).hostName).toBe('first');
-    await eventually('its containers are gone', async () => (await containers(second.state)).length === 0);
+    await eventually('its containers are deleted', async () => (await containers(second.state)).length === 0);
     // The reported state follows the actual one.
-    await eventually('it is known to be empty', async () => (await host('second')).sandboxes === 0);
+    await eventually('the control plane shows it empty', async () => (await host('second')).sandboxes === 0);
     expect(await host('second')).toMatchObject({ state: 'draining', sandboxes: 0 });
     await drover.remove('d1', 'd2');
     expect(await succeeds(['host', 'uncordon', 'second'])).toBe('second: ready\n');
@@ -318,7 +318,7 @@ describe('L-24: placement', () => {
 describe('L-10, L-26: a link that is cut', () => {
   test('the host goes down, its sandboxes are lost after the grace, and a reconnect adopts them without a restart', async () => {
     await drover.begin('cut', clock, { host: 'second' });
-    const began = await eventually('it has begun', async () => /^began .*$/m.exec(await drover.logs('cut'))?.[0]);
+    const began = await eventually('the command prints', async () => /^began .*$/m.exec(await drover.logs('cut'))?.[0]);
     const cutAt = Date.now();
     await network.cut();
     try {
@@ -351,8 +351,8 @@ describe('L-10, L-26: a link that is cut', () => {
     expect(await containers(second.state)).toHaveLength(1);
     await succeeds(['sandbox', 'rm', '--force', '--no-wait', 'gone']);
     await second.start();
-    await eventually('its container is gone', async () => (await containers(second.state)).length === 0);
-    await eventually('its row is gone', async () => !(await drover.sandboxes()).some(({ name }) => name === 'gone'));
+    await eventually('its container is deleted', async () => (await containers(second.state)).length === 0);
+    await eventually('its row is deleted', async () => !(await drover.sandboxes()).some(({ name }) => name === 'gone'));
   });
 });
 
@@ -454,11 +454,11 @@ async function dial(port: number): Promise<Socket | undefined> {
 /** Returns the output of a listener on a port of this machine; undefined when the port has no listener. */
 async function ask(port: number): Promise<string | undefined> {
   return await new Promise((resolve) => {
-    let said = '';
+    let received = '';
     const socket = connect(port, '127.0.0.1');
-    socket.on('data', (data) => (said += String(data)));
+    socket.on('data', (data) => (received += String(data)));
     socket.on('error', () => resolve(undefined));
-    socket.on('close', () => resolve(said === '' ? undefined : said));
+    socket.on('close', () => resolve(received === '' ? undefined : received));
   });
 }
 

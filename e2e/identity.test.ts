@@ -139,7 +139,7 @@ describe('the identity of a sandbox in the CLI', () => {
     await drover.stop('comes-and-goes');
     expect(await mine()).toMatchObject([{ thumbprint: first.identity.thumbprint }]);
     await drover.restart('comes-and-goes');
-    const again = await sandboxIs('comes-and-goes', 'trusted anew', (row) => row.startCount === 2 && row.init.state === 'completed');
+    const again = await sandboxIs('comes-and-goes', 'trusted after the restart', (row) => row.startCount === 2 && row.init.state === 'completed');
     expect(again.identity.thumbprint).not.toBe(first.identity.thumbprint);
     expect(await mine()).toMatchObject([{ thumbprint: again.identity.thumbprint }]);
 
@@ -162,8 +162,8 @@ describe('the identity of a sandbox in the CLI', () => {
     // A new start has a new certificate.
     await drover.stop('evicted');
     await drover.restart('evicted');
-    const anew = await sandboxIs('evicted', 'trusted', (now) => now.identity.verdict === 'trusted');
-    expect(anew.identity.thumbprint).not.toBe(identity.thumbprint);
+    const restarted = await sandboxIs('evicted', 'trusted', (now) => now.identity.verdict === 'trusted');
+    expect(restarted.identity.thumbprint).not.toBe(identity.thumbprint);
   });
 });
 
@@ -229,7 +229,7 @@ postInit: |
       'example.org ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGNoYWxsZW5nZQ',
       '1',
     ];
-    await eventually('the command has looked', async () => (await drover.logs('planned')).split('\n').length > expected.length);
+    await eventually('the command has printed', async () => (await drover.logs('planned')).split('\n').length > expected.length);
     expect((await drover.logs('planned')).trimEnd().split('\n')).toEqual(expected);
     const types = (await eventsOf((await sandbox('planned')).id)).map(({ type, data }) =>
       type.startsWith('InitStep') ? `${type} ${String(data['index'])}/${String(data['count'])} ${String(data['step'])}` : type,
@@ -250,7 +250,7 @@ postInit: |
     const log = await drover.logs('planned');
     const pid = await drover.pidOf('serve');
     process.kill(pid, 'SIGKILL');
-    await eventually('serve is dead', () => !isAlive(pid));
+    await eventually('serve has exited', () => !isAlive(pid));
     await drover.saw(id, ['session'], (types) => types.filter((type) => type === 'SessionConnected').length === 2);
     expect(await planned()).toEqual(before);
     expect(await drover.logs('planned')).toBe(log);
@@ -321,9 +321,9 @@ class H(http.server.BaseHTTPRequestHandler):
 s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s.serve_forever()`,
     );
     const server = execa(file, args, { reject: false });
-    let said = '';
-    server.stdout.setEncoding('utf8').on('data', (text: string) => (said += text));
-    await eventually('the server of the world listens', () => said.includes('listening'));
+    let output = '';
+    server.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
+    await eventually('the server of the world listens', () => output.includes('listening'));
     target = `${world.hostAddress}:8080`;
     return async () => {
       server.kill('SIGKILL');
@@ -343,7 +343,7 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
     // The cut survives a restart of the agent and of the sandbox.
     const pid = await drover.pidOf('agent');
     process.kill(pid, 'SIGKILL');
-    await eventually('the agent is back', async () => (await drover.exec('cut', ['true']).catch(() => undefined))?.code === 0);
+    await eventually('the agent has reconnected', async () => (await drover.exec('cut', ['true']).catch(() => undefined))?.code === 0);
     expect(await outside('cut')).toBe('');
     await drover.stop('cut');
     await drover.restart('cut');
@@ -356,14 +356,14 @@ s = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), H); print("listening"); s
   test('--pause freezes a sandbox, and release resumes it', async () => {
     await drover.begin('frozen', ['sh', '-c', 'while :; do echo tick; sleep 0.1; done']);
     const lines = async (): Promise<number> => (await readLog('frozen')).length;
-    await eventually('it ticks', async () => (await lines()) > 3);
+    await eventually('the command prints', async () => (await lines()) > 3);
     await succeeds(['sandbox', 'contain', 'frozen', '--pause']);
     expect((await sandbox('frozen')).state).toBe('paused');
     await eventually('the kernel has frozen it', async () => await isFrozen('frozen'));
     const still = await lines();
     expect(await lines()).toBe(still);
     await succeeds(['sandbox', 'release', 'frozen', '--pause']);
-    await eventually('it goes on', async () => (await lines()) > still + 3);
+    await eventually('the command prints again', async () => (await lines()) > still + 3);
     expect(await sandbox('frozen')).toMatchObject({ state: 'running', startCount: 1 });
   });
 
@@ -451,22 +451,22 @@ describe('I-34 to I-36: events', () => {
       '-o',
       'json',
     ]);
-    let said = '';
-    follower.stdout.setEncoding('utf8').on('data', (text: string) => (said += text));
-    await eventually('it has what there was', () => linesOf(said.slice(0, said.lastIndexOf('\n') + 1)).length >= rest.length);
-    const before = said.length;
+    let output = '';
+    follower.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
+    await eventually('the follower has the past events', () => linesOf(output.slice(0, output.lastIndexOf('\n') + 1)).length >= rest.length);
+    const before = output.length;
     const pid = await drover.pidOf('serve');
     process.kill(pid, 'SIGKILL');
-    await eventually('serve is dead', () => !isAlive(pid));
+    await eventually('serve has exited', () => !isAlive(pid));
     await eventually(
-      'the follower saw the session come back',
-      () => said.slice(before).includes('SessionConnected'),
+      'the follower received the new session',
+      () => output.slice(before).includes('SessionConnected'),
       60_000,
-      () => said,
+      () => output,
     );
     follower.kill('SIGINT');
     await follower;
-    const seen = linesOf(said).map((event) => event.id);
+    const seen = linesOf(output).map((event) => event.id);
     expect(new Set(seen).size).toBe(seen.length);
     expect(seen).toEqual((await eventsOf(id)).map((event) => event.id).filter((at) => at > Number(middle?.id) && at <= (seen.at(-1) ?? 0)));
   });

@@ -31,7 +31,7 @@ let registry: RegistryPeer;
 /** The registry that Drover pulls from. It speaks plain HTTP, which a flag of the agent permits. */
 let proxy: RegistryProxy;
 /** A second address of the same registry, which no flag of the agent names. */
-let stranger: RegistryProxy;
+let unlisted: RegistryProxy;
 let layout: string;
 let work: string;
 
@@ -69,7 +69,7 @@ beforeAll(async () => {
   await addLayer(layout, 'busybox', 'huge', async (root) => writeFile(join(root, 'big'), randomBytes(bigBytes)));
   registry = await startRegistry(work);
   proxy = await new RegistryProxy(registry.host).listen();
-  stranger = await new RegistryProxy(registry.host).listen();
+  unlisted = await new RegistryProxy(registry.host).listen();
   for (const tag of ['busybox', 'big', 'huge']) await pushImage(layout, tag, `${registry.host}/demo:${tag}`);
   drover = await TestDrover.start(['--pool', '10.218.0.0/18', '--insecure-registry', proxy.host]);
 });
@@ -77,7 +77,7 @@ beforeAll(async () => {
 afterAll(async () => {
   const left = drover === undefined ? undefined : await tracesOf(drover);
   await drover?.[Symbol.asyncDispose]();
-  for (const peer of [proxy, stranger]) await peer?.[Symbol.asyncDispose]();
+  for (const peer of [proxy, unlisted]) await peer?.[Symbol.asyncDispose]();
   await registry?.stop();
   await rm(work, { recursive: true, force: true });
   expect(await left?.()).toEqual([]);
@@ -127,7 +127,7 @@ describe('R-11: a registry', () => {
   });
 
   test('uses plain HTTP only by explicit flag: without it the pull is refused, and the hint names the flag', async () => {
-    const image = `${stranger.host}/demo:busybox`;
+    const image = `${unlisted.host}/demo:busybox`;
     const refused = await drover.run(['image', 'pull', image]);
     expect(refused.code).toBe(6);
     expect(refused.stderr).toMatch(/hint: .*--insecure/);
@@ -205,7 +205,7 @@ describe('R-13: a build has its own lifetime', () => {
     await caller;
     await succeeds(['sandbox', 'rm', '--force', 'first']);
     const second = run(reference('big'), '/bin/busybox', 'sh', '-c', '/bin/busybox wc -c < /big');
-    await eventually('the second one waits for the image', async () =>
+    await eventually('the second sandbox waits for the image', async () =>
       (await drover.sandboxes<{ message: string }>()).some(({ message }) => message.includes('/demo:big')),
     );
     release();
@@ -221,14 +221,14 @@ describe('R-13: a build has its own lifetime', () => {
     const { reached, release } = holdBlobs();
     const caller = drover.spawn(['run', '--rm', '-n', '--name', 'again', reference('huge'), '--', '/bin/busybox', 'wc', '-c', '/big']);
     await reached;
-    const got = await eventually('what was sent is on disk', async () => {
+    const got = await eventually('the sent bytes are on disk', async () => {
       const sent = proxy.sent.get(url) ?? 0;
       return (await stat(partial).catch(() => undefined))?.size === sent ? sent : undefined;
     });
     expect(got).toBeGreaterThan(bigBytes / 4);
     const agent = await drover.pidOf('agent');
     process.kill(agent, 'SIGKILL');
-    await eventually('the agent is gone', () => !isAlive(agent));
+    await eventually('the agent has exited', () => !isAlive(agent));
     release();
     const { exitCode, stdout, stderr } = await caller;
     expect({ exitCode, stdout, stderr: exitCode === 0 ? '' : stderr }).toEqual({ exitCode: 0, stdout: `${bigBytes} /big\n`, stderr: '' });

@@ -113,7 +113,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     test('exec, logs, cp both ways, stop and rm', async () => {
       const name = `in-${kind}`;
       await ok('run', '-d', '--name', name, image(), '--', '/program', 'serve');
-      await eventually('it is up', async () => (await drover.logs(name)) === 'up\n');
+      await eventually('the command prints', async () => (await drover.logs(name)) === 'up\n');
       const exec = await drover.run(['exec', name, '--', '/program', '9'], { input: 'by exec\n' });
       expect(exec).toMatchObject({ code: 9, stdout: 'pid other, by exec\n' });
       expect((await drover.run(['exec', name, '--', 'sh-of-nobody'])).code).toBe(127);
@@ -135,7 +135,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
 
   test('I-37: every orphan is reaped', async () => {
     await drover.begin('storm', ['python3', '-c', storm]);
-    await eventually('the storm is over', async () => (await drover.logs('storm')) === 'done\n');
+    await eventually('the storm has ended', async () => (await drover.logs('storm')) === 'done\n');
     const zombies = async (): Promise<string> =>
       (await drover.exec('storm', ['sh', '-c', "cat /proc/[0-9]*/stat | grep -c ') Z ' || true"])).stdout;
     await eventually('no zombie is left', async () => (await zombies()) === '0\n');
@@ -145,7 +145,7 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
     const child = "trap 'echo child; exit 0' TERM; while :; do sleep 0.05; done";
     const script = `sh -c "${child}" & trap 'wait; echo parent; exit 8' TERM; echo ready; while :; do sleep 0.05; done`;
     await drover.begin('group', ['sh', '-c', script]);
-    await eventually('it runs', async () => (await drover.logs('group')) === 'ready\n');
+    await eventually('the command prints', async () => (await drover.logs('group')) === 'ready\n');
     await drover.stop('group');
     expect(await drover.logs('group')).toBe('ready\nchild\nparent\n');
     expect(await get('group')).toMatchObject({ state: 'stopped', exitCode: 8 });
@@ -154,9 +154,9 @@ describe('I-37, I-38: PID 1 in a sandbox', () => {
   test('I-37: the command survives a restart of the control plane, and its output is complete afterwards', async () => {
     const script = 'i=1; while [ $i -le 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 14';
     await drover.begin('survivor', ['sh', '-c', script]);
-    await eventually('it has begun', async () => (await drover.logs('survivor')).includes('\n10\n'));
+    await eventually('the command prints', async () => (await drover.logs('survivor')).includes('\n10\n'));
     process.kill(await drover.pidOf('serve'), 'SIGKILL');
-    await eventually('its end is known', async () => (await get('survivor').catch(() => undefined))?.state === 'stopped');
+    await eventually('the control plane reports its end', async () => (await get('survivor').catch(() => undefined))?.state === 'stopped');
     expect((await get('survivor')).exitCode).toBe(14);
     expect(await drover.logs('survivor')).toBe(Array.from({ length: 300 }, (_, i) => `${i + 1}\n`).join(''));
   });

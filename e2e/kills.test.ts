@@ -56,7 +56,7 @@ async function kill(victim: Victim): Promise<void> {
 }
 
 /** Waits until the control plane responds and the host is connected. */
-async function backAgain(): Promise<void> {
+async function waitForRecovery(): Promise<void> {
   await eventually(
     'the host is ready again',
     async () => {
@@ -80,7 +80,7 @@ async function running(): Promise<readonly string[]> {
 }
 
 /** L-22, R-9: waits until the store, the runtime and the kernel agree on the running sandboxes. */
-async function agreed(): Promise<void> {
+async function waitForAgreement(): Promise<void> {
   let seen: unknown;
   await eventually(
     'store, runtime and kernel show the same sandboxes',
@@ -120,7 +120,7 @@ let intact = false;
 beforeEach(async () => {
   if (intact) return;
   if (!isAlive(drover.upPid)) await drover.up([...upArguments, '--allow-mount', shared]);
-  await backAgain();
+  await waitForRecovery();
   const left = (await sandboxes()).map(({ id }) => id);
   await drover.remove(...left);
   await rm(join(shared, 'ran'), { force: true });
@@ -168,12 +168,12 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
     }
     if (victims.includes('up')) await drover.up([...upArguments, '--allow-mount', shared]);
     const made = await Promise.all(creating);
-    await backAgain();
-    await agreed();
+    await waitForRecovery();
+    await waitForAgreement();
 
     const kept = made.filter(({ code }) => code === 0);
     const rows = await eventually(
-      'what was made ends',
+      'the created sandboxes end',
       async () => {
         const now = new Map((await sandboxes()).map((row) => [row.name, row]));
         return kept.every(({ name }) => now.get(name)?.state === 'stopped') ? now : undefined;
@@ -214,14 +214,14 @@ describe('R-9, L-22: kill -9 while sandboxes run and while some are being create
   test('a command that ends while Drover is down has its exit code and its complete log', async () => {
     const name = 'alone';
     await drover.begin(name, command(name, 2, 42), mounts());
-    await eventually('its command has begun', async () => (await ran()).has(name));
+    await eventually('its command has started', async () => (await ran()).has(name));
     await drover.interrupt();
     const pid = Number((await readFile(join(state, 'sandboxes', await idOnDisk(name), 'init.pid'), 'utf8')).trim());
     // A zombie has exited too: its new parent may be slow to reap it.
-    await eventually('it ends', async () => /^$|\) Z/.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '')));
+    await eventually('the init exits', async () => /^$|\) Z/.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '')));
     await drover.up([...upArguments, '--allow-mount', shared]);
-    await backAgain();
-    const row = await eventually('its end is known', async () => {
+    await waitForRecovery();
+    const row = await eventually('the control plane reports its end', async () => {
       const now = await sandbox(name);
       return now.state === 'stopped' ? now : undefined;
     });
@@ -251,14 +251,14 @@ describe('unaffected by a kill', () => {
       const stream = ['sh', '-c', `curl -sN http://${target}/`];
       await drover.begin('out', stream, { allow: [target] });
       const lines = async (): Promise<number> => (await drover.logs('out')).split('\n').length;
-      await eventually('it streams', async () => (await lines()) > 3);
+      await eventually('the download runs', async () => (await lines()) > 3);
       const gateway = await drover.pidOf('gateway');
       await kill('agent');
-      await backAgain();
+      await waitForRecovery();
       // The control plane may report the host as ready before it notices that the stream ended.
       const readable = async (): Promise<number | undefined> => await lines().catch(() => undefined);
-      const before = await eventually('its log can be read again', readable);
-      await eventually('it still streams', async () => ((await readable()) ?? 0) > before + 10);
+      const before = await eventually('its log is readable again', readable);
+      await eventually('the download still runs', async () => ((await readable()) ?? 0) > before + 10);
       expect(await drover.pidOf('gateway')).toBe(gateway);
       const numbers = (await drover.logs('out')).split('\n').flatMap((line) => /^line (\d+)$/.exec(line)?.[1] ?? []);
       expect(numbers.map(Number)).toEqual(numbers.map((_, index) => index));
@@ -276,13 +276,13 @@ describe('unaffected by a kill', () => {
     const { server, token, caPem } = await drover.connection();
     const { hostname, port } = new URL(server);
     // The relay drops the first response of the server, with its connection.
-    let swallowed = 0;
+    let dropped = 0;
     const relay = createServer((near) => {
       const far = connect(Number(port), hostname);
       near.on('error', () => far.destroy()).on('close', () => far.destroy());
       far.on('error', () => near.destroy()).on('close', () => near.destroy());
       near.pipe(far);
-      if (swallowed === 0) swallowAnswer(near, far, () => swallowed++);
+      if (dropped === 0) dropResponse(near, far, () => dropped++);
       else far.pipe(near);
     });
     relay.listen(0, '127.0.0.1');
@@ -292,10 +292,10 @@ describe('unaffected by a kill', () => {
     try {
       const options = { spec: { image: 'host', command: ['sleep', '600'] }, idempotencyKey: `lost-${seed}` };
       const first = await client.sandboxes.create(options);
-      expect(swallowed).toBe(1);
+      expect(dropped).toBe(1);
       expect((await sandboxes()).length).toBe(before + 1);
       await kill('serve');
-      await backAgain();
+      await waitForRecovery();
       expect((await client.sandboxes.create(options)).id).toBe(first.id);
       expect((await sandboxes()).length).toBe(before + 1);
       await client.sandboxes.remove(first.id);
@@ -316,8 +316,8 @@ describe('unaffected by a kill', () => {
       await kill('serve');
     }
     const made = await Promise.all(creating);
-    await backAgain();
-    await agreed();
+    await waitForRecovery();
+    await waitForAgreement();
     const rows = await sandboxes();
     for (const { name, code, stderr } of made) {
       const found = rows.filter((row) => row.name === name).length;
@@ -341,7 +341,7 @@ test('R-9: after the removal of all sandboxes no container, process, namespace o
 });
 
 /** Passes the TLS handshake, then holds the server's output until it is long enough for a response, and breaks the connection. */
-function swallowAnswer(near: Socket, far: Socket, swallowed: () => void): void {
+function dropResponse(near: Socket, far: Socket, dropped: () => void): void {
   let sent = 0;
   let asked = false;
   near.on('data', (data) => {
@@ -355,7 +355,7 @@ function swallowAnswer(near: Socket, far: Socket, swallowed: () => void): void {
       return;
     }
     if (data.length < 200) return;
-    swallowed();
+    dropped();
     near.destroy();
     far.destroy();
   });

@@ -71,9 +71,9 @@ describe('./drover in a clone without an installation', () => {
   test('two concurrent first runs install once, report it in a line, and both work', async () => {
     const both = await Promise.all([launch('--version'), launch('--version')]);
     for (const { code, stdout } of both) expect({ code, stdout }).toEqual({ code: 0, stdout: `${version}\n` });
-    const said = both.map(({ stderr }) => stderr.trim()).sort();
-    expect(said[0]).toMatch(/^drover: another run is installing; waiting for it$/);
-    expect(said[1]).toMatch(/^drover: installing the npm packages, .*$/);
+    const messages = both.map(({ stderr }) => stderr.trim()).sort();
+    expect(messages[0]).toMatch(/^drover: another run is installing; waiting for it$/);
+    expect(messages[1]).toMatch(/^drover: installing the npm packages, .*$/);
   });
 
   test('the next run installs nothing and prints nothing', async () => {

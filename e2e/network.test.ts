@@ -272,8 +272,8 @@ describe('R-16: --allow', () => {
     process.kill(pid, 'SIGKILL');
     const closed = await drover.exec('victim', python(everything.filter(([, to]) => to !== victim)));
     expect(heardIn(closed.stdout)).toEqual([]);
-    await eventually('the old one is gone', () => !isAlive(pid));
-    await eventually('the allowed one reaches it again', async () =>
+    await eventually('the old gateway has exited', () => !isAlive(pid));
+    await eventually('the allowed sandbox reaches the address again', async () =>
       (await curl('allowed', page('/again'))).stdout.endsWith('/again\n200'),
     );
     expect((await curl('victim', page('/'))).stdout).toMatch(/egress-denied[^]*403$/);

@@ -45,7 +45,7 @@ describe('R-2: drover run', () => {
       ['exit 7', 7],
       ['kill -KILL $$', 137],
       ['kill -TERM $$', 143],
-    ])('%s gives %d', async (script, status) => {
+    ])('%s: status %d', async (script, status) => {
       expect((await shell(script)).code).toBe(status);
     });
 
@@ -106,7 +106,7 @@ describe('R-2: drover run', () => {
     const { code } = await drover.run(['sandbox', 'wait', 'shortly']);
     expect(code).toBe(3);
     expect(await drover.logs('shortly')).toBe('done\n');
-    await eventually('it is removed', async () => !(await drover.sandboxes()).some(({ name }) => name === 'shortly'));
+    await eventually('the sandbox is deleted', async () => !(await drover.sandboxes()).some(({ name }) => name === 'shortly'));
   });
 
   test('--env, --env-file and a variable of the caller reach the command', async () => {
@@ -223,7 +223,7 @@ describe('R-2: drover run', () => {
       expect(terminal.output).toContain('/dev/pts/');
       terminal.resize(120, 40);
       // The size and the keys travel separately, so either may arrive first.
-      await eventually('the new size is seen inside', () => {
+      await eventually('the terminal inside has the new size', () => {
         terminal.type('stty size\r');
         return terminal.output.includes('40 120');
       });
@@ -257,7 +257,7 @@ describe('R-2: drover run', () => {
 
   test('killing init from outside ends its run and no other', async () => {
     const run = drover.spawn(['run', '--name', 'struck', 'host', '--', 'sh', '-c', 'echo here; sleep 600']);
-    await eventually('it runs', async () => (await drover.logs('struck').catch(() => '')) === 'here\n');
+    await eventually('the sandbox prints', async () => (await drover.logs('struck').catch(() => '')) === 'here\n');
     const serve = await drover.pidOf('serve');
     process.kill(Number(await initPid('struck')), 'SIGKILL');
     const { exitCode, stdout } = await run;
@@ -268,7 +268,7 @@ describe('R-2: drover run', () => {
   test('R-20: --ttl is honoured across a restart of the control plane', async () => {
     await drover.run(['run', '-d', '--name', 'mortal', '--ttl', '3s', 'host', '--', 'sleep', '600']);
     process.kill(await drover.pidOf('serve'), 'SIGKILL');
-    const ended = await eventually('it has ended', async () => {
+    const ended = await eventually('the sandbox has ended', async () => {
       const sandbox = await get('mortal').catch(() => undefined);
       return sandbox?.state === 'stopped' ? sandbox : undefined;
     });

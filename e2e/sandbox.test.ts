@@ -63,7 +63,7 @@ describe('R-3: sandbox commands', () => {
       );
       expect(await ok('sandbox', 'wait', '--for', 'running', 'life')).toMatch(/^running/);
       const runs = async (): Promise<string> => (await drover.exec('life', ['cat', '/var/tmp/runs'])).stdout;
-      await eventually('it has run once', async () => (await runs()) === 'run\n');
+      await eventually('its command has run once', async () => (await runs()) === 'run\n');
       expect((await drover.json<SandboxJson[]>(['sandbox', 'ls'])).map(({ name }) => name)).toContain('life');
 
       await ok('sandbox', 'pause', 'life');
@@ -75,7 +75,7 @@ describe('R-3: sandbox commands', () => {
       await ok('sandbox', 'stop', 'life');
       expect(await get('life')).toMatchObject({ state: 'stopped', exitCode: 143 });
       await ok('sandbox', 'start', 'life');
-      await eventually('it has its files, and has run twice', async () => (await runs()) === 'run\nrun\n');
+      await eventually('its files are kept, and its command has run twice', async () => (await runs()) === 'run\nrun\n');
 
       const refused = await drover.run(['sandbox', 'rm', 'life']);
       expect(refused.code).not.toBe(0);
@@ -124,7 +124,7 @@ describe('R-3: sandbox commands', () => {
       ['exit 0', 0],
       ['exit 3', 3],
       ['kill -KILL $$', 137],
-    ])('%s gives %d', async (script, status) => {
+    ])('%s: status %d', async (script, status) => {
       expect((await drover.run(['exec', 'work', '--', 'sh', '-c', script])).code).toBe(status);
     });
 
@@ -153,7 +153,7 @@ describe('R-3: sandbox commands', () => {
       terminal.type('stty size\r');
       await terminal.shows('30 90');
       terminal.resize(110, 35);
-      await eventually('the new size is there', () => {
+      await eventually('the terminal has the new size', () => {
         terminal.type('stty size\r');
         return terminal.output.includes('35 110');
       });
@@ -183,7 +183,7 @@ describe('R-3: sandbox commands', () => {
       const first = drover.spawn(['exec', '--attach', id, 'work']);
       let seen = '';
       first.stdout.on('data', (data: Buffer) => (seen += data.toString()));
-      await eventually('it has begun', () => seen.includes('\n20\n'));
+      await eventually('the exec prints', () => seen.includes('\n20\n'));
       // The launcher replaces itself with node, so this pid is the CLI's.
       first.kill('SIGKILL');
       await first;
@@ -196,12 +196,12 @@ describe('R-3: sandbox commands', () => {
       const exec = drover.spawn(['exec', '-n', 'work', '--', 'sh', '-c', script]);
       let seen = '';
       exec.stdout.on('data', (data: Buffer) => (seen += data.toString()));
-      await eventually('it has begun', () => seen.includes('\n20\n'));
+      await eventually('the exec prints', () => seen.includes('\n20\n'));
       process.kill(await drover.pidOf('serve'), 'SIGKILL');
       const { exitCode } = await exec;
       expect(seen).toBe(lines(600));
       expect(exitCode).toBe(12);
-      await eventually('the API is back', async () => await drover.answers());
+      await eventually('the API responds', async () => await drover.answers());
     });
   });
 
@@ -220,7 +220,7 @@ describe('R-3: sandbox commands', () => {
         const tail = await drover.run(['logs', '--tail', '3', 'talks']);
         expect([tail.stdout, tail.stderr]).toEqual(['499\n500\n', 'aside\n']);
       };
-      await eventually('it has written', async () => (await drover.logs('talks')) === lines(500));
+      await eventually('the log is complete', async () => (await drover.logs('talks')) === lines(500));
       await check();
       await drover.stop('talks', 100);
       await check();
@@ -232,7 +232,7 @@ describe('R-3: sandbox commands', () => {
       const following = drover.spawn(['logs', '-f', 'chatty']);
       let seen = '';
       following.stdout.on('data', (data: Buffer) => (seen += data.toString()));
-      await eventually('it follows', () => seen.includes('\n30\n'));
+      await eventually('logs -f prints', () => seen.includes('\n30\n'));
       await drover.stop('chatty');
       expect((await following).exitCode).toBe(0);
       const count = seen.split('\n').length - 2;
@@ -306,7 +306,7 @@ describe('R-3: sandbox commands', () => {
       socket.end(bytes);
       return await buffer(socket);
     };
-    await eventually('the server in the sandbox answers', async () => (await ask(Buffer.from('x'))).toString() === 'X');
+    await eventually('the server in the sandbox responds', async () => (await ask(Buffer.from('x'))).toString() === 'X');
     const sent = Array.from({ length: 20 }, (_, i) => Buffer.from(`connection ${i} `.repeat(10_000)));
     const received = await Promise.all(sent.map(ask));
     expect(received.map(sha256)).toEqual(sent.map((bytes) => sha256(Buffer.from(bytes.toString().toUpperCase()))));
@@ -351,12 +351,12 @@ describe('R-3: sandbox commands', () => {
       const removed = async (name: string): Promise<void> => {
         const { id } = await drover.begin<SandboxJson>(name, ['true']);
         await drover.remove(name);
-        await eventually(`its removal is told`, () => events().some(({ type, subject }) => type === 'SandboxDeleted' && subject === id));
+        await eventually(`its removal is printed`, () => events().some(({ type, subject }) => type === 'SandboxDeleted' && subject === id));
       };
       await removed('before');
       process.kill(await drover.pidOf('serve'), 'SIGKILL');
-      await eventually('the API is back', async () => await drover.answers());
-      await eventually('the host is back', async () => (await drover.hosts<{ state: string }>()).every(({ state }) => state === 'ready'));
+      await eventually('the API responds', async () => await drover.answers());
+      await eventually('the host is ready', async () => (await drover.hosts<{ state: string }>()).every(({ state }) => state === 'ready'));
       await removed('after');
       following.kill('SIGINT');
       await following;
@@ -364,8 +364,8 @@ describe('R-3: sandbox commands', () => {
         .trim()
         .split('\n')
         .map((line) => JSON.parse(line) as EventJson);
-      const told = events();
-      expect(told).toEqual(stored.slice(0, told.length));
+      const printed = events();
+      expect(printed).toEqual(stored.slice(0, printed.length));
     });
   });
 

@@ -26,18 +26,18 @@ const get = async (name: string): Promise<{ state: string; reason: string; exitC
 describe('R-19: secrets', () => {
   const flags = (): string[] => ['--secret', 'TOKEN', '--secret-file', `KEY=@${join(drover.directory, 'config', 'key')}`];
   /** Prints hashes, so that no output contains the canary itself. */
-  const look =
+  const check =
     'printf %s "$TOKEN" | sha256sum; sha256sum < /run/secrets/KEY; stat -c "%a %u %g" /run/secrets/KEY; stat -f -c %T /run/secrets';
   const hash = async (text: string): Promise<string> => (await execa('sha256sum', [], { input: text })).stdout;
   const wanted = async (owner: string): Promise<string> => `${await hash(canary)}\n${await hash(file)}\n400 ${owner}\ntmpfs\n`;
 
   test('reach the main process and execs, as variables and as files on a tmpfs with the user’s ownership', async () => {
-    const { code, stdout } = await run('run', '--rm', '--user', '1000:1000', ...flags(), 'host', '--', 'sh', '-c', look);
+    const { code, stdout } = await run('run', '--rm', '--user', '1000:1000', ...flags(), 'host', '--', 'sh', '-c', check);
     expect({ code, stdout }).toEqual({ code: 0, stdout: await wanted('1000 1000') });
     const script = join(drover.directory, 'post-init');
-    await writeFile(script, `#!/bin/sh\n{ ${look}; } > /var/tmp/prepared\n`);
+    await writeFile(script, `#!/bin/sh\n{ ${check}; } > /var/tmp/prepared\n`);
     await run('run', '-d', '--name', 'keeper', ...flags(), '--post-init', script, 'host', '--', 'sleep', '1000');
-    expect(await inside('keeper', look)).toBe(await wanted('0 0'));
+    expect(await inside('keeper', check)).toBe(await wanted('0 0'));
     // The steps of the init plan have the secrets too.
     expect(await inside('keeper', 'cat /var/tmp/prepared')).toBe(await wanted('0 0'));
   });
@@ -47,7 +47,7 @@ describe('R-19: secrets', () => {
     await drover.interrupt();
     await drover.up(up);
     await drover.restart('keeper');
-    expect(await inside('keeper', look)).toBe(await wanted('0 0'));
+    expect(await inside('keeper', check)).toBe(await wanted('0 0'));
   });
 
   test('are piped in through stdin, and refused where a process list would show them', async () => {
@@ -80,8 +80,8 @@ describe('R-19: secrets', () => {
 
   test('are in no file of the data directory, no command line, and no environment of a process outside the sandbox', async () => {
     // The search itself works: it finds the key that this test put below the same directory.
-    expect(await holders(drover.directory)).toEqual([join(drover.directory, 'config', 'key')]);
-    expect(await holders(drover.data)).toEqual([]);
+    expect(await filesWithCanary(drover.directory)).toEqual([join(drover.directory, 'config', 'key')]);
+    expect(await filesWithCanary(drover.data)).toEqual([]);
     const [own, sandboxes] = [await readFile('/proc/self/environ', 'latin1'), await processesWith('environ')];
     expect(own).not.toContain(canary);
     expect(await processesWith('cmdline')).toEqual([]);
@@ -98,7 +98,7 @@ describe('R-3: drover top', () => {
     await drover.begin('busy', ['sh', '-c', 'while :; do :; done'], { resources: { memoryBytes: 256n << 20n } });
     type Usage = { name: string; cpuPercent: number; memoryBytes: number; memoryLimitBytes: number; pids: number };
     // The other programs of this machine may leave the sandbox little CPU time. Wait until it gets more than a tenth.
-    const [busy, keeper] = await eventually('the busy one is busy', async () => {
+    const [busy, keeper] = await eventually('the busy sandbox is busy', async () => {
       const usage = await drover.json<Usage[]>(['top']);
       const seen = ['busy', 'keeper'].map((name) => usage.find((one) => one.name === name));
       return (seen[0]?.cpuPercent ?? 0) > 10 ? seen : undefined;
@@ -120,7 +120,7 @@ describe('R-3: drover top', () => {
 });
 
 describe('R-20: --idle-stop', () => {
-  test('stops an idle sandbox with that reason; one that works, prints or is used runs on', async () => {
+  test('stops an idle sandbox with that reason; a sandbox that works, prints or is used keeps running', async () => {
     const sandboxes = {
       idle: 'exec sleep 1000',
       works: 'while :; do :; done',
@@ -130,11 +130,11 @@ describe('R-20: --idle-stop', () => {
     for (const [name, script] of Object.entries(sandboxes))
       await run('run', '-d', '--name', name, '--idle-stop', '4s', 'host', '--', 'sh', '-c', script);
     const user = drover.spawn(['exec', 'used', '--', 'sleep', '1000']);
-    await eventually('the idle one is stopped', async () => (await get('idle')).state === 'stopped');
+    await eventually('the idle sandbox is stopped', async () => (await get('idle')).state === 'stopped');
     expect(await get('idle')).toMatchObject({ reason: 'idle', exitCode: 143 });
     expect(await Promise.all(['works', 'speaks', 'used'].map(async (name) => (await get(name)).state))).toEqual(Array(3).fill('running'));
     user.kill('SIGKILL');
-    await eventually('the one that nobody uses any more is stopped', async () => (await get('used')).reason === 'idle');
+    await eventually('the formerly used sandbox is stopped', async () => (await get('used')).reason === 'idle');
     expect(await Promise.all(['works', 'speaks'].map(async (name) => (await get(name)).state))).toEqual(Array(2).fill('running'));
     await drover.remove('idle', 'works', 'speaks', 'used');
   });
@@ -144,22 +144,22 @@ describe('R-20: --idle-stop', () => {
     const { id } = await drover.sandbox<{ id: string }>('alone');
     await drover.interrupt();
     // Init counts the idle time and writes its exit record. No other process is running that could.
-    await eventually('it has ended', () => existsSync(join(drover.data, 'host', 'run', id, 'exit.json')));
+    await eventually('the sandbox has ended', () => existsSync(join(drover.data, 'host', 'run', id, 'exit.json')));
     const endedBy = Date.now();
     await drover.up(up);
-    const ended = await eventually('it is known to have stopped', async () => {
+    const ended = await eventually('the control plane reports the end', async () => {
       const seen = await drover.sandbox<{ state: string; reason: string; finishedAt: string }>('alone');
       return seen.state === 'stopped' ? seen : undefined;
     });
     expect(ended.reason).toBe('idle');
     expect(Date.parse(ended.finishedAt)).toBeLessThanOrEqual(endedBy);
     await drover.restart('alone');
-    await eventually('it is stopped again', async () => (await get('alone')).reason === 'idle');
+    await eventually('the sandbox is stopped again', async () => (await get('alone')).reason === 'idle');
   });
 });
 
 /** Returns the files below a directory, on its own file system, that hold the canary in some encoding. */
-async function holders(directory: string): Promise<readonly string[]> {
+async function filesWithCanary(directory: string): Promise<readonly string[]> {
   const patterns = spellings.flatMap((spelling) => ['-e', spelling]);
   const files = ['find', directory, '-xdev', '-type', 'f', '-print0'];
   const { stdout, exitCode } = await execa('sh', ['-c', `${files.join(' ')} | xargs -0 grep -laF ${patterns.join(' ')} --`], {

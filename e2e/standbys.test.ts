@@ -27,7 +27,7 @@ describe('a host with standbys', () => {
   });
 
   const allReady = async (): Promise<void> =>
-    void (await eventually('two sandboxes are ready', async () => (await readyStandbys(drover.data)) === 2));
+    void (await eventually('two standbys are ready', async () => (await readyStandbys(drover.data)) === 2));
   /** Returns the host's own records of sandboxes and standbys. */
   const records = async (): Promise<ReadonlyMap<string, HostRecord>> => {
     const directory = join(drover.data, 'host', 'sandboxes');
@@ -61,7 +61,7 @@ describe('a host with standbys', () => {
       { input: 'sesame\n' },
     );
     expect({ code: created.code, stderr: created.code === 0 ? '' : created.stderr }).toEqual({ code: 0, stderr: '' });
-    await eventually('it said so', async () => (await drover.logs('ahead')).includes('ready'));
+    await eventually('the post-init has printed', async () => (await drover.logs('ahead')).includes('ready'));
     expect(await ok('logs', 'ahead')).toBe('ahead\nfrom the host\nsesame\n0\nready\n');
     const { container, pid } = (await recordOf('ahead')) ?? {};
     expect(waiting.get(container ?? '')?.pid).toBe(pid);
@@ -99,7 +99,7 @@ describe('a host with standbys', () => {
     const agent = await drover.pidOf('agent');
     process.kill(agent, 'SIGKILL');
     for (const [, { pid }] of waiting) await eventually(`${pid} has ended`, () => !isAlive(pid ?? 0));
-    await eventually('the host has other ones ready', async () => {
+    await eventually('the host has new standbys', async () => {
       const now = await records();
       return (await readyStandbys(drover.data)) === 2 && waiting.every(([id]) => !now.has(id));
     });

@@ -31,13 +31,13 @@ describe('R-1: drover up', () => {
 
   test('Ctrl-C stops up cleanly, sandboxes keep running, and a second up adopts them', async () => {
     await drover.run(['run', '-d', '--name', 'stays', 'host', '--', 'sh', '-c', 'while :; do date +%s%N; sleep 0.2; done']);
-    const { startCount, state } = await eventually('it runs', async () => {
+    const { startCount, state } = await eventually('the sandbox runs', async () => {
       const sandbox = await drover.sandbox<{ state: string; startCount: number }>('stays');
       return sandbox.state === 'running' ? sandbox : undefined;
     });
     expect(await drover.interrupt()).toBe(0);
     await drover.up();
-    const after = await eventually('it is adopted', async () => {
+    const after = await eventually('the sandbox is adopted', async () => {
       const sandbox = await drover.sandbox<{ state: string; startCount: number }>('stays');
       return sandbox.state === state ? sandbox : undefined;
     });

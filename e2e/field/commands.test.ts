@@ -70,7 +70,7 @@ describe('contexts', () => {
       let shown = '';
       other.stdout.on('data', (text: Buffer) => (shown += text.toString()));
       await eventually(
-        'the other control plane says how to go back',
+        'the other control plane prints how to switch back',
         () => /go back/.test(shown),
         60_000,
         () => shown,
@@ -175,15 +175,15 @@ describe('a certificate whose dates do not include the present time', () => {
 });
 
 /** Errno names, stack traces, internal paths and names of calls. */
-const programmersWords =
+const internalWords =
   /\bE[A-Z]{3,}\b|\bERR_|\bat .*:\d+:\d+|\/src\/|node:|\/run\/sb-|\b(?:lstat|openat?|mkdir|scandir|syscall)\b '|\bundefined\b|\[object/;
 
 describe('every command reports wrong input: the problem, its object, and the next step', () => {
   const program = buildProgram(async () => undefined);
 
   /** Returns every command that can be run. */
-  function leaves(command = program): (typeof program)[] {
-    const inner = command.commands.flatMap((child) => leaves(child));
+  function leafCommands(command = program): (typeof program)[] {
+    const inner = command.commands.flatMap((child) => leafCommands(child));
     return command === program || command.registeredArguments.length > 0 || inner.length === 0
       ? [...(command === program ? [] : [command]), ...inner]
       : inner;
@@ -225,7 +225,7 @@ describe('every command reports wrong input: the problem, its object, and the ne
       line,
       stderr: expect.stringMatching(/^(?:drover: [^\n]+\n)*drover: [^\n]+\n {2}hint: [^\n]+\n$/) as string,
     });
-    expect({ line, stderr: programmersWords.exec(stderr)?.[0] }).toEqual({ line, stderr: undefined });
+    expect({ line, stderr: internalWords.exec(stderr)?.[0] }).toEqual({ line, stderr: undefined });
     for (const hint of stderr.matchAll(/hint: (.*)/g)) checkHint(hint[1] ?? '');
   }
 
@@ -255,7 +255,7 @@ describe('every command reports wrong input: the problem, its object, and the ne
     'context add',
     'context rm',
   ]);
-  const remote = leaves().filter((command) => !local.has(commandPath(command)));
+  const remote = leafCommands().filter((command) => !local.has(commandPath(command)));
   const withSize = (command: typeof program): string[] => (commandPath(command) === 'volume create' ? ['--size', '1g'] : []);
   const line = (command: typeof program, flags: readonly string[]): string[] => [
     ...commandPath(command).split(' '),
@@ -265,7 +265,7 @@ describe('every command reports wrong input: the problem, its object, and the ne
   ];
 
   /** Runs a command in this process. A separate process for each of these many runs would take a hundred times as long. */
-  async function here(args: readonly string[]): Promise<Finished> {
+  async function runInProcess(args: readonly string[]): Promise<Finished> {
     // `cp` reads its paths from the arguments of its own process, because they need not be UTF-8.
     if (args[0] === 'cp' || testsOtherCheckout) return await drover.run(args, { env: { CI: '1' } });
     const written = { stdout: '', stderr: '' };
@@ -295,10 +295,10 @@ describe('every command reports wrong input: the problem, its object, and the ne
     checkSentence(args, outcome);
   });
 
-  test.each(leaves().map((command) => [commandPath(command), command] as const))(
-    'drover %s with a flag that it does not have',
+  test.each(leafCommands().map((command) => [commandPath(command), command] as const))(
+    'drover %s with an unknown flag',
     async (_path, command) => {
-      checkSentence(['--no-such-flag'], await here([...commandPath(command).split(' '), '--no-such-flag']));
+      checkSentence(['--no-such-flag'], await runInProcess([...commandPath(command).split(' '), '--no-such-flag']));
     },
   );
 
@@ -307,18 +307,18 @@ describe('every command reports wrong input: the problem, its object, and the ne
     async (_path, command) => {
       const { server } = await drover.connection();
       const wrongToken = line(command, ['--token', 'wrong']);
-      checkSentence(wrongToken, await here(wrongToken));
+      checkSentence(wrongToken, await runInProcess(wrongToken));
       const wrongCa = line(command, ['--server', server, '--token', 'x', '--ca', '/etc/ssl/certs/ca-certificates.crt']);
-      checkSentence(wrongCa, await here(wrongCa));
+      checkSentence(wrongCa, await runInProcess(wrongCa));
     },
   );
 
   const named = remote.filter((command) => wrongArguments(command).includes('nosuch') || commandPath(command) === 'cp');
   test.each(named.map((command) => [commandPath(command), command] as const))(
-    'drover %s with a name that nothing has',
+    'drover %s with an unknown name',
     async (_path, command) => {
       const args = line(command, ['contain'].includes(command.name()) ? ['--pause'] : []);
-      checkSentence(args, await here(args));
+      checkSentence(args, await runInProcess(args));
     },
   );
 
@@ -343,6 +343,6 @@ describe('every command reports wrong input: the problem, its object, and the ne
     [['exec', '--user', 'nosuch', 'web', 'true']],
     [['sandbox', 'wait', 'web', '--for', 'nosuch']],
   ] as const)('drover %j', async (args) => {
-    checkSentence(args, await here(args));
+    checkSentence(args, await runInProcess(args));
   });
 });

@@ -51,7 +51,7 @@ for line in open("/proc/self/mountinfo"):
     before, after = line.rstrip("\\n").split(" - ")
     point, options = before.split(" ")[4], before.split(" ")[5].split(",")
     kind, _, over = after.split(" ")[:3]
-    # The last mount on a place is the one that is seen.
+    # The last mount on a path hides the others.
     found.pop(point, None)
     if "ro" in options or "ro" in over.split(","): continue
     if stat.S_ISCHR(os.stat(point).st_mode): continue
@@ -172,7 +172,7 @@ sys.stdin.read()
 for process in held: process.kill()
 `;
     const holding = drover.spawn(['exec', '-i', name, '--', '/usr/bin/python3', '-c', script]);
-    await eventually(`get says that ${resource} are used up`, async () => sentence.test(await message()), 30_000, message);
+    await eventually(`get reports that ${resource} are exhausted`, async () => sentence.test(await message()), 30_000, message);
     const [shown, explained, events] = await Promise.all([
       drover.run(['sandbox', 'get', name]),
       drover.run(['sandbox', 'explain', name]),
@@ -182,7 +182,7 @@ for process in held: process.kill()
     holding.stdin.end();
     await holding;
     if (free[resource] !== '') await drover.exec(name, ['sh', '-c', free[resource]]);
-    await eventually('it is not said any longer', async () => (await message()) === '', 30_000, message);
+    await eventually('get no longer reports it', async () => (await message()) === '', 30_000, message);
   });
 });
 
@@ -215,7 +215,7 @@ describe('R-18: a named volume', () => {
     const agent = await drover.pidOf('agent');
     process.kill(agent, 'SIGKILL');
     await eventually('another agent runs', async () => (await drover.pidOf('agent')) !== agent);
-    await eventually('the host is back', async () => (await drover.hosts<{ state: string }>())[0]?.state === 'ready');
+    await eventually('the host is ready', async () => (await drover.hosts<{ state: string }>())[0]?.state === 'ready');
     expect((await drover.exec('writer', ['cat', '/data/file'])).stdout).toBe('kept\n');
     await drover.stop('writer', 1);
     // After a boot no volume is mounted.

@@ -40,7 +40,7 @@ const stateFile = (...path: readonly string[]): string => join(drover.data, 'hos
 async function killInit(id: string): Promise<void> {
   const pid = Number(await readFile(stateFile('sandboxes', id, 'init.pid'), 'utf8'));
   process.kill(pid, 'SIGKILL');
-  await eventually('its init is dead', () => !isAlive(pid));
+  await eventually('its init has exited', () => !isAlive(pid));
 }
 
 /** Simulates a restart of the host: the sandbox dies without a report, and the next agent finds a different boot id. */
@@ -66,7 +66,7 @@ const endings: readonly Ending[] = [
     name: 'asked',
     command: ['sh', '-c', 'trap "exit 0" TERM; echo up; while :; do sleep 0.1; done'],
     end: async () => {
-      await eventually('it is up', async () => (await drover.logs('asked')) === 'up\n');
+      await eventually('the command prints', async () => (await drover.logs('asked')) === 'up\n');
       await drover.stop('asked');
     },
     shown: 'stopped (0)',
@@ -129,18 +129,18 @@ const endings: readonly Ending[] = [
   },
 ];
 
-let told: ReturnType<TestDrover['run']>;
+let expired: ReturnType<TestDrover['run']>;
 
 beforeAll(async () => {
   drover = await TestDrover.start(['--pool', '10.233.64.0/18']);
   // The sandboxes that end without an action run concurrently.
   await Promise.all(endings.map(async ({ name, command, spec }) => await drover.create(name, command, spec ?? { image: 'host' })));
-  told = drover.run(['run', '--name', 'told', '--ttl', '5s', 'host', '--', ...idle]);
+  expired = drover.run(['run', '--name', 'told', '--ttl', '5s', 'host', '--', ...idle]);
 });
 
 describe('an attached run reports an ending that its command did not cause', () => {
   test('at the end of its time to live', async () => {
-    const { code, stderr } = await told;
+    const { code, stderr } = await expired;
     expect(code).not.toBe(0);
     expect(stderr).toContain('stopped at the end of its time to live (5s)\n');
   });
@@ -148,7 +148,7 @@ describe('an attached run reports an ending that its command did not cause', () 
   test('after a stop by a person, to every attached client, also when the command ends with 0', async () => {
     const script = 'trap "exit 0" TERM; echo up; while :; do sleep 0.1; done';
     const running = drover.run(['run', '--name', 'halted', 'host', '--', 'sh', '-c', script]);
-    await eventually('it is up', async () => (await drover.logs('halted').catch(() => '')) === 'up\n');
+    await eventually('the command prints', async () => (await drover.logs('halted').catch(() => '')) === 'up\n');
     const attached = drover.spawn(['attach', '--no-stdin', 'halted']);
     await new Promise<void>((resolve) => attached.stdout.once('data', () => resolve()));
     await drover.stop('halted');

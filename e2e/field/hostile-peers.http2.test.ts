@@ -50,7 +50,7 @@ async function replaceInit(): Promise<void> {
 async function killControlPlane(): Promise<void> {
   const pid = await drover.pidOf('serve');
   process.kill(pid, 'SIGABRT');
-  await eventually('another control plane answers', async () => (await drover.pidOf('serve')) !== pid && (await drover.answers()));
+  await eventually('another control plane responds', async () => (await drover.pidOf('serve')) !== pid && (await drover.answers()));
 }
 
 async function session(name: string): Promise<{ readonly state: string; readonly lastError?: string }> {
@@ -77,7 +77,7 @@ test('the sandbox connected when the control plane ends twice in a row is dialle
   };
   const pid = await eventually('the sandbox is on trial', onTrial, 90_000);
   process.kill(pid, 'SIGABRT');
-  await eventually('another control plane answers', async () => (await drover.pidOf('serve')) !== pid && (await drover.answers()));
+  await eventually('another control plane responds', async () => (await drover.pidOf('serve')) !== pid && (await drover.answers()));
   await drover.saw(hostile.id, ['session'], (types) => types.includes('SessionDelayed'));
   expect(await session('hostile')).toMatchObject({ state: 'broken', lastError: expect.stringContaining('ended unexpectedly') });
   expect((await drover.run(['sandbox', 'get', 'hostile'])).stdout).toContain('ended unexpectedly');

@@ -182,7 +182,7 @@ describe('I-4: containment', () => {
     // The session stays, so that a person can inspect a contained sandbox.
     expect(await registrationPort()).toBe(false);
     await succeeds('sandbox', 'release', 'culprit');
-    await eventually('it has registered again', async () => {
+    await eventually('the sandbox has registered again', async () => {
       const { identity } = await drover.sandbox<{ identity: { verdict: string } }>('culprit');
       return identity.verdict === 'trusted';
     });
@@ -210,10 +210,10 @@ describe('I-4: containment', () => {
   });
 
   test('only a release undoes it, across restarts of every part, and every refusal names the person and the reason', async () => {
-    const said = /contained: it is (paused|killed), by admin at 20\S+: sends spam/;
+    const refusal = /contained: it is (paused|killed), by admin at 20\S+: sends spam/;
     const refused = async (...args: readonly string[]): Promise<void> => {
       const { code, stderr } = await drover.run(args);
-      expect({ code, stderr }).toEqual({ code: expect.any(Number), stderr: expect.stringMatching(said) });
+      expect({ code, stderr }).toEqual({ code: expect.any(Number), stderr: expect.stringMatching(refusal) });
       expect(code, args.join(' ')).not.toBe(0);
     };
     await succeeds('sandbox', 'contain', 'culprit', '--pause', '--reason', 'sends spam');
@@ -221,7 +221,7 @@ describe('I-4: containment', () => {
     await refused('sandbox', 'start', 'culprit');
     await refused('exec', 'culprit', '--', 'true');
     for (const part of ['serve', 'agent'] as const) process.kill(await drover.pidOf(part), 'SIGKILL');
-    await eventually('the control plane and the host are back', async () => {
+    await eventually('the control plane responds and the host is ready', async () => {
       return (await drover.answers()) && (await drover.hosts<{ state: string }>())[0]?.state === 'ready';
     });
     await refused('sandbox', 'resume', 'culprit');

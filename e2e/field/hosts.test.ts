@@ -32,7 +32,7 @@ async function freePort(host: string): Promise<number> {
   return port;
 }
 
-const join_ = (server: string, token: string, ...args: string[]) =>
+const joinHost = (server: string, token: string, ...args: string[]) =>
   drover.run(['agent', 'join', server, '--token', token, '--no-run', ...args]);
 
 describe('13.5: host token', () => {
@@ -49,19 +49,19 @@ describe('13.5: agent join', () => {
     const { server } = await drover.connection();
     const { token } = await drover.json<{ token: string }>(['host', 'token']);
     const state = join(work, 'unfit');
-    const unfit = await join_(server, token, '--state', state, '--runtime-program', '/nowhere/runc', '--name', 'unfit');
+    const unfit = await joinHost(server, token, '--state', state, '--runtime-program', '/nowhere/runc', '--name', 'unfit');
     expect({ code: unfit.code, stderr: unfit.stderr }).toEqual({ code: 6, stderr: expect.stringContaining('/nowhere/runc') as string });
     // The token keeps its single use.
-    const fit = await join_(server, token, '--state', join(work, 'fit'), '--name', 'fit');
+    const fit = await joinHost(server, token, '--state', join(work, 'fit'), '--name', 'fit');
     expect({ code: fit.code, stderr: fit.stderr }).toMatchObject({ code: 0 });
-    expect((await join_(server, token, '--state', join(work, 'third'))).stderr).toMatch(/used up or expired/);
+    expect((await joinHost(server, token, '--state', join(work, 'third'))).stderr).toMatch(/used up or expired/);
     await drover.run(['host', 'rm', 'fit']);
   });
 
   test('refuses a state directory that belongs to a host of another control plane', async () => {
     const { server } = await drover.connection();
     const other = formatJoinToken({ secret: newSecret(), caFingerprint: 'ab'.repeat(32) });
-    const { code, stderr } = await join_(server, other, '--state', join(drover.data, 'host'));
+    const { code, stderr } = await joinHost(server, other, '--state', join(drover.data, 'host'));
     expect(code).not.toBe(0);
     expect(stderr).toMatch(/belongs to a host of another control plane[^]*--state/);
     expect((await drover.run(['exec', 'stays', '--', 'true'])).code).toBe(0);

@@ -58,7 +58,7 @@ describe('R-15: on a disk of 64 MiB', () => {
     await store.ensure(image, { signal: lifetime.signal, ...(onProgress !== undefined && { onProgress }) });
   const images = async (): Promise<string[]> => (await store.list()).map(({ reference }) => reference).sort();
   /** Runs one round of the agent's garbage collection. */
-  const tidy = async (): Promise<void> => {
+  const collectGarbage = async (): Promise<void> => {
     const end = new AbortController();
     const round = collectImages({ images: store, directory: disk, logger: silentLogger, signal: end.signal, clock });
     await expect.poll(() => clock.sleeping).toBeGreaterThan(0);
@@ -104,11 +104,11 @@ describe('R-15: on a disk of 64 MiB', () => {
     await store.hold(digest, 'sandbox');
     await ensure(unused);
     await clock.advance(imageKeptFullDiskMs + 1);
-    await tidy();
+    await collectGarbage();
     expect(await images()).toEqual([held, unused].sort());
     const { bavail, bsize } = await statfs(disk);
     await writeFile(join(disk, 'other'), randomBytes(bavail * bsize - 2 * mebibyte));
-    await tidy();
+    await collectGarbage();
     expect(await images()).toEqual([held]);
   });
 });

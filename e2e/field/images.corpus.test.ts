@@ -137,7 +137,7 @@ async function umocis(layout: string): Promise<Record<string, string>> {
   return await treeOf(join(bundle, 'rootfs'));
 }
 
-describe('R-11: the tree of an image is the one that umoci unpacks:', () => {
+describe('R-11: an image has the tree that umoci unpacks:', () => {
   test.concurrent.each(corpus.map((image) => [image.name, image] as const))('%s', async (_, image) => {
     const layout = await layoutOf(image);
     if (image.refused !== undefined) {

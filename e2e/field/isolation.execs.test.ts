@@ -56,7 +56,7 @@ describe('abandoned execs', () => {
     expect((await drover.run(['complete', 'words', 'exec', ''])).stdout).toMatch(/^ls\t[^]*^web\t/m);
     expect((await drover.run(['complete', 'words', 'exec', 'kill', 'web', ''])).stdout).toContain(`${id}\tsh -c trap`);
     await drover.json(['exec', 'kill', '--signal', 'usr1', 'web', id]);
-    await eventually('it ends', async () => (await execs('web')).some(({ execId, exit }) => execId === id && exit?.code === 7));
+    await eventually('the exec ends', async () => (await execs('web')).some(({ execId, exit }) => execId === id && exit?.code === 7));
     expect(await drover.json(['exec', 'kill', 'web', id])).toMatchObject({ signalled: false });
     expect(await drover.run(['exec', 'kill', 'web', 'never'])).toMatchObject({ code: 3, stderr: expect.stringContaining('"never"') });
   });
@@ -67,7 +67,7 @@ describe('abandoned execs', () => {
     const started = await Promise.all(Array.from({ length: 64 }, async () => await start().started));
     await expect(start().started).rejects.toMatchObject({ code: 'no-room', hint: expect.stringContaining('drover exec ls') });
     expect(await client.sandboxes.killExec('full', started[0]?.execId ?? '', 'KILL')).toBe(true);
-    await eventually('one has ended', async () => (await client.sandboxes.execs('full')).some(({ exit }) => exit?.signal === 'SIGKILL'));
+    await eventually('the killed exec has ended', async () => (await client.sandboxes.execs('full')).some(({ exit }) => exit?.signal === 'SIGKILL'));
     await start().started;
     await drover.remove('full');
   });
@@ -128,7 +128,7 @@ test('forwards have a separate bound: an exec does not wait for them', async () 
   }
   const exec = async (): Promise<unknown> => await drover.run(['exec', '-n', 'forwarded', 'true'], { timeoutMs: 30_000 });
   expect(await exec()).toMatchObject({ code: 0 });
-  await eventually('those above the bound are refused', () => refusals.length >= 300 - 128);
+  await eventually('the forwards above the bound are refused', () => refusals.length >= 300 - 128);
   expect(refusals.every((message) => message.includes('128 connections are forwarded into the sandbox already'))).toBe(true);
   expect(await exec()).toMatchObject({ code: 0 });
   for (const forward of forwards) forward.destroy();

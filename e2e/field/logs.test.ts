@@ -33,7 +33,7 @@ describe('logs returns all retained output, and reports dropped output', () => {
       drover.begin('long', ['sh', '-c', `seq -f 'line %.0f of the output' ${lines}; echo end >&2; sleep 1d`]),
       drover.begin('bytes', ['sh', '-c', "for i in $(seq 20000); do printf '€uro'; done; printf '\\377\\376x'; sleep 1d"]),
     ]);
-    await eventually('all is written', async () => (await drover.run(['logs', '--tail', '1', 'long'])).stderr === 'end\n');
+    await eventually('the output is complete', async () => (await drover.run(['logs', '--tail', '1', 'long'])).stderr === 'end\n');
   });
   afterAll(async () => await drover[Symbol.asyncDispose]());
 
@@ -72,7 +72,7 @@ describe('logs returns all retained output, and reports dropped output', () => {
       replaced = found.filter(({ data }) => data?.includes('\ufffd')).length;
       return bytesOf(found).length === expected.length && found;
     };
-    const all = await eventually('all is written', written, 30_000, () => ({ recordsWithReplacementCharacters: replaced }));
+    const all = await eventually('the output is complete', written, 30_000, () => ({ recordsWithReplacementCharacters: replaced }));
     expect(bytesOf(all).equals(expected)).toBe(true);
     expect(all.length).toBeGreaterThan(3);
     const odd = all.filter(({ data, dataBase64 }) => dataBase64 !== undefined || data?.includes('\ufffd') === true);

@@ -94,7 +94,7 @@ describe('a fresh Debian machine with its own Node.js and npm', () => {
       `oci:${layout}:12`,
       'docker://127.0.0.1:5000/debian:12',
     );
-    await eventually('the registry takes the image', async () => (await execa(push, words, { reject: false })).exitCode === 0);
+    await eventually('the registry accepts the image', async () => (await execa(push, words, { reject: false })).exitCode === 0);
   }
 
   test('runs the README line by line', async () => {

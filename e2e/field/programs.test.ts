@@ -193,7 +193,7 @@ describe('memory', () => {
 
   test('a killed child does not end the run: the run has the status of its command, and the kill is an event', async () => {
     await drover.create('greedy', ['sh', '-c', 'tail /dev/zero; echo "status $?"; exit 0'], memory);
-    await eventually('it has ended', async () => /^(?:stopped|failed)$/.test((await get('greedy')).state));
+    await eventually('the sandbox has ended', async () => /^(?:stopped|failed)$/.test((await get('greedy')).state));
     expect(await get('greedy')).toMatchObject({ reason: 'exited', exitCode: 0, outOfMemory: false });
     expect(await drover.logs('greedy')).toBe('status 137\n');
     const { process, count } = await kills('greedy');

@@ -77,8 +77,8 @@ const eventsOf = async (...args: readonly string[]): Promise<readonly EventJson[
 async function killServe(): Promise<void> {
   const pid = await drover.pidOf('serve');
   process.kill(pid, 'SIGKILL');
-  await eventually('serve is dead', () => !isAlive(pid));
-  await eventually('the next one answers', async () => await drover.answers());
+  await eventually('serve has exited', () => !isAlive(pid));
+  await eventually('the next control plane responds', async () => await drover.answers());
 }
 
 /** Kills the control plane and waits until each sandbox has its next session and a completed plan, or has ended. */

@@ -39,7 +39,7 @@ test('while a control plane is killed and restarted, each run -d waits for it an
   const begin = async (name: string): Promise<Finished> => await drover.run(['run', '-d', '--name', name, 'host', '--', 'sleep', '1000']);
   const during = ['a', 'b'].map(begin);
   process.kill(await drover.pidOf('serve'), 'SIGKILL');
-  await eventually('nothing listens', async () => !(await listens(server)));
+  await eventually('the port is closed', async () => !(await listens(server)));
   const after = ['c', 'd'].map(begin);
   const outcomes = await Promise.all([...during, ...after]);
   const names = ['a', 'b', 'c', 'd'];
@@ -56,7 +56,7 @@ describe('L-15: a host that is down', () => {
     attached.stdout.on('data', (data: Buffer) => (shown += data.toString()));
     let notes = '';
     attached.stderr.on('data', (data: Buffer) => (notes += data.toString()));
-    await eventually('it has begun', () => shown === 'begun\n');
+    await eventually('the command prints', () => shown === 'begun\n');
     const agent = await drover.pidOf('agent');
     process.kill(agent, 'SIGSTOP');
     try {
@@ -73,7 +73,7 @@ describe('L-15: a host that is down', () => {
         expect(outcome.code).not.toBe(0);
         expect(outcome.stderr).toMatch(/^drover: host near is down: [^\n]+\n {2}hint: [^\n]*drover host ls[^\n]*\n$/);
       }
-      await eventually('the attached run says what it waits for', () => /host near is down.*reconnecting/.test(notes));
+      await eventually('the attached run prints that the host is down', () => /host near is down.*reconnecting/.test(notes));
     } finally {
       process.kill(agent, 'SIGCONT');
     }

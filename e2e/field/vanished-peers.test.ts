@@ -17,7 +17,7 @@ beforeAll(async () => {
   await drover.exec('prepared', ['sh', '-c', 'printf "#!/bin/sh\\nsleep 1d\\n" > /usr/local/bin/git; chmod +x /usr/local/bin/git']);
   const pid = await drover.pidOf('serve');
   process.kill(pid, 'SIGKILL');
-  await eventually('the next control plane answers', async () => !isAlive(pid) && (await drover.answers()));
+  await eventually('the next control plane responds', async () => !isAlive(pid) && (await drover.answers()));
   await drover.saw(
     (await drover.sandbox<Seen>('prepared')).id,
     ['session'],
@@ -71,7 +71,7 @@ test.concurrent('9.2: a lost session is shown as lost, and is redialled while th
 
   await restore();
   // No command makes a call: the dialer redials automatically.
-  await eventually('the session stands again', async () => (await drover.sandbox<Seen>('web')).identity.verdict === 'trusted', 150_000);
+  await eventually('the session is trusted again', async () => (await drover.sandbox<Seen>('web')).identity.verdict === 'trusted', 150_000);
   expect((await drover.exec('web', ['echo', 'here'])).stdout).toBe('here\n');
   expect(await drover.sandbox<Seen>('web')).toMatchObject({ state: 'running', startCount: 1 });
 });

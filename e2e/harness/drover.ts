@@ -37,9 +37,9 @@ export interface ExecOptions {
 export type Spec = Omit<CreateOptions['spec'], '$typeName' | 'command'>;
 
 /** Time limit of a request to the control plane, including the operation that it waits for. Milliseconds. */
-const answerMs = 60_000;
+const requestMs = 60_000;
 /** The states that `stop` waits for. */
-const over: readonly SandboxStateName[] = ['stopped', 'failed', 'deleting', 'deleted'];
+const endedStates: readonly SandboxStateName[] = ['stopped', 'failed', 'deleting', 'deleted'];
 
 type Up = ReturnType<typeof startUp>;
 
@@ -216,7 +216,7 @@ export class TestDrover implements AsyncDisposable {
   /** `drover sandbox stop NAME`. @param graceMs defaults to the sandbox's own grace */
   async stop(name: string, graceMs?: number): Promise<void> {
     const options = graceMs === undefined ? {} : { graceMs };
-    await this.#ask(async ({ sandboxes }) => await sandboxes.waitFor((await sandboxes.stop(name, options)).id, over));
+    await this.#ask(async ({ sandboxes }) => await sandboxes.waitFor((await sandboxes.stop(name, options)).id, endedStates));
   }
 
   /** `drover sandbox rm --force NAMES…`. */
@@ -268,7 +268,7 @@ export class TestDrover implements AsyncDisposable {
 
   /** Waits until the types of all events of a sandbox or host, in order, satisfy the condition. */
   async saw(subject: string, kinds: readonly string[], wanted: (types: readonly string[]) => boolean): Promise<void> {
-    await eventually('the control plane answers', async () => await this.answers());
+    await eventually('the control plane responds', async () => await this.answers());
     await this.#ask(async ({ events }) => {
       const types: string[] = [];
       for await (const { type } of events.watch({ subject, kinds, fromStart: true })) {
@@ -280,13 +280,13 @@ export class TestDrover implements AsyncDisposable {
   }
 
   /** Runs a request on the shared connection, which is closed after a request failed. */
-  async #ask<T>(question: (client: DroverClient) => Promise<unknown>): Promise<T> {
-    const late = Promise.withResolvers<never>();
-    const timer = setTimeout(() => late.reject(new Error(`the control plane did not answer within ${answerMs} ms`)), answerMs);
+  async #ask<T>(operation: (client: DroverClient) => Promise<unknown>): Promise<T> {
+    const expiry = Promise.withResolvers<never>();
+    const timer = setTimeout(() => expiry.reject(new Error(`the control plane did not respond within ${requestMs} ms`)), requestMs);
     let client: DroverClient | undefined;
     try {
       client = this.#client ??= await connectDrover(await this.connection());
-      return (await Promise.race([question(client), late.promise])) as T;
+      return (await Promise.race([operation(client), expiry.promise])) as T;
     } catch (error) {
       // A refusal is a response: keep the connection, because other requests may be pending on it.
       if (!(error instanceof DroverError) || error.transient) this.#closeClient(client);

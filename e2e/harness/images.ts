@@ -67,7 +67,7 @@ export class Docker implements AsyncDisposable {
     await mkdir(directory, { recursive: true });
     const docker = new Docker(directory);
     try {
-      await eventually('dockerd answers', async () => {
+      await eventually('dockerd responds', async () => {
         if (docker.#ended) throw new Error('dockerd ended instead');
         return (await execa('docker', ['-H', docker.#socket, 'version'], { reject: false })).exitCode === 0;
       });

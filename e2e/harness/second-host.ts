@@ -216,9 +216,9 @@ export async function sandboxesOf(state: string, ids: readonly string[]): Promis
     const { container = id, phase = '' } = JSON.parse(text) as { readonly container?: string; readonly phase?: string };
     owners.set(container, { id, phase });
   }
-  const standsBy = (container: string): boolean => owners.get(container)?.id === container && owners.get(container)?.phase === 'creating';
+  const isStandby = (container: string): boolean => owners.get(container)?.id === container && owners.get(container)?.phase === 'creating';
   return ids
-    .filter((container) => !standsBy(container))
+    .filter((container) => !isStandby(container))
     .map((container) => owners.get(container)?.id ?? container)
     .toSorted();
 }

@@ -17,7 +17,7 @@ export class World implements AsyncDisposable {
   readonly publicAddress: string;
   readonly #namespace = `e2ew-${process.pid}`;
   readonly #servers: ReturnType<typeof startServers>;
-  #said = '';
+  #output = '';
   #ended = false;
 
   private constructor(prefix: string, directory: string) {
@@ -26,7 +26,7 @@ export class World implements AsyncDisposable {
     this.publicAddress = publicAddress(prefix);
     this.#servers = startServers(this.#namespace, directory);
     void this.#servers.then(() => (this.#ended = true));
-    this.#servers.stdout.setEncoding('utf8').on('data', (text: string) => (this.#said += text));
+    this.#servers.stdout.setEncoding('utf8').on('data', (text: string) => (this.#output += text));
   }
 
   /** @param prefix the first three bytes of the cable's network */
@@ -49,9 +49,9 @@ export class World implements AsyncDisposable {
       const world = new World(prefix, directory);
       await eventually('the servers of the world listen', () => {
         if (world.#ended) throw new Error('the servers of the world ended');
-        return world.#said.includes('ready\n');
+        return world.#output.includes('ready\n');
       });
-      world.#said = '';
+      world.#output = '';
       return world;
     } catch (error) {
       await execa('ip', ['link', 'delete', namespace], { reject: false });
@@ -62,8 +62,8 @@ export class World implements AsyncDisposable {
 
   /** Returns the addresses of the peers since the last call. */
   heard(): readonly string[] {
-    const lines = this.#said.split('\n').filter((line) => line !== '');
-    this.#said = '';
+    const lines = this.#output.split('\n').filter((line) => line !== '');
+    this.#output = '';
     return lines;
   }
 

@@ -21,7 +21,7 @@ interface Arrival {
 }
 
 /** Starts a control plane that serves sandboxes, and a host. `dial` connects from the host's sandbox, 127.0.0.2. */
-async function openWorld(options: { readonly takes?: boolean } = {}): Promise<{
+async function openWorld(options: { readonly servesSandboxes?: boolean } = {}): Promise<{
   world: World;
   host: RunningHost;
   arrivals: Arrival[];
@@ -30,7 +30,7 @@ async function openWorld(options: { readonly takes?: boolean } = {}): Promise<{
 }> {
   const arrivals: Arrival[] = [];
   const onInbound = (hostId: HostId, inbound: link.SandboxInbound, stream: Duplex): void => void arrivals.push({ hostId, inbound, stream });
-  const world = await World.open(sqlite, options.takes === false ? {} : { onInbound });
+  const world = await World.open(sqlite, options.servesSandboxes === false ? {} : { onInbound });
   const host = await world.host();
   await until('the link is up at both ends', () => host.link.connected);
   const port = await freePort();
@@ -121,7 +121,7 @@ describe('a connection from a sandbox', () => {
     all.host.relay.refusing = true;
     all.host.relay.cut();
     expect(await cutOff(first)).toBe('ECONNRESET');
-    await until('the host knows', () => !all.host.link.connected);
+    await until('the host notices', () => !all.host.link.connected);
     expect(await cutOff(all.dial())).toBe('ECONNRESET');
     expect(all.arrivals).toEqual([]);
 
@@ -143,20 +143,20 @@ describe('a connection from a sandbox', () => {
         const drained = once(socket, 'drain').then(() => true);
         if (!(await Promise.race([drained, new Promise((resolve) => setTimeout(() => resolve(false), 500))]))) return;
       }
-      throw new Error('64 MiB were taken though nobody reads');
+      throw new Error('64 MiB were accepted without a reader');
     };
     await Promise.all(flood.map(stalled));
     expect(all.arrivals).toHaveLength(flood.length);
-    const told = await all.world.server.call(
+    const response = await all.world.server.call(
       all.host.id,
       { case: 'list', value: create(link.ListSandboxesSchema) },
       { signal: AbortSignal.timeout(5000) },
     );
-    expect(told.case).toBe('sandboxes');
+    expect(response.case).toBe('sandboxes');
   });
 
   it('I-13: is reset by a control plane that does not serve sandboxes', async () => {
-    await using all = await openWorld({ takes: false });
+    await using all = await openWorld({ servesSandboxes: false });
     expect(await cutOff(all.dial())).toBe('ECONNRESET');
   });
 

@@ -28,7 +28,7 @@ interface Front {
   /** The received requests, whatever their outcome. */
   requests: api.JoinRequest[];
   /** Whether to drop the next response after the join has completed. */
-  loseAnswer: boolean;
+  dropNextResponse: boolean;
 }
 
 /** Serves the join part of the control plane's API. */
@@ -42,12 +42,12 @@ async function front(world: World, identity?: { readonly certificatePem: string;
           seen.push(request);
           try {
             const answer = await acceptJoin({ store: world.store, ca: world.ca, linkAddress: `127.0.0.1:${world.port}` }, request);
-            if (!result.loseAnswer) return answer;
+            if (!result.dropNextResponse) return answer;
           } catch (error) {
             const known = DroverError.from(error);
             throw new ConnectError(known.message, known.code === 'invalid-argument' ? Code.InvalidArgument : Code.PermissionDenied);
           }
-          result.loseAnswer = false;
+          result.dropNextResponse = false;
           throw new ConnectError('the answer was lost', Code.Unavailable);
         },
       });
@@ -57,7 +57,7 @@ async function front(world: World, identity?: { readonly certificatePem: string;
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   world.onClose(() => void server.close());
-  const result: Front = { url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`, requests: seen, loseAnswer: false };
+  const result: Front = { url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`, requests: seen, dropNextResponse: false };
   return result;
 }
 
@@ -99,7 +99,7 @@ describe('joining', () => {
     const front1 = await front(world);
     const stateDir = join(world.directory, 'host');
     const options = { url: front1.url, token: await token(world), stateDir, hostname: 'rack1-a' };
-    front1.loseAnswer = true;
+    front1.dropNextResponse = true;
     await expect(joinHost(options)).rejects.toMatchObject({ code: 'control-plane-unreachable' });
     const kept = (await readFile(join(stateDir, 'identity', 'host-id'), 'utf8')).trim();
     // The single use of the token is spent, but by this host.

@@ -71,8 +71,8 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
       it('L-5: a peer without a certificate of the CA cannot connect, and a sandbox is no host', async () => {
         await using world = await World.open(storeUrl);
         const identity = await world.identity();
-        const nobody = new RawHost(world.client({ caPem: world.ca.caPem }));
-        expect(await nobody.status).toMatchObject({ code: status.UNAVAILABLE, details: expect.stringMatching(/certificate/) });
+        const anonymous = new RawHost(world.client({ caPem: world.ca.caPem }));
+        expect(await anonymous.status).toMatchObject({ code: status.UNAVAILABLE, details: expect.stringMatching(/certificate/) });
 
         const elsewhere = await openCertificateAuthority(join(world.directory, 'other-ca'), { trustDomain: 'drover.test' });
         const { keyPem, csrDer } = createKeyAndRequest();
@@ -84,9 +84,9 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
 
         const own = createKeyAndRequest();
         const ofSandbox = await world.ca.signSandbox(newSandboxId(), 'box', own.csrDer);
-        const posing = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
-        posing.register(identity.hostId);
-        expect(await posing.status).toMatchObject({ code: status.PERMISSION_DENIED });
+        const impersonator = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
+        impersonator.register(identity.hostId);
+        expect(await impersonator.status).toMatchObject({ code: status.PERMISSION_DENIED });
       });
 
       it('L-9, L-10: heartbeats keep a host alive; a silent one is marked down and receives GoAway', async () => {
@@ -159,7 +159,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
 
         await world.store.hosts.remove(host.id, { force: false });
         // The replica that holds the stream detects the removal, whichever replica removed the host.
-        await until('it is sent away', async () => {
+        await until('the host is disconnected', async () => {
           await clock.advance(1_000);
           return !world.server.isConnected(host.id);
         });
@@ -178,7 +178,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await world.connected(host);
         host.relay.refusing = true;
         host.relay.cut();
-        await until('it tried a few times', () => host.link.reconnects > 4);
+        await until('the host has tried a few times', () => host.link.reconnects > 4);
         host.relay.refusing = false;
         await world.connected(host);
         await delay(1_500); // longer than grpc-js's own backoff
@@ -210,7 +210,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         expect(new X509Certificate(after.certificatePem).subjectAltName).toBe(`URI:spiffe://drover.test/host/${host.id}`);
         expect(await world.row(host.id)).toMatchObject({ connected: true, epoch });
         host.relay.cut();
-        await until('it is back', async () => (await world.row(host.id)).epoch > epoch);
+        await until('the host has reconnected', async () => (await world.row(host.id)).epoch > epoch);
       });
 
       it('I-5: a sandbox placed on the host gets a certificate under its own name; any other name is refused', async () => {
@@ -237,7 +237,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const here = await world.sandbox({ hostId: host.id });
         host.relay.refusing = true;
         host.relay.cut();
-        await until('it is down', () => !host.link.connected);
+        await until('the link is down', () => !host.link.connected);
         const { csrDer } = createKeyAndRequest();
         const signed = host.link.signSandboxCertificate(here.id, csrDer, AbortSignal.timeout(20_000));
         host.relay.refusing = false;
@@ -266,7 +266,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await expect(left).rejects.toEqual(coded('cancelled'));
         raw.send({ case: 'result', value: { ...result, commandId: lateId } }); // late
         raw.send({ case: 'result', value: { ...result, commandId: 'c-nobody' } }); // unknown
-        await until('three are dropped', () => world.server.stats().droppedResults === 3);
+        await until('three results are dropped', () => world.server.stats().droppedResults === 3);
         expect(world.server.stats()).toMatchObject({ hosts: 1, pendingCommands: 0 });
       });
 
@@ -290,7 +290,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         await expect(call).rejects.toEqual(coded('timed-out'));
         gate.resolve();
         // L-21: the work continued.
-        await until('the sandbox is there', () => host.sandboxes.list().length === 1);
+        await until('the sandbox exists', () => host.sandboxes.list().length === 1);
       });
 
       it('L-15: a call to a disconnected host fails without delay', async () => {
@@ -311,7 +311,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         host.sandboxes.gate = gate.promise;
         const calls = Array.from({ length: 20 }, () => world.server.call(host.id, createSandbox(newSandboxId())));
         const outcomes = Promise.allSettled(calls);
-        await until('all are under way', () => host.sandboxes.creates === 20);
+        await until('all creates have started', () => host.sandboxes.creates === 20);
         host.relay.cut();
         for (const outcome of await outcomes) expect(outcome).toMatchObject({ status: 'rejected', reason: coded('host-unavailable') });
         expect(world.server.stats().pendingCommands).toBe(0);
@@ -357,7 +357,7 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const gate = Promise.withResolvers<void>();
         host.sandboxes.gate = gate.promise;
         const slow = world.server.call(host.id, createSandbox(newSandboxId()));
-        await until('it is under way', () => host.sandboxes.creates === 1);
+        await until('the create has started', () => host.sandboxes.creates === 1);
         expect(await world.server.call(host.id, list)).toMatchObject({ case: 'sandboxes' });
         const { lastSeenAt } = await world.row(host.id);
         await until('a heartbeat is stored', async () => (await world.row(host.id)).lastSeenAt > lastSeenAt);
@@ -373,10 +373,10 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         host.sandboxes.gate = gate.promise;
         const operation = createSandbox(newSandboxId());
         const lost = world.server.call(host.id, operation, { commandId: 'c-once' });
-        await until('it is under way', () => host.sandboxes.creates === 1);
+        await until('the create has started', () => host.sandboxes.creates === 1);
         host.relay.cut();
         await expect(lost).rejects.toEqual(coded('host-unavailable'));
-        await until('the host is back', async () => world.server.isConnected(host.id) && (await world.row(host.id)).epoch > epoch);
+        await until('the host has reconnected', async () => world.server.isConnected(host.id) && (await world.row(host.id)).epoch > epoch);
 
         const running = world.server.call(host.id, operation, { commandId: 'c-once' });
         await delay(50);
@@ -404,10 +404,10 @@ export function linkSuite(kind: string, storeUrl: StoreUrl): void {
         const host = await world.host();
         await world.connected(host);
         const row = await world.sandbox({ hostId: host.id });
-        const told: string[] = [];
-        world.server.on({ observed: (_host, seen) => told.push(...seen.map((one) => one.sandboxId)) });
+        const notified: string[] = [];
+        world.server.on({ observed: (_host, seen) => notified.push(...seen.map((one) => one.sandboxId)) });
         host.sandboxes.set(row.id, { generation: BigInt(row.generation), state: sandbox.SandboxState.RUNNING, startCount: 1n });
-        await until('it is told', () => told.includes(row.id));
+        await until('the listener is notified', () => notified.includes(row.id));
         expect(await world.store.sandboxes.get(row.id)).toMatchObject({ observed: 'running' });
       });
     });

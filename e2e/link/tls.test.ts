@@ -30,15 +30,15 @@ describe('the TLS of the link', () => {
     await using world = await World.open(sqlite, { ticketKeys: randomBytes(48) });
     const host = await world.host();
     const { epoch } = await world.connected(host);
-    await until('it is welcomed', () => host.link.connected);
+    await until('the host is connected', () => host.link.connected);
     expect(host.link.resumed).toBe(false);
 
     host.relay.cut();
-    await until('it is back', async () => host.link.connected && (await world.row(host.id)).epoch === epoch + 1);
+    await until('the host has reconnected', async () => host.link.connected && (await world.row(host.id)).epoch === epoch + 1);
     expect(host.link.resumed).toBe(true);
 
     await world.restart();
-    await until('it is back', async () => host.link.connected && (await world.row(host.id)).epoch === epoch + 2);
+    await until('the host has reconnected', async () => host.link.connected && (await world.row(host.id)).epoch === epoch + 2);
     expect(host.link.resumed).toBe(true);
   });
 
@@ -47,7 +47,7 @@ describe('the TLS of the link', () => {
     const host = await world.host();
     const { epoch } = await world.connected(host);
     await world.restart();
-    await until('it is back', async () => host.link.connected && (await world.row(host.id)).epoch > epoch);
+    await until('the host has reconnected', async () => host.link.connected && (await world.row(host.id)).epoch > epoch);
     expect(host.link.resumed).toBe(false);
   });
 
@@ -57,7 +57,7 @@ describe('the TLS of the link', () => {
     const [staying, returning] = [await world.host(), await world.host()];
     const { epoch } = await world.connected(staying);
     const { epoch: firstEpoch } = await world.connected(returning);
-    await until('it is welcomed', () => returning.link.connected);
+    await until('the host is connected', () => returning.link.connected);
     const before = await serialShown(world);
     await world.rotate();
     expect(await serialShown(world)).not.toBe(before);
@@ -67,7 +67,7 @@ describe('the TLS of the link', () => {
     expect(await world.row(staying.id)).toMatchObject({ connected: true, epoch });
     // A session outlives the certificate of its first handshake.
     returning.relay.cut();
-    await until('it is back', async () => returning.link.connected && (await world.row(returning.id)).epoch > firstEpoch);
+    await until('the host has reconnected', async () => returning.link.connected && (await world.row(returning.id)).epoch > firstEpoch);
     expect(returning.link.resumed).toBe(true);
   });
 
@@ -78,7 +78,7 @@ describe('the TLS of the link', () => {
     await using world = await World.open(sqlite, lifetimes);
     let log = '';
     await world.host({ logger: createLogger({ name: 'agent', destination: { write: (line: string) => void (log += line) } }) });
-    await until('it says so', () => /(?:expired|not valid now): the clock of this machine says \d{4}-/.test(log));
+    await until('the log names the clock', () => /(?:expired|not valid now): the clock of this machine says \d{4}-/.test(log));
   });
 
   it('L-12: silent connections prevent no handshake, and are closed at a limit', async () => {
@@ -94,7 +94,7 @@ describe('the TLS of the link', () => {
         return { closed: once(socket, 'close') };
       }),
     );
-    await until('all are there', () => world.server.stats().connections === silent.length);
+    await until('all are connected', () => world.server.stats().connections === silent.length);
     const host = await world.host();
     await world.connected(host);
     await clock.advance(14_000);
@@ -121,9 +121,9 @@ describe('the TLS of the link', () => {
     const unregistered = await world.raw(identity);
     const own = createKeyAndRequest();
     const ofSandbox = await world.ca.signSandbox(newSandboxId(), 'box', own.csrDer);
-    const posing = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
-    expect(await posing.status).toMatchObject({ code: status.PERMISSION_DENIED });
-    await until('all are there', () => world.server.stats().connections === 5);
+    const impersonator = await world.raw({ ...identity, keyPem: own.keyPem, certificatePem: ofSandbox.certificatePem });
+    expect(await impersonator.status).toMatchObject({ code: status.PERMISSION_DENIED });
+    await until('all are connected', () => world.server.stats().connections === 5);
 
     // The longest of the limits, and the close grace.
     for (let passed = 0; passed < 18_000; passed += 1_000) {

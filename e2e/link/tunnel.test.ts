@@ -85,7 +85,7 @@ describe('tunnels', () => {
     const first = await open(world, host);
     await until('the port is dialled', () => inside.length === 1);
     first.destroy();
-    await until('the inside is closed', () => inside[0]?.destroyed === true);
+    await until('the connection in the sandbox is closed', () => inside[0]?.destroyed === true);
 
     const second = await open(world, host);
     const cut = expect(text(second)).rejects.toMatchObject({ code: 'ECONNRESET' });
