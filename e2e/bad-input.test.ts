@@ -150,7 +150,7 @@ const rows: readonly Row[] = [
   ['up --listen 127.0.0.1:0 --insecure-registry http://x/', 2, /not the host of a registry/, 'invalid-argument'],
 ];
 
-describe('bad input: one sentence, what to do, an exit code', () => {
+describe('bad input: one sentence, the next step, an exit code', () => {
   beforeAll(async () => {
     await drover.begin('idle', ['sleep', '1000']);
     await drover.stop('idle', 1);

@@ -113,7 +113,7 @@ async function create(name: string): Promise<void> {
   });
 }
 
-/** Identifies the sandbox and start of a line: init's own start time tells starts apart. */
+/** Identifies the start of a sandbox by init's own start time. */
 const start = "$(cut -d' ' -f22 /proc/1/stat)";
 
 beforeAll(async () => {

@@ -58,13 +58,13 @@ async function succeeds(args: readonly string[], timeoutMs?: number): Promise<st
 }
 
 /** Polls a sandbox until it satisfies the condition. A failure shows its last state. */
-async function sandboxIs(name: string, what: string, wanted: (row: SandboxJson) => boolean): Promise<SandboxJson> {
+async function sandboxIs(name: string, description: string, isExpected: (row: SandboxJson) => boolean): Promise<SandboxJson> {
   let row: SandboxJson | undefined;
   return await eventually(
-    `${name} is ${what}`,
+    `${name} is ${description}`,
     async () => {
       row = await sandbox(name);
-      return wanted(row) ? row : undefined;
+      return isExpected(row) ? row : undefined;
     },
     30_000,
     () => row,

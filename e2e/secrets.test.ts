@@ -85,7 +85,7 @@ describe('R-19: secrets', () => {
     const [own, sandboxes] = [await readFile('/proc/self/environ', 'latin1'), await processesWith('environ')];
     expect(own).not.toContain(canary);
     expect(await processesWith('cmdline')).toEqual([]);
-    // The sandbox's own processes have it as intended. They run in a user namespace of their own.
+    // The sandbox's own processes have it as intended. They run in another user namespace.
     expect(sandboxes.length).toBeGreaterThan(0);
     for (const pid of sandboxes) expect(await firstUid(pid)).toBeGreaterThanOrEqual(1_000_000_000);
     const mode = (await stat(join(drover.data, 'control-plane', 'pki', 'secrets.key'))).mode;

@@ -50,12 +50,12 @@ const initPlace: Plugin = {
 
 /**
  * Builds `.cache/cli/main.js`: the program in a few files, which start in half the time of some 300 sources. The launcher uses it while no
- * source is newer. A symbolic link is replaced atomically, so that a concurrent start finds either the old files or the new ones. Its target is
+ * source is newer. A symbolic link is replaced atomically, so that a concurrent start finds the old files or the new ones. Its target is
  * named by its content and never changes, because a running command loads parts of its bundle later.
  */
 async function buildCliBundle(began: Date): Promise<void> {
   const { outputFiles } = await build({
-    // The agent starts threads and programs from files of their own.
+    // The agent starts threads and programs from separate files.
     entryPoints: [
       'cli/src/main.ts',
       'agent/src/images/unpack/unpack-thread.ts',

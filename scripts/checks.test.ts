@@ -66,7 +66,7 @@ describe('fails the check:', () => {
   test.each([
     ['an import upwards, also of a type alone', 'layers-foundation: packages/foundation/src/planted.js'],
     ['a path into another package', 'no-foreign-src: packages/sdk/src/planted.js'],
-    ['a circle', 'no-circular: packages/foundation/src/planted-a.js'],
+    ['an import cycle', 'no-circular: packages/foundation/src/planted-a.js'],
   ])('%s', (_, beginning) => expect(problems).toContainEqual(expect.stringContaining(beginning)));
 
   test('an import from a lower to an upper folder, also of a type alone', () => {

@@ -136,12 +136,12 @@ describe('a certificate whose dates do not include the present time', () => {
 
   test.each([
     [
-      'is of the future, as where the clock of this machine is behind',
+      'is not yet valid, as on a machine whose clock is slow',
       20 * day,
       /is valid from (\S+), and the clock of this machine says (\S+)$/m,
     ],
     [
-      'has expired, as where the clock of this machine is ahead',
+      'has expired, as on a machine whose clock is fast',
       -40 * day,
       /was valid until (\S+), and the clock of this machine says (\S+)$/m,
     ],

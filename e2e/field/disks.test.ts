@@ -94,7 +94,7 @@ describe.each([
   ['that was a standby', 'ahead', Object.keys(bounds)],
   // Only these two are mounted differently without a standby.
   ['that was made without a standby', 'plain', ['/.drover/run', '/run/secrets']],
-] as const)('R-10: what a sandbox %s can write to is bounded', (_, name, points) => {
+] as const)('R-10: the writable mounts of a sandbox %s are bounded', (_, name, points) => {
   beforeAll(async () => {
     if (name === 'ahead') await eventually('a standby is ready', async () => (await readyStandbys(drover.data)) === 1);
     const flags = ['--disk', '50m', '--memory', '500m', '--secret-file', 'KEY=-'];
@@ -162,7 +162,7 @@ describe('R-10: a sandbox that has exhausted a resource', () => {
     ['disk', /its own disk of \S+ \S+ is full: .*--disk/],
     ['inodes', /its own disk has no inode left .*--disk/],
     ['pids', /its limit of 40 processes and threads: .*--pids/],
-  ] as const)('%s: get, explain and the events say so, and what to do, until there is some again', async (resource, sentence) => {
+  ] as const)('%s: get, explain and the events report it and the next step, until some is free again', async (resource, sentence) => {
     const script = `
 import os, subprocess, sys
 held = []

@@ -47,7 +47,7 @@ function startUp([file, ...args]: readonly [string, ...string[]], env: Readonly<
   return execa(file, args, { env, reject: false, stdin: 'ignore', cleanup: false });
 }
 
-/** Returns a command that runs a program with other contents of /etc/hosts in a mount namespace of its own. */
+/** Returns a command that runs a program with other contents of /etc/hosts in a separate mount namespace. */
 const withHosts = (hosts: string) => ['unshare', '--mount', 'sh', '-ec', 'mount --bind "$0" /etc/hosts; exec "$@"', hosts] as const;
 
 /** One `drover up` with its own data directory, ports and CLI context. */
@@ -267,13 +267,13 @@ export class TestDrover implements AsyncDisposable {
   }
 
   /** Waits until the types of all events of a sandbox or host, in order, satisfy the condition. */
-  async saw(subject: string, kinds: readonly string[], wanted: (types: readonly string[]) => boolean): Promise<void> {
+  async saw(subject: string, kinds: readonly string[], isExpected: (types: readonly string[]) => boolean): Promise<void> {
     await eventually('the control plane responds', async () => await this.answers());
     await this.#ask(async ({ events }) => {
       const types: string[] = [];
       for await (const { type } of events.watch({ subject, kinds, fromStart: true })) {
         types.push(type);
-        if (wanted(types)) return;
+        if (isExpected(types)) return;
       }
       throw new Error(`the events of ${subject} ended with ${types.join()}`);
     });
@@ -352,20 +352,20 @@ export async function sharedDirectory(directory: string): Promise<string> {
   return shared;
 }
 
-/** Polls a condition until its value is truthy. An error that it throws ends the wait. `seen` adds the last observation to the failure. */
+/** Polls a condition until its value is truthy. An error that it throws ends the wait. `lastSeen` adds the last observation to the failure. */
 export async function eventually<T>(
-  what: string,
+  description: string,
   condition: () => Promise<T | undefined | false> | T | undefined | false,
   timeoutMs = 30_000,
-  seen?: () => unknown,
+  lastSeen?: () => unknown,
 ): Promise<T> {
   const end = Date.now() + timeoutMs;
   for (;;) {
     const value = await condition();
     if (value !== undefined && value !== false) return value;
     if (Date.now() > end) {
-      const instead = seen === undefined ? '' : `\nseen last: ${JSON.stringify(seen(), undefined, 1)}`;
-      throw new Error(`in ${timeoutMs} ms this did not come true: ${what}${instead}`);
+      const instead = lastSeen === undefined ? '' : `\nseen last: ${JSON.stringify(lastSeen(), undefined, 1)}`;
+      throw new Error(`in ${timeoutMs} ms this did not come true: ${description}${instead}`);
     }
     await delay(50);
   }

@@ -62,8 +62,8 @@ export class Terminal implements Disposable {
     return this.#code ?? -1;
   }
 
-  async #until(what: string, condition: () => boolean): Promise<void> {
-    await eventually(what, condition).catch((error: unknown) => {
+  async #until(description: string, condition: () => boolean): Promise<void> {
+    await eventually(description, condition).catch((error: unknown) => {
       throw new Error(`${String(error)}; it shows ${JSON.stringify(this.#output.slice(-2_000))}`);
     });
   }

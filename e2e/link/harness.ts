@@ -19,10 +19,10 @@ export const gib = 1024 ** 3;
 export const hostCapacity = { cpuMillis: 4_000, memoryBytes: 8 * gib, diskBytes: 100 * gib, slots: 10 };
 
 /** Waits for a condition. A failure names it. */
-export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 15_000): Promise<void> {
+export async function until(description: string, condition: () => boolean | Promise<boolean>, ms = 15_000): Promise<void> {
   const end = Date.now() + ms;
   while (!(await condition())) {
-    if (Date.now() > end) throw new Error(`still not so after ${ms} ms: ${what}`);
+    if (Date.now() > end) throw new Error(`still not so after ${ms} ms: ${description}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
