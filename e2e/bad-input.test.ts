@@ -110,7 +110,7 @@ const rows: readonly Row[] = [
   ['run --cpus zero host -- true', 125, /"zero" is not a number of CPUs/, 'invalid-argument'],
   ['run --pids 0 host -- true', 125, /--pids "0" is not a number/, 'invalid-argument'],
   ['run --ttl never host -- true', 125, /"never" is not a duration/, 'invalid-argument'],
-  // What else run takes.
+  // Other options of run.
   ['run --env 1A=b host -- true', 125, /"1A" cannot be the name of an environment variable/, 'invalid-argument'],
   ['run --env-file /nonexistent host -- true', 125, /environment file \/nonexistent cannot be read/, 'invalid-argument'],
   ['run --volume foo host -- true', 125, /"foo" is not a volume\n.*SOURCE:TARGET/, 'invalid-argument'],

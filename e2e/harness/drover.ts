@@ -352,7 +352,7 @@ export async function sharedDirectory(directory: string): Promise<string> {
   return shared;
 }
 
-/** Polls a condition until its value is truthy. An error that it throws ends the wait. `lastSeen` adds the last observation to the failure. */
+/** Polls a condition until its value is truthy. An error that it throws ends the wait. A failure includes `lastSeen`. */
 export async function eventually<T>(
   description: string,
   condition: () => Promise<T | undefined | false> | T | undefined | false,
