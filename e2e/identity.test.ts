@@ -139,7 +139,11 @@ describe('the identity of a sandbox in the CLI', () => {
     await drover.stop('comes-and-goes');
     expect(await mine()).toMatchObject([{ thumbprint: first.identity.thumbprint }]);
     await drover.restart('comes-and-goes');
-    const again = await sandboxIs('comes-and-goes', 'trusted after the restart', (row) => row.startCount === 2 && row.init.state === 'completed');
+    const again = await sandboxIs(
+      'comes-and-goes',
+      'trusted after the restart',
+      (row) => row.startCount === 2 && row.init.state === 'completed',
+    );
     expect(again.identity.thumbprint).not.toBe(first.identity.thumbprint);
     expect(await mine()).toMatchObject([{ thumbprint: again.identity.thumbprint }]);
 
@@ -453,7 +457,10 @@ describe('I-34 to I-36: events', () => {
     ]);
     let output = '';
     follower.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
-    await eventually('the follower has the past events', () => linesOf(output.slice(0, output.lastIndexOf('\n') + 1)).length >= rest.length);
+    await eventually(
+      'the follower has the past events',
+      () => linesOf(output.slice(0, output.lastIndexOf('\n') + 1)).length >= rest.length,
+    );
     const before = output.length;
     const pid = await drover.pidOf('serve');
     process.kill(pid, 'SIGKILL');

@@ -135,16 +135,8 @@ describe('a certificate whose dates do not include the present time', () => {
   const day = 24 * 3_600_000;
 
   test.each([
-    [
-      'is not yet valid, as on a machine whose clock is slow',
-      20 * day,
-      /is valid from (\S+), and the clock of this machine says (\S+)$/m,
-    ],
-    [
-      'has expired, as on a machine whose clock is fast',
-      -40 * day,
-      /was valid until (\S+), and the clock of this machine says (\S+)$/m,
-    ],
+    ['is not yet valid, as on a machine whose clock is slow', 20 * day, /is valid from (\S+), and the clock of this machine says (\S+)$/m],
+    ['has expired, as on a machine whose clock is fast', -40 * day, /was valid until (\S+), and the clock of this machine says (\S+)$/m],
   ])('%s: the error names both times', async (_, offsetMs, sentence) => {
     const directory = join(drover.directory, `pki${offsetMs}`);
     const ca = await openCertificateAuthority(directory, { trustDomain: 'clock.test', clock: new FakeClock(Date.now() + offsetMs) });
@@ -314,13 +306,10 @@ describe('every command reports wrong input: the problem, its object, and the ne
   );
 
   const named = remote.filter((command) => wrongArguments(command).includes('nosuch') || commandPath(command) === 'cp');
-  test.each(named.map((command) => [commandPath(command), command] as const))(
-    'drover %s with an unknown name',
-    async (_path, command) => {
-      const args = line(command, ['contain'].includes(command.name()) ? ['--pause'] : []);
-      checkSentence(args, await runInProcess(args));
-    },
-  );
+  test.each(named.map((command) => [commandPath(command), command] as const))('drover %s with an unknown name', async (_path, command) => {
+    const args = line(command, ['contain'].includes(command.name()) ? ['--pause'] : []);
+    checkSentence(args, await runInProcess(args));
+  });
 
   test.each([
     [['context', 'use', 'nosuch']],

@@ -67,7 +67,9 @@ describe('abandoned execs', () => {
     const started = await Promise.all(Array.from({ length: 64 }, async () => await start().started));
     await expect(start().started).rejects.toMatchObject({ code: 'no-room', hint: expect.stringContaining('drover exec ls') });
     expect(await client.sandboxes.killExec('full', started[0]?.execId ?? '', 'KILL')).toBe(true);
-    await eventually('the killed exec has ended', async () => (await client.sandboxes.execs('full')).some(({ exit }) => exit?.signal === 'SIGKILL'));
+    await eventually('the killed exec has ended', async () =>
+      (await client.sandboxes.execs('full')).some(({ exit }) => exit?.signal === 'SIGKILL'),
+    );
     await start().started;
     await drover.remove('full');
   });

@@ -156,13 +156,16 @@ describe('signals', () => {
 describe('a command that cannot be started', () => {
   const capable = (): string => `oci:${layout}:base`;
 
-  test.each([[], ['-t']])('whose file carries capabilities that a sandbox does not have: 126 and the reason (flags %j)', async (...flags) => {
-    const { code, stderr } = await drover.run(['run', '--rm', '-n', ...flags, capable(), '--', '/bin/ping']);
-    expect(stderr).toMatch(
-      /^drover: \/bin\/ping: cannot be executed in the sandbox \(its file carries capabilities [^\n]*\n {2}hint: [^\n]*\n$/m,
-    );
-    expect(code).toBe(126);
-  });
+  test.each([[], ['-t']])(
+    'whose file carries capabilities that a sandbox does not have: 126 and the reason (flags %j)',
+    async (...flags) => {
+      const { code, stderr } = await drover.run(['run', '--rm', '-n', ...flags, capable(), '--', '/bin/ping']);
+      expect(stderr).toMatch(
+        /^drover: \/bin\/ping: cannot be executed in the sandbox \(its file carries capabilities [^\n]*\n {2}hint: [^\n]*\n$/m,
+      );
+      expect(code).toBe(126);
+    },
+  );
 
   test('started by run -d: the same status as in the foreground', async () => {
     for (const [program, status] of [

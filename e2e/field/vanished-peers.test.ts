@@ -76,7 +76,9 @@ test.concurrent('9.2: a lost session is shown as lost, and is redialled while th
   expect(await drover.sandbox<Seen>('web')).toMatchObject({ state: 'running', startCount: 1 });
 });
 
-test.concurrent('9.3: a prepared workload keeps running while its sessions are interrupted and then lost', { timeout: 200_000 }, async () => {
+test.concurrent('9.3: a prepared workload keeps running while its sessions are interrupted and then lost', {
+  timeout: 200_000,
+}, async () => {
   await cutInit((await drover.sandbox<Seen>('prepared')).id);
   const seen = await eventually(
     'the session is lost',
