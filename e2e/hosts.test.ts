@@ -103,7 +103,7 @@ describe('L-1 to L-3: joining', () => {
 
   test('a token of another control plane: the CA does not match, and the token is not sent', async () => {
     const [version, , secret] = (await token()).split('.');
-    refused(await second.join(server, `${version}.${'a'.repeat(64)}.${secret}`), 5, /not the one that made this join token/);
+    refused(await second.join(server, `${version}.${'a'.repeat(64)}.${secret}`), 5, /did not make this join token/);
   });
 
   test('an expired token is refused', async () => {
