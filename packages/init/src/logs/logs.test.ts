@@ -107,8 +107,12 @@ it('reports how much is missing in the middle, and where another start of the sa
 
 it('a tail is exact while more is written and the files are rotated', async () => {
   const writer = new LogWriter({ directory, maxBytes: 20_000 });
-  for (let i = 0; i < 1000; i++) {
-    await write(writer, `line ${i} ${'z'.repeat(60)}\n`);
+  const line = (i: number): string => `line ${i} ${'z'.repeat(60)}\n`;
+  for (let i = 0; i < 10; i++) await write(writer, line(i));
+  // The disk takes records later.
+  await expect.poll(async () => await read({ writer })).toContain('line 9 ');
+  for (let i = 10; i < 1000; i++) {
+    await write(writer, line(i));
     if (i % 50 !== 49) continue;
     const lines = (await read({ tailLines: 7, writer })).split('\n').slice(0, -1);
     expect(lines).toHaveLength(7);
