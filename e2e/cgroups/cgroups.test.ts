@@ -24,10 +24,10 @@ describe('R-5, R-10: limits on hosts with other cgroup layouts', () => {
   beforeAll(async () => {
     directory = await mkdtemp(join(tmpdir(), 'drover-vm-'));
     await buildGuest(directory);
-    const console_ = await runMachine(directory, 340);
+    const console_ = await runMachine(directory, 900);
     results = [...console_.matchAll(/^drover-result (\{.*\})\r?$/gm)].map(([, json = '']) => JSON.parse(json) as GuestResult);
     if (results.length !== combinations.length) throw new Error(`not every combination has a result: ${console_.slice(-4000)}`);
-  }, 360_000);
+  }, 920_000);
   afterAll(async () => {
     await rm(directory, { recursive: true, force: true });
   });

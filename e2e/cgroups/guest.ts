@@ -67,7 +67,7 @@ function mountLayout(layout: GuestResult['layout']): void {
 async function probe(layout: GuestResult['layout'], program: string, madeOf: GuestResult['madeOf']): Promise<GuestResult> {
   const harness = await openOciHarness(program, madeOf);
   const { backend } = harness;
-  const signal = AbortSignal.timeout(240_000);
+  const signal = AbortSignal.timeout(600_000);
   const create = async (request: Parameters<typeof backend.create>[0]): Promise<void> =>
     await (madeOf === 'standby' ? createFromStandby(backend, request, signal) : backend.create(request, signal));
   try {
