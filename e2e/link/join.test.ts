@@ -80,8 +80,9 @@ describe('joining', () => {
     await using world = await World.open(sqlite);
     const { url, requests } = await front(world);
     const stateDir = join(world.directory, 'host');
-    const identity = await joinHost({ url, token: await token(world), stateDir, hostname: 'rack1-a' });
+    const { hostName, ...identity } = await joinHost({ url, token: await token(world), stateDir, hostname: 'rack1-a' });
     expect(identity).toMatchObject({ trustDomain: 'drover.test', labels: { rack: 'r1' }, linkAddress: `127.0.0.1:${world.port}` });
+    expect(hostName).toBe('rack1-a');
     expect(await loadIdentity(stateDir)).toEqual(identity);
     expect(JSON.stringify(requests, (_key, value: unknown) => (typeof value === 'bigint' ? Number(value) : value))).not.toContain(
       'PRIVATE KEY',
