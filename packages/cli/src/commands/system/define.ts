@@ -137,7 +137,10 @@ function hostFlags(command: Command): Command {
     .option('--runtime-program <program>', 'runc, crun, or a path')
     .option('--allow-mount <directory>', 'a directory that sandboxes may mount (repeatable)', collect)
     .option('--reconnect-max <duration>', 'the longest wait between two attempts to reach the control plane (30s)')
-    .option('--standbys <number>', 'at most this many prestarted sandboxes, 20 MB each, which make starts faster (one per 2 GB of memory, at most 16)')
+    .option(
+      '--standbys <number>',
+      'at most this many prestarted sandboxes, 20 MB each, which make starts faster (one per 2 GB of memory, at most 16)',
+    )
     .option('--insecure-registry <host>', 'HOST[:PORT] that may use plain HTTP or an invalid certificate (repeatable)', collect)
     .option('--registry-mirror <registry=mirror>', 'try MIRROR before REGISTRY (repeatable)', collect)
     .option('--registry-credentials <file>', 'registry credentials as docker login writes them, credential helpers included');
