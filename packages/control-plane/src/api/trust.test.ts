@@ -306,7 +306,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect(killed.stopGraceMs).toBe(killGraceMs);
       await api.observe(hostId, id, { state: STOPPED, exitCode: 137 });
       expect(resultsOf(await killing)).toEqual([
-        ['pause', true, 'it is killed, which includes a pause'],
+        ['pause', true, 'it is killed, and stays stopped until the pause is released too'],
         ['kill', true, 'it is stopped'],
       ]);
       const releasing = api.client.sandboxes.release('box');
@@ -314,8 +314,37 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       expect(released.stopGraceMs).toBe(5_000);
       await api.observe(hostId, id, { state: RUNNING, startCount: 2n });
       const answer = await releasing;
-      expect(resultsOf(answer)).toEqual([['kill', true, 'it runs']]);
-      expect(answer.sandbox?.containment).toMatchObject({ killed: false });
+      expect(resultsOf(answer)).toEqual([
+        ['pause', true, 'it is killed too'],
+        ['kill', true, 'it runs'],
+      ]);
+      expect(answer.sandbox?.containment).toMatchObject({ killed: false, paused: false });
+    });
+
+    test('a pause beside a kill outlives the release of the kill', async () => {
+      await using api = await start();
+      const { id, hostId } = await runs(api);
+      const contained = api.client.sandboxes.contain('box', ['kill', 'pause']);
+      await until(api, id, (row) => row.desired === 'stopped');
+      await api.observe(hostId, id, { state: STOPPED, exitCode: 137 });
+      await contained;
+      const answer = await api.client.sandboxes.release('box', ['kill']);
+      expect(resultsOf(answer)).toEqual([['kill', true, 'it stays stopped: a pause contains it too']]);
+      expect((await errorOf(api.client.sandboxes.start('box'))).code).toBe('failed-precondition');
+    });
+
+    test('a pause of a stopped sandbox keeps it from starting until it is released', async () => {
+      await using api = await start();
+      const { id, hostId } = await runs(api);
+      await api.client.sandboxes.stop('box');
+      await api.observe(hostId, id, { state: STOPPED, exitCode: 0 });
+      const answer = await api.client.sandboxes.contain('box', ['pause']);
+      expect(resultsOf(answer)).toEqual([['pause', true, 'it is not running, and does not start until it is released']]);
+      expect(answer.sandbox?.containment).toMatchObject({ paused: true });
+      const refused = await errorOf(api.client.sandboxes.start('box'));
+      expect([refused.code, refused.hint]).toEqual(['failed-precondition', expect.stringContaining('release')]);
+      await api.client.sandboxes.release('box');
+      expect((await api.client.sandboxes.start('box')).desiredState).toBe((await api.client.sandboxes.get('box')).desiredState);
     });
 
     test('revoked: nothing registers any more, and its session is greeted anew; so again when that is lifted', async () => {
@@ -417,7 +446,7 @@ describe.each(['sqlite', 'postgres'] as const)('on a store of %s', (kind) => {
       const answer = await api.client.sandboxes.contain('box', ['cut-network', 'pause']);
       expect(resultsOf(answer)).toEqual([
         ['cut-network', true, expect.stringContaining('from the first packet on')],
-        ['pause', false, expect.stringContaining('not running')],
+        ['pause', true, expect.stringContaining('not running')],
       ]);
       expect(resultsOf(await api.client.sandboxes.contain('box', ['kill']))).toEqual([['kill', true, 'it is stopped']]);
     });

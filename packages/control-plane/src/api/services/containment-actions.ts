@@ -20,20 +20,26 @@ export async function contain(
   all: readonly ContainmentAction[],
   by: ContainmentRecord,
 ): Promise<Outcome> {
-  if (action === 'pause' && all.includes('kill')) return { done: true, message: 'it is killed, which includes a pause' };
-  const outcome = await apply(tables, id, action, by.by);
-  // Only a containment that is in force has a record.
-  if (outcome === undefined) await tables.sandboxes.setContainment(id, action, by);
+  const outcome = await apply(tables, id, action, all, by.by);
+  // An action that was refused has no record.
+  if (outcome?.done !== false) await tables.sandboxes.setContainment(id, action, by);
   return outcome;
 }
 
-async function apply(tables: Tables, id: SandboxId, action: ContainmentAction, by: string): Promise<Outcome> {
+async function apply(
+  tables: Tables,
+  id: SandboxId,
+  action: ContainmentAction,
+  all: readonly ContainmentAction[],
+  by: string,
+): Promise<Outcome> {
   switch (action) {
     case 'cut-network':
       await tables.sandboxes.setNetworkCut(id, true);
       return undefined;
     case 'pause':
-      return await allowed(async () => await tables.sandboxes.setDesired(id, 'paused'));
+      if (all.includes('kill')) return { done: true, message: 'it is killed, and stays stopped until the pause is released too' };
+      return await pause(tables, id);
     case 'kill':
       return await allowed(async () => await tables.sandboxes.setDesired(id, 'stopped', { kill: true, cause: 'contained', by }));
     case 'revoke':
@@ -41,6 +47,17 @@ async function apply(tables: Tables, id: SandboxId, action: ContainmentAction, b
       return undefined;
     default:
       return action satisfies never;
+  }
+}
+
+/** Pauses a running sandbox. A sandbox that is not running is only kept from starting. */
+async function pause(tables: Tables, id: SandboxId): Promise<Outcome> {
+  try {
+    await tables.sandboxes.setDesired(id, 'paused');
+    return undefined;
+  } catch (error) {
+    if (!hasCode(error, 'sandbox-not-running')) return refusal(error);
+    return { done: true, message: 'it is not running, and does not start until it is released' };
   }
 }
 
@@ -81,8 +98,11 @@ async function allowed(change: () => Promise<unknown>): Promise<Outcome> {
     await change();
     return undefined;
   } catch (error) {
-    if (hasCode(error, 'sandbox-not-running', 'failed-precondition'))
-      return { done: false, message: error.message, hint: error.hint ?? '' };
-    throw error;
+    return refusal(error);
   }
+}
+
+function refusal(error: unknown): Outcome {
+  if (!hasCode(error, 'sandbox-not-running', 'failed-precondition')) throw error;
+  return { done: false, message: error.message, hint: error.hint ?? '' };
 }
