@@ -414,7 +414,7 @@ describe('up', () => {
       return await Promise.all(paths.map(async (path) => `${path}: ${await readFile(path, 'utf8')}`));
     };
     const known = await of();
-    await drover.run(['up', '--data', join(work, 'failed'), '--listen', '127.0.0.1:0', '--runtime-program', '/nonexistent']);
+    await drover.run(['up', '--data', join(work, 'failed'), '--listen', '127.0.0.1:0', '--runtime-program', '/bin/false']);
     expect(await of()).toEqual(known);
     expect((await drover.run(['sandbox', 'ls'])).code).toBe(0);
   });

@@ -30,6 +30,7 @@ export * from './limits.ts';
 export { parseMount, parseMountFlag, type Mount, type MountInput } from './mounts.ts';
 export {
   parseExecId,
+  parseHostName,
   parseHostname,
   parseRuntimeName,
   parseSecretName,

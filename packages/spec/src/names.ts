@@ -23,6 +23,12 @@ export function parseHostname(text: string): Hostname {
   throw invalid(`${quote(text)} cannot be a hostname`, 'use letters, digits and hyphens, at most 63');
 }
 
+/** The name of a host: a DNS name. @throws {DroverError} invalid-argument */
+export function parseHostName(text: string): string {
+  if (/^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/.test(text)) return text;
+  throw invalid(`${quote(text)} cannot be a host's name`, 'use letters, digits, dots and hyphens');
+}
+
 /** @throws {DroverError} invalid-argument */
 export function parseExecId(text: string): ExecId {
   if (/^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(text) && text.length <= maxExecIdLength) return text as ExecId;

@@ -1,7 +1,9 @@
-import { readFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { access, constants, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { clip, DroverError, errnoOf, makeDirectories, reasonOf, writeFileAtomic } from '@drover/foundation';
-import { isRegistry, maxStandbys, parseCpus, parseDurationWithin, parseLabel } from '@drover/spec';
+import { searchPath } from '@drover/linux';
+import { isRegistry, maxStandbys, parseCpus, parseDurationWithin, parseHostName, parseLabel } from '@drover/spec';
 import { z } from 'zod';
 import { maxReconnectMaxMs, minReconnectMaxMs } from '../limits.ts';
 
@@ -56,8 +58,12 @@ export interface HostFlags {
 
 const file = (stateDirectory: string): string => join(stateDirectory, 'host.json');
 
-/** Checks the flags before anything is created. @throws {DroverError} invalid-argument, invalid-config */
+/**
+ * Checks the flags before anything is created or saved: a saved flag applies to every later start.
+ * @throws {DroverError} invalid-argument, invalid-config, missing-component
+ */
 export async function checkHostFlags(flags: HostFlags): Promise<void> {
+  if (flags.name !== undefined) parseHostName(flags.name);
   for (const label of flags.label ?? []) parseLabel(label);
   parseRegistries(flags);
   parseReconnectMax(flags);
@@ -65,6 +71,33 @@ export async function checkHostFlags(flags: HostFlags): Promise<void> {
   parseLink(flags);
   if (flags.cpus !== undefined) parseCpus(flags.cpus);
   if (flags.pool !== undefined) (await import('@drover/agent/network')).checkPool(flags.pool);
+  if (flags.runtimeProgram !== undefined) checkProgram(flags.runtimeProgram);
+  if (flags.registryCredentials !== undefined) await checkReadable('--registry-credentials', resolve(flags.registryCredentials));
+}
+
+/** @throws {DroverError} missing-component */
+function checkProgram(program: string): void {
+  const places = program.includes('/')
+    ? [resolve(program)]
+    : searchPath()
+        .split(':')
+        .map((directory) => join(directory, program));
+  if (places.some((path) => existsSync(path))) return;
+  throw new DroverError('missing-component', `--runtime-program ${JSON.stringify(clip(program))} is not installed`, {
+    hint: 'name runc, crun, or the path of a program',
+  });
+}
+
+/** @throws {DroverError} invalid-argument */
+async function checkReadable(flag: string, path: string): Promise<void> {
+  try {
+    await access(path, constants.R_OK);
+  } catch (error) {
+    throw new DroverError('invalid-argument', `${flag} ${path} cannot be read: ${reasonOf(error)}`, {
+      hint: 'name a readable file',
+      cause: error,
+    });
+  }
 }
 
 /** L-12. @throws {DroverError} invalid-argument */

@@ -1,3 +1,3 @@
 export { checkHostFlags, loadHostSettings, saveHostSettings, type HostFlags, type HostSettings } from './host.ts';
 export { claim, release, runningServer } from './instance.ts';
-export { defaultDataDirectory, linkListen, parseListen, parseLiveness, type LivenessFlags } from './listen.ts';
+export { defaultDataDirectory, linkListen, parseListen, parseLiveness, parsePublicHost, type LivenessFlags } from './listen.ts';

@@ -1,3 +1,4 @@
+import { isIP } from 'node:net';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { clip, DroverError } from '@drover/foundation';
@@ -22,6 +23,14 @@ export function parseListen(text: string): { readonly host: string; readonly por
   }
   const host = (match[1] ?? '').replace(/^\[|\]$/g, '');
   return { host: host === '' ? (match[1] === undefined ? '127.0.0.1' : '0.0.0.0') : host, port };
+}
+
+/** The name or address under which other machines reach the control plane. @throws {DroverError} invalid-argument */
+export function parsePublicHost(text: string): string {
+  if (/^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/.test(text) || isIP(text.replace(/^\[|\]$/g, '')) === 6) return text;
+  throw new DroverError('invalid-argument', `--public-host ${JSON.stringify(clip(text))} is not a name or an address`, {
+    hint: 'write it without scheme and port, such as control-plane.example.com',
+  });
 }
 
 /** The listen address for hosts; default: the port after the API's. */

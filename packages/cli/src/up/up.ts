@@ -21,6 +21,7 @@ import {
   type LivenessFlags,
   parseListen,
   parseLiveness,
+  parsePublicHost,
   release,
   saveHostSettings,
 } from '../settings/index.ts';
@@ -43,6 +44,7 @@ interface UpFlags extends HostFlags, LivenessFlags {
  */
 export default async function up(cli: Cli, _: readonly [], flags: UpFlags): Promise<void> {
   await checkHostFlags(flags);
+  if (flags.publicHost !== undefined) parsePublicHost(flags.publicHost);
   const listen = parseListen(flags.listen);
   const data = resolve(flags.data ?? defaultDataDirectory(cli.env));
   const root = process.getuid?.() === 0;

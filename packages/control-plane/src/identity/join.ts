@@ -1,10 +1,9 @@
 import { create } from '@bufbuild/protobuf';
-import { clip, DroverError, hasCode, parseHostId } from '@drover/foundation';
+import { DroverError, hasCode, parseHostId } from '@drover/foundation';
 import { hashSecret, parseJoinToken } from '@drover/pki';
 import { api } from '@drover/protocol';
+import { parseHostName } from '@drover/spec';
 import type { SigningDependencies } from './signing.ts';
-
-const hostnamePattern = /^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$/;
 
 /**
  * JoinService.Join (L-1 to L-3, L-7): takes one use of the token, writes the host's row, signs its certificate.
@@ -16,11 +15,7 @@ export async function joinHost(
   request: api.JoinRequest,
 ): Promise<api.JoinResponse> {
   const hostId = parseHostId(request.hostId);
-  if (!hostnamePattern.test(request.hostname)) {
-    throw new DroverError('invalid-argument', `${JSON.stringify(clip(request.hostname))} cannot be a host's name`, {
-      hint: 'use letters, digits, dots and hyphens',
-    });
-  }
+  const hostname = parseHostName(request.hostname);
   // The cause appears only in this server's log: on the wire every refusal is the same (L-3).
   const refused = (cause: unknown): DroverError =>
     new DroverError('join-refused', 'the join was refused', { hint: 'make a new token with `drover host token` and try again', cause });
@@ -38,7 +33,7 @@ export async function joinHost(
   try {
     ({ name } = await store.hosts.join({
       id: hostId,
-      name: request.hostname,
+      name: hostname,
       labels: taken.labels,
       certificateExpiresAt: issued.notAfter,
     }));

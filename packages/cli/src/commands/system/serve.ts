@@ -4,7 +4,7 @@ import { createLogger } from '@drover/foundation/log';
 import { startControlPlane } from '@drover/control-plane';
 import { connectToSupervisor, lastEndVariable } from '@drover/supervisor';
 import type { Cli } from '../../cli.ts';
-import { defaultDataDirectory, linkListen, type LivenessFlags, parseListen, parseLiveness } from '../../settings/index.ts';
+import { defaultDataDirectory, linkListen, type LivenessFlags, parseListen, parseLiveness, parsePublicHost } from '../../settings/index.ts';
 
 interface ServeFlags extends LivenessFlags {
   readonly data?: string;
@@ -27,7 +27,7 @@ export default async function serve(cli: Cli, _: readonly [], flags: ServeFlags)
     linkListen: linkListen(listen, flags.linkListen),
     ...liveness,
     ...(flags.store !== undefined && { store: flags.store }),
-    ...(flags.publicHost !== undefined && { publicHost: flags.publicHost }),
+    ...(flags.publicHost !== undefined && { publicHost: parsePublicHost(flags.publicHost) }),
     lastEnd: cli.env[lastEndVariable] ?? '',
     logger: createLogger({ name: 'control-plane' }),
   });
