@@ -141,14 +141,21 @@ export async function rm(cli: Cli, [references]: readonly [readonly string[]], f
   let status = 0;
   const removed: string[] = [];
   for (const reference of references) {
-    const { failures } = await client.images.remove(reference, {
-      ...(flags.host !== undefined && { host: flags.host }),
-      signal: cli.signal,
-    });
-    const failed = reportFailures(cli, failures);
-    if (failed !== 0) status = failed;
-    else removed.push(reference);
-    if (failed === 0 && !cli.out.json) cli.out.line(reference);
+    try {
+      const { failures } = await client.images.remove(reference, {
+        ...(flags.host !== undefined && { host: flags.host }),
+        signal: cli.signal,
+      });
+      const failed = reportFailures(cli, failures);
+      if (failed !== 0) status = failed;
+      else removed.push(reference);
+      if (failed === 0 && !cli.out.json) cli.out.line(reference);
+    } catch (thrown) {
+      const error = DroverError.from(thrown);
+      if (references.length === 1 || cli.signal.aborted) throw error;
+      cli.out.error(error);
+      status = error.exitCode;
+    }
   }
   if (cli.out.json) cli.out.object(removed.map((reference) => ({ reference })));
   return status;

@@ -1,6 +1,6 @@
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import type { JsonValue } from '@bufbuild/protobuf';
-import { formatBytes } from '@drover/foundation';
+import { DroverError, formatBytes } from '@drover/foundation';
 import { api } from '@drover/protocol';
 import { maxVolumeBytes, minVolumeBytes } from '@drover/spec';
 import type { Cli } from '../../cli.ts';
@@ -55,11 +55,22 @@ export async function get(cli: Cli, [name]: readonly [string]): Promise<void> {
   ]);
 }
 
-export async function rm(cli: Cli, [names]: readonly [readonly string[]]): Promise<void> {
+export async function rm(cli: Cli, [names]: readonly [readonly string[]]): Promise<number> {
   const client = await cli.connect();
+  const removed: string[] = [];
+  let status = 0;
   for (const name of names) {
-    await client.volumes.remove(name, cli.signal);
-    if (!cli.out.json) cli.out.line(name);
+    try {
+      await client.volumes.remove(name, cli.signal);
+      removed.push(name);
+      if (!cli.out.json) cli.out.line(name);
+    } catch (thrown) {
+      const error = DroverError.from(thrown);
+      if (names.length === 1 || cli.signal.aborted) throw error;
+      cli.out.error(error);
+      status = error.exitCode;
+    }
   }
-  if (cli.out.json) cli.out.object({ removed: names });
+  if (cli.out.json) cli.out.object(removed.map((name) => ({ name })));
+  return status;
 }
