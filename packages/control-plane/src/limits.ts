@@ -145,6 +145,8 @@ export const listenBackoffCapMs = 10_000;
 export const transactionAttempts = 5;
 /** Transactions that share one commit of SQLite. */
 export const transactionsPerCommit = 64;
+/** Transactions that wait for SQLite; one more is refused. */
+export const waitingTransactions = 50_000;
 /** Rows in one INSERT or one batch; more go into the next. Both databases bound the parameters of a statement. */
 export const rowsPerStatement = 500;
 /** Rows of a list if its caller sets no limit. */

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import fc from 'fast-check';
 import { CompiledQuery, Kysely, sql, type LogEvent, type Transaction } from 'kysely';
+import { waitingTransactions } from '../limits.ts';
 import { GroupCommit } from './group-commit.ts';
 import type { Schema } from './schema.ts';
 import { sqliteDialect } from './sqlite.ts';
@@ -83,5 +84,13 @@ describe('transactions of a database with a single writer', () => {
     expect(await values()).toEqual([]);
     await commits.run(async (tx) => await add(tx, 3));
     expect(await values()).toEqual([3]);
+  });
+
+  test('beyond the limit are refused, and the others are committed', async () => {
+    const commits = new GroupCommit(db);
+    const nothing = async (): Promise<undefined> => await Promise.resolve(undefined);
+    const waiting = Array.from({ length: waitingTransactions }, async () => await commits.run(nothing));
+    await expect(commits.run(nothing)).rejects.toMatchObject({ code: 'queue-full' });
+    await Promise.all(waiting);
   });
 });

@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks';
+import { DroverError } from '@drover/foundation';
 import { CompiledQuery, type Kysely, type Transaction } from 'kysely';
 import * as limits from '../limits.ts';
 import type { Schema } from './schema.ts';
@@ -27,6 +28,9 @@ export class GroupCommit {
 
   /** @returns the result of `work` once it is committed @throws the error of `work`, or of the commit */
   async run<T>(work: Work<T>): Promise<T> {
+    if (this.#waiting.length >= limits.waitingTransactions) {
+      throw new DroverError('queue-full', 'too many transactions wait for the disk of the control plane', { hint: 'try again later' });
+    }
     const result = Promise.withResolvers<T>();
     const inContext = AsyncResource.bind(work);
     let settle = (): void => undefined;
